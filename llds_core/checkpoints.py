@@ -1,0 +1,163 @@
+"""Policies on disk: building, loading, and checkpoints that are either whole or absent.
+
+A checkpoint is written into a hidden folder and renamed when it is complete, so that a killed process leaves at most
+a hidden leftover behind. Names count rollout steps: `step-000012`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from llds_core.config import PolicyConfig
+from llds_core.errors import CheckpointError
+from llds_core.seeding import child_seed
+
+PAD, END = "<|pad|>", "<|end|>"
+_PREFIX = "step-"
+
+
+def build_tokenizer(texts: Iterable[str], vocab_size: int, tags: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on `texts`; each of `tags` is a single, ordinary (decodable) token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tag_tokens = [AddedToken(tag, normalized=False, special=False) for tag in tags]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(tag_tokens),
+        special_tokens=[PAD, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens(tag_tokens)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, padding_side="right")
+
+
+def build_policy(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """Return a randomly initialised Qwen2 policy for `tokenizer`, deterministic in `seed`."""
+    architecture = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.key_value_heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    # transformers initialises from the global generator; fork it so that nothing else sees the seed.
+    with torch.random.fork_rng():
+        torch.manual_seed(child_seed(seed, "policy", "init"))
+        return Qwen2ForCausalLM(architecture)
+
+
+def load_policy(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a policy and its tokenizer.
+
+    Raises:
+        CheckpointError: when the folder is missing, truncated or not a causal language model.
+    """
+    if Path(path).exists() and not (Path(path) / "config.json").is_file():
+        raise CheckpointError(f"{path} holds no config.json: name a checkpoint folder such as …/checkpoint/step-000012")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+    except (OSError, ValueError, SafetensorError, RuntimeError, KeyError, EOFError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"checkpoint {path} cannot be loaded ({reason}): delete it to fall back to an earlier one, or name another"
+        ) from error
+    return model, tokenizer
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Folder of the checkpoint after `step` steps."""
+    return folder / f"{_PREFIX}{step:06d}"
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in `folder`, ascending; leftovers of a killed save are removed."""
+    if not folder.is_dir():
+        return []
+    for leftover in folder.glob(".partial*"):
+        shutil.rmtree(leftover)
+    return sorted(int(path.name.removeprefix(_PREFIX)) for path in folder.glob(f"{_PREFIX}*"))
+
+
+def rotate_checkpoints(folder: Path, keep: int, best: int | None) -> None:
+    """Delete all but the latest `keep` checkpoints and the one of step `best`."""
+    steps = checkpoint_steps(folder)
+    for step in steps[:-keep]:
+        if step != best:
+            # Rename first: a killed deletion must not leave half a checkpoint under a valid name.
+            doomed = folder / f".partial-delete-{step}"
+            os.replace(checkpoint_path(folder, step), doomed)
+            shutil.rmtree(doomed)
+
+
+class AtomicCheckpointMixin:
+    """For `transformers.Trainer`: writes `checkpoint/step-N` whole or not at all.
+
+    The class it is mixed into sets `updates_per_step`, and may override `checkpoint_extra` to add state to the
+    checkpoint's `extra.json`, read back by `read_checkpoint_extra`.
+    """
+
+    updates_per_step = 1
+    _saving_to: Path | None = None
+
+    def checkpoint_extra(self) -> dict:
+        """State to store beside the weights, JSON-compatible."""
+        return {}
+
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
+        """No model card per checkpoint: the manifest of the run says more."""
+
+    def _get_output_dir(self, trial: object) -> str:
+        return str(self._saving_to or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: object, trial: object) -> None:
+        folder = Path(self.args.output_dir)
+        step = self.state.global_step // self.updates_per_step
+        self._saving_to = folder / f".partial-{step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            written = self._saving_to / f"checkpoint-{self.state.global_step}"
+        finally:
+            self._saving_to = None
+        if self.args.should_save:
+            (written / "extra.json").write_text(json.dumps(self.checkpoint_extra()), "utf-8")
+            final = checkpoint_path(folder, step)
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(written, final)
+            shutil.rmtree(written.parent)
+
+
+def read_checkpoint_extra(path: Path) -> dict:
+    """Return what `checkpoint_extra` stored.
+
+    Raises:
+        CheckpointError: when it is missing or not JSON.
+    """
+    try:
+        return json.loads((path / "extra.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a whole checkpoint ({error}): delete it to resume from an earlier one") from error

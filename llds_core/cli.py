@@ -1,0 +1,225 @@
+"""Command line: `python -m llds_core <command>`.
+
+Every mistake a user can make ends in one line on standard error and exit code 2; a failed check of `doctor` in exit
+code 1; Ctrl-C in exit code 130 with the command that resumes. Heavy modules are imported by the commands.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from llds_core.config import load_experiment, methods, profiles
+from llds_core.errors import ConfigError, LLDSError
+from llds_core.runs import DEFAULT_ROOT
+
+_EPILOG = """examples:
+  python -m llds_core train desk/grpo
+  python -m llds_core train desk/llds-action training.learning_rate=1e-4 --seed 3
+  python -m llds_core ask desk/llds-action "which continent is Homs in?"
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return 0
+    try:
+        return options.run(options) or 0
+    except LLDSError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nstopped; to continue: {_same_command(arguments)}", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = _Parser(
+        prog="python -m llds_core",
+        description="Reproduce and measure the death spiral of search agents (arXiv 2512.04220).",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="<command>")
+
+    def command(name: str, function, summary: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary)
+        added.set_defaults(run=function)
+        return added
+
+    doctor = command("doctor", _doctor, "check that this machine can run a profile")
+    doctor.add_argument("profile", nargs="?", default="desk", help=f"one of: {', '.join(profiles())}")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.add_argument("--run-root", type=Path, default=DEFAULT_ROOT, help="folder of runs (default: %(default)s)")
+
+    warm = command("warmstart", _warmstart, "train the policy that all runs of a profile start from")
+    warm.add_argument("profile", help=f"one of: {', '.join(profiles())}")
+    _add_common(warm)
+
+    train = command("train", _train, "train one experiment; the same command resumes it")
+    _add_experiment(train)
+    train.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
+    _add_common(train)
+
+    evaluate = command("evaluate", _evaluate, "score a checkpoint on held-out questions")
+    _add_experiment(evaluate)
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of the run to score (default: 0)")
+    evaluate.add_argument("--split", default="test", choices=("dev", "test"), help="questions (default: test)")
+    _add_checkpoint(evaluate)
+    _add_common(evaluate)
+
+    ask = command("ask", _ask, "show a trained agent think, search and answer")
+    ask.add_argument("experiment", help="<profile>/<method>, e.g. desk/llds-action")
+    ask.add_argument("question", help="the question, in quotes")
+    ask.add_argument("--seed", type=int, default=0, help="seed of the run to ask (default: 0)")
+    ask.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    _add_checkpoint(ask)
+    _add_common(ask)
+
+    report = command("report", _report, "run the notebooks and write figures, tables and the index of a profile")
+    report.add_argument("profile", help=f"one of: {', '.join(profiles())}")
+    report.add_argument("--seeds", type=_seeds, default=[0], help="comma-separated seeds (default: 0)")
+    report.add_argument("--out-dir", type=Path, default=None, help="folder of the output (default: results/<profile>)")
+    _add_common(report)
+
+    reproduce = command("reproduce", _reproduce, "the main job: checks, start policy, all runs, notebooks, figures")
+    reproduce.add_argument("profile", nargs="?", default="desk", help=f"one of: {', '.join(profiles())}")
+    reproduce.add_argument("--seeds", type=_seeds, default=[0], help="comma-separated seeds (default: 0)")
+    reproduce.add_argument("--arms", type=_names, default=None, help='comma-separated methods, or "all"')
+    reproduce.add_argument("--out-dir", type=Path, default=None, help="folder of the output (default: results/<profile>)")
+    _add_common(reproduce)
+
+    bench = command("bench", _bench, "measure speed against named baselines, side by side")
+    bench.add_argument("--profile", default="desk", help=f"one of: {', '.join(profiles())} (default: desk)")
+    bench.add_argument("--out", type=Path, default=Path("results/bench.csv"), help="CSV file (default: %(default)s)")
+    _add_common(bench)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Usage errors are one line too."""
+
+    def error(self, message: str) -> None:
+        raise ConfigError(f'{message}: see "{self.prog} --help"')
+
+
+def _add_experiment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", help=f"<profile>/<method>; methods: {', '.join(methods())}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. training.learning_rate=1e-4")
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", default="best", help='"best", "last", "start", or a checkpoint folder (default: best)'
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run-root", type=Path, default=DEFAULT_ROOT, help="folder of runs (default: %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f'--seeds is "{text}": give numbers separated by commas, e.g. 0,1,2') from None
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _same_command(arguments: Sequence[str] | None) -> str:
+    import shlex
+
+    return shlex.join(["python", "-m", "llds_core", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from llds_core.doctor import examine
+
+    findings = examine(options.profile, options.run_root)
+    if options.json:
+        print(json.dumps([finding.to_dict() for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            print(finding.line())
+    return int(any(finding.status == "fail" for finding in findings))
+
+
+def _warmstart(options: argparse.Namespace) -> None:
+    from llds_core.training.warmstart import warmstart
+
+    path = warmstart(load_experiment(f"{options.profile}/grpo"), options.run_root, progress=not options.quiet)
+    print(f"start policy: {path}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from llds_core.training.experiment import train
+
+    config = load_experiment(options.experiment, options.overrides)
+    path = train(config, options.seed, options.run_root, overrides=options.overrides, progress=not options.quiet)
+    print(f"run: {path}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from llds_core.evaluation import evaluate_run
+
+    config = load_experiment(options.experiment, options.overrides)
+    path = evaluate_run(
+        config,
+        options.seed,
+        options.run_root,
+        overrides=options.overrides,
+        checkpoint=options.checkpoint,
+        split=options.split,
+        progress=not options.quiet,
+    )
+    print(path.read_text("utf-8"))
+
+
+def _ask(options: argparse.Namespace) -> None:
+    from llds_core.evaluation import ask
+    from llds_core.reporting.trajectories import to_ansi
+
+    trajectory = ask(
+        load_experiment(options.experiment),
+        options.question,
+        options.seed,
+        options.run_root,
+        checkpoint=options.checkpoint,
+        temperature=options.temperature,
+    )
+    print(to_ansi(trajectory, color=sys.stdout.isatty()))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from llds_core.reporting.notebooks import report
+
+    report(options.profile, options.seeds, options.run_root, options.out_dir, progress=not options.quiet)
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from llds_core.reproduce import reproduce
+
+    reproduce(
+        options.profile,
+        options.seeds,
+        options.run_root,
+        arms=options.arms,
+        out_dir=options.out_dir,
+        progress=not options.quiet,
+    )
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from llds_core.bench import bench
+
+    bench(options.profile, options.run_root, options.out, progress=not options.quiet)

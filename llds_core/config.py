@@ -1,0 +1,462 @@
+"""One frozen `ExperimentConfig` owns every value a user can set.
+
+A configuration is a profile (sizes: policy, world, hardware) with a method (objective) laid over it and dotted
+overrides on top: `load_experiment("desk/llds-action", ["training.learning_rate=1e-4"])`. Everything is validated
+once, at construction; an unknown key names its nearest valid neighbour. Sizes are derived here and nowhere else:
+a *step* is one rollout and all of its updates, an *update* is one optimizer step on one mini-batch.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any, Literal
+
+import yaml
+
+from llds_core.errors import ConfigError, did_you_mean
+
+_PRESETS = files("llds_core") / "presets"
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """The world of facts: passages and questions."""
+
+    name: Literal["atlas"] = "atlas"
+    seed: int = 0
+    cities: int | None = 1200
+    """Number of most populous cities; null takes all of them."""
+    countries: Literal["all", "cities"] = "all"
+    """Every country, or those of the chosen cities only."""
+    dev_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """The search engine behind `<search>`."""
+
+    backend: Literal["bm25"] = "bm25"
+    top_k: int = 3
+    title_weight: int = 2
+    failure_rate: float = 0.0
+    """Share of training searches that return unrelated passages, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The policy network: a Qwen2 architecture made here, or `path` to load one."""
+
+    path: str | None = None
+    """Checkpoint folder or hub id; null builds the architecture below and warm-starts it."""
+    vocab_size: int = 3000
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    layers: int = 4
+    heads: int = 4
+    key_value_heads: int = 2
+
+
+@dataclass(frozen=True)
+class WarmstartConfig:
+    """Supervised training on scripted search traces that turns a random policy into one that can search."""
+
+    seed: int = 0
+    steps: int = 800
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    observation_weight: float = 0.2
+    """Loss weight of retrieved tokens relative to policy tokens, in [0, 1]."""
+    early_answer_rate: float = 0.35
+    """Share of two-hop traces that stop after one search and guess."""
+    wrong_answer_rate: float = 0.17
+    """Share of the other traces that end in a wrong answer of the right kind."""
+    failure_rate: float = 0.2
+    """Share of scripted searches that return unrelated passages."""
+    retry_rate: float = 0.5
+    """Share of failed scripted searches that are repeated; after the others the trace guesses."""
+    save_every: int = 200
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """The Search-R1 rollout: batch, turns, lengths and sampling."""
+
+    prompts_per_rollout: int = 16
+    group_size: int = 8
+    max_searches: int = 3
+    max_action_tokens: int = 48
+    max_observation_tokens: int = 160
+    max_total_tokens: int = 640
+    """Prompt and response together."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    prompt: Literal["short", "search-r1"] = "short"
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """The outcome reward."""
+
+    kind: Literal["em", "f1", "format"] = "em"
+    structure: float = 0.2
+    """Format reward only: credit for a valid sequence of blocks."""
+    final: float = 0.1
+    """Format reward only: credit for an answer in an invalid sequence."""
+    retrieval: float = 0.0
+    """Format reward only: credit when a gold answer was retrieved."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The objective: clipped surrogate, KL, entropy bonus and the LLDS penalty."""
+
+    advantage_std: Literal["group", "batch", "none"] = "group"
+    aggregate: Literal["token-mean", "token-mean-micro", "seq-mean-token-mean", "constant"] = "token-mean"
+    ratio: Literal["token", "sequence"] = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_weight: float = 0.001
+    entropy_weight: float = 0.0
+    llds_weight: float = 0.0
+    gate: Literal["action", "response", "token"] = "action"
+    normalizer: Literal["preserved", "all"] = "preserved"
+    preserve: Literal["nonnegative", "positive"] = "nonnegative"
+    gate_threshold: float = 0.0
+    answer_weight: float = 1.0
+    answer_ramp: Literal["none", "paper", "code"] = "none"
+    """LLDS-MA: how the answer weight follows the mean number of searches."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimisation, checkpoints and limits."""
+
+    steps: int = 24
+    """Rollouts, each followed by `updates_per_rollout` optimizer steps."""
+    updates_per_rollout: int = 32
+    epochs: int = 4
+    """Passes over each rollout; the updates are divided evenly among them."""
+    micro_batch_size: int = 16
+    learning_rate: float = 2e-4
+    warmup_steps: int = 1
+    """Linear warm-up in steps (rollouts), then constant."""
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    save_every: int = 4
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Latest checkpoints kept beside the best one."""
+    max_nonfinite_updates: int = 5
+    """Non-finite updates in a row after which the run stops as failed."""
+    trajectories_per_step: int = 4
+    """Full trajectories stored per step."""
+    threads: int = 1
+    """CPU threads of torch. They change floating-point bits, so they belong to the run."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out evaluation."""
+
+    questions: int | None = 200
+    """Questions per split, spread evenly over the kinds; null takes all."""
+    batch_size: int = 100
+    samples: int = 1
+    """Sampled trajectories per question beside the greedy one; 0 for greedy only."""
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """A whole experiment.
+
+    Raises:
+        ConfigError: for any value out of range or sizes that do not divide.
+    """
+
+    profile: str
+    method: str
+    world: WorldConfig = field(default_factory=WorldConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    warmstart: WarmstartConfig = field(default_factory=WarmstartConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    @property
+    def name(self) -> str:
+        """`<profile>/<method>`."""
+        return f"{self.profile}/{self.method}"
+
+    @property
+    def trajectories_per_rollout(self) -> int:
+        """Trajectories sampled per step."""
+        return self.rollout.prompts_per_rollout * self.rollout.group_size
+
+    @property
+    def mini_batch_size(self) -> int:
+        """Trajectories per optimizer step."""
+        return self.trajectories_per_rollout * self.training.epochs // self.training.updates_per_rollout
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dict, the inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ExperimentConfig":
+        """Build from a nested mapping; unknown keys and wrong types raise `ConfigError`."""
+        return _build(cls, values, "")
+
+    def to_yaml(self) -> str:
+        """YAML text, the inverse of `from_yaml`."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> "ExperimentConfig":
+        """Parse YAML text written by `to_yaml`."""
+        return cls.from_dict(_parse_yaml(text, "experiment"))
+
+    def hash(self, *sections: str) -> str:
+        """Twelve hex digits that change when any value changes, or any value of `sections` when given."""
+        values = self.to_dict()
+        chosen = {key: values[key] for key in sections} if sections else values
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def profiles() -> list[str]:
+    """Names of the profiles that ship with the package."""
+    return _preset_names("profiles")
+
+
+def methods() -> list[str]:
+    """Names of the methods that ship with the package."""
+    return _preset_names("methods")
+
+
+def load_experiment(name: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
+    """Build the experiment `<profile>/<method>` with dotted overrides such as `training.steps=4`.
+
+    Raises:
+        ConfigError: for an unknown profile, method or key, a wrong type, or sizes that do not fit together.
+    """
+    profile, separator, method = name.partition("/")
+    if not separator or not method:
+        raise ConfigError(f'experiment "{name}" is not of the form profile/method: try "desk/grpo"')
+    for kind, value, valid in (("profile", profile, profiles()), ("method", method, methods())):
+        if value not in valid:
+            nearest = did_you_mean(value, valid)
+            whole = [f"{value}/{method}" if kind == "profile" else f"{profile}/{value}"][0]
+            close = nearest.split('"')[1] if nearest.startswith("did") else None
+            fixed = f"{close}/{method}" if kind == "profile" else f"{profile}/{close}"
+            hint = f'did you mean "{fixed}"? ' if close else ""
+            raise ConfigError(f'unknown {kind} "{value}" in "{whole}": {hint}valid: {", ".join(valid)}')
+    profile_values = _read_preset("profiles", profile)
+    per_method = profile_values.pop("methods", {})
+    values: dict[str, Any] = {"profile": profile, "method": method}
+    for layer in (profile_values, _read_preset("methods", method), per_method.get(method, {})):
+        values = _merge(values, {key: value for key, value in layer.items() if key != "description"})
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise ConfigError(f'override "{override}" has no "=": write it as section.key=value')
+        values = _merge(values, _nest(key.strip(), _parse_yaml(text, key)))
+    return ExperimentConfig.from_dict(values)
+
+
+def _preset_names(kind: str) -> list[str]:
+    return sorted(path.name.removesuffix(".yaml") for path in (_PRESETS / kind).iterdir() if path.name.endswith(".yaml"))
+
+
+def _read_preset(kind: str, name: str) -> dict[str, Any]:
+    return _parse_yaml((_PRESETS / kind / f"{name}.yaml").read_text("utf-8"), name)
+
+
+def _parse_yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{what} is not valid YAML ({' '.join(str(error).split())[:120]}): check the value") from error
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    head, separator, rest = key.partition(".")
+    return {head: _nest(rest, value) if separator else value}
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _build(cls: type, values: Any, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f'"{path}" is {values!r}, not a section: set one of its keys, e.g. {path}.{_first_key(cls)}=…')
+    hints = typing.get_type_hints(cls)
+    unknown = [key for key in values if key not in hints]
+    if unknown:
+        key = f"{path}.{unknown[0]}".lstrip(".")
+        raise ConfigError(f'unknown key "{key}": {did_you_mean(str(unknown[0]), hints)}')
+    return cls(**{key: _convert(hints[key], value, f"{path}.{key}".lstrip(".")) for key, value in values.items()})
+
+
+def _first_key(cls: type) -> str:
+    return dataclasses.fields(cls)[0].name
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path)
+    if typing.get_origin(hint) is Literal:
+        options = typing.get_args(hint)
+        if value not in options:
+            raise ConfigError(f"{path} is {value!r}: {did_you_mean(str(value), options)}")
+        return value
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = (option for option in typing.get_args(hint) if option is not types.NoneType)
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        # YAML 1.1 reads 1e-4 as text; a number is what the user meant.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{path} is {value!r}, a {type(value).__name__}: it takes a value of type {hint.__name__}")
+    return value
+
+
+def _validate(config: ExperimentConfig) -> None:
+    _check_ranges(config)
+    training, loss = config.training, config.loss
+    total = config.trajectories_per_rollout * training.epochs
+    if total % training.updates_per_rollout:
+        raise ConfigError(
+            f"{config.trajectories_per_rollout} trajectories × {training.epochs} epochs do not divide into "
+            f"training.updates_per_rollout={training.updates_per_rollout}: choose a divisor of {total}"
+        )
+    if training.updates_per_rollout % training.epochs:
+        raise ConfigError(
+            f"training.updates_per_rollout={training.updates_per_rollout} is not a multiple of "
+            f"training.epochs={training.epochs}: every epoch makes the same number of updates"
+        )
+    if config.mini_batch_size % training.micro_batch_size:
+        raise ConfigError(
+            f"training.micro_batch_size={training.micro_batch_size} does not divide the mini-batch of "
+            f"{config.mini_batch_size} trajectories: choose a divisor of {config.mini_batch_size}"
+        )
+    if loss.llds_weight > 0 and training.updates_per_rollout < 2:
+        raise ConfigError(
+            "loss.llds_weight > 0 with training.updates_per_rollout=1 is always zero (no update has moved the policy "
+            "yet): set training.updates_per_rollout >= 2"
+        )
+    if loss.ratio == "sequence" and loss.aggregate != "seq-mean-token-mean":
+        raise ConfigError(
+            f'loss.ratio=sequence (GSPO) with loss.aggregate={loss.aggregate} weights sequences by length: set '
+            "loss.aggregate=seq-mean-token-mean"
+        )
+    if config.policy.hidden_size % config.policy.heads or config.policy.heads % config.policy.key_value_heads:
+        raise ConfigError(
+            f"policy.hidden_size={config.policy.hidden_size}, heads={config.policy.heads} and key_value_heads="
+            f"{config.policy.key_value_heads} do not divide: hidden_size by heads, heads by key_value_heads"
+        )
+    if config.rollout.max_total_tokens <= config.rollout.max_action_tokens:
+        raise ConfigError(
+            f"rollout.max_total_tokens={config.rollout.max_total_tokens} leaves no room beside "
+            f"rollout.max_action_tokens={config.rollout.max_action_tokens}: raise it"
+        )
+
+
+# Closed ranges (low, high) of every numeric value; None leaves a side open. A test holds this complete.
+_RANGES: dict[str, tuple[float | None, float | None]] = {
+    "world.seed": (0, None),
+    "world.cities": (1, None),
+    "world.dev_fraction": (0, 0.5),
+    "world.test_fraction": (0, 0.5),
+    "retrieval.top_k": (1, 100),
+    "retrieval.title_weight": (1, 10),
+    "retrieval.failure_rate": (0, 1),
+    "policy.vocab_size": (300, None),
+    "policy.hidden_size": (8, None),
+    "policy.intermediate_size": (8, None),
+    "policy.layers": (1, None),
+    "policy.heads": (1, None),
+    "policy.key_value_heads": (1, None),
+    "warmstart.seed": (0, None),
+    "warmstart.steps": (1, None),
+    "warmstart.batch_size": (1, None),
+    "warmstart.learning_rate": (0, 1),
+    "warmstart.warmup_steps": (0, None),
+    "warmstart.weight_decay": (0, 1),
+    "warmstart.observation_weight": (0, 1),
+    "warmstart.early_answer_rate": (0, 1),
+    "warmstart.wrong_answer_rate": (0, 1),
+    "warmstart.failure_rate": (0, 1),
+    "warmstart.retry_rate": (0, 0.95),
+    "warmstart.save_every": (1, None),
+    "warmstart.threads": (1, 256),
+    "rollout.prompts_per_rollout": (1, None),
+    "rollout.group_size": (2, None),
+    "rollout.max_searches": (1, 20),
+    "rollout.max_action_tokens": (1, None),
+    "rollout.max_observation_tokens": (1, None),
+    "rollout.max_total_tokens": (2, None),
+    "rollout.temperature": (0.01, 10),
+    "rollout.top_p": (0.01, 1),
+    "reward.structure": (0, 1),
+    "reward.final": (0, 1),
+    "reward.retrieval": (0, 1),
+    "loss.clip_low": (0, 1),
+    "loss.clip_high": (0, None),
+    "loss.kl_weight": (0, None),
+    "loss.entropy_weight": (0, None),
+    "loss.llds_weight": (0, None),
+    "loss.gate_threshold": (0, None),
+    "loss.answer_weight": (0, 1),
+    "training.steps": (1, None),
+    "training.updates_per_rollout": (1, None),
+    "training.epochs": (1, None),
+    "training.micro_batch_size": (1, None),
+    "training.learning_rate": (0, 1),
+    "training.warmup_steps": (0, None),
+    "training.weight_decay": (0, 1),
+    "training.max_grad_norm": (1e-9, None),
+    "training.save_every": (1, None),
+    "training.keep_checkpoints": (1, None),
+    "training.max_nonfinite_updates": (1, None),
+    "training.trajectories_per_step": (0, None),
+    "training.threads": (1, 256),
+    "evaluation.questions": (1, None),
+    "evaluation.batch_size": (1, None),
+    "evaluation.samples": (0, None),
+}
+
+
+def _check_ranges(config: ExperimentConfig) -> None:
+    for path, (low, high) in _RANGES.items():
+        section, key = path.split(".")
+        value = getattr(getattr(config, section), key)
+        if value is None:
+            continue
+        # Written so that NaN fails too.
+        if not ((low is None or value >= low) and (high is None or value <= high)) or value == float("inf"):
+            bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise ConfigError(f"{path} is {value}: it takes a number {bounds}")

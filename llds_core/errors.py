@@ -1,0 +1,41 @@
+"""Errors a user can cause, each with one line that says what is wrong, the value seen and what to do.
+
+Every class is also the matching standard type, so that callers may catch either. The command line prints the
+message of an `LLDSError` on a single line and exits with code 2; any other exception is a defect of ours and
+keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LLDSError(Exception):
+    """Base of all errors that `llds_core` raises on purpose."""
+
+
+class ConfigError(LLDSError, ValueError):
+    """A configuration value, key, profile or method that cannot be used."""
+
+
+class DataError(LLDSError, ValueError):
+    """A corpus, question set, metrics file or other data file that cannot be read as what it claims to be."""
+
+
+class CheckpointError(LLDSError, OSError):
+    """A checkpoint that is missing, truncated or belongs to another model."""
+
+
+class RunError(LLDSError, RuntimeError):
+    """A run directory that is in use, read-only, out of space or belongs to another configuration."""
+
+
+class TrainingDivergedError(LLDSError, ArithmeticError):
+    """Loss or gradient stayed non-finite for the configured number of updates in a row."""
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """Return a hint for an unknown `name`: the nearest valid name, then the list of all of them."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    nearest = f'did you mean "{close[0]}"? ' if close else ""
+    return f"{nearest}valid: {', '.join(names)}"

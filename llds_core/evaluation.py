@@ -1,0 +1,209 @@
+"""Held-out evaluation of a checkpoint, and asking it a single question.
+
+Every question counts, none is dropped; questions are spread evenly over the kinds. Greedy decoding is the headline,
+sampled decoding beside it; first without injected search failures, then with the failures of training.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llds_core.checkpoints import checkpoint_path, checkpoint_steps, load_policy
+from llds_core.config import ExperimentConfig
+from llds_core.errors import CheckpointError, ConfigError
+from llds_core.rollout.protocol import Trajectory
+from llds_core.rollout.samplers import StopAtTag, TransformersSampler
+from llds_core.rollout.scoring import score
+from llds_core.runs import read_manifest, run_path, write_json
+from llds_core.seeding import numpy_generator, torch_generator
+from llds_core.training.environment import Environment, build_environment
+from llds_core.training.warmstart import warmstart_policy_path
+from llds_core.worlds.formats import Question
+
+_KIND = "kind"
+
+
+def find_checkpoint(
+    config: ExperimentConfig, seed: int, run_root: Path, which: str, overrides: Sequence[str] = ()
+) -> Path:
+    """Resolve `best`, `last`, `start` or a folder to a checkpoint folder.
+
+    Raises:
+        CheckpointError: when there is none, with the command that makes one.
+    """
+    if which == "start":
+        path = warmstart_policy_path(run_root, config)
+        if not path.is_dir():
+            raise CheckpointError(f"no start policy at {path}: run python -m llds_core warmstart {config.profile}")
+        return path
+    if which not in ("best", "last"):
+        if not Path(which).is_dir():
+            raise CheckpointError(f'checkpoint "{which}" is no folder: use best, last, start or an existing folder')
+        return Path(which)
+    run = run_path(run_root, config, seed, overrides)
+    steps = checkpoint_steps(run / "checkpoint")
+    if not steps:
+        raise CheckpointError(
+            f"{run} has no checkpoint: run python -m llds_core train {' '.join([config.name, *overrides])} --seed {seed}"
+        )
+    step = read_manifest(run).get("best_step", steps[-1]) if which == "best" else steps[-1]
+    return checkpoint_path(run / "checkpoint", step)
+
+
+def choose_questions(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
+    """Up to `limit` questions, spread as evenly over the kinds as they allow; deterministic in `seed`."""
+    by_kind: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        by_kind[question.metadata[_KIND]].append(question)
+    shuffled = []
+    for kind in sorted(by_kind):
+        order = numpy_generator(seed, "evaluation", kind).permutation(len(by_kind[kind]))
+        shuffled.append([by_kind[kind][i] for i in order])
+    mixed = [group[rank] for rank in range(max(map(len, shuffled), default=0)) for group in shuffled if rank < len(group)]
+    return mixed[:limit]
+
+
+def run_questions(
+    environment: Environment,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    *,
+    temperature: float,
+    failure_rate: float = 0.0,
+    sample: int = 0,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Trajectory]:
+    """One scored trajectory per question, at `temperature` (0 is greedy)."""
+    config = environment.config
+    loop = environment.rollout_loop(tokenizer, seed=seed, failure_rate=failure_rate)
+    stop = StopAtTag(tokenizer)
+    trajectories: list[Trajectory] = []
+    size = config.evaluation.batch_size
+    for start in tqdm(range(0, len(questions), size), disable=not progress, desc="questions", unit="batch"):
+        generator = torch_generator(seed, "evaluation", "sampling", sample, start, device=str(model.device))
+        sampler = TransformersSampler(model, tokenizer, generator, temperature=temperature, stop=stop)
+        tasks = [(question, sample) for question in questions[start : start + size]]
+        trajectories += loop.run(tasks, sampler).trajectories
+    for trajectory in trajectories:
+        score(trajectory, config.reward)
+    return trajectories
+
+
+def summarise(trajectories: Sequence[Trajectory]) -> dict[str, dict[str, float | int]]:
+    """Exact match by question kind, by hops and over all: `n`, `em`, `low`, `high` (95 % bootstrap), `searches`."""
+    groups: dict[str, list[Trajectory]] = defaultdict(list)
+    for trajectory in trajectories:
+        metadata = trajectory.question.metadata
+        for name in ("all", f"{metadata['hops']}-hop", metadata[_KIND]):
+            groups[name].append(trajectory)
+    return {name: _summary(group) for name, group in sorted(groups.items())}
+
+
+def _summary(group: Sequence[Trajectory]) -> dict[str, float | int]:
+    correct = np.array([float(t.correct) for t in group])
+    low, high = interval(correct)
+    searches = float(np.mean([t.searches for t in group]))
+    return {"n": len(group), "em": float(correct.mean()), "low": low, "high": high, "searches": searches}
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of `values` (n,); the mean itself when they are all equal."""
+    if len(values) < 2 or np.all(values == values[0]):
+        return float(values.mean()), float(values.mean())
+    result = bootstrap((values,), np.mean, method="percentile", rng=numpy_generator(0, "bootstrap"), n_resamples=2000)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def evaluate_run(
+    config: ExperimentConfig,
+    seed: int,
+    run_root: Path,
+    *,
+    overrides: Sequence[str] = (),
+    checkpoint: str = "best",
+    split: str = "test",
+    progress: bool = True,
+) -> Path:
+    """Score a checkpoint of a run on held-out questions and write `evaluation-<checkpoint>-<split>.json` beside it.
+
+    Raises:
+        CheckpointError: when the checkpoint is missing or cannot be read.
+        ConfigError: when the split holds no question.
+    """
+    folder = find_checkpoint(config, seed, run_root, checkpoint, overrides)
+    environment = build_environment(config)
+    questions = choose_questions(getattr(environment.world, split), config.evaluation.questions, config.world.seed)
+    if not questions:
+        raise ConfigError(f"the {split} split of this world holds no question: raise world.{split}_fraction")
+    torch.set_num_threads(config.training.threads)
+    model, tokenizer = load_policy(folder, config.training.dtype)
+    modes = {"greedy": (0.0, 0.0, 0), "greedy_with_failures": (0.0, config.retrieval.failure_rate, 0)}
+    modes |= {f"sampled_{k}": (config.rollout.temperature, 0.0, k) for k in range(1, config.evaluation.samples + 1)}
+    results: dict[str, Any] = {}
+    for name, (temperature, failure_rate, sample) in modes.items():
+        trajectories = run_questions(
+            environment,
+            model,
+            tokenizer,
+            questions,
+            temperature=temperature,
+            failure_rate=failure_rate,
+            sample=sample,
+            seed=config.world.seed,
+            progress=progress,
+        )
+        results[name] = summarise(trajectories)
+    run = run_path(run_root, config, seed, overrides)
+    target = (run if run.is_dir() else folder) / f"evaluation-{Path(checkpoint).name}-{split}.json"
+    write_json(
+        target,
+        {
+            "experiment": config.name,
+            "seed": seed,
+            "checkpoint": folder.name,
+            "split": split,
+            "questions": len(questions),
+            "results": results,
+        },
+    )
+    return target
+
+
+def ask(
+    config: ExperimentConfig,
+    question: str,
+    seed: int,
+    run_root: Path,
+    *,
+    checkpoint: str = "best",
+    temperature: float = 0.0,
+) -> Trajectory:
+    """Let a trained agent answer `question` and return its trajectory (unscored: no accepted answer is known).
+
+    Raises:
+        ConfigError: for an empty question.
+        CheckpointError: when the run has no checkpoint.
+    """
+    if not question.strip():
+        raise ConfigError('the question is empty: write it in quotes, e.g. "which continent is Homs in?"')
+    folder = find_checkpoint(config, seed, run_root, checkpoint)
+    environment = build_environment(config)
+    model, tokenizer = load_policy(folder, config.training.dtype)
+    loop = environment.rollout_loop(tokenizer, seed=seed, failure_rate=0.0)
+    generator = torch_generator(seed, "ask", device=str(model.device))
+    sampler = TransformersSampler(model, tokenizer, generator, temperature=temperature)
+    item = Question(id="ask", question=question, golden_answers=("?",), metadata={_KIND: "ask", "hops": 0, "steps": []})
+    return loop.run([(item, 0)], sampler).trajectories[0]
+
+
+__all__ = ["ask", "choose_questions", "evaluate_run", "find_checkpoint", "interval", "run_questions", "summarise"]

@@ -1,0 +1,21 @@
+"""Losses of group-relative policy optimisation for multi-turn agents: pure tensors in, `(value, metrics)` out.
+
+They need torch and nothing else of this package, and are the reference that the trainer is tested against.
+"""
+
+from llds_core.losses.advantages import group_advantages
+from llds_core.losses.aggregate import aggregate
+from llds_core.losses.kl import kl_k3
+from llds_core.losses.llds import answer_weight_ramp, llds_penalty
+from llds_core.losses.masks import action_ids
+from llds_core.losses.policy import policy_loss
+
+__all__ = [
+    "action_ids",
+    "aggregate",
+    "answer_weight_ramp",
+    "group_advantages",
+    "kl_k3",
+    "llds_penalty",
+    "policy_loss",
+]

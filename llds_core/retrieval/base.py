@@ -1,0 +1,68 @@
+"""What a search engine is to the rest of the package: queries in, ranked hits out.
+
+Also the text a policy gets to see for a list of hits, and the key by which injected failures are drawn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from llds_core.errors import ConfigError
+from llds_core.worlds.formats import join_contents
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One retrieved passage; a higher score is a better match, comparable within one search only."""
+
+    id: str
+    title: str
+    text: str
+    score: float
+
+    @property
+    def contents(self) -> str:
+        """Title in double quotes, a newline, the text: the document as the retrieval protocol sends it."""
+        return join_contents(self.title, self.text)
+
+
+@dataclass(frozen=True)
+class SearchKey:
+    """Names one search of one run, whatever order searches are run in.
+
+    Attributes:
+        seed: root seed of the run.
+        step: rollout step.
+        question: id of the question.
+        sample: index within the question's group.
+        turn: turn of the trajectory, from 0.
+    """
+
+    seed: int
+    step: int
+    question: str
+    sample: int
+    turn: int
+
+
+class Retriever(Protocol):
+    """Anything that ranks passages for a batch of queries."""
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """Return up to `k` hits per query, best first; a query without a single known word gets none.
+
+        Raises:
+            ConfigError: when `k` is not a positive integer.
+        """
+        ...
+
+
+def check_k(k: int) -> None:
+    """Raise a `ConfigError` unless `k` is a positive integer."""
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise ConfigError(f"a search cannot return {k!r} passages: set retrieval.top_k to 1 or more")
+
+
+def format_hits(hits: Sequence[Hit]) -> str:
+    """Return the text shown for `hits`, one `Doc i(Title: ...) ...` line each (arXiv 2503.09516), numbered from 1."""
+    return "".join(f"Doc {i}(Title: {hit.title}) {hit.text}\n" for i, hit in enumerate(hits, start=1))

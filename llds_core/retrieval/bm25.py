@@ -1,0 +1,81 @@
+"""Lexical search over a corpus in memory: BM25 (Lucene variant) from `bm25s`.
+
+Scores come from `bm25s`; ranking is ours, because its top-k breaks ties in an order that depends on the NumPy build.
+One process, one thread, no progress bars.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+
+import bm25s
+import numpy as np
+
+from llds_core.errors import ConfigError
+from llds_core.retrieval.base import Hit, check_k
+from llds_core.worlds.formats import Passage
+from llds_core.worlds.text import words
+
+# bm25s sets its logger to DEBUG on import, which would write into any log that a caller configures.
+logging.getLogger("bm25s").setLevel(logging.WARNING)
+
+_K1, _B = 1.5, 0.75
+
+
+class BM25Retriever:
+    """Ranks passages by BM25 over lower-case, accent-free words.
+
+    Args:
+        passages: the corpus; equal scores rank in this order.
+        title_weight: how often the words of a title count, at least 1.
+
+    Raises:
+        ConfigError: when the corpus is empty or without a single word, or the weight is below 1.
+    """
+
+    def __init__(self, passages: Sequence[Passage], *, title_weight: int = 2) -> None:
+        if title_weight < 1:
+            raise ConfigError(f"retrieval.title_weight is {title_weight}: set it to 1 or more")
+        self._passages = tuple(passages)
+        self._title_weight = title_weight
+        documents = [words(p.title) * title_weight + words(p.text) for p in self._passages]
+        # Ids in order of first use: bm25s would number a set of strings, in another order in every process.
+        self._vocabulary: dict[str, int] = {}
+        ids = [[self._vocabulary.setdefault(w, len(self._vocabulary)) for w in doc] for doc in documents]
+        if not self._vocabulary:
+            raise ConfigError(f"a corpus of {len(self._passages)} passages without a word: give it text")
+        self._index = bm25s.BM25(k1=_K1, b=_B, method="lucene", backend="numpy")
+        self._index.index((ids, dict(self._vocabulary)), show_progress=False)
+
+    @property
+    def identity(self) -> str:
+        """Sixteen hex digits that change with the corpus, its order or any setting."""
+        digest = hashlib.sha256(
+            f"bm25s {bm25s.__version__} lucene {_K1} {_B} title {self._title_weight}".encode()
+        )
+        for passage in self._passages:
+            digest.update(repr((passage.id, passage.title, passage.text)).encode())
+        return digest.hexdigest()[:16]
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """Return up to `k` hits per query, best first; passages that share no word with the query are left out.
+
+        Raises:
+            ConfigError: when `k` is not a positive integer.
+        """
+        check_k(k)
+        return [self._search_one(query, k) for query in queries]
+
+    def _search_one(self, query: str, k: int) -> list[Hit]:
+        ids = [self._vocabulary[word] for word in words(query) if word in self._vocabulary]
+        if not ids:
+            return []
+        scores = self._index.get_scores_from_ids(ids)
+        found = np.flatnonzero(scores > 0)
+        if len(found) > k:
+            threshold = np.partition(scores[found], -k)[-k]
+            found = found[scores[found] >= threshold]
+        best = found[np.argsort(-scores[found], kind="stable")][:k]
+        return [
+            Hit(p.id, p.title, p.text, float(scores[i])) for i in best.tolist() for p in (self._passages[i],)
+        ]

@@ -1,0 +1,109 @@
+"""Outcome rewards: exact match as SQuAD normalises it, token F1, and the format reward of Search-R1 v0.3.
+
+Everything works on an extracted prediction, never on a whole transcript: what a retrieved passage says cannot score.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower-case, drop ASCII punctuation and English articles, collapse white space (SQuAD's evaluation script)."""
+    text = text.lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def exact_match(prediction: str, golden_answers: Sequence[str]) -> float:
+    """1.0 when the normalised prediction equals one of the normalised golden answers, else 0.0.
+
+    Raises:
+        ValueError: when there is no golden answer.
+    """
+    wanted = {normalize_answer(answer) for answer in _some(golden_answers)}
+    return float(normalize_answer(prediction) in wanted)
+
+
+def sub_exact_match(prediction: str, golden_answers: Sequence[str]) -> float:
+    """1.0 when the normalised prediction contains one of the normalised golden answers, else 0.0.
+
+    Raises:
+        ValueError: when there is no golden answer.
+    """
+    text = normalize_answer(prediction)
+    return float(any(normalize_answer(answer) in text for answer in _some(golden_answers)))
+
+
+def f1_score(prediction: str, golden_answers: Sequence[str]) -> float:
+    """Best F1 of the normalised tokens of the prediction against each golden answer, in [0, 1].
+
+    Raises:
+        ValueError: when there is no golden answer.
+    """
+    return max(_token_f1(prediction, answer) for answer in _some(golden_answers))
+
+
+def valid_block_sequence(blocks: Sequence[str]) -> bool:
+    """Whether block names follow think, then any number of (search, information, think), then answer.
+
+    Args:
+        blocks: names in order out of `think`, `search`, `information`, `answer`, and `text` for anything else.
+    """
+    codes = {"think": "T", "search": "S", "information": "I", "answer": "A"}
+    return re.fullmatch(r"T(SIT)*A", "".join(codes.get(block, "?") for block in blocks)) is not None
+
+
+def format_reward(
+    prediction: str | None,
+    golden_answers: Sequence[str],
+    *,
+    valid_format: bool,
+    retrieved: bool = False,
+    structure: float = 0.2,
+    final: float = 0.1,
+    retrieval: float = 0.0,
+) -> float:
+    """Reward that adds credit for form to exact match (Search-R1 v0.3, `qa_em_format.py`).
+
+    | answer | valid form | invalid form |
+    |---|---|---|
+    | correct | 1 | 1 - `structure` |
+    | wrong | `structure` (+ `retrieval` if retrieved) | `final` |
+    | none | `structure` (+ `retrieval` if retrieved) | 0 |
+
+    Args:
+        prediction: the final answer, or None.
+        golden_answers: accepted answers.
+        valid_format: see `valid_block_sequence`.
+        retrieved: a golden answer stood in a retrieved passage.
+        structure: credit for a valid form, in [0, 1].
+        final: credit for a wrong answer in an invalid form, in [0, 1].
+        retrieval: credit for having retrieved a golden answer, in [0, 1].
+
+    Raises:
+        ValueError: when there is no golden answer.
+    """
+    if prediction is not None and exact_match(prediction, golden_answers):
+        return 1.0 if valid_format else 1.0 - structure
+    _some(golden_answers)
+    if valid_format:
+        return structure + (retrieval if retrieved else 0.0)
+    return 0.0 if prediction is None else final
+
+
+def _some(golden_answers: Sequence[str]) -> Sequence[str]:
+    if isinstance(golden_answers, str) or not golden_answers:
+        raise ValueError(f"golden_answers is {golden_answers!r}: give a list of at least one accepted answer")
+    return golden_answers
+
+
+def _token_f1(prediction: str, answer: str) -> float:
+    predicted, wanted = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    if not predicted or not wanted:
+        return float(predicted == wanted)
+    common = sum((Counter(predicted) & Counter(wanted)).values())
+    return 2 * common / (len(predicted) + len(wanted))

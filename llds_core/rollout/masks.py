@@ -1,0 +1,38 @@
+"""Tensors from trajectories, and the check that no token is of two kinds or of none.
+
+Kinds are carried from the rollout, never read off token ids: a padding or tag id inside a passage means nothing.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+
+def validate_response_masks(completion_ids: Sequence[Sequence[int]], masks: Sequence[Sequence[int]] | None) -> None:
+    """Check that every completion token is marked as policy (1) or observation (0).
+
+    TRL trains on every token whose mask is missing or too short, observations included, without a word.
+
+    Raises:
+        ValueError: when masks are missing, of another length, hold other values, or a row has no policy token.
+    """
+    if masks is None:
+        raise ValueError("the rollout returned no env_mask: return one list of 0 and 1 per trajectory")
+    if len(masks) != len(completion_ids):
+        raise ValueError(f"env_mask has {len(masks)} rows for {len(completion_ids)} trajectories: return one each")
+    for row, (ids, mask) in enumerate(zip(completion_ids, masks, strict=True)):
+        if len(mask) != len(ids):
+            raise ValueError(f"env_mask of trajectory {row} has {len(mask)} values for {len(ids)} tokens: mark each")
+        if not set(mask) <= {0, 1}:
+            raise ValueError(f"env_mask of trajectory {row} holds {sorted(set(mask) - {0, 1})}: use 0 and 1 only")
+        if not any(mask):
+            raise ValueError(f"trajectory {row} has no policy token: every trajectory begins with an action")
+
+
+def pad_right(rows: Sequence[Sequence[float]], *, dtype: torch.dtype, width: int | None = None) -> torch.Tensor:
+    """Stack rows of different lengths into (B, T), zeros on the right, T at least `width`."""
+    tensors = [torch.tensor(row, dtype=dtype) for row in rows]
+    stacked = pad_sequence(tensors, batch_first=True)
+    missing = (width or 0) - stacked.shape[1]
+    return torch.nn.functional.pad(stacked, (0, missing)) if missing > 0 else stacked

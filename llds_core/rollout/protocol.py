@@ -1,0 +1,148 @@
+"""The Search-R1 turn protocol: from the text of one action to what it does, and back to an observation.
+
+Only text the policy wrote in the action at hand is ever parsed. Prompts, retrieved passages and feedback never pass
+through `parse_action`, so that no tag inside them can act or score (arXiv 2503.09516; in the official
+`search_r1/llm_agent/generation.py` the whole decoded text is scored).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llds_core.retrieval.base import Hit, format_hits
+from llds_core.worlds.formats import Question
+
+THINK, SEARCH, INFORMATION, ANSWER = "think", "search", "information", "answer"
+TAGS = tuple(f"<{slash}{name}>" for name in (THINK, SEARCH, INFORMATION, ANSWER) for slash in ("", "/"))
+STOP_TAGS = (f"</{SEARCH}>", f"</{ANSWER}>")
+
+_ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
+_BLOCK = re.compile(r"<(think|search|answer)>.*?</\1>", re.DOTALL)
+
+FEEDBACK = (
+    "\n\nThat was not a valid action. Put a query inside <search> and </search>, or the final answer inside <answer> "
+    "and </answer>, then try again.\n\n"
+)
+
+ActionKind = Literal["search", "answer", "invalid"]
+StopReason = Literal["answer", "turns", "length"]
+
+
+@dataclass(frozen=True)
+class Action:
+    """One contiguous run of policy tokens and what came of it.
+
+    Attributes:
+        kind: `search`, `answer`, or `invalid` when neither tag pair is complete.
+        content: stripped text inside the tags; empty for `invalid`.
+        text: everything the policy wrote in this action.
+        start: index of the first token in the trajectory's `completion_ids`.
+        end: index after the last token.
+        executed: the search was run; false for answers and for a search in the last, search-less turn.
+        hits: passages shown to the policy.
+        retrieval_failed: the injected failure replaced the true hits by unrelated passages.
+    """
+
+    kind: ActionKind
+    content: str
+    text: str
+    start: int
+    end: int
+    executed: bool = False
+    hits: tuple[Hit, ...] = ()
+    retrieval_failed: bool = False
+
+
+@dataclass
+class Trajectory:
+    """One rollout of one question. Lists over tokens have the length of `completion_ids`.
+
+    Attributes:
+        question: the question asked.
+        sample: index within the question's group.
+        prompt_ids: token ids of the prompt.
+        completion_ids: policy and observation tokens, exactly as sampled or inserted.
+        response_mask: 1 on policy tokens, 0 on observations.
+        action_ids: 1..K on the tokens of action k, 0 on observations.
+        sampler_logprobs: log-probability of each policy token when it was sampled (temperature applied, top-p not
+            renormalised); 0 on observations.
+        actions: the K actions in order.
+        answer: the final answer, or None.
+        answer_span: token range in `completion_ids` from the answer's opening tag to its closing tag, or None.
+        stop_reason: `answer`, `turns` (turn budget spent) or `length` (no room for another action).
+        reward: set by the reward function.
+        correct: exact match of the answer, whatever the reward is.
+    """
+
+    question: Question
+    sample: int
+    prompt_ids: list[int]
+    completion_ids: list[int] = field(default_factory=list)
+    response_mask: list[int] = field(default_factory=list)
+    action_ids: list[int] = field(default_factory=list)
+    sampler_logprobs: list[float] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
+    answer: str | None = None
+    answer_span: tuple[int, int] | None = None
+    stop_reason: StopReason | None = None
+    reward: float = 0.0
+    correct: bool = False
+
+    @property
+    def searches(self) -> int:
+        """Number of executed searches."""
+        return sum(action.executed for action in self.actions)
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion tokens."""
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+    def add_action(self, action: Action, token_ids: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Append the tokens of `action` as policy tokens."""
+        self.actions.append(action)
+        self.completion_ids += token_ids
+        self.sampler_logprobs += logprobs
+        self.response_mask += [1] * len(token_ids)
+        self.action_ids += [len(self.actions)] * len(token_ids)
+
+    def add_observation(self, token_ids: Sequence[int]) -> None:
+        """Append `token_ids` as observation tokens."""
+        self.completion_ids += token_ids
+        for values in (self.sampler_logprobs, self.response_mask, self.action_ids):
+            values += [0] * len(token_ids)
+
+
+def parse_action(text: str) -> tuple[ActionKind, str]:
+    """Return the kind and stripped content of the first complete search or answer in the text of one action."""
+    match = _ACTION.search(text)
+    if match is None:
+        return "invalid", ""
+    kind: ActionKind = "search" if match[1] == SEARCH else "answer"
+    return kind, match[2].strip()
+
+
+def search_observation(hits: Sequence[Hit]) -> str:
+    """Text inserted after a search; the wrapping is the protocol's, the passages are data."""
+    return f"\n\n<{INFORMATION}>{format_hits(hits).strip()}</{INFORMATION}>\n\n"
+
+
+def block_sequence(trajectory: Trajectory) -> list[str]:
+    """Names of the blocks of a trajectory for the format reward; stray policy text is `text`.
+
+    Works on actions, so that tags inside retrieved passages are no blocks.
+    """
+    blocks = []
+    for action in trajectory.actions:
+        position = 0
+        for match in _BLOCK.finditer(action.text):
+            if action.text[position : match.start()].strip():
+                blocks.append("text")
+            blocks.append(match[1])
+            position = match.end()
+        if action.text[position:].strip():
+            blocks.append("text")
+        if action.executed:
+            blocks.append(INFORMATION)
+    return blocks

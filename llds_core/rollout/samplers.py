@@ -1,0 +1,223 @@
+"""Token samplers for multi-turn rollouts.
+
+A `Session` holds one context per trajectory and extends it with sampled tokens (`generate`) and inserted ones
+(`append`), so that a backend may keep what it has computed. The transformers backend keeps the KV cache across turns,
+computes a prompt that a group shares once, and stops at the token that completes a tag, whatever number of tokens the
+tag takes. What it returns are the sampled ids; nothing is ever decoded and encoded again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, TopPLogitsWarper
+
+from llds_core.rollout.protocol import STOP_TAGS
+
+
+@dataclass
+class Generation:
+    """One sampled action: ids, their log-probabilities, and why it ended."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stop: Literal["tag", "eos", "length"] = "length"
+
+
+class Session(Protocol):
+    """Contexts of one rollout batch, indexed by row."""
+
+    def generate(self, rows: Sequence[int], budgets: Sequence[int]) -> list[Generation]:
+        """Sample one action for each of `rows`, at most `budgets` tokens each. Rows left out are done for good."""
+
+    def append(self, row: int, token_ids: Sequence[int]) -> None:
+        """Insert observation tokens after what `row` holds."""
+
+
+class Sampler(Protocol):
+    """Opens sessions."""
+
+    def session(self, prompts: Sequence[Sequence[int]]) -> Session:
+        """Start one context per prompt."""
+
+
+class StopAtTag:
+    """Recognises the token that completes `</search>` or `</answer>`, for tags of one or of many tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tags: Sequence[str] = STOP_TAGS) -> None:
+        self._tokenizer = tokenizer
+        self._tags = tags
+        # Only a token whose text holds ">" can complete a tag: everything else skips the decoding.
+        pieces = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
+        self._closing = {index for index, piece in enumerate(pieces) if ">" in piece}
+        self._window = 4 * max(map(len, tags))
+
+    def __call__(self, token_ids: Sequence[int]) -> bool:
+        """Whether the last of `token_ids` completes a stop tag."""
+        if token_ids[-1] not in self._closing:
+            return False
+        # A byte-level token holds at least one byte, so a tag spans at most `window` tokens.
+        text = self._tokenizer.decode(token_ids[-self._window :])
+        return any(tag in text for tag in self._tags)
+
+
+class TransformersSampler:
+    """Samples with a transformers model, keeping the KV cache across turns.
+
+    Args:
+        model: causal language model; used in evaluation mode and without gradients.
+        tokenizer: its tokenizer.
+        generator: random stream, on the model's device.
+        temperature: 0 for greedy decoding.
+        top_p: nucleus mass in (0, 1]; recorded log-probabilities are not renormalised to it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        generator: torch.Generator,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        stop: StopAtTag | None = None,
+    ) -> None:
+        self.model = model
+        self.temperature = temperature
+        self.generator = generator
+        self.stop = stop or StopAtTag(tokenizer)
+        self.warper = TopPLogitsWarper(top_p) if top_p < 1 else None
+        self.pad_id = tokenizer.pad_token_id
+        self.eos_ids = {tokenizer.eos_token_id}
+        declared = model.generation_config.eos_token_id
+        self.eos_ids |= set(declared if isinstance(declared, list) else [declared])
+
+    def session(self, prompts: Sequence[Sequence[int]]) -> "TransformersSession":
+        """Start one context per prompt; equal prompts share their computation."""
+        return TransformersSession(self, prompts)
+
+    def pick(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sample from `logits` (B, V); return ids (B,) and their log-probabilities (B,)."""
+        logits = logits.float()
+        if self.temperature == 0:
+            tokens = logits.argmax(-1)
+        else:
+            logits = logits / self.temperature
+            kept = logits if self.warper is None else self.warper(None, logits)
+            tokens = torch.multinomial(kept.softmax(-1), 1, generator=self.generator).squeeze(1)
+        logprobs = logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+        return tokens, logprobs
+
+
+class TransformersSession:
+    """See `Session`. Rows are cache rows of one growing batch.
+
+    Blocks are padded on the right and masked, which leaves holes between a row's tokens in the cache; positions are
+    counted over real tokens, so that a hole changes nothing but memory.
+    """
+
+    def __init__(self, sampler: TransformersSampler, prompts: Sequence[Sequence[int]]) -> None:
+        self._sampler = sampler
+        self._device = sampler.model.device
+        self._rows = list(range(len(prompts)))
+        self._pending = [list(prompt) for prompt in prompts]
+        self._cache = DynamicCache(config=sampler.model.config)
+        self._mask = torch.zeros(len(prompts), 0, dtype=torch.long, device=self._device)
+
+    def append(self, row: int, token_ids: Sequence[int]) -> None:
+        """Insert observation tokens after what `row` holds."""
+        self._pending[row] += token_ids
+
+    @torch.no_grad()
+    def generate(self, rows: Sequence[int], budgets: Sequence[int]) -> list[Generation]:
+        """Sample one action for each of `rows`, at most `budgets` (>= 1) tokens each."""
+        model = self._sampler.model
+        training = model.training
+        model.eval()
+        try:
+            return self._generate(list(rows), list(budgets))
+        finally:
+            model.train(training)
+
+    def _generate(self, rows: list[int], budgets: list[int]) -> list[Generation]:
+        self._keep(rows)
+        results = [Generation() for _ in rows]
+        open_rows = list(range(len(rows)))
+        logits = self._feed_pending()
+        while True:
+            tokens, logprobs = self._sampler.pick(logits)
+            token_list, logprob_list = tokens.tolist(), logprobs.tolist()
+            still_open = []
+            for index in open_rows:
+                result = results[index]
+                result.token_ids.append(token_list[index])
+                result.logprobs.append(logprob_list[index])
+                if token_list[index] in self._sampler.eos_ids:
+                    result.stop = "eos"
+                elif self._sampler.stop(result.token_ids):
+                    result.stop = "tag"
+                elif len(result.token_ids) < budgets[index]:
+                    still_open.append(index)
+            closed = set(open_rows).difference(still_open)
+            for index in closed:
+                # Its last token is fed together with the observation that follows.
+                self._pending[rows[index]].append(token_list[index])
+            open_rows = still_open
+            if not open_rows:
+                return results
+            mask = torch.zeros(len(rows), 1, dtype=torch.long, device=self._device)
+            mask[open_rows] = 1
+            logits = self._forward(tokens[:, None], mask)[:, 0]
+
+    def _keep(self, rows: list[int]) -> None:
+        """Drop the cache rows of finished trajectories."""
+        if rows != self._rows:
+            where = {row: index for index, row in enumerate(self._rows)}
+            self._select([where[row] for row in rows])
+            self._rows = rows
+
+    def _select(self, indices: list[int]) -> None:
+        chosen = torch.tensor(indices, device=self._device)
+        self._mask = self._mask[chosen]
+        if self._cache.get_seq_length():
+            self._cache.batch_select_indices(chosen)
+
+    def _feed_pending(self) -> torch.Tensor:
+        """Feed what each row has not yet seen; return logits (B, V) after each row's last token."""
+        blocks = [self._pending[row] for row in self._rows]
+        for row in self._rows:
+            self._pending[row] = []
+        if self._cache.get_seq_length():
+            return self._feed(blocks)
+        # First turn: a prompt shared by a group is computed once and its cache row copied.
+        unique = list(dict.fromkeys(map(tuple, blocks)))
+        where = {block: index for index, block in enumerate(unique)}
+        self._mask = self._mask[: len(unique)]
+        logits = self._feed(unique)
+        chosen = [where[tuple(block)] for block in blocks]
+        self._select(chosen)
+        return logits[torch.tensor(chosen, device=self._device)]
+
+    def _feed(self, blocks: Sequence[Sequence[int]]) -> torch.Tensor:
+        width = max(map(len, blocks))
+        ids = torch.tensor([[*block, *[self._sampler.pad_id] * (width - len(block))] for block in blocks])
+        lengths = torch.tensor([len(block) for block in blocks])
+        mask = (torch.arange(width) < lengths[:, None]).long()
+        return self._forward(ids.to(self._device), mask.to(self._device), last=(lengths - 1).to(self._device))[:, 0]
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, last: torch.Tensor | None = None) -> torch.Tensor:
+        """Extend the cache by `ids` (B, M); return logits (B, 1, V) at `last` (B,), or at the only position."""
+        positions = self._mask.sum(1, keepdim=True) + mask.cumsum(1) - 1
+        self._mask = torch.cat([self._mask, mask], dim=1)
+        output = self._sampler.model.base_model(
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=positions.clamp(min=0),
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        hidden = output.last_hidden_state
+        if last is not None:
+            hidden = hidden[torch.arange(len(last), device=hidden.device), last][:, None]
+        return self._sampler.model.get_output_embeddings()(hidden)

@@ -1,0 +1,286 @@
+"""Run directories: one folder per (experiment, seed) that says what it is and can be continued.
+
+    manifest.json       what, from which code, when, status
+    config.yaml         the resolved configuration
+    metrics.jsonl       one row a step
+    rollouts.jsonl.gz   a few whole trajectories a step
+    checkpoint/         see `llds_core.checkpoints`
+    log.txt             messages
+    code.diff           difference of the source tree from its commit, if any
+
+A folder is locked by the process that writes it. The lock is the kernel's, so that a killed process holds none.
+"""
+
+import fcntl
+import gzip
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from llds_core.config import ExperimentConfig
+from llds_core.errors import DataError, RunError
+from llds_core.provenance import command_line, git_diff, git_state, hardware, package_versions
+
+SCHEMA_VERSION = 1
+STATUSES = ("running", "complete", "failed", "interrupted")
+DEFAULT_ROOT = Path("results/runs")
+# Sections and keys that may change when a run is continued.
+_FREE = {"training.steps", "training.keep_checkpoints", "training.trajectories_per_step"}
+_logger = logging.getLogger("llds_core")
+
+
+def run_path(root: Path, config: ExperimentConfig, seed: int, overrides: Iterable[str] = ()) -> Path:
+    """`<root>/<profile>/<method>[+overrides]/seed<k>`; overrides that leave the run itself unchanged are not named."""
+    named = sorted(override.replace(" ", "") for override in overrides if override.split("=")[0].strip() not in _FREE)
+    suffix = "".join(f"+{re.sub(r'[^A-Za-z0-9._=-]', '_', override)}" for override in named)
+    return root / config.profile / f"{config.method}{suffix}" / f"seed{seed}"
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` while writing under `path` into a `RunError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {path} ({error.strerror or error}): free space, make it writable, or choose another "
+            "folder with --run-root"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old or the new file, never a part."""
+    with disk_errors(path):
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(partial, path)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read `manifest.json` of a run directory.
+
+    Raises:
+        DataError: when it is missing or not JSON.
+    """
+    file = path / "manifest.json"
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is not a run directory (no manifest.json): name one under results/runs") from None
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON ({error}): restore it, or delete the run directory") from error
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read `metrics.jsonl` of a run directory, one dict a step.
+
+    A torn last line, which a killed process leaves, is ignored.
+
+    Raises:
+        DataError: naming file and line of any other line that is not a JSON object with a `step`.
+    """
+    file = path / "metrics.jsonl"
+    if not file.exists():
+        return []
+    text = file.read_bytes().decode("utf-8", errors="replace")
+    lines = text.split("\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError("no object with a step")
+        except ValueError:
+            if number == len(lines):
+                break
+            raise DataError(
+                f"{file}:{number} is not a metrics row ({line[:60]!r}): delete the line, or the run directory"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def read_trajectories(path: Path) -> list[dict[str, Any]]:
+    """Read `rollouts.jsonl.gz` of a run directory; a torn end is ignored."""
+    file = path / "rollouts.jsonl.gz"
+    rows: list[dict[str, Any]] = []
+    if not file.exists():
+        return rows
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        try:
+            rows.extend(json.loads(line) for line in lines)
+        except (EOFError, ValueError):
+            _logger.warning("%s has a torn end: %d trajectories read", file, len(rows))
+        except gzip.BadGzipFile as error:
+            raise DataError(f"{file} is damaged ({error}): delete it; the run continues without it") from error
+    return rows
+
+
+class RunDirectory:
+    """A run directory opened for writing. Use as a context manager: it holds the lock and sets the final status.
+
+    Args:
+        path: the folder; made when missing.
+        config: the resolved configuration.
+        seed: the run's seed.
+        command: how to continue the run, shown when it is interrupted.
+
+    Raises:
+        RunError: when another process holds it, it cannot be written, or it holds another experiment.
+    """
+
+    def __init__(self, path: Path, config: ExperimentConfig, seed: int, *, command: str | None = None) -> None:
+        self.path = path
+        self.command = command or command_line()
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / "lock").open("a+", encoding="utf-8")
+        self._acquire()
+        try:
+            self.manifest = self._open_manifest(config, seed)
+        except BaseException:
+            self._lock.close()
+            raise
+        with disk_errors(path):
+            self._log = logging.FileHandler(path / "log.txt", encoding="utf-8")
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        _logger.addHandler(self._log)
+        _logger.setLevel(logging.INFO)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoint"
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self.update(status="complete", finished=_now(), reason=None)
+        elif issubclass(kind, KeyboardInterrupt):
+            self.update(status="interrupted", finished=_now(), reason="stopped by the user")
+        else:
+            # The disk may be the reason: the error itself must stay the one that is reported.
+            try:
+                self.update(status="failed", finished=_now(), reason=f"{kind.__name__}: {error}"[:500])
+            except RunError as second:
+                _logger.error("%s", second)
+        _logger.removeHandler(self._log)
+        self._log.close()
+        self._lock.close()
+
+    def update(self, **values: Any) -> None:
+        """Set manifest values and write it."""
+        self.manifest.update(values)
+        write_json(self.path / "manifest.json", self.manifest)
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one row; it is on disk when this returns. Non-finite numbers are stored as null."""
+        with disk_errors(self.path), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(_json_lines([row]))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def append_trajectories(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append trajectories as JSON lines, one gzip member a call."""
+        with disk_errors(self.path), (self.path / "rollouts.jsonl.gz").open("ab") as file:
+            file.write(gzip.compress(_json_lines(rows).encode()))
+
+    def truncate(self, step: int) -> None:
+        """Drop metrics and trajectories of steps after `step`, which a resumed run writes again."""
+        metrics = _json_lines(row for row in read_metrics(self.path) if row["step"] <= step).encode()
+        trajectories = _json_lines(row for row in read_trajectories(self.path) if row["step"] <= step).encode()
+        for name, content in (("metrics.jsonl", metrics), ("rollouts.jsonl.gz", gzip.compress(trajectories))):
+            with disk_errors(self.path):
+                partial = self.path / f".{name}.partial"
+                partial.write_bytes(content)
+                os.replace(partial, self.path / name)
+
+    def _acquire(self) -> None:
+        self._lock.seek(0)
+        holder = self._lock.read().strip()
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise RunError(f"{self.path} is in use by process {holder}: wait for it, or stop it") from None
+        if holder:
+            _logger.info("stale lock of process %s taken over: %s", holder, self.path)
+        with disk_errors(self.path):
+            self._lock.truncate(0)
+            self._lock.write(str(os.getpid()))
+            self._lock.flush()
+
+    def _open_manifest(self, config: ExperimentConfig, seed: int) -> dict[str, Any]:
+        old = read_manifest(self.path) if (self.path / "manifest.json").exists() else {}
+        if old:
+            _check_same(self.path, ExperimentConfig.from_dict(old["config"]), config)
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "status": "running",
+            "profile": config.profile,
+            "method": config.method,
+            "seed": seed,
+            "command": self.command,
+            "config": config.to_dict(),
+            "config_hash": config.hash(),
+            **git_state(),
+            "packages": package_versions(),
+            "hardware": hardware(),
+            "started": old.get("started", _now()),
+            "finished": None,
+            "resumed": [*old.get("resumed", []), _now()] if old else [],
+        }
+        kept = {key: value for key, value in old.items() if key not in manifest}
+        manifest |= kept | {"reason": None}
+        write_json(self.path / "manifest.json", manifest)
+        with disk_errors(self.path):
+            (self.path / "config.yaml").write_text(config.to_yaml(), "utf-8")
+            if diff := git_diff():
+                (self.path / "code.diff").write_text(diff, "utf-8")
+        return manifest
+
+
+def _check_same(path: Path, old: ExperimentConfig, new: ExperimentConfig) -> None:
+    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    changed = [key for key in after if before.get(key) != after[key] and key not in _FREE and "evaluation." not in key]
+    if changed:
+        key = changed[0]
+        raise RunError(
+            f"{path} was made with {key}={before.get(key)!r}, now {after[key]!r}: delete the folder, or choose another "
+            "with --run-root"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in rows)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not (abs(value) < float("inf")):
+        return None
+    return value
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,118 @@
+"""From an `ExperimentConfig` to the trainer's `SearchGRPOConfig`: the one place where TRL's options are set.
+
+TRL's defaults that would change the objective without a word are set here explicitly: mixed precision, gradient
+checkpointing, the KL weight and its bias correction, the schedule, the vLLM importance correction.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from trl import GRPOConfig
+
+from llds_core.config import ExperimentConfig
+from llds_core.errors import ConfigError
+from llds_core.seeding import child_seed
+
+_LOSS_TYPES = {
+    "token-mean": "dapo",
+    "token-mean-micro": "bnpo",
+    "seq-mean-token-mean": "grpo",
+    "constant": "dr_grpo",
+}
+
+
+@dataclass
+class SearchGRPOConfig(GRPOConfig):
+    """`GRPOConfig` with the LLDS penalty and rollout-level bookkeeping.
+
+    Raises:
+        ConfigError: when `updates_per_rollout` disagrees with the batch sizes, or the penalty could never act.
+    """
+
+    updates_per_rollout: int = field(default=1, metadata={"help": "Optimizer steps per rollout, all epochs."})
+    llds_weight: float = field(default=0.0, metadata={"help": "Weight of the LLDS penalty; 0 measures it only."})
+    llds_gate: str = field(default="action", metadata={"help": "action, response or token."})
+    llds_normalizer: str = field(default="preserved", metadata={"help": "preserved (paper) or all (official code)."})
+    llds_preserve: str = field(default="nonnegative", metadata={"help": "nonnegative or positive advantages."})
+    llds_gate_threshold: float = field(default=0.0, metadata={"help": "Loss of log-probability that opens a gate."})
+    llds_answer_weight: float = field(default=1.0, metadata={"help": "Penalty weight of answer tokens (LLDS-MA)."})
+    llds_answer_ramp: str = field(default="none", metadata={"help": "none, paper or code: ramp of that weight."})
+    root_seed: int = field(default=0, metadata={"help": "Root of the run's random streams."})
+    max_nonfinite_updates: int = field(default=5, metadata={"help": "Skipped updates in a row that end the run."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        per_epoch, rest = divmod(self.steps_per_generation, self.gradient_accumulation_steps)
+        if rest or per_epoch * self.num_iterations != self.updates_per_rollout:
+            raise ConfigError(
+                f"updates_per_rollout={self.updates_per_rollout}, but steps_per_generation="
+                f"{self.steps_per_generation}, gradient_accumulation_steps={self.gradient_accumulation_steps} and "
+                f"num_iterations={self.num_iterations} make {per_epoch * self.num_iterations}: set them to agree"
+            )
+        if self.llds_weight > 0 and self.updates_per_rollout < 2:
+            raise ConfigError("llds_weight > 0 with updates_per_rollout=1 is always zero: set updates_per_rollout >= 2")
+        if self.save_strategy == "steps" and self.save_steps % self.updates_per_rollout:
+            raise ConfigError(
+                f"save_steps={self.save_steps} is not a multiple of updates_per_rollout={self.updates_per_rollout}: "
+                "a checkpoint inside a rollout could not be resumed exactly"
+            )
+
+
+def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) -> SearchGRPOConfig:
+    """Derive the trainer's configuration from `config`; checkpoints go to `output_dir`."""
+    training, loss, rollout = config.training, config.loss, config.rollout
+    updates = training.updates_per_rollout
+    on_gpu = torch.cuda.is_available()
+    return SearchGRPOConfig(
+        output_dir=str(output_dir),
+        use_cpu=not on_gpu,
+        bf16=training.dtype == "bfloat16" and on_gpu,
+        gradient_checkpointing=False,
+        # batches
+        num_generations=rollout.group_size,
+        per_device_train_batch_size=training.micro_batch_size,
+        gradient_accumulation_steps=config.mini_batch_size // training.micro_batch_size,
+        steps_per_generation=config.trajectories_per_rollout // training.micro_batch_size,
+        num_iterations=training.epochs,
+        updates_per_rollout=updates,
+        shuffle_dataset=False,  # the data set arrives in the run's own order
+        max_completion_length=rollout.max_action_tokens * (rollout.max_searches + 1),
+        # objective
+        loss_type=_LOSS_TYPES[loss.aggregate],
+        importance_sampling_level=loss.ratio,
+        scale_rewards=loss.advantage_std,
+        epsilon=loss.clip_low,
+        epsilon_high=loss.clip_high,
+        beta=loss.kl_weight,
+        use_bias_correction_kl=False,
+        entropy_coef=loss.entropy_weight,
+        vllm_importance_sampling_correction=False,
+        mask_truncated_completions=False,
+        temperature=1.0,  # log-probabilities of the objective are at temperature 1, whatever sampling used
+        llds_weight=loss.llds_weight,
+        llds_gate=loss.gate,
+        llds_normalizer=loss.normalizer,
+        llds_preserve=loss.preserve,
+        llds_gate_threshold=loss.gate_threshold,
+        llds_answer_weight=loss.answer_weight,
+        llds_answer_ramp=loss.answer_ramp,
+        # optimisation
+        max_steps=training.steps * updates,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=training.warmup_steps * updates,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        max_nonfinite_updates=training.max_nonfinite_updates,
+        # bookkeeping
+        save_strategy="steps",
+        save_steps=training.save_every * updates,
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=child_seed(seed, "trainer") % 2**31,
+        root_seed=seed,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )

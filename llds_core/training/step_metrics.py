@@ -1,0 +1,182 @@
+"""Sums over one step, from which its metrics row is made (definitions: `llds_core.diagnostics.metrics`).
+
+Everything is accumulated as numerator and denominator over all micro-batches and updates, so that a row never shows
+the last micro-batch's value for the step's.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from llds_core.diagnostics.metrics import METRICS
+from llds_core.losses import kl_k3
+from llds_core.rollout.loop import Rollout
+
+Row = dict[str, float | int | None]
+
+
+class StepMetrics:
+    """Accumulates the metrics of one step.
+
+    Args:
+        rollout: the step's rollout, rewarded.
+        step: 1-based number of the step.
+        group_size: consecutive trajectories that answer the same question.
+    """
+
+    def __init__(self, rollout: Rollout, step: int, group_size: int) -> None:
+        self.trajectories = rollout.trajectories
+        self._rollout = rollout
+        self._step = step
+        self._group_size = group_size
+        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._counts: defaultdict[str, float] = defaultdict(float)
+        self._extremes: dict[str, float] = {}
+        self._correct = torch.tensor([t.correct for t in self.trajectories])
+        self._states: dict[int, torch.Tensor] = {}
+        self._started = time.perf_counter()
+
+    # --- under the policy that sampled -----------------------------------------------------------------------------
+
+    def close_rollout(self, micro_batches: Sequence[dict[str, Any]], advantages: torch.Tensor, weight: float) -> None:
+        """Take what the old policy's passes over the micro-batches computed."""
+        self._sums["answer_weight"], self._counts["answer_weight"] = weight, 1.0
+        for micro in micro_batches:
+            mask = _policy_mask(micro)
+            rows = micro["rows"].cpu()
+            logprobs = micro["old_per_token_logps"]
+            correct = self._correct[rows].to(mask.device)[:, None].expand_as(mask)
+            first = micro["action_ids"] == 1
+            for name, chosen in (("correct", correct), ("incorrect", ~correct)):
+                self._add_masked(f"loglik_{name}", logprobs, mask & chosen)
+                self._add_masked(f"loglik_{name}_first", logprobs, mask & chosen & first)
+                self._add_masked(f"loglik_{name}_later", logprobs, mask & chosen & ~first)
+            self._add_masked("entropy", micro["old_entropies"], mask)
+            if "ref_per_token_logps" in micro:
+                self._add_masked("kl", kl_k3(logprobs, micro["ref_per_token_logps"])[0], mask)
+            attention = micro["prompt_mask"].sum() + micro["completion_mask"].sum()
+            positions = micro["prompt_mask"].numel() + micro["completion_mask"].numel()
+            self._add("padding", positions - int(attention), positions)
+            self._states |= dict(zip(rows.tolist(), micro["pooled_states"].float().cpu(), strict=True))
+
+    def add_final_logprobs(self, micro: dict[str, Any], logprobs: torch.Tensor) -> None:
+        """Take the log-probabilities of a micro-batch after the step's last update."""
+        mask = _policy_mask(micro)
+        change = ((logprobs - micro["old_per_token_logps"]) * mask).sum(1).cpu()
+        correct = self._correct[micro["rows"].cpu()]
+        for name, chosen in (("correct", correct), ("incorrect", ~correct)):
+            self._add(f"loglik_change_{name}", change[chosen].sum().item(), int(chosen.sum()))
+
+    # --- during the updates ----------------------------------------------------------------------------------------
+
+    def add_micro_batch(
+        self,
+        micro: dict[str, Any],
+        logprobs: torch.Tensor,
+        loss: torch.Tensor,
+        penalty: torch.Tensor,
+        penalty_metrics: dict[str, torch.Tensor],
+        clip: tuple[float, float, str],
+        first_update: bool,
+    ) -> None:
+        """Take one micro-batch of one update."""
+        mask = _policy_mask(micro)
+        log_ratio = logprobs - micro["old_per_token_logps"]
+        clip_low, clip_high, level = clip
+        if level == "sequence":
+            mean = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+            log_ratio = mean.expand_as(mask)
+        ratio = log_ratio.exp()
+        advantages = micro["advantages"][:, None]
+        clipped = ((ratio < 1 - clip_low) & (advantages < 0)) | ((ratio > 1 + clip_high) & (advantages > 0))
+        self._add_masked("clip_fraction", clipped.float(), mask)
+        if mask.any():
+            self._extreme("ratio_max", ratio[mask].max().item(), max)
+            self._extreme("ratio_min", ratio[mask].min().item(), min)
+        gated, preserved = (penalty_metrics[key].item() for key in ("gated_tokens", "preserved_tokens"))
+        self._add("gated_fraction", gated, preserved)
+        self._add("preserved_fraction", preserved, int(mask.sum()))
+        if first_update:
+            self._add("gated_fraction_first", gated, preserved)
+        # Micro-batches of an update add up: the counts are set by `add_update`.
+        self._sums["loss"] += loss.item()
+        self._sums["llds_penalty"] += penalty.item()
+        self._sums["trained_tokens"] += int(micro["prompt_mask"].sum() + micro["completion_mask"].sum())
+
+    def add_update(self, grad_norm: float, finite: bool, learning_rate: float) -> None:
+        """Take the end of one update."""
+        self._counts["loss"] += 1
+        self._counts["llds_penalty"] += 1
+        self._sums["nonfinite_updates"] += not finite
+        self._sums["learning_rate"], self._counts["learning_rate"] = learning_rate, 1
+        if finite:
+            self._add("grad_norm", grad_norm, 1)
+            self._extreme("grad_norm_max", grad_norm, max)
+
+    # --- the row ---------------------------------------------------------------------------------------------------
+
+    def row(self, *, updates: int) -> Row:
+        """Return the step's metrics, one value for every name in `METRICS`."""
+        trajectories, rollout = self.trajectories, self._rollout
+        count = len(trajectories)
+        groups = [trajectories[i : i + self._group_size] for i in range(0, count, self._group_size)]
+        searches = sum(t.searches for t in trajectories)
+        policy_tokens = sum(sum(t.response_mask) for t in trajectories)
+        update_seconds = time.perf_counter() - self._started
+        values: Row = {name: self._mean(name) for name in METRICS}
+        values |= {name: value for name, value in self._extremes.items()}
+        values |= {
+            "step": self._step,
+            "updates": updates,
+            "reward": sum(t.reward for t in trajectories) / count,
+            "em": sum(t.correct for t in trajectories) / count,
+            "hidden_similarity": self._similarity(groups),
+            "response_length": policy_tokens / count,
+            "observation_length": sum(len(t.response_mask) - sum(t.response_mask) for t in trajectories) / count,
+            "valid_searches": searches / count,
+            "valid_answers": sum(t.answer is not None for t in trajectories) / count,
+            "invalid_actions": sum(a.kind == "invalid" for t in trajectories for a in t.actions) / count,
+            "failed_searches": _ratio(sum(a.retrieval_failed for t in trajectories for a in t.actions), searches),
+            "zero_variance_groups": sum(len({t.reward for t in group}) == 1 for group in groups) / len(groups),
+            "nonfinite_updates": int(self._sums["nonfinite_updates"]),
+            "rollout_seconds": rollout.seconds,
+            "retrieval_seconds": rollout.retrieval_seconds,
+            "update_seconds": update_seconds,
+            "rollout_tokens_per_second": policy_tokens / rollout.seconds,
+            "update_tokens_per_second": self._sums["trained_tokens"] / update_seconds,
+        }
+        return values
+
+    def _similarity(self, groups: Sequence[Sequence[Any]]) -> float | None:
+        similarities = []
+        for index in range(len(groups)):
+            rows = range(index * self._group_size, (index + 1) * self._group_size)
+            states = torch.nn.functional.normalize(torch.stack([self._states[row] for row in rows]), dim=1)
+            correct = self._correct[list(rows)]
+            if correct.any() and not correct.all():
+                similarities.append((states[correct] @ states[~correct].T).mean().item())
+        return _ratio(sum(similarities), len(similarities))
+
+    def _add(self, name: str, numerator: float, denominator: float) -> None:
+        self._sums[name] += numerator
+        self._counts[name] += denominator
+
+    def _add_masked(self, name: str, values: torch.Tensor, mask: torch.Tensor) -> None:
+        self._add(name, values[mask].double().sum().item(), int(mask.sum()))
+
+    def _extreme(self, name: str, value: float, pick: Any) -> None:
+        self._extremes[name] = pick(value, self._extremes.get(name, value))
+
+    def _mean(self, name: str) -> float | None:
+        return _ratio(self._sums[name], self._counts[name])
+
+
+def _policy_mask(micro: dict[str, Any]) -> torch.Tensor:
+    return (micro["tool_mask"] * micro["completion_mask"]).bool()
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None

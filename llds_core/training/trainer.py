@@ -1,0 +1,325 @@
+"""`SearchGRPOTrainer`: TRL's `GRPOTrainer` with multi-turn rollouts, trimmed micro-batches and the LLDS penalty.
+
+Deltas from TRL, each an override of one method:
+
+* `_generate_and_score_completions`, `_generate`: the rollout is ours, and its policy/observation mask is checked.
+* `_prepare_inputs`: the rollout is cut into mini-batches, rows of a mini-batch are sorted by length and each
+  micro-batch is trimmed to its longest row; old and reference log-probabilities are then computed on exactly the
+  rows, order and width that are trained on. TRL pads everything to the longest trajectory and computes them before it
+  shuffles; a gate that opens at zero would see the difference.
+* `_get_per_token_logps_and_entropies`: passes through and keeps what the loss computed, so that the penalty costs no
+  second forward pass.
+* `_compute_loss`: TRL's loss plus weight × penalty. With weight 0 nothing is added.
+* `_clip_grad_norm`: a non-finite gradient or loss skips the update.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from trl import GRPOTrainer
+
+from llds_core.checkpoints import AtomicCheckpointMixin
+from llds_core.errors import TrainingDivergedError
+from llds_core.losses import answer_weight_ramp, llds_penalty
+from llds_core.rollout.loop import Rollout
+from llds_core.rollout.masks import pad_right, validate_response_masks
+from llds_core.rollout.protocol import Trajectory
+from llds_core.seeding import torch_generator
+from llds_core.training.settings import SearchGRPOConfig
+from llds_core.training.step_metrics import StepMetrics
+
+RolloutFunction = Callable[[Sequence[dict[str, Any]], PreTrainedModel, int], Rollout]
+StepFunction = Callable[[dict[str, float | int | None], list[Trajectory]], None]
+
+
+class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
+    """GRPO on multi-turn search trajectories, with the LLDS penalty.
+
+    Args:
+        model: the policy.
+        args: see `SearchGRPOConfig`.
+        train_dataset: rows with `prompt` (text) and whatever `rollout` needs, in the order of training.
+        processing_class: the tokenizer.
+        rollout: called with the rows of a rollout (each prompt repeated `num_generations` times), the policy and the
+            step (1-based); returns one rewarded trajectory per row, in order.
+        on_step: called with the metrics and trajectories of each finished step.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: SearchGRPOConfig,
+        train_dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        rollout: RolloutFunction,
+        on_step: StepFunction | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self.updates_per_step = args.updates_per_rollout
+        self.nonfinite_in_a_row = 0
+        self._rollout = rollout
+        self._on_step = on_step
+        self._rows: Sequence[dict[str, Any]] = []
+        self._skip_forward = False
+        self._captured: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self._hidden: torch.Tensor | None = None
+        self._loss_is_finite = True
+        self.metrics: StepMetrics | None = None
+        super().__init__(
+            model=model,
+            reward_funcs=[_trajectory_reward],
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            rollout_func=_search_rollout,
+            callbacks=[*(callbacks or []), _FinishStep(self)],
+        )
+        self.remove_callback(PrinterCallback)
+        self.model.base_model.register_forward_hook(self._keep_hidden_states)
+
+    @property
+    def step(self) -> int:
+        """Number of the step under way, from 1."""
+        return self.state.global_step // self.updates_per_step + 1
+
+    # --- rollout ---------------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = inputs
+        self._skip_forward = True
+        try:
+            return super()._generate_and_score_completions(inputs)
+        finally:
+            self._skip_forward = False
+
+    def _generate(self, prompts: list) -> tuple:
+        output = super()._generate(prompts)
+        _, completion_ids, env_mask, *_ = output
+        validate_response_masks(completion_ids, env_mask)
+        return output
+
+    def collect(self) -> Rollout:
+        """Run the rollout of the current step on the rows TRL has chosen."""
+        rollout = self._rollout(self._rows, self.accelerator.unwrap_model(self.model), self.step)
+        self.metrics = StepMetrics(rollout, self.step, self.num_generations)
+        return rollout
+
+    # --- batches ---------------------------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        if not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        per_rollout = self.args.steps_per_generation * self.num_iterations
+        if self._step % per_rollout == 0 or self._buffered_inputs is None:
+            batch = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = self._micro_batches(batch)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _micro_batches(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        """Cut a rollout into trimmed micro-batches that carry their old and reference log-probabilities."""
+        trajectories = self.metrics.trajectories
+        width = batch["completion_ids"].shape[1]
+        answers = [
+            [int(t.answer_span is not None and t.answer_span[0] <= i < t.answer_span[1]) for i in range(width)]
+            for t in trajectories
+        ]
+        device = batch["completion_ids"].device
+        batch["answer_mask"] = torch.tensor(answers, device=device)
+        batch["action_ids"] = pad_right([t.action_ids for t in trajectories], dtype=torch.long, width=width).to(device)
+        batch["rows"] = torch.arange(len(trajectories), device=device)
+        lengths = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)).tolist()
+        order = torch.randperm(len(lengths), generator=torch_generator(self.args.root_seed, "mini-batches", self.step))
+        size = self.args.per_device_train_batch_size
+        per_update = self.args.gradient_accumulation_steps
+        micro_batches = []
+        for mini_rows in order.split(size * per_update):
+            # Sorting inside a mini-batch changes no gradient, its denominator being that of the whole mini-batch.
+            by_length = sorted(mini_rows.tolist(), key=lengths.__getitem__)
+            window = [_trim(batch, by_length[start : start + size]) for start in range(0, len(by_length), size)]
+            counts = self._penalty_counts(window)
+            micro_batches += [micro | {"penalty_count": counts} for micro in window]
+        answer_weight = self._answer_weight(trajectories)
+        for micro in micro_batches:
+            micro["answer_weight"] = answer_weight
+            self._add_log_probabilities(micro)
+        self.metrics.close_rollout(micro_batches, batch["advantages"], answer_weight)
+        return micro_batches
+
+    def _penalty_counts(self, window: list[dict[str, Any]]) -> torch.Tensor:
+        """Tokens the penalty of a whole mini-batch is divided by, over all processes, per process."""
+        count = sum(_penalty_tokens(micro, self.args).sum() for micro in window).float()
+        return self.accelerator.reduce(count, reduction="sum") / self.accelerator.num_processes
+
+    def _answer_weight(self, trajectories: Sequence[Trajectory]) -> float:
+        if self.args.llds_answer_ramp == "none":
+            return self.args.llds_answer_weight
+        searches = torch.tensor(float(sum(t.searches for t in trajectories)) / len(trajectories))
+        mean = self.accelerator.gather(searches.to(self.accelerator.device)).mean().item()
+        return answer_weight_ramp(mean, ramp=self.args.llds_answer_ramp) * self.args.llds_answer_weight
+
+    @torch.no_grad()
+    def _add_log_probabilities(self, micro: dict[str, Any]) -> None:
+        """Old and reference log-probabilities on the rows, order, width and mode that the updates will use."""
+        logprobs, entropies = self._forward(self.model, micro, entropy=True)
+        micro["old_per_token_logps"] = logprobs
+        micro["old_entropies"] = entropies
+        mask = micro["tool_mask"] * micro["completion_mask"]
+        hidden = self._hidden[:, -mask.shape[1] - 1 : -1]
+        # The state that predicts a token stands one position before it.
+        micro["pooled_states"] = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        self._hidden = None
+        if self.beta != 0.0:
+            micro["ref_per_token_logps"], _ = self._forward(self.ref_model, micro)
+
+    def _forward(
+        self, model: nn.Module, micro: dict[str, Any], *, entropy: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        ids = torch.cat([micro["prompt_ids"], micro["completion_ids"]], dim=1)
+        attention = torch.cat([micro["prompt_mask"], micro["completion_mask"]], dim=1)
+        logprobs, entropies, _ = self._get_per_token_logps_and_entropies(
+            model, ids, attention, micro["completion_ids"].shape[1], compute_entropy=entropy
+        )
+        return logprobs, entropies
+
+    # --- objective -------------------------------------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(self, model: nn.Module, input_ids: torch.Tensor, *args: Any, **kwargs: Any):
+        if self._skip_forward:
+            # TRL's own pass over the padded rollout: `_micro_batches` replaces it.
+            placeholder = torch.zeros(input_ids.shape[0], args[1], device=input_ids.device)
+            return placeholder, None, None
+        result = super()._get_per_token_logps_and_entropies(model, input_ids, *args, **kwargs)
+        if torch.is_grad_enabled():
+            self._captured = result[:2]
+        return result
+
+    def _keep_hidden_states(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if not torch.is_grad_enabled() and output.last_hidden_state.shape[1] > 1:
+            self._hidden = output.last_hidden_state
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        policy_loss = super()._compute_loss(model, inputs)
+        logprobs, _ = self._captured
+        self._captured = None
+        args = self.args
+        with torch.set_grad_enabled(args.llds_weight > 0):
+            penalty, penalty_metrics = llds_penalty(
+                logprobs,
+                inputs["old_per_token_logps"],
+                inputs["tool_mask"] * inputs["completion_mask"],
+                inputs["advantages"],
+                gate=args.llds_gate,
+                normalizer=args.llds_normalizer,
+                answer_mask_BT=inputs["answer_mask"],
+                answer_weight=inputs["answer_weight"],
+                preserve=args.llds_preserve,
+                gate_threshold=args.llds_gate_threshold,
+                denominator=inputs["penalty_count"],
+            )
+        loss = policy_loss + args.llds_weight * penalty if args.llds_weight > 0 else policy_loss
+        self._loss_is_finite &= bool(torch.isfinite(loss))
+        first = self.state.global_step % self.updates_per_step == 0
+        clip = (self.epsilon_low, self.epsilon_high, self.importance_sampling_level)
+        self.metrics.add_micro_batch(inputs, logprobs.detach(), loss.detach(), penalty.detach(), penalty_metrics, clip, first)
+        return loss
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
+        """Train on one micro-batch; the rollout happens inside the first one of a step."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._metrics["train"].clear()  # TRL's own lists grow until a log call that never comes
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        norm = super()._clip_grad_norm(model)
+        finite = bool(torch.isfinite(norm)) and self._loss_is_finite
+        self._loss_is_finite = True
+        self.metrics.add_update(float(norm), finite, self._get_learning_rate())
+        if finite:
+            self.nonfinite_in_a_row = 0
+            return norm
+        # Without gradients the optimizer changes neither weights nor moments.
+        model.zero_grad(set_to_none=True)
+        self.nonfinite_in_a_row += 1
+        if self.nonfinite_in_a_row >= self.args.max_nonfinite_updates:
+            raise TrainingDivergedError(
+                f"loss or gradient was not finite for {self.nonfinite_in_a_row} updates in a row at step {self.step}: "
+                "lower training.learning_rate; the last checkpoint is intact"
+            )
+        return norm
+
+    # --- bookkeeping -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def finish_step(self) -> None:
+        """Measure how the step moved its own trajectories, and hand the step's metrics on."""
+        for micro in self._buffered_inputs:
+            self.metrics.add_final_logprobs(micro, self._forward(self.model, micro)[0])
+        self._hidden = None
+        if self._on_step is not None:
+            row = self.metrics.row(updates=self.state.global_step)
+            self._on_step(row, self.metrics.trajectories)
+
+    def checkpoint_extra(self) -> dict:
+        """What resuming needs beside TRL's own state."""
+        return {"nonfinite_in_a_row": self.nonfinite_in_a_row}
+
+    def _send_telemetry(self) -> None:
+        """No message leaves the machine."""
+
+
+class _FinishStep(TrainerCallback):
+    """Calls `finish_step` after the last update of a rollout, before the checkpoint is written."""
+
+    def __init__(self, trainer: SearchGRPOTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One optimizer step has ended."""
+        if state.global_step % self._trainer.updates_per_step == 0:
+            self._trainer.finish_step()
+
+
+def _search_rollout(prompts: list[str], trainer: SearchGRPOTrainer) -> dict[str, list]:
+    """TRL's `rollout_func`: trajectories as token lists, with the mask of policy tokens."""
+    trajectories = trainer.collect().trajectories
+    return {
+        "prompt_ids": [t.prompt_ids for t in trajectories],
+        "completion_ids": [t.completion_ids for t in trajectories],
+        "logprobs": [t.sampler_logprobs for t in trajectories],
+        "env_mask": [t.response_mask for t in trajectories],
+        "trajectory_reward": [t.reward for t in trajectories],
+    }
+
+
+def _trajectory_reward(trajectory_reward: list[float], **kwargs: Any) -> list[float]:
+    """TRL's reward function: the reward the rollout has already set."""
+    return trajectory_reward
+
+
+def _penalty_tokens(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tensor:
+    mask = micro["tool_mask"] * micro["completion_mask"]
+    if args.llds_normalizer == "all":
+        return mask
+    kept = micro["advantages"] >= 0 if args.llds_preserve == "nonnegative" else micro["advantages"] > 0
+    return mask * kept[:, None]
+
+
+def _trim(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    """Select `rows` and cut padding that all of them share: prompts are padded left, completions right."""
+    chosen = {key: value[rows] if torch.is_tensor(value) and value.dim() else value for key, value in batch.items()}
+    prompt = int(chosen["prompt_mask"].sum(1).max())
+    completion = int(chosen["completion_mask"].sum(1).max())
+    for key in ("prompt_ids", "prompt_mask"):
+        chosen[key] = chosen[key][:, -prompt:]
+    per_token = ("completion_ids", "completion_mask", "tool_mask", "answer_mask", "action_ids")
+    for key in per_token:
+        chosen[key] = chosen[key][:, :completion]
+    for stale in ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps"):
+        if stale in chosen:
+            chosen[stale] = chosen[stale][:, :completion]
+    return chosen

@@ -1,0 +1,231 @@
+"""Warm start: supervised training on scripted search traces that turns a random policy into the desk policy.
+
+The result belongs to a profile and is shared by all of its runs, so that runs of different methods and seeds are
+paired. It is a run directory of its own and is resumed like one. Plain next-token prediction on policy tokens, with
+retrieved tokens at a lower weight: reading them is how a small model learns to copy from them.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+
+from llds_core.checkpoints import (
+    AtomicCheckpointMixin,
+    build_policy,
+    build_tokenizer,
+    checkpoint_path,
+    checkpoint_steps,
+    load_policy,
+    rotate_checkpoints,
+)
+from llds_core.config import ExperimentConfig
+from llds_core.errors import ConfigError
+from llds_core.retrieval.failures import FailingRetriever
+from llds_core.rollout.protocol import TAGS
+from llds_core.runs import RunDirectory, read_manifest
+from llds_core.seeding import child_seed, numpy_generator
+from llds_core.training.environment import Environment, build_retriever, build_world
+from llds_core.training.traces import Trace, make_traces
+from llds_core.worlds.prompts import encode_prompt, prompt_text
+
+_logger = logging.getLogger("llds_core")
+_SECTIONS = ("world", "policy", "warmstart")
+_BUCKET = 16  # batches sorted by length together: enough to make padding small, few enough to keep batches varied
+
+
+def warmstart_path(run_root: Path, config: ExperimentConfig) -> Path:
+    """Run directory of the warm start that `config` needs; another world or policy is another folder."""
+    return run_root / config.profile / f"warmstart-{_identity(config)}"
+
+
+def warmstart_policy_path(run_root: Path, config: ExperimentConfig) -> Path:
+    """Folder of the policy that runs of `config` start from, whether made here or given by `policy.path`."""
+    return Path(config.policy.path) if config.policy.path else warmstart_path(run_root, config) / "policy"
+
+
+def warmstart(config: ExperimentConfig, run_root: Path, *, progress: bool = True) -> Path:
+    """Train the profile's start policy, or continue, or return at once when it is there.
+
+    Args:
+        config: any experiment of the profile.
+        run_root: folder of all runs.
+        progress: show a progress bar.
+
+    Returns:
+        The folder of the policy, loadable with `AutoModelForCausalLM` and `AutoTokenizer`.
+
+    Raises:
+        ConfigError: when `policy.path` names a policy, which needs no warm start.
+    """
+    if config.policy.path:
+        raise ConfigError(f"policy.path={config.policy.path} is given, so there is nothing to warm-start: remove it")
+    path = warmstart_path(run_root, config)
+    policy = path / "policy"
+    if policy.is_dir() and read_manifest(path)["status"] == "complete":
+        return policy
+    with RunDirectory(path, config, config.warmstart.seed) as run:
+        torch.set_num_threads(config.warmstart.threads)
+        trainer = _build_trainer(config, run, progress=progress)
+        steps = checkpoint_steps(run.checkpoints)
+        resume = str(checkpoint_path(run.checkpoints, steps[-1])) if steps else None
+        run.truncate(steps[-1] if steps else 0)
+        trainer.train(resume_from_checkpoint=resume)
+        trainer.model.save_pretrained(policy)
+        trainer.processing_class.save_pretrained(policy)
+    return policy
+
+
+def _identity(config: ExperimentConfig) -> str:
+    """Hash of everything the start policy depends on."""
+    shared = ExperimentConfig.from_dict(
+        {
+            "profile": config.profile,
+            "method": "warmstart",
+            **{section: config.to_dict()[section] for section in _SECTIONS},
+            "retrieval": {"top_k": config.retrieval.top_k, "title_weight": config.retrieval.title_weight},
+            "rollout": {"prompt": config.rollout.prompt},
+        }
+    )
+    return shared.hash()
+
+
+def _build_trainer(config: ExperimentConfig, run: RunDirectory, *, progress: bool) -> "WarmstartTrainer":
+    settings = config.warmstart
+    world = build_world(config.world)
+    retriever = FailingRetriever(
+        build_retriever(config.retrieval, world),
+        failure_rate=settings.failure_rate,
+        passages=world.passages,
+        seed=settings.seed,
+    )
+    traces = make_traces(
+        world, retriever, settings, top_k=config.retrieval.top_k, count=settings.steps * settings.batch_size
+    )
+    tokenizer = build_tokenizer(_tokenizer_texts(config, traces), config.policy.vocab_size, TAGS)
+    _logger.info("warm start: %d traces, vocabulary %d", len(traces), len(tokenizer))
+    batches = _batches(traces, config, tokenizer)
+    model = build_policy(config.policy, tokenizer, settings.seed)
+    arguments = TrainingArguments(
+        output_dir=str(run.checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=1,  # an item of the data set is a whole batch
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        adam_beta2=0.98,
+        max_grad_norm=1.0,
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        logging_steps=10,
+        seed=child_seed(settings.seed, "warmstart", "trainer") % 2**31,
+        report_to=[],
+        disable_tqdm=not progress,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    return WarmstartTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=batches,
+        data_collator=lambda items: items[0],
+        processing_class=tokenizer,
+        callbacks=[_Log(run)],
+    )
+
+
+def _tokenizer_texts(config: ExperimentConfig, traces: Sequence[Trace]) -> list[str]:
+    prompts = [prompt_text(trace.question.question, config.rollout.prompt) for trace in traces]
+    return prompts + ["".join(text for text, _ in trace.segments) for trace in traces]
+
+
+def _batches(
+    traces: Sequence[Trace], config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, torch.Tensor]]:
+    """Padded batches of similar lengths in random order: `input_ids`, `attention_mask`, `weights`, each (B, T)."""
+    settings = config.warmstart
+    encoded = [_encode(trace, config, tokenizer) for trace in traces]
+    random = numpy_generator(settings.seed, "warmstart", "batches")
+    batches = []
+    for start in range(0, len(encoded), settings.batch_size * _BUCKET):
+        bucket = sorted(encoded[start : start + settings.batch_size * _BUCKET], key=lambda pair: len(pair[0]))
+        groups = [bucket[i : i + settings.batch_size] for i in range(0, len(bucket), settings.batch_size)]
+        batches += [_pad(groups[i], tokenizer.pad_token_id) for i in random.permutation(len(groups))]
+    return batches
+
+
+def _encode(
+    trace: Trace, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[float]]:
+    ids = encode_prompt(trace.question.question, config.rollout.prompt, tokenizer)
+    weights = [0.0] * len(ids)
+    for text, by_policy in trace.segments:
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        if not by_policy:
+            # As in a rollout, so that the policy sees observations of the length it will meet.
+            tokens = tokens[: config.rollout.max_observation_tokens]
+        ids += tokens
+        weights += [1.0 if by_policy else config.warmstart.observation_weight] * len(tokens)
+    return ids, weights
+
+
+def _pad(rows: Sequence[tuple[list[int], list[float]]], pad_id: int) -> dict[str, torch.Tensor]:
+    def stack(values: Sequence[Sequence[float]], fill: float, dtype: torch.dtype) -> torch.Tensor:
+        tensors = [torch.tensor(row, dtype=dtype) for row in values]
+        return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)
+
+    return {
+        "input_ids": stack([ids for ids, _ in rows], pad_id, torch.long),
+        "attention_mask": stack([[1] * len(ids) for ids, _ in rows], 0, torch.long),
+        "weights": stack([weights for _, weights in rows], 0.0, torch.float32),
+    }
+
+
+class WarmstartTrainer(AtomicCheckpointMixin, Trainer):
+    """`Trainer` with a weight per token."""
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Weighted mean of the next-token negative log-likelihood."""
+        weights = inputs["weights"][:, 1:]
+        hidden = model.base_model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        # Prompts and padding carry no weight: their logits, the largest tensor here, are never made.
+        scored = weights > 0
+        logits = model.get_output_embeddings()(hidden.last_hidden_state[:, :-1][scored])
+        losses = nn.functional.cross_entropy(logits, inputs["input_ids"][:, 1:][scored], reduction="none")
+        return (losses * weights[scored]).sum() / weights.sum()
+
+
+class _Log(TrainerCallback):
+    """Writes losses to the run directory and keeps the last two checkpoints."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Store the mean loss since the last log."""
+        if logs and "loss" in logs:
+            keys = ("loss", "learning_rate", "grad_norm")
+            self._run.append_metrics({"step": state.global_step, **{key: logs[key] for key in keys if key in logs}})
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep few checkpoints."""
+        rotate_checkpoints(self._run.checkpoints, keep=2, best=None)
+
+
+def load_start_policy(config: ExperimentConfig, run_root: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """Load the policy that runs of `config` start from, in the run's dtype."""
+    return load_policy(warmstart_policy_path(run_root, config), config.training.dtype)
+
+
+__all__ = ["Environment", "load_start_policy", "warmstart", "warmstart_path", "warmstart_policy_path"]

@@ -1,0 +1,34 @@
+"""The prompt a policy sees: instructions once, then the question.
+
+Two wordings: `search-r1` explains the protocol to a pre-trained model (after Search-R1, arXiv 2503.09516, in our own
+words); `short` is for policies that were warm-started on the protocol and need only the question. A chat template is
+applied when the tokenizer has one, as the official code does for base models too.
+"""
+
+from transformers import PreTrainedTokenizerBase
+
+_INSTRUCTIONS = """\
+Answer the question at the end. Whenever you learn something, first think about it inside <think> and </think>. If a \
+fact is missing, ask the search engine with <search> your query </search>; what it finds comes back between \
+<information> and </information>. You may search several times. As soon as nothing is missing, write the bare answer \
+inside <answer> and </answer>, without explanation, for example <answer> Beijing </answer>. Question: {question}
+"""
+_TEMPLATES = {"search-r1": _INSTRUCTIONS, "short": "Question: {question}\n"}
+
+
+def prompt_text(question: str, template: str) -> str:
+    """Return the prompt for `question` under `template` (`short` or `search-r1`); a missing question mark is added."""
+    question = question.strip()
+    if not question.endswith("?"):
+        question += "?"
+    # `replace`, not `format`: a question may hold braces.
+    return _TEMPLATES[template].replace("{question}", question)
+
+
+def encode_prompt(question: str, template: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the prompt's token ids, through the chat template when the tokenizer has one."""
+    text = prompt_text(question, template)
+    if tokenizer.chat_template is None:
+        return tokenizer.encode(text, add_special_tokens=False)
+    messages = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)

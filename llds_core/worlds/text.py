@@ -1,0 +1,36 @@
+"""Folding of names: one spelling for search tokens, name collisions and leak checks.
+
+Exact match (`llds_core.rewards`) deliberately does not fold accents: there, every accepted spelling is listed.
+"""
+
+import re
+import unicodedata
+
+# Letters that Unicode does not decompose into a base letter and a mark.
+_BASE_LETTERS = str.maketrans(
+    dict(zip("ıłŁøØđĐðÐəƏħĦ", "ilLoOdDdDeEhH", strict=True))
+    | {"æ": "ae", "Æ": "Ae", "œ": "oe", "Œ": "Oe", "þ": "th", "Þ": "Th", "ß": "ss"}
+)
+_APOSTROPHES = str.maketrans("", "", "'’‘ʻʼ`´")
+_DIGIT_COMMA = re.compile(r"(?<=\d),(?=\d)")
+_WORD = re.compile(r"\w+")
+
+
+def strip_accents(text: str) -> str:
+    """Return `text` with plain Latin letters, in its own case: `São Tomé` becomes `Sao Tome`."""
+    if text.isascii():
+        return text
+    # Before decomposition too: compatibility forms of an apostrophe would turn into a space.
+    decomposed = unicodedata.normalize("NFKD", text.translate(_BASE_LETTERS))
+    return "".join(char for char in decomposed if not unicodedata.combining(char))
+
+
+def words(text: str) -> list[str]:
+    """Split `text` into lower-case, accent-free words; `N'Djamena` and `1,200` are one word each."""
+    folded = strip_accents(text.translate(_APOSTROPHES)).casefold()
+    return _WORD.findall(_DIGIT_COMMA.sub("", folded))
+
+
+def fold(text: str) -> str:
+    """Return the words of `text` joined by single spaces; two spellings of one name fold alike."""
+    return " ".join(words(text))
