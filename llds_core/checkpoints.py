@@ -22,10 +22,14 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.utils import logging as transformers_logging
 
 from llds_core.config import PolicyConfig
 from llds_core.errors import CheckpointError
 from llds_core.seeding import child_seed
+
+# A bar per file of weights says nothing about a training run.
+transformers_logging.disable_progress_bar()
 
 PAD, END = "<|pad|>", "<|end|>"
 _PREFIX = "step-"
@@ -59,6 +63,7 @@ def build_policy(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed:
         num_key_value_heads=config.key_value_heads,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
+        initializer_range=config.initializer_range,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,

@@ -24,11 +24,12 @@ _EPILOG = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
-    if not hasattr(options, "run"):
-        parser.print_help()
-        return 0
     try:
+        options, rest = parser.parse_known_args(arguments)
+        if not hasattr(options, "run"):
+            parser.print_help()
+            return 0
+        _take_late_overrides(options, rest)
         return options.run(options) or 0
     except LLDSError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def command(name: str, function, summary: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=summary, description=summary)
-        added.set_defaults(run=function)
+        added.set_defaults(run=function, command=name)
         return added
 
     doctor = command("doctor", _doctor, "check that this machine can run a profile")
@@ -102,11 +103,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _take_late_overrides(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Overrides may also follow the options, which argparse cannot express."""
+    for word in rest:
+        if word.startswith("-") or "=" not in word or not hasattr(options, "overrides"):
+            raise ConfigError(f'unknown argument "{word}": see "python -m llds_core {options.command} --help"')
+        options.overrides.append(word)
+
+
 class _Parser(argparse.ArgumentParser):
     """Usage errors are one line too."""
 
     def error(self, message: str) -> None:
-        raise ConfigError(f'{message}: see "{self.prog} --help"')
+        """Raise instead of printing the usage."""
+        raise ConfigError(f'{message}: see "{self.prog} --help"') from None
 
 
 def _add_experiment(parser: argparse.ArgumentParser) -> None:

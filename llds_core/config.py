@@ -60,6 +60,8 @@ class PolicyConfig:
     layers: int = 4
     heads: int = 4
     key_value_heads: int = 2
+    initializer_range: float = 0.02
+    """Standard deviation of the initial weights; small models train faster from larger ones."""
 
 
 @dataclass(frozen=True)
@@ -259,12 +261,9 @@ def load_experiment(name: str, overrides: Iterable[str] = ()) -> ExperimentConfi
         raise ConfigError(f'experiment "{name}" is not of the form profile/method: try "desk/grpo"')
     for kind, value, valid in (("profile", profile, profiles()), ("method", method, methods())):
         if value not in valid:
-            nearest = did_you_mean(value, valid)
-            whole = [f"{value}/{method}" if kind == "profile" else f"{profile}/{value}"][0]
-            close = nearest.split('"')[1] if nearest.startswith("did") else None
-            fixed = f"{close}/{method}" if kind == "profile" else f"{profile}/{close}"
-            hint = f'did you mean "{fixed}"? ' if close else ""
-            raise ConfigError(f'unknown {kind} "{value}" in "{whole}": {hint}valid: {", ".join(valid)}')
+            # Whole names, so that the hint can be pasted.
+            nearest = did_you_mean(name, [f"{v}/{method}" if kind == "profile" else f"{profile}/{v}" for v in valid])
+            raise ConfigError(f'unknown {kind} "{value}" in "{name}": {nearest}')
     profile_values = _read_preset("profiles", profile)
     per_method = profile_values.pop("methods", {})
     values: dict[str, Any] = {"profile": profile, "method": method}
@@ -312,8 +311,9 @@ def _build(cls: type, values: Any, path: str) -> Any:
     hints = typing.get_type_hints(cls)
     unknown = [key for key in values if key not in hints]
     if unknown:
-        key = f"{path}.{unknown[0]}".lstrip(".")
-        raise ConfigError(f'unknown key "{key}": {did_you_mean(str(unknown[0]), hints)}')
+        prefix = f"{path}." if path else ""
+        nearest = did_you_mean(f"{prefix}{unknown[0]}", [f"{prefix}{name}" for name in hints])
+        raise ConfigError(f'unknown key "{prefix}{unknown[0]}": {nearest}')
     return cls(**{key: _convert(hints[key], value, f"{path}.{key}".lstrip(".")) for key, value in values.items()})
 
 
@@ -400,6 +400,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "policy.layers": (1, None),
     "policy.heads": (1, None),
     "policy.key_value_heads": (1, None),
+    "policy.initializer_range": (0, 1),
     "warmstart.seed": (0, None),
     "warmstart.steps": (1, None),
     "warmstart.batch_size": (1, None),

@@ -1,6 +1,7 @@
 """What a search engine is to the rest of the package: queries in, ranked hits out.
 
-Also the text a policy gets to see for a list of hits, and the key by which injected failures are drawn.
+Also the text a policy gets to see for a list of hits, and the key by which injected failures are
+drawn.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from llds_core.worlds.formats import join_contents
 
 @dataclass(frozen=True)
 class Hit:
-    """One retrieved passage; a higher score is a better match, comparable within one search only."""
+    """One retrieved passage; scores, higher is better, compare within one search only."""
 
     id: str
     title: str
@@ -22,7 +23,7 @@ class Hit:
 
     @property
     def contents(self) -> str:
-        """Title in double quotes, a newline, the text: the document as the retrieval protocol sends it."""
+        """The document as the retrieval protocol sends it: title in quotes, newline, text."""
         return join_contents(self.title, self.text)
 
 
@@ -49,7 +50,7 @@ class Retriever(Protocol):
     """Anything that ranks passages for a batch of queries."""
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Return up to `k` hits per query, best first; a query without a single known word gets none.
+        """Return up to `k` hits per query, best first; none when nothing matches at all.
 
         Raises:
             ConfigError: when `k` is not a positive integer.
@@ -60,9 +61,13 @@ class Retriever(Protocol):
 def check_k(k: int) -> None:
     """Raise a `ConfigError` unless `k` is a positive integer."""
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise ConfigError(f"a search cannot return {k!r} passages: set retrieval.top_k to 1 or more")
+        raise ConfigError(
+            f"a search cannot return {k!r} passages: set retrieval.top_k to 1 or more"
+        )
 
 
 def format_hits(hits: Sequence[Hit]) -> str:
-    """Return the text shown for `hits`, one `Doc i(Title: ...) ...` line each (arXiv 2503.09516), numbered from 1."""
-    return "".join(f"Doc {i}(Title: {hit.title}) {hit.text}\n" for i, hit in enumerate(hits, start=1))
+    """Return the text a policy sees: `Doc 1(Title: ...) ...` lines as in Search-R1's code."""
+    return "".join(
+        f"Doc {i}(Title: {hit.title}) {hit.text}\n" for i, hit in enumerate(hits, start=1)
+    )

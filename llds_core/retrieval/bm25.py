@@ -1,6 +1,6 @@
 """Lexical search over a corpus in memory: BM25 (Lucene variant) from `bm25s`.
 
-Scores come from `bm25s`; ranking is ours, because its top-k breaks ties in an order that depends on the NumPy build.
+Scores come from `bm25s`; ranking is ours, because its top-k leaves the order of equal scores open.
 One process, one thread, no progress bars.
 """
 
@@ -39,11 +39,16 @@ class BM25Retriever:
         self._passages = tuple(passages)
         self._title_weight = title_weight
         documents = [words(p.title) * title_weight + words(p.text) for p in self._passages]
-        # Ids in order of first use: bm25s would number a set of strings, in another order in every process.
+        # Ids in order of first use: bm25s would number a set, in another order in each process.
         self._vocabulary: dict[str, int] = {}
-        ids = [[self._vocabulary.setdefault(w, len(self._vocabulary)) for w in doc] for doc in documents]
+        ids = [
+            [self._vocabulary.setdefault(w, len(self._vocabulary)) for w in doc]
+            for doc in documents
+        ]
         if not self._vocabulary:
-            raise ConfigError(f"a corpus of {len(self._passages)} passages without a word: give it text")
+            raise ConfigError(
+                f"a corpus of {len(self._passages)} passages without a word: give it text"
+            )
         self._index = bm25s.BM25(k1=_K1, b=_B, method="lucene", backend="numpy")
         self._index.index((ids, dict(self._vocabulary)), show_progress=False)
 
@@ -58,7 +63,7 @@ class BM25Retriever:
         return digest.hexdigest()[:16]
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Return up to `k` hits per query, best first; passages that share no word with the query are left out.
+        """Return up to `k` hits per query, best first, all of which share a word with the query.
 
         Raises:
             ConfigError: when `k` is not a positive integer.
@@ -77,5 +82,7 @@ class BM25Retriever:
             found = found[scores[found] >= threshold]
         best = found[np.argsort(-scores[found], kind="stable")][:k]
         return [
-            Hit(p.id, p.title, p.text, float(scores[i])) for i in best.tolist() for p in (self._passages[i],)
+            Hit(p.id, p.title, p.text, float(scores[i]))
+            for i in best.tolist()
+            for p in (self._passages[i],)
         ]

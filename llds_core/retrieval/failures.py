@@ -1,8 +1,9 @@
 """Searches that fail on purpose: a given share returns passages about something else.
 
-At small scale a policy soon answers every question of a group alike and nothing is left to learn or to lose. Failed
-searches keep groups mixed, and put correct first actions into incorrect responses. Whether a search fails depends on
-its key alone, so that paired runs and resumed runs meet the same failures in any order of execution.
+At small scale a policy soon answers every question of a group alike, and nothing is left to learn
+or to lose. Failed searches keep groups mixed, and put correct first actions into incorrect
+responses. Whether a search fails depends on its key alone, so that paired and resumed runs meet
+the same failures in any order of execution.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,9 @@ class FailingRetriever:
         if not 0 <= failure_rate <= 1:
             raise ConfigError(f"retrieval.failure_rate is {failure_rate}: set it between 0 and 1")
         if failure_rate and not passages:
-            raise ConfigError("no passages to show when a search fails: pass the corpus or set the rate to 0")
+            raise ConfigError(
+                "no passages to show when a search fails: pass the corpus or set the rate to 0"
+            )
         self._retriever = retriever
         self._failure_rate = failure_rate
         self._passages = passages
@@ -56,15 +59,18 @@ class FailingRetriever:
         """Search, failing by key.
 
         Returns:
-            Hits per query, and whether they were replaced. A failed search shows as many passages as it had hits, under
-            titles of which none is among the hits (fewer if the corpus holds no more); a search without hits cannot fail.
+            Hits per query, and whether they were replaced. A failed search shows as many
+            passages as it had hits, all under other titles (fewer if the corpus has no more);
+            a search without hits cannot fail.
 
         Raises:
             ConfigError: when there is not one key per query, or `k` is not a positive integer.
         """
         check_k(k)
         if len(queries) != len(keys):
-            raise ConfigError(f"{len(queries)} queries with {len(keys)} keys: pass one key per query")
+            raise ConfigError(
+                f"{len(queries)} queries with {len(keys)} keys: pass one key per query"
+            )
         found = self._retriever.search(queries, k)
         if not self._failure_rate:
             return found, [False] * len(found)

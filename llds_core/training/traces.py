@@ -1,6 +1,7 @@
 """Scripted search traces: noisy demonstrations from which a random policy learns the protocol.
 
-A trace asks the real search engine the queries that lead to an answer, in varying words, and is imperfect on purpose:
+Tags and text are set apart by spaces, so that a byte-pair tokenizer spells a name alike wherever it stands: copying it
+is then one skill, not one per name. A trace asks the real search engine the queries that lead to an answer, in varying words, and is imperfect on purpose:
 some searches fail and are retried or not, some two-hop traces stop after one search and guess, some end in a wrong
 answer of the right kind. What remains to be learned is what reinforcement learning is given to learn. Only training
 questions are used.
@@ -144,11 +145,11 @@ class _Script:
             topic = "country"
         thought = self._pick(thoughts).format(name=name, **fields)
         self.query = self._pick(_QUERIES).format(query=hop["query"], topic=topic)
-        self.segments.append((f"<think>{thought}</think>\n<search>{self.query}</search>", True))
+        self.segments.append((f"<think> {thought} </think>\n<search> {self.query} </search>", True))
 
     def _answer(self, answer: str) -> None:
         thought = self._pick(_LAST_THOUGHTS).format(answer=answer)
-        self.segments.append((f"<think>{thought}</think>\n<answer>{answer}</answer>", True))
+        self.segments.append((f"<think> {thought} </think>\n<answer> {answer} </answer>", True))
         self.correct = answer in self.question.golden_answers
 
     def _wrong_answer(self) -> str:

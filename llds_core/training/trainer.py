@@ -13,6 +13,7 @@ Deltas from TRL, each an override of one method:
 * `_clip_grad_norm`: a non-finite gradient or loss skips the update.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,15 +71,18 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self._hidden: torch.Tensor | None = None
         self._loss_is_finite = True
         self.metrics: StepMetrics | None = None
-        super().__init__(
-            model=model,
-            reward_funcs=[_trajectory_reward],
-            args=args,
-            train_dataset=train_dataset,
-            processing_class=processing_class,
-            rollout_func=_search_rollout,
-            callbacks=[*(callbacks or []), _FinishStep(self)],
-        )
+        with warnings.catch_warnings():
+            # The contract test watches this interface; users can do nothing about its being experimental.
+            warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
+            super().__init__(
+                model=model,
+                reward_funcs=[_trajectory_reward],
+                args=args,
+                train_dataset=train_dataset,
+                processing_class=processing_class,
+                rollout_func=_search_rollout,
+                callbacks=[_FinishStep(self), *(callbacks or [])],
+            )
         self.remove_callback(PrinterCallback)
         self.model.base_model.register_forward_hook(self._keep_hidden_states)
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from llds_core.checkpoints import (
     AtomicCheckpointMixin,
@@ -29,7 +31,7 @@ from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.protocol import TAGS
 from llds_core.runs import RunDirectory, read_manifest
 from llds_core.seeding import child_seed, numpy_generator
-from llds_core.training.environment import Environment, build_retriever, build_world
+from llds_core.training.environment import build_retriever, build_world
 from llds_core.training.traces import Trace, make_traces
 from llds_core.worlds.prompts import encode_prompt, prompt_text
 
@@ -125,18 +127,20 @@ def _build_trainer(config: ExperimentConfig, run: RunDirectory, *, progress: boo
         logging_steps=10,
         seed=child_seed(settings.seed, "warmstart", "trainer") % 2**31,
         report_to=[],
-        disable_tqdm=not progress,
+        disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-    return WarmstartTrainer(
+    trainer = WarmstartTrainer(
         model=model,
         args=arguments,
         train_dataset=batches,
         data_collator=lambda items: items[0],
         processing_class=tokenizer,
-        callbacks=[_Log(run)],
+        callbacks=[_Log(run, settings.steps, progress=progress)],
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _tokenizer_texts(config: ExperimentConfig, traces: Sequence[Trace]) -> list[str]:
@@ -207,25 +211,41 @@ class WarmstartTrainer(AtomicCheckpointMixin, Trainer):
 
 
 class _Log(TrainerCallback):
-    """Writes losses to the run directory and keeps the last two checkpoints."""
+    """Writes losses to the run directory, shows progress and keeps the last two checkpoints."""
 
-    def __init__(self, run: RunDirectory) -> None:
+    def __init__(self, run: RunDirectory, steps: int, *, progress: bool) -> None:
         self._run = run
+        self._steps = steps
+        self._progress = progress
+        self._bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar where a resumed run stands."""
+        self._bar = tqdm(
+            total=self._steps, initial=state.global_step, desc="warm start", unit="step", disable=not self._progress
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        self._bar.update()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Store the mean loss since the last log."""
         if logs and "loss" in logs:
             keys = ("loss", "learning_rate", "grad_norm")
             self._run.append_metrics({"step": state.global_step, **{key: logs[key] for key in keys if key in logs}})
+            self._bar.set_postfix(loss=f"{logs['loss']:.3f}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep few checkpoints."""
         rotate_checkpoints(self._run.checkpoints, keep=2, best=None)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        self._bar.close()
 
 
 def load_start_policy(config: ExperimentConfig, run_root: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Load the policy that runs of `config` start from, in the run's dtype."""
     return load_policy(warmstart_policy_path(run_root, config), config.training.dtype)
 
-
-__all__ = ["Environment", "load_start_policy", "warmstart", "warmstart_path", "warmstart_policy_path"]

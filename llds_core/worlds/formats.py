@@ -1,24 +1,33 @@
-"""Passages and questions, and the field's JSON-lines formats for them (Search-R1, FlashRAG).
+"""Passages and questions, and the JSON-lines files that hold them.
 
-    corpus     {"id": "…", "contents": "\\"title\\"\\ntext"}
-    questions  {"id": "…", "question": "…", "golden_answers": ["…"], "metadata": {…}}
-
-Reading checks every row and names file and line of the first one that is wrong.
+The schema is that of FlashRAG and Search-R1, so that their corpora and question sets load here
+and ours load there: a corpus line is `{"id", "contents"}` with the title in double quotes on the
+first line of `contents`; a question line is `{"id", "question", "golden_answers", "metadata"}`.
+Every defect of a file is one `DataError` that names file and line.
 """
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llds_core.errors import DataError, RunError
+
+_SHOWN = 60  # characters of a bad value that a message repeats
 
 
 @dataclass(frozen=True)
 class Passage:
-    """One passage of a corpus."""
+    """One retrievable document.
+
+    Attributes:
+        id: unique in its corpus.
+        title: one line.
+        text: any text; it is data, never markup, whatever tags it holds.
+    """
 
     id: str
     title: str
@@ -26,13 +35,20 @@ class Passage:
 
     @property
     def contents(self) -> str:
-        """Title in quotes on the first line, then the text."""
+        """Title in double quotes, a newline, the text."""
         return join_contents(self.title, self.text)
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, every answer accepted for it, and what is known about it."""
+    """One question and every answer that counts as correct.
+
+    Attributes:
+        id: unique in its set.
+        question: the question as asked.
+        golden_answers: accepted answers, the usual one first; never empty.
+        metadata: whatever the source knows; the atlas gives `kind`, `hops`, `entity` and `steps`.
+    """
 
     id: str
     question: str
@@ -40,119 +56,210 @@ class Question:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+_Item = TypeVar("_Item", Passage, Question)
+
+
 def join_contents(title: str, text: str) -> str:
-    """Return the `contents` field of a corpus line."""
+    """Return title and text as one `contents` string."""
     return f'"{title}"\n{text}'
 
 
-def write_corpus(path: Path, passages: Iterable[Passage]) -> None:
-    """Write a corpus; the file is replaced whole or not at all."""
-    _write(path, ({"id": p.id, "contents": p.contents} for p in passages))
+def split_contents(contents: str) -> tuple[str, str]:
+    """Return title and text of a `contents` string; a title without quotes is taken as it is."""
+    title, _, text = contents.partition("\n")
+    if len(title) > 1 and title[0] == title[-1] == '"':
+        title = title[1:-1]
+    return title, text
 
 
-def write_questions(path: Path, questions: Iterable[Question]) -> None:
-    """Write questions; the file is replaced whole or not at all."""
-    _write(
-        path,
-        (
-            {"id": q.id, "question": q.question, "golden_answers": list(q.golden_answers), "metadata": q.metadata}
-            for q in questions
-        ),
+def write_corpus(path: str | Path, passages: Iterable[Passage]) -> None:
+    """Write `passages` as JSON lines; the file appears complete or not at all.
+
+    Raises:
+        DataError: when a title holds a newline, which the format cannot express.
+        RunError: when the file cannot be written.
+    """
+    write_lines(path, map(_passage_line, passages))
+
+
+def read_corpus(path: str | Path) -> tuple[Passage, ...]:
+    """Read a corpus in the order of its lines.
+
+    Raises:
+        DataError: when the file is missing or unreadable, a line is no passage, an id occurs
+            twice, or there is no passage at all.
+    """
+    return tuple(_read_items(Path(path), "passage", _passage))
+
+
+def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
+    """Write `questions` as JSON lines; the file appears complete or not at all.
+
+    Raises:
+        RunError: when the file cannot be written.
+    """
+    write_lines(path, map(_question_line, questions))
+
+
+def read_questions(path: str | Path) -> tuple[Question, ...]:
+    """Read a question set in the order of its lines; `metadata` may be absent.
+
+    Raises:
+        DataError: when the file is missing or unreadable, a line is no question with at least
+            one answer, an id occurs twice, or there is no question at all.
+    """
+    return tuple(_read_items(Path(path), "question", _question))
+
+
+def write_lines(path: str | Path, lines: Iterable[str]) -> None:
+    """Write `lines` as UTF-8; the file appears complete or not at all.
+
+    Raises:
+        RunError: when the file cannot be written.
+    """
+    path = Path(path)
+    # In the target's folder: a rename is atomic only within one file system.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for line in lines:
+                file.write(f"{line}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error}): "
+            "free space or choose a writable folder"
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _passage_line(passage: Passage) -> str:
+    if "\n" in passage.title:
+        shown = _shown(passage.title)
+        raise DataError(
+            f"the title of passage {passage.id} holds a newline: {shown}: put it on one line"
+        )
+    return _json({"id": passage.id, "contents": passage.contents})
+
+
+def _question_line(question: Question) -> str:
+    return _json(
+        {
+            "id": question.id,
+            "question": question.question,
+            "golden_answers": list(question.golden_answers),
+            "metadata": question.metadata,
+        }
     )
 
 
-def read_corpus(path: Path) -> list[Passage]:
-    """Read a corpus. A title without quotes is accepted; a passage of one line has its title as text.
-
-    Raises:
-        DataError: for a missing or empty file, or naming the first line that is no passage.
-    """
-    passages = []
-    seen: set[str] = set()
-    for where, row in _rows(path):
-        _require(where, row, "contents", str)
-        identity = _identity(where, row, seen)
-        title, _, text = row["contents"].partition("\n")
-        quoted = len(title) >= 2 and title[0] == title[-1] == '"'
-        passages.append(Passage(identity, title[1:-1] if quoted else title, text))
-    if not passages:
-        raise DataError(f"corpus {path} is empty: it needs at least one passage")
-    return passages
+def _json(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False)
 
 
-def read_questions(path: Path) -> list[Question]:
-    """Read questions.
-
-    Raises:
-        DataError: for a missing or empty file, or naming the first line that is no question with answers.
-    """
-    questions = []
-    seen: set[str] = set()
-    for where, row in _rows(path):
-        _require(where, row, "question", str)
-        _require(where, row, "golden_answers", list)
-        answers = row["golden_answers"]
-        if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
-            raise DataError(f"{where}: golden_answers is {_short(answers)}: give a list of at least one answer text")
-        metadata = row.get("metadata") or {}
-        if not isinstance(metadata, dict):
-            raise DataError(f"{where}: metadata is {_short(metadata)}: give an object or leave it out")
-        questions.append(Question(_identity(where, row, seen), row["question"], tuple(answers), metadata))
-    if not questions:
-        raise DataError(f"question file {path} is empty: it needs at least one question")
-    return questions
+def _passage(row: dict[str, Any], where: str) -> Passage:
+    title, text = split_contents(_string(row, "contents", where))
+    return Passage(_identity(row, where), title, text)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}): check the path") from error
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if not line.strip():
-            continue
+def _question(row: dict[str, Any], where: str) -> Question:
+    answers = row.get("golden_answers")
+    if (
+        not isinstance(answers, list)
+        or not answers
+        or not all(isinstance(answer, str) and answer.strip() for answer in answers)
+    ):
+        raise DataError(
+            f'{where}: "golden_answers" is {_shown(answers)}: give a list of at least one '
+            'non-blank string, e.g. ["Paris"]'
+        )
+    metadata = row.get("metadata")
+    if not isinstance(metadata, dict | None):
+        raise DataError(
+            f'{where}: "metadata" is {_shown(metadata)}: make it an object or leave it out'
+        )
+    text = _string(row, "question", where)
+    return Question(_identity(row, where), text, tuple(answers), metadata or {})
+
+
+def _string(row: dict[str, Any], name: str, where: str) -> str:
+    if name not in row:
+        raise DataError(f'{where}: no "{name}" among {_shown(sorted(row))}: add it as a string')
+    value = row[name]
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f'{where}: "{name}" is {_shown(value)}: make it a non-blank string')
+    return value
+
+
+def _identity(row: dict[str, Any], where: str) -> str:
+    # Some published corpora number their passages; a bool is an int to Python only.
+    if isinstance(row.get("id"), int) and not isinstance(row["id"], bool):
+        return str(row["id"])
+    return _string(row, "id", where)
+
+
+def _read_items(
+    path: Path, noun: str, parse: Callable[[dict[str, Any], str], _Item]
+) -> Iterator[_Item]:
+    seen: dict[str, int] = {}
+    for number, row in _read_rows(path):
         where = f"{path}:{number}"
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where} is not UTF-8 ({error.reason}): save the file as UTF-8") from error
-        except (ValueError, RecursionError) as error:
-            shown = _short(line.decode())
-            raise DataError(f"{where} is not JSON ({shown}): write one JSON object a line") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{where} is {_short(row)}, not an object: write one JSON object a line")
-        yield where, row
+        item = parse(row, where)
+        first = seen.setdefault(item.id, number)
+        if first != number:
+            raise DataError(
+                f"{where}: the id {_shown(item.id)} is taken by line {first}: "
+                f"give every {noun} its own id"
+            )
+        yield item
+    if not seen:
+        raise DataError(f"{path}: holds no {noun}: give a file with one JSON object a line")
 
 
-def _require(where: str, row: dict[str, Any], key: str, kind: type) -> None:
-    if key not in row:
-        raise DataError(f'{where} has no "{key}" (it has {", ".join(map(str, row)) or "nothing"}): add it')
-    if not isinstance(row[key], kind) or (kind is str and not row[key].strip()):
-        raise DataError(f'{where}: "{key}" is {_short(row[key])}: give a non-empty {kind.__name__}')
-
-
-def _identity(where: str, row: dict[str, Any], seen: set[str]) -> str:
-    if not isinstance(row.get("id"), (str, int)):
-        raise DataError(f'{where}: "id" is {_short(row.get("id"))}: give a text or number')
-    identity = str(row["id"])
-    if identity in seen:
-        raise DataError(f'{where}: "id" {identity} occurs twice: make ids unique')
-    seen.add(identity)
-    return identity
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object); reads bytes, to know the line of an undecodable one."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        os.replace(partial, path)
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, _object(line, f"{path}:{number}")
     except OSError as error:
-        raise RunError(f"cannot write {path} ({error.strerror}): free space, or choose another folder") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}): check the path and permissions"
+        ) from error
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        text = line.decode("utf-8-sig").strip()  # Windows editors open a file with a mark
+    except UnicodeDecodeError as error:
+        shown = _shown(line[error.start : error.start + 8])
+        raise DataError(
+            f"{where}: not UTF-8 at byte {error.start} ({shown}): save the file as UTF-8"
+        ) from None
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise DataError(
+            f"{where}: not JSON ({reason}): {_shown(text)}: write one JSON object a line"
+        ) from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: {_shown(row)} is no object: write one JSON object a line")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{where}: half a surrogate pair in {_shown(text)}: write the whole character"
+        ) from None
+    return row
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)  # escapes newlines: a message stays on one line
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

@@ -1,10 +1,12 @@
 """Folding of names: one spelling for search tokens, name collisions and leak checks.
 
-Exact match (`llds_core.rewards`) deliberately does not fold accents: there, every accepted spelling is listed.
+Exact match (`llds_core.rewards`) deliberately does not fold accents: there, every accepted
+spelling is listed.
 """
 
 import re
 import unicodedata
+from functools import lru_cache
 
 # Letters that Unicode does not decompose into a base letter and a mark.
 _BASE_LETTERS = str.maketrans(
@@ -20,17 +22,18 @@ def strip_accents(text: str) -> str:
     """Return `text` with plain Latin letters, in its own case: `São Tomé` becomes `Sao Tome`."""
     if text.isascii():
         return text
-    # Before decomposition too: compatibility forms of an apostrophe would turn into a space.
     decomposed = unicodedata.normalize("NFKD", text.translate(_BASE_LETTERS))
     return "".join(char for char in decomposed if not unicodedata.combining(char))
 
 
 def words(text: str) -> list[str]:
-    """Split `text` into lower-case, accent-free words; `N'Djamena` and `1,200` are one word each."""
+    """Split `text` into lower-case, accent-free words; `N'Djamena` and `1,200` are one each."""
+    # Apostrophes go first: decomposing would turn some of them into a space.
     folded = strip_accents(text.translate(_APOSTROPHES)).casefold()
     return _WORD.findall(_DIGIT_COMMA.sub("", folded))
 
 
+@lru_cache(maxsize=1 << 16)
 def fold(text: str) -> str:
     """Return the words of `text` joined by single spaces; two spellings of one name fold alike."""
     return " ".join(words(text))

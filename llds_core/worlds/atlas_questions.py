@@ -1,0 +1,167 @@
+"""Questions of the atlas world: wordings, accepted answers, and the searches that lead to them.
+
+Each fact is asked once, in one of several wordings. No question holds its answer, nor, with two
+hops, the country on the way: such facts (the country of Mexico City, the continent of South
+Africa) are left out in every wording. "Holds" includes the inside of words, "Oman" in "Romano": a
+few facts lost buy a rule that needs no interpretation. A mere alias inside a word, "UK" in
+"Sukabumi", costs the alias and not the question.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+from llds_core.seeding import child_seed
+from llds_core.worlds.atlas_facts import City, Country
+from llds_core.worlds.formats import Question
+from llds_core.worlds.text import fold, words
+
+# Every wording ends in a question mark, because prompts add one where it is missing.
+_WORDINGS = {
+    "city-country": (
+        "Which country is {subject} in?",
+        "In which country does {subject} lie?",
+        "What country does {subject} belong to?",
+        "Where is {subject}, by country?",
+        "{subject} is a city of which country?",
+    ),
+    "city-capital": (
+        "What is the capital of the country where {subject} is?",
+        "Which city is the capital of the country that {subject} belongs to?",
+        "What is the capital city of the country in which {subject} lies?",
+        "{subject} lies in a country with which capital?",
+        "The country of {subject} has which capital?",
+    ),
+    "city-currency": (
+        "What is the currency of the country where {subject} is?",
+        "Which currency is used in the country that {subject} belongs to?",
+        "What money is used in the country in which {subject} lies?",
+        "{subject} lies in a country with which currency?",
+        "The country of {subject} has which currency?",
+    ),
+    "city-continent": (
+        "On which continent is the country where {subject} is?",
+        "Which continent does the country that {subject} belongs to lie on?",
+        "What is the continent of the country in which {subject} lies?",
+        "{subject} lies in a country of which continent?",
+        "The country of {subject} is part of which continent?",
+    ),
+    "country-capital": (
+        "What is the capital of {subject}?",
+        "Which city is the capital of {subject}?",
+        "What is the capital city of {subject} called?",
+        "Which capital does {subject} have?",
+    ),
+    "country-currency": (
+        "What is the currency of {subject}?",
+        "Which currency is used in {subject}?",
+        "What money is used in {subject}?",
+        "What is the currency called that {subject} uses?",
+    ),
+    "country-continent": (
+        "On which continent is {subject}?",
+        "Which continent does {subject} belong to?",
+        "What continent is {subject} part of?",
+        "Which continent does {subject} lie on?",
+    ),
+}
+KINDS = tuple(_WORDINGS)
+
+
+def answers_about(country: Country, topic: str) -> tuple[str, ...]:
+    """Return the answers about `country` for one of `country capital currency continent`."""
+    return {
+        "country": country.names,
+        "capital": country.capitals,
+        "currency": country.currencies,
+        "continent": country.continents,
+    }[topic]
+
+
+def city_questions(
+    city: City,
+    alike: Sequence[City],
+    countries: Mapping[str, Country],
+    titles: Mapping[str, str],
+    *,
+    repeated: bool,
+    seed: int,
+) -> list[Question]:
+    """Return the one-hop and two-hop questions about `city`.
+
+    Args:
+        city: the subject.
+        alike: every city that the wording fits, `city` among them; the answers of all count.
+        countries: by ISO code.
+        titles: passage titles by passage id.
+        repeated: whether the name needs the population beside it.
+        seed: root seed of the wordings.
+    """
+    subject = f"{city.name} (about {city.people} people)" if repeated else city.name
+    query = f"{city.name} {city.people}" if repeated else city.name
+    country = countries[city.iso]
+    to_country = _step(query, f"city-{city.id}", titles, country.name)
+    questions = []
+    for kind in KINDS[:4]:
+        topic = kind.partition("-")[2]
+        own = answers_about(country, topic)
+        if not own:
+            continue
+        others = (answers_about(countries[other.iso], topic) for other in alike)
+        golden = tuple(dict.fromkeys((*own, *chain.from_iterable(others))))
+        if topic == "country":
+            steps, bridge = [to_country], ()
+        else:
+            to_answer = _step(country.name, f"country-{country.iso}", titles, own[0])
+            steps, bridge = [dict(to_country), to_answer], country.names
+        questions += _question(kind, city.id, subject, golden, bridge, steps, seed)
+    return questions
+
+
+def country_questions(country: Country, titles: Mapping[str, str], *, seed: int) -> list[Question]:
+    """Return the one-hop questions about `country`."""
+    questions = []
+    for kind in KINDS[4:]:
+        golden = answers_about(country, kind.partition("-")[2])
+        if golden:
+            steps = [_step(country.name, f"country-{country.iso}", titles, golden[0])]
+            questions += _question(kind, country.iso, country.in_prose, golden, (), steps, seed)
+    return questions
+
+
+def _step(query: str, passage_id: str, titles: Mapping[str, str], answer: str) -> dict[str, str]:
+    return {
+        "query": query,
+        "title": titles[passage_id],
+        "passage_id": passage_id,
+        "answer": answer,
+    }
+
+
+def _question(
+    kind: str,
+    entity: str,
+    subject: str,
+    golden: tuple[str, ...],
+    bridge: tuple[str, ...],
+    steps: list[dict[str, str]],
+    seed: int,
+) -> list[Question]:
+    """Return the question in the first wording that gives nothing away, from a drawn one on."""
+    wordings = _WORDINGS[kind]
+    first = child_seed(seed, "atlas", "wording", kind, entity) % len(wordings)
+    for wording in wordings[first:] + wordings[:first]:
+        text = wording.format(subject=subject)
+        accepted = _kept(golden, text)
+        if accepted and (not bridge or _kept(bridge, text)):
+            metadata = {"kind": kind, "hops": len(steps), "entity": entity, "steps": steps}
+            return [Question(f"atlas-{kind}-{entity}", text, accepted, metadata)]
+    return []
+
+
+def _kept(names: tuple[str, ...], text: str) -> tuple[str, ...]:
+    """Return `names` without those inside words of `text`; none at all if `text` tells one."""
+    padded = f" {' '.join(words(text))} "
+    folded = [fold(name) for name in names]
+    if folded[0] in padded or any(f" {name} " in padded for name in folded):
+        return ()
+    return tuple(name for name, form in zip(names, folded, strict=True) if form not in padded)

@@ -1,0 +1,37 @@
+"""Shared fixtures: complete smoke runs, trained once a session, and the reason a GPU test is skipped."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported anywhere: no test reaches a model hub, and threads are the configuration's business.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+SMOKE_METHODS = ("grpo", "llds-action")
+
+
+@pytest.fixture(scope="session")
+def smoke_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run root with a complete smoke warm start and the runs `smoke/grpo` and `smoke/llds-action`, seed 0."""
+    from llds_core.config import load_experiment
+    from llds_core.training.experiment import train
+
+    root = tmp_path_factory.mktemp("smoke") / "runs"
+    for method in SMOKE_METHODS:
+        train(load_experiment(f"smoke/{method}"), 0, root, progress=False)
+    return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests with the reason where there is no GPU."""
+    if not any(item.get_closest_marker("gpu") for item in items):
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and this machine has none"))
