@@ -35,7 +35,9 @@ PAD, END = "<|pad|>", "<|end|>"
 _PREFIX = "step-"
 
 
-def build_tokenizer(texts: Iterable[str], vocab_size: int, tags: Iterable[str]) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    texts: Iterable[str], vocab_size: int, tags: Iterable[str]
+) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer on `texts`; each of `tags` is a single, ordinary (decodable) token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -49,10 +51,14 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int, tags: Iterable[str]) 
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens(tag_tokens)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, padding_side="right")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, padding_side="right"
+    )
 
 
-def build_policy(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+def build_policy(
+    config: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> PreTrainedModel:
     """Return a randomly initialised Qwen2 policy for `tokenizer`, deterministic in `seed`."""
     architecture = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -74,14 +80,18 @@ def build_policy(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed:
         return Qwen2ForCausalLM(architecture)
 
 
-def load_policy(path: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_policy(
+    path: str | Path, dtype: str = "float32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a policy and its tokenizer.
 
     Raises:
         CheckpointError: when the folder is missing, truncated or not a causal language model.
     """
     if Path(path).exists() and not (Path(path) / "config.json").is_file():
-        raise CheckpointError(f"{path} holds no config.json: name a checkpoint folder such as …/checkpoint/step-000012")
+        raise CheckpointError(
+            f"{path} holds no config.json: name a checkpoint folder such as …/checkpoint/step-000012"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
@@ -165,4 +175,6 @@ def read_checkpoint_extra(path: Path) -> dict:
     try:
         return json.loads((path / "extra.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a whole checkpoint ({error}): delete it to resume from an earlier one") from error
+        raise CheckpointError(
+            f"{path} is not a whole checkpoint ({error}): delete it to resume from an earlier one"
+        ) from error

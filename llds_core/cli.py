@@ -55,11 +55,17 @@ def build_parser() -> argparse.ArgumentParser:
         return added
 
     doctor = command("doctor", _doctor, "check that this machine can run a profile")
-    doctor.add_argument("profile", nargs="?", default="desk", help=f"one of: {', '.join(profiles())}")
+    doctor.add_argument(
+        "profile", nargs="?", default="desk", help=f"one of: {', '.join(profiles())}"
+    )
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
-    doctor.add_argument("--run-root", type=Path, default=DEFAULT_ROOT, help="folder of runs (default: %(default)s)")
+    doctor.add_argument(
+        "--run-root", type=Path, default=DEFAULT_ROOT, help="folder of runs (default: %(default)s)"
+    )
 
-    warm = command("warmstart", _warmstart, "train the policy that all runs of a profile start from")
+    warm = command(
+        "warmstart", _warmstart, "train the policy that all runs of a profile start from"
+    )
     warm.add_argument("profile", help=f"one of: {', '.join(profiles())}")
     _add_common(warm)
 
@@ -70,8 +76,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", _evaluate, "score a checkpoint on held-out questions")
     _add_experiment(evaluate)
-    evaluate.add_argument("--seed", type=int, default=0, help="seed of the run to score (default: 0)")
-    evaluate.add_argument("--split", default="test", choices=("dev", "test"), help="questions (default: test)")
+    evaluate.add_argument(
+        "--seed", type=int, default=0, help="seed of the run to score (default: 0)"
+    )
+    evaluate.add_argument(
+        "--split", default="test", choices=("dev", "test"), help="questions (default: test)"
+    )
     _add_checkpoint(evaluate)
     _add_common(evaluate)
 
@@ -83,22 +93,51 @@ def build_parser() -> argparse.ArgumentParser:
     _add_checkpoint(ask)
     _add_common(ask)
 
-    report = command("report", _report, "run the notebooks and write figures, tables and the index of a profile")
+    report = command(
+        "report", _report, "run the notebooks and write figures, tables and the index of a profile"
+    )
     report.add_argument("profile", help=f"one of: {', '.join(profiles())}")
-    report.add_argument("--seeds", type=_seeds, default=[0], help="comma-separated seeds (default: 0)")
-    report.add_argument("--out-dir", type=Path, default=None, help="folder of the output (default: results/<profile>)")
+    report.add_argument(
+        "--seeds", type=_seeds, default=[0], help="comma-separated seeds (default: 0)"
+    )
+    report.add_argument(
+        "--out-dir",
+        type=Path,
+        default=None,
+        help="folder of the output (default: results/<profile>)",
+    )
     _add_common(report)
 
-    reproduce = command("reproduce", _reproduce, "the main job: checks, start policy, all runs, notebooks, figures")
-    reproduce.add_argument("profile", nargs="?", default="desk", help=f"one of: {', '.join(profiles())}")
-    reproduce.add_argument("--seeds", type=_seeds, default=[0], help="comma-separated seeds (default: 0)")
-    reproduce.add_argument("--arms", type=_names, default=None, help='comma-separated methods, or "all"')
-    reproduce.add_argument("--out-dir", type=Path, default=None, help="folder of the output (default: results/<profile>)")
+    reproduce = command(
+        "reproduce", _reproduce, "the main job: checks, start policy, all runs, notebooks, figures"
+    )
+    reproduce.add_argument(
+        "profile", nargs="?", default="desk", help=f"one of: {', '.join(profiles())}"
+    )
+    reproduce.add_argument(
+        "--seeds", type=_seeds, default=[0], help="comma-separated seeds (default: 0)"
+    )
+    reproduce.add_argument(
+        "--arms", type=_names, default=None, help='comma-separated methods, or "all"'
+    )
+    reproduce.add_argument(
+        "--out-dir",
+        type=Path,
+        default=None,
+        help="folder of the output (default: results/<profile>)",
+    )
     _add_common(reproduce)
 
     bench = command("bench", _bench, "measure speed against named baselines, side by side")
-    bench.add_argument("--profile", default="desk", help=f"one of: {', '.join(profiles())} (default: desk)")
-    bench.add_argument("--out", type=Path, default=Path("results/bench.csv"), help="CSV file (default: %(default)s)")
+    bench.add_argument(
+        "--profile", default="desk", help=f"one of: {', '.join(profiles())} (default: desk)"
+    )
+    bench.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/bench.csv"),
+        help="CSV file (default: %(default)s)",
+    )
     _add_common(bench)
     return parser
 
@@ -107,7 +146,9 @@ def _take_late_overrides(options: argparse.Namespace, rest: Sequence[str]) -> No
     """Overrides may also follow the options, which argparse cannot express."""
     for word in rest:
         if word.startswith("-") or "=" not in word or not hasattr(options, "overrides"):
-            raise ConfigError(f'unknown argument "{word}": see "python -m llds_core {options.command} --help"')
+            raise ConfigError(
+                f'unknown argument "{word}": see "python -m llds_core {options.command} --help"'
+            )
         options.overrides.append(word)
 
 
@@ -121,17 +162,23 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", help=f"<profile>/<method>; methods: {', '.join(methods())}")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. training.learning_rate=1e-4")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. training.learning_rate=1e-4"
+    )
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", default="best", help='"best", "last", "start", or a checkpoint folder (default: best)'
+        "--checkpoint",
+        default="best",
+        help='"best", "last", "start", or a checkpoint folder (default: best)',
     )
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run-root", type=Path, default=DEFAULT_ROOT, help="folder of runs (default: %(default)s)")
+    parser.add_argument(
+        "--run-root", type=Path, default=DEFAULT_ROOT, help="folder of runs (default: %(default)s)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -139,7 +186,9 @@ def _seeds(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f'--seeds is "{text}": give numbers separated by commas, e.g. 0,1,2') from None
+        raise ConfigError(
+            f'--seeds is "{text}": give numbers separated by commas, e.g. 0,1,2'
+        ) from None
 
 
 def _names(text: str) -> list[str]:
@@ -149,7 +198,9 @@ def _names(text: str) -> list[str]:
 def _same_command(arguments: Sequence[str] | None) -> str:
     import shlex
 
-    return shlex.join(["python", "-m", "llds_core", *(sys.argv[1:] if arguments is None else arguments)])
+    return shlex.join(
+        ["python", "-m", "llds_core", *(sys.argv[1:] if arguments is None else arguments)]
+    )
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -167,7 +218,9 @@ def _doctor(options: argparse.Namespace) -> int:
 def _warmstart(options: argparse.Namespace) -> None:
     from llds_core.training.warmstart import warmstart
 
-    path = warmstart(load_experiment(f"{options.profile}/grpo"), options.run_root, progress=not options.quiet)
+    path = warmstart(
+        load_experiment(f"{options.profile}/grpo"), options.run_root, progress=not options.quiet
+    )
     print(f"start policy: {path}")
 
 
@@ -175,7 +228,13 @@ def _train(options: argparse.Namespace) -> None:
     from llds_core.training.experiment import train
 
     config = load_experiment(options.experiment, options.overrides)
-    path = train(config, options.seed, options.run_root, overrides=options.overrides, progress=not options.quiet)
+    path = train(
+        config,
+        options.seed,
+        options.run_root,
+        overrides=options.overrides,
+        progress=not options.quiet,
+    )
     print(f"run: {path}")
 
 
@@ -213,7 +272,13 @@ def _ask(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from llds_core.reporting.notebooks import report
 
-    report(options.profile, options.seeds, options.run_root, options.out_dir, progress=not options.quiet)
+    report(
+        options.profile,
+        options.seeds,
+        options.run_root,
+        options.out_dir,
+        progress=not options.quiet,
+    )
 
 
 def _reproduce(options: argparse.Namespace) -> None:

@@ -69,7 +69,10 @@ class WarmstartConfig:
     """Supervised training on scripted search traces that turns a random policy into one that can search."""
 
     seed: int = 0
+    copy_steps: int = 300
+    """Steps of the copying drill before the traces."""
     steps: int = 800
+    """Steps on traces."""
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 50
@@ -122,7 +125,9 @@ class LossConfig:
     """The objective: clipped surrogate, KL, entropy bonus and the LLDS penalty."""
 
     advantage_std: Literal["group", "batch", "none"] = "group"
-    aggregate: Literal["token-mean", "token-mean-micro", "seq-mean-token-mean", "constant"] = "token-mean"
+    aggregate: Literal["token-mean", "token-mean-micro", "seq-mean-token-mean", "constant"] = (
+        "token-mean"
+    )
     ratio: Literal["token", "sequence"] = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -213,7 +218,11 @@ class ExperimentConfig:
     @property
     def mini_batch_size(self) -> int:
         """Trajectories per optimizer step."""
-        return self.trajectories_per_rollout * self.training.epochs // self.training.updates_per_rollout
+        return (
+            self.trajectories_per_rollout
+            * self.training.epochs
+            // self.training.updates_per_rollout
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict, the inverse of `from_dict`."""
@@ -262,13 +271,17 @@ def load_experiment(name: str, overrides: Iterable[str] = ()) -> ExperimentConfi
     for kind, value, valid in (("profile", profile, profiles()), ("method", method, methods())):
         if value not in valid:
             # Whole names, so that the hint can be pasted.
-            nearest = did_you_mean(name, [f"{v}/{method}" if kind == "profile" else f"{profile}/{v}" for v in valid])
+            nearest = did_you_mean(
+                name, [f"{v}/{method}" if kind == "profile" else f"{profile}/{v}" for v in valid]
+            )
             raise ConfigError(f'unknown {kind} "{value}" in "{name}": {nearest}')
     profile_values = _read_preset("profiles", profile)
     per_method = profile_values.pop("methods", {})
     values: dict[str, Any] = {"profile": profile, "method": method}
     for layer in (profile_values, _read_preset("methods", method), per_method.get(method, {})):
-        values = _merge(values, {key: value for key, value in layer.items() if key != "description"})
+        values = _merge(
+            values, {key: value for key, value in layer.items() if key != "description"}
+        )
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
@@ -278,7 +291,11 @@ def load_experiment(name: str, overrides: Iterable[str] = ()) -> ExperimentConfi
 
 
 def _preset_names(kind: str) -> list[str]:
-    return sorted(path.name.removesuffix(".yaml") for path in (_PRESETS / kind).iterdir() if path.name.endswith(".yaml"))
+    return sorted(
+        path.name.removesuffix(".yaml")
+        for path in (_PRESETS / kind).iterdir()
+        if path.name.endswith(".yaml")
+    )
 
 
 def _read_preset(kind: str, name: str) -> dict[str, Any]:
@@ -289,7 +306,9 @@ def _parse_yaml(text: str, what: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{what} is not valid YAML ({' '.join(str(error).split())[:120]}): check the value") from error
+        raise ConfigError(
+            f"{what} is not valid YAML ({' '.join(str(error).split())[:120]}): check the value"
+        ) from error
 
 
 def _nest(key: str, value: Any) -> dict[str, Any]:
@@ -307,14 +326,21 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build(cls: type, values: Any, path: str) -> Any:
     if not isinstance(values, Mapping):
-        raise ConfigError(f'"{path}" is {values!r}, not a section: set one of its keys, e.g. {path}.{_first_key(cls)}=…')
+        raise ConfigError(
+            f'"{path}" is {values!r}, not a section: set one of its keys, e.g. {path}.{_first_key(cls)}=…'
+        )
     hints = typing.get_type_hints(cls)
     unknown = [key for key in values if key not in hints]
     if unknown:
         prefix = f"{path}." if path else ""
-        nearest = did_you_mean(f"{prefix}{unknown[0]}", [f"{prefix}{name}" for name in hints])
+        nearest = did_you_mean(str(unknown[0]), hints, prefix=prefix)
         raise ConfigError(f'unknown key "{prefix}{unknown[0]}": {nearest}')
-    return cls(**{key: _convert(hints[key], value, f"{path}.{key}".lstrip(".")) for key, value in values.items()})
+    return cls(
+        **{
+            key: _convert(hints[key], value, f"{path}.{key}".lstrip("."))
+            for key, value in values.items()
+        }
+    )
 
 
 def _first_key(cls: type) -> str:
@@ -340,7 +366,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         except ValueError:
             pass
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{path} is {value!r}, a {type(value).__name__}: it takes a value of type {hint.__name__}")
+        raise ConfigError(
+            f"{path} is {value!r}, a {type(value).__name__}: it takes a value of type {hint.__name__}"
+        )
     return value
 
 
@@ -370,10 +398,13 @@ def _validate(config: ExperimentConfig) -> None:
         )
     if loss.ratio == "sequence" and loss.aggregate != "seq-mean-token-mean":
         raise ConfigError(
-            f'loss.ratio=sequence (GSPO) with loss.aggregate={loss.aggregate} weights sequences by length: set '
+            f"loss.ratio=sequence (GSPO) with loss.aggregate={loss.aggregate} weights sequences by length: set "
             "loss.aggregate=seq-mean-token-mean"
         )
-    if config.policy.hidden_size % config.policy.heads or config.policy.heads % config.policy.key_value_heads:
+    if (
+        config.policy.hidden_size % config.policy.heads
+        or config.policy.heads % config.policy.key_value_heads
+    ):
         raise ConfigError(
             f"policy.hidden_size={config.policy.hidden_size}, heads={config.policy.heads} and key_value_heads="
             f"{config.policy.key_value_heads} do not divide: hidden_size by heads, heads by key_value_heads"
@@ -402,6 +433,7 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "policy.key_value_heads": (1, None),
     "policy.initializer_range": (0, 1),
     "warmstart.seed": (0, None),
+    "warmstart.copy_steps": (0, None),
     "warmstart.steps": (1, None),
     "warmstart.batch_size": (1, None),
     "warmstart.learning_rate": (0, 1),
@@ -458,6 +490,8 @@ def _check_ranges(config: ExperimentConfig) -> None:
         if value is None:
             continue
         # Written so that NaN fails too.
-        if not ((low is None or value >= low) and (high is None or value <= high)) or value == float("inf"):
+        if not (
+            (low is None or value >= low) and (high is None or value <= high)
+        ) or value == float("inf"):
             bounds = f"at least {low}" if high is None else f"from {low} to {high}"
             raise ConfigError(f"{path} is {value}: it takes a number {bounds}")

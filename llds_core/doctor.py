@@ -36,7 +36,9 @@ class Finding:
 
     def line(self) -> str:
         """One line for a terminal."""
-        return f"{self.status:4}  {self.check}: {self.found}" + (f" – {self.fix}" if self.fix else "")
+        return f"{self.status:4}  {self.check}: {self.found}" + (
+            f" – {self.fix}" if self.fix else ""
+        )
 
     def to_dict(self) -> dict[str, str]:
         """Plain dict with the attributes as keys."""
@@ -64,7 +66,9 @@ def examine(profile: str, run_root: Path) -> list[Finding]:
 def _python() -> Finding:
     found = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < (3, 10):
-        return Finding("python", "fail", found, "use Python 3.10 or newer: make PYTHON=/path/to/python3.11")
+        return Finding(
+            "python", "fail", found, "use Python 3.10 or newer: make PYTHON=/path/to/python3.11"
+        )
     return Finding("python", "ok", found)
 
 
@@ -80,7 +84,9 @@ def _packages() -> list[Finding]:
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:
-            findings.append(Finding(requirement.name, "fail", "not installed", f'pip install "{requirement}"'))
+            findings.append(
+                Finding(requirement.name, "fail", "not installed", f'pip install "{requirement}"')
+            )
             continue
         if not requirement.specifier.contains(installed.split("+")[0], prereleases=True):
             fix = f'tested with {requirement}: pip install "{requirement}"'
@@ -89,9 +95,16 @@ def _packages() -> list[Finding]:
 
 
 def _cores(threads: int) -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     if cores < 2 * threads:
-        return Finding("cores", "warn", f"{cores}", "runs go two at a time: expect about twice the stated minutes")
+        return Finding(
+            "cores",
+            "warn",
+            f"{cores}",
+            "runs go two at a time: expect about twice the stated minutes",
+        )
     return Finding("cores", "ok", f"{cores}")
 
 
@@ -101,7 +114,12 @@ def _memory() -> Finding:
     except (ValueError, OSError):
         return Finding("memory", "warn", "unknown", f"{_NEEDED_MEMORY_GIB:.0f} GiB are needed")
     if total < _NEEDED_MEMORY_GIB:
-        return Finding("memory", "warn", f"{total:.1f} GiB", f"{_NEEDED_MEMORY_GIB:.0f} GiB are needed: close programs")
+        return Finding(
+            "memory",
+            "warn",
+            f"{total:.1f} GiB",
+            f"{_NEEDED_MEMORY_GIB:.0f} GiB are needed: close programs",
+        )
     return Finding("memory", "ok", f"{total:.1f} GiB")
 
 
@@ -115,19 +133,30 @@ def _existing(path: Path) -> Path:
 def _writable(run_root: Path) -> Finding:
     folder = _existing(run_root)
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        return Finding("run folder", "fail", f"{folder} cannot be written", "choose another with --run-root")
+        return Finding(
+            "run folder", "fail", f"{folder} cannot be written", "choose another with --run-root"
+        )
     return Finding("run folder", "ok", str(run_root))
 
 
 def _disk(run_root: Path) -> Finding:
     free = shutil.disk_usage(_existing(run_root)).free / 2**30
     if free < _NEEDED_DISK_GIB:
-        return Finding("disk", "fail", f"{free:.2f} GiB free", f"{_NEEDED_DISK_GIB:.0f} GiB are needed: free space")
+        return Finding(
+            "disk",
+            "fail",
+            f"{free:.2f} GiB free",
+            f"{_NEEDED_DISK_GIB:.0f} GiB are needed: free space",
+        )
     return Finding("disk", "ok", f"{free:.0f} GiB free")
 
 
 def _kernel() -> Finding:
-    missing = [name for name in ("ipykernel", "papermill", "nbconvert") if importlib.util.find_spec(name) is None]
+    missing = [
+        name
+        for name in ("ipykernel", "papermill", "nbconvert")
+        if importlib.util.find_spec(name) is None
+    ]
     if missing:
         return Finding("notebooks", "fail", f"{', '.join(missing)} missing", "run make setup")
     return Finding("notebooks", "ok", "papermill and kernel present")

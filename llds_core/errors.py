@@ -33,9 +33,9 @@ class TrainingDivergedError(LLDSError, ArithmeticError):
     """Loss or gradient stayed non-finite for the configured number of updates in a row."""
 
 
-def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """Return a hint for an unknown `name`: the nearest valid name, then the list of all of them."""
+def did_you_mean(name: str, valid: Iterable[str], *, prefix: str = "") -> str:
+    """Return a hint for an unknown `name`: the nearest valid name with its `prefix`, then all of them."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    nearest = f'did you mean "{close[0]}"? ' if close else ""
+    nearest = f'did you mean "{prefix}{close[0]}"? ' if close else ""
     return f"{nearest}valid: {', '.join(names)}"

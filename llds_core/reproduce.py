@@ -5,12 +5,14 @@ checkpoints on held-out questions, runs the notebooks and lists what was made. E
 command goes on where it was stopped, and finished parts are not done again.
 """
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -22,6 +24,8 @@ from llds_core.runs import read_manifest, read_metrics, run_path
 
 MAIN_ARMS = ("grpo", "llds-action")
 _POLL_SECONDS = 1.0
+_STOP_SECONDS = 60.0
+_PR_SET_PDEATHSIG = 1
 
 
 def reproduce(
@@ -107,10 +111,7 @@ def _run_all(
                 if process.returncode:
                     _raise(process, config, seed, command, run_root)
     finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
+        _stop(running)
         if bars:
             bars.close()
 
@@ -123,11 +124,37 @@ def _start(
     # The thread count is part of a run; the environment must not add threads of its own.
     environment = os.environ | {"OMP_NUM_THREADS": str(config.training.threads)}
     return subprocess.Popen(
-        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+        arguments,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # A session of its own: Ctrl-C reaches it once, through `_stop`, and it can write its status in peace.
+        start_new_session=True,
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
 
 
-def _raise(process: subprocess.Popen, config: ExperimentConfig, seed: int, command: str, run_root: Path) -> None:
+def _die_with_parent() -> None:
+    """Ask the kernel to end this child when its parent is killed, so that no orphan holds a run directory."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _stop(processes: Iterable[subprocess.Popen]) -> None:
+    """Interrupt what is still running and wait for its status to be written."""
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    for process in processes:
+        try:
+            process.wait(timeout=_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _raise(
+    process: subprocess.Popen, config: ExperimentConfig, seed: int, command: str, run_root: Path
+) -> None:
     lines = [line for line in process.stderr.read().splitlines() if line.strip()]
     reason = lines[-1].removeprefix("error: ") if lines else f"exit code {process.returncode}"
     log = run_path(run_root, config, seed) / "log.txt"
@@ -140,7 +167,12 @@ class _Bars:
     def __init__(self, jobs: Sequence[tuple[ExperimentConfig, int]], run_root: Path) -> None:
         self._bars = [
             (
-                tqdm(total=config.training.steps, desc=f"{config.name} seed {seed}", unit="step", position=i),
+                tqdm(
+                    total=config.training.steps,
+                    desc=f"{config.name} seed {seed}",
+                    unit="step",
+                    position=i,
+                ),
                 run_path(run_root, config, seed),
             )
             for i, (config, seed) in enumerate(jobs)
@@ -152,8 +184,14 @@ class _Bars:
             rows = read_metrics(path)
             if rows and rows[-1]["step"] != bar.n:
                 row = rows[-1]
-                shown = {"reward": row["reward"], "loglik": row["loglik_correct"], "entropy": row["entropy"]}
-                bar.set_postfix({key: "–" if value is None else f"{value:.3f}" for key, value in shown.items()})
+                shown = {
+                    "reward": row["reward"],
+                    "loglik": row["loglik_correct"],
+                    "entropy": row["entropy"],
+                }
+                bar.set_postfix(
+                    {key: "–" if value is None else f"{value:.3f}" for key, value in shown.items()}
+                )
                 bar.update(row["step"] - bar.n)
 
     def close(self) -> None:

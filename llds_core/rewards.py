@@ -97,7 +97,9 @@ def format_reward(
 
 def _some(golden_answers: Sequence[str]) -> Sequence[str]:
     if isinstance(golden_answers, str) or not golden_answers:
-        raise ValueError(f"golden_answers is {golden_answers!r}: give a list of at least one accepted answer")
+        raise ValueError(
+            f"golden_answers is {golden_answers!r}: give a list of at least one accepted answer"
+        )
     return golden_answers
 
 

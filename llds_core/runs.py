@@ -35,9 +35,15 @@ _FREE = {"training.steps", "training.keep_checkpoints", "training.trajectories_p
 _logger = logging.getLogger("llds_core")
 
 
-def run_path(root: Path, config: ExperimentConfig, seed: int, overrides: Iterable[str] = ()) -> Path:
+def run_path(
+    root: Path, config: ExperimentConfig, seed: int, overrides: Iterable[str] = ()
+) -> Path:
     """`<root>/<profile>/<method>[+overrides]/seed<k>`; overrides that leave the run itself unchanged are not named."""
-    named = sorted(override.replace(" ", "") for override in overrides if override.split("=")[0].strip() not in _FREE)
+    named = sorted(
+        override.replace(" ", "")
+        for override in overrides
+        if override.split("=")[0].strip() not in _FREE
+    )
     suffix = "".join(f"+{re.sub(r'[^A-Za-z0-9._=-]', '_', override)}" for override in named)
     return root / config.profile / f"{config.method}{suffix}" / f"seed{seed}"
 
@@ -72,9 +78,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path} is not a run directory (no manifest.json): name one under results/runs") from None
+        raise DataError(
+            f"{path} is not a run directory (no manifest.json): name one under results/runs"
+        ) from None
     except ValueError as error:
-        raise DataError(f"{file} is not JSON ({error}): restore it, or delete the run directory") from error
+        raise DataError(
+            f"{file} is not JSON ({error}): restore it, or delete the run directory"
+        ) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -120,7 +130,9 @@ def read_trajectories(path: Path) -> list[dict[str, Any]]:
         except (EOFError, ValueError):
             _logger.warning("%s has a torn end: %d trajectories read", file, len(rows))
         except gzip.BadGzipFile as error:
-            raise DataError(f"{file} is damaged ({error}): delete it; the run continues without it") from error
+            raise DataError(
+                f"{file} is damaged ({error}): delete it; the run continues without it"
+            ) from error
     return rows
 
 
@@ -137,7 +149,9 @@ class RunDirectory:
         RunError: when another process holds it, it cannot be written, or it holds another experiment.
     """
 
-    def __init__(self, path: Path, config: ExperimentConfig, seed: int, *, command: str | None = None) -> None:
+    def __init__(
+        self, path: Path, config: ExperimentConfig, seed: int, *, command: str | None = None
+    ) -> None:
         self.path = path
         self.command = command or command_line()
         with disk_errors(path):
@@ -163,7 +177,9 @@ class RunDirectory:
     def __enter__(self) -> "RunDirectory":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         if kind is None:
             self.update(status="complete", finished=_now(), reason=None)
         elif issubclass(kind, KeyboardInterrupt):
@@ -171,7 +187,9 @@ class RunDirectory:
         else:
             # The disk may be the reason: the error itself must stay the one that is reported.
             try:
-                self.update(status="failed", finished=_now(), reason=f"{kind.__name__}: {error}"[:500])
+                self.update(
+                    status="failed", finished=_now(), reason=f"{kind.__name__}: {error}"[:500]
+                )
             except RunError as second:
                 _logger.error("%s", second)
         _logger.removeHandler(self._log)
@@ -185,7 +203,10 @@ class RunDirectory:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row; it is on disk when this returns. Non-finite numbers are stored as null."""
-        with disk_errors(self.path), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with (
+            disk_errors(self.path),
+            (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file,
+        ):
             file.write(_json_lines([row]))
             file.flush()
             os.fsync(file.fileno())
@@ -197,9 +218,16 @@ class RunDirectory:
 
     def truncate(self, step: int) -> None:
         """Drop metrics and trajectories of steps after `step`, which a resumed run writes again."""
-        metrics = _json_lines(row for row in read_metrics(self.path) if row["step"] <= step).encode()
-        trajectories = _json_lines(row for row in read_trajectories(self.path) if row["step"] <= step).encode()
-        for name, content in (("metrics.jsonl", metrics), ("rollouts.jsonl.gz", gzip.compress(trajectories))):
+        metrics = _json_lines(
+            row for row in read_metrics(self.path) if row["step"] <= step
+        ).encode()
+        trajectories = _json_lines(
+            row for row in read_trajectories(self.path) if row["step"] <= step
+        ).encode()
+        for name, content in (
+            ("metrics.jsonl", metrics),
+            ("rollouts.jsonl.gz", gzip.compress(trajectories)),
+        ):
             with disk_errors(self.path):
                 partial = self.path / f".{name}.partial"
                 partial.write_bytes(content)
@@ -212,7 +240,9 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise RunError(f"{self.path} is in use by process {holder}: wait for it, or stop it") from None
+            raise RunError(
+                f"{self.path} is in use by process {holder}: wait for it, or stop it"
+            ) from None
         if holder:
             _logger.info("stale lock of process %s taken over: %s", holder, self.path)
         with disk_errors(self.path):
@@ -252,7 +282,11 @@ class RunDirectory:
 
 def _check_same(path: Path, old: ExperimentConfig, new: ExperimentConfig) -> None:
     before, after = _flat(old.to_dict()), _flat(new.to_dict())
-    changed = [key for key in after if before.get(key) != after[key] and key not in _FREE and "evaluation." not in key]
+    changed = [
+        key
+        for key in after
+        if before.get(key) != after[key] and key not in _FREE and "evaluation." not in key
+    ]
     if changed:
         key = changed[0]
         raise RunError(
@@ -264,7 +298,11 @@ def _check_same(path: Path, old: ExperimentConfig, new: ExperimentConfig) -> Non
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 

@@ -34,4 +34,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and this machine has none"))
+            item.add_marker(
+                pytest.mark.skip(reason="needs a CUDA device, and this machine has none")
+            )

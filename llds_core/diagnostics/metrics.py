@@ -28,12 +28,24 @@ _DEFINITIONS = (
     Metric("updates", "updates", "optimizer steps made so far, skipped ones included", "none"),
     Metric("reward", "reward", "mean reward of the rollout", "old"),
     Metric("em", "share", "share of trajectories whose answer matches exactly", "old"),
-    Metric("loglik_correct", _NATS, "mean log-likelihood of policy tokens of correct trajectories", "old"),
-    Metric("loglik_incorrect", _NATS, "mean log-likelihood of policy tokens of incorrect trajectories", "old"),
+    Metric(
+        "loglik_correct",
+        _NATS,
+        "mean log-likelihood of policy tokens of correct trajectories",
+        "old",
+    ),
+    Metric(
+        "loglik_incorrect",
+        _NATS,
+        "mean log-likelihood of policy tokens of incorrect trajectories",
+        "old",
+    ),
     Metric("loglik_correct_first", _NATS, "as loglik_correct, first actions only", "old"),
     Metric("loglik_correct_later", _NATS, "as loglik_correct, all actions but the first", "old"),
     Metric("loglik_incorrect_first", _NATS, "as loglik_incorrect, first actions only", "old"),
-    Metric("loglik_incorrect_later", _NATS, "as loglik_incorrect, all actions but the first", "old"),
+    Metric(
+        "loglik_incorrect_later", _NATS, "as loglik_incorrect, all actions but the first", "old"
+    ),
     Metric(
         "loglik_change_correct",
         "nats per trajectory",
@@ -53,37 +65,110 @@ _DEFINITIONS = (
         "old",
     ),
     Metric("entropy", _NATS, "mean entropy of the next-token distribution at policy tokens", "old"),
-    Metric("kl", _NATS, "mean k3 estimate of the divergence from the start policy at policy tokens", "old"),
+    Metric(
+        "kl",
+        _NATS,
+        "mean k3 estimate of the divergence from the start policy at policy tokens",
+        "old",
+    ),
     Metric("loss", "loss", "mean total loss of the step's updates", "during"),
-    Metric("grad_norm", "norm", "mean total gradient norm before clipping, finite updates only", "during"),
-    Metric("grad_norm_max", "norm", "largest total gradient norm before clipping, finite updates only", "during"),
-    Metric("ratio_max", "ratio", "largest likelihood ratio of a policy token to the policy that sampled", "during"),
-    Metric("ratio_min", "ratio", "smallest likelihood ratio of a policy token to the policy that sampled", "during"),
-    Metric("clip_fraction", "share", "share of policy tokens whose surrogate was clipped", "during"),
-    Metric("llds_penalty", "loss", "mean LLDS penalty before its weight, computed for every method", "during"),
-    Metric("gated_fraction", "share", "share of preserved policy tokens that the penalty acts on", "during"),
+    Metric(
+        "grad_norm",
+        "norm",
+        "mean total gradient norm before clipping, finite updates only",
+        "during",
+    ),
+    Metric(
+        "grad_norm_max",
+        "norm",
+        "largest total gradient norm before clipping, finite updates only",
+        "during",
+    ),
+    Metric(
+        "ratio_max",
+        "ratio",
+        "largest likelihood ratio of a policy token to the policy that sampled",
+        "during",
+    ),
+    Metric(
+        "ratio_min",
+        "ratio",
+        "smallest likelihood ratio of a policy token to the policy that sampled",
+        "during",
+    ),
+    Metric(
+        "clip_fraction", "share", "share of policy tokens whose surrogate was clipped", "during"
+    ),
+    Metric(
+        "llds_penalty",
+        "loss",
+        "mean LLDS penalty before its weight, computed for every method",
+        "during",
+    ),
+    Metric(
+        "gated_fraction",
+        "share",
+        "share of preserved policy tokens that the penalty acts on",
+        "during",
+    ),
     Metric(
         "gated_fraction_first",
         "share",
         "gated_fraction in the first mini-batch of the rollout: the canary, 0 on CPU in float32",
         "during",
     ),
-    Metric("preserved_fraction", "share", "share of policy tokens in preserved trajectories", "old"),
-    Metric("answer_weight", "weight", "LLDS weight of answer tokens relative to other tokens", "old"),
+    Metric(
+        "preserved_fraction", "share", "share of policy tokens in preserved trajectories", "old"
+    ),
+    Metric(
+        "answer_weight", "weight", "LLDS weight of answer tokens relative to other tokens", "old"
+    ),
     Metric("response_length", "tokens", "mean policy tokens of a trajectory", "old"),
     Metric("observation_length", "tokens", "mean observation tokens of a trajectory", "old"),
     Metric("valid_searches", "searches", "mean executed searches of a trajectory", "old"),
     Metric("valid_answers", "share", "share of trajectories that end in an answer", "old"),
-    Metric("invalid_actions", "actions", "mean actions of a trajectory that were neither search nor answer", "old"),
-    Metric("failed_searches", "share", "share of executed searches that returned injected, unrelated passages", "old"),
+    Metric(
+        "invalid_actions",
+        "actions",
+        "mean actions of a trajectory that were neither search nor answer",
+        "old",
+    ),
+    Metric(
+        "failed_searches",
+        "share",
+        "share of executed searches that returned injected, unrelated passages",
+        "old",
+    ),
     Metric("zero_variance_groups", "share", "share of groups whose rewards are all equal", "old"),
-    Metric("padding", "share", "share of padded positions in the micro-batches of the updates", "during"),
-    Metric("nonfinite_updates", "updates", "updates of this step that were skipped as non-finite", "during"),
+    Metric(
+        "padding",
+        "share",
+        "share of padded positions in the micro-batches of the updates",
+        "during",
+    ),
+    Metric(
+        "nonfinite_updates",
+        "updates",
+        "updates of this step that were skipped as non-finite",
+        "during",
+    ),
     Metric("learning_rate", "1", "learning rate of the last update", "during"),
     Metric("rollout_seconds", "seconds", "wall time of the rollout, search included", "none"),
     Metric("retrieval_seconds", "seconds", "part of it spent in the search engine", "none"),
-    Metric("update_seconds", "seconds", "wall time of the updates and of the passes for old log-probabilities", "none"),
-    Metric("rollout_tokens_per_second", "tokens per second", "policy tokens sampled a second", "none"),
-    Metric("update_tokens_per_second", "tokens per second", "prompt and response tokens trained on a second", "none"),
+    Metric(
+        "update_seconds",
+        "seconds",
+        "wall time of the updates and of the passes for old log-probabilities",
+        "none",
+    ),
+    Metric(
+        "rollout_tokens_per_second", "tokens per second", "policy tokens sampled a second", "none"
+    ),
+    Metric(
+        "update_tokens_per_second",
+        "tokens per second",
+        "prompt and response tokens trained on a second",
+        "none",
+    ),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _DEFINITIONS}

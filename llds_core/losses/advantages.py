@@ -45,12 +45,16 @@ def group_advantages(
     check_choice("std", std, ("group", "batch", "none"))
     check_at_least("eps", eps, 0)
     if rewards_B.dim() != 1 or not len(rewards_B):
-        raise ValueError(f"rewards_B has shape {tuple(rewards_B.shape)}: give one reward per trajectory")
+        raise ValueError(
+            f"rewards_B has shape {tuple(rewards_B.shape)}: give one reward per trajectory"
+        )
     check_rows(rewards_B, group_ids_B=group_ids_B)
     rewards = rewards_B if rewards_B.dtype == torch.float64 else rewards_B.float()
     _, group_of_B, size_G = torch.unique(group_ids_B, return_inverse=True, return_counts=True)
     alone_B = size_G[group_of_B] == 1
-    mean_G = torch.zeros_like(size_G, dtype=rewards.dtype).index_add_(0, group_of_B, rewards) / size_G
+    mean_G = (
+        torch.zeros_like(size_G, dtype=rewards.dtype).index_add_(0, group_of_B, rewards) / size_G
+    )
     centered = rewards
     if mean == "group":
         centered = torch.where(alone_B, rewards, rewards - mean_G[group_of_B])
@@ -59,9 +63,15 @@ def group_advantages(
     if std == "none":
         return centered
     if std == "batch":
-        scale = rewards.std() if len(rewards) > 1 else torch.ones((), dtype=rewards.dtype, device=rewards.device)
+        scale = (
+            rewards.std()
+            if len(rewards) > 1
+            else torch.ones((), dtype=rewards.dtype, device=rewards.device)
+        )
         return centered / (scale + eps)
     squares = (rewards - mean_G[group_of_B]) ** 2
-    variance_G = torch.zeros_like(mean_G).index_add_(0, group_of_B, squares) / (size_G - 1).clamp(min=1)
+    variance_G = torch.zeros_like(mean_G).index_add_(0, group_of_B, squares) / (size_G - 1).clamp(
+        min=1
+    )
     scale_B = torch.where(alone_B, 1.0, variance_G.sqrt()[group_of_B])
     return centered / (scale_B + eps)

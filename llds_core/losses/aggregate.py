@@ -43,7 +43,9 @@ def aggregate(
     tokens_B = mask.sum(1)
     if mode == "constant":
         if denominator is None:
-            raise ValueError("mode constant has no denominator: give trajectories × generation budget")
+            raise ValueError(
+                "mode constant has no denominator: give trajectories × generation budget"
+            )
         return values.sum() / denominator
     if mode == "token-mean":
         count = tokens_B.sum() if denominator is None else denominator

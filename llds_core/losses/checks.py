@@ -18,14 +18,20 @@ def check_at_least(name: str, value: float, low: float) -> None:
 def check_same_shape(expected: torch.Tensor, **others: torch.Tensor) -> None:
     """Raise `ValueError` unless all `others` have the (B, T) shape of `expected`."""
     if expected.dim() != 2:
-        raise ValueError(f"log-probabilities have shape {tuple(expected.shape)}: give (trajectories, tokens)")
+        raise ValueError(
+            f"log-probabilities have shape {tuple(expected.shape)}: give (trajectories, tokens)"
+        )
     for name, tensor in others.items():
         if tensor.shape != expected.shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the log-probabilities {tuple(expected.shape)}")
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, the log-probabilities {tuple(expected.shape)}"
+            )
 
 
 def check_rows(expected: torch.Tensor, **others: torch.Tensor) -> None:
     """Raise `ValueError` unless all `others` have shape (B,) for `expected` of B rows."""
     for name, tensor in others.items():
         if tensor.shape != expected.shape[:1]:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}: give one value for each of {len(expected)} rows")
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}: give one value for each of {len(expected)} rows"
+            )

@@ -62,7 +62,9 @@ def llds_penalty(
     check_choice("gate", gate, GATES)
     check_choice("normalizer", normalizer, ("preserved", "all"))
     check_choice("preserve", preserve, ("nonnegative", "positive"))
-    check_same_shape(logprobs_BT, old_logprobs_BT=old_logprobs_BT, response_mask_BT=response_mask_BT)
+    check_same_shape(
+        logprobs_BT, old_logprobs_BT=old_logprobs_BT, response_mask_BT=response_mask_BT
+    )
     check_rows(logprobs_BT, advantages_B=advantages_B)
     check_at_least("gate_threshold", gate_threshold, 0)
     if not 0 <= answer_weight <= 1:
@@ -82,7 +84,9 @@ def llds_penalty(
     total = terms.sum()
     if denominator is None:
         denominator = (kept if normalizer == "preserved" else policy).sum()
-    value = total / torch.as_tensor(denominator, dtype=total.dtype, device=total.device).clamp(min=1)
+    value = total / torch.as_tensor(denominator, dtype=total.dtype, device=total.device).clamp(
+        min=1
+    )
     gated = open_gate & (drop.detach() > 0)
     return value, {
         "gated_tokens": gated.sum(),
@@ -122,7 +126,9 @@ def _gates(
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """Open gates per token (B, T) bool, and the numbers of gated and of all preserved actions."""
     ids = action_ids(kept)
-    sums = drop.new_zeros(len(drop), int(ids.max()) + 1 if ids.numel() else 1).scatter_add_(1, ids, drop)
+    sums = drop.new_zeros(len(drop), int(ids.max()) + 1 if ids.numel() else 1).scatter_add_(
+        1, ids, drop
+    )
     present = torch.zeros_like(sums, dtype=torch.bool).scatter_(1, ids, True)
     present[:, 0] = False
     open_actions = (sums > threshold) & present

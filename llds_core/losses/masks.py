@@ -16,7 +16,9 @@ def action_ids(response_mask_BT: torch.Tensor) -> torch.Tensor:
         ValueError: when the mask is not two-dimensional.
     """
     if response_mask_BT.dim() != 2:
-        raise ValueError(f"response_mask_BT has shape {tuple(response_mask_BT.shape)}: give (trajectories, tokens)")
+        raise ValueError(
+            f"response_mask_BT has shape {tuple(response_mask_BT.shape)}: give (trajectories, tokens)"
+        )
     mask = response_mask_BT.bool()
     starts = mask.clone()
     starts[:, 1:] &= ~mask[:, :-1]

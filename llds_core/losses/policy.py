@@ -52,7 +52,9 @@ def policy_loss(
         ValueError: for unknown options, unequal shapes or values out of range.
     """
     check_choice("ratio", ratio, ("token", "sequence"))
-    check_same_shape(logprobs_BT, old_logprobs_BT=old_logprobs_BT, response_mask_BT=response_mask_BT)
+    check_same_shape(
+        logprobs_BT, old_logprobs_BT=old_logprobs_BT, response_mask_BT=response_mask_BT
+    )
     check_at_least("clip_low", clip_low, 0)
     check_at_least("clip_high", clip_high, 0)
     if dual_clip is not None and not dual_clip > 1:
@@ -78,7 +80,9 @@ def policy_loss(
     if dual_clip is not None:
         losses = torch.where(advantages < 0, torch.minimum(losses, -advantages * dual_clip), losses)
     value = reduce(losses, mask, aggregate, denominator)
-    return value, _metrics(unclipped.detach(), clipped.detach(), rho.detach(), log_ratio.detach(), advantages, mask)
+    return value, _metrics(
+        unclipped.detach(), clipped.detach(), rho.detach(), log_ratio.detach(), advantages, mask
+    )
 
 
 def _metrics(

@@ -16,7 +16,14 @@ from llds_core.config import RolloutConfig
 from llds_core.errors import ConfigError
 from llds_core.retrieval.base import SearchKey
 from llds_core.retrieval.failures import FailingRetriever
-from llds_core.rollout.protocol import ANSWER, FEEDBACK, Action, Trajectory, parse_action, search_observation
+from llds_core.rollout.protocol import (
+    ANSWER,
+    FEEDBACK,
+    Action,
+    Trajectory,
+    parse_action,
+    search_observation,
+)
 from llds_core.rollout.samplers import Generation, Sampler
 from llds_core.worlds.formats import Question
 from llds_core.worlds.prompts import encode_prompt
@@ -64,7 +71,9 @@ class RolloutLoop:
         self._seed = seed
         self._feedback = tokenizer.encode(FEEDBACK, add_special_tokens=False)
 
-    def run(self, tasks: Sequence[tuple[Question, int]], sampler: Sampler, *, step: int = 0) -> Rollout:
+    def run(
+        self, tasks: Sequence[tuple[Question, int]], sampler: Sampler, *, step: int = 0
+    ) -> Rollout:
         """Sample one trajectory per (question, sample index).
 
         Raises:
@@ -73,7 +82,9 @@ class RolloutLoop:
         started = time.perf_counter()
         config = self._config
         trajectories = [
-            Trajectory(question, sample, encode_prompt(question.question, config.prompt, self._tokenizer))
+            Trajectory(
+                question, sample, encode_prompt(question.question, config.prompt, self._tokenizer)
+            )
             for question, sample in tasks
         ]
         for trajectory in trajectories:
@@ -88,10 +99,14 @@ class RolloutLoop:
         for turn in range(config.max_searches + 1):
             if not active:
                 break
-            budgets = [min(config.max_action_tokens, self._room(trajectories[row])) for row in active]
+            budgets = [
+                min(config.max_action_tokens, self._room(trajectories[row])) for row in active
+            ]
             generations = session.generate(active, budgets)
             last_turn = turn == config.max_searches
-            retrieval_seconds += self._take_turn(trajectories, active, generations, turn, step, execute=not last_turn)
+            retrieval_seconds += self._take_turn(
+                trajectories, active, generations, turn, step, execute=not last_turn
+            )
             if last_turn:
                 for row in active:
                     trajectories[row].stop_reason = trajectories[row].stop_reason or "turns"
@@ -126,10 +141,20 @@ class RolloutLoop:
         for generation in generations:
             text = self._tokenizer.decode(generation.token_ids)
             parsed.append((*parse_action(text), text))
-        searching = [i for i, (kind, content, _) in enumerate(parsed) if execute and kind == "search" and content]
+        searching = [
+            i
+            for i, (kind, content, _) in enumerate(parsed)
+            if execute and kind == "search" and content
+        ]
         queries = [parsed[i][1] for i in searching]
         keys = [
-            SearchKey(self._seed, step, trajectories[active[i]].question.id, trajectories[active[i]].sample, turn)
+            SearchKey(
+                self._seed,
+                step,
+                trajectories[active[i]].question.id,
+                trajectories[active[i]].sample,
+                turn,
+            )
             for i in searching
         ]
         started = time.perf_counter()

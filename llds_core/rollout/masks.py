@@ -9,7 +9,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 
-def validate_response_masks(completion_ids: Sequence[Sequence[int]], masks: Sequence[Sequence[int]] | None) -> None:
+def validate_response_masks(
+    completion_ids: Sequence[Sequence[int]], masks: Sequence[Sequence[int]] | None
+) -> None:
     """Check that every completion token is marked as policy (1) or observation (0).
 
     TRL trains on every token whose mask is missing or too short, observations included, without a word.
@@ -18,19 +20,31 @@ def validate_response_masks(completion_ids: Sequence[Sequence[int]], masks: Sequ
         ValueError: when masks are missing, of another length, hold other values, or a row has no policy token.
     """
     if masks is None:
-        raise ValueError("the rollout returned no env_mask: return one list of 0 and 1 per trajectory")
+        raise ValueError(
+            "the rollout returned no env_mask: return one list of 0 and 1 per trajectory"
+        )
     if len(masks) != len(completion_ids):
-        raise ValueError(f"env_mask has {len(masks)} rows for {len(completion_ids)} trajectories: return one each")
+        raise ValueError(
+            f"env_mask has {len(masks)} rows for {len(completion_ids)} trajectories: return one each"
+        )
     for row, (ids, mask) in enumerate(zip(completion_ids, masks, strict=True)):
         if len(mask) != len(ids):
-            raise ValueError(f"env_mask of trajectory {row} has {len(mask)} values for {len(ids)} tokens: mark each")
+            raise ValueError(
+                f"env_mask of trajectory {row} has {len(mask)} values for {len(ids)} tokens: mark each"
+            )
         if not set(mask) <= {0, 1}:
-            raise ValueError(f"env_mask of trajectory {row} holds {sorted(set(mask) - {0, 1})}: use 0 and 1 only")
+            raise ValueError(
+                f"env_mask of trajectory {row} holds {sorted(set(mask) - {0, 1})}: use 0 and 1 only"
+            )
         if not any(mask):
-            raise ValueError(f"trajectory {row} has no policy token: every trajectory begins with an action")
+            raise ValueError(
+                f"trajectory {row} has no policy token: every trajectory begins with an action"
+            )
 
 
-def pad_right(rows: Sequence[Sequence[float]], *, dtype: torch.dtype, width: int | None = None) -> torch.Tensor:
+def pad_right(
+    rows: Sequence[Sequence[float]], *, dtype: torch.dtype, width: int | None = None
+) -> torch.Tensor:
     """Stack rows of different lengths into (B, T), zeros on the right, T at least `width`."""
     tensors = [torch.tensor(row, dtype=dtype) for row in rows]
     stacked = pad_sequence(tensors, batch_first=True)

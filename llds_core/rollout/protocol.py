@@ -14,7 +14,9 @@ from llds_core.retrieval.base import Hit, format_hits
 from llds_core.worlds.formats import Question
 
 THINK, SEARCH, INFORMATION, ANSWER = "think", "search", "information", "answer"
-TAGS = tuple(f"<{slash}{name}>" for name in (THINK, SEARCH, INFORMATION, ANSWER) for slash in ("", "/"))
+TAGS = tuple(
+    f"<{slash}{name}>" for name in (THINK, SEARCH, INFORMATION, ANSWER) for slash in ("", "/")
+)
 STOP_TAGS = (f"</{SEARCH}>", f"</{ANSWER}>")
 
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
@@ -99,7 +101,9 @@ class Trajectory:
         """Prompt and completion tokens."""
         return len(self.prompt_ids) + len(self.completion_ids)
 
-    def add_action(self, action: Action, token_ids: Sequence[int], logprobs: Sequence[float]) -> None:
+    def add_action(
+        self, action: Action, token_ids: Sequence[int], logprobs: Sequence[float]
+    ) -> None:
         """Append the tokens of `action` as policy tokens."""
         self.actions.append(action)
         self.completion_ids += token_ids

@@ -201,12 +201,18 @@ class TransformersSession:
 
     def _feed(self, blocks: Sequence[Sequence[int]]) -> torch.Tensor:
         width = max(map(len, blocks))
-        ids = torch.tensor([[*block, *[self._sampler.pad_id] * (width - len(block))] for block in blocks])
+        ids = torch.tensor(
+            [[*block, *[self._sampler.pad_id] * (width - len(block))] for block in blocks]
+        )
         lengths = torch.tensor([len(block) for block in blocks])
         mask = (torch.arange(width) < lengths[:, None]).long()
-        return self._forward(ids.to(self._device), mask.to(self._device), last=(lengths - 1).to(self._device))[:, 0]
+        return self._forward(
+            ids.to(self._device), mask.to(self._device), last=(lengths - 1).to(self._device)
+        )[:, 0]
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, last: torch.Tensor | None = None) -> torch.Tensor:
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, last: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Extend the cache by `ids` (B, M); return logits (B, 1, V) at `last` (B,), or at the only position."""
         positions = self._mask.sum(1, keepdim=True) + mask.cumsum(1) - 1
         self._mask = torch.cat([self._mask, mask], dim=1)

@@ -1,7 +1,13 @@
 """Rewards of whole trajectories. Only what the policy wrote is scored."""
 
 from llds_core.config import RewardConfig
-from llds_core.rewards import exact_match, f1_score, format_reward, normalize_answer, valid_block_sequence
+from llds_core.rewards import (
+    exact_match,
+    f1_score,
+    format_reward,
+    normalize_answer,
+    valid_block_sequence,
+)
 from llds_core.rollout.protocol import Trajectory, block_sequence
 
 

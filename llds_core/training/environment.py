@@ -20,7 +20,9 @@ class Environment:
     world: World
     retriever: Retriever
 
-    def rollout_loop(self, tokenizer: PreTrainedTokenizerBase, *, seed: int, failure_rate: float) -> RolloutLoop:
+    def rollout_loop(
+        self, tokenizer: PreTrainedTokenizerBase, *, seed: int, failure_rate: float
+    ) -> RolloutLoop:
         """Return a loop over this world whose searches fail at `failure_rate`, keyed by `seed`."""
         failing = FailingRetriever(
             self.retriever, failure_rate=failure_rate, passages=self.world.passages, seed=seed

@@ -11,7 +11,12 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from llds_core.checkpoints import checkpoint_path, checkpoint_steps, read_checkpoint_extra, rotate_checkpoints
+from llds_core.checkpoints import (
+    checkpoint_path,
+    checkpoint_steps,
+    read_checkpoint_extra,
+    rotate_checkpoints,
+)
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError
 from llds_core.rollout.loop import Rollout
@@ -62,13 +67,17 @@ def train(
         return path
     if not config.policy.path:
         warmstart(config, run_root, progress=progress)
-    with RunDirectory(path, config, seed, command=_command(config, seed, run_root, overrides)) as run:
+    with RunDirectory(
+        path, config, seed, command=_command(config, seed, run_root, overrides)
+    ) as run:
         torch.set_num_threads(config.training.threads)
         run.update(start_policy=str(warmstart_policy_path(run_root, config)))
         steps = checkpoint_steps(run.checkpoints)
         resume = checkpoint_path(run.checkpoints, steps[-1]) if steps else None
         done = steps[-1] if steps else 0
-        trainer = _build_trainer(config, seed, run, run_root, done, progress=progress, after_step=after_step)
+        trainer = _build_trainer(
+            config, seed, run, run_root, done, progress=progress, after_step=after_step
+        )
         if resume:
             trainer.nonfinite_in_a_row = read_checkpoint_extra(resume)["nonfinite_in_a_row"]
             _logger.info("continuing %s after step %d", path, done)
@@ -86,7 +95,13 @@ def _is_complete(path: Path, config: ExperimentConfig) -> bool:
 
 def _command(config: ExperimentConfig, seed: int, run_root: Path, overrides: Sequence[str]) -> str:
     return " ".join(
-        ["python -m llds_core train", config.name, *overrides, f"--seed {seed}", f"--run-root {run_root}"]
+        [
+            "python -m llds_core train",
+            config.name,
+            *overrides,
+            f"--seed {seed}",
+            f"--run-root {run_root}",
+        ]
     )
 
 
@@ -145,7 +160,9 @@ def training_rows(environment: Environment, seed: int) -> Dataset:
 class SearchRollout:
     """The trainer's rollout function: samples trajectories of the given rows and rewards them."""
 
-    def __init__(self, environment: Environment, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+    def __init__(
+        self, environment: Environment, tokenizer: PreTrainedTokenizerBase, seed: int
+    ) -> None:
         self._environment = environment
         self._tokenizer = tokenizer
         self._seed = seed
@@ -153,11 +170,16 @@ class SearchRollout:
         failure_rate = environment.config.retrieval.failure_rate
         self._loop = environment.rollout_loop(tokenizer, seed=seed, failure_rate=failure_rate)
 
-    def __call__(self, rows: Sequence[dict[str, Any]], model: PreTrainedModel, step: int) -> Rollout:
+    def __call__(
+        self, rows: Sequence[dict[str, Any]], model: PreTrainedModel, step: int
+    ) -> Rollout:
         """Return one rewarded trajectory per row; row i is sample `i % group_size` of its question."""
         config = self._environment.config
         questions = self._environment.world.train
-        tasks = [(questions[row["question"]], i % config.rollout.group_size) for i, row in enumerate(rows)]
+        tasks = [
+            (questions[row["question"]], i % config.rollout.group_size)
+            for i, row in enumerate(rows)
+        ]
         sampler = TransformersSampler(
             model,
             self._tokenizer,
@@ -189,15 +211,25 @@ class _Recorder:
         self._after_step = after_step
         self._started = time.perf_counter()
         self._bar = tqdm(
-            total=config.training.steps, initial=done, desc=f"{config.name}", unit="step", disable=not progress
+            total=config.training.steps,
+            initial=done,
+            desc=f"{config.name}",
+            unit="step",
+            disable=not progress,
         )
 
     def __call__(self, row: dict[str, Any], trajectories: list[Trajectory]) -> None:
         stored = trajectories[: self._config.training.trajectories_per_step]
         self._run.append_trajectories(trajectory_record(t, row["step"]) for t in stored)
         self._run.append_metrics(row)
-        shown = {"reward": row["reward"], "loglik": row["loglik_correct"], "entropy": row["entropy"]}
-        self._bar.set_postfix({key: "–" if value is None else f"{value:.3f}" for key, value in shown.items()})
+        shown = {
+            "reward": row["reward"],
+            "loglik": row["loglik_correct"],
+            "entropy": row["entropy"],
+        }
+        self._bar.set_postfix(
+            {key: "–" if value is None else f"{value:.3f}" for key, value in shown.items()}
+        )
         self._bar.update()
         if self._after_step is not None:
             self._after_step(row)
@@ -208,7 +240,13 @@ class _Recorder:
         ranked = {
             kept: sum(window) / len(window)
             for kept in checkpoint_steps(self._run.checkpoints)
-            if (window := [rewards[s] for s in range(max(1, kept - BEST_WINDOW + 1), kept + 1) if s in rewards])
+            if (
+                window := [
+                    rewards[s]
+                    for s in range(max(1, kept - BEST_WINDOW + 1), kept + 1)
+                    if s in rewards
+                ]
+            )
         }
         best = max(ranked, key=ranked.__getitem__)
         rotate_checkpoints(self._run.checkpoints, self._config.training.keep_checkpoints, best)
@@ -254,7 +292,9 @@ def trajectory_record(trajectory: Trajectory, step: int) -> dict[str, Any]:
                 "end": action.end,
                 "executed": action.executed,
                 "retrieval_failed": action.retrieval_failed,
-                "hits": [{"id": hit.id, "title": hit.title, "text": hit.text} for hit in action.hits],
+                "hits": [
+                    {"id": hit.id, "title": hit.title, "text": hit.text} for hit in action.hits
+                ],
             }
             for action in trajectory.actions
         ],

@@ -30,16 +30,32 @@ class SearchGRPOConfig(GRPOConfig):
         ConfigError: when `updates_per_rollout` disagrees with the batch sizes, or the penalty could never act.
     """
 
-    updates_per_rollout: int = field(default=1, metadata={"help": "Optimizer steps per rollout, all epochs."})
-    llds_weight: float = field(default=0.0, metadata={"help": "Weight of the LLDS penalty; 0 measures it only."})
+    updates_per_rollout: int = field(
+        default=1, metadata={"help": "Optimizer steps per rollout, all epochs."}
+    )
+    llds_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the LLDS penalty; 0 measures it only."}
+    )
     llds_gate: str = field(default="action", metadata={"help": "action, response or token."})
-    llds_normalizer: str = field(default="preserved", metadata={"help": "preserved (paper) or all (official code)."})
-    llds_preserve: str = field(default="nonnegative", metadata={"help": "nonnegative or positive advantages."})
-    llds_gate_threshold: float = field(default=0.0, metadata={"help": "Loss of log-probability that opens a gate."})
-    llds_answer_weight: float = field(default=1.0, metadata={"help": "Penalty weight of answer tokens (LLDS-MA)."})
-    llds_answer_ramp: str = field(default="none", metadata={"help": "none, paper or code: ramp of that weight."})
+    llds_normalizer: str = field(
+        default="preserved", metadata={"help": "preserved (paper) or all (official code)."}
+    )
+    llds_preserve: str = field(
+        default="nonnegative", metadata={"help": "nonnegative or positive advantages."}
+    )
+    llds_gate_threshold: float = field(
+        default=0.0, metadata={"help": "Loss of log-probability that opens a gate."}
+    )
+    llds_answer_weight: float = field(
+        default=1.0, metadata={"help": "Penalty weight of answer tokens (LLDS-MA)."}
+    )
+    llds_answer_ramp: str = field(
+        default="none", metadata={"help": "none, paper or code: ramp of that weight."}
+    )
     root_seed: int = field(default=0, metadata={"help": "Root of the run's random streams."})
-    max_nonfinite_updates: int = field(default=5, metadata={"help": "Skipped updates in a row that end the run."})
+    max_nonfinite_updates: int = field(
+        default=5, metadata={"help": "Skipped updates in a row that end the run."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +67,9 @@ class SearchGRPOConfig(GRPOConfig):
                 f"num_iterations={self.num_iterations} make {per_epoch * self.num_iterations}: set them to agree"
             )
         if self.llds_weight > 0 and self.updates_per_rollout < 2:
-            raise ConfigError("llds_weight > 0 with updates_per_rollout=1 is always zero: set updates_per_rollout >= 2")
+            raise ConfigError(
+                "llds_weight > 0 with updates_per_rollout=1 is always zero: set updates_per_rollout >= 2"
+            )
         if self.save_strategy == "steps" and self.save_steps % self.updates_per_rollout:
             raise ConfigError(
                 f"save_steps={self.save_steps} is not a multiple of updates_per_rollout={self.updates_per_rollout}: "

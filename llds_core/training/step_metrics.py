@@ -41,7 +41,9 @@ class StepMetrics:
 
     # --- under the policy that sampled -----------------------------------------------------------------------------
 
-    def close_rollout(self, micro_batches: Sequence[dict[str, Any]], advantages: torch.Tensor, weight: float) -> None:
+    def close_rollout(
+        self, micro_batches: Sequence[dict[str, Any]], advantages: torch.Tensor, weight: float
+    ) -> None:
         """Take what the old policy's passes over the micro-batches computed."""
         self._sums["answer_weight"], self._counts["answer_weight"] = weight, 1.0
         for micro in micro_batches:
@@ -60,7 +62,9 @@ class StepMetrics:
             attention = micro["prompt_mask"].sum() + micro["completion_mask"].sum()
             positions = micro["prompt_mask"].numel() + micro["completion_mask"].numel()
             self._add("padding", positions - int(attention), positions)
-            self._states |= dict(zip(rows.tolist(), micro["pooled_states"].float().cpu(), strict=True))
+            self._states |= dict(
+                zip(rows.tolist(), micro["pooled_states"].float().cpu(), strict=True)
+            )
 
     def add_final_logprobs(self, micro: dict[str, Any], logprobs: torch.Tensor) -> None:
         """Take the log-probabilities of a micro-batch after the step's last update."""
@@ -91,12 +95,16 @@ class StepMetrics:
             log_ratio = mean.expand_as(mask)
         ratio = log_ratio.exp()
         advantages = micro["advantages"][:, None]
-        clipped = ((ratio < 1 - clip_low) & (advantages < 0)) | ((ratio > 1 + clip_high) & (advantages > 0))
+        clipped = ((ratio < 1 - clip_low) & (advantages < 0)) | (
+            (ratio > 1 + clip_high) & (advantages > 0)
+        )
         self._add_masked("clip_fraction", clipped.float(), mask)
         if mask.any():
             self._extreme("ratio_max", ratio[mask].max().item(), max)
             self._extreme("ratio_min", ratio[mask].min().item(), min)
-        gated, preserved = (penalty_metrics[key].item() for key in ("gated_tokens", "preserved_tokens"))
+        gated, preserved = (
+            penalty_metrics[key].item() for key in ("gated_tokens", "preserved_tokens")
+        )
         self._add("gated_fraction", gated, preserved)
         self._add("preserved_fraction", preserved, int(mask.sum()))
         if first_update:
@@ -104,7 +112,9 @@ class StepMetrics:
         # Micro-batches of an update add up: the counts are set by `add_update`.
         self._sums["loss"] += loss.item()
         self._sums["llds_penalty"] += penalty.item()
-        self._sums["trained_tokens"] += int(micro["prompt_mask"].sum() + micro["completion_mask"].sum())
+        self._sums["trained_tokens"] += int(
+            micro["prompt_mask"].sum() + micro["completion_mask"].sum()
+        )
 
     def add_update(self, grad_norm: float, finite: bool, learning_rate: float) -> None:
         """Take the end of one update."""
@@ -135,12 +145,19 @@ class StepMetrics:
             "em": sum(t.correct for t in trajectories) / count,
             "hidden_similarity": self._similarity(groups),
             "response_length": policy_tokens / count,
-            "observation_length": sum(len(t.response_mask) - sum(t.response_mask) for t in trajectories) / count,
+            "observation_length": sum(
+                len(t.response_mask) - sum(t.response_mask) for t in trajectories
+            )
+            / count,
             "valid_searches": searches / count,
             "valid_answers": sum(t.answer is not None for t in trajectories) / count,
-            "invalid_actions": sum(a.kind == "invalid" for t in trajectories for a in t.actions) / count,
-            "failed_searches": _ratio(sum(a.retrieval_failed for t in trajectories for a in t.actions), searches),
-            "zero_variance_groups": sum(len({t.reward for t in group}) == 1 for group in groups) / len(groups),
+            "invalid_actions": sum(a.kind == "invalid" for t in trajectories for a in t.actions)
+            / count,
+            "failed_searches": _ratio(
+                sum(a.retrieval_failed for t in trajectories for a in t.actions), searches
+            ),
+            "zero_variance_groups": sum(len({t.reward for t in group}) == 1 for group in groups)
+            / len(groups),
             "nonfinite_updates": int(self._sums["nonfinite_updates"]),
             "rollout_seconds": rollout.seconds,
             "retrieval_seconds": rollout.retrieval_seconds,
@@ -154,7 +171,9 @@ class StepMetrics:
         similarities = []
         for index in range(len(groups)):
             rows = range(index * self._group_size, (index + 1) * self._group_size)
-            states = torch.nn.functional.normalize(torch.stack([self._states[row] for row in rows]), dim=1)
+            states = torch.nn.functional.normalize(
+                torch.stack([self._states[row] for row in rows]), dim=1
+            )
             correct = self._correct[list(rows)]
             if correct.any() and not correct.all():
                 similarities.append((states[correct] @ states[~correct].T).mean().item())

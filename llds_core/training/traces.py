@@ -42,8 +42,19 @@ _LAST_THOUGHTS = (
     "I found it: {answer}.",
     "So it must be {answer}.",
 )
-_QUERIES = ("{query}", "{query} {topic}", "{topic} of {query}", "where is {query}", "facts about {query}")
-_TOPICS = {"country": "country", "capital": "capital", "currency": "currency", "continent": "continent"}
+_QUERIES = (
+    "{query}",
+    "{query} {topic}",
+    "{topic} of {query}",
+    "where is {query}",
+    "facts about {query}",
+)
+_TOPICS = {
+    "country": "country",
+    "capital": "capital",
+    "currency": "currency",
+    "continent": "continent",
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,13 @@ def make_traces(
     questions = list(_cycle(world.train, count, random))
     # Hops are scripted per trace, but searched together: trace by trace would cost a call each.
     scripts = [
-        _Script(index, question, config, numpy_generator(config.seed, "warmstart", "trace", index), world)
+        _Script(
+            index,
+            question,
+            config,
+            numpy_generator(config.seed, "warmstart", "trace", index),
+            world,
+        )
         for index, question in enumerate(questions)
     ]
     active = scripts
@@ -87,7 +104,9 @@ def make_traces(
     return [Trace(s.question, tuple(s.segments), s.correct) for s in scripts]
 
 
-def _cycle(items: Sequence[Question], count: int, random: np.random.Generator) -> Iterator[Question]:
+def _cycle(
+    items: Sequence[Question], count: int, random: np.random.Generator
+) -> Iterator[Question]:
     order: list[int] = []
     for _ in range(count):
         if not order:
@@ -99,7 +118,12 @@ class _Script:
     """Writes one trace turn by turn; `query` is the search to run next, None when the trace has ended."""
 
     def __init__(
-        self, index: int, question: Question, config: WarmstartConfig, random: np.random.Generator, world: World
+        self,
+        index: int,
+        question: Question,
+        config: WarmstartConfig,
+        random: np.random.Generator,
+        world: World,
     ) -> None:
         self.index = index
         self.question = question

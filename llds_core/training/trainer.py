@@ -129,22 +129,32 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         trajectories = self.metrics.trajectories
         width = batch["completion_ids"].shape[1]
         answers = [
-            [int(t.answer_span is not None and t.answer_span[0] <= i < t.answer_span[1]) for i in range(width)]
+            [
+                int(t.answer_span is not None and t.answer_span[0] <= i < t.answer_span[1])
+                for i in range(width)
+            ]
             for t in trajectories
         ]
         device = batch["completion_ids"].device
         batch["answer_mask"] = torch.tensor(answers, device=device)
-        batch["action_ids"] = pad_right([t.action_ids for t in trajectories], dtype=torch.long, width=width).to(device)
+        batch["action_ids"] = pad_right(
+            [t.action_ids for t in trajectories], dtype=torch.long, width=width
+        ).to(device)
         batch["rows"] = torch.arange(len(trajectories), device=device)
         lengths = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)).tolist()
-        order = torch.randperm(len(lengths), generator=torch_generator(self.args.root_seed, "mini-batches", self.step))
+        order = torch.randperm(
+            len(lengths), generator=torch_generator(self.args.root_seed, "mini-batches", self.step)
+        )
         size = self.args.per_device_train_batch_size
         per_update = self.args.gradient_accumulation_steps
         micro_batches = []
         for mini_rows in order.split(size * per_update):
             # Sorting inside a mini-batch changes no gradient, its denominator being that of the whole mini-batch.
             by_length = sorted(mini_rows.tolist(), key=lengths.__getitem__)
-            window = [_trim(batch, by_length[start : start + size]) for start in range(0, len(by_length), size)]
+            window = [
+                _trim(batch, by_length[start : start + size])
+                for start in range(0, len(by_length), size)
+            ]
             counts = self._penalty_counts(window)
             micro_batches += [micro | {"penalty_count": counts} for micro in window]
         answer_weight = self._answer_weight(trajectories)
@@ -164,7 +174,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             return self.args.llds_answer_weight
         searches = torch.tensor(float(sum(t.searches for t in trajectories)) / len(trajectories))
         mean = self.accelerator.gather(searches.to(self.accelerator.device)).mean().item()
-        return answer_weight_ramp(mean, ramp=self.args.llds_answer_ramp) * self.args.llds_answer_weight
+        return (
+            answer_weight_ramp(mean, ramp=self.args.llds_answer_ramp) * self.args.llds_answer_weight
+        )
 
     @torch.no_grad()
     def _add_log_probabilities(self, micro: dict[str, Any]) -> None:
@@ -175,7 +187,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         mask = micro["tool_mask"] * micro["completion_mask"]
         hidden = self._hidden[:, -mask.shape[1] - 1 : -1]
         # The state that predicts a token stands one position before it.
-        micro["pooled_states"] = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        micro["pooled_states"] = (hidden * mask[..., None]).sum(1) / mask.sum(
+            1, keepdim=True
+        ).clamp(min=1)
         self._hidden = None
         if self.beta != 0.0:
             micro["ref_per_token_logps"], _ = self._forward(self.ref_model, micro)
@@ -192,7 +206,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
 
     # --- objective -------------------------------------------------------------------------------------------------
 
-    def _get_per_token_logps_and_entropies(self, model: nn.Module, input_ids: torch.Tensor, *args: Any, **kwargs: Any):
+    def _get_per_token_logps_and_entropies(
+        self, model: nn.Module, input_ids: torch.Tensor, *args: Any, **kwargs: Any
+    ):
         if self._skip_forward:
             # TRL's own pass over the padded rollout: `_micro_batches` replaces it.
             placeholder = torch.zeros(input_ids.shape[0], args[1], device=input_ids.device)
@@ -229,7 +245,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self._loss_is_finite &= bool(torch.isfinite(loss))
         first = self.state.global_step % self.updates_per_step == 0
         clip = (self.epsilon_low, self.epsilon_high, self.importance_sampling_level)
-        self.metrics.add_micro_batch(inputs, logprobs.detach(), loss.detach(), penalty.detach(), penalty_metrics, clip, first)
+        self.metrics.add_micro_batch(
+            inputs, logprobs.detach(), loss.detach(), penalty.detach(), penalty_metrics, clip, first
+        )
         return loss
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
@@ -309,13 +327,18 @@ def _penalty_tokens(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tens
     mask = micro["tool_mask"] * micro["completion_mask"]
     if args.llds_normalizer == "all":
         return mask
-    kept = micro["advantages"] >= 0 if args.llds_preserve == "nonnegative" else micro["advantages"] > 0
+    kept = (
+        micro["advantages"] >= 0 if args.llds_preserve == "nonnegative" else micro["advantages"] > 0
+    )
     return mask * kept[:, None]
 
 
 def _trim(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
     """Select `rows` and cut padding that all of them share: prompts are padded left, completions right."""
-    chosen = {key: value[rows] if torch.is_tensor(value) and value.dim() else value for key, value in batch.items()}
+    chosen = {
+        key: value[rows] if torch.is_tensor(value) and value.dim() else value
+        for key, value in batch.items()
+    }
     prompt = int(chosen["prompt_mask"].sum(1).max())
     completion = int(chosen["completion_mask"].sum(1).max())
     for key in ("prompt_ids", "prompt_mask"):

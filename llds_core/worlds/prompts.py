@@ -31,4 +31,6 @@ def encode_prompt(question: str, template: str, tokenizer: PreTrainedTokenizerBa
     if tokenizer.chat_template is None:
         return tokenizer.encode(text, add_special_tokens=False)
     messages = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )

@@ -1,0 +1,247 @@
+"""Figures: one theme, one fixed colour per method, and beside every picture the numbers that drew it.
+
+Nothing here measures anything: curves come from `Run.metrics`, phases from `diagnostics.phases`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from llds_core.diagnostics.metrics import METRICS
+from llds_core.diagnostics.phases import WINDOW, Phase, collapse_step, detect_phases
+from llds_core.errors import ConfigError, DataError, did_you_mean
+from llds_core.reporting.store import Run
+from llds_core.runs import disk_errors
+
+BASELINE = "grpo"
+# Okabe and Ito's palette, told apart by colour-blind readers and in grey.
+METHOD_COLOURS = {
+    "grpo": "#D55E00",
+    "llds-action": "#0072B2",
+    "llds-response": "#56B4E9",
+    "llds-token": "#009E73",
+    "llds-ma": "#CC79A7",
+    "lite-ppo": "#E69F00",
+    "lp-reg": "#7A5195",
+    "gspo": "#8C6D31",
+}
+METHOD_LABELS = {
+    "grpo": "GRPO",
+    "llds-action": "GRPO + LLDS (action gate)",
+    "llds-response": "GRPO + LLDS (response gate)",
+    "llds-token": "GRPO + LLDS (token gate)",
+    "llds-ma": "GRPO + LLDS-MA",
+    "lite-ppo": "Lite PPO",
+    "lp-reg": "Lp-Reg",
+    "gspo": "GSPO",
+}
+METRIC_LABELS = {
+    "loglik_correct": "log-likelihood, correct",
+    "loglik_incorrect": "log-likelihood, incorrect",
+    "grad_norm": "gradient norm",
+    "valid_searches": "valid searches",
+    "response_length": "response length",
+}
+_OTHER_COLOUR = "#555555"
+_PHASE_SHADES = {"decay": "#F5E9C8", "acceleration": "#F3D3B8", "collapse": "#E4C3C0"}
+_PANEL = (3.9, 2.75)  # inches
+_SEEDS_FOR_INTERVAL = 3
+
+
+def method_label(method: str) -> str:
+    """How a method is called in figures and text."""
+    return METHOD_LABELS.get(method, method)
+
+
+def metric_label(metric: str) -> str:
+    """Name of a metric for an axis, without its unit."""
+    return METRIC_LABELS.get(metric, metric.replace("_", " "))
+
+
+def curves_data(runs: Sequence[Run], panels: Sequence[str]) -> pd.DataFrame:
+    """Return what `curves_figure` draws: one row per run, step and metric.
+
+    Raises:
+        ConfigError: for a metric that does not exist.
+    """
+    for panel in panels:
+        if panel not in METRICS:
+            raise ConfigError(f'unknown metric "{panel}": {did_you_mean(panel, METRICS)}')
+    columns = ["profile", "method", "seed", "step", "metric", "value"]
+    parts = [
+        pd.DataFrame(
+            {
+                "profile": run.profile,
+                "method": run.method,
+                "seed": run.seed,
+                "step": run.metrics["step"],
+                "metric": panel,
+                "value": run.metrics[panel],
+            }
+        )
+        for run in runs
+        for panel in panels
+        if len(run.metrics)
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def curves_figure(runs: Sequence[Run], panels: Sequence[str], *, window: int = WINDOW) -> Figure:
+    """Draw one panel per metric against the step.
+
+    Thin lines are seeds, bold lines their mean; from three seeds on a band gives the 95 % bootstrap
+    interval of the mean. Dotted verticals mark where a run collapses. Shades are the phases of the
+    first GRPO run, or of the first run without one.
+
+    Args:
+        runs: any number of methods and seeds.
+        panels: names of metrics.
+        window: steps of the means that phases are judged on.
+
+    Raises:
+        ConfigError: for a metric that does not exist, or no panel.
+        DataError: when no run has a step to draw.
+    """
+    if not panels:
+        raise ConfigError('a figure needs at least one metric: name some, e.g. "reward"')
+    data = curves_data(runs, panels)
+    if data.empty:
+        raise DataError("none of the runs has a finished step: train at least one step first")
+    columns = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
+    rows = -(-len(panels) // columns)
+    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.1):
+        width, height = _PANEL
+        figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        shaded = _shaded_run(runs)
+        phases = detect_phases(shaded.metrics, window=window)
+        collapses = [(run, collapse_step(_by_step(run, "reward"), window)) for run in runs]
+        for axes, panel in zip(grid, panels, strict=False):
+            _shade(axes, phases)
+            _draw(axes, data[data["metric"] == panel])
+            for run, step in collapses:
+                if step is not None:
+                    axes.axvline(step, color=_colour(run.method), linestyle=":", linewidth=1.5)
+            axes.set_xlabel("step")
+            axes.set_ylabel(f"{metric_label(panel)}\n({METRICS[panel].unit})")
+            axes.set_xlim(data["step"].min() - 0.5, data["step"].max() + 0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+            axes.margins(y=0.12)
+            sns.despine(ax=axes)
+        for axes in grid[len(panels) :]:
+            axes.set_visible(False)
+        figure.align_ylabels()
+        collapsed = any(step is not None for _, step in collapses)
+        _legend(figure, list(dict.fromkeys(run.method for run in runs)), collapsed=collapsed)
+    return figure
+
+
+def save_figure(
+    figure: Figure, data: pd.DataFrame, out_dir: Path, name: str, runs: Sequence[Run]
+) -> list[Path]:
+    """Write `name`.png, .pdf and .csv under `out_dir`; the same runs give the same bytes.
+
+    Args:
+        figure: the picture.
+        data: the numbers that drew it.
+        out_dir: folder, made when missing.
+        name: file name without suffix.
+        runs: where the numbers come from; their fingerprints go into the picture's metadata.
+
+    Returns:
+        The three paths.
+
+    Raises:
+        RunError: when the folder cannot be written.
+    """
+    sources = "; ".join(f"{run.name} {run.fingerprint}" for run in runs)
+    paths = [out_dir / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")]
+    with disk_errors(out_dir):
+        out_dir.mkdir(parents=True, exist_ok=True)
+        png = {"Title": name, "Source": sources, "Software": "llds_core"}
+        figure.savefig(paths[0], dpi=150, metadata=png)
+        pdf = {"Title": name, "Subject": sources, "Creator": "llds_core", "CreationDate": None}
+        with mpl.rc_context({"pdf.fonttype": 42}):
+            figure.savefig(paths[1], metadata=pdf)
+        data.to_csv(paths[2], index=False)
+    return paths
+
+
+def _colour(method: str) -> str:
+    return METHOD_COLOURS.get(method, _OTHER_COLOUR)
+
+
+def _by_step(run: Run, metric: str) -> pd.Series:
+    return run.metrics.set_index("step")[metric]
+
+
+def _shaded_run(runs: Sequence[Run]) -> Run:
+    return next((run for run in runs if run.method == BASELINE), runs[0])
+
+
+def _draw(axes: Axes, data: pd.DataFrame) -> None:
+    short = data["step"].nunique() <= 40
+    for method, group in data.groupby("method", sort=False):
+        table = group.pivot(index="step", columns="seed", values="value")
+        colour = _colour(str(method))
+        for seed in table.columns:
+            axes.plot(table.index, table[seed], color=colour, linewidth=0.8, alpha=0.45)
+        mean = table.mean(axis=1)
+        marker = {"marker": "o", "markersize": 3} if short else {}
+        axes.plot(mean.index, mean, color=colour, linewidth=2.2, **marker)
+        if len(table.columns) >= _SEEDS_FOR_INTERVAL:
+            low, high = _intervals(table)
+            axes.fill_between(table.index, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _intervals(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    # Imported here: it brings torch, which figures of one or two seeds do without.
+    from llds_core.evaluation import interval
+
+    bounds = np.full((2, len(table)), np.nan)
+    for row, values in enumerate(table.to_numpy(float)):
+        present = values[~np.isnan(values)]
+        if len(present) >= _SEEDS_FOR_INTERVAL:
+            bounds[:, row] = interval(present)
+    return bounds[0], bounds[1]
+
+
+def _shade(axes: Axes, phases: Sequence[Phase]) -> None:
+    """Colour the background by phase; a run with a single phase needs no shade."""
+    if len(phases) < 2:
+        return
+    total = phases[-1].last - phases[0].first + 1
+    for phase in phases:
+        left, right = phase.first - 0.5, phase.last + 0.5
+        if phase.name in _PHASE_SHADES:
+            axes.axvspan(left, right, color=_PHASE_SHADES[phase.name], alpha=0.6, linewidth=0)
+        narrow = (right - left) / total < 0.3
+        axes.text(
+            (left + right) / 2,
+            0.98,
+            phase.name,
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+            va="top",
+            rotation=90 if narrow else 0,
+            fontsize=7.5,
+            color="#5A5A5A",
+        )
+
+
+def _legend(figure: Figure, methods: Sequence[str], *, collapsed: bool) -> None:
+    handles = [
+        Line2D([], [], color=_colour(method), linewidth=2.2, label=method_label(method))
+        for method in methods
+    ]
+    if collapsed:
+        handles.append(Line2D([], [], color="#555555", linestyle=":", label="collapse onset"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)

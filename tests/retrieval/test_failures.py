@@ -1,0 +1,143 @@
+import random
+
+import pytest
+
+from llds_core.errors import ConfigError
+from llds_core.retrieval.base import SearchKey
+from llds_core.retrieval.bm25 import BM25Retriever
+from llds_core.retrieval.failures import FailingRetriever
+from llds_core.worlds.formats import Passage
+
+# Every title twice, so that "another title" is more than "another passage".
+PASSAGES = tuple(Passage(str(i), f"title{i // 2}", f"text about word{i // 2}") for i in range(80))
+
+
+@pytest.fixture(scope="module")
+def engine() -> BM25Retriever:
+    return BM25Retriever(PASSAGES)
+
+
+def _failing(engine: BM25Retriever, rate: float, seed: int = 0) -> FailingRetriever:
+    return FailingRetriever(engine, failure_rate=rate, passages=PASSAGES, seed=seed)
+
+
+def _searches(count: int) -> tuple[list[str], list[SearchKey]]:
+    keys = [SearchKey(0, i % 5, f"q{i % 7}", i, i % 3) for i in range(count)]
+    return [f"word{i % 40}" for i in range(count)], keys
+
+
+def test_rate_0_passes_everything_through(engine):
+    queries, keys = _searches(50)
+    hits, failed = _failing(engine, 0.0).search_keyed(queries, 2, keys)
+    assert hits == engine.search(queries, 2)
+    assert failed == [False] * 50
+    assert FailingRetriever(engine, failure_rate=0, passages=(), seed=0).search_keyed(
+        queries, 2, keys
+    ) == (hits, failed)
+
+
+def test_plain_search_never_fails(engine):
+    queries, _ = _searches(50)
+    assert _failing(engine, 1.0).search(queries, 3) == engine.search(queries, 3)
+
+
+def test_failed_searches_show_as_many_passages_of_other_titles(engine):
+    queries, keys = _searches(200)
+    true_hits = engine.search(queries, 3)
+    hits, failed = _failing(engine, 1.0).search_keyed(queries, 3, keys)
+    assert failed == [True] * 200
+    corpus = {(passage.id, passage.title, passage.text) for passage in PASSAGES}
+    for shown, true in zip(hits, true_hits, strict=True):
+        assert len(shown) == len(true)
+        titles = [hit.title for hit in shown]
+        assert len(set(titles)) == len(titles)
+        assert not set(titles) & {hit.title for hit in true}
+        assert {(hit.id, hit.title, hit.text) for hit in shown} <= corpus
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3, 0.9])
+def test_the_measured_share_is_the_rate(engine, rate: float):
+    queries, keys = _searches(3000)
+    _, failed = _failing(engine, rate).search_keyed(queries, 1, keys)
+    assert sum(failed) / 3000 == pytest.approx(rate, abs=4 * (rate * (1 - rate) / 3000) ** 0.5)
+
+
+def test_successful_searches_are_untouched(engine):
+    queries, keys = _searches(100)
+    hits, failed = _failing(engine, 0.5).search_keyed(queries, 2, keys)
+    assert any(failed)
+    for shown, true, fails in zip(hits, engine.search(queries, 2), failed, strict=True):
+        assert (shown == true) is not fails
+
+
+def test_outcomes_depend_on_the_key_and_not_on_the_order(engine):
+    queries, keys = _searches(100)
+    retriever = _failing(engine, 0.4)
+    hits, failed = retriever.search_keyed(queries, 2, keys)
+    order = list(range(100))
+    random.Random(0).shuffle(order)
+    again = retriever.search_keyed([queries[i] for i in order], 2, [keys[i] for i in order])
+    assert again == ([hits[i] for i in order], [failed[i] for i in order])
+    one_by_one = [
+        _failing(engine, 0.4).search_keyed([query], 2, [key])
+        for query, key in zip(queries, keys, strict=True)
+    ]
+    assert [batch[0][0] for batch in one_by_one] == hits
+
+
+def test_the_same_searches_fail_whatever_was_asked(engine):
+    """Paired runs meet the same failures even when their policies word queries differently."""
+    queries, keys = _searches(100)
+    _, failed = _failing(engine, 0.4).search_keyed(queries, 2, keys)
+    _, other = _failing(engine, 0.4).search_keyed(["text title1 word2"] * 100, 2, keys)
+    assert failed == other
+
+
+def test_a_higher_rate_keeps_the_failures_of_a_lower_one(engine):
+    queries, keys = _searches(300)
+    _, low = _failing(engine, 0.2).search_keyed(queries, 2, keys)
+    _, high = _failing(engine, 0.6).search_keyed(queries, 2, keys)
+    assert all(high[i] for i in range(300) if low[i])
+
+
+@pytest.mark.parametrize("name", ["seed", "step", "question", "sample", "turn"])
+def test_every_part_of_the_key_counts(engine, name: str):
+    base = {"seed": 0, "step": 0, "question": "0", "sample": 0, "turn": 0}
+    keys = [SearchKey(**{**base, name: str(i) if name == "question" else i}) for i in range(200)]
+    _, failed = _failing(engine, 0.5).search_keyed(["word1"] * 200, 1, keys)
+    assert 60 < sum(failed) < 140
+
+
+def test_the_seed_of_the_stream_counts(engine):
+    queries, keys = _searches(100)
+    outcomes = {tuple(_failing(engine, 0.5, s).search_keyed(queries, 1, keys)[1]) for s in range(3)}
+    assert len(outcomes) == 3
+
+
+def test_a_search_without_hits_cannot_fail(engine):
+    _, keys = _searches(1)
+    assert _failing(engine, 1.0).search_keyed(["xyzzy"], 2, keys) == ([[]], [False])
+
+
+def test_a_corpus_without_other_titles_shows_fewer_passages():
+    passages = [Passage("1", "a", "word one"), Passage("2", "a", "word two")]
+    retriever = FailingRetriever(
+        BM25Retriever(passages), failure_rate=1.0, passages=passages, seed=0
+    )
+    assert retriever.search_keyed(["word"], 2, _searches(1)[1]) == ([[]], [True])
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
+def test_a_rate_outside_0_and_1_is_refused(engine, rate: float):
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        _failing(engine, rate)
+
+
+def test_misuse_is_refused_with_advice(engine):
+    with pytest.raises(ConfigError, match="pass the corpus"):
+        FailingRetriever(engine, failure_rate=0.1, passages=(), seed=0)
+    queries, keys = _searches(2)
+    with pytest.raises(ConfigError, match="one key per query"):
+        _failing(engine, 0.5).search_keyed(queries, 2, keys[:1])
+    with pytest.raises(ConfigError, match=r"retrieval\.top_k"):
+        _failing(engine, 0.5).search_keyed(queries, 0, keys)

@@ -1,0 +1,329 @@
+"""Killed runs, re-issued, end as if nothing had happened; interrupted and failed runs say so.
+
+Children are forked from a server that has only imported the package, so that a kill can be put at an exact place
+without paying for imports each time. Two tests kill a real command from outside.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llds_core import checkpoints as checkpoints_module
+from llds_core.checkpoints import checkpoint_path, checkpoint_steps, load_policy
+from llds_core.config import load_experiment
+from llds_core.errors import TrainingDivergedError
+from llds_core.runs import RunDirectory, read_manifest, read_metrics, read_trajectories
+from llds_core.training import experiment, warmstart
+
+TIMING = re.compile("seconds|per_second")
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["llds_core.training.experiment", "llds_core.training.trainer"])
+
+
+def die(*args: Any, **kwargs: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _on_call(number: int, original: Callable) -> Callable:
+    calls = iter(range(1, 10**9))
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == number:
+            die()
+        return original(*args, **kwargs)
+
+    return counted
+
+
+def _kill_after(owner: Any, name: str, number: int) -> None:
+    original = getattr(owner, name)
+    calls = iter(range(1, 10**9))
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if next(calls) == number:
+            die()
+        return result
+
+    setattr(owner, name, counted)
+
+
+# Where a child dies: (owner, attribute, call that does not return).
+_PLACES: dict[str, Callable[[], None]] = {
+    "second rollout": lambda: setattr(
+        experiment.SearchRollout, "__call__", _on_call(2, experiment.SearchRollout.__call__)
+    ),
+    "between updates": lambda: setattr(
+        experiment.SearchGRPOTrainer,
+        "_clip_grad_norm",
+        _on_call(7, experiment.SearchGRPOTrainer._clip_grad_norm),
+    ),
+    "before the row is written": lambda: setattr(
+        RunDirectory, "append_metrics", _on_call(2, RunDirectory.append_metrics)
+    ),
+    "after the row, before the checkpoint": lambda: _kill_after(RunDirectory, "append_metrics", 2),
+    "inside the checkpoint": lambda: setattr(
+        experiment.SearchGRPOTrainer,
+        "checkpoint_extra",
+        _on_call(2, experiment.SearchGRPOTrainer.checkpoint_extra),
+    ),
+    "before ranking the last checkpoint": lambda: setattr(
+        experiment._Recorder, "saved", _on_call(3, experiment._Recorder.saved)
+    ),
+    "inside a rotation": lambda: setattr(
+        checkpoints_module.shutil, "rmtree", _on_call(4, shutil.rmtree)
+    ),
+    "warm start, between updates": lambda: setattr(
+        warmstart.WarmstartTrainer,
+        "compute_loss",
+        _on_call(33, warmstart.WarmstartTrainer.compute_loss),
+    ),
+    "warm start, inside the checkpoint": lambda: setattr(
+        warmstart.WarmstartTrainer,
+        "checkpoint_extra",
+        _on_call(2, warmstart.WarmstartTrainer.checkpoint_extra),
+    ),
+    "warm start, while the policy is written": lambda: setattr(
+        warmstart.RunDirectory, "update", _on_call(1, RunDirectory.update)
+    ),
+}
+
+
+def _child(root: Path, method: str, place: str | None, overrides: tuple[str, ...]) -> None:
+    if place is not None:
+        _PLACES[place]()
+    config = load_experiment(f"smoke/{method}", overrides)
+    if place is not None and place.startswith("warm start"):
+        warmstart.warmstart(config, root, progress=False)
+    else:
+        experiment.train(config, 0, root, overrides=overrides, progress=False)
+
+
+def in_child(
+    root: Path, method: str = "grpo", place: str | None = None, overrides: tuple[str, ...] = ()
+) -> int | None:
+    """Train in another process that dies at `place`; return its exit code."""
+    process = _processes.Process(target=_child, args=(root, method, place, overrides))
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def fresh_root(smoke_runs: Path, folder: Path) -> Path:
+    """A run root with the warm start and nothing else."""
+    (folder / "smoke").mkdir(parents=True)
+    for path in (smoke_runs / "smoke").glob("warmstart-*"):
+        shutil.copytree(path, folder / "smoke" / path.name)
+    return folder
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if not TIMING.search(k)} for row in read_metrics(run)]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    steps = checkpoint_steps(one / "checkpoint")
+    assert steps == checkpoint_steps(other / "checkpoint")
+    for step in steps:
+        left, right = (checkpoint_path(run / "checkpoint", step) for run in (one, other))
+        weights = [(path / "model.safetensors").read_bytes() for path in (left, right)]
+        assert weights[0] == weights[1]
+    assert rows(one) == rows(other)
+    assert read_trajectories(one) == read_trajectories(other)
+    for key in ("status", "best_step", "last_step"):
+        assert read_manifest(one)[key] == read_manifest(other)[key], key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [name for name in _PLACES if not name.startswith("warm start")])
+def test_killed_and_reissued_run_is_bit_identical(
+    smoke_runs: Path, tmp_path: Path, place: str
+) -> None:
+    root = fresh_root(smoke_runs, tmp_path / "runs")
+    run = root / "smoke" / "llds-action" / "seed0"
+    assert in_child(root, "llds-action", place) == -signal.SIGKILL
+    assert read_manifest(run)["status"] == "running"
+    assert in_child(root, "llds-action") == 0
+    assert_same_run(run, smoke_runs / "smoke" / "llds-action" / "seed0")
+    assert not list((run / "checkpoint").glob(".partial*"))
+    assert len(read_manifest(run)["resumed"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [name for name in _PLACES if name.startswith("warm start")])
+def test_killed_and_reissued_warm_start_gives_the_same_policy(
+    smoke_runs: Path, tmp_path: Path, place: str
+) -> None:
+    config = load_experiment("smoke/grpo")
+    run = warmstart.warmstart_path(tmp_path, config)
+    assert in_child(tmp_path, "grpo", place) == -signal.SIGKILL
+    assert read_manifest(run)["status"] == "running"
+    # Resuming needs the warm start alone; the child stops where the first rollout would begin.
+    assert in_child(tmp_path, "grpo", "warm start, resumed") == 0
+    assert read_manifest(run)["status"] == "complete"
+    expected = warmstart.warmstart_policy_path(smoke_runs, config)
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (run / "policy" / name).read_bytes() == (expected / name).read_bytes(), name
+    assert rows(run) == rows(expected.parent)
+
+
+_PLACES["warm start, resumed"] = lambda: None
+
+
+# --- from outside -----------------------------------------------------------------------------------------------------
+
+
+def start(root: Path, *extra: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "llds_core", "train", "smoke/grpo", *extra]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [*command, "--run-root", str(root), "--quiet"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> bool:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if condition():
+            return True
+        time.sleep(0.0005)
+    return False
+
+
+@pytest.mark.slow
+def test_command_killed_while_it_writes_a_checkpoint_and_reissued_is_bit_identical(
+    smoke_runs: Path, tmp_path: Path
+) -> None:
+    root = fresh_root(smoke_runs, tmp_path / "runs")
+    run = root / "smoke" / "grpo" / "seed0"
+    process = start(root)
+    partial = run / "checkpoint" / ".partial-2"
+    wait_until(partial.exists, process)
+    process.kill()
+    process.communicate()
+    process = start(root)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert str(run) in out
+    assert_same_run(run, smoke_runs / "smoke" / "grpo" / "seed0")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_as_interrupted_with_the_command_that_continues(
+    smoke_runs: Path, tmp_path: Path
+) -> None:
+    root = fresh_root(smoke_runs, tmp_path / "runs")
+    run = root / "smoke" / "grpo" / "seed0"
+    process = start(root, "training.steps=200")
+    assert wait_until((run / "metrics.jsonl").exists, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "python -m llds_core train smoke/grpo training.steps=200" in err
+    assert str(root) in err
+    assert "Traceback" not in err
+    manifest = read_manifest(run)
+    assert manifest["status"] == "interrupted"
+    assert manifest["finished"] is not None
+    # The lock is free, and a shorter command of the same run continues it.
+    assert in_child(root, "grpo") == 0
+    assert read_manifest(run)["status"] == "complete"
+
+
+# --- what a run leaves behind -----------------------------------------------------------------------------------------
+
+
+def test_longer_run_continues_a_shorter_one(smoke_runs: Path, tmp_path: Path) -> None:
+    root = fresh_root(smoke_runs, tmp_path / "runs")
+    complete = smoke_runs / "smoke" / "grpo" / "seed0"
+    shutil.copytree(complete, root / "smoke" / "grpo" / "seed0")
+    longer = load_experiment("smoke/grpo", ["training.steps=4"])
+    path = experiment.train(
+        longer, 0, root, overrides=["training.steps=4"], progress=False
+    )
+    assert path == root / "smoke" / "grpo" / "seed0"
+    assert rows(path)[:3] == rows(complete)
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4]
+    direct = fresh_root(smoke_runs, tmp_path / "direct")
+    again = experiment.train(longer, 0, direct, overrides=["training.steps=4"], progress=False)
+    assert rows(again) == rows(path)
+
+
+def test_checkpoints_load_with_the_auto_classes(smoke_runs: Path) -> None:
+    run = smoke_runs / "smoke" / "llds-action" / "seed0"
+    steps = checkpoint_steps(run / "checkpoint")
+    assert steps[-1] == 3
+    for step in steps:
+        path = checkpoint_path(run / "checkpoint", step)
+        model = AutoModelForCausalLM.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        text = "<search> a city </search>"
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert model.config.vocab_size == len(tokenizer)
+
+
+def test_diverged_run_ends_failed_with_its_last_checkpoint_intact(
+    smoke_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = fresh_root(smoke_runs, tmp_path / "runs")
+    overrides = ["training.max_nonfinite_updates=2"]
+    config = load_experiment("smoke/llds-action", overrides)
+
+    class Poisoned(experiment.SearchGRPOTrainer):
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+            loss = super()._compute_loss(model, inputs)
+            if self.state.global_step >= 5:
+                self._loss_is_finite = False
+                return loss * float("nan")
+            return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "SearchGRPOTrainer", Poisoned)
+        with pytest.raises(TrainingDivergedError, match="at step 2"):
+            experiment.train(config, 0, root, overrides=overrides, progress=False)
+    (run,) = (root / "smoke").glob("llds-action+*/seed0")
+    manifest = read_manifest(run)
+    assert manifest["status"] == "failed"
+    assert "TrainingDivergedError" in manifest["reason"]
+    assert checkpoint_steps(run / "checkpoint") == [1]
+    model, _ = load_policy(checkpoint_path(run / "checkpoint", 1))
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    # Re-issued without the fault, it ends like a run that never had it.
+    experiment.train(config, 0, root, overrides=overrides, progress=False)
+    assert_same_run(run, smoke_runs / "smoke" / "llds-action" / "seed0")
+
+
+def test_complete_run_is_returned_untouched(smoke_runs: Path) -> None:
+    run = smoke_runs / "smoke" / "grpo" / "seed0"
+    before = (run / "manifest.json").read_bytes(), (run / "metrics.jsonl").stat().st_mtime_ns
+    config = load_experiment("smoke/grpo")
+    assert experiment.train(config, 0, smoke_runs, progress=False) == run
+    after = (run / "manifest.json").read_bytes(), (run / "metrics.jsonl").stat().st_mtime_ns
+    assert before == after
+
+
+def test_runs_of_one_profile_start_from_the_same_policy(smoke_runs: Path) -> None:
+    paths = {
+        json.loads((smoke_runs / "smoke" / method / "seed0" / "manifest.json").read_text())[
+            "start_policy"
+        ]
+        for method in ("grpo", "llds-action")
+    }
+    assert len(paths) == 1

@@ -1,0 +1,176 @@
+"""A step's metrics against a slow recomputation, one trajectory at a time and without padding."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scripted import GROUP, build, policy, rollout, settings
+
+from llds_core.diagnostics.metrics import METRICS
+from llds_core.rollout.protocol import Trajectory
+
+STEPS = 3
+
+
+@torch.no_grad()
+def look(model: torch.nn.Module, one: Trajectory) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probability, entropy and predicting state of every completion token."""
+    ids = torch.tensor([one.prompt_ids + one.completion_ids])
+    states = model.base_model(input_ids=ids).last_hidden_state[0, len(one.prompt_ids) - 1 : -1]
+    logits = model.get_output_embeddings()(states).double().log_softmax(-1)
+    chosen = logits[torch.arange(len(logits)), torch.tensor(one.completion_ids)]
+    return chosen, -(logits.exp() * logits).sum(-1), states.double()
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Row, trajectories and the policies before and after, of each step."""
+    before: list[torch.nn.Module] = []
+    found: list[dict[str, Any]] = []
+
+    def watched(rows: Sequence[dict[str, Any]], model: torch.nn.Module, step: int) -> Any:
+        before.append(copy.deepcopy(model).eval())
+        return rollout(rows, model, step)
+
+    def on_step(row: dict[str, Any], made: list[Trajectory]) -> None:
+        found.append(
+            {
+                "row": row,
+                "made": made,
+                "old": before[-1],
+                "new": copy.deepcopy(trainer.model).eval(),
+            }
+        )
+
+    args = settings(
+        tmp_path_factory.mktemp("metrics"),
+        f"training.steps={STEPS}",
+        "loss.kl_weight=0.05",
+        method="llds-action",
+    )
+    trainer = build(args, rollout=watched, on_step=on_step)
+    trainer.train()
+    assert [step["row"]["step"] for step in found] == [1, 2, 3]
+    return found
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if len(values) else None
+
+
+def expected(step: dict[str, Any]) -> dict[str, float | None]:
+    start = policy().eval()
+    tokens: list[dict[str, Any]] = []
+    change: dict[bool, list[float]] = {True: [], False: []}
+    pooled = []
+    for one in step["made"]:
+        old, entropy, states = look(step["old"], one)
+        new, reference = look(step["new"], one)[0], look(start, one)[0]
+        mask = torch.tensor(one.response_mask).bool()
+        change[one.correct].append((new - old)[mask].sum().item())
+        pooled.append(states[mask].mean(0))
+        for index, policy_token in enumerate(one.response_mask):
+            if policy_token:
+                difference = (reference[index] - old[index]).item()
+                tokens.append(
+                    {
+                        "correct": one.correct,
+                        "first": one.action_ids[index] == 1,
+                        "loglik": old[index].item(),
+                        "entropy": entropy[index].item(),
+                        "kl": torch.tensor(difference).double().expm1().item() - difference,
+                    }
+                )
+    values: dict[str, float | None] = {
+        "reward": mean([one.reward for one in step["made"]]),
+        "response_length": len(tokens) / len(step["made"]),
+        "entropy": mean([token["entropy"] for token in tokens]),
+        "kl": mean([token["kl"] for token in tokens]),
+        "loglik_change_correct": mean(change[True]),
+        "loglik_change_incorrect": mean(change[False]),
+    }
+    for name, correct in (("correct", True), ("incorrect", False)):
+        of = [token for token in tokens if token["correct"] == correct]
+        values[f"loglik_{name}"] = mean([t["loglik"] for t in of])
+        values[f"loglik_{name}_first"] = mean([t["loglik"] for t in of if t["first"]])
+        values[f"loglik_{name}_later"] = mean([t["loglik"] for t in of if not t["first"]])
+    groups = [range(i, i + GROUP) for i in range(0, len(step["made"]), GROUP)]
+    values["zero_variance_groups"] = mean(
+        [float(len({step["made"][i].reward for i in group}) == 1) for group in groups]
+    )
+    similarities = []
+    for group in groups:
+        pairs = [
+            torch.cosine_similarity(pooled[i], pooled[j], dim=0).item()
+            for i in group
+            for j in group
+            if step["made"][i].correct and not step["made"][j].correct
+        ]
+        if pairs:
+            similarities.append(mean(pairs))
+    values["hidden_similarity"] = mean(similarities)
+    return values
+
+
+@pytest.mark.parametrize("index", range(STEPS))
+def test_row_equals_a_slow_recomputation(steps: list[dict[str, Any]], index: int) -> None:
+    row = steps[index]["row"]
+    for name, value in expected(steps[index]).items():
+        assert row[name] == pytest.approx(value, rel=2e-4, abs=2e-6), name
+
+
+def test_row_has_every_metric_and_no_other(steps: list[dict[str, Any]]) -> None:
+    for step in steps:
+        assert set(step["row"]) == set(METRICS)
+
+
+def test_counts_come_from_the_trajectories(steps: list[dict[str, Any]]) -> None:
+    for number, step in enumerate(steps, 1):
+        row, made = step["row"], step["made"]
+        assert row["updates"] == 4 * number
+        assert row["em"] == mean([one.correct for one in made])
+        assert row["valid_searches"] == mean([len(one.actions) - 1 for one in made])
+        assert row["observation_length"] == mean([one.response_mask.count(0) for one in made])
+        assert row["failed_searches"] == 0.0
+        assert row["rollout_seconds"] == 0.5
+        assert row["zero_variance_groups"] == 0.25
+        assert 0.0 < row["padding"] < 0.5
+        assert row["ratio_min"] < 1.0 < row["ratio_max"]
+
+
+def test_preserved_fraction_is_the_share_of_tokens_of_nonnegative_advantage(
+    steps: list[dict[str, Any]],
+) -> None:
+    for step in steps:
+        kept = total = 0
+        for start in range(0, len(step["made"]), GROUP):
+            group = step["made"][start : start + GROUP]
+            average = mean([one.reward for one in group])
+            for one in group:
+                total += sum(one.response_mask)
+                kept += sum(one.response_mask) * (one.reward >= average)
+        assert step["row"]["preserved_fraction"] == pytest.approx(kept / total)
+
+
+def test_conditional_means_are_null_when_nothing_meets_the_condition(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+
+    def all_wrong(given: Sequence[dict[str, Any]], model: torch.nn.Module, step: int) -> Any:
+        made = rollout(given, model, step)
+        for one in made.trajectories:
+            one.reward, one.correct = 0.0, False
+        return made
+
+    build(
+        settings(tmp_path, "training.steps=1", "loss.kl_weight=0"),
+        rollout=all_wrong,
+        on_step=lambda row, made: rows.append(row),
+    ).train()
+    (row,) = rows
+    for name in ("loglik_correct", "loglik_correct_first", "loglik_correct_later"):
+        assert row[name] is None
+    assert row["loglik_change_correct"] is row["hidden_similarity"] is row["kl"] is None
+    assert row["zero_variance_groups"] == row["preserved_fraction"] == 1.0
