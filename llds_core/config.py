@@ -69,10 +69,7 @@ class WarmstartConfig:
     """Supervised training on scripted search traces that turns a random policy into one that can search."""
 
     seed: int = 0
-    copy_steps: int = 300
-    """Steps of the copying drill before the traces."""
     steps: int = 800
-    """Steps on traces."""
     batch_size: int = 32
     learning_rate: float = 2e-3
     warmup_steps: int = 50
@@ -433,7 +430,6 @@ _RANGES: dict[str, tuple[float | None, float | None]] = {
     "policy.key_value_heads": (1, None),
     "policy.initializer_range": (0, 1),
     "warmstart.seed": (0, None),
-    "warmstart.copy_steps": (0, None),
     "warmstart.steps": (1, None),
     "warmstart.batch_size": (1, None),
     "warmstart.learning_rate": (0, 1),

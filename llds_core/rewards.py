@@ -1,6 +1,7 @@
-"""Outcome rewards: exact match as SQuAD normalises it, token F1, and the format reward of Search-R1 v0.3.
+"""Outcome rewards: exact match and token F1 as SQuAD has them, Search-R1 v0.3's format reward.
 
-Everything works on an extracted prediction, never on a whole transcript: what a retrieved passage says cannot score.
+Everything works on an extracted prediction, never on a whole transcript: what a retrieved passage
+says cannot score.
 """
 
 import re
@@ -10,10 +11,11 @@ from collections.abc import Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_BLOCK_CODES = {"think": "T", "search": "S", "information": "I", "answer": "A", "text": "?"}
 
 
 def normalize_answer(text: str) -> str:
-    """Lower-case, drop ASCII punctuation and English articles, collapse white space (SQuAD's evaluation script)."""
+    """Lower-case, drop ASCII punctuation and articles, collapse white space, as SQuAD does."""
     text = text.lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", text).split())
 
@@ -31,11 +33,15 @@ def exact_match(prediction: str, golden_answers: Sequence[str]) -> float:
 def sub_exact_match(prediction: str, golden_answers: Sequence[str]) -> float:
     """1.0 when the normalised prediction contains one of the normalised golden answers, else 0.0.
 
+    A golden answer of which normalisation leaves nothing ("The", "?") is contained in an empty one
+    only.
+
     Raises:
         ValueError: when there is no golden answer.
     """
     text = normalize_answer(prediction)
-    return float(any(normalize_answer(answer) in text for answer in _some(golden_answers)))
+    wanted = [normalize_answer(answer) for answer in _some(golden_answers)]
+    return float(any(answer in text if answer else not text for answer in wanted))
 
 
 def f1_score(prediction: str, golden_answers: Sequence[str]) -> float:
@@ -48,13 +54,19 @@ def f1_score(prediction: str, golden_answers: Sequence[str]) -> float:
 
 
 def valid_block_sequence(blocks: Sequence[str]) -> bool:
-    """Whether block names follow think, then any number of (search, information, think), then answer.
+    """Whether names read think, any number of (search, information, think), then answer.
 
     Args:
-        blocks: names in order out of `think`, `search`, `information`, `answer`, and `text` for anything else.
+        blocks: names in order out of `think`, `search`, `information`, `answer`, and `text` for
+            text other than white space outside all of them.
+
+    Raises:
+        ValueError: for another name.
     """
-    codes = {"think": "T", "search": "S", "information": "I", "answer": "A"}
-    return re.fullmatch(r"T(SIT)*A", "".join(codes.get(block, "?") for block in blocks)) is not None
+    unknown = [block for block in blocks if block not in _BLOCK_CODES]
+    if unknown:
+        raise ValueError(f'block is "{unknown[0]}": choose from {", ".join(_BLOCK_CODES)}')
+    return re.fullmatch(r"T(SIT)*A", "".join(map(_BLOCK_CODES.get, blocks))) is not None
 
 
 def format_reward(
@@ -85,11 +97,14 @@ def format_reward(
         retrieval: credit for having retrieved a golden answer, in [0, 1].
 
     Raises:
-        ValueError: when there is no golden answer.
+        ValueError: when there is no golden answer, or a credit lies outside [0, 1].
     """
+    _some(golden_answers)
+    for name, credit in (("structure", structure), ("final", final), ("retrieval", retrieval)):
+        if not 0 <= credit <= 1:
+            raise ValueError(f"{name} is {credit}: give a number from 0 to 1")
     if prediction is not None and exact_match(prediction, golden_answers):
         return 1.0 if valid_format else 1.0 - structure
-    _some(golden_answers)
     if valid_format:
         return structure + (retrieval if retrieved else 0.0)
     return 0.0 if prediction is None else final

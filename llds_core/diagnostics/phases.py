@@ -163,7 +163,7 @@ def _margin(values: np.ndarray, window: int) -> float:
 
 
 def _below(means: np.ndarray, threshold: np.ndarray) -> np.ndarray:
-    """Whether each mean lies below its threshold; undefined means repeat the verdict before them."""
+    """Whether each mean lies below its threshold; undefined ones repeat the verdict before."""
     verdicts = np.zeros(len(means), dtype=bool)
     for row, mean in enumerate(means):
         if np.isnan(mean):

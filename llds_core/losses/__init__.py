@@ -1,6 +1,7 @@
-"""Losses of group-relative policy optimisation for multi-turn agents: pure tensors in, `(value, metrics)` out.
+"""Losses of group-relative policy optimisation: pure tensors in, `(value, metrics)` out.
 
-They need torch and nothing else of this package, and are the reference that the trainer is tested against.
+They need torch and nothing else of this package, and are the reference that the trainer is tested
+against.
 """
 
 from llds_core.losses.advantages import group_advantages

@@ -1,4 +1,4 @@
-"""Group-relative advantages: GRPO and its relatives differ only in which mean and which deviation they use.
+"""Group-relative advantages: GRPO and its relatives differ in which mean and deviation they use.
 
 | method | `mean` | `std` |
 |---|---|---|
@@ -6,6 +6,7 @@
 | Lite PPO (arXiv 2508.08221) | `group` | `batch` |
 | Dr. GRPO (arXiv 2503.20783) | `group` | `none` |
 | batch normalisation | `batch` | `batch` |
+| REINFORCE with the batch mean as baseline | `batch` | `none` |
 | REINFORCE without baseline | `none` | `none` |
 """
 
@@ -24,12 +25,13 @@ def group_advantages(
 ) -> torch.Tensor:
     """Return `(reward - mean) / (std + eps)` per trajectory.
 
-    Deviations are unbiased (divided by n - 1). A group of one has no spread to compare with: its mean counts as 0 and
-    its deviation as 1, as in the official code. Rewards of a whole rollout belong in one call: `batch` statistics of a
-    mini-batch would differ.
+    Deviations are unbiased (divided by n - 1). A group of one has no spread to compare with: its
+    mean counts as 0 and its deviation as 1, as in the official code. A group of equal rewards has
+    advantage 0 exactly. Rewards of a whole rollout belong in one call: those of a mini-batch have
+    other statistics.
 
     Args:
-        rewards_B: (B,) scalar rewards.
+        rewards_B: (B,) scalar rewards, finite.
         group_ids_B: (B,) integers, equal for trajectories of the same question, in any order.
         mean: baseline, `group`, `batch` or `none`.
         std: scale, `group`, `batch` or `none`.
@@ -39,39 +41,50 @@ def group_advantages(
         (B,) advantages in float32, or float64 for float64 rewards.
 
     Raises:
-        ValueError: for an unknown option, unequal shapes or an empty batch.
+        ValueError: for an unknown option, unequal shapes, an empty batch or a non-finite reward.
     """
     check_choice("mean", mean, ("group", "batch", "none"))
     check_choice("std", std, ("group", "batch", "none"))
     check_at_least("eps", eps, 0)
     if rewards_B.dim() != 1 or not len(rewards_B):
         raise ValueError(
-            f"rewards_B has shape {tuple(rewards_B.shape)}: give one reward per trajectory"
+            f"rewards_B has shape {tuple(rewards_B.shape)}: give (B,), one reward a trajectory"
         )
     check_rows(rewards_B, group_ids_B=group_ids_B)
     rewards = rewards_B if rewards_B.dtype == torch.float64 else rewards_B.float()
+    if not rewards.isfinite().all():
+        bad = int((~rewards.isfinite()).nonzero()[0])
+        raise ValueError(f"rewards_B[{bad}] is {rewards[bad].item()}: give finite rewards")
     _, group_of_B, size_G = torch.unique(group_ids_B, return_inverse=True, return_counts=True)
-    alone_B = size_G[group_of_B] == 1
-    mean_G = (
-        torch.zeros_like(size_G, dtype=rewards.dtype).index_add_(0, group_of_B, rewards) / size_G
-    )
+    mean_B, std_B = _statistics(rewards, group_of_B, size_G)
+    if mean == "batch" or std == "batch":
+        whole = torch.zeros_like(group_of_B)
+        batch_mean, batch_std = _statistics(
+            rewards, whole, torch.full_like(size_G[:1], len(rewards))
+        )
     centered = rewards
     if mean == "group":
-        centered = torch.where(alone_B, rewards, rewards - mean_G[group_of_B])
+        centered = rewards - torch.where(size_G[group_of_B] == 1, 0.0, mean_B)
     elif mean == "batch":
-        centered = rewards - rewards.mean()
+        centered = rewards - batch_mean
     if std == "none":
         return centered
-    if std == "batch":
-        scale = (
-            rewards.std()
-            if len(rewards) > 1
-            else torch.ones((), dtype=rewards.dtype, device=rewards.device)
-        )
-        return centered / (scale + eps)
-    squares = (rewards - mean_G[group_of_B]) ** 2
-    variance_G = torch.zeros_like(mean_G).index_add_(0, group_of_B, squares) / (size_G - 1).clamp(
-        min=1
-    )
-    scale_B = torch.where(alone_B, 1.0, variance_G.sqrt()[group_of_B])
-    return centered / (scale_B + eps)
+    scale = (std_B if std == "group" else batch_std) + eps
+    # Without eps, equal rewards would be 0/0.
+    return centered / torch.where(scale == 0, 1.0, scale)
+
+
+def _statistics(
+    rewards: torch.Tensor, group_of_B: torch.Tensor, size_G: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and unbiased deviation of each trajectory's group, both (B,); 1 for a group of one."""
+    zeros_G = torch.zeros_like(size_G, dtype=rewards.dtype)
+    mean_G = zeros_G.index_add(0, group_of_B, rewards) / size_G
+    low_G = zeros_G.scatter_reduce(0, group_of_B, rewards, "amin", include_self=False)
+    high_G = zeros_G.scatter_reduce(0, group_of_B, rewards, "amax", include_self=False)
+    # Rounding can put the mean of equal rewards (five times 0.2) beside them; the sign of what is
+    # left would then decide whether LLDS preserves the group.
+    mean_B = torch.minimum(torch.maximum(mean_G, low_G), high_G)[group_of_B]
+    squares_G = zeros_G.index_add(0, group_of_B, (rewards - mean_B) ** 2)
+    std_G = torch.where(size_G == 1, 1.0, (squares_G / (size_G - 1).clamp(min=1)).sqrt())
+    return mean_B, std_G[group_of_B]

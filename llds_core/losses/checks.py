@@ -15,16 +15,22 @@ def check_at_least(name: str, value: float, low: float) -> None:
         raise ValueError(f"{name} is {value}: give a number of at least {low}")
 
 
-def check_same_shape(expected: torch.Tensor, **others: torch.Tensor) -> None:
-    """Raise `ValueError` unless all `others` have the (B, T) shape of `expected`."""
+def check_between(name: str, value: float, low: float, high: float) -> None:
+    """Raise `ValueError` unless `value` lies in [`low`, `high`]."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}: give a number from {low} to {high}")
+
+
+def check_same_shape(**tensors: torch.Tensor) -> None:
+    """Raise `ValueError` unless the first tensor is (B, T) and the others have its shape."""
+    (first, expected), *others = tensors.items()
     if expected.dim() != 2:
-        raise ValueError(
-            f"log-probabilities have shape {tuple(expected.shape)}: give (trajectories, tokens)"
-        )
-    for name, tensor in others.items():
+        raise ValueError(f"{first} has shape {tuple(expected.shape)}: give (trajectories, tokens)")
+    for name, tensor in others:
         if tensor.shape != expected.shape:
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}, the log-probabilities {tuple(expected.shape)}"
+                f"{name} has shape {tuple(tensor.shape)}: "
+                f"give {tuple(expected.shape)}, the shape of {first}"
             )
 
 
@@ -33,5 +39,12 @@ def check_rows(expected: torch.Tensor, **others: torch.Tensor) -> None:
     for name, tensor in others.items():
         if tensor.shape != expected.shape[:1]:
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}: give one value for each of {len(expected)} rows"
+                f"{name} has shape {tuple(tensor.shape)}: "
+                f"give ({len(expected)},), one value a trajectory"
             )
+
+
+def check_denominator(denominator: float | torch.Tensor | None) -> None:
+    """Raise `ValueError` for a negative or NaN number; a tensor passes: reading it stalls a GPU."""
+    if denominator is not None and not isinstance(denominator, torch.Tensor):
+        check_at_least("denominator", denominator, 0)

@@ -1,22 +1,40 @@
 """LLDS, the likelihood-preserving regulariser (arXiv 2512.04220v2, Eq. 4, 5, 9 and 10).
 
-GRPO's objective plus `weight * L`, where L looks only at trajectories worth preserving (advantage >= 0) and, among
-their tokens, only at those that became less likely since the rollout:
+GRPO's objective plus `weight * L`. Where GRPO weighs every policy token by its advantage, L knows
+only the advantage's sign: it looks at trajectories worth preserving (advantage >= 0) and, among
+their tokens, at those that became less likely since the rollout:
 
-    d_k      = old_logprob_k - logprob_k                      > 0 when token k lost likelihood
-    gate     = 1[sum of d over the token | action | response > threshold]
-    L        = (1 / Z) * sum over preserved policy tokens of  gate * relu(d_k)
+    d_k   = old_logprob_k - logprob_k                      > 0 when token k lost likelihood
+    gate  = 1[sum of d over the token | action | response > threshold]
+    L     = (1 / Z) * sum over preserved policy tokens of  gate * w_k * relu(d_k)
 
-The gate is a constant of the gradient: an open gate pulls each losing token up with strength `1 / Z`, whatever the
-size of its loss. Versions: v1 of the paper gates whole responses, v2 actions; the token gate is its ablation. The
-paper divides by the policy tokens of preserved trajectories (`normalizer="preserved"`), the official code by those of
-all trajectories (`"all"`), which makes L smaller by the preserved share. On the first mini-batch of a rollout d is 0
-everywhere and so are L and its gradient: LLDS needs at least two updates per rollout.
+The gate is a constant of the gradient: an open gate pulls each losing token up with strength
+`w_k / Z`, whatever the size of its loss. `w_k` is 1, or the answer weight on tokens of the final
+answer (LLDS-MA).
+
+- Paper v1 gates whole responses, v2 single actions (the default here); v2's ablation gates single
+  tokens.
+- The papers divide by the policy tokens of preserved trajectories (`normalizer="preserved"`). The
+  official code divides by all policy tokens (`"all"`), which weakens L by the preserved share, and
+  does so in each micro-batch; `denominator` gives Z for the whole mini-batch.
+- The official code has no token gate, and by default the response gate; its launch script sets
+  actions.
+
+In the first mini-batch of a rollout d is 0 everywhere, and so are L and its gradient: LLDS needs at
+least two updates per rollout.
 """
 
 import torch
 
-from llds_core.losses.checks import check_at_least, check_choice, check_rows, check_same_shape
+from llds_core.losses.aggregate import positive, upcast
+from llds_core.losses.checks import (
+    check_at_least,
+    check_between,
+    check_choice,
+    check_denominator,
+    check_rows,
+    check_same_shape,
+)
 from llds_core.losses.masks import action_ids
 
 GATES = ("action", "response", "token")
@@ -40,21 +58,30 @@ def llds_penalty(
 
     Args:
         logprobs_BT: (B, T) log-probabilities of the sampled tokens under the current policy.
-        old_logprobs_BT: (B, T) the same under the policy that sampled, from the same forward path; a constant.
+        old_logprobs_BT: (B, T) the same under the policy that sampled, from the same forward path;
+            a constant.
         response_mask_BT: (B, T), 1 on policy tokens; values elsewhere are never read.
         advantages_B: (B,) advantages.
-        gate: `action`, `response` or `token`: the unit whose summed loss of likelihood opens the gate.
+        gate: `action`, `response` or `token`: the unit whose summed loss of likelihood opens the
+            gate.
         normalizer: `preserved` (paper) or `all` (official code), see above.
         answer_mask_BT: (B, T), 1 on tokens of the final answer, for LLDS-MA.
         answer_weight: weight of those tokens in [0, 1]; the gate ignores it.
-        preserve: `nonnegative` preserves advantages >= 0 (groups with equal rewards included), `positive` only > 0.
-        gate_threshold: nats by which a unit must have lost likelihood, >= 0. Strictly more opens the gate.
-        denominator: Z of the whole mini-batch, so that penalties of its micro-batches add up to its own.
+        preserve: `nonnegative` preserves advantages >= 0 (groups with equal rewards included),
+            `positive` only > 0.
+        gate_threshold: nats by which a unit must have lost likelihood, >= 0; strictly more opens
+            its gate. Above 0 it keeps numerical noise from opening gates.
+        denominator: Z of the whole mini-batch, so that penalties of its micro-batches add up to its
+            own.
 
     Returns:
-        The scalar penalty >= 0 (0, attached to the graph, when nothing is preserved) and metrics, all sums, so that
-        they may be added over micro-batches: `gated_tokens` (tokens with a gradient), `preserved_tokens`,
-        `gated_actions`, `preserved_actions`, `penalty_sum` (before Z), `drop_sum` (of d over preserved tokens).
+        The scalar penalty >= 0 in at least float32 (0, attached to the graph, when nothing is
+        preserved), and metrics. Sums and counts, which add up over micro-batches:
+        `response_tokens`, `preserved_tokens`, `gated_tokens` (those with a gradient),
+        `preserved_actions`, `gated_actions` (those holding a token whose gate is open),
+        `penalty_sum` (before Z), `delta_sum` (of d over preserved tokens). Their ratios, which do
+        not: `preserved_fraction` (tokens), `gated_fraction` (tokens), `gated_fraction_actions`,
+        `delta_mean` (nats a token).
 
     Raises:
         ValueError: for unknown options, unequal shapes or values out of range.
@@ -63,50 +90,57 @@ def llds_penalty(
     check_choice("normalizer", normalizer, ("preserved", "all"))
     check_choice("preserve", preserve, ("nonnegative", "positive"))
     check_same_shape(
-        logprobs_BT, old_logprobs_BT=old_logprobs_BT, response_mask_BT=response_mask_BT
+        logprobs_BT=logprobs_BT, old_logprobs_BT=old_logprobs_BT, response_mask_BT=response_mask_BT
     )
     check_rows(logprobs_BT, advantages_B=advantages_B)
+    check_between("answer_weight", answer_weight, 0, 1)
     check_at_least("gate_threshold", gate_threshold, 0)
-    if not 0 <= answer_weight <= 1:
-        raise ValueError(f"answer_weight is {answer_weight}: give a number from 0 to 1")
+    check_denominator(denominator)
     if answer_mask_BT is not None:
-        check_same_shape(logprobs_BT, answer_mask_BT=answer_mask_BT)
+        check_same_shape(logprobs_BT=logprobs_BT, answer_mask_BT=answer_mask_BT)
     policy = response_mask_BT.bool()
     kept_B = advantages_B >= 0 if preserve == "nonnegative" else advantages_B > 0
     kept = policy & kept_B[:, None]
     # In float32: the gate is a sign, and bfloat16 would decide it by rounding.
-    drop = torch.where(kept, _upcast(old_logprobs_BT).detach() - _upcast(logprobs_BT), 0.0)
-    open_gate, actions = _gates(drop.detach(), kept, gate, gate_threshold)
+    delta = torch.where(kept, upcast(old_logprobs_BT).detach() - upcast(logprobs_BT), 0.0)
+    actions = action_ids(kept)
+    is_open = _open_gates(delta.detach(), kept, actions, gate, gate_threshold)
     # relu, whose gradient at a tie is 0: an unchanged token must feel nothing.
-    terms = torch.relu(drop) * open_gate
-    if answer_mask_BT is not None and answer_weight != 1:
+    terms = torch.relu(delta) * is_open
+    if answer_mask_BT is not None:
         terms = torch.where(answer_mask_BT.bool(), answer_weight * terms, terms)
     total = terms.sum()
     if denominator is None:
         denominator = (kept if normalizer == "preserved" else policy).sum()
-    value = total / torch.as_tensor(denominator, dtype=total.dtype, device=total.device).clamp(
-        min=1
-    )
-    gated = open_gate & (drop.detach() > 0)
-    return value, {
-        "gated_tokens": gated.sum(),
+    sums = {
+        "response_tokens": policy.sum(),
         "preserved_tokens": kept.sum(),
-        "gated_actions": actions[0],
-        "preserved_actions": actions[1],
+        "gated_tokens": (terms.detach() > 0).sum(),
+        "preserved_actions": _count_actions(actions, kept),
+        "gated_actions": _count_actions(actions, is_open),
         "penalty_sum": total.detach(),
-        "drop_sum": drop.detach().sum(),
+        "delta_sum": delta.detach().sum(),
+    }
+    return total / positive(denominator), sums | {
+        "preserved_fraction": sums["preserved_tokens"] / positive(sums["response_tokens"]),
+        "gated_fraction": sums["gated_tokens"] / positive(sums["preserved_tokens"]),
+        "gated_fraction_actions": sums["gated_actions"] / positive(sums["preserved_actions"]),
+        "delta_mean": sums["delta_sum"] / positive(sums["preserved_tokens"]),
     }
 
 
 def answer_weight_ramp(searches: float, *, ramp: str = "paper", budget: float = 2.0) -> float:
     """Answer weight of LLDS-MA for a mean of `searches` valid searches per trajectory.
 
-    The paper ramps linearly from no search to `budget` searches; the official code starts at one search.
+    Both ramps are linear and reach 1 at `budget` searches. The paper's starts at no search, the
+    official code's at one; its `MASK_WEIGHT`, as a share of the penalty's weight, is
+    `1 / (budget - 1)`.
 
     Args:
         searches: mean valid searches per trajectory, >= 0.
-        ramp: `paper`, min(searches / budget, 1), or `code`, min(max(searches - 1, 0), 1).
-        budget: searches at which the paper's ramp ends, > 0.
+        ramp: `paper`, min(searches / budget, 1), or `code`,
+            min(max(searches - 1, 0) / (budget - 1), 1).
+        budget: searches at which the ramp ends, > 0, for `code` > 1.
 
     Returns:
         A weight in [0, 1].
@@ -116,29 +150,31 @@ def answer_weight_ramp(searches: float, *, ramp: str = "paper", budget: float = 
     """
     check_choice("ramp", ramp, ("paper", "code"))
     check_at_least("searches", searches, 0)
-    if not budget > 0:
-        raise ValueError(f"budget is {budget}: give a number above 0")
-    return min(searches / budget, 1.0) if ramp == "paper" else min(max(searches - 1.0, 0.0), 1.0)
+    start = 0.0 if ramp == "paper" else 1.0
+    if not budget > start:
+        raise ValueError(f'budget is {budget} with ramp "{ramp}": give a number above {start:g}')
+    return min(max(searches - start, 0.0) / (budget - start), 1.0)
 
 
-def _gates(
-    drop: torch.Tensor, kept: torch.Tensor, gate: str, threshold: float
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """Open gates per token (B, T) bool, and the numbers of gated and of all preserved actions."""
-    ids = action_ids(kept)
-    sums = drop.new_zeros(len(drop), int(ids.max()) + 1 if ids.numel() else 1).scatter_add_(
-        1, ids, drop
-    )
-    present = torch.zeros_like(sums, dtype=torch.bool).scatter_(1, ids, True)
-    present[:, 0] = False
-    open_actions = (sums > threshold) & present
-    counts = (open_actions.sum(), present.sum())
-    if gate == "action":
-        return open_actions.gather(1, ids) & kept, counts
-    if gate == "response":
-        return (drop.sum(1, keepdim=True) > threshold) & kept, counts
-    return (drop > threshold) & kept, counts
+def _open_gates(
+    delta: torch.Tensor, kept: torch.Tensor, actions: torch.Tensor, gate: str, threshold: float
+) -> torch.Tensor:
+    """(B, T) bool: preserved tokens whose unit lost more than `threshold` in total."""
+    if gate == "token":
+        return (delta > threshold) & kept
+    units = actions if gate == "action" else kept.long()
+    # Summed in token order, so that padding cannot tip a sum near 0 by another rounding.
+    sums = delta.new_zeros(_units_shape(units)).scatter_add_(1, units, delta)
+    return (sums > threshold).gather(1, units) & kept
 
 
-def _upcast(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+def _count_actions(actions: torch.Tensor, marked: torch.Tensor) -> torch.Tensor:
+    """Number of actions with at least one marked token; marks stand inside actions only."""
+    counts = actions.new_zeros(_units_shape(actions)).scatter_add_(1, actions, marked.long())
+    return (counts > 0).sum()
+
+
+def _units_shape(units: torch.Tensor) -> tuple[int, int]:
+    """Room for unit 0 and all runs that T tokens can hold; reading the last id stalls a GPU."""
+    rows, width = units.shape
+    return rows, (width + 1) // 2 + 1

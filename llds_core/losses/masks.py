@@ -2,6 +2,8 @@
 
 import torch
 
+from llds_core.losses.checks import check_same_shape
+
 
 def action_ids(response_mask_BT: torch.Tensor) -> torch.Tensor:
     """Number the actions of each trajectory.
@@ -10,15 +12,12 @@ def action_ids(response_mask_BT: torch.Tensor) -> torch.Tensor:
         response_mask_BT: (B, T), 1 on policy tokens, 0 on observations and padding.
 
     Returns:
-        (B, T) int64: 0 outside actions, 1..K on the K maximal runs of policy tokens, counted from the left.
+        (B, T) int64: 0 outside actions, 1..K on the K maximal runs of policy tokens, from the left.
 
     Raises:
         ValueError: when the mask is not two-dimensional.
     """
-    if response_mask_BT.dim() != 2:
-        raise ValueError(
-            f"response_mask_BT has shape {tuple(response_mask_BT.shape)}: give (trajectories, tokens)"
-        )
+    check_same_shape(response_mask_BT=response_mask_BT)
     mask = response_mask_BT.bool()
     starts = mask.clone()
     starts[:, 1:] &= ~mask[:, :-1]

@@ -1,17 +1,26 @@
-"""The clipped policy-gradient surrogate: PPO, GRPO, Clip-Higher (DAPO), dual clip, and GSPO's sequence ratio.
+"""The clipped policy-gradient surrogate of PPO and GRPO, Clip-Higher, dual clip and GSPO's ratio.
 
-    rho  = exp(logprob - old_logprob)                                    ratio="token"
-    rho  = exp(mean over the row's policy tokens of the same)            ratio="sequence" (arXiv 2507.18071)
-    loss = max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high))        then aggregated
+    rho  = exp(logprob - old_logprob)                                ratio="token"
+    rho  = exp(mean over the row's policy tokens of the same)        ratio="sequence"
+    loss = max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high))    then aggregated
 
-The log-ratio is clamped to ±20 before the exponential, as verl does, so that no ratio overflows; the official LLDS
-code clamps after it, where an overflow has already spoilt the gradient.
+The sequence ratio is that of GSPO (arXiv 2507.18071), Clip-Higher that of DAPO (arXiv 2503.14476).
+
+The log-ratio is clamped to ±20 before the exponential, as verl does, so that no ratio overflows;
+the official LLDS code clamps after it, where an overflow has already spoilt the gradient.
 """
 
 import torch
 
 from llds_core.losses.aggregate import aggregate as reduce
-from llds_core.losses.checks import check_at_least, check_choice, check_rows, check_same_shape
+from llds_core.losses.aggregate import upcast
+from llds_core.losses.checks import (
+    check_at_least,
+    check_between,
+    check_choice,
+    check_rows,
+    check_same_shape,
+)
 
 _MAX_LOG_RATIO = 20.0
 
@@ -34,28 +43,33 @@ def policy_loss(
     Args:
         logprobs_BT: (B, T) log-probabilities of the sampled tokens under the current policy.
         old_logprobs_BT: (B, T) the same under the policy that sampled; treated as a constant.
-        advantages: (B,) one per trajectory, or (B, T) one per token.
-        response_mask_BT: (B, T), 1 on policy tokens.
+        advantages: (B,) one per trajectory, or (B, T) one per token; treated as a constant.
+        response_mask_BT: (B, T), 1 on policy tokens; values elsewhere are never read.
         clip_low: lower clip distance in [0, 1].
         clip_high: upper clip distance, >= 0; 0.28 for Clip-Higher.
-        ratio: `token` or `sequence`. The sequence ratio keeps its value and spreads its gradient evenly over the
-            row's tokens (the GSPO-token form).
+        ratio: `token` or `sequence`. The sequence ratio keeps its value and lets each token carry
+            the whole ratio's gradient (the GSPO-token form), which the row's token mean then shares
+            out: pair it with `aggregate="seq-mean-token-mean"` for GSPO.
         aggregate: mode of `llds_core.losses.aggregate`.
-        dual_clip: upper bound on the loss of negative advantages, as a multiple c > 1 of -A; None for no bound.
+        dual_clip: upper bound on the loss of negative advantages, as a multiple c > 1 of -A; None
+            for no bound.
         denominator: see `llds_core.losses.aggregate`.
 
     Returns:
-        The scalar loss, and metrics over policy tokens: `clip_fraction`, its parts `clip_fraction_low` (A < 0) and
-        `clip_fraction_high` (A > 0), `ratio_max`, `ratio_min`, `ppo_kl` (mean of old minus new log-probability).
+        The scalar loss in at least float32, and metrics over policy tokens: `clip_fraction`
+        (clipping changed the loss), its parts `clip_fraction_low` (A < 0) and `clip_fraction_high`
+        (A > 0), `dual_clip_fraction`, `ratio_max`, `ratio_min` (1 without tokens), `ppo_kl` (mean
+        of old minus new log-probability) and `tokens`, the weight with which the means of
+        micro-batches combine.
 
     Raises:
         ValueError: for unknown options, unequal shapes or values out of range.
     """
     check_choice("ratio", ratio, ("token", "sequence"))
     check_same_shape(
-        logprobs_BT, old_logprobs_BT=old_logprobs_BT, response_mask_BT=response_mask_BT
+        logprobs_BT=logprobs_BT, old_logprobs_BT=old_logprobs_BT, response_mask_BT=response_mask_BT
     )
-    check_at_least("clip_low", clip_low, 0)
+    check_between("clip_low", clip_low, 0, 1)
     check_at_least("clip_high", clip_high, 0)
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip is {dual_clip}: give a number above 1, or None")
@@ -63,49 +77,36 @@ def policy_loss(
         check_rows(logprobs_BT, advantages=advantages)
         advantages = advantages[:, None].expand_as(logprobs_BT)
     else:
-        check_same_shape(logprobs_BT, advantages=advantages)
+        check_same_shape(logprobs_BT=logprobs_BT, advantages=advantages)
     mask = response_mask_BT.bool()
-    # Differences are taken in float32: bfloat16 has 8 bits for numbers whose difference is the signal.
-    log_ratio = _upcast(logprobs_BT) - _upcast(old_logprobs_BT).detach()
+    # In float32: bfloat16 has 8 bits for numbers whose small difference is the signal.
+    log_ratio = upcast(logprobs_BT) - upcast(old_logprobs_BT).detach()
     log_ratio = torch.where(mask, log_ratio, 0.0)
     if ratio == "sequence":
-        mean_B1 = (log_ratio.sum(1) / mask.sum(1).clamp(min=1))[:, None]
-        # Value of the row's mean, gradient of the token's own log-probability: d/dlogprob = rho for every token.
-        log_ratio = mean_B1.detach() + log_ratio - log_ratio.detach()
+        mean_B = log_ratio.sum(1) / mask.sum(1).clamp(min=1)
+        # Value of the row's mean; the added zero carries the gradient of the token's own logprob.
+        log_ratio = mean_B.detach()[:, None] + (log_ratio - log_ratio.detach())
     rho = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
-    advantages = torch.where(mask, advantages.to(rho.dtype), 0.0)
+    advantages = torch.where(mask, advantages.detach().to(rho.dtype), 0.0)
     unclipped = -advantages * rho
     clipped = -advantages * rho.clamp(1 - clip_low, 1 + clip_high)
     losses = torch.maximum(unclipped, clipped)
+    bounded = torch.zeros_like(mask)
     if dual_clip is not None:
-        losses = torch.where(advantages < 0, torch.minimum(losses, -advantages * dual_clip), losses)
+        bound = -advantages * dual_clip
+        bounded = (advantages < 0) & (losses.detach() > bound)
+        losses = torch.where(bounded, bound, losses)
     value = reduce(losses, mask, aggregate, denominator)
-    return value, _metrics(
-        unclipped.detach(), clipped.detach(), rho.detach(), log_ratio.detach(), advantages, mask
-    )
-
-
-def _metrics(
-    unclipped: torch.Tensor,
-    clipped: torch.Tensor,
-    rho: torch.Tensor,
-    log_ratio: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
-) -> dict[str, torch.Tensor]:
     count = mask.sum().clamp(min=1)
-    active = (clipped > unclipped) & mask
-    one = torch.ones((), dtype=rho.dtype, device=rho.device)
-    some = bool(mask.any())
-    return {
+    active = clipped.detach() > unclipped.detach()
+    ratios = rho.detach()[mask] if mask.any() else rho.new_ones(1)
+    return value, {
         "clip_fraction": active.sum() / count,
         "clip_fraction_low": (active & (advantages < 0)).sum() / count,
         "clip_fraction_high": (active & (advantages > 0)).sum() / count,
-        "ratio_max": rho[mask].max() if some else one,
-        "ratio_min": rho[mask].min() if some else one,
-        "ppo_kl": -torch.where(mask, log_ratio, 0.0).sum() / count,
+        "dual_clip_fraction": bounded.sum() / count,
+        "ratio_max": ratios.max(),
+        "ratio_min": ratios.min(),
+        "ppo_kl": reduce(-log_ratio.detach(), mask, "token-mean"),
+        "tokens": mask.sum(),
     }
-
-
-def _upcast(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

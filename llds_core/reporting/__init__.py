@@ -1,0 +1,1 @@
+"""Stored runs as tables, figures, trajectories to look at, and executed notebooks."""

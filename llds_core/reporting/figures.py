@@ -1,8 +1,9 @@
-"""Figures: one theme, one fixed colour per method, and beside every picture the numbers that drew it.
+"""Figures: one theme, one fixed colour per method, beside every picture the numbers that drew it.
 
 Nothing here measures anything: curves come from `Run.metrics`, phases from `diagnostics.phases`.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from llds_core.diagnostics.metrics import METRICS
@@ -44,14 +46,19 @@ METHOD_LABELS = {
     "gspo": "GSPO",
 }
 METRIC_LABELS = {
-    "loglik_correct": "log-likelihood, correct",
-    "loglik_incorrect": "log-likelihood, incorrect",
+    "loglik_correct": "log-likelihood of correct responses",
+    "loglik_incorrect": "log-likelihood of incorrect responses",
     "grad_norm": "gradient norm",
-    "valid_searches": "valid searches",
-    "response_length": "response length",
+    "valid_searches": "valid searches per trajectory",
+    "invalid_actions": "invalid actions per trajectory",
 }
 _OTHER_COLOUR = "#555555"
-_PHASE_SHADES = {"decay": "#F5E9C8", "acceleration": "#F3D3B8", "collapse": "#E4C3C0"}
+_PHASE_SHADES = {
+    "stagnation": "#FFFFFF",
+    "decay": "#FAF3DF",
+    "acceleration": "#FAE6D8",
+    "collapse": "#F0DCDA",
+}
 _PANEL = (3.9, 2.75)  # inches
 _SEEDS_FOR_INTERVAL = 3
 
@@ -97,9 +104,9 @@ def curves_data(runs: Sequence[Run], panels: Sequence[str]) -> pd.DataFrame:
 def curves_figure(runs: Sequence[Run], panels: Sequence[str], *, window: int = WINDOW) -> Figure:
     """Draw one panel per metric against the step.
 
-    Thin lines are seeds, bold lines their mean; from three seeds on a band gives the 95 % bootstrap
-    interval of the mean. Dotted verticals mark where a run collapses. Shades are the phases of the
-    first GRPO run, or of the first run without one.
+    Thin lines are seeds, bold lines the mean of those that have a value; from three seeds on a band
+    gives the 95 % bootstrap interval of that mean. Dotted verticals mark where a run collapses.
+    Shades are the phases of the first GRPO run, or of the first run without one.
 
     Args:
         runs: any number of methods and seeds.
@@ -119,10 +126,12 @@ def curves_figure(runs: Sequence[Run], panels: Sequence[str], *, window: int = W
     rows = -(-len(panels) // columns)
     with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.1):
         width, height = _PANEL
-        figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
         shaded = _shaded_run(runs)
         phases = detect_phases(shaded.metrics, window=window)
+        legends = 1.0 if len(phases) > 1 else 0.4
+        size = (width * columns, height * rows + legends)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
         collapses = [(run, collapse_step(_by_step(run, "reward"), window)) for run in runs]
         for axes, panel in zip(grid, panels, strict=False):
             _shade(axes, phases)
@@ -131,7 +140,7 @@ def curves_figure(runs: Sequence[Run], panels: Sequence[str], *, window: int = W
                 if step is not None:
                     axes.axvline(step, color=_colour(run.method), linestyle=":", linewidth=1.5)
             axes.set_xlabel("step")
-            axes.set_ylabel(f"{metric_label(panel)}\n({METRICS[panel].unit})")
+            axes.set_ylabel(_axis_label(panel))
             axes.set_xlim(data["step"].min() - 0.5, data["step"].max() + 0.5)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axes.margins(y=0.12)
@@ -141,6 +150,7 @@ def curves_figure(runs: Sequence[Run], panels: Sequence[str], *, window: int = W
         figure.align_ylabels()
         collapsed = any(step is not None for _, step in collapses)
         _legend(figure, list(dict.fromkeys(run.method for run in runs)), collapsed=collapsed)
+        _phase_legend(figure, shaded, phases)
     return figure
 
 
@@ -216,25 +226,9 @@ def _intervals(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 def _shade(axes: Axes, phases: Sequence[Phase]) -> None:
     """Colour the background by phase; a run with a single phase needs no shade."""
-    if len(phases) < 2:
-        return
-    total = phases[-1].last - phases[0].first + 1
-    for phase in phases:
-        left, right = phase.first - 0.5, phase.last + 0.5
-        if phase.name in _PHASE_SHADES:
-            axes.axvspan(left, right, color=_PHASE_SHADES[phase.name], alpha=0.6, linewidth=0)
-        narrow = (right - left) / total < 0.3
-        axes.text(
-            (left + right) / 2,
-            0.98,
-            phase.name,
-            transform=axes.get_xaxis_transform(),
-            ha="center",
-            va="top",
-            rotation=90 if narrow else 0,
-            fontsize=7.5,
-            color="#5A5A5A",
-        )
+    for phase in phases if len(phases) > 1 else ():
+        span = (phase.first - 0.5, phase.last + 0.5)
+        axes.axvspan(*span, color=_PHASE_SHADES[phase.name], linewidth=0, zorder=0)
 
 
 def _legend(figure: Figure, methods: Sequence[str], *, collapsed: bool) -> None:
@@ -245,3 +239,26 @@ def _legend(figure: Figure, methods: Sequence[str], *, collapsed: bool) -> None:
     if collapsed:
         handles.append(Line2D([], [], color="#555555", linestyle=":", label="collapse onset"))
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+
+
+def _phase_legend(figure: Figure, run: Run, phases: Sequence[Phase]) -> None:
+    if len(phases) < 2:
+        return
+    patches = [
+        Patch(facecolor=_PHASE_SHADES[phase.name], edgecolor="#BBBBBB", label=phase.name)
+        for phase in phases
+    ]
+    figure.legend(
+        handles=patches,
+        title=f"background: phases of {method_label(run.method)}, seed {run.seed}",
+        loc="outside lower center",
+        ncols=len(patches),
+        frameon=False,
+    )
+
+
+def _axis_label(metric: str) -> str:
+    """Label and unit on lines of their own; a unit that the label already says is left out."""
+    label, unit = metric_label(metric), METRICS[metric].unit
+    lines = textwrap.wrap(label, 24)
+    return "\n".join(lines if unit in label else [*lines, f"({unit})"])

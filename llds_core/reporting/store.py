@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from llds_core.config import load_experiment
+from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import DataError, TrainingDivergedError
 from llds_core.runs import read_manifest, read_metrics, run_path
@@ -134,14 +133,23 @@ def ensure_runs(
         ConfigError: for an unknown profile, method or override.
     """
     configs = [load_experiment(f"{profile}/{method}", overrides) for method in methods]
-    with warnings.catch_warnings():
-        # Without ipywidgets the bar is a line of text, which is all it has to be.
-        warnings.filterwarnings("ignore", message="IProgress not found")
-        from llds_core.training.experiment import train
     for config in configs:
         for seed in seeds:
+            if _is_complete(run_path(Path(run_root), config, seed, overrides), config):
+                continue
+            # Imported here: it brings torch, which reading runs does without.
+            from llds_core.training.experiment import train
+
             try:
                 train(config, seed, Path(run_root), overrides=overrides, progress=progress)
             except TrainingDivergedError as error:
                 _logger.warning("%s seed %d diverged: %s", config.name, seed, error)
     return load_runs(run_root, profile, methods, seeds, overrides)
+
+
+def _is_complete(path: Path, config: ExperimentConfig) -> bool:
+    """Whether `path` holds all steps of `config`; its checkpoints may be gone."""
+    if not (path / "manifest.json").exists() or read_manifest(path).get("status") != "complete":
+        return False
+    rows = read_metrics(path)
+    return bool(rows) and rows[-1]["step"] >= config.training.steps

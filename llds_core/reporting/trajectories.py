@@ -14,10 +14,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from llds_core.config import ExperimentConfig
+from llds_core.reporting.figures import method_label
 from llds_core.reporting.store import Run
 from llds_core.retrieval.base import Hit
 from llds_core.rollout.protocol import ANSWER, FEEDBACK, Action, Trajectory, search_observation
 from llds_core.runs import disk_errors
+from llds_core.worlds.formats import Question
 
 BlockKind = Literal["question", "policy", "observation", "answer"]
 _NAMES: dict[BlockKind, str] = {
@@ -89,7 +92,7 @@ def to_html(trajectory: Trajectory | Mapping[str, Any]) -> str:
 
 
 def to_ansi(trajectory: Trajectory | Mapping[str, Any], color: bool = True) -> str:
-    """Return plain lines for a terminal, coloured when `color`; each block is introduced by its author."""
+    """Return lines for a terminal, coloured when `color`; each block names its author."""
     lines = []
     for block in blocks(trajectory):
         text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in block.text)
@@ -140,10 +143,11 @@ def save_trajectories(
         for number, block in enumerate(blocks(trajectory))
     ]
     sections = "\n".join(
-        f"<h2>{html.escape(title)}</h2>\n<!-- {html.escape(run.name)} {run.fingerprint} -->\n{to_html(trajectory)}"
+        f"<h2>{html.escape(title)}</h2>\n<!-- {html.escape(run.name)} {run.fingerprint} -->\n"
+        f"{to_html(trajectory)}"
         for run, title, trajectory in shown
     )
-    page = f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title>\n'
+    page = f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>{name}</title>\n'
     page += f'<body style="font-family:sans-serif;margin:2em">\n{sections}\n</body></html>\n'
     paths = [out_dir / f"{name}.html", out_dir / f"{name}.csv"]
     with disk_errors(out_dir):
@@ -151,6 +155,34 @@ def save_trajectories(
         paths[0].write_text(page, "utf-8")
         pd.DataFrame(rows).to_csv(paths[1], index=False)
     return paths
+
+
+def answer_with(
+    runs: Sequence[Run], question: Question, run_root: Path, overrides: Sequence[str] = ()
+) -> list[tuple[Run, str, Trajectory]]:
+    """Let the start policy, then the best checkpoint of every run, answer `question` greedily.
+
+    Returns:
+        Run, title and scored trajectory, as `save_trajectories` takes them.
+
+    Raises:
+        CheckpointError: when a run has no checkpoint, or it cannot be read.
+    """
+    # Imported here: they bring torch, which showing a stored trajectory does without.
+    from llds_core.checkpoints import load_policy
+    from llds_core.evaluation import find_checkpoint, run_questions
+    from llds_core.training.environment import build_environment
+
+    shown = []
+    for run, which in [(run, "start") for run in runs[:1]] + [(run, "best") for run in runs]:
+        config = ExperimentConfig.from_dict(run.manifest["config"])
+        folder = find_checkpoint(config, run.seed, run_root, which, overrides)
+        model, tokenizer = load_policy(folder, config.training.dtype)
+        environment = build_environment(config)
+        [trajectory] = run_questions(environment, model, tokenizer, [question], temperature=0.0)
+        title = f"{method_label(run.method)}, seed {run.seed}, {folder.name.replace('-', ' ')}"
+        shown.append((run, "before training" if which == "start" else title, trajectory))
+    return shown
 
 
 def _parts(trajectory: Trajectory | Mapping[str, Any]) -> tuple[str, list[Action], str | None]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from llds_core.config import ExperimentConfig, RetrievalConfig, WorldConfig
-from llds_core.retrieval.base import Retriever
 from llds_core.retrieval.bm25 import BM25Retriever
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.loop import RolloutLoop
@@ -18,7 +17,7 @@ class Environment:
 
     config: ExperimentConfig
     world: World
-    retriever: Retriever
+    retriever: BM25Retriever
 
     def rollout_loop(
         self, tokenizer: PreTrainedTokenizerBase, *, seed: int, failure_rate: float
@@ -49,6 +48,6 @@ def build_world(config: WorldConfig) -> World:
     )
 
 
-def build_retriever(config: RetrievalConfig, world: World) -> Retriever:
+def build_retriever(config: RetrievalConfig, world: World) -> BM25Retriever:
     """Index the passages of `world`."""
     return BM25Retriever(world.passages, title_weight=config.title_weight)

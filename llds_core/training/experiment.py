@@ -116,7 +116,8 @@ def _build_trainer(
     after_step: Callable[[dict[str, Any]], None] | None,
 ) -> SearchGRPOTrainer:
     environment = build_environment(config)
-    model, tokenizer = load_start_policy(config, run_root)
+    model, tokenizer = load_start_policy(environment, run_root)
+    run.update(corpus=environment.retriever.identity)
     rollout = SearchRollout(environment, tokenizer, seed)
     recorder = _Recorder(run, config, done, progress=progress, after_step=after_step)
     return SearchGRPOTrainer(

@@ -2,8 +2,8 @@
 
 The result belongs to a profile and is shared by all of its runs, so that runs of different methods and seeds are
 paired. It is a run directory of its own and is resumed like one. Plain next-token prediction on policy tokens, with
-retrieved tokens at a lower weight. A copying drill comes first: carrying a name from the question into a query and from
-a passage into an answer is what a small model learns last from traces, and at once from random tokens said twice.
+retrieved tokens at a lower weight: reading them is how a small model learns to copy from them. The tokenizer sees the
+corpus too, so that a name takes as few tokens in a held-out question as in a training one.
 """
 
 import logging
@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from llds_core.checkpoints import (
@@ -28,18 +27,18 @@ from llds_core.checkpoints import (
     rotate_checkpoints,
 )
 from llds_core.config import ExperimentConfig
-from llds_core.errors import ConfigError
+from llds_core.errors import CheckpointError, ConfigError
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.protocol import TAGS
 from llds_core.runs import RunDirectory, read_manifest
 from llds_core.seeding import child_seed, numpy_generator
-from llds_core.training.environment import build_retriever, build_world
+from llds_core.training.environment import Environment, build_retriever, build_world
 from llds_core.training.traces import Trace, make_traces
+from llds_core.worlds.atlas import World
 from llds_core.worlds.prompts import encode_prompt, prompt_text
 
 _logger = logging.getLogger("llds_core")
 _SECTIONS = ("world", "policy", "warmstart")
-_DRILL_LENGTHS = (4, 32)
 _BUCKET = 16  # batches sorted by length together: enough to make padding small, few enough to keep batches varied
 
 
@@ -113,8 +112,10 @@ def _build_trainer(
 ) -> "WarmstartTrainer":
     settings = config.warmstart
     world = build_world(config.world)
+    engine = build_retriever(config.retrieval, world)
+    run.update(corpus=engine.identity)
     retriever = FailingRetriever(
-        build_retriever(config.retrieval, world),
+        engine,
         failure_rate=settings.failure_rate,
         passages=world.passages,
         seed=settings.seed,
@@ -126,16 +127,17 @@ def _build_trainer(
         top_k=config.retrieval.top_k,
         count=settings.steps * settings.batch_size,
     )
-    tokenizer = build_tokenizer(_tokenizer_texts(config, traces), config.policy.vocab_size, TAGS)
+    tokenizer = build_tokenizer(_tokenizer_texts(config, world, traces), config.policy.vocab_size, TAGS)
     _logger.info("warm start: %d traces, vocabulary %d", len(traces), len(tokenizer))
     batches = _batches(traces, config, tokenizer)
     model = build_policy(config.policy, tokenizer, settings.seed)
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
-        max_steps=settings.copy_steps + settings.steps,
+        max_steps=settings.steps,
         per_device_train_batch_size=1,  # an item of the data set is a whole batch
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
+        train_sampling_strategy="sequential",  # the batches arrive in order
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         adam_beta2=0.98,
@@ -161,9 +163,12 @@ def _build_trainer(
     return trainer
 
 
-def _tokenizer_texts(config: ExperimentConfig, traces: Sequence[Trace]) -> list[str]:
+def _tokenizer_texts(config: ExperimentConfig, world: World, traces: Sequence[Trace]) -> list[str]:
     prompts = [prompt_text(trace.question.question, config.rollout.prompt) for trace in traces]
-    return prompts + ["".join(text for text, _ in trace.segments) for trace in traces]
+    written = ["".join(text for text, _ in trace.segments) for trace in traces]
+    # As often as traces repeat a question, or names outside of the training questions would be spelt out.
+    repeats = max(1, len(traces) // len(world.train))
+    return prompts + written + repeats * [" " + passage.title for passage in world.passages]
 
 
 def _batches(
@@ -187,17 +192,6 @@ def _batches(
             _pad(groups[i], tokenizer.pad_token_id) for i in random.permutation(len(groups))
         ]
     return batches
-
-
-def _copy_drill(
-    random: np.random.Generator, batch_size: int, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, torch.Tensor]:
-    """Random tokens, said twice; the second time counts. Short rows, so more of them than traces in a batch."""
-    rows = []
-    for length in random.integers(*_DRILL_LENGTHS, size=2 * batch_size).tolist():
-        tokens = random.integers(len(tokenizer), size=length).tolist()
-        rows.append((2 * tokens, [0.0] * (length + 1) + [1.0] * (length - 1)))
-    return _pad(rows, tokenizer.pad_token_id)
 
 
 def _encode(
@@ -300,7 +294,20 @@ class _Log(TrainerCallback):
 
 
 def load_start_policy(
-    config: ExperimentConfig, run_root: Path
-) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """Load the policy that runs of `config` start from, in the run's dtype."""
-    return load_policy(warmstart_policy_path(run_root, config), config.training.dtype)
+    environment: Environment, run_root: Path
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the policy that runs in `environment` start from, in the run's dtype.
+
+    Raises:
+        CheckpointError: when it cannot be read, or was warm-started on another corpus.
+    """
+    config = environment.config
+    path = warmstart_policy_path(run_root, config)
+    if not config.policy.path:
+        trained_on = read_manifest(path.parent).get("corpus")
+        if trained_on != environment.retriever.identity:
+            raise CheckpointError(
+                f"the start policy in {path.parent} was made on corpus {trained_on}, the world is now "
+                f"{environment.retriever.identity}: delete that folder to make it again"
+            )
+    return load_policy(path, config.training.dtype)

@@ -178,13 +178,13 @@ def _titles(cities: Sequence[City], countries: Mapping[str, Country]) -> dict[st
     taken = {fold(name) for name in titles.values()}
     candidates = {}
     for city in cities:
-        apart = (
-            f"{city.name}, {city.state}" if city.state else f"{city.name} ({city.people} people)"
-        )
-        region = f"{apart} (region {city.region_code})"
-        candidates[city.id] = (city.name, apart, region, f"{region} {city.id}")
+        if city.state:
+            longer = (f", {city.state}", f", {city.state} ({city.people} people)")
+        else:
+            longer = (f" ({city.people} people)", f" ({city.people} people, region {city.region})")
+        candidates[city.id] = (city.name, city.name + longer[0], city.name + longer[1])
     untitled = list(candidates)
-    for level in range(4):
+    for level in range(3):
         folded = {id_: fold(candidates[id_][level]) for id_ in untitled}
         counts = Counter(folded.values())
         for id_, title in folded.items():

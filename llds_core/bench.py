@@ -1,0 +1,481 @@
+"""Speed against named baselines, measured side by side in one process.
+
+Ratios are what counts: a candidate and its baseline run alternately on the same inputs with the same threads, so that
+a busy machine slows both. Baselines are written out here, the rollout as Search-R1 does it and the update as TRL's
+own trainer does it, so that anyone can read what is being compared. Nothing here is used by training.
+"""
+
+import csv
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from trl import GRPOTrainer
+
+from llds_core.checkpoints import build_policy, build_tokenizer, load_policy
+from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.retrieval.base import SearchKey
+from llds_core.retrieval.failures import FailingRetriever
+from llds_core.rollout.loop import Rollout
+from llds_core.rollout.protocol import FEEDBACK, STOP_TAGS, TAGS, parse_action, search_observation
+from llds_core.rollout.samplers import StopAtTag, TransformersSampler
+from llds_core.runs import disk_errors
+from llds_core.seeding import torch_generator
+from llds_core.training.environment import Environment, build_environment
+from llds_core.training.settings import SearchGRPOConfig, search_grpo_config
+from llds_core.training.trainer import SearchGRPOTrainer
+from llds_core.training.warmstart import warmstart_policy_path
+from llds_core.worlds.formats import Question
+from llds_core.worlds.prompts import encode_prompt, prompt_text
+
+REPETITIONS = 3
+COLUMNS = ("measure", "value", "unit", "baseline", "baseline_value", "ratio", "aim")
+Tasks = list[tuple[Question, int]]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the table; `ratio` is how many times better than the baseline, or a cost relative to it."""
+
+    measure: str
+    value: float | str
+    unit: str
+    baseline: str = ""
+    baseline_value: float | None = None
+    ratio: float | None = None
+    aim: str = ""
+
+    def cells(self) -> list[str]:
+        """Cells as text, in the order of `COLUMNS`."""
+        return [_cell(getattr(self, name)) for name in COLUMNS]
+
+
+def bench(profile: str, run_root: Path, out: Path, *, progress: bool = True) -> None:
+    """Measure `profile` on this machine; write a CSV to `out` and print it as a table.
+
+    Args:
+        profile: sizes, limits and threads; its start policy is used when it is under `run_root`.
+        run_root: folder of all runs.
+        out: the CSV file.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError: for an unknown profile.
+        RunError: when `out` cannot be written.
+    """
+    config = load_experiment(f"{profile}/llds-action")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.training.threads)
+    try:
+        with tqdm(total=4, desc=f"bench {profile}", disable=not progress) as bar:
+            measures = _measures(config, run_root, bar)
+    finally:
+        torch.set_num_threads(threads)
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            writer.writerows(measure.cells() for measure in measures)
+    print(_table([list(COLUMNS), *(measure.cells() for measure in measures)]))
+
+
+def _measures(config: ExperimentConfig, run_root: Path, bar: tqdm) -> list[Measure]:
+    environment = build_environment(config)
+    with tempfile.TemporaryDirectory() as folder:
+        path, policy_name = _start_policy(config, environment, run_root, Path(folder))
+        measures = [
+            Measure("policy", policy_name, ""),
+            Measure("threads", config.training.threads, "threads"),
+        ]
+        bar.set_postfix_str("import")
+        measures.append(_import_time())
+        bar.update()
+        bar.set_postfix_str("rollout")
+        measure, rollout = _rollout_speed(config, environment, path)
+        measures.append(measure)
+        bar.update()
+        bar.set_postfix_str("update")
+        measures += _update_speed(config, rollout, path, Path(folder), bar)
+    return measures
+
+
+def _start_policy(
+    config: ExperimentConfig, environment: Environment, run_root: Path, folder: Path
+) -> tuple[str, str]:
+    """Folder of the policy to measure with, and what it is."""
+    path = warmstart_policy_path(run_root, config)
+    if config.policy.path or path.is_dir():
+        return config.policy.path or str(path), "start policy"
+    texts = [prompt_text(q.question, config.rollout.prompt) for q in environment.world.train]
+    texts += [passage.contents for passage in environment.world.passages]
+    tokenizer = build_tokenizer(texts, config.policy.vocab_size, TAGS)
+    # TRL loads its reference policy from disk, so that a random one has to lie there too.
+    build_policy(config.policy, tokenizer, 0).save_pretrained(folder / "policy")
+    tokenizer.save_pretrained(folder / "policy")
+    return str(folder / "policy"), "random initialisation"
+
+
+def interleaved(candidates: Sequence[Callable[[], float]], repetitions: int) -> list[float]:
+    """Median over `repetitions` of each of `candidates`, taken in turns after one unmeasured round."""
+    found: list[list[float]] = [[] for _ in candidates]
+    for repetition in range(repetitions + 1):
+        # Every other round backwards: drift of the machine's speed then favours nobody.
+        order = range(len(candidates)) if repetition % 2 else reversed(range(len(candidates)))
+        for index in order:
+            value = candidates[index]()
+            if repetition:
+                found[index].append(value)
+    return [statistics.median(values) for values in found]
+
+
+def _import_time() -> Measure:
+    def seconds(code: str) -> Callable[[], float]:
+        def measure() -> float:
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            return time.perf_counter() - started
+
+        return measure
+
+    ours, empty = interleaved([seconds("import llds_core"), seconds("pass")], REPETITIONS)
+    return Measure("import llds_core", ours, "s", "python -c pass", empty, ours / empty, "< 2 s")
+
+
+# --- rollout ----------------------------------------------------------------------------------------------------------
+
+
+def _rollout_speed(
+    config: ExperimentConfig, environment: Environment, path: str
+) -> tuple[Measure, Rollout]:
+    model, tokenizer = load_policy(path, config.training.dtype)
+    questions = environment.world.train[: config.rollout.prompts_per_rollout]
+    tasks = [(question, i) for question in questions for i in range(config.rollout.group_size)]
+    loop = environment.rollout_loop(tokenizer, seed=0, failure_rate=config.retrieval.failure_rate)
+    stop = StopAtTag(tokenizer)
+    last: list[Rollout] = []
+    turn = iter(range(10**6))
+
+    def ours() -> float:
+        generator = torch_generator(0, "bench", next(turn), device=str(model.device))
+        sampler = TransformersSampler(
+            model, tokenizer, generator, temperature=config.rollout.temperature, stop=stop
+        )
+        started = time.perf_counter()
+        last[:] = [loop.run(tasks, sampler, step=1)]
+        return len(tasks) / (time.perf_counter() - started)
+
+    baseline = ReencodingRollout(config, environment, model, tokenizer)
+
+    def theirs() -> float:
+        started = time.perf_counter()
+        baseline.run(tasks)
+        return len(tasks) / (time.perf_counter() - started)
+
+    value, reference = interleaved([ours, theirs], REPETITIONS)
+    measure = Measure(
+        "rollout",
+        value,
+        "trajectories/s",
+        "whole context encoded again every turn, as Search-R1 does",
+        reference,
+        value / reference,
+        ">= 3 x",
+    )
+    return measure, last[0]
+
+
+class ReencodingRollout:
+    """A rollout as in Search-R1's loop: text in, text out, and the whole context again every turn.
+
+    Every turn tokenises the text of all running contexts, pads them on the left, and calls `generate`, which keeps a
+    cache within the turn and drops it after. A group's common prompt is computed once per trajectory.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        environment: Environment,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._tokenizer = tokenizer
+        self._retriever = FailingRetriever(
+            environment.retriever,
+            failure_rate=config.retrieval.failure_rate,
+            passages=environment.world.passages,
+            seed=0,
+        )
+
+    @torch.no_grad()
+    def run(self, tasks: Tasks) -> list[str]:
+        """Return the text of every trajectory."""
+        limits, tokenizer = self._config.rollout, self._tokenizer
+        prompts = [encode_prompt(q.question, limits.prompt, tokenizer) for q, _ in tasks]
+        texts = tokenizer.batch_decode(prompts)
+        active = list(range(len(tasks)))
+        training = self._model.training
+        self._model.eval()
+        for turn in range(limits.max_searches + 1):
+            replies = self._generate([texts[row] for row in active])
+            parsed = [parse_action(reply) for reply in replies]
+            found = self._search(tasks, active, parsed, turn)
+            going = []
+            for row, reply, (kind, _) in zip(active, replies, parsed, strict=True):
+                texts[row] += reply
+                if kind == "answer":
+                    continue
+                observation = search_observation(found[row]) if row in found else FEEDBACK
+                tokens = tokenizer.encode(observation, add_special_tokens=False)
+                longer = texts[row] + tokenizer.decode(tokens[: limits.max_observation_tokens])
+                length = len(tokenizer.encode(longer, add_special_tokens=False))
+                if turn < limits.max_searches:
+                    texts[row] = longer
+                if length < limits.max_total_tokens:
+                    going.append(row)
+            active = going
+            if not active:
+                break
+        self._model.train(training)
+        return texts
+
+    def _generate(self, texts: list[str]) -> list[str]:
+        limits, tokenizer = self._config.rollout, self._tokenizer
+        batch = tokenizer(
+            texts,
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+            return_token_type_ids=False,
+        ).to(self._model.device)
+        generation = GenerationConfig(
+            do_sample=True,
+            temperature=limits.temperature,
+            top_k=0,
+            max_new_tokens=limits.max_action_tokens,
+            stop_strings=list(STOP_TAGS),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        # `generate` samples from the global stream; a measurement must not move it.
+        with torch.random.fork_rng():
+            output = self._model.generate(**batch, generation_config=generation, tokenizer=tokenizer)
+        replies = tokenizer.batch_decode(
+            output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        return [_cut_after_tag(reply) for reply in replies]
+
+    def _search(
+        self, tasks: Tasks, active: list[int], parsed: list[tuple[str, str]], turn: int
+    ) -> dict[int, Any]:
+        pairs = zip(active, parsed, strict=True)
+        wanted = {row: query for row, (kind, query) in pairs if kind == "search" and query}
+        if not wanted or turn == self._config.rollout.max_searches:
+            return {}
+        keys = [SearchKey(0, 1, tasks[row][0].id, tasks[row][1], turn) for row in wanted]
+        hits, _ = self._retriever.search_keyed(
+            list(wanted.values()), self._config.retrieval.top_k, keys
+        )
+        return dict(zip(wanted, hits, strict=True))
+
+
+def _cut_after_tag(text: str) -> str:
+    ends = [text.find(tag) + len(tag) for tag in STOP_TAGS if tag in text]
+    return text[: min(ends)] if ends else text
+
+
+# --- update -----------------------------------------------------------------------------------------------------------
+
+
+class _UntrimmedTrainer(GRPOTrainer):
+    """TRL's own path on the same trajectories; its statistics are not kept, as ours are not."""
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._metrics["train"].clear()
+        return loss
+
+    def _send_telemetry(self) -> None:
+        """No message leaves the machine."""
+
+
+def _update_speed(
+    config: ExperimentConfig, rollout: Rollout, path: str, folder: Path, bar: tqdm
+) -> list[Measure]:
+    config = _smaller(config)
+    made = rollout.trajectories[: config.trajectories_per_rollout]
+    rollout = Rollout(made, rollout.seconds, rollout.retrieval_seconds)
+    for index, trajectory in enumerate(made):
+        # Rewards of a start policy may all be equal; the work of an update does not depend on them.
+        trajectory.reward = float(index % 2)
+        trajectory.correct = bool(index % 2)
+    tokens = sum(t.total_tokens for t in made) * config.training.epochs
+
+    def settings(weight: float) -> SearchGRPOConfig:
+        args = search_grpo_config(config, 0, folder / "checkpoint")
+        args.llds_weight = weight
+        args.max_steps = config.training.updates_per_rollout
+        args.save_strategy = "no"
+        return args
+
+    padding: list[float] = []
+
+    def ours(weight: float) -> Callable[[], float]:
+        def measure() -> float:
+            rows: list[dict[str, Any]] = []
+            model, tokenizer = load_policy(path, config.training.dtype)
+            trainer = SearchGRPOTrainer(
+                model=model,
+                args=settings(weight),
+                train_dataset=_prompts(config),
+                processing_class=tokenizer,
+                rollout=lambda given, policy, step: rollout,
+                on_step=lambda row, trajectories: rows.append(row),
+            )
+            seconds = _train_seconds(trainer)
+            padding[:] = [rows[0]["padding"]]
+            return seconds
+
+        return measure
+
+    def theirs() -> float:
+        model, tokenizer = load_policy(path, config.training.dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
+            trainer = _UntrimmedTrainer(
+                model=model,
+                args=settings(0.0),
+                reward_funcs=[_reward],
+                train_dataset=_prompts(config),
+                processing_class=tokenizer,
+                rollout_func=lambda prompts, owner: _trl_rollout(rollout),
+            )
+        return _train_seconds(trainer)
+
+    weight = config.loss.llds_weight
+    with_penalty, without, untrimmed = interleaved([ours(weight), ours(0.0), theirs], REPETITIONS + 2)
+    bar.update(2)
+    prompts = max(len(t.prompt_ids) for t in made)
+    width = prompts + max(len(t.completion_ids) for t in made)
+    whole = 1 - sum(t.total_tokens for t in made) / (width * len(made))
+    return [
+        Measure(
+            "padding",
+            padding[0],
+            "share of positions",
+            "rollout padded to its longest trajectory",
+            whole,
+            padding[0] / whole if whole else None,
+            "<= 0.15",
+        ),
+        Measure(
+            "step time with LLDS",
+            with_penalty,
+            f"s for {config.training.updates_per_rollout} updates",
+            "the same with weight 0",
+            without,
+            with_penalty / without,
+            "<= 1.03 x",
+        ),
+        Measure(
+            "update",
+            tokens / with_penalty,
+            "tokens/s",
+            "TRL's trainer: full width, its own pass for old log-probabilities",
+            tokens / untrimmed,
+            untrimmed / with_penalty,
+            ">= 1.5 x",
+        ),
+    ]
+
+
+def _smaller(config: ExperimentConfig) -> ExperimentConfig:
+    """A step with fewer prompts and proportionally fewer updates: mini-batches and epochs stay as they are."""
+    training, rollout = config.training, config.rollout
+    per_epoch = training.updates_per_rollout // training.epochs
+    for factor in (4, 2):
+        if rollout.prompts_per_rollout % factor == 0 and per_epoch % factor == 0:
+            return replace(
+                config,
+                rollout=replace(rollout, prompts_per_rollout=rollout.prompts_per_rollout // factor),
+                training=replace(
+                    training, updates_per_rollout=training.updates_per_rollout // factor
+                ),
+            )
+    return config
+
+
+class _Stopwatch(TrainerCallback):
+    """Seconds from the first update to the last: setting a trainer up is not its speed."""
+
+    def __init__(self) -> None:
+        self.started = self.seconds = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self.started
+
+
+def _train_seconds(trainer: GRPOTrainer) -> float:
+    watch = _Stopwatch()
+    trainer.add_callback(watch)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return watch.seconds
+
+
+def _prompts(config: ExperimentConfig) -> Dataset:
+    """One row per prompt; the trajectories are there already."""
+    return Dataset.from_dict({"prompt": [str(i) for i in range(config.rollout.prompts_per_rollout)]})
+
+
+def _trl_rollout(rollout: Rollout) -> dict[str, list]:
+    made = rollout.trajectories
+    return {
+        "prompt_ids": [t.prompt_ids for t in made],
+        "completion_ids": [t.completion_ids for t in made],
+        "logprobs": [t.sampler_logprobs for t in made],
+        "env_mask": [t.response_mask for t in made],
+        "trajectory_reward": [t.reward for t in made],
+    }
+
+
+def _reward(trajectory_reward: list[float], **kwargs: Any) -> list[float]:
+    return trajectory_reward
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

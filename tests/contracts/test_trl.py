@@ -1,0 +1,255 @@
+"""What `SearchGRPOTrainer` takes for granted about the installed TRL.
+
+It overrides private methods. Each test names what to look at again when it fails after an upgrade.
+"""
+
+import inspect
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+from transformers import Trainer
+from trl import GRPOConfig, GRPOTrainer
+
+from llds_core.checkpoints import build_policy, build_tokenizer
+from llds_core.config import PolicyConfig
+
+TESTED = "1.16.0"
+ADVICE = (
+    "TRL's {what} has changed: re-check the override in llds_core/training/trainer.py, run tests/training, "
+    "then change this test"
+)
+SIGNATURES = {
+    "_prepare_inputs": ["self", "generation_batch"],
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_generate": ["self", "prompts"],
+    "_compute_loss": ["self", "model", "inputs"],
+    "training_step": ["self", "model", "inputs", "num_items_in_batch"],
+    "_clip_grad_norm": ["self", "model"],
+}
+LOGPS_ARGUMENTS = ["self", "model", "input_ids", "attention_mask", "logits_to_keep"]
+BATCH_KEYS = {
+    "prompt_ids",
+    "prompt_mask",
+    "completion_ids",
+    "completion_mask",
+    "advantages",
+    "num_items_in_batch",
+    "old_per_token_logps",
+    "ref_per_token_logps",
+    "sampling_per_token_logps",
+    "tool_mask",
+}
+
+
+def test_trl_is_the_tested_version() -> None:
+    message = f"trl is {trl.__version__}, tested with {TESTED}: run tests/contracts and tests/training first"
+    assert version("trl") == trl.__version__ == TESTED, message
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_overridden_method_has_the_known_signature(name: str) -> None:
+    found = list(inspect.signature(getattr(GRPOTrainer, name)).parameters)
+    assert found == SIGNATURES[name], ADVICE.format(what=f"{name}({', '.join(found)})")
+
+
+def test_log_probability_method_has_the_known_signature() -> None:
+    method = GRPOTrainer._get_per_token_logps_and_entropies
+    parameters = inspect.signature(method).parameters
+    advice = ADVICE.format(what="_get_per_token_logps_and_entropies")
+    assert list(parameters)[:5] == LOGPS_ARGUMENTS, advice
+    assert "compute_entropy" in parameters, advice
+
+
+def test_gradient_clipping_belongs_to_the_trainer_below() -> None:
+    advice = ADVICE.format(what="_clip_grad_norm")
+    assert "_clip_grad_norm" not in vars(GRPOTrainer), advice
+    source = inspect.getsource(Trainer)
+    before, after = source.index("self._clip_grad_norm(model)"), source.index("self.optimizer.step()")
+    assert before < after, advice
+
+
+class Spy(GRPOTrainer):
+    """Stock TRL, watched."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.events: list[tuple] = []
+        self.batches: list[dict[str, Any]] = []
+        super().__init__(*args, **kwargs)
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        fresh = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        self.events.append(("prepare", fresh, len(generation_batch)))
+        return super()._prepare_inputs(generation_batch)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self.events.append(("score", [row["prompt"] for row in inputs]))
+        batch = super()._generate_and_score_completions(inputs)
+        self.batches.append(batch)
+        return batch
+
+    def _generate(self, prompts: list) -> tuple:
+        output = super()._generate(prompts)
+        self.events.append(("generate", len(output)))
+        self.generated = output
+        return output
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> tuple:
+        result = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        who = "reference" if model is self.ref_model else "policy"
+        entropy = kwargs.get("compute_entropy", False)
+        self.events.append(("logps", who, torch.is_grad_enabled(), len(args), entropy))
+        self.logps = result
+        return result
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self.events.append(("loss",))
+        loss = super()._compute_loss(model, inputs)
+        logps, entropies, _ = self.logps
+        (gradient,) = torch.autograd.grad(loss, logps, retain_graph=True)
+        self.last = (inputs, logps, entropies, gradient)
+        self.events.append(("end of loss",))
+        return loss
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        norm = super()._clip_grad_norm(model)
+        self.events.append(("clip", bool(torch.isfinite(norm))))
+        return norm
+
+
+@pytest.fixture(scope="module")
+def spy() -> Spy:
+    """A stock trainer after one rollout of 2 x 2 trajectories: 2 epochs of 2 updates, each of 2 micro-batches."""
+    tokenizer = build_tokenizer(["one two three"], 280, ())
+    architecture = PolicyConfig(
+        vocab_size=280, hidden_size=16, intermediate_size=16, layers=1, heads=2, key_value_heads=1
+    )
+    completions = [[5, 6, 7, 8, 9], [10, 11, 12], [13, 14], [15, 16, 17, 18]]
+    masks = [[1, 0, 0, 1, 1], [1, 1, 0], [1, 1], [1, 0, 1, 1]]
+
+    def rollout(prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:
+        return {
+            "prompt_ids": [[20, 21], [20, 21], [22, 23, 24], [22, 23, 24]],
+            "completion_ids": completions,
+            "logprobs": [[-1.0] * len(ids) for ids in completions],
+            "env_mask": masks,
+            "value": [1.0, 0.0, 0.0, 1.0],
+        }
+
+    def reward(value: list[float], **kwargs: Any) -> list[float]:
+        return value
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "policy"
+        build_policy(architecture, tokenizer, 0).save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        args = GRPOConfig(
+            output_dir=folder,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=False,
+            gradient_checkpointing=False,
+            num_generations=2,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=2,
+            steps_per_generation=4,
+            num_iterations=2,
+            max_steps=4,
+            beta=0.1,
+            loss_type="dapo",
+            max_completion_length=8,
+            shuffle_dataset=False,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        trainer = Spy(
+            model=str(path),
+            args=args,
+            reward_funcs=[reward],
+            train_dataset=Dataset.from_dict({"prompt": ["a", "b"]}),
+            processing_class=tokenizer,
+            rollout_func=rollout,
+        )
+        trainer.train()
+    return trainer
+
+
+def test_one_generation_a_rollout_with_each_prompt_repeated_in_place(spy: Spy) -> None:
+    scores = [event for event in spy.events if event[0] == "score"]
+    assert scores == [("score", ["a", "a", "b", "b"])], ADVICE.format(what="rollout batch")
+    prepares = [event for event in spy.events if event[0] == "prepare"]
+    assert [fresh for _, fresh, _ in prepares] == [True] + [False] * 7, ADVICE.format(what="_step")
+
+
+def test_generate_returns_eight_values_with_the_mask_third(spy: Spy) -> None:
+    advice = ADVICE.format(what="_generate")
+    assert ("generate", 8) in spy.events, advice
+    _, completion_ids, mask, *_ = spy.generated
+    assert mask == [[1, 0, 0, 1, 1], [1, 1, 0], [1, 1], [1, 0, 1, 1]], advice
+    assert [len(ids) for ids in completion_ids] == [len(row) for row in mask], advice
+
+
+def test_batch_has_the_known_keys_and_shapes(spy: Spy) -> None:
+    (batch,) = spy.batches
+    advice = ADVICE.format(what="batch dict")
+    assert set(batch) == BATCH_KEYS, advice
+    for name in BATCH_KEYS - {"advantages", "num_items_in_batch", "prompt_ids", "prompt_mask"}:
+        assert batch[name].shape == (4, 5), f"{name}: {advice}"
+    assert batch["advantages"].shape == (4,), advice
+    assert batch["num_items_in_batch"].item() == 10, advice  # policy tokens of the whole rollout
+    assert batch["prompt_mask"].tolist()[0] == [0, 1, 1], advice  # prompts are padded left
+    assert batch["completion_mask"].tolist()[2] == [1, 1, 0, 0, 0], advice
+    # Padding is marked as policy in this mask, so that it means nothing without the completion mask.
+    assert batch["tool_mask"].tolist()[2] == [1, 1, 1, 1, 1], advice
+
+
+def test_scoring_asks_for_old_and_reference_log_probabilities_without_gradient(spy: Spy) -> None:
+    start = spy.events.index(("score", ["a", "a", "b", "b"]))
+    end = spy.events.index(("loss",))
+    passes = [event for event in spy.events[start:end] if event[0] == "logps"]
+    advice = ADVICE.format(what="_generate_and_score_completions")
+    assert [event[1] for event in passes] == ["policy", "reference"], advice
+    # The placeholder reads the width of the completion as the second argument after the ids.
+    assert all(event[2] is False and event[3] >= 3 for event in passes), advice
+
+
+def test_loss_computes_log_probabilities_exactly_once_with_gradient(spy: Spy) -> None:
+    advice = ADVICE.format(what="_compute_loss")
+    inside: list[list[tuple]] = []
+    for event in spy.events:
+        if event == ("loss",):
+            inside.append([])
+        elif inside and event[0] == "logps":
+            inside[-1].append(event)
+    assert len(inside) == 8, advice
+    for passes in inside:
+        assert len(passes) == 1, advice
+        _, who, gradient, _, entropy = passes[0]
+        assert who == "policy" and gradient and entropy, advice
+
+
+def test_loss_is_differentiable_by_what_the_log_probability_method_returned(spy: Spy) -> None:
+    inputs, logps, entropies, gradient = spy.last
+    advice = ADVICE.format(what="_compute_loss")
+    mask = (inputs["tool_mask"] * inputs["completion_mask"]).bool()
+    assert logps.shape == entropies.shape == mask.shape, advice
+    assert (gradient[mask] != 0).all(), advice
+    assert (gradient[~mask] == 0).all(), advice
+
+
+def test_gradient_is_clipped_once_an_update_after_all_micro_batches(spy: Spy) -> None:
+    kinds = [event[0] for event in spy.events if event[0] in ("loss", "clip")]
+    assert kinds == ["loss", "loss", "clip"] * 4, ADVICE.format(what="order of loss and clipping")
+    assert all(event[1] for event in spy.events if event[0] == "clip")
+
+
+def test_a_missing_mask_trains_on_observations(spy: Spy) -> None:
+    """Why the trainer validates masks itself; if TRL begins to check, that check may go."""
+    source = inspect.getsource(GRPOTrainer._generate)
+    assert 'extra_fields.pop("env_mask", None)' in source, ADVICE.format(what="env_mask")

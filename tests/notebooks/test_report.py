@@ -1,0 +1,136 @@
+"""All notebooks through papermill on stored smoke runs, and the index of what they make."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+
+from llds_core.errors import ConfigError, DataError, RunError
+from llds_core.reporting.notebooks import project_path, report, run_notebook
+from llds_core.reporting.store import load_run
+
+ROOT = Path(__file__).parents[2]
+METHODS = ("grpo", "llds-action")
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def made(smoke_runs, tmp_path_factory):
+    """Folder of a whole report; made with a foreign kernel called python3 installed."""
+    jupyter = tmp_path_factory.mktemp("jupyter")
+    spec = jupyter / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text('{"argv": ["/bin/false"], "display_name": "other", "language": "python"}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("JUPYTER_PATH", str(jupyter))
+        out_dir = tmp_path_factory.mktemp("report")
+        report("smoke", [0], smoke_runs, out_dir, methods=METHODS, progress=False)
+    return out_dir
+
+
+def test_every_notebook_is_executed_to_its_end_and_has_a_page(made):
+    sources = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert [path.name[:3] for path in sources] == ["00_", "01_", "02_"]
+    for source in sources:
+        executed = nbformat.read(made / "notebooks" / source.name, 4)
+        code = [cell for cell in executed.cells if cell.cell_type == "code"]
+        assert all(cell.execution_count for cell in code)
+        assert "<html" in (made / "notebooks" / f"{source.stem}.html").read_text()[:500]
+        errors = [out for cell in code for out in cell.outputs if out.output_type == "error"]
+        warnings = [out for cell in code for out in cell.outputs if out.get("name") == "stderr"]
+        assert not errors and not any("Warning" in out.text for out in warnings)
+
+
+def test_the_index_lists_every_file_with_its_notebook_and_runs(made, smoke_runs):
+    index = json.loads((made / "index.json").read_text())
+    files = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
+    assert {entry["path"] for entry in index["artefacts"]} == files - {"index.json"}
+    runs = {run["path"]: run for run in index["runs"]}
+    assert list(runs) == [str(smoke_runs / "smoke" / method / "seed0") for method in METHODS]
+    for path, run in runs.items():
+        stored = load_run(Path(path))
+        assert run["config_hash"] == stored.manifest["config_hash"]
+        assert (run["method"], run["seed"], run["status"]) == (stored.method, 0, "complete")
+    for entry in index["artefacts"]:
+        assert entry["bytes"] == (made / entry["path"]).stat().st_size > 0
+        assert entry["runs"] == list(runs)
+        assert entry["notebook"][:2] == Path(entry["path"]).name[:2]
+    kinds = {entry["kind"] for entry in index["artefacts"]}
+    assert kinds == {"figure", "data", "notebook", "page"}
+
+
+def test_notebooks_draw_the_metrics_of_the_runs(made, smoke_runs):
+    for name in ("01_collapse_curves", "02_entropy"):
+        data = pd.read_csv(made / "figures" / f"{name}.csv", float_precision="round_trip")
+        for (method, metric), rows in data.groupby(["method", "metric"]):
+            run = load_run(smoke_runs / "smoke" / method / "seed0")
+            pd.testing.assert_series_equal(
+                rows["value"].reset_index(drop=True), run.metrics[metric], check_names=False
+            )
+
+
+def test_an_unknown_parameter_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r'02_entropy\.ipynb has no parameter "seed".*"seeds"'):
+        run_notebook(ROOT / "notebooks" / "02_entropy.ipynb", {"seed": 1}, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def written(folder, *cells):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "P"}
+    path = folder / "07_broken.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+def test_a_failing_notebook_names_itself_the_cell_and_the_error(tmp_path):
+    path = written(tmp_path, "x = 1", "raise ValueError('two\\nlines')")
+    with pytest.raises(RunError) as caught:
+        run_notebook(path, {}, tmp_path / "out", progress=False)
+    message = str(caught.value)
+    assert "07_broken.ipynb failed in cell 2: ValueError: two lines" in message
+    assert "\n" not in message and (tmp_path / "out" / "07_broken.ipynb").exists()
+
+
+def test_a_kernel_that_dies_is_an_error_of_ours(tmp_path):
+    path = written(tmp_path, "import os; os._exit(3)")
+    with pytest.raises(RunError, match=r"07_broken\.ipynb lost its kernel"):
+        run_notebook(path, {}, tmp_path / "out", progress=False)
+
+
+def test_what_is_no_notebook_is_refused(tmp_path):
+    broken = tmp_path / "00_broken.ipynb"
+    broken.write_text("{")
+    with pytest.raises(DataError, match="is not a notebook"):
+        run_notebook(broken, {}, tmp_path / "out")
+    with pytest.raises(ConfigError, match="no notebook at"):
+        run_notebook(tmp_path / "01_none.ipynb", {}, tmp_path / "out")
+
+
+def test_a_report_of_nothing_is_refused(tmp_path):
+    for values, words in (
+        ({"seeds": []}, "at least one seed"),
+        ({"methods": []}, "at least one seed and one method"),
+        ({"methods": ["grrpo"]}, "unknown method"),
+        ({"notebooks_dir": tmp_path}, "holds no notebook"),
+    ):
+        arguments = {"seeds": [0], "run_root": tmp_path, "out_dir": tmp_path / "out"} | values
+        with pytest.raises(ConfigError, match=words):
+            report("smoke", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_count_from_the_project_also_when_opened_in_its_folder(monkeypatch, tmp_path):
+    assert project_path("results/runs") == ROOT / "results" / "runs"
+    monkeypatch.chdir(ROOT / "notebooks")
+    assert project_path("results/runs") == ROOT / "results" / "runs"
+    assert project_path(tmp_path) == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert project_path("results/runs") == tmp_path / "results" / "runs"

@@ -1,0 +1,79 @@
+"""House rules of notebooks, checked without running them."""
+
+import ast
+from pathlib import Path
+
+import nbformat
+import pytest
+from papermill import inspect_notebook
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+PARAMETERS = {"profile", "methods", "seeds", "overrides", "run_root", "out_dir"}
+
+pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+def is_parameters(cell):
+    return "parameters" in cell.metadata.get("tags", [])
+
+
+def test_valid_and_without_outputs(path):
+    notebook = nbformat.read(path, 4)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    for cell in code_cells(path):
+        assert cell.outputs == [] and cell.execution_count is None
+
+
+def test_budget(path):
+    cells = code_cells(path)
+    assert len(cells) <= 12
+    for cell in cells:
+        assert len(cell.source.splitlines()) <= 10, cell.source
+
+
+def test_calls_instead_of_code(path):
+    for cell in code_cells(path):
+        assert not any(line.lstrip().startswith(("!", "%")) for line in cell.source.splitlines())
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.While)), cell.source
+
+
+def test_one_cell_of_literal_parameters(path):
+    tagged = [cell for cell in code_cells(path) if is_parameters(cell)]
+    assert len(tagged) == 1 and is_parameters(code_cells(path)[0])
+    statements = ast.parse(tagged[0].source).body
+    for statement in statements:
+        assert isinstance(statement, ast.AnnAssign)
+        ast.literal_eval(statement.value)
+    assert {statement.target.id for statement in statements} == PARAMETERS
+
+
+def test_every_parameter_has_a_type_and_a_help_text(path):
+    found = inspect_notebook(str(path))
+    assert found.keys() == PARAMETERS
+    for parameter in found.values():
+        assert parameter["inferred_type_name"] != "None" and len(parameter["help"]) > 10
+
+
+def test_opens_with_what_will_be_seen_and_how_long_it_takes(path):
+    first = nbformat.read(path, 4).cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    for words in ("You will see", "2 CPU cores", "GPU"):
+        assert words in first.source
+
+
+def test_text_states_no_results(path):
+    """Numbers with a decimal point are results; those belong into generated text."""
+    import re
+
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "markdown":
+            prose = re.sub(r"arXiv \d+\.\d+|CC BY 4\.0|llds_core\.[\w.]+", "", cell.source)
+            assert not re.search(r"\d\.\d", prose), cell.source

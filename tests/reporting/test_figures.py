@@ -1,0 +1,138 @@
+"""Figures draw the numbers of the runs, and nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgba
+from PIL import Image
+
+from llds_core.diagnostics.metrics import METRICS
+from llds_core.errors import ConfigError, DataError
+from llds_core.reporting.figures import (
+    METHOD_COLOURS,
+    METHOD_LABELS,
+    curves_data,
+    curves_figure,
+    save_figure,
+)
+from llds_core.reporting.store import Run, load_runs
+from llds_core.reporting.summaries import (
+    behaviour_summary,
+    collapse_summary,
+    phases_summary,
+    runs_table,
+)
+
+PANELS = ["reward", "loglik_correct", "entropy"]
+
+
+def made_run(method="grpo", seed=0, *, reward=None, loglik=None):
+    reward = [0.6] * 18 if reward is None else reward
+    metrics = pd.DataFrame(np.nan, index=range(len(reward)), columns=list(METRICS))
+    metrics["step"] = range(1, len(reward) + 1)
+    metrics["reward"] = reward
+    metrics["loglik_correct"] = -0.5 if loglik is None else loglik
+    metrics["entropy"] = np.linspace(1, 2, len(reward)) + seed
+    manifest = {"profile": "desk", "method": method, "seed": seed, "status": "complete"}
+    return Run(Path(f"{method}{seed}"), manifest | {"config_hash": "abc"}, metrics)
+
+
+COLLAPSING = [0.6] * 6 + [0.0] * 12
+
+
+def test_the_table_beside_a_figure_equals_the_metrics_of_the_runs(smoke_runs, tmp_path):
+    runs = load_runs(smoke_runs, "smoke", ["grpo", "llds-action"], [0])
+    data = curves_data(runs, PANELS)
+    paths = save_figure(curves_figure(runs, PANELS), data, tmp_path, "curves", runs)
+    stored = pd.read_csv(paths[2], float_precision="round_trip")
+    assert list(stored.columns) == ["profile", "method", "seed", "step", "metric", "value"]
+    for run in runs:
+        for panel in PANELS:
+            rows = stored[(stored["method"] == run.method) & (stored["metric"] == panel)]
+            np.testing.assert_array_equal(rows["value"], run.metrics[panel])
+            np.testing.assert_array_equal(rows["step"], run.metrics["step"])
+
+
+def test_the_same_runs_give_the_same_bytes_and_pictures_name_their_runs(tmp_path):
+    runs = [made_run(), made_run("llds-action")]
+    files = [
+        save_figure(curves_figure(runs, PANELS), curves_data(runs, PANELS), folder, "curves", runs)
+        for folder in (tmp_path / "a", tmp_path / "b")
+    ]
+    for first, second in zip(*files, strict=True):
+        assert first.read_bytes() == second.read_bytes()
+    source = Image.open(files[0][0]).info["Source"]
+    assert source == "; ".join(f"{run.name} {run.fingerprint}" for run in runs)
+    assert runs[0].fingerprint.encode() in files[0][1].read_bytes()
+
+
+def test_one_panel_a_metric_with_the_colour_of_the_method():
+    figure = curves_figure([made_run("llds-action")], PANELS)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_ylabel().replace("\n", " ") for axes in shown] == [
+        "reward",
+        "log-likelihood of correct responses (nats per token)",
+        "entropy (nats per token)",
+    ]
+    colours = {to_rgba(line.get_color()) for axes in shown for line in axes.lines}
+    assert colours == {to_rgba(METHOD_COLOURS["llds-action"])}
+
+
+def test_colours_tell_methods_apart_and_every_one_has_a_label():
+    assert len(set(METHOD_COLOURS.values())) == len(METHOD_COLOURS)
+    assert METHOD_COLOURS.keys() == METHOD_LABELS.keys()
+
+
+def test_a_method_without_a_colour_is_drawn_all_the_same():
+    assert curves_figure([made_run("mine")], ["reward"]).axes
+
+
+def test_three_seeds_get_a_band_around_their_mean_two_do_not():
+    for seeds, bands in ((2, 0), (3, 1)):
+        figure = curves_figure([made_run(seed=seed) for seed in range(seeds)], ["entropy"])
+        axes = figure.axes[0]
+        assert len(axes.collections) == bands
+        bold = max(axes.lines, key=lambda line: line.get_linewidth())
+        np.testing.assert_allclose(bold.get_ydata(), np.linspace(1, 2, 18) + (seeds - 1) / 2)
+
+
+def test_collapse_and_phases_are_marked_only_where_found():
+    stable = curves_figure([made_run()], ["reward"])
+    assert not stable.axes[0].patches and len(stable.legends) == 1
+    fallen = curves_figure([made_run(reward=COLLAPSING)], ["reward"])
+    onset = [line for line in fallen.axes[0].lines if line.get_linestyle() == ":"]
+    assert [line.get_xdata()[0] for line in onset] == [8]
+    names = [text.get_text() for text in fallen.legends[1].get_texts()]
+    assert names == ["stagnation", "collapse"] and len(fallen.axes[0].patches) == 2
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(ConfigError, match='did you mean "reward"'):
+        curves_figure([made_run()], ["rewards"])
+    with pytest.raises(ConfigError, match="at least one metric"):
+        curves_figure([made_run()], [])
+    with pytest.raises(DataError, match="finished step"):
+        curves_figure([made_run(reward=[])], ["reward"])
+
+
+def test_summaries_say_what_the_runs_did():
+    runs = [made_run(reward=COLLAPSING), made_run(seed=1), made_run("llds-action")]
+    text = collapse_summary(runs)
+    assert "**GRPO** collapses in 1 of 2 runs (seed 0 from step 8)" in text
+    assert "(action gate)** collapses in 0 of 1 runs" in text
+    assert "reward 0.6 → 0.3;" in text
+    assert "gradient norm never measured" in text
+    assert "entropy 1.56 → 2.44 nats per token" in behaviour_summary(runs, ["entropy"])
+    assert "stagnation 1–7, collapse 8–18" in phases_summary(runs[0])
+    assert "no decline and no collapse in steps 1–18" in phases_summary(runs[1])
+    assert runs_table(runs)["collapse"].tolist() == ["8", "–", "–"]
+
+
+def test_summaries_of_short_runs_claim_nothing():
+    runs = [made_run(reward=[0.5, 0.0])]
+    for text in (collapse_summary(runs), behaviour_summary(runs, ["entropy"])):
+        assert "2 steps, too few" in text
+    assert "too few" in phases_summary(runs[0])
+    assert np.isnan(runs_table([made_run(reward=[])])["last reward"]).all()

@@ -1,0 +1,114 @@
+"""Trajectories as HTML and for a terminal: every author apart, all of it data."""
+
+import pandas as pd
+import pytest
+
+from llds_core.reporting.store import load_run
+from llds_core.reporting.trajectories import (
+    answer_with,
+    blocks,
+    outcome,
+    save_trajectories,
+    to_ansi,
+    to_html,
+)
+from llds_core.retrieval.base import Hit
+from llds_core.rollout.protocol import FEEDBACK, Action, Trajectory, search_observation
+from llds_core.runs import read_trajectories
+from llds_core.training.experiment import trajectory_record
+from llds_core.worlds.formats import Question
+
+HITS = (Hit("1", "Homs", "<script>alert(1)</script> & </information>", 2.0),)
+SEARCH = Action("search", "Homs", "<think>where?</think><search>Homs</search>", 0, 9, True, HITS)
+ANSWER = Action("answer", "Asia", "so <answer>Asia</answer>", 20, 25)
+INVALID = Action("invalid", "", "<b>hm</b>", 9, 12)
+
+
+def made(*actions, stop="answer", **values):
+    question = Question("q", "Where is <i>Homs</i>?", ("Asia",))
+    return Trajectory(question, 0, [1], actions=list(actions), stop_reason=stop, **values)
+
+
+def test_blocks_keep_order_and_author():
+    kinds = [(block.kind, block.text) for block in blocks(made(SEARCH, INVALID, ANSWER))]
+    assert kinds == [
+        ("question", "Where is <i>Homs</i>?"),
+        ("policy", SEARCH.text),
+        ("observation", search_observation(HITS).strip()),
+        ("policy", INVALID.text),
+        ("observation", FEEDBACK.strip()),
+        ("policy", "so "),
+        ("answer", "<answer>Asia</answer>"),
+    ]
+
+
+@pytest.mark.parametrize("stop, observations", [("turns", 1), ("length", 2)])
+def test_the_last_action_has_an_observation_only_when_it_filled_the_context(stop, observations):
+    kinds = [block.kind for block in blocks(made(SEARCH, INVALID, stop=stop))]
+    assert kinds.count("observation") == observations
+
+
+def test_a_stored_record_shows_as_the_trajectory_it_was():
+    trajectory = made(SEARCH, INVALID, ANSWER, correct=True, reward=1.0)
+    record = trajectory_record(trajectory, 1)
+    assert blocks(record) == blocks(trajectory)
+    assert to_html(record) == to_html(trajectory)
+    assert to_ansi(record) == to_ansi(trajectory)
+
+
+def test_html_shows_markup_as_text():
+    page = to_html(made(SEARCH, INVALID, ANSWER))
+    for raw in ("<script>", "<i>Homs", "<b>hm", "</information>", "<answer>"):
+        assert raw not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;/information&gt;" in page
+
+
+def test_html_gives_each_author_a_colour_and_a_legend():
+    page = to_html(made(SEARCH, ANSWER))
+    for name in ("question", "written by the policy", "observation", "answer"):
+        assert name in page
+    assert len({part.split(";")[0] for part in page.split("background:")[1:]}) == 4
+
+
+def test_control_characters_reach_neither_page_nor_terminal():
+    nasty = Action("invalid", "", "a\x1b[2Jb\x00\x07", 0, 1)
+    assert "\x1b" not in to_html(made(nasty)) and "\x00" not in to_html(made(nasty))
+    plain = to_ansi(made(nasty), color=False)
+    assert "\x1b" not in plain and "a\\x1b[2Jb\\x00\\x07" in plain
+
+
+def test_terminal_text_is_coloured_on_request_only():
+    trajectory = made(SEARCH, ANSWER)
+    plain, coloured = to_ansi(trajectory, color=False), to_ansi(trajectory, color=True)
+    assert "\x1b[" not in plain and coloured.count("\x1b[0m") == 5
+    order = [plain.index(text) for text in ("<search>Homs", "Doc 1(Title: Homs)", "<answer>Asia")]
+    assert order == sorted(order)
+
+
+def test_the_outcome_names_the_verdict_where_there_is_one():
+    assert "1 searches, correct (accepted: Asia)" in outcome(made(SEARCH, ANSWER, correct=True))
+    unscored = made(SEARCH, stop="turns")
+    unscored.question = Question("ask", "?", ("?",))
+    assert outcome(unscored) == "out of turns, 1 searches"
+
+
+def test_stored_trajectories_of_a_run_can_be_shown(smoke_runs):
+    for record in read_trajectories(smoke_runs / "smoke" / "grpo" / "seed0"):
+        assert to_html(record).startswith("<div") and to_ansi(record, color=False)
+
+
+def test_saved_page_and_table_hold_the_same_blocks(smoke_runs, tmp_path):
+    run = load_run(smoke_runs / "smoke" / "grpo" / "seed0")
+    page, table = save_trajectories([(run, "<first>", made(SEARCH, ANSWER))], tmp_path, "shown")
+    assert "&lt;first&gt;" in page.read_text() and "<first>" not in page.read_text()
+    assert run.fingerprint in page.read_text()
+    rows = pd.read_csv(table)
+    assert rows["text"].tolist() == [block.text for block in blocks(made(SEARCH, ANSWER))]
+
+
+def test_every_run_answers_after_the_start_policy(smoke_runs):
+    run = load_run(smoke_runs / "smoke" / "grpo" / "seed0")
+    question = Question("q", "Where is Homs?", ("Asia",), {"kind": "city-continent", "hops": 1})
+    shown = answer_with([run], question, smoke_runs)
+    assert [title.split(",")[0] for _, title, _ in shown] == ["before training", "GRPO"]
+    assert all(trajectory.actions for _, _, trajectory in shown)

@@ -1,0 +1,143 @@
+"""Traces use training questions only, repeat exactly, and are as imperfect as configured."""
+
+from dataclasses import replace
+
+import pytest
+
+from llds_core.config import load_experiment
+from llds_core.retrieval.failures import FailingRetriever
+from llds_core.rollout.protocol import parse_action
+from llds_core.training.environment import build_environment
+from llds_core.training.experiment import training_rows
+from llds_core.training.traces import Trace, make_traces
+
+CONFIG = load_experiment("smoke/grpo")
+COUNT = 1500
+
+
+@pytest.fixture(scope="module")
+def environment():
+    return build_environment(CONFIG)
+
+
+def traces(environment, count: int = COUNT, **changes: float) -> list[Trace]:
+    settings = replace(CONFIG.warmstart, **changes)
+    retriever = FailingRetriever(
+        environment.retriever,
+        failure_rate=settings.failure_rate,
+        passages=environment.world.passages,
+        seed=settings.seed,
+    )
+    return make_traces(environment.world, retriever, settings, top_k=2, count=count)
+
+
+@pytest.fixture(scope="module")
+def made(environment) -> list[Trace]:
+    return traces(environment)
+
+
+def searches(trace: Trace) -> int:
+    return sum(not by_policy for _, by_policy in trace.segments)
+
+
+def hops(trace: Trace) -> int:
+    return len(trace.question.metadata["steps"])
+
+
+def test_only_training_questions_are_used(environment, made: list[Trace]) -> None:
+    train = {question.id for question in environment.world.train}
+    held_out = {q.id for q in (*environment.world.dev, *environment.world.test)}
+    used = {trace.question.id for trace in made}
+    assert used <= train
+    assert not used & held_out
+
+
+def test_every_question_comes_before_any_repeats(environment) -> None:
+    count = len(environment.world.train)
+    ids = [trace.question.id for trace in traces(environment, count)]
+    assert len(set(ids)) == count
+
+
+def test_traces_are_deterministic_and_move_with_the_seed(environment) -> None:
+    first = traces(environment, 40)
+    assert first == traces(environment, 40)
+    assert first != traces(environment, 40, seed=1)
+
+
+def test_every_trace_is_actions_and_observations_in_turn_and_ends_in_an_answer(
+    made: list[Trace],
+) -> None:
+    for trace in made:
+        writers = [by_policy for _, by_policy in trace.segments]
+        assert writers == [i % 2 == 0 for i in range(len(writers))]
+        kinds = [parse_action(text)[0] for text, by_policy in trace.segments if by_policy]
+        assert kinds == ["search"] * (len(kinds) - 1) + ["answer"]
+        answer = parse_action(trace.segments[-1][0])[1]
+        assert trace.correct == (answer in trace.question.golden_answers)
+
+
+def test_without_faults_every_trace_is_correct_and_as_short_as_possible(environment) -> None:
+    faultless = traces(
+        environment, 200, failure_rate=0.0, early_answer_rate=0.0, wrong_answer_rate=0.0
+    )
+    assert all(trace.correct for trace in faultless)
+    assert all(searches(trace) == hops(trace) for trace in faultless)
+
+
+def test_early_answers_come_at_the_configured_rate(environment) -> None:
+    early = traces(environment, early_answer_rate=0.35, failure_rate=0.0, wrong_answer_rate=0.0)
+    two_hops = [trace for trace in early if hops(trace) == 2]
+    short = [trace for trace in two_hops if searches(trace) == 1]
+    assert len(short) / len(two_hops) == pytest.approx(0.35, abs=0.05)
+    assert not any(trace.correct for trace in short)
+
+
+def test_wrong_answers_come_at_the_configured_rate(environment) -> None:
+    wrong = traces(environment, wrong_answer_rate=0.17, failure_rate=0.0, early_answer_rate=0.0)
+    share = sum(not trace.correct for trace in wrong) / len(wrong)
+    assert share == pytest.approx(0.17, abs=0.04)
+
+
+def test_failures_and_retries_come_at_the_configured_rates(environment) -> None:
+    failing = traces(
+        environment, failure_rate=0.2, retry_rate=0.5, early_answer_rate=0.0, wrong_answer_rate=0.0
+    )
+    one_hop = [trace for trace in failing if hops(trace) == 1]
+    # The first search fails with 0.2; half of those are repeated, the others end in a guess.
+    repeated = sum(searches(trace) > 1 for trace in one_hop) / len(one_hop)
+    assert repeated == pytest.approx(0.1, abs=0.035)
+    guessed = sum(not trace.correct for trace in one_hop) / len(one_hop)
+    assert guessed == pytest.approx(0.1 / (1 - 0.1), abs=0.04)
+
+
+def test_wrong_answers_are_of_the_right_kind(environment, made: list[Trace]) -> None:
+    wrong = [trace for trace in made if not trace.correct]
+    assert wrong
+    for trace in wrong:
+        answer = parse_action(trace.segments[-1][0])[1]
+        assert answer in environment.world.answers_by_kind[trace.question.metadata["kind"]]
+        assert answer not in trace.question.golden_answers
+
+
+# --- order of training ------------------------------------------------------------------------------------------------
+
+
+def test_longer_run_begins_with_the_rows_of_a_shorter_one(environment) -> None:
+    def rows(steps: int, seed: int = 0) -> list[dict]:
+        training = replace(CONFIG.training, steps=steps)
+        longer = replace(environment, config=replace(CONFIG, training=training))
+        return training_rows(longer, seed).to_list()
+
+    questions = len(environment.world.train)
+    whole = questions // 4 + 3  # passes the end of the first epoch
+    long = rows(whole)
+    assert len(long) == 4 * whole
+    for steps in (1, 2, questions // 4):
+        assert rows(steps) == long[: 4 * steps]
+    assert sorted(row["question"] for row in long[:questions]) == list(range(questions))
+    assert rows(3, seed=1) != rows(3)
+
+
+def test_rows_name_the_question_whose_prompt_they_hold(environment) -> None:
+    for row in training_rows(environment, 0).to_list():
+        assert environment.world.train[row["question"]].question in row["prompt"]
