@@ -274,7 +274,9 @@ class ReencodingRollout:
         )
         # `generate` samples from the global stream; a measurement must not move it.
         with torch.random.fork_rng():
-            output = self._model.generate(**batch, generation_config=generation, tokenizer=tokenizer)
+            output = self._model.generate(
+                **batch, generation_config=generation, tokenizer=tokenizer
+            )
         replies = tokenizer.batch_decode(
             output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
         )
@@ -368,7 +370,9 @@ def _update_speed(
         return _train_seconds(trainer)
 
     weight = config.loss.llds_weight
-    with_penalty, without, untrimmed = interleaved([ours(weight), ours(0.0), theirs], REPETITIONS + 2)
+    with_penalty, without, untrimmed = interleaved(
+        [ours(weight), ours(0.0), theirs], REPETITIONS + 2
+    )
     bar.update(2)
     prompts = max(len(t.prompt_ids) for t in made)
     width = prompts + max(len(t.completion_ids) for t in made)
@@ -445,7 +449,9 @@ def _train_seconds(trainer: GRPOTrainer) -> float:
 
 def _prompts(config: ExperimentConfig) -> Dataset:
     """One row per prompt; the trajectories are there already."""
-    return Dataset.from_dict({"prompt": [str(i) for i in range(config.rollout.prompts_per_rollout)]})
+    return Dataset.from_dict(
+        {"prompt": [str(i) for i in range(config.rollout.prompts_per_rollout)]}
+    )
 
 
 def _trl_rollout(rollout: Rollout) -> dict[str, list]:

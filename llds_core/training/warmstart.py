@@ -44,7 +44,7 @@ _BUCKET = 16  # batches sorted by length together: enough to make padding small,
 
 def warmstart_path(run_root: Path, config: ExperimentConfig) -> Path:
     """Run directory of the warm start that `config` needs; another world or policy is another folder."""
-    return run_root / config.profile / f"warmstart-{_identity(config)}"
+    return run_root / config.profile / f"warmstart-{_shared(config).hash()}"
 
 
 def warmstart_policy_path(run_root: Path, config: ExperimentConfig) -> Path:
@@ -78,6 +78,7 @@ def warmstart(config: ExperimentConfig, run_root: Path, *, progress: bool = True
     policy = path / "policy"
     if policy.is_dir() and read_manifest(path)["status"] == "complete":
         return policy
+    config = _shared(config)
     with RunDirectory(path, config, config.warmstart.seed) as run:
         torch.set_num_threads(config.warmstart.threads)
         trainer = _build_trainer(config, run, progress=progress)
@@ -90,21 +91,21 @@ def warmstart(config: ExperimentConfig, run_root: Path, *, progress: bool = True
     return policy
 
 
-def _identity(config: ExperimentConfig) -> str:
-    """Hash of everything the start policy depends on."""
-    shared = ExperimentConfig.from_dict(
+def _shared(config: ExperimentConfig) -> ExperimentConfig:
+    """The part of `config` that the start policy depends on; everything else at its default."""
+    values = config.to_dict()
+    retrieval = {key: values["retrieval"][key] for key in ("backend", "top_k", "title_weight")}
+    rollout = {key: values["rollout"][key] for key in ("prompt", "max_observation_tokens")}
+    sections = {section: values[section] for section in _SECTIONS}
+    return ExperimentConfig.from_dict(
         {
             "profile": config.profile,
             "method": "warmstart",
-            **{section: config.to_dict()[section] for section in _SECTIONS},
-            "retrieval": {
-                "top_k": config.retrieval.top_k,
-                "title_weight": config.retrieval.title_weight,
-            },
-            "rollout": {"prompt": config.rollout.prompt},
+            "retrieval": retrieval,
+            "rollout": rollout,
+            **sections,
         }
     )
-    return shared.hash()
 
 
 def _build_trainer(
@@ -178,9 +179,7 @@ def _batches(
     settings = config.warmstart
     encoded = [_encode(trace, config, tokenizer) for trace in traces]
     random = numpy_generator(settings.seed, "warmstart", "batches")
-    batches = [
-        _copy_drill(random, settings.batch_size, tokenizer) for _ in range(settings.copy_steps)
-    ]
+    batches = []
     for start in range(0, len(encoded), settings.batch_size * _BUCKET):
         bucket = sorted(
             encoded[start : start + settings.batch_size * _BUCKET], key=lambda pair: len(pair[0])

@@ -70,7 +70,10 @@ def test_gradient_clipping_belongs_to_the_trainer_below() -> None:
     advice = ADVICE.format(what="_clip_grad_norm")
     assert "_clip_grad_norm" not in vars(GRPOTrainer), advice
     source = inspect.getsource(Trainer)
-    before, after = source.index("self._clip_grad_norm(model)"), source.index("self.optimizer.step()")
+    before, after = (
+        source.index("self._clip_grad_norm(model)"),
+        source.index("self.optimizer.step()"),
+    )
     assert before < after, advice
 
 

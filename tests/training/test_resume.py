@@ -84,8 +84,8 @@ _PLACES: dict[str, Callable[[], None]] = {
     "before ranking the last checkpoint": lambda: setattr(
         experiment._Recorder, "saved", _on_call(3, experiment._Recorder.saved)
     ),
-    "inside a rotation": lambda: setattr(
-        checkpoints_module.shutil, "rmtree", _on_call(4, shutil.rmtree)
+    "before the leftover of a checkpoint is removed": lambda: setattr(
+        checkpoints_module.shutil, "rmtree", _on_call(2, shutil.rmtree)
     ),
     "warm start, between updates": lambda: setattr(
         warmstart.WarmstartTrainer,
@@ -270,9 +270,7 @@ def test_longer_run_continues_a_shorter_one(smoke_runs: Path, tmp_path: Path) ->
     complete = smoke_runs / "smoke" / "grpo" / "seed0"
     shutil.copytree(complete, root / "smoke" / "grpo" / "seed0")
     longer = load_experiment("smoke/grpo", ["training.steps=4"])
-    path = experiment.train(
-        longer, 0, root, overrides=["training.steps=4"], progress=False
-    )
+    path = experiment.train(longer, 0, root, overrides=["training.steps=4"], progress=False)
     assert path == root / "smoke" / "grpo" / "seed0"
     assert rows(path)[:3] == rows(complete)
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4]

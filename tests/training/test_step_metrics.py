@@ -16,7 +16,9 @@ STEPS = 3
 
 
 @torch.no_grad()
-def look(model: torch.nn.Module, one: Trajectory) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def look(
+    model: torch.nn.Module, one: Trajectory
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-probability, entropy and predicting state of every completion token."""
     ids = torch.tensor([one.prompt_ids + one.completion_ids])
     states = model.base_model(input_ids=ids).last_hidden_state[0, len(one.prompt_ids) - 1 : -1]
