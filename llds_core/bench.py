@@ -1,8 +1,9 @@
 """Speed against named baselines, measured side by side in one process.
 
-Ratios are what counts: a candidate and its baseline run alternately on the same inputs with the same threads, so that
-a busy machine slows both. Baselines are written out here, the rollout as Search-R1 does it and the update as TRL's
-own trainer does it, so that anyone can read what is being compared. Nothing here is used by training.
+Ratios are what counts: a candidate and its baseline run alternately on the same inputs with the
+same threads, so that a busy machine slows both. Baselines are written out here, the rollout as
+Search-R1 does it and the update as TRL's own trainer does it, so that anyone can read what is
+compared. Nothing here is used by training.
 """
 
 import csv
@@ -47,7 +48,7 @@ Tasks = list[tuple[Question, int]]
 
 @dataclass(frozen=True)
 class Measure:
-    """One row of the table; `ratio` is how many times better than the baseline, or a cost relative to it."""
+    """One row of the table; `ratio` is a speed-up, or a cost relative to the baseline."""
 
     measure: str
     value: float | str
@@ -129,7 +130,7 @@ def _start_policy(
 
 
 def interleaved(candidates: Sequence[Callable[[], float]], repetitions: int) -> list[float]:
-    """Median over `repetitions` of each of `candidates`, taken in turns after one unmeasured round."""
+    """Median over `repetitions` of each candidate, taken in turns after one unmeasured round."""
     found: list[list[float]] = [[] for _ in candidates]
     for repetition in range(repetitions + 1):
         # Every other round backwards: drift of the machine's speed then favours nobody.
@@ -154,7 +155,7 @@ def _import_time() -> Measure:
     return Measure("import llds_core", ours, "s", "python -c pass", empty, ours / empty, "< 2 s")
 
 
-# --- rollout ----------------------------------------------------------------------------------------------------------
+# --- rollout --------------------------------------------------------------------------------------
 
 
 def _rollout_speed(
@@ -200,8 +201,9 @@ def _rollout_speed(
 class ReencodingRollout:
     """A rollout as in Search-R1's loop: text in, text out, and the whole context again every turn.
 
-    Every turn tokenises the text of all running contexts, pads them on the left, and calls `generate`, which keeps a
-    cache within the turn and drops it after. A group's common prompt is computed once per trajectory.
+    Every turn tokenises the text of all running contexts, pads them on the left, and calls
+    `generate`, which keeps a cache within the turn and drops it after. A group's common prompt is
+    computed once per trajectory.
     """
 
     def __init__(
@@ -301,7 +303,7 @@ def _cut_after_tag(text: str) -> str:
     return text[: min(ends)] if ends else text
 
 
-# --- update -----------------------------------------------------------------------------------------------------------
+# --- update ---------------------------------------------------------------------------------------
 
 
 class _UntrimmedTrainer(GRPOTrainer):
@@ -371,7 +373,7 @@ def _update_speed(
 
     weight = config.loss.llds_weight
     with_penalty, without, untrimmed = interleaved(
-        [ours(weight), ours(0.0), theirs], REPETITIONS + 2
+        [ours(weight), ours(0.0), theirs], REPETITIONS
     )
     bar.update(2)
     prompts = max(len(t.prompt_ids) for t in made)
@@ -409,10 +411,10 @@ def _update_speed(
 
 
 def _smaller(config: ExperimentConfig) -> ExperimentConfig:
-    """A step with fewer prompts and proportionally fewer updates: mini-batches and epochs stay as they are."""
+    """A step with fewer prompts and updates: mini-batches and epochs stay as they are."""
     training, rollout = config.training, config.rollout
     per_epoch = training.updates_per_rollout // training.epochs
-    for factor in (4, 2):
+    for factor in (8, 4, 2):
         if rollout.prompts_per_rollout % factor == 0 and per_epoch % factor == 0:
             return replace(
                 config,
@@ -469,7 +471,7 @@ def _reward(trajectory_reward: list[float], **kwargs: Any) -> list[float]:
     return trajectory_reward
 
 
-# --- output -----------------------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 def _cell(value: Any) -> str:

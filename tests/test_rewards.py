@@ -30,6 +30,7 @@ ONE_SEARCH = ["think", "search", "information", "think", "answer"]
         ("O’Brien", "o’brien"),
         ("O'Brien", "obrien"),
         ("Theodore\tAnn\n", "theodore ann"),
+        ("x–a–b", "x– –b"),  # a space takes the article's place
         ("São Tomé", "são tomé"),
     ],
 )

@@ -87,7 +87,7 @@ def policy_loss(
         # Value of the row's mean; the added zero carries the gradient of the token's own logprob.
         log_ratio = mean_B.detach()[:, None] + (log_ratio - log_ratio.detach())
     rho = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
-    advantages = torch.where(mask, advantages.detach().to(rho.dtype), 0.0)
+    advantages = advantages.detach().to(rho.dtype)
     unclipped = -advantages * rho
     clipped = -advantages * rho.clamp(1 - clip_low, 1 + clip_high)
     losses = torch.maximum(unclipped, clipped)

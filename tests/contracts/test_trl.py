@@ -21,8 +21,8 @@ from llds_core.config import PolicyConfig
 
 TESTED = "1.16.0"
 ADVICE = (
-    "TRL's {what} has changed: re-check the override in llds_core/training/trainer.py, run tests/training, "
-    "then change this test"
+    "TRL's {what} has changed: re-check the override in llds_core/training/trainer.py, "
+    "run tests/training, then change this test"
 )
 SIGNATURES = {
     "_prepare_inputs": ["self", "generation_batch"],
@@ -48,7 +48,7 @@ BATCH_KEYS = {
 
 
 def test_trl_is_the_tested_version() -> None:
-    message = f"trl is {trl.__version__}, tested with {TESTED}: run tests/contracts and tests/training first"
+    message = f"trl is {trl.__version__}, tested with {TESTED}: run tests/training first"
     assert version("trl") == trl.__version__ == TESTED, message
 
 
@@ -127,7 +127,7 @@ class Spy(GRPOTrainer):
 
 @pytest.fixture(scope="module")
 def spy() -> Spy:
-    """A stock trainer after one rollout of 2 x 2 trajectories: 2 epochs of 2 updates, each of 2 micro-batches."""
+    """A stock trainer after 2 x 2 trajectories: 2 epochs of 2 updates of 2 micro-batches."""
     tokenizer = build_tokenizer(["one two three"], 280, ())
     architecture = PolicyConfig(
         vocab_size=280, hidden_size=16, intermediate_size=16, layers=1, heads=2, key_value_heads=1
@@ -208,7 +208,7 @@ def test_batch_has_the_known_keys_and_shapes(spy: Spy) -> None:
     assert batch["num_items_in_batch"].item() == 10, advice  # policy tokens of the whole rollout
     assert batch["prompt_mask"].tolist()[0] == [0, 1, 1], advice  # prompts are padded left
     assert batch["completion_mask"].tolist()[2] == [1, 1, 0, 0, 0], advice
-    # Padding is marked as policy in this mask, so that it means nothing without the completion mask.
+    # Padding is marked as policy here: the mask means nothing without the completion mask.
     assert batch["tool_mask"].tolist()[2] == [1, 1, 1, 1, 1], advice
 
 

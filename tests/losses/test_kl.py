@@ -37,12 +37,12 @@ def test_reference_gets_no_gradient():
 
 
 def test_token_means_of_the_three_estimators_are_reported():
-    current = torch.tensor([[-1.0, -1.5, 9.0]])
-    reference = torch.tensor([[-1.5, -1.0, 0.0]])
-    _, metrics = kl_k3(current, reference, torch.tensor([[1, 1, 0]]))
-    assert metrics["k1"].item() == pytest.approx(0.0, abs=1e-6)
+    current = torch.tensor([[-1.0, -1.5, -1.0, 9.0]])
+    reference = torch.tensor([[-1.5, -1.0, -1.5, 0.0]])
+    _, metrics = kl_k3(current, reference, torch.tensor([[1, 1, 1, 0]]))
+    assert metrics["k1"].item() == pytest.approx(0.5 / 3)
     assert metrics["k2"].item() == pytest.approx(0.125)
-    assert metrics["k3"].item() == pytest.approx((0.106531 + 0.148721) / 2, abs=1e-6)
+    assert metrics["k3"].item() == pytest.approx((2 * 0.106531 + 0.148721) / 3, abs=1e-6)
 
 
 def test_metrics_are_detached_scalars():

@@ -55,7 +55,7 @@ def policy() -> torch.nn.Module:
 def settings(
     folder: Path, *overrides: str, method: str = "grpo", **direct: Any
 ) -> SearchGRPOConfig:
-    """The trainer's settings of the smoke profile: 16 trajectories, 2 epochs of 2 mini-batches of 8 in rows of 4."""
+    """Settings of the smoke profile: 16 trajectories, 2 epochs of 2 mini-batches of 2 x 4."""
     config = load_experiment(f"smoke/{method}", [*_BASE, *overrides])
     args = search_grpo_config(config, 0, folder)
     for name, value in direct.items():

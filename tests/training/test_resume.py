@@ -1,7 +1,7 @@
 """Killed runs, re-issued, end as if nothing had happened; interrupted and failed runs say so.
 
-Children are forked from a server that has only imported the package, so that a kill can be put at an exact place
-without paying for imports each time. Two tests kill a real command from outside.
+Children are forked from a server that has only imported the package, so that a kill can be put at
+an exact place without paying for imports each time. Two tests kill a real command from outside.
 """
 
 import json
@@ -156,7 +156,7 @@ def assert_same_run(one: Path, other: Path) -> None:
             name,
             marks=pytest.mark.xfail(
                 strict=True,
-                reason="a run resumed after its last checkpoint ranks and rotates nothing: stale best and last step",
+                reason="resumed after its last checkpoint, a run ranks and rotates nothing",
             )
             if name == "before ranking the last checkpoint"
             else (),
@@ -198,7 +198,7 @@ def test_killed_and_reissued_warm_start_gives_the_same_policy(
 _PLACES["warm start, resumed"] = lambda: None
 
 
-# --- from outside -----------------------------------------------------------------------------------------------------
+# --- from outside ---------------------------------------------------------------------------------
 
 
 def start(root: Path, *extra: str) -> subprocess.Popen:
@@ -262,7 +262,7 @@ def test_ctrl_c_ends_as_interrupted_with_the_command_that_continues(
     assert read_manifest(run)["status"] == "complete"
 
 
-# --- what a run leaves behind -----------------------------------------------------------------------------------------
+# --- what a run leaves behind ---------------------------------------------------------------------
 
 
 def test_longer_run_continues_a_shorter_one(smoke_runs: Path, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ TEXTS = (
 
 @pytest.mark.xfail(
     strict=True,
-    reason="AutoTokenizer answers a Qwen2 config with Qwen2Tokenizer, which splits text its own way and adds a token",
+    reason="AutoTokenizer gives a Qwen2 model a Qwen2Tokenizer: other splits and one more token",
 )
 @pytest.mark.parametrize("text", TEXTS)
 def test_stored_tokenizer_is_the_one_the_warm_start_was_trained_with(

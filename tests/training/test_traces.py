@@ -119,7 +119,7 @@ def test_wrong_answers_are_of_the_right_kind(environment, made: list[Trace]) -> 
         assert answer not in trace.question.golden_answers
 
 
-# --- order of training ------------------------------------------------------------------------------------------------
+# --- order of training ----------------------------------------------------------------------------
 
 
 def test_longer_run_begins_with_the_rows_of_a_shorter_one(environment) -> None:

@@ -1,0 +1,296 @@
+"""The cached multi-turn sampler against a naive reference that computes every context from scratch."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from llds_core.checkpoints import build_policy, build_tokenizer
+from llds_core.config import PolicyConfig, RolloutConfig
+from llds_core.retrieval import FailingRetriever, Hit
+from llds_core.rollout.loop import RolloutLoop
+from llds_core.rollout.protocol import TAGS
+from llds_core.rollout.samplers import Generation, StopAtTag, TransformersSampler
+from llds_core.worlds.formats import Question
+
+TEXTS = ["<search>where is it</search>. then</answer>. so it is where it was"] * 20
+TOKENIZER = build_tokenizer(TEXTS, 400, TAGS)
+SPELLED = build_tokenizer(TEXTS, 400, ())
+CONFIG = PolicyConfig(
+    vocab_size=400,
+    hidden_size=32,
+    intermediate_size=64,
+    layers=2,
+    heads=4,
+    key_value_heads=2,
+    initializer_range=0.3,
+)
+MODEL = build_policy(CONFIG, TOKENIZER, 0).eval()
+VOCAB = len(TOKENIZER)
+TOLERANCE = 1e-4
+PROMPTS = [[7, 8, 9], [7, 8, 9], [20, 21, 22, 23, 24, 25, 26], [30], [7, 8, 9]]
+
+
+def every_third(token_ids: Sequence[int]) -> bool:
+    """A stop rule that an untrained policy meets often and at different times."""
+    return token_ids[-1] % 3 == 0 and len(token_ids) > 1
+
+
+def sampler(
+    *, seed: int = 0, stop: Callable | None = every_third, **options: float
+) -> TransformersSampler:
+    generator = torch.Generator().manual_seed(seed)
+    return TransformersSampler(MODEL, TOKENIZER, generator, stop=stop, **options)
+
+
+@torch.no_grad()
+def forced(
+    context: Sequence[int], token_ids: Sequence[int], temperature: float = 1.0
+) -> list[float]:
+    """Log-probabilities of `token_ids` after `context`, in one pass without cache or padding."""
+    ids = torch.tensor([[*context, *token_ids]])
+    logprobs = (MODEL(input_ids=ids, use_cache=False).logits[0] / temperature).log_softmax(-1)
+    first = len(context) - 1
+    return [logprobs[first + i, token].item() for i, token in enumerate(token_ids)]
+
+
+@torch.no_grad()
+def greedy(context: Sequence[int], budget: int, stop: Callable = every_third) -> list[int]:
+    """Greedy continuation, encoding the whole context again for every token."""
+    made: list[int] = []
+    while len(made) < budget:
+        ids = torch.tensor([[*context, *made]])
+        made.append(MODEL(input_ids=ids, use_cache=False).logits[0, -1].argmax().item())
+        if made[-1] == TOKENIZER.eos_token_id or stop(made):
+            break
+    return made
+
+
+# Rows that take part in each turn, and the observation each gets after it: lengths 1 to 29.
+TURNS = [[0, 1, 2, 3, 4], [0, 2, 3, 4], [2, 4], [4]]
+OBSERVATIONS = {
+    (turn, row): [
+        (11 * turn + 5 * row + i) % (VOCAB - 2) + 2 for i in range(1 + (7 * row + turn) % 29)
+    ]
+    for turn in range(4)
+    for row in range(5)
+}
+
+
+def play(
+    made: TransformersSampler, budget: Callable[[int, int], int]
+) -> list[tuple[list[int], Generation]]:
+    """Every generation of `TURNS` with the context it continued."""
+    session = made.session(PROMPTS)
+    contexts = [list(prompt) for prompt in PROMPTS]
+    log = []
+    for turn, rows in enumerate(TURNS):
+        results = session.generate(rows, [budget(turn, row) for row in rows])
+        for row, result in zip(rows, results, strict=True):
+            log.append((list(contexts[row]), result))
+            contexts[row] += result.token_ids
+        for row in TURNS[turn + 1] if turn + 1 < len(TURNS) else []:
+            session.append(row, OBSERVATIONS[turn, row])
+            contexts[row] += OBSERVATIONS[turn, row]
+    return log
+
+
+def budget(turn: int, row: int) -> int:
+    return 3 + (5 * turn + 2 * row) % 9
+
+
+def test_greedy_tokens_equal_the_naive_reference() -> None:
+    """Turns, holes in the cache, rows that leave, observations of all lengths: the same tokens."""
+    position = 0
+    log = play(sampler(temperature=0), budget)
+    for turn, rows in enumerate(TURNS):
+        for row in rows:
+            context, result = log[position]
+            assert result.token_ids == greedy(context, budget(turn, row))
+            position += 1
+    assert position == len(log)
+
+
+@pytest.mark.parametrize(("temperature", "scale"), [(0, 1.0), (1.0, 1.0), (0.6, 0.6), (1.7, 1.7)])
+def test_log_probs_equal_a_teacher_forced_pass(temperature: float, scale: float) -> None:
+    """At every temperature: the log-probability under the distribution sampled from; greedy under the model's."""
+    for context, result in play(sampler(temperature=temperature), budget):
+        wanted = forced(context, result.token_ids, scale)
+        assert result.logprobs == pytest.approx(wanted, abs=TOLERANCE)
+
+
+def test_log_probs_of_a_whole_rollout_equal_a_teacher_forced_pass() -> None:
+    """Through the loop, with searches, feedback and answers an untrained policy happens to write."""
+
+    class Engine:
+        def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+            return [[Hit("p", "it", "where it was " * (1 + len(q) % 4), 1.0)] for q in queries]
+
+    retriever = FailingRetriever(Engine(), failure_rate=0.0, passages=(), seed=0)
+    config = RolloutConfig(max_searches=3, max_action_tokens=9, max_total_tokens=300)
+    loop = RolloutLoop(TOKENIZER, retriever, config, top_k=1)
+    tasks = [
+        (Question(f"q{i}", "where is it" * (i + 1), ("x",)), j) for i in range(3) for j in (0, 1)
+    ]
+    with_tags = sampler(stop=None, seed=3)
+    for trajectory in loop.run(tasks, with_tags).trajectories:
+        wanted = forced(trajectory.prompt_ids, trajectory.completion_ids)
+        for mask, got, value in zip(
+            trajectory.response_mask, trajectory.sampler_logprobs, wanted, strict=True
+        ):
+            assert got == pytest.approx(value * mask, abs=TOLERANCE)
+
+
+def test_shared_prompts_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five rows with three different prompts: the first pass has three rows, the later ones five."""
+    widths, forward = [], MODEL.base_model.forward
+
+    def spy(*args: object, **kwargs: object) -> object:
+        widths.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(MODEL.base_model, "forward", spy)
+    sampler(stop=lambda ids: False).session(PROMPTS).generate(range(5), [2] * 5)
+    assert widths == [3, 5]
+
+
+def test_rows_of_a_group_differ_when_sampled() -> None:
+    """Shared computation is not shared sampling."""
+    results = sampler(stop=lambda ids: False).session([[7, 8, 9]] * 8).generate(range(8), [10] * 8)
+    assert len({tuple(result.token_ids) for result in results}) == 8
+
+
+def test_rows_may_be_generated_for_in_any_order() -> None:
+    session = sampler(temperature=0).session(PROMPTS)
+    results = session.generate([3, 2, 0], [6, 6, 6])
+    assert [r.token_ids for r in results] == [greedy(PROMPTS[row], 6) for row in (3, 2, 0)]
+
+
+def test_same_generator_gives_same_tokens() -> None:
+    first, second = (play(sampler(seed=4), budget) for _ in range(2))
+    assert first == second
+
+
+def test_another_generator_gives_other_tokens() -> None:
+    assert play(sampler(seed=4), budget) != play(sampler(seed=5), budget)
+
+
+def test_global_generator_is_not_touched() -> None:
+    before = torch.random.get_rng_state()
+    play(sampler(), budget)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_of_the_model_is_restored(training: bool) -> None:
+    model = build_policy(CONFIG, TOKENIZER, 1).train(training)
+    made = TransformersSampler(model, TOKENIZER, torch.Generator(), stop=every_third)
+    made.session([[7]]).generate([0], [3])
+    assert all(module.training is training for module in model.modules())
+
+
+def test_mode_of_the_model_is_restored_after_an_error() -> None:
+    def broken(token_ids: Sequence[int]) -> bool:
+        raise KeyError("stop")
+
+    model = build_policy(CONFIG, TOKENIZER, 1).train()
+    made = TransformersSampler(model, TOKENIZER, torch.Generator(), stop=broken)
+    with pytest.raises(KeyError):
+        made.session([[7]]).generate([0], [3])
+    assert model.training
+
+
+def test_dropout_is_off_while_sampling() -> None:
+    model = build_policy(CONFIG, TOKENIZER, 0).train()
+    for layer in model.base_model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    made = TransformersSampler(
+        model, TOKENIZER, torch.Generator(), temperature=0, stop=lambda ids: False
+    )
+    (result,) = made.session([PROMPTS[2]]).generate([0], [8])
+    assert result.token_ids == greedy(PROMPTS[2], 8, lambda ids: False)
+
+
+# Picking one token
+
+PROBABILITIES = torch.tensor([0.4, 0.3, 0.2, 0.1])
+
+
+@pytest.mark.parametrize(("top_p", "nucleus"), [(0.3, {0}), (0.5, {0, 1}), (0.85, {0, 1, 2})])
+def test_top_p_samples_all_of_the_nucleus_and_nothing_else(top_p: float, nucleus: set[int]) -> None:
+    """The smallest set of most likely tokens whose mass reaches `top_p`."""
+    tokens, _ = sampler(top_p=top_p).pick(PROBABILITIES.log().repeat(4000, 1))
+    assert set(tokens.tolist()) == nucleus
+
+
+def test_top_p_log_probs_are_not_renormalised() -> None:
+    tokens, logprobs = sampler(top_p=0.5).pick(PROBABILITIES.log().repeat(50, 1))
+    assert torch.allclose(logprobs, PROBABILITIES[tokens].log())
+
+
+def test_frequencies_follow_the_distribution() -> None:
+    """40,000 draws: a binomial standard deviation is below 0.0025, so 0.0125 is five of them."""
+    tokens, _ = sampler().pick(PROBABILITIES.log().repeat(40_000, 1))
+    assert torch.allclose(tokens.bincount() / 40_000, PROBABILITIES, atol=0.0125)
+
+
+def test_temperature_sharpens_before_the_nucleus_is_cut() -> None:
+    """At temperature 0.5 the masses are 16, 9, 4, 1 of 30: 0.5 is reached by the first token alone."""
+    tokens, logprobs = sampler(top_p=0.5, temperature=0.5).pick(PROBABILITIES.log().repeat(500, 1))
+    assert set(tokens.tolist()) == {0}
+    assert logprobs[0].exp().item() == pytest.approx(16 / 30, abs=1e-5)
+
+
+# Stopping
+
+
+def first_stop(stop: StopAtTag, ids: Sequence[int]) -> int:
+    """Number of tokens at which `stop` first fires, 0 for never."""
+    return next((n for n in range(1, len(ids) + 1) if stop(ids[:n])), 0)
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, SPELLED], ids=["tag-tokens", "spelled-tags"])
+@pytest.mark.parametrize("tag", ["</search>", "</answer>"])
+def test_stop_fires_at_the_completing_token(tokenizer, tag: str) -> None:
+    ids = tokenizer.encode("where is" + tag, add_special_tokens=False)
+    assert first_stop(StopAtTag(tokenizer), [*ids, *ids]) == len(ids)
+
+
+def test_tags_take_several_tokens_in_the_spelling_tokenizer() -> None:
+    assert len(SPELLED.encode("</search>", add_special_tokens=False)) > 1
+
+
+def test_stop_fires_on_a_tag_spelled_character_by_character() -> None:
+    ids = [TOKENIZER.convert_tokens_to_ids(letter) for letter in "<answer>is</answer>"]
+    assert first_stop(StopAtTag(TOKENIZER), ids) == len(ids)
+
+
+def test_stop_fires_on_a_token_that_runs_past_the_tag() -> None:
+    ids = SPELLED.encode("is</search>. then", add_special_tokens=False)
+    last = SPELLED.convert_tokens_to_ids(">.")
+    assert first_stop(StopAtTag(SPELLED), ids) == ids.index(last) + 1
+
+
+@pytest.mark.parametrize(
+    "text", ["<search>", "<answer>", "</think>", "a > b", "</search", "/search>"]
+)
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, SPELLED], ids=["tag-tokens", "spelled-tags"])
+def test_stop_does_not_fire_on_other_text(tokenizer, text: str) -> None:
+    ids = tokenizer.encode(f"where {text} is", add_special_tokens=False)
+    assert first_stop(StopAtTag(tokenizer), ids) == 0
+
+
+def test_end_of_text_ends_a_generation() -> None:
+    """Its reason is `eos`, and the token is part of what was sampled."""
+    made = sampler(stop=lambda ids: False)
+    made.eos_ids = set(range(VOCAB))
+    (result,) = made.session([[7]]).generate([0], [5])
+    assert result.stop == "eos" and len(result.token_ids) == 1
+
+
+def test_budget_ends_a_generation() -> None:
+    made = sampler(stop=lambda ids: False)
+    made.eos_ids = set()
+    results = made.session(PROMPTS).generate(range(5), [1, 2, 3, 4, 5])
+    assert [len(result.token_ids) for result in results] == [1, 2, 3, 4, 5]
+    assert {result.stop for result in results} == {"length"}
