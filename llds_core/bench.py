@@ -372,9 +372,7 @@ def _update_speed(
         return _train_seconds(trainer)
 
     weight = config.loss.llds_weight
-    with_penalty, without, untrimmed = interleaved(
-        [ours(weight), ours(0.0), theirs], REPETITIONS
-    )
+    with_penalty, without, untrimmed = interleaved([ours(weight), ours(0.0), theirs], REPETITIONS)
     bar.update(2)
     prompts = max(len(t.prompt_ids) for t in made)
     width = prompts + max(len(t.completion_ids) for t in made)
@@ -414,7 +412,7 @@ def _smaller(config: ExperimentConfig) -> ExperimentConfig:
     """A step with fewer prompts and updates: mini-batches and epochs stay as they are."""
     training, rollout = config.training, config.rollout
     per_epoch = training.updates_per_rollout // training.epochs
-    for factor in (8, 4, 2):
+    for factor in (4, 2):
         if rollout.prompts_per_rollout % factor == 0 and per_epoch % factor == 0:
             return replace(
                 config,

@@ -1,6 +1,7 @@
 """Policies on disk: building, loading, and checkpoints that are either whole or absent.
 
-A checkpoint is written into a hidden folder and renamed when it is complete, so that a killed process leaves at most
+A checkpoint is written into a hidden folder and renamed when it is complete, so that a killed
+process leaves at most
 a hidden leftover behind. Names count rollout steps: `step-000012`.
 """
 
@@ -38,7 +39,9 @@ _PREFIX = "step-"
 def build_tokenizer(
     texts: Iterable[str], vocab_size: int, tags: Iterable[str]
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on `texts`; each of `tags` is a single, ordinary (decodable) token."""
+    """Train a byte-level BPE tokenizer on `texts`; each of `tags` is a single, ordinary (decodable)
+    token.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -74,7 +77,8 @@ def build_policy(
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    # transformers initialises from the global generator; fork it so that nothing else sees the seed.
+    # transformers initialises from the global generator; fork it so that nothing else sees the
+    # seed.
     with torch.random.fork_rng():
         torch.manual_seed(child_seed(seed, "policy", "init"))
         return Qwen2ForCausalLM(architecture)
@@ -90,7 +94,8 @@ def load_policy(
     """
     if Path(path).exists() and not (Path(path) / "config.json").is_file():
         raise CheckpointError(
-            f"{path} holds no config.json: name a checkpoint folder such as …/checkpoint/step-000012"
+            f"{path} holds no config.json: name a checkpoint folder such as "
+            "…/checkpoint/step-000012"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -98,7 +103,8 @@ def load_policy(
     except (OSError, ValueError, SafetensorError, RuntimeError, KeyError, EOFError) as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
-            f"checkpoint {path} cannot be loaded ({reason}): delete it to fall back to an earlier one, or name another"
+            f"checkpoint {path} cannot be loaded ({reason}): delete it to fall back to an earlier "
+            "one, or name another"
         ) from error
     return model, tokenizer
 
@@ -109,7 +115,9 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints in `folder`, ascending; leftovers of a killed save are removed."""
+    """Steps of the complete checkpoints in `folder`, ascending; leftovers of a killed save are
+    removed.
+    """
     if not folder.is_dir():
         return []
     for leftover in folder.glob(".partial*"):
@@ -131,8 +139,8 @@ def rotate_checkpoints(folder: Path, keep: int, best: int | None) -> None:
 class AtomicCheckpointMixin:
     """For `transformers.Trainer`: writes `checkpoint/step-N` whole or not at all.
 
-    The class it is mixed into sets `updates_per_step`, and may override `checkpoint_extra` to add state to the
-    checkpoint's `extra.json`, read back by `read_checkpoint_extra`.
+    The class it is mixed into sets `updates_per_step`, and may override `checkpoint_extra` to add
+    state to the checkpoint's `extra.json`, read back by `read_checkpoint_extra`.
     """
 
     updates_per_step = 1

@@ -1,7 +1,8 @@
 """Command line: `python -m llds_core <command>`.
 
-Every mistake a user can make ends in one line on standard error and exit code 2; a failed check of `doctor` in exit
-code 1; Ctrl-C in exit code 130 with the command that resumes. Heavy modules are imported by the commands.
+Every mistake a user can make ends in one line on standard error and exit code 2; a failed check of
+`doctor` in exit code 1; Ctrl-C in exit code 130 with the command that resumes. Heavy modules are
+imported by the commands.
 """
 
 import argparse
@@ -97,15 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         "report", _report, "run the notebooks and write figures, tables and the index of a profile"
     )
     report.add_argument("profile", help=f"one of: {', '.join(profiles())}")
-    report.add_argument(
-        "--seeds", type=_seeds, default=[0], help="comma-separated seeds (default: 0)"
-    )
-    report.add_argument(
-        "--out-dir",
-        type=Path,
-        default=None,
-        help="folder of the output (default: results/<profile>)",
-    )
+    _add_arms(report)
     _add_common(report)
 
     reproduce = command(
@@ -114,19 +107,14 @@ def build_parser() -> argparse.ArgumentParser:
     reproduce.add_argument(
         "profile", nargs="?", default="desk", help=f"one of: {', '.join(profiles())}"
     )
-    reproduce.add_argument(
-        "--seeds", type=_seeds, default=[0], help="comma-separated seeds (default: 0)"
-    )
-    reproduce.add_argument(
-        "--arms", type=_names, default=None, help='comma-separated methods, or "all"'
-    )
-    reproduce.add_argument(
-        "--out-dir",
-        type=Path,
-        default=None,
-        help="folder of the output (default: results/<profile>)",
-    )
+    _add_arms(reproduce)
     _add_common(reproduce)
+
+    publish = command("publish", _publish, "copy runs into results/published and update the README")
+    publish.add_argument("profile", help=f"one of: {', '.join(profiles())}")
+    publish.add_argument("name", help="name of the published set, e.g. quickstart")
+    _add_arms(publish)
+    _add_common(publish)
 
     bench = command("bench", _bench, "measure speed against named baselines, side by side")
     bench.add_argument(
@@ -175,6 +163,24 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_arms(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seeds", type=_seeds, default=[0], help="comma-separated seeds (default: 0)"
+    )
+    parser.add_argument(
+        "--arms",
+        type=_names,
+        default=["grpo", "llds-action"],
+        help='comma-separated methods, or "all" (default: grpo,llds-action)',
+    )
+    parser.add_argument(
+        "--out-dir",
+        type=Path,
+        default=None,
+        help="folder of the rendered output (default: results/<profile>)",
+    )
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run-root", type=Path, default=DEFAULT_ROOT, help="folder of runs (default: %(default)s)"
@@ -192,7 +198,8 @@ def _seeds(text: str) -> list[int]:
 
 
 def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    return methods() if names == ["all"] else names
 
 
 def _same_command(arguments: Sequence[str] | None) -> str:
@@ -277,6 +284,7 @@ def _report(options: argparse.Namespace) -> None:
         options.seeds,
         options.run_root,
         options.out_dir,
+        methods=options.arms,
         progress=not options.quiet,
     )
 
@@ -292,6 +300,23 @@ def _reproduce(options: argparse.Namespace) -> None:
         out_dir=options.out_dir,
         progress=not options.quiet,
     )
+
+
+def _publish(options: argparse.Namespace) -> None:
+    from llds_core.reporting.published import publish, update_readme
+
+    out_dir = options.out_dir or Path("results") / options.profile
+    folder = publish(
+        options.run_root,
+        options.profile,
+        options.arms,
+        options.seeds,
+        options.name,
+        figures=out_dir / "figures",
+    )
+    readme = Path("README.md")
+    readme.write_text(update_readme(readme), "utf-8")
+    print(f"published: {folder}")
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -1,9 +1,12 @@
 """One frozen `ExperimentConfig` owns every value a user can set.
 
-A configuration is a profile (sizes: policy, world, hardware) with a method (objective) laid over it and dotted
-overrides on top: `load_experiment("desk/llds-action", ["training.learning_rate=1e-4"])`. Everything is validated
-once, at construction; an unknown key names its nearest valid neighbour. Sizes are derived here and nowhere else:
-a *step* is one rollout and all of its updates, an *update* is one optimizer step on one mini-batch.
+A configuration is a profile (sizes: policy, world, hardware) with a method (objective) laid over it
+and dotted
+overrides on top: `load_experiment("desk/llds-action", ["training.learning_rate=1e-4"])`. Everything
+    is validated
+once, at construction; an unknown key names its nearest valid neighbour. Sizes are derived here and
+nowhere else: a *step* is one rollout and all of its updates, an *update* is one optimizer step on
+one mini-batch.
 """
 
 import dataclasses
@@ -66,7 +69,9 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class WarmstartConfig:
-    """Supervised training on scripted search traces that turns a random policy into one that can search."""
+    """Supervised training on scripted search traces that turns a random policy into one that can
+    search.
+    """
 
     seed: int = 0
     steps: int = 800
@@ -240,7 +245,9 @@ class ExperimentConfig:
         return cls.from_dict(_parse_yaml(text, "experiment"))
 
     def hash(self, *sections: str) -> str:
-        """Twelve hex digits that change when any value changes, or any value of `sections` when given."""
+        """Twelve hex digits that change when any value changes, or any value of `sections` when
+        given.
+        """
         values = self.to_dict()
         chosen = {key: values[key] for key in sections} if sections else values
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
@@ -260,7 +267,8 @@ def load_experiment(name: str, overrides: Iterable[str] = ()) -> ExperimentConfi
     """Build the experiment `<profile>/<method>` with dotted overrides such as `training.steps=4`.
 
     Raises:
-        ConfigError: for an unknown profile, method or key, a wrong type, or sizes that do not fit together.
+        ConfigError: for an unknown profile, method or key, a wrong type, or sizes that do not fit
+            together.
     """
     profile, separator, method = name.partition("/")
     if not separator or not method:
@@ -324,7 +332,8 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 def _build(cls: type, values: Any, path: str) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(
-            f'"{path}" is {values!r}, not a section: set one of its keys, e.g. {path}.{_first_key(cls)}=…'
+            f'"{path}" is {values!r}, not a section: set one of its keys, e.g. '
+            f"{path}.{_first_key(cls)}=…"
         )
     hints = typing.get_type_hints(cls)
     unknown = [key for key in values if key not in hints]
@@ -364,7 +373,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             pass
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(
-            f"{path} is {value!r}, a {type(value).__name__}: it takes a value of type {hint.__name__}"
+            f"{path} is {value!r}, a {type(value).__name__}: it takes a value of type "
+            f"{hint.__name__}"
         )
     return value
 
@@ -375,8 +385,10 @@ def _validate(config: ExperimentConfig) -> None:
     total = config.trajectories_per_rollout * training.epochs
     if total % training.updates_per_rollout:
         raise ConfigError(
-            f"{config.trajectories_per_rollout} trajectories × {training.epochs} epochs do not divide into "
-            f"training.updates_per_rollout={training.updates_per_rollout}: choose a divisor of {total}"
+            f"{config.trajectories_per_rollout} trajectories × {training.epochs} epochs do not "
+            "divide into "
+            f"training.updates_per_rollout={training.updates_per_rollout}: choose a divisor of "
+            f"{total}"
         )
     if training.updates_per_rollout % training.epochs:
         raise ConfigError(
@@ -385,17 +397,20 @@ def _validate(config: ExperimentConfig) -> None:
         )
     if config.mini_batch_size % training.micro_batch_size:
         raise ConfigError(
-            f"training.micro_batch_size={training.micro_batch_size} does not divide the mini-batch of "
+            f"training.micro_batch_size={training.micro_batch_size} does not divide the mini-batch "
+            "of "
             f"{config.mini_batch_size} trajectories: choose a divisor of {config.mini_batch_size}"
         )
     if loss.llds_weight > 0 and training.updates_per_rollout < 2:
         raise ConfigError(
-            "loss.llds_weight > 0 with training.updates_per_rollout=1 is always zero (no update has moved the policy "
+            "loss.llds_weight > 0 with training.updates_per_rollout=1 is always zero (no update "
+            "has moved the policy "
             "yet): set training.updates_per_rollout >= 2"
         )
     if loss.ratio == "sequence" and loss.aggregate != "seq-mean-token-mean":
         raise ConfigError(
-            f"loss.ratio=sequence (GSPO) with loss.aggregate={loss.aggregate} weights sequences by length: set "
+            f"loss.ratio=sequence (GSPO) with loss.aggregate={loss.aggregate} weights sequences by "
+            "length: set "
             "loss.aggregate=seq-mean-token-mean"
         )
     if (
@@ -403,8 +418,10 @@ def _validate(config: ExperimentConfig) -> None:
         or config.policy.heads % config.policy.key_value_heads
     ):
         raise ConfigError(
-            f"policy.hidden_size={config.policy.hidden_size}, heads={config.policy.heads} and key_value_heads="
-            f"{config.policy.key_value_heads} do not divide: hidden_size by heads, heads by key_value_heads"
+            f"policy.hidden_size={config.policy.hidden_size}, heads={config.policy.heads} and "
+            "key_value_heads="
+            f"{config.policy.key_value_heads} do not divide: hidden_size by heads, heads by "
+            "key_value_heads"
         )
     if config.rollout.max_total_tokens <= config.rollout.max_action_tokens:
         raise ConfigError(
@@ -413,7 +430,8 @@ def _validate(config: ExperimentConfig) -> None:
         )
 
 
-# Closed ranges (low, high) of every numeric value; None leaves a side open. A test holds this complete.
+# Closed ranges (low, high) of every numeric value; None leaves a side open. A test holds this
+# complete.
 _RANGES: dict[str, tuple[float | None, float | None]] = {
     "world.seed": (0, None),
     "world.cities": (1, None),

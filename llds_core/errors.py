@@ -1,8 +1,9 @@
-"""Errors a user can cause, each with one line that says what is wrong, the value seen and what to do.
+"""Errors a user can cause, each with one line that says what is wrong, the value seen and what to
+do.
 
-Every class is also the matching standard type, so that callers may catch either. The command line prints the
-message of an `LLDSError` on a single line and exits with code 2; any other exception is a defect of ours and
-keeps its traceback.
+Every class is also the matching standard type, so that callers may catch either. The command line
+prints the message of an `LLDSError` on a single line and exits with code 2; any other exception is
+a defect of ours and keeps its traceback.
 """
 
 import difflib
@@ -18,7 +19,9 @@ class ConfigError(LLDSError, ValueError):
 
 
 class DataError(LLDSError, ValueError):
-    """A corpus, question set, metrics file or other data file that cannot be read as what it claims to be."""
+    """A corpus, question set, metrics file or other data file that cannot be read as what it claims
+    to be.
+    """
 
 
 class CheckpointError(LLDSError, OSError):
@@ -26,7 +29,7 @@ class CheckpointError(LLDSError, OSError):
 
 
 class RunError(LLDSError, RuntimeError):
-    """A run directory that is in use, read-only, out of space or belongs to another configuration."""
+    """A run directory in use, read-only, out of space or of another configuration."""
 
 
 class TrainingDivergedError(LLDSError, ArithmeticError):
@@ -34,7 +37,9 @@ class TrainingDivergedError(LLDSError, ArithmeticError):
 
 
 def did_you_mean(name: str, valid: Iterable[str], *, prefix: str = "") -> str:
-    """Return a hint for an unknown `name`: the nearest valid name with its `prefix`, then all of them."""
+    """Return a hint for an unknown `name`: the nearest valid name with its `prefix`, then all of
+    them.
+    """
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     nearest = f'did you mean "{prefix}{close[0]}"? ' if close else ""

@@ -1,7 +1,8 @@
 """Held-out evaluation of a checkpoint, and asking it a single question.
 
-Every question counts, none is dropped; questions are spread evenly over the kinds. Greedy decoding is the headline,
-sampled decoding beside it; first without injected search failures, then with the failures of training.
+Every question counts, none is dropped; questions are spread evenly over the kinds. Greedy decoding
+is the headline, sampled decoding beside it; first without injected search failures, then with the
+failures of training.
 """
 
 from collections import defaultdict
@@ -55,14 +56,17 @@ def find_checkpoint(
     steps = checkpoint_steps(run / "checkpoint")
     if not steps:
         raise CheckpointError(
-            f"{run} has no checkpoint: run python -m llds_core train {' '.join([config.name, *overrides])} --seed {seed}"
+            f"{run} has no checkpoint: run python -m llds_core train "
+            f"{' '.join([config.name, *overrides])} --seed {seed}"
         )
     step = read_manifest(run).get("best_step", steps[-1]) if which == "best" else steps[-1]
     return checkpoint_path(run / "checkpoint", step)
 
 
 def choose_questions(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
-    """Up to `limit` questions, spread as evenly over the kinds as they allow; deterministic in `seed`."""
+    """Up to `limit` questions, spread as evenly over the kinds as they allow; deterministic in
+    `seed`.
+    """
     by_kind: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
         by_kind[question.metadata[_KIND]].append(question)
@@ -114,7 +118,9 @@ def run_questions(
 
 
 def summarise(trajectories: Sequence[Trajectory]) -> dict[str, dict[str, float | int]]:
-    """Exact match by question kind, by hops and over all: `n`, `em`, `low`, `high` (95 % bootstrap), `searches`."""
+    """Exact match by question kind, by hops and over all: `n`, `em`, `low`, `high` (95 %
+    bootstrap), `searches`.
+    """
     groups: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
         metadata = trajectory.question.metadata
@@ -137,7 +143,9 @@ def _summary(group: Sequence[Trajectory]) -> dict[str, float | int]:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `values` (n,); the mean itself when they are all equal."""
+    """95 % percentile bootstrap interval of the mean of `values` (n,); the mean itself when they
+    are all equal.
+    """
     if len(values) < 2 or np.all(values == values[0]):
         return float(values.mean()), float(values.mean())
     result = bootstrap(
@@ -160,7 +168,8 @@ def evaluate_run(
     split: str = "test",
     progress: bool = True,
 ) -> Path:
-    """Score a checkpoint of a run on held-out questions and write `evaluation-<checkpoint>-<split>.json` beside it.
+    """Score a checkpoint of a run on held-out questions and write
+    `evaluation-<checkpoint>-<split>.json` beside it.
 
     Raises:
         CheckpointError: when the checkpoint is missing or cannot be read.
@@ -224,7 +233,8 @@ def ask(
     checkpoint: str = "best",
     temperature: float = 0.0,
 ) -> Trajectory:
-    """Let a trained agent answer `question` and return its trajectory (unscored: no accepted answer is known).
+    """Let a trained agent answer `question` and return its trajectory (unscored: no accepted answer
+    is known).
 
     Raises:
         ConfigError: for an empty question.

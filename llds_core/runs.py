@@ -8,7 +8,8 @@
     log.txt             messages
     code.diff           difference of the source tree from its commit, if any
 
-A folder is locked by the process that writes it. The lock is the kernel's, so that a killed process holds none.
+A folder is locked by the process that writes it. The lock is the kernel's, so that a killed process
+holds none.
 """
 
 import fcntl
@@ -38,7 +39,9 @@ _logger = logging.getLogger("llds_core")
 def run_path(
     root: Path, config: ExperimentConfig, seed: int, overrides: Iterable[str] = ()
 ) -> Path:
-    """`<root>/<profile>/<method>[+overrides]/seed<k>`; overrides that leave the run itself unchanged are not named."""
+    """`<root>/<profile>/<method>[+overrides]/seed<k>`; overrides that leave the run itself
+    unchanged are not named.
+    """
     named = sorted(
         override.replace(" ", "")
         for override in overrides
@@ -55,7 +58,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"cannot write to {path} ({error.strerror or error}): free space, make it writable, or choose another "
+            f"cannot write to {path} ({error.strerror or error}): free space, make it writable, or "
+            "choose another "
             "folder with --run-root"
         ) from error
 
@@ -112,7 +116,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise DataError(
-                f"{file}:{number} is not a metrics row ({line[:60]!r}): delete the line, or the run directory"
+                f"{file}:{number} is not a metrics row ({line[:60]!r}): delete the line, or the "
+                "run directory"
             ) from None
         rows.append(row)
     return rows
@@ -136,8 +141,26 @@ def read_trajectories(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def is_complete(path: Path, config: ExperimentConfig) -> bool:
+    """Whether `path` holds all steps of `config`; its checkpoints may be gone.
+
+    Raises:
+        RunError: when it is complete, but was made with another configuration.
+        DataError: when manifest or metrics are damaged.
+    """
+    if not (path / "manifest.json").exists():
+        return False
+    manifest = read_manifest(path)
+    if manifest.get("status") != "complete":
+        return False
+    _check_same(path, ExperimentConfig.from_dict(manifest["config"]), config)
+    rows = read_metrics(path)
+    return bool(rows) and rows[-1]["step"] >= config.training.steps
+
+
 class RunDirectory:
-    """A run directory opened for writing. Use as a context manager: it holds the lock and sets the final status.
+    """A run directory opened for writing. Use as a context manager: it holds the lock and sets the
+    final status.
 
     Args:
         path: the folder; made when missing.
@@ -146,7 +169,8 @@ class RunDirectory:
         command: how to continue the run, shown when it is interrupted.
 
     Raises:
-        RunError: when another process holds it, it cannot be written, or it holds another experiment.
+        RunError: when another process holds it, it cannot be written, or it holds another
+            experiment.
     """
 
     def __init__(
@@ -202,7 +226,7 @@ class RunDirectory:
         write_json(self.path / "manifest.json", self.manifest)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one row; it is on disk when this returns. Non-finite numbers are stored as null."""
+        """Append one row, on disk when this returns. Non-finite numbers become null."""
         with (
             disk_errors(self.path),
             (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file,
@@ -290,7 +314,8 @@ def _check_same(path: Path, old: ExperimentConfig, new: ExperimentConfig) -> Non
     if changed:
         key = changed[0]
         raise RunError(
-            f"{path} was made with {key}={before.get(key)!r}, now {after[key]!r}: delete the folder, or choose another "
+            f"{path} was made with {key}={before.get(key)!r}, now {after[key]!r}: delete the "
+            "folder, or choose another "
             "with --run-root"
         )
 

@@ -1,9 +1,9 @@
 """One root seed, many named streams.
 
-Every random choice of the package draws from a generator made here from a root seed and a tuple of names, so that
-a stream never depends on how much another stream consumed. That is what makes a resumed run equal to an
-uninterrupted one, and runs of one study comparable question by question. Nothing in the package draws from the
-global generators.
+Every random choice of the package draws from a generator made here from a root seed and a tuple of
+names, so that a stream never depends on how much another stream consumed. That is what makes a
+resumed run equal to an uninterrupted one, and runs of one study comparable question by question.
+Nothing in the package draws from the global generators.
 """
 
 import hashlib
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def child_seed(root: int, *names: str | int) -> int:
-    """Derive a 63-bit seed from a root seed and a path of names, e.g. `child_seed(0, "rollout", step)`."""
+    """Derive a 63-bit seed from a root seed and a path of names, e.g. `child_seed(0, "rollout",
+    step)`.
+    """
     text = "/".join([str(root), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

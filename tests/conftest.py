@@ -1,11 +1,14 @@
-"""Shared fixtures: complete smoke runs, trained once a session, and the reason a GPU test is skipped."""
+"""Shared fixtures: complete smoke runs, trained once a session, and the reason a GPU test is
+skipped.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
 
-# Before torch is imported anywhere: no test reaches a model hub, and threads are the configuration's business.
+# Before torch is imported anywhere: no test reaches a model hub, and threads are the
+# configuration's business.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
@@ -14,7 +17,9 @@ SMOKE_METHODS = ("grpo", "llds-action")
 
 @pytest.fixture(scope="session")
 def smoke_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run root with a complete smoke warm start and the runs `smoke/grpo` and `smoke/llds-action`, seed 0."""
+    """Run root with a complete smoke warm start and the runs `smoke/grpo` and `smoke/llds-action`,
+    seed 0.
+    """
     from llds_core.config import load_experiment
     from llds_core.training.experiment import train
 

@@ -1,0 +1,1 @@
+"""What is measured, and what a run's metrics say: definitions and phases."""

@@ -1,9 +1,11 @@
-"""Every metric of a step, defined once: name, unit, what it means, and under which policy it is measured.
+"""Every metric of a step, defined once: name, unit, what it means, and under which policy it is
+measured.
 
-A step is one rollout and all of its updates. `old` is the policy that sampled the rollout, `new` the policy after the
-step's updates, `during` the policies in between. All means are over the whole step: conditional means such as
-`loglik_correct` divide by the tokens that meet the condition, and are null when none does. *Correct* means exact
-match 1, *preserved* means advantage >= 0 (or > 0, as configured).
+A step is one rollout and all of its updates. `old` is the policy that sampled the rollout, `new`
+the policy after the step's updates, `during` the policies in between. All means are over the whole
+step: conditional means such as `loglik_correct` divide by the tokens that meet the condition, and
+are null when none does. *Correct* means exact match 1, *preserved* means advantage >= 0 (or > 0, as
+configured).
 """
 
 from dataclasses import dataclass
@@ -55,13 +57,15 @@ _DEFINITIONS = (
     Metric(
         "loglik_change_incorrect",
         "nats per trajectory",
-        "mean change of the summed log-probability of incorrect trajectories over the step's updates",
+        "mean change of the summed log-probability of incorrect trajectories over the step's "
+        "updates",
         "new",
     ),
     Metric(
         "hidden_similarity",
         "cosine",
-        "mean over (correct, incorrect) pairs of a group of the cosine of mean-pooled last-layer states of policy tokens",
+        "mean over (correct, incorrect) pairs of a group of the cosine of mean-pooled last-layer "
+        "states of policy tokens",
         "old",
     ),
     Metric("entropy", _NATS, "mean entropy of the next-token distribution at policy tokens", "old"),

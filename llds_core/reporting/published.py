@@ -1,4 +1,5 @@
-"""Published results: small copies of runs that git keeps, and the numbers the README quotes from them.
+"""Published results: small copies of runs that git keeps, and the numbers the README quotes from
+them.
 
     results/published/<profile>/<set>/
         runs.csv                       one row a run
@@ -6,7 +7,8 @@
         <method>-seed<k>.json          its manifest
         <figure>.png, <figure>.csv     drawn from them
 
-A number in the README stands between two markers and is generated from here; a test holds both equal.
+A number in the README stands between two markers and is generated from here; a test holds both
+equal.
 """
 
 import gzip
@@ -20,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from llds_core.diagnostics.phases import WINDOW, collapse_step, decline_step
+from llds_core.diagnostics.phases import WINDOW, collapse_step, decline_step, detect_phases
 from llds_core.errors import DataError
 from llds_core.reporting.figures import method_label
 from llds_core.reporting.store import Run, load_runs
@@ -88,7 +90,8 @@ def run_row(run: Run) -> dict[str, Any]:
     search failures, empty when it was not evaluated.
     """
     metrics = run.metrics.set_index("step")
-    reward, likelihood = metrics["reward"], metrics["loglik_correct"]
+    reward = metrics["reward"]
+    phases = detect_phases(run.metrics)
     collapse = collapse_step(reward)
     windowed = reward.rolling(WINDOW).mean()
     seconds = metrics["rollout_seconds"].sum() + metrics["update_seconds"].sum()
@@ -100,7 +103,7 @@ def run_row(run: Run) -> dict[str, Any]:
         "updates": int(metrics["updates"].iloc[-1]),
         "collapsed": collapse is not None,
         "collapse_step": collapse,
-        "loglik_decline_step": decline_step(likelihood),
+        "loglik_decline_step": next((p.first for p in phases if p.name == "decay"), None),
         "reward_decline_step": decline_step(reward),
         "best_reward": round(float(windowed.max()), 4),
         "final_reward": round(float(windowed.iloc[-1]), 4),
@@ -136,7 +139,8 @@ def _block(folder: Path) -> str:
     table = pd.read_csv(folder / "runs.csv")
     steps = {f"{run.method}-seed{run.seed}": run for run in runs}
     lines = [
-        "| method | seed | steps | start | best reward | final reward | collapse | held-out EM | minutes | run |",
+        "| method | seed | steps | start | best reward | final reward | collapse | held-out EM | "
+        "minutes | run |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in table.itertuples():
@@ -147,7 +151,8 @@ def _block(folder: Path) -> str:
         lines.append(
             f"| {method_label(row.method)} | {row.seed} | {row.steps} | {start:.2f} "
             f"| {row.best_reward:.2f} | {row.final_reward:.2f} | {collapse} | {heldout} "
-            f"| {row.minutes:.1f} | [`{run.fingerprint}`]({folder.as_posix()}/{row.method}-seed{row.seed}.json) |"
+            f"| {row.minutes:.1f} | "
+            f"[`{run.fingerprint}`]({folder.as_posix()}/{row.method}-seed{row.seed}.json) |"
         )
     for method, group in table.groupby("method", sort=False):
         lines.append(
@@ -162,5 +167,3 @@ def _heldout(run: Run) -> float | None:
     if not file.exists():
         return None
     return round(json.loads(file.read_text("utf-8"))["results"]["greedy"]["all"]["em"], 4)
-
-

@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.config import load_experiment
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import DataError, TrainingDivergedError
-from llds_core.runs import read_manifest, read_metrics, run_path
+from llds_core.runs import is_complete, read_manifest, read_metrics, run_path
 
 _logger = logging.getLogger("llds_core")
 
@@ -135,7 +135,7 @@ def ensure_runs(
     configs = [load_experiment(f"{profile}/{method}", overrides) for method in methods]
     for config in configs:
         for seed in seeds:
-            if _is_complete(run_path(Path(run_root), config, seed, overrides), config):
+            if is_complete(run_path(Path(run_root), config, seed, overrides), config):
                 continue
             # Imported here: it brings torch, which reading runs does without.
             from llds_core.training.experiment import train
@@ -145,11 +145,3 @@ def ensure_runs(
             except TrainingDivergedError as error:
                 _logger.warning("%s seed %d diverged: %s", config.name, seed, error)
     return load_runs(run_root, profile, methods, seeds, overrides)
-
-
-def _is_complete(path: Path, config: ExperimentConfig) -> bool:
-    """Whether `path` holds all steps of `config`; its checkpoints may be gone."""
-    if not (path / "manifest.json").exists() or read_manifest(path).get("status") != "complete":
-        return False
-    rows = read_metrics(path)
-    return bool(rows) and rows[-1]["step"] >= config.training.steps

@@ -1,0 +1,1 @@
+"""Multi-turn rollouts: the protocol, samplers, the loop, masks and scoring."""

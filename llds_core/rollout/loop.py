@@ -1,8 +1,9 @@
 """The multi-turn loop: think, search, read, answer, over a batch of trajectories.
 
-At most `max_searches` turns may search; a trajectory still open after them gets one last turn whose search is not
-executed (Search-R1, arXiv 2503.09516, `search_r1/llm_agent/generation.py`). Deltas from the official loop: sampled ids
-are kept instead of encoding text again, generation stops at the closing tag, and the context is never cut from the
+At most `max_searches` turns may search; a trajectory still open after them gets one last turn whose
+search is not executed (Search-R1, arXiv 2503.09516, `search_r1/llm_agent/generation.py`). Deltas
+from the official loop: sampled ids are kept instead of encoding text again, generation stops at the
+closing tag, and the context is never cut from the
 left: a trajectory without room for another action ends with `length`.
 """
 
@@ -90,7 +91,8 @@ class RolloutLoop:
         for trajectory in trajectories:
             if self._room(trajectory) < 1:
                 raise ConfigError(
-                    f"the prompt of question {trajectory.question.id} takes {len(trajectory.prompt_ids)} tokens: "
+                    f"the prompt of question {trajectory.question.id} takes "
+                    f"{len(trajectory.prompt_ids)} tokens: "
                     f"raise rollout.max_total_tokens above {config.max_total_tokens}"
                 )
         session = sampler.session([trajectory.prompt_ids for trajectory in trajectories])
@@ -136,7 +138,7 @@ class RolloutLoop:
         *,
         execute: bool,
     ) -> float:
-        """Parse and execute one action per active row; return the seconds the search engine took."""
+        """Parse and execute one action per active row; return the seconds of searching."""
         parsed = []
         for generation in generations:
             text = self._tokenizer.decode(generation.token_ids)
@@ -190,7 +192,9 @@ class RolloutLoop:
         return tokens
 
     def _answer_span(self, token_ids: list[int], start: int) -> tuple[int, int]:
-        """Token range from the answer's opening tag to the end of the action, found on the sampled tokens."""
+        """Token range from the answer's opening tag to the end of the action, found on the sampled
+        tokens.
+        """
         for first in range(len(token_ids) - 1, -1, -1):
             if f"<{ANSWER}>" in self._tokenizer.decode(token_ids[first:]):
                 return start + first, start + len(token_ids)

@@ -1,6 +1,7 @@
 """Tensors from trajectories, and the check that no token is of two kinds or of none.
 
-Kinds are carried from the rollout, never read off token ids: a padding or tag id inside a passage means nothing.
+Kinds are carried from the rollout, never read off token ids: a padding or tag id inside a passage
+    means nothing.
 """
 
 from collections.abc import Sequence
@@ -14,10 +15,12 @@ def validate_response_masks(
 ) -> None:
     """Check that every completion token is marked as policy (1) or observation (0).
 
-    TRL trains on every token whose mask is missing or too short, observations included, without a word.
+    TRL trains on every token whose mask is missing or too short, observations included, without a
+    word.
 
     Raises:
-        ValueError: when masks are missing, of another length, hold other values, or a row has no policy token.
+        ValueError: when masks are missing, of another length, hold other values, or a row has no
+            policy token.
     """
     if masks is None:
         raise ValueError(
@@ -25,12 +28,14 @@ def validate_response_masks(
         )
     if len(masks) != len(completion_ids):
         raise ValueError(
-            f"env_mask has {len(masks)} rows for {len(completion_ids)} trajectories: return one each"
+            f"env_mask has {len(masks)} rows for {len(completion_ids)} trajectories: return one "
+            "each"
         )
     for row, (ids, mask) in enumerate(zip(completion_ids, masks, strict=True)):
         if len(mask) != len(ids):
             raise ValueError(
-                f"env_mask of trajectory {row} has {len(mask)} values for {len(ids)} tokens: mark each"
+                f"env_mask of trajectory {row} has {len(mask)} values for {len(ids)} tokens: mark "
+                "each"
             )
         if not set(mask) <= {0, 1}:
             raise ValueError(

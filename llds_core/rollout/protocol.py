@@ -1,8 +1,9 @@
-"""The Search-R1 turn protocol: from the text of one action to what it does, and back to an observation.
+"""The Search-R1 turn protocol: from the text of one action to what it does, and back to an
+observation.
 
-Only text the policy wrote in the action at hand is ever parsed. Prompts, retrieved passages and feedback never pass
-through `parse_action`, so that no tag inside them can act or score (arXiv 2503.09516; in the official
-`search_r1/llm_agent/generation.py` the whole decoded text is scored).
+Only text the policy wrote in the action at hand is ever parsed. Prompts, retrieved passages and
+feedback never pass through `parse_action`, so that no tag inside them can act or score (arXiv
+2503.09516; in the official `search_r1/llm_agent/generation.py` the whole decoded text is scored).
 """
 
 import re
@@ -23,7 +24,8 @@ _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 _BLOCK = re.compile(r"<(think|search|answer)>.*?</\1>", re.DOTALL)
 
 FEEDBACK = (
-    "\n\nThat was not a valid action. Put a query inside <search> and </search>, or the final answer inside <answer> "
+    "\n\nThat was not a valid action. Put a query inside <search> and </search>, or the final "
+    "answer inside <answer> "
     "and </answer>, then try again.\n\n"
 )
 
@@ -41,7 +43,8 @@ class Action:
         text: everything the policy wrote in this action.
         start: index of the first token in the trajectory's `completion_ids`.
         end: index after the last token.
-        executed: the search was run; false for answers and for a search in the last, search-less turn.
+        executed: the search was run; false for answers and for a search in the last, search-less
+            turn.
         hits: passages shown to the policy.
         retrieval_failed: the injected failure replaced the true hits by unrelated passages.
     """
@@ -67,11 +70,12 @@ class Trajectory:
         completion_ids: policy and observation tokens, exactly as sampled or inserted.
         response_mask: 1 on policy tokens, 0 on observations.
         action_ids: 1..K on the tokens of action k, 0 on observations.
-        sampler_logprobs: log-probability of each policy token when it was sampled (temperature applied, top-p not
-            renormalised); 0 on observations.
+        sampler_logprobs: log-probability of each policy token when it was sampled (temperature
+            applied, top-p not renormalised); 0 on observations.
         actions: the K actions in order.
         answer: the final answer, or None.
-        answer_span: token range in `completion_ids` from the answer's opening tag to its closing tag, or None.
+        answer_span: token range in `completion_ids` from the answer's opening tag to its closing
+            tag, or None.
         stop_reason: `answer`, `turns` (turn budget spent) or `length` (no room for another action).
         reward: set by the reward function.
         correct: exact match of the answer, whatever the reward is.
@@ -119,7 +123,9 @@ class Trajectory:
 
 
 def parse_action(text: str) -> tuple[ActionKind, str]:
-    """Return the kind and stripped content of the first complete search or answer in the text of one action."""
+    """Return the kind and stripped content of the first complete search or answer in the text of
+    one action.
+    """
     match = _ACTION.search(text)
     if match is None:
         return "invalid", ""

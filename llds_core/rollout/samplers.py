@@ -1,9 +1,10 @@
 """Token samplers for multi-turn rollouts.
 
-A `Session` holds one context per trajectory and extends it with sampled tokens (`generate`) and inserted ones
-(`append`), so that a backend may keep what it has computed. The transformers backend keeps the KV cache across turns,
-computes a prompt that a group shares once, and stops at the token that completes a tag, whatever number of tokens the
-tag takes. What it returns are the sampled ids; nothing is ever decoded and encoded again.
+A `Session` holds one context per trajectory and extends it with sampled tokens (`generate`) and
+inserted ones (`append`), so that a backend may keep what it has computed. The transformers backend
+keeps the KV cache across turns, computes a prompt that a group shares once, and stops at the token
+that completes a tag, whatever number of tokens the tag takes. What it returns are the sampled ids;
+nothing is ever decoded and encoded again.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,9 @@ class Session(Protocol):
     """Contexts of one rollout batch, indexed by row."""
 
     def generate(self, rows: Sequence[int], budgets: Sequence[int]) -> list[Generation]:
-        """Sample one action for each of `rows`, at most `budgets` tokens each. Rows left out are done for good."""
+        """Sample one action for each of `rows`, at most `budgets` tokens each. Rows left out are
+        done for good.
+        """
 
     def append(self, row: int, token_ids: Sequence[int]) -> None:
         """Insert observation tokens after what `row` holds."""
@@ -43,7 +46,9 @@ class Sampler(Protocol):
 
 
 class StopAtTag:
-    """Recognises the token that completes `</search>` or `</answer>`, for tags of one or of many tokens."""
+    """Recognises the token that completes `</search>` or `</answer>`, for tags of one or of many
+    tokens.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tags: Sequence[str] = STOP_TAGS) -> None:
         self._tokenizer = tokenizer
@@ -113,8 +118,8 @@ class TransformersSampler:
 class TransformersSession:
     """See `Session`. Rows are cache rows of one growing batch.
 
-    Blocks are padded on the right and masked, which leaves holes between a row's tokens in the cache; positions are
-    counted over real tokens, so that a hole changes nothing but memory.
+    Blocks are padded on the right and masked, which leaves holes between a row's tokens in the
+    cache; positions are counted over real tokens, so that a hole changes nothing but memory.
     """
 
     def __init__(self, sampler: TransformersSampler, prompts: Sequence[Sequence[int]]) -> None:
@@ -213,7 +218,9 @@ class TransformersSession:
     def _forward(
         self, ids: torch.Tensor, mask: torch.Tensor, last: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Extend the cache by `ids` (B, M); return logits (B, 1, V) at `last` (B,), or at the only position."""
+        """Extend the cache by `ids` (B, M); return logits (B, 1, V) at `last` (B,), or at the only
+        position.
+        """
         positions = self._mask.sum(1, keepdim=True) + mask.cumsum(1) - 1
         self._mask = torch.cat([self._mask, mask], dim=1)
         output = self._sampler.model.base_model(

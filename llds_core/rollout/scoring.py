@@ -12,7 +12,9 @@ from llds_core.rollout.protocol import Trajectory, block_sequence
 
 
 def score(trajectory: Trajectory, config: RewardConfig) -> None:
-    """Set `correct` (exact match) and `reward` (as configured) of a finished trajectory; no answer earns nothing."""
+    """Set `correct` (exact match) and `reward` (as configured) of a finished trajectory; no answer
+    earns nothing.
+    """
     golden = trajectory.question.golden_answers
     answer = trajectory.answer
     trajectory.correct = answer is not None and exact_match(answer, golden) == 1.0

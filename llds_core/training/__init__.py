@@ -1,0 +1,1 @@
+"""Warm start and reinforcement learning on TRL."""

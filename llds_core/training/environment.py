@@ -1,4 +1,6 @@
-"""World and search engine of a configuration, built the same way for training, evaluation and demonstrations."""
+"""World and search engine of a configuration, built the same way for training, evaluation and
+demonstrations.
+"""
 
 from dataclasses import dataclass
 

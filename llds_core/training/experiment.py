@@ -1,4 +1,6 @@
-"""`train`: one experiment and seed, from the start policy to a finished run directory, resumable at any moment."""
+"""`train`: one experiment and seed, from the start policy to a finished run directory, resumable at
+any moment.
+"""
 
 import logging
 import time
@@ -23,7 +25,7 @@ from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
 from llds_core.rollout.scoring import score
-from llds_core.runs import RunDirectory, read_manifest, read_metrics, run_path
+from llds_core.runs import RunDirectory, is_complete, read_metrics, run_path
 from llds_core.seeding import numpy_generator, torch_generator
 from llds_core.training.environment import Environment, build_environment
 from llds_core.training.settings import search_grpo_config
@@ -63,7 +65,7 @@ def train(
         TrainingDivergedError: when updates stay non-finite.
     """
     path = run_path(run_root, config, seed, overrides)
-    if _is_complete(path, config):
+    if is_complete(path, config):
         return path
     if not config.policy.path:
         warmstart(config, run_root, progress=progress)
@@ -84,13 +86,6 @@ def train(
         run.truncate(done)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     return path
-
-
-def _is_complete(path: Path, config: ExperimentConfig) -> bool:
-    if not (path / "manifest.json").exists() or read_manifest(path)["status"] != "complete":
-        return False
-    steps = checkpoint_steps(path / "checkpoint")
-    return bool(steps) and steps[-1] >= config.training.steps
 
 
 def _command(config: ExperimentConfig, seed: int, run_root: Path, overrides: Sequence[str]) -> str:
@@ -141,7 +136,8 @@ def training_rows(environment: Environment, seed: int) -> Dataset:
     needed = config.training.steps * config.rollout.prompts_per_rollout
     if len(questions) < config.rollout.prompts_per_rollout:
         raise ConfigError(
-            f"rollout.prompts_per_rollout={config.rollout.prompts_per_rollout} exceeds the {len(questions)} training "
+            f"rollout.prompts_per_rollout={config.rollout.prompts_per_rollout} exceeds the "
+            f"{len(questions)} training "
             "questions: lower it or raise world.cities"
         )
     order: list[int] = []
@@ -174,7 +170,7 @@ class SearchRollout:
     def __call__(
         self, rows: Sequence[dict[str, Any]], model: PreTrainedModel, step: int
     ) -> Rollout:
-        """Return one rewarded trajectory per row; row i is sample `i % group_size` of its question."""
+        """Return a rewarded trajectory per row; row i is sample `i % group_size`."""
         config = self._environment.config
         questions = self._environment.world.train
         tasks = [
@@ -196,7 +192,9 @@ class SearchRollout:
 
 
 class _Recorder:
-    """Writes each step to the run directory and keeps the progress bar, the best checkpoint and the rotation."""
+    """Writes each step to the run directory and keeps the progress bar, the best checkpoint and the
+    rotation.
+    """
 
     def __init__(
         self,

@@ -1,7 +1,9 @@
-"""From an `ExperimentConfig` to the trainer's `SearchGRPOConfig`: the one place where TRL's options are set.
+"""From an `ExperimentConfig` to the trainer's `SearchGRPOConfig`: the one place where TRL's options
+are set.
 
-TRL's defaults that would change the objective without a word are set here explicitly: mixed precision, gradient
-checkpointing, the KL weight and its bias correction, the schedule, the vLLM importance correction.
+TRL's defaults that would change the objective without a word are set here explicitly: mixed
+precision, gradient checkpointing, the KL weight and its bias correction, the schedule, the vLLM
+importance correction.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +29,8 @@ class SearchGRPOConfig(GRPOConfig):
     """`GRPOConfig` with the LLDS penalty and rollout-level bookkeeping.
 
     Raises:
-        ConfigError: when `updates_per_rollout` disagrees with the batch sizes, or the penalty could never act.
+        ConfigError: when `updates_per_rollout` disagrees with the batch sizes, or the penalty could
+            never act.
     """
 
     updates_per_rollout: int = field(
@@ -63,16 +66,20 @@ class SearchGRPOConfig(GRPOConfig):
         if rest or per_epoch * self.num_iterations != self.updates_per_rollout:
             raise ConfigError(
                 f"updates_per_rollout={self.updates_per_rollout}, but steps_per_generation="
-                f"{self.steps_per_generation}, gradient_accumulation_steps={self.gradient_accumulation_steps} and "
-                f"num_iterations={self.num_iterations} make {per_epoch * self.num_iterations}: set them to agree"
+                f"{self.steps_per_generation}, "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} and "
+                f"num_iterations={self.num_iterations} make {per_epoch * self.num_iterations}: set "
+                "them to agree"
             )
         if self.llds_weight > 0 and self.updates_per_rollout < 2:
             raise ConfigError(
-                "llds_weight > 0 with updates_per_rollout=1 is always zero: set updates_per_rollout >= 2"
+                "llds_weight > 0 with updates_per_rollout=1 is always zero: set "
+                "updates_per_rollout >= 2"
             )
         if self.save_strategy == "steps" and self.save_steps % self.updates_per_rollout:
             raise ConfigError(
-                f"save_steps={self.save_steps} is not a multiple of updates_per_rollout={self.updates_per_rollout}: "
+                f"save_steps={self.save_steps} is not a multiple of "
+                f"updates_per_rollout={self.updates_per_rollout}: "
                 "a checkpoint inside a rollout could not be resumed exactly"
             )
 
@@ -107,7 +114,7 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         entropy_coef=loss.entropy_weight,
         vllm_importance_sampling_correction=False,
         mask_truncated_completions=False,
-        temperature=1.0,  # log-probabilities of the objective are at temperature 1, whatever sampling used
+        temperature=1.0,  # of the objective's log-probabilities, whatever sampling uses
         llds_weight=loss.llds_weight,
         llds_gate=loss.gate,
         llds_normalizer=loss.normalizer,

@@ -1,7 +1,8 @@
-"""Sums over one step, from which its metrics row is made (definitions: `llds_core.diagnostics.metrics`).
+"""Sums over one step, from which its metrics row is made (definitions:
+`llds_core.diagnostics.metrics`).
 
-Everything is accumulated as numerator and denominator over all micro-batches and updates, so that a row never shows
-the last micro-batch's value for the step's.
+Everything is accumulated as numerator and denominator over all micro-batches and updates, so that a
+row never shows the last micro-batch's value for the step's.
 """
 
 import time
@@ -39,8 +40,6 @@ class StepMetrics:
         self._states: dict[int, torch.Tensor] = {}
         self._started = time.perf_counter()
 
-    # --- under the policy that sampled -----------------------------------------------------------------------------
-
     def close_rollout(
         self, micro_batches: Sequence[dict[str, Any]], advantages: torch.Tensor, weight: float
     ) -> None:
@@ -73,8 +72,6 @@ class StepMetrics:
         correct = self._correct[micro["rows"].cpu()]
         for name, chosen in (("correct", correct), ("incorrect", ~correct)):
             self._add(f"loglik_change_{name}", change[chosen].sum().item(), int(chosen.sum()))
-
-    # --- during the updates ----------------------------------------------------------------------------------------
 
     def add_micro_batch(
         self,
@@ -126,8 +123,6 @@ class StepMetrics:
             self._add("grad_norm", grad_norm, 1)
             self._extreme("grad_norm_max", grad_norm, max)
 
-    # --- the row ---------------------------------------------------------------------------------------------------
-
     def row(self, *, updates: int) -> Row:
         """Return the step's metrics, one value for every name in `METRICS`."""
         trajectories, rollout = self.trajectories, self._rollout
@@ -137,7 +132,7 @@ class StepMetrics:
         policy_tokens = sum(sum(t.response_mask) for t in trajectories)
         update_seconds = time.perf_counter() - self._started
         values: Row = {name: self._mean(name) for name in METRICS}
-        values |= {name: value for name, value in self._extremes.items()}
+        values |= self._extremes
         values |= {
             "step": self._step,
             "updates": updates,

@@ -1,10 +1,11 @@
 """Scripted search traces: noisy demonstrations from which a random policy learns the protocol.
 
-Tags and text are set apart by spaces, so that a byte-pair tokenizer spells a name alike wherever it stands: copying it
-is then one skill, not one per name. A trace asks the real search engine the queries that lead to an answer, in varying words, and is imperfect on purpose:
-some searches fail and are retried or not, some two-hop traces stop after one search and guess, some end in a wrong
-answer of the right kind. What remains to be learned is what reinforcement learning is given to learn. Only training
-questions are used.
+Tags and text are set apart by spaces, so that a byte-pair tokenizer spells a name alike wherever it
+stands: copying it is then one skill, not one per name. A trace asks the real search engine the
+queries that lead to an answer, in varying words, and is imperfect on purpose: some searches fail
+and are retried or not, some two-hop traces stop after one search and guess, some end in a wrong
+answer of the right kind. What remains to be learned is what reinforcement learning is given to
+learn. Only training questions are used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -115,7 +116,9 @@ def _cycle(
 
 
 class _Script:
-    """Writes one trace turn by turn; `query` is the search to run next, None when the trace has ended."""
+    """Writes one trace turn by turn; `query` is the search to run next, None when the trace has
+    ended.
+    """
 
     def __init__(
         self,

@@ -1,14 +1,17 @@
-"""`SearchGRPOTrainer`: TRL's `GRPOTrainer` with multi-turn rollouts, trimmed micro-batches and the LLDS penalty.
+"""`SearchGRPOTrainer`: TRL's `GRPOTrainer` with multi-turn rollouts, trimmed micro-batches and the
+LLDS penalty.
 
 Deltas from TRL, each an override of one method:
 
-* `_generate_and_score_completions`, `_generate`: the rollout is ours, and its policy/observation mask is checked.
-* `_prepare_inputs`: the rollout is cut into mini-batches, rows of a mini-batch are sorted by length and each
-  micro-batch is trimmed to its longest row; old and reference log-probabilities are then computed on exactly the
-  rows, order and width that are trained on. TRL pads everything to the longest trajectory and computes them before it
-  shuffles; a gate that opens at zero would see the difference.
-* `_get_per_token_logps_and_entropies`: passes through and keeps what the loss computed, so that the penalty costs no
-  second forward pass.
+* `_generate_and_score_completions`, `_generate`: the rollout is ours, and its policy/observation
+  mask is checked.
+* `_prepare_inputs`: the rollout is cut into mini-batches, rows of a mini-batch are sorted by length
+  and each micro-batch is trimmed to its longest row; old and reference log-probabilities are then
+  computed on exactly the rows, order and width that are trained on. TRL pads everything to the
+  longest trajectory and computes them before it shuffles; a gate that opens at zero would see the
+  difference.
+* `_get_per_token_logps_and_entropies`: passes through and keeps what the loss computed, so that the
+  penalty costs no second forward pass.
 * `_compute_loss`: TRL's loss plus weight × penalty. With weight 0 nothing is added.
 * `_clip_grad_norm`: a non-finite gradient or loss skips the update.
 """
@@ -44,10 +47,11 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     Args:
         model: the policy.
         args: see `SearchGRPOConfig`.
-        train_dataset: rows with `prompt` (text) and whatever `rollout` needs, in the order of training.
+        train_dataset: rows with `prompt` (text) and whatever `rollout` needs, in the order of
+            training.
         processing_class: the tokenizer.
-        rollout: called with the rows of a rollout (each prompt repeated `num_generations` times), the policy and the
-            step (1-based); returns one rewarded trajectory per row, in order.
+        rollout: called with the rows of a rollout (each prompt repeated `num_generations` times),
+            the policy and the step (1-based); returns one rewarded trajectory per row, in order.
         on_step: called with the metrics and trajectories of each finished step.
     """
 
@@ -72,7 +76,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self._loss_is_finite = True
         self.metrics: StepMetrics | None = None
         with warnings.catch_warnings():
-            # The contract test watches this interface; users can do nothing about its being experimental.
+            # The contract test watches this interface; users can do nothing about its being
+            # experimental.
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
             super().__init__(
                 model=model,
@@ -90,8 +95,6 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     def step(self) -> int:
         """Number of the step under way, from 1."""
         return self.state.global_step // self.updates_per_step + 1
-
-    # --- rollout ---------------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = inputs
@@ -113,8 +116,6 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self.metrics = StepMetrics(rollout, self.step, self.num_generations)
         return rollout
 
-    # --- batches ---------------------------------------------------------------------------------------------------
-
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         if not self.model.training:
             return super()._prepare_inputs(generation_batch)
@@ -125,7 +126,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _micro_batches(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """Cut a rollout into trimmed micro-batches that carry their old and reference log-probabilities."""
+        """Cut a rollout into trimmed micro-batches that carry their old and reference
+        log-probabilities.
+        """
         trajectories = self.metrics.trajectories
         width = batch["completion_ids"].shape[1]
         answers = [
@@ -149,7 +152,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         per_update = self.args.gradient_accumulation_steps
         micro_batches = []
         for mini_rows in order.split(size * per_update):
-            # Sorting inside a mini-batch changes no gradient, its denominator being that of the whole mini-batch.
+            # Sorting inside a mini-batch changes no gradient, its denominator being that of the
+            # whole mini-batch.
             by_length = sorted(mini_rows.tolist(), key=lengths.__getitem__)
             window = [
                 _trim(batch, by_length[start : start + size])
@@ -165,7 +169,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         return micro_batches
 
     def _penalty_counts(self, window: list[dict[str, Any]]) -> torch.Tensor:
-        """Tokens the penalty of a whole mini-batch is divided by, over all processes, per process."""
+        """Denominator of the penalty: the whole mini-batch's count, per process."""
         count = sum(_penalty_tokens(micro, self.args).sum() for micro in window).float()
         return self.accelerator.reduce(count, reduction="sum") / self.accelerator.num_processes
 
@@ -180,7 +184,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
 
     @torch.no_grad()
     def _add_log_probabilities(self, micro: dict[str, Any]) -> None:
-        """Old and reference log-probabilities on the rows, order, width and mode that the updates will use."""
+        """Old and reference log-probabilities on the rows, order, width and mode that the updates
+        will use.
+        """
         logprobs, entropies = self._forward(self.model, micro, entropy=True)
         micro["old_per_token_logps"] = logprobs
         micro["old_entropies"] = entropies
@@ -203,8 +209,6 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             model, ids, attention, micro["completion_ids"].shape[1], compute_entropy=entropy
         )
         return logprobs, entropies
-
-    # --- objective -------------------------------------------------------------------------------------------------
 
     def _get_per_token_logps_and_entropies(
         self, model: nn.Module, input_ids: torch.Tensor, *args: Any, **kwargs: Any
@@ -269,12 +273,11 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self.nonfinite_in_a_row += 1
         if self.nonfinite_in_a_row >= self.args.max_nonfinite_updates:
             raise TrainingDivergedError(
-                f"loss or gradient was not finite for {self.nonfinite_in_a_row} updates in a row at step {self.step}: "
+                f"loss or gradient was not finite for {self.nonfinite_in_a_row} updates in a row "
+                f"at step {self.step}: "
                 "lower training.learning_rate; the last checkpoint is intact"
             )
         return norm
-
-    # --- bookkeeping -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def finish_step(self) -> None:
@@ -334,7 +337,9 @@ def _penalty_tokens(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tens
 
 
 def _trim(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
-    """Select `rows` and cut padding that all of them share: prompts are padded left, completions right."""
+    """Select `rows` and cut padding that all of them share: prompts are padded left, completions
+    right.
+    """
     chosen = {
         key: value[rows] if torch.is_tensor(value) and value.dim() else value
         for key, value in batch.items()

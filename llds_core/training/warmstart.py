@@ -1,8 +1,11 @@
-"""Warm start: supervised training on scripted search traces that turns a random policy into the desk policy.
+"""Warm start: supervised training on scripted search traces that turns a random policy into the
+desk policy.
 
-The result belongs to a profile and is shared by all of its runs, so that runs of different methods and seeds are
-paired. It is a run directory of its own and is resumed like one. Plain next-token prediction on policy tokens, with
-retrieved tokens at a lower weight: reading them is how a small model learns to copy from them. The tokenizer sees the
+The result belongs to a profile and is shared by all of its runs, so that runs of different methods
+and seeds are paired. It is a run directory of its own and is resumed like one. Plain next-token
+prediction on policy tokens, with
+retrieved tokens at a lower weight: reading them is how a small model learns to copy from them. The
+    tokenizer sees the
 corpus too, so that a name takes as few tokens in a held-out question as in a training one.
 """
 
@@ -14,7 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from llds_core.checkpoints import (
@@ -39,16 +48,21 @@ from llds_core.worlds.prompts import encode_prompt, prompt_text
 
 _logger = logging.getLogger("llds_core")
 _SECTIONS = ("world", "policy", "warmstart")
-_BUCKET = 16  # batches sorted by length together: enough to make padding small, few enough to keep batches varied
+# Batches sorted by length together: enough for little padding, few enough for varied batches.
+_BUCKET = 16
 
 
 def warmstart_path(run_root: Path, config: ExperimentConfig) -> Path:
-    """Run directory of the warm start that `config` needs; another world or policy is another folder."""
+    """Run directory of the warm start that `config` needs; another world or policy is another
+    folder.
+    """
     return run_root / config.profile / f"warmstart-{_shared(config).hash()}"
 
 
 def warmstart_policy_path(run_root: Path, config: ExperimentConfig) -> Path:
-    """Folder of the policy that runs of `config` start from, whether made here or given by `policy.path`."""
+    """Folder of the policy that runs of `config` start from, whether made here or given by
+    `policy.path`.
+    """
     return (
         Path(config.policy.path)
         if config.policy.path
@@ -72,7 +86,8 @@ def warmstart(config: ExperimentConfig, run_root: Path, *, progress: bool = True
     """
     if config.policy.path:
         raise ConfigError(
-            f"policy.path={config.policy.path} is given, so there is nothing to warm-start: remove it"
+            f"policy.path={config.policy.path} is given, so there is nothing to warm-start: remove "
+            "it"
         )
     path = warmstart_path(run_root, config)
     policy = path / "policy"
@@ -128,7 +143,9 @@ def _build_trainer(
         top_k=config.retrieval.top_k,
         count=settings.steps * settings.batch_size,
     )
-    tokenizer = build_tokenizer(_tokenizer_texts(config, world, traces), config.policy.vocab_size, TAGS)
+    tokenizer = build_tokenizer(
+        _tokenizer_texts(config, world, traces), config.policy.vocab_size, TAGS
+    )
     _logger.info("warm start: %d traces, vocabulary %d", len(traces), len(tokenizer))
     batches = _batches(traces, config, tokenizer)
     model = build_policy(config.policy, tokenizer, settings.seed)
@@ -167,7 +184,8 @@ def _build_trainer(
 def _tokenizer_texts(config: ExperimentConfig, world: World, traces: Sequence[Trace]) -> list[str]:
     prompts = [prompt_text(trace.question.question, config.rollout.prompt) for trace in traces]
     written = ["".join(text for text, _ in trace.segments) for trace in traces]
-    # As often as traces repeat a question, or names outside of the training questions would be spelt out.
+    # As often as traces repeat a question, or names outside of the training questions would be
+    # spelt out.
     repeats = max(1, len(traces) // len(world.train))
     return prompts + written + repeats * [" " + passage.title for passage in world.passages]
 
@@ -175,7 +193,9 @@ def _tokenizer_texts(config: ExperimentConfig, world: World, traces: Sequence[Tr
 def _batches(
     traces: Sequence[Trace], config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, torch.Tensor]]:
-    """Padded batches of similar lengths in random order: `input_ids`, `attention_mask`, `weights`, each (B, T)."""
+    """Padded batches of similar lengths in random order: `input_ids`, `attention_mask`, `weights`,
+    each (B, T).
+    """
     settings = config.warmstart
     encoded = [_encode(trace, config, tokenizer) for trace in traces]
     random = numpy_generator(settings.seed, "warmstart", "batches")
@@ -235,7 +255,8 @@ class WarmstartTrainer(AtomicCheckpointMixin, Trainer):
         hidden = model.base_model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
         )
-        # Prompts and padding carry no weight: their logits, the largest tensor here, are never made.
+        # Prompts and padding carry no weight: their logits, the largest tensor here, are never
+        # made.
         scored = weights > 0
         logits = model.get_output_embeddings()(hidden.last_hidden_state[:, :-1][scored])
         losses = nn.functional.cross_entropy(
@@ -306,7 +327,8 @@ def load_start_policy(
         trained_on = read_manifest(path.parent).get("corpus")
         if trained_on != environment.retriever.identity:
             raise CheckpointError(
-                f"the start policy in {path.parent} was made on corpus {trained_on}, the world is now "
+                f"the start policy in {path.parent} was made on corpus {trained_on}, the world is "
+                "now "
                 f"{environment.retriever.identity}: delete that folder to make it again"
             )
     return load_policy(path, config.training.dtype)

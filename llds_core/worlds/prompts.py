@@ -1,23 +1,27 @@
 """The prompt a policy sees: instructions once, then the question.
 
-Two wordings: `search-r1` explains the protocol to a pre-trained model (after Search-R1, arXiv 2503.09516, in our own
-words); `short` is for policies that were warm-started on the protocol and need only the question. A chat template is
-applied when the tokenizer has one, as the official code does for base models too.
+Two wordings: `search-r1` explains the protocol to a pre-trained model (after Search-R1, arXiv
+    2503.09516, in our own
+words); `short` is for policies that were warm-started on the protocol and need only the question. A
+chat template is applied when the tokenizer has one, as the official code does for base models too.
 """
 
 from transformers import PreTrainedTokenizerBase
 
 _INSTRUCTIONS = """\
-Answer the question at the end. Whenever you learn something, first think about it inside <think> and </think>. If a \
-fact is missing, ask the search engine with <search> your query </search>; what it finds comes back between \
-<information> and </information>. You may search several times. As soon as nothing is missing, write the bare answer \
-inside <answer> and </answer>, without explanation, for example <answer> Beijing </answer>. Question: {question}
+Answer the question at the end. Whenever you learn something, first think about it inside <think> \
+and </think>. If a fact is missing, ask the search engine with <search> your query </search>; \
+what it finds comes back between <information> and </information>. You may search several times. \
+As soon as nothing is missing, write the bare answer inside <answer> and </answer>, without \
+explanation, for example <answer> Beijing </answer>. Question: {question}
 """
 _TEMPLATES = {"search-r1": _INSTRUCTIONS, "short": "Question: {question}\n"}
 
 
 def prompt_text(question: str, template: str) -> str:
-    """Return the prompt for `question` under `template` (`short` or `search-r1`); a missing question mark is added."""
+    """Return the prompt for `question` under `template` (`short` or `search-r1`); a missing
+    question mark is added.
+    """
     question = question.strip()
     if not question.endswith("?"):
         question += "?"

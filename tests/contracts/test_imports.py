@@ -1,0 +1,143 @@
+"""The shape of the package: who may import whom, what an import costs, and how long a module may be."""
+
+import ast
+import importlib.resources
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(str(importlib.resources.files("llds_core")))
+MODULES = sorted(PACKAGE.rglob("*.py"))
+NAMES = [path.relative_to(PACKAGE).as_posix() for path in MODULES]
+HEAVY = ("vllm", "trl", "faiss", "torch", "transformers")
+
+# A room may import rooms of lower layers, itself, and nothing else of the package.
+LAYERS = (
+    {"errors", "seeding", "config", "checkpoints", "provenance", "runs"},
+    {"worlds", "retrieval", "rewards", "losses"},
+    {"rollout"},
+    {"diagnostics"},
+    {"training"},
+    {"evaluation", "reporting"},
+    {"cli", "reproduce", "bench", "doctor", "__main__"},
+)
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+# Within a layer, or stricter than the layers.
+ALLOWED = {
+    "errors": set(),
+    "seeding": set(),
+    "provenance": set(),
+    "config": {"errors"},
+    "checkpoints": {"config", "errors", "seeding"},
+    "runs": {"config", "errors", "provenance"},
+    "losses": set(),
+    "rewards": set(),
+    "worlds": {"errors", "seeding", "config", "runs", "rewards"},
+    "retrieval": {"errors", "seeding", "config", "worlds"},
+    "evaluation": {room for room in LEVEL if LEVEL[room] < 5},
+    "reporting": {room for room in LEVEL if LEVEL[room] < 5} | {"evaluation"},
+    "__main__": {"cli"},
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of the modules that `path` imports anywhere, lazily or not."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively: write the full name"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def rooms_of(path: Path) -> set[str]:
+    found = {name.split(".")[1] for name in imported(path) if name.startswith("llds_core.")}
+    return found & set(LEVEL) - {room(path)}
+
+
+def test_every_room_has_a_layer() -> None:
+    rooms = {room(path) for path in MODULES} - {"__init__", "presets"}
+    assert rooms == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_imports_point_downwards(path: Path) -> None:
+    if path.parent == PACKAGE and path.name == "__init__.py":
+        allowed: set[str] = set()
+    else:
+        own = room(path)
+        below = {other for other in LEVEL if LEVEL[other] < LEVEL[own] or LEVEL[own] == 6}
+        allowed = ALLOWED.get(own, below)
+    assert rooms_of(path) <= allowed
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "losses").glob("*.py")), ids=lambda path: path.name
+)
+def test_losses_need_torch_and_nothing_else(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imported(path)}
+    assert roots - set(sys.stdlib_module_names) <= {"torch", "llds_core"}
+
+
+@pytest.mark.parametrize("name", ["vllm", "trl", "faiss"])
+def test_no_module_imports_a_heavy_package_beside_its_owners(name: str) -> None:
+    """`trl` belongs to training (and to the report of versions); the others have no owner on the CPU path."""
+    owners = {room(path) for path in MODULES if name in {n.split(".")[0] for n in imported(path)}}
+    assert owners <= {"trl": {"training"}, "vllm": {"rollout"}, "faiss": {"retrieval"}}[name]
+
+
+@pytest.mark.parametrize(
+    "module", ["llds_core", "llds_core.config", "llds_core.runs", "llds_core.cli"]
+)
+def test_light_modules_load_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+LONG = {"config.py", "bench.py"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path,
+            id=name,
+            marks=[pytest.mark.xfail(strict=True, reason="longer than 400 lines")]
+            if name in LONG
+            else [],
+        )
+        for path, name in zip(MODULES, NAMES, strict=True)
+    ],
+)
+def test_no_module_is_longer_than_400_lines(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_no_module_names_a_file_outside_the_project(path: Path) -> None:
+    absolute = re.compile(r"""(?<![\w.:/…])/(work|home|root|Users|mnt|opt|data|shared)(/|\b)""")
+    assert not absolute.findall(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_no_module_draws_from_a_global_generator(path: Path) -> None:
+    """Only streams of `llds_core.seeding` are random; `build_policy` forks the global one for transformers."""
+    text = path.read_text("utf-8")
+    drawn = re.findall(
+        r"\b(?:np|numpy)\.random\.(?!default_rng|Generator)\w+|^import random$|set_seed\(",
+        text,
+        re.M,
+    )
+    drawn += re.findall(r"torch\.manual_seed", text) if path.name != "checkpoints.py" else []
+    assert not drawn
