@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2Tokenizer,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -32,31 +32,28 @@ from llds_core.seeding import child_seed
 # A bar per file of weights says nothing about a training run.
 transformers_logging.disable_progress_bar()
 
-PAD, END = "<|pad|>", "<|end|>"
+PAD, END = "<|endoftext|>", "<|im_end|>"
 _PREFIX = "step-"
 
 
 def build_tokenizer(
     texts: Iterable[str], vocab_size: int, tags: Iterable[str]
-) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on `texts`; each of `tags` is a single, ordinary (decodable)
-    token.
+) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE tokenizer on `texts`; each of `tags` is one ordinary, decodable token.
+
+    It is Qwen2's tokenizer class with a vocabulary of its own: `AutoTokenizer` picks the class by
+    the model's type, and any other one would come back from disk splitting text differently.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
     tag_tokens = [AddedToken(tag, normalized=False, special=False) for tag in tags]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(tag_tokens),
-        special_tokens=[PAD, END],
+    empty = Qwen2Tokenizer(pad_token=PAD, eos_token=END, unk_token=PAD)
+    trained = empty.train_new_from_iterator(
+        texts,
+        vocab_size - len(tag_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens(tag_tokens)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, padding_side="right"
-    )
+    trained.add_tokens(tag_tokens)
+    return trained
 
 
 def build_policy(

@@ -69,7 +69,7 @@ def test_padding_and_end_are_different_tokens() -> None:
 
 
 def test_vocabulary_keeps_to_its_size() -> None:
-    texts = [f"word{i} other{i * 7} thing{i * 13}" for i in range(500)]
+    texts = ["".join(chr(97 + (i * j) % 23) for j in range(3, 9)) for i in range(300)]
     assert len(build_tokenizer(texts, 350, TAGS)) == 350
 
 
@@ -80,7 +80,7 @@ def test_tokenizer_is_deterministic() -> None:
 
 def test_tokenizer_survives_storage(whole: Path) -> None:
     _, loaded = load_policy(whole)
-    text = "is <search>where</search> " + END
+    text = f"is <search>where's 1234, the city?</search>\n\n  “it” ({END}) WHICH. x2\t!!\n"
     assert loaded.encode(text) == TOKENIZER.encode(text)
     assert (loaded.pad_token_id, loaded.eos_token_id) == (
         TOKENIZER.pad_token_id,
@@ -230,7 +230,7 @@ def test_leftovers_of_killed_saves_and_deletions_are_removed(tmp_path: Path) -> 
     strict=True, reason="checkpoint_steps: cleaning belongs to the writer, who holds the lock"
 )
 def test_looking_for_a_checkpoint_leaves_a_save_in_progress_alone(tmp_path: Path) -> None:
-    """Evaluating the last checkpoint of a run that is still training must not delete what it is writing."""
+    """Evaluating a run that is still training must not delete what the run is writing."""
     config = load_experiment("smoke/grpo")
     folder = make(run_path(tmp_path, config, 0) / "checkpoint", 1)
     (folder / ".partial-2").mkdir()

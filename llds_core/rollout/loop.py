@@ -18,10 +18,10 @@ from llds_core.errors import ConfigError
 from llds_core.retrieval.base import SearchKey
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.protocol import (
-    ANSWER,
     FEEDBACK,
     Action,
     Trajectory,
+    action_position,
     parse_action,
     search_observation,
 )
@@ -175,7 +175,7 @@ class RolloutLoop:
             trajectory.add_action(action, generation.token_ids, generation.logprobs)
             if kind == "answer":
                 trajectory.answer = content
-                trajectory.answer_span = self._answer_span(generation.token_ids, start)
+                trajectory.answer_span = self._answer_span(generation.token_ids, text, start)
                 trajectory.stop_reason = "answer"
         return seconds
 
@@ -191,11 +191,15 @@ class RolloutLoop:
         trajectory.add_observation(tokens)
         return tokens
 
-    def _answer_span(self, token_ids: list[int], start: int) -> tuple[int, int]:
-        """Token range from the answer's opening tag to the end of the action, found on the sampled
-        tokens.
+    def _answer_span(self, token_ids: list[int], text: str, start: int) -> tuple[int, int]:
+        """Token range from the parsed answer's opening tag to the end of the action.
+
+        Found on the sampled tokens: the first one whose text reaches past the tag's first letter.
         """
-        for first in range(len(token_ids) - 1, -1, -1):
-            if f"<{ANSWER}>" in self._tokenizer.decode(token_ids[first:]):
-                return start + first, start + len(token_ids)
-        raise AssertionError("an answer action without its opening tag")
+        position = action_position(text)
+        first = next(
+            i
+            for i in range(len(token_ids))
+            if len(self._tokenizer.decode(token_ids[: i + 1])) > position
+        )
+        return start + first, start + len(token_ids)

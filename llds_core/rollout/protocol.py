@@ -133,6 +133,12 @@ def parse_action(text: str) -> tuple[ActionKind, str]:
     return kind, match[2].strip()
 
 
+def action_position(text: str) -> int:
+    """Index in `text` of the opening tag of what `parse_action` found; -1 when it found nothing."""
+    match = _ACTION.search(text)
+    return -1 if match is None else match.start()
+
+
 def search_observation(hits: Sequence[Hit]) -> str:
     """Text inserted after a search; the wrapping is the protocol's, the passages are data."""
     return f"\n\n<{INFORMATION}>{format_hits(hits).strip()}</{INFORMATION}>\n\n"

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, TopPLogitsWarper
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TopPLogitsWarper
 
+from llds_core.rollout.cache import Parked, RowCache
 from llds_core.rollout.protocol import STOP_TAGS
+
+# Finished rows leave the batch when no more than this share of it is still open.
+_PARK_BELOW = 0.6
 
 
 @dataclass
@@ -107,16 +111,22 @@ class TransformersSampler:
         logits = logits.float()
         if self.temperature == 0:
             tokens = logits.argmax(-1)
-        else:
-            logits = logits / self.temperature
-            kept = logits if self.warper is None else self.warper(None, logits)
-            tokens = torch.multinomial(kept.softmax(-1), 1, generator=self.generator).squeeze(1)
-        logprobs = logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
-        return tokens, logprobs
+            return tokens, logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+        logits = logits / self.temperature
+        logprobs = logits.log_softmax(-1)
+        kept = logprobs.exp() if self.warper is None else self.warper(None, logits).softmax(-1)
+        # One uniform number a row: `torch.multinomial` draws one per entry of the vocabulary. In
+        # float64, so that rounding cannot reach beyond the last token that has any probability.
+        cumulative = kept.double().cumsum(-1)
+        draw = torch.rand(
+            len(kept), 1, dtype=torch.float64, device=kept.device, generator=self.generator
+        )
+        tokens = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
+        return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)
 
 
 class TransformersSession:
-    """See `Session`. Rows are cache rows of one growing batch.
+    """See `Session`.
 
     Blocks are padded on the right and masked, which leaves holes between a row's tokens in the
     cache; positions are counted over real tokens, so that a hole changes nothing but memory.
@@ -127,8 +137,7 @@ class TransformersSession:
         self._device = sampler.model.device
         self._rows = list(range(len(prompts)))
         self._pending = [list(prompt) for prompt in prompts]
-        self._cache = DynamicCache(config=sampler.model.config)
-        self._mask = torch.zeros(len(prompts), 0, dtype=torch.long, device=self._device)
+        self._cache = RowCache(len(prompts), self._device)
 
     def append(self, row: int, token_ids: Sequence[int]) -> None:
         """Insert observation tokens after what `row` holds."""
@@ -148,86 +157,101 @@ class TransformersSession:
     def _generate(self, rows: list[int], budgets: list[int]) -> list[Generation]:
         self._keep(rows)
         results = [Generation() for _ in rows]
-        open_rows = list(range(len(rows)))
+        closed: set[int] = set()
+        working = list(range(len(rows)))  # which result each cache row belongs to
+        parked: list[Parked] = []
+        parked_rows: list[int] = []
         logits = self._feed_pending()
         while True:
             tokens, logprobs = self._sampler.pick(logits)
-            token_list, logprob_list = tokens.tolist(), logprobs.tolist()
-            still_open = []
-            for index in open_rows:
-                result = results[index]
-                result.token_ids.append(token_list[index])
-                result.logprobs.append(logprob_list[index])
-                if token_list[index] in self._sampler.eos_ids:
-                    result.stop = "eos"
-                elif self._sampler.stop(result.token_ids):
-                    result.stop = "tag"
-                elif len(result.token_ids) < budgets[index]:
-                    still_open.append(index)
-            closed = set(open_rows).difference(still_open)
-            for index in closed:
-                # Its last token is fed together with the observation that follows.
-                self._pending[rows[index]].append(token_list[index])
-            open_rows = still_open
-            if not open_rows:
-                return results
-            mask = torch.zeros(len(rows), 1, dtype=torch.long, device=self._device)
-            mask[open_rows] = 1
+            sampled = zip(working, tokens.tolist(), logprobs.tolist(), strict=True)
+            for index, token, logprob in sampled:
+                if index not in closed and self._take(
+                    results[index], token, logprob, budgets[index]
+                ):
+                    closed.add(index)
+                    # Its last token is fed together with the observation that follows.
+                    self._pending[rows[index]].append(token)
+            if len(closed) == len(rows):
+                break
+            still_open = [i for i, index in enumerate(working) if index not in closed]
+            if len(still_open) <= _PARK_BELOW * len(working):
+                done = [i for i, index in enumerate(working) if index in closed]
+                parked.append(self._cache.park(done))
+                parked_rows += [working[i] for i in done]
+                self._cache.select(still_open)
+                tokens = tokens[still_open]
+                working = [working[i] for i in still_open]
+                still_open = list(range(len(working)))
+            mask = torch.zeros(len(working), 1, dtype=torch.long, device=self._device)
+            mask[still_open] = 1
             logits = self._forward(tokens[:, None], mask)[:, 0]
+        if parked:
+            stacked = working + parked_rows
+            self._cache.merge(parked, [stacked.index(index) for index in range(len(rows))])
+        return results
+
+    def _take(self, result: Generation, token: int, logprob: float, budget: int) -> bool:
+        """Add a sampled token to `result`; return whether that ends the action."""
+        result.token_ids.append(token)
+        result.logprobs.append(logprob)
+        if token in self._sampler.eos_ids:
+            result.stop = "eos"
+        elif self._sampler.stop(result.token_ids):
+            result.stop = "tag"
+        else:
+            return len(result.token_ids) >= budget
+        return True
 
     def _keep(self, rows: list[int]) -> None:
-        """Drop the cache rows of finished trajectories."""
+        """Drop the cache rows of finished trajectories, and the holes of the last turn."""
         if rows != self._rows:
             where = {row: index for index, row in enumerate(self._rows)}
-            self._select([where[row] for row in rows])
+            self._cache.select([where[row] for row in rows])
             self._rows = rows
-
-    def _select(self, indices: list[int]) -> None:
-        chosen = torch.tensor(indices, device=self._device)
-        self._mask = self._mask[chosen]
-        if self._cache.get_seq_length():
-            self._cache.batch_select_indices(chosen)
+        if not self._cache.is_empty:
+            self._cache.squeeze()
 
     def _feed_pending(self) -> torch.Tensor:
         """Feed what each row has not yet seen; return logits (B, V) after each row's last token."""
         blocks = [self._pending[row] for row in self._rows]
         for row in self._rows:
             self._pending[row] = []
-        if self._cache.get_seq_length():
+        if not self._cache.is_empty:
             return self._feed(blocks)
         # First turn: a prompt shared by a group is computed once and its cache row copied.
         unique = list(dict.fromkeys(map(tuple, blocks)))
         where = {block: index for index, block in enumerate(unique)}
-        self._mask = self._mask[: len(unique)]
+        self._cache = RowCache(len(unique), self._device)
         logits = self._feed(unique)
         chosen = [where[tuple(block)] for block in blocks]
-        self._select(chosen)
-        return logits[torch.tensor(chosen, device=self._device)]
+        self._cache.select(chosen)
+        return logits[chosen]
 
     def _feed(self, blocks: Sequence[Sequence[int]]) -> torch.Tensor:
         width = max(map(len, blocks))
-        ids = torch.tensor(
-            [[*block, *[self._sampler.pad_id] * (width - len(block))] for block in blocks]
-        )
+        pad = [self._sampler.pad_id]
+        ids = torch.tensor([[*block, *pad * (width - len(block))] for block in blocks])
         lengths = torch.tensor([len(block) for block in blocks])
         mask = (torch.arange(width) < lengths[:, None]).long()
-        return self._forward(
-            ids.to(self._device), mask.to(self._device), last=(lengths - 1).to(self._device)
-        )[:, 0]
+        last = (lengths - 1).to(self._device)
+        return self._forward(ids.to(self._device), mask.to(self._device), last)[:, 0]
 
     def _forward(
         self, ids: torch.Tensor, mask: torch.Tensor, last: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Extend the cache by `ids` (B, M); return logits (B, 1, V) at `last` (B,), or at the only
-        position.
+        """Extend the cache by `ids` (B, M).
+
+        Returns logits (B, 1, V) at position `last` (B,) of each row, or at the only position.
         """
-        positions = self._mask.sum(1, keepdim=True) + mask.cumsum(1) - 1
-        self._mask = torch.cat([self._mask, mask], dim=1)
+        cache = self._cache
+        positions = cache.mask.sum(1, keepdim=True) + mask.cumsum(1) - 1
+        cache.mask = torch.cat([cache.mask, mask], dim=1)
         output = self._sampler.model.base_model(
             input_ids=ids,
-            attention_mask=self._mask,
+            attention_mask=cache.mask,
             position_ids=positions.clamp(min=0),
-            past_key_values=self._cache,
+            past_key_values=cache.states,
             use_cache=True,
         )
         hidden = output.last_hidden_state

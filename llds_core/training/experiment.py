@@ -77,13 +77,14 @@ def train(
         steps = checkpoint_steps(run.checkpoints)
         resume = checkpoint_path(run.checkpoints, steps[-1]) if steps else None
         done = steps[-1] if steps else 0
-        trainer = _build_trainer(
-            config, seed, run, run_root, done, progress=progress, after_step=after_step
-        )
+        run.truncate(done)
+        recorder = _Recorder(run, config, done, progress=progress, after_step=after_step)
+        trainer = _build_trainer(config, seed, run, run_root, recorder)
         if resume:
+            # A process killed right after its last save has not ranked it.
+            recorder.saved(done)
             trainer.nonfinite_in_a_row = read_checkpoint_extra(resume)["nonfinite_in_a_row"]
             _logger.info("continuing %s after step %d", path, done)
-        run.truncate(done)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     return path
 
@@ -105,16 +106,12 @@ def _build_trainer(
     seed: int,
     run: RunDirectory,
     run_root: Path,
-    done: int,
-    *,
-    progress: bool,
-    after_step: Callable[[dict[str, Any]], None] | None,
+    recorder: "_Recorder",
 ) -> SearchGRPOTrainer:
     environment = build_environment(config)
     model, tokenizer = load_start_policy(environment, run_root)
     run.update(corpus=environment.retriever.identity)
     rollout = SearchRollout(environment, tokenizer, seed)
-    recorder = _Recorder(run, config, done, progress=progress, after_step=after_step)
     return SearchGRPOTrainer(
         model=model,
         args=search_grpo_config(config, seed, run.checkpoints),

@@ -189,7 +189,7 @@ class StepMetrics:
 
 
 def _policy_mask(micro: dict[str, Any]) -> torch.Tensor:
-    return (micro["tool_mask"] * micro["completion_mask"]).bool()
+    return micro["policy_mask"].bool()
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

@@ -41,6 +41,17 @@ RolloutFunction = Callable[[Sequence[dict[str, Any]], PreTrainedModel, int], Rol
 StepFunction = Callable[[dict[str, float | int | None], list[Trajectory]], None]
 
 
+_PER_TOKEN = (
+    "completion_ids",
+    "completion_mask",
+    "tool_mask",
+    "policy_mask",
+    "answer_mask",
+    "action_ids",
+    "sampling_per_token_logps",
+)
+
+
 class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     """GRPO on multi-turn search trajectories, with the LLDS penalty.
 
@@ -71,7 +82,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self._on_step = on_step
         self._rows: Sequence[dict[str, Any]] = []
         self._skip_forward = False
-        self._captured: tuple[torch.Tensor, torch.Tensor | None] | None = None
+        self._micro: dict[str, Any] | None = None
+        self._captured: torch.Tensor | None = None
         self._hidden: torch.Tensor | None = None
         self._loss_is_finite = True
         self.metrics: StepMetrics | None = None
@@ -131,18 +143,15 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         """
         trajectories = self.metrics.trajectories
         width = batch["completion_ids"].shape[1]
-        answers = [
-            [
-                int(t.answer_span is not None and t.answer_span[0] <= i < t.answer_span[1])
-                for i in range(width)
-            ]
-            for t in trajectories
-        ]
         device = batch["completion_ids"].device
-        batch["answer_mask"] = torch.tensor(answers, device=device)
+        batch["answer_mask"] = torch.zeros_like(batch["completion_ids"])
+        for row, trajectory in enumerate(trajectories):
+            if trajectory.answer_span is not None:
+                batch["answer_mask"][row, slice(*trajectory.answer_span)] = 1
         batch["action_ids"] = pad_right(
             [t.action_ids for t in trajectories], dtype=torch.long, width=width
         ).to(device)
+        batch["policy_mask"] = batch["tool_mask"] * batch["completion_mask"]
         batch["rows"] = torch.arange(len(trajectories), device=device)
         lengths = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)).tolist()
         order = torch.randperm(
@@ -159,8 +168,12 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
                 _trim(batch, by_length[start : start + size])
                 for start in range(0, len(by_length), size)
             ]
-            counts = self._penalty_counts(window)
-            micro_batches += [micro | {"penalty_count": counts} for micro in window]
+            penalty_count = self._penalty_counts(window)
+            tokens = sum(micro["policy_mask"].sum() for micro in window)
+            for micro in window:
+                micro["penalty_count"] = penalty_count
+                micro["entropy_scale"] = len(window) * micro["policy_mask"].sum() / tokens
+            micro_batches += window
         answer_weight = self._answer_weight(trajectories)
         for micro in micro_batches:
             micro["answer_weight"] = answer_weight
@@ -188,9 +201,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         will use.
         """
         logprobs, entropies = self._forward(self.model, micro, entropy=True)
-        micro["old_per_token_logps"] = logprobs
+        mask = micro["policy_mask"]
+        micro["old_per_token_logps"] = torch.where(mask.bool(), logprobs, 0.0)
         micro["old_entropies"] = entropies
-        mask = micro["tool_mask"] * micro["completion_mask"]
         hidden = self._hidden[:, -mask.shape[1] - 1 : -1]
         # The state that predicts a token stands one position before it.
         micro["pooled_states"] = (hidden * mask[..., None]).sum(1) / mask.sum(
@@ -198,7 +211,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         ).clamp(min=1)
         self._hidden = None
         if self.beta != 0.0:
-            micro["ref_per_token_logps"], _ = self._forward(self.ref_model, micro)
+            reference, _ = self._forward(self.ref_model, micro)
+            micro["ref_per_token_logps"] = torch.where(mask.bool(), reference, 0.0)
 
     def _forward(
         self, model: nn.Module, micro: dict[str, Any], *, entropy: bool = False
@@ -219,23 +233,38 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             return placeholder, None, None
         result = super()._get_per_token_logps_and_entropies(model, input_ids, *args, **kwargs)
         if torch.is_grad_enabled():
-            self._captured = result[:2]
+            return self._capture(*result)
         return result
+
+    def _capture(
+        self, logprobs: torch.Tensor, entropies: torch.Tensor, aux_loss: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Keep what the loss is made of, made safe for how TRL goes on.
+
+        TRL exponentiates before it masks: an observation token whose likelihood has drifted far
+        would turn into inf * 0. Old, reference and current log-probabilities are therefore 0 there.
+        It also averages the entropy bonus over a micro-batch; the scale makes that the mini-batch.
+        """
+        self._captured = torch.where(self._micro["policy_mask"].bool(), logprobs, 0.0)
+        if self._entropy_bonus_enabled:
+            entropies = entropies * self._micro["entropy_scale"]
+        return self._captured, entropies, aux_loss
 
     def _keep_hidden_states(self, module: nn.Module, args: tuple, output: Any) -> None:
         if not torch.is_grad_enabled() and output.last_hidden_state.shape[1] > 1:
             self._hidden = output.last_hidden_state
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        self._micro = inputs
         policy_loss = super()._compute_loss(model, inputs)
-        logprobs, _ = self._captured
-        self._captured = None
+        logprobs = self._captured
+        self._micro = self._captured = None
         args = self.args
         with torch.set_grad_enabled(args.llds_weight > 0):
             penalty, penalty_metrics = llds_penalty(
                 logprobs,
                 inputs["old_per_token_logps"],
-                inputs["tool_mask"] * inputs["completion_mask"],
+                inputs["policy_mask"],
                 inputs["advantages"],
                 gate=args.llds_gate,
                 normalizer=args.llds_normalizer,
@@ -327,13 +356,12 @@ def _trajectory_reward(trajectory_reward: list[float], **kwargs: Any) -> list[fl
 
 
 def _penalty_tokens(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tensor:
-    mask = micro["tool_mask"] * micro["completion_mask"]
     if args.llds_normalizer == "all":
-        return mask
+        return micro["policy_mask"]
     kept = (
         micro["advantages"] >= 0 if args.llds_preserve == "nonnegative" else micro["advantages"] > 0
     )
-    return mask * kept[:, None]
+    return micro["policy_mask"] * kept[:, None]
 
 
 def _trim(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
@@ -348,10 +376,9 @@ def _trim(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
     completion = int(chosen["completion_mask"].sum(1).max())
     for key in ("prompt_ids", "prompt_mask"):
         chosen[key] = chosen[key][:, -prompt:]
-    per_token = ("completion_ids", "completion_mask", "tool_mask", "answer_mask", "action_ids")
-    for key in per_token:
+    for key in _PER_TOKEN:
         chosen[key] = chosen[key][:, :completion]
-    for stale in ("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps"):
-        if stale in chosen:
-            chosen[stale] = chosen[stale][:, :completion]
+    # TRL's own passes over the padded rollout were skipped: these are placeholders.
+    for key in ("old_per_token_logps", "ref_per_token_logps"):
+        chosen.pop(key, None)
     return chosen

@@ -1,4 +1,4 @@
-"""The cached multi-turn sampler against a naive reference that computes every context from scratch."""
+"""The cached multi-turn sampler against a reference that computes every context anew."""
 
 from collections.abc import Callable, Sequence
 
@@ -113,14 +113,14 @@ def test_greedy_tokens_equal_the_naive_reference() -> None:
 
 @pytest.mark.parametrize(("temperature", "scale"), [(0, 1.0), (1.0, 1.0), (0.6, 0.6), (1.7, 1.7)])
 def test_log_probs_equal_a_teacher_forced_pass(temperature: float, scale: float) -> None:
-    """At every temperature: the log-probability under the distribution sampled from; greedy under the model's."""
+    """Under the distribution sampled from, at every temperature; greedy under the model's own."""
     for context, result in play(sampler(temperature=temperature), budget):
         wanted = forced(context, result.token_ids, scale)
         assert result.logprobs == pytest.approx(wanted, abs=TOLERANCE)
 
 
 def test_log_probs_of_a_whole_rollout_equal_a_teacher_forced_pass() -> None:
-    """Through the loop, with searches, feedback and answers an untrained policy happens to write."""
+    """Through the loop, with whatever actions an untrained policy happens to write."""
 
     class Engine:
         def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
@@ -142,7 +142,7 @@ def test_log_probs_of_a_whole_rollout_equal_a_teacher_forced_pass() -> None:
 
 
 def test_shared_prompts_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five rows with three different prompts: the first pass has three rows, the later ones five."""
+    """Five rows with three different prompts: the first pass has three rows, later ones five."""
     widths, forward = [], MODEL.base_model.forward
 
     def spy(*args: object, **kwargs: object) -> object:
@@ -235,7 +235,7 @@ def test_frequencies_follow_the_distribution() -> None:
 
 
 def test_temperature_sharpens_before_the_nucleus_is_cut() -> None:
-    """At temperature 0.5 the masses are 16, 9, 4, 1 of 30: 0.5 is reached by the first token alone."""
+    """At temperature 0.5 the masses are 16, 9, 4, 1 of 30: the first token reaches 0.5 alone."""
     tokens, logprobs = sampler(top_p=0.5, temperature=0.5).pick(PROBABILITIES.log().repeat(500, 1))
     assert set(tokens.tolist()) == {0}
     assert logprobs[0].exp().item() == pytest.approx(16 / 30, abs=1e-5)

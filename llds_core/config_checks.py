@@ -1,0 +1,145 @@
+"""What a configuration must fulfil: the range of every number, and sizes that fit together."""
+
+from typing import TYPE_CHECKING
+
+from llds_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llds_core.config import ExperimentConfig
+
+
+def validate(config: "ExperimentConfig") -> None:
+    """Check every number against its range, and sizes against each other.
+
+    Raises:
+        ConfigError: naming the key, the value seen and what to do.
+    """
+    _check_ranges(config)
+    training, loss = config.training, config.loss
+    total = config.trajectories_per_rollout * training.epochs
+    if total % training.updates_per_rollout:
+        raise ConfigError(
+            f"{config.trajectories_per_rollout} trajectories × {training.epochs} epochs do not "
+            "divide into "
+            f"training.updates_per_rollout={training.updates_per_rollout}: choose a divisor of "
+            f"{total}"
+        )
+    if training.updates_per_rollout % training.epochs:
+        raise ConfigError(
+            f"training.updates_per_rollout={training.updates_per_rollout} is not a multiple of "
+            f"training.epochs={training.epochs}: every epoch makes the same number of updates"
+        )
+    if config.mini_batch_size % training.micro_batch_size:
+        raise ConfigError(
+            f"training.micro_batch_size={training.micro_batch_size} does not divide the mini-batch "
+            "of "
+            f"{config.mini_batch_size} trajectories: choose a divisor of {config.mini_batch_size}"
+        )
+    if loss.llds_weight > 0 and training.updates_per_rollout < 2:
+        raise ConfigError(
+            "loss.llds_weight > 0 with training.updates_per_rollout=1 is always zero (no update "
+            "has moved the policy "
+            "yet): set training.updates_per_rollout >= 2"
+        )
+    if loss.ratio == "sequence" and loss.aggregate != "seq-mean-token-mean":
+        raise ConfigError(
+            f"loss.ratio=sequence (GSPO) with loss.aggregate={loss.aggregate} weights sequences by "
+            "length: set "
+            "loss.aggregate=seq-mean-token-mean"
+        )
+    if (
+        config.policy.hidden_size % config.policy.heads
+        or config.policy.heads % config.policy.key_value_heads
+    ):
+        raise ConfigError(
+            f"policy.hidden_size={config.policy.hidden_size}, heads={config.policy.heads} and "
+            "key_value_heads="
+            f"{config.policy.key_value_heads} do not divide: hidden_size by heads, heads by "
+            "key_value_heads"
+        )
+    if config.rollout.max_total_tokens <= config.rollout.max_action_tokens:
+        raise ConfigError(
+            f"rollout.max_total_tokens={config.rollout.max_total_tokens} leaves no room beside "
+            f"rollout.max_action_tokens={config.rollout.max_action_tokens}: raise it"
+        )
+
+
+# Closed ranges (low, high) of every numeric value; None leaves a side open. A test holds this
+# complete.
+RANGES: dict[str, tuple[float | None, float | None]] = {
+    "world.seed": (0, None),
+    "world.cities": (1, None),
+    "world.dev_fraction": (0, 0.5),
+    "world.test_fraction": (0, 0.5),
+    "retrieval.top_k": (1, 100),
+    "retrieval.title_weight": (1, 10),
+    "retrieval.failure_rate": (0, 1),
+    "policy.vocab_size": (300, None),
+    "policy.hidden_size": (8, None),
+    "policy.intermediate_size": (8, None),
+    "policy.layers": (1, None),
+    "policy.heads": (1, None),
+    "policy.key_value_heads": (1, None),
+    "policy.initializer_range": (0, 1),
+    "warmstart.seed": (0, None),
+    "warmstart.steps": (1, None),
+    "warmstart.batch_size": (1, None),
+    "warmstart.learning_rate": (0, 1),
+    "warmstart.warmup_steps": (0, None),
+    "warmstart.weight_decay": (0, 1),
+    "warmstart.observation_weight": (0, 1),
+    "warmstart.early_answer_rate": (0, 1),
+    "warmstart.wrong_answer_rate": (0, 1),
+    "warmstart.failure_rate": (0, 1),
+    "warmstart.retry_rate": (0, 0.95),
+    "warmstart.save_every": (1, None),
+    "warmstart.threads": (1, 256),
+    "rollout.prompts_per_rollout": (1, None),
+    "rollout.group_size": (2, None),
+    "rollout.max_searches": (1, 20),
+    "rollout.max_action_tokens": (1, None),
+    "rollout.max_observation_tokens": (1, None),
+    "rollout.max_total_tokens": (2, None),
+    "rollout.temperature": (0.01, 10),
+    "rollout.top_p": (0.01, 1),
+    "reward.structure": (0, 1),
+    "reward.final": (0, 1),
+    "reward.retrieval": (0, 1),
+    "loss.clip_low": (0, 1),
+    "loss.clip_high": (0, None),
+    "loss.kl_weight": (0, None),
+    "loss.entropy_weight": (0, None),
+    "loss.llds_weight": (0, None),
+    "loss.gate_threshold": (0, None),
+    "loss.answer_weight": (0, 1),
+    "training.steps": (1, None),
+    "training.updates_per_rollout": (1, None),
+    "training.epochs": (1, None),
+    "training.micro_batch_size": (1, None),
+    "training.learning_rate": (0, 1),
+    "training.warmup_steps": (0, None),
+    "training.weight_decay": (0, 1),
+    "training.max_grad_norm": (1e-9, None),
+    "training.save_every": (1, None),
+    "training.keep_checkpoints": (1, None),
+    "training.max_nonfinite_updates": (1, None),
+    "training.trajectories_per_step": (0, None),
+    "training.threads": (1, 256),
+    "evaluation.questions": (1, None),
+    "evaluation.batch_size": (1, None),
+    "evaluation.samples": (0, None),
+}
+
+
+def _check_ranges(config: "ExperimentConfig") -> None:
+    for path, (low, high) in RANGES.items():
+        section, key = path.split(".")
+        value = getattr(getattr(config, section), key)
+        if value is None:
+            continue
+        # Written so that NaN fails too.
+        if not (
+            (low is None or value >= low) and (high is None or value <= high)
+        ) or value == float("inf"):
+            bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise ConfigError(f"{path} is {value}: it takes a number {bounds}")

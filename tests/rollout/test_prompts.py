@@ -1,0 +1,46 @@
+"""Prompts: the question as asked, once, through the chat template where there is one."""
+
+import pytest
+
+from llds_core.checkpoints import build_tokenizer
+from llds_core.rollout.protocol import TAGS
+from llds_core.worlds.prompts import encode_prompt, prompt_text
+
+TEMPLATES = pytest.mark.parametrize("template", ["short", "search-r1"])
+
+
+@TEMPLATES
+def test_prompt_ends_with_the_question_and_a_newline(template: str) -> None:
+    assert prompt_text("  where is it ", template).endswith("Question: where is it?\n")
+
+
+@TEMPLATES
+def test_question_mark_is_not_doubled(template: str) -> None:
+    assert prompt_text("where is it?", template) == prompt_text("where is it", template)
+
+
+@TEMPLATES
+@pytest.mark.parametrize("question", ["a {question} {0} {}", "%s", "{{x}}", "\\1"])
+def test_question_is_data_and_never_a_template(template: str, question: str) -> None:
+    assert prompt_text(question, template).count(f"Question: {question}?") == 1
+
+
+def test_instructions_name_every_tag_of_the_protocol() -> None:
+    text = prompt_text("where", "search-r1")
+    assert all(tag in text for tag in TAGS)
+
+
+def test_prompt_without_a_chat_template_is_the_text_and_nothing_else() -> None:
+    tokenizer = build_tokenizer(["where is it"], 300, TAGS)
+    ids = encode_prompt("where", "short", tokenizer)
+    assert tokenizer.decode(ids) == "Question: where?\n"
+
+
+def test_chat_template_wraps_the_prompt_and_opens_the_answer() -> None:
+    tokenizer = build_tokenizer(["where is it"], 300, TAGS)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    ids = encode_prompt("where", "short", tokenizer)
+    assert tokenizer.decode(ids) == "[user]Question: where?\n[assistant]"

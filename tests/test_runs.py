@@ -1,0 +1,545 @@
+"""One writer, whole files, and what survives a kill, a full disk or another configuration."""
+
+import errno
+import gzip
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llds_core import runs
+from llds_core.config import load_experiment
+from llds_core.errors import DataError, RunError
+from llds_core.provenance import git_diff, git_state, package_versions
+from llds_core.runs import (
+    RunDirectory,
+    read_manifest,
+    read_metrics,
+    read_trajectories,
+    run_path,
+    write_json,
+)
+
+CONFIG = load_experiment("smoke/grpo")
+
+
+def no_space(*args: object, **kwargs: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[RunDirectory]:
+    with RunDirectory(tmp_path / "run", CONFIG, 0, command="again") as opened:
+        yield opened
+
+
+# The lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from llds_core.config import load_experiment
+from llds_core.runs import RunDirectory
+held = RunDirectory(Path(sys.argv[1]), load_experiment("smoke/grpo"), 0)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen]:
+    """Another process that holds `tmp_path`."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_lock_of_a_live_process_names_it_and_that_of_a_killed_one_is_taken_over(
+    tmp_path: Path, holder: subprocess.Popen
+) -> None:
+    with pytest.raises(RunError, match=f"in use by process {holder.pid}") as error:
+        RunDirectory(tmp_path, CONFIG, 0)
+    one_line(error)
+    assert read_manifest(tmp_path)["status"] == "running"
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with RunDirectory(tmp_path, CONFIG, 0):
+        assert (tmp_path / "lock").read_text("utf-8") == str(os.getpid())
+
+
+def test_lock_is_released_when_the_run_ends(tmp_path: Path) -> None:
+    for _ in range(2):
+        with RunDirectory(tmp_path, CONFIG, 0):
+            pass
+    assert read_manifest(tmp_path)["status"] == "complete"
+
+
+def test_second_opening_in_the_same_process_is_refused(run: RunDirectory) -> None:
+    with pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+        RunDirectory(run.path, CONFIG, 0)
+
+
+def test_refused_opening_does_not_keep_the_lock(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path, CONFIG, 0):
+        pass
+    with pytest.raises(RunError):
+        RunDirectory(tmp_path, load_experiment("smoke/grpo", ["loss.kl_weight=0.5"]), 0)
+    with RunDirectory(tmp_path, CONFIG, 0):
+        pass
+
+
+# Status
+
+
+def test_new_run_says_what_it_is(run: RunDirectory) -> None:
+    manifest = read_manifest(run.path)
+    assert (manifest["status"], manifest["finished"], manifest["resumed"]) == ("running", None, [])
+    assert (manifest["profile"], manifest["method"], manifest["seed"]) == ("smoke", "grpo", 0)
+    assert manifest["config"] == CONFIG.to_dict() and manifest["config_hash"] == CONFIG.hash()
+    assert manifest["command"] == "again"
+    assert manifest["packages"] == package_versions()
+    assert (run.path / "config.yaml").read_text("utf-8") == CONFIG.to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (None, "complete", None),
+        (KeyboardInterrupt(), "interrupted", "stopped by the user"),
+        (ValueError("loss is blue"), "failed", "ValueError: loss is blue"),
+    ],
+)
+def test_status_says_how_the_run_ended(
+    tmp_path: Path, error: BaseException | None, status: str, reason: str | None
+) -> None:
+    try:
+        with RunDirectory(tmp_path, CONFIG, 0):
+            if error:
+                raise error
+    except (KeyboardInterrupt, ValueError) as seen:
+        assert seen is error
+    manifest = read_manifest(tmp_path)
+    assert (manifest["status"], manifest["reason"]) == (status, reason)
+    assert manifest["finished"] is not None and manifest["status"] in runs.STATUSES
+
+
+def test_continued_run_is_running_again_and_keeps_its_start(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), RunDirectory(tmp_path, CONFIG, 0) as run:
+        run.update(best_step=3, started="2020-01-01")
+        raise ValueError("x")
+    with RunDirectory(tmp_path, CONFIG, 0):
+        manifest = read_manifest(tmp_path)
+    assert (manifest["status"], manifest["reason"]) == ("running", None)
+    assert (manifest["started"], manifest["best_step"]) == ("2020-01-01", 3)
+    assert len(manifest["resumed"]) == 1
+
+
+def test_error_is_the_one_reported_when_the_disk_fails_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="loss is blue"), RunDirectory(tmp_path, CONFIG, 0):
+        monkeypatch.setattr(runs.os, "replace", no_space)
+        raise ValueError("loss is blue")
+
+
+@pytest.mark.xfail(
+    strict=True, reason="RunDirectory.__exit__: a failing disk replaces the interrupt"
+)
+def test_interrupt_is_the_one_reported_when_the_disk_fails_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt), RunDirectory(tmp_path, CONFIG, 0):
+        monkeypatch.setattr(runs.os, "replace", no_space)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.xfail(
+    strict=True, reason="RunDirectory.__exit__: a failing last write leaks lock and log"
+)
+def test_run_is_closed_when_its_last_write_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunError), RunDirectory(tmp_path, CONFIG, 0) as run:
+        monkeypatch.setattr(runs.os, "replace", no_space)
+    try:
+        assert run._lock.closed
+    finally:
+        run._lock.close()
+        _drop_handlers(tmp_path)
+
+
+def _drop_handlers(folder: Path) -> None:
+    for handler in list(logging.getLogger("llds_core").handlers):
+        if str(folder) in getattr(handler, "baseFilename", ""):
+            logging.getLogger("llds_core").removeHandler(handler)
+            handler.close()
+
+
+def test_messages_go_to_the_log_of_the_run_only_while_it_is_open(tmp_path: Path) -> None:
+    logger = logging.getLogger("llds_core.test")
+    with RunDirectory(tmp_path, CONFIG, 0):
+        logger.info("within")
+    logger.info("after")
+    text = (tmp_path / "log.txt").read_text("utf-8")
+    assert "within" in text and "after" not in text
+
+
+# One folder, one experiment
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("loss.kl_weight=0.5", "loss.kl_weight"),
+        ("world.seed=4", "world.seed"),
+        ("training.save_every=2", "training.save_every"),
+        ("training.threads=2", "training.threads"),
+    ],
+)
+def test_other_configuration_is_refused_by_key(tmp_path: Path, override: str, key: str) -> None:
+    with RunDirectory(tmp_path, CONFIG, 0):
+        pass
+    with pytest.raises(RunError, match=f"was made with {key}=") as error:
+        RunDirectory(tmp_path, load_experiment("smoke/grpo", [override]), 0)
+    one_line(error)
+    assert read_manifest(tmp_path)["config"] == CONFIG.to_dict()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.steps=9",
+        "training.keep_checkpoints=5",
+        "training.trajectories_per_step=1",
+        "evaluation.questions=7",
+    ],
+)
+def test_values_outside_the_run_itself_may_change(tmp_path: Path, override: str) -> None:
+    with RunDirectory(tmp_path, CONFIG, 0):
+        pass
+    changed = load_experiment("smoke/grpo", [override])
+    with RunDirectory(tmp_path, changed, 0):
+        assert read_manifest(tmp_path)["config_hash"] == changed.hash()
+
+
+@pytest.mark.xfail(strict=True, reason="_check_same compares configurations but not the seed")
+def test_other_seed_is_refused(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path, CONFIG, 0):
+        pass
+    with pytest.raises(RunError, match="seed"), RunDirectory(tmp_path, CONFIG, 1):
+        pass
+
+
+def test_path_names_the_overrides_that_make_another_run(tmp_path: Path) -> None:
+    """In one order, in characters every file system takes, without those that change nothing."""
+    one = run_path(tmp_path, CONFIG, 2, ["loss.gate=token", "training.steps=9", "policy.path=a/b"])
+    two = run_path(tmp_path, CONFIG, 2, ["policy.path=a/b", "loss.gate = token"])
+    assert one == two == tmp_path / "smoke" / "grpo+loss.gate=token+policy.path=a_b" / "seed2"
+
+
+@pytest.mark.parametrize("content", ["", "{", "\x00"])
+def test_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content, "utf-8")
+    with pytest.raises(DataError, match=r"manifest\.json is not JSON") as error:
+        read_manifest(tmp_path)
+    one_line(error)
+    with pytest.raises(DataError):
+        RunDirectory(tmp_path, CONFIG, 0)
+
+
+@pytest.mark.xfail(strict=True, reason="read_manifest takes any JSON; KeyError or TypeError follow")
+@pytest.mark.parametrize("content", ["[1]", '{"schema_version": 1}'])
+def test_manifest_of_another_form_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content, "utf-8")
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        RunDirectory(tmp_path, CONFIG, 0)
+
+
+def test_folder_without_a_manifest_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a run directory"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=NotADirectoryError, reason="read_manifest: only FileNotFoundError is caught"
+)
+def test_file_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", "utf-8")
+    with pytest.raises(DataError):
+        read_manifest(tmp_path / "file")
+
+
+# Metrics
+
+
+def test_metrics_are_read_back_in_order(run: RunDirectory) -> None:
+    rows = [{"step": 1, "loss": 0.5, "note": "ça"}, {"step": 2, "loss": -1.0}]
+    for row in rows:
+        run.append_metrics(row)
+    assert read_metrics(run.path) == rows
+
+
+def test_metrics_are_on_disk_when_the_call_returns(run: RunDirectory) -> None:
+    run.append_metrics({"step": 1})
+    assert (run.path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n'
+
+
+def test_metrics_are_synced_to_the_disk(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(runs.os, "fsync", synced.append)
+    run.append_metrics({"step": 1})
+    assert len(synced) == 1
+
+
+def test_damaged_last_line_that_was_written_whole_is_no_tear(tmp_path: Path) -> None:
+    """A kill tears a line before its newline; garbage with one was put there by something else."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n', "utf-8")
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2"):
+        read_metrics(tmp_path)
+
+
+def test_non_finite_numbers_are_stored_as_null(run: RunDirectory) -> None:
+    run.append_metrics({"step": 1, "a": float("nan"), "b": [float("inf"), {"c": -float("inf")}]})
+    assert read_metrics(run.path) == [{"step": 1, "a": None, "b": [None, {"c": None}]}]
+
+
+@pytest.mark.xfail(strict=True, reason="write_json writes NaN, which is no JSON")
+def test_non_finite_numbers_in_the_manifest_are_stored_as_null(run: RunDirectory) -> None:
+    run.update(best_score=float("nan"))
+    assert "NaN" not in (run.path / "manifest.json").read_text("utf-8")
+
+
+def test_run_without_metrics_has_none(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+
+
+LINES = b'{"step": 1, "a": "\xc3\xa9"}\n{"step": 2, "a": "\xc3\xa9"}\n'
+
+
+@pytest.mark.parametrize("cut", range(len(LINES) + 1))
+def test_metrics_torn_anywhere_read_up_to_the_tear(tmp_path: Path, cut: int) -> None:
+    """Rows whose closing brace was written are read, the torn one is not."""
+    (tmp_path / "metrics.jsonl").write_bytes(LINES[:cut])
+    whole = LINES[:cut].count(b"}")
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2][:whole]
+
+
+@pytest.mark.parametrize(
+    "bad", ["{", "[1]", "3", '{"loss": 1}', '{"step": "1"}', "\x00", '{"step": 1}{"step": 2}']
+)
+def test_damaged_earlier_line_is_named_with_its_number(tmp_path: Path, bad: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{bad}\n{{"step": 3}}\n', "utf-8")
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2 is not a metrics row") as error:
+        read_metrics(tmp_path)
+    one_line(error)
+
+
+# Trajectories
+
+
+def test_trajectories_are_read_back_over_several_appends(run: RunDirectory) -> None:
+    run.append_trajectories([{"step": 1, "text": "</answer>\n"}, {"step": 1}])
+    run.append_trajectories([{"step": 2, "reward": float("nan")}])
+    assert read_trajectories(run.path) == [
+        {"step": 1, "text": "</answer>\n"},
+        {"step": 1},
+        {"step": 2, "reward": None},
+    ]
+
+
+def test_run_without_trajectories_has_none(tmp_path: Path) -> None:
+    assert read_trajectories(tmp_path) == []
+
+
+MEMBERS = [gzip.compress(f'{{"step": {step}, "text": "{"x" * 40}"}}\n'.encode()) for step in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        pytest.param(
+            kept,
+            marks=[
+                pytest.mark.xfail(
+                    strict=True, reason="read_trajectories: one byte of a header is BadGzipFile"
+                )
+            ]
+            if kept == 1
+            else [],
+        )
+        for kept in range(len(MEMBERS[1]))
+    ],
+)
+def test_trajectories_torn_anywhere_read_up_to_the_tear(tmp_path: Path, kept: int) -> None:
+    """The first member is whole and always read; the second when only its end is lost."""
+    (tmp_path / "rollouts.jsonl.gz").write_bytes(MEMBERS[0] + MEMBERS[1][:kept])
+    steps = [row["step"] for row in read_trajectories(tmp_path)]
+    assert steps in ([1], [1, 2]) and (kept > 20 or steps == [1])
+
+
+def test_file_that_is_no_gzip_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rollouts.jsonl.gz").write_bytes(b"plain text")
+    with pytest.raises(DataError, match=r"rollouts\.jsonl\.gz is damaged") as error:
+        read_trajectories(tmp_path)
+    one_line(error)
+
+
+@pytest.mark.xfail(strict=True, reason="read_trajectories: zlib.error is not caught")
+def test_damaged_middle_is_named(tmp_path: Path) -> None:
+    content = bytearray(MEMBERS[0] + MEMBERS[1])
+    content[10] = 0xFF
+    (tmp_path / "rollouts.jsonl.gz").write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
+        read_trajectories(tmp_path)
+
+
+# Truncation
+
+
+def filled(run: RunDirectory) -> RunDirectory:
+    for step in (1, 2, 3):
+        run.append_metrics({"step": step})
+        run.append_trajectories([{"step": step, "i": i} for i in range(2)])
+    return run
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3, 9])
+def test_truncation_keeps_rows_up_to_the_step(run: RunDirectory, step: int) -> None:
+    filled(run).truncate(step)
+    left = [s for s in (1, 2, 3) if s <= step]
+    assert [row["step"] for row in read_metrics(run.path)] == left
+    assert [row["step"] for row in read_trajectories(run.path)] == [s for s in left for _ in (0, 1)]
+
+
+def test_rows_appended_after_truncating_a_torn_file_are_whole(run: RunDirectory) -> None:
+    """What a killed process left half written is gone before anything is appended to it."""
+    filled(run)
+    for name in ("metrics.jsonl", "rollouts.jsonl.gz"):
+        content = (run.path / name).read_bytes()
+        (run.path / name).write_bytes(content[:-4])
+    run.truncate(2)
+    run.append_metrics({"step": 3, "again": True})
+    run.append_trajectories([{"step": 3, "again": True}])
+    assert read_metrics(run.path)[-1] == {"step": 3, "again": True}
+    assert [row["step"] for row in read_trajectories(run.path)] == [1, 1, 2, 2, 3]
+
+
+def test_failed_truncation_leaves_the_old_files(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(run)
+    with monkeypatch.context() as patch, pytest.raises(RunError):
+        patch.setattr(runs.os, "replace", no_space)
+        run.truncate(1)
+    assert len(read_metrics(run.path)) == 3 and len(read_trajectories(run.path)) == 6
+
+
+# The disk
+
+
+def test_failed_write_leaves_the_old_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.json"
+    write_json(file, {"a": 1})
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left") as error:
+        patch.setattr(runs.os, "replace", no_space)
+        write_json(file, {"a": 2})
+    one_line(error)
+    assert json.loads(file.read_text("utf-8")) == {"a": 1}
+
+
+@pytest.mark.parametrize("call", ["append_metrics", "append_trajectories", "update"])
+def test_full_disk_is_a_run_error_that_says_what_to_do(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    actions = {
+        "append_metrics": lambda: run.append_metrics({"step": 1}),
+        "append_trajectories": lambda: run.append_trajectories([{"step": 1}]),
+        "update": lambda: run.update(best_step=1),
+    }
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="free space") as error:
+        patch.setattr(Path, "open", no_space)
+        actions[call]()
+    assert "No space left" in one_line(error)
+
+
+def test_file_in_place_of_the_folder_is_a_run_error(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("x", "utf-8")
+    with pytest.raises(RunError, match="cannot write to") as error:
+        RunDirectory(tmp_path / "run" / "deep", CONFIG, 0)
+    one_line(error)
+
+
+def test_folder_that_may_not_be_written_is_a_run_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="Permission denied"):
+        patch.setattr(Path, "mkdir", denied)
+        RunDirectory(tmp_path / "run", CONFIG, 0)
+
+
+# Provenance
+
+
+def test_source_tree_without_git_has_no_commit(tmp_path: Path) -> None:
+    assert git_state(tmp_path) == {"git_commit": None, "git_dirty": None, "git_diff_sha256": None}
+    assert git_diff(tmp_path) == ""
+
+
+def test_machine_without_git_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state()["git_commit"] is None
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A small repository of its own: one committed file in ASCII, one in Latin-1."""
+    (tmp_path / "plain.txt").write_text("coffee\n", "utf-8")
+    (tmp_path / "file.txt").write_bytes(b"caf\xe9\n")
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false"]
+    for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "one"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_clean_tree_has_a_commit_and_no_difference(repository: Path) -> None:
+    state = git_state(repository)
+    assert len(state["git_commit"]) == 40
+    assert (state["git_dirty"], state["git_diff_sha256"]) == (False, None)
+
+
+def test_changed_tree_is_dirty_and_its_difference_is_known(repository: Path) -> None:
+    (repository / "plain.txt").write_text("tea\n", "utf-8")
+    state = git_state(repository)
+    assert state["git_dirty"] is True and len(state["git_diff_sha256"]) == 64
+    assert "+tea" in git_diff(repository)
+
+
+def test_untracked_file_is_no_difference(repository: Path) -> None:
+    (repository / "other.txt").write_text("x", "utf-8")
+    assert git_state(repository)["git_dirty"] is False
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=UnicodeDecodeError,
+    reason="provenance._git decodes a difference as UTF-8 only",
+)
+def test_difference_in_another_encoding_stops_nothing(repository: Path) -> None:
+    (repository / "file.txt").write_bytes(b"th\xe9\n")
+    assert git_state(repository)["git_dirty"] is True
