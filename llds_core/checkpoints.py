@@ -7,6 +7,7 @@ a hidden leftover behind. Names count rollout steps: `step-000012`.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,6 +35,19 @@ transformers_logging.disable_progress_bar()
 
 PAD, END = "<|endoftext|>", "<|im_end|>"
 _PREFIX = "step-"
+_CHECKPOINT = re.compile(rf"{_PREFIX}(\d{{6,}})")
+
+
+_LOADING_ERRORS = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 
 
 def build_tokenizer(
@@ -89,20 +103,31 @@ def load_policy(
     Raises:
         CheckpointError: when the folder is missing, truncated or not a causal language model.
     """
-    if Path(path).exists() and not (Path(path) / "config.json").is_file():
-        raise CheckpointError(
-            f"{path} holds no config.json: name a checkpoint folder such as "
-            "…/checkpoint/step-000012"
-        )
+    if Path(path).exists():
+        for name in ("config.json", "tokenizer.json"):
+            if not (Path(path) / name).is_file():
+                raise CheckpointError(
+                    f"{path} holds no {name}: name a checkpoint folder such as "
+                    "…/checkpoint/step-000012"
+                )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
-    except (OSError, ValueError, SafetensorError, RuntimeError, KeyError, EOFError) as error:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+    except _LOADING_ERRORS as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
             f"checkpoint {path} cannot be loaded ({reason}): delete it to fall back to an earlier "
             "one, or name another"
         ) from error
+    # transformers draws missing weights at random and only warns.
+    absent = set(report["missing_keys"]) - set(model.all_tied_weights_keys)
+    if absent:
+        raise CheckpointError(
+            f"checkpoint {path} lacks {len(absent)} weights, {min(absent)} first: it is damaged or "
+            "of another architecture; name another"
+        )
     return model, tokenizer
 
 
@@ -112,14 +137,15 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints in `folder`, ascending; leftovers of a killed save are
-    removed.
-    """
-    if not folder.is_dir():
-        return []
+    """Steps of the complete checkpoints in `folder`, ascending."""
+    names = (path.name for path in folder.glob(f"{_PREFIX}*"))
+    return sorted(int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name)))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed save or deletion left; only for the process that holds the run."""
     for leftover in folder.glob(".partial*"):
         shutil.rmtree(leftover)
-    return sorted(int(path.name.removeprefix(_PREFIX)) for path in folder.glob(f"{_PREFIX}*"))
 
 
 def rotate_checkpoints(folder: Path, keep: int, best: int | None) -> None:

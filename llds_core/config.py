@@ -10,6 +10,7 @@ one mini-batch.
 """
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import types
@@ -274,13 +275,8 @@ def load_experiment(name: str, overrides: Iterable[str] = ()) -> ExperimentConfi
     profile, separator, method = name.partition("/")
     if not separator or not method:
         raise ConfigError(f'experiment "{name}" is not of the form profile/method: try "desk/grpo"')
-    for kind, value, valid in (("profile", profile, profiles()), ("method", method, methods())):
-        if value not in valid:
-            # Whole names, so that the hint can be pasted.
-            nearest = did_you_mean(
-                name, [f"{v}/{method}" if kind == "profile" else f"{profile}/{v}" for v in valid]
-            )
-            raise ConfigError(f'unknown {kind} "{value}" in "{name}": {nearest}')
+    if profile not in profiles() or method not in methods():
+        raise _unknown_experiment(profile, method)
     profile_values = _read_preset("profiles", profile)
     per_method = profile_values.pop("methods", {})
     values: dict[str, Any] = {"profile": profile, "method": method}
@@ -294,6 +290,17 @@ def load_experiment(name: str, overrides: Iterable[str] = ()) -> ExperimentConfi
             raise ConfigError(f'override "{override}" has no "=": write it as section.key=value')
         values = _merge(values, _nest(key.strip(), _parse_yaml(text, key)))
     return ExperimentConfig.from_dict(values)
+
+
+def _unknown_experiment(profile: str, method: str) -> ConfigError:
+    known = {"profile": (profile, profiles()), "method": (method, methods())}
+    kind = "profile" if profile not in profiles() else "method"
+    value, valid = known[kind]
+    near = [difflib.get_close_matches(name, names, n=1) for name, names in known.values()]
+    hint = f'did you mean "{near[0][0]}/{near[1][0]}"? ' if all(near) else ""
+    return ConfigError(
+        f'unknown {kind} "{value}" in "{profile}/{method}": {hint}valid: {", ".join(valid)}'
+    )
 
 
 def _preset_names(kind: str) -> list[str]:
@@ -311,7 +318,7 @@ def _read_preset(kind: str, name: str) -> dict[str, Any]:
 def _parse_yaml(text: str, what: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{what} is not valid YAML ({' '.join(str(error).split())[:120]}): check the value"
         ) from error
@@ -342,12 +349,19 @@ def _build(cls: type, values: Any, path: str) -> Any:
         prefix = f"{path}." if path else ""
         nearest = did_you_mean(str(unknown[0]), hints, prefix=prefix)
         raise ConfigError(f'unknown key "{prefix}{unknown[0]}": {nearest}')
+    missing = [f.name for f in dataclasses.fields(cls) if _is_required(f) and f.name not in values]
+    if missing:
+        raise ConfigError(f'"{missing[0]}" is missing: name the profile and the method')
     return cls(
         **{
             key: _convert(hints[key], value, f"{path}.{key}".lstrip("."))
             for key, value in values.items()
         }
     )
+
+
+def _is_required(f: dataclasses.Field) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def _first_key(cls: type) -> str:
@@ -370,7 +384,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         # YAML 1.1 reads 1e-4 as text; a number is what the user meant.
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(

@@ -57,6 +57,11 @@ def validate(config: "ExperimentConfig") -> None:
             f"{config.policy.key_value_heads} do not divide: hidden_size by heads, heads by "
             "key_value_heads"
         )
+    if config.policy.hidden_size // config.policy.heads % 2:
+        raise ConfigError(
+            f"policy.hidden_size={config.policy.hidden_size} / heads={config.policy.heads} is odd, "
+            "and rotary positions pair numbers up: choose sizes with an even quotient"
+        )
     if config.rollout.max_total_tokens <= config.rollout.max_action_tokens:
         raise ConfigError(
             f"rollout.max_total_tokens={config.rollout.max_total_tokens} leaves no room beside "

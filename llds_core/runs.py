@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -30,8 +31,10 @@ from llds_core.provenance import command_line, git_diff, git_state, hardware, pa
 
 SCHEMA_VERSION = 1
 STATUSES = ("running", "complete", "failed", "interrupted")
+_MANIFEST_KEYS = ("status", "profile", "method", "seed", "config", "config_hash")
 DEFAULT_ROOT = Path("results/runs")
 # Sections and keys that may change when a run is continued.
+_GZIP_MAGIC = b"\x1f\x8b"
 _FREE = {"training.steps", "training.keep_checkpoints", "training.trajectories_per_step"}
 _logger = logging.getLogger("llds_core")
 
@@ -68,7 +71,8 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old or the new file, never a part."""
     with disk_errors(path):
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        text = json.dumps(_finite(value), indent=1, ensure_ascii=False)
+        partial.write_text(text + "\n", "utf-8")
         os.replace(partial, path)
 
 
@@ -80,8 +84,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / "manifest.json"
     try:
-        return json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
+        manifest = json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{path} is not a run directory (no manifest.json): name one under results/runs"
         ) from None
@@ -89,6 +93,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{file} is not JSON ({error}): restore it, or delete the run directory"
         ) from error
+    missing = [
+        key for key in _MANIFEST_KEYS if not isinstance(manifest, dict) or key not in manifest
+    ]
+    if missing:
+        raise DataError(
+            f'{file} is no manifest (no "{missing[0]}"): restore it, or delete the run directory'
+        )
+    return manifest
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -129,16 +141,26 @@ def read_trajectories(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     if not file.exists():
         return rows
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        try:
+    torn = False
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
             rows.extend(json.loads(line) for line in lines)
-        except (EOFError, ValueError):
-            _logger.warning("%s has a torn end: %d trajectories read", file, len(rows))
-        except gzip.BadGzipFile as error:
-            raise DataError(
-                f"{file} is damaged ({error}): delete it; the run continues without it"
-            ) from error
+    except (EOFError, ValueError):
+        torn = True
+    except gzip.BadGzipFile as error:
+        # One byte is all that is left of the next member's header.
+        torn = bool(rows) and file.read_bytes()[-1:] == _GZIP_MAGIC[:1]
+        if not torn:
+            raise _damaged(file, error) from error
+    except zlib.error as error:
+        raise _damaged(file, error) from error
+    if torn:
+        _logger.warning("%s has a torn end: %d trajectories read", file, len(rows))
     return rows
+
+
+def _damaged(file: Path, error: Exception) -> DataError:
+    return DataError(f"{file} is damaged ({error}): delete it; the run continues without it")
 
 
 def is_complete(path: Path, config: ExperimentConfig) -> bool:
@@ -153,7 +175,7 @@ def is_complete(path: Path, config: ExperimentConfig) -> bool:
     manifest = read_manifest(path)
     if manifest.get("status") != "complete":
         return False
-    _check_same(path, ExperimentConfig.from_dict(manifest["config"]), config)
+    _check_same(path, manifest, config)
     rows = read_metrics(path)
     return bool(rows) and rows[-1]["step"] >= config.training.steps
 
@@ -204,21 +226,22 @@ class RunDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        if kind is None:
-            self.update(status="complete", finished=_now(), reason=None)
-        elif issubclass(kind, KeyboardInterrupt):
-            self.update(status="interrupted", finished=_now(), reason="stopped by the user")
-        else:
-            # The disk may be the reason: the error itself must stay the one that is reported.
-            try:
-                self.update(
-                    status="failed", finished=_now(), reason=f"{kind.__name__}: {error}"[:500]
-                )
-            except RunError as second:
-                _logger.error("%s", second)
-        _logger.removeHandler(self._log)
-        self._log.close()
-        self._lock.close()
+        status, reason = "complete", None
+        if kind is not None:
+            stopped = issubclass(kind, KeyboardInterrupt)
+            status = "interrupted" if stopped else "failed"
+            reason = "stopped by the user" if stopped else f"{kind.__name__}: {error}"[:500]
+        try:
+            self.update(status=status, finished=_now(), reason=reason)
+        except RunError as second:
+            # The disk may be what went wrong: the first error must stay the one that is reported.
+            if kind is None:
+                raise
+            _logger.error("%s", second)
+        finally:
+            _logger.removeHandler(self._log)
+            self._log.close()
+            self._lock.close()
 
     def update(self, **values: Any) -> None:
         """Set manifest values and write it."""
@@ -277,7 +300,12 @@ class RunDirectory:
     def _open_manifest(self, config: ExperimentConfig, seed: int) -> dict[str, Any]:
         old = read_manifest(self.path) if (self.path / "manifest.json").exists() else {}
         if old:
-            _check_same(self.path, ExperimentConfig.from_dict(old["config"]), config)
+            _check_same(self.path, old, config)
+            if old["seed"] != seed:
+                raise RunError(
+                    f"{self.path} was made with seed {old['seed']}, now {seed}: choose "
+                    "another folder with --run-root"
+                )
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "status": "running",
@@ -304,8 +332,8 @@ class RunDirectory:
         return manifest
 
 
-def _check_same(path: Path, old: ExperimentConfig, new: ExperimentConfig) -> None:
-    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+def _check_same(path: Path, manifest: Mapping[str, Any], config: ExperimentConfig) -> None:
+    before, after = _flat(manifest["config"]), _flat(config.to_dict())
     changed = [
         key
         for key in after

@@ -33,6 +33,10 @@ class Environment:
         )
 
 
+_WORLDS = {"atlas": build_atlas}
+_RETRIEVERS = {"bm25": BM25Retriever}
+
+
 def build_environment(config: ExperimentConfig) -> Environment:
     """Build world and search engine of `config`."""
     world = build_world(config.world)
@@ -41,7 +45,7 @@ def build_environment(config: ExperimentConfig) -> Environment:
 
 def build_world(config: WorldConfig) -> World:
     """Build the world of `config`; deterministic in its seed."""
-    return build_atlas(
+    return _WORLDS[config.name](
         cities=config.cities,
         countries=config.countries,
         seed=config.seed,
@@ -52,4 +56,4 @@ def build_world(config: WorldConfig) -> World:
 
 def build_retriever(config: RetrievalConfig, world: World) -> BM25Retriever:
     """Index the passages of `world`."""
-    return BM25Retriever(world.passages, title_weight=config.title_weight)
+    return _RETRIEVERS[config.backend](world.passages, title_weight=config.title_weight)

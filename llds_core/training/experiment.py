@@ -17,6 +17,7 @@ from llds_core.checkpoints import (
     checkpoint_path,
     checkpoint_steps,
     read_checkpoint_extra,
+    remove_leftovers,
     rotate_checkpoints,
 )
 from llds_core.config import ExperimentConfig
@@ -74,6 +75,7 @@ def train(
     ) as run:
         torch.set_num_threads(config.training.threads)
         run.update(start_policy=str(warmstart_policy_path(run_root, config)))
+        remove_leftovers(run.checkpoints)
         steps = checkpoint_steps(run.checkpoints)
         resume = checkpoint_path(run.checkpoints, steps[-1]) if steps else None
         done = steps[-1] if steps else 0

@@ -10,8 +10,8 @@ Deltas from TRL, each an override of one method:
   computed on exactly the rows, order and width that are trained on. TRL pads everything to the
   longest trajectory and computes them before it shuffles; a gate that opens at zero would see the
   difference.
-* `_get_per_token_logps_and_entropies`: passes through and keeps what the loss computed, so that the
-  penalty costs no second forward pass.
+* `_get_per_token_logps_and_entropies`: scores policy tokens only (`policy_head`) and keeps what the
+  loss computed, so that the penalty costs no second forward pass.
 * `_compute_loss`: TRL's loss plus weight × penalty. With weight 0 nothing is added.
 * `_clip_grad_norm`: a non-finite gradient or loss skips the update.
 """
@@ -34,6 +34,7 @@ from llds_core.rollout.loop import Rollout
 from llds_core.rollout.masks import pad_right, validate_response_masks
 from llds_core.rollout.protocol import Trajectory
 from llds_core.seeding import torch_generator
+from llds_core.training.policy_head import PolicyHeadOutput, add_policy_head, policy_labels
 from llds_core.training.settings import SearchGRPOConfig
 from llds_core.training.step_metrics import StepMetrics
 
@@ -81,10 +82,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self._rollout = rollout
         self._on_step = on_step
         self._rows: Sequence[dict[str, Any]] = []
-        self._skip_forward = False
         self._micro: dict[str, Any] | None = None
         self._captured: torch.Tensor | None = None
-        self._hidden: torch.Tensor | None = None
         self._loss_is_finite = True
         self.metrics: StepMetrics | None = None
         with warnings.catch_warnings():
@@ -101,7 +100,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
                 callbacks=[_FinishStep(self), *(callbacks or [])],
             )
         self.remove_callback(PrinterCallback)
-        self.model.base_model.register_forward_hook(self._keep_hidden_states)
+        for policy in filter(None, (self.model, self.ref_model)):
+            add_policy_head(policy, temperature=self.temperature)
 
     @property
     def step(self) -> int:
@@ -110,11 +110,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = inputs
-        self._skip_forward = True
-        try:
-            return super()._generate_and_score_completions(inputs)
-        finally:
-            self._skip_forward = False
+        return super()._generate_and_score_completions(inputs)
 
     def _generate(self, prompts: list) -> tuple:
         output = super()._generate(prompts)
@@ -197,62 +193,51 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
 
     @torch.no_grad()
     def _add_log_probabilities(self, micro: dict[str, Any]) -> None:
-        """Old and reference log-probabilities on the rows, order, width and mode that the updates
-        will use.
-        """
-        logprobs, entropies = self._forward(self.model, micro, entropy=True)
+        """Old and reference log-probabilities on the rows, order, width and mode of the updates."""
+        output = self._forward(self.model, micro)
         mask = micro["policy_mask"]
-        micro["old_per_token_logps"] = torch.where(mask.bool(), logprobs, 0.0)
-        micro["old_entropies"] = entropies
-        hidden = self._hidden[:, -mask.shape[1] - 1 : -1]
+        width = mask.shape[1]
+        micro["old_per_token_logps"] = output.log_probs[:, -width:]
+        micro["old_entropies"] = output.entropy[:, -width:]
         # The state that predicts a token stands one position before it.
-        micro["pooled_states"] = (hidden * mask[..., None]).sum(1) / mask.sum(
-            1, keepdim=True
-        ).clamp(min=1)
-        self._hidden = None
+        states = output.last_hidden_state[:, -width - 1 : -1] * mask[..., None]
+        micro["pooled_states"] = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
         if self.beta != 0.0:
-            reference, _ = self._forward(self.ref_model, micro)
-            micro["ref_per_token_logps"] = torch.where(mask.bool(), reference, 0.0)
+            reference = self._forward(self.ref_model, micro)
+            micro["ref_per_token_logps"] = reference.log_probs[:, -width:]
 
-    def _forward(
-        self, model: nn.Module, micro: dict[str, Any], *, entropy: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _forward(self, model: nn.Module, micro: dict[str, Any]) -> PolicyHeadOutput:
+        """Score the policy tokens of a micro-batch; everything else gets log-probability 0.
+
+        TRL exponentiates before it masks: the log-probability of an observation token that has
+        drifted far would turn into inf * 0. At 0 under every policy it cannot.
+        """
         ids = torch.cat([micro["prompt_ids"], micro["completion_ids"]], dim=1)
         attention = torch.cat([micro["prompt_mask"], micro["completion_mask"]], dim=1)
-        logprobs, entropies, _ = self._get_per_token_logps_and_entropies(
-            model, ids, attention, micro["completion_ids"].shape[1], compute_entropy=entropy
-        )
-        return logprobs, entropies
+        labels = policy_labels(ids, micro["policy_mask"])
+        with self.accelerator.autocast():
+            return model(input_ids=ids, attention_mask=attention, policy_labels=labels)
 
     def _get_per_token_logps_and_entropies(
-        self, model: nn.Module, input_ids: torch.Tensor, *args: Any, **kwargs: Any
-    ):
-        if self._skip_forward:
+        self,
+        model: nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        if self._micro is None:
             # TRL's own pass over the padded rollout: `_micro_batches` replaces it.
-            placeholder = torch.zeros(input_ids.shape[0], args[1], device=input_ids.device)
-            return placeholder, None, None
-        result = super()._get_per_token_logps_and_entropies(model, input_ids, *args, **kwargs)
-        if torch.is_grad_enabled():
-            return self._capture(*result)
-        return result
-
-    def _capture(
-        self, logprobs: torch.Tensor, entropies: torch.Tensor, aux_loss: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Keep what the loss is made of, made safe for how TRL goes on.
-
-        TRL exponentiates before it masks: an observation token whose likelihood has drifted far
-        would turn into inf * 0. Old, reference and current log-probabilities are therefore 0 there.
-        It also averages the entropy bonus over a micro-batch; the scale makes that the mini-batch.
-        """
-        self._captured = torch.where(self._micro["policy_mask"].bool(), logprobs, 0.0)
+            shape = (len(input_ids), logits_to_keep)
+            return torch.zeros(shape, device=input_ids.device), None, None
+        output = self._forward(model, self._micro)
+        self._captured = output.log_probs[:, -logits_to_keep:]
+        entropies = output.entropy[:, -logits_to_keep:]
         if self._entropy_bonus_enabled:
+            # TRL averages the bonus over a micro-batch; the scale makes that the mini-batch.
             entropies = entropies * self._micro["entropy_scale"]
-        return self._captured, entropies, aux_loss
-
-    def _keep_hidden_states(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if not torch.is_grad_enabled() and output.last_hidden_state.shape[1] > 1:
-            self._hidden = output.last_hidden_state
+        return self._captured, entropies, None
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         self._micro = inputs
@@ -312,8 +297,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     def finish_step(self) -> None:
         """Measure how the step moved its own trajectories, and hand the step's metrics on."""
         for micro in self._buffered_inputs:
-            self.metrics.add_final_logprobs(micro, self._forward(self.model, micro)[0])
-        self._hidden = None
+            width = micro["policy_mask"].shape[1]
+            final = self._forward(self.model, micro).log_probs[:, -width:]
+            self.metrics.add_final_logprobs(micro, final)
         if self._on_step is not None:
             row = self.metrics.row(updates=self.state.global_step)
             self._on_step(row, self.metrics.trajectories)

@@ -33,6 +33,7 @@ from llds_core.checkpoints import (
     checkpoint_path,
     checkpoint_steps,
     load_policy,
+    remove_leftovers,
     rotate_checkpoints,
 )
 from llds_core.config import ExperimentConfig
@@ -97,6 +98,7 @@ def warmstart(config: ExperimentConfig, run_root: Path, *, progress: bool = True
     with RunDirectory(path, config, config.warmstart.seed) as run:
         torch.set_num_threads(config.warmstart.threads)
         trainer = _build_trainer(config, run, progress=progress)
+        remove_leftovers(run.checkpoints)
         steps = checkpoint_steps(run.checkpoints)
         resume = str(checkpoint_path(run.checkpoints, steps[-1])) if steps else None
         run.truncate(steps[-1] if steps else 0)

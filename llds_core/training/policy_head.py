@@ -1,0 +1,79 @@
+"""Log-probabilities of policy tokens only.
+
+TRL's fused head scores every position of prompt and response where it has no Triton kernel; of a
+search trajectory two thirds are prompt and retrieved text. Here the model's forward, when given
+`policy_labels`, projects nothing but the positions that predict a policy token, with TRL's own
+chunked function. It stays inside `forward`, so that wrappers (DDP, FSDP) see the call.
+"""
+
+import types
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+from trl.kernels import ChunkedLogProbFunction
+
+_IGNORED = -100
+_VOCABULARY_CHUNK = 32768  # TRL's own tile width
+
+
+@dataclass
+class PolicyHeadOutput(ModelOutput):
+    """Per-token values (B, T - 1): position t belongs to the token at t + 1; zero where ignored.
+
+    Attributes:
+        log_probs: log-probability of the labels.
+        entropy: entropy of the next-token distribution, in nats.
+        last_hidden_state: (B, T, D) states of the last layer, detached.
+    """
+
+    log_probs: torch.Tensor | None = None
+    entropy: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+
+
+def policy_labels(input_ids: torch.Tensor, policy_mask: torch.Tensor) -> torch.Tensor:
+    """Labels (B, T) that name the policy tokens of the response, which fills the last columns."""
+    labels = torch.full_like(input_ids, _IGNORED)
+    width = policy_mask.shape[1]
+    labels[:, -width:] = torch.where(policy_mask.bool(), input_ids[:, -width:], _IGNORED)
+    return labels
+
+
+def add_policy_head(model: PreTrainedModel, *, temperature: float = 1.0) -> None:
+    """Teach `model.forward` the argument `policy_labels`; without it nothing changes."""
+    original = model.forward
+
+    def forward(
+        self: PreTrainedModel,
+        *args: object,
+        policy_labels: torch.Tensor | None = None,
+        **kwargs: object,
+    ):
+        if policy_labels is None:
+            return original(*args, **kwargs)
+        states = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+        labels = policy_labels[:, 1:]
+        scored = labels != _IGNORED
+        head = self.get_output_embeddings()
+        log_probs, entropy, *_ = ChunkedLogProbFunction.apply(
+            states[:, :-1][scored],
+            head.weight,
+            head.bias,
+            labels[scored],
+            temperature,
+            _VOCABULARY_CHUNK,
+            None,
+            1.0,
+            ("log_probs", "entropy"),
+        )
+        # `masked_scatter` keeps the graph even when no label is valid.
+        zeros = log_probs.new_zeros(scored.shape)
+        return PolicyHeadOutput(
+            log_probs=zeros.masked_scatter(scored, log_probs),
+            entropy=zeros.masked_scatter(scored, entropy),
+            last_hidden_state=states.detach(),
+        )
+
+    model.forward = types.MethodType(forward, model)
