@@ -33,11 +33,31 @@ def test_the_users_packages_are_all_declared() -> None:
     project = _project()
     declared = [*project["dependencies"], *project["optional-dependencies"]["gpu"]]
     names = {re.match(r"[a-z0-9-]+", requirement)[0] for requirement in declared}
-    wanted = ["jupyterlab", "papermill", "torch", "transformers", "trl", "vllm", "faiss-gpu", "matplotlib", "seaborn"]
+    wanted = [
+        "jupyterlab",
+        "papermill",
+        "torch",
+        "transformers",
+        "trl",
+        "vllm",
+        "faiss-gpu",
+        "matplotlib",
+        "seaborn",
+    ]
     assert set(wanted) <= names
 
 
 def test_mandated_top_level_exists() -> None:
-    wanted = ["notebooks", "llds_core", "environment.yml", "Makefile", "tests", "results", "README.md", "pyproject.toml", "LICENSE"]
+    wanted = [
+        "notebooks",
+        "llds_core",
+        "environment.yml",
+        "Makefile",
+        "tests",
+        "results",
+        "README.md",
+        "pyproject.toml",
+        "LICENSE",
+    ]
     missing = [name for name in [*wanted, ".gitignore", ".ci/run"] if not (ROOT / name).exists()]
     assert missing == []

@@ -155,9 +155,6 @@ def test_error_is_the_one_reported_when_the_disk_fails_too(
         raise ValueError("loss is blue")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="RunDirectory.__exit__: a failing disk replaces the interrupt"
-)
 def test_interrupt_is_the_one_reported_when_the_disk_fails_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,9 +163,6 @@ def test_interrupt_is_the_one_reported_when_the_disk_fails_too(
         raise KeyboardInterrupt
 
 
-@pytest.mark.xfail(
-    strict=True, reason="RunDirectory.__exit__: a failing last write leaks lock and log"
-)
 def test_run_is_closed_when_its_last_write_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +229,6 @@ def test_values_outside_the_run_itself_may_change(tmp_path: Path, override: str)
         assert read_manifest(tmp_path)["config_hash"] == changed.hash()
 
 
-@pytest.mark.xfail(strict=True, reason="_check_same compares configurations but not the seed")
 def test_other_seed_is_refused(tmp_path: Path) -> None:
     with RunDirectory(tmp_path, CONFIG, 0):
         pass
@@ -260,7 +253,6 @@ def test_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
         RunDirectory(tmp_path, CONFIG, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="read_manifest takes any JSON; KeyError or TypeError follow")
 @pytest.mark.parametrize("content", ["[1]", '{"schema_version": 1}'])
 def test_manifest_of_another_form_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content, "utf-8")
@@ -273,9 +265,6 @@ def test_folder_without_a_manifest_is_no_run(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=NotADirectoryError, reason="read_manifest: only FileNotFoundError is caught"
-)
 def test_file_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x", "utf-8")
     with pytest.raises(DataError):
@@ -316,7 +305,6 @@ def test_non_finite_numbers_are_stored_as_null(run: RunDirectory) -> None:
     assert read_metrics(run.path) == [{"step": 1, "a": None, "b": [None, {"c": None}]}]
 
 
-@pytest.mark.xfail(strict=True, reason="write_json writes NaN, which is no JSON")
 def test_non_finite_numbers_in_the_manifest_are_stored_as_null(run: RunDirectory) -> None:
     run.update(best_score=float("nan"))
     assert "NaN" not in (run.path / "manifest.json").read_text("utf-8")
@@ -372,13 +360,6 @@ MEMBERS = [gzip.compress(f'{{"step": {step}, "text": "{"x" * 40}"}}\n'.encode())
     [
         pytest.param(
             kept,
-            marks=[
-                pytest.mark.xfail(
-                    strict=True, reason="read_trajectories: one byte of a header is BadGzipFile"
-                )
-            ]
-            if kept == 1
-            else [],
         )
         for kept in range(len(MEMBERS[1]))
     ],
@@ -397,7 +378,6 @@ def test_file_that_is_no_gzip_is_named(tmp_path: Path) -> None:
     one_line(error)
 
 
-@pytest.mark.xfail(strict=True, reason="read_trajectories: zlib.error is not caught")
 def test_damaged_middle_is_named(tmp_path: Path) -> None:
     content = bytearray(MEMBERS[0] + MEMBERS[1])
     content[10] = 0xFF
@@ -535,11 +515,6 @@ def test_untracked_file_is_no_difference(repository: Path) -> None:
     assert git_state(repository)["git_dirty"] is False
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=UnicodeDecodeError,
-    reason="provenance._git decodes a difference as UTF-8 only",
-)
 def test_difference_in_another_encoding_stops_nothing(repository: Path) -> None:
     (repository / "file.txt").write_bytes(b"th\xe9\n")
     assert git_state(repository)["git_dirty"] is True

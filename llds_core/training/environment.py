@@ -43,14 +43,14 @@ def build_environment(config: ExperimentConfig) -> Environment:
     return Environment(config, world, build_retriever(config.retrieval, world))
 
 
-def build_world(config: WorldConfig) -> World:
-    """Build the world of `config`; deterministic in its seed."""
-    return _WORLDS[config.name](
-        cities=config.cities,
-        countries=config.countries,
-        seed=config.seed,
-        dev_fraction=config.dev_fraction,
-        test_fraction=config.test_fraction,
+def build_world(settings: WorldConfig) -> World:
+    """Build the world of `settings`; deterministic in its seed."""
+    return _WORLDS[settings.name](
+        cities=settings.cities,
+        countries=settings.countries,
+        seed=settings.seed,
+        dev_fraction=settings.dev_fraction,
+        test_fraction=settings.test_fraction,
     )
 
 

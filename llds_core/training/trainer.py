@@ -126,12 +126,13 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         if not self.model.training:
-            return super()._prepare_inputs(generation_batch)
+            raise NotImplementedError("score checkpoints with llds_core.evaluation instead")
         per_rollout = self.args.steps_per_generation * self.num_iterations
         if self._step % per_rollout == 0 or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
             self._buffered_inputs = self._micro_batches(batch)
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+        self._micro = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return self._micro
 
     def _micro_batches(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """Cut a rollout into trimmed micro-batches that carry their old and reference
@@ -227,7 +228,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        if self._micro is None:
+        if not torch.is_grad_enabled():
             # TRL's own pass over the padded rollout: `_micro_batches` replaces it.
             shape = (len(input_ids), logits_to_keep)
             return torch.zeros(shape, device=input_ids.device), None, None
@@ -240,10 +241,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         return self._captured, entropies, None
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        self._micro = inputs
         policy_loss = super()._compute_loss(model, inputs)
         logprobs = self._captured
-        self._micro = self._captured = None
+        self._captured = None
         args = self.args
         with torch.set_grad_enabled(args.llds_weight > 0):
             penalty, penalty_metrics = llds_penalty(

@@ -22,7 +22,7 @@ LAYERS = (
     {"diagnostics"},
     {"training"},
     {"evaluation", "reporting"},
-    {"cli", "reproduce", "bench", "doctor", "__main__"},
+    {"cli", "reproduce", "bench", "bench_baselines", "doctor", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Within a layer, or stricter than the layers.
@@ -107,18 +107,12 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-LONG = {"bench.py"}
-
-
 @pytest.mark.parametrize(
     "path",
     [
         pytest.param(
             path,
             id=name,
-            marks=[pytest.mark.xfail(strict=True, reason="longer than 400 lines")]
-            if name in LONG
-            else [],
         )
         for path, name in zip(MODULES, NAMES, strict=True)
     ],

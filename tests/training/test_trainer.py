@@ -289,10 +289,6 @@ def test_batches_carry_every_trajectory_once_an_epoch_with_its_own_tokens(tmp_pa
         ("loss.aggregate=seq-mean-token-mean", "loss.ratio=sequence"),
         pytest.param(
             ("loss.entropy_weight=0.5",),
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="TRL averages the entropy bonus over each micro-batch",
-            ),
         ),
     ],
 )
@@ -335,10 +331,6 @@ def test_observations_and_padding_get_exactly_no_gradient(tmp_path: Path) -> Non
     assert observed > 50
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="TRL masks observations after exponentiating them, and inf × 0 is NaN",
-)
 @pytest.mark.parametrize("kl", [0.0, 0.1])
 def test_an_impossible_observation_does_not_spoil_the_update(tmp_path: Path, kl: float) -> None:
     """A collapsing policy may find a retrieved token 150 nats less likely: no reason to skip."""
