@@ -9,11 +9,12 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -157,6 +158,29 @@ def rotate_checkpoints(folder: Path, keep: int, best: int | None) -> None:
             doomed = folder / f".partial-delete-{step}"
             os.replace(checkpoint_path(folder, step), doomed)
             shutil.rmtree(doomed)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Check that a run could continue from `path`, without loading it.
+
+    Raises:
+        CheckpointError: when a file is missing or truncated.
+    """
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        file = path / name
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):
+                    continue
+            # torch saves zip archives, whose directory stands at the end.
+            if zipfile.is_zipfile(file):
+                continue
+            reason = "truncated" if file.exists() else "missing"
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:100]
+        raise CheckpointError(
+            f"{file} cannot be read ({reason}): delete {path.name} to resume from an earlier one"
+        )
 
 
 class AtomicCheckpointMixin:

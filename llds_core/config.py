@@ -10,7 +10,6 @@ one mini-batch.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import types
@@ -23,7 +22,7 @@ from typing import Any, Literal
 import yaml
 
 from llds_core.config_checks import validate
-from llds_core.errors import ConfigError, did_you_mean
+from llds_core.errors import ConfigError, closest, did_you_mean
 
 _PRESETS = files("llds_core") / "presets"
 
@@ -296,8 +295,8 @@ def _unknown_experiment(profile: str, method: str) -> ConfigError:
     known = {"profile": (profile, profiles()), "method": (method, methods())}
     kind = "profile" if profile not in profiles() else "method"
     value, valid = known[kind]
-    near = [difflib.get_close_matches(name, names, n=1) for name, names in known.values()]
-    hint = f'did you mean "{near[0][0]}/{near[1][0]}"? ' if all(near) else ""
+    near = [closest(name, names) for name, names in known.values()]
+    hint = f'did you mean "{near[0]}/{near[1]}"? ' if all(near) else ""
     return ConfigError(
         f'unknown {kind} "{value}" in "{profile}/{method}": {hint}valid: {", ".join(valid)}'
     )

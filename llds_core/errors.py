@@ -41,6 +41,12 @@ def did_you_mean(name: str, valid: Iterable[str], *, prefix: str = "") -> str:
     them.
     """
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    nearest = f'did you mean "{prefix}{close[0]}"? ' if close else ""
+    close = closest(name, names)
+    nearest = f'did you mean "{prefix}{close}"? ' if close else ""
     return f"{nearest}valid: {', '.join(names)}"
+
+
+def closest(name: str, valid: Iterable[str]) -> str | None:
+    """Return the valid name most like `name`, None when none is; swapped letters come first."""
+    close = difflib.get_close_matches(name, sorted(valid), n=3, cutoff=0.5)
+    return min(close, key=lambda other: sorted(other) != sorted(name), default=None)

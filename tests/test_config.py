@@ -352,9 +352,7 @@ READS = _reads()
 )
 def test_every_value_is_read_somewhere(section: str, name: str) -> None:
     """As `….section.field`, or as `config.field` where a function is handed its section alone."""
-    owners = {section, "config", "_config"}
-    if (section, name) == ("world", "name"):  # `config.name` is the experiment's
-        owners = {section, "settings"}
+    owners = {section, "config", "_config", "settings"}
     assert any((owner, name) in READS for owner in owners), (
         f"nothing reads {section}.{name}: use it or remove it"
     )

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from llds_core.checkpoints import (
+    check_checkpoint,
     checkpoint_path,
     checkpoint_steps,
     read_checkpoint_extra,
@@ -79,6 +80,8 @@ def train(
         steps = checkpoint_steps(run.checkpoints)
         resume = checkpoint_path(run.checkpoints, steps[-1]) if steps else None
         done = steps[-1] if steps else 0
+        if resume:
+            check_checkpoint(resume)
         run.truncate(done)
         recorder = _Recorder(run, config, done, progress=progress, after_step=after_step)
         trainer = _build_trainer(config, seed, run, run_root, recorder)

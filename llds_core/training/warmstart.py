@@ -30,6 +30,7 @@ from llds_core.checkpoints import (
     AtomicCheckpointMixin,
     build_policy,
     build_tokenizer,
+    check_checkpoint,
     checkpoint_path,
     checkpoint_steps,
     load_policy,
@@ -100,9 +101,11 @@ def warmstart(config: ExperimentConfig, run_root: Path, *, progress: bool = True
         trainer = _build_trainer(config, run, progress=progress)
         remove_leftovers(run.checkpoints)
         steps = checkpoint_steps(run.checkpoints)
-        resume = str(checkpoint_path(run.checkpoints, steps[-1])) if steps else None
+        resume = checkpoint_path(run.checkpoints, steps[-1]) if steps else None
+        if resume:
+            check_checkpoint(resume)
         run.truncate(steps[-1] if steps else 0)
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         trainer.model.save_pretrained(policy)
         trainer.processing_class.save_pretrained(policy)
     return policy

@@ -1,0 +1,167 @@
+"""The command line: one line and exit code 2 for every mistake, nothing lost."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llds_core.cli import build_parser, main
+from llds_core.runs import RunDirectory, read_manifest
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail as a user's mistake; return its only line."""
+    assert main(list(arguments)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "desk/gpro"], "desk/grpo"),
+        (["train", "dsk/grpo"], "desk/grpo"),
+        (["train", "desk"], "profile/method"),
+        (["train", "desk/grpo", "training.step=3"], "training.steps"),
+        (["train", "desk/grpo", "training.steps=many"], "int"),
+        (["train", "desk/grpo", "training.micro_batch_size=5"], "divisor of 16"),
+        (["train", "desk/grpo", "--seed", "x"], "--seed"),
+        (["train", "desk/grpo", "--sed", "1"], "--sed"),
+        (["train", "desk/grpo", "--quiet", "loss.gate=actoin"], "action"),
+        (["warmstart", "dsk"], "desk"),
+        (["doctor", "dsk"], "desk"),
+        (["reproduce", "dsk"], "desk"),
+        (["reproduce", "smoke", "--seeds", "0,x"], "--seeds"),
+        (["reproduce", "smoke", "--arms", "gpro"], "smoke/grpo"),
+        (["trian"], "train"),
+    ],
+)
+def test_mistakes_end_in_one_line_that_names_what_is_valid(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    assert named in mistake(capsys, *arguments)
+
+
+def test_mistake_leaves_exit_code_two_for_the_shell() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "llds_core", "train", "desk/gpro"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and "desk/grpo" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["ask", "evaluate"])
+def test_missing_run_names_the_command_that_makes_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    words = ["smoke/grpo", "which continent is Homs in?"][: 2 if command == "ask" else 1]
+    line = mistake(capsys, command, *words, "--run-root", str(tmp_path))
+    assert "python -m llds_core train smoke/grpo --seed 0" in line
+
+
+def test_empty_question_is_refused(capsys: pytest.CaptureFixture[str], smoke_runs: Path) -> None:
+    assert "empty" in mistake(capsys, "ask", "smoke/grpo", " ", "--run-root", str(smoke_runs))
+
+
+def copied(smoke_runs: Path, target: Path) -> Path:
+    shutil.copytree(smoke_runs, target)
+    return target
+
+
+def test_truncated_checkpoint_is_named(
+    capsys: pytest.CaptureFixture[str], smoke_runs: Path, tmp_path: Path
+) -> None:
+    root = copied(smoke_runs, tmp_path / "runs")
+    weights = root / "smoke/grpo/seed0/checkpoint/step-000003/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    line = mistake(
+        capsys, "ask", "smoke/grpo", "where?", "--checkpoint", "last", "--run-root", str(root)
+    )
+    assert "step-000003" in line
+
+
+def test_resuming_from_a_truncated_checkpoint_names_it_and_loses_nothing(
+    capsys: pytest.CaptureFixture[str], smoke_runs: Path, tmp_path: Path
+) -> None:
+    root = copied(smoke_runs, tmp_path / "runs")
+    run = root / "smoke/grpo/seed0"
+    before = (run / "metrics.jsonl").read_bytes()
+    weights = run / "checkpoint/step-000003/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    words = ["train", "smoke/grpo", "--quiet", "--run-root", str(root), "training.steps=4"]
+    assert "step-000003" in mistake(capsys, *words)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_corrupted_metrics_name_file_and_line(
+    capsys: pytest.CaptureFixture[str], smoke_runs: Path, tmp_path: Path
+) -> None:
+    root = copied(smoke_runs, tmp_path / "runs")
+    file = root / "smoke/grpo/seed0/metrics.jsonl"
+    lines = file.read_text("utf-8").splitlines()
+    file.write_text("\n".join(["{broken", *lines[1:]]) + "\n", "utf-8")
+    words = ["train", "smoke/grpo", "--quiet", "--run-root", str(root)]
+    assert f"{file}:1" in mistake(capsys, *words)
+
+
+def test_run_in_use_is_refused(
+    capsys: pytest.CaptureFixture[str], smoke_runs: Path, tmp_path: Path
+) -> None:
+    from llds_core.config import load_experiment
+
+    root = copied(smoke_runs, tmp_path / "runs")
+    config = load_experiment("smoke/grpo", ["training.steps=4"])
+    path = root / "smoke/grpo/seed0"
+    with RunDirectory(path, config, 0):
+        words = ["train", "smoke/grpo", "--quiet", "--run-root", str(root), "training.steps=4"]
+        assert "in use by process" in mistake(capsys, *words)
+        assert read_manifest(path)["status"] == "running"
+
+
+def test_run_root_that_is_a_file_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    words = ["train", "smoke/grpo", "--quiet", "--run-root", str(tmp_path / "file")]
+    assert "--run-root" in mistake(capsys, *words)
+
+
+def test_ask_shows_policy_and_observations(
+    capsys: pytest.CaptureFixture[str], smoke_runs: Path
+) -> None:
+    assert (
+        main(["ask", "smoke/grpo", "Which country is Homs in?", "--run-root", str(smoke_runs)]) == 0
+    )
+    shown = capsys.readouterr().out
+    assert "Which country is Homs in?" in shown and "written by the policy" in shown
+
+
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [
+        "doctor",
+        "warmstart",
+        "train",
+        "evaluate",
+        "ask",
+        "report",
+        "reproduce",
+        "publish",
+        "bench",
+    ]
+    for command in commands:
+        with pytest.raises(SystemExit) as stopped:
+            build_parser().parse_args([command, "--help"])
+        assert stopped.value.code == 0
+        assert "usage: python -m llds_core " + command in capsys.readouterr().out
+
+
+def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "commands:" in capsys.readouterr().out
