@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from llds_core.config import PolicyConfig
-from llds_core.errors import CheckpointError
+from llds_core.errors import CheckpointError, RunError
 from llds_core.seeding import child_seed
 
 # A bar per file of weights says nothing about a training run.
@@ -210,6 +210,13 @@ class AtomicCheckpointMixin:
         try:
             super()._save_checkpoint(model, trial)
             written = self._saving_to / f"checkpoint-{self.state.global_step}"
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # A full disk speaks through whichever library was writing.
+            reason = " ".join(str(error).split())[:120]
+            raise RunError(
+                f"checkpoint of step {step} cannot be written to {folder} ({reason}): free space "
+                "and issue the same command again; earlier checkpoints are intact"
+            ) from error
         finally:
             self._saving_to = None
         if self.args.should_save:

@@ -287,6 +287,10 @@ def load_experiment(name: str, overrides: Iterable[str] = ()) -> ExperimentConfi
         key, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f'override "{override}" has no "=": write it as section.key=value')
+        if key.strip() in ("profile", "method"):
+            raise ConfigError(
+                f'override "{override}" changes what is run: name the experiment as profile/method'
+            )
         values = _merge(values, _nest(key.strip(), _parse_yaml(text, key)))
     return ExperimentConfig.from_dict(values)
 

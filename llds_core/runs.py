@@ -329,6 +329,8 @@ class RunDirectory:
             (self.path / "config.yaml").write_text(config.to_yaml(), "utf-8")
             if diff := git_diff():
                 (self.path / "code.diff").write_text(diff, "utf-8")
+            else:
+                (self.path / "code.diff").unlink(missing_ok=True)
         return manifest
 
 

@@ -1,5 +1,6 @@
 """The command line: one line and exit code 2 for every mistake, nothing lost."""
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llds_core.checkpoints import checkpoint_steps
 from llds_core.cli import build_parser, main
 from llds_core.runs import RunDirectory, read_manifest
 
@@ -31,6 +33,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["train", "desk/grpo", "--seed", "x"], "--seed"),
         (["train", "desk/grpo", "--sed", "1"], "--sed"),
         (["train", "desk/grpo", "--quiet", "loss.gate=actoin"], "action"),
+        (["train", "desk/grpo", "method=../../x"], "profile/method"),
         (["warmstart", "dsk"], "desk"),
         (["doctor", "dsk"], "desk"),
         (["reproduce", "dsk"], "desk"),
@@ -123,6 +126,28 @@ def test_run_in_use_is_refused(
         words = ["train", "smoke/grpo", "--quiet", "--run-root", str(root), "training.steps=4"]
         assert "in use by process" in mistake(capsys, *words)
         assert read_manifest(path)["status"] == "running"
+
+
+def test_full_disk_while_saving_keeps_what_was_written(
+    capsys: pytest.CaptureFixture[str],
+    smoke_runs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers import Trainer
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    root = copied(smoke_runs, tmp_path / "runs")
+    run = root / "smoke/grpo/seed0"
+    before = (run / "metrics.jsonl").read_text("utf-8")
+    monkeypatch.setattr(Trainer, "save_model", full)
+    words = ["train", "smoke/grpo", "--quiet", "--run-root", str(root), "training.steps=4"]
+    assert "No space left" in mistake(capsys, *words)
+    assert (run / "metrics.jsonl").read_text("utf-8").startswith(before)
+    assert checkpoint_steps(run / "checkpoint")[-1] == 3
+    assert read_manifest(run)["status"] == "failed"
 
 
 def test_run_root_that_is_a_file_is_refused(
