@@ -1,0 +1,234 @@
+"""Gradients, masks, non-finite updates and arguments of the trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recorded import run
+from scripted import (
+    TOKENIZER,
+    build,
+    largest_difference,
+    policy,
+    settings,
+    trajectories,
+    weights,
+)
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+
+from llds_core.errors import ConfigError, TrainingDivergedError
+from llds_core.rollout.loop import Rollout
+from llds_core.training.trainer import SearchGRPOTrainer
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("loss.aggregate=seq-mean-token-mean", "loss.gate=response"),
+        ("loss.aggregate=constant", "loss.normalizer=all", "loss.gate=token"),
+        ("loss.aggregate=seq-mean-token-mean", "loss.ratio=sequence"),
+        pytest.param(
+            ("loss.entropy_weight=0.5",),
+        ),
+    ],
+)
+def test_micro_batch_size_does_not_change_the_gradient(
+    tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    found = {}
+    for size in (1, 2, 8):
+        args = settings(
+            tmp_path / str(size),
+            *overrides,
+            "loss.llds_weight=1.0",
+            "training.steps=1",
+            f"training.micro_batch_size={size}",
+            method="llds-action",
+        )
+        found[size] = run(args).gradients
+        assert len(found[size]) == 4
+    assert max(g.abs().max().item() for g in found[1][0].values()) > 1e-3
+    for size in (2, 8):
+        for one, other in zip(found[1], found[size], strict=True):
+            assert largest_difference(one, other) < 1e-6
+
+
+def test_every_parameter_moves(tmp_path: Path) -> None:
+    before = weights(policy())
+    after = weights(run(settings(tmp_path, "training.steps=1", method="llds-action")).model)
+    assert [n for n in before if torch.equal(before[n], after[n])] == []
+
+
+def test_observations_and_padding_get_exactly_no_gradient(tmp_path: Path) -> None:
+    trainer = run(
+        settings(tmp_path, "training.steps=2", "loss.kl_weight=0.1", method="llds-action")
+    )
+    observed = 0
+    for record in trainer.records:
+        mask = (record["inputs"]["tool_mask"] * record["inputs"]["completion_mask"]).bool()
+        assert record["gradient"][~mask].abs().sum() == 0.0
+        observed += int((~mask).sum())
+    assert observed > 50
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_an_impossible_observation_does_not_spoil_the_update(tmp_path: Path, kl: float) -> None:
+    """A collapsing policy may find a retrieved token 150 nats less likely: no reason to skip."""
+
+    rows: list[dict[str, Any]] = []
+    trainer = build(
+        settings(tmp_path, f"loss.kl_weight={kl}", "training.steps=1", method="llds-action"),
+        on_step=lambda row, made: rows.append(row),
+    )
+    original = GRPOTrainer._get_per_token_logps_and_entropies
+
+    def drifted(self: Any, model: Any, ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple:
+        logps, *rest = original(self, model, ids, *args, **kwargs)
+        if torch.is_grad_enabled() and self.state.global_step > 0:
+            tail = ids[:, -logps.shape[1] :]
+            observed = torch.zeros_like(tail, dtype=torch.bool)
+            for one in trajectories(1):
+                for row in range(len(tail)):
+                    if tail[row, : len(one.completion_ids)].tolist() == one.completion_ids:
+                        span = torch.tensor(one.response_mask) == 0
+                        observed[row, : len(span)] = span
+            # Down for the divergence, up for the ratio.
+            shift = 150.0 if kl == 0 else -150.0
+            logps = torch.where(observed, logps + shift, logps)
+        return (logps, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", drifted)
+        trainer.train()
+    assert rows[0]["nonfinite_updates"] == 0
+
+
+def test_first_update_sees_the_old_policy_bit_for_bit(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    trainer = run(
+        settings(tmp_path, "training.steps=3", "loss.kl_weight=0.02", method="llds-action"),
+        on_step=lambda row, made: rows.append(row),
+    )
+    assert [row["gated_fraction_first"] for row in rows] == [0.0, 0.0, 0.0]
+    assert all(row["gated_fraction"] > 0 for row in rows)
+    for record in trainer.records:
+        if record["update"] % trainer.updates_per_step == 0:
+            assert torch.equal(record["logprobs"], record["inputs"]["old_per_token_logps"])
+
+
+def test_reference_divergence_is_zero_in_the_first_rollout_only(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    args = settings(tmp_path, "training.steps=2", "loss.kl_weight=0.02")
+    run(args, on_step=lambda row, made: rows.append(row))
+    assert rows[0]["kl"] == 0.0
+    assert rows[1]["kl"] > 0.0
+
+
+class Snapshots(TrainerCallback):
+    """Weights and Adam state after every update, and before the first."""
+
+    def __init__(self) -> None:
+        self.states: list[tuple[dict, dict]] = []
+
+    def _take(self, model: Any, optimizer: Any) -> None:
+        moments = {}
+        for index, parameter in enumerate(model.parameters()):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                moments[f"{index}.{key}"] = torch.as_tensor(value).clone()
+        self.states.append((weights(model), moments))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._take(kwargs["model"], kwargs["optimizer"])
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._take(kwargs["model"], kwargs["optimizer"])
+
+
+def poison(trainer: SearchGRPOTrainer, where: str, updates: set[int]) -> None:
+    """Make loss or gradient non-finite in `updates` (counted from 0)."""
+
+    def now() -> bool:
+        return torch.is_grad_enabled() and trainer.state.global_step in updates
+
+    if where == "gradient":
+        parameter = next(trainer.model.parameters())
+        parameter.register_hook(
+            lambda g: g * float("inf") if trainer.state.global_step in updates else None
+        )
+    else:
+        value = float("nan")
+        head = trainer.model.base_model.norm
+        head.register_forward_hook(lambda m, a, out: out * value if now() else None)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("update", [0, 2])
+def test_non_finite_update_changes_neither_weights_nor_moments(
+    tmp_path: Path, where: str, update: int
+) -> None:
+    rows: list[dict[str, Any]] = []
+    snapshots = Snapshots()
+    trainer = build(
+        settings(tmp_path, "training.steps=2", method="llds-action"),
+        callbacks=[snapshots],
+        on_step=lambda row, made: rows.append(row),
+    )
+    poison(trainer, where, {update})
+    trainer.train()
+    assert len(snapshots.states) == 9
+    for index in range(8):
+        before, after = snapshots.states[index], snapshots.states[index + 1]
+        same_weights = largest_difference(before[0], after[0]) == 0.0
+        same_moments = before[1].keys() == after[1].keys() and all(
+            torch.equal(before[1][key], after[1][key]) for key in before[1]
+        )
+        assert same_weights == same_moments == (index == update)
+    assert [row["nonfinite_updates"] for row in rows] == [1, 0]
+    assert all(torch.isfinite(value).all() for value in weights(trainer.model).values())
+    assert trainer.nonfinite_in_a_row == 0
+
+
+def test_too_many_non_finite_updates_in_a_row_end_the_run(tmp_path: Path) -> None:
+    args = settings(tmp_path, "training.steps=3", "training.max_nonfinite_updates=5")
+    trainer = build(args)
+    poison(trainer, "loss", set(range(2, 100)))
+    with pytest.raises(TrainingDivergedError, match="5 updates in a row at step 2"):
+        trainer.train()
+
+
+def test_scattered_non_finite_updates_do_not_end_the_run(tmp_path: Path) -> None:
+    trainer = build(settings(tmp_path, "training.steps=2", "training.max_nonfinite_updates=2"))
+    poison(trainer, "gradient", {0, 2, 4, 6})
+    trainer.train()
+    assert trainer.state.global_step == 8
+
+
+def test_settings_that_could_never_act_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="updates_per_rollout"):
+        settings(
+            tmp_path, "training.updates_per_rollout=1", "training.epochs=1", method="llds-action"
+        )
+
+
+def test_rollout_without_a_mask_is_refused(tmp_path: Path) -> None:
+    def unmasked(rows: Any, model: Any, step: int) -> Rollout:
+        made = trajectories(step)
+        made[3].response_mask = made[3].response_mask[:-1]
+        return Rollout(made, 0.1, 0.0)
+
+    with pytest.raises(ValueError, match="env_mask of trajectory 3"):
+        build(settings(tmp_path, "training.steps=1"), rollout=unmasked).train()
+
+
+def test_training_moves_no_global_random_stream_it_does_not_own(tmp_path: Path) -> None:
+    results = []
+    for seed in (1, 2):
+        trainer = build(settings(tmp_path / str(seed), "training.steps=1"))
+        torch.manual_seed(seed)
+        trainer.train()
+        results.append(weights(trainer.model))
+    assert largest_difference(*results) == 0.0
+    assert len(TOKENIZER) <= 300
