@@ -131,10 +131,11 @@ def read_published(folder: Path) -> list[Run]:
 def update_readme(readme: Path, published: Path = PUBLISHED) -> str:
     """Return the text of `readme` with every results block generated from `published`."""
     text = readme.read_text("utf-8")
-    return _BLOCK.sub(lambda block: block[1] + _block(published / block[2]) + block[3], text)
+    return _BLOCK.sub(lambda block: block[1] + _block(published, block[2]) + block[3], text)
 
 
-def _block(folder: Path) -> str:
+def _block(published: Path, name: str) -> str:
+    folder = published / name
     runs = read_published(folder)
     table = pd.read_csv(folder / "runs.csv")
     steps = {f"{run.method}-seed{run.seed}": run for run in runs}
@@ -147,12 +148,13 @@ def _block(folder: Path) -> str:
         run = steps[f"{row.method}-seed{row.seed}"]
         start = run.metrics["reward"].iloc[0]
         collapse = f"step {row.collapse_step:.0f}" if row.collapsed else "no"
+        link = (PUBLISHED / name / f"{row.method}-seed{row.seed}.json").as_posix()
         heldout = "not run" if pd.isna(row.heldout_em) else f"{row.heldout_em:.3f}"
         lines.append(
             f"| {method_label(row.method)} | {row.seed} | {row.steps} | {start:.2f} "
             f"| {row.best_reward:.2f} | {row.final_reward:.2f} | {collapse} | {heldout} "
             f"| {row.minutes:.1f} | "
-            f"[`{run.fingerprint}`]({folder.as_posix()}/{row.method}-seed{row.seed}.json) |"
+            f"[`{run.fingerprint}`]({link}) |"
         )
     for method, group in table.groupby("method", sort=False):
         lines.append(

@@ -72,13 +72,6 @@ def load_run(path: Path) -> Run:
         DataError: when it is no run directory, or its manifest or metrics are damaged.
     """
     manifest = read_manifest(path)
-    missing = [
-        key for key in ("profile", "method", "seed", "status", "config_hash") if key not in manifest
-    ]
-    if missing:
-        raise DataError(
-            f'{path / "manifest.json"} has no "{missing[0]}": restore it, or delete the run'
-        )
     table = pd.DataFrame(read_metrics(path))
     others = [name for name in table.columns if name not in METRICS]
     table = table.reindex(columns=[*METRICS, *others])

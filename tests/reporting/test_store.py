@@ -64,7 +64,7 @@ def test_a_run_without_steps_is_an_empty_table(smoke_runs, tmp_path):
 def test_an_incomplete_manifest_is_refused(smoke_runs, tmp_path):
     path = copied(smoke_runs, tmp_path)
     (path / "manifest.json").write_text('{"profile": "smoke"}')
-    with pytest.raises(DataError, match='no "method"'):
+    with pytest.raises(DataError, match='no "status"'):
         load_run(path)
 
 

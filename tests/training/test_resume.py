@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -306,7 +307,8 @@ def test_stored_tokenizer_is_the_one_the_warm_start_was_trained_with(
     model, loaded = load_policy(tmp_path)
     assert loaded.encode(text) == trained.encode(text)
     assert max(loaded.encode(text)) < model.config.vocab_size
-    assert loaded.decode(loaded.encode(text)) == text
+    # Qwen2's tokenizer composes accents.
+    assert loaded.decode(loaded.encode(text)) == unicodedata.normalize("NFC", text)
 
 
 def test_diverged_run_ends_failed_with_its_last_checkpoint_intact(
