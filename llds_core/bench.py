@@ -35,7 +35,11 @@ from llds_core.runs import disk_errors
 from llds_core.seeding import torch_generator
 from llds_core.training.environment import Environment, build_environment
 from llds_core.training.settings import SearchGRPOConfig, search_grpo_config
-from llds_core.training.trainer import SearchGRPOTrainer
+from llds_core.training.trainer import (
+    SearchGRPOTrainer,
+    rollout_columns,
+    trajectory_reward,
+)
 from llds_core.training.warmstart import warmstart_policy_path
 from llds_core.worlds.prompts import prompt_text
 
@@ -250,10 +254,10 @@ def _update_speed(
             trainer = _UntrimmedTrainer(
                 model=model,
                 args=settings(0.0),
-                reward_funcs=[_reward],
+                reward_funcs=[trajectory_reward],
                 train_dataset=_prompts(config),
                 processing_class=tokenizer,
-                rollout_func=lambda prompts, owner: _trl_rollout(rollout),
+                rollout_func=lambda prompts, owner: rollout_columns(rollout.trajectories),
             )
         return _train_seconds(trainer)
 
@@ -338,21 +342,6 @@ def _prompts(config: ExperimentConfig) -> Dataset:
     return Dataset.from_dict(
         {"prompt": [str(i) for i in range(config.rollout.prompts_per_rollout)]}
     )
-
-
-def _trl_rollout(rollout: Rollout) -> dict[str, list]:
-    made = rollout.trajectories
-    return {
-        "prompt_ids": [t.prompt_ids for t in made],
-        "completion_ids": [t.completion_ids for t in made],
-        "logprobs": [t.sampler_logprobs for t in made],
-        "env_mask": [t.response_mask for t in made],
-        "trajectory_reward": [t.reward for t in made],
-    }
-
-
-def _reward(trajectory_reward: list[float], **kwargs: Any) -> list[float]:
-    return trajectory_reward
 
 
 def _cell(value: Any) -> str:

@@ -3,9 +3,14 @@ skipped.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from llds_core.runs import RunDirectory
 
 # Before torch is imported anywhere: no test reaches a model hub, and threads are the
 # configuration's business.
@@ -27,6 +32,17 @@ def smoke_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for method in SMOKE_METHODS:
         train(load_experiment(f"smoke/{method}"), 0, root, progress=False)
     return root
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator["RunDirectory"]:
+    """An empty run directory, open for writing."""
+    from run_helpers import CONFIG
+
+    from llds_core.runs import RunDirectory
+
+    with RunDirectory(tmp_path / "run", CONFIG, 0, command="again") as opened:
+        yield opened
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,38 +1,18 @@
 """Metrics and trajectories of a run: reading, tearing, truncating."""
 
-import errno
 import gzip
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from run_helpers import no_space, one_line
 
 from llds_core import runs
-from llds_core.config import load_experiment
 from llds_core.errors import DataError, RunError
 from llds_core.runs import (
     RunDirectory,
     read_metrics,
     read_trajectories,
 )
-
-CONFIG = load_experiment("smoke/grpo")
-
-
-def no_space(*args: object, **kwargs: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def one_line(error: pytest.ExceptionInfo) -> str:
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[RunDirectory]:
-    with RunDirectory(tmp_path / "run", CONFIG, 0, command="again") as opened:
-        yield opened
-
 
 # Metrics
 

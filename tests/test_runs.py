@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from run_helpers import CONFIG, no_space, one_line
 
 from llds_core import runs
 from llds_core.config import load_experiment
@@ -22,24 +23,6 @@ from llds_core.runs import (
     run_path,
     write_json,
 )
-
-CONFIG = load_experiment("smoke/grpo")
-
-
-def no_space(*args: object, **kwargs: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def one_line(error: pytest.ExceptionInfo) -> str:
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[RunDirectory]:
-    with RunDirectory(tmp_path / "run", CONFIG, 0, command="again") as opened:
-        yield opened
-
 
 # The lock
 

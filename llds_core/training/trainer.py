@@ -92,7 +92,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
             super().__init__(
                 model=model,
-                reward_funcs=[_trajectory_reward],
+                reward_funcs=[trajectory_reward],
                 args=args,
                 train_dataset=train_dataset,
                 processing_class=processing_class,
@@ -326,7 +326,11 @@ class _FinishStep(TrainerCallback):
 
 def _search_rollout(prompts: list[str], trainer: SearchGRPOTrainer) -> dict[str, list]:
     """TRL's `rollout_func`: trajectories as token lists, with the mask of policy tokens."""
-    trajectories = trainer.collect().trajectories
+    return rollout_columns(trainer.collect().trajectories)
+
+
+def rollout_columns(trajectories: Sequence[Trajectory]) -> dict[str, list]:
+    """What TRL's `rollout_func` returns, one entry per trajectory and column."""
     return {
         "prompt_ids": [t.prompt_ids for t in trajectories],
         "completion_ids": [t.completion_ids for t in trajectories],
@@ -336,7 +340,7 @@ def _search_rollout(prompts: list[str], trainer: SearchGRPOTrainer) -> dict[str,
     }
 
 
-def _trajectory_reward(trajectory_reward: list[float], **kwargs: Any) -> list[float]:
+def trajectory_reward(trajectory_reward: list[float], **kwargs: Any) -> list[float]:
     """TRL's reward function: the reward the rollout has already set."""
     return trajectory_reward
 
