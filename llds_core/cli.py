@@ -6,12 +6,12 @@ imported by the commands.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llds_core.config import load_experiment, methods, profiles
+from llds_core import commands
+from llds_core.config import methods, profiles
 from llds_core.errors import ConfigError, LLDSError
 from llds_core.runs import DEFAULT_ROOT
 
@@ -48,14 +48,14 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(title="commands", metavar="<command>")
+    subcommands = parser.add_subparsers(title="commands", metavar="<command>")
 
     def command(name: str, function, summary: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=summary, description=summary)
+        added = subcommands.add_parser(name, help=summary, description=summary)
         added.set_defaults(run=function, command=name)
         return added
 
-    doctor = command("doctor", _doctor, "check that this machine can run a profile")
+    doctor = command("doctor", commands.doctor, "check that this machine can run a profile")
     doctor.add_argument(
         "profile", nargs="?", default="desk", help=f"one of: {', '.join(profiles())}"
     )
@@ -65,17 +65,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     warm = command(
-        "warmstart", _warmstart, "train the policy that all runs of a profile start from"
+        "warmstart", commands.warmstart, "train the policy that all runs of a profile start from"
     )
     warm.add_argument("profile", help=f"one of: {', '.join(profiles())}")
     _add_common(warm)
 
-    train = command("train", _train, "train one experiment; the same command resumes it")
+    train = command("train", commands.train, "train one experiment; the same command resumes it")
     _add_experiment(train)
     train.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
+    train.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="then score the best and the last checkpoint on test questions",
+    )
     _add_common(train)
 
-    evaluate = command("evaluate", _evaluate, "score a checkpoint on held-out questions")
+    evaluate = command("evaluate", commands.evaluate, "score a checkpoint on held-out questions")
     _add_experiment(evaluate)
     evaluate.add_argument(
         "--seed", type=int, default=0, help="seed of the run to score (default: 0)"
@@ -86,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_checkpoint(evaluate)
     _add_common(evaluate)
 
-    ask = command("ask", _ask, "show a trained agent think, search and answer")
+    ask = command("ask", commands.ask, "show a trained agent think, search and answer")
     ask.add_argument("experiment", help="<profile>/<method>, e.g. desk/llds-action")
     ask.add_argument("question", help="the question, in quotes")
     ask.add_argument("--seed", type=int, default=0, help="seed of the run to ask (default: 0)")
@@ -95,14 +100,23 @@ def build_parser() -> argparse.ArgumentParser:
     _add_common(ask)
 
     report = command(
-        "report", _report, "run the notebooks and write figures, tables and the index of a profile"
+        "report",
+        commands.report,
+        "run the notebooks and write figures, tables and the index of a profile",
     )
     report.add_argument("profile", help=f"one of: {', '.join(profiles())}")
+    report.add_argument(
+        "--published",
+        action="store_true",
+        help="redraw results/published from the runs stored there, without training",
+    )
     _add_arms(report)
     _add_common(report)
 
     reproduce = command(
-        "reproduce", _reproduce, "the main job: checks, start policy, all runs, notebooks, figures"
+        "reproduce",
+        commands.reproduce,
+        "the main job: checks, start policy, all runs, notebooks, figures",
     )
     reproduce.add_argument(
         "profile", nargs="?", default="desk", help=f"one of: {', '.join(profiles())}"
@@ -110,13 +124,46 @@ def build_parser() -> argparse.ArgumentParser:
     _add_arms(reproduce)
     _add_common(reproduce)
 
-    publish = command("publish", _publish, "copy runs into results/published and update the README")
+    mechanism = command(
+        "mechanism",
+        commands.mechanism,
+        "measure why likelihood falls, on the checkpoints of stored runs",
+    )
+    mechanism.add_argument("profile", help=f"one of: {', '.join(profiles())}")
+    mechanism.add_argument("--seed", type=int, default=0, help="seed of the runs (default: 0)")
+    mechanism.add_argument(
+        "--arms", type=_parts, default=["grpo", "llds-action"], help="methods to measure"
+    )
+    mechanism.add_argument(
+        "--questions", type=int, default=50, help="first training questions (default: 50)"
+    )
+    mechanism.add_argument("--last-step", type=int, default=None, help="leave out later steps")
+    mechanism.add_argument(
+        "--smollm2", action="store_true", help="score scripted searches with SmolLM2-135M as well"
+    )
+    mechanism.add_argument("--publish", action="store_true", help="copy into results/published")
+    _add_common(mechanism)
+
+    study = command(
+        "study", commands.study, "run what is left of a study and publish each run as it ends"
+    )
+    study.add_argument("study", help="name of a study, e.g. desk, or a YAML file")
+    study.add_argument("--arms", type=_parts, default=None, help="arms or groups (default: all)")
+    study.add_argument("--seeds", type=_seeds, default=None, help="restrict to these seeds")
+    study.add_argument("--status", action="store_true", help="show the queue and run nothing")
+    study.add_argument(
+        "--minutes", type=float, default=None, help="start no further run after this time"
+    )
+    _add_common(study)
+
+    publish = command(
+        "publish", commands.publish, "copy runs into results/published and update the README"
+    )
     publish.add_argument("profile", help=f"one of: {', '.join(profiles())}")
-    publish.add_argument("name", help="name of the published set, e.g. quickstart")
     _add_arms(publish)
     _add_common(publish)
 
-    bench = command("bench", _bench, "measure speed against named baselines, side by side")
+    bench = command("bench", commands.bench, "measure speed against named baselines, side by side")
     bench.add_argument(
         "--profile", default="desk", help=f"one of: {', '.join(profiles())} (default: desk)"
     )
@@ -197,8 +244,12 @@ def _seeds(text: str) -> list[int]:
         ) from None
 
 
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _names(text: str) -> list[str]:
-    names = [part.strip() for part in text.split(",") if part.strip()]
+    names = _parts(text)
     return methods() if names == ["all"] else names
 
 
@@ -208,118 +259,3 @@ def _same_command(arguments: Sequence[str] | None) -> str:
     return shlex.join(
         ["python", "-m", "llds_core", *(sys.argv[1:] if arguments is None else arguments)]
     )
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from llds_core.doctor import examine
-
-    findings = examine(options.profile, options.run_root)
-    if options.json:
-        print(json.dumps([finding.to_dict() for finding in findings], indent=1))
-    else:
-        for finding in findings:
-            print(finding.line())
-    return int(any(finding.status == "fail" for finding in findings))
-
-
-def _warmstart(options: argparse.Namespace) -> None:
-    from llds_core.training.warmstart import warmstart
-
-    path = warmstart(
-        load_experiment(f"{options.profile}/grpo"), options.run_root, progress=not options.quiet
-    )
-    print(f"start policy: {path}")
-
-
-def _train(options: argparse.Namespace) -> None:
-    from llds_core.training.experiment import train
-
-    config = load_experiment(options.experiment, options.overrides)
-    path = train(
-        config,
-        options.seed,
-        options.run_root,
-        overrides=options.overrides,
-        progress=not options.quiet,
-    )
-    print(f"run: {path}")
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from llds_core.evaluation import evaluate_run
-
-    config = load_experiment(options.experiment, options.overrides)
-    path = evaluate_run(
-        config,
-        options.seed,
-        options.run_root,
-        overrides=options.overrides,
-        checkpoint=options.checkpoint,
-        split=options.split,
-        progress=not options.quiet,
-    )
-    print(path.read_text("utf-8"))
-
-
-def _ask(options: argparse.Namespace) -> None:
-    from llds_core.evaluation import ask
-    from llds_core.reporting.trajectories import to_ansi
-
-    trajectory = ask(
-        load_experiment(options.experiment),
-        options.question,
-        options.seed,
-        options.run_root,
-        checkpoint=options.checkpoint,
-        temperature=options.temperature,
-    )
-    print(to_ansi(trajectory, color=sys.stdout.isatty()))
-
-
-def _report(options: argparse.Namespace) -> None:
-    from llds_core.reporting.notebooks import report
-
-    report(
-        options.profile,
-        options.seeds,
-        options.run_root,
-        options.out_dir,
-        methods=options.arms,
-        progress=not options.quiet,
-    )
-
-
-def _reproduce(options: argparse.Namespace) -> None:
-    from llds_core.reproduce import reproduce
-
-    reproduce(
-        options.profile,
-        options.seeds,
-        options.run_root,
-        arms=options.arms,
-        out_dir=options.out_dir,
-        progress=not options.quiet,
-    )
-
-
-def _publish(options: argparse.Namespace) -> None:
-    from llds_core.reporting.published import publish, update_readme
-
-    out_dir = options.out_dir or Path("results") / options.profile
-    folder = publish(
-        options.run_root,
-        options.profile,
-        options.arms,
-        options.seeds,
-        options.name,
-        figures=out_dir / "figures",
-    )
-    readme = Path("README.md")
-    readme.write_text(update_readme(readme), "utf-8")
-    print(f"published: {folder}")
-
-
-def _bench(options: argparse.Namespace) -> None:
-    from llds_core.bench import bench
-
-    bench(options.profile, options.run_root, options.out, progress=not options.quiet)

@@ -1,12 +1,10 @@
 """One frozen `ExperimentConfig` owns every value a user can set.
 
 A configuration is a profile (sizes: policy, world, hardware) with a method (objective) laid over it
-and dotted
-overrides on top: `load_experiment("desk/llds-action", ["training.learning_rate=1e-4"])`. Everything
-    is validated
-once, at construction; an unknown key names its nearest valid neighbour. Sizes are derived here and
-nowhere else: a *step* is one rollout and all of its updates, an *update* is one optimizer step on
-one mini-batch.
+and dotted overrides on top: `load_experiment("desk/llds-action", ["training.learning_rate=1e-4"])`.
+Everything is validated once, at construction; an unknown key names its nearest valid neighbour.
+Sizes are derived here and nowhere else: a *step* is one rollout and all of its updates, an *update*
+is one optimizer step on one mini-batch.
 """
 
 import dataclasses
@@ -22,167 +20,21 @@ from typing import Any, Literal
 import yaml
 
 from llds_core.config_checks import validate
+from llds_core.config_sections import (
+    DiagnosticsConfig,
+    EvaluationConfig,
+    LossConfig,
+    PolicyConfig,
+    RetrievalConfig,
+    RewardConfig,
+    RolloutConfig,
+    TrainingConfig,
+    WarmstartConfig,
+    WorldConfig,
+)
 from llds_core.errors import ConfigError, closest, did_you_mean
 
 _PRESETS = files("llds_core") / "presets"
-
-
-@dataclass(frozen=True)
-class WorldConfig:
-    """The world of facts: passages and questions."""
-
-    name: Literal["atlas"] = "atlas"
-    seed: int = 0
-    cities: int | None = 1200
-    """Number of most populous cities; null takes all of them."""
-    countries: Literal["all", "cities"] = "all"
-    """Every country, or those of the chosen cities only."""
-    dev_fraction: float = 0.1
-    test_fraction: float = 0.1
-
-
-@dataclass(frozen=True)
-class RetrievalConfig:
-    """The search engine behind `<search>`."""
-
-    backend: Literal["bm25"] = "bm25"
-    top_k: int = 3
-    title_weight: int = 2
-    failure_rate: float = 0.0
-    """Share of training searches that return unrelated passages, in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """The policy network: a Qwen2 architecture made here, or `path` to load one."""
-
-    path: str | None = None
-    """Checkpoint folder or hub id; null builds the architecture below and warm-starts it."""
-    vocab_size: int = 3000
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    layers: int = 4
-    heads: int = 4
-    key_value_heads: int = 2
-    initializer_range: float = 0.02
-    """Standard deviation of the initial weights; small models train faster from larger ones."""
-
-
-@dataclass(frozen=True)
-class WarmstartConfig:
-    """Supervised training on scripted search traces that turns a random policy into one that can
-    search.
-    """
-
-    seed: int = 0
-    steps: int = 800
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    warmup_steps: int = 50
-    weight_decay: float = 0.01
-    observation_weight: float = 0.2
-    """Loss weight of retrieved tokens relative to policy tokens, in [0, 1]."""
-    early_answer_rate: float = 0.35
-    """Share of two-hop traces that stop after one search and guess."""
-    wrong_answer_rate: float = 0.17
-    """Share of the other traces that end in a wrong answer of the right kind."""
-    failure_rate: float = 0.2
-    """Share of scripted searches that return unrelated passages."""
-    retry_rate: float = 0.5
-    """Share of failed scripted searches that are repeated; after the others the trace guesses."""
-    save_every: int = 200
-    threads: int = 2
-
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    """The Search-R1 rollout: batch, turns, lengths and sampling."""
-
-    prompts_per_rollout: int = 16
-    group_size: int = 8
-    max_searches: int = 3
-    max_action_tokens: int = 48
-    max_observation_tokens: int = 160
-    max_total_tokens: int = 640
-    """Prompt and response together."""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    prompt: Literal["short", "search-r1"] = "short"
-
-
-@dataclass(frozen=True)
-class RewardConfig:
-    """The outcome reward."""
-
-    kind: Literal["em", "f1", "format"] = "em"
-    structure: float = 0.2
-    """Format reward only: credit for a valid sequence of blocks."""
-    final: float = 0.1
-    """Format reward only: credit for an answer in an invalid sequence."""
-    retrieval: float = 0.0
-    """Format reward only: credit when a gold answer was retrieved."""
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """The objective: clipped surrogate, KL, entropy bonus and the LLDS penalty."""
-
-    advantage_std: Literal["group", "batch", "none"] = "group"
-    aggregate: Literal["token-mean", "token-mean-micro", "seq-mean-token-mean", "constant"] = (
-        "token-mean"
-    )
-    ratio: Literal["token", "sequence"] = "token"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    kl_weight: float = 0.001
-    entropy_weight: float = 0.0
-    llds_weight: float = 0.0
-    gate: Literal["action", "response", "token"] = "action"
-    normalizer: Literal["preserved", "all"] = "preserved"
-    preserve: Literal["nonnegative", "positive"] = "nonnegative"
-    gate_threshold: float = 0.0
-    answer_weight: float = 1.0
-    answer_ramp: Literal["none", "paper", "code"] = "none"
-    """LLDS-MA: how the answer weight follows the mean number of searches."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Optimisation, checkpoints and limits."""
-
-    steps: int = 24
-    """Rollouts, each followed by `updates_per_rollout` optimizer steps."""
-    updates_per_rollout: int = 32
-    epochs: int = 4
-    """Passes over each rollout; the updates are divided evenly among them."""
-    micro_batch_size: int = 16
-    learning_rate: float = 2e-4
-    warmup_steps: int = 1
-    """Linear warm-up in steps (rollouts), then constant."""
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    save_every: int = 4
-    """Steps between checkpoints."""
-    keep_checkpoints: int = 2
-    """Latest checkpoints kept beside the best one."""
-    max_nonfinite_updates: int = 5
-    """Non-finite updates in a row after which the run stops as failed."""
-    trajectories_per_step: int = 4
-    """Full trajectories stored per step."""
-    threads: int = 1
-    """CPU threads of torch. They change floating-point bits, so they belong to the run."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Held-out evaluation."""
-
-    questions: int | None = 200
-    """Questions per split, spread evenly over the kinds; null takes all."""
-    batch_size: int = 100
-    samples: int = 1
-    """Sampled trajectories per question beside the greedy one; 0 for greedy only."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +55,7 @@ class ExperimentConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:

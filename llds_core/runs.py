@@ -14,6 +14,7 @@ holds none.
 
 import fcntl
 import gzip
+import hashlib
 import json
 import logging
 import os
@@ -30,12 +31,19 @@ from llds_core.errors import DataError, RunError
 from llds_core.provenance import command_line, git_diff, git_state, hardware, package_versions
 
 SCHEMA_VERSION = 1
-STATUSES = ("running", "complete", "failed", "interrupted")
+STATUSES = ("running", "complete", "collapsed", "failed", "interrupted")
+FINAL = ("complete", "collapsed", "failed")
 _MANIFEST_KEYS = ("status", "profile", "method", "seed", "config", "config_hash")
 DEFAULT_ROOT = Path("results/runs")
-# Sections and keys that may change when a run is continued.
+_LONGEST_SUFFIX = 150  # file systems allow names of 255 bytes
 _GZIP_MAGIC = b"\x1f\x8b"
-_FREE = {"training.steps", "training.keep_checkpoints", "training.trajectories_per_step"}
+# Keys that may change when a run is continued.
+_FREE = {
+    "training.steps",
+    "training.keep_checkpoints",
+    "training.trajectories_per_step",
+    "diagnostics.stop_after_collapse",
+}
 _logger = logging.getLogger("llds_core")
 
 
@@ -51,6 +59,9 @@ def run_path(
         if override.split("=")[0].strip() not in _FREE
     )
     suffix = "".join(f"+{re.sub(r'[^A-Za-z0-9._=-]', '_', override)}" for override in named)
+    if len(suffix) > _LONGEST_SUFFIX:
+        digest = hashlib.sha256(suffix.encode()).hexdigest()[:12]
+        suffix = f"{suffix[:_LONGEST_SUFFIX]}-{digest}"
     return root / config.profile / f"{config.method}{suffix}" / f"seed{seed}"
 
 
@@ -164,7 +175,8 @@ def _damaged(file: Path, error: Exception) -> DataError:
 
 
 def is_complete(path: Path, config: ExperimentConfig) -> bool:
-    """Whether `path` holds all steps of `config`; its checkpoints may be gone.
+    """Whether `path` holds all steps of `config`, or ended early because it collapsed; its
+    checkpoints may be gone.
 
     Raises:
         RunError: when it is complete, but was made with another configuration.
@@ -173,9 +185,12 @@ def is_complete(path: Path, config: ExperimentConfig) -> bool:
     if not (path / "manifest.json").exists():
         return False
     manifest = read_manifest(path)
-    if manifest.get("status") != "complete":
+    status = manifest.get("status")
+    if status not in ("complete", "collapsed"):
         return False
     _check_same(path, manifest, config)
+    if status == "collapsed" and config.diagnostics.stop_after_collapse:
+        return True
     rows = read_metrics(path)
     return bool(rows) and rows[-1]["step"] >= config.training.steps
 
@@ -193,6 +208,9 @@ class RunDirectory:
     Raises:
         RunError: when another process holds it, it cannot be written, or it holds another
             experiment.
+
+    Attributes:
+        collapsed: set to end the run with status `collapsed` instead of `complete`.
     """
 
     def __init__(
@@ -200,6 +218,7 @@ class RunDirectory:
     ) -> None:
         self.path = path
         self.command = command or command_line()
+        self.collapsed = False
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / "lock").open("a+", encoding="utf-8")
@@ -226,7 +245,7 @@ class RunDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        status, reason = "complete", None
+        status, reason = ("collapsed" if self.collapsed else "complete"), None
         if kind is not None:
             stopped = issubclass(kind, KeyboardInterrupt)
             status = "interrupted" if stopped else "failed"

@@ -4,7 +4,7 @@
 
 Unbiased for KL(policy || reference) on tokens sampled from the policy; its gradient as a loss is
 not that of the KL. The official code clamps k3 to ±10, so that the tokens that drifted furthest
-feel nothing; here it is not clamped.
+feel nothing; without the clamp they feel an exponential pull. `clamp` chooses.
 """
 
 import torch
@@ -17,6 +17,8 @@ def kl_k3(
     logprobs_BT: torch.Tensor,
     ref_logprobs_BT: torch.Tensor,
     response_mask_BT: torch.Tensor | None = None,
+    *,
+    clamp: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return k3 per token, to be reduced with `aggregate` under the response mask.
 
@@ -26,9 +28,10 @@ def kl_k3(
         response_mask_BT: (B, T), 1 on policy tokens. Elsewhere values are then 0 and
             log-probabilities never read, which matters where they are infinite or NaN: `aggregate`
             alone drops such a value, but not its gradient.
+        clamp: largest value, positive; beyond it the gradient is 0. None does not clamp.
 
     Returns:
-        (B, T) values in nats, not clamped, in at least float32; and the token means `k1`
+        (B, T) values in nats, in at least float32; and the token means `k1`
         (logprob - ref), `k2` (half its square) and `k3`.
 
     Raises:
@@ -42,6 +45,24 @@ def kl_k3(
     difference = torch.where(mask, upcast(ref_logprobs_BT).detach() - upcast(logprobs_BT), 0.0)
     # expm1 keeps the small values that exp(d) - 1 would round away.
     values = torch.expm1(difference) - difference
+    if clamp is not None:
+        values = values.clamp(max=clamp)
     k1 = -difference.detach()
     means = {"k1": k1, "k2": 0.5 * k1**2, "k3": values.detach()}
     return values, {name: aggregate(value, mask, "token-mean") for name, value in means.items()}
+
+
+def clamped_reference(
+    logprobs_BT: torch.Tensor, ref_logprobs_BT: torch.Tensor, clamp: float
+) -> torch.Tensor:
+    """Reference log-probabilities (B, T) under which unclamped k3 has the gradient of clamped k3.
+
+    Where k3 exceeds `clamp` they are those of the policy: value and gradient are then 0, where
+    `kl_k3(..., clamp=clamp)` has the value `clamp` and the gradient 0. For code that computes k3
+    itself, such as TRL's.
+
+    Raises:
+        ValueError: for unequal shapes.
+    """
+    values, _ = kl_k3(logprobs_BT.detach(), ref_logprobs_BT)
+    return torch.where(values > clamp, logprobs_BT.detach(), ref_logprobs_BT)

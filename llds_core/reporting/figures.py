@@ -4,7 +4,7 @@ Nothing here measures anything: curves come from `Run.metrics`, phases from `dia
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -52,7 +52,6 @@ METRIC_LABELS = {
     "valid_searches": "valid searches per trajectory",
     "invalid_actions": "invalid actions per trajectory",
 }
-_OTHER_COLOUR = "#555555"
 _PHASE_SHADES = {
     "stagnation": "#FFFFFF",
     "decay": "#FAF3DF",
@@ -64,8 +63,12 @@ _SEEDS_FOR_INTERVAL = 3
 
 
 def method_label(method: str) -> str:
-    """How a method is called in figures and text."""
-    return METHOD_LABELS.get(method, method)
+    """How a method, or an arm of a study, is called in figures and text."""
+    if method in METHOD_LABELS:
+        return METHOD_LABELS[method]
+    family, _, rest = method.partition("-")
+    names = {"grpo": "GRPO", "llds": "LLDS"}
+    return f"{names[family]}, {rest.replace('-', ' ')}" if rest and family in names else method
 
 
 def metric_label(metric: str) -> str:
@@ -87,7 +90,7 @@ def curves_data(runs: Sequence[Run], panels: Sequence[str]) -> pd.DataFrame:
         pd.DataFrame(
             {
                 "profile": run.profile,
-                "method": run.method,
+                "method": run.arm,
                 "seed": run.seed,
                 "step": run.metrics["step"],
                 "metric": panel,
@@ -132,13 +135,14 @@ def curves_figure(runs: Sequence[Run], panels: Sequence[str], *, window: int = W
         size = (width * columns, height * rows + legends)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        colours = _colours(list(dict.fromkeys(run.arm for run in runs)))
         collapses = [(run, collapse_step(_by_step(run, "reward"), window)) for run in runs]
         for axes, panel in zip(grid, panels, strict=False):
             _shade(axes, phases)
-            _draw(axes, data[data["metric"] == panel])
+            _draw(axes, data[data["metric"] == panel], colours)
             for run, step in collapses:
                 if step is not None:
-                    axes.axvline(step, color=_colour(run.method), linestyle=":", linewidth=1.5)
+                    axes.axvline(step, color=colours[run.arm], linestyle=":", linewidth=1.5)
             axes.set_xlabel("step")
             axes.set_ylabel(_axis_label(panel))
             axes.set_xlim(data["step"].min() - 0.5, data["step"].max() + 0.5)
@@ -149,7 +153,7 @@ def curves_figure(runs: Sequence[Run], panels: Sequence[str], *, window: int = W
             axes.set_visible(False)
         figure.align_ylabels()
         collapsed = any(step is not None for _, step in collapses)
-        _legend(figure, list(dict.fromkeys(run.method for run in runs)), collapsed=collapsed)
+        _legend(figure, colours, collapsed=collapsed)
         _phase_legend(figure, shaded, phases)
     return figure
 
@@ -185,8 +189,12 @@ def save_figure(
     return paths
 
 
-def _colour(method: str) -> str:
-    return METHOD_COLOURS.get(method, _OTHER_COLOUR)
+def _colours(arms: Sequence[str]) -> dict[str, str]:
+    """Methods keep their colour; other arms share a scale in the order they are given."""
+    others = [arm for arm in arms if arm not in METHOD_COLOURS]
+    scale = sns.color_palette("viridis_r", len(others)).as_hex()
+    chosen = METHOD_COLOURS | dict(zip(others, scale, strict=True))
+    return {arm: chosen[arm] for arm in arms}
 
 
 def _by_step(run: Run, metric: str) -> pd.Series:
@@ -194,16 +202,18 @@ def _by_step(run: Run, metric: str) -> pd.Series:
 
 
 def _shaded_run(runs: Sequence[Run]) -> Run:
-    return next((run for run in runs if run.method == BASELINE), runs[0])
+    return next((run for run in runs if run.arm == BASELINE), runs[0])
 
 
-def _draw(axes: Axes, data: pd.DataFrame) -> None:
+def _draw(axes: Axes, data: pd.DataFrame, colours: Mapping[str, str]) -> None:
     short = data["step"].nunique() <= 40
     for method, group in data.groupby("method", sort=False):
         table = group.pivot(index="step", columns="seed", values="value")
-        colour = _colour(str(method))
+        colour = colours[str(method)]
         for seed in table.columns:
             axes.plot(table.index, table[seed], color=colour, linewidth=0.8, alpha=0.45)
+        # Beyond the end of the shortest run the mean would be that of the survivors.
+        table = table.loc[: min(table[seed].last_valid_index() or 0 for seed in table.columns)]
         mean = table.mean(axis=1)
         marker = {"marker": "o", "markersize": 3} if short else {}
         axes.plot(mean.index, mean, color=colour, linewidth=2.2, **marker)
@@ -231,10 +241,10 @@ def _shade(axes: Axes, phases: Sequence[Phase]) -> None:
         axes.axvspan(*span, color=_PHASE_SHADES[phase.name], linewidth=0, zorder=0)
 
 
-def _legend(figure: Figure, methods: Sequence[str], *, collapsed: bool) -> None:
+def _legend(figure: Figure, colours: Mapping[str, str], *, collapsed: bool) -> None:
     handles = [
-        Line2D([], [], color=_colour(method), linewidth=2.2, label=method_label(method))
-        for method in methods
+        Line2D([], [], color=colour, linewidth=2.2, label=method_label(arm))
+        for arm, colour in colours.items()
     ]
     if collapsed:
         handles.append(Line2D([], [], color="#555555", linestyle=":", label="collapse onset"))
@@ -250,7 +260,7 @@ def _phase_legend(figure: Figure, run: Run, phases: Sequence[Phase]) -> None:
     ]
     figure.legend(
         handles=patches,
-        title=f"background: phases of {method_label(run.method)}, seed {run.seed}",
+        title=f"background: phases of {method_label(run.arm)}, seed {run.seed}",
         loc="outside lower center",
         ncols=len(patches),
         frameon=False,

@@ -5,6 +5,7 @@ whatever kernels the machine has installed. Beside the executed copy lies its HT
 names every artefact with its notebook and the runs it came from.
 """
 
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,15 @@ from jupyter_client.manager import AsyncKernelManager
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, DataError, RunError, did_you_mean
-from llds_core.reporting.store import Run, load_runs
+from llds_core.reporting.published import update_readme, write_claims, write_runs_table
+from llds_core.reporting.store import PUBLISHED, Run, is_published, load_runs, read_published
 from llds_core.runs import disk_errors, write_json
 
 NOTEBOOKS = Path("notebooks")
 _MARKER = NOTEBOOKS / "00_quickstart.ipynb"
+MAIN_ARMS = ("grpo", "llds-action")
+# They talk to trained policies, which are not published.
+_NEED_POLICIES = ("00_quickstart.ipynb",)
 # Without ipywidgets a progress bar is a line of text, which is all it has to be.
 warnings.filterwarnings("ignore", message="IProgress not found")
 _KINDS = {".png": "figure", ".pdf": "figure", ".csv": "data", ".ipynb": "notebook", ".html": "page"}
@@ -80,6 +85,8 @@ def report(
         load_experiment(f"{profile}/{method}")
     folder = _short(project_path(notebooks_dir))
     sources = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if is_published(project_path(run_root), profile):
+        sources = [source for source in sources if source.name not in _NEED_POLICIES]
     if not sources:
         raise ConfigError(
             f"{folder} holds no notebook NN_topic.ipynb: run this in the project's folder"
@@ -101,10 +108,41 @@ def report(
         after = _snapshot(target)
         made[source.name] = [path for path in after if before.get(path) != after[path]]
     index = target / "index.json"
-    runs = load_runs(run_root, profile, methods, seeds)
+    runs = load_runs(project_path(run_root), profile, methods, seeds)
     artefacts = _artefacts(made, target, runs)
     write_json(index, {"profile": profile, "artefacts": artefacts, "runs": _described(runs)})
     return index
+
+
+def report_published(profile: str, published: Path = PUBLISHED, *, progress: bool = True) -> Path:
+    """Redraw what is published from the runs stored there: tables, claims, figures, README.
+
+    Returns:
+        The published folder of the profile.
+
+    Raises:
+        DataError: when nothing is published.
+        RunError: when a notebook fails or a folder cannot be written.
+    """
+    root = project_path(published)
+    runs = read_published(profile, root)
+    write_runs_table(root, profile)
+    write_claims(root, profile)
+    arms = {run.arm for run in runs}
+    main = [arm for arm in MAIN_ARMS if arm in arms]
+    seeds = sorted({run.seed for run in runs if run.arm in main})
+    out_dir = Path("results") / profile / "published"
+    report(profile, seeds, root, out_dir, methods=main, progress=progress)
+    target = root / profile / "figures"
+    with disk_errors(target):
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for file in sorted((project_path(out_dir) / "figures").iterdir()):
+            if file.suffix in (".png", ".csv"):
+                shutil.copy(file, target / file.name)
+        readme = project_path("README.md")
+        readme.write_text(update_readme(readme, root), "utf-8")
+    return root / profile
 
 
 def run_notebook(
@@ -185,7 +223,7 @@ def _artefacts(
     made: Mapping[str, Sequence[Path]], root: Path, runs: Sequence[Run]
 ) -> list[dict[str, Any]]:
     """Every file by notebook. A table names its runs, and so speaks for the files it drew."""
-    by_key = {(run.profile, run.method, run.seed): str(run.path) for run in runs}
+    by_key = {(run.profile, run.arm, run.seed): str(run.path) for run in runs}
     entries = []
     for notebook, paths in made.items():
         tables = {

@@ -1,37 +1,83 @@
 """Published results: small copies of runs that git keeps, and the numbers the README quotes from
 them.
 
-    results/published/<profile>/<set>/
+    results/published/<profile>/
         runs.csv                       one row a run
-        <method>-seed<k>.csv.gz        its metrics, one row a step
-        <method>-seed<k>.json          its manifest
-        <figure>.png, <figure>.csv     drawn from them
+        runs/<arm>-seed<k>.csv.gz      its metrics, one row a step
+        runs/<arm>-seed<k>.json        its manifest, with the held-out evaluation
 
-A number in the README stands between two markers and is generated from here; a test holds both
-equal.
+An arm is a setting of a study: a method, or a method with overrides. A number in the README stands
+between two markers and is generated from here; a test holds both equal.
 """
 
 import gzip
-import io
-import json
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from llds_core.diagnostics.phases import WINDOW, collapse_step, decline_step, detect_phases
+from llds_core.diagnostics.phases import collapse_step, decline_step, detect_phases
 from llds_core.errors import DataError
-from llds_core.reporting.figures import method_label
-from llds_core.reporting.store import Run, load_runs
-from llds_core.runs import disk_errors, write_json
+from llds_core.reporting.claims import claims_markdown, evaluate_claims
+from llds_core.reporting.store import PUBLISHED, Run, load_runs, read_published
+from llds_core.runs import FINAL, disk_errors, write_json
 
-PUBLISHED = Path("results/published")
+RUN_COLUMNS = (
+    "profile",
+    "method",
+    "seed",
+    "steps",
+    "updates",
+    "collapsed",
+    "collapse_step",
+    "loglik_decline_step",
+    "reward_decline_step",
+    "best_reward",
+    "final_reward",
+    "heldout_em",
+    "minutes",
+    "status",
+    "first_reward",
+    "last_heldout_em",
+    "config_hash",
+)
 # What a reader of another machine has no use for.
 _LOCAL_KEYS = ("command", "start_policy")
-_BLOCK = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- results: (\S+)/(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def publish_run(run: Run, arm: str | None = None, published: Path = PUBLISHED) -> Path:
+    """Copy one run, as the seed of an arm.
+
+    Args:
+        run: a finished run.
+        arm: name of the arm; None for the method's name.
+        published: root of all published results.
+
+    Returns:
+        The manifest written.
+
+    Raises:
+        DataError: when the run is not finished.
+        RunError: when the folder cannot be written.
+    """
+    if run.status not in FINAL:
+        raise DataError(f"{run.path} is {run.status}: finish it before publishing")
+    folder = published / run.profile / "runs"
+    stem = f"{arm or run.method}-seed{run.seed}"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        table = run.metrics.to_csv(index=False, float_format="%.6g").encode()
+        # A fixed time stamp: the same run gives the same bytes.
+        (folder / f"{stem}.csv.gz").write_bytes(gzip.compress(table, mtime=0))
+        kept = {key: value for key, value in run.manifest.items() if key not in _LOCAL_KEYS}
+        kept |= {"arm": arm or run.method, "evaluation": run.evaluation}
+        write_json(folder / f"{stem}.json", kept)
+    return folder / f"{stem}.json"
 
 
 def publish(
@@ -39,133 +85,159 @@ def publish(
     profile: str,
     methods: Sequence[str],
     seeds: Sequence[int],
-    name: str,
     *,
-    figures: Path | None = None,
     published: Path = PUBLISHED,
 ) -> Path:
-    """Copy runs into `results/published/<profile>/<name>`.
-
-    Args:
-        run_root: folder of all runs.
-        profile: name of a profile.
-        methods: methods to publish.
-        seeds: seeds of every method.
-        name: name of the set, e.g. `quickstart`.
-        figures: folder whose PNG and CSV files go along.
-        published: root of all published results.
+    """Copy runs of plain methods and write `runs.csv` anew.
 
     Returns:
-        The folder written.
+        The path of `runs.csv`.
 
     Raises:
         DataError: when a run is missing or not finished.
         RunError: when the folder cannot be written.
     """
-    runs = load_runs(run_root, profile, methods, seeds)
-    for run in runs:
-        if run.status not in ("complete", "failed"):
-            raise DataError(f"{run.path} is {run.status}: finish it before publishing")
-    folder = published / profile / name
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for run in runs:
-            stem = f"{run.method}-seed{run.seed}"
-            table = run.metrics.to_csv(index=False, float_format="%.6g").encode()
-            # A fixed time stamp: the same run gives the same bytes.
-            (folder / f"{stem}.csv.gz").write_bytes(gzip.compress(table, mtime=0))
-            kept = {key: value for key, value in run.manifest.items() if key not in _LOCAL_KEYS}
-            write_json(folder / f"{stem}.json", kept)
-        pd.DataFrame([run_row(run) for run in runs]).to_csv(folder / "runs.csv", index=False)
-        for file in sorted(figures.iterdir()) if figures else []:
-            if file.suffix in (".png", ".csv"):
-                shutil.copy(file, folder / file.name)
-    return folder
+    for run in load_runs(run_root, profile, methods, seeds):
+        publish_run(run, published=published)
+    return write_runs_table(published, profile)
+
+
+def write_runs_table(published: Path, profile: str) -> Path:
+    """Write `runs.csv` from all published runs of a profile; return its path."""
+    path = published / profile / "runs.csv"
+    rows = [run_row(run) for run in read_published(profile, published)]
+    with disk_errors(path):
+        pd.DataFrame(rows, columns=RUN_COLUMNS).to_csv(path, index=False)
+    return path
 
 
 def run_row(run: Run) -> dict[str, Any]:
-    """One run as a row: the columns of `runs.csv`.
+    """One run as a row of `runs.csv`; `method` is the name of its arm.
 
     `heldout_em` is the greedy exact match of the best checkpoint on test questions without injected
-    search failures, empty when it was not evaluated.
+    search failures, `last_heldout_em` that of the last; empty when not evaluated. Rewards are means
+    over the run's window.
     """
     metrics = run.metrics.set_index("step")
     reward = metrics["reward"]
-    phases = detect_phases(run.metrics)
-    collapse = collapse_step(reward)
-    windowed = reward.rolling(WINDOW).mean()
+    phases = detect_phases(run.metrics, window=run.window)
+    collapse = collapse_step(reward, run.window)
+    windowed = reward.rolling(run.window).mean()
     seconds = metrics["rollout_seconds"].sum() + metrics["update_seconds"].sum()
     return {
         "profile": run.profile,
-        "method": run.method,
+        "method": run.arm,
         "seed": run.seed,
         "steps": len(metrics),
         "updates": int(metrics["updates"].iloc[-1]),
         "collapsed": collapse is not None,
         "collapse_step": collapse,
         "loglik_decline_step": next((p.first for p in phases if p.name == "decay"), None),
-        "reward_decline_step": decline_step(reward),
+        "reward_decline_step": decline_step(reward, run.window),
         "best_reward": round(float(windowed.max()), 4),
         "final_reward": round(float(windowed.iloc[-1]), 4),
-        "heldout_em": _heldout(run),
+        "heldout_em": heldout(run, "best"),
         "minutes": round(seconds / 60, 2),
+        "status": run.status,
+        "first_reward": round(float(windowed.dropna().iloc[0]), 4)
+        if windowed.notna().any()
+        else None,
+        "last_heldout_em": heldout(run, "last"),
+        "config_hash": run.manifest["config_hash"],
     }
 
 
-def read_published(folder: Path) -> list[Run]:
-    """Read the runs of a published set.
+def heldout(
+    run: Run, checkpoint: str = "best", mode: str = "greedy", kind: str = "all"
+) -> float | None:
+    """Exact match on test questions, None when it was not measured."""
+    results = run.evaluation.get(checkpoint)
+    if not results or kind not in results["results"].get(mode, {}):
+        return None
+    return round(results["results"][mode][kind]["em"], 4)
+
+
+def write_claims(published: Path, profile: str) -> Path:
+    """Write `claims.csv` from the published runs and mechanism tables; return its path."""
+    runs = read_published(profile, published)
+    window = runs[0].window
+    if any(run.window != window for run in runs):
+        raise DataError(f"published runs of {profile} differ in diagnostics.window: publish again")
+    scores = {(run.arm, run.seed): heldout(run) for run in runs}
+    table = evaluate_claims(
+        runs,
+        published_mechanism(published, profile),
+        window=window,
+        heldout={key: score for key, score in scores.items() if score is not None},
+    )
+    path = published / profile / "claims.csv"
+    with disk_errors(path):
+        table.to_csv(path, index=False, float_format="%.4g")
+    return path
+
+
+def published_mechanism(published: Path, profile: str) -> dict[str, pd.DataFrame]:
+    """Mechanism tables of all published seeds; empty when there are none."""
+    folders = sorted((published / profile).glob("mechanism-seed*"))
+    tables: dict[str, list[pd.DataFrame]] = {}
+    for folder in folders:
+        for file in sorted(folder.glob("*.csv")):
+            tables.setdefault(file.stem, []).append(pd.read_csv(file))
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+
+
+def publish_mechanism(run_root: Path, profile: str, seed: int, published: Path = PUBLISHED) -> Path:
+    """Copy the mechanism tables of a seed; return the folder.
 
     Raises:
-        DataError: when the folder holds no published run.
+        DataError: when they were not measured.
     """
-    runs = []
-    for manifest in sorted(folder.glob("*.json")):
-        table = gzip.decompress(manifest.with_suffix(".csv.gz").read_bytes())
-        metrics = pd.read_csv(io.BytesIO(table))
-        runs.append(Run(folder, json.loads(manifest.read_text("utf-8")), metrics))
-    if not runs:
-        raise DataError(f"{folder} holds no published run: publish one first")
-    return runs
+    name = f"mechanism-seed{seed}"
+    source, target = run_root / profile / name, published / profile / name
+    if not (source / "manifest.json").exists():
+        raise DataError(f"no tables in {source}: run python -m llds_core mechanism {profile}")
+    with disk_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+        for file in sorted(source.iterdir()):
+            if file.suffix in (".csv", ".json"):
+                shutil.copy(file, target / file.name)
+    return target
 
 
 def update_readme(readme: Path, published: Path = PUBLISHED) -> str:
     """Return the text of `readme` with every results block generated from `published`."""
     text = readme.read_text("utf-8")
-    return _BLOCK.sub(lambda block: block[1] + _block(published, block[2]) + block[3], text)
+    return _BLOCK.sub(
+        lambda block: block[1] + _BLOCKS[block[3]](published, block[2]) + block[4], text
+    )
 
 
-def _block(published: Path, name: str) -> str:
-    folder = published / name
-    runs = read_published(folder)
-    table = pd.read_csv(folder / "runs.csv")
-    steps = {f"{run.method}-seed{run.seed}": run for run in runs}
+def arms_table(table: pd.DataFrame) -> str:
+    """Markdown of `runs.csv`, one row an arm: how many seeds collapsed, rewards, held-out score."""
     lines = [
-        "| method | seed | steps | start | best reward | final reward | collapse | held-out EM | "
-        "minutes | run |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| arm | seeds | steps | collapsed | collapse step | start | best reward | final reward | "
+        "held-out EM |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in table.itertuples():
-        run = steps[f"{row.method}-seed{row.seed}"]
-        start = run.metrics["reward"].iloc[0]
-        collapse = f"step {row.collapse_step:.0f}" if row.collapsed else "no"
-        link = (PUBLISHED / name / f"{row.method}-seed{row.seed}.json").as_posix()
-        heldout = "not run" if pd.isna(row.heldout_em) else f"{row.heldout_em:.3f}"
+    for arm, group in table.groupby("method", sort=False):
+        steps = group.collapse_step.dropna()
+        when = "–" if steps.empty else f"{steps.median():.0f} (median)"
+        heldout_em = group.heldout_em.dropna()
         lines.append(
-            f"| {method_label(row.method)} | {row.seed} | {row.steps} | {start:.2f} "
-            f"| {row.best_reward:.2f} | {row.final_reward:.2f} | {collapse} | {heldout} "
-            f"| {row.minutes:.1f} | "
-            f"[`{run.fingerprint}`]({link}) |"
-        )
-    for method, group in table.groupby("method", sort=False):
-        lines.append(
-            f"\n{method_label(method)} collapsed {int(group.collapsed.sum())} of {len(group)} seeds"
-            f" within {group.steps.max()} steps."
+            f"| {arm} | {len(group)} | {group.steps.max()} | {int(group.collapsed.sum())} of "
+            f"{len(group)} | {when} | {group.first_reward.mean():.2f} | "
+            f"{group.best_reward.mean():.2f} | {group.final_reward.mean():.2f} | "
+            f"{'not run' if heldout_em.empty else f'{np.mean(heldout_em):.3f}'} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _heldout(run: Run) -> float | None:
-    file = run.path / "evaluation-best-test.json"
-    if not file.exists():
-        return None
-    return round(json.loads(file.read_text("utf-8"))["results"]["greedy"]["all"]["em"], 4)
+def _runs_block(published: Path, profile: str) -> str:
+    return arms_table(pd.read_csv(published / profile / "runs.csv"))
+
+
+def _claims_block(published: Path, profile: str) -> str:
+    return claims_markdown(pd.read_csv(published / profile / "claims.csv"))
+
+
+_BLOCKS = {"runs": _runs_block, "claims": _claims_block}

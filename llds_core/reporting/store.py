@@ -1,6 +1,8 @@
 """Stored runs as tables: the only way figures, tables and notebooks get at numbers."""
 
+import gzip
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Sequence
@@ -13,8 +15,10 @@ import pandas as pd
 from llds_core.config import load_experiment
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import DataError, TrainingDivergedError
-from llds_core.runs import is_complete, read_manifest, read_metrics, run_path
+from llds_core.runs import FINAL, is_complete, read_manifest, read_metrics, run_path
+from llds_core.studies import Study
 
+PUBLISHED = Path("results/published")
 _logger = logging.getLogger("llds_core")
 
 
@@ -43,13 +47,37 @@ class Run:
         return self.manifest["method"]
 
     @property
+    def arm(self) -> str:
+        """Its arm in a study; a run outside of studies is an arm by its method."""
+        return self.manifest.get("arm", self.method)
+
+    @property
+    def window(self) -> int:
+        """Steps of the means its phases are judged on."""
+        return self.manifest["config"]["diagnostics"]["window"]
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """Held-out results on test questions by checkpoint (`best`, `last`); empty when not
+        evaluated.
+        """
+        if "evaluation" in self.manifest:
+            return self.manifest["evaluation"]
+        files = {name: self.path / f"evaluation-{name}-test.json" for name in ("best", "last")}
+        return {
+            name: json.loads(file.read_text("utf-8"))
+            for name, file in files.items()
+            if file.exists()
+        }
+
+    @property
     def seed(self) -> int:
         """Seed of the run."""
         return self.manifest["seed"]
 
     @property
     def status(self) -> str:
-        """`running`, `complete`, `failed` or `interrupted`."""
+        """`running`, `complete`, `collapsed`, `failed` or `interrupted`."""
         return self.manifest["status"]
 
     @property
@@ -88,10 +116,14 @@ def load_runs(
 ) -> list[Run]:
     """Read the runs of `profile` by method, then seed.
 
+    A folder of published results is read like a folder of runs; its methods are arms.
+
     Raises:
         DataError: when one is missing, naming the command that makes it, or cannot be read.
         ConfigError: for an unknown profile, method or override.
     """
+    if is_published(run_root, profile):
+        return _choose_published(Path(run_root), profile, methods, seeds)
     runs = []
     for method in methods:
         for seed in seeds:
@@ -105,6 +137,44 @@ def load_runs(
                     f"no run at {path}: make it with python -m llds_core train {command}"
                 )
             runs.append(load_run(path))
+    return runs
+
+
+def is_published(root: Path, profile: str) -> bool:
+    """Whether `root` holds published runs of `profile`, rather than runs as they were made."""
+    return (Path(root) / profile / "runs.csv").exists()
+
+
+def _choose_published(
+    root: Path, profile: str, arms: Sequence[str], seeds: Sequence[int]
+) -> list[Run]:
+    present = {(run.arm, run.seed): run for run in read_published(profile, root)}
+    for arm in arms:
+        if not any((arm, seed) in present for seed in seeds):
+            raise DataError(
+                f"{root / profile} holds no published run of {arm} with seeds "
+                f"{', '.join(map(str, seeds))}: publish one first"
+            )
+    return [present[arm, seed] for arm in arms for seed in seeds if (arm, seed) in present]
+
+
+def load_study_runs(run_root: Path, study: Study) -> list[Run]:
+    """Read what there is of a study, in its order, as runs that carry the name of their arm.
+
+    From published results or from runs as they were made; a run that is missing or unfinished is
+    left out.
+    """
+    if is_published(run_root, study.profile):
+        present = {(r.arm, r.seed): r for r in read_published(study.profile, Path(run_root))}
+        keys = [(entry.arm.name, entry.seed) for entry in study.entries()]
+        return [present[key] for key in keys if key in present]
+    runs = []
+    for entry in study.entries():
+        path = run_path(Path(run_root), entry.config, entry.seed, entry.arm.overrides)
+        if (path / "manifest.json").exists() and (run := load_run(path)).status in FINAL:
+            steps = run.metrics["step"] <= entry.config.training.steps
+            manifest = run.manifest | {"arm": entry.arm.name}
+            runs.append(Run(path, manifest, run.metrics[steps]))
     return runs
 
 
@@ -125,8 +195,9 @@ def ensure_runs(
         DataError: when a stored run is damaged.
         ConfigError: for an unknown profile, method or override.
     """
+    published = is_published(run_root, profile)
     configs = [load_experiment(f"{profile}/{method}", overrides) for method in methods]
-    for config in configs:
+    for config in configs if not published else ():
         for seed in seeds:
             if is_complete(run_path(Path(run_root), config, seed, overrides), config):
                 continue
@@ -138,3 +209,33 @@ def ensure_runs(
             except TrainingDivergedError as error:
                 _logger.warning("%s seed %d diverged: %s", config.name, seed, error)
     return load_runs(run_root, profile, methods, seeds, overrides)
+
+
+def published_hash(published: Path, profile: str, arm: str, seed: int) -> str | None:
+    """Configuration hash of a published run, None when there is none."""
+    manifest = published / profile / "runs" / f"{arm}-seed{seed}.json"
+    if not manifest.exists():
+        return None
+    return json.loads(manifest.read_text("utf-8"))["config_hash"]
+
+
+def read_published(profile: str, published: Path = PUBLISHED) -> list[Run]:
+    """Read the published runs of a profile, by arm and seed.
+
+    Raises:
+        DataError: when there is none, or one is damaged.
+    """
+    folder = published / profile / "runs"
+    runs = []
+    for manifest in sorted(folder.glob("*.json")):
+        try:
+            table = gzip.decompress(manifest.with_suffix(".csv.gz").read_bytes())
+            values = json.loads(manifest.read_text("utf-8"))
+        except (OSError, EOFError, ValueError) as error:
+            raise DataError(
+                f"{manifest} or its metrics are damaged ({error}): restore them"
+            ) from error
+        runs.append(Run(folder, values, pd.read_csv(io.BytesIO(table))))
+    if not runs:
+        raise DataError(f"{folder} holds no published run: publish one first")
+    return sorted(runs, key=lambda run: (run.arm, run.seed))

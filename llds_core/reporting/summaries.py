@@ -61,7 +61,7 @@ def behaviour_summary(runs: Sequence[Run], panels: Sequence[str], *, window: int
 def phases_summary(run: Run, *, window: int = WINDOW) -> str:
     """Markdown: the phases of one run, or that it is too short to have any."""
     found = detect_phases(run.metrics, window=window)
-    title = f"{method_label(run.method)}, seed {run.seed}"
+    title = f"{method_label(run.arm)}, seed {run.seed}"
     if not found:
         return (
             f"*{title}*: {len(run.metrics)} steps, too few to tell phases (at least {3 * window})."
@@ -76,7 +76,7 @@ def _row(run: Run, window: int) -> dict[str, object]:
     reward = _series(run, "reward")
     means = windowed_mean(reward.to_numpy(float), min(window, max(len(reward), 1)))
     return {
-        "method": method_label(run.method),
+        "method": method_label(run.arm),
         "seed": run.seed,
         "status": run.status,
         "steps": len(reward),
@@ -136,7 +136,7 @@ def _too_short(method: str, group: Sequence[Run], window: int) -> str:
 def _by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.method, []).append(run)
+        groups.setdefault(run.arm, []).append(run)
     return groups
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -22,6 +23,7 @@ from llds_core.checkpoints import (
     rotate_checkpoints,
 )
 from llds_core.config import ExperimentConfig
+from llds_core.diagnostics.phases import collapse_step
 from llds_core.errors import ConfigError
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory
@@ -83,6 +85,9 @@ def train(
         if resume:
             check_checkpoint(resume)
         run.truncate(done)
+        if _has_collapsed(run, config):
+            run.collapsed = True
+            return path
         recorder = _Recorder(run, config, done, progress=progress, after_step=after_step)
         trainer = _build_trainer(config, seed, run, run_root, recorder)
         if resume:
@@ -92,6 +97,15 @@ def train(
             _logger.info("continuing %s after step %d", path, done)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     return path
+
+
+def _has_collapsed(run: RunDirectory, config: ExperimentConfig) -> bool:
+    """Whether a run that is to stop after its collapse has proved it."""
+    rows = read_metrics(run.path)
+    if not config.diagnostics.stop_after_collapse or not rows:
+        return False
+    rewards = pd.Series([row["reward"] for row in rows], [row["step"] for row in rows])
+    return collapse_step(rewards, config.diagnostics.window) is not None
 
 
 def _command(config: ExperimentConfig, seed: int, run_root: Path, overrides: Sequence[str]) -> str:
@@ -257,8 +271,16 @@ class _Recorder:
         """The trainer's view of this recorder."""
         recorder = self
 
-        class OnSave(TrainerCallback):
-            """Forwards saved checkpoints."""
+        class Follow(TrainerCallback):
+            """Forwards saved checkpoints; ends a run whose collapse is proved."""
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                """One update has ended, and maybe a step."""
+                if state.global_step % recorder._config.training.updates_per_rollout == 0:
+                    collapsed = _has_collapsed(recorder._run, recorder._config)
+                    recorder._run.collapsed = collapsed
+                    control.should_training_stop |= collapsed
+                    control.should_save |= collapsed
 
             def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 """A checkpoint was written."""
@@ -268,7 +290,7 @@ class _Recorder:
                 """Training is over."""
                 recorder._bar.close()
 
-        return OnSave()
+        return Follow()
 
 
 def trajectory_record(trajectory: Trajectory, step: int) -> dict[str, Any]:

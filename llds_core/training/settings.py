@@ -55,6 +55,12 @@ class SearchGRPOConfig(GRPOConfig):
     llds_answer_ramp: str = field(
         default="none", metadata={"help": "none, paper or code: ramp of that weight."}
     )
+    negative_advantages: bool = field(
+        default=True, metadata={"help": "False: the surrogate's advantages are cut at 0."}
+    )
+    kl_clamp: float | None = field(
+        default=None, metadata={"help": "k3 above this value has no gradient; None: never."}
+    )
     root_seed: int = field(default=0, metadata={"help": "Root of the run's random streams."})
     max_nonfinite_updates: int = field(
         default=5, metadata={"help": "Skipped updates in a row that end the run."}
@@ -110,6 +116,7 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         epsilon=loss.clip_low,
         epsilon_high=loss.clip_high,
         beta=loss.kl_weight,
+        kl_clamp=loss.kl_clamp,
         use_bias_correction_kl=False,
         entropy_coef=loss.entropy_weight,
         vllm_importance_sampling_correction=False,
@@ -122,6 +129,7 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         llds_gate_threshold=loss.gate_threshold,
         llds_answer_weight=loss.answer_weight,
         llds_answer_ramp=loss.answer_ramp,
+        negative_advantages=loss.negative_advantages,
         # optimisation
         max_steps=training.steps * updates,
         learning_rate=training.learning_rate,

@@ -40,9 +40,7 @@ class StepMetrics:
         self._states: dict[int, torch.Tensor] = {}
         self._started = time.perf_counter()
 
-    def close_rollout(
-        self, micro_batches: Sequence[dict[str, Any]], advantages: torch.Tensor, weight: float
-    ) -> None:
+    def close_rollout(self, micro_batches: Sequence[dict[str, Any]], weight: float) -> None:
         """Take what the old policy's passes over the micro-batches computed."""
         self._sums["answer_weight"], self._counts["answer_weight"] = weight, 1.0
         for micro in micro_batches:

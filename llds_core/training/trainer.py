@@ -29,7 +29,7 @@ from trl import GRPOTrainer
 
 from llds_core.checkpoints import AtomicCheckpointMixin
 from llds_core.errors import TrainingDivergedError
-from llds_core.losses import answer_weight_ramp, llds_penalty
+from llds_core.losses import answer_weight_ramp, clamped_reference, llds_penalty
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.masks import pad_right, validate_response_masks
 from llds_core.rollout.protocol import Trajectory
@@ -149,6 +149,10 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             [t.action_ids for t in trajectories], dtype=torch.long, width=width
         ).to(device)
         batch["policy_mask"] = batch["tool_mask"] * batch["completion_mask"]
+        # Who is preserved is decided by the true sign, whatever the surrogate is given.
+        batch["group_advantages"] = batch["advantages"]
+        if not self.args.negative_advantages:
+            batch["advantages"] = batch["advantages"].clamp(min=0)
         batch["rows"] = torch.arange(len(trajectories), device=device)
         lengths = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)).tolist()
         order = torch.randperm(
@@ -175,7 +179,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         for micro in micro_batches:
             micro["answer_weight"] = answer_weight
             self._add_log_probabilities(micro)
-        self.metrics.close_rollout(micro_batches, batch["advantages"], answer_weight)
+        self.metrics.close_rollout(micro_batches, answer_weight)
         return micro_batches
 
     def _penalty_counts(self, window: list[dict[str, Any]]) -> torch.Tensor:
@@ -234,6 +238,10 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             return torch.zeros(shape, device=input_ids.device), None, None
         output = self._forward(model, self._micro)
         self._captured = output.log_probs[:, -logits_to_keep:]
+        if self.beta != 0.0 and self.args.kl_clamp is not None:
+            self._micro["ref_per_token_logps"] = clamped_reference(
+                self._captured, self._micro["ref_per_token_logps"], self.args.kl_clamp
+            )
         entropies = output.entropy[:, -logits_to_keep:]
         if self._entropy_bonus_enabled:
             # TRL averages the bonus over a micro-batch; the scale makes that the mini-batch.
@@ -241,6 +249,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         return self._captured, entropies, None
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        # A copy: what the forward pass puts into it holds for this update only.
+        self._micro = inputs = dict(inputs)
         policy_loss = super()._compute_loss(model, inputs)
         logprobs = self._captured
         self._captured = None
@@ -250,7 +260,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
                 logprobs,
                 inputs["old_per_token_logps"],
                 inputs["policy_mask"],
-                inputs["advantages"],
+                inputs["group_advantages"],
                 gate=args.llds_gate,
                 normalizer=args.llds_normalizer,
                 answer_mask_BT=inputs["answer_mask"],
@@ -349,7 +359,9 @@ def _penalty_tokens(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tens
     if args.llds_normalizer == "all":
         return micro["policy_mask"]
     kept = (
-        micro["advantages"] >= 0 if args.llds_preserve == "nonnegative" else micro["advantages"] > 0
+        micro["group_advantages"] >= 0
+        if args.llds_preserve == "nonnegative"
+        else micro["group_advantages"] > 0
     )
     return micro["policy_mask"] * kept[:, None]
 

@@ -49,7 +49,7 @@ from llds_core.worlds.atlas import World
 from llds_core.worlds.prompts import encode_prompt, prompt_text
 
 _logger = logging.getLogger("llds_core")
-_SECTIONS = ("world", "policy", "warmstart")
+_SECTIONS = ("world", "retrieval", "policy", "warmstart", "rollout")
 # Batches sorted by length together: enough for little padding, few enough for varied batches.
 _BUCKET = 16
 
@@ -58,7 +58,7 @@ def warmstart_path(run_root: Path, config: ExperimentConfig) -> Path:
     """Run directory of the warm start that `config` needs; another world or policy is another
     folder.
     """
-    return run_root / config.profile / f"warmstart-{_shared(config).hash()}"
+    return run_root / config.profile / f"warmstart-{_shared(config).hash(*_SECTIONS)}"
 
 
 def warmstart_policy_path(run_root: Path, config: ExperimentConfig) -> Path:
@@ -114,16 +114,16 @@ def warmstart(config: ExperimentConfig, run_root: Path, *, progress: bool = True
 def _shared(config: ExperimentConfig) -> ExperimentConfig:
     """The part of `config` that the start policy depends on; everything else at its default."""
     values = config.to_dict()
+    kept = {section: values[section] for section in ("world", "policy", "warmstart")}
     retrieval = {key: values["retrieval"][key] for key in ("backend", "top_k", "title_weight")}
     rollout = {key: values["rollout"][key] for key in ("prompt", "max_observation_tokens")}
-    sections = {section: values[section] for section in _SECTIONS}
     return ExperimentConfig.from_dict(
         {
             "profile": config.profile,
             "method": "warmstart",
             "retrieval": retrieval,
             "rollout": rollout,
-            **sections,
+            **kept,
         }
     )
 

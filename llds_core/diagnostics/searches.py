@@ -1,0 +1,122 @@
+"""What searching does to likelihood: Figures 5 and 6 of arXiv 2512.04220.
+
+- `first_search_matches` (Fig. 5): incorrect responses whose first search found what a correct one
+  of the same group found. They share a good first action, and are pushed down with it.
+- `nll_by_round` (Fig. 6): negative log-likelihood of actions against search rounds.
+
+The paper says neither when two searches match nor how rounds are counted; both readings of either
+are measured.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+import torch
+
+from llds_core.diagnostics.likelihood import Scored
+from llds_core.errors import ConfigError, did_you_mean
+from llds_core.rollout.protocol import Action, Trajectory
+
+View = Literal["position", "total"]
+
+_JACCARD = 0.5
+_ROUND_COLUMNS = ["view", "rounds", "nll", "entropy", "tokens", "trajectories"]
+
+
+@dataclass(frozen=True)
+class SearchMatches:
+    """Counts over the incorrect responses of groups with at least one correct response.
+
+    Attributes:
+        incorrect: such responses.
+        equal: those whose first search returned the same set of documents as that of a correct one.
+        similar: those where the two sets have a Jaccard index of at least 0.5.
+    """
+
+    incorrect: int
+    equal: int
+    similar: int
+
+
+def first_search_matches(trajectories: Sequence[Trajectory], group_size: int) -> SearchMatches:
+    """Count incorrect responses that begin like a correct one (Fig. 5).
+
+    The first action of a response has to be an executed search; documents count by id, whatever
+    their order. Two searches that both find nothing are equal.
+
+    Args:
+        trajectories: scored; every `group_size` of them answer one question.
+        group_size: trajectories per question.
+
+    Raises:
+        ConfigError: when the trajectories do not divide into groups.
+    """
+    if group_size < 1 or len(trajectories) % group_size:
+        raise ConfigError(
+            f"{len(trajectories)} trajectories do not divide into groups of {group_size}: "
+            "pass whole groups and their size"
+        )
+    incorrect = equal = similar = 0
+    for start in range(0, len(trajectories), group_size):
+        group = trajectories[start : start + group_size]
+        found = [ids for t in group if t.correct and (ids := _first_documents(t)) is not None]
+        if not any(t.correct for t in group):
+            continue
+        for trajectory in group:
+            if not trajectory.correct:
+                incorrect += 1
+                ids = _first_documents(trajectory)
+                if ids is not None:
+                    equal += ids in found
+                    similar += any(_jaccard(ids, other) >= _JACCARD for other in found)
+    return SearchMatches(incorrect, equal, similar)
+
+
+def _first_documents(trajectory: Trajectory) -> frozenset[str] | None:
+    """Ids that the first action's search returned; None when it was no executed search."""
+    first: Action = trajectory.actions[0]
+    return frozenset(hit.id for hit in first.hits) if first.executed else None
+
+
+def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    return len(a & b) / len(a | b) if a or b else 1.0
+
+
+def nll_by_round(scored: Sequence[Scored], view: View = "position") -> pd.DataFrame:
+    """Mean negative log-likelihood per policy token against search rounds (Fig. 6).
+
+    Args:
+        scored: scored trajectories; rounds are their executed searches.
+        view: `position` looks at one action at a time: row t is action t (from 0) of the
+            trajectories with more than t rounds. `total` looks at whole responses: row R holds all
+            actions of the trajectories with exactly R rounds.
+
+    Returns:
+        Columns `view`, `rounds` (t or R), `nll` and `entropy` in nats per token, pooled over
+        trajectories, `tokens` and `trajectories`; ascending in `rounds`, and empty without any.
+        The entropy is the NLL that the model's own samples would have there: where actions are
+        scripted, the part of the NLL that is not the script's fault.
+
+    Raises:
+        ConfigError: for an unknown view.
+    """
+    if view not in ("position", "total"):
+        raise ConfigError(f'view is "{view}": {did_you_mean(view, ("position", "total"))}')
+    collected: defaultdict[int, list[torch.Tensor]] = defaultdict(list)
+    for item in scored:
+        rounds = item.trajectory.searches
+        values = torch.stack([-item.logprobs, item.entropies], dim=1)
+        if view == "total":
+            collected[rounds].append(values)
+        else:
+            for position in range(rounds):
+                collected[position].append(values[item.action_ids == position + 1])
+    rows = []
+    for rounds, parts in sorted(collected.items()):
+        nll, entropy = torch.cat(parts).double().mean(0).tolist()
+        tokens = sum(map(len, parts))
+        rows.append((view, rounds, nll, entropy, tokens, len(parts)))
+    return pd.DataFrame(rows, columns=_ROUND_COLUMNS)

@@ -1,0 +1,173 @@
+"""`study`: runs what is left of a study, two runs at a time on two cores, and publishes each as it
+ends.
+
+A run that is published with the same configuration is not made again, one that is complete is
+published, one that was cut goes on: whatever stops a study, the same command continues it.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from llds_core.errors import RunError
+from llds_core.jobs import Job, run_jobs
+from llds_core.reporting.published import publish_run, write_runs_table
+from llds_core.reporting.store import PUBLISHED, load_run, published_hash
+from llds_core.runs import is_complete, read_metrics
+from llds_core.studies import Study
+
+
+def study_jobs(
+    study: Study, arms: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+) -> list[Job]:
+    """The queue of a study in order, restricted to `arms` (names or groups) and `seeds`."""
+    return [
+        Job(entry.config, entry.seed, entry.arm.overrides, entry.arm.name)
+        for entry in study.entries(arms, seeds)
+    ]
+
+
+def status(
+    study: Study,
+    run_root: Path,
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    published: Path = PUBLISHED,
+) -> pd.DataFrame:
+    """One row a run in the order of the queue: `arm`, `seed`, `state`, `steps`, `of`, `minutes`.
+
+    `state` is `published`, `complete`, `started` or `waiting`; `minutes` what the steps so far
+    took.
+    """
+    rows = []
+    for job in study_jobs(study, arms, seeds):
+        metrics = read_metrics(job.path(run_root))
+        seconds = sum(row["rollout_seconds"] + row["update_seconds"] for row in metrics)
+        rows.append(
+            {
+                "arm": job.label,
+                "seed": job.seed,
+                "state": _state(job, run_root, published),
+                "steps": len(metrics),
+                "of": job.config.training.steps,
+                "minutes": round(seconds / 60, 1),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _state(job: Job, run_root: Path, published: Path) -> str:
+    if published_hash(published, job.config.profile, job.label, job.seed) == job.config.hash():
+        return "published"
+    path = job.path(run_root)
+    if is_complete(path, job.config):
+        return "complete"
+    return "started" if read_metrics(path) else "waiting"
+
+
+def run_study(
+    study: Study,
+    run_root: Path,
+    *,
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    published: Path = PUBLISHED,
+    minutes: float | None = None,
+    progress: bool = True,
+) -> list[str]:
+    """Run what is left of a study and publish each run as it ends.
+
+    Args:
+        study: the queue.
+        run_root: folder of all runs.
+        arms: names of arms or groups; None for all.
+        seeds: restrict to these seeds; None for all.
+        published: root of the published results.
+        minutes: start no further run after this time; None for no limit.
+        progress: show progress.
+
+    Returns:
+        One line for each run that failed.
+
+    Raises:
+        ConfigError: for an unknown arm, or nothing to run.
+        RunError: when the published folder cannot be written.
+    """
+    from llds_core.training.warmstart import warmstart
+
+    queue = study_jobs(study, arms, seeds)
+    states = {job: _state(job, run_root, published) for job in queue}
+    left = [job for job in queue if states[job] != "published"]
+    clock = _Clock(len(queue), len(queue) - len(left), left, minutes)
+    if progress:
+        clock.say()
+    for config in {_start_key(job): job.config for job in left}.values():
+        if not config.policy.path:
+            warmstart(config, run_root, progress=progress)
+    failures = []
+
+    def done(job: Job) -> None:
+        publish_run(load_run(job.path(run_root)), job.label, published)
+        write_runs_table(published, study.profile)
+        clock.finished(job)
+        if progress:
+            clock.say()
+
+    def failed(job: Job, error: RunError) -> None:
+        failures.append(str(error))
+        if (job.path(run_root) / "manifest.json").exists() and read_metrics(job.path(run_root)):
+            done(job)
+        else:
+            clock.finished(job)
+
+    run_jobs(
+        left,
+        "train",
+        run_root,
+        progress=progress,
+        extra=["--evaluate"],
+        done=done,
+        failed=failed,
+        may_start=clock.may_start,
+    )
+    return failures
+
+
+def _start_key(job: Job) -> str:
+    return job.config.hash("world", "policy", "warmstart", "retrieval")
+
+
+class _Clock:
+    """Says what is left of a queue and when it will end, from the runs it has seen."""
+
+    def __init__(
+        self, total: int, published: int, left: Sequence[Job], minutes: float | None
+    ) -> None:
+        self._total = total
+        self._finished = published
+        self._waiting = list(left)
+        self._started = time.monotonic()
+        self._limit = minutes
+        self._steps = 0
+
+    def may_start(self) -> bool:
+        """Whether the time limit allows another run."""
+        return self._limit is None or (time.monotonic() - self._started) / 60 < self._limit
+
+    def finished(self, job: Job) -> None:
+        """A run has ended."""
+        self._finished += 1
+        self._waiting.remove(job)
+        self._steps += job.config.training.steps
+
+    def say(self) -> None:
+        """Print one line."""
+        line = f"study: {self._finished} of {self._total} runs done"
+        if self._steps and self._waiting:
+            pace = (time.monotonic() - self._started) / self._steps
+            seconds = pace * sum(job.config.training.steps for job in self._waiting)
+            end = time.strftime("%H:%M", time.localtime(time.time() + seconds))
+            line += f", {seconds / 60:.0f} minutes left at this pace (until {end})"
+        print(line, flush=True)

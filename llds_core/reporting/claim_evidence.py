@@ -1,0 +1,204 @@
+"""Stored runs prepared for the rules of `claim_rules`: what is known of one run, and which runs
+there are.
+
+A run is counted in *rows*, one a step. Where it collapses is judged by `diagnostics.phases`; a run
+that ended because loss or gradient stayed non-finite counts as collapsed at its end, and one that
+failed for any other reason is left out. A run that stopped after its collapse is final: what it
+would have done later is not known, and is carried on from its last window where two runs are
+compared at a step it did not reach.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llds_core.diagnostics.phases import collapse_step, decline_step, windowed_mean
+from llds_core.errors import ConfigError, DataError, TrainingDivergedError
+from llds_core.reporting.stats import Survival
+from llds_core.reporting.store import Run
+from llds_core.runs import FINAL
+
+Measureds = Mapping[int, "Measured"]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One run and what follows from its metrics.
+
+    Attributes:
+        run: the stored run.
+        window: steps of the means it is judged on.
+    """
+
+    run: Run
+    window: int
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """Its metrics in the order of steps, indexed 0..n-1."""
+        return self.run.metrics.sort_values("step").reset_index(drop=True)
+
+    @cached_property
+    def collapse(self) -> int | None:
+        """Row at which the reward collapses, or the run diverged; None when it did neither."""
+        row = collapse_step(self.rows["reward"], self.window)
+        return len(self.rows) if row is None and _diverged(self.run) else row
+
+    @property
+    def length(self) -> int:
+        """Rows it has."""
+        return len(self.rows)
+
+    @property
+    def planned(self) -> int:
+        """Rows it was given: more than it has when it ended early."""
+        if self.run.status == "complete":
+            return self.length
+        return max(self.length, int(self.setting("training", "steps")))
+
+    @property
+    def name(self) -> str:
+        """`<arm>-seed<k>`."""
+        return f"{self.run.arm}-seed{self.run.seed}"
+
+    def setting(self, section: str, key: str) -> Any:
+        """A value of its configuration."""
+        return self.run.manifest["config"][section][key]
+
+    @property
+    def before_collapse(self) -> int:
+        """Rows before its collapse; all of them without one."""
+        return self.length if self.collapse is None else self.collapse
+
+    def survival(self) -> Survival:
+        """Steps before its collapse; without one, those that its length proves free of it.
+
+        A collapse takes two windows to prove, so that the last rows of a run prove nothing.
+        """
+        if self.collapse is not None:
+            return Survival(self.collapse, True)
+        return Survival(max(self.length - 2 * self.window + 1, 0), False)
+
+    def known_to(self, row: int) -> bool:
+        """Whether it reached `row`, or ended before in a collapse."""
+        return self.length >= row or self.collapse is not None
+
+    def collapsed_by(self, row: int) -> bool | None:
+        """Whether its first `row` rows prove a collapse; None when it was not watched so long."""
+        if self.collapse is not None:
+            return min(self.collapse + 2 * self.window, self.length) <= row
+        return False if self.length >= row else None
+
+    def tail(self, metric: str, row: int) -> float:
+        """Mean of the last window of `metric` that ends before `row`, or where the run ends."""
+        return _mean(self.rows[metric].iloc[max(min(row, self.length) - self.window, 0) : row])
+
+    def head(self, metric: str) -> float:
+        """Mean of the first window of `metric`."""
+        return _mean(self.rows[metric].iloc[: self.window])
+
+    def best(self, metric: str, row: int) -> float:
+        """Highest windowed mean of `metric` before `row`; NaN when there is none."""
+        means = self.means(metric)[:row]
+        return float(np.nanmax(means)) if np.isfinite(means).any() else np.nan
+
+    def means(self, metric: str) -> np.ndarray:
+        """Trailing means of `metric` over the window, (rows,)."""
+        return windowed_mean(self.rows[metric].to_numpy(float), self.window)
+
+    def leaves(self, metric: str, sign: int) -> int | None:
+        """Row from which the mean of `metric` has left its maximum (`sign` 1) or its minimum (-1)
+        for good, judged like the phases up to the proof of the collapse; None when it does not.
+        """
+        end = self.length if self.collapse is None else self.collapse + 2 * self.window
+        return decline_step(sign * self.rows[metric].iloc[:end], self.window)
+
+    def reward_drop(self) -> int:
+        """Row at which the reward of a collapsing run declines, at the latest its collapse."""
+        drop = self.leaves("reward", 1)
+        return self.collapse if drop is None else min(drop, self.collapse)
+
+
+class Evidence:
+    """All that claims are checked against.
+
+    Attributes:
+        mechanism: frames of measurements on checkpoints by name.
+        heldout: exact match on test questions by (arm, seed).
+        window: steps of the means that runs are judged on.
+
+    Raises:
+        DataError: for runs of several profiles, or two of one arm and seed.
+        ConfigError: when `window` is not positive.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        mechanism: Mapping[str, pd.DataFrame],
+        heldout: Mapping[tuple[str, int], float],
+        window: int,
+    ) -> None:
+        if window < 1:
+            raise ConfigError(f"window is {window}: runs are judged on at least 1 step")
+        self.mechanism, self.heldout, self.window = mechanism, heldout, window
+        if len(profiles := sorted({run.profile for run in runs})) > 1:
+            raise DataError(f"the runs are of profiles {', '.join(profiles)}: judge one at a time")
+        self._arms: dict[str, dict[int, Measured]] = {}
+        for run in runs:
+            seeds = self._arms.setdefault(run.arm, {})
+            if run.seed in seeds:
+                raise DataError(f"{run.arm} seed {run.seed} is given twice: keep one run of each")
+            if run.status in FINAL and (run.status != "failed" or _diverged(run)):
+                seeds[run.seed] = Measured(run, window)
+
+    def arm(self, name: str) -> Measureds:
+        """Finished runs of an arm by seed; three windows long at least, or collapsed."""
+        runs = self._arms.get(name, {})
+        return {
+            seed: runs[seed]
+            for seed in sorted(runs)
+            if runs[seed].length >= 3 * self.window or runs[seed].collapse is not None
+        }
+
+    def collapsing(self, name: str) -> Measureds:
+        """Those runs of an arm whose reward collapses."""
+        return {
+            seed: run
+            for seed, run in self.arm(name).items()
+            if run.collapse is not None and run.collapse < run.length
+        }
+
+    def baseline_steps(self) -> int:
+        """Rows that GRPO was given; 0 without a run of it."""
+        return max((run.planned for run in self.arm("grpo").values()), default=0)
+
+    def score(self, run: Measured) -> float:
+        """Held-out exact match of a run; NaN when it was not measured."""
+        return self.heldout.get((run.run.arm, run.run.seed), np.nan)
+
+    def settings(
+        self, arms: Sequence[str], prefixes: tuple[str, ...], section: str, key: str
+    ) -> dict[float, Measureds]:
+        """Runs of `arms`, and of arms whose name starts with a prefix, by a value of their
+        configuration, in its order. Of two runs with the same value and seed the first counts.
+        """
+        found: dict[float, dict[int, Measured]] = {}
+        for name in self._arms:
+            if name in arms or name.startswith(prefixes):
+                for seed, run in self.arm(name).items():
+                    found.setdefault(float(run.setting(section, key)), {}).setdefault(seed, run)
+        return dict(sorted(found.items()))
+
+
+def _diverged(run: Run) -> bool:
+    reason = run.manifest.get("reason") or ""
+    return run.status == "failed" and reason.startswith(TrainingDivergedError.__name__)
+
+
+def _mean(values: pd.Series) -> float:
+    return float(values.mean())

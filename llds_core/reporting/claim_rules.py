@@ -1,0 +1,340 @@
+"""Rules that check a claim against runs; `claims` lists what they are applied to.
+
+Every function here takes what is to be compared and returns a rule: a function of the evidence that
+answers with a `Finding`, or None where the evidence does not suffice. No bound is fitted to a run.
+Three kinds occur:
+
+- counts: a property holds for an arm when at least `MOST` of its seeds show it, the effect with
+  Wilson's interval;
+- effects: a mean over seeds, of paired differences where two arms are compared, holds when its 95 %
+  interval (Student's t) lies on the claimed side of a bound; ratios are averaged as logarithms;
+- trends: a rank correlation over runs holds when its 95 % bootstrap interval has the claimed sign.
+
+Survival is compared up to a common horizon: a run that has not collapsed within its steps counts as
+"at least so long", never as a collapse (see `stats`). What is to prevent a collapse is only judged
+where GRPO itself collapses in most seeds, and over as many steps as GRPO was given.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from llds_core.reporting.claim_evidence import Evidence, Measured, Measureds
+from llds_core.reporting.claim_values import Value
+from llds_core.reporting.stats import (
+    Interval,
+    common_horizon,
+    proportion_interval,
+    restricted_steps,
+    spearman_trend,
+    student_interval,
+)
+
+MOST = 0.8
+SEEDS = 3
+FEW_SEEDS = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the evidence says of a claim.
+
+    Attributes:
+        holds: whether its rule is met.
+        effect: size of the effect with its 95 % interval.
+        seeds: seeds it rests on.
+        runs: names of the runs it rests on.
+    """
+
+    holds: bool
+    effect: Interval
+    seeds: frozenset[int]
+    runs: tuple[str, ...]
+
+
+Rule = Callable[[Evidence], Finding | None]
+Outcome = Callable[[Measured], bool | None]
+PairValue = Callable[[Measured, Measured], float]
+Verdict = Callable[[Interval], bool]
+
+
+def above(bound: float) -> Verdict:
+    """The whole interval lies above `bound`."""
+    return lambda interval: bool(interval.low > bound)
+
+
+def below(bound: float) -> Verdict:
+    """The whole interval lies below `bound`."""
+    return lambda interval: bool(interval.high < bound)
+
+
+def both(first: Rule, second: Rule) -> Rule:
+    """Two rules at once; the effect is that of the first."""
+
+    def rule(evidence: Evidence) -> Finding | None:
+        one, two = first(evidence), second(evidence)
+        if one is None or two is None:
+            return None
+        runs = tuple(dict.fromkeys(one.runs + two.runs))
+        return Finding(one.holds and two.holds, one.effect, one.seeds | two.seeds, runs)
+
+    return rule
+
+
+def count(arm: str, outcome: Outcome) -> Rule:
+    """Most seeds of `arm` show `outcome`; seeds where it is None do not count."""
+    return lambda evidence: _counted(evidence.arm(arm), outcome, SEEDS)
+
+
+def survives(arm: str, times: int = 1, *, least: int = SEEDS) -> Rule:
+    """Most seeds of `arm` have no collapse within `times` the steps that GRPO was given."""
+
+    def rule(evidence: Evidence) -> Finding | None:
+        return _survivors(evidence.arm(arm), times * evidence.baseline_steps(), least)
+
+    return rule
+
+
+def prevents(arm: str, *, least: int = SEEDS) -> Rule:
+    """Most seeds of `arm` do not collapse where GRPO does."""
+    return _where_grpo_collapses(survives(arm, least=least))
+
+
+def prevents_at_weight(weight: float) -> Rule:
+    """As `prevents`, for the LLDS runs with this weight."""
+
+    def rule(evidence: Evidence) -> Finding | None:
+        runs = _weights(evidence, "llds-action").get(weight, {})
+        return _survivors(runs, evidence.baseline_steps(), SEEDS)
+
+    return _where_grpo_collapses(rule)
+
+
+def no_cure(*arms: str, least: int = SEEDS) -> Rule:
+    """None of `arms` prevents the collapse; the effect is the share that collapses in the arm where
+    fewest do.
+    """
+
+    def rule(evidence: Evidence) -> Finding | None:
+        steps = evidence.baseline_steps()
+        found = [
+            _counted(evidence.arm(arm), lambda run: run.collapsed_by(steps), least) for arm in arms
+        ]
+        if None in found:
+            return None
+        best = min(found, key=lambda finding: finding.effect.estimate)
+        runs = tuple(name for finding in found for name in finding.runs)
+        return replace(best, holds=1 - best.effect.estimate < MOST, runs=runs)
+
+    return _where_grpo_collapses(rule)
+
+
+def delays_only(evidence: Evidence) -> Finding | None:
+    """The smallest weight survives longer than GRPO, yet most of its seeds collapse."""
+    weights = _weights(evidence)
+    if not weights:
+        return None
+    runs = weights[min(weights)]
+    steps = evidence.baseline_steps()
+    collapses = _counted(runs, lambda run: run.collapsed_by(steps), SEEDS)
+    delay = _longer(runs, evidence.arm("grpo"))
+    if collapses is None or delay is None:
+        return None
+    return replace(delay, holds=collapses.holds and delay.holds)
+
+
+def longer(first: str, second: str) -> Rule:
+    """`first` survives more steps than `second` on the same seeds."""
+    return lambda evidence: _longer(evidence.arm(first), evidence.arm(second))
+
+
+def effect(arm: str, value: Value, verdict: Verdict) -> Rule:
+    """The mean of `value` over the seeds of `arm` meets `verdict`."""
+
+    def rule(evidence: Evidence) -> Finding | None:
+        runs = evidence.arm(arm)
+        return _effect({seed: value(run) for seed, run in runs.items()}, [runs], verdict)
+
+    return rule
+
+
+def collapsing_effect(arm: str, value: Value, verdict: Verdict) -> Rule:
+    """As `effect`, over the runs that collapse."""
+
+    def rule(evidence: Evidence) -> Finding | None:
+        runs = evidence.collapsing(arm)
+        return _effect({seed: value(run) for seed, run in runs.items()}, [runs], verdict)
+
+    return rule
+
+
+def paired(first: str, second: str, value: PairValue, verdict: Verdict) -> Rule:
+    """The mean of `value` over the seeds that both arms have meets `verdict`."""
+    return lambda evidence: _paired(evidence, first, second, value, verdict)
+
+
+def as_ratio(rule: Rule) -> Rule:
+    """Turn an effect that is a logarithm into the ratio it stands for."""
+
+    def exponentiated(evidence: Evidence) -> Finding | None:
+        found = rule(evidence)
+        if found is None:
+            return None
+        logarithm = found.effect
+        bounds = np.exp([logarithm.estimate, logarithm.low, logarithm.high])
+        return replace(found, effect=Interval(*map(float, bounds), logarithm.n, logarithm.method))
+
+    return exponentiated
+
+
+def leads(metric: str, sign: int) -> Rule:
+    """In most collapsing runs of GRPO `metric` leaves its maximum (`sign` 1) or minimum (-1) for
+    good, on average before the reward declines. The effect is the lead where it does, in steps.
+    """
+
+    def rule(evidence: Evidence) -> Finding | None:
+        runs = evidence.collapsing("grpo")
+        if len(runs) < SEEDS:
+            return None
+        rows = {seed: run.leaves(metric, sign) for seed, run in runs.items()}
+        lead = student_interval(
+            [runs[seed].reward_drop() - row for seed, row in rows.items() if row is not None]
+        )
+        return _finding(lead.n / len(runs) >= MOST and lead.low > 0, lead, runs.values())
+
+    return rule
+
+
+def heldout_gain(first: str, second: str, *, same_steps: bool = False) -> Rule:
+    """Held-out exact match of `first` is above that of `second` on the same seeds.
+
+    With `same_steps`, only between runs that were given equally many steps.
+    """
+
+    def rule(evidence: Evidence) -> Finding | None:
+        def gain(one: Measured, other: Measured) -> float:
+            if same_steps and one.planned != other.planned:
+                return np.nan
+            return evidence.score(one) - evidence.score(other)
+
+        return _paired(evidence, first, second, gain, above(0))
+
+    return rule
+
+
+def gates_ordered(by: PairValue | None) -> Rule:
+    """Action gate >= response gate >= token gate on average over shared seeds, and action above
+    token beyond doubt. Compared by a value of pairs, or with None by held-out exact match.
+    """
+    arms = ("llds-action", "llds-response", "llds-token")
+
+    def pair(first: str, second: str) -> Rule:
+        if by is None:
+            return heldout_gain(first, second, same_steps=True)
+        return paired(first, second, by, above(0))
+
+    def rule(evidence: Evidence) -> Finding | None:
+        ends = pair(arms[0], arms[2])(evidence)
+        steps = [pair(*neighbours)(evidence) for neighbours in (arms[:2], arms[1:])]
+        if ends is None or None in steps:
+            return None
+        runs = tuple(dict.fromkeys(name for found in (ends, *steps) for name in found.runs))
+        ordered = all(found.effect.estimate >= 0 for found in steps)
+        return replace(ends, holds=ends.holds and ordered, runs=runs)
+
+    return rule
+
+
+def weight_trend(evidence: Evidence) -> Finding | None:
+    """The larger the weight of the penalty, GRPO having none, the longer a run survives."""
+    return _trend(_weights(evidence, "grpo", "llds-action"), above(0))
+
+
+def updates_trend(evidence: Evidence) -> Finding | None:
+    """The more updates GRPO makes on a rollout, the fewer steps it survives."""
+    prefixes = ("grpo-updates-", "grpo-epochs-", "grpo-one-epoch-")
+    arms = evidence.settings(["grpo"], prefixes, "training", "updates_per_rollout")
+    return _trend(arms, below(0))
+
+
+def _counted(runs: Measureds, outcome: Outcome, least: int) -> Finding | None:
+    shown = [(run, outcome(run)) for run in runs.values()]
+    shown = [(run, value) for run, value in shown if value is not None]
+    if len(shown) < least:
+        return None
+    share = proportion_interval(sum(bool(value) for _, value in shown), len(shown))
+    return _finding(share.estimate >= MOST, share, [run for run, _ in shown])
+
+
+def _survivors(runs: Measureds, steps: int, least: int) -> Finding | None:
+    def survives(run: Measured) -> bool | None:
+        collapsed = run.collapsed_by(steps)
+        return None if collapsed is None else not collapsed
+
+    return _counted(runs, survives, least) if steps else None
+
+
+def _where_grpo_collapses(rule: Rule) -> Rule:
+    """Apply `rule` only where there is a collapse to prevent."""
+
+    def premised(evidence: Evidence) -> Finding | None:
+        collapses = count("grpo", lambda run: run.collapse is not None)(evidence)
+        return rule(evidence) if collapses is not None and collapses.holds else None
+
+    return premised
+
+
+def _longer(first: Measureds, second: Measureds) -> Finding | None:
+    arms = [first, second]
+    seeds = sorted(first.keys() & second.keys())
+    survivals = [[arm[seed].survival() for seed in seeds] for arm in arms]
+    horizon = common_horizon([*survivals[0], *survivals[1]])
+    steps = [restricted_steps(each, horizon) for each in survivals]
+    difference = dict(zip(seeds, steps[0] - steps[1], strict=True))
+    return _effect(difference, arms, above(0))
+
+
+def _paired(
+    evidence: Evidence, first: str, second: str, value: PairValue, verdict: Verdict
+) -> Finding | None:
+    arms = [evidence.arm(first), evidence.arm(second)]
+    shared = arms[0].keys() & arms[1].keys()
+    values = {seed: value(arms[0][seed], arms[1][seed]) for seed in shared}
+    return _effect(values, arms, verdict)
+
+
+def _effect(
+    values: Mapping[int, float], arms: Sequence[Measureds], verdict: Verdict
+) -> Finding | None:
+    """Finding on the mean of `values` by seed; None below `SEEDS` of them."""
+    present = {seed: value for seed, value in values.items() if np.isfinite(value)}
+    if len(present) < SEEDS:
+        return None
+    interval = student_interval([*present.values()])
+    runs = [arm[seed] for arm in arms for seed in sorted(present)]
+    return _finding(verdict(interval), interval, runs)
+
+
+def _trend(arms: Mapping[float, Measureds], verdict: Verdict) -> Finding | None:
+    """Finding on survival against a setting; None below three settings, or without a trend to
+    speak of because nothing collapses.
+    """
+    runs = [run for seeds in arms.values() for run in seeds.values()]
+    settings = [value for value, seeds in arms.items() for _ in seeds]
+    survivals = [run.survival() for run in runs]
+    if len(arms) < 3 or len(runs) < len(arms) * FEW_SEEDS:
+        return None
+    steps = restricted_steps(survivals, common_horizon(survivals))
+    trend = spearman_trend(settings, steps)
+    return None if np.isnan(trend.estimate) else _finding(verdict(trend), trend, runs)
+
+
+def _weights(evidence: Evidence, *arms: str) -> dict[float, Measureds]:
+    return evidence.settings(arms, ("llds-weight-",), "loss", "llds_weight")
+
+
+def _finding(holds: bool, interval: Interval, runs: Iterable[Measured]) -> Finding:
+    runs = list(runs)
+    names = tuple(dict.fromkeys(run.name for run in runs))
+    return Finding(bool(holds), interval, frozenset(run.run.seed for run in runs), names)

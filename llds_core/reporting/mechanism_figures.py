@@ -1,0 +1,301 @@
+"""Figures of the mechanism: Figures 3, 5, 6 and 9 of arXiv 2512.04220 and a check of its theorem.
+
+The numbers come from `llds_core.mechanism` (checkpoints measured one by one) and from the metrics
+of runs.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from llds_core.diagnostics.mechanism import negative_share
+from llds_core.errors import DataError
+from llds_core.mechanism import measure, mechanism_path, read_mechanism
+from llds_core.reporting.figures import METHOD_COLOURS, method_label
+from llds_core.reporting.store import Run, is_published
+
+_PANEL = (3.9, 3.0)  # inches
+_OPTIMIZER = "adamw"
+_FACTOR_LABELS = {
+    "driver": "driver score of Theorem 4.2",
+    "pull": "pull of incorrect tokens",
+    "gain": "gain from correct tokens",
+    "error_product": "product of prediction errors",
+    "state_cosine": "similarity of token states",
+    "similarity": "similarity of pooled states",
+    "loglik_incorrect": "log-likelihood of incorrect",
+}
+
+
+def ensure_mechanism(
+    profile: str,
+    methods: Sequence[str],
+    seed: int,
+    run_root: Path,
+    *,
+    questions: int = 50,
+    progress: bool = True,
+) -> dict[str, pd.DataFrame]:
+    """Read the mechanism tables of a seed; measure what stored checkpoints allow where missing.
+
+    Raises:
+        DataError: when nothing is published, or a run has no checkpoint.
+    """
+    run_root = Path(run_root)
+    if not is_published(run_root, profile):
+        measure(profile, methods, seed, run_root, questions=questions, progress=progress)
+    return read_mechanism(mechanism_path(run_root, profile, seed))
+
+
+def share_table(changes: pd.DataFrame, optimizer: str = _OPTIMIZER) -> pd.DataFrame:
+    """Share of questions whose correct responses lose likelihood, a row a method and checkpoint.
+
+    Columns `profile`, `method`, `seed`, `step` and those of `negative_share`.
+    """
+    keys = ["profile", "method", "seed", "step"]
+    chosen = changes[changes["optimizer"] == optimizer]
+    rows = [
+        dict(zip(keys, key, strict=True)) | negative_share(group)
+        for key, group in chosen.groupby(keys, sort=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def likelihood_change_figure(changes: pd.DataFrame, optimizer: str = _OPTIMIZER) -> Figure:
+    """Fig. 3: change of each question under one update, share that falls, similarity of states.
+
+    Raises:
+        DataError: when no question could be measured.
+    """
+    measured = changes[(changes["optimizer"] == optimizer) & changes["delta"].notna()]
+    if measured.empty:
+        raise DataError("every group had a single outcome: nothing changes, measure more questions")
+    methods = list(dict.fromkeys(measured["method"]))
+    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.05):
+        width, height = _PANEL
+        columns = len(methods) + 2
+        figure = Figure(figsize=(width * columns * 0.85, height), layout="constrained")
+        grid = figure.subplots(1, columns)
+        for axes, method in zip(grid, methods, strict=False):
+            _sorted_changes(axes, measured[measured["method"] == method])
+            axes.set_title(method_label(method), fontsize="medium")
+        shares = share_table(changes, optimizer)
+        for method, group in shares.groupby("method", sort=False):
+            colour = METHOD_COLOURS.get(str(method), "#555555")
+            grid[-2].plot(group["step"], group["share"], color=colour, marker="o", markersize=3)
+            grid[-2].fill_between(
+                group["step"], group["low"], group["high"], color=colour, alpha=0.18, linewidth=0
+            )
+        grid[-2].set(xlabel="step", ylabel="share of questions with a fall", ylim=(0, 1))
+        for method, group in measured.groupby("method", sort=False):
+            colour = METHOD_COLOURS.get(str(method), "#555555")
+            grid[-1].scatter(
+                group["similarity"],
+                group["delta"],
+                s=7,
+                alpha=0.4,
+                color=colour,
+                label=method_label(str(method)),
+            )
+        grid[-1].axhline(0, color="#777777", linewidth=0.8)
+        grid[-1].set_yscale("symlog", linthresh=0.1)
+        grid[-1].set_xlabel("similarity of correct and\nincorrect states (cosine)")
+        grid[-1].set_ylabel("change of log-likelihood\n(nats per response)")
+        handles, labels = grid[-1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=len(methods), frameon=False)
+        for axes in grid:
+            sns.despine(ax=axes)
+    return figure
+
+
+def _sorted_changes(axes: Axes, measured: pd.DataFrame) -> None:
+    """Questions sorted by their change, a line a checkpoint."""
+    steps = sorted(measured["step"].unique())
+    colours = sns.color_palette("flare", len(steps))
+    for step, colour in zip(steps, colours, strict=True):
+        values = np.sort(measured.loc[measured["step"] == step, "delta"])
+        position = (np.arange(len(values)) + 0.5) / len(values)
+        axes.plot(position, values, color=colour, linewidth=1.3, label=f"{step:.0f}")
+    axes.axhline(0, color="#777777", linewidth=0.8)
+    axes.set_yscale("symlog", linthresh=0.1)
+    axes.set(xlabel="questions, sorted", ylabel="change of log-likelihood\n(nats per response)")
+    axes.legend(title="step", fontsize=6, title_fontsize=7, ncols=2, frameon=False)
+
+
+def first_action_figure(runs: Sequence[Run], changes: pd.DataFrame) -> Figure:
+    """Fig. 5: likelihood of first and later actions, and how often a wrong response began right.
+
+    Args:
+        runs: drawn with the mean over seeds.
+        changes: table of `measure`; its counts of matching first searches are pooled.
+    """
+    methods = list(dict.fromkeys(run.arm for run in runs))
+    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.05):
+        width, height = _PANEL
+        figure = Figure(figsize=(width * (len(methods) + 1), height), layout="constrained")
+        grid = figure.subplots(1, len(methods) + 1, squeeze=False).ravel()
+        styles = {
+            ("correct", "first"): ("#0072B2", "-"),
+            ("correct", "later"): ("#0072B2", "--"),
+            ("incorrect", "first"): ("#D55E00", "-"),
+            ("incorrect", "later"): ("#D55E00", "--"),
+        }
+        for axes, method in zip(grid, methods, strict=False):
+            for (outcome, which), (colour, line) in styles.items():
+                series = _mean_series(runs, method, f"loglik_{outcome}_{which}")
+                axes.plot(
+                    series.index,
+                    series,
+                    color=colour,
+                    linestyle=line,
+                    label=f"{outcome}, {which}",
+                )
+            axes.set(xlabel="step", ylabel="log-likelihood of actions\n(nats per token)")
+            axes.set_title(method_label(method), fontsize="medium")
+        grid[0].legend(fontsize=7, frameon=False, title="response, action", title_fontsize=7)
+        once = changes[changes["optimizer"] == _OPTIMIZER]
+        for method, group in once.groupby("method", sort=False):
+            counts = group.groupby("step")[
+                ["first_search_equal", "first_search_similar", "first_search_incorrect"]
+            ].sum()
+            colour = METHOD_COLOURS.get(str(method), "#555555")
+            total = counts["first_search_incorrect"].replace(0, np.nan)
+            label = method_label(str(method))
+            grid[-1].plot(
+                counts.index,
+                counts["first_search_equal"] / total,
+                color=colour,
+                marker="o",
+                markersize=3,
+                label=f"{label}: same documents",
+            )
+            grid[-1].plot(
+                counts.index,
+                counts["first_search_similar"] / total,
+                color=colour,
+                linestyle=":",
+                label=f"{label}: at least half the same",
+            )
+        grid[-1].set(
+            xlabel="step", ylim=(0, 1), ylabel="incorrect responses whose first\nsearch matches"
+        )
+        grid[-1].legend(fontsize=6, frameon=False)
+        for axes in grid:
+            sns.despine(ax=axes)
+    return figure
+
+
+def rounds_figure(rounds: pd.DataFrame) -> Figure:
+    """Fig. 6: negative log-likelihood against search rounds, by position and by total."""
+    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.05):
+        width, height = _PANEL
+        figure = Figure(figsize=(width * 2 + 1.6, height), layout="constrained")
+        grid = figure.subplots(1, 2)
+        titles = {
+            "position": ("rounds before the action", "actions by position"),
+            "total": ("search rounds of the response", "whole responses"),
+        }
+        for axes, (view, (label, title)) in zip(grid, titles.items(), strict=True):
+            for (method, step), group in rounds[rounds["view"] == view].groupby(
+                ["method", "step"], sort=False
+            ):
+                if method != "smollm2" and step not in _ends(rounds, str(method)):
+                    continue
+                name = (
+                    "SmolLM2-135M, scripted"
+                    if method == "smollm2"
+                    else f"{method_label(str(method))}, step {step:.0f}"
+                )
+                colour = METHOD_COLOURS.get(str(method), "#555555")
+                axes.plot(
+                    group["rounds"],
+                    group["nll"],
+                    color=colour,
+                    marker="o",
+                    markersize=4,
+                    linestyle=":" if step == 0 and method != "smollm2" else "-",
+                    label=name,
+                )
+            axes.set(xlabel=label, ylabel="negative log-likelihood\n(nats per token)", title=title)
+            axes.set_yscale("log")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            sns.despine(ax=axes)
+        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right", frameon=False)
+    return figure
+
+
+def _ends(rounds: pd.DataFrame, method: str) -> tuple[float, float]:
+    steps = rounds.loc[rounds["method"] == method, "step"]
+    return steps.min(), steps.max()
+
+
+def theorem_figure(theorem: pd.DataFrame) -> Figure:
+    """Rank correlation of the measured change with each cause that the theorem names.
+
+    One panel an optimizer; a dot a checkpoint, a bar its 95 % interval over questions; on the
+    shaded side the sign is the one expected.
+    """
+    optimizers = list(dict.fromkeys(theorem["optimizer"]))
+    factors = [name for name in _FACTOR_LABELS if name in set(theorem["factor"])]
+    methods = list(dict.fromkeys(theorem["method"]))
+    with sns.axes_style("whitegrid"), sns.plotting_context("paper", font_scale=1.05):
+        figure = Figure(figsize=(4.6 * len(optimizers) + 1.5, 4.2), layout="constrained")
+        grid = figure.subplots(1, len(optimizers), sharey=True, squeeze=False).ravel()
+        for axes, optimizer in zip(grid, optimizers, strict=True):
+            for row, factor in enumerate(factors):
+                part = theorem[
+                    (theorem["optimizer"] == optimizer) & (theorem["factor"] == factor)
+                ].dropna(subset=["spearman"])
+                expected = part["expected"].iloc[0] if len(part) else 0
+                axes.barh(row, expected, height=0.95, color="#EEF3EA", zorder=0, linewidth=0)
+                offsets = np.linspace(-0.33, 0.33, max(len(part), 1))
+                for offset, (_, found) in zip(offsets, part.iterrows(), strict=False):
+                    colour = METHOD_COLOURS.get(found["method"], "#555555")
+                    y = row + offset
+                    axes.plot([found["low"], found["high"]], [y, y], color=colour, linewidth=0.8)
+                    axes.plot(found["spearman"], y, color=colour, marker="o", markersize=3)
+            axes.axvline(0, color="#555555", linewidth=1)
+            axes.set(xlim=(-1, 1), title=optimizer, xlabel="rank correlation with the change")
+        grid[0].set_yticks(range(len(factors)), [_FACTOR_LABELS[name] for name in factors])
+        grid[0].set_ylim(len(factors) - 0.5, -0.5)
+        for method in methods:
+            colour = METHOD_COLOURS.get(method, "#555555")
+            grid[0].plot([], [], color=colour, marker="o", label=method_label(method))
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _mean_series(runs: Sequence[Run], arm: str, metric: str) -> pd.Series:
+    """Mean over seeds up to the end of the shortest run."""
+    chosen = [run.metrics.set_index("step")[metric] for run in runs if run.arm == arm]
+    return pd.concat(chosen, axis=1).loc[: min(len(series) for series in chosen)].mean(axis=1)
+
+
+def mechanism_summary(tables: Mapping[str, pd.DataFrame]) -> str:
+    """Markdown: what the tables say, a sentence a question."""
+    lines = []
+    shares = share_table(tables["likelihood_change"])
+    for method, group in shares.groupby("method", sort=False):
+        first, last = group.iloc[0], group.iloc[-1]
+        lines.append(
+            f"**{method_label(str(method))}**: one update lowers the likelihood of the correct "
+            f"responses of {first['negative']:.0f} of {first['measured']:.0f} questions at step "
+            f"{first['step']:.0f}, and of {last['negative']:.0f} of {last['measured']:.0f} at step "
+            f"{last['step']:.0f}; the largest share is {group['share'].max():.2f}."
+        )
+    theorem = tables["theorem"].dropna(subset=["spearman"])
+    for optimizer, group in theorem[theorem["factor"] == "driver"].groupby("optimizer"):
+        right = int((np.sign(group["spearman"]) == group["expected"]).sum())
+        sure = int((group["high"] < 0).sum())
+        lines.append(
+            f"Driver score against measured change, {optimizer}: median rank correlation "
+            f"{group['spearman'].median():.2f}, with the expected sign at {right} of {len(group)} "
+            f"checkpoints, and an interval below zero at {sure}."
+        )
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,270 @@
+"""Intervals and tests over seeds, as a thin layer over scipy.
+
+Plain numbers in, frozen values out; every random draw comes from a stream named by `seed`. NaN in
+the input is left out, and `n` counts what remained. Two things follow from few seeds:
+
+- A bootstrap of the mean is too narrow. For 3, 5 and 10 normal values the nominal 95 % of BCa cover
+  72, 84 and 93 % (400 trials each), those of Student's t 95 %. `mean_interval` is the bootstrap
+  that goes with a figure; `paired_difference`, on which verdicts rest, uses t.
+- Collapse steps are censored: a run that has not collapsed tells no step, only that it comes later
+  than what was watched. `restricted_mean` therefore averages the steps survived up to a horizon
+  that every run was watched to, which needs no assumption about what happens beyond it.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from llds_core.seeding import numpy_generator
+
+_RESAMPLES = 4999
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence bounds.
+
+    Attributes:
+        estimate: in the unit of the values; NaN when there was none.
+        low: lower bound; NaN when the values do not determine one.
+        high: upper bound.
+        n: values, or pairs of values, behind it.
+        method: how the bounds were found; empty when there are none.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    method: str = ""
+
+
+@dataclass(frozen=True)
+class PairedProportions:
+    """How two yes-or-no outcomes of the same seeds differ.
+
+    Attributes:
+        difference: share of yes in the first minus that in the second, in [-1, 1].
+        only_first: seeds with yes in the first alone.
+        only_second: seeds with yes in the second alone.
+        n: pairs.
+        p: two-sided exact McNemar (sign) test of equal shares; 1 when no pair differs.
+    """
+
+    difference: float
+    only_first: int
+    only_second: int
+    n: int
+    p: float
+
+
+@dataclass(frozen=True)
+class Survival:
+    """How long a run went without collapse.
+
+    Attributes:
+        steps: steps before the collapse; without one, the steps known to be free of it.
+        collapsed: False for a censored run: its collapse, if any, comes after `steps`.
+    """
+
+    steps: int
+    collapsed: bool
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
+    """Mean with the bias-corrected and accelerated bootstrap interval (Efron, 1987).
+
+    Where the correction is undefined (all resamples on one side of the mean, or equal values) the
+    interval is that of the plain percentiles; `method` says which it is.
+
+    Args:
+        values: (n,) one value a seed; NaN is left out.
+        level: nominal coverage in (0, 1).
+        seed: names the stream of the resamples.
+
+    Returns:
+        NaN bounds below two values, and a NaN estimate without any.
+    """
+    present = _present(values)
+    if len(present) < 2:
+        return _unbounded(present)
+    return _bootstrap((present,), _mean, level, seed)
+
+
+def paired_difference(
+    first: Mapping[int, float], second: Mapping[int, float], level: float = 0.95
+) -> Interval:
+    """Mean of `first - second` over the seeds present in both, with Student's t interval.
+
+    Args:
+        first: value by seed; NaN counts as missing.
+        second: value by seed.
+        level: nominal coverage in (0, 1).
+
+    Returns:
+        NaN bounds below two pairs. Equal differences give an interval without width.
+    """
+    shared = sorted(first.keys() & second.keys())
+    return student_interval([first[seed] - second[seed] for seed in shared], level)
+
+
+def student_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Mean of (n,) values with Student's t interval; NaN bounds below two values."""
+    present = _present(values)
+    if len(present) < 2:
+        return _unbounded(present)
+    mean = float(present.mean())
+    half = stats.t.ppf((1 + level) / 2, len(present) - 1) * float(stats.sem(present))
+    return Interval(mean, mean - half, mean + half, len(present), "Student's t")
+
+
+def proportion_interval(k: int, n: int, level: float = 0.95) -> Interval:
+    """Share `k / n` with Wilson's interval, which stays inside [0, 1]; NaN for n = 0.
+
+    Raises:
+        ValueError: unless 0 <= k <= n.
+    """
+    if not 0 <= k <= n:
+        raise ValueError(f"{k} of {n} is no share: count between 0 and {n}")
+    if n == 0:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    bounds = stats.binomtest(k, n).proportion_ci(level, method="wilson")
+    # At 0 and n the bound is the share itself, which rounding may miss.
+    low, high = min(float(bounds.low), k / n), max(float(bounds.high), k / n)
+    return Interval(k / n, low, high, n, "Wilson")
+
+
+def paired_proportions(first: Mapping[int, bool], second: Mapping[int, bool]) -> PairedProportions:
+    """Compare yes-or-no outcomes over the seeds present in both.
+
+    Only seeds whose outcomes differ carry information, so that p is 2 · 0.5^d at best for d of
+    them: five seeds cannot reach 0.05.
+    """
+    shared = first.keys() & second.keys()
+    only_first = sum(first[seed] and not second[seed] for seed in shared)
+    only_second = sum(second[seed] and not first[seed] for seed in shared)
+    differing = only_first + only_second
+    p = float(stats.binomtest(only_first, differing).pvalue) if differing else 1.0
+    difference = (only_first - only_second) / len(shared) if shared else np.nan
+    return PairedProportions(difference, only_first, only_second, len(shared), p)
+
+
+def common_horizon(survivals: Sequence[Survival]) -> int:
+    """Largest number of steps that every one of `survivals` was watched to.
+
+    A collapsed run is known for ever: it bounds nothing. Without a censored run the horizon is the
+    last collapse.
+    """
+    censored = [run.steps for run in survivals if not run.collapsed]
+    return min(censored) if censored else max((run.steps for run in survivals), default=0)
+
+
+def restricted_steps(survivals: Sequence[Survival], horizon: int) -> np.ndarray:
+    """Steps survived up to `horizon`, (n,): a run that lasts longer counts as `horizon`.
+
+    Raises:
+        ValueError: when a censored run was not watched to the horizon.
+    """
+    short = [run.steps for run in survivals if not run.collapsed and run.steps < horizon]
+    if short:
+        raise ValueError(
+            f"a run without collapse was watched for {min(short)} of {horizon} steps: use "
+            "common_horizon"
+        )
+    return np.array([min(run.steps, horizon) for run in survivals], dtype=float)
+
+
+def restricted_mean(
+    survivals: Sequence[Survival], horizon: int | None = None, level: float = 0.95
+) -> Interval:
+    """Mean steps survived up to `horizon`, by default their `common_horizon`, with a t interval.
+
+    Raises:
+        ValueError: when a censored run was not watched to the horizon.
+    """
+    horizon = common_horizon(survivals) if horizon is None else horizon
+    return student_interval(restricted_steps(survivals, horizon), level)
+
+
+def spearman_trend(
+    settings: Sequence[float], outcomes: Sequence[float], level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Rank correlation of an outcome with the setting of its arm, one pair a run.
+
+    The interval is a bootstrap over runs (BCa, else percentiles). A resample in which either side
+    is constant shows no trend and counts as 0. Censored outcomes have to be restricted first: runs
+    that reach the horizon are then ties, "beyond the last step" in no order among themselves.
+
+    Args:
+        settings: (n,) value of the varied setting.
+        outcomes: (n,) e.g. `restricted_steps`.
+        level: nominal coverage in (0, 1).
+        seed: names the stream of the resamples.
+
+    Returns:
+        Correlation in [-1, 1]; all NaN below three runs or where either side is constant.
+
+    Raises:
+        ValueError: when the two differ in length.
+    """
+    if len(settings) != len(outcomes):
+        raise ValueError(f"{len(settings)} settings for {len(outcomes)} outcomes: give one each")
+    pairs = np.array([settings, outcomes], dtype=float)
+    x, y = pairs[:, ~np.isnan(pairs).any(0)]
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Interval(np.nan, np.nan, np.nan, len(x))
+    return _bootstrap((x, y), _rank_correlation, level, seed)
+
+
+def _present(values: Sequence[float]) -> np.ndarray:
+    array = np.asarray(values, dtype=float)
+    return array[~np.isnan(array)]
+
+
+def _unbounded(present: np.ndarray) -> Interval:
+    estimate = float(present.mean()) if len(present) else np.nan
+    return Interval(estimate, np.nan, np.nan, len(present))
+
+
+def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    return values.mean(axis)
+
+
+def _rank_correlation(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Spearman's correlation along `axis`; 0 where either side is constant."""
+    ranks = [stats.rankdata(side, axis=axis) for side in (x, y)]
+    centred = [side - side.mean(axis, keepdims=True) for side in ranks]
+    norm = np.sqrt((centred[0] ** 2).sum(axis) * (centred[1] ** 2).sum(axis))
+    product = (centred[0] * centred[1]).sum(axis)
+    return np.divide(product, norm, out=np.zeros_like(product), where=norm > 0)
+
+
+def _bootstrap(
+    sides: tuple[np.ndarray, ...],
+    statistic: Callable[..., np.ndarray],
+    level: float,
+    seed: int,
+) -> Interval:
+    estimate, n = float(statistic(*sides)), len(sides[0])
+    # scipy warns where BCa is undefined; equal values need no resampling to know their interval.
+    if all(np.ptp(side) == 0 for side in sides):
+        return Interval(estimate, estimate, estimate, n, "percentile bootstrap")
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+            bounds = stats.bootstrap(
+                sides,
+                statistic,
+                paired=len(sides) > 1,
+                n_resamples=_RESAMPLES,
+                confidence_level=level,
+                method=method,
+                vectorized=True,
+                rng=numpy_generator(seed, "bootstrap"),
+            ).confidence_interval
+        if np.isfinite([bounds.low, bounds.high]).all():
+            break
+    return Interval(estimate, float(bounds.low), float(bounds.high), n, f"{method} bootstrap")

@@ -1,0 +1,143 @@
+"""The driver score against loops, against autograd, and against the update it predicts."""
+
+import math
+
+import pytest
+import torch
+from toy_groups import PAD, group, policy
+
+from llds_core.diagnostics.likelihood import policy_actions, policy_states
+from llds_core.diagnostics.mechanism import group_changes
+from llds_core.diagnostics.theorem import driver_score, prediction_errors
+from llds_core.losses import group_advantages
+
+OUTCOMES = [True, False, False, True, False]
+
+
+def measured(model, trajectories):
+    """Inputs of `driver_score` for a group, with graph, and the tokens' log-probabilities."""
+    states, tokens = policy_states(model, trajectories, pad_id=PAD)
+    logits = model.lm_head(states)
+    counts = torch.tensor([len(policy_actions(t)) for t in trajectories])
+    rows = torch.repeat_interleave(torch.arange(len(trajectories)), counts)
+    advantages = group_advantages(
+        torch.tensor([t.reward for t in trajectories]), torch.zeros(len(trajectories)).long()
+    )
+    logprobs = logits.log_softmax(-1)[torch.arange(len(tokens)), tokens]
+    errors = prediction_errors(logits.detach(), tokens)
+    return states.detach(), errors, rows, advantages, logprobs
+
+
+def test_the_score_is_that_of_three_nested_loops():
+    random = torch.Generator().manual_seed(0)
+    states = torch.randn(9, 4, generator=random, dtype=torch.float64)
+    logits = torch.randn(9, 6, generator=random, dtype=torch.float64)
+    tokens = torch.randint(6, (9,), generator=random)
+    rows = torch.tensor([0, 0, 1, 1, 1, 2, 3, 3, 4])
+    advantages = group_advantages(torch.tensor(OUTCOMES).double(), torch.zeros(5).long())
+    errors = prediction_errors(logits, tokens)
+    made = driver_score(states, errors, rows, advantages, torch.tensor(OUTCOMES))
+    positive, negative = advantages[0].item() / 9, -advantages[1].item() / 9
+    total = 0.0
+    for i in (0, 3):
+        for k in range(9):
+            if rows[k] != i:
+                continue
+            for other in range(9):
+                alpha = sum(errors[k, v] * errors[other, v] for v in range(6))
+                inner = sum(states[k, d] * states[other, d] for d in range(4))
+                sign = -positive if OUTCOMES[rows[other]] else negative
+                total += sign * (alpha * inner).item()
+    assert made.driver == pytest.approx(total / 2, rel=1e-9)
+
+
+def test_the_score_is_the_inner_product_of_gradients_of_the_unembedding():
+    """Descent on the surrogate changes the correct responses' log-probability by -lr * G."""
+    model = policy(tied=False).double()
+    trajectories = group(OUTCOMES, seed=3)
+    states, errors, rows, advantages, logprobs = measured(model, trajectories)
+    loss = -(advantages.double()[rows] * logprobs).mean()
+    right = torch.tensor(OUTCOMES)[rows]
+    head = model.lm_head.weight
+    (down,) = torch.autograd.grad(loss, head, retain_graph=True)
+    (up,) = torch.autograd.grad(logprobs[right].sum() / sum(OUTCOMES), head)
+    made = driver_score(states, errors, rows, advantages, torch.tensor(OUTCOMES))
+    assert made.driver == pytest.approx((down * up).sum().item(), rel=1e-6)
+    assert abs(made.driver) > 1e-3
+
+
+def test_a_small_step_on_the_unembedding_does_what_the_score_says():
+    model = policy(tied=False).double().requires_grad_(False)
+    model.lm_head.weight.requires_grad_(True)
+    frame = group_changes(
+        model, [group(OUTCOMES, seed=s) for s in range(3)], pad_id=PAD, learning_rate=1e-5,
+        optimizer="sgd",
+    )  # fmt: skip
+    for row in frame.itertuples():
+        assert row.delta == pytest.approx(-1e-5 * row.driver, rel=1e-3)
+        assert row.delta_first == pytest.approx(-1e-5 * row.driver_first, rel=1e-3)
+
+
+def two_tokens(tokens, states=((1.0,), (1.0,))):
+    """One correct and one wrong response of one token each, two words, both equally likely."""
+    errors = prediction_errors(torch.zeros(2, 2), torch.tensor(tokens))
+    return driver_score(
+        torch.tensor(states),
+        errors,
+        torch.tensor([0, 1]),
+        torch.tensor([0.5, -0.5]),
+        torch.tensor([True, False]),
+    )
+
+
+def test_a_wrong_response_with_another_token_lifts_the_correct_one():
+    """Errors (.5, -.5) and (-.5, .5): alpha .5 with itself, -.5 with the other; p+ = p- = .25."""
+    made = two_tokens([0, 1])
+    assert made.driver == pytest.approx(0.25 * -0.5 - 0.25 * 0.5)
+    assert (made.pull, made.gain) == pytest.approx((0.25 * -0.5, 0.25 * 0.5))
+    assert made.error_product == pytest.approx(-0.5)
+    assert made.state_cosine == pytest.approx(1.0)
+
+
+def test_a_token_shared_with_a_wrong_response_gains_nothing():
+    made = two_tokens([0, 0])
+    assert made.driver == pytest.approx(0.0, abs=1e-9)
+    assert made.pull == pytest.approx(0.25 * 0.5)
+    assert made.error_product == pytest.approx(0.5)
+
+
+def test_opposite_states_turn_the_wrong_response_around():
+    made = two_tokens([0, 0], ((2.0,), (-1.0,)))
+    # alpha .5; inner products 4 with itself, -2 with the other.
+    assert made.driver == pytest.approx(0.25 * 0.5 * -2 - 0.25 * 0.5 * 4)
+    assert made.state_cosine == pytest.approx(-1.0)
+
+
+def test_an_unlikely_wrong_token_pulls_harder():
+    def pull(logit):
+        errors = prediction_errors(torch.tensor([[0.0, 0, 0], [logit, 0, 0]]), torch.tensor([0, 0]))
+        states, advantages = torch.ones(2, 1), torch.tensor([1.0, -1.0])
+        right = torch.tensor([True, False])
+        return driver_score(states, errors, torch.tensor([0, 1]), advantages, right).error_product
+
+    assert pull(-4.0) > pull(0.0) > pull(4.0) > 0
+
+
+def test_a_group_without_contrast_has_no_factors():
+    errors = prediction_errors(torch.zeros(2, 2), torch.tensor([0, 1]))
+    states, rows, advantages = torch.ones(2, 1), torch.tensor([0, 1]), torch.zeros(2)
+    none = driver_score(states, errors, rows, advantages, torch.tensor([False, False]))
+    assert math.isnan(none.driver) and math.isnan(none.error_product)
+    every = driver_score(states, errors, rows, advantages, torch.tensor([True, True]))
+    assert every.driver == 0 and math.isnan(every.state_cosine)
+
+
+def test_missing_errors_are_refused():
+    with pytest.raises(ValueError, match="2 states, 1 errors and 2 rows"):
+        driver_score(
+            torch.ones(2, 1),
+            torch.ones(1, 2),
+            torch.tensor([0, 1]),
+            torch.ones(2),
+            torch.tensor([True, False]),
+        )

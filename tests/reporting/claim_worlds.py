@@ -1,0 +1,167 @@
+"""Made-up studies for the tests of claims: one in which every claim of the paper holds, and the
+pieces to break it with. Windows of 3 steps; GRPO is given 30 steps.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from llds_core.diagnostics.metrics import METRICS
+from llds_core.reporting.store import Run
+
+WINDOW = 3
+STEPS = 30
+COLLAPSE = 20
+CONFIG = {
+    "loss": {"llds_weight": 0.0},
+    "training": {"updates_per_rollout": 16, "steps": STEPS},
+}
+
+
+def made(arm, seed, columns, *, status="complete", reason=None, **config):
+    """A run from columns that are constant or one value a step; `config` sets training or loss."""
+    metrics = pd.DataFrame(np.nan, index=range(len(columns["reward"])), columns=list(METRICS))
+    metrics["step"] = range(1, len(metrics) + 1)
+    metrics = metrics.assign(**columns)
+    settings = {name: {**CONFIG[name], **config.get(name, {})} for name in CONFIG}
+    manifest = {"profile": "desk", "method": arm, "seed": seed, "status": status, "arm": arm}
+    return Run(Path(f"{arm}{seed}"), manifest | {"config": settings, "reason": reason}, metrics)
+
+
+def fallen(arm, seed, at=COLLAPSE, *, columns=None, cut=None, **values):
+    """A run that tells the paper's story and collapses near step `at` of `STEPS`."""
+    rng = np.random.default_rng([seed, at])
+    step = np.arange(1, STEPS + 1)
+    at += seed % 2
+    decline, alive = at - 12, step < at
+    noise = rng.normal(0, 0.004, STEPS)
+    loglik = np.where(step < decline, -0.25, -0.25 - 0.02 * (step - decline)) + noise
+    loglik -= np.where(step > at - 4, 0.3 * (step - at + 4.0), 0)
+    past = np.clip(step - at + 6, 0, None)
+    story = {
+        "reward": np.where(alive, 0.3 + 0.3 * np.minimum(step / 10, 1), 0.02) + noise,
+        "loglik_correct": np.where(step > at + 8, np.nan, loglik),
+        "loglik_correct_first": loglik - 0.1 * past,
+        "loglik_correct_later": loglik - 0.001 * step,
+        "loglik_incorrect": -0.4 - 0.03 * step,
+        "loglik_change_correct": -0.01 * 1.3**step,
+        "hidden_similarity": 0.9,
+        "entropy": 0.3 + 0.1 * np.clip(step - decline - 1, 0, None) + noise,
+        "response_length": 45 + 40 * noise,
+        "valid_searches": 1.4 + noise,
+        "grad_norm": 0.3 + noise + 0.5 * past,
+        "update_tokens_per_second": 1000 + 500 * noise,
+    }
+    run = made(arm, seed, story | (columns or {}), **values)
+    return run if cut is None else Run(run.path, run.manifest, run.metrics.iloc[:cut])
+
+
+def stable(arm, seed, steps=STEPS, level=0.7, *, columns=None, **values):
+    """A run whose reward rises to `level` and stays."""
+    rng = np.random.default_rng([seed, steps])
+    noise = rng.normal(0, 0.004, steps)
+    step = np.arange(1, steps + 1)
+    story = {
+        "reward": 0.3 + (level - 0.3) * np.minimum(step / 10, 1) + noise,
+        "loglik_correct": -0.25 + noise,
+        "loglik_correct_first": -0.24 + noise,
+        "loglik_correct_later": -0.26 - noise,
+        "loglik_incorrect": -0.4 + noise,
+        "loglik_change_correct": 1.0 + noise,
+        "hidden_similarity": 0.9,
+        "entropy": 0.3 + noise,
+        "response_length": 45 + noise,
+        "valid_searches": 1.4 + noise,
+        "grad_norm": 0.4 + noise,
+        "update_tokens_per_second": 980 + 500 * noise,
+    }
+    return made(arm, seed, story | (columns or {}), **values)
+
+
+def arm(make, *seeds, **values):
+    """Runs of one arm, made by name and seed."""
+    return lambda name: [make(name, seed, **values) for seed in seeds]
+
+
+def weighted(weight):
+    return {"llds_weight": weight}
+
+
+FIVE, THREE, TWO = range(5), range(3), range(2)
+LONG = 2 * STEPS
+ARMS = {
+    "grpo": arm(fallen, *FIVE),
+    "llds-action": arm(stable, *FIVE, steps=LONG, loss=weighted(2)),
+    "llds-action-long": arm(stable, 5, steps=3 * STEPS),
+    "llds-weight-0.01": arm(fallen, *THREE, at=22, loss=weighted(0.01)),
+    "llds-weight-0.1": arm(fallen, *THREE, at=24, loss=weighted(0.1)),
+    "llds-weight-0.2": arm(stable, *THREE, loss=weighted(0.2)),
+    "llds-response": arm(stable, *THREE, steps=LONG, level=0.6),
+    "llds-token": arm(stable, *THREE, steps=LONG, level=0.5),
+    "llds-positive": arm(fallen, *THREE, at=22),
+    "llds-ma": arm(stable, *THREE, steps=LONG, columns={"valid_searches": 2.2}),
+    "grpo-no-negative": arm(stable, *TWO),
+    "grpo-kl-0.01": arm(fallen, *THREE),
+    "grpo-kl-0.1": arm(fallen, *THREE),
+    "grpo-lr-half": arm(fallen, *THREE, at=24),
+    "grpo-grad-clip": arm(fallen, *THREE),
+    "grpo-large-batch": arm(fallen, *THREE),
+    "grpo-entropy-0.001": arm(fallen, *TWO),
+    "grpo-entropy-0.01": arm(fallen, *TWO),
+    "grpo-one-epoch-1": arm(stable, *TWO, training={"updates_per_rollout": 1}),
+    "grpo-one-epoch-4": arm(fallen, *TWO, at=22, training={"updates_per_rollout": 4}),
+    "grpo-epochs-4": arm(fallen, *TWO, at=17, training={"updates_per_rollout": 32}),
+}
+EM = {"grpo": 0.2, "llds-action": 0.3, "llds-response": 0.28, "llds-token": 0.25, "llds-ma": 0.4}
+
+
+def study(without=(), **changes):
+    """Runs of `ARMS`, without some, with some replaced (an underscore stands for a hyphen)."""
+    arms = ARMS | {name.replace("_", "-"): make for name, make in changes.items()}
+    return [run for name, make in arms.items() if name not in without for run in make(name)]
+
+
+def heldout(**changes):
+    """Held-out exact match by arm and seed."""
+    levels = EM | {name.replace("_", "-"): level for name, level in changes.items()}
+    return {
+        (name, seed): level + 0.002 * (seed * len(name) % 7)
+        for name, level in levels.items()
+        for seed in FIVE
+    }
+
+
+def changes(shares=(0.2, 0.7), matches=(0.3, 0.6), method="grpo", seeds=TWO, questions=50):
+    """Frame of likelihood changes at steps 0 and 15, and one checkpoint after the collapse."""
+    rows = []
+    for seed in seeds:
+        for step, share, match in zip((0, 15, 28), (*shares, 0.0), (*matches, 0.0), strict=True):
+            for optimizer in ("sgd", "adamw"):
+                drops = int(questions * share) + seed if optimizer == "adamw" else 0
+                for question in range(questions + 5):
+                    skipped = question >= questions
+                    delta = np.nan if skipped else 0.1 - 0.2 * (question < drops)
+                    rows.append((method, seed, step, optimizer, question, skipped, delta, 10))
+                    rows[-1] += (10 * match + (question == 0 and seed),)
+    names = ["method", "seed", "step", "optimizer", "question_id", "skipped", "delta"]
+    return pd.DataFrame(rows, columns=[*names, "first_search_incorrect", "first_search_equal"])
+
+
+def theorem(sign=1, seeds=TWO):
+    """Frame of rank correlations with the signs of the theorem, or the opposite ones."""
+    factors = {"driver": -0.5, "loglik_incorrect": 0.4, "similarity": -0.3}
+    return pd.DataFrame(
+        [
+            {"method": "grpo", "seed": seed, "step": step, "factor": factor, "spearman": value}
+            for seed in seeds
+            for step in (0, 15)
+            for factor, value in (
+                (name, sign * (rho + 0.01 * seed)) for name, rho in factors.items()
+            )
+        ]
+    )
+
+
+def mechanism(**frames):
+    return {"likelihood_change": changes(), "theorem": theorem(), **frames}

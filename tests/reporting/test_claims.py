@@ -1,0 +1,263 @@
+"""Every claim holds in a made-up study that tells the paper's story, fails in one that does not,
+and is not tested where its runs are missing.
+"""
+
+import numpy as np
+import pytest
+from claim_worlds import (
+    COLLAPSE,
+    FIVE,
+    LONG,
+    STEPS,
+    THREE,
+    TWO,
+    WINDOW,
+    arm,
+    changes,
+    fallen,
+    heldout,
+    made,
+    mechanism,
+    stable,
+    study,
+    theorem,
+    weighted,
+)
+
+from llds_core.errors import ConfigError, DataError
+from llds_core.reporting.claim_evidence import Evidence, Measured
+from llds_core.reporting.claim_list import CLAIMS
+from llds_core.reporting.claims import COLUMNS, claims_markdown, evaluate_claims
+
+VERDICTS = {None: "not tested", True: "holds", False: "does not hold"}
+
+
+def with_columns(**columns):
+    return {"grpo": arm(fallen, *FIVE, columns=columns)}
+
+
+def late(values, at=COLLAPSE + 2):
+    """A series that keeps its first value until `at`."""
+    return np.where(np.arange(1, STEPS + 1) < at, values[0], values[1])
+
+
+STEP = np.arange(1, STEPS + 1)
+DIPPED = {"reward": np.where(STEP < COLLAPSE, 0.6 - 0.01 * STEP, 0.0)}
+SHORTER = {"llds_action": arm(stable, *FIVE, steps=STEPS, loss=weighted(2))}
+WORSE = arm(fallen, *FIVE, at=16)
+# Claim: what breaks it (changed arms, or mechanism or held-out values), arms whose absence leaves
+# it untested.
+CASES = {
+    "GRPO's reward first rises": (with_columns(**DIPPED), ["grpo"]),
+    "LLDS does not collapse over twice": ({"llds_action": WORSE}, ["llds-action"]),
+    "LLDS does not collapse over three": (
+        {"llds_action_long": arm(fallen, 5)},
+        ["llds-action-long"],
+    ),
+    "LLDS survives longer": ({"llds_action": WORSE}, ["grpo"]),
+    "LLDS ends with": ({"llds_action": WORSE}, ["llds-action"]),
+    "LLDS reaches": ({"llds_action": arm(stable, *FIVE, steps=LONG, level=0.55)}, ["grpo"]),
+    "LLDS improves": ({"heldout": heldout(llds_action=0.2)}, ["llds-action"]),
+    "LLDS keeps the likelihood": ({"llds_action": arm(fallen, *FIVE)}, ["grpo"]),
+    "The likelihood of correct": (
+        with_columns(loglik_correct=late([-0.2, -3.0]) + 0.01 * np.sin(STEP)),
+        ["grpo"],
+    ),
+    "Collapsing runs stagnate": (with_columns(loglik_correct=-0.25), ["grpo"]),
+    "Entropy surges": (with_columns(entropy=0.3), ["grpo"]),
+    "Length and searches": (with_columns(response_length=45 + 2 * STEP), ["grpo"]),
+    "The gradient norm": (with_columns(grad_norm=0.3), ["grpo"]),
+    "Incorrect responses become": (with_columns(loglik_incorrect=0.0), ["grpo"]),
+    "The likelihood of first": (with_columns(loglik_correct_first=0.0), ["grpo"]),
+    "The share of questions": (
+        {"likelihood_change": changes(shares=(0.6, 0.6))},
+        ["likelihood_change"],
+    ),
+    "Late in training": ({"likelihood_change": changes(shares=(0.1, 0.4))}, ["likelihood_change"]),
+    "Most incorrect responses": (
+        {"likelihood_change": changes(matches=(0.1, 0.4))},
+        ["likelihood_change"],
+    ),
+    "A higher driver": ({"theorem": theorem(-1)}, ["theorem"]),
+    "A lower likelihood of incorrect": ({"theorem": theorem(-1)}, ["theorem"]),
+    "A higher similarity": ({"theorem": theorem(-1)}, ["theorem"]),
+    "The death-spiral conditions hold": (with_columns(loglik_change_correct=1.0), ["grpo"]),
+    "The death-spiral conditions do not": ({"llds_action": arm(fallen, *FIVE)}, ["llds-action"]),
+    "A small weight": (
+        {"llds-weight-0.01": arm(stable, *THREE, loss=weighted(0.01))},
+        ["llds-weight-0.01", "llds-weight-0.1", "llds-weight-0.2"],
+    ),
+    "The paper's weight": (
+        {"llds-weight-0.2": arm(fallen, *THREE, loss=weighted(0.2))},
+        ["llds-weight-0.2"],
+    ),
+    "The larger the weight": (
+        {
+            "llds-weight-0.2": arm(fallen, *THREE, at=14, loss=weighted(0.2)),
+            "llds_action": arm(fallen, *FIVE, at=16, loss=weighted(2)),
+        },
+        ["grpo", "llds-weight-0.1", "llds-weight-0.2"],
+    ),
+    "Action gate, then response gate, then token gate on": (
+        {"heldout": heldout(llds_response=0.35)},
+        ["llds-token"],
+    ),
+    "Action gate, then response gate, then token gate in": (
+        {"llds_token": arm(stable, *THREE, steps=LONG, level=0.8)},
+        ["llds-response"],
+    ),
+    "LLDS-MA searches": ({"llds_ma": arm(stable, *THREE, steps=LONG)}, ["llds-ma"]),
+    "LLDS-MA improves": ({"heldout": heldout(llds_ma=0.3)}, ["llds-ma"]),
+    "Without negative": ({"grpo_no_negative": arm(fallen, *TWO)}, ["grpo-no-negative"]),
+    "Preserving groups": (
+        {"llds_positive": arm(stable, *THREE, steps=LONG)},
+        ["llds-positive"],
+    ),
+    "A larger KL": ({"grpo-kl-0.1": arm(stable, *THREE)}, ["grpo-kl-0.01"]),
+    "Half the learning": ({"grpo_lr_half": arm(stable, *THREE)}, ["grpo-lr-half"]),
+    "Stronger gradient": ({"grpo_grad_clip": arm(stable, *THREE)}, ["grpo-grad-clip"]),
+    "A larger batch": ({"grpo_large_batch": arm(stable, *THREE)}, ["grpo-large-batch"]),
+    "An entropy bonus": ({"grpo-entropy-0.01": arm(stable, *TWO)}, ["grpo-entropy-0.01"]),
+    "More updates": (
+        {
+            "grpo_one_epoch_1": arm(fallen, *TWO, at=14, training={"updates_per_rollout": 1}),
+            "grpo_epochs_4": arm(stable, *TWO, training={"updates_per_rollout": 32}),
+        },
+        ["grpo-one-epoch-1", "grpo-epochs-4"],
+    ),
+    "An LLDS update": (
+        {"llds_action": arm(stable, *FIVE, steps=LONG, columns={"update_tokens_per_second": 500})},
+        ["llds-action"],
+    ),
+}
+
+
+def claim_named(start):
+    [claim] = [claim for claim in CLAIMS if claim.claim.startswith(start)]
+    return claim
+
+
+def checked(start, without=(), **given):
+    frames = mechanism(**{k: given.pop(k) for k in ("likelihood_change", "theorem") if k in given})
+    frames = {name: frame for name, frame in frames.items() if name not in without}
+    scores = given.pop("heldout", heldout())
+    evidence = Evidence(study(without, **given), frames, scores, WINDOW)
+    found = claim_named(start).check(evidence)
+    return VERDICTS[None if found is None else found.holds]
+
+
+@pytest.fixture(scope="module")
+def table():
+    return evaluate_claims(study(), mechanism(), window=WINDOW, heldout=heldout())
+
+
+def test_every_claim_has_its_cases():
+    assert [claim.claim for claim in CLAIMS] == [claim_named(start).claim for start in CASES]
+
+
+@pytest.mark.parametrize("start", CASES)
+def test_a_claim_holds_in_the_papers_story(table, start):
+    [row] = table[table.claim.str.startswith(start)].itertuples()
+    assert row.verdict == "holds" and row.low <= row.effect <= row.high
+
+
+@pytest.mark.parametrize("start", CASES)
+def test_a_claim_does_not_hold_in_another_story(start):
+    assert checked(start, **CASES[start][0]) == "does not hold"
+
+
+@pytest.mark.parametrize("start", CASES)
+def test_a_claim_without_its_runs_is_not_tested(start):
+    assert checked(start, without=CASES[start][1]) == "not tested"
+
+
+def test_without_runs_nothing_is_tested():
+    empty = evaluate_claims([], {}, window=WINDOW)
+    assert tuple(empty.columns) == COLUMNS and len(empty) == len(CLAIMS)
+    assert (empty.verdict == "not tested").all() and (empty.seeds == 0).all()
+    assert empty.effect.isna().all() and (empty.runs == "").all()
+
+
+def test_the_table_names_its_runs_and_is_the_same_twice(table):
+    assert table.equals(evaluate_claims(study(), mechanism(), window=WINDOW, heldout=heldout()))
+    [row] = table[table.claim.str.startswith("A small weight")].itertuples()
+    assert row.runs.split(";") == [
+        *(f"llds-weight-0.01-seed{seed}" for seed in THREE),
+        *(f"grpo-seed{seed}" for seed in THREE),
+    ]
+    assert (row.seeds, row.effect_unit) == (3, "steps") and row.rule
+
+
+def test_markdown_shows_effect_interval_and_seeds(table):
+    text = claims_markdown(table)
+    assert "| holds | 1 [0.566, 1] share of seeds | 5 |" in text
+    assert len(text.splitlines()) == len(CLAIMS) + 2
+    assert "| not tested | – | 0 |" in claims_markdown(evaluate_claims([], {}, window=WINDOW))
+
+
+def test_a_cure_is_not_tested_where_grpo_does_not_collapse():
+    for start in ("A larger batch", "The paper's weight", "Without negative"):
+        assert checked(start, grpo=arm(stable, *FIVE)) == "not tested"
+
+
+def test_a_cure_counts_only_when_watched_as_long_as_grpo():
+    short = {"grpo_lr_half": arm(stable, *THREE, steps=STEPS - 5)}
+    assert checked("Half the learning", **short) == "not tested"
+
+
+def test_a_run_that_stopped_after_its_collapse_is_compared_as_far_as_it_goes():
+    stopped = arm(fallen, *FIVE, cut=COLLAPSE + 1 + 2 * WINDOW, status="collapsed")
+    for start in ("LLDS survives longer", "LLDS ends with", "LLDS does not collapse over twice"):
+        assert checked(start, grpo=stopped) == "holds"
+
+
+def test_a_diverged_run_collapses_and_a_broken_one_is_left_out():
+    columns = {"reward": np.full(12, 0.5), "loglik_correct": -0.2}
+    diverged = made("grpo", 0, columns, status="failed", reason="TrainingDivergedError: loss")
+    broken = made("grpo", 1, columns, status="failed", reason="OSError: disk")
+    running = made("grpo", 2, columns, status="running")
+    evidence = Evidence([diverged, broken, running], {}, {}, WINDOW)
+    assert list(evidence.arm("grpo")) == [0]
+    survival = evidence.arm("grpo")[0].survival()
+    assert (survival.steps, survival.collapsed) == (12, True)
+
+
+def test_a_run_proves_no_more_than_its_windows_allow():
+    run = Measured(stable("grpo", 0), WINDOW)
+    assert run.survival().steps == STEPS - 2 * WINDOW + 1 and not run.survival().collapsed
+    assert run.collapsed_by(STEPS) is False and run.collapsed_by(STEPS + 1) is None
+
+
+def test_ambiguous_runs_and_windows_are_refused():
+    with pytest.raises(DataError, match="grpo seed 0 is given twice"):
+        evaluate_claims([fallen("grpo", 0), fallen("grpo", 0)], {}, window=WINDOW)
+    other = fallen("grpo", 1)
+    other.manifest["profile"] = "smoke"
+    with pytest.raises(DataError, match="profiles desk, smoke"):
+        evaluate_claims([fallen("grpo", 0), other], {}, window=WINDOW)
+    with pytest.raises(ConfigError, match="window is 0"):
+        evaluate_claims([], {}, window=0)
+
+
+def test_a_mean_on_the_right_side_is_not_enough():
+    scores = heldout() | {("llds-action", seed): 0.2 + (0.3 if seed == 0 else 0) for seed in FIVE}
+    evidence = Evidence(study(), {}, scores, WINDOW)
+    found = claim_named("LLDS improves").check(evidence)
+    assert found.effect.estimate > 0 > found.effect.low and not found.holds
+
+
+def test_four_of_five_seeds_are_most_and_three_are_not():
+    for seeds, verdict in ((4, "holds"), (3, "does not hold")):
+
+        def mixed(name, seeds=seeds):
+            kinds = [fallen] * seeds + [stable] * (5 - seeds)
+            return [make(name, seed) for seed, make in enumerate(kinds)]
+
+        assert checked("GRPO's reward first rises", grpo=mixed) == verdict
+
+
+def test_variants_are_not_compared_after_unequal_training():
+    short = {"llds_ma": arm(stable, *THREE), "llds_token": arm(stable, *THREE, level=0.5)}
+    assert checked("LLDS-MA improves", **short) == "not tested"
+    assert checked("Action gate, then response gate, then token gate on", **short) == "not tested"
+    assert checked("Action gate, then response gate, then token gate in", **short) == "holds"

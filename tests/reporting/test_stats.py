@@ -1,0 +1,109 @@
+"""Intervals over seeds: hand-computed constants, and what they do with few or missing values."""
+
+import numpy as np
+import pytest
+
+from llds_core.reporting.stats import (
+    Survival,
+    common_horizon,
+    mean_interval,
+    paired_difference,
+    paired_proportions,
+    proportion_interval,
+    restricted_mean,
+    restricted_steps,
+    spearman_trend,
+    student_interval,
+)
+
+
+def test_the_bootstrap_is_seeded_and_holds_the_mean():
+    values = [0.1, 0.4, 0.2, 0.9, 0.3]
+    interval = mean_interval(values)
+    assert interval == mean_interval(values) and interval != mean_interval(values, seed=1)
+    assert interval.estimate == pytest.approx(0.38)
+    assert interval.low < interval.estimate < interval.high
+    assert (interval.n, interval.method) == (5, "BCa bootstrap")
+    assert min(values) <= interval.low and interval.high <= max(values)
+
+
+def test_the_bootstrap_leans_towards_the_long_tail():
+    interval = mean_interval([0, 0.1, 0.2, 0.1, 0, 0.1, 3.0])
+    assert interval.high - interval.estimate > interval.estimate - interval.low
+
+
+def test_equal_values_fall_back_to_percentiles_without_width():
+    interval = mean_interval([0.3, 0.3, 0.3])
+    assert (interval.low, interval.high) == (interval.estimate, interval.estimate)
+    assert interval.method == "percentile bootstrap"
+
+
+@pytest.mark.parametrize("interval", [mean_interval, student_interval])
+def test_one_value_has_no_bounds_and_none_no_mean(interval):
+    one = interval([0.5, np.nan])
+    assert (one.estimate, one.n, one.method) == (0.5, 1, "") and np.isnan([one.low, one.high]).all()
+    assert np.isnan(interval([]).estimate) and interval([]).n == 0
+
+
+def test_students_interval_equals_the_textbook():
+    # Mean 2, deviation 1, t(2) at 97.5 % is 4.3027: half width 4.3027 / sqrt(3) = 2.4842.
+    interval = student_interval([1, 2, 3])
+    np.testing.assert_allclose([interval.low, interval.high], [2 - 2.4842, 2 + 2.4842], atol=1e-4)
+
+
+def test_paired_differences_use_the_seeds_of_both():
+    first, second = {0: 0.5, 1: 0.7, 2: 0.6, 7: 9.0}, {0: 0.4, 1: 0.5, 2: 0.3, 8: -9.0}
+    assert paired_difference(first, second) == student_interval([0.5 - 0.4, 0.7 - 0.5, 0.6 - 0.3])
+    assert paired_difference({0: np.nan, 1: 1.0}, {0: 0.0, 1: 0.0}).n == 1
+
+
+def test_shares_have_wilsons_interval():
+    # 5 of 5 at z = 1.95996: n / (n + z²) = 0.5655.
+    share = proportion_interval(5, 5)
+    np.testing.assert_allclose([share.estimate, share.low, share.high], [1, 0.5655, 1], atol=1e-4)
+    assert np.isnan(proportion_interval(0, 0).estimate)
+    with pytest.raises(ValueError, match="6 of 5"):
+        proportion_interval(6, 5)
+
+
+def test_paired_shares_count_only_seeds_that_differ():
+    first = dict.fromkeys(range(5), True)
+    second = {0: True, 1: False, 2: False, 3: False, 4: False, 9: False}
+    found = paired_proportions(first, second)
+    assert (found.difference, found.only_first, found.only_second, found.n) == (0.8, 4, 0, 5)
+    assert found.p == pytest.approx(2 * 0.5**4)
+    assert paired_proportions(first, first).p == 1.0
+    assert np.isnan(paired_proportions({}, first).difference)
+
+
+def test_a_censored_run_lasts_to_the_horizon_that_all_were_watched_to():
+    runs = [Survival(5, True), Survival(30, True), Survival(20, False), Survival(50, False)]
+    assert common_horizon(runs) == 20
+    assert restricted_steps(runs, 20).tolist() == [5, 20, 20, 20]
+    assert restricted_mean(runs).estimate == 16.25
+    assert restricted_mean(runs, 10).estimate == 8.75
+    with pytest.raises(ValueError, match="20 of 21 steps"):
+        restricted_steps(runs, 21)
+
+
+def test_without_censored_runs_the_horizon_is_the_last_collapse():
+    assert common_horizon([Survival(5, True), Survival(9, True)]) == 9
+    assert common_horizon([]) == 0
+
+
+def test_a_trend_over_arms_has_its_sign_and_counts_ties_as_ties():
+    weights = [0, 0, 0, 0.01, 0.01, 0.01, 0.2, 0.2, 0.2, 2, 2, 2]
+    steps = [9, 10, 11, 11, 12, 13, 19, 19, 15, 19, 19, 19]
+    trend = spearman_trend(weights, steps)
+    assert trend == spearman_trend(weights, steps) and 0 < trend.low < trend.estimate <= trend.high
+    falling = spearman_trend(weights, [-each for each in steps])
+    assert falling.high < 0 and falling.estimate == pytest.approx(-trend.estimate)
+    # Ranks of (1, 1, 2) are (1.5, 1.5, 3): correlation with (1, 2, 3) is sqrt(3) / 2.
+    assert spearman_trend([1, 2, 3], [1, 1, 2]).estimate == pytest.approx(np.sqrt(3) / 2)
+
+
+def test_no_trend_is_claimed_where_nothing_varies():
+    for settings, outcomes in (([1, 2, 3], [5, 5, 5]), ([1, 1, 1], [1, 2, 3]), ([1, 2], [1, 2])):
+        assert np.isnan(spearman_trend(settings, outcomes).estimate)
+    with pytest.raises(ValueError, match="2 settings for 1"):
+        spearman_trend([1, 2], [1])
