@@ -14,7 +14,8 @@ import pandas as pd
 from llds_core.errors import RunError
 from llds_core.jobs import Job, run_jobs
 from llds_core.reporting.published import publish_run, write_runs_table
-from llds_core.reporting.store import PUBLISHED, load_run, published_hash
+from llds_core.reporting.store import PUBLISHED, find_published, load_run
+from llds_core.run_identity import same_run
 from llds_core.runs import is_complete, read_metrics
 from llds_core.studies import Study
 
@@ -59,7 +60,8 @@ def status(
 
 
 def _state(job: Job, run_root: Path, published: Path) -> str:
-    if published_hash(published, job.config.profile, job.label, job.seed) == job.config.hash():
+    found = find_published(published, job.config.profile, job.label, job.seed)
+    if found and same_run(found.manifest, job.config, len(found.metrics)):
         return "published"
     path = job.path(run_root)
     if is_complete(path, job.config):

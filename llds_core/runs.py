@@ -29,6 +29,7 @@ from typing import Any
 from llds_core.config import ExperimentConfig
 from llds_core.errors import DataError, RunError
 from llds_core.provenance import command_line, git_diff, git_state, hardware, package_versions
+from llds_core.run_identity import FREE, changed_keys
 
 SCHEMA_VERSION = 1
 STATUSES = ("running", "complete", "collapsed", "failed", "interrupted")
@@ -37,13 +38,6 @@ _MANIFEST_KEYS = ("status", "profile", "method", "seed", "config", "config_hash"
 DEFAULT_ROOT = Path("results/runs")
 _LONGEST_SUFFIX = 150  # file systems allow names of 255 bytes
 _GZIP_MAGIC = b"\x1f\x8b"
-# Keys that may change when a run is continued.
-_FREE = {
-    "training.steps",
-    "training.keep_checkpoints",
-    "training.trajectories_per_step",
-    "diagnostics.stop_after_collapse",
-}
 _logger = logging.getLogger("llds_core")
 
 
@@ -56,7 +50,7 @@ def run_path(
     named = sorted(
         override.replace(" ", "")
         for override in overrides
-        if override.split("=")[0].strip() not in _FREE
+        if override.split("=")[0].strip() not in FREE
     )
     suffix = "".join(f"+{re.sub(r'[^A-Za-z0-9._=-]', '_', override)}" for override in named)
     if len(suffix) > _LONGEST_SUFFIX:
@@ -354,30 +348,13 @@ class RunDirectory:
 
 
 def _check_same(path: Path, manifest: Mapping[str, Any], config: ExperimentConfig) -> None:
-    before, after = _flat(manifest["config"]), _flat(config.to_dict())
-    changed = [
-        key
-        for key in after
-        if before.get(key) != after[key] and key not in _FREE and "evaluation." not in key
-    ]
-    if changed:
-        key = changed[0]
+    if changed := changed_keys(manifest, config):
+        key, before, now = changed[0]
         raise RunError(
-            f"{path} was made with {key}={before.get(key)!r}, now {after[key]!r}: delete the "
+            f"{path} was made with {key}={before!r}, now {now!r}: delete the "
             "folder, or choose another "
             "with --run-root"
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{key}": value}
-        )
-    return flat
 
 
 def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from llds_core.config import ExperimentConfig, load_experiment
-from llds_core.errors import ConfigError, did_you_mean
+from llds_core.errors import ConfigError, closest, did_you_mean
 
 _STUDIES = files("llds_core") / "presets" / "studies"
 
@@ -73,7 +73,7 @@ class Study:
             if wanted not in names and wanted not in groups:
                 raise ConfigError(
                     f'study {self.name} has no arm or group "{wanted}": '
-                    f"{did_you_mean(wanted, [*names, *groups])}"
+                    f"{_hint(wanted, [*groups, *names])}"
                 )
         queue = []
         for group in groups:
@@ -89,9 +89,7 @@ class Study:
                     config = load_experiment(f"{self.profile}/{arm.method}", arm.overrides)
                     queue.append(Entry(arm, seed, config))
         if not queue:
-            raise ConfigError(
-                f"study {self.name} has no run with these arms and seeds: name others"
-            )
+            raise ConfigError(f"study {self.name} has no such arms and seeds: name others")
         return queue
 
 
@@ -158,6 +156,11 @@ def _parse(name: str, values: Any) -> Study:
     return Study(
         Path(name).stem, values["profile"], str(values.get("description", "")), (*parsed.values(),)
     )
+
+
+def _hint(wanted: str, names: Sequence[str]) -> str:
+    near = closest(wanted, names)
+    return f'did you mean "{near}"?' if near else "--status lists them"
 
 
 def _merge_overrides(shared: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:

@@ -211,12 +211,14 @@ def ensure_runs(
     return load_runs(run_root, profile, methods, seeds, overrides)
 
 
-def published_hash(published: Path, profile: str, arm: str, seed: int) -> str | None:
-    """Configuration hash of a published run, None when there is none."""
+def find_published(published: Path, profile: str, arm: str, seed: int) -> Run | None:
+    """Read one published run, None when there is none.
+
+    Raises:
+        DataError: when it is damaged.
+    """
     manifest = published / profile / "runs" / f"{arm}-seed{seed}.json"
-    if not manifest.exists():
-        return None
-    return json.loads(manifest.read_text("utf-8"))["config_hash"]
+    return _read_published_run(manifest) if manifest.exists() else None
 
 
 def read_published(profile: str, published: Path = PUBLISHED) -> list[Run]:
@@ -226,16 +228,16 @@ def read_published(profile: str, published: Path = PUBLISHED) -> list[Run]:
         DataError: when there is none, or one is damaged.
     """
     folder = published / profile / "runs"
-    runs = []
-    for manifest in sorted(folder.glob("*.json")):
-        try:
-            table = gzip.decompress(manifest.with_suffix(".csv.gz").read_bytes())
-            values = json.loads(manifest.read_text("utf-8"))
-        except (OSError, EOFError, ValueError) as error:
-            raise DataError(
-                f"{manifest} or its metrics are damaged ({error}): restore them"
-            ) from error
-        runs.append(Run(folder, values, pd.read_csv(io.BytesIO(table))))
+    runs = [_read_published_run(manifest) for manifest in sorted(folder.glob("*.json"))]
     if not runs:
         raise DataError(f"{folder} holds no published run: publish one first")
     return sorted(runs, key=lambda run: (run.arm, run.seed))
+
+
+def _read_published_run(manifest: Path) -> Run:
+    try:
+        table = gzip.decompress(manifest.with_suffix(".csv.gz").read_bytes())
+        values = json.loads(manifest.read_text("utf-8"))
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{manifest} or its metrics are damaged ({error}): restore them") from error
+    return Run(manifest.parent, values, pd.read_csv(io.BytesIO(table)))

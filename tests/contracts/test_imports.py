@@ -16,13 +16,33 @@ HEAVY = ("vllm", "trl", "faiss", "torch", "transformers")
 
 # A room may import rooms of lower layers, itself, and nothing else of the package.
 LAYERS = (
-    {"errors", "seeding", "config", "config_checks", "config_sections", "studies", "checkpoints", "provenance", "runs"},
+    {
+        "errors",
+        "seeding",
+        "config",
+        "config_checks",
+        "config_sections",
+        "studies",
+        "checkpoints",
+        "provenance",
+        "runs",
+    },
     {"worlds", "retrieval", "rewards", "losses"},
     {"rollout"},
     {"diagnostics"},
     {"training"},
     {"evaluation", "mechanism", "reporting"},
-    {"cli", "commands", "reproduce", "jobs", "queue", "bench", "bench_baselines", "doctor", "__main__"},
+    {
+        "cli",
+        "commands",
+        "reproduce",
+        "jobs",
+        "queue",
+        "bench",
+        "bench_baselines",
+        "doctor",
+        "__main__",
+    },
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Within a layer, or stricter than the layers.
@@ -35,7 +55,8 @@ ALLOWED = {
     "studies": {"config", "errors"},
     "config_checks": {"errors", "config"},  # config for its types only
     "checkpoints": {"config", "errors", "seeding"},
-    "runs": {"config", "errors", "provenance"},
+    "runs": {"config", "errors", "provenance", "run_identity"},
+    "run_identity": {"config"},
     "losses": set(),
     "rewards": set(),
     "worlds": {"errors", "seeding", "config", "runs", "rewards"},

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from llds_core.losses import aggregate, kl_k3
+from llds_core.losses import aggregate, clamped_reference, kl_k3
 
 
 def pair(logprob: float, ref: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,3 +83,28 @@ def test_other_shapes_are_refused(shape):
         kl_k3(torch.zeros(1, 1), torch.zeros(shape))
     with pytest.raises(ValueError, match="response_mask_BT has shape"):
         kl_k3(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(shape))
+
+
+def test_a_clamped_value_has_no_gradient_and_others_keep_theirs():
+    current = torch.tensor([[-1.0, -9.0]], requires_grad=True)
+    values, _ = kl_k3(current, torch.tensor([[-1.5, -1.0]]), clamp=10.0)
+    values.sum().backward()
+    assert values[0].tolist() == pytest.approx([0.106531, 10.0], abs=1e-5)
+    assert current.grad[0].tolist() == pytest.approx([0.393469, 0.0], abs=1e-6)
+
+
+@given(
+    current=st.lists(st.floats(-20, 0), min_size=1, max_size=6),
+    shift=st.floats(-8, 8),
+    clamp=st.floats(0.01, 50),
+)
+def test_unclamped_divergence_from_the_clamped_reference_has_the_clamped_gradient(
+    current, shift, clamp
+):
+    logprobs = torch.tensor([current], dtype=torch.float64, requires_grad=True)
+    reference = logprobs.detach() + shift * torch.linspace(-1, 1, len(current)).double()
+    wanted, _ = kl_k3(logprobs, reference, clamp=clamp)
+    (expected,) = torch.autograd.grad(wanted.sum(), logprobs)
+    values, _ = kl_k3(logprobs, clamped_reference(logprobs, reference, clamp))
+    (found,) = torch.autograd.grad(values.sum(), logprobs)
+    torch.testing.assert_close(found, expected)

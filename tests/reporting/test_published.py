@@ -2,35 +2,125 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from llds_core.errors import DataError
-from llds_core.reporting.published import publish, read_published, update_readme
-from llds_core.reporting.store import load_run
+from llds_core.reporting.published import (
+    RUN_COLUMNS,
+    arms_table,
+    publish,
+    publish_mechanism,
+    publish_run,
+    published_mechanism,
+    run_row,
+    update_readme,
+    write_claims,
+)
+from llds_core.reporting.store import (
+    ensure_runs,
+    find_published,
+    load_run,
+    load_runs,
+    read_published,
+)
 
 ROOT = Path(__file__).parents[2]
+PUBLISHED = ROOT / "results/published"
 
 
 def test_readme_numbers_equal_the_published_runs() -> None:
     readme = ROOT / "README.md"
-    assert update_readme(readme, ROOT / "results/published") == readme.read_text("utf-8")
+    assert update_readme(readme, PUBLISHED) == readme.read_text("utf-8")
+
+
+def test_the_runs_table_in_git_equals_the_runs_in_git() -> None:
+    rows = [run_row(run) for run in read_published("desk", PUBLISHED)]
+    wanted = pd.DataFrame(rows, columns=RUN_COLUMNS).to_csv(index=False)
+    assert (PUBLISHED / "desk/runs.csv").read_text("utf-8") == wanted
+
+
+def test_the_claims_in_git_equal_the_runs_in_git(tmp_path: Path) -> None:
+    (tmp_path / "desk").mkdir()
+    for source in PUBLISHED.glob("desk/*"):
+        if source.name == "runs" or source.name.startswith("mechanism"):
+            (tmp_path / "desk" / source.name).symlink_to(source)
+    claims = write_claims(tmp_path, "desk")
+    assert claims.read_text("utf-8") == (PUBLISHED / "desk/claims.csv").read_text("utf-8")
 
 
 def test_published_metrics_equal_the_run(smoke_runs: Path, tmp_path: Path) -> None:
-    folder = publish(smoke_runs, "smoke", ["grpo"], [0], "set", published=tmp_path)
-    (published,) = read_published(folder)
+    table = publish(smoke_runs, "smoke", ["grpo"], [0], published=tmp_path)
+    (published,) = read_published("smoke", tmp_path)
     original = load_run(smoke_runs / "smoke/grpo/seed0")
     assert published.fingerprint == original.fingerprint
     assert published.metrics["reward"].tolist() == original.metrics["reward"].tolist()
+    assert pd.read_csv(table).columns.tolist() == list(RUN_COLUMNS)
+    assert find_published(tmp_path, "smoke", "grpo", 0).fingerprint == original.fingerprint
+    assert find_published(tmp_path, "smoke", "grpo", 1) is None
 
 
 def test_publishing_names_no_path_of_this_machine(smoke_runs: Path, tmp_path: Path) -> None:
-    folder = publish(smoke_runs, "smoke", ["grpo"], [0], "set", published=tmp_path)
-    for file in folder.rglob("*.json"):
+    publish(smoke_runs, "smoke", ["grpo"], [0], published=tmp_path)
+    for file in tmp_path.rglob("*.json"):
         assert str(smoke_runs) not in file.read_text("utf-8")
 
 
-def test_missing_run_is_not_published(smoke_runs: Path, tmp_path: Path) -> None:
+def test_missing_or_unfinished_run_is_not_published(smoke_runs: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="seed 7"):
-        publish(smoke_runs, "smoke", ["grpo"], [7], "set", published=tmp_path)
+        publish(smoke_runs, "smoke", ["grpo"], [7], published=tmp_path)
+    run = load_run(smoke_runs / "smoke/grpo/seed0")
+    run.manifest["status"] = "running"
+    with pytest.raises(DataError, match="finish it"):
+        publish_run(run, published=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_arm_is_published_and_read_under_its_own_name(smoke_runs: Path, tmp_path: Path) -> None:
+    run = load_run(smoke_runs / "smoke/grpo/seed0")
+    publish_run(run, "other", tmp_path)
+    publish(smoke_runs, "smoke", ["grpo"], [0], published=tmp_path)
+    assert [run.arm for run in read_published("smoke", tmp_path)] == ["grpo", "other"]
+    (found,) = load_runs(tmp_path, "smoke", ["other"], [0, 1])
+    assert (found.arm, found.method) == ("other", "grpo")
+    assert [run.arm for run in ensure_runs("smoke", ["grpo"], [0], tmp_path)] == ["grpo"]
+    with pytest.raises(DataError, match="no published run of llds-action"):
+        load_runs(tmp_path, "smoke", ["llds-action"], [0])
+
+
+def test_damaged_published_metrics_are_named(smoke_runs: Path, tmp_path: Path) -> None:
+    publish(smoke_runs, "smoke", ["grpo"], [0], published=tmp_path)
+    (tmp_path / "smoke/runs/grpo-seed0.csv.gz").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"grpo-seed0.*restore"):
+        read_published("smoke", tmp_path)
+
+
+def test_mechanism_tables_of_all_seeds_are_read_together(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="llds_core mechanism"):
+        publish_mechanism(tmp_path / "runs", "smoke", 0, tmp_path / "published")
+    for seed in (0, 1):
+        folder = tmp_path / f"runs/smoke/mechanism-seed{seed}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text("{}")
+        (folder / "theorem.csv").write_text(f"seed,spearman\n{seed},0.5\n")
+        publish_mechanism(tmp_path / "runs", "smoke", seed, tmp_path / "published")
+    tables = published_mechanism(tmp_path / "published", "smoke")
+    assert tables["theorem"]["seed"].tolist() == [0, 1]
+
+
+def test_the_table_of_arms_says_what_was_not_run() -> None:
+    row = dict.fromkeys(RUN_COLUMNS, None) | {
+        "method": "grpo",
+        "steps": 24,
+        "first_reward": 0.3,
+        "best_reward": 0.5,
+        "final_reward": 0.1,
+    }
+    rows = [
+        row | {"seed": 0, "collapsed": True, "collapse_step": 15.0, "heldout_em": 0.25},
+        row | {"seed": 1, "collapsed": False},
+        row | {"seed": 0, "method": "mine", "collapsed": False},
+    ]
+    lines = arms_table(pd.DataFrame(rows)).splitlines()
+    assert "| grpo | 2 | 24 | 1 of 2 | 15 (median) | 0.30 | 0.50 | 0.10 | 0.250 |" in lines
+    assert lines[-1].endswith("| not run |")

@@ -91,7 +91,7 @@ def reference_loss(record: dict[str, Any], args: Any, logprobs: torch.Tensor) ->
     loss, _ = policy_loss(
         logprobs,
         batch["old_per_token_logps"],
-        batch["advantages"],
+        batch["group_advantages"].clamp(min=-torch.inf if args.negative_advantages else 0),
         mask,
         clip_low=args.epsilon,
         clip_high=args.epsilon_high,
@@ -100,14 +100,16 @@ def reference_loss(record: dict[str, Any], args: Any, logprobs: torch.Tensor) ->
         denominator=denominator,
     )
     if args.beta:
-        divergence, _ = kl_k3(logprobs, batch["ref_per_token_logps"])
+        divergence = batch.get("clamped")
+        if divergence is None:
+            divergence, _ = kl_k3(logprobs, batch["ref_per_token_logps"])
         loss = loss + args.beta * aggregate(divergence, mask, mode, denominator)
     if args.llds_weight:
         penalty, _ = llds_penalty(
             logprobs,
             batch["old_per_token_logps"],
             mask,
-            batch["advantages"],
+            batch["group_advantages"],
             gate=args.llds_gate,
             normalizer=args.llds_normalizer,
             preserve=args.llds_preserve,
@@ -141,6 +143,52 @@ def test_loss_and_gradient_equal_the_reference_for_every_loss_type(
         tmp_path, *LOSSES[name], "loss.kl_weight=0.02", "training.steps=1", method="llds-action"
     )
     check_against_losses(run(args))
+
+
+@pytest.mark.parametrize("preserve", ["nonnegative", "positive"])
+def test_without_negative_advantages_the_penalty_still_knows_who_was_wrong(
+    tmp_path: Path, preserve: str
+) -> None:
+    args = settings(
+        tmp_path,
+        "loss.negative_advantages=false",
+        f"loss.preserve={preserve}",
+        "training.steps=1",
+        method="llds-action",
+    )
+    trainer = run(args)
+    check_against_losses(trainer)
+    batches = [record["inputs"] for record in trainer.records]
+    assert any((batch["group_advantages"] < 0).any() for batch in batches)
+    assert not any((batch["advantages"] < 0).any() for batch in batches)
+
+
+def test_clamped_divergence_has_the_gradient_of_the_reference(tmp_path: Path) -> None:
+    """Some tokens drift beyond the clamp, some do not, and every update asks anew which."""
+    clamp = 0.0005
+    args = settings(
+        tmp_path,
+        "loss.kl_weight=0.5",
+        f"loss.kl_clamp={clamp}",
+        "training.learning_rate=1e-2",
+        "training.steps=1",
+    )
+    trainer = run(args)
+    let_go = pulled = 0
+    for record in trainer.records:
+        batch = record["inputs"]
+        original = next(
+            micro for micro in trainer._buffered_inputs if torch.equal(micro["rows"], batch["rows"])
+        )["ref_per_token_logps"]
+        mask = batch["policy_mask"]
+        logprobs = record["logprobs"].clone().requires_grad_()
+        values, _ = kl_k3(logprobs, original, mask, clamp=clamp)
+        let_go += int((values == clamp).sum())
+        pulled += int(((values < clamp) & (values > 0)).sum())
+        wanted = reference_loss({**record, "inputs": batch | {"clamped": values}}, args, logprobs)
+        (gradient,) = torch.autograd.grad(wanted, logprobs)
+        torch.testing.assert_close(record["gradient"], gradient, atol=1e-7, rtol=1e-4)
+    assert let_go and pulled
 
 
 @pytest.mark.parametrize("gate", ["action", "response", "token"])

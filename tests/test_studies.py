@@ -1,0 +1,146 @@
+"""Studies: reading them, the order of their runs, and the queue that runs what is left."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from llds_core.cli import main
+from llds_core.errors import ConfigError
+from llds_core.queue import run_study, status, study_jobs
+from llds_core.reporting.published import publish_run
+from llds_core.reporting.store import load_run, load_study_runs, read_published
+from llds_core.studies import load_study, studies
+
+SMALL = """
+description: two arms on two seeds
+profile: smoke
+overrides: [diagnostics.stop_after_collapse=true]
+arms:
+  - {name: late, method: llds-action, seeds: [0], group: second, overrides: [training.steps=1]}
+  - {name: grpo, method: grpo, seeds: [0, 1], overrides: [diagnostics.stop_after_collapse=false]}
+  - {name: llds-action, method: llds-action, seeds: [0, 1]}
+"""
+
+
+def written(folder: Path, text: str = SMALL) -> str:
+    path = folder / "small.yaml"
+    path.write_text(text, "utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", studies())
+def test_studies_that_ship_are_valid_and_name_their_arms_once(name: str) -> None:
+    study = load_study(name)
+    entries = study.entries()
+    assert len({(entry.arm.name, entry.seed) for entry in entries}) == len(entries)
+    # Two entries in one folder would overwrite each other, or publish one run twice.
+    folders = [job.path(Path("runs")) for job in study_jobs(study)]
+    assert len(set(folders)) == len(folders)
+
+
+def test_the_desk_study_covers_what_it_promises() -> None:
+    arms = {arm.name: arm for arm in load_study("desk").arms}
+    assert arms["grpo"].seeds == arms["llds-action"].seeds == (0, 1, 2, 3, 4)
+    groups = [arm.group for arm in load_study("desk").arms]
+    wanted = ["main", "weights", "gates", "variants", "cures", "factors", "map"]
+    assert list(dict.fromkeys(groups)) == wanted
+    for arm in arms.values():
+        assert len(arm.seeds) >= {"main": 1, "factors": 2, "map": 1}.get(arm.group, 3)
+
+
+def test_runs_go_group_by_group_and_seed_by_seed(tmp_path: Path) -> None:
+    study = load_study(written(tmp_path))
+    order = [(entry.arm.name, entry.seed) for entry in study.entries()]
+    assert order == [
+        ("late", 0),
+        ("grpo", 0),
+        ("llds-action", 0),
+        ("grpo", 1),
+        ("llds-action", 1),
+    ]
+    assert [entry.arm.name for entry in study.entries(["main"], [1])] == ["grpo", "llds-action"]
+    grpo, llds = study.entries(["main"], [1])
+    assert not grpo.config.diagnostics.stop_after_collapse
+    assert llds.config.diagnostics.stop_after_collapse
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "not a mapping"),
+        ("profile: smoke\narms: []", "has no arms"),
+        ("profile: smoke\narm: []", 'unknown key "arm": did you mean "arms"'),
+        ("profile: smoke\narms: [{name: a, method: grpo}]", "arm 1 has no seeds"),
+        ("profile: smoke\narms: [{name: a, method: grpo, seeds: 3}]", "list of numbers"),
+        ("profile: smoke\narms: [{name: a, method: grp, seeds: [0]}]", "did you mean"),
+        (
+            "profile: smoke\narms: [{name: a, method: grpo, seeds: [0], overrides: {a: 1}}]",
+            "section.key=value",
+        ),
+        (
+            "profile: smoke\narms: [{name: a, method: grpo, seeds: [0]}, "
+            "{name: a, method: grpo, seeds: [0]}]",
+            "is taken",
+        ),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_study_that_is_none_is_refused_in_one_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        load_study(written(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_names_have_hints(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='did you mean "desk"'):
+        load_study("dek")
+    study = load_study(written(tmp_path))
+    with pytest.raises(ConfigError, match='no arm or group "mian": did you mean "main"'):
+        study.entries(["mian"])
+    with pytest.raises(ConfigError, match="no such arms and seeds"):
+        study.entries(["late"], [1])
+
+
+@pytest.mark.slow
+def test_a_study_runs_what_is_left_and_publishes_it(
+    smoke_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    import shutil
+
+    root, published = tmp_path / "runs", tmp_path / "published"
+    shutil.copytree(smoke_runs, root)
+    study = load_study(written(tmp_path, SMALL.replace("seeds: [0, 1]", "seeds: [0]")))
+    before = status(study, root, published=published).set_index("arm")["state"].to_dict()
+    assert before == {"late": "complete", "grpo": "complete", "llds-action": "complete"}
+    shutil.rmtree(root / "smoke/grpo")
+    publish_run(load_run(root / "smoke/llds-action/seed0"), "other", published)
+    assert run_study(study, root, arms=["main"], published=published) == []
+    runs = {run.arm: run for run in read_published("smoke", published)}
+    assert runs.keys() == {"grpo", "llds-action", "other"}
+    assert runs["grpo"].evaluation["best"]["results"]["greedy"]["all"]["n"] == 16
+    table = pd.read_csv(published / "smoke/runs.csv")
+    assert table["heldout_em"].notna()[table["method"] == "grpo"].all()
+    assert "2 of 2 runs done" in capsys.readouterr().out
+    again = status(study, root, ["main"], published=published)
+    assert set(again["state"]) == {"published"}
+    assert [run.arm for run in load_study_runs(published, study)] == ["grpo", "llds-action"]
+    local = load_study_runs(root, study)
+    assert (local[0].arm, len(local[0].metrics)) == ("late", 1)
+
+
+def test_a_time_limit_starts_nothing_more(smoke_runs: Path, tmp_path: Path) -> None:
+    study = load_study(written(tmp_path))
+    assert run_study(study, smoke_runs, published=tmp_path, minutes=0, progress=False) == []
+    assert not (tmp_path / "smoke").exists()
+
+
+def test_the_command_shows_the_queue(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    options = ["study", written(tmp_path), "--status", "--run-root", str(tmp_path)]
+    assert main(options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["arm", "seed", "state", "steps", "of", "minutes"]
+    assert lines[1].split()[:3] == ["late", "0", "waiting"]
+    assert main([*options, "--arms", "nothing"]) == 2
