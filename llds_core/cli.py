@@ -216,9 +216,10 @@ def _add_arms(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--arms",
-        type=_names,
+        type=_parts,
         default=["grpo", "llds-action"],
-        help='comma-separated methods, or "all" (default: grpo,llds-action)',
+        help="comma-separated methods; reproduce also takes all, the study "
+        "(default: grpo,llds-action)",
     )
     parser.add_argument(
         "--out-dir",
@@ -246,11 +247,6 @@ def _seeds(text: str) -> list[int]:
 
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _names(text: str) -> list[str]:
-    names = _parts(text)
-    return methods() if names == ["all"] else names
 
 
 def _same_command(arguments: Sequence[str] | None) -> str:

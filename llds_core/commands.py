@@ -116,16 +116,26 @@ def report(options: argparse.Namespace) -> None:
 
 
 def reproduce(options: argparse.Namespace) -> None:
-    """Run the main job."""
-    from llds_core.reproduce import reproduce
+    """Run the main job, or with all arms the whole study."""
+    from llds_core.reproduce import reproduce, reproduce_study
 
+    progress = not options.quiet
+    if options.arms == ["all"]:
+        reproduce_study(
+            options.profile,
+            options.seeds,
+            options.run_root,
+            out_dir=options.out_dir,
+            progress=progress,
+        )
+        return
     reproduce(
         options.profile,
         options.seeds,
         options.run_root,
         arms=options.arms,
         out_dir=options.out_dir,
-        progress=not options.quiet,
+        progress=progress,
     )
 
 

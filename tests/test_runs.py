@@ -17,8 +17,10 @@ from llds_core import runs
 from llds_core.config import load_experiment
 from llds_core.errors import DataError, RunError
 from llds_core.provenance import git_diff, git_state, package_versions
+from llds_core.run_identity import same_run
 from llds_core.runs import (
     RunDirectory,
+    is_complete,
     read_manifest,
     run_path,
     write_json,
@@ -342,3 +344,24 @@ def test_untracked_file_is_no_difference(repository: Path) -> None:
 def test_difference_in_another_encoding_stops_nothing(repository: Path) -> None:
     (repository / "file.txt").write_bytes(b"th\xe9\n")
     assert git_state(repository)["git_dirty"] is True
+
+
+def test_many_overrides_give_a_name_that_file_systems_accept_and_that_tells_them_apart() -> None:
+    many = [f"world.key{index}=123456789" for index in range(30)]
+    paths = {run_path(Path("r"), CONFIG, 0, [*many, f"loss.llds_weight={w}"]) for w in (1, 2)}
+    assert len(paths) == 2
+    assert all(len(part.encode()) < 255 for path in paths for part in path.parts)
+
+
+def test_a_collapsed_run_is_complete_only_for_who_stops_there(tmp_path: Path) -> None:
+    stopping = load_experiment("smoke/grpo", ["diagnostics.stop_after_collapse=true"])
+    with RunDirectory(tmp_path, stopping, 0, command="again") as run:
+        run.append_metrics({"step": 1})
+        run.collapsed = True
+    assert read_manifest(tmp_path)["status"] == "collapsed"
+    assert is_complete(tmp_path, stopping) and not is_complete(tmp_path, CONFIG)
+    manifest = read_manifest(tmp_path)
+    assert same_run(manifest, stopping, 1) and not same_run(manifest, CONFIG, 1)
+    assert same_run(manifest, CONFIG, CONFIG.training.steps)
+    other = load_experiment("smoke/grpo", ["loss.clip_low=0.1"])
+    assert not same_run(manifest, other, CONFIG.training.steps)

@@ -38,7 +38,7 @@ def ensure_mechanism(
     seed: int,
     run_root: Path,
     *,
-    questions: int = 50,
+    questions: int = 16,
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """Read the mechanism tables of a seed; measure what stored checkpoints allow where missing.

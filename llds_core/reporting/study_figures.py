@@ -83,7 +83,7 @@ def outcomes_figure(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
             chosen = table[table["method"] == arm]
             if chosen.empty:
                 left.text(0.5, row, "not run", va="center", fontsize=8, color="#777777")
-            offsets = np.linspace(-0.22, 0.22, len(chosen)) if len(chosen) > 1 else [0.0]
+            offsets = (np.arange(len(chosen)) - (len(chosen) - 1) / 2) * 0.16
             for offset, (_, run) in zip(offsets, chosen.iterrows(), strict=True):
                 held = np.isnan(run["collapse_step"])
                 colour = _HELD if held else _COLLAPSED

@@ -274,6 +274,33 @@ def test_longer_run_continues_a_shorter_one(smoke_runs: Path, tmp_path: Path) ->
     assert rows(again) == rows(path)
 
 
+def test_a_proved_collapse_ends_the_run_with_a_checkpoint_even_after_a_kill(
+    smoke_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["diagnostics.stop_after_collapse=true", "training.steps=5"]
+    config = load_experiment("smoke/grpo", overrides)
+    root = fresh_root(smoke_runs, tmp_path / "runs")
+    judged: list[list[int]] = []
+
+    def collapses_at_two(reward: Any, window: int) -> int | None:
+        judged.append(reward.index.tolist())
+        assert window == config.diagnostics.window
+        return 1 if len(reward) >= 2 else None
+
+    monkeypatch.setattr(experiment, "collapse_step", collapses_at_two)
+    path = experiment.train(config, 0, root, overrides=overrides, progress=False)
+    assert judged == [[1], [1, 2]]
+    assert read_manifest(path)["status"] == "collapsed"
+    assert [row["step"] for row in read_metrics(path)] == [1, 2]
+    assert checkpoint_steps(path / "checkpoint")[-1] == 2
+    # Killed between the last step and the final status: nothing is trained any more.
+    manifest = read_manifest(path) | {"status": "running"}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert experiment.train(config, 0, root, overrides=overrides, progress=False) == path
+    assert read_manifest(path)["status"] == "collapsed"
+    assert len(read_metrics(path)) == 2
+
+
 def test_checkpoints_load_with_the_auto_classes(smoke_runs: Path) -> None:
     run = smoke_runs / "smoke" / "llds-action" / "seed0"
     steps = checkpoint_steps(run / "checkpoint")
