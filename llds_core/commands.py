@@ -183,9 +183,11 @@ def study(options: argparse.Namespace) -> int:
 
 def publish(options: argparse.Namespace) -> None:
     """Copy runs into the published results."""
-    from llds_core.reporting.published import publish, update_readme
+    from llds_core.reporting.published import publish, update_readme, write_claims
+    from llds_core.reporting.store import PUBLISHED
 
     table = publish(options.run_root, options.profile, options.arms, options.seeds)
+    write_claims(PUBLISHED, options.profile)
     readme = Path("README.md")
     readme.write_text(update_readme(readme), "utf-8")
     print(f"published: {table}")

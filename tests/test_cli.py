@@ -179,6 +179,8 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
         "reproduce",
         "publish",
         "bench",
+        "study",
+        "mechanism",
     ]
     for command in commands:
         with pytest.raises(SystemExit) as stopped:
