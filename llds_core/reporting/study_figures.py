@@ -5,7 +5,7 @@ have collapsed later.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -117,33 +117,32 @@ def outcomes_figure(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
     return figure
 
 
-def map_figure(table: pd.DataFrame, arms: Mapping[str, Sequence[str]]) -> Figure:
+def map_figure(table: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     """Draw updates per rollout against learning rate, a panel a method: where it learns and breaks.
 
-    Colour is the best reward (mean over a window); the text says the step of the collapse.
+    Colour is the best reward (mean over a window); the text says the step of the collapse, or that
+    the cell was not run.
 
     Args:
         table: what `outcomes` returns; several seeds of a cell are averaged and counted.
-        arms: arms of each panel, by `grpo`, `llds` or `kl`.
-
-    Raises:
-        DataError: when no arm has a run.
+        cells: what `map_cells` returns.
     """
-    chosen = {key: table[table["method"].isin(names)] for key, names in arms.items()}
-    present = [part for part in chosen.values() if not part.empty]
-    if not present:
-        raise DataError("none of the arms of the map has a run: run the study first")
-    every = pd.concat(present)
-    rates = sorted(every["learning_rate"].unique())
-    updates = sorted(every["updates_per_rollout"].unique())
-    low, high = every["best_reward"].min(), every["best_reward"].max()
+    runs = table[table["method"].isin(cells["method"])]
+    panels = cells["panel"].unique()
+    chosen = {
+        panel: runs[runs["method"].isin(cells.loc[cells["panel"] == panel, "method"])]
+        for panel in panels
+    }
+    rates = sorted(cells["learning_rate"].unique())
+    updates = sorted(cells["updates_per_rollout"].unique())
+    low, high = (0.0, 1.0) if runs.empty else (runs["best_reward"].min(), runs["best_reward"].max())
     with sns.axes_style("white"), sns.plotting_context("paper", font_scale=1.05):
         figure = Figure(figsize=(3.4 * len(chosen) + 1, 3.3), layout="constrained")
         grid = figure.subplots(1, len(chosen), squeeze=False, sharey=True).ravel()
         for axes, (key, part) in zip(grid, chosen.items(), strict=True):
             best = part.pivot_table(
                 index="updates_per_rollout", columns="learning_rate", values="best_reward"
-            ).reindex(index=updates, columns=rates)
+            ).reindex(index=updates, columns=rates, fill_value=np.nan)
             image = axes.imshow(
                 best, cmap="cividis", vmin=low, vmax=high, origin="lower", aspect="auto"
             )
@@ -238,13 +237,20 @@ def weight_arms(runs: Sequence[Run]) -> list[str]:
     return sorted(weights, key=weights.__getitem__)
 
 
-def map_arms(study: Study) -> dict[str, list[str]]:
-    """Arms of the map by panel. The plain arms stand in its middle and belong to it too."""
-    arms: dict[str, list[str]] = {}
-    for arm in study.arms:
-        if arm.group == "map":
-            arms.setdefault(arm.name.split("-")[1], []).append(arm.name)
-    return arms
+def map_cells(study: Study) -> pd.DataFrame:
+    """Cells of the study's map: `panel`, `method` (the arm), `learning_rate` and
+    `updates_per_rollout`.
+    """
+    entries = [entry for entry in study.entries() if entry.arm.group == "map"]
+    return pd.DataFrame(
+        {
+            "panel": entry.arm.name.split("-")[1],
+            "method": entry.arm.name,
+            "learning_rate": entry.config.training.learning_rate,
+            "updates_per_rollout": entry.config.training.updates_per_rollout,
+        }
+        for entry in entries
+    ).drop_duplicates()
 
 
 def study_progress(study: Study, runs: Sequence[Run]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from llds_core.errors import DataError
 from llds_core.reporting.store import Run
 from llds_core.reporting.study_figures import (
     heldout_table,
-    map_arms,
+    map_cells,
     map_figure,
     outcomes,
     outcomes_figure,
@@ -90,9 +90,15 @@ def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
         made("map-grpo-b", 0, RISING, "training.learning_rate=2e-4"),
         made("map-llds-a", 0, RISING, "training.learning_rate=1e-4"),
     ]
-    arms = {"grpo": ["map-grpo-a", "map-grpo-b"], "llds": ["map-llds-a"], "kl": ["map-kl-a"]}
-    figure = map_figure(outcomes(runs), arms)
-    assert texts(figure) == [
+    cells = pd.DataFrame(
+        [
+            (panel, f"map-{panel}-{name}", rate, 32)
+            for panel in ("grpo", "llds", "kl")
+            for name, rate in (("a", 1e-4), ("b", 2e-4))
+        ],
+        columns=["panel", "method", "learning_rate", "updates_per_rollout"],
+    )
+    assert texts(map_figure(outcomes(runs), cells)) == [
         "0.50 → 0.10\ncollapse at 7",
         "0.50 → 0.50\nheld 12",
         "0.50 → 0.50\nheld 12",
@@ -100,13 +106,13 @@ def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
         "not run",
         "not run",
     ]
-    with pytest.raises(DataError, match="run the study"):
-        map_figure(outcomes(runs), {"grpo": ["nothing"]})
+    assert texts(map_figure(outcomes([made("grpo")]), cells)) == ["not run"] * 6
 
 
-def test_the_map_of_the_desk_study_has_three_full_panels() -> None:
-    arms = map_arms(load_study("desk"))
-    assert {panel: len(names) for panel, names in arms.items()} == {"grpo": 9, "llds": 9, "kl": 9}
+def test_the_map_of_the_desk_study_is_three_by_three_for_three_methods() -> None:
+    cells = map_cells(load_study("desk"))
+    assert cells.groupby("panel").size().to_dict() == {"grpo": 9, "llds": 9, "kl": 9}
+    assert cells["learning_rate"].nunique() == cells["updates_per_rollout"].nunique() == 3
 
 
 def test_weights_are_ordered_and_other_differences_left_out() -> None:
