@@ -6,9 +6,11 @@
         nll_by_round.csv        Fig. 6: negative log-likelihood against search rounds
         manifest.json           what was measured, with which code
 
-A checkpoint that is in the tables already is not measured again.
+A checkpoint that is in the tables already is not measured again, unless the number of questions has
+changed: then all are.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,11 @@ def measure(
     folder = mechanism_path(run_root, profile, seed)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    if _questions_of(folder) != questions:
+        # Shares and correlations over other questions are not to be mixed with these.
+        for file in folder.iterdir():
+            file.unlink()
+    write_json(folder / "manifest.json", {"questions": questions})
     tables = {name: _read(folder / f"{name}.csv") for name in TABLES}
     environment = build_environment(configs[0])
     for config in configs:
@@ -204,6 +211,12 @@ def _smollm2_rounds(environment: Environment, questions: int) -> pd.DataFrame:
     scored = score_trajectories(model, trajectories, pad_id=tokenizer.pad_token_id, batch_size=4)
     views = [nll_by_round(scored, view) for view in ("position", "total")]
     return pd.concat(views, ignore_index=True).assign(step=0)
+
+
+def _questions_of(folder: Path) -> int | None:
+    """Number of questions that the tables of `folder` were measured on."""
+    manifest = folder / "manifest.json"
+    return json.loads(manifest.read_text("utf-8"))["questions"] if manifest.exists() else None
 
 
 def _label(frame: pd.DataFrame, profile: str, method: str, seed: int) -> None:

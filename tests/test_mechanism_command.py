@@ -1,6 +1,7 @@
 """Mechanism tables of stored runs: measured once, resumed, refused when there is nothing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -24,9 +25,17 @@ METHODS = ("grpo", "llds-action")
 
 
 @pytest.fixture(scope="module")
-def tables(smoke_runs: Path) -> dict[str, pd.DataFrame]:
-    measure("smoke", METHODS, 0, smoke_runs, questions=6, progress=False)
-    return read_mechanism(mechanism_path(smoke_runs, "smoke", 0))
+def stored(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of their own: other tests measure the shared ones."""
+    root = tmp_path_factory.mktemp("mechanism") / "runs"
+    shutil.copytree(smoke_runs, root, ignore=shutil.ignore_patterns("mechanism-*"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def tables(stored: Path) -> dict[str, pd.DataFrame]:
+    measure("smoke", METHODS, 0, stored, questions=6, progress=False)
+    return read_mechanism(mechanism_path(stored, "smoke", 0))
 
 
 def test_every_checkpoint_is_measured_with_both_optimizers(tables) -> None:
@@ -48,9 +57,9 @@ def test_the_start_policy_is_the_same_for_all_methods(tables) -> None:
     pd.testing.assert_frame_equal(first, second)
 
 
-def test_what_is_measured_is_not_measured_again(tables, smoke_runs, monkeypatch) -> None:
+def test_what_is_measured_is_not_measured_again(tables, stored, monkeypatch) -> None:
     monkeypatch.setattr("llds_core.mechanism._measure", None)
-    folder = measure("smoke", METHODS, 0, smoke_runs, questions=6, progress=False)
+    folder = measure("smoke", METHODS, 0, stored, questions=6, progress=False)
     again = read_mechanism(folder)
     assert {name: len(again[name]) for name in TABLES} == {
         name: len(tables[name]) for name in TABLES
@@ -59,9 +68,9 @@ def test_what_is_measured_is_not_measured_again(tables, smoke_runs, monkeypatch)
     assert manifest["questions"] == 6 and set(manifest["runs"]) == set(METHODS)
 
 
-def test_figures_and_summary_come_from_the_tables(tables, smoke_runs) -> None:
-    runs = load_runs(smoke_runs, "smoke", METHODS, [0])
-    found = ensure_mechanism("smoke", METHODS, 0, smoke_runs, questions=6, progress=False)
+def test_figures_and_summary_come_from_the_tables(tables, stored) -> None:
+    runs = load_runs(stored, "smoke", METHODS, [0])
+    found = ensure_mechanism("smoke", METHODS, 0, stored, questions=6, progress=False)
     assert mechanism_summary(found).count("GRPO") >= 2
     shares = share_table(found["likelihood_change"])
     assert (shares["measured"] <= shares["questions"]).all()
@@ -69,6 +78,14 @@ def test_figures_and_summary_come_from_the_tables(tables, smoke_runs) -> None:
     assert rounds_figure(found["nll_by_round"]).axes and theorem_figure(found["theorem"]).axes
     if found["likelihood_change"]["delta"].notna().any():
         assert likelihood_change_figure(found["likelihood_change"]).axes
+
+
+def test_another_number_of_questions_starts_anew(tables, stored, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    shutil.copytree(stored, root)
+    folder = measure("smoke", ["grpo"], 0, root, questions=3, progress=False)
+    changes = read_mechanism(folder)["likelihood_change"]
+    assert set(changes["method"]) == {"grpo"} and changes["question_id"].nunique() == 3
 
 
 def test_missing_runs_and_senseless_numbers_are_one_line(tmp_path: Path, capsys) -> None:

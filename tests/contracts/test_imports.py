@@ -25,6 +25,7 @@ LAYERS = (
         "studies",
         "checkpoints",
         "provenance",
+        "run_identity",
         "runs",
     },
     {"worlds", "retrieval", "rewards", "losses"},
