@@ -125,15 +125,20 @@ def _start(job: Job, command: str, run_root: Path, extra: Sequence[str]) -> subp
         # A session of its own: Ctrl-C reaches it once, through `_stop`, and it can write its status
         # in peace.
         start_new_session=True,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        preexec_fn=_prepare_child,
     )
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel to end this child when its parent is killed, so that no orphan holds a run
-    directory.
+def _prepare_child() -> None:
+    """In the child, before it runs.
+
+    It hears the interrupt of `_stop`, which a parent started in the background (`nohup … &`) makes
+    its children ignore; and the kernel is asked to end it when its parent is killed, so that no
+    orphan holds a run directory.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(processes: Iterable[subprocess.Popen]) -> None:
