@@ -226,8 +226,8 @@ CLAIMS = (
     Claim(
         "A small weight delays the collapse but does not prevent it",
         "Fig. 8, section 6.2",
-        f"the arm with the smallest weight collapses in {_SEEDS} within GRPO's steps, and of the "
-        f"steps it survives longer than GRPO {_ABOVE}",
+        f"the arm with the smallest weight collapses in {_SEEDS} within twice GRPO's steps, and of "
+        f"the steps it survives longer than GRPO {_ABOVE}",
         "steps",
         rules.delays_only,
     ),

@@ -136,7 +136,8 @@ def delays_only(evidence: Evidence) -> Finding | None:
     if not weights:
         return None
     runs = weights[min(weights)]
-    steps = evidence.baseline_steps()
+    # A delayed collapse needs more steps than GRPO was given, or it would pass for none.
+    steps = 2 * evidence.baseline_steps()
     collapses = _counted(runs, lambda run: run.collapsed_by(steps), SEEDS)
     delay = _longer(runs, evidence.arm("grpo"))
     if collapses is None or delay is None:

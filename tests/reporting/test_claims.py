@@ -84,7 +84,7 @@ CASES = {
     "The death-spiral conditions hold": (with_columns(loglik_change_correct=1.0), ["grpo"]),
     "The death-spiral conditions do not": ({"llds_action": arm(fallen, *FIVE)}, ["llds-action"]),
     "A small weight": (
-        {"llds-weight-0.01": arm(stable, *THREE, loss=weighted(0.01))},
+        {"llds-weight-0.01": arm(stable, *THREE, steps=2 * STEPS, loss=weighted(0.01))},
         ["llds-weight-0.01", "llds-weight-0.1", "llds-weight-0.2"],
     ),
     "The paper's weight": (
