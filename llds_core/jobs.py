@@ -50,6 +50,13 @@ class Job:
         return run_path(run_root, self.config, self.seed, self.overrides)
 
 
+def usable_cores() -> int:
+    """Cores that this process may use, which can be fewer than the machine has."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def run_jobs(
     jobs: Sequence[Job],
     command: str,
@@ -80,7 +87,7 @@ def run_jobs(
         return
     waiting = list(jobs)
     running: dict[subprocess.Popen, Job] = {}
-    slots = max(1, (os.cpu_count() or 1) // jobs[0].config.training.threads)
+    slots = max(1, usable_cores() // jobs[0].config.training.threads)
     bars = _Bars(run_root) if progress and command == "train" else None
     try:
         while waiting or running:
