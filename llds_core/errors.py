@@ -32,6 +32,18 @@ class RunError(LLDSError, RuntimeError):
     """A run directory in use, read-only, out of space or of another configuration."""
 
 
+class DownloadError(LLDSError, OSError):
+    """A file that the model hub does not give: unreachable, gated, unknown or not as announced."""
+
+
+class RetrieverError(LLDSError, ConnectionError):
+    """A retriever service that gave no valid answer, however often it was asked."""
+
+
+class RetrieverChangedError(RetrieverError):
+    """A retriever service that searches something else than it did, or than it should."""
+
+
 class TrainingDivergedError(LLDSError, ArithmeticError):
     """Loss or gradient stayed non-finite for the configured number of updates in a row."""
 

@@ -11,6 +11,19 @@ FREE = {
     "training.keep_checkpoints",
     "training.trajectories_per_step",
     "diagnostics.stop_after_collapse",
+    # Where and how patiently the search service is asked; what it finds is checked by its corpus.
+    "service.url",
+    "service.timeout_seconds",
+    "service.tries",
+    "service.backoff_seconds",
+    "service.request_queries",
+    "service.cache_size",
+    "service.batch_window_ms",
+    "service.max_queries",
+    "service.max_query_chars",
+    "service.max_top_k",
+    "service.max_hits",
+    "service.max_body_mib",
 }
 
 
@@ -24,8 +37,12 @@ def same_run(manifest: Mapping[str, Any], config: ExperimentConfig, steps: int) 
 def changed_keys(
     manifest: Mapping[str, Any], config: ExperimentConfig
 ) -> list[tuple[str, Any, Any]]:
-    """What makes it another run: key, value before, value now."""
-    before, after = _flat(manifest["config"]), _flat(config.to_dict())
+    """What makes it another run: key, value before, value now.
+
+    A key younger than the manifest had its default: that is what a new setting's default means.
+    """
+    defaults = _flat(ExperimentConfig(config.profile, config.method).to_dict())
+    before, after = defaults | _flat(manifest["config"]), _flat(config.to_dict())
     return [
         (key, before.get(key), value)
         for key, value in after.items()

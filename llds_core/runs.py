@@ -261,6 +261,20 @@ class RunDirectory:
         self.manifest.update(values)
         write_json(self.path / "manifest.json", self.manifest)
 
+    def record_corpus(self, identity: str) -> None:
+        """Set what is searched, which may not change in the middle of a run.
+
+        Raises:
+            RunError: when the run began with another corpus or index.
+        """
+        before = self.manifest.get("corpus", identity)
+        if before != identity:
+            raise RunError(
+                f"{self.path} searched index {before}, now {identity}: bring that one back, or "
+                "choose another folder with --run-root"
+            )
+        self.update(corpus=identity)
+
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row, on disk when this returns. Non-finite numbers become null."""
         with (

@@ -192,3 +192,11 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
 def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert "commands:" in capsys.readouterr().out
+
+
+def test_a_reader_that_stops_reading_is_no_error() -> None:
+    command = (
+        f"{sys.executable} -m llds_core study desk --status | head -1; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == "" and "arm" in done.stdout and done.returncode in (0, 141)

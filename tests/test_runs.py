@@ -365,3 +365,26 @@ def test_a_collapsed_run_is_complete_only_for_who_stops_there(tmp_path: Path) ->
     assert same_run(manifest, CONFIG, CONFIG.training.steps)
     other = load_experiment("smoke/grpo", ["loss.clip_low=0.1"])
     assert not same_run(manifest, other, CONFIG.training.steps)
+
+
+def test_a_run_does_not_change_its_corpus(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path, CONFIG, 0) as run:
+        run.record_corpus("one")
+    with (
+        pytest.raises(RunError, match="searched index one, now two"),
+        RunDirectory(tmp_path, CONFIG, 0) as run,
+    ):
+        run.record_corpus("two")
+    assert read_manifest(tmp_path)["corpus"] == "one"
+
+
+def test_a_setting_younger_than_a_run_had_its_default(tmp_path: Path) -> None:
+    """New settings come with a default that does what was done before them."""
+    with RunDirectory(tmp_path / "run", CONFIG, 0):
+        pass
+    manifest = read_manifest(tmp_path / "run")
+    manifest["status"] = "complete"
+    del manifest["config"]["dense"], manifest["config"]["rollout"]["top_p"]
+    assert same_run(manifest, CONFIG, CONFIG.training.steps)
+    other = load_experiment(CONFIG.name, ["rollout.top_p=0.5"])
+    assert not same_run(manifest, other, CONFIG.training.steps)

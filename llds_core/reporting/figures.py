@@ -34,6 +34,7 @@ METHOD_COLOURS = {
     "lite-ppo": "#E69F00",
     "lp-reg": "#7A5195",
     "gspo": "#8C6D31",
+    "gspo-llds": "#333333",
 }
 METHOD_LABELS = {
     "grpo": "GRPO",
@@ -44,6 +45,7 @@ METHOD_LABELS = {
     "lite-ppo": "Lite PPO",
     "lp-reg": "Lp-Reg",
     "gspo": "GSPO",
+    "gspo-llds": "GSPO + LLDS",
 }
 METRIC_LABELS = {
     "loglik_correct": "log-likelihood of correct responses",

@@ -27,6 +27,8 @@ _MARKER = NOTEBOOKS / "00_quickstart.ipynb"
 MAIN_ARMS = ("grpo", "llds-action")
 # They talk to trained policies, which are not published.
 _NEED_POLICIES = ("00_quickstart.ipynb",)
+# They show measurements on checkpoints, which nobody makes for published runs.
+_NEED_MEASUREMENTS = ("03_mechanism.ipynb",)
 # Without ipywidgets a progress bar is a line of text, which is all it has to be.
 warnings.filterwarnings("ignore", message="IProgress not found")
 _KINDS = {".png": "figure", ".pdf": "figure", ".csv": "data", ".ipynb": "notebook", ".html": "page"}
@@ -86,7 +88,15 @@ def report(
     folder = _short(project_path(notebooks_dir))
     sources = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if is_published(project_path(run_root), profile):
-        sources = [source for source in sources if source.name not in _NEED_POLICIES]
+        from llds_core.mechanism import mechanism_path
+
+        left_out = _NEED_POLICIES
+        if not mechanism_path(project_path(run_root), profile, seeds[0]).is_dir():
+            left_out += _NEED_MEASUREMENTS
+            print(
+                f"{_NEED_MEASUREMENTS[0]} is left out: no checkpoint of seed {seeds[0]} is measured"
+            )
+        sources = [source for source in sources if source.name not in left_out]
     if not sources:
         raise ConfigError(
             f"{folder} holds no notebook NN_topic.ipynb: run this in the project's folder"
@@ -132,6 +142,8 @@ def report_published(profile: str, published: Path = PUBLISHED, *, progress: boo
     main = [arm for arm in MAIN_ARMS if arm in arms]
     seeds = sorted({run.seed for run in runs if run.arm in main})
     out_dir = Path("results") / profile / "published"
+    # What an earlier call drew may be of runs that are no longer published.
+    shutil.rmtree(project_path(out_dir), ignore_errors=True)
     report(profile, seeds, root, out_dir, methods=main, progress=progress)
     target = root / profile / "figures"
     with disk_errors(target):
@@ -222,7 +234,9 @@ def _write_html(notebook: Path) -> Path:
 def _artefacts(
     made: Mapping[str, Sequence[Path]], root: Path, runs: Sequence[Run]
 ) -> list[dict[str, Any]]:
-    """Every file by notebook. A table names its runs, and so speaks for the files it drew."""
+    """Every file by notebook. A table names its runs, and so speaks for the files it drew; one
+    without the columns of runs has none.
+    """
     by_key = {(run.profile, run.arm, run.seed): str(run.path) for run in runs}
     entries = []
     for notebook, paths in made.items():
@@ -246,8 +260,11 @@ def _artefacts(
 
 
 def _runs_of(table: Path, by_key: Mapping[tuple[str, str, int], str]) -> list[str]:
-    keys = pd.read_csv(table, usecols=["profile", "method", "seed"]).drop_duplicates()
-    present = set(keys[["profile", "method", "seed"]].itertuples(index=False, name=None))
+    columns = ["profile", "method", "seed"]
+    if not set(columns) <= set(pd.read_csv(table, nrows=0)):
+        return []  # numbers of a paper
+    keys = pd.read_csv(table, usecols=columns).drop_duplicates()
+    present = set(keys[columns].itertuples(index=False, name=None))
     return [path for key, path in by_key.items() if key in present]
 
 

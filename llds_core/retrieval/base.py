@@ -49,6 +49,13 @@ class SearchKey:
 class Retriever(Protocol):
     """Anything that ranks passages for a batch of queries."""
 
+    @property
+    def identity(self) -> str:
+        """Changes with the corpus or anything that changes what is found; `unknown` if it cannot
+        be told.
+        """
+        ...
+
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Return up to `k` hits per query, best first; none when nothing matches at all.
 

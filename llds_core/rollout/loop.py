@@ -8,22 +8,22 @@ left: a trajectory without room for another action ends with `length`.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from llds_core.config import RolloutConfig
 from llds_core.errors import ConfigError
-from llds_core.retrieval.base import SearchKey
+from llds_core.retrieval.base import SearchKey, format_hits
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.protocol import (
     FEEDBACK,
     Action,
     Trajectory,
     action_position,
+    information,
     parse_action,
-    search_observation,
 )
 from llds_core.rollout.samplers import Generation, Sampler
 from llds_core.worlds.formats import Question
@@ -54,6 +54,9 @@ class RolloutLoop:
         config: limits and prompt template.
         top_k: passages per search.
         seed: root seed of the injected search failures.
+        encode: makes the token ids of the prompts; None for the template of `config`.
+        refine: makes what is shown instead of the passages, one text for each of the trajectories
+            that have just searched; None shows the passages.
     """
 
     def __init__(
@@ -64,12 +67,16 @@ class RolloutLoop:
         *,
         top_k: int,
         seed: int = 0,
+        encode: Callable[[Sequence[Question]], list[list[int]]] | None = None,
+        refine: Callable[[Sequence[Trajectory]], list[str]] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._retriever = retriever
         self._config = config
         self._top_k = top_k
         self._seed = seed
+        self._encode = encode or self._encode_template
+        self._refine = refine
         self._feedback = tokenizer.encode(FEEDBACK, add_special_tokens=False)
 
     def run(
@@ -82,11 +89,10 @@ class RolloutLoop:
         """
         started = time.perf_counter()
         config = self._config
+        prompts = self._encode([question for question, _ in tasks])
         trajectories = [
-            Trajectory(
-                question, sample, encode_prompt(question.question, config.prompt, self._tokenizer)
-            )
-            for question, sample in tasks
+            Trajectory(question, sample, ids)
+            for (question, sample), ids in zip(tasks, prompts, strict=True)
         ]
         for trajectory in trajectories:
             if self._room(trajectory) < 1:
@@ -113,11 +119,12 @@ class RolloutLoop:
                 for row in active:
                     trajectories[row].stop_reason = trajectories[row].stop_reason or "turns"
                 break
+            refined = self._refined(trajectories, active)
             still_active = []
             for row in active:
                 trajectory = trajectories[row]
                 if trajectory.stop_reason is None:
-                    session.append(row, self._observe(trajectory))
+                    session.append(row, self._observe(trajectory, refined.get(row)))
                     if self._room(trajectory) < 1:
                         trajectory.stop_reason = "length"
                     else:
@@ -179,11 +186,22 @@ class RolloutLoop:
                 trajectory.stop_reason = "answer"
         return seconds
 
-    def _observe(self, trajectory: Trajectory) -> list[int]:
+    def _encode_template(self, questions: Sequence[Question]) -> list[list[int]]:
+        template = self._config.prompt
+        return [encode_prompt(q.question, template, self._tokenizer) for q in questions]
+
+    def _refined(self, trajectories: list[Trajectory], active: Sequence[int]) -> dict[int, str]:
+        """Texts by row in place of the passages that rows have just found."""
+        rows = [row for row in active if trajectories[row].actions[-1].executed]
+        if self._refine is None or not rows:
+            return {}
+        return dict(zip(rows, self._refine([trajectories[row] for row in rows]), strict=True))
+
+    def _observe(self, trajectory: Trajectory, refined: str | None) -> list[int]:
         """Append the observation that follows the last action; return its tokens."""
         action = trajectory.actions[-1]
         if action.executed:
-            text = search_observation(action.hits)
+            text = information(format_hits(action.hits) if refined is None else refined)
             tokens = self._tokenizer.encode(text, add_special_tokens=False)
         else:
             tokens = self._feedback

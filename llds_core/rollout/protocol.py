@@ -141,7 +141,12 @@ def action_position(text: str) -> int:
 
 def search_observation(hits: Sequence[Hit]) -> str:
     """Text inserted after a search; the wrapping is the protocol's, the passages are data."""
-    return f"\n\n<{INFORMATION}>{format_hits(hits).strip()}</{INFORMATION}>\n\n"
+    return information(format_hits(hits))
+
+
+def information(text: str) -> str:
+    """Wrap `text` as what a search has brought."""
+    return f"\n\n<{INFORMATION}>{text.strip()}</{INFORMATION}>\n\n"
 
 
 def block_sequence(trajectory: Trajectory) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TopPLogitsWarper
 
@@ -77,24 +78,36 @@ class TransformersSampler:
     Args:
         model: causal language model; used in evaluation mode and without gradients.
         tokenizer: its tokenizer.
-        generator: random stream, on the model's device.
+        generator: random stream, on the model's device; None when there are `streams`, or with
+            greedy decoding.
         temperature: 0 for greedy decoding.
         top_p: nucleus mass in (0, 1]; recorded log-probabilities are not renormalised to it.
+        stop: what ends an action; None for the tags of the protocol.
+        streams: one random stream per prompt of a session, one number a token: what a row samples
+            then does not depend on the rows beside it.
+
+    Raises:
+        ValueError: when a temperature above 0 has nothing to draw from.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
         *,
         temperature: float = 1.0,
         top_p: float = 1.0,
         stop: StopAtTag | None = None,
+        streams: Sequence[np.random.Generator] | None = None,
     ) -> None:
         self.model = model
         self.temperature = temperature
+        if temperature and generator is None and streams is None:
+            # torch would draw from its global generator.
+            raise ValueError(f"temperature is {temperature}: pass a generator or streams")
         self.generator = generator
+        self.streams = streams
         self.stop = stop or StopAtTag(tokenizer)
         self.warper = TopPLogitsWarper(top_p) if top_p < 1 else None
         self.pad_id = tokenizer.pad_token_id
@@ -106,8 +119,14 @@ class TransformersSampler:
         """Start one context per prompt; equal prompts share their computation."""
         return TransformersSession(self, prompts)
 
-    def pick(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sample from `logits` (B, V); return ids (B,) and their log-probabilities (B,)."""
+    def pick(
+        self, logits: torch.Tensor, rows: Sequence[int | None] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sample from `logits` (B, V); return ids (B,) and their log-probabilities (B,).
+
+        `rows` says whose stream draws; None stands for a row that only keeps its place, and must
+        not move its stream.
+        """
         logits = logits.float()
         if self.temperature == 0:
             tokens = logits.argmax(-1)
@@ -118,11 +137,19 @@ class TransformersSampler:
         # One uniform number a row: `torch.multinomial` draws one per entry of the vocabulary. In
         # float64, so that rounding cannot reach beyond the last token that has any probability.
         cumulative = kept.double().cumsum(-1)
-        draw = torch.rand(
-            len(kept), 1, dtype=torch.float64, device=kept.device, generator=self.generator
-        )
+        draw = self._draw(rows, len(kept), kept.device)
         tokens = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
         return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)
+
+    def _draw(
+        self, rows: Sequence[int | None] | None, count: int, device: torch.device
+    ) -> torch.Tensor:
+        if self.streams is None:
+            shape = (count, 1)
+            return torch.rand(shape, dtype=torch.float64, device=device, generator=self.generator)
+        owners = range(count) if rows is None else rows
+        numbers = [0.0 if row is None else self.streams[row].random() for row in owners]
+        return torch.tensor(numbers, dtype=torch.float64, device=device)[:, None]
 
 
 class TransformersSession:
@@ -163,7 +190,8 @@ class TransformersSession:
         parked_rows: list[int] = []
         logits = self._feed_pending()
         while True:
-            tokens, logprobs = self._sampler.pick(logits)
+            owners = [None if index in closed else rows[index] for index in working]
+            tokens, logprobs = self._sampler.pick(logits, owners)
             sampled = zip(working, tokens.tolist(), logprobs.tolist(), strict=True)
             for index, token, logprob in sampled:
                 if index not in closed and self._take(

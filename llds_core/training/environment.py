@@ -2,11 +2,14 @@
 demonstrations.
 """
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from llds_core.config import ExperimentConfig, RetrievalConfig, WorldConfig
+from llds_core.config import ExperimentConfig
+from llds_core.retrieval.base import Retriever
 from llds_core.retrieval.bm25 import BM25Retriever
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.loop import RolloutLoop
@@ -19,7 +22,7 @@ class Environment:
 
     config: ExperimentConfig
     world: World
-    retriever: BM25Retriever
+    retriever: Retriever
 
     def rollout_loop(
         self, tokenizer: PreTrainedTokenizerBase, *, seed: int, failure_rate: float
@@ -33,19 +36,51 @@ class Environment:
         )
 
 
-_WORLDS = {"atlas": build_atlas}
-_RETRIEVERS = {"bm25": BM25Retriever}
+# Indexes belong to corpora, not to runs, so they have a place of their own.
+INDEX_ROOT = Path("results/indexes")
 
 
 def build_environment(config: ExperimentConfig) -> Environment:
     """Build world and search engine of `config`."""
-    world = build_world(config.world)
-    return Environment(config, world, build_retriever(config.retrieval, world))
+    world = build_world(config)
+    return Environment(config, world, build_retriever(config, world))
 
 
-def build_world(settings: WorldConfig) -> World:
-    """Build the world of `settings`; deterministic in its seed."""
-    return _WORLDS[settings.name](
+def build_world(config: ExperimentConfig) -> World:
+    """Build the world of `config`; deterministic in `world.seed`.
+
+    Raises:
+        DataError: when the world is `files` and a file is missing or broken.
+    """
+    return _WORLDS[config.world.name](config)
+
+
+def build_retriever(config: ExperimentConfig, world: World) -> Retriever:
+    """Open the search engine over the passages of `world`; a dense index is built when it is not
+    there yet.
+
+    Raises:
+        ConfigError: when an index belongs to another corpus or encoder.
+        RetrieverError: when the service does not answer.
+    """
+    return _RETRIEVERS[config.retrieval.backend](config, world)
+
+
+def index_folder(config: ExperimentConfig, world: World) -> Path:
+    """Where the dense index over `world` is, or will be: `dense.path`, or a folder named by corpus
+    and encoder. Indexes of several kinds share a folder, hence its vectors, one after the other.
+    """
+    if config.dense.path:
+        return Path(config.dense.path)
+    from llds_core.retrieval.corpus import passages_hash
+
+    encoder = re.sub(r"[^A-Za-z0-9.-]+", "-", config.dense.encoder).strip("-.").lower()
+    return INDEX_ROOT / f"{world.name}-{passages_hash(world.passages)[:12]}-{encoder[-60:]}"
+
+
+def _atlas(config: ExperimentConfig) -> World:
+    settings = config.world
+    return build_atlas(
         cities=settings.cities,
         countries=settings.countries,
         seed=settings.seed,
@@ -54,6 +89,35 @@ def build_world(settings: WorldConfig) -> World:
     )
 
 
-def build_retriever(config: RetrievalConfig, world: World) -> BM25Retriever:
-    """Index the passages of `world`."""
-    return _RETRIEVERS[config.backend](world.passages, title_weight=config.title_weight)
+def _files(config: ExperimentConfig) -> World:
+    from llds_core.retrieval.corpus import PassageFile
+    from llds_core.worlds.benchmarks import CORPUS_FILE, build_files_world
+
+    folder = Path(config.data.folder)
+    return build_files_world(
+        folder,
+        passages=PassageFile(folder / CORPUS_FILE),
+        seed=config.world.seed,
+        dev_fraction=config.world.dev_fraction,
+    )
+
+
+def _bm25(config: ExperimentConfig, world: World) -> Retriever:
+    return BM25Retriever(world.passages, title_weight=config.retrieval.title_weight)
+
+
+def _dense(config: ExperimentConfig, world: World) -> Retriever:
+    from llds_core.retrieval.dense import open_dense
+
+    return open_dense(world.passages, config.dense, index_folder(config, world))
+
+
+def _server(config: ExperimentConfig, world: World) -> Retriever:
+    from llds_core.retrieval.client import RetrieverClient
+    from llds_core.retrieval.corpus import passages_hash
+
+    return RetrieverClient(config.service, corpus=passages_hash(world.passages)[:16])
+
+
+_WORLDS = {"atlas": _atlas, "files": _files}
+_RETRIEVERS = {"bm25": _bm25, "dense": _dense, "server": _server}

@@ -129,7 +129,7 @@ def _build_trainer(
 ) -> SearchGRPOTrainer:
     environment = build_environment(config)
     model, tokenizer = load_start_policy(environment, run_root)
-    run.update(corpus=environment.retriever.identity)
+    run.record_corpus(environment.retriever.identity)
     rollout = SearchRollout(environment, tokenizer, seed)
     return SearchGRPOTrainer(
         model=model,

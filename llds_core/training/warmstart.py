@@ -58,7 +58,8 @@ def warmstart_path(run_root: Path, config: ExperimentConfig) -> Path:
     """Run directory of the warm start that `config` needs; another world or policy is another
     folder.
     """
-    return run_root / config.profile / f"warmstart-{_shared(config).hash(*_SECTIONS)}"
+    sections = [*_SECTIONS, "dense"] if config.retrieval.backend == "dense" else _SECTIONS
+    return run_root / config.profile / f"warmstart-{_shared(config).hash(*sections)}"
 
 
 def warmstart_policy_path(run_root: Path, config: ExperimentConfig) -> Path:
@@ -114,7 +115,9 @@ def warmstart(config: ExperimentConfig, run_root: Path, *, progress: bool = True
 def _shared(config: ExperimentConfig) -> ExperimentConfig:
     """The part of `config` that the start policy depends on; everything else at its default."""
     values = config.to_dict()
-    kept = {section: values[section] for section in ("world", "policy", "warmstart")}
+    # `data` and `service` say where things are found, not what they are: no part of a name.
+    sections = ("world", "data", "dense", "service", "policy", "warmstart")
+    kept = {section: values[section] for section in sections}
     retrieval = {key: values["retrieval"][key] for key in ("backend", "top_k", "title_weight")}
     rollout = {key: values["rollout"][key] for key in ("prompt", "max_observation_tokens")}
     return ExperimentConfig.from_dict(
@@ -132,9 +135,9 @@ def _build_trainer(
     config: ExperimentConfig, run: RunDirectory, *, progress: bool
 ) -> "WarmstartTrainer":
     settings = config.warmstart
-    world = build_world(config.world)
-    engine = build_retriever(config.retrieval, world)
-    run.update(corpus=engine.identity)
+    world = build_world(config)
+    engine = build_retriever(config, world)
+    run.record_corpus(engine.identity)
     retriever = FailingRetriever(
         engine,
         failure_rate=settings.failure_rate,

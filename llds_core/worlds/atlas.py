@@ -57,7 +57,7 @@ class World:
 
     Attributes:
         name: e.g. `atlas`.
-        passages: everything that search can find.
+        passages: everything that search can find; read lazily where there are millions.
         train: questions to learn from.
         dev: questions to choose settings with.
         test: questions to report.
@@ -67,7 +67,7 @@ class World:
     """
 
     name: str
-    passages: tuple[Passage, ...]
+    passages: Sequence[Passage]
     train: tuple[Question, ...]
     dev: tuple[Question, ...]
     test: tuple[Question, ...]

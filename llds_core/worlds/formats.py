@@ -92,6 +92,19 @@ def read_corpus(path: str | Path) -> tuple[Passage, ...]:
     return tuple(_read_items(Path(path), "passage", _passage))
 
 
+def parse_passage(line: bytes, where: str) -> Passage:
+    """Parse one line of a corpus.
+
+    Args:
+        line: the line as it is in the file.
+        where: file and line, with which an error begins.
+
+    Raises:
+        DataError: when it is no passage.
+    """
+    return _passage(_object(line, where), where)
+
+
 def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
     """Write `questions` as JSON lines; the file appears complete or not at all.
 
@@ -140,9 +153,9 @@ def write_lines(path: str | Path, lines: Iterable[str]) -> None:
 
 def _passage_line(passage: Passage) -> str:
     if "\n" in passage.title:
-        shown = _shown(passage.title)
         raise DataError(
-            f"the title of passage {passage.id} holds a newline: {shown}: put it on one line"
+            f"the title of passage {passage.id} holds a newline: {shown(passage.title)}: "
+            "put it on one line"
         )
     return _json({"id": passage.id, "contents": passage.contents})
 
@@ -175,13 +188,13 @@ def _question(row: dict[str, Any], where: str) -> Question:
         or not all(isinstance(answer, str) and answer.strip() for answer in answers)
     ):
         raise DataError(
-            f'{where}: "golden_answers" is {_shown(answers)}: give a list of at least one '
+            f'{where}: "golden_answers" is {shown(answers)}: give a list of at least one '
             'non-blank string, e.g. ["Paris"]'
         )
     metadata = row.get("metadata")
     if not isinstance(metadata, dict | None):
         raise DataError(
-            f'{where}: "metadata" is {_shown(metadata)}: make it an object or leave it out'
+            f'{where}: "metadata" is {shown(metadata)}: make it an object or leave it out'
         )
     text = _string(row, "question", where)
     return Question(_identity(row, where), text, tuple(answers), metadata or {})
@@ -189,10 +202,10 @@ def _question(row: dict[str, Any], where: str) -> Question:
 
 def _string(row: dict[str, Any], name: str, where: str) -> str:
     if name not in row:
-        raise DataError(f'{where}: no "{name}" among {_shown(sorted(row))}: add it as a string')
+        raise DataError(f'{where}: no "{name}" among {shown(sorted(row))}: add it as a string')
     value = row[name]
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f'{where}: "{name}" is {_shown(value)}: make it a non-blank string')
+        raise DataError(f'{where}: "{name}" is {shown(value)}: make it a non-blank string')
     return value
 
 
@@ -207,13 +220,13 @@ def _read_items(
     path: Path, noun: str, parse: Callable[[dict[str, Any], str], _Item]
 ) -> Iterator[_Item]:
     seen: dict[str, int] = {}
-    for number, row in _read_rows(path):
+    for number, row in read_rows(path):
         where = f"{path}:{number}"
         item = parse(row, where)
         first = seen.setdefault(item.id, number)
         if first != number:
             raise DataError(
-                f"{where}: the id {_shown(item.id)} is taken by line {first}: "
+                f"{where}: the id {shown(item.id)} is taken by line {first}: "
                 f"give every {noun} its own id"
             )
         yield item
@@ -221,8 +234,13 @@ def _read_items(
         raise DataError(f"{path}: holds no {noun}: give a file with one JSON object a line")
 
 
-def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object); reads bytes, to know the line of an undecodable one."""
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of every line that is not blank.
+
+    Raises:
+        DataError: when the file cannot be read or a line is no JSON object in UTF-8.
+    """
+    # Bytes, to know the line of an undecodable one.
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
@@ -238,28 +256,30 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
         text = line.decode("utf-8-sig").strip()  # Windows editors open a file with a mark
     except UnicodeDecodeError as error:
-        shown = _shown(line[error.start : error.start + 8])
+        start = error.start
         raise DataError(
-            f"{where}: not UTF-8 at byte {error.start} ({shown}): save the file as UTF-8"
+            f"{where}: not UTF-8 at byte {start} ({shown(line[start : start + 8])}): "
+            "save the file as UTF-8"
         ) from None
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
         raise DataError(
-            f"{where}: not JSON ({reason}): {_shown(text)}: write one JSON object a line"
+            f"{where}: not JSON ({reason}): {shown(text)}: write one JSON object a line"
         ) from None
     if not isinstance(row, dict):
-        raise DataError(f"{where}: {_shown(row)} is no object: write one JSON object a line")
+        raise DataError(f"{where}: {shown(row)} is no object: write one JSON object a line")
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise DataError(
-            f"{where}: half a surrogate pair in {_shown(text)}: write the whole character"
+            f"{where}: half a surrogate pair in {shown(text)}: write the whole character"
         ) from None
     return row
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return `value` as a message shows it: on one line, shortened."""
     text = repr(value)  # escapes newlines: a message stays on one line
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

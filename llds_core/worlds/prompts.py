@@ -31,7 +31,11 @@ def prompt_text(question: str, template: str) -> str:
 
 def encode_prompt(question: str, template: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the prompt's token ids, through the chat template when the tokenizer has one."""
-    text = prompt_text(question, template)
+    return encode_text(prompt_text(question, template), tokenizer)
+
+
+def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return token ids of one user message, through the chat template when there is one."""
     if tokenizer.chat_template is None:
         return tokenizer.encode(text, add_special_tokens=False)
     messages = [{"role": "user", "content": text}]

@@ -37,7 +37,7 @@ def made(smoke_runs, tmp_path_factory):
 
 def test_every_notebook_is_executed_to_its_end_and_has_a_page(made):
     sources = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    assert [path.name[:3] for path in sources] == ["00_", "01_", "02_", "03_", "04_"]
+    assert [path.name[:3] for path in sources] == ["00_", "01_", "02_", "03_", "04_", "06_"]
     for source in sources:
         executed = nbformat.read(made / "notebooks" / source.name, 4)
         code = [cell for cell in executed.cells if cell.cell_type == "code"]
@@ -60,7 +60,9 @@ def test_the_index_lists_every_file_with_its_notebook_and_runs(made, smoke_runs)
         assert (run["method"], run["seed"], run["status"]) == (stored.method, 0, "complete")
     for entry in index["artefacts"]:
         assert entry["bytes"] == (made / entry["path"]).stat().st_size > 0
-        assert entry["runs"] == list(runs)
+        # Numbers of the paper come from no run.
+        published = Path(entry["path"]).name.startswith(("06_table", "06_averages"))
+        assert entry["runs"] == ([] if published else list(runs))
         assert entry["notebook"][:2] == Path(entry["path"]).name[:2]
     kinds = {entry["kind"] for entry in index["artefacts"]}
     assert kinds == {"figure", "data", "notebook", "page"}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -294,3 +295,30 @@ def test_budget_ends_a_generation() -> None:
     results = made.session(PROMPTS).generate(range(5), [1, 2, 3, 4, 5])
     assert [len(result.token_ids) for result in results] == [1, 2, 3, 4, 5]
     assert {result.stop for result in results} == {"length"}
+
+
+def streamed(rows: Sequence[int]) -> list[list[list[int]]]:
+    """Token ids by row and turn, each row drawing from the stream of its name."""
+    streams = [np.random.default_rng(row) for row in rows]
+    made = TransformersSampler(MODEL, TOKENIZER, None, stop=every_third, streams=streams)
+    session = made.session([PROMPTS[row] for row in rows])
+    turns = []
+    for turn in range(3):
+        generations = session.generate(range(len(rows)), [6 + row for row in rows])
+        turns.append([generation.token_ids for generation in generations])
+        for index, row in enumerate(rows):
+            session.append(index, OBSERVATIONS[turn, row])
+    return [list(of_row) for of_row in zip(*turns, strict=True)]
+
+
+def test_with_streams_a_row_samples_the_same_whatever_stands_beside_it():
+    together = streamed(range(5))
+    assert len({tuple(map(tuple, row)) for row in together}) == 5
+    assert [streamed([row])[0] for row in range(5)] == together
+    assert streamed([4, 1]) == [together[4], together[1]]
+
+
+def test_sampling_needs_something_to_draw_from():
+    with pytest.raises(ValueError, match=r"temperature is 1\.0: pass a generator or streams"):
+        TransformersSampler(MODEL, TOKENIZER, None)
+    TransformersSampler(MODEL, TOKENIZER, None, temperature=0.0)

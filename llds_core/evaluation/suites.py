@@ -1,0 +1,95 @@
+"""Which questions are asked, and which averages are taken: the benchmarks of a world.
+
+In the world of files these are the seven sets of the papers, in the atlas its kinds of question.
+An average is the unweighted mean of its sets, whatever their sizes, as the papers take it; it
+exists only where every one of its sets was asked.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from llds_core.errors import ConfigError, did_you_mean
+from llds_core.evaluation.held_out import choose_questions
+from llds_core.worlds.atlas import World
+from llds_core.worlds.atlas_questions import KINDS
+from llds_core.worlds.benchmarks import BENCHMARKS, GENERAL, MULTI_HOP
+from llds_core.worlds.formats import Question
+
+ALL = "all"
+_TWO_HOP = tuple(kind for kind in KINDS if kind.startswith("city-") and kind != "city-country")
+# Averages by world: name and members, in the order of tables.
+_AVERAGES: dict[str, dict[str, tuple[str, ...]]] = {
+    "atlas": {
+        "one_hop": tuple(kind for kind in KINDS if kind not in _TWO_HOP),
+        "two_hop": _TWO_HOP,
+        ALL: KINDS,
+    },
+    "files": {"general": GENERAL, "multi_hop": MULTI_HOP, ALL: tuple(BENCHMARKS)},
+}
+_Value = TypeVar("_Value")
+
+
+def benchmark_names(world: str) -> tuple[str, ...]:
+    """Benchmarks of a world, in the order of tables."""
+    return _AVERAGES[world][ALL]
+
+
+def average_members(world: str) -> dict[str, tuple[str, ...]]:
+    """Members of every average of a world; `all` comes last."""
+    return _AVERAGES[world]
+
+
+def averages(world: str, scores: Mapping[str, _Value]) -> dict[str, _Value | None]:
+    """Unweighted means over sets, of numbers or arrays; None where a set has no score."""
+    return {
+        name: sum(scores[member] for member in members) / len(members)
+        if all(scores.get(member) is not None for member in members)
+        else None
+        for name, members in _AVERAGES[world].items()
+    }
+
+
+def benchmark_of(question: Question) -> str:
+    """The benchmark a question belongs to."""
+    return question.metadata["kind"]
+
+
+def choose(
+    world: World, split: str, names: Sequence[str], limit: int | None, seed: int
+) -> list[Question]:
+    """Questions of a split, of these benchmarks; up to `limit` in all, spread evenly over them.
+
+    Args:
+        world: where the questions are.
+        split: `dev` or `test`.
+        names: benchmarks; none for all.
+        limit: None for every question.
+        seed: which questions a limit takes.
+
+    Raises:
+        ConfigError: for an unknown benchmark, or one of which no question is left.
+    """
+    valid = benchmark_names(world.name)
+    for name in names:
+        if name not in valid:
+            raise ConfigError(f'unknown benchmark "{name}": {did_you_mean(name, valid)}')
+    wanted = set(names or valid)
+    of_split = [q for q in getattr(world, split) if benchmark_of(q) in wanted]
+    chosen = choose_questions(of_split, limit, seed)
+    empty = wanted - {benchmark_of(question) for question in chosen}
+    if empty and limit is not None and limit < len(wanted):
+        raise ConfigError(
+            f"--limit {limit} leaves no question of {min(empty)}: ask at least {len(wanted)}, or "
+            "fewer benchmarks"
+        )
+    if empty and (names or not chosen):
+        raise ConfigError(f"the {split} split holds no question of {min(empty)}: leave it out")
+    return chosen
+
+
+def digest(questions: Iterable[Question]) -> str:
+    """Sixteen hex digits of questions and accepted answers, in their order."""
+    rows = [[benchmark_of(q), q.id, q.question, *q.golden_answers] for q in questions]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

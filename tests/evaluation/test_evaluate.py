@@ -1,0 +1,206 @@
+"""Evaluations end to end with a tiny policy: batches, shards, kills and mistakes change nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from evaluation_worlds import LIMITS, environment, lines, model, save_policy
+
+from llds_core.cli import main
+from llds_core.errors import CheckpointError, ConfigError, DataError, RunError
+from llds_core.evaluation.baseline_runs import COLUMNS, run_baselines
+from llds_core.evaluation.evaluate import Plan, evaluate_benchmarks
+from llds_core.evaluation.models import open_model
+
+PLAN = Plan(limit=14, modes=("greedy", "sampled"), samples=2)
+ROOT = Path(__file__).parents[2]
+
+
+def evaluate(out, plan=PLAN, *, batch=16, **options):
+    world = environment(f"evaluation.batch_size={batch}")
+    return evaluate_benchmarks(world, model(), plan, out=out, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An evaluation in one go."""
+    return evaluate(tmp_path_factory.mktemp("whole"))
+
+
+def test_every_question_has_its_lines_and_its_whole_trajectory(whole):
+    rows = lines(whole / "predictions.jsonl")
+    assert len(rows) == 14 + 2 * 14
+    for row in rows:
+        kinds = [part["kind"] for part in row["segments"]]
+        assert kinds[:2] == ["prompt", "policy"] and row["question"] in row["segments"][0]["text"]
+        assert kinds.count("observation") == row["searches"]
+    statuses = {row["status"] for row in rows}
+    assert "answer" in statuses and statuses <= {"answer", "turns", "length"}
+    assert any(row["searches"] for row in rows)
+
+
+def test_the_summary_counts_what_is_in_the_lines(whole):
+    summary = json.loads((whole / "summary.json").read_text())
+    rows = lines(whole / "predictions.jsonl")
+    assert (summary["questions"], summary["answers"]) == (14, 42)
+    for mode in ("greedy", "sampled"):
+        for name, scores in summary["modes"][mode]["benchmarks"].items():
+            mine = [r for r in rows if (r["mode"], r["benchmark"]) == (mode, name)]
+            assert scores["n"] == len({row["id"] for row in mine}) == 2
+            valid = sum(row["status"] == "answer" for row in mine) / len(mine)
+            assert scores["valid_answers"] == pytest.approx(valid)
+    assert summary["identity"]["rollout.max_searches"] == 2 and summary["packages"]["torch"]
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_the_batch_size_changes_no_answer(whole, tmp_path, batch):
+    """Float noise of padding could tip a tie; this policy has none."""
+    evaluate(tmp_path, batch=batch)
+    assert lines(tmp_path / "predictions.jsonl") == lines(whole / "predictions.jsonl")
+
+
+def test_shards_give_what_one_process_gives(whole, tmp_path):
+    for number in (3, 1):
+        evaluate(tmp_path, shard=(number, 3))
+    assert not (tmp_path / "summary.json").exists()
+    with pytest.raises(DataError, match="27 of 42 answers are there"):
+        evaluate(tmp_path, evaluate=False)
+    evaluate(tmp_path, shard=(2, 3))
+    evaluate(tmp_path, evaluate=False)
+    assert lines(tmp_path / "predictions.jsonl") == lines(whole / "predictions.jsonl")
+    one, other = (json.loads((f / "summary.json").read_text()) for f in (tmp_path, whole))
+    assert strip(one["modes"]) == strip(other["modes"])
+
+
+def strip(value):
+    """Scores without the time they took."""
+    if not isinstance(value, dict):
+        return value
+    return {key: strip(item) for key, item in value.items() if key != "seconds"}
+
+
+def test_a_call_without_shard_answers_what_the_shards_have_not(whole, tmp_path):
+    evaluate(tmp_path, shard=(2, 3))
+    evaluate(tmp_path)
+    rows, expected = (lines(f / "predictions.jsonl") for f in (tmp_path, whole))
+    assert sorted(rows, key=json.dumps) == sorted(expected, key=json.dumps)
+
+
+def test_a_finished_evaluation_loads_no_model_and_says_the_same(tmp_path):
+    plan = Plan(limit=7)
+    evaluate(tmp_path, plan)
+    before = (tmp_path / "predictions.jsonl").read_bytes()
+    world = environment("evaluation.batch_size=16")
+    unloadable = model().__class__("tiny", model().digest, lambda: pytest.fail("loaded"))
+    evaluate_benchmarks(world, unloadable, plan, out=tmp_path, progress=False)
+    assert (tmp_path / "predictions.jsonl").read_bytes() == before
+
+
+def test_another_model_setting_or_set_of_questions_is_refused(whole):
+    world = environment("evaluation.batch_size=16")
+    for plan, other, words in (
+        (Plan(limit=13, modes=PLAN.modes, samples=2), model(), "limit=14, now 13"),
+        (Plan(limit=14, modes=PLAN.modes, samples=3), model(), "samples=2, now 3"),
+        (Plan(limit=14, modes=PLAN.modes, samples=2, seed=1), model(), "seed=0, now 1"),
+        (PLAN, model("f" * 16), "model='0123456789abcdef', now 'ffffffff"),
+    ):
+        with pytest.raises(RunError, match=words):
+            evaluate_benchmarks(world, other, plan, out=whole, progress=False)
+    with pytest.raises(RunError, match=r"rollout\.max_searches=2, now 4"):
+        evaluate_benchmarks(
+            environment("rollout.max_searches=4"), model(), PLAN, out=whole, progress=False
+        )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"agent": "serch-o1"}, 'did you mean "search-o1"'),
+        ({"modes": ("greddy",)}, 'did you mean "greedy"'),
+        ({"modes": ("greedy", "greedy")}, "each mode once"),
+        ({"limit": 0}, "--limit is 0"),
+        ({"samples": 0}, "--samples is 0"),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused(values, words):
+    with pytest.raises(ConfigError, match=words):
+        Plan(**values)
+
+
+def test_a_shard_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--shard is 4/3"):
+        evaluate(tmp_path, shard=(4, 3))
+
+
+def test_baselines_write_one_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    world = environment("evaluation.batch_size=16", "rollout.max_total_tokens=1500")
+    names = ["direct", "rag", "search-o1", "search-r1"]
+    table = run_baselines(world, model(), Plan(limit=7), names, tmp_path / "t", progress=False)
+    rows = table.read_text().splitlines()
+    assert rows[0] == ",".join(COLUMNS) and len(rows) == 1 + 4 * (7 + 3)
+    manifest = json.loads((tmp_path / "t" / "baselines.json").read_text())
+    assert list(manifest["baselines"]) == names and manifest["questions"] == 7
+    assert all("git_commit" in about for about in manifest["baselines"].values())
+
+
+def test_a_killed_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    folder = save_policy(tmp_path / "policy")
+    command = ["evaluate", "smoke", "--checkpoint", str(folder), "--limit", "21", "--quiet"]
+    command += ["--mode", "greedy,sampled", *LIMITS, "evaluation.batch_size=1", "--out"]
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, "-m", "llds_core", *command, str(out)])
+    file, deadline = out / "predictions.jsonl", time.monotonic() + 600
+    while not file.exists() or file.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = file.read_bytes()
+    kept = kept[: kept.rfind(b"\n") + 1]
+    assert kept.count(b"\n") < 42 and not (out / "summary.json").exists()
+    with file.open("ab") as end:
+        end.write(b'{"benchmark": "city-cap')
+    assert main([*command, str(out)]) == 0
+    assert file.read_bytes().startswith(kept) and len(lines(file)) == 42
+    assert main([*command, str(tmp_path / "again")]) == 0
+    assert lines(file) == lines(tmp_path / "again" / "predictions.jsonl")
+
+
+def test_a_model_is_known_by_its_files(tmp_path):
+    folder = save_policy(tmp_path / "policy")
+    before = open_model(folder, "float32")
+    (folder / "evaluation.json").write_text("{}")
+    assert open_model(folder, "float32").digest == before.digest
+    config = folder / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert open_model(folder, "float32").digest != before.digest
+    assert before.label == f"policy-{before.digest[:8]}"
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        open_model(tmp_path, "float32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["smoke"], "--checkpoint best of which run"),
+        (["smoke", "--checkpoint", "nowhere"], 'checkpoint "nowhere" is no folder'),
+        (["smoke", "--method", "grpo"], "python -m llds_core train smoke/grpo"),
+        (["smoke", "--shard", "1-2"], "1/4"),
+        (["smoke", "--shard", "1/2", "--merge"], "leave out --shard"),
+        (["smoke", "--shard", "1/2", "--publish"], "leave out --shard"),
+        (["smoke", "--baseline", "search"], "search-o1"),
+        (["smoke/grpo", "--limit", "3"], "write evaluate smoke --method grpo"),
+        (["smok", "--checkpoint", "start"], 'did you mean "smoke/grpo"'),
+    ],
+)
+def test_mistakes_on_the_command_line_end_in_one_line(capsys, tmp_path, arguments, words):
+    assert main(["evaluate", *arguments, "--run-root", str(tmp_path)]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert words in line

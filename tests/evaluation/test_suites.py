@@ -1,0 +1,72 @@
+"""Which questions are asked, and which averages are taken of them."""
+
+import pytest
+from evaluation_worlds import environment
+
+from llds_core.errors import ConfigError
+from llds_core.evaluation.suites import (
+    average_members,
+    averages,
+    benchmark_names,
+    benchmark_of,
+    choose,
+    digest,
+)
+from llds_core.worlds.benchmarks import (
+    BENCHMARKS,
+    average,
+    general_average,
+    multi_hop_average,
+)
+
+WORLD = environment().world
+
+
+def test_averages_of_the_papers_are_unweighted_means_of_sets():
+    scores = {name: 0.1 * (i + 1) for i, name in enumerate(BENCHMARKS)}
+    found = averages("files", scores)
+    assert found == pytest.approx({"general": 0.2, "multi_hop": 0.55, "all": 0.4})
+    assert found["general"] == pytest.approx(general_average(scores))
+    assert found["multi_hop"] == pytest.approx(multi_hop_average(scores))
+    assert found["all"] == pytest.approx(average(scores))
+
+
+def test_an_average_needs_all_of_its_sets():
+    scores = {"nq": 0.1, "triviaqa": 0.2, "popqa": 0.3, "hotpotqa": 0.4}
+    found = averages("files", scores)
+    assert found["general"] == pytest.approx(0.2)
+    assert found["multi_hop"] is None and found["all"] is None
+
+
+def test_averages_of_the_atlas_are_over_kinds_by_their_hops():
+    hops = {benchmark_of(q): q.metadata["hops"] for q in WORLD.train}
+    assert set(hops) == set(benchmark_names("atlas"))
+    members = average_members("atlas")
+    assert set(members["one_hop"]) == {kind for kind, number in hops.items() if number == 1}
+    assert set(members["two_hop"]) == {kind for kind, number in hops.items() if number == 2}
+
+
+def test_questions_of_chosen_benchmarks_only_and_all_of_them():
+    chosen = choose(WORLD, "test", ("city-country", "city-capital"), None, 0)
+    expected = [q for q in WORLD.test if benchmark_of(q) in ("city-country", "city-capital")]
+    assert sorted(q.id for q in chosen) == sorted(q.id for q in expected)
+    assert len(choose(WORLD, "test", (), None, 0)) == len(WORLD.test)
+
+
+def test_a_limit_is_spread_evenly_and_a_larger_one_begins_with_the_smaller():
+    seven, fourteen = (choose(WORLD, "test", (), limit, 0) for limit in (7, 14))
+    assert sorted(map(benchmark_of, seven)) == sorted(benchmark_names("atlas"))
+    assert fourteen[:7] == seven and digest(fourteen) != digest(seven)
+
+
+@pytest.mark.parametrize(
+    ("names", "limit", "words"),
+    [
+        (("city-contry",), None, 'did you mean "city-country"'),
+        (("nq",), None, "valid: city-capital"),
+        ((), 3, "--limit 3 leaves no question"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(names, limit, words):
+    with pytest.raises(ConfigError, match=words):
+        choose(WORLD, "test", names, limit, 0)

