@@ -10,8 +10,8 @@ mean and takes the verdict of the window before it.
   two windows.
 - decline: the first step after the maximum of the mean `loglik_correct` from which the mean stays
   below that maximum by more than 2 standard deviations of the values up to the maximum, to the end
-  and for two windows at least. The end is that of the run, or of the two windows that prove the
-  collapse: what few correct responses score after it says nothing about the decline.
+  and for two windows at least. The end is that of the run, or of the first of the two windows that
+  prove the collapse: what few correct responses score after it says nothing about the decline.
 - acceleration: the first step, at least one window after the decline and before the collapse, from
   which the mean falls over the next window more than twice as fast as it did since the decline, and
   by more than the 2 standard deviations of the decline.
@@ -64,8 +64,7 @@ def detect_phases(metrics: pd.DataFrame, *, window: int = WINDOW) -> list[Phase]
     if len(steps) < 3 * window:
         return []
     collapse = _collapse_row(table["reward"].to_numpy(float), window)
-    judged = len(steps) if collapse is None else collapse + 2 * window
-    loglik = table["loglik_correct"].to_numpy(float)[:judged]
+    loglik = table["loglik_correct"].to_numpy(float)[: judged_rows(len(steps), collapse, window)]
     end = len(steps) if collapse is None else collapse
     decline = _decline_row(loglik, window)
     starts: list[tuple[PhaseName, int]] = [("stagnation", 0)]
@@ -103,6 +102,11 @@ def decline_step(series: pd.Series, window: int = WINDOW) -> int | None:
     _check(window)
     row = _decline_row(series.to_numpy(float), window)
     return None if row is None else int(series.index[row])
+
+
+def judged_rows(rows: int, collapse: int | None, window: int) -> int:
+    """How many of `rows` rows declines are judged on, with the collapse at row `collapse`."""
+    return rows if collapse is None else collapse + window
 
 
 def windowed_mean(values: np.ndarray, window: int) -> np.ndarray:

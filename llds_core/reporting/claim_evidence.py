@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llds_core.diagnostics.phases import collapse_step, decline_step, windowed_mean
+from llds_core.diagnostics.phases import (
+    collapse_step,
+    decline_step,
+    judged_rows,
+    windowed_mean,
+)
 from llds_core.errors import ConfigError, DataError, TrainingDivergedError
 from llds_core.reporting.stats import Survival
 from llds_core.reporting.store import Run
@@ -112,9 +117,9 @@ class Measured:
 
     def leaves(self, metric: str, sign: int) -> int | None:
         """Row from which the mean of `metric` has left its maximum (`sign` 1) or its minimum (-1)
-        for good, judged like the phases up to the proof of the collapse; None when it does not.
+        for good, judged on the rows that the phases are judged on; None when it does not.
         """
-        end = self.length if self.collapse is None else self.collapse + 2 * self.window
+        end = judged_rows(self.length, self.collapse, self.window)
         return decline_step(sign * self.rows[metric].iloc[:end], self.window)
 
     def reward_drop(self) -> int:

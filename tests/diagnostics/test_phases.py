@@ -121,6 +121,18 @@ def test_a_collapse_without_measured_decline_stands_alone():
     assert phases == [Phase("stagnation", 1, 7), Phase("collapse", 8, 18)]
 
 
+def test_a_likelihood_that_comes_back_after_the_collapse_has_declined():
+    # The reward collapses at step 12; the likelihood is back where it was from step 15 on.
+    reward = [0.6] * 10 + [0.0] * 12
+    phases = detect_phases(table(reward, NOISE + DECAY + CLIFF[:2] + [-0.5] * 8))
+    assert [(phase.name, phase.first) for phase in phases] == [
+        ("stagnation", 1),
+        ("decay", 8),
+        ("acceleration", 11),
+        ("collapse", 12),
+    ]
+
+
 def test_runs_shorter_than_three_windows_have_no_phases():
     assert detect_phases(table([0.5] * 8, [-0.5] * 8)) == []
     assert detect_phases(table([], [])) == []
