@@ -1,6 +1,5 @@
 """Service and client together under faults, kills, load and hostile requests, on real sockets."""
 
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from scripted_rollouts import ANSWER, TAGGED, ScriptedSampler, limits
 from services import (
     ENGINE,
     IDENTITY,
@@ -27,10 +27,6 @@ from llds_core.retrieval.client import RetrieverClient
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.samplers import Generation
 from llds_core.worlds.formats import Passage, Question
-
-sys.path.append(str(Path(__file__).parents[1] / "rollout"))
-
-from scripted_rollouts import ANSWER, TAGGED, ScriptedSampler, limits
 
 QUERIES = repeated([f"word{i} text" for i in range(60)], 200)
 
