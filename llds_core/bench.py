@@ -119,8 +119,8 @@ def _start_policy(
 ) -> tuple[str, str]:
     """Folder of the policy to measure with, and what it is."""
     path = warmstart_policy_path(run_root, config)
-    if config.policy.path or path.is_dir():
-        return config.policy.path or str(path), "start policy"
+    if path.is_dir():
+        return str(path), "start policy"
     texts = [prompt_text(q.question, config.rollout.prompt) for q in environment.world.train]
     texts += [passage.contents for passage in environment.world.passages]
     tokenizer = build_tokenizer(texts, config.policy.vocab_size, TAGS)

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from llds_core.config import load_experiment
+from llds_core.deviations import deviations
 from llds_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,7 +62,11 @@ def evaluate_benchmarks(options: argparse.Namespace) -> None:
         out=options.out,
         shard=options.shard,
         evaluate=not options.merge,
-        about={"method": options.method, "run_seed": options.seed},
+        about={
+            "method": options.method,
+            "run_seed": options.seed,
+            "deviations": deviations(environment.config),
+        },
         progress=not options.quiet,
     )
     if options.shard:
@@ -77,7 +82,8 @@ def _asked(options: argparse.Namespace, agent: str) -> "tuple[Environment, Model
     """Environment, model and plan that the options of a command describe."""
     from llds_core.evaluation import find_checkpoint
     from llds_core.evaluation.evaluate import Plan
-    from llds_core.evaluation.models import SMOLLM2, open_model
+    from llds_core.evaluation.models import open_model
+    from llds_core.packaged import SMOLLM2
     from llds_core.training.environment import build_environment
 
     plan = Plan(

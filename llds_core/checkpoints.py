@@ -5,6 +5,7 @@ process leaves at most
 a hidden leftover behind. Names count rollout steps: `step-000012`.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -37,8 +38,12 @@ transformers_logging.disable_progress_bar()
 PAD, END = "<|endoftext|>", "<|im_end|>"
 _PREFIX = "step-"
 _CHECKPOINT = re.compile(rf"{_PREFIX}(\d{{6,}})")
-
-
+# What transformers reads of a folder; optimizer states and results may lie beside it.
+POLICY_FILES = (
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
+    *("pytorch_model*.bin", "tokenizer*.json", "*.jinja", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt", "*.model"),
+)
 _LOADING_ERRORS = (
     AttributeError,
     EOFError,
@@ -132,6 +137,29 @@ def load_policy(
     return model, tokenizer
 
 
+def policy_digest(folder: Path) -> str:
+    """Sixteen hex digits that change with any file of a policy: weights, settings, tokenizer.
+
+    Raises:
+        CheckpointError: when the folder holds no weights.
+    """
+    files = sorted({file for pattern in POLICY_FILES for file in folder.glob(pattern)})
+    if not any(file.suffix in (".safetensors", ".bin") for file in files):
+        raise CheckpointError(f"{folder} holds no weights: name a checkpoint folder")
+    return digest_files(files)
+
+
+def digest_files(files: Iterable[Path]) -> str:
+    """Sixteen hex digits of names, sizes and contents."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        with file.open("rb") as content:
+            while block := content.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Folder of the checkpoint after `step` steps."""
     return folder / f"{_PREFIX}{step:06d}"
@@ -166,7 +194,13 @@ def check_checkpoint(path: Path) -> None:
     Raises:
         CheckpointError: when a file is missing or truncated.
     """
-    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+    # Several processes store one generator each. FSDP names the moments differently, DeepSpeed
+    # keeps them in folders of its own, to which `latest` points.
+    generators = "rng_state_0.pth" if (path / "rng_state_0.pth").exists() else "rng_state.pth"
+    names = ["model.safetensors", "scheduler.pt", generators]
+    if not (path / "latest").exists():
+        names += ["optimizer.bin" if (path / "optimizer.bin").exists() else "optimizer.pt"]
+    for name in names:
         file = path / name
         try:
             if file.suffix == ".safetensors":
@@ -219,6 +253,8 @@ class AtomicCheckpointMixin:
             ) from error
         finally:
             self._saving_to = None
+        # Every process has put its part there before the folder gets its name.
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
             (written / "extra.json").write_text(json.dumps(self.checkpoint_extra()), "utf-8")
             final = checkpoint_path(folder, step)

@@ -12,7 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llds_core import benchmark_commands, commands
-from llds_core.config import methods, profiles
+from llds_core.cli_options import (
+    add_arms,
+    add_asked,
+    add_checkpoint,
+    add_common,
+    add_experiment,
+    add_layout,
+    add_machine,
+    parts,
+    seeds,
+    shard,
+)
+from llds_core.config import profiles
 from llds_core.errors import ConfigError, LLDSError
 from llds_core.runs import DEFAULT_ROOT
 
@@ -64,8 +76,26 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "profile", nargs="?", default="desk", help=f"one of: {', '.join(profiles())}"
     )
+    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="as for reproduce")
+    add_layout(doctor)
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.add_argument(
+        "--run-root", type=Path, default=DEFAULT_ROOT, help="folder of runs (default: %(default)s)"
+    )
+
+    plan = command("plan", commands.plan, "what a run takes: memory, disk, time, downloads")
+    plan.add_argument("experiment", help="a profile or <profile>/<method>, e.g. paper-3b")
+    plan.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. training.micro_batch_size=2"
+    )
+    add_layout(plan)
+    plan.add_argument("--gpus", type=int, help="GPUs of each node, instead of a layout")
+    plan.add_argument("--gpu-memory-gib", type=float, help="memory of each of them")
+    plan.add_argument("--nodes", type=int, default=1, help="machines (default: 1)")
+    plan.add_argument(
+        "--json", action="store_true", help="print an object; exit code 1 when it does not fit"
+    )
+    plan.add_argument(
         "--run-root", type=Path, default=DEFAULT_ROOT, help="folder of runs (default: %(default)s)"
     )
 
@@ -76,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--yes", action="store_true", help="do not ask before fetching")
     data.add_argument(
-        "--only", type=_parts, default=[], help="comma-separated parts, e.g. questions,train"
+        "--only", type=parts, default=[], help="comma-separated parts, e.g. questions,train"
     )
     data.add_argument("--quiet", action="store_true", help="no progress bars")
 
@@ -84,31 +114,32 @@ def build_parser() -> argparse.ArgumentParser:
         "warmstart", commands.warmstart, "train the policy that all runs of a profile start from"
     )
     warm.add_argument("profile", help=f"one of: {', '.join(profiles())}")
-    _add_common(warm)
+    add_common(warm)
 
     train = command("train", commands.train, "train one experiment; the same command resumes it")
-    _add_experiment(train)
+    add_experiment(train)
     train.add_argument("--seed", type=int, default=0, help="seed of the run (default: 0)")
     train.add_argument(
         "--evaluate",
         action="store_true",
         help="then score the best and the last checkpoint on test questions",
     )
-    _add_common(train)
+    add_machine(train)
+    add_common(train)
 
     evaluate = command(
         "evaluate",
         commands.evaluate,
         "score the checkpoint of a run, or with a profile alone any model over benchmarks",
     )
-    _add_experiment(evaluate)
-    _add_asked(evaluate)
+    add_experiment(evaluate)
+    add_asked(evaluate)
     evaluate.add_argument("--baseline", help="benchmarks: direct, rag, search-o1 or search-r1")
     evaluate.add_argument(
         "--out", type=Path, default=None, help="benchmarks: folder of predictions and summary"
     )
     evaluate.add_argument(
-        "--shard", type=_shard, default=None, help="benchmarks: i/n answers every n-th question"
+        "--shard", type=shard, default=None, help="benchmarks: i/n answers every n-th question"
     )
     evaluate.add_argument(
         "--merge", action="store_true", help="benchmarks: put shards together, answer nothing"
@@ -116,8 +147,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--publish", action="store_true", help="benchmarks: copy the scores to results/published"
     )
-    _add_checkpoint(evaluate)
-    _add_common(evaluate)
+    add_checkpoint(evaluate)
+    add_common(evaluate)
 
     baselines = command(
         "baselines",
@@ -128,24 +159,24 @@ def build_parser() -> argparse.ArgumentParser:
     baselines.add_argument("overrides", nargs="*", metavar="key=value", help="as for evaluate")
     baselines.add_argument(
         "--baselines",
-        type=_parts,
+        type=parts,
         default=["direct", "rag", "search-o1", "search-r1"],
         help="comma-separated (default: all)",
     )
     baselines.add_argument(
         "--publish", action="store_true", help="write the table to results/published"
     )
-    _add_asked(baselines)
-    _add_checkpoint(baselines)
-    _add_common(baselines)
+    add_asked(baselines)
+    add_checkpoint(baselines)
+    add_common(baselines)
 
     ask = command("ask", commands.ask, "show a trained agent think, search and answer")
     ask.add_argument("experiment", help="<profile>/<method>, e.g. desk/llds-action")
     ask.add_argument("question", help="the question, in quotes")
     ask.add_argument("--seed", type=int, default=0, help="seed of the run to ask (default: 0)")
     ask.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    _add_checkpoint(ask)
-    _add_common(ask)
+    add_checkpoint(ask)
+    add_common(ask)
 
     report = command(
         "report",
@@ -158,8 +189,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="redraw results/published from the runs stored there, without training",
     )
-    _add_arms(report)
-    _add_common(report)
+    add_arms(report)
+    add_common(report)
 
     reproduce = command(
         "reproduce",
@@ -169,8 +200,31 @@ def build_parser() -> argparse.ArgumentParser:
     reproduce.add_argument(
         "profile", nargs="?", default="desk", help=f"one of: {', '.join(profiles())}"
     )
-    _add_arms(reproduce)
-    _add_common(reproduce)
+    reproduce.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of every run, e.g. training.steps=4"
+    )
+    reproduce.add_argument(
+        "--retriever-env",
+        type=Path,
+        default=None,
+        help="virtual environment of the search service (default: this one)",
+    )
+    add_layout(reproduce)
+    add_machine(reproduce)
+    add_arms(reproduce)
+    add_common(reproduce)
+
+    slurm = command("slurm", commands.slurm, "print the main job as a Slurm batch script")
+    slurm.add_argument("profile", help="e.g. paper-3b")
+    slurm.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of every run, as for reproduce"
+    )
+    slurm.add_argument(
+        "--hours", type=int, default=24, help="wall time to ask for (default: %(default)s)"
+    )
+    add_layout(slurm)
+    add_arms(slurm)
+    add_common(slurm)
 
     mechanism = command(
         "mechanism",
@@ -180,7 +234,7 @@ def build_parser() -> argparse.ArgumentParser:
     mechanism.add_argument("profile", help=f"one of: {', '.join(profiles())}")
     mechanism.add_argument("--seed", type=int, default=0, help="seed of the runs (default: 0)")
     mechanism.add_argument(
-        "--arms", type=_parts, default=["grpo", "llds-action"], help="methods to measure"
+        "--arms", type=parts, default=["grpo", "llds-action"], help="methods to measure"
     )
     mechanism.add_argument(
         "--questions", type=int, default=50, help="first training questions (default: 50)"
@@ -190,26 +244,26 @@ def build_parser() -> argparse.ArgumentParser:
         "--smollm2", action="store_true", help="score scripted searches with SmolLM2-135M as well"
     )
     mechanism.add_argument("--publish", action="store_true", help="copy into results/published")
-    _add_common(mechanism)
+    add_common(mechanism)
 
     study = command(
         "study", commands.study, "run what is left of a study and publish each run as it ends"
     )
     study.add_argument("study", help="name of a study, e.g. desk, or a YAML file")
-    study.add_argument("--arms", type=_parts, default=None, help="arms or groups (default: all)")
-    study.add_argument("--seeds", type=_seeds, default=None, help="restrict to these seeds")
+    study.add_argument("--arms", type=parts, default=None, help="arms or groups (default: all)")
+    study.add_argument("--seeds", type=seeds, default=None, help="restrict to these seeds")
     study.add_argument("--status", action="store_true", help="show the queue and run nothing")
     study.add_argument(
         "--minutes", type=float, default=None, help="start no further run after this time"
     )
-    _add_common(study)
+    add_common(study)
 
     publish = command(
         "publish", commands.publish, "copy runs into results/published and update the README"
     )
     publish.add_argument("profile", help=f"one of: {', '.join(profiles())}")
-    _add_arms(publish)
-    _add_common(publish)
+    add_arms(publish)
+    add_common(publish)
 
     index = command("index", commands.index, "build the dense index of a profile: resumable")
     index.add_argument("profile", help=f"one of: {', '.join(profiles())}")
@@ -260,7 +314,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         help="CSV file (default: results/bench.csv, bench_service.csv or bench_retrieval.csv)",
     )
-    _add_common(bench)
+    add_common(bench)
     return parser
 
 
@@ -280,89 +334,6 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         """Raise instead of printing the usage."""
         raise ConfigError(f'{message}: see "{self.prog} --help"') from None
-
-
-def _add_experiment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("experiment", help=f"<profile>/<method>; methods: {', '.join(methods())}")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="e.g. training.learning_rate=1e-4"
-    )
-
-
-def _add_asked(parser: argparse.ArgumentParser) -> None:
-    """Which questions, how often; all but the first two for benchmarks only."""
-    parser.add_argument("--seed", type=int, default=0, help="seed of the run to score (default: 0)")
-    parser.add_argument(
-        "--split", default="test", choices=("dev", "test"), help="questions (default: test)"
-    )
-    parser.add_argument(
-        "--benchmarks", type=_parts, default=[], help="e.g. nq,hotpotqa or city-country"
-    )
-    parser.add_argument(
-        "--limit", type=int, default=None, help="questions in all, spread evenly (default: all)"
-    )
-    parser.add_argument(
-        "--mode", type=_parts, default=["greedy"], help="greedy, sampled or both, with a comma"
-    )
-    parser.add_argument(
-        "--samples", type=int, default=1, help="sampled answers per question (default: 1)"
-    )
-    parser.add_argument("--method", default=None, help="method of the run that is scored")
-
-
-def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        default="best",
-        help='"best", "last", "start", or a checkpoint folder (default: best); for benchmarks '
-        'also "smollm2", the packaged model',
-    )
-
-
-def _add_arms(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--seeds", type=_seeds, default=[0], help="comma-separated seeds (default: 0)"
-    )
-    parser.add_argument(
-        "--arms",
-        type=_parts,
-        default=["grpo", "llds-action"],
-        help="comma-separated methods; reproduce also takes all, the study "
-        "(default: grpo,llds-action)",
-    )
-    parser.add_argument(
-        "--out-dir",
-        type=Path,
-        default=None,
-        help="folder of the rendered output (default: results/<profile>)",
-    )
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--run-root", type=Path, default=DEFAULT_ROOT, help="folder of runs (default: %(default)s)"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f'--seeds is "{text}": give numbers separated by commas, e.g. 0,1,2'
-        ) from None
-
-
-def _shard(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal()):
-        raise argparse.ArgumentTypeError(f'"{text}" is no part of how many, e.g. 1/4')
-    return int(number), int(count)
-
-
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _same_command(arguments: Sequence[str] | None) -> str:

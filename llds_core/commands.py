@@ -16,13 +16,80 @@ def doctor(options: argparse.Namespace) -> int:
     """Check the machine."""
     from llds_core.doctor import examine
 
-    findings = examine(options.profile, options.run_root)
+    config = _laid_out(options)
+    findings = examine(config, options.run_root)
     if options.json:
         print(json.dumps([finding.to_dict() for finding in findings], indent=1))
     else:
         for finding in findings:
             print(finding.line())
     return int(any(finding.status == "fail" for finding in findings))
+
+
+def slurm(options: argparse.Namespace) -> None:
+    """Print a batch script."""
+    from llds_core.slurm import batch_script
+
+    script = batch_script(
+        _laid_out(options),
+        arms=options.arms,
+        seeds=options.seeds,
+        run_root=options.run_root,
+        overrides=options.overrides,
+        layout=options.layout,
+        hours=options.hours,
+    )
+    print(script, end="")
+
+
+def _laid_out(options: argparse.Namespace) -> ExperimentConfig:
+    """An experiment of `options.profile` with its overrides, on its layout."""
+    return load_experiment(f"{options.profile}/grpo", options.overrides, options.layout)
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Say what a run takes; as JSON, 1 when it does not fit."""
+    from llds_core.layouts import nearest_fitting
+    from llds_core.plan import plan
+
+    config = _planned(options)
+    result = plan(config, options.run_root)
+    if options.json:
+        print(json.dumps(result.to_dict(), indent=1))
+        return int(not result.fits)
+    if not result.fits:
+        nearest = nearest_fitting(config, options.overrides)
+        advice = f"--layout {nearest} is the nearest that fits" if nearest else "no layout fits"
+        raise ConfigError(f"{result.reason}: {advice}")
+    print(result.text())
+    return 0
+
+
+def _planned(options: argparse.Namespace) -> ExperimentConfig:
+    """The experiment that `plan` is asked about."""
+    from llds_core.layouts import on_gpus
+
+    name = options.experiment if "/" in options.experiment else f"{options.experiment}/grpo"
+    if options.gpus is None and options.gpu_memory_gib is None:
+        return load_experiment(name, options.overrides, options.layout)
+    if options.layout:
+        raise ConfigError(
+            f'--layout is "{options.layout}" and names the GPUs already: leave out --gpus and '
+            "--gpu-memory-gib"
+        )
+    if options.gpus is None or options.gpu_memory_gib is None:
+        raise ConfigError("--gpus and --gpu-memory-gib belong together: give both")
+    if options.gpus < 1 or options.nodes < 1:
+        raise ConfigError(
+            f"{options.nodes} nodes of {options.gpus} GPUs: give numbers of at least 1"
+        )
+    return on_gpus(
+        name,
+        options.overrides,
+        gpus=options.gpus,
+        gpu_memory_gib=options.gpu_memory_gib,
+        nodes=options.nodes,
+    )
 
 
 def data(options: argparse.Namespace) -> int:
@@ -69,16 +136,20 @@ def warmstart(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train one run, and evaluate it when asked."""
-    from llds_core.training.experiment import train
+    from llds_core.jobs import end_with_parent
+    from llds_core.launch import Machine, is_launched, launch_training
 
     config = load_experiment(options.experiment, options.overrides)
-    path = train(
-        config,
-        options.seed,
-        options.run_root,
-        overrides=options.overrides,
-        progress=not options.quiet,
-    )
+    run = {"overrides": options.overrides, "progress": not options.quiet}
+    if config.world_size > 1 and not is_launched():
+        machine = Machine(options.machine_rank, options.main_address, options.main_port)
+        path = launch_training(config, options.seed, options.run_root, machine=machine, **run)
+    else:
+        from llds_core.training.experiment import train
+
+        if is_launched():
+            end_with_parent()
+        path = train(config, options.seed, options.run_root, **run)
     print(f"run: {path}")
     if options.evaluate:
         _evaluate_both(config, options)
@@ -154,10 +225,16 @@ def report(options: argparse.Namespace) -> None:
 
 def reproduce(options: argparse.Namespace) -> None:
     """Run the main job, or with all arms the whole study."""
+    from llds_core.launch import Machine
     from llds_core.reproduce import reproduce, reproduce_study
 
     progress = not options.quiet
     if options.arms == ["all"]:
+        if options.overrides:
+            raise ConfigError(
+                f'"{options.overrides[0]}" with --arms all: a study says itself what it changes; '
+                "leave it out, or name arms"
+            )
         reproduce_study(
             options.profile,
             options.seeds,
@@ -171,6 +248,10 @@ def reproduce(options: argparse.Namespace) -> None:
         options.seeds,
         options.run_root,
         arms=options.arms,
+        overrides=options.overrides,
+        layout=options.layout,
+        retriever_env=options.retriever_env,
+        machine=Machine(options.machine_rank, options.main_address, options.main_port),
         out_dir=options.out_dir,
         progress=progress,
     )

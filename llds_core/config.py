@@ -2,6 +2,8 @@
 
 A configuration is a profile (sizes: policy, world, hardware) with a method (objective) laid over it
 and dotted overrides on top: `load_experiment("desk/llds-action", ["training.learning_rate=1e-4"])`.
+Between them lie a variant, named behind the method (`paper-3b/grpo@official`), and a layout, which
+says how the run is laid out on GPUs. A profile may build on a `base` and name its own layout.
 Everything is validated once, at construction; an unknown key names its nearest valid neighbour.
 Sizes are derived here and nowhere else: a *step* is one rollout and all of its updates, an *update*
 is one optimizer step on one mini-batch.
@@ -14,6 +16,8 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -25,11 +29,13 @@ from llds_core.config_sections import (
     DenseConfig,
     DiagnosticsConfig,
     EvaluationConfig,
+    HardwareConfig,
     LossConfig,
     PolicyConfig,
     RetrievalConfig,
     RewardConfig,
     RolloutConfig,
+    SamplerConfig,
     ServiceConfig,
     TrainingConfig,
     WarmstartConfig,
@@ -38,6 +44,8 @@ from llds_core.config_sections import (
 from llds_core.errors import ConfigError, closest, did_you_mean
 
 _PRESETS = files("llds_core") / "presets"
+# Keys of a preset that are not sections of a configuration.
+_ABOUT = ("description", "base", "layout", "methods", "profiles")
 
 
 @dataclass(frozen=True)
@@ -58,9 +66,11 @@ class ExperimentConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     warmstart: WarmstartConfig = field(default_factory=WarmstartConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -73,9 +83,19 @@ class ExperimentConfig:
         return f"{self.profile}/{self.method}"
 
     @property
+    def warm_starts(self) -> bool:
+        """Whether runs start from a policy that is first trained on scripted traces."""
+        return not self.policy.path or self.training.warmstart
+
+    @property
     def trajectories_per_rollout(self) -> int:
         """Trajectories sampled per step."""
         return self.rollout.prompts_per_rollout * self.rollout.group_size
+
+    @property
+    def world_size(self) -> int:
+        """Processes of all nodes together."""
+        return self.hardware.nodes * self.hardware.processes
 
     @property
     def mini_batch_size(self) -> int:
@@ -123,25 +143,34 @@ def methods() -> list[str]:
     return _preset_names("methods")
 
 
-def load_experiment(name: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
-    """Build the experiment `<profile>/<method>` with dotted overrides such as `training.steps=4`.
+def variants() -> list[str]:
+    """Names of the variants, ways to run any method of the paper profiles."""
+    return _preset_names("variants")
+
+
+def layouts() -> list[str]:
+    """Names of the layouts: GPUs, and what makes a run fit on them."""
+    return _preset_names("layouts")
+
+
+def load_experiment(
+    name: str, overrides: Iterable[str] = (), layout: str | None = None
+) -> ExperimentConfig:
+    """Build the experiment `<profile>/<method>` or `<profile>/<method>@<variant>`.
+
+    Args:
+        name: of the experiment.
+        overrides: dotted, such as `training.steps=4`.
+        layout: one of `layouts()`; None takes the one the profile names, if any.
 
     Raises:
-        ConfigError: for an unknown profile, method or key, a wrong type, or sizes that do not fit
-            together.
+        ConfigError: for an unknown profile, method, variant, layout or key, a wrong type, or sizes
+            that do not fit together.
     """
-    profile, separator, method = name.partition("/")
-    if not separator or not method:
-        raise ConfigError(f'experiment "{name}" is not of the form profile/method: try "desk/grpo"')
-    if profile not in profiles() or method not in methods():
-        raise _unknown_experiment(profile, method)
-    profile_values = _read_preset("profiles", profile)
-    per_method = profile_values.pop("methods", {})
-    values: dict[str, Any] = {"profile": profile, "method": method}
-    for layer in (profile_values, _read_preset("methods", method), per_method.get(method, {})):
-        values = _merge(
-            values, {key: value for key, value in layer.items() if key != "description"}
-        )
+    profile, method, layers = _layers(name)
+    layout = layout or _read_profile(profile).get("layout")
+    if layout:
+        layers.append(_read_layout(layout, profile))
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
@@ -150,8 +179,58 @@ def load_experiment(name: str, overrides: Iterable[str] = ()) -> ExperimentConfi
             raise ConfigError(
                 f'override "{override}" changes what is run: name the experiment as profile/method'
             )
-        values = _merge(values, _nest(key.strip(), _parse_yaml(text, key)))
+        layers.append(_nest(key.strip(), _parse_yaml(text, key)))
+    return _combine(profile, method, layers)
+
+
+def printed_experiment(name: str) -> ExperimentConfig:
+    """Build the experiment `name` from its profile, method and variant alone: what a deviation
+    deviates from.
+    """
+    return _combine(*_layers(name))
+
+
+def _combine(profile: str, method: str, layers: Iterable[Mapping[str, Any]]) -> ExperimentConfig:
+    values: dict[str, Any] = {"profile": profile, "method": method}
+    for layer in layers:
+        values = _merge(values, {key: layer[key] for key in layer if key not in _ABOUT})
     return ExperimentConfig.from_dict(values)
+
+
+def _layers(name: str) -> tuple[str, str, list[dict[str, Any]]]:
+    """Profile, method as named, and what they set, lowest first."""
+    profile, separator, method = name.partition("/")
+    if not separator or not method:
+        raise ConfigError(f'experiment "{name}" is not of the form profile/method: try "desk/grpo"')
+    plain, marked, variant = method.partition("@")
+    if profile not in profiles() or plain not in methods():
+        raise _unknown_experiment(profile, plain)
+    chosen = [_read_profile(profile), _read_preset("methods", plain)]
+    layers = [*chosen, chosen[0].get("methods", {}).get(plain, {})]
+    if marked:
+        if variant not in variants():
+            raise ConfigError(
+                f'unknown variant "{variant}" in "{name}": {did_you_mean(variant, variants())}'
+            )
+        values = _read_preset("variants", variant)
+        layers += [values, values.get("methods", {}).get(plain, {})]
+    return profile, method, layers
+
+
+def _read_profile(name: str) -> dict[str, Any]:
+    values = _read_preset("profiles", name)
+    base = values.get("base")
+    return _merge(_read_profile(base), values) if base else values
+
+
+def _read_layout(name: str, profile: str) -> dict[str, Any]:
+    if name not in layouts():
+        raise ConfigError(f'unknown layout "{name}": {did_you_mean(name, layouts())}')
+    values = _read_preset("layouts", name)
+    for pattern, special in values.get("profiles", {}).items():
+        if fnmatchcase(profile, pattern):
+            values = _merge(values, special)
+    return values
 
 
 def _unknown_experiment(profile: str, method: str) -> ConfigError:
@@ -173,6 +252,7 @@ def _preset_names(kind: str) -> list[str]:
     )
 
 
+@cache
 def _read_preset(kind: str, name: str) -> dict[str, Any]:
     return _parse_yaml((_PRESETS / kind / f"{name}.yaml").read_text("utf-8"), name)
 

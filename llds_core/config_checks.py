@@ -7,6 +7,8 @@ from llds_core.errors import ConfigError
 if TYPE_CHECKING:
     from llds_core.config import ExperimentConfig
 
+_VLLM_MAX_TEMPERATURE = 2
+
 
 def validate(config: "ExperimentConfig") -> None:
     """Check every number against its range, and sizes against each other.
@@ -29,11 +31,36 @@ def validate(config: "ExperimentConfig") -> None:
             f"training.updates_per_rollout={training.updates_per_rollout} is not a multiple of "
             f"training.epochs={training.epochs}: every epoch makes the same number of updates"
         )
-    if config.mini_batch_size % training.micro_batch_size:
+    world = config.world_size
+    if config.mini_batch_size % (training.micro_batch_size * world):
+        processes = f" on {world} processes" if world > 1 else ""
+        share = "its quotient by the processes" if world > 1 else f"{config.mini_batch_size}"
         raise ConfigError(
-            f"training.micro_batch_size={training.micro_batch_size} does not divide the mini-batch "
-            "of "
-            f"{config.mini_batch_size} trajectories: choose a divisor of {config.mini_batch_size}"
+            f"training.micro_batch_size={training.micro_batch_size}{processes} does not divide the "
+            f"mini-batch of {config.mini_batch_size} trajectories: choose a divisor of {share}"
+        )
+    if config.hardware.sharding == "zero3" and config.sampler.backend == "transformers":
+        raise ConfigError(
+            "hardware.sharding=zero3 with sampler.backend=transformers has no whole policy to "
+            "sample from: set sampler.backend=vllm, or hardware.sharding=fsdp2"
+        )
+    sampler = config.sampler
+    colocated = sampler.backend == "vllm" and sampler.mode == "colocate"
+    if sampler.backend == "vllm" and config.rollout.temperature > _VLLM_MAX_TEMPERATURE:
+        raise ConfigError(
+            f"rollout.temperature={config.rollout.temperature} with sampler.backend=vllm: vLLM "
+            f"takes at most {_VLLM_MAX_TEMPERATURE}"
+        )
+    if colocated and world % sampler.tensor_parallel:
+        raise ConfigError(
+            f"sampler.tensor_parallel={sampler.tensor_parallel} does not divide the {world} "
+            "training processes that a colocated vLLM shares: choose a divisor of "
+            f"{world} or sampler.mode=server"
+        )
+    if training.warmstart and config.world.name == "files":
+        raise ConfigError(
+            "training.warmstart=true with world.name=files: questions from files have no scripted "
+            "traces; set training.warmstart=false"
         )
     if loss.llds_weight > 0 and training.updates_per_rollout < 2:
         raise ConfigError(
@@ -128,6 +155,9 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "rollout.max_total_tokens": (2, None),
     "rollout.temperature": (0.01, 10),
     "rollout.top_p": (0.01, 1),
+    "sampler.tensor_parallel": (1, 64),
+    "sampler.memory_share": (0.01, 0.95),
+    "sampler.gap_alarm": (0, None),
     "reward.structure": (0, 1),
     "reward.final": (0, 1),
     "reward.retrieval": (0, 1),
@@ -152,10 +182,14 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
     "training.max_nonfinite_updates": (1, None),
     "training.trajectories_per_step": (0, None),
     "training.threads": (1, 256),
+    "hardware.nodes": (1, 1024),
+    "hardware.processes": (1, 64),
+    "hardware.gpu_memory_gib": (1, 1024),
     "diagnostics.window": (1, 100),
     "evaluation.questions": (1, None),
     "evaluation.batch_size": (1, None),
     "evaluation.samples": (0, None),
+    "evaluation.max_searches": (1, 20),
 }
 
 

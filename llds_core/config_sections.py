@@ -111,7 +111,8 @@ class PolicyConfig:
     """The policy network: a Qwen2 architecture made here, or `path` to load one."""
 
     path: str | None = None
-    """Checkpoint folder or hub id; null builds the architecture below and warm-starts it."""
+    """Checkpoint folder or hub id, or `smollm2`, the packaged model; null builds the
+    architecture below and warm-starts it."""
     vocab_size: int = 3000
     hidden_size: int = 128
     intermediate_size: int = 384
@@ -124,8 +125,8 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class WarmstartConfig:
-    """Supervised training on scripted search traces that turns a random policy into one that can
-    search.
+    """Supervised training on scripted search traces that turns a random policy, or a pre-trained
+    one, into one that can search.
     """
 
     seed: int = 0
@@ -162,6 +163,27 @@ class RolloutConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     prompt: Literal["short", "search-r1"] = "short"
+    streams: Literal["auto", "rollout", "trajectory"] = "auto"
+    """Random numbers of the transformers sampler: one stream for a whole rollout, or one for each
+    trajectory, which is then the same on any number of processes. `auto` is `trajectory` on several
+    processes, else `rollout`; a run keeps what it began with."""
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """What samples the rollouts."""
+
+    backend: Literal["transformers", "vllm"] = "transformers"
+    mode: Literal["colocate", "server"] = "colocate"
+    """vLLM: in the trainer's own processes, or in a server that must be running (`vllm serve`)."""
+    server_url: str = "http://127.0.0.1:8001"
+    tensor_parallel: int = 1
+    """vLLM: GPUs that share one copy of the policy."""
+    memory_share: float = 0.35
+    """vLLM, colocated: share of each GPU's memory for its weights and KV cache."""
+    gap_alarm: float = 0.05
+    """Mean absolute difference, in nats a token, between the sampler's and the trainer's
+    log-probabilities above which a step warns."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +231,8 @@ class LossConfig:
 class TrainingConfig:
     """Optimisation, checkpoints and limits."""
 
+    warmstart: bool = False
+    """Warm-start the policy of `policy.path` too; otherwise runs start from it as it is."""
     steps: int = 24
     """Rollouts, each followed by `updates_per_rollout` optimizer steps."""
     updates_per_rollout: int = 32
@@ -231,6 +255,24 @@ class TrainingConfig:
     threads: int = 1
     """CPU threads of torch. They change floating-point bits, so they belong to the run."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """What matrix products are computed in. Trained weights are float32 either way; evaluation
+    loads them in this type."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """`adamw-8bit` keeps the moments in 8 bits (bitsandbytes); not what the papers ran."""
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """Processes that train together, one per GPU, and how they share the model."""
+
+    nodes: int = 1
+    processes: int = 1
+    """Per node."""
+    gpu_memory_gib: float | None = None
+    """Of each GPU; what `plan` and `doctor` check against. Null on a CPU."""
+    sharding: Literal["none", "fsdp2", "zero3"] = "none"
 
 
 @dataclass(frozen=True)
@@ -252,3 +294,5 @@ class EvaluationConfig:
     batch_size: int = 100
     samples: int = 1
     """Sampled trajectories per question beside the greedy one; 0 for greedy only."""
+    max_searches: int | None = None
+    """Searches a trajectory may make; null allows those of training."""

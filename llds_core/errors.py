@@ -44,6 +44,10 @@ class RetrieverChangedError(RetrieverError):
     """A retriever service that searches something else than it did, or than it should."""
 
 
+class SamplerError(LLDSError, RuntimeError):
+    """A sampler that cannot be used, or that answered with something the protocol does not know."""
+
+
 class TrainingDivergedError(LLDSError, ArithmeticError):
     """Loss or gradient stayed non-finite for the configured number of updates in a row."""
 

@@ -1,4 +1,4 @@
-"""Runs jobs in child processes, as many at a time as there are cores for.
+"""Runs jobs in child processes, as many at a time as there are GPUs, or else cores, for.
 
 A job is one configuration and seed. Children hold their own run directory, so a job that was cut is
 simply run again; an interrupted parent interrupts them and waits until their status is written.
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import RunError
-from llds_core.runs import read_metrics, run_path
+from llds_core.runs import disk_errors, read_metrics, run_path
 
 _POLL_SECONDS = 1.0
 _STOP_SECONDS = 60.0
@@ -45,9 +45,23 @@ class Job:
         if not self.label:
             object.__setattr__(self, "label", self.config.name)
 
+    @property
+    def gpus(self) -> int:
+        """GPUs it takes where there are any."""
+        return self.config.hardware.processes
+
     def path(self, run_root: Path) -> Path:
         """Its run directory."""
         return run_path(run_root, self.config, self.seed, self.overrides)
+
+    def messages(self, run_root: Path) -> Path:
+        """What its last process wrote to standard error."""
+        return self.path(run_root) / "messages.txt"
+
+    def words(self, command: str, run_root: Path) -> list[str]:
+        """Words of `command` for this job, after `python -m llds_core`."""
+        named = [command, self.config.name, *self.overrides]
+        return [*named, "--seed", str(self.seed), "--run-root", str(run_root)]
 
 
 def usable_cores() -> int:
@@ -55,6 +69,30 @@ def usable_cores() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def gpu_sets(gpus: Sequence[str], wanted: int) -> list[list[str]]:
+    """Divide `gpus` into sets of `wanted`; all of them in one when there are not enough for one."""
+    count = max(1, len(gpus) // wanted)
+    size = wanted if len(gpus) >= wanted else len(gpus)
+    return [list(gpus[i * size : (i + 1) * size]) for i in range(count)]
+
+
+def visible_gpus() -> list[str]:
+    """GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    import torch
+
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    count = torch.cuda.device_count()
+    return named[:count] or [str(index) for index in range(count)]
+
+
+def _places(job: Job) -> list[dict[str, str]]:
+    """Environment variables of each job that can run at a time: its GPUs, or its share of cores."""
+    if gpus := visible_gpus():
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(of_job)} for of_job in gpu_sets(gpus, job.gpus)]
+    threads = job.config.training.threads * job.config.hardware.processes
+    return [{} for _ in range(max(1, usable_cores() // threads))]
 
 
 def run_jobs(
@@ -87,21 +125,24 @@ def run_jobs(
         return
     waiting = list(jobs)
     running: dict[subprocess.Popen, Job] = {}
-    slots = max(1, usable_cores() // jobs[0].config.training.threads)
-    bars = _Bars(run_root) if progress and command == "train" else None
+    taken: dict[subprocess.Popen, dict[str, str]] = {}
+    free = _places(jobs[0])
+    bars = ProgressBars(run_root) if progress and command == "train" else None
     try:
         while waiting or running:
-            while waiting and len(running) < slots:
+            while waiting and free:
                 if not may_start():
                     waiting.clear()
                     break
-                job = waiting.pop(0)
-                running[_start(job, command, run_root, extra)] = job
+                job, place = waiting.pop(0), free.pop(0)
+                process = _start(job, command, run_root, extra, place)
+                running[process], taken[process] = job, place
             time.sleep(_POLL_SECONDS)
             if bars:
                 bars.refresh(running.values())
             for process in [process for process in running if process.poll() is not None]:
                 job = running.pop(process)
+                free.append(taken.pop(process))
                 if bars:
                     bars.finish(job)
                 if process.returncode == 0:
@@ -113,42 +154,55 @@ def run_jobs(
                     raise error
                 failed(job, error)
     finally:
-        _stop(running)
+        stop(running)
         if bars:
             bars.close()
 
 
-def _start(job: Job, command: str, run_root: Path, extra: Sequence[str]) -> subprocess.Popen:
-    arguments = [sys.executable, "-m", "llds_core", command, job.config.name, *job.overrides]
-    arguments += ["--seed", str(job.seed), "--run-root", str(run_root), "--quiet", *extra]
+def _start(
+    job: Job, command: str, run_root: Path, extra: Sequence[str], place: dict[str, str]
+) -> subprocess.Popen:
+    words = job.words(command, run_root)
+    arguments = [sys.executable, "-m", "llds_core", *words, "--quiet", *extra]
     # The thread count is part of a run; the environment must not add threads of its own.
-    environment = os.environ | {"OMP_NUM_THREADS": str(job.config.training.threads)}
-    return subprocess.Popen(
-        arguments,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        # A session of its own: Ctrl-C reaches it once, through `_stop`, and it can write its status
-        # in peace.
-        start_new_session=True,
-        preexec_fn=_prepare_child,
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": str(job.config.training.threads)} | place
+    path = job.messages(run_root)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A file: libraries write more than a pipe holds while nobody reads it.
+        messages = path.open("wb")
+    with messages:
+        return subprocess.Popen(
+            arguments,
+            stdout=subprocess.DEVNULL,
+            stderr=messages,
+            env=environment,
+            # A session of its own: Ctrl-C reaches it once, through `stop`, and it can write its
+            # status in peace.
+            start_new_session=True,
+            preexec_fn=prepare_child,
+        )
 
 
-def _prepare_child() -> None:
-    """In the child, before it runs.
+def prepare_child() -> None:
+    """In a child, before it runs.
 
-    It hears the interrupt of `_stop`, which a parent started in the background (`nohup … &`) makes
-    its children ignore; and the kernel is asked to end it when its parent is killed, so that no
-    orphan holds a run directory.
+    It hears the interrupt of `stop`, which a parent started in the background (`nohup … &`) makes
+    its children ignore; and it ends with its parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to end this process when its parent is killed, so that no orphan holds a run
+    directory.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _stop(processes: Iterable[subprocess.Popen]) -> None:
+def stop(processes: Iterable[subprocess.Popen]) -> None:
     """Interrupt what is still running and wait for its status to be written."""
     for process in processes:
         process.send_signal(signal.SIGINT)
@@ -161,13 +215,18 @@ def _stop(processes: Iterable[subprocess.Popen]) -> None:
 
 
 def _failure(process: subprocess.Popen, job: Job, command: str, run_root: Path) -> RunError:
-    lines = [line for line in process.stderr.read().splitlines() if line.strip()]
-    reason = lines[-1].removeprefix("error: ") if lines else f"exit code {process.returncode}"
+    messages = job.messages(run_root)
+    lines = [line for line in messages.read_text("utf-8", "replace").splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("error: ")] or lines
+    reason = said[-1].removeprefix("error: ") if said else f"exit code {process.returncode}"
     log = job.path(run_root) / "log.txt"
-    return RunError(f"{command} {job.label} seed {job.seed} failed: {reason} (log: {log})")
+    return RunError(
+        f"{command} {job.label} seed {job.seed} failed: {reason} (log: {log}, all of it: "
+        f"{messages})"
+    )
 
 
-class _Bars:
+class ProgressBars:
     """One progress bar per running job, fed from the metrics on disk."""
 
     def __init__(self, run_root: Path) -> None:

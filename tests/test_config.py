@@ -295,6 +295,14 @@ def test_values_outside_the_range_are_refused_with_the_bounds(key: str) -> None:
             ["loss.llds_weight=0.2", "training.updates_per_rollout=1", "training.epochs=1"],
             "training.updates_per_rollout >= 2",
         ),
+        (
+            ["sampler.backend=vllm", "sampler.tensor_parallel=2"],
+            "sampler.tensor_parallel=2",
+        ),
+        (
+            ["sampler.backend=vllm", "rollout.temperature=2.5"],
+            "rollout.temperature=2.5",
+        ),
     ],
 )
 def test_values_that_do_not_fit_are_named(overrides: list[str], key: str) -> None:

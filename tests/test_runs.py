@@ -201,6 +201,8 @@ def test_other_configuration_is_refused_by_key(tmp_path: Path, override: str, ke
         "training.keep_checkpoints=5",
         "training.trajectories_per_step=1",
         "evaluation.questions=7",
+        "hardware.processes=2",
+        "training.micro_batch_size=2",
     ],
 )
 def test_values_outside_the_run_itself_may_change(tmp_path: Path, override: str) -> None:
@@ -209,6 +211,17 @@ def test_values_outside_the_run_itself_may_change(tmp_path: Path, override: str)
     changed = load_experiment("smoke/grpo", [override])
     with RunDirectory(tmp_path, changed, 0):
         assert read_manifest(tmp_path)["config_hash"] == changed.hash()
+
+
+@pytest.mark.parametrize("override", ["hardware.processes=2", "training.micro_batch_size=2"])
+def test_composition_of_micro_batches_may_not_change_where_the_loss_depends_on_it(
+    tmp_path: Path, override: str
+) -> None:
+    official = "loss.aggregate=token-mean-micro"
+    with RunDirectory(tmp_path, load_experiment("smoke/grpo", [official]), 0):
+        pass
+    with pytest.raises(RunError, match="was made with "):
+        RunDirectory(tmp_path, load_experiment("smoke/grpo", [official, override]), 0)
 
 
 def test_other_seed_is_refused(tmp_path: Path) -> None:
@@ -371,7 +384,7 @@ def test_a_run_does_not_change_its_corpus(tmp_path: Path) -> None:
     with RunDirectory(tmp_path, CONFIG, 0) as run:
         run.record_corpus("one")
     with (
-        pytest.raises(RunError, match="searched index one, now two"),
+        pytest.raises(RunError, match="began with corpus one, now two"),
         RunDirectory(tmp_path, CONFIG, 0) as run,
     ):
         run.record_corpus("two")

@@ -75,6 +75,20 @@ _DEFINITIONS = (
         "mean k3 estimate of the divergence from the start policy at policy tokens",
         "old",
     ),
+    Metric(
+        "sampler_gap",
+        _NATS,
+        "mean absolute difference between the sampler's log-probabilities, at its temperature, and "
+        "the trainer's own of the same policy tokens",
+        "old",
+    ),
+    Metric(
+        "sampler_gap_max",
+        _NATS,
+        "largest absolute difference between the sampler's and the trainer's log-probability of a "
+        "policy token",
+        "old",
+    ),
     Metric("loss", "loss", "mean total loss of the step's updates", "during"),
     Metric(
         "grad_norm",

@@ -145,6 +145,7 @@ def evaluate_benchmarks(
         DataError: when a file there is damaged, or answers are missing.
         CheckpointError: when the model cannot be loaded.
     """
+    environment = environment.for_evaluation
     config = environment.config
     if shard and not 1 <= shard[0] <= shard[1]:
         raise ConfigError(f"--shard is {shard[0]}/{shard[1]}: count from 1/{shard[1]}")

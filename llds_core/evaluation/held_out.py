@@ -16,9 +16,10 @@ from scipy.stats import bootstrap
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llds_core.checkpoints import checkpoint_path, checkpoint_steps, load_policy
+from llds_core.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.config import ExperimentConfig
 from llds_core.errors import CheckpointError, ConfigError
+from llds_core.evaluation.models import open_model
 from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
 from llds_core.rollout.scoring import score
@@ -95,7 +96,10 @@ def run_questions(
     seed: int = 0,
     progress: bool = False,
 ) -> list[Trajectory]:
-    """One scored trajectory per question, at `temperature` (0 is greedy)."""
+    """One scored trajectory per question, at `temperature` (0 is greedy), with the searches that
+    evaluation allows.
+    """
+    environment = environment.for_evaluation
     config = environment.config
     loop = environment.rollout_loop(tokenizer, seed=seed, failure_rate=failure_rate)
     stop = StopAtTag(tokenizer)
@@ -185,7 +189,8 @@ def evaluate_run(
             f"the {split} split of this world holds no question: raise world.{split}_fraction"
         )
     torch.set_num_threads(config.training.threads)
-    model, tokenizer = load_policy(folder, config.training.dtype)
+    opened = open_model(folder, config.training.dtype)
+    model, tokenizer = opened.load()
     modes = {
         "greedy": (0.0, 0.0, 0),
         "greedy_with_failures": (0.0, config.retrieval.failure_rate, 0),
@@ -216,6 +221,8 @@ def evaluate_run(
             "experiment": config.name,
             "seed": seed,
             "checkpoint": folder.name,
+            "model_digest": opened.digest,
+            "max_searches": environment.for_evaluation.config.rollout.max_searches,
             "split": split,
             "questions": len(questions),
             "results": results,
@@ -245,8 +252,8 @@ def ask(
             'the question is empty: write it in quotes, e.g. "which continent is Homs in?"'
         )
     folder = find_checkpoint(config, seed, run_root, checkpoint)
-    environment = build_environment(config)
-    model, tokenizer = load_policy(folder, config.training.dtype)
+    environment = build_environment(config).for_evaluation
+    model, tokenizer = open_model(folder, config.training.dtype).load()
     loop = environment.rollout_loop(tokenizer, seed=seed, failure_rate=0.0)
     generator = torch_generator(seed, "ask", device=str(model.device))
     sampler = TransformersSampler(model, tokenizer, generator, temperature=temperature)

@@ -68,7 +68,8 @@ def paper_comparison(name: str, evaluations: pd.DataFrame) -> pd.DataFrame:
             ours, with the interval over seeds.
 
     Returns:
-        `COMPARISON_COLUMNS`; numbers are NaN, and `status` says so, where nothing was run.
+        `COMPARISON_COLUMNS`; numbers are NaN, and `status` says so, where nothing was run; what
+        was run otherwise than printed says how.
     """
     greedy = evaluations[evaluations["mode"] == "greedy"]
     rows = []
@@ -94,7 +95,9 @@ def _ours(asked: pd.DataFrame) -> dict[str, object]:
     if len(asked) > 1:
         found = mean_interval(asked["em"].to_numpy())
         low, high = found.low, found.high
-    counts = {"n": int(asked["n"].iloc[0]), "seeds": len(asked), "status": "run"}
+    deviations = "; ".join(sorted(set(asked["deviations"]) - {""}))
+    status = f"run with {deviations}" if deviations else "run"
+    counts = {"n": int(asked["n"].iloc[0]), "seeds": len(asked), "status": status}
     return {"ours": estimate, "ours_low": low, "ours_high": high} | counts
 
 
@@ -112,7 +115,9 @@ def comparison_view(comparison: pd.DataFrame) -> pd.DataFrame:
         rows.append(row | {"ours": f"{len(ran)} of {len(cells)}" if len(ran) else NOT_RUN})
         if len(ran):
             mine = {_title(name): _with_delta(cell) for name, cell in cells.iterrows()}
-            rows.append(dict.fromkeys(keys, "") | {"method": "ours (delta)"} | mine | {"ours": ""})
+            how = ran["status"].iloc[0].removeprefix("run").replace(" with ", ", ", 1)
+            label = {"method": f"ours (delta){how}"}
+            rows.append(dict.fromkeys(keys, "") | label | mine | {"ours": ""})
     return pd.DataFrame(rows)
 
 

@@ -17,7 +17,7 @@ from llds_core.runs import disk_errors, write_json
 
 SCORE_COLUMNS = (
     *("profile", "method", "seed", "mode", "benchmark"),
-    *("n", "em", "em_low", "em_high", "f1", "sub_em"),
+    *("n", "em", "em_low", "em_high", "f1", "sub_em", "deviations"),
 )
 _SHOWN = ("benchmark", "mode", "n", "em", "f1", "sub_em", "valid_answers", "searches")
 
@@ -31,15 +31,23 @@ def score_lines(folder: Path) -> str:
     return shown.to_string(index=False, float_format=lambda value: f"{value:.3f}")
 
 
-def publish_evaluation(folder: Path, published: Path = PUBLISHED) -> Path:
+def publish_evaluation(
+    folder: Path, published: Path = PUBLISHED, *, name: str | None = None
+) -> Path:
     """Copy the summary of an evaluation; return the file.
+
+    Args:
+        folder: the evaluation.
+        published: root of published results, or of runs.
+        name: what was evaluated; None for its method or baseline.
 
     Raises:
         ConfigError: when it says neither baseline nor method.
         DataError: when there is no summary.
     """
     summary = _read(folder / "summary.json")
-    name = summary["method"] if summary["agent"] == POLICY else summary["agent"]
+    if name is None:
+        name = summary["method"] if summary["agent"] == POLICY else summary["agent"]
     if name is None:
         raise ConfigError(f"{folder} does not say what was trained: evaluate it with --method")
     target = published / summary["profile"] / "evaluations"
@@ -50,13 +58,21 @@ def publish_evaluation(folder: Path, published: Path = PUBLISHED) -> Path:
     return path
 
 
-def published_evaluations(published: Path = PUBLISHED) -> pd.DataFrame:
-    """Every published score, one row a benchmark and average; `method` may be a baseline."""
+def published_evaluations(*roots: Path) -> pd.DataFrame:
+    """Every score stored in `roots`, one row a benchmark and average; `method` may be a baseline.
+
+    Of the same run the score in the last root counts.
+    """
+    files = {
+        file.relative_to(root): file
+        for root in roots or (PUBLISHED,)
+        for file in sorted(root.glob("*/evaluations/*.json"))
+    }
     rows = [
         row
         | {"profile": summary["profile"], "method": file.stem.rpartition("-seed")[0]}
-        | {"seed": summary["run_seed"]}
-        for file in sorted(published.glob("*/evaluations/*.json"))
+        | {"seed": summary["run_seed"], "deviations": "; ".join(summary.get("deviations", ()))}
+        for file in files.values()
         for summary in [_read(file)]
         for row in score_rows(summary)
     ]

@@ -13,6 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from llds_core.config import load_experiment
 from llds_core.diagnostics.mechanism import negative_share
 from llds_core.errors import DataError
 from llds_core.mechanism import measure, mechanism_path, read_mechanism
@@ -43,11 +44,14 @@ def ensure_mechanism(
 ) -> dict[str, pd.DataFrame]:
     """Read the mechanism tables of a seed; measure what stored checkpoints allow where missing.
 
+    A policy that was not made here may be large: those are measured by command only.
+
     Raises:
         DataError: when nothing is published, or a run has no checkpoint.
     """
     run_root = Path(run_root)
-    if not is_published(run_root, profile):
+    made_here = not load_experiment(f"{profile}/{methods[0]}").policy.path
+    if made_here and not is_published(run_root, profile):
         measure(profile, methods, seed, run_root, questions=questions, progress=progress)
     return read_mechanism(mechanism_path(run_root, profile, seed))
 

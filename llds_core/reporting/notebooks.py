@@ -5,6 +5,7 @@ whatever kernels the machine has installed. Beside the executed copy lies its HT
 names every artefact with its notebook and the runs it came from.
 """
 
+import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,8 @@ _MARKER = NOTEBOOKS / "00_quickstart.ipynb"
 MAIN_ARMS = ("grpo", "llds-action")
 # They talk to trained policies, which are not published.
 _NEED_POLICIES = ("00_quickstart.ipynb",)
-# They show measurements on checkpoints, which nobody makes for published runs.
+# They show measurements on checkpoints, which nobody makes for published runs, and of which one of
+# a large policy takes hours.
 _NEED_MEASUREMENTS = ("03_mechanism.ipynb",)
 # Without ipywidgets a progress bar is a line of text, which is all it has to be.
 warnings.filterwarnings("ignore", message="IProgress not found")
@@ -58,10 +60,11 @@ def report(
     out_dir: Path | None = None,
     *,
     methods: Sequence[str] = ("grpo", "llds-action"),
-    notebooks_dir: Path = NOTEBOOKS,
+    overrides: Sequence[str] = (),
+    notebooks_dir: Path | None = None,
     progress: bool = True,
 ) -> Path:
-    """Run every notebook of `notebooks_dir` and write `index.json`.
+    """Run every notebook and write `index.json`.
 
     Args:
         profile: name of a profile.
@@ -69,7 +72,8 @@ def report(
         run_root: folder of all runs; what is missing is trained.
         out_dir: folder of the output; None for `results/<profile>`.
         methods: methods to compare.
-        notebooks_dir: folder of `NN_topic.ipynb`.
+        overrides: changes to every run.
+        notebooks_dir: folder of `NN_topic.ipynb`; None for those of the project.
         progress: show progress.
 
     Returns:
@@ -84,19 +88,22 @@ def report(
     if not seeds or not methods:
         raise ConfigError("a report needs at least one seed and one method: give --seeds, e.g. 0")
     for method in methods:
-        load_experiment(f"{profile}/{method}")
-    folder = _short(project_path(notebooks_dir))
+        config = load_experiment(f"{profile}/{method}", overrides)
+    folder = _short(project_path(notebooks_dir or NOTEBOOKS))
     sources = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    if is_published(project_path(run_root), profile):
+    published = is_published(project_path(run_root), profile)
+    left_out = _NEED_POLICIES if published else ()
+    if published or config.policy.path or overrides:
         from llds_core.mechanism import mechanism_path
 
-        left_out = _NEED_POLICIES
-        if not mechanism_path(project_path(run_root), profile, seeds[0]).is_dir():
+        # Measurements know no overrides.
+        if overrides or not mechanism_path(project_path(run_root), profile, seeds[0]).is_dir():
             left_out += _NEED_MEASUREMENTS
             print(
-                f"{_NEED_MEASUREMENTS[0]} is left out: no checkpoint of seed {seeds[0]} is measured"
+                f"{_NEED_MEASUREMENTS[0]} is left out: no checkpoint of seed {seeds[0]} is "
+                f"measured (python -m llds_core mechanism {profile} does it)"
             )
-        sources = [source for source in sources if source.name not in left_out]
+    sources = [source for source in sources if source.name not in left_out]
     if not sources:
         raise ConfigError(
             f"{folder} holds no notebook NN_topic.ipynb: run this in the project's folder"
@@ -107,7 +114,7 @@ def report(
         "profile": profile,
         "methods": list(methods),
         "seeds": list(seeds),
-        "overrides": [],
+        "overrides": list(overrides),
         "run_root": _portable(run_root),
         "out_dir": _portable(target),
     }
@@ -118,10 +125,24 @@ def report(
         after = _snapshot(target)
         made[source.name] = [path for path in after if before.get(path) != after[path]]
     index = target / "index.json"
-    runs = load_runs(project_path(run_root), profile, methods, seeds)
+    runs = load_runs(project_path(run_root), profile, methods, seeds, overrides)
     artefacts = _artefacts(made, target, runs)
     write_json(index, {"profile": profile, "artefacts": artefacts, "runs": _described(runs)})
     return index
+
+
+def is_rendered(index: Path, runs: Sequence[Path]) -> bool:
+    """Whether `index` lists exactly `runs`, and none of them or of the notebooks changed since."""
+    if not index.exists():
+        return False
+    listed = {project_path(run["path"]) for run in json.loads(index.read_text("utf-8"))["runs"]}
+    if listed != {project_path(run) for run in runs}:
+        return False
+    names = ("manifest.json", "metrics.jsonl", "evaluation-*.json", "benchmarks/*/summary.json")
+    sources = [file for run in runs for name in names for file in run.glob(name)]
+    sources += project_path(NOTEBOOKS).glob("*.ipynb")
+    made = index.stat().st_mtime_ns
+    return all(source.stat().st_mtime_ns <= made for source in sources)
 
 
 def report_published(profile: str, published: Path = PUBLISHED, *, progress: bool = True) -> Path:

@@ -15,8 +15,15 @@ import pandas as pd
 from llds_core.config import load_experiment
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import DataError, TrainingDivergedError
-from llds_core.runs import FINAL, is_complete, read_manifest, read_metrics, run_path
-from llds_core.studies import Study
+from llds_core.runs import (
+    FINAL,
+    has_diverged,
+    is_complete,
+    read_manifest,
+    read_metrics,
+    run_path,
+)
+from llds_core.studies import Study, load_study, studies
 
 PUBLISHED = Path("results/published")
 _logger = logging.getLogger("llds_core")
@@ -178,6 +185,26 @@ def load_study_runs(run_root: Path, study: Study) -> list[Run]:
     return runs
 
 
+def study_runs(
+    profile: str,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    run_root: Path,
+    overrides: Sequence[str] = (),
+) -> list[Run]:
+    """What there is of the study of `profile`; where there is nothing, the runs of `methods`.
+
+    Raises:
+        As `ensure_runs`.
+    """
+    stored = (
+        load_study_runs(run_root, load_study(profile))
+        if profile in studies() and not overrides
+        else []
+    )
+    return stored or ensure_runs(profile, methods, seeds, run_root, overrides)
+
+
 def ensure_runs(
     profile: str,
     methods: Sequence[str],
@@ -199,7 +226,8 @@ def ensure_runs(
     configs = [load_experiment(f"{profile}/{method}", overrides) for method in methods]
     for config in configs if not published else ():
         for seed in seeds:
-            if is_complete(run_path(Path(run_root), config, seed, overrides), config):
+            path = run_path(Path(run_root), config, seed, overrides)
+            if is_complete(path, config) or has_diverged(path):
                 continue
             # Imported here: it brings torch, which reading runs does without.
             from llds_core.training.experiment import train

@@ -14,6 +14,7 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import overload
@@ -53,7 +54,7 @@ class PassageFile(Sequence[Passage]):
         self, path: str | Path, *, offsets: Path | None = None, progress: bool = False
     ) -> None:
         self.path = Path(path)
-        self.offsets_path = offsets or self.path.with_name(f"{self.path.name}.offsets.npy")
+        self.offsets_path = offsets or _map_path(self.path)
         try:
             self._file = self.path.open("rb")
         except OSError as error:
@@ -67,7 +68,7 @@ class PassageFile(Sequence[Passage]):
         if stored is None:
             raise DataError(f"{self.path} changed while it was read: start again when it is whole")
         self._offsets = stored[HEADER:]
-        self.hash = np.array(stored[4:HEADER]).astype("<i8").tobytes().hex()
+        self.hash = _map_hash(stored)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -106,6 +107,28 @@ class PassageFile(Sequence[Passage]):
         ]
 
 
+@dataclass(frozen=True)
+class StoredMap:
+    """What the map of a corpus file says about it.
+
+    Attributes:
+        passages: how many there are.
+        hash: as `PassageFile.hash`.
+    """
+
+    passages: int
+    hash: str
+
+
+def stored_map(path: Path) -> StoredMap | None:
+    """What is known of a corpus without reading it; None when it was never read, or has changed."""
+    try:
+        stored = _read_map(_map_path(path), path.stat())
+    except OSError:
+        return None
+    return None if stored is None else StoredMap(len(stored) - HEADER - 1, _map_hash(stored))
+
+
 def passages_hash(passages: Iterable[Passage]) -> str:
     """Return the SHA-256 of ids, titles and texts in their order, however they are stored."""
     if isinstance(passages, PassageFile):
@@ -120,6 +143,14 @@ def _canonical(passage: Passage) -> bytes:
     """Bytes that no other passage has: each part after its length."""
     parts = [part.encode("utf-8") for part in (passage.id, passage.title, passage.text)]
     return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+
+
+def _map_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.offsets.npy")
+
+
+def _map_hash(stored: np.ndarray) -> str:
+    return np.array(stored[4:HEADER]).astype("<i8").tobytes().hex()
 
 
 def _read_map(path: Path, corpus: os.stat_result) -> np.ndarray | None:

@@ -64,7 +64,7 @@ class DenseRetriever:
         self._encoder = encoder or Encoder(settings)
         check_index_settings(settings, len(passages), self._encoder.dimension)
         source = vector_source(passages, self._encoder, settings)
-        manifest = _checked_manifest(folder, source, describe_index(settings, len(passages)))
+        manifest = checked_manifest(folder, source, describe_index(settings, len(passages)))
         vectors = StoredVectors(folder, manifest)
         self._vectors = VectorSearch(vectors, settings, _stored_index(folder, manifest))
         self.identity = _identity(source, settings)
@@ -119,9 +119,20 @@ def open_dense(
     return DenseRetriever(passages, folder, settings, encoder=encoder)
 
 
-def _checked_manifest(
+def checked_manifest(
     folder: Path, source: dict[str, Any], described: dict[str, Any]
 ) -> dict[str, Any]:
+    """Read the manifest of a finished index.
+
+    Args:
+        folder: of the index.
+        source: what its vectors should be made from; see `vector_source`.
+        described: what it should be; see `describe_index`.
+
+    Raises:
+        RunError: when there is none, it is not finished, or is of something else.
+        DataError: when the manifest is damaged.
+    """
     manifest = read_index_manifest(folder)
     if manifest is None:
         raise RunError(f"{folder} holds no index: build one there, or name another with dense.path")

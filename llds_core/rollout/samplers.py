@@ -57,7 +57,7 @@ class StopAtTag:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tags: Sequence[str] = STOP_TAGS) -> None:
         self._tokenizer = tokenizer
-        self._tags = tags
+        self.tags = tags
         # Only a token whose text holds ">" can complete a tag: everything else skips the decoding.
         pieces = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
         self._closing = {index for index, piece in enumerate(pieces) if ">" in piece}
@@ -69,7 +69,13 @@ class StopAtTag:
             return False
         # A byte-level token holds at least one byte, so a tag spans at most `window` tokens.
         text = self._tokenizer.decode(token_ids[-self._window :])
-        return any(tag in text for tag in self._tags)
+        return any(tag in text for tag in self.tags)
+
+
+def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that end a text, by the tokenizer or by the model's generation settings."""
+    declared = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id} | set(declared if isinstance(declared, list) else [declared])
 
 
 class TransformersSampler:
@@ -85,6 +91,8 @@ class TransformersSampler:
         stop: what ends an action; None for the tags of the protocol.
         streams: one random stream per prompt of a session, one number a token: what a row samples
             then does not depend on the rows beside it.
+        autocast: what matrix products are computed in, as in mixed-precision training; None for the
+            type of the weights.
 
     Raises:
         ValueError: when a temperature above 0 has nothing to draw from.
@@ -100,8 +108,10 @@ class TransformersSampler:
         top_p: float = 1.0,
         stop: StopAtTag | None = None,
         streams: Sequence[np.random.Generator] | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.model = model
+        self.autocast = autocast
         self.temperature = temperature
         if temperature and generator is None and streams is None:
             # torch would draw from its global generator.
@@ -111,9 +121,7 @@ class TransformersSampler:
         self.stop = stop or StopAtTag(tokenizer)
         self.warper = TopPLogitsWarper(top_p) if top_p < 1 else None
         self.pad_id = tokenizer.pad_token_id
-        self.eos_ids = {tokenizer.eos_token_id}
-        declared = model.generation_config.eos_token_id
-        self.eos_ids |= set(declared if isinstance(declared, list) else [declared])
+        self.eos_ids = end_of_sequence_ids(model, tokenizer)
 
     def session(self, prompts: Sequence[Sequence[int]]) -> "TransformersSession":
         """Start one context per prompt; equal prompts share their computation."""
@@ -176,8 +184,10 @@ class TransformersSession:
         model = self._sampler.model
         training = model.training
         model.eval()
+        dtype = self._sampler.autocast
         try:
-            return self._generate(list(rows), list(budgets))
+            with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
+                return self._generate(list(rows), list(budgets))
         finally:
             model.train(training)
 

@@ -3,8 +3,9 @@ demonstrations.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +16,9 @@ from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.worlds.atlas import World, build_atlas
 
+if TYPE_CHECKING:
+    from llds_core.retrieval.corpus import PassageFile
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -23,6 +27,15 @@ class Environment:
     config: ExperimentConfig
     world: World
     retriever: Retriever
+
+    @property
+    def for_evaluation(self) -> "Environment":
+        """The same with the searches that `evaluation.max_searches` allows, if it says so."""
+        searches = self.config.evaluation.max_searches
+        if searches is None:
+            return self
+        rollout = replace(self.config.rollout, max_searches=searches)
+        return replace(self, config=replace(self.config, rollout=rollout))
 
     def rollout_loop(
         self, tokenizer: PreTrainedTokenizerBase, *, seed: int, failure_rate: float
@@ -74,8 +87,26 @@ def index_folder(config: ExperimentConfig, world: World) -> Path:
         return Path(config.dense.path)
     from llds_core.retrieval.corpus import passages_hash
 
+    return index_path(config, world.name, passages_hash(world.passages))
+
+
+def index_path(config: ExperimentConfig, world: str, corpus: str) -> Path:
+    """Where the dense index over the corpus of hash `corpus` is when `dense.path` does not say."""
     encoder = re.sub(r"[^A-Za-z0-9.-]+", "-", config.dense.encoder).strip("-.").lower()
-    return INDEX_ROOT / f"{world.name}-{passages_hash(world.passages)[:12]}-{encoder[-60:]}"
+    return INDEX_ROOT / f"{world}-{corpus[:12]}-{encoder[-60:]}"
+
+
+def corpus_identity(config: ExperimentConfig, *, progress: bool = False) -> str:
+    """Name of the corpus of `config`, as a search service gives it; questions are not read.
+
+    Raises:
+        DataError: when the corpus is missing or broken.
+    """
+    from llds_core.retrieval.corpus import passages_hash
+
+    files = config.world.name == "files"
+    passages = _corpus(config, progress) if files else build_world(config).passages
+    return passages_hash(passages)[:16]
 
 
 def _atlas(config: ExperimentConfig) -> World:
@@ -90,16 +121,21 @@ def _atlas(config: ExperimentConfig) -> World:
 
 
 def _files(config: ExperimentConfig) -> World:
-    from llds_core.retrieval.corpus import PassageFile
-    from llds_core.worlds.benchmarks import CORPUS_FILE, build_files_world
+    from llds_core.worlds.benchmarks import build_files_world
 
-    folder = Path(config.data.folder)
     return build_files_world(
-        folder,
-        passages=PassageFile(folder / CORPUS_FILE),
+        Path(config.data.folder),
+        passages=_corpus(config),
         seed=config.world.seed,
         dev_fraction=config.world.dev_fraction,
     )
+
+
+def _corpus(config: ExperimentConfig, progress: bool = False) -> "PassageFile":
+    from llds_core.retrieval.corpus import PassageFile
+    from llds_core.worlds.benchmarks import CORPUS_FILE
+
+    return PassageFile(Path(config.data.folder) / CORPUS_FILE, progress=progress)
 
 
 def _bm25(config: ExperimentConfig, world: World) -> Retriever:

@@ -3,42 +3,51 @@ any moment.
 """
 
 import logging
-import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llds_core.checkpoints import (
     check_checkpoint,
     checkpoint_path,
     checkpoint_steps,
+    policy_digest,
     read_checkpoint_extra,
     remove_leftovers,
-    rotate_checkpoints,
 )
 from llds_core.config import ExperimentConfig
-from llds_core.diagnostics.phases import collapse_step
-from llds_core.errors import ConfigError
+from llds_core.errors import ConfigError, RunError
 from llds_core.rollout.loop import Rollout
-from llds_core.rollout.protocol import Trajectory
-from llds_core.rollout.samplers import StopAtTag, TransformersSampler
+from llds_core.rollout.samplers import (
+    Sampler,
+    StopAtTag,
+    TransformersSampler,
+    end_of_sequence_ids,
+)
 from llds_core.rollout.scoring import score
-from llds_core.runs import RunDirectory, is_complete, read_metrics, run_path
-from llds_core.seeding import numpy_generator, torch_generator
+from llds_core.rollout.vllm_sampler import Engine, VLLMSampler
+from llds_core.runs import RunDirectory, is_complete, run_path
+from llds_core.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.training.environment import Environment, build_environment
+from llds_core.training.processes import Processes, check_world_size, ending_together
+from llds_core.training.recorder import Follow, Recorder, has_collapsed
 from llds_core.training.settings import search_grpo_config
 from llds_core.training.trainer import SearchGRPOTrainer
-from llds_core.training.warmstart import load_start_policy, warmstart, warmstart_policy_path
+from llds_core.training.vllm_engine import check_vllm, engine_options, open_engine
+from llds_core.training.warmstart import (
+    load_start_policy,
+    start_policy,
+    warmstart_policy_path,
+)
 from llds_core.worlds.prompts import prompt_text
 
 _logger = logging.getLogger("llds_core")
-BEST_WINDOW = 4  # steps whose mean reward ranks a checkpoint
 
 
 def train(
@@ -68,44 +77,100 @@ def train(
         CheckpointError: when the last checkpoint cannot be read.
         TrainingDivergedError: when updates stay non-finite.
     """
+    processes = check_world_size(config)
     path = run_path(run_root, config, seed, overrides)
-    if is_complete(path, config):
+    if processes.decide(lambda: is_complete(path, config)):
         return path
-    if not config.policy.path:
-        warmstart(config, run_root, progress=progress)
-    with RunDirectory(
-        path, config, seed, command=_command(config, seed, run_root, overrides)
-    ) as run:
+    _need_start_policy(config, run_root, processes, progress=progress)
+    command = _command(config, seed, run_root, overrides)
+    run: RunDirectory | None = None
+
+    def claim() -> None:
+        nonlocal run
+        run = RunDirectory(path, config, seed, command=command)
+
+    processes.decide(claim)
+    with run or nullcontext(), ending_together(processes):
         torch.set_num_threads(config.training.threads)
-        run.update(start_policy=str(warmstart_policy_path(run_root, config)))
-        remove_leftovers(run.checkpoints)
-        steps = checkpoint_steps(run.checkpoints)
-        resume = checkpoint_path(run.checkpoints, steps[-1]) if steps else None
-        done = steps[-1] if steps else 0
-        if resume:
-            check_checkpoint(resume)
-        run.truncate(done)
-        if _has_collapsed(run, config):
-            run.collapsed = True
+        start = processes.decide(lambda: _begin(run, config, run_root, processes))
+        if start.collapsed:
             return path
-        recorder = _Recorder(run, config, done, progress=progress, after_step=after_step)
-        trainer = _build_trainer(config, seed, run, run_root, recorder)
-        if resume:
-            # A process killed right after its last save has not ranked it.
-            recorder.saved(done)
-            trainer.nonfinite_in_a_row = read_checkpoint_extra(resume)["nonfinite_in_a_row"]
-            _logger.info("continuing %s after step %d", path, done)
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        recorder = run and Recorder(
+            run, config, start.done, progress=progress, after_step=after_step
+        )
+        trainer = _build_trainer(config, seed, path, run_root, start, processes, recorder)
+        if start.resume:
+            trainer.nonfinite_in_a_row = read_checkpoint_extra(start.resume)["nonfinite_in_a_row"]
+            _logger.info("continuing %s after step %d", path, start.done)
+        trainer.train(resume_from_checkpoint=str(start.resume) if start.resume else None)
     return path
 
 
-def _has_collapsed(run: RunDirectory, config: ExperimentConfig) -> bool:
-    """Whether a run that is to stop after its collapse has proved it."""
-    rows = read_metrics(run.path)
-    if not config.diagnostics.stop_after_collapse or not rows:
-        return False
-    rewards = pd.Series([row["reward"] for row in rows], [row["step"] for row in rows])
-    return collapse_step(rewards, config.diagnostics.window) is not None
+@dataclass(frozen=True)
+class _Start:
+    """Where a run begins: the same in every process.
+
+    Attributes:
+        done: steps that are behind it.
+        resume: checkpoint of the last one.
+        collapsed: nothing is left to do.
+        streams: see `rollout.streams`, never `auto`.
+    """
+
+    done: int
+    resume: Path | None
+    collapsed: bool
+    streams: str
+
+
+def _need_start_policy(
+    config: ExperimentConfig, run_root: Path, processes: Processes, *, progress: bool
+) -> None:
+    """Make the start policy where one process can; several need it made."""
+    if processes.count == 1 or not config.warm_starts:
+        processes.decide(lambda: start_policy(config, run_root, progress=progress))
+    elif not processes.decide(lambda: warmstart_policy_path(run_root, config).is_dir()):
+        raise RunError(
+            f"{config.profile} has no start policy in {run_root}, and several processes cannot "
+            f"make one: python -m llds_core warmstart {config.profile} --run-root {run_root}"
+        )
+
+
+def _begin(
+    run: RunDirectory, config: ExperimentConfig, run_root: Path, processes: Processes
+) -> _Start:
+    """Bring the run directory to its last checkpoint."""
+    start = warmstart_policy_path(run_root, config)
+    run.update(start_policy=str(start))
+    run.record_policy(policy_digest(start))
+    remove_leftovers(run.checkpoints)
+    steps = checkpoint_steps(run.checkpoints)
+    resume = checkpoint_path(run.checkpoints, steps[-1]) if steps else None
+    done = steps[-1] if steps else 0
+    if resume:
+        check_checkpoint(resume)
+    streams = _streams(run, config, done, processes)
+    run.truncate(done)
+    run.collapsed = has_collapsed(run, config)
+    return _Start(done, resume, run.collapsed, streams)
+
+
+def _streams(run: RunDirectory, config: ExperimentConfig, done: int, processes: Processes) -> str:
+    """The random streams this run samples from: those it began with, and they are noted."""
+    several = processes.count > 1
+    streams = config.rollout.streams
+    if streams == "auto":
+        # vLLM gives every trajectory a seed of its own.
+        new = "trajectory" if several or config.sampler.backend == "vllm" else "rollout"
+        streams = run.manifest.get("streams", "rollout") if done else new
+    if several and streams == "rollout":
+        raise RunError(
+            f"{run.path} samples a whole rollout from one random stream, which {processes.count} "
+            "processes cannot share: continue it with hardware.processes=1, or begin a run with "
+            "rollout.streams=trajectory"
+        )
+    run.update(streams=streams)
+    return streams
 
 
 def _command(config: ExperimentConfig, seed: int, run_root: Path, overrides: Sequence[str]) -> str:
@@ -123,23 +188,37 @@ def _command(config: ExperimentConfig, seed: int, run_root: Path, overrides: Seq
 def _build_trainer(
     config: ExperimentConfig,
     seed: int,
-    run: RunDirectory,
+    path: Path,
     run_root: Path,
-    recorder: "_Recorder",
+    start: _Start,
+    processes: Processes,
+    recorder: "Recorder | None",
 ) -> SearchGRPOTrainer:
+    check_vllm(config, warmstart_policy_path(run_root, config))
+    # Before the model, which sharding by DeepSpeed changes while it is loaded.
+    arguments = search_grpo_config(config, seed, path / "checkpoint")
     environment = build_environment(config)
     model, tokenizer = load_start_policy(environment, run_root)
-    run.record_corpus(environment.retriever.identity)
-    rollout = SearchRollout(environment, tokenizer, seed)
-    return SearchGRPOTrainer(
-        model=model,
-        args=search_grpo_config(config, seed, run.checkpoints),
-        train_dataset=training_rows(environment, seed),
-        processing_class=tokenizer,
-        rollout=rollout,
-        on_step=recorder,
-        callbacks=[recorder.callback()],
+    processes.decide(lambda: recorder.run.record_corpus(environment.retriever.identity))
+    if recorder is not None and start.resume:
+        # A process killed right after its last save has not ranked it.
+        recorder.saved(start.done)
+    rollout = SearchRollout(
+        environment, tokenizer, seed, streams=start.streams, rank=processes.rank
     )
+    with engine_options(config):
+        trainer = SearchGRPOTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=training_rows(environment, seed),
+            processing_class=tokenizer,
+            rollout=rollout,
+            on_step=recorder,
+            callbacks=[Follow(config, processes, recorder)],
+        )
+    if config.sampler.backend == "vllm":
+        rollout.engine = open_engine(trainer)
+    return trainer
 
 
 def training_rows(environment: Environment, seed: int) -> Dataset:
@@ -171,14 +250,34 @@ def training_rows(environment: Environment, seed: int) -> Dataset:
 
 
 class SearchRollout:
-    """The trainer's rollout function: samples trajectories of the given rows and rewards them."""
+    """The trainer's rollout function: samples trajectories of the given rows and rewards them.
+
+    Args:
+        environment: world and search engine.
+        tokenizer: of the policy.
+        seed: the run's seed.
+        streams: one random stream a `rollout`, or one a `trajectory`.
+        rank: of this process among those that share a rollout equally, in order.
+
+    Attributes:
+        engine: vLLM, once the trainer has built it; None samples with the trained model itself.
+    """
 
     def __init__(
-        self, environment: Environment, tokenizer: PreTrainedTokenizerBase, seed: int
+        self,
+        environment: Environment,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        *,
+        streams: str = "rollout",
+        rank: int = 0,
     ) -> None:
+        self.engine: Engine | None = None
         self._environment = environment
         self._tokenizer = tokenizer
         self._seed = seed
+        self._streams = streams
+        self._rank = rank
         self._stop = StopAtTag(tokenizer)
         failure_rate = environment.config.retrieval.failure_rate
         self._loop = environment.rollout_loop(tokenizer, seed=seed, failure_rate=failure_rate)
@@ -186,143 +285,45 @@ class SearchRollout:
     def __call__(
         self, rows: Sequence[dict[str, Any]], model: PreTrainedModel, step: int
     ) -> Rollout:
-        """Return a rewarded trajectory per row; row i is sample `i % group_size`."""
+        """Return a rewarded trajectory per row; row i of all is sample `i % group_size`."""
         config = self._environment.config
         questions = self._environment.world.train
+        numbers = range(self._rank * len(rows), (self._rank + 1) * len(rows))
         tasks = [
-            (questions[row["question"]], i % config.rollout.group_size)
-            for i, row in enumerate(rows)
+            (questions[row["question"]], number % config.rollout.group_size)
+            for number, row in zip(numbers, rows, strict=True)
         ]
-        sampler = TransformersSampler(
-            model,
-            self._tokenizer,
-            torch_generator(self._seed, "sampling", step, device=str(model.device)),
-            temperature=config.rollout.temperature,
-            top_p=config.rollout.top_p,
-            stop=self._stop,
-        )
-        rollout = self._loop.run(tasks, sampler, step=step)
+        with self.engine.rollout() if self.engine else nullcontext():
+            rollout = self._loop.run(tasks, self._sampler(model, step, numbers), step=step)
         for trajectory in rollout.trajectories:
             score(trajectory, config.reward)
         return rollout
 
-
-class _Recorder:
-    """Writes each step to the run directory and keeps the progress bar, the best checkpoint and the
-    rotation.
-    """
-
-    def __init__(
-        self,
-        run: RunDirectory,
-        config: ExperimentConfig,
-        done: int,
-        *,
-        progress: bool,
-        after_step: Callable[[dict[str, Any]], None] | None,
-    ) -> None:
-        self._run = run
-        self._config = config
-        self._after_step = after_step
-        self._started = time.perf_counter()
-        self._bar = tqdm(
-            total=config.training.steps,
-            initial=done,
-            desc=f"{config.name}",
-            unit="step",
-            disable=not progress,
-        )
-
-    def __call__(self, row: dict[str, Any], trajectories: list[Trajectory]) -> None:
-        stored = trajectories[: self._config.training.trajectories_per_step]
-        self._run.append_trajectories(trajectory_record(t, row["step"]) for t in stored)
-        self._run.append_metrics(row)
-        shown = {
-            "reward": row["reward"],
-            "loglik": row["loglik_correct"],
-            "entropy": row["entropy"],
-        }
-        self._bar.set_postfix(
-            {key: "–" if value is None else f"{value:.3f}" for key, value in shown.items()}
-        )
-        self._bar.update()
-        if self._after_step is not None:
-            self._after_step(row)
-
-    def saved(self, step: int) -> None:
-        """A checkpoint of `step` is on disk: rank it and drop old ones."""
-        rewards = {row["step"]: row["reward"] for row in read_metrics(self._run.path)}
-        ranked = {
-            kept: sum(window) / len(window)
-            for kept in checkpoint_steps(self._run.checkpoints)
-            if (
-                window := [
-                    rewards[s]
-                    for s in range(max(1, kept - BEST_WINDOW + 1), kept + 1)
-                    if s in rewards
-                ]
+    def _sampler(self, model: PreTrainedModel, step: int, numbers: range) -> Sampler:
+        limits = self._environment.config.rollout
+        if self.engine is not None:
+            return VLLMSampler(
+                self.engine,
+                self._stop,
+                end_of_sequence_ids(model, self._tokenizer),
+                lambda row, turn: child_seed(self._seed, "sampling", step, numbers[row], turn),
+                temperature=limits.temperature,
+                top_p=limits.top_p,
             )
-        }
-        best = max(ranked, key=ranked.__getitem__)
-        rotate_checkpoints(self._run.checkpoints, self._config.training.keep_checkpoints, best)
-        self._run.update(best_step=best, last_step=step)
-
-    def callback(self) -> TrainerCallback:
-        """The trainer's view of this recorder."""
-        recorder = self
-
-        class Follow(TrainerCallback):
-            """Forwards saved checkpoints; ends a run whose collapse is proved."""
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                """One update has ended, and maybe a step."""
-                if state.global_step % recorder._config.training.updates_per_rollout == 0:
-                    collapsed = _has_collapsed(recorder._run, recorder._config)
-                    recorder._run.collapsed = collapsed
-                    control.should_training_stop |= collapsed
-                    control.should_save |= collapsed
-
-            def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                """A checkpoint was written."""
-                recorder.saved(state.global_step // recorder._config.training.updates_per_rollout)
-
-            def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                """Training is over."""
-                recorder._bar.close()
-
-        return Follow()
-
-
-def trajectory_record(trajectory: Trajectory, step: int) -> dict[str, Any]:
-    """JSON-compatible record of a whole trajectory: tokens, masks, actions, hits, reward."""
-    return {
-        "step": step,
-        "question_id": trajectory.question.id,
-        "question": trajectory.question.question,
-        "golden_answers": list(trajectory.question.golden_answers),
-        "kind": trajectory.question.metadata.get("kind"),
-        "sample": trajectory.sample,
-        "answer": trajectory.answer,
-        "reward": trajectory.reward,
-        "correct": trajectory.correct,
-        "stop_reason": trajectory.stop_reason,
-        "actions": [
-            {
-                "kind": action.kind,
-                "content": action.content,
-                "text": action.text,
-                "start": action.start,
-                "end": action.end,
-                "executed": action.executed,
-                "retrieval_failed": action.retrieval_failed,
-                "hits": [
-                    {"id": hit.id, "title": hit.title, "text": hit.text} for hit in action.hits
-                ],
-            }
-            for action in trajectory.actions
-        ],
-        "prompt_ids": trajectory.prompt_ids,
-        "completion_ids": trajectory.completion_ids,
-        "response_mask": trajectory.response_mask,
-        "sampler_logprobs": [round(value, 6) for value in trajectory.sampler_logprobs],
-    }
+        generator, streams = None, None
+        if self._streams == "trajectory":
+            streams = [numpy_generator(self._seed, "sampling", step, row) for row in numbers]
+        else:
+            generator = torch_generator(self._seed, "sampling", step, device=str(model.device))
+        return TransformersSampler(
+            model,
+            self._tokenizer,
+            generator,
+            temperature=limits.temperature,
+            top_p=limits.top_p,
+            stop=self._stop,
+            streams=streams,
+            autocast=torch.bfloat16
+            if self._environment.config.training.dtype == "bfloat16"
+            else None,
+        )

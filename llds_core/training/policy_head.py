@@ -3,13 +3,16 @@
 TRL's fused head scores every position of prompt and response where it has no Triton kernel; of a
 search trajectory two thirds are prompt and retrieved text. Here the model's forward, when given
 `policy_labels`, projects nothing but the positions that predict a policy token, with TRL's own
-chunked function. It stays inside `forward`, so that wrappers (DDP, FSDP) see the call.
+chunked function. It stays inside `forward`, the projection inside the `forward` of the output
+embedding, so that wrappers (DDP, FSDP) see the calls: sharding gathers a weight where its module is
+called.
 """
 
 import types
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 from trl.kernels import ChunkedLogProbFunction
@@ -44,6 +47,25 @@ def policy_labels(input_ids: torch.Tensor, policy_mask: torch.Tensor) -> torch.T
 def add_policy_head(model: PreTrainedModel, *, temperature: float = 1.0) -> None:
     """Teach `model.forward` the argument `policy_labels`; without it nothing changes."""
     original = model.forward
+    head = model.get_output_embeddings()
+
+    def score(
+        self: nn.Module, states: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        if labels is None:
+            return type(self).forward(self, states)
+        log_probs, entropy, *_ = ChunkedLogProbFunction.apply(
+            states,
+            self.weight,
+            self.bias,
+            labels,
+            temperature,
+            _VOCABULARY_CHUNK,
+            None,
+            1.0,
+            ("log_probs", "entropy"),
+        )
+        return log_probs, entropy
 
     def forward(
         self: PreTrainedModel,
@@ -56,18 +78,7 @@ def add_policy_head(model: PreTrainedModel, *, temperature: float = 1.0) -> None
         states = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
         labels = policy_labels[:, 1:]
         scored = labels != _IGNORED
-        head = self.get_output_embeddings()
-        log_probs, entropy, *_ = ChunkedLogProbFunction.apply(
-            states[:, :-1][scored],
-            head.weight,
-            head.bias,
-            labels[scored],
-            temperature,
-            _VOCABULARY_CHUNK,
-            None,
-            1.0,
-            ("log_probs", "entropy"),
-        )
+        log_probs, entropy = self.get_output_embeddings()(states[:, :-1][scored], labels[scored])
         # `masked_scatter` keeps the graph even when no label is valid.
         zeros = log_probs.new_zeros(scored.shape)
         return PolicyHeadOutput(
@@ -76,4 +87,5 @@ def add_policy_head(model: PreTrainedModel, *, temperature: float = 1.0) -> None
             last_hidden_state=states.detach(),
         )
 
+    head.forward = types.MethodType(score, head)
     model.forward = types.MethodType(forward, model)

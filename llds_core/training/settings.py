@@ -4,18 +4,29 @@ are set.
 TRL's defaults that would change the objective without a word are set here explicitly: mixed
 precision, gradient checkpointing, the KL weight and its bias correction, the schedule, the vLLM
 importance correction.
+
+`training.dtype=bfloat16` is mixed precision: matrix products of the forward and backward passes run
+in bfloat16 (autocast), while weights, gradients and moments stay in float32, as under the official
+code's FSDP. Old, reference and new log-probabilities come from the same modules, weights and
+autocast on the same rows and widths, so that bfloat16 rounds them alike and the gate canary
+(`gated_fraction_first`) is exactly 0 as in float32 wherever a kernel gives equal outputs for equal
+inputs. Tests hold the CPU to that; a GPU is asked by the canary itself.
 """
 
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers.training_args import OptimizerNames
 from trl import GRPOConfig
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError
 from llds_core.seeding import child_seed
 
+_OPTIMIZERS = {"adamw": OptimizerNames.ADAMW_TORCH_FUSED, "adamw-8bit": OptimizerNames.ADAMW_BNB}
 _LOSS_TYPES = {
     "token-mean": "dapo",
     "token-mean-micro": "bnpo",
@@ -66,6 +77,13 @@ class SearchGRPOConfig(GRPOConfig):
         default=5, metadata={"help": "Skipped updates in a row that end the run."}
     )
 
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        device = super().device
+        # accelerate numbers the CPUs of several processes, which `torch.load` does not understand.
+        return torch.device("cpu") if device.type == "cpu" else device
+
     def __post_init__(self) -> None:
         super().__post_init__()
         per_epoch, rest = divmod(self.steps_per_generation, self.gradient_accumulation_steps)
@@ -91,20 +109,34 @@ class SearchGRPOConfig(GRPOConfig):
 
 
 def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) -> SearchGRPOConfig:
-    """Derive the trainer's configuration from `config`; checkpoints go to `output_dir`."""
+    """Derive the trainer's configuration from `config`; checkpoints go to `output_dir`.
+
+    Raises:
+        ConfigError: when a package that `config` needs is not installed.
+    """
     training, loss, rollout = config.training, config.loss, config.rollout
+    if training.optimizer == "adamw-8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "training.optimizer=adamw-8bit needs the package bitsandbytes: run pip install "
+            "bitsandbytes, or set training.optimizer=adamw"
+        )
     updates = training.updates_per_rollout
+    # Trajectories that all processes together take through one forward and backward pass.
+    micro_batch = training.micro_batch_size * config.world_size
     on_gpu = torch.cuda.is_available()
     return SearchGRPOConfig(
         output_dir=str(output_dir),
         use_cpu=not on_gpu,
-        bf16=training.dtype == "bfloat16" and on_gpu,
-        gradient_checkpointing=False,
+        bf16=training.dtype == "bfloat16",
+        gradient_checkpointing=training.gradient_checkpointing,
+        # torch advises against the reentrant variant, which needs an input with gradients.
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        optim=_OPTIMIZERS[training.optimizer],
         # batches
         num_generations=rollout.group_size,
         per_device_train_batch_size=training.micro_batch_size,
-        gradient_accumulation_steps=config.mini_batch_size // training.micro_batch_size,
-        steps_per_generation=config.trajectories_per_rollout // training.micro_batch_size,
+        gradient_accumulation_steps=config.mini_batch_size // micro_batch,
+        steps_per_generation=config.trajectories_per_rollout // micro_batch,
         num_iterations=training.epochs,
         updates_per_rollout=updates,
         shuffle_dataset=False,  # the data set arrives in the run's own order
@@ -148,4 +180,28 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         root_seed=seed,
         dataloader_pin_memory=False,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        **_sampler_settings(config, on_gpu=on_gpu),
     )
+
+
+def _sampler_settings(config: ExperimentConfig, *, on_gpu: bool) -> dict[str, Any]:
+    """TRL's options for its vLLM engine; none with the transformers sampler."""
+    sampler = config.sampler
+    if sampler.backend != "vllm":
+        return {}
+    if sampler.mode == "server":
+        return {
+            "use_vllm": True,
+            "vllm_mode": "server",
+            "vllm_server_base_url": sampler.server_url,
+        }
+    return {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_gpu_memory_utilization": sampler.memory_share,
+        "vllm_tensor_parallel_size": sampler.tensor_parallel,
+        "vllm_max_model_length": config.rollout.max_total_tokens,
+        # Sleeping frees GPU memory for the updates; vLLM cannot sleep on a CPU.
+        "vllm_enable_sleep_mode": on_gpu,
+    }

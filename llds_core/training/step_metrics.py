@@ -17,13 +17,15 @@ from llds_core.losses import kl_k3
 from llds_core.rollout.loop import Rollout
 
 Row = dict[str, float | int | None]
+# Numerators, denominators, extremes, and the pooled state of each trajectory by its row.
+Part = tuple[dict[str, float], dict[str, float], dict[str, float], dict[int, torch.Tensor]]
 
 
 class StepMetrics:
-    """Accumulates the metrics of one step.
+    """Accumulates the metrics of one step; of several processes, each its share.
 
     Args:
-        rollout: the step's rollout, rewarded.
+        rollout: the step's rollout, rewarded; all processes know the whole of it.
         step: 1-based number of the step.
         group_size: consecutive trajectories that answer the same question.
     """
@@ -54,6 +56,10 @@ class StepMetrics:
                 self._add_masked(f"loglik_{name}_first", logprobs, mask & chosen & first)
                 self._add_masked(f"loglik_{name}_later", logprobs, mask & chosen & ~first)
             self._add_masked("entropy", micro["old_entropies"], mask)
+            gap = (micro["sampling_per_token_logps"] - logprobs).abs()
+            self._add_masked("sampler_gap", gap, mask)
+            if mask.any():
+                self._extreme("sampler_gap_max", gap[mask].max().item(), max)
             if "ref_per_token_logps" in micro:
                 self._add_masked("kl", kl_k3(logprobs, micro["ref_per_token_logps"])[0], mask)
             attention = micro["prompt_mask"].sum() + micro["completion_mask"].sum()
@@ -120,6 +126,25 @@ class StepMetrics:
         if finite:
             self._add("grad_norm", grad_norm, 1)
             self._extreme("grad_norm_max", grad_norm, max)
+
+    def part(self) -> Part:
+        """What this process has summed up, for `merge`."""
+        return dict(self._sums), dict(self._counts), self._extremes, self._states
+
+    def merge(self, parts: Sequence[Part]) -> None:
+        """Take the parts of all processes, this one's among them, in place of its own."""
+        self._sums, self._counts = defaultdict(float), defaultdict(float)
+        self._extremes, self._states = {}, {}
+        for sums, counts, extremes, states in parts:
+            for name, value in sums.items():
+                self._sums[name] += value
+            for name, value in counts.items():
+                self._counts[name] += value
+            for name, value in extremes.items():
+                self._extreme(name, value, min if name.endswith("_min") else max)
+            self._states |= states
+        # Every process has counted the same updates.
+        self._sums["nonfinite_updates"] /= len(parts)
 
     def row(self, *, updates: int) -> Row:
         """Return the step's metrics, one value for every name in `METRICS`."""

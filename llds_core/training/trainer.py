@@ -14,15 +14,22 @@ Deltas from TRL, each an override of one method:
   loss computed, so that the penalty costs no second forward pass.
 * `_compute_loss`: TRL's loss plus weight × penalty. With weight 0 nothing is added.
 * `_clip_grad_norm`: a non-finite gradient or loss skips the update.
+
+Several processes train as one: each samples its share of the rollout, then every one knows the
+whole, so that mini-batches and denominators are those of a single process and each takes its share
+of the rows.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
@@ -34,23 +41,14 @@ from llds_core.rollout.loop import Rollout
 from llds_core.rollout.masks import pad_right, validate_response_masks
 from llds_core.rollout.protocol import Trajectory
 from llds_core.seeding import torch_generator
+from llds_core.training.micro_batches import gather_batch, penalty_tokens, trim
 from llds_core.training.policy_head import PolicyHeadOutput, add_policy_head, policy_labels
 from llds_core.training.settings import SearchGRPOConfig
 from llds_core.training.step_metrics import StepMetrics
+from llds_core.training.whole_policy import WholePolicy, copy_to_sharded
 
 RolloutFunction = Callable[[Sequence[dict[str, Any]], PreTrainedModel, int], Rollout]
 StepFunction = Callable[[dict[str, float | int | None], list[Trajectory]], None]
-
-
-_PER_TOKEN = (
-    "completion_ids",
-    "completion_mask",
-    "tool_mask",
-    "policy_mask",
-    "answer_mask",
-    "action_ids",
-    "sampling_per_token_logps",
-)
 
 
 class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
@@ -85,6 +83,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self._micro: dict[str, Any] | None = None
         self._captured: torch.Tensor | None = None
         self._loss_is_finite = True
+        self._whole_policy = WholePolicy()
         self.metrics: StepMetrics | None = None
         with warnings.catch_warnings():
             # The contract test watches this interface; users can do nothing about its being
@@ -100,6 +99,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
                 callbacks=[_FinishStep(self), *(callbacks or [])],
             )
         self.remove_callback(PrinterCallback)
+        if self.ref_model is not None and self.accelerator.is_fsdp2:
+            copy_to_sharded(self.model, self.ref_model)
         for policy in filter(None, (self.model, self.ref_model)):
             add_policy_head(policy, temperature=self.temperature)
 
@@ -119,9 +120,19 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         return output
 
     def collect(self) -> Rollout:
-        """Run the rollout of the current step on the rows TRL has chosen."""
-        rollout = self._rollout(self._rows, self.accelerator.unwrap_model(self.model), self.step)
-        self.metrics = StepMetrics(rollout, self.step, self.num_generations)
+        """Run the rollout of the current step on the rows TRL has chosen for this process."""
+        policy = self.accelerator.unwrap_model(self.model)
+        if self.accelerator.is_fsdp2 and not self.use_vllm:
+            policy = self._whole_policy.of(policy)
+        rollout = self._rollout(self._rows, policy, self.step)
+        shares = gather_object([rollout])
+        whole = dataclasses.replace(
+            rollout,
+            trajectories=[t for share in shares for t in share.trajectories],
+            seconds=max(share.seconds for share in shares),
+            retrieval_seconds=max(share.retrieval_seconds for share in shares),
+        )
+        self.metrics = StepMetrics(whole, self.step, self.num_generations)
         return rollout
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
@@ -130,13 +141,15 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         per_rollout = self.args.steps_per_generation * self.num_iterations
         if self._step % per_rollout == 0 or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
+            if self.accelerator.num_processes > 1:
+                batch = gather_batch(batch, self.accelerator, self.processing_class.pad_token_id)
             self._buffered_inputs = self._micro_batches(batch)
         self._micro = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return self._micro
 
     def _micro_batches(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """Cut a rollout into trimmed micro-batches that carry their old and reference
-        log-probabilities.
+        """Cut a rollout into this process's trimmed micro-batches, which carry their old and
+        reference log-probabilities.
         """
         trajectories = self.metrics.trajectories
         width = batch["completion_ids"].shape[1]
@@ -160,17 +173,18 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         )
         size = self.args.per_device_train_batch_size
         per_update = self.args.gradient_accumulation_steps
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         micro_batches = []
-        for mini_rows in order.split(size * per_update):
+        for mini_rows in order.split(size * per_update * processes):
             # Sorting inside a mini-batch changes no gradient, its denominator being that of the
-            # whole mini-batch.
-            by_length = sorted(mini_rows.tolist(), key=lengths.__getitem__)
+            # whole mini-batch. Every process takes rows of all lengths, or some would wait.
+            by_length = sorted(mini_rows.tolist(), key=lengths.__getitem__)[rank::processes]
             window = [
-                _trim(batch, by_length[start : start + size])
+                trim(batch, by_length[start : start + size])
                 for start in range(0, len(by_length), size)
             ]
             penalty_count = self._penalty_counts(window)
-            tokens = sum(micro["policy_mask"].sum() for micro in window)
+            tokens = self._per_process(sum(micro["policy_mask"].sum() for micro in window))
             for micro in window:
                 micro["penalty_count"] = penalty_count
                 micro["entropy_scale"] = len(window) * micro["policy_mask"].sum() / tokens
@@ -184,8 +198,12 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
 
     def _penalty_counts(self, window: list[dict[str, Any]]) -> torch.Tensor:
         """Denominator of the penalty: the whole mini-batch's count, per process."""
-        count = sum(_penalty_tokens(micro, self.args).sum() for micro in window).float()
-        return self.accelerator.reduce(count, reduction="sum") / self.accelerator.num_processes
+        return self._per_process(sum(penalty_tokens(micro, self.args).sum() for micro in window))
+
+    def _per_process(self, count: torch.Tensor) -> torch.Tensor:
+        """The sum of all processes' counts, shared among them: gradients are averaged over them."""
+        total = self.accelerator.reduce(count.float(), reduction="sum")
+        return total / self.accelerator.num_processes
 
     def _answer_weight(self, trajectories: Sequence[Trajectory]) -> float:
         if self.args.llds_answer_ramp == "none":
@@ -286,7 +304,11 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         norm = super()._clip_grad_norm(model)
-        finite = bool(torch.isfinite(norm)) and self._loss_is_finite
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        # Every process must come to the same decision: one NaN is a NaN in the sum.
+        judged = norm.detach().float() if self._loss_is_finite else torch.full_like(norm, torch.nan)
+        finite = bool(torch.isfinite(self.accelerator.reduce(judged, reduction="sum")))
         self._loss_is_finite = True
         self.metrics.add_update(float(norm), finite, self._get_learning_rate())
         if finite:
@@ -310,6 +332,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             width = micro["policy_mask"].shape[1]
             final = self._forward(self.model, micro).log_probs[:, -width:]
             self.metrics.add_final_logprobs(micro, final)
+        self.metrics.merge(gather_object([self.metrics.part()]))
         if self._on_step is not None:
             row = self.metrics.row(updates=self.state.global_step)
             self._on_step(row, self.metrics.trajectories)
@@ -353,34 +376,3 @@ def rollout_columns(trajectories: Sequence[Trajectory]) -> dict[str, list]:
 def trajectory_reward(trajectory_reward: list[float], **kwargs: Any) -> list[float]:
     """TRL's reward function: the reward the rollout has already set."""
     return trajectory_reward
-
-
-def _penalty_tokens(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tensor:
-    if args.llds_normalizer == "all":
-        return micro["policy_mask"]
-    kept = (
-        micro["group_advantages"] >= 0
-        if args.llds_preserve == "nonnegative"
-        else micro["group_advantages"] > 0
-    )
-    return micro["policy_mask"] * kept[:, None]
-
-
-def _trim(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
-    """Select `rows` and cut padding that all of them share: prompts are padded left, completions
-    right.
-    """
-    chosen = {
-        key: value[rows] if torch.is_tensor(value) and value.dim() else value
-        for key, value in batch.items()
-    }
-    prompt = int(chosen["prompt_mask"].sum(1).max())
-    completion = int(chosen["completion_mask"].sum(1).max())
-    for key in ("prompt_ids", "prompt_mask"):
-        chosen[key] = chosen[key][:, -prompt:]
-    for key in _PER_TOKEN:
-        chosen[key] = chosen[key][:, :completion]
-    # TRL's own passes over the padded rollout were skipped: these are placeholders.
-    for key in ("old_per_token_logps", "ref_per_token_logps"):
-        chosen.pop(key, None)
-    return chosen

@@ -1,14 +1,16 @@
-"""Warm start: supervised training on scripted search traces that turns a random policy into the
-desk policy.
+"""Warm start: supervised training on scripted search traces, from which a random policy learns to
+search, or a pre-trained one the protocol.
 
 The result belongs to a profile and is shared by all of its runs, so that runs of different methods
 and seeds are paired. It is a run directory of its own and is resumed like one. Plain next-token
-prediction on policy tokens, with
-retrieved tokens at a lower weight: reading them is how a small model learns to copy from them. The
-    tokenizer sees the
-corpus too, so that a name takes as few tokens in a held-out question as in a training one.
+prediction on policy tokens, with retrieved tokens at a lower weight: reading them is how a small
+model learns to copy from them. The tokenizer of a policy made here sees the corpus too, so that a
+name takes as few tokens in a held-out question as in a training one; a pre-trained policy keeps its
+own.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +36,7 @@ from llds_core.checkpoints import (
     checkpoint_path,
     checkpoint_steps,
     load_policy,
+    policy_digest,
     remove_leftovers,
     rotate_checkpoints,
 )
@@ -41,15 +44,20 @@ from llds_core.config import ExperimentConfig
 from llds_core.errors import CheckpointError, ConfigError
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.protocol import TAGS
-from llds_core.runs import RunDirectory, read_manifest
+from llds_core.runs import RunDirectory, check_recorded, read_manifest
 from llds_core.seeding import child_seed, numpy_generator
 from llds_core.training.environment import Environment, build_retriever, build_world
+from llds_core.training.pretrained import pretrained_folder
 from llds_core.training.traces import Trace, make_traces
 from llds_core.worlds.atlas import World
 from llds_core.worlds.prompts import encode_prompt, prompt_text
 
 _logger = logging.getLogger("llds_core")
-_SECTIONS = ("world", "retrieval", "policy", "warmstart", "rollout")
+_SECTIONS = ("world", "policy", "warmstart")
+_OF_SECTION = {
+    "retrieval": ("backend", "top_k", "title_weight"),
+    "rollout": ("prompt", "max_observation_tokens"),
+}
 # Batches sorted by length together: enough for little padding, few enough for varied batches.
 _BUCKET = 16
 
@@ -59,18 +67,36 @@ def warmstart_path(run_root: Path, config: ExperimentConfig) -> Path:
     folder.
     """
     sections = [*_SECTIONS, "dense"] if config.retrieval.backend == "dense" else _SECTIONS
-    return run_root / config.profile / f"warmstart-{_shared(config).hash(*sections)}"
+    shared = _shared(config).to_dict()
+    values = {section: shared[section] for section in sections}
+    # What it does not depend on stays out of its name, settings of the future included.
+    for section, keys in _OF_SECTION.items():
+        values[section] = {key: shared[section][key] for key in keys}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    return run_root / config.profile / f"warmstart-{digest}"
 
 
 def warmstart_policy_path(run_root: Path, config: ExperimentConfig) -> Path:
-    """Folder of the policy that runs of `config` start from, whether made here or given by
-    `policy.path`.
+    """Folder of the policy that runs of `config` start from, whether warm-started here (and then
+    perhaps not there yet) or given by `policy.path`.
+
+    Raises:
+        LLDSError: when the given policy cannot be had (see `pretrained_folder`).
     """
-    return (
-        Path(config.policy.path)
-        if config.policy.path
-        else warmstart_path(run_root, config) / "policy"
-    )
+    if config.warm_starts:
+        return warmstart_path(run_root, config) / "policy"
+    return pretrained_folder(config, run_root)
+
+
+def start_policy(config: ExperimentConfig, run_root: Path, *, progress: bool = True) -> Path:
+    """Folder of the policy that runs of `config` start from, warm-started first where that is due.
+
+    Raises:
+        LLDSError: when it cannot be made or had.
+    """
+    if config.warm_starts:
+        return warmstart(config, run_root, progress=progress)
+    return pretrained_folder(config, run_root)
 
 
 def warmstart(config: ExperimentConfig, run_root: Path, *, progress: bool = True) -> Path:
@@ -85,21 +111,27 @@ def warmstart(config: ExperimentConfig, run_root: Path, *, progress: bool = True
         The folder of the policy, loadable with `AutoModelForCausalLM` and `AutoTokenizer`.
 
     Raises:
-        ConfigError: when `policy.path` names a policy, which needs no warm start.
+        ConfigError: when the profile's runs start from `policy.path` as it is.
+        RunError: when it began with another policy, corpus or configuration.
     """
-    if config.policy.path:
+    if not config.warm_starts:
         raise ConfigError(
-            f"policy.path={config.policy.path} is given, so there is nothing to warm-start: remove "
-            "it"
+            f"runs of {config.profile} start from policy.path={config.policy.path} as it is, and "
+            "there is nothing to make: set training.warmstart=true to warm-start it first"
         )
     path = warmstart_path(run_root, config)
     policy = path / "policy"
-    if policy.is_dir() and read_manifest(path)["status"] == "complete":
+    given = pretrained_folder(config, run_root) if config.policy.path else None
+    if policy.is_dir() and (manifest := read_manifest(path))["status"] == "complete":
+        if given:
+            check_recorded(path, manifest, "policy", policy_digest(given))
         return policy
     config = _shared(config)
     with RunDirectory(path, config, config.warmstart.seed) as run:
         torch.set_num_threads(config.warmstart.threads)
-        trainer = _build_trainer(config, run, progress=progress)
+        if given:
+            run.record_policy(policy_digest(given))
+        trainer = _build_trainer(config, run, given, progress=progress)
         remove_leftovers(run.checkpoints)
         steps = checkpoint_steps(run.checkpoints)
         resume = checkpoint_path(run.checkpoints, steps[-1]) if steps else None
@@ -118,21 +150,13 @@ def _shared(config: ExperimentConfig) -> ExperimentConfig:
     # `data` and `service` say where things are found, not what they are: no part of a name.
     sections = ("world", "data", "dense", "service", "policy", "warmstart")
     kept = {section: values[section] for section in sections}
-    retrieval = {key: values["retrieval"][key] for key in ("backend", "top_k", "title_weight")}
-    rollout = {key: values["rollout"][key] for key in ("prompt", "max_observation_tokens")}
-    return ExperimentConfig.from_dict(
-        {
-            "profile": config.profile,
-            "method": "warmstart",
-            "retrieval": retrieval,
-            "rollout": rollout,
-            **kept,
-        }
-    )
+    for section, keys in _OF_SECTION.items():
+        kept[section] = {key: values[section][key] for key in keys}
+    return ExperimentConfig.from_dict({"profile": config.profile, "method": "warmstart", **kept})
 
 
 def _build_trainer(
-    config: ExperimentConfig, run: RunDirectory, *, progress: bool
+    config: ExperimentConfig, run: RunDirectory, given: Path | None, *, progress: bool
 ) -> "WarmstartTrainer":
     settings = config.warmstart
     world = build_world(config)
@@ -151,12 +175,15 @@ def _build_trainer(
         top_k=config.retrieval.top_k,
         count=settings.steps * settings.batch_size,
     )
-    tokenizer = build_tokenizer(
-        _tokenizer_texts(config, world, traces), config.policy.vocab_size, TAGS
-    )
+    if given:
+        model, tokenizer = load_policy(given)
+    else:
+        tokenizer = build_tokenizer(
+            _tokenizer_texts(config, world, traces), config.policy.vocab_size, TAGS
+        )
+        model = build_policy(config.policy, tokenizer, settings.seed)
     _logger.info("warm start: %d traces, vocabulary %d", len(traces), len(tokenizer))
     batches = _batches(traces, config, tokenizer)
-    model = build_policy(config.policy, tokenizer, settings.seed)
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
         max_steps=settings.steps,
@@ -324,14 +351,18 @@ class _Log(TrainerCallback):
 def load_start_policy(
     environment: Environment, run_root: Path
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the policy that runs in `environment` start from, in the run's dtype.
+    """Load the policy that runs in `environment` start from.
+
+    Its weights are float32 whatever `training.dtype` says: that is what the forward and backward
+    passes compute in. In bfloat16 a weight has eight bits, and an update of a learning rate of 1e-6
+    would be rounded away; the official code keeps float32 weights too.
 
     Raises:
         CheckpointError: when it cannot be read, or was warm-started on another corpus.
     """
     config = environment.config
     path = warmstart_policy_path(run_root, config)
-    if not config.policy.path:
+    if config.warm_starts:
         trained_on = read_manifest(path.parent).get("corpus")
         if trained_on != environment.retriever.identity:
             raise CheckpointError(
@@ -339,4 +370,4 @@ def load_start_policy(
                 "now "
                 f"{environment.retriever.identity}: delete that folder to make it again"
             )
-    return load_policy(path, config.training.dtype)
+    return load_policy(path)

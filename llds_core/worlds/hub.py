@@ -89,6 +89,28 @@ def list_files(
     return list(files.values())
 
 
+def check_access(repo: str, kind: Kind, revision: str | None, *, timeout: float = 10.0) -> None:
+    """Check that the hub would give the files of a repository.
+
+    Raises:
+        DownloadError: when it does not answer within `timeout` seconds, has no such revision, or
+            the repository is gated and not open to us.
+    """
+    from huggingface_hub import HfApi
+
+    with hub_errors(repo, kind, revision):
+        info = HfApi().repo_info(repo, repo_type=kind, revision=revision, timeout=timeout)
+        if info.gated:
+            HfApi().auth_check(repo, repo_type=kind)
+
+
+def is_cached(repo: str, path: str) -> bool:
+    """Whether the hub's own cache holds a file of a model."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo, path), str)
+
+
 def _matches(path: str, pattern: str) -> bool:
     return path.count("/") == pattern.count("/") and fnmatchcase(path, pattern)
 

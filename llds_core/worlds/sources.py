@@ -90,30 +90,27 @@ SOURCES = {
     "llama-3.2-3b": _policy("meta-llama/Llama-3.2-3B", "13afe5124825b4f3751f836b40dafda64c1ed062"),
 }
 _FILES_WORLD = ("questions", "train", "encoder", "corpus", "index")  # small ones first
-NEEDS = {
-    "paper-3b": (*_FILES_WORLD, "qwen2.5-3b"),
-    "paper-3b-instruct": (*_FILES_WORLD, "qwen2.5-3b-instruct"),
-    "paper-7b": (*_FILES_WORLD, "qwen2.5-7b"),
-    "paper-7b-instruct": (*_FILES_WORLD, "qwen2.5-7b-instruct"),
-    "paper-llama3.2-3b": (*_FILES_WORLD, "llama-3.2-3b"),
-}
 
 
 def needs(profile: str, only: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of the sources of `profile`, of these `only` the given ones when there are any.
 
+    A policy is needed where the profile looks for it in the folder that a source fills.
+
     Raises:
         ConfigError: for an unknown profile, or a source that it does not need.
     """
-    if profile in NEEDS:
-        names = NEEDS[profile]
-    elif profile in profiles():
-        atlas = load_experiment(f"{profile}/grpo").world.name == "atlas"
-        names = () if atlas else _FILES_WORLD
-    else:
-        raise ConfigError(
-            f'unknown profile "{profile}": {did_you_mean(profile, {*profiles(), *NEEDS})}'
-        )
+    if profile not in profiles():
+        raise ConfigError(f'unknown profile "{profile}": {did_you_mean(profile, profiles())}')
+    config = load_experiment(f"{profile}/grpo")
+    names: tuple[str, ...] = ()
+    if config.world.name == "files":
+        policies = [
+            name
+            for name, source in SOURCES.items()
+            if config.policy.path == f"{config.data.folder}/{source.folder}"
+        ]
+        names = (*_FILES_WORLD, *policies)
     for name in only:
         if name not in names:
             hint = did_you_mean(name, names) if names else "it needs no download"

@@ -15,6 +15,8 @@ import trl
 from datasets import Dataset
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
+from trl.generation.vllm_client import VLLMClient
+from trl.generation.vllm_generation import VLLMGeneration
 
 from llds_core.checkpoints import build_policy, build_tokenizer
 from llds_core.config import PolicyConfig
@@ -256,3 +258,36 @@ def test_a_missing_mask_trains_on_observations(spy: Spy) -> None:
     """Why the trainer validates masks itself; if TRL begins to check, that check may go."""
     source = inspect.getsource(GRPOTrainer._generate)
     assert 'extra_fields.pop("env_mask", None)' in source, ADVICE.format(what="env_mask")
+
+
+def test_weights_are_pushed_before_the_rollout_function_is_called() -> None:
+    """The vLLM engine counts on it: one push a rollout, and none of its own while awake."""
+    source = inspect.getsource(GRPOTrainer._generate)
+    push, rollout = "self.vllm_generation.sync_weights()", "self.rollout_func(prompts, self)"
+    assert 0 < source.find(push) < source.find(rollout), ADVICE.format(what="weight sync")
+
+
+@pytest.mark.parametrize(
+    "needed",
+    [
+        "self.llm = LLM(",
+        "self.llm.sleep(level=2)",
+        "self._llm_weights_sleeping",
+        "self.enable_sleep_mode",
+        "self.tensor_parallel_size",
+        "self.tp_group",
+        "self.server_base_url",
+        "self.vllm_client = VLLMClient(",
+        'self.llm.wake_up(tags=["weights"])',
+        'self.llm.wake_up(tags=["kv_cache"])',
+    ],
+)
+def test_vllm_generation_has_what_the_engine_uses(needed: str) -> None:
+    advice = "TRL's VLLMGeneration has changed: re-check llds_core/rollout/vllm_sampler.py"
+    assert needed in inspect.getsource(VLLMGeneration), advice
+
+
+def test_vllm_client_takes_what_the_engine_passes() -> None:
+    parameters = inspect.signature(VLLMClient.generate).parameters
+    assert {"prompts", "max_tokens", "generation_kwargs"} <= set(parameters)
+    assert "sampling_params.update(generation_kwargs" in inspect.getsource(VLLMClient.generate)

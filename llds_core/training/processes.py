@@ -1,0 +1,148 @@
+"""The processes that train one run together: who they are, and decisions that all of them share.
+
+`torchrun` and `accelerate launch` start one copy of the command per process and tell each its place
+through the environment. The first process alone owns the run directory; whatever it reads or
+decides there reaches the others through `decide`, its errors included, so that no process waits for
+one that has given up.
+"""
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from llds_core.config import ExperimentConfig
+from llds_core.errors import ConfigError, LLDSError, RunError
+
+T = TypeVar("T")
+# What `accelerate launch` sets from its configuration file.
+_SHARDING_SET = {"fsdp2": "ACCELERATE_USE_FSDP", "zero3": "ACCELERATE_USE_DEEPSPEED"}
+# How long a process waits for the slowest one, which may still be searching.
+_PATIENCE = timedelta(minutes=30)
+# How the communication libraries say that the other side is gone.
+_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out", re.I)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process owns the run directory."""
+        return self.rank == 0
+
+    def decide(self, decision: Callable[[], T]) -> T:
+        """Return what `decision` returns in the first process; raise what it raises there.
+
+        Only an `LLDSError` is shared: anything else is a defect, which ends all processes anyway.
+        """
+        if self.count == 1:
+            return decision()
+        outcome: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                outcome[0] = decision()
+            except LLDSError as error:
+                outcome[1] = error
+        broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+
+def launched_processes() -> Processes:
+    """This process as `torchrun` or `accelerate launch` has started it; alone without them."""
+    return Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def check_world_size(config: ExperimentConfig) -> Processes:
+    """Return the processes of this launch, in contact; they must be those of `config`.
+
+    Raises:
+        ConfigError: when their number is not `hardware.nodes` × `hardware.processes`, or they
+            were not started to shard the model as `hardware.sharding` says.
+    """
+    here = launched_processes()
+    if here.count != config.world_size:
+        raise ConfigError(
+            f"hardware.nodes={config.hardware.nodes} × hardware.processes="
+            f"{config.hardware.processes} ask for {config.world_size} processes, but {here.count} "
+            'run: start them with "python -m llds_core train", or set hardware.processes to what '
+            "was launched"
+        )
+    if here.count > 1:
+        _check_sharding(config.hardware.sharding)
+        PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+    return here
+
+
+def _check_sharding(sharding: str) -> None:
+    """accelerate would train unsharded without a word."""
+    if sharding == "none":
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"hardware.sharding={sharding} needs GPUs, and none is found: set "
+            "hardware.sharding=none"
+        )
+    if os.environ.get(_SHARDING_SET[sharding], "false").lower() != "true":
+        raise ConfigError(
+            f"hardware.sharding={sharding}, but the processes were launched without it: start them "
+            'with "python -m llds_core train"'
+        )
+
+
+@contextmanager
+def ending_together(processes: Processes) -> Iterator[None]:
+    """Turn the end of another process into a `RunError` in this one.
+
+    A process learns of it by a broken connection, or by the SIGTERM of the launcher, which would
+    end it before the run directory says why.
+    """
+    if processes.count == 1:
+        yield
+        return
+
+    # Signals belong to the main thread.
+    in_main = threading.current_thread() is threading.main_thread()
+
+    def stop(number: int, frame: object) -> None:
+        raise RunError(_lost("the launcher stopped this one"))
+
+    before = signal.signal(signal.SIGTERM, stop) if in_main else None
+    try:
+        yield
+    except BaseException as error:
+        if in_main:
+            # This process ends by itself, once it has written why.
+            before = signal.SIG_IGN
+        if (
+            isinstance(error, RuntimeError)
+            and not isinstance(error, LLDSError)
+            and _LOST.search(str(error))
+        ):
+            raise RunError(_lost(" ".join(str(error).split())[:120])) from error
+        raise
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _lost(reason: str) -> str:
+    return (
+        f"another process of this run has ended ({reason}): issue the same command again; the last "
+        "checkpoint is intact"
+    )

@@ -1,0 +1,180 @@
+"""What a run leaves behind while it trains: metrics rows, trajectories, ranked checkpoints, and the
+end of a run whose collapse is proved.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from llds_core.checkpoints import checkpoint_steps, rotate_checkpoints
+from llds_core.config import ExperimentConfig
+from llds_core.diagnostics.phases import collapse_step
+from llds_core.rollout.protocol import Trajectory
+from llds_core.runs import RunDirectory, read_metrics
+from llds_core.training.processes import Processes
+
+_logger = logging.getLogger("llds_core")
+BEST_WINDOW = 4  # steps whose mean reward ranks a checkpoint
+
+
+def has_collapsed(run: RunDirectory, config: ExperimentConfig) -> bool:
+    """Whether a run that is to stop after its collapse has proved it."""
+    rows = read_metrics(run.path)
+    if not config.diagnostics.stop_after_collapse or not rows:
+        return False
+    rewards = pd.Series([row["reward"] for row in rows], [row["step"] for row in rows])
+    return collapse_step(rewards, config.diagnostics.window) is not None
+
+
+class Recorder:
+    """Writes each step to the run directory and keeps the progress bar, the best checkpoint and the
+    rotation.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        config: ExperimentConfig,
+        done: int,
+        *,
+        progress: bool,
+        after_step: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self.run = run
+        self._config = config
+        self._after_step = after_step
+        self._started = time.perf_counter()
+        self._bar = tqdm(
+            total=config.training.steps,
+            initial=done,
+            desc=f"{config.name}",
+            unit="step",
+            disable=not progress,
+        )
+
+    def __call__(self, row: dict[str, Any], trajectories: list[Trajectory]) -> None:
+        """A step has ended: put its metrics and a few of its trajectories on disk."""
+        stored = trajectories[: self._config.training.trajectories_per_step]
+        self.run.append_trajectories(trajectory_record(t, row["step"]) for t in stored)
+        self.run.append_metrics(row)
+        gap, alarm = row["sampler_gap"], self._config.sampler.gap_alarm
+        # Written so that NaN warns too.
+        if gap is not None and not gap <= alarm:
+            _logger.warning(
+                "step %d: the sampler's log-probabilities differ from the trainer's by %.3g nats a "
+                "token in the mean (at most %.3g), above sampler.gap_alarm=%g: the rollouts may "
+                "come from other weights",
+                row["step"],
+                gap,
+                row["sampler_gap_max"],
+                alarm,
+            )
+        shown = {
+            "reward": row["reward"],
+            "loglik": row["loglik_correct"],
+            "entropy": row["entropy"],
+        }
+        self._bar.set_postfix(
+            {key: "–" if value is None else f"{value:.3f}" for key, value in shown.items()}
+        )
+        self._bar.update()
+        if self._after_step is not None:
+            self._after_step(row)
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of `step` is on disk: rank it and drop old ones."""
+        rewards = {row["step"]: row["reward"] for row in read_metrics(self.run.path)}
+        ranked = {
+            kept: sum(window) / len(window)
+            for kept in checkpoint_steps(self.run.checkpoints)
+            if (
+                window := [
+                    rewards[s]
+                    for s in range(max(1, kept - BEST_WINDOW + 1), kept + 1)
+                    if s in rewards
+                ]
+            )
+        }
+        best = max(ranked, key=ranked.__getitem__)
+        rotate_checkpoints(self.run.checkpoints, self._config.training.keep_checkpoints, best)
+        self.run.update(best_step=best, last_step=step)
+
+    def close(self) -> None:
+        """Training is over."""
+        self._bar.close()
+
+
+class Follow(TrainerCallback):
+    """Forwards what happens in the trainer to the recorder, which one process has; ends a run whose
+    collapse is proved, in all of them.
+    """
+
+    def __init__(
+        self, config: ExperimentConfig, processes: Processes, recorder: Recorder | None
+    ) -> None:
+        self._config = config
+        self._processes = processes
+        self._recorder = recorder
+        self._updates = config.training.updates_per_rollout
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One update has ended, and maybe a step."""
+        if self._config.diagnostics.stop_after_collapse and state.global_step % self._updates == 0:
+            collapsed = self._processes.decide(self._note_collapse)
+            control.should_training_stop |= collapsed
+            control.should_save |= collapsed
+
+    def _note_collapse(self) -> bool:
+        run = self._recorder.run
+        run.collapsed = has_collapsed(run, self._config)
+        return run.collapsed
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint was written."""
+        if self._recorder is not None:
+            self._recorder.saved(state.global_step // self._updates)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Training is over."""
+        if self._recorder is not None:
+            self._recorder.close()
+
+
+def trajectory_record(trajectory: Trajectory, step: int) -> dict[str, Any]:
+    """JSON-compatible record of a whole trajectory: tokens, masks, actions, hits, reward."""
+    return {
+        "step": step,
+        "question_id": trajectory.question.id,
+        "question": trajectory.question.question,
+        "golden_answers": list(trajectory.question.golden_answers),
+        "kind": trajectory.question.metadata.get("kind"),
+        "sample": trajectory.sample,
+        "answer": trajectory.answer,
+        "reward": trajectory.reward,
+        "correct": trajectory.correct,
+        "stop_reason": trajectory.stop_reason,
+        "actions": [
+            {
+                "kind": action.kind,
+                "content": action.content,
+                "text": action.text,
+                "start": action.start,
+                "end": action.end,
+                "executed": action.executed,
+                "retrieval_failed": action.retrieval_failed,
+                "hits": [
+                    {"id": hit.id, "title": hit.title, "text": hit.text} for hit in action.hits
+                ],
+            }
+            for action in trajectory.actions
+        ],
+        "prompt_ids": trajectory.prompt_ids,
+        "completion_ids": trajectory.completion_ids,
+        "response_mask": trajectory.response_mask,
+        "sampler_logprobs": [round(value, 6) for value in trajectory.sampler_logprobs],
+    }

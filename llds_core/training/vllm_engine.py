@@ -1,0 +1,103 @@
+"""What TRL leaves open about its vLLM engine: whether it can start, its dtype and log-prob mode."""
+
+import importlib.util
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import requests
+from trl import GRPOTrainer
+from trl.generation import vllm_generation
+from trl.generation.vllm_client import VLLMClient
+
+from llds_core.config import ExperimentConfig
+from llds_core.errors import ConfigError, SamplerError
+from llds_core.rollout.vllm_sampler import ColocatedEngine, Engine, ServerEngine, logprobs_mode
+
+_HEALTH_SECONDS = 10.0
+
+
+def check_vllm(config: ExperimentConfig, policy: Path) -> None:
+    """Refuse, before anything is loaded, a vLLM sampler that could not start.
+
+    Args:
+        config: the experiment; nothing is checked unless its sampler is vLLM.
+        policy: folder or hub name of the start policy, for the advice.
+
+    Raises:
+        ConfigError: when vLLM is not installed.
+        SamplerError: when the server of `sampler.mode=server` does not answer.
+    """
+    sampler = config.sampler
+    if sampler.backend != "vllm":
+        return
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "sampler.backend=vllm, but the package vllm is not installed: install the extra gpu "
+            "(pip install -e '.[gpu]') or set sampler.backend=transformers"
+        )
+    if sampler.mode == "server":
+        try:
+            requests.get(f"{sampler.server_url}/health", timeout=_HEALTH_SECONDS).raise_for_status()
+        except requests.RequestException as error:
+            raise SamplerError(
+                f"no vLLM server answers at sampler.server_url={sampler.server_url}: start it "
+                f"with {server_command(config, policy)}"
+            ) from error
+
+
+def server_command(config: ExperimentConfig, policy: Path) -> str:
+    """Shell command of the vLLM server that `config` expects, serving the start policy."""
+    sampler = config.sampler
+    arguments = {
+        "port": urlparse(sampler.server_url).port,
+        "tensor-parallel-size": sampler.tensor_parallel,
+        "max-model-len": config.rollout.max_total_tokens,
+        "dtype": config.training.dtype,
+        "logprobs-mode": logprobs_mode(config.rollout.temperature),
+        "weight-transfer-config": '{"backend": "nccl"}',
+    }
+    words = ["vllm", "serve", str(policy)]
+    words += [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
+    # Weights are pushed through endpoints that vLLM only opens in this mode.
+    return f"VLLM_SERVER_DEV_MODE=1 {shlex.join(words)}"
+
+
+@contextmanager
+def engine_options(config: ExperimentConfig) -> Iterator[None]:
+    """Add to the colocated engine that a trainer builds inside this context what TRL does not pass.
+
+    Left alone, vLLM takes the dtype from the checkpoint's file and makes half precision of
+    float32, and TRL fixes the log-prob mode for an importance correction that is not used here.
+    """
+    if config.sampler.backend != "vllm" or config.sampler.mode != "colocate":
+        yield
+        return
+    made = vllm_generation.LLM
+    options = {
+        "dtype": config.training.dtype,
+        "logprobs_mode": logprobs_mode(config.rollout.temperature),
+        "enable_prefix_caching": True,
+    }
+    vllm_generation.LLM = lambda **theirs: made(**theirs | options)
+    try:
+        yield
+    finally:
+        vllm_generation.LLM = made
+
+
+def open_engine(trainer: GRPOTrainer) -> Engine:
+    """The engine that TRL built for `trainer`."""
+    generation: Any = trainer.vllm_generation
+    if generation.mode == "colocate":
+        return ColocatedEngine(generation)
+    accelerator = trainer.accelerator
+    client = (
+        generation.vllm_client
+        if accelerator.is_main_process
+        else VLLMClient(base_url=generation.server_base_url)
+    )
+    return ServerEngine(client, accelerator.wait_for_everyone)

@@ -1,0 +1,315 @@
+"""The vLLM sampler against recorded engine output, and its engines against TRL's interface."""
+
+import importlib.machinery
+import sys
+import threading
+import types
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from llds_core.checkpoints import build_tokenizer
+from llds_core.errors import SamplerError
+from llds_core.rollout.protocol import STOP_TAGS, TAGS
+from llds_core.rollout.samplers import Generation, StopAtTag
+from llds_core.rollout.vllm_sampler import (
+    ColocatedEngine,
+    Completion,
+    Request,
+    ServerEngine,
+    VLLMSampler,
+    logprobs_mode,
+)
+
+TEXTS = ["<search>where is it</search>. then</answer>. so it is where it was"] * 20
+TOKENIZER = build_tokenizer(TEXTS, 400, TAGS)
+SPELLED = build_tokenizer(TEXTS, 300, ())
+EOS = TOKENIZER.eos_token_id
+PROMPTS = [[7, 8, 9], [20, 21], [30]]
+
+
+class Recorded:
+    """An engine that answers what it was given, and keeps what it was asked."""
+
+    def __init__(self, *answers: Sequence[Sequence[int]]) -> None:
+        self.answers = list(answers)
+        self.asked: list[list[Request]] = []
+
+    def rollout(self) -> Any:
+        return nullcontext()
+
+    def generate(self, requests: Sequence[Request], options: Any) -> list[Completion]:
+        self.asked.append(list(requests))
+        answer = self.answers.pop(0)
+        return [Completion(list(ids), [-float(i + 1) for i in range(len(ids))]) for ids in answer]
+
+
+def sampler(engine: Any, tokenizer: Any = TOKENIZER) -> VLLMSampler:
+    eos = {tokenizer.eos_token_id}
+    return VLLMSampler(engine, StopAtTag(tokenizer), eos, lambda row, turn: 100 * row + turn)
+
+
+def one(ids: Sequence[int], budget: int, tokenizer: Any = TOKENIZER) -> Generation:
+    session = sampler(Recorded([ids]), tokenizer).session([[7]])
+    return session.generate([0], [budget])[0]
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, SPELLED], ids=["one token", "many tokens"])
+@pytest.mark.parametrize("tag", STOP_TAGS)
+def test_an_action_ends_with_the_token_that_completes_the_tag(tokenizer: Any, tag: str) -> None:
+    ids = tokenizer.encode(f"it is{tag}", add_special_tokens=False)
+    made = one(ids, 40, tokenizer)
+    assert (made.token_ids, made.stop) == (ids, "tag")
+    assert tokenizer.decode(made.token_ids).endswith(tag)
+    assert made.logprobs == [-float(i + 1) for i in range(len(ids))]
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, SPELLED], ids=["one token", "many tokens"])
+def test_what_follows_the_completing_token_is_cut(tokenizer: Any) -> None:
+    kept = tokenizer.encode("it is</search>", add_special_tokens=False)
+    more = tokenizer.encode(" then</answer>", add_special_tokens=False)
+    made = one([*kept, *more], 40, tokenizer)
+    assert (made.token_ids, made.stop) == (kept, "tag")
+    assert len(made.logprobs) == len(kept)
+
+
+def test_a_token_that_overruns_the_tag_stays_whole() -> None:
+    """`>.` closes the tag and more: the token was sampled, and is not taken apart."""
+    overrun = next(
+        (
+            ids
+            for text in (">. ", ">.", "> ")
+            for ids in [SPELLED.encode(f"</search{text}")]
+            if SPELLED.decode(ids[-1:]) != ">" and ">" in SPELLED.decode(ids[-1:])
+        ),
+        None,
+    )
+    assert overrun, "the tokenizer of this test merges nothing with `>`"
+    made = one(overrun, 40, SPELLED)
+    assert (made.token_ids, made.stop) == (overrun, "tag")
+
+
+def test_an_end_token_ends_an_action_and_is_kept() -> None:
+    made = one([40, 41, EOS, 42], 9)
+    assert (made.token_ids, made.stop, made.logprobs) == ([40, 41, EOS], "eos", [-1, -2, -3])
+
+
+def test_a_full_budget_ends_an_action() -> None:
+    made = one([40, 41, 42], 3)
+    assert (made.token_ids, made.stop) == ([40, 41, 42], "length")
+
+
+@pytest.mark.parametrize("ids", [[], [40, 41]])
+def test_an_end_without_a_reason_is_an_error(ids: list[int]) -> None:
+    with pytest.raises(SamplerError, match=f"ended row 0 after {len(ids)} of 5 tokens") as error:
+        one(ids, 5)
+    assert "\n" not in str(error.value)
+
+
+def test_rows_keep_their_contexts_budgets_and_seeds() -> None:
+    engine = Recorded([[40, 41], [42, EOS], [43, 44, 45]], [[46], [47]])
+    session = sampler(engine).session(PROMPTS)
+    first = session.generate([0, 1, 2], [2, 9, 3])
+    assert [made.token_ids for made in first] == [[40, 41], [42, EOS], [43, 44, 45]]
+    session.append(2, [90, 91])
+    session.append(0, [92])
+    second = session.generate([2, 0], [1, 1])
+    assert [made.token_ids for made in second] == [[46], [47]]
+    assert engine.asked == [
+        [Request([7, 8, 9], 2, 0), Request([20, 21], 9, 100), Request([30], 3, 200)],
+        [Request([30, 43, 44, 45, 90, 91], 1, 201), Request([7, 8, 9, 40, 41, 92], 1, 1)],
+    ]
+    assert PROMPTS == [[7, 8, 9], [20, 21], [30]]
+
+
+def test_a_cut_action_leaves_nothing_in_the_context() -> None:
+    tag = TOKENIZER.encode("</search>", add_special_tokens=False)
+    engine = Recorded([[40, *tag, 66, 67]], [[46]])
+    session = sampler(engine).session([[7]])
+    session.generate([0], [9])
+    session.generate([0], [1])
+    assert engine.asked[1][0].token_ids == [7, 40, *tag]
+
+
+def test_the_engine_is_asked_to_keep_stop_strings() -> None:
+    options = sampler(Recorded()).options
+    assert options["stop"] == list(STOP_TAGS) and options["include_stop_str_in_output"]
+    assert options["stop_token_ids"] == [EOS]
+    assert options["skip_special_tokens"] is False
+    assert options["logprobs"] == 0
+
+
+def test_log_probabilities_are_not_renormalised_to_a_nucleus_at_temperature_one() -> None:
+    assert logprobs_mode(1.0) == "raw_logprobs"
+    assert logprobs_mode(0.7) == "processed_logprobs"
+
+
+@dataclass
+class SamplingParams:
+    """Takes vLLM's keyword arguments that the sampler uses, and no others."""
+
+    temperature: float
+    top_p: float
+    logprobs: int
+    stop: list[str]
+    include_stop_str_in_output: bool
+    stop_token_ids: list[int]
+    skip_special_tokens: bool
+    max_tokens: int
+    seed: int
+
+
+@pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("vllm")
+    module.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
+    module.SamplingParams = SamplingParams
+    monkeypatch.setitem(sys.modules, "vllm", module)
+
+
+@dataclass
+class Generating:
+    """TRL's `VLLMGeneration`, as far as the engine uses it; `log` is what happened, in order."""
+
+    enable_sleep_mode: bool = False
+    tensor_parallel_size: int = 1
+    tp_group: Any = None
+    _llm_weights_sleeping: bool = False
+    log: list[Any] = field(default_factory=list)
+
+    @property
+    def llm(self) -> "Generating":
+        return self
+
+    def sync_weights(self) -> None:
+        self._llm_weights_sleeping = False
+        self.log.append("sync")
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.log.append(("wake", *tags))
+
+    def sleep(self, level: int) -> None:
+        self.log.append(("sleep", level))
+
+    def generate(
+        self, prompts: list[dict], sampling_params: list[SamplingParams], use_tqdm: bool
+    ) -> list[Any]:
+        self.log.append(("generate", len(prompts)))
+        outputs = []
+        for prompt, asked in zip(prompts, sampling_params, strict=True):
+            # Each token is the seed; the other entry of its place is a likelier token.
+            ids = [asked.seed] * asked.max_tokens
+            place = {asked.seed: types.SimpleNamespace(logprob=-float(len(prompt)))}
+            place |= {-1: types.SimpleNamespace(logprob=-0.1)}
+            sample = types.SimpleNamespace(token_ids=tuple(ids), logprobs=[place] * len(ids))
+            outputs.append(types.SimpleNamespace(outputs=[sample]))
+        return outputs
+
+
+OPTIONS = sampler(Recorded()).options
+REQUESTS = [Request([1, 2], 2, 50), Request([3], 1, 60)]
+
+
+def test_colocated_requests_carry_their_own_budget_and_seed(vllm: None) -> None:
+    completions = ColocatedEngine(Generating()).generate(REQUESTS, OPTIONS)
+    assert completions == [Completion([50, 50], [-1.0, -1.0]), Completion([60], [-1.0])]
+
+
+def test_the_engine_sleeps_after_all_turns_and_not_between(vllm: None) -> None:
+    generation = Generating(enable_sleep_mode=True)
+    engine = ColocatedEngine(generation)
+    with engine.rollout():
+        engine.generate(REQUESTS, OPTIONS)
+        engine.generate(REQUESTS[:1], OPTIONS)
+    turns = [("wake", "kv_cache"), ("generate", 2), ("generate", 1), ("sleep", 2)]
+    assert generation.log == turns
+    assert generation._llm_weights_sleeping
+    with engine.rollout():
+        pass
+    assert generation.log[4:] == ["sync", ("wake", "kv_cache"), ("sleep", 2)]
+
+
+def test_processes_that_share_a_policy_wait_for_the_last_turn(
+    vllm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes, here threads: one makes three turns, the other one; both serve all three."""
+    barrier, shared, place = threading.Barrier(2), [None, None], threading.local()
+
+    def all_gather_object(found: list[Any], own: Any, group: Any) -> None:
+        shared[place.rank] = own
+        barrier.wait(10)
+        found[:] = shared
+        barrier.wait(10)
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda group: place.rank)
+    made: dict[int, list[Any]] = {0: [], 1: []}
+    engines = [Generating(tensor_parallel_size=2), Generating(tensor_parallel_size=2)]
+
+    def work(rank: int, turns: int) -> None:
+        place.rank = rank
+        engine = ColocatedEngine(engines[rank])
+        with engine.rollout():
+            for turn in range(turns):
+                asked = [Request([1], 1, 10 * rank + turn), Request([1], 1, 100 + rank)]
+                made[rank].append(engine.generate(asked, OPTIONS))
+
+    threads = [threading.Thread(target=work, args=args) for args in ((0, 3), (1, 1))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert [[c.token_ids for c in turn] for turn in made[0]] == [
+        [[0], [100]],
+        [[1], [100]],
+        [[2], [100]],
+    ]
+    assert [[c.token_ids for c in turn] for turn in made[1]] == [[[10], [101]]]
+    served = [("generate", 4), ("generate", 2), ("generate", 2)]
+    assert [engine.log for engine in engines] == [served, served]
+
+
+class Client:
+    """TRL's `VLLMClient.generate`, as far as the engine uses it."""
+
+    def __init__(self) -> None:
+        self.together = threading.Barrier(2)
+
+    def generate(self, prompts: list[list[int]], max_tokens: int, generation_kwargs: dict) -> dict:
+        assert generation_kwargs["stop"] == list(STOP_TAGS)
+        self.together.wait(10)  # both rows are asked at the same time
+        seed = generation_kwargs["seed"]
+        return {
+            "completion_ids": [[seed] * max_tokens],
+            "logprobs": [[[-0.1, -2.0]] * max_tokens],
+            "logprob_token_ids": [[[5, seed]] * max_tokens],
+        }
+
+
+def test_a_server_is_asked_for_all_rows_at_once_and_answers_in_order() -> None:
+    engine = ServerEngine(Client(), lambda: None)
+    completions = engine.generate(REQUESTS, OPTIONS)
+    assert completions == [Completion([50, 50], [-2.0, -2.0]), Completion([60], [-2.0])]
+    assert engine.generate([], OPTIONS) == []
+
+
+def test_nobody_asks_the_server_before_the_weights_are_there() -> None:
+    log: list[str] = []
+    with ServerEngine(Client(), lambda: log.append("everyone")).rollout():
+        log.append("turn")
+    assert log == ["everyone", "turn"]
+
+
+def test_a_failing_server_is_one_line() -> None:
+    class Broken:
+        def generate(self, **options: Any) -> dict:
+            raise Exception("Request failed: 400, {\n  too long }")
+
+    with pytest.raises(SamplerError, match="400") as error:
+        ServerEngine(Broken(), lambda: None).generate(REQUESTS, OPTIONS)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,71 @@
+"""How many jobs run at a time, and where."""
+
+from pathlib import Path
+
+import pytest
+
+from llds_core import jobs
+from llds_core.benchmark_jobs import BenchmarkJob
+from llds_core.config import load_experiment
+from llds_core.errors import TrainingDivergedError
+from llds_core.jobs import Job, gpu_sets
+from llds_core.runs import RunDirectory, has_diverged
+
+SMOKE = load_experiment("smoke/grpo")
+FOUR = load_experiment("paper-3b/grpo", layout="4x80")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "wanted", "sets"),
+    [
+        ("0", 1, ["0"]),
+        ("01", 1, ["0", "1"]),
+        ("01234567", 4, ["0123", "4567"]),
+        ("012", 2, ["01"]),
+        ("01", 4, ["01"]),
+    ],
+)
+def test_gpus_are_divided_among_jobs(gpus: str, wanted: int, sets: list[str]) -> None:
+    assert gpu_sets(list(gpus), wanted) == [list(of_job) for of_job in sets]
+
+
+def test_a_single_gpu_trains_one_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["0"])
+    assert jobs._places(Job(SMOKE, 0)) == [{"CUDA_VISIBLE_DEVICES": "0"}]
+
+
+def test_eight_gpus_train_two_runs_of_four_or_answer_in_eight_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: list("01234567"))
+    sets = [place["CUDA_VISIBLE_DEVICES"] for place in jobs._places(Job(FOUR, 0))]
+    assert sets == ["0,1,2,3", "4,5,6,7"]
+    assert len(jobs._places(BenchmarkJob(FOUR, 0, part=(1, 8)))) == 8
+
+
+def test_gpus_keep_the_names_they_are_made_visible_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
+    assert jobs.visible_gpus() == ["3", "GPU-5a"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert jobs.visible_gpus() == ["0", "1"]
+
+
+def test_without_gpus_there_are_as_many_as_cores_for_their_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jobs, "visible_gpus", list)
+    monkeypatch.setattr(jobs, "usable_cores", lambda: 6)
+    two = load_experiment("smoke/grpo", ["training.threads=2"])
+    assert jobs._places(Job(two, 0)) == [{}, {}, {}]
+
+
+def test_a_run_that_diverged_is_a_result(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    assert not has_diverged(path)
+    with pytest.raises(ValueError), RunDirectory(path, SMOKE, 0, command="again"):
+        raise ValueError("a defect")
+    assert not has_diverged(path)
+    with pytest.raises(TrainingDivergedError), RunDirectory(path, SMOKE, 0, command="again"):
+        raise TrainingDivergedError("5 updates in a row were not finite")
+    assert has_diverged(path)

@@ -1,0 +1,122 @@
+"""Several processes train as one: the same trajectories, mini-batches, gradients and metrics; the
+end of one is the end of all.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scripted import largest_difference
+from shared_trainers import (
+    CASES,
+    SHARDED,
+    compute,
+    compute_all,
+    compute_sharded,
+    differing,
+    spawn,
+    wait,
+)
+
+from llds_core.training.processes import Processes
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes have computed, by rank."""
+    folder = tmp_path_factory.mktemp("two")
+    assert wait(spawn(2, compute_all, folder)) == [0, 0]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two processes with a sharded model have computed, by rank."""
+    folder = tmp_path_factory.mktemp("sharded")
+    assert wait(spawn(2, compute_sharded, folder)) == [0, 0]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_give_the_gradient_and_metrics_of_one(
+    two: list[dict[str, Any]], tmp_path: Path, case: str
+) -> None:
+    same_step(compute(case, tmp_path, Processes()), [results[case] for results in two])
+
+
+@pytest.mark.parametrize("case", SHARDED)
+def test_sharded_model_gives_the_gradient_and_metrics_of_one_process(
+    sharded: list[dict[str, Any]], tmp_path: Path, case: str
+) -> None:
+    same_step(compute(case, tmp_path, Processes()), [results[case] for results in sharded])
+
+
+def same_step(alone: dict[str, Any], shares: list[dict[str, Any]]) -> None:
+    for other in shares:
+        assert len(other["gradients"]) == len(alone["gradients"]) == 4
+        for mine, theirs in zip(alone["gradients"], other["gradients"], strict=True):
+            for name, gradient in mine.items():
+                torch.testing.assert_close(theirs[name], gradient, atol=1e-6, rtol=0)
+        assert not differing(other["row"], alone["row"])
+    assert (
+        max(float(g.abs().max()) for update in alone["gradients"] for g in update.values()) > 0.01
+    )
+
+
+def test_sharded_run_samples_from_the_whole_present_policy(
+    sharded: list[dict[str, Any]],
+) -> None:
+    for results in sharded:
+        assert results["action-preserved"]["sampled"] == 0.0
+        assert results["two steps"]["sampled"] > 1e-4
+
+
+def test_sharded_run_resumes_where_it_was(sharded: list[dict[str, Any]]) -> None:
+    for results in sharded:
+        assert "optimizer.bin" in results["stored"]  # FSDP's own form: the model was sharded
+        assert not differing(results["resumed"]["row"], results["two steps"]["row"])
+        weights = [results[name]["weights"] for name in ("two steps", "resumed")]
+        assert largest_difference(*weights) < 1e-6
+
+
+def test_each_update_takes_the_rows_of_one_process_shared_equally(
+    two: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    alone = compute("token-mean", tmp_path, Processes())["inputs"]
+    shares = [results["token-mean"]["inputs"] for results in two]
+    for update in range(4):
+        wanted = rows_of(alone, update)
+        parts = [rows_of(share, update) for share in shares]
+        assert len(parts[0]) == len(parts[1]) == 4
+        assert sorted(parts[0] + parts[1]) == sorted(wanted)
+
+
+def rows_of(inputs: list[tuple[int, list[int]]], update: int) -> list[int]:
+    return [row for number, rows in inputs if number == update for row in rows]
+
+
+def test_metrics_speak_of_all_trajectories_and_of_the_slowest_process(
+    two: list[dict[str, Any]],
+) -> None:
+    for results in two:
+        row = results["token-mean"]["row"]
+        assert row["trajectories"] == 16
+        assert row["rollout_seconds"] == 1.5
+
+
+def test_the_first_process_decides_for_all_and_its_refusal_reaches_all(
+    two: list[dict[str, Any]],
+) -> None:
+    for results in two:
+        assert results["decided"] == "by 0"
+        assert results["refused"] == "the first process says no"
+
+
+def test_a_loss_that_is_not_finite_in_one_process_skips_the_update_in_all(
+    two: list[dict[str, Any]],
+) -> None:
+    for results in two:
+        assert "2 updates in a row" in results["diverged"]["error"]
+        assert results["diverged"]["updates"] == 2
+        assert results["diverged"]["moved"] == 0.0

@@ -1,0 +1,182 @@
+"""Whole runs on several processes: as one process would have made them, whatever becomes of one."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shared_trainers import differing, spawn, wait
+from test_resume import assert_same_run, fresh_root, rows
+
+from llds_core.checkpoints import checkpoint_path, checkpoint_steps, load_policy
+from llds_core.config import load_experiment
+from llds_core.errors import ConfigError
+from llds_core.runs import read_manifest, read_metrics, read_trajectories, run_path
+from llds_core.training import experiment
+
+# The format reward differs inside groups, which the smoke policy's answers hardly ever do.
+_RUN = ("reward.kind=format", "training.warmup_steps=0", "rollout.streams=trajectory")
+_STEPS = 2
+_LIMIT = 120  # seconds within which no process may be left
+
+
+def train_smoke(root: Path, world: int, dies_in: int | None = None, rank: int = 1) -> None:
+    """Train in this process's place; process `rank` is killed at its rollout `dies_in`."""
+    overrides = (*_RUN, f"training.steps={_STEPS}", f"hardware.processes={world}")
+    if dies_in is not None and os.environ["RANK"] == str(rank):
+        calls = iter(range(1, 100))
+        original = experiment.SearchRollout.__call__
+
+        def last(self: Any, *args: Any) -> Any:
+            if next(calls) == dies_in:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self, *args)
+
+        experiment.SearchRollout.__call__ = last
+    config = load_experiment("smoke/llds-action", overrides)
+    experiment.train(config, 0, root, overrides=overrides, progress=False)
+
+
+def smoke_path(root: Path) -> Path:
+    return run_path(root, load_experiment("smoke/llds-action"), 0, _RUN)
+
+
+@pytest.fixture(scope="module")
+def runs(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same run on one and on two processes."""
+    made = {}
+    for world in (1, 2):
+        root = fresh_root(smoke_runs, tmp_path_factory.mktemp(f"world{world}") / "runs")
+        assert wait(spawn(world, train_smoke, root, world)) == [0] * world
+        made[world] = smoke_path(root)
+    return made
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_run_of_one(runs: dict[int, Path]) -> None:
+    for step in range(1, _STEPS + 1):
+        assert not differing(rows(runs[1])[step - 1], rows(runs[2])[step - 1])
+    assert [read_manifest(path)["status"] for path in runs.values()] == ["complete"] * 2
+    ids = [[t["completion_ids"] for t in read_trajectories(path)] for path in runs.values()]
+    assert ids[0] == ids[1]
+    assert rows(runs[1])[0]["grad_norm"] > 0.01
+    assert rows(runs[1])[1]["gated_fraction"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_checkpoint_continues_on_another_number_of_processes(
+    runs: dict[int, Path], smoke_runs: Path, tmp_path: Path, before: int, after: int
+) -> None:
+    root = fresh_root(smoke_runs, tmp_path / "runs")
+    path = smoke_path(root)
+    shutil.copytree(runs[before], path)
+    shutil.rmtree(checkpoint_path(path / "checkpoint", 2))
+    first = (path / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)[0]
+    (path / "metrics.jsonl").write_text(first, "utf-8")
+    assert wait(spawn(after, train_smoke, root, after)) == [0] * after
+    assert read_manifest(path)["config"]["hardware"]["processes"] == after
+    assert not differing(rows(path)[1], rows(runs[before])[1])
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_which_continues_as_if_nothing_had_happened(
+    runs: dict[int, Path], smoke_runs: Path, tmp_path: Path
+) -> None:
+    root = fresh_root(smoke_runs, tmp_path / "runs")
+    started = time.monotonic()
+    assert wait(spawn(2, train_smoke, root, 2, 2)) == [2, -signal.SIGKILL]
+    assert time.monotonic() - started < _LIMIT
+    path = smoke_path(root)
+    manifest = read_manifest(path)
+    assert manifest["status"] == "failed"
+    assert "another process of this run has ended" in manifest["reason"]
+    assert checkpoint_steps(path / "checkpoint") == [1]
+    assert wait(spawn(2, train_smoke, root, 2)) == [0, 0]
+    assert_same_run(path, runs[2])
+
+
+def processes_of(root: Path) -> dict[str, int]:
+    """Process ids by rank of the processes that train below `root`."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes()
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        rank = [entry[5:].decode() for entry in environment if entry.startswith(b"RANK=")]
+        if rank and str(root).encode() in command:
+            found[rank[0]] = int(folder.name)
+    return found
+
+
+def start_command(root: Path) -> subprocess.Popen:
+    """Issue the command for a long run on two processes; return it once it has a checkpoint."""
+    command = [sys.executable, "-m", "llds_core", "train", "smoke/llds-action", *_RUN]
+    command += ["hardware.processes=2", "training.steps=500", "--run-root", str(root), "--quiet"]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests run in the background (`nohup … &`) hand down a SIGINT that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while not checkpoint_steps(smoke_path(root) / "checkpoint"):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    return process
+
+
+def end_of(process: subprocess.Popen, root: Path) -> str:
+    """Standard error of a command that must end soon, and leave no process behind."""
+    try:
+        return process.communicate(timeout=_LIMIT)[1]
+    finally:
+        process.kill()
+        assert not processes_of(root)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes through /proc")
+def test_command_says_which_process_was_killed_or_that_it_was_interrupted(
+    smoke_runs: Path, tmp_path: Path
+) -> None:
+    root = fresh_root(smoke_runs, tmp_path / "runs")
+    path = smoke_path(root)
+    process = start_command(root)
+    os.kill(processes_of(root)["1"], signal.SIGKILL)
+    output = end_of(process, root)
+    assert process.returncode == 2
+    assert "process 1 was killed by SIGKILL" in output
+    assert output.count("\n") == 1
+    manifest = read_manifest(path)
+    assert manifest["status"] == "failed"
+    assert manifest["reason"] == "process 1 was killed by SIGKILL"
+    last = checkpoint_steps(path / "checkpoint")[-1]
+    load_policy(checkpoint_path(path / "checkpoint", last))
+    assert [row["step"] for row in read_metrics(path)][:last] == list(range(1, last + 1))
+
+    # The same command goes on, until Ctrl-C.
+    process = start_command(root)
+    while read_manifest(path)["status"] != "running" or not read_metrics(path)[last:]:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output = end_of(process, root)
+    assert process.returncode == 130
+    assert "stopped; to continue: " in output and "Traceback" not in output
+    assert read_manifest(path)["status"] == "interrupted"
+
+
+def test_wrong_number_of_processes_is_refused_in_one_line(tmp_path: Path) -> None:
+    config = load_experiment("smoke/grpo", ["hardware.processes=2"])
+    with pytest.raises(ConfigError, match="ask for 2 processes, but 1 run") as error:
+        experiment.train(config, 0, tmp_path, progress=False)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,234 @@
+"""Runs from a policy that is given: a Llama with a chat template and multi-token tags."""
+
+import json
+import shutil
+from pathlib import Path
+
+import httpx
+import huggingface_hub
+import pytest
+import torch
+from given_policies import save_llama
+from huggingface_hub import errors as hub_errors
+from run_helpers import one_line
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from llds_core.checkpoints import checkpoint_path, load_policy, policy_digest
+from llds_core.cli import main
+from llds_core.config import load_experiment
+from llds_core.errors import CheckpointError, ConfigError, DownloadError, RunError
+from llds_core.evaluation import evaluate_run
+from llds_core.runs import read_manifest, read_metrics, read_trajectories
+from llds_core.training import experiment
+from llds_core.training.pretrained import pretrained_folder
+from llds_core.training.warmstart import (
+    start_policy,
+    warmstart,
+    warmstart_path,
+    warmstart_policy_path,
+)
+from llds_core.worlds.prompts import encode_prompt
+
+_SMALL = (
+    *("training.steps=2", "training.updates_per_rollout=2", "training.epochs=1"),
+    *("rollout.prompts_per_rollout=2", "rollout.group_size=2", "training.micro_batch_size=2"),
+    *("rollout.max_action_tokens=6", "rollout.max_total_tokens=1100", "rollout.prompt=search-r1"),
+)
+
+
+def overrides(policy: Path, *extra: str) -> list[str]:
+    return [*_SMALL, f"policy.path={policy}", *extra]
+
+
+def train(root: Path, policy: Path, *extra: str) -> Path:
+    changed = overrides(policy, *extra)
+    config = load_experiment("smoke/llds-action", changed)
+    return experiment.train(config, 0, root, overrides=changed, progress=False)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("given") / "llama")
+
+
+@pytest.fixture(scope="module")
+def trained(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("trained"), llama)
+
+
+def test_training_moves_every_weight_of_a_given_llama(llama: Path, trained: Path) -> None:
+    manifest = read_manifest(trained)
+    assert (manifest["status"], manifest["start_policy"]) == ("complete", str(llama))
+    assert manifest["policy"] == policy_digest(llama)
+    before, after = (
+        load_policy(llama)[0],
+        load_policy(checkpoint_path(trained / "checkpoint", 2))[0],
+    )
+    assert isinstance(after, LlamaForCausalLM)
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert not torch.equal(old, new), name
+    row = read_metrics(trained)[-1]
+    assert row["gated_fraction_first"] == 0 and row["kl"] >= 0
+
+
+def test_prompts_go_through_its_chat_template(llama: Path, trained: Path) -> None:
+    first = read_trajectories(trained)[0]
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    assert first["prompt_ids"] == encode_prompt(first["question"], "search-r1", tokenizer)
+    text = tokenizer.decode(first["prompt_ids"])
+    assert text.startswith("<|im_start|>user\n") and text.endswith("<|im_start|>assistant\n")
+
+
+def test_its_tokenizer_comes_back_from_a_checkpoint_as_it_was(llama: Path, trained: Path) -> None:
+    given = AutoTokenizer.from_pretrained(llama)
+    stored = AutoTokenizer.from_pretrained(checkpoint_path(trained / "checkpoint", 2))
+    assert type(stored) is type(given)
+    assert stored.special_tokens_map == given.special_tokens_map
+    assert (stored.eos_token_id, stored.pad_token_id) == (given.eos_token_id, given.pad_token_id)
+    assert stored.chat_template == given.chat_template
+    text = "<think> São  Tomé, 1,234 </think>\n\n<search> e\u0301 </search><|im_end|>"
+    assert stored.encode(text) == given.encode(text)
+    assert stored.decode(stored.encode(text)) == text
+
+
+def test_its_checkpoints_are_evaluated(trained: Path, llama: Path) -> None:
+    changed = overrides(llama)
+    config = load_experiment("smoke/llds-action", [*changed, "evaluation.questions=4"])
+    root = trained.parents[2]
+    for checkpoint in ("last", "start"):
+        path = evaluate_run(
+            config, 0, root, overrides=changed, checkpoint=checkpoint, progress=False
+        )
+        assert json.loads(path.read_text())["results"]["greedy"]["all"]["n"] == 4
+
+
+def test_stopped_and_resumed_it_is_bit_identical(
+    llama: Path, trained: Path, tmp_path: Path
+) -> None:
+    def stop(row: dict) -> None:
+        if row["step"] == 2:
+            raise KeyboardInterrupt
+
+    changed = overrides(llama)
+    config = load_experiment("smoke/llds-action", changed)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train(config, 0, tmp_path, overrides=changed, progress=False, after_step=stop)
+    run = train(tmp_path, llama)
+    assert read_manifest(run)["resumed"]
+    one, other = (checkpoint_path(path / "checkpoint", 2) for path in (run, trained))
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert read_trajectories(run) == read_trajectories(trained)
+
+
+def test_another_policy_behind_the_same_path_is_refused(tmp_path: Path) -> None:
+    policy = save_llama(tmp_path / "llama")
+    before = policy_digest(policy)
+    train(tmp_path / "runs", policy, "training.steps=1")
+    shutil.rmtree(policy)
+    save_llama(policy, seed=1)
+    with pytest.raises(RunError, match=f"began with policy {before}, now") as error:
+        train(tmp_path / "runs", policy, "training.steps=2")
+    one_line(error)
+
+
+def test_a_given_policy_is_warm_started_when_asked(llama: Path, tmp_path: Path) -> None:
+    changed = [
+        *_SMALL,
+        *(f"policy.path={llama}", "training.warmstart=true"),
+        *("warmstart.steps=2", "warmstart.batch_size=2", "warmstart.save_every=1"),
+        "warmstart.learning_rate=1e-3",
+    ]
+    config = load_experiment("smoke/grpo", changed)
+    folder = start_policy(config, tmp_path, progress=False)
+    assert folder == warmstart_policy_path(tmp_path, config)
+    assert read_manifest(folder.parent)["policy"] == policy_digest(llama)
+    given, made = load_policy(llama), load_policy(folder)
+    assert made[1].get_vocab() == given[1].get_vocab()
+    moved = [
+        not torch.equal(old, new)
+        for old, new in zip(given[0].parameters(), made[0].parameters(), strict=True)
+    ]
+    assert all(moved)
+    # The start policy itself is what the run's manifest names.
+    run = experiment.train(config, 0, tmp_path, overrides=changed, progress=False)
+    assert read_manifest(run)["policy"] == policy_digest(folder)
+
+
+def test_a_warm_start_of_another_policy_is_refused(tmp_path: Path) -> None:
+    policy = save_llama(tmp_path / "llama")
+    changed = [f"policy.path={policy}", "training.warmstart=true", "warmstart.batch_size=1"]
+    changed += ["warmstart.steps=1"]
+    config = load_experiment("smoke/grpo", changed)
+    start_policy(config, tmp_path / "runs", progress=False)
+    shutil.rmtree(policy)
+    save_llama(policy, seed=1)
+    with pytest.raises(RunError, match="began with policy") as error:
+        start_policy(config, tmp_path / "runs", progress=False)
+    one_line(error)
+    assert warmstart_path(tmp_path / "runs", config).is_dir()
+
+
+def test_a_missing_folder_names_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["train", "smoke/grpo", "policy.path=data/policy/nothing"]
+    assert main([*arguments, "--run-root", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "policy.path=data/policy/nothing is no folder: run make data PROFILE=smoke" in err
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path, llama: Path) -> None:
+    shutil.copytree(llama, tmp_path / "empty")
+    (tmp_path / "empty" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        train(tmp_path / "runs", tmp_path / "empty")
+
+
+def _response(status: int) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co/x"))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (hub_errors.GatedRepoError("no", response=_response(403)), "is gated: accept its licence"),
+        (hub_errors.RepositoryNotFoundError("no", response=_response(404)), "is not on the hub"),
+    ],
+)
+def test_a_model_that_the_hub_does_not_give_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, said: str
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    config = load_experiment("smoke/grpo", ["policy.path=owner/gated"])
+    with pytest.raises(DownloadError, match=said) as caught:
+        pretrained_folder(config, tmp_path)
+    assert one_line(caught).startswith("policy.path=owner/gated is no folder here, and owner/gated")
+
+
+def test_a_model_of_the_hub_is_taken_from_its_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = {}
+
+    def download(repo: str, allow_patterns: list[str]) -> str:
+        asked[repo] = allow_patterns
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    config = load_experiment("smoke/grpo", ["policy.path=owner/model"])
+    assert pretrained_folder(config, tmp_path) == tmp_path / "snapshot"
+    assert "*.safetensors" in asked["owner/model"] and "config.json" in asked["owner/model"]
+
+
+def test_questions_from_files_have_no_traces_to_warm_start_on() -> None:
+    with pytest.raises(ConfigError, match="have no scripted traces"):
+        load_experiment("smoke/grpo", ["world.name=files", "training.warmstart=true"])
+
+
+def test_a_policy_that_is_taken_as_it_is_has_no_warm_start(tmp_path: Path) -> None:
+    config = load_experiment("smoke/grpo", ["policy.path=a/b"])
+    with pytest.raises(ConfigError, match="to warm-start it first") as error:
+        warmstart(config, tmp_path, progress=False)
+    one_line(error)

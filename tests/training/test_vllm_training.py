@@ -1,0 +1,211 @@
+"""Training with the vLLM sampler through TRL's own engine code, over an engine that is a fake: a
+transformers model that takes weights and requests as vLLM does.
+"""
+
+import importlib.machinery
+import logging
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from trl.generation import vllm_generation
+
+from llds_core.checkpoints import load_policy
+from llds_core.config import load_experiment
+from llds_core.errors import ConfigError, SamplerError
+from llds_core.rollout.samplers import TransformersSampler
+from llds_core.runs import read_metrics
+from llds_core.training.experiment import SearchRollout, train
+from llds_core.training.settings import search_grpo_config
+from llds_core.training.vllm_engine import check_vllm, server_command
+
+VLLM = ["sampler.backend=vllm", "sampler.memory_share=0.4"]
+
+
+class SamplingParams:
+    """vLLM's options of a request, as attributes."""
+
+    def __init__(self, **options: Any) -> None:
+        self.__dict__ |= options
+
+
+class FakeLLM:
+    """vLLM's `LLM`, as far as TRL and the sampler use it."""
+
+    made: list["FakeLLM"] = []
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.model, self.tokenizer = load_policy(options["model"])
+        self.log: list[str] = []
+        self.pushed: list[dict[str, torch.Tensor]] = []
+        FakeLLM.made.append(self)
+
+    @property
+    def llm_engine(self) -> Any:
+        weights = types.SimpleNamespace(load_weights=self._load_weights)
+        runner = types.SimpleNamespace(model_runner=types.SimpleNamespace(model=weights))
+        return types.SimpleNamespace(model_executor=types.SimpleNamespace(driver_worker=runner))
+
+    def _load_weights(self, named: list[tuple[str, torch.Tensor]]) -> None:
+        own = dict(self.model.named_parameters())
+        if not self.log or self.log[-1] != "weights":
+            self.log.append("weights")
+            self.pushed.append({})
+        for name, value in named:
+            own[name].data.copy_(value)
+            self.pushed[-1][name] = value.clone()
+
+    def reset_prefix_cache(self) -> None:
+        self.log.append("reset")
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.log.append(f"wake {tags[0]}")
+
+    def sleep(self, level: int) -> None:
+        self.log.append(f"sleep {level}")
+
+    def generate(
+        self, prompts: list[dict], sampling_params: list[SamplingParams], use_tqdm: bool
+    ) -> list[Any]:
+        self.log.append("generate")
+        streams = [np.random.default_rng(asked.seed) for asked in sampling_params]
+        sampler = TransformersSampler(self.model, self.tokenizer, None, streams=streams)
+        session = sampler.session([prompt["prompt_token_ids"] for prompt in prompts])
+        budgets = [asked.max_tokens for asked in sampling_params]
+        made = session.generate(range(len(prompts)), budgets)
+        outputs = []
+        for action in made:
+            places = [
+                {token: types.SimpleNamespace(logprob=value)}
+                for token, value in zip(action.token_ids, action.logprobs, strict=True)
+            ]
+            sample = types.SimpleNamespace(token_ids=action.token_ids, logprobs=places)
+            outputs.append(types.SimpleNamespace(outputs=[sample]))
+        return outputs
+
+
+@pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
+    module = types.ModuleType("vllm")
+    module.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
+    module.SamplingParams = SamplingParams
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda: True)
+    monkeypatch.setattr(vllm_generation, "LLM", FakeLLM, raising=False)
+    # TRL sets these for its engine and leaves them set.
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(FakeLLM, "made", [])
+    return FakeLLM
+
+
+def test_each_rollout_uses_the_trained_weights_pushed_once(
+    vllm: type[FakeLLM], smoke_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[dict[str, torch.Tensor]] = []
+    original = SearchRollout.__call__
+
+    def watched(self: SearchRollout, rows: Any, model: Any, step: int) -> Any:
+        held.append({name: value.detach().clone() for name, value in model.named_parameters()})
+        return original(self, rows, model, step)
+
+    monkeypatch.setattr(SearchRollout, "__call__", watched)
+    config = load_experiment("smoke/grpo", ["training.steps=2", *VLLM])
+    path = train(config, 0, smoke_runs, overrides=["training.steps=2", *VLLM], progress=False)
+    (engine,) = vllm.made
+    assert engine.options["gpu_memory_utilization"] == 0.4
+    assert engine.options["max_model_len"] == config.rollout.max_total_tokens
+    assert engine.options["dtype"] == "float32"
+    assert engine.options["logprobs_mode"] == "raw_logprobs"
+    assert engine.options["enable_prefix_caching"]
+    rollouts = " ".join(engine.log).split("weights reset ")
+    assert rollouts[0] == "" and len(rollouts) == 3
+    for turns in rollouts[1:]:
+        assert set(turns.split()) == {"generate"} and len(turns.split()) >= 2
+    for pushed, weights in zip(engine.pushed, held, strict=True):
+        assert pushed.keys() == weights.keys()
+        assert all(torch.equal(pushed[name], weights[name]) for name in weights)
+    assert not all(torch.equal(held[0][name], held[1][name]) for name in held[0])
+    for row in read_metrics(path):
+        assert 0 < row["sampler_gap"] < 1e-5
+        assert row["sampler_gap"] <= row["sampler_gap_max"] < 1e-4
+
+
+def test_transformers_and_trainer_agree_on_log_probabilities(smoke_runs: Path) -> None:
+    rows = read_metrics(smoke_runs / "smoke" / "grpo" / "seed0")
+    assert len(rows) == 3
+    for row in rows:
+        assert row["sampler_gap"] < 1e-5 and row["sampler_gap_max"] < 1e-4
+    assert "gap_alarm" not in (smoke_runs / "smoke" / "grpo" / "seed0" / "log.txt").read_text()
+
+
+def test_log_probabilities_of_other_weights_raise_the_alarm(
+    smoke_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = SearchRollout.__call__
+
+    def corrupted(self: SearchRollout, rows: Any, model: Any, step: int) -> Any:
+        made = original(self, rows, model, step)
+        for trajectory in made.trajectories:
+            mask = trajectory.response_mask
+            trajectory.sampler_logprobs[:] = [
+                value - 0.25 * own
+                for value, own in zip(trajectory.sampler_logprobs, mask, strict=True)
+            ]
+        return made
+
+    monkeypatch.setattr(SearchRollout, "__call__", corrupted)
+    overrides = ["training.steps=1"]
+    config = load_experiment("smoke/grpo", overrides)
+    path = train(config, 7, smoke_runs, overrides=overrides, progress=False)
+    (row,) = read_metrics(path)
+    assert row["sampler_gap"] == pytest.approx(0.25, abs=1e-5)
+    (line,) = [text for text in (path / "log.txt").read_text().splitlines() if "gap_alarm" in text]
+    assert logging.getLevelName(logging.WARNING) in line
+    assert "step 1" in line and "0.25" in line and "0.05" in line
+
+
+def test_the_engine_is_left_alone_with_the_transformers_sampler(tmp_path: Path) -> None:
+    args = search_grpo_config(load_experiment("smoke/grpo", VLLM[1:]), 0, tmp_path)
+    assert not args.use_vllm and args.vllm_gpu_memory_utilization == 0.3
+
+
+def test_server_settings_reach_trl(tmp_path: Path) -> None:
+    overrides = [*VLLM, "sampler.mode=server", "sampler.server_url=http://node7:9000"]
+    args = search_grpo_config(load_experiment("smoke/grpo", overrides), 0, tmp_path)
+    assert (args.use_vllm, args.vllm_mode) == (True, "server")
+    assert args.vllm_server_base_url == "http://node7:9000"
+
+
+def test_a_missing_vllm_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="vllm is not installed") as error:
+        check_vllm(load_experiment("smoke/grpo", VLLM), Path("policy"))
+    assert "\n" not in str(error.value)
+    check_vllm(load_experiment("smoke/grpo"), Path("policy"))
+
+
+def test_a_missing_server_is_refused_with_the_command_that_starts_it(vllm: Any) -> None:
+    overrides = ["sampler.mode=server", "sampler.server_url=http://127.0.0.1:9", *VLLM]
+    overrides += ["sampler.tensor_parallel=2"]
+    config = load_experiment("smoke/grpo", overrides)
+    with pytest.raises(SamplerError, match="no vLLM server answers") as error:
+        check_vllm(config, Path("policy"))
+    assert str(error.value).endswith(server_command(config, Path("policy")))
+    assert "\n" not in str(error.value)
+    for part in (
+        "http://127.0.0.1:9:",
+        "serve policy",
+        "--port 9",
+        "--tensor-parallel-size 2",
+        "--dtype float32",
+    ):
+        assert part in str(error.value)
