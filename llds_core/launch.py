@@ -47,6 +47,9 @@ class Machine:
     main_port: int = 29500
 
 
+ALONE = Machine()
+
+
 def is_launched() -> bool:
     """Whether this is one of several processes that `torchrun` or `accelerate launch` started."""
     return "RANK" in os.environ
@@ -55,7 +58,7 @@ def is_launched() -> bool:
 def launch_command(
     config: ExperimentConfig,
     arguments: Sequence[str],
-    machine: Machine = Machine(),
+    machine: Machine = ALONE,
     *,
     on_gpu: bool,
 ) -> list[str]:
@@ -114,7 +117,7 @@ def launch_training(
     *,
     overrides: Sequence[str] = (),
     progress: bool = True,
-    machine: Machine = Machine(),
+    machine: Machine = ALONE,
 ) -> Path:
     """Train `config` with `seed` in processes of its own; see `train`.
 
