@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-vllm lint bench baselines doctor plan slurm lab figures study mechanism data index retriever clean
+.PHONY: help setup reproduce test test-vllm lint bench baselines doctor plan slurm lab figures study mechanism data index retriever retriever-env clean
 
 PROFILE ?= desk
 SEEDS ?= 0
@@ -34,7 +34,7 @@ VLLM_ENV := .venv-vllm
 VLLM_STAMP := $(VLLM_ENV)/.llds-core-$(PINS)
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 reproduce: $(STAMP) $(RETRIEVER_STAMP)  ## the main job: start policy, runs, notebooks, figures (PROFILE=desk SEEDS=0 ARMS=grpo,llds-action LAYOUT=4x80)
 	@$(RUN) reproduce $(PROFILE) --seeds $(SEEDS) $(if $(ARMS),--arms $(ARMS)) --run-root $(RUN_ROOT) \
@@ -66,6 +66,8 @@ $(RETRIEVER_STAMP):
 	@test -x $(RETRIEVER_ENV)/bin/python || $(PYTHON) -m venv $(RETRIEVER_ENV)
 	$(RETRIEVER_ENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[retriever]"
 	@rm -f $(RETRIEVER_ENV)/.llds-core-* && touch $@
+
+retriever-env: $(RETRIEVER_STAMP)  ## make the environment of the search service only (RETRIEVER_ENV=.venv-retriever)
 
 doctor: $(STAMP)  ## check that this machine can run PROFILE (LAYOUT=4x80)
 	@$(RUN) doctor $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) $(ARGS)

@@ -76,12 +76,14 @@ def build_tokenizer(
     return trained
 
 
-def build_policy(
-    config: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> PreTrainedModel:
-    """Return a randomly initialised Qwen2 policy for `tokenizer`, deterministic in `seed`."""
-    architecture = Qwen2Config(
-        vocab_size=len(tokenizer),
+def policy_architecture(
+    config: PolicyConfig, vocab_size: int, **special_tokens: int | None
+) -> Qwen2Config:
+    """The architecture that `config` describes; `special_tokens` are ids as `Qwen2Config` names
+    them.
+    """
+    return Qwen2Config(
+        vocab_size=vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.layers,
@@ -90,6 +92,17 @@ def build_policy(
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         initializer_range=config.initializer_range,
+        **special_tokens,
+    )
+
+
+def build_policy(
+    config: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> PreTrainedModel:
+    """Return a randomly initialised Qwen2 policy for `tokenizer`, deterministic in `seed`."""
+    architecture = policy_architecture(
+        config,
+        len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,

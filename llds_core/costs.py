@@ -5,14 +5,12 @@ from pathlib import Path
 
 from llds_core.config import ExperimentConfig, layouts, load_experiment, profiles
 from llds_core.deviations import deviations
+from llds_core.doctor.gpu import REPORTED_SHARE
 from llds_core.doctor.probes import Gpus, find_gpus
 from llds_core.errors import ConfigError
 from llds_core.layouts import fitting_layouts, nearest_fitting
 from llds_core.plan import Plan, plan
 from llds_core.run_identity import flat
-
-_MEMORY_SHARE = 0.97
-"""Of the memory that a layout counts on, what a card must report: no two report the same."""
 
 
 def layout_overrides(experiment: str, layout: str | None) -> list[str]:
@@ -77,7 +75,7 @@ def _cheapest(profile: str, found: Gpus, run_root: Path) -> str:
         f"{profile}/grpo",
         nodes=1,
         gpus=len(found.gpus),
-        gpu_memory_gib=smallest / _MEMORY_SHARE,
+        gpu_memory_gib=smallest / REPORTED_SHARE,
         run_root=run_root,
     )
     if not fitting:

@@ -130,16 +130,15 @@ def launch_training(
     path = run_path(run_root, config, seed, overrides)
     if is_complete(path, config):
         return path
-    if machine.rank == 0 and not config.policy.path:
-        from llds_core.training.warmstart import warmstart
+    if machine.rank == 0:
+        from llds_core.training.warmstart import start_policy
 
-        warmstart(config, run_root, progress=progress)
+        start_policy(config, run_root, progress=progress)
     import torch
 
-    arguments = ["train", config.name, *overrides, "--seed", str(seed)]
-    arguments += ["--run-root", str(run_root), "--quiet"]
-    command = launch_command(config, arguments, machine, on_gpu=torch.cuda.is_available())
     job = Job(config, seed, tuple(overrides))
+    arguments = [*job.words("train", run_root), "--quiet"]
+    command = launch_command(config, arguments, machine, on_gpu=torch.cuda.is_available())
     bars = ProgressBars(run_root) if progress and machine.rank == 0 else None
     log = path / f"processes-{machine.rank}.log"
     with disk_errors(path):
@@ -191,9 +190,7 @@ def _reason(output: str) -> str:
             return f"process {rank} was killed by {signal.Signals(int(number)).name}"
     lines = [line for line in output.splitlines() if line.strip()]
     # A defect: the last line of the first traceback names it.
-    defects = [
-        line for line in lines if re.match(r"(\[rank\d+\]: )?\w[\w.]*(Error|Exception)\b", line)
-    ]
+    defects = [line for line in lines if _EXCEPTION.match(line)]
     return (defects or errors or lines or ["no output"])[0]
 
 

@@ -9,11 +9,6 @@ from llds_core.plan import Plan, plan
 from llds_core.runs import DEFAULT_ROOT
 
 
-def layout_names() -> list[str]:
-    """Names of the layouts that ship with the package."""
-    return layouts()
-
-
 def fitting_layouts(
     experiment: str,
     overrides: Iterable[str] = (),

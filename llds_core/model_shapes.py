@@ -112,7 +112,9 @@ def policy_shape(policy: PolicyConfig) -> ModelShape:
         CheckpointError: when a folder's `config.json` cannot be read.
     """
     if policy.path is None:
-        return shape_of(_described(policy))
+        from llds_core.checkpoints import policy_architecture
+
+        return shape_of(policy_architecture(policy, policy.vocab_size))
     folder = Path(policy.path)
     if (folder / "config.json").is_file():
         return shape_of(_stored(folder))
@@ -168,18 +170,3 @@ def _stored(folder: Path) -> "PretrainedConfig":
         raise CheckpointError(
             f"{folder}/config.json cannot be read ({reason}): fetch the model again"
         ) from error
-
-
-def _described(policy: PolicyConfig) -> "PretrainedConfig":
-    """The architecture that `checkpoints.build_policy` builds."""
-    from transformers import Qwen2Config
-
-    return Qwen2Config(
-        vocab_size=policy.vocab_size,
-        hidden_size=policy.hidden_size,
-        intermediate_size=policy.intermediate_size,
-        num_hidden_layers=policy.layers,
-        num_attention_heads=policy.heads,
-        num_key_value_heads=policy.key_value_heads,
-        tie_word_embeddings=True,
-    )

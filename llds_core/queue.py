@@ -97,7 +97,7 @@ def run_study(
         ConfigError: for an unknown arm, or nothing to run.
         RunError: when the published folder cannot be written.
     """
-    from llds_core.training.warmstart import start_policy
+    from llds_core.training.warmstart import start_policy, warmstart_path
 
     queue = study_jobs(study, arms, seeds)
     states = {job: _state(job, run_root, published) for job in queue}
@@ -105,7 +105,8 @@ def run_study(
     clock = _Clock(len(queue), len(queue) - len(left), left, minutes)
     if progress:
         clock.say()
-    for config in {_start_key(job): job.config for job in left}.values():
+    configs = {warmstart_path(run_root, job.config): job.config for job in left}
+    for config in configs.values():
         start_policy(config, run_root, progress=progress)
     failures = []
 
@@ -134,10 +135,6 @@ def run_study(
         may_start=clock.may_start,
     )
     return failures
-
-
-def _start_key(job: Job) -> str:
-    return job.config.hash("world", "policy", "warmstart", "retrieval")
 
 
 class _Clock:

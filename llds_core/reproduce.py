@@ -217,10 +217,10 @@ def _train(
 
     if len(left) < len(jobs):
         print(f"   {len(jobs) - len(left)} of {len(jobs)} runs are there already", flush=True)
-    place = ["--machine-rank", str(machine.rank), "--main-address", machine.main_address]
-    place += ["--main-port", str(machine.main_port)]
-    several = jobs[0].config.hardware.nodes > 1
-    extra = place if several else []
+    extra: list[str] = []
+    if jobs[0].config.hardware.nodes > 1:
+        extra = ["--machine-rank", str(machine.rank), "--main-address", machine.main_address]
+        extra += ["--main-port", str(machine.main_port)]
     run_jobs(left, "train", run_root, progress=progress, extra=extra, failed=failed)
 
 

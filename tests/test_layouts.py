@@ -4,9 +4,9 @@ import importlib.resources
 
 import pytest
 
-from llds_core.config import load_experiment, profiles
+from llds_core.config import layouts, load_experiment, profiles
 from llds_core.errors import ConfigError
-from llds_core.layouts import fitting_layouts, layout_names, nearest_fitting, on_gpus
+from llds_core.layouts import fitting_layouts, nearest_fitting, on_gpus
 from llds_core.plan import plan
 
 PAPER = [name for name in profiles() if name.startswith("paper-")]
@@ -15,10 +15,10 @@ TOO_LARGE = {("paper-7b", "1x80"), ("paper-7b-instruct", "1x80")}
 
 
 def test_the_layouts_ship() -> None:
-    assert set(layout_names()) == {"1x80", "1x141", "4x80", "8x80", "2x8x80"}
+    assert set(layouts()) == {"1x80", "1x141", "4x80", "8x80", "2x8x80"}
 
 
-@pytest.mark.parametrize("layout", layout_names())
+@pytest.mark.parametrize("layout", layouts())
 @pytest.mark.parametrize("profile", PAPER)
 def test_every_model_fits_every_layout_but_7b_one_gpu_of_80(profile: str, layout: str) -> None:
     config = load_experiment(f"{profile}/llds-action", layout=layout)

