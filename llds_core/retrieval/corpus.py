@@ -23,8 +23,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from llds_core.errors import DataError
-from llds_core.retrieval.files import replacing
-from llds_core.worlds.formats import Passage, parse_passage
+from llds_core.worlds.formats import Passage, parse_passage, replacing
 
 HEADER = 8
 """Leading numbers of a map: version, size, time of change, passages, and the hash in four."""

@@ -1,12 +1,11 @@
-"""Files of an index: written whole or not at all, by one process at a time."""
+"""Files of an index: what is in them, and who may write there."""
 
 import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from llds_core.errors import RunError
 
@@ -20,31 +19,6 @@ def file_hash(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` once it is whole and on disk.
-
-    Raises:
-        RunError: when it cannot be written.
-    """
-    # In the target's folder: a rename is atomic only within one file system.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot be written ({error.strerror or error}): free space or choose a "
-            "writable folder"
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -22,10 +22,10 @@ from tqdm.auto import tqdm
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError, RunError
 from llds_core.retrieval.encoders import Encoder
-from llds_core.retrieval.files import building, replacing
+from llds_core.retrieval.files import building
 from llds_core.retrieval.vectors import StoredVectors, encode_corpus, write_index_manifest
 from llds_core.seeding import numpy_generator
-from llds_core.worlds.formats import Passage
+from llds_core.worlds.formats import Passage, replacing
 
 if TYPE_CHECKING:
     import faiss

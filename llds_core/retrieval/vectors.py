@@ -21,8 +21,8 @@ from llds_core.config import DenseConfig
 from llds_core.errors import DataError, RunError
 from llds_core.retrieval.corpus import passages_hash
 from llds_core.retrieval.encoders import Encoder
-from llds_core.retrieval.files import file_hash, replacing
-from llds_core.worlds.formats import Passage, write_lines
+from llds_core.retrieval.files import file_hash
+from llds_core.worlds.formats import Passage, replacing, write_lines
 
 SCHEMA_VERSION = 1
 

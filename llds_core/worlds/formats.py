@@ -9,10 +9,10 @@ Every defect of a file is one `DataError` that names file and line.
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from llds_core.errors import DataError, RunError
 
@@ -130,21 +130,36 @@ def write_lines(path: str | Path, lines: Iterable[str]) -> None:
     Raises:
         RunError: when the file cannot be written.
     """
-    path = Path(path)
+    with replacing(Path(path), make_folder=True) as file:
+        for line in lines:
+            file.write(f"{line}\n".encode())
+
+
+@contextmanager
+def replacing(path: Path, *, make_folder: bool = False) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` once it is whole and on disk.
+
+    Args:
+        path: the file.
+        make_folder: make the folder of `path` when it is missing, instead of refusing.
+
+    Raises:
+        RunError: when it cannot be written.
+    """
     # In the target's folder: a rename is atomic only within one file system.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for line in lines:
-                file.write(f"{line}\n")
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         raise RunError(
-            f"{path}: cannot be written ({error.strerror or error}): "
-            "free space or choose a writable folder"
+            f"{path}: cannot be written ({error.strerror or error}): free space or choose a "
+            "writable folder"
         ) from error
     finally:
         with suppress(OSError):
@@ -176,8 +191,8 @@ def _json(row: dict[str, Any]) -> str:
 
 
 def _passage(row: dict[str, Any], where: str) -> Passage:
-    title, text = split_contents(_string(row, "contents", where))
-    return Passage(_identity(row, where), title, text)
+    title, text = split_contents(string_of(row, "contents", where))
+    return Passage(identity_of(row, where), title, text)
 
 
 def _question(row: dict[str, Any], where: str) -> Question:
@@ -196,11 +211,16 @@ def _question(row: dict[str, Any], where: str) -> Question:
         raise DataError(
             f'{where}: "metadata" is {shown(metadata)}: make it an object or leave it out'
         )
-    text = _string(row, "question", where)
-    return Question(_identity(row, where), text, tuple(answers), metadata or {})
+    text = string_of(row, "question", where)
+    return Question(identity_of(row, where), text, tuple(answers), metadata or {})
 
 
-def _string(row: dict[str, Any], name: str, where: str) -> str:
+def string_of(row: dict[str, Any], name: str, where: str) -> str:
+    """Return the non-blank string `name` of `row`; `where` names file and line.
+
+    Raises:
+        DataError: when there is none.
+    """
     if name not in row:
         raise DataError(f'{where}: no "{name}" among {shown(sorted(row))}: add it as a string')
     value = row[name]
@@ -209,11 +229,16 @@ def _string(row: dict[str, Any], name: str, where: str) -> str:
     return value
 
 
-def _identity(row: dict[str, Any], where: str) -> str:
+def identity_of(row: dict[str, Any], where: str) -> str:
+    """Return the `id` of `row`, a string or a number; `where` names file and line.
+
+    Raises:
+        DataError: when there is none.
+    """
     # Some published corpora number their passages; a bool is an int to Python only.
     if isinstance(row.get("id"), int) and not isinstance(row["id"], bool):
         return str(row["id"])
-    return _string(row, "id", where)
+    return string_of(row, "id", where)
 
 
 def _read_items(

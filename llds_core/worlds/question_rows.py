@@ -14,7 +14,7 @@ from typing import Any
 
 from llds_core.errors import DataError
 from llds_core.rewards import normalize_answer
-from llds_core.worlds.formats import Question, read_rows, shown
+from llds_core.worlds.formats import Question, identity_of, read_rows, shown, string_of
 
 Row = tuple[str, dict[str, Any]]  # where it stands, and what it says
 _COLUMNS = (
@@ -166,19 +166,9 @@ def _question(row: dict[str, Any], where: str, known: Mapping[str, Any]) -> Ques
     if not isinstance(metadata, dict):
         raise DataError(f'{where}: "metadata" is {shown(metadata)}: make it an object')
     plain = {key: value for key, value in metadata.items() if _is_plain(value)}
-    number = row.get("id")
-    identity = str(number) if type(number) is int else _string(row, "id", where)
-    text = _string(row, "question", where)
+    identity = identity_of(row, where)
+    text = string_of(row, "question", where)
     return Question(f"{known['benchmark']}/{identity}", text, filled, plain | dict(known))
-
-
-def _string(row: dict[str, Any], name: str, where: str) -> str:
-    if name not in row:
-        raise DataError(f'{where}: no "{name}" among {shown(sorted(row))}: add it as a string')
-    value = row[name]
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f'{where}: "{name}" is {shown(value)}: make it a non-blank string')
-    return value
 
 
 def _is_plain(value: Any) -> bool:
