@@ -104,7 +104,7 @@ bench: $(STAMP)  ## measure speed against named baselines
 	@$(RUN) bench --profile $(PROFILE) --run-root $(RUN_ROOT) $(ARGS)
 
 baselines: $(STAMP)  ## ask SmolLM2 without training, four ways, and publish the table of PROFILE: resumable
-	@$(RUN) baselines $(PROFILE) --checkpoint smollm2 --limit 105 --publish $(ARGS) $(BASELINE_SETTINGS)
+	@$(RUN) baselines $(PROFILE) --checkpoint smollm2 --limit 210 --publish $(ARGS) $(BASELINE_SETTINGS)
 
 lint: $(STAMP)  ## check style
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

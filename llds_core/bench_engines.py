@@ -12,8 +12,9 @@ from llds_core.config import DenseConfig
 from llds_core.errors import RunError
 from llds_core.retrieval.bm25 import BM25Retriever
 from llds_core.retrieval.encoders import Encoder, unit_length
+from llds_core.retrieval.faiss_files import import_faiss
 from llds_core.retrieval.files import building
-from llds_core.retrieval.index import PQ_CENTROIDS, import_faiss, make_index
+from llds_core.retrieval.index import PQ_CENTROIDS, make_index
 from llds_core.retrieval.sizing import index_size
 from llds_core.retrieval.vector_search import VectorSearch
 from llds_core.retrieval.vectors import (

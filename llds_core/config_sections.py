@@ -73,6 +73,9 @@ class DenseConfig:
     """Passages encoded between two writes to disk: what a kill can cost."""
     path: str | None = None
     """Folder of a built index; null builds one under the run root."""
+    vectors: str | None = None
+    """Flat FAISS index of the same corpus and encoder, made elsewhere: building takes its vectors
+    instead of encoding; null encodes."""
 
 
 @dataclass(frozen=True)

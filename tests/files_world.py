@@ -3,16 +3,19 @@ policy of Qwen2's architecture and tokenizer class whose tags are several tokens
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import faiss
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llds_core.checkpoints import build_policy, build_tokenizer
 from llds_core.config import PolicyConfig
+from llds_core.retrieval.encoders import Encoder
 from llds_core.worlds.atlas import build_atlas
 from llds_core.worlds.benchmarks import BENCHMARKS, CORPUS_FILE, MIX_COUNTS, MIX_FILE
-from llds_core.worlds.formats import Question, write_corpus
+from llds_core.worlds.formats import Passage, Question, write_corpus
 from llds_core.worlds.prompts import prompt_text
 
 
@@ -54,6 +57,14 @@ def write_files_world(folder: Path, *, train: int = 12, test: int = 2) -> None:
             for i, q in enumerate(asked)
         ]
         file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+
+
+def write_published_vectors(file: Path, encoder: Encoder, passages: Sequence[Passage]) -> None:
+    """The flat index of a corpus, as Search-R1 publishes one."""
+    index = faiss.IndexFlatIP(encoder.dimension)
+    index.add(encoder.encode_passages(passages))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    faiss.write_index(index, str(file))
 
 
 def write_policy(folder: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from files_world import write_files_world, write_policy
+from files_world import write_files_world, write_policy, write_published_vectors
 
 from llds_core import reproduce as reproduction
 from llds_core.checkpoints import checkpoint_steps
@@ -23,6 +23,7 @@ from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
 from llds_core.reporting import notebooks
 from llds_core.reproduce import reproduce
+from llds_core.retrieval.encoders import Encoder
 from llds_core.retrieval.health import ask_health
 from llds_core.retrieval.index import build_index
 from llds_core.runs import read_manifest, read_metrics, run_path
@@ -115,10 +116,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         f"data.folder={folder}/data",
         f"policy.path={folder}/policy",
         f"dense.path={folder}/index",
+        f"dense.vectors={folder}/data/index/e5_Flat.index",
         f"service.url=http://127.0.0.1:{port}",
     ]
     config = load_experiment("paper-3b/grpo", overrides)
     passages = build_world(config).passages
+    write_published_vectors(Path(config.dense.vectors), Encoder(config.dense), passages)
     build_index(passages, config.dense, folder / "index", progress=False)
     return Place(folder, overrides)
 

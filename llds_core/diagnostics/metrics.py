@@ -157,6 +157,7 @@ _DEFINITIONS = (
         "share of executed searches that returned injected, unrelated passages",
         "old",
     ),
+    Metric("empty_searches", "share", "share of executed searches that returned nothing", "old"),
     Metric("zero_variance_groups", "share", "share of groups whose rewards are all equal", "old"),
     Metric(
         "padding",

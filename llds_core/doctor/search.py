@@ -89,8 +89,11 @@ def index_finding(config: ExperimentConfig, corpus: StoredMap | None) -> Finding
     """
     if config.world.name != "files":
         return Finding("index", "ok", "built from the atlas when it is needed")
-    fix = f"python -m llds_core index {config.profile} (hours on a GPU, resumable)"
     settings = config.dense
+    how = f"copies {settings.vectors}" if settings.vectors else "hours on a GPU"
+    fix = f"python -m llds_core index {config.profile} ({how}; resumable)"
+    if settings.vectors and not Path(settings.vectors).is_file():
+        fix = f"make data PROFILE={config.profile}; then {fix}"
     if settings.path is None and corpus is None:
         return Finding("index", "fail", "the corpus was never indexed here", fix)
     folder = Path(settings.path) if settings.path else index_path(config, "files", corpus.hash)

@@ -139,14 +139,19 @@ def evaluate_benchmarks(
         The folder.
 
     Raises:
-        ConfigError: for an unknown benchmark, one without questions, or a shard that does not
-            exist.
+        ConfigError: for an unknown benchmark, one without questions, a shard that does not exist,
+            or searches that may be lost.
         RunError: when the folder holds another evaluation, is being written, or cannot be.
         DataError: when a file there is damaged, or answers are missing.
         CheckpointError: when the model cannot be loaded.
     """
     environment = environment.for_evaluation
     config = environment.config
+    if config.service.on_failure == "empty":
+        raise ConfigError(
+            "service.on_failure=empty would score questions whose search was never answered: set "
+            "it to raise (answers so far are kept, and the same command goes on)"
+        )
     if shard and not 1 <= shard[0] <= shard[1]:
         raise ConfigError(f"--shard is {shard[0]}/{shard[1]}: count from 1/{shard[1]}")
     questions = choose(

@@ -14,11 +14,11 @@ from llds_core.config import DenseConfig
 from llds_core.errors import DataError, RunError
 from llds_core.retrieval.base import Hit, check_k
 from llds_core.retrieval.encoders import Encoder
+from llds_core.retrieval.faiss_files import read_faiss
 from llds_core.retrieval.index import (
     build_index,
     check_index_settings,
     describe_index,
-    import_faiss,
 )
 from llds_core.retrieval.vector_search import VectorSearch
 from llds_core.retrieval.vectors import (
@@ -152,16 +152,12 @@ def _stored_index(folder: Path, manifest: dict[str, Any]) -> "faiss.Index | None
     entry = manifest["index"]
     if entry["file"] is None:
         return None
-    faiss = import_faiss()
     path = folder / entry["file"]
     size = path.stat().st_size if path.exists() else 0
     advice = "build the index again (the vectors are kept)"
     if size != entry["bytes"]:
         raise DataError(f"{path} has {size} bytes, the manifest says {entry['bytes']}: {advice}")
-    try:
-        index = faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise DataError(f"{path} is no index that faiss reads: {advice}") from error
+    index = read_faiss(path, advice)
     if (index.ntotal, index.d) != (manifest["passages"], manifest["dimension"]):
         raise DataError(f"{path} holds {index.ntotal} vectors of {index.d} numbers: {advice}")
     return index

@@ -20,12 +20,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from llds_core.config import DenseConfig
-from llds_core.errors import ConfigError, RunError
+from llds_core.errors import ConfigError
 from llds_core.retrieval.encoders import Encoder
+from llds_core.retrieval.faiss_files import import_faiss, write_faiss
 from llds_core.retrieval.files import building
 from llds_core.retrieval.vectors import StoredVectors, encode_corpus, write_index_manifest
 from llds_core.seeding import numpy_generator
-from llds_core.worlds.formats import Passage, replacing
+from llds_core.worlds.formats import Passage
 
 if TYPE_CHECKING:
     import faiss
@@ -93,7 +94,7 @@ def build_index(
         else:
             library = import_faiss()
             index = make_index(StoredVectors(folder, manifest), settings, progress=progress)
-            _write(index, folder / _INDEX_FILE)
+            write_faiss(index, folder / _INDEX_FILE)
             size = (folder / _INDEX_FILE).stat().st_size
             entry |= {"file": _INDEX_FILE, "bytes": size, "faiss": library.__version__}
         manifest["index"] = entry
@@ -146,21 +147,6 @@ def check_index_settings(settings: DenseConfig, passages: int, dimension: int) -
             f"dense.ivf_lists={settings.ivf_lists} with {passages} passages: set it to null, or to "
             f"{passages} or less"
         )
-
-
-def import_faiss() -> Any:
-    """Return the module `faiss`.
-
-    Raises:
-        ConfigError: when it is not installed.
-    """
-    try:
-        import faiss
-    except ImportError:
-        raise ConfigError(
-            "faiss is not installed: pip install faiss-cpu, or set dense.engine=torch"
-        ) from None
-    return faiss
 
 
 def make_index(
@@ -226,16 +212,3 @@ def _is_there(folder: Path, entry: dict[str, Any]) -> bool:
         return True
     file = folder / entry["file"]
     return file.exists() and file.stat().st_size == entry["bytes"]
-
-
-def _write(index: "faiss.Index", path: Path) -> None:
-    import faiss
-
-    with replacing(path) as file:
-        try:
-            faiss.write_index(index, file.name)
-        except RuntimeError as error:
-            reason = str(error).strip().split("\n")[-1]
-            raise RunError(
-                f"{path}: cannot be written ({reason}): free space or choose a writable folder"
-            ) from error

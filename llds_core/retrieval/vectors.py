@@ -10,7 +10,7 @@ then, which halves 65 GB for Wikipedia.
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from llds_core.errors import DataError, RunError
 from llds_core.retrieval.corpus import passages_hash
 from llds_core.retrieval.encoders import Encoder
 from llds_core.retrieval.files import file_hash
+from llds_core.retrieval.published_vectors import PublishedVectors
 from llds_core.worlds.formats import Passage, replacing, write_lines
 
 SCHEMA_VERSION = 1
@@ -158,14 +159,17 @@ def encode_corpus(
 ) -> dict[str, Any]:
     """Encode `passages` into shards in `folder`; finished ones are kept and damaged ones redone.
 
-    The caller holds the folder, see `llds_core.retrieval.files.building`.
+    With `settings.vectors` the vectors are taken from that file instead. The caller holds the
+    folder, see `llds_core.retrieval.files.building`.
 
     Returns:
         The manifest, of which all shards are finished.
 
     Raises:
+        ConfigError: when the file of `settings.vectors` is needed and missing.
         RunError: when the folder holds vectors of something else, or cannot be written.
-        DataError: when the manifest there is damaged, or the encoder gives no finite numbers.
+        DataError: when the manifest there is damaged, the encoder gives no finite numbers, or the
+            file of `settings.vectors` is of another corpus or encoder.
     """
     source = vector_source(passages, encoder, settings)
     manifest = read_index_manifest(folder)
@@ -181,12 +185,16 @@ def encode_corpus(
             "shards": [],
             "index": None,
         }
+    published = settings.vectors and Path(settings.vectors)
     write_shards(
         manifest,
         folder,
-        lambda start, stop: encoder.encode_passages(passages[start:stop]),
+        PublishedVectors(published, passages, encoder)
+        if published
+        else lambda start, stop: encoder.encode_passages(passages[start:stop]),
         step=settings.batch_size * 16,
         progress=progress,
+        origin={"from": published.name} if published else {},
     )
     return manifest
 
@@ -198,6 +206,7 @@ def write_shards(
     *,
     step: int,
     progress: bool,
+    origin: Mapping[str, str] | None = None,
 ) -> None:
     """Write the shards of `manifest` that are missing or damaged; `manifest` is kept up to date.
 
@@ -207,10 +216,13 @@ def write_shards(
         rows: float32 vectors from one index to another.
         step: vectors asked for at a time, between two updates of the progress bar.
         progress: show one.
+        origin: what the manifest says of each shard written, besides its file, rows and hash.
     """
     size, length = manifest["shard_passages"], manifest["passages"]
     finished = {shard["file"]: shard for shard in manifest["shards"]}
-    with tqdm(total=length, desc="encoding", unit="passage", disable=not progress) as bar:
+    with tqdm(
+        total=length, desc="copying" if origin else "encoding", unit="passage", disable=not progress
+    ) as bar:
         for number, first in enumerate(range(0, length, size)):
             last = min(first + size, length)
             name = f"vectors-{number:05d}.npy"
@@ -227,7 +239,12 @@ def write_shards(
             with replacing(folder / name) as file:
                 np.save(file, vectors)
             digest = file_hash(folder / name)
-            finished[name] = {"file": name, "rows": last - first, "sha256": digest}
+            finished[name] = {
+                "file": name,
+                "rows": last - first,
+                "sha256": digest,
+                **(origin or {}),
+            }
             manifest["shards"] = [finished[key] for key in sorted(finished)]
             write_index_manifest(folder, manifest)
 
@@ -249,7 +266,7 @@ def _is_whole(path: Path, digest: str) -> bool:
         return False
     if file_hash(path) == digest:
         return True
-    _logger.warning("%s is damaged: its passages are encoded again", path)
+    _logger.warning("%s is damaged: its vectors are made again", path)
     return False
 
 

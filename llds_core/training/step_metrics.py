@@ -174,6 +174,9 @@ class StepMetrics:
             "failed_searches": _ratio(
                 sum(a.retrieval_failed for t in trajectories for a in t.actions), searches
             ),
+            "empty_searches": _ratio(
+                sum(a.executed and not a.hits for t in trajectories for a in t.actions), searches
+            ),
             "zero_variance_groups": sum(len({t.reward for t in group}) == 1 for group in groups)
             / len(groups),
             "nonfinite_updates": int(self._sums["nonfinite_updates"]),

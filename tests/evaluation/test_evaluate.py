@@ -137,6 +137,13 @@ def test_a_shard_that_does_not_exist_is_refused(tmp_path):
         evaluate(tmp_path, shard=(4, 3))
 
 
+def test_searches_that_may_be_lost_are_refused(tmp_path):
+    world = environment("service.on_failure=empty")
+    with pytest.raises(ConfigError, match="set it to raise"):
+        evaluate_benchmarks(world, model(), PLAN, out=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_baselines_write_one_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     world = environment("evaluation.batch_size=16", "rollout.max_total_tokens=1500")

@@ -141,6 +141,8 @@ def test_counts_come_from_the_trajectories(steps: list[dict[str, Any]]) -> None:
         assert row["valid_searches"] == mean([len(one.actions) - 1 for one in made])
         assert row["observation_length"] == mean([one.response_mask.count(0) for one in made])
         assert row["failed_searches"] == 0.0
+        executed = [action for one in made for action in one.actions if action.executed]
+        assert row["empty_searches"] == mean([float(not action.hits) for action in executed])
         assert row["rollout_seconds"] == 0.5
         assert row["zero_variance_groups"] == 0.25
         assert 0.0 < row["padding"] < 0.5
