@@ -255,6 +255,19 @@ def test_an_index_that_is_missing_or_of_something_else(
     assert finding.check == "index" and found in finding.found
 
 
+def test_a_missing_index_is_copied_from_the_published_one(data: Path, tmp_path: Path) -> None:
+    def fix(vectors: str) -> str:
+        config = experiment(data, tmp_path / "index", f"dense.vectors={vectors}")
+        return only(failures(config, tmp_path)).fix
+
+    published = tmp_path / "e5_Flat.index"
+    assert fix(str(published)).startswith("make data PROFILE=paper-3b; then python -m llds_core")
+    published.write_bytes(b"")
+    copied = f"python -m llds_core index paper-3b (copies {published}; resumable)"
+    assert fix(str(published)) == copied
+    assert "hours on a GPU" in fix("null")
+
+
 def test_a_retriever_on_another_corpus(ready: ExperimentConfig, tmp_path: Path) -> None:
     other = Health("ready", ServiceIdentity("index", "0" * 16, "dense", 63))
     finding = only(failures(ready, tmp_path, health=lambda url: other))
