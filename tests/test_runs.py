@@ -16,7 +16,7 @@ from run_helpers import CONFIG, no_space, one_line
 from llds_core import runs
 from llds_core.config import load_experiment
 from llds_core.errors import DataError, RunError
-from llds_core.provenance import git_diff, git_state, package_versions
+from llds_core.provenance import package_versions
 from llds_core.run_identity import same_run
 from llds_core.runs import (
     RunDirectory,
@@ -310,53 +310,6 @@ def test_folder_that_may_not_be_written_is_a_run_error(
     with monkeypatch.context() as patch, pytest.raises(RunError, match="Permission denied"):
         patch.setattr(Path, "mkdir", denied)
         RunDirectory(tmp_path / "run", CONFIG, 0)
-
-
-# Provenance
-
-
-def test_source_tree_without_git_has_no_commit(tmp_path: Path) -> None:
-    assert git_state(tmp_path) == {"git_commit": None, "git_dirty": None, "git_diff_sha256": None}
-    assert git_diff(tmp_path) == ""
-
-
-def test_machine_without_git_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_state()["git_commit"] is None
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """A small repository of its own: one committed file in ASCII, one in Latin-1."""
-    (tmp_path / "plain.txt").write_text("coffee\n", "utf-8")
-    (tmp_path / "file.txt").write_bytes(b"caf\xe9\n")
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false"]
-    for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "one"]):
-        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
-    return tmp_path
-
-
-def test_clean_tree_has_a_commit_and_no_difference(repository: Path) -> None:
-    state = git_state(repository)
-    assert len(state["git_commit"]) == 40
-    assert (state["git_dirty"], state["git_diff_sha256"]) == (False, None)
-
-
-def test_changed_tree_is_dirty_and_its_difference_is_known(repository: Path) -> None:
-    (repository / "plain.txt").write_text("tea\n", "utf-8")
-    state = git_state(repository)
-    assert state["git_dirty"] is True and len(state["git_diff_sha256"]) == 64
-    assert "+tea" in git_diff(repository)
-
-
-def test_untracked_file_is_no_difference(repository: Path) -> None:
-    (repository / "other.txt").write_text("x", "utf-8")
-    assert git_state(repository)["git_dirty"] is False
-
-
-def test_difference_in_another_encoding_stops_nothing(repository: Path) -> None:
-    (repository / "file.txt").write_bytes(b"th\xe9\n")
-    assert git_state(repository)["git_dirty"] is True
 
 
 def test_many_overrides_give_a_name_that_file_systems_accept_and_that_tells_them_apart() -> None:
