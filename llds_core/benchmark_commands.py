@@ -84,7 +84,7 @@ def _asked(options: argparse.Namespace, agent: str) -> "tuple[Environment, Model
     from llds_core.evaluation.evaluate import Plan
     from llds_core.evaluation.models import open_model
     from llds_core.packaged import SMOLLM2
-    from llds_core.training.environment import build_environment
+    from llds_core.training.environment import build_environment, insisting
 
     plan = Plan(
         agent=agent,
@@ -106,7 +106,7 @@ def _asked(options: argparse.Namespace, agent: str) -> "tuple[Environment, Model
         # Overrides change how questions are asked, not which run is meant.
         run = load_experiment(name)
         checkpoint = find_checkpoint(run, options.seed, options.run_root, checkpoint)
-    return build_environment(config), open_model(checkpoint, config.training.dtype), plan
+    return build_environment(insisting(config)), open_model(checkpoint, config.training.dtype), plan
 
 
 def baselines(options: argparse.Namespace) -> None:

@@ -53,6 +53,9 @@ class BenchmarkJob(Job):
         words += ["--out", str(self.folder(run_root)), "--run-root", str(run_root)]
         if self.config.evaluation.questions is not None:
             words += ["--limit", str(self.config.evaluation.questions)]
+        if self.config.evaluation.samples:
+            samples = str(self.config.evaluation.samples)
+            words += ["--mode", "greedy,sampled", "--samples", samples]
         if self.part:
             words += ["--shard", f"{self.part[0]}/{self.part[1]}"]
         return [*words, "--merge"] if self.merge else words

@@ -94,10 +94,15 @@ def _planned(options: argparse.Namespace) -> ExperimentConfig:
 
 def data(options: argparse.Namespace) -> int:
     """Fetch what a profile needs; 1 when the user says no."""
+    from llds_core.retrieval.vectors import read_index_manifest
     from llds_core.worlds.downloads import check_room, describe, download, plan
-    from llds_core.worlds.sources import needs
+    from llds_core.worlds.sources import SOURCES, needs
 
     names = needs(options.profile, options.only)
+    copied = options.folder / SOURCES["index"].folder
+    if "index" in names and not options.only and (read_index_manifest(copied) or {}).get("index"):
+        print(f"index: its vectors are in {copied} already; --only index fetches it again")
+        names = tuple(name for name in names if name != "index")
     if not names:
         print(f"{options.profile} needs no download: its world is built on this machine")
         return 0

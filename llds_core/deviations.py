@@ -25,6 +25,7 @@ _NEUTRAL = {
     "dense.device",
     "dense.batch_size",
     "dense.path",
+    "dense.vectors",
     "dense.shard_passages",
     "dense.engine",
     "evaluation.batch_size",
@@ -55,6 +56,8 @@ def deviations(config: ExperimentConfig) -> list[str]:
 
 
 def _is_neutral(key: str, before: Any, now: Any, config: ExperimentConfig) -> bool:
+    if key == "service.on_failure":
+        return False  # a lost search is no search of the paper's
     if key == "training.micro_batch_size" and config.loss.aggregate == "token-mean-micro":
         return False  # each micro-batch is a mean of its own
     if key in ("policy.path", "dense.encoder"):

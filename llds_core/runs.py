@@ -77,7 +77,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old or the new file, never a part."""
     with disk_errors(path):
-        partial = path.with_name(f".{path.name}.partial")
+        # Named by process: shards of an evaluation write the same manifest at the same time.
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         text = json.dumps(_finite(value), indent=1, ensure_ascii=False)
         partial.write_text(text + "\n", "utf-8")
         os.replace(partial, path)

@@ -43,6 +43,16 @@ def test_eight_gpus_train_two_runs_of_four_or_answer_in_eight_parts(
     assert len(jobs._places(BenchmarkJob(FOUR, 0, part=(1, 8)))) == 8
 
 
+@pytest.mark.parametrize(("samples", "modes"), [(2, "greedy,sampled --samples 2"), (0, "")])
+def test_benchmarks_are_asked_as_evaluation_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int, modes: str
+) -> None:
+    config = load_experiment("paper-3b/grpo", [f"evaluation.samples={samples}"])
+    monkeypatch.setattr(BenchmarkJob, "checkpoint", lambda self, root: root / "step-000015")
+    words = " ".join(BenchmarkJob(config, 0).words("evaluate", tmp_path))
+    assert f"--mode {modes}" in words if modes else "--mode" not in words
+
+
 def test_gpus_keep_the_names_they_are_made_visible_by(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")

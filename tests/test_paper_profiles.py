@@ -116,6 +116,11 @@ def test_what_changes_the_mathematics_is_named_with_both_values() -> None:
     ]
 
 
+def test_searches_that_may_be_lost_are_named() -> None:
+    config = load_experiment("paper-3b/grpo", ["service.on_failure=empty", "service.tries=3"])
+    assert deviations(config) == ["service.on_failure is empty instead of raise"]
+
+
 def test_eight_bit_moments_of_a_layout_are_named() -> None:
     (line,) = deviations(load_experiment("paper-3b/grpo", layout="1x80"))
     assert "8-bit Adam" in line

@@ -8,7 +8,7 @@ import pytest
 
 from llds_core.config import load_experiment
 from llds_core.doctor import examine, machine
-from llds_core.errors import ConfigError, RunError
+from llds_core.errors import ConfigError, RetrieverError, RunError
 from llds_core.evaluation import choose_questions, evaluate_run, interval
 from llds_core.reproduce import reproduce
 from llds_core.training.environment import build_environment
@@ -94,3 +94,12 @@ def test_evaluating_twice_gives_the_same_numbers(smoke_runs: Path, tmp_path: Pat
     config = load_experiment("smoke/grpo")
     first = evaluate_run(config, 0, tmp_path / "runs", progress=False).read_bytes()
     assert evaluate_run(config, 0, tmp_path / "runs", progress=False).read_bytes() == first
+
+
+def test_scores_need_an_answer_to_every_search(smoke_runs: Path, tmp_path: Path) -> None:
+    """A run may go on without one, but it would count as a wrong answer."""
+    shutil.copytree(smoke_runs, tmp_path / "runs")
+    nobody = ["retrieval.backend=server", "service.url=http://127.0.0.1:9", "service.tries=1"]
+    config = load_experiment("smoke/grpo", [*nobody, "service.on_failure=empty"])
+    with pytest.raises(RetrieverError, match="gave no valid answer"):
+        evaluate_run(config, 0, tmp_path / "runs", progress=False)

@@ -269,6 +269,41 @@ def test_file_is_no_run(tmp_path: Path) -> None:
 # The disk
 
 
+_WRITES = """
+import sys
+from pathlib import Path
+from llds_core.runs import write_json
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(200):
+    write_json(Path(sys.argv[1]), {"number": number})
+"""
+
+
+def test_processes_may_write_the_same_json(tmp_path: Path) -> None:
+    """As the shards of an evaluation do when they start together."""
+    file = tmp_path / "manifest.json"
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WRITES, str(file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    for writer in writers:
+        assert writer.communicate()[1] == "" and writer.returncode == 0
+    assert json.loads(file.read_text()) == {"number": 199}
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_failed_write_leaves_the_old_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.json"
     write_json(file, {"a": 1})

@@ -25,7 +25,7 @@ from llds_core.rollout.samplers import StopAtTag, TransformersSampler
 from llds_core.rollout.scoring import score
 from llds_core.runs import read_manifest, run_path, write_json
 from llds_core.seeding import numpy_generator, torch_generator
-from llds_core.training.environment import Environment, build_environment
+from llds_core.training.environment import Environment, build_environment, insisting
 from llds_core.training.warmstart import warmstart_policy_path
 from llds_core.worlds.formats import Question
 
@@ -180,7 +180,7 @@ def evaluate_run(
         ConfigError: when the split holds no question.
     """
     folder = find_checkpoint(config, seed, run_root, checkpoint, overrides)
-    environment = build_environment(config)
+    environment = build_environment(insisting(config))
     questions = choose_questions(
         getattr(environment.world, split), config.evaluation.questions, config.world.seed
     )
@@ -252,7 +252,7 @@ def ask(
             'the question is empty: write it in quotes, e.g. "which continent is Homs in?"'
         )
     folder = find_checkpoint(config, seed, run_root, checkpoint)
-    environment = build_environment(config).for_evaluation
+    environment = build_environment(insisting(config)).for_evaluation
     model, tokenizer = open_model(folder, config.training.dtype).load()
     loop = environment.rollout_loop(tokenizer, seed=seed, failure_rate=0.0)
     generator = torch_generator(seed, "ask", device=str(model.device))

@@ -4,6 +4,7 @@ results/published/<profile>/evaluations/<method or baseline>-seed<k>.json
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,19 @@ def publish_evaluation(
     with disk_errors(target):
         target.mkdir(parents=True, exist_ok=True)
     path = target / f"{name}-seed{summary['run_seed']}.json"
-    write_json(path, summary)
+    known = list(summary.get("deviations", ()))
+    write_json(path, summary | {"deviations": known + _left_out(summary, known)})
     return path
+
+
+def _left_out(summary: Mapping[str, Any], known: Sequence[str]) -> list[str]:
+    """What an evaluation asked less than all of the test split, unless its settings say so."""
+    identity, found = summary["identity"], []
+    if identity["limit"] is not None and not any("evaluation.questions" in text for text in known):
+        found.append(f"{summary['questions']} questions instead of all")
+    if identity["split"] != "test":
+        found.append(f"the {identity['split']} split instead of test")
+    return found
 
 
 def published_evaluations(*roots: Path) -> pd.DataFrame:

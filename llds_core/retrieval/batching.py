@@ -62,6 +62,8 @@ class Batcher:
     async def submit(self, request: SearchRequest) -> bytes:
         """Return the answer of `request`.
 
+        A caller that is cancelled while it waits is not searched for.
+
         Raises:
             OverloadedError: when too many queries are waiting already.
             Exception: whatever `work` raised for this request alone.
@@ -84,13 +86,18 @@ class Batcher:
             due = self._waiting[0].arrived + self._window - loop.time()
             if due > 0 and self.waiting < self._max_queries:
                 await asyncio.sleep(due)
-            await self._answer(self._take())
+            if batch := self._take():
+                await self._answer(batch)
 
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
         queries = k = 0
         while self._waiting:
             request = self._waiting[0].request
+            if self._waiting[0].answer.done():  # who asked has gone
+                self._waiting.popleft()
+                self.waiting -= len(request.queries)
+                continue
             queries, k = queries + len(request.queries), max(k, request.k)
             if batch and (queries > self._max_queries or queries * k > self._max_hits):
                 break

@@ -67,7 +67,7 @@ class DenseRetriever:
         manifest = checked_manifest(folder, source, describe_index(settings, len(passages)))
         vectors = StoredVectors(folder, manifest)
         self._vectors = VectorSearch(vectors, settings, _stored_index(folder, manifest))
-        self.identity = _identity(source, settings)
+        self.identity = _identity(source, settings, manifest)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Return up to `k` hits per query, best first; none for a blank query.
@@ -163,9 +163,12 @@ def _stored_index(folder: Path, manifest: dict[str, Any]) -> "faiss.Index | None
     return index
 
 
-def _identity(source: dict[str, Any], settings: DenseConfig) -> str:
+def _identity(source: dict[str, Any], settings: DenseConfig, manifest: dict[str, Any]) -> str:
     named = {key: value for key, value in source.items() if key not in ("encoder", "revision")}
     named |= describe_index(settings, source["passages"])
+    # Published vectors are equal to ours up to rounding, which may decide between near equals.
+    if published := sorted({shard["from"] for shard in manifest["shards"] if "from" in shard}):
+        named["published"] = published
     if settings.index == "hnsw":
         named["depth"] = settings.hnsw_search_depth
     elif settings.index == "ivf-pq":

@@ -203,6 +203,7 @@ def _load(folder: Path, settings: DenseConfig, device: str) -> "SentenceTransfor
             "retrieval.backend=bm25"
         ) from None
     import torch
+    from safetensors import SafetensorError
     from sentence_transformers.base.modules import Transformer
     from transformers.utils import logging as transformers_logging
 
@@ -223,14 +224,26 @@ def _load(folder: Path, settings: DenseConfig, device: str) -> "SentenceTransfor
             )
             pooling = mean_pooling(bare.get_embedding_dimension())
             model = SentenceTransformer(modules=[bare, *pooling], device=device)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0][:160]
         raise ConfigError(
             f"dense.encoder {settings.encoder!r} cannot be loaded from {folder} ({reason}): name "
-            "the folder of a sentence encoder"
+            "the folder of a sentence encoder, or fetch it again"
         ) from error
+    _check_vocabulary(model, folder)
     model.max_seq_length = _length_limit(model, settings)
     return model
+
+
+def _check_vocabulary(model: "SentenceTransformer", folder: Path) -> None:
+    """A folder without tokenizer files gives a tokenizer that knows no word, and says nothing."""
+    tokenizer = model.tokenizer
+    known = set(tokenizer.encode("the capital of a country", add_special_tokens=False))
+    if not known - {tokenizer.unk_token_id}:
+        raise ConfigError(
+            f"the tokenizer of {folder} knows no word: fetch the encoder again, with its "
+            "tokenizer.json or vocab.txt"
+        )
 
 
 def _length_limit(model: "SentenceTransformer", settings: DenseConfig) -> int:

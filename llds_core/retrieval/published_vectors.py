@@ -50,7 +50,7 @@ class PublishedVectors:
             ConfigError: when the file or FAISS is missing.
             DataError: when the file is no such index, or of another corpus or encoder.
         """
-        return unit_length(self._index.reconstruct_n(start, stop - start))
+        return self._scaled(self._index.reconstruct_n(start, stop - start), range(start, stop))
 
     @cached_property
     def _index(self) -> "faiss.IndexFlat":
@@ -63,6 +63,15 @@ class PublishedVectors:
         self._check_kind(index)
         self._check_vectors(index)
         return index
+
+    def _scaled(self, vectors: np.ndarray, places: Sequence[int]) -> np.ndarray:
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            raise DataError(
+                f"{self._path}: vector {places[int(finite.argmin())]} has numbers that are not "
+                "finite: fetch it again, or set dense.vectors=null"
+            )
+        return unit_length(vectors)
 
     def _check_kind(self, index: "faiss.Index") -> None:
         faiss = import_faiss()
@@ -85,7 +94,7 @@ class PublishedVectors:
         random = numpy_generator(0, "dense", "published")
         drawn = {0, size - 1, *random.integers(size, size=CHECKED).tolist()}
         places = sorted(drawn)
-        stored = unit_length(np.stack([index.reconstruct(place) for place in places]))
+        stored = self._scaled(np.stack([index.reconstruct(place) for place in places]), places)
         encoded = self._encoder.encode_passages([self._passages[place] for place in places])
         cosines = (stored * encoded).sum(axis=1)
         worst = int(cosines.argmin())

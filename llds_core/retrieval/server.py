@@ -14,7 +14,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from llds_core.config import ServiceConfig
 from llds_core.errors import ConfigError
@@ -24,7 +24,8 @@ from llds_core.retrieval.wire import ServiceIdentity
 
 Load = Callable[[], tuple[Retriever, ServiceIdentity]]
 
-_HEAD_SECONDS = 10.0  # for a new connection to send the head of its first request
+_HEAD_SECONDS = 10.0  # for the head of a request
+_KEEP_ALIVE_SECONDS = 30.0  # that a connection may be idle between two requests
 _STOP_SECONDS = 60  # for clients to take their answers before the service ends without them
 
 
@@ -107,7 +108,7 @@ class StoppableServer(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                timeout_keep_alive=30,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=_STOP_SECONDS,
             )
         )
@@ -139,8 +140,16 @@ class _PatientNoLongerProtocol(H11Protocol):
         super().connection_made(transport)
         self.loop.call_later(_HEAD_SECONDS, self._close_if_silent)
 
-    def _close_if_silent(self) -> None:
-        if self.cycle is None:
+    def on_response_complete(self) -> None:
+        """Wait for the head of the next request as long as for its first byte, and no longer."""
+        answered = self.cycle  # of pipelined requests, the next one begins in here
+        super().on_response_complete()
+        patience = _KEEP_ALIVE_SECONDS + _HEAD_SECONDS
+        self.loop.call_later(patience, self._close_if_silent, answered)
+
+    def _close_if_silent(self, answered: RequestResponseCycle | None = None) -> None:
+        """Close unless a request has come after `answered`, or after the connection."""
+        if self.cycle is answered:
             self.transport.close()
 
 

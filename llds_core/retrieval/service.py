@@ -13,7 +13,7 @@ Retry-After).
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import asdict, dataclass
 
 from fastapi import FastAPI, Request
@@ -140,7 +140,7 @@ class RetrieverService:
             try:
                 # Some clients ask nothing when no trajectory of theirs searches.
                 answer = (
-                    await opened.batcher.submit(search)
+                    await _unless_gone(request, opened.batcher.submit(search))
                     if search.queries
                     else render_answer([], return_scores=False)
                 )
@@ -211,3 +211,26 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     """Unknown paths and methods."""
     message = f"{error.detail} ({request.method} {request.url.path}): POST /retrieve searches"
     return JSONResponse({"error": message}, error.status_code, error.headers)
+
+
+async def _unless_gone(request: Request, answer: Awaitable[bytes]) -> bytes:
+    """Wait for `answer` while the client does; a search that nobody waits for is left out.
+
+    Raises:
+        ClientDisconnect: when the client closes the connection first.
+    """
+    asked = asyncio.ensure_future(answer)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise ClientDisconnect
+        return asked.result()
+    finally:
+        asked.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

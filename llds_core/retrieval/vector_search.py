@@ -62,10 +62,11 @@ class VectorSearch:
         if index is None:
             index = make_index(vectors, settings)
         if settings.index == "hnsw":
-            index.hnsw.efSearch = settings.hnsw_search_depth
-        elif settings.index == "ivf-pq":
+            self._engine = _hnsw_engine(index, settings.hnsw_search_depth)
+            return
+        if settings.index == "ivf-pq":
             index.nprobe = settings.ivf_probes
-        if on_gpu and settings.index != "hnsw" and _faiss_uses_gpu(settings):
+        if on_gpu and _faiss_uses_gpu(settings):
             index = _to_gpus(index, half=settings.half)
             self._limit = min(self._limit, _GPU_LIMIT)
         self._engine = _faiss_engine(index)
@@ -138,6 +139,16 @@ def _faiss_engine(index: "faiss.Index") -> Engine:
     return search
 
 
+def _hnsw_engine(index: "faiss.IndexHNSW", depth: int) -> Engine:
+    """Search `index`, at least as deep as the candidates wanted: FAISS finds no more than that."""
+
+    def search(queries: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        index.hnsw.efSearch = max(depth, width)
+        return index.search(queries, width)
+
+    return search
+
+
 def _torch_engine(vectors: StoredVectors, device: str, half: bool) -> Engine:
     """Matrix products, block by block: from the disk's cache on a CPU, from memory on a GPU."""
     import torch
@@ -145,9 +156,15 @@ def _torch_engine(vectors: StoredVectors, device: str, half: bool) -> Engine:
     resident: list[torch.Tensor] = []
     if device == "cuda":
         kind = torch.float16 if half else torch.float32
-        resident = [
-            torch.from_numpy(block).to(device, kind) for block in vectors.blocks(_TORCH_BLOCK)
-        ]
+        try:
+            resident = [
+                torch.from_numpy(block).to(device, kind) for block in vectors.blocks(_TORCH_BLOCK)
+            ]
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"{len(vectors)} vectors do not fit the GPU's memory: set dense.half=true, "
+                "dense.device=cpu, or dense.engine=faiss, which uses all GPUs"
+            ) from error
 
     @torch.inference_mode()
     def search(queries: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:

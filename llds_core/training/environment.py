@@ -53,6 +53,13 @@ class Environment:
 INDEX_ROOT = Path("results/indexes")
 
 
+def insisting(config: ExperimentConfig) -> ExperimentConfig:
+    """The same, with searches that must be answered: for scores, where a lost search would count
+    as a wrong answer.
+    """
+    return replace(config, service=replace(config.service, on_failure="raise"))
+
+
 def build_environment(config: ExperimentConfig) -> Environment:
     """Build world and search engine of `config`."""
     world = build_world(config)

@@ -33,6 +33,11 @@ def join_parts(files: Sequence[HubFile], staging: Path, target: Path) -> str:
         RunError: when the disk is full or cannot be written.
     """
     joined = staging / "joined"
+    # Put in place by a call that was killed before it was recorded, perhaps.
+    if target.exists() and target.stat().st_size == sum(file.size for file in files):
+        digest, damaged = _digest_of(files, target)
+        if not damaged:
+            return digest
     start = 0
     for file in files:
         part, end = staging / file.path, start + file.size
@@ -46,7 +51,13 @@ def join_parts(files: Sequence[HubFile], staging: Path, target: Path) -> str:
                 _append(joined, start, part)
         part.unlink(missing_ok=True)
         start = end
-    digest = _check_joined(files, joined)
+    digest, damaged = _digest_of(files, joined)
+    if damaged:
+        joined.unlink()
+        raise DataError(
+            f"{joined}: the stretch of {damaged} is damaged: it was deleted, run the same command "
+            "again"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     joined.replace(target)
     return digest
@@ -62,9 +73,9 @@ def _append(joined: Path, start: int, part: Path) -> None:
         os.fsync(target.fileno())
 
 
-def _check_joined(files: Sequence[HubFile], joined: Path) -> str:
-    """Return the digest of the whole; every stretch must have the digest of its part."""
-    whole = hashlib.sha256()
+def _digest_of(files: Sequence[HubFile], joined: Path) -> tuple[str, str]:
+    """SHA-256 of the whole, and the first part whose stretch is damaged; empty for none."""
+    whole, damaged = hashlib.sha256(), ""
     with joined.open("rb") as stream:
         for file in files:
             stretch, left = hashlib.sha256(), file.size
@@ -73,12 +84,8 @@ def _check_joined(files: Sequence[HubFile], joined: Path) -> str:
                 whole.update(chunk)
                 left -= len(chunk)
             if left or (file.sha256 and stretch.hexdigest() != file.sha256):
-                joined.unlink()
-                raise DataError(
-                    f"{joined}: the stretch of {file.path} is damaged: it was deleted, run the "
-                    "same command again"
-                )
-    return whole.hexdigest()
+                damaged = damaged or file.path
+    return whole.hexdigest(), damaged
 
 
 def unpack(archive: Path, target: Path) -> str:

@@ -9,7 +9,7 @@ a file waits in `.incoming`.
 import fcntl
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 from llds_core.errors import DataError, RunError
 from llds_core.worlds.assembly import join_parts, unpack
 from llds_core.worlds.formats import write_lines
-from llds_core.worlds.hub import AGAIN, HubFile, fetch, hub_errors, list_files
+from llds_core.worlds.hub import AGAIN, HubFile, fetch, hub_errors, list_files, matches
 from llds_core.worlds.sources import SOURCES, Source
 
 MANIFEST = "manifest.json"
@@ -216,8 +216,14 @@ def _is_complete(entry: dict[str, Any] | None, source: Source, folder: Path) -> 
         entry
         and entry.get("complete")
         and entry.get("revision") == source.revision
+        # Of a list of files that has grown since, some are missing.
+        and (source.make != "keep" or all(_among(entry["files"], p) for p in source.files))
         and all(_has(entry, source, folder, path) for path in entry["files"])
     )
+
+
+def _among(files: Iterable[str], pattern: str) -> bool:
+    return any(matches(file, pattern) for file in files)
 
 
 def _has(entry: dict[str, Any] | None, source: Source, folder: Path, path: str) -> bool:

@@ -70,7 +70,7 @@ def list_files(
             HfApi().auth_check(repo, repo_type=kind)
     files: dict[str, HubFile] = {}
     for pattern in patterns:
-        matching = [entry for entry in info.siblings or () if _matches(entry.rfilename, pattern)]
+        matching = [entry for entry in info.siblings or () if matches(entry.rfilename, pattern)]
         if not matching:
             raise DownloadError(
                 f"{repo} holds no {pattern} at revision {info.sha}: check its page "
@@ -111,7 +111,8 @@ def is_cached(repo: str, path: str) -> bool:
     return isinstance(try_to_load_from_cache(repo, path), str)
 
 
-def _matches(path: str, pattern: str) -> bool:
+def matches(path: str, pattern: str) -> bool:
+    """Whether a file of a repository is meant by a pattern; `*` stays within one folder."""
     return path.count("/") == pattern.count("/") and fnmatchcase(path, pattern)
 
 

@@ -57,7 +57,7 @@ SOURCES = {
         "intfloat/e5-base-v2",
         "model",
         "f52bf8ec8c7124536f0efb74aca902b2995e5bcd",
-        _MODEL_FILES,
+        (*_MODEL_FILES, "1_Pooling/config.json"),
         "encoder/e5-base-v2",
     ),
     "corpus": Source(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,8 @@ def test_a_shard_that_does_not_exist_is_refused(tmp_path):
 
 def test_searches_that_may_be_lost_are_refused(tmp_path):
     world = environment("service.on_failure=empty")
+    served = replace(world.config, retrieval=replace(world.config.retrieval, backend="server"))
+    world = replace(world, config=served)
     with pytest.raises(ConfigError, match="set it to raise"):
         evaluate_benchmarks(world, model(), PLAN, out=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())

@@ -49,6 +49,7 @@ def summary(ems, method="grpo", seed=0, agent="policy"):
         "averages": {name: entry(mean) for name, mean in means.items()},
     }
     known = {"profile": "paper-3b-instruct", "agent": agent, "method": method, "run_seed": seed}
+    known |= {"questions": 700, "identity": {"limit": None, "split": "test"}}
     return known | {"world": "files", "modes": {"greedy": scores, "sampled": scores}}
 
 
@@ -59,6 +60,27 @@ def published(tmp_path, *summaries):
         (folder / "summary.json").write_text(json.dumps(each))
         publish_evaluation(folder, tmp_path / "published")
     return published_evaluations(tmp_path / "published")
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, "run"),
+        ({"identity": {"limit": 70, "split": "test"}}, "run with 700 questions instead of all"),
+        ({"identity": {"limit": None, "split": "dev"}}, "run with the dev split instead of test"),
+        (
+            {
+                "identity": {"limit": 70, "split": "test"},
+                "deviations": ["evaluation.questions is 70 instead of null"],
+            },
+            "run with evaluation.questions is 70 instead of null",
+        ),
+    ],
+)
+def test_a_part_of_the_questions_is_said(tmp_path, changes, status):
+    table = published(tmp_path, summary([0.5] * 7) | changes)
+    shown = paper_comparison("table1", table)
+    assert set(shown["status"]) == {"not run", status}
 
 
 def cell(table, method, benchmark, variant="instruct"):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 
 import pytest
 
@@ -165,3 +166,18 @@ def test_another_process_finds_the_same(hash_seed: str):
         for seed in ("0", hash_seed)
     }
     assert len(outputs) == 1
+
+
+class Endless(Sequence[Passage]):
+    """Wikipedia's size; nothing of it may be read."""
+
+    def __len__(self) -> int:
+        return 21_015_324 * 50
+
+    def __getitem__(self, index: object) -> Passage:
+        raise AssertionError("read before its size was looked at")
+
+
+def test_a_corpus_that_does_not_fit_the_memory_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"about 98.. GB of memory .* use the dense backend"):
+        BM25Retriever(Endless())

@@ -227,6 +227,13 @@ def test_looking_less_far_finds_less(tmp_path: Path, kind: DenseConfig, less: di
     assert far.identity != near.identity
 
 
+def test_a_graph_gives_as_many_passages_as_are_asked_for(tmp_path: Path) -> None:
+    """FAISS alone finds no more candidates than it is told to look at."""
+    engine = retriever(tmp_path, replace(HNSW, hnsw_search_depth=4))
+    (hits,) = engine.search(["query 1"], 100)
+    assert len(hits) == 100
+
+
 # Opening
 
 

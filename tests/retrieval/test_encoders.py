@@ -180,6 +180,31 @@ def test_a_folder_without_an_encoder_is_one_clear_line(tmp_path: Path, folder: P
     assert "cannot be loaded" in failure(encoder=str(folder))
 
 
+def test_a_folder_without_its_tokenizer_is_refused(folder: Path) -> None:
+    """It would load, and turn every word into one and the same token."""
+    for name in ("tokenizer.json", "vocab.txt"):
+        (folder / name).unlink()
+    assert "knows no word: fetch the encoder again" in failure(encoder=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\x08" + b"\0" * 7 + b"garbage!"),
+        ("config.json", b"[]"),
+        ("1_Pooling/config.json", None),
+    ],
+)
+def test_a_damaged_encoder_is_one_clear_line(
+    folder: Path, name: str, content: bytes | None
+) -> None:
+    (folder / name).unlink()  # it may be a link to the packaged file
+    if content is not None:
+        (folder / name).write_bytes(content)
+    assert "cannot be loaded from" in failure(encoder=str(folder))
+
+
 def test_more_tokens_than_the_encoder_takes_are_refused() -> None:
     assert "takes 256: set it to 256 or less" in failure(max_tokens=257)
 

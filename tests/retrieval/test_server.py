@@ -155,6 +155,26 @@ def test_health_answers_while_a_search_runs() -> None:
         assert searching.result().status_code == 200
 
 
+def test_nobody_searches_for_a_client_that_gave_up() -> None:
+    release = threading.Event()
+    engine = Recorder(lambda queries: release.wait(20))
+    with (
+        running(engine, replace(SETTINGS, batch_window_ms=0.0)) as url,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        first = pool.submit(post, url, queries=["word1"])
+        eventually(lambda: engine.calls)
+        with pytest.raises(requests.Timeout):
+            requests.post(f"{url}/retrieve", json={"queries": ["word2"]}, timeout=0.3)
+        eventually(lambda: metric(url, "retriever_in_flight") == 1)
+        last = pool.submit(post, url, queries=["word3"])
+        eventually(lambda: metric(url, "retriever_in_flight") == 2)
+        release.set()
+        assert (first.result().status_code, last.result().status_code) == (200, 200)
+        eventually(lambda: metric(url, "retriever_waiting_queries") == 0)
+    assert [queries for queries, _ in engine.calls] == [["word1"], ["word3"]]
+
+
 def test_too_many_waiting_queries_are_told_to_come_later() -> None:
     """One of 2 queries is searched, 4 × 2 may wait, and the next is refused."""
     release = threading.Event()

@@ -116,6 +116,23 @@ def test_a_body_that_does_not_come_is_given_up(length: bytes) -> None:
         assert post(url, queries=["word1"]).status_code == 200
 
 
+def test_a_head_that_drips_after_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llds_core.retrieval.server._HEAD_SECONDS", 0.5)
+    monkeypatch.setattr("llds_core.retrieval.server._KEEP_ALIVE_SECONDS", 0.5)
+    with running() as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            for _ in range(2):  # an answered request is no reason to wait less for the next
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+                answer = b""
+                while not answer.endswith(b"}"):
+                    answer += connection.recv(1 << 16)
+                assert b" 200 " in answer
+            connection.sendall(b"GET /health HT")
+            connection.settimeout(10)
+            assert connection.recv(100) == b""
+
+
 def test_a_connection_that_asks_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llds_core.retrieval.server._HEAD_SECONDS", 0.2)
     with running() as url:

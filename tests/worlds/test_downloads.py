@@ -17,10 +17,13 @@ from types import SimpleNamespace
 
 import fake_hub
 import huggingface_hub.constants
+import numpy as np
 import pytest
 
 from llds_core.cli import main
+from llds_core.config import DenseConfig
 from llds_core.errors import DataError, DownloadError, RunError
+from llds_core.retrieval.encoders import PACKAGED, Encoder, encoder_folder
 from llds_core.worlds import downloads, sources
 from llds_core.worlds.assembly import unpack
 from llds_core.worlds.downloads import download, plan, read_manifest, room
@@ -69,11 +72,13 @@ def fill(hub: fake_hub.FakeHub) -> None:
         "README.md": b"not wanted",
         "original/params.json": b"not wanted",
     }
+    encoder = model | {"modules.json": b"[]", "1_Pooling/config.json": b"{}"}
     content = {
         "questions": dict.fromkeys(sources.SOURCES["questions"].files, QUESTION),
         "train": {"train.parquet": b"PAR1" * 1000, "test.parquet": b"not wanted"},
         "corpus": {"wiki-18.jsonl.gz": tar_gz(PASSAGES)},
         "index": {"part_aa": INDEX[:CUT], "part_ab": INDEX[CUT:]},
+        "encoder": encoder | {"onnx/config.json": b"not wanted"},
     }
     for name, source in sources.SOURCES.items():
         hub.add(source.kind, source.repo, source.revision, content.get(name, model))
@@ -97,6 +102,7 @@ def test_everything_of_a_paper_profile_is_fetched_verified_and_recorded(hub, tmp
         "corpus/wiki-18.jsonl",
         "index/e5_Flat.index",
         *(f"encoder/e5-base-v2/{n}" for n in ("config.json", "model.safetensors", "vocab.txt")),
+        *(f"encoder/e5-base-v2/{n}" for n in ("modules.json", "1_Pooling/config.json")),
         *(f"policy/qwen2.5-3b/{n}" for n in ("config.json", "model.safetensors", "vocab.txt")),
     }
     assert (tmp_path / "index/e5_Flat.index").read_bytes() == INDEX
@@ -122,6 +128,58 @@ def test_a_lost_or_shortened_file_is_fetched_again(hub, tmp_path):
     fetch(tmp_path, "questions")
     assert [path for path, _ in hub.ranges] == ["nq/test.jsonl", "popqa/test.jsonl"]
     assert not plan(["questions"], tmp_path)
+
+
+def test_a_sentence_encoder_arrives_whole(hub, tmp_path):
+    """With the settings of its pooling, which are in a folder of their own."""
+    settings = DenseConfig(encoder=PACKAGED, device="cpu")
+    packaged = encoder_folder(settings)
+    files = {
+        str(file.relative_to(packaged)): file.read_bytes()
+        for file in packaged.rglob("*")
+        if file.is_file()
+    }
+    source = sources.SOURCES["encoder"]
+    hub.add(source.kind, source.repo, source.revision, files)
+    fetch(tmp_path, "encoder")
+    fetched = dataclasses.replace(settings, encoder=str(tmp_path / source.folder))
+    ours, theirs = Encoder(fetched), Encoder(settings)
+    asked = ["the capital of Chad"]
+    np.testing.assert_array_equal(ours.encode_queries(asked), theirs.encode_queries(asked))
+
+
+def test_a_list_of_files_that_has_grown_is_not_complete(hub, tmp_path, monkeypatch):
+    source = sources.SOURCES["encoder"]
+    short = dataclasses.replace(source, files=source.files[:-1])
+    with monkeypatch.context() as before:
+        before.setitem(sources.SOURCES, "encoder", short)
+        fetch(tmp_path, "encoder")
+        assert not plan(["encoder"], tmp_path)
+    hub.ranges.clear()
+    fetch(tmp_path, "encoder")
+    assert [path for path, _ in hub.ranges] == ["1_Pooling/config.json"]
+
+
+def test_an_index_that_was_put_together_is_not_fetched_again(hub, tmp_path):
+    """Killed between the two: the file is whole and the manifest does not know it."""
+    fetch(tmp_path, "index")
+    (tmp_path / "manifest.json").unlink()
+    hub.ranges.clear()
+    fetch(tmp_path, "index")
+    assert not hub.ranges and not plan(["index"], tmp_path)
+
+
+def test_an_index_whose_vectors_were_taken_may_be_deleted(hub, tmp_path, capsys):
+    arguments = ["data", "paper-3b", "--folder", str(tmp_path), "--yes", "--quiet"]
+    assert main(arguments) == 0
+    (tmp_path / "index/e5_Flat.index").unlink()
+    finished = {"schema_version": 1, "passages": 0, "dimension": 2, "dtype": "float32"}
+    finished |= {"shard_passages": 1, "shards": [], "index": {"index": "flat"}}
+    (tmp_path / "index/manifest.json").write_text(json.dumps(finished))
+    hub.ranges.clear()
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "its vectors are in" in capsys.readouterr().out and not hub.ranges
 
 
 def test_a_broken_connection_is_continued_not_begun_again(hub, tmp_path):
