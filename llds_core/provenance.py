@@ -28,6 +28,8 @@ _PACKAGES = [
     "vllm",
 ]
 
+_CODE = (":(top)", ":(top,exclude)results", ":(top,exclude)README.md")
+
 
 def git_state(folder: Path | None = None) -> dict[str, str | bool | None]:
     """Commit and whether the tree differs from it; all null in a source tree without git.
@@ -45,8 +47,12 @@ def git_state(folder: Path | None = None) -> dict[str, str | bool | None]:
 
 
 def git_diff(folder: Path | None = None) -> str:
-    """Difference of tracked files against HEAD; empty when clean or without git."""
-    return _git(folder or Path(__file__).parent, "diff", "HEAD") or ""
+    """Difference of tracked files against HEAD; empty when clean or without git.
+
+    Results and the README are left out: a study writes there as its runs end, which changes no
+    code of the next run.
+    """
+    return _git(folder or Path(__file__).parent, "diff", "HEAD", "--", *_CODE) or ""
 
 
 def package_versions() -> dict[str, str]:

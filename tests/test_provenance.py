@@ -18,14 +18,19 @@ def test_machine_without_git_has_no_commit(tmp_path: Path, monkeypatch: pytest.M
     assert git_state()["git_commit"] is None
 
 
+def commit(folder: Path) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "add", "."], cwd=folder, check=True)
+    subprocess.run(["git", *identity, "commit", "-q", "-m", "one"], cwd=folder, check=True)
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """A small repository of its own: one committed file in ASCII, one in Latin-1."""
     (tmp_path / "plain.txt").write_text("coffee\n", "utf-8")
     (tmp_path / "file.txt").write_bytes(b"caf\xe9\n")
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false"]
-    for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "one"]):
-        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    commit(tmp_path)
     return tmp_path
 
 
@@ -45,6 +50,18 @@ def test_changed_tree_is_dirty_and_its_difference_is_known(repository: Path) -> 
 def test_untracked_file_is_no_difference(repository: Path) -> None:
     (repository / "other.txt").write_text("x", "utf-8")
     assert git_state(repository)["git_dirty"] is False
+
+
+def test_published_results_are_no_change_of_code(repository: Path) -> None:
+    (repository / "results").mkdir()
+    for name in ("README.md", "results/runs.csv"):
+        (repository / name).write_text("before\n", "utf-8")
+    commit(repository)
+    for name in ("README.md", "results/runs.csv"):
+        (repository / name).write_text("after\n", "utf-8")
+    assert git_state(repository)["git_dirty"] is False
+    (repository / "plain.txt").write_text("tea\n", "utf-8")
+    assert "+tea" in git_diff(repository) and "after" not in git_diff(repository)
 
 
 def test_difference_in_another_encoding_stops_nothing(repository: Path) -> None:
