@@ -113,7 +113,8 @@ def build_parser() -> argparse.ArgumentParser:
     warm = command(
         "warmstart", commands.warmstart, "train the policy that all runs of a profile start from"
     )
-    warm.add_argument("profile", help=f"one of: {', '.join(profiles())}")
+    warm.add_argument("experiment", help="a profile, or <profile>/<method>")
+    warm.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. warmstart.steps=2000")
     add_common(warm)
 
     train = command("train", commands.train, "train one experiment; the same command resumes it")

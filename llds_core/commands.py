@@ -133,9 +133,9 @@ def warmstart(options: argparse.Namespace) -> None:
     """Make the start policy."""
     from llds_core.training.warmstart import warmstart
 
-    path = warmstart(
-        load_experiment(f"{options.profile}/grpo"), options.run_root, progress=not options.quiet
-    )
+    given = options.experiment
+    config = load_experiment(given if "/" in given else f"{given}/grpo", options.overrides)
+    path = warmstart(config, options.run_root, progress=not options.quiet)
     print(f"start policy: {path}")
 
 

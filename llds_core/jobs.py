@@ -184,6 +184,36 @@ def _start(
         )
 
 
+def make_start_policy(job: Job, run_root: Path, *, progress: bool) -> None:
+    """Make the policy that `job` starts from, unless it is there.
+
+    On a GPU a child makes it: this process would keep its share of the memory while others train.
+
+    Raises:
+        LLDSError: when it cannot be made or had.
+    """
+    from llds_core.training.warmstart import start_policy, warmstart_policy_path
+
+    gpus = visible_gpus() if job.config.warm_starts else []
+    if not gpus or warmstart_policy_path(run_root, job.config).is_dir():
+        start_policy(job.config, run_root, progress=progress)
+        return
+    words = ["warmstart", job.config.name, *job.overrides, "--run-root", str(run_root)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llds_core", *words, *([] if progress else ["--quiet"])],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": gpus[0]},
+        start_new_session=True,
+        preexec_fn=prepare_child,
+    )
+    try:
+        code = process.wait()
+    finally:
+        stop([process])
+    if code:
+        raise RunError(f"the start policy of {job.config.profile} failed: see the line above")
+
+
 def prepare_child() -> None:
     """In a child, before it runs.
 

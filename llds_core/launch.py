@@ -22,7 +22,7 @@ from pathlib import Path
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, RunError
-from llds_core.jobs import Job, ProgressBars, prepare_child, stop
+from llds_core.jobs import Job, ProgressBars, make_start_policy, prepare_child, stop
 from llds_core.runs import disk_errors, is_complete, read_manifest, run_path, write_json
 
 _POLL_SECONDS = 0.5
@@ -130,13 +130,11 @@ def launch_training(
     path = run_path(run_root, config, seed, overrides)
     if is_complete(path, config):
         return path
+    job = Job(config, seed, tuple(overrides))
     if machine.rank == 0:
-        from llds_core.training.warmstart import start_policy
-
-        start_policy(config, run_root, progress=progress)
+        make_start_policy(job, run_root, progress=progress)
     import torch
 
-    job = Job(config, seed, tuple(overrides))
     arguments = [*job.words("train", run_root), "--quiet"]
     command = launch_command(config, arguments, machine, on_gpu=torch.cuda.is_available())
     bars = ProgressBars(run_root) if progress and machine.rank == 0 else None

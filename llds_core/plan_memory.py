@@ -2,14 +2,15 @@
 
     weights       4 N / W            float32, whatever the arithmetic's type; N parameters. ZeRO-3
                                      keeps a bfloat16 copy, 2 N / W
-    gradients     4 N / W            and with FSDP2 2 N more while micro-batches accumulate, because
-                                     accelerate reduces them after the last one only; twice with
-                                     several processes and no sharding, for the buckets of DDP
-    optimizer     8 N / W            AdamW's two moments; about 2 N / W in 8 bits
+    gradients     4 N / W            reduced after every micro-batch; twice with several processes
+                                     and no sharding, for the buckets of DDP
+    optimizer     8 N / W            AdamW's two moments; about 2 N / W in 8 bits, embeddings and
+                                     norms in 32
     reference     4 N / W            only with a KL weight; TRL loads it in the policy's type
     casts         2 N                bfloat16 copies of the layers' weights: all of them while
                                      autocast holds them; with sharding those gathered at a time,
-                                     two layers and both matrices of the vocabulary
+                                     two layers and both matrices of the vocabulary, and the largest
+                                     of their gradients in 32 bits while it is reduced
     activations   see `activations`
     logits        see `logits`
     vLLM          its share of the GPU: weights in bfloat16, working space, KV cache
@@ -75,7 +76,7 @@ def model_states(
         parameters: of the model.
         optimizer: `adamw` or `adamw-8bit`.
         processes: that share the states.
-        small: parameters in tensors too small for 8 bits, of `parameters`.
+        small: parameters whose moments keep 32 bits: embeddings and small tensors, of `parameters`.
     """
     moments = 2 * _FLOAT * parameters
     if optimizer == "adamw-8bit":
@@ -176,11 +177,13 @@ def update_parts(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
     sharded = config.hardware.sharding != "none"
     processes = config.world_size if sharded else 1
     mixed = training.dtype == "bfloat16"
-    parts = model_states(shape.parameters, optimizer=training.optimizer, processes=processes)
-    accumulates = config.mini_batch_size > training.micro_batch_size * config.world_size
-    if config.hardware.sharding == "fsdp2" and accumulates:
-        parts["gradients"] += (_HALF if mixed else _FLOAT) * shape.parameters
-    elif config.hardware.sharding == "zero3":
+    parts = model_states(
+        shape.parameters,
+        optimizer=training.optimizer,
+        processes=processes,
+        small=shape.vocabulary * shape.hidden + (2 * shape.layers + 1) * shape.hidden,
+    )
+    if config.hardware.sharding == "zero3":
         parts["weights"] += math.ceil(_HALF * shape.parameters / processes)
     elif not sharded and config.world_size > 1:
         parts["gradients"] *= 2
@@ -191,9 +194,10 @@ def update_parts(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
     if sharded:
         gathered = 2 * shape.layer_parameters + 2 * shape.vocabulary * shape.hidden
         whole_reference = shape.parameters if config.loss.kl_weight > 0 else 0
-        # Gathering the reference and the accumulated gradients are never there together.
+        # Gathering the reference and gradients are never there together.
         extra = max(0, whole_reference * compute - parts["gradients"])
-        parts["casts"] = compute * gathered + extra
+        reduced = max(shape.layer_parameters, shape.vocabulary * shape.hidden)
+        parts["casts"] = compute * gathered + _FLOAT * reduced + extra
     else:
         parts["casts"] = _HALF * shape.layers * shape.layer_parameters if mixed else 0
     rows, width = training.micro_batch_size, config.rollout.max_total_tokens
@@ -222,21 +226,24 @@ def host_memory(config: ExperimentConfig, shape: ModelShape, retriever: int) -> 
     if config.hardware.gpu_memory_gib is None:
         update = update_parts(config, shape) | {"kv_cache": _transformers_cache(config, shape)}
         return {"process": _HOST_PROCESS, **update, "retriever": retriever}
-    model = _FLOAT * shape.parameters
+    model, sharded = _FLOAT * shape.parameters, config.hardware.sharding != "none"
     copies = 2 if config.loss.kl_weight > 0 else 1
     return {
         "process": config.hardware.processes * _HOST_GPU_PROCESS,
-        # Every process reads the weights before they move; the first also gathers checkpoints.
-        "loading": copies * model * config.hardware.processes,
-        "checkpoint": checkpoint_bytes(config, shape) if config.hardware.sharding != "none" else 0,
+        # Where weights are sharded one process reads them for all, and gathers checkpoints.
+        "loading": copies * model * (1 if sharded else config.hardware.processes),
+        "checkpoint": checkpoint_bytes(config, shape) if sharded else 0,
         "retriever": retriever,
     }
 
 
 def checkpoint_bytes(config: ExperimentConfig, shape: ModelShape) -> int:
-    """Bytes of one checkpoint: weights in 32 bits and the optimizer's moments."""
+    """Bytes of one checkpoint: weights in 32 bits and the optimizer's moments; under FSDP2 the
+    weights in its own form, too.
+    """
     states = model_states(shape.parameters, optimizer=config.training.optimizer)
-    return states["weights"] + states["optimizer"]
+    copies = 2 if config.hardware.sharding == "fsdp2" else 1
+    return copies * states["weights"] + states["optimizer"]
 
 
 def _transformers_cache(config: ExperimentConfig, shape: ModelShape) -> int:

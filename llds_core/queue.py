@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from llds_core.errors import RunError
-from llds_core.jobs import Job, run_jobs
+from llds_core.jobs import Job, make_start_policy, run_jobs
 from llds_core.reporting.published import publish_run, write_runs_table
 from llds_core.reporting.store import PUBLISHED, find_published, load_run
 from llds_core.run_identity import same_run
@@ -97,7 +97,7 @@ def run_study(
         ConfigError: for an unknown arm, or nothing to run.
         RunError: when the published folder cannot be written.
     """
-    from llds_core.training.warmstart import start_policy, warmstart_path
+    from llds_core.training.warmstart import warmstart_path
 
     queue = study_jobs(study, arms, seeds)
     states = {job: _state(job, run_root, published) for job in queue}
@@ -105,9 +105,8 @@ def run_study(
     clock = _Clock(len(queue), len(queue) - len(left), left, minutes)
     if progress:
         clock.say()
-    configs = {warmstart_path(run_root, job.config): job.config for job in left}
-    for config in configs.values():
-        start_policy(config, run_root, progress=progress)
+    for job in {warmstart_path(run_root, job.config): job for job in left}.values():
+        make_start_policy(job, run_root, progress=progress)
     failures = []
 
     def done(job: Job) -> None:

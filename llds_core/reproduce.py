@@ -20,7 +20,7 @@ from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.costs import layout_overrides, say_costs, say_what_else
 from llds_core.doctor import examine
 from llds_core.errors import CheckpointError, ConfigError, LLDSError, RunError
-from llds_core.jobs import Job, run_jobs, visible_gpus
+from llds_core.jobs import Job, make_start_policy, run_jobs, visible_gpus
 from llds_core.launch import Machine
 from llds_core.retriever_process import running_retriever, wait_for_service
 from llds_core.run_identity import FREE
@@ -67,7 +67,6 @@ def reproduce(
         RetrieverError: when the search service does not come up or searches another corpus.
     """
     from llds_core.reporting.notebooks import is_rendered, report
-    from llds_core.training.warmstart import start_policy
 
     machine = machine or Machine()
     as_printed = all(override.partition("=")[0].strip() in FREE for override in overrides)
@@ -83,7 +82,7 @@ def reproduce(
             _section("everything is there already")
             _list(index)
             return index
-    _check_machine(configs[0], run_root, machine)
+    _check_machine(configs[0], run_root, machine, runs=max(1, len(training)))
     _section("cost")
     say_costs(configs, run_root, len(training))
     service = _search_service(configs[0], overrides, run_root, retriever_env, machine)
@@ -92,7 +91,7 @@ def reproduce(
             _train(jobs, training, run_root, machine, progress=False)
             return run_root
         _section("start policy")
-        start_policy(configs[0], run_root, progress=progress)
+        make_start_policy(jobs[0], run_root, progress=progress)
         _minutes(started)
         _section(f"training {', '.join(arms)}; seeds {', '.join(map(str, seeds))}")
         _train(jobs, training, run_root, machine, progress=progress)
@@ -286,9 +285,11 @@ def _search_service(
     return running_retriever(config, corpus, overrides, log, environment=environment)
 
 
-def _check_machine(config: ExperimentConfig, run_root: Path, machine: Machine) -> None:
+def _check_machine(
+    config: ExperimentConfig, run_root: Path, machine: Machine, *, runs: int = 1
+) -> None:
     _section("machine")
-    findings = examine(config, run_root)
+    findings = examine(config, run_root, runs=runs)
     if machine.rank:
         # The first machine starts it, and is waited for.
         findings = [finding for finding in findings if finding.check != "retriever"]

@@ -201,6 +201,14 @@ def test_too_little_disk_and_memory_for_what_the_plan_counts(
     assert memory.status == "warn" and f"{planned.host_memory_gib:.0f} GiB" in memory.fix
 
 
+def test_disk_is_for_all_runs(ready: ExperimentConfig, tmp_path: Path) -> None:
+    checkpoints = plan(ready).disk_parts_gib["checkpoints"]
+    probes = machine(free_disk=lambda path: 3 * checkpoints + 1.5)
+    for runs, status in ((3, "ok"), (4, "fail")):
+        findings = examine(ready, tmp_path, runs=runs, probes=probes)
+        assert next(f.status for f in findings if f.check == "disk") == status
+
+
 def test_missing_data_names_the_command_that_fetches_it(data: Path, tmp_path: Path) -> None:
     config = experiment(tmp_path, data / "index")
     checks = {f.check: f for f in failures(config, tmp_path)}
@@ -291,7 +299,8 @@ def test_a_vllm_server_that_does_not_answer(
 ) -> None:
     config = experiment(data, Path(ready.dense.path), "sampler.mode=server")
     (finding,) = [f for f in failures(config, tmp_path) if f.check == "vLLM server"]
-    assert "trl vllm-serve --model" in finding.fix and "--port 8001" in finding.fix
+    assert "VLLM_SERVER_DEV_MODE=1 vllm serve " in finding.fix
+    assert "--port 8001" in finding.fix and "--logprobs-mode" in finding.fix
 
 
 def test_the_command_prints_a_list_and_tells_by_its_exit_code(

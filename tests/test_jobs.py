@@ -7,9 +7,10 @@ import pytest
 from llds_core import jobs
 from llds_core.benchmark_jobs import BenchmarkJob
 from llds_core.config import load_experiment
-from llds_core.errors import TrainingDivergedError
+from llds_core.errors import RunError, TrainingDivergedError
 from llds_core.jobs import Job, gpu_sets
 from llds_core.runs import RunDirectory, has_diverged
+from llds_core.training.warmstart import warmstart_policy_path
 
 SMOKE = load_experiment("smoke/grpo")
 FOUR = load_experiment("paper-3b/grpo", layout="4x80")
@@ -41,6 +42,22 @@ def test_eight_gpus_train_two_runs_of_four_or_answer_in_eight_parts(
     sets = [place["CUDA_VISIBLE_DEVICES"] for place in jobs._places(Job(FOUR, 0))]
     assert sets == ["0,1,2,3", "4,5,6,7"]
     assert len(jobs._places(BenchmarkJob(FOUR, 0, part=(1, 8)))) == 8
+
+
+def test_on_a_gpu_a_child_makes_the_start_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A parent that had made it would keep GPU memory while others train."""
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["0", "1"])
+    config = load_experiment("smoke/grpo", ["warmstart.steps=2", "warmstart.save_every=2"])
+    job = Job(config, 0, ("warmstart.steps=2", "warmstart.save_every=2"))
+    with monkeypatch.context() as here:
+        here.setattr("llds_core.training.warmstart.warmstart", pytest.fail)
+        jobs.make_start_policy(job, tmp_path, progress=False)
+    assert (warmstart_policy_path(tmp_path, config) / "config.json").is_file()
+    broken = Job(config, 0, ("warmstart.steps=none",))
+    with pytest.raises(RunError, match="the start policy of smoke failed"):
+        jobs.make_start_policy(broken, tmp_path / "other", progress=False)
 
 
 @pytest.mark.parametrize(("samples", "modes"), [(2, "greedy,sampled --samples 2"), (0, "")])

@@ -96,13 +96,13 @@ def test_mistakes_end_in_one_line(capsys, arguments: list[str], named: str) -> N
 
 
 def test_downloads_and_disk_are_the_known_sizes() -> None:
-    """Two bytes a parameter, four a number of the index, and four checkpoints of twelve."""
+    """Two bytes a parameter, four a number of the index, and four checkpoints of sixteen."""
     found = plan(load_experiment("paper-3b/grpo"))
     parameters = policy_shape(load_experiment("paper-3b/grpo").policy).parameters
     assert found.downloads_gb["qwen2.5-3b"] == 2 * parameters / 1e9
     assert found.downloads_gb["index"] == pytest.approx(64.56, abs=0.01)
     assert found.downloads_gb["questions"] is None
-    assert found.disk_parts_gib["checkpoints"] == 4 * 12 * parameters / 2**30
+    assert found.disk_parts_gib["checkpoints"] == 4 * 16 * parameters / 2**30
     assert found.disk_gib == pytest.approx(sum(found.disk_parts_gib.values()))
 
 

@@ -164,13 +164,10 @@ def test_without_kl_there_is_no_reference() -> None:
     assert update_parts(config, shape)["reference"] == math.ceil(4 * shape.parameters / 4)
 
 
-def test_accumulating_under_fsdp2_holds_a_whole_set_of_gradients() -> None:
-    """accelerate reduces after the last micro-batch; 16 GPUs × 16 rows need no second one."""
-    config, shape = parts(layout="8x80")
-    share = math.ceil(4 * shape.parameters / 8)
-    assert update_parts(config, shape)["gradients"] == share + 2 * shape.parameters
-    config, shape = parts(layout="2x8x80")
-    assert update_parts(config, shape)["gradients"] == math.ceil(4 * shape.parameters / 16)
+@pytest.mark.parametrize(("layout", "gpus"), [("8x80", 8), ("2x8x80", 16)])
+def test_gradients_are_shared_between_micro_batches_too(layout: str, gpus: int) -> None:
+    config, shape = parts(layout=layout)
+    assert update_parts(config, shape)["gradients"] == math.ceil(4 * shape.parameters / gpus)
 
 
 def test_more_gpus_take_less_of_each_and_a_larger_share_more() -> None:
@@ -195,6 +192,8 @@ def test_a_server_takes_nothing_of_the_trainers_gpus() -> None:
     assert memory.rollout < gpu_memory(*parts()).rollout
 
 
-def test_a_checkpoint_holds_weights_and_moments() -> None:
-    config, shape = parts()
-    assert checkpoint_bytes(config, shape) == 12 * shape.parameters
+@pytest.mark.parametrize(("sharding", "size"), [("none", 12), ("zero3", 12), ("fsdp2", 16)])
+def test_a_checkpoint_holds_weights_and_moments(sharding: str, size: int) -> None:
+    """Under FSDP2 the weights twice: for everyone, and in its own form."""
+    config, shape = parts(f"hardware.sharding={sharding}")
+    assert checkpoint_bytes(config, shape) == size * shape.parameters

@@ -222,6 +222,13 @@ def test_nobody_starts_a_service_on_another_machine(tmp_path: Path) -> None:
     assert local_address(f"http://{socket.gethostname()}:8000") is not None
 
 
+def test_a_node_is_known_without_its_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "node7.cluster.example")
+    assert local_address("http://node7:8000") == ("node7", 8000)
+    assert local_address("http://node8:8000") is None
+    assert local_address("http://127:8000") is None
+
+
 def test_a_missing_environment_names_the_command_that_makes_it(
     config: ExperimentConfig, tmp_path: Path
 ) -> None:

@@ -14,13 +14,14 @@ from llds_core.plan import Plan, plan
 
 
 def examine(
-    config: ExperimentConfig, run_root: Path, *, probes: Probes | None = None
+    config: ExperimentConfig, run_root: Path, *, runs: int = 1, probes: Probes | None = None
 ) -> list[Finding]:
     """Return all findings for `config`.
 
     Args:
         config: any experiment of the profile.
         run_root: folder of all runs.
+        runs: how many will leave their checkpoints there.
         probes: what is asked; None for this machine.
     """
     probes = probes or Probes()
@@ -28,7 +29,7 @@ def examine(
     planned, problems = _planned(config, run_root)
     memory, disk = machine.NEEDED_MEMORY_GIB, machine.NEEDED_DISK_GIB
     if planned:
-        disk += planned.disk_parts_gib["checkpoints"]
+        disk += runs * planned.disk_parts_gib["checkpoints"]
     if planned and on_gpu:
         memory = planned.host_memory_gib
     needed = planned.gpu_memory_gib["total"] if planned and on_gpu else 0.0

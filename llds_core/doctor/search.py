@@ -1,7 +1,6 @@
 """The search service and its index, and the vLLM server."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from llds_core.config import ExperimentConfig
 from llds_core.doctor.findings import Finding
@@ -72,10 +71,10 @@ def sampler_findings(config: ExperimentConfig, probes: Probes) -> list[Finding]:
     if sampler.backend != "vllm" or sampler.mode != "server":
         return []
     if probes.health(sampler.server_url).state == "silent":
-        fix = (
-            f"start it on GPUs of its own: trl vllm-serve --model {config.policy.path} --port "
-            f"{urlsplit(sampler.server_url).port}; or set sampler.mode=colocate"
-        )
+        from llds_core.training.vllm_engine import server_command
+
+        command = server_command(config, config.policy.path)
+        fix = f"start it on GPUs of its own: {command}; or set sampler.mode=colocate"
         return [Finding("vLLM server", "fail", f"{sampler.server_url} does not answer", fix)]
     return [Finding("vLLM server", "ok", f"{sampler.server_url} answers")]
 

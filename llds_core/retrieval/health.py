@@ -79,5 +79,7 @@ def local_address(url: str) -> tuple[str, int] | None:
         host = None
     if not host:
         raise ConfigError(f'service.url is "{url}": write it as http://127.0.0.1:8000')
-    names = (*_LOCAL, socket.gethostname().lower(), socket.getfqdn().lower())
+    names = {*_LOCAL, socket.gethostname().lower(), socket.getfqdn().lower()}
+    # Slurm names nodes without their domain.
+    names |= {name.split(".")[0] for name in names if not name[:1].isdigit()}
     return (host, port) if host in names else None

@@ -120,8 +120,10 @@ class TransformersSampler:
         self.streams = streams
         self.stop = stop or StopAtTag(tokenizer)
         self.warper = TopPLogitsWarper(top_p) if top_p < 1 else None
-        self.pad_id = tokenizer.pad_token_id
         self.eos_ids = end_of_sequence_ids(model, tokenizer)
+        self.pad_id = tokenizer.pad_token_id
+        if self.pad_id is None:  # as in Llama 3.2's tokenizer
+            self.pad_id = tokenizer.eos_token_id
 
     def session(self, prompts: Sequence[Sequence[int]]) -> "TransformersSession":
         """Start one context per prompt; equal prompts share their computation."""

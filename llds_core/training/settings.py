@@ -7,10 +7,11 @@ importance correction.
 
 `training.dtype=bfloat16` is mixed precision: matrix products of the forward and backward passes run
 in bfloat16 (autocast), while weights, gradients and moments stay in float32, as under the official
-code's FSDP. Old, reference and new log-probabilities come from the same modules, weights and
-autocast on the same rows and widths, so that bfloat16 rounds them alike and the gate canary
-(`gated_fraction_first`) is exactly 0 as in float32 wherever a kernel gives equal outputs for equal
-inputs. Tests hold the CPU to that; a GPU is asked by the canary itself.
+code's FSDP, and log-probabilities are never rounded to 16 bits. Old, reference and new
+log-probabilities come from the same modules, weights and autocast on the same rows and widths, so
+that bfloat16 rounds them alike and the gate canary (`gated_fraction_first`) is exactly 0 as in
+float32 wherever a kernel gives equal outputs for equal inputs. Tests hold the CPU to that; a GPU is
+asked by the canary itself.
 """
 
 import importlib.util
@@ -35,8 +36,21 @@ _LOSS_TYPES = {
 }
 
 
+class OneGPUMixin:
+    """Arguments of a trainer that uses one GPU a process.
+
+    transformers gives a lone process all visible GPUs and wraps the model in `nn.DataParallel`,
+    which neither TRL nor a data set of whole batches allows.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process: one, or none."""
+        return min(1, super().n_gpu)
+
+
 @dataclass
-class SearchGRPOConfig(GRPOConfig):
+class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
     """`GRPOConfig` with the LLDS penalty and rollout-level bookkeeping.
 
     Raises:
@@ -132,6 +146,10 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         # torch advises against the reentrant variant, which needs an input with gradients.
         gradient_checkpointing_kwargs={"use_reentrant": False},
         optim=_OPTIMIZERS[training.optimizer],
+        # Gradients of a whole model in 32 bits would wait on each GPU for the last micro-batch.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+        if config.hardware.sharding == "fsdp2"
+        else None,
         # batches
         num_generations=rollout.group_size,
         per_device_train_batch_size=training.micro_batch_size,

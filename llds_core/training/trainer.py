@@ -13,7 +13,10 @@ Deltas from TRL, each an override of one method:
 * `_get_per_token_logps_and_entropies`: scores policy tokens only (`policy_head`) and keeps what the
   loss computed, so that the penalty costs no second forward pass.
 * `_compute_loss`: TRL's loss plus weight × penalty. With weight 0 nothing is added.
-* `_clip_grad_norm`: a non-finite gradient or loss skips the update.
+* `_clip_grad_norm`: a non-finite gradient or loss skips the update. (DeepSpeed has made the update
+  by then: under ZeRO-3 it is counted and ends the run, but not undone.)
+* `create_accelerator_and_postprocess`: log-probabilities and sums of gradients keep 32 bits under
+  FSDP2.
 
 Several processes train as one: each samples its share of the rollout, then every one knows the
 whole, so that mini-batches and denominators are those of a single process and each takes its share
@@ -29,6 +32,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
@@ -103,6 +107,18 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             copy_to_sharded(self.model, self.ref_model)
         for policy in filter(None, (self.model, self.ref_model)):
             add_policy_head(policy, temperature=self.temperature)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Keep what modules return, and sums of gradients, in 32 bits under FSDP2.
+
+        accelerate's own policy casts them to the type of the products: log-probabilities would be
+        rounded to steps of 0.008 nats and more, which no gate and no clipping survives.
+        """
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.is_fsdp2 and self.args.bf16:
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+            )
 
     @property
     def step(self) -> int:
@@ -306,6 +322,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         norm = super()._clip_grad_norm(model)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
+        # DeepSpeed gives a number, and none before its first update.
+        norm = torch.as_tensor(0.0 if norm is None else norm, device=self.accelerator.device)
         # Every process must come to the same decision: one NaN is a NaN in the sum.
         judged = norm.detach().float() if self._loss_is_finite else torch.full_like(norm, torch.nan)
         finite = bool(torch.isfinite(self.accelerator.reduce(judged, reduction="sum")))
@@ -315,7 +333,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             self.nonfinite_in_a_row = 0
             return norm
         # Without gradients the optimizer changes neither weights nor moments.
-        model.zero_grad(set_to_none=True)
+        model.zero_grad()
         self.nonfinite_in_a_row += 1
         if self.nonfinite_in_a_row >= self.args.max_nonfinite_updates:
             raise TrainingDivergedError(

@@ -18,6 +18,7 @@ from llds_core.errors import ConfigError, SamplerError
 from llds_core.rollout.vllm_sampler import ColocatedEngine, Engine, ServerEngine, logprobs_mode
 
 _HEALTH_SECONDS = 10.0
+_MOST_SEQUENCES = 512  # decoded at a time; the rest waits
 
 
 def check_vllm(config: ExperimentConfig, policy: Path) -> None:
@@ -49,7 +50,7 @@ def check_vllm(config: ExperimentConfig, policy: Path) -> None:
             ) from error
 
 
-def server_command(config: ExperimentConfig, policy: Path) -> str:
+def server_command(config: ExperimentConfig, policy: Path | str) -> str:
     """Shell command of the vLLM server that `config` expects, serving the start policy."""
     sampler = config.sampler
     arguments = {
@@ -82,7 +83,14 @@ def engine_options(config: ExperimentConfig) -> Iterator[None]:
         "logprobs_mode": logprobs_mode(config.rollout.temperature),
         "enable_prefix_caching": True,
     }
-    vllm_generation.LLM = lambda **theirs: made(**theirs | options)
+
+    def make(**theirs: Any) -> Any:
+        # TRL asks for the whole rollout at once: vLLM would reserve gigabytes for its logits, and
+        # refuses more sequences than the tokens it takes in a pass.
+        most = min(theirs.get("max_num_seqs", _MOST_SEQUENCES), _MOST_SEQUENCES)
+        return made(**theirs | options | {"max_num_seqs": most})
+
+    vllm_generation.LLM = make
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from llds_core.runs import RunDirectory, check_recorded, read_manifest
 from llds_core.seeding import child_seed, numpy_generator
 from llds_core.training.environment import Environment, build_retriever, build_world
 from llds_core.training.pretrained import pretrained_folder
+from llds_core.training.settings import OneGPUMixin
 from llds_core.training.traces import Trace, make_traces
 from llds_core.worlds.atlas import World
 from llds_core.worlds.prompts import encode_prompt, prompt_text
@@ -184,7 +186,7 @@ def _build_trainer(
         model = build_policy(config.policy, tokenizer, settings.seed)
     _logger.info("warm start: %d traces, vocabulary %d", len(traces), len(tokenizer))
     batches = _batches(traces, config, tokenizer)
-    arguments = TrainingArguments(
+    arguments = WarmstartArguments(
         output_dir=str(run.checkpoints),
         max_steps=settings.steps,
         per_device_train_batch_size=1,  # an item of the data set is a whole batch
@@ -273,6 +275,11 @@ def _pad(rows: Sequence[tuple[list[int], list[float]]], pad_id: int) -> dict[str
         "attention_mask": stack([[1] * len(ids) for ids, _ in rows], 0, torch.long),
         "weights": stack([weights for _, weights in rows], 0.0, torch.float32),
     }
+
+
+@dataclass
+class WarmstartArguments(OneGPUMixin, TrainingArguments):
+    """`TrainingArguments` of one GPU."""
 
 
 class WarmstartTrainer(AtomicCheckpointMixin, Trainer):

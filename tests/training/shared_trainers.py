@@ -122,6 +122,7 @@ def compute(
         "inputs": trainer.composition,
         "weights": {name: whole(value) for name, value in trainer.model.state_dict().items()},
         "sampled": sampled[-1],
+        "scores": trainer.scores[0],
     }
 
 
@@ -141,7 +142,13 @@ class WholeGradients(SearchGRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.gradients: list[dict[str, torch.Tensor]] = []
         self.composition: list[tuple[int, list[int]]] = []
+        self.scores: list[torch.Tensor] = []
         super().__init__(*args, **kwargs)
+
+    def _forward(self, model: Any, micro: dict[str, Any]) -> Any:
+        output = super()._forward(model, micro)
+        self.scores.append(output.log_probs.detach())
+        return output
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self.composition.append((self.state.global_step, inputs["rows"].tolist()))
@@ -188,6 +195,26 @@ SHARDED = ("token-mean", "action-preserved")
 
 def compute_sharded(folder: Path) -> None:
     """Cases with the model sharded by FSDP2; a run of two steps, and its second step resumed."""
+    place = _sharding()
+    results = {case: compute(case, folder / case, place) for case in SHARDED}
+    more = ("training.steps=2", "training.save_every=1")
+    results["two steps"] = compute("action-preserved", folder / "steps", place, *more)
+    check_checkpoint(checkpoint_path(folder / "steps", 1))
+    results["resumed"] = compute("action-preserved", folder / "steps", place, *more, resume=1)
+    results["stored"] = sorted(path.name for path in checkpoint_path(folder / "steps", 1).iterdir())
+    torch.save(results, folder / f"rank{place.rank}.pt")
+
+
+def compute_sharded_in_bfloat16(folder: Path) -> None:
+    """A case with the model sharded and products in bfloat16; settled once for a process."""
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    place = _sharding()
+    results = compute("action-preserved", folder / "half", place, "training.dtype=bfloat16")
+    torch.save(results, folder / f"rank{place.rank}.pt")
+
+
+def _sharding() -> Processes:
+    """Join the other processes to shard models, as accelerate's configuration file would."""
     start_weights()
     os.environ |= {
         "ACCELERATE_USE_FSDP": "true",
@@ -201,14 +228,7 @@ def compute_sharded(folder: Path) -> None:
     # accelerate shards across GPUs only: told that this is one, its own code runs over gloo.
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
-    place = launched_processes()
-    results = {case: compute(case, folder / case, place) for case in SHARDED}
-    more = ("training.steps=2", "training.save_every=1")
-    results["two steps"] = compute("action-preserved", folder / "steps", place, *more)
-    check_checkpoint(checkpoint_path(folder / "steps", 1))
-    results["resumed"] = compute("action-preserved", folder / "steps", place, *more, resume=1)
-    results["stored"] = sorted(path.name for path in checkpoint_path(folder / "steps", 1).iterdir())
-    torch.save(results, folder / f"rank{place.rank}.pt")
+    return launched_processes()
 
 
 def check_world_size_of(world: int) -> Processes:

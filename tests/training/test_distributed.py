@@ -14,6 +14,7 @@ from shared_trainers import (
     compute,
     compute_all,
     compute_sharded,
+    compute_sharded_in_bfloat16,
     differing,
     spawn,
     wait,
@@ -50,6 +51,24 @@ def test_sharded_model_gives_the_gradient_and_metrics_of_one_process(
     sharded: list[dict[str, Any]], tmp_path: Path, case: str
 ) -> None:
     same_step(compute(case, tmp_path, Processes()), [results[case] for results in sharded])
+
+
+def test_sharding_rounds_no_log_probability_to_16_bits(tmp_path: Path) -> None:
+    """accelerate would: to steps as large as what an update changes."""
+    assert wait(spawn(2, compute_sharded_in_bfloat16, tmp_path)) == [0, 0]
+    alone = compute("action-preserved", tmp_path, Processes(), "training.dtype=bfloat16")
+    for rank in range(2):
+        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)
+        scores = found["scores"][found["scores"] != 0]
+        assert scores.dtype == torch.float32
+        assert (scores != scores.bfloat16().float()).float().mean() > 0.9
+        first = found["gradients"][0]
+        assert {gradient.dtype for gradient in first.values()} == {torch.float32}
+        mine, theirs = (
+            torch.cat([gradients[name].ravel() for name in first])
+            for gradients in (alone["gradients"][0], first)
+        )
+        assert torch.cosine_similarity(mine, theirs, dim=0) > 0.999
 
 
 def same_step(alone: dict[str, Any], shares: list[dict[str, Any]]) -> None:

@@ -11,8 +11,9 @@ from transformers import Trainer
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
 from llds_core.rollout.samplers import TransformersSampler
-from llds_core.training.settings import search_grpo_config
+from llds_core.training.settings import SearchGRPOConfig, search_grpo_config
 from llds_core.training.trainer import SearchGRPOTrainer
+from llds_core.training.warmstart import WarmstartArguments
 
 _STRONG = ("training.steps=2", "loss.llds_weight=1.0", "loss.entropy_weight=0.01")
 
@@ -121,3 +122,23 @@ def test_the_optimizer_of_the_configuration_is_used(
     assert search_grpo_config(config, 0, tmp_path).optim == "adamw_bnb_8bit"
     adamw = search_grpo_config(load_experiment("smoke/grpo"), 0, tmp_path)
     assert Trainer.get_optimizer_cls_and_kwargs(adamw)[0] is torch.optim.AdamW
+
+
+@pytest.mark.parametrize("kind", [SearchGRPOConfig, WarmstartArguments])
+@pytest.mark.parametrize("visible", [0, 1, 4])
+def test_a_process_uses_one_gpu(kind: type, visible: int, tmp_path: Path) -> None:
+    """Of several, transformers would take all, and spread every batch over them."""
+    args = kind(output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True)
+    args._n_gpu = visible  # as found on a machine with so many
+    assert args.n_gpu == min(1, visible)
+    assert args.train_batch_size == 8
+
+
+def test_sharded_gradients_are_reduced_after_every_micro_batch(tmp_path: Path) -> None:
+    for sharding, wanted in (("fsdp2", True), ("none", None)):
+        config = load_experiment(
+            "smoke/grpo", [f"hardware.sharding={sharding}", "hardware.processes=2"]
+        )
+        options = search_grpo_config(config, 0, tmp_path).accelerator_config
+        kept = options.gradient_accumulation_kwargs or {}
+        assert kept.get("sync_each_batch") is wanted

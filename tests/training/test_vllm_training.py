@@ -124,6 +124,7 @@ def test_each_rollout_uses_the_trained_weights_pushed_once(
     assert engine.options["dtype"] == "float32"
     assert engine.options["logprobs_mode"] == "raw_logprobs"
     assert engine.options["enable_prefix_caching"]
+    assert engine.options["max_num_seqs"] == min(512, config.trajectories_per_rollout)
     rollouts = " ".join(engine.log).split("weights reset ")
     assert rollouts[0] == "" and len(rollouts) == 3
     for turns in rollouts[1:]:
