@@ -171,16 +171,17 @@ def test_gpus_are_not_asked_for_a_profile_of_the_cpu(tmp_path: Path) -> None:
 
 
 def test_packages_are_those_the_profile_uses(ready: ExperimentConfig, tmp_path: Path) -> None:
-    without = {"vllm", "bitsandbytes"}
+    without = {"vllm", "bitsandbytes", "deepspeed"}
 
     def installed(package: str) -> str | None:
         return None if package in without else "999"
 
     assert only(failures(ready, tmp_path, installed=installed)).check == "vllm"
     other = ("sampler.backend=transformers", "training.optimizer=adamw-8bit")
+    other += ("hardware.sharding=zero3",)
     config = experiment(Path(ready.data.folder), Path(ready.dense.path), *other)
     checks = [finding.check for finding in failures(config, tmp_path, installed=installed)]
-    assert "bitsandbytes" in checks and "vllm" not in checks
+    assert {"bitsandbytes", "deepspeed"} <= {*checks} and "vllm" not in checks
 
 
 def test_a_version_other_than_the_pin_is_a_warning(ready: ExperimentConfig, tmp_path: Path) -> None:

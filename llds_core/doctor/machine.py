@@ -42,9 +42,14 @@ def packages(config: ExperimentConfig, probes: Probes) -> list[Finding]:
         elif not requirement.specifier.contains(found.split("+")[0], prereleases=True):
             fix = f'tested with {pin}: pip install "{pin}"'
             findings.append(Finding(requirement.name, "warn", found, fix))
-    if config.training.optimizer == "adamw-8bit" and probes.installed("bitsandbytes") is None:
-        fix = "pip install bitsandbytes, or set training.optimizer=adamw"
-        findings.append(Finding("bitsandbytes", "fail", "not installed", fix))
+    optional = {
+        "bitsandbytes": (config.training.optimizer == "adamw-8bit", "training.optimizer=adamw"),
+        "deepspeed": (config.hardware.sharding == "zero3", "hardware.sharding=fsdp2"),
+    }
+    for name, (wanted, instead) in optional.items():
+        if wanted and probes.installed(name) is None:
+            fix = f"pip install {name}, or set {instead}"
+            findings.append(Finding(name, "fail", "not installed", fix))
     return findings or [Finding("packages", "ok", f"{len(declared)} pins met")]
 
 
