@@ -181,7 +181,8 @@ def test_both_policies_answer_the_seven_benchmarks(place: Place, finished: Path)
     for arm in ARMS:
         (file,) = place.run(arm).glob("benchmarks/step-*/summary.json")
         summary = json.loads(file.read_text("utf-8"))
-        assert summary["benchmarks"] == list(BENCHMARKS) and summary["answers"] == 7
+        assert summary["benchmarks"] == list(BENCHMARKS) and summary["answers"] == 2 * 7
+        assert list(summary["modes"]) == ["greedy", "sampled"]
         assert summary["method"] == arm
     # Overridden values are not the paper's: its tables must not count them.
     scores = sorted(path.name for path in (place.run_root / "paper-3b/evaluations").iterdir())
