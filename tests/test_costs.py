@@ -94,7 +94,8 @@ def test_every_machine_runs_the_main_job_with_its_rank(tmp_path: Path) -> None:
     odd = "dense.query_prefix='it''s a query: '"
     stand_ins = {
         "scontrol": "printf 'first\\nsecond\\n'",
-        "srun": """shift
+        "srun": """test "$1 $2" = "--kill-on-bad-exit=1 --cpus-per-task=16" || exit 1
+shift 2
 for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done""",
         "python": 'printf "<%s>" "$@"; echo',
     }
@@ -111,6 +112,7 @@ for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done""",
             "PYTHON": str(tmp_path / "python"),
             "SLURM_JOB_NODELIST": "n[1-2]",
             "SLURM_JOB_ID": "20005",
+            "SLURM_CPUS_PER_TASK": "16",
         },
         check=True,
     )

@@ -172,6 +172,12 @@ _DEFINITIONS = (
         "during",
     ),
     Metric("learning_rate", "1", "learning rate of the last update", "during"),
+    Metric(
+        "gpu_memory",
+        "GiB",
+        "most GPU memory that torch held at a time, of any process; none on a CPU",
+        "none",
+    ),
     Metric("rollout_seconds", "seconds", "wall time of the rollout, search included", "none"),
     Metric("retrieval_seconds", "seconds", "part of it spent in the search engine", "none"),
     Metric(

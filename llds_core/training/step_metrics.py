@@ -127,6 +127,10 @@ class StepMetrics:
             self._add("grad_norm", grad_norm, 1)
             self._extreme("grad_norm_max", grad_norm, max)
 
+    def add_gpu_memory(self, size: int) -> None:
+        """Take the highest GPU memory of this process in the step, in bytes."""
+        self._extreme("gpu_memory", size / 2**30, max)
+
     def part(self) -> Part:
         """What this process has summed up, for `merge`."""
         return dict(self._sums), dict(self._counts), self._extremes, self._states

@@ -350,6 +350,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             width = micro["policy_mask"].shape[1]
             final = self._forward(self.model, micro).log_probs[:, -width:]
             self.metrics.add_final_logprobs(micro, final)
+        if torch.cuda.is_available():
+            self.metrics.add_gpu_memory(torch.cuda.max_memory_allocated())
+            torch.cuda.reset_peak_memory_stats()
         self.metrics.merge(gather_object([self.metrics.part()]))
         if self._on_step is not None:
             row = self.metrics.row(updates=self.state.global_step)

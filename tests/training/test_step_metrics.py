@@ -10,6 +10,7 @@ import torch
 from scripted import GROUP, build, policy, rollout, settings
 
 from llds_core.diagnostics.metrics import METRICS
+from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory
 from llds_core.training.step_metrics import StepMetrics
 
@@ -200,3 +201,13 @@ def test_parts_of_several_processes_add_up_but_for_what_all_have_counted() -> No
     assert counts == {"entropy": 7.0, "loss": 2.0}  # a mean of all tokens, not of two means
     assert extremes == {"ratio_max": 1.5, "ratio_min": -1.5}
     assert sorted(states) == [0, 1]
+
+
+def test_gpu_memory_is_that_of_the_fullest_process(steps: list[dict[str, Any]]) -> None:
+    assert all(step["row"]["gpu_memory"] is None for step in steps)  # a CPU has none
+    metrics = StepMetrics(Rollout([], 0.0, 0.0), 1, 1)
+    other = StepMetrics(Rollout([], 0.0, 0.0), 1, 1)
+    metrics.add_gpu_memory(2 * 2**30)
+    other.add_gpu_memory(3 * 2**30)
+    metrics.merge([metrics.part(), other.part()])
+    assert metrics.part()[2]["gpu_memory"] == 3.0
