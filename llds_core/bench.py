@@ -28,6 +28,7 @@ from trl import GRPOTrainer
 from llds_core.bench_baselines import ReencodingRollout
 from llds_core.checkpoints import build_policy, build_tokenizer, load_policy
 from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.evaluation.models import open_model
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import TAGS
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
@@ -159,7 +160,7 @@ def _import_time() -> Measure:
 def _rollout_speed(
     config: ExperimentConfig, environment: Environment, path: str
 ) -> tuple[Measure, Rollout]:
-    model, tokenizer = load_policy(path, config.training.dtype)
+    model, tokenizer = open_model(path, config.training.dtype).load()
     questions = environment.world.train[: config.rollout.prompts_per_rollout]
     tasks = [(question, i) for question in questions for i in range(config.rollout.group_size)]
     loop = environment.rollout_loop(tokenizer, seed=0, failure_rate=config.retrieval.failure_rate)
@@ -232,7 +233,7 @@ def _update_speed(
     def ours(weight: float) -> Callable[[], float]:
         def measure() -> float:
             rows: list[dict[str, Any]] = []
-            model, tokenizer = load_policy(path, config.training.dtype)
+            model, tokenizer = load_policy(path)  # in float32, as runs do
             trainer = SearchGRPOTrainer(
                 model=model,
                 args=settings(weight),
@@ -248,7 +249,7 @@ def _update_speed(
         return measure
 
     def theirs() -> float:
-        model, tokenizer = load_policy(path, config.training.dtype)
+        model, tokenizer = load_policy(path)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
             trainer = _UntrimmedTrainer(
