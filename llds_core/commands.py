@@ -69,7 +69,7 @@ def _planned(options: argparse.Namespace) -> ExperimentConfig:
     """The experiment that `plan` is asked about."""
     from llds_core.layouts import on_gpus
 
-    name = options.experiment if "/" in options.experiment else f"{options.experiment}/grpo"
+    name = _named(options.experiment)
     if options.gpus is None and options.gpu_memory_gib is None:
         return load_experiment(name, options.overrides, options.layout)
     if options.layout:
@@ -90,6 +90,11 @@ def _planned(options: argparse.Namespace) -> ExperimentConfig:
         gpu_memory_gib=options.gpu_memory_gib,
         nodes=options.nodes,
     )
+
+
+def _named(given: str) -> str:
+    """The experiment meant by a profile or an experiment: of a profile, any will do."""
+    return given if "/" in given else f"{given}/grpo"
 
 
 def data(options: argparse.Namespace) -> int:
@@ -133,8 +138,7 @@ def warmstart(options: argparse.Namespace) -> None:
     """Make the start policy."""
     from llds_core.training.warmstart import warmstart
 
-    given = options.experiment
-    config = load_experiment(given if "/" in given else f"{given}/grpo", options.overrides)
+    config = load_experiment(_named(options.experiment), options.overrides)
     path = warmstart(config, options.run_root, progress=not options.quiet)
     print(f"start policy: {path}")
 

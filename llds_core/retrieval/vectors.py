@@ -10,7 +10,7 @@ then, which halves 65 GB for Wikipedia.
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,17 +185,16 @@ def encode_corpus(
             "shards": [],
             "index": None,
         }
-    published = settings.vectors and Path(settings.vectors)
-    write_shards(
-        manifest,
-        folder,
-        PublishedVectors(published, passages, encoder)
-        if published
-        else lambda start, stop: encoder.encode_passages(passages[start:stop]),
-        step=settings.batch_size * 16,
-        progress=progress,
-        origin={"from": published.name} if published else {},
-    )
+
+    def encode(start: int, stop: int) -> np.ndarray:
+        return encoder.encode_passages(passages[start:stop])
+
+    rows, origin = encode, ""
+    if settings.vectors:
+        published = Path(settings.vectors)
+        rows, origin = PublishedVectors(published, passages, encoder), published.name
+    step = settings.batch_size * 16
+    write_shards(manifest, folder, rows, step=step, progress=progress, origin=origin)
     return manifest
 
 
@@ -206,7 +205,7 @@ def write_shards(
     *,
     step: int,
     progress: bool,
-    origin: Mapping[str, str] | None = None,
+    origin: str = "",
 ) -> None:
     """Write the shards of `manifest` that are missing or damaged; `manifest` is kept up to date.
 
@@ -216,7 +215,7 @@ def write_shards(
         rows: float32 vectors from one index to another.
         step: vectors asked for at a time, between two updates of the progress bar.
         progress: show one.
-        origin: what the manifest says of each shard written, besides its file, rows and hash.
+        origin: file that the vectors are copied from, which the manifest notes of each shard.
     """
     size, length = manifest["shard_passages"], manifest["passages"]
     finished = {shard["file"]: shard for shard in manifest["shards"]}
@@ -239,12 +238,9 @@ def write_shards(
             with replacing(folder / name) as file:
                 np.save(file, vectors)
             digest = file_hash(folder / name)
-            finished[name] = {
-                "file": name,
-                "rows": last - first,
-                "sha256": digest,
-                **(origin or {}),
-            }
+            finished[name] = {"file": name, "rows": last - first, "sha256": digest}
+            if origin:
+                finished[name]["from"] = origin
             manifest["shards"] = [finished[key] for key in sorted(finished)]
             write_index_manifest(folder, manifest)
 
