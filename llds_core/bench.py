@@ -29,10 +29,10 @@ from llds_core.bench_baselines import ReencodingRollout
 from llds_core.checkpoints import build_policy, build_tokenizer, load_policy
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.evaluation.models import open_model
+from llds_core.files import disk_errors
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import TAGS
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
-from llds_core.runs import disk_errors
 from llds_core.seeding import torch_generator
 from llds_core.training.environment import Environment, build_environment
 from llds_core.training.settings import SearchGRPOConfig, search_grpo_config

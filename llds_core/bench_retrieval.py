@@ -32,12 +32,12 @@ from llds_core.bench_engines import (
     vector_engines,
 )
 from llds_core.config import DenseConfig
+from llds_core.files import disk_errors, write_json
 from llds_core.provenance import git_state, hardware, package_versions
 from llds_core.retrieval.encoders import PACKAGED, Encoder
 from llds_core.retrieval.faiss_files import import_faiss
 from llds_core.retrieval.files import building
 from llds_core.retrieval.vectors import StoredVectors, encode_corpus
-from llds_core.runs import disk_errors, write_json
 from llds_core.seeding import numpy_generator
 from llds_core.worlds.atlas import World, build_atlas
 

@@ -27,10 +27,10 @@ from tqdm.auto import tqdm
 from llds_core.bench_faults import FAULTS, FaultyFront
 from llds_core.config import ExperimentConfig, ServiceConfig, load_experiment
 from llds_core.errors import RetrieverError
+from llds_core.files import disk_errors, write_json
 from llds_core.provenance import git_state, hardware, package_versions
 from llds_core.retrieval.base import Hit, Retriever
 from llds_core.retrieval.client import RetrieverClient
-from llds_core.runs import disk_errors, write_json
 from llds_core.training.environment import build_environment
 
 COLUMNS = ("measure", "value", "unit", "aim")

@@ -310,13 +310,14 @@ def study(options: argparse.Namespace) -> int:
 
 def publish(options: argparse.Namespace) -> None:
     """Copy runs into the published results."""
+    from llds_core.files import write_text
     from llds_core.reporting.published import publish, update_readme, write_claims
     from llds_core.reporting.store import PUBLISHED
 
     table = publish(options.run_root, options.profile, options.arms, options.seeds)
     write_claims(PUBLISHED, options.profile)
     readme = Path("README.md")
-    readme.write_text(update_readme(readme), "utf-8")
+    write_text(readme, update_readme(readme))
     print(f"published: {table}")
 
 

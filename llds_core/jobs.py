@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import RunError
-from llds_core.runs import disk_errors, read_metrics, run_path
+from llds_core.files import disk_errors
+from llds_core.runs import read_metrics, run_path
 
 _POLL_SECONDS = 1.0
 _STOP_SECONDS = 60.0

@@ -22,8 +22,9 @@ from pathlib import Path
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, RunError
+from llds_core.files import disk_errors, write_json
 from llds_core.jobs import Job, ProgressBars, make_start_policy, prepare_child, stop
-from llds_core.runs import disk_errors, is_complete, read_manifest, run_path, write_json
+from llds_core.runs import is_complete, read_manifest, run_path
 
 _POLL_SECONDS = 0.5
 _LOST = "another process of this run has ended"

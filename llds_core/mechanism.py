@@ -26,9 +26,10 @@ from llds_core.diagnostics.mechanism import correlations, group_changes, sample_
 from llds_core.diagnostics.rounds import scripted_rounds
 from llds_core.diagnostics.searches import nll_by_round
 from llds_core.errors import ConfigError, DataError
+from llds_core.files import disk_errors, write_json, write_table
 from llds_core.packaged import load_smollm2, quantization, smollm2_file
 from llds_core.provenance import git_state, package_versions
-from llds_core.runs import disk_errors, read_manifest, run_path, write_json
+from llds_core.runs import read_manifest, run_path
 from llds_core.training.environment import Environment, build_environment
 from llds_core.training.warmstart import warmstart_policy_path
 
@@ -226,8 +227,4 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _write(folder: Path, tables: dict[str, pd.DataFrame]) -> None:
     for name, table in tables.items():
-        path = folder / f"{name}.csv"
-        with disk_errors(path):
-            partial = path.with_suffix(".partial")
-            table.to_csv(partial, index=False, float_format="%.6g")
-            partial.replace(path)
+        write_table(folder / f"{name}.csv", table)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, RetrieverChangedError, RetrieverError, RunError
+from llds_core.files import disk_errors
 from llds_core.jobs import prepare_child
 from llds_core.retrieval.health import Health, ask_health, local_address
-from llds_core.runs import disk_errors
 
 START_SECONDS = 3600.0
 """Until it must be ready: an exact index over Wikipedia is 65 GB to be read from disk."""

@@ -21,8 +21,7 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from typing import Any
 from llds_core.config import ExperimentConfig
 from llds_core.deviations import deviations
 from llds_core.errors import DataError, RunError, TrainingDivergedError
+from llds_core.files import disk_errors, finite, replacing, write_json, write_text
 from llds_core.provenance import command_line, git_diff, git_state, hardware, package_versions
 from llds_core.run_identity import FREE, check_recorded, check_same
 
@@ -59,29 +59,6 @@ def run_path(
         digest = hashlib.sha256(suffix.encode()).hexdigest()[:12]
         suffix = f"{suffix[:_LONGEST_SUFFIX]}-{digest}"
     return root / config.profile / f"{config.method}{suffix}" / f"seed{seed}"
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` while writing under `path` into a `RunError` that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {path} ({error.strerror or error}): free space, make it writable, or "
-            "choose another "
-            "folder with --run-root"
-        ) from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old or the new file, never a part."""
-    with disk_errors(path):
-        # Named by process: shards of an evaluation write the same manifest at the same time.
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        text = json.dumps(_finite(value), indent=1, ensure_ascii=False)
-        partial.write_text(text + "\n", "utf-8")
-        os.replace(partial, path)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -316,10 +293,8 @@ class RunDirectory:
             ("metrics.jsonl", metrics),
             ("rollouts.jsonl.gz", gzip.compress(trajectories)),
         ):
-            with disk_errors(self.path):
-                partial = self.path / f".{name}.partial"
-                partial.write_bytes(content)
-                os.replace(partial, self.path / name)
+            with replacing(self.path / name) as file:
+                file.write(content)
 
     def _acquire(self) -> None:
         self._lock.seek(0)
@@ -367,27 +342,17 @@ class RunDirectory:
         kept = {key: value for key, value in old.items() if key not in manifest}
         manifest |= kept | {"reason": None}
         write_json(self.path / "manifest.json", manifest)
-        with disk_errors(self.path):
-            (self.path / "config.yaml").write_text(config.to_yaml(), "utf-8")
-            if diff := git_diff():
-                (self.path / "code.diff").write_text(diff, "utf-8")
-            else:
+        write_text(self.path / "config.yaml", config.to_yaml())
+        if diff := git_diff():
+            write_text(self.path / "code.diff", diff)
+        else:
+            with disk_errors(self.path):
                 (self.path / "code.diff").unlink(missing_ok=True)
         return manifest
 
 
 def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in rows)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not (abs(value) < float("inf")):
-        return None
-    return value
+    return "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows)
 
 
 def _now() -> str:

@@ -272,7 +272,7 @@ def test_file_is_no_run(tmp_path: Path) -> None:
 _WRITES = """
 import sys
 from pathlib import Path
-from llds_core.runs import write_json
+from llds_core.files import write_json
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(200):

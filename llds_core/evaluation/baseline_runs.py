@@ -15,8 +15,8 @@ import pandas as pd
 from llds_core.evaluation.evaluate import Plan, evaluate_benchmarks
 from llds_core.evaluation.models import Model, describe
 from llds_core.evaluation.suites import ALL, average_members, benchmark_names
+from llds_core.files import write_json, write_table
 from llds_core.provenance import hardware, package_versions
-from llds_core.runs import disk_errors, write_json
 from llds_core.training.environment import Environment
 
 COLUMNS = (
@@ -59,9 +59,7 @@ def run_baselines(
         [row for summary in summaries for row in score_rows(summary)], columns=COLUMNS
     )
     path = folder / "baselines.csv"
-    with disk_errors(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        table.to_csv(path, index=False, float_format="%.6g")
+    write_table(path, table)
     config = environment.config
     manifest: dict[str, Any] = describe(model) | {
         "profile": config.profile,

@@ -20,10 +20,11 @@ from llds_core.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.config import ExperimentConfig
 from llds_core.errors import CheckpointError, ConfigError
 from llds_core.evaluation.models import open_model
+from llds_core.files import write_json
 from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
 from llds_core.rollout.scoring import score
-from llds_core.runs import read_manifest, run_path, write_json
+from llds_core.runs import read_manifest, run_path
 from llds_core.seeding import numpy_generator, torch_generator
 from llds_core.training.environment import Environment, build_environment, insisting
 from llds_core.training.warmstart import warmstart_policy_path

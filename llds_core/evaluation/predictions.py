@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llds_core.errors import DataError, RunError
-from llds_core.runs import disk_errors, write_json
+from llds_core.files import disk_errors, write_json
 from llds_core.worlds.formats import write_lines
 
 Key = tuple[str, str, str, int]

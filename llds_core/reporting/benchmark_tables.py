@@ -12,11 +12,11 @@ import pandas as pd
 
 from llds_core.evaluation.agents import BASELINES
 from llds_core.evaluation.suites import average_members, averages
+from llds_core.files import write_table
 from llds_core.reporting.figures import method_label
 from llds_core.reporting.paper_numbers import AVERAGES, paper_table
 from llds_core.reporting.stats import mean_interval
 from llds_core.reporting.store import PUBLISHED, Run
-from llds_core.runs import disk_errors
 from llds_core.worlds.atlas_questions import KINDS
 from llds_core.worlds.benchmarks import BENCHMARKS
 
@@ -212,9 +212,7 @@ def save_table(table: pd.DataFrame, out_dir: Path, name: str) -> Path:
         RunError: when the folder cannot be written.
     """
     path = out_dir / f"{name}.csv"
-    with disk_errors(path):
-        out_dir.mkdir(parents=True, exist_ok=True)
-        table.to_csv(path, index=False, float_format="%.6g")
+    write_table(path, table)
     return path
 
 

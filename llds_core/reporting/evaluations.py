@@ -13,8 +13,8 @@ import pandas as pd
 from llds_core.errors import ConfigError, DataError
 from llds_core.evaluation.agents import POLICY
 from llds_core.evaluation.baseline_runs import score_rows
+from llds_core.files import disk_errors, write_json
 from llds_core.reporting.store import PUBLISHED
-from llds_core.runs import disk_errors, write_json
 
 SCORE_COLUMNS = (
     *("profile", "method", "seed", "mode", "benchmark"),

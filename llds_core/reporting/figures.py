@@ -20,8 +20,8 @@ from matplotlib.ticker import MaxNLocator
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.diagnostics.phases import WINDOW, Phase, collapse_step, detect_phases
 from llds_core.errors import ConfigError, DataError, did_you_mean
+from llds_core.files import disk_errors
 from llds_core.reporting.store import Run
-from llds_core.runs import disk_errors
 
 BASELINE = "grpo"
 # Okabe and Ito's palette, told apart by colour-blind readers and in grey.

@@ -19,9 +19,9 @@ from jupyter_client.manager import AsyncKernelManager
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, DataError, RunError, did_you_mean
+from llds_core.files import disk_errors, write_json, write_text
 from llds_core.reporting.published import update_readme, write_claims, write_runs_table
 from llds_core.reporting.store import PUBLISHED, Run, is_published, load_runs, read_published
-from llds_core.runs import disk_errors, write_json
 
 NOTEBOOKS = Path("notebooks")
 _MARKER = NOTEBOOKS / "00_quickstart.ipynb"
@@ -173,8 +173,8 @@ def report_published(profile: str, published: Path = PUBLISHED, *, progress: boo
         for file in sorted((project_path(out_dir) / "figures").iterdir()):
             if file.suffix in (".png", ".csv"):
                 shutil.copy(file, target / file.name)
-        readme = project_path("README.md")
-        readme.write_text(update_readme(readme, root), "utf-8")
+    readme = project_path("README.md")
+    write_text(readme, update_readme(readme, root))
     return root / profile
 
 
@@ -247,8 +247,7 @@ def _write_html(notebook: Path) -> Path:
 
     page, _ = HTMLExporter().from_notebook_node(nbformat.read(notebook, as_version=4))
     path = notebook.with_suffix(".html")
-    with disk_errors(path):
-        path.write_text(page, "utf-8")
+    write_text(path, page)
     return path
 
 

@@ -22,9 +22,10 @@ import pandas as pd
 
 from llds_core.diagnostics.phases import collapse_step, decline_step, detect_phases
 from llds_core.errors import DataError
+from llds_core.files import disk_errors, replacing, write_json, write_table
 from llds_core.reporting.claims import claims_markdown, evaluate_claims
 from llds_core.reporting.store import PUBLISHED, Run, load_runs, read_published
-from llds_core.runs import FINAL, disk_errors, write_json
+from llds_core.runs import FINAL
 
 RUN_COLUMNS = (
     "profile",
@@ -73,7 +74,8 @@ def publish_run(run: Run, arm: str | None = None, published: Path = PUBLISHED) -
         folder.mkdir(parents=True, exist_ok=True)
         table = run.metrics.to_csv(index=False, float_format="%.6g").encode()
         # A fixed time stamp: the same run gives the same bytes.
-        (folder / f"{stem}.csv.gz").write_bytes(gzip.compress(table, mtime=0))
+        with replacing(folder / f"{stem}.csv.gz") as file:
+            file.write(gzip.compress(table, mtime=0))
         kept = {key: value for key, value in run.manifest.items() if key not in _LOCAL_KEYS}
         kept |= {"arm": arm or run.method, "evaluation": run.evaluation}
         write_json(folder / f"{stem}.json", kept)
@@ -106,8 +108,7 @@ def write_runs_table(published: Path, profile: str) -> Path:
     """Write `runs.csv` from all published runs of a profile; return its path."""
     path = published / profile / "runs.csv"
     rows = [run_row(run) for run in read_published(profile, published)]
-    with disk_errors(path):
-        pd.DataFrame(rows, columns=RUN_COLUMNS).to_csv(path, index=False)
+    write_table(path, pd.DataFrame(rows, columns=RUN_COLUMNS), float_format=None)
     return path
 
 
@@ -171,8 +172,7 @@ def write_claims(published: Path, profile: str) -> Path:
         heldout={key: score for key, score in scores.items() if score is not None},
     )
     path = published / profile / "claims.csv"
-    with disk_errors(path):
-        table.to_csv(path, index=False, float_format="%.4g")
+    write_table(path, table, float_format="%.4g")
     return path
 
 

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import pandas as pd
 
 from llds_core.config import ExperimentConfig
+from llds_core.files import write_table, write_text
 from llds_core.reporting.figures import method_label
 from llds_core.reporting.store import Run
 from llds_core.retrieval.base import Hit
 from llds_core.rollout.protocol import ANSWER, FEEDBACK, Action, Trajectory, search_observation
-from llds_core.runs import disk_errors
 from llds_core.worlds.formats import Question
 
 BlockKind = Literal["question", "policy", "observation", "answer"]
@@ -150,10 +150,8 @@ def save_trajectories(
     page = f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>{name}</title>\n'
     page += f'<body style="font-family:sans-serif;margin:2em">\n{sections}\n</body></html>\n'
     paths = [out_dir / f"{name}.html", out_dir / f"{name}.csv"]
-    with disk_errors(out_dir):
-        out_dir.mkdir(parents=True, exist_ok=True)
-        paths[0].write_text(page, "utf-8")
-        pd.DataFrame(rows).to_csv(paths[1], index=False)
+    write_text(paths[0], page)
+    write_table(paths[1], pd.DataFrame(rows), float_format=None)
     return paths
 
 

@@ -23,7 +23,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from llds_core.errors import DataError
-from llds_core.worlds.formats import Passage, parse_passage, replacing
+from llds_core.files import replacing
+from llds_core.worlds.formats import Passage, parse_passage
 
 HEADER = 8
 """Leading numbers of a map: version, size, time of change, passages, and the hash in four."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llds_core.errors import ConfigError, DataError, RunError
-from llds_core.worlds.formats import replacing
+from llds_core.files import replacing
 
 if TYPE_CHECKING:
     import faiss

@@ -7,14 +7,13 @@ Every defect of a file is one `DataError` that names file and line.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
-from llds_core.errors import DataError, RunError
+from llds_core.errors import DataError
+from llds_core.files import replacing
 
 _SHOWN = 60  # characters of a bad value that a message repeats
 
@@ -133,37 +132,6 @@ def write_lines(path: str | Path, lines: Iterable[str]) -> None:
     with replacing(Path(path), make_folder=True) as file:
         for line in lines:
             file.write(f"{line}\n".encode())
-
-
-@contextmanager
-def replacing(path: Path, *, make_folder: bool = False) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` once it is whole and on disk.
-
-    Args:
-        path: the file.
-        make_folder: make the folder of `path` when it is missing, instead of refusing.
-
-    Raises:
-        RunError: when it cannot be written.
-    """
-    # In the target's folder: a rename is atomic only within one file system.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        if make_folder:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot be written ({error.strerror or error}): free space or choose a "
-            "writable folder"
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _passage_line(passage: Passage) -> str:

@@ -18,6 +18,7 @@ HEAVY = ("vllm", "trl", "faiss", "torch", "transformers")
 LAYERS = (
     {
         "errors",
+        "files",
         "seeding",
         "config",
         "config_checks",
@@ -67,6 +68,7 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # Within a layer, or stricter than the layers.
 ALLOWED = {
     "errors": set(),
+    "files": {"errors"},
     "seeding": set(),
     "provenance": set(),
     "config": {"errors", "config_checks", "config_sections"},
@@ -76,12 +78,12 @@ ALLOWED = {
     "checkpoints": {"config", "errors", "seeding"},
     "packaged": {"errors"},
     "deviations": {"config", "run_identity"},
-    "runs": {"config", "deviations", "errors", "provenance", "run_identity"},
+    "runs": {"config", "deviations", "errors", "files", "provenance", "run_identity"},
     "run_identity": {"config", "errors"},
     "losses": set(),
     "rewards": set(),
-    "worlds": {"errors", "seeding", "config", "runs", "rewards"},
-    "retrieval": {"errors", "seeding", "config", "worlds"},
+    "worlds": {"errors", "files", "seeding", "config", "runs", "rewards"},
+    "retrieval": {"errors", "files", "seeding", "config", "worlds"},
     "evaluation": {room for room in LEVEL if LEVEL[room] < 5},
     "mechanism": {room for room in LEVEL if LEVEL[room] < 5},
     "reporting": {room for room in LEVEL if LEVEL[room] < 5} | {"evaluation", "mechanism"},

@@ -166,7 +166,7 @@ def test_a_full_disk_becomes_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llds_core.worlds.formats.os.fsync", full)
+    monkeypatch.setattr("llds_core.files.os.fsync", full)
     with pytest.raises(RunError, match=r"No space left on device\): free space"):
         write_corpus(tmp_path / "corpus.jsonl", HOSTILE)
     assert not list(tmp_path.iterdir())
@@ -174,5 +174,5 @@ def test_a_full_disk_becomes_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_folder_that_cannot_be_made_becomes_advice(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RunError, match="choose a writable folder"):
+    with pytest.raises(RunError, match="choose another folder"):
         write_questions(tmp_path / "file" / "questions.jsonl", [])

@@ -1,0 +1,93 @@
+"""Files that appear whole or not at all, and what a disk that refuses says."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from llds_core.errors import RunError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` while writing under `path` into a `RunError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write to {path} ({error.strerror or error}): free space, make it writable, or "
+            "choose another folder (for runs: --run-root)"
+        ) from error
+
+
+@contextmanager
+def replacing(path: Path, *, make_folder: bool = False) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` once it is whole and on disk.
+
+    Args:
+        path: the file.
+        make_folder: make the folder of `path` when it is missing, instead of refusing.
+
+    Raises:
+        RunError: when it cannot be written.
+    """
+    # In the target's folder: a rename is atomic only within one file system. Named by process:
+    # shards of an evaluation write the same manifest at the same time.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with disk_errors(path):
+        try:
+            if make_folder:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by `text` in UTF-8, its folder made when missing.
+
+    Raises:
+        RunError: when it cannot be written.
+    """
+    with replacing(path, make_folder=True) as file:
+        file.write(text.encode())
+
+
+def write_table(path: Path, table: "pd.DataFrame", float_format: str | None = "%.6g") -> None:
+    """Replace a CSV file by `table`, without its index, its folder made when missing.
+
+    Raises:
+        RunError: when it cannot be written.
+    """
+    write_text(path, table.to_csv(index=False, float_format=float_format))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file by `value`; numbers that are not finite become null.
+
+    Raises:
+        RunError: when it cannot be written.
+    """
+    with replacing(path) as file:
+        file.write(json.dumps(finite(value), indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def finite(value: Any) -> Any:
+    """`value` with None in place of every number that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not (abs(value) < float("inf")):
+        return None
+    return value
