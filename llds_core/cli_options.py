@@ -42,8 +42,8 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         default="best",
-        help='"best", "last", "start", or a checkpoint folder (default: best); for benchmarks '
-        'also "smollm2", the packaged model',
+        help='"best", "last", those of the first steps as in "best-30", "start", or a checkpoint '
+        'folder (default: best); for benchmarks also "smollm2", the packaged model',
     )
 
 
@@ -82,8 +82,8 @@ def add_arms(parser: argparse.ArgumentParser) -> None:
         "--arms",
         type=parts,
         default=["grpo", "llds-action"],
-        help="comma-separated methods; reproduce also takes all, the study "
-        "(default: grpo,llds-action)",
+        help="comma-separated methods; reproduce also takes arms and groups of the profile's "
+        "study, and all of them as all (default: grpo,llds-action)",
     )
     parser.add_argument(
         "--out-dir",

@@ -161,13 +161,19 @@ def train(options: argparse.Namespace) -> None:
         path = train(config, options.seed, options.run_root, **run)
     print(f"run: {path}")
     if options.evaluate:
-        _evaluate_both(config, options)
+        _evaluate_ends(config, options)
 
 
-def _evaluate_both(config: ExperimentConfig, options: argparse.Namespace) -> None:
+def _evaluate_ends(config: ExperimentConfig, options: argparse.Namespace) -> None:
     from llds_core.evaluation import evaluate_run
 
-    for checkpoint in ("best", "last"):
+    checkpoints = ["best", "last"]
+    training, planned = config.training, load_experiment(options.experiment).training.steps
+    keeps_all = training.keep_checkpoints * training.save_every >= training.steps
+    if training.steps > planned and keeps_all:
+        # Comparable with runs of the usual length.
+        checkpoints += [f"best-{planned}", f"last-{planned}"]
+    for checkpoint in checkpoints:
         path = evaluate_run(
             config,
             options.seed,
@@ -305,17 +311,17 @@ def study(options: argparse.Namespace) -> int:
     )
     for failure in failures:
         print(failure, file=sys.stderr)
-    return 0
+    return 2 if failures else 0
 
 
 def publish(options: argparse.Namespace) -> None:
     """Copy runs into the published results."""
     from llds_core.files import write_text
-    from llds_core.reporting.published import publish, update_readme, write_claims
+    from llds_core.reporting.published import publish, update_readme, write_tables
     from llds_core.reporting.store import PUBLISHED
 
     table = publish(options.run_root, options.profile, options.arms, options.seeds)
-    write_claims(PUBLISHED, options.profile)
+    write_tables(PUBLISHED, options.profile)
     readme = Path("README.md")
     write_text(readme, update_readme(readme))
     print(f"published: {table}")

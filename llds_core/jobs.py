@@ -248,8 +248,12 @@ def stop(processes: Iterable[subprocess.Popen]) -> None:
 def _failure(process: subprocess.Popen, job: Job, command: str, run_root: Path) -> RunError:
     messages = job.messages(run_root)
     lines = [line for line in messages.read_text("utf-8", "replace").splitlines() if line.strip()]
-    said = [line for line in lines if line.startswith("error: ")] or lines
-    reason = said[-1].removeprefix("error: ") if said else f"exit code {process.returncode}"
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if process.returncode < 0:
+        # It had no time to say why.
+        number = -process.returncode
+        errors = [f"ended by signal {number} ({signal.strsignal(number)}), e.g. for lack of memory"]
+    reason = [f"exit code {process.returncode}", *lines, *errors][-1]
     log = job.path(run_root) / "log.txt"
     return RunError(
         f"{command} {job.label} seed {job.seed} failed: {reason} (log: {log}, all of it: "

@@ -34,6 +34,7 @@ from llds_core.training.environment import Environment, build_environment
 from llds_core.training.warmstart import warmstart_policy_path
 
 TABLES = ("likelihood_change", "theorem", "nll_by_round")
+ROLLOUTS = 8  # responses to a question, as the paper's Fig. 3a; a run's own groups may be smaller
 _OPTIMIZERS = ("adamw", "sgd")
 _KEYS = ["profile", "method", "seed"]
 
@@ -41,6 +42,12 @@ _KEYS = ["profile", "method", "seed"]
 def mechanism_path(root: Path, profile: str, seed: int) -> Path:
     """Folder of the tables of one seed, in a folder of runs."""
     return root / profile / f"mechanism-seed{seed}"
+
+
+def covered(folder: Path) -> tuple[list[str], int | None]:
+    """Methods that the tables of `folder` cover to their end, and the number of their questions."""
+    manifest = _manifest(folder)
+    return [*manifest.get("runs", ())], manifest.get("questions")
 
 
 def measure(
@@ -61,7 +68,7 @@ def measure(
         methods: methods whose runs of `seed` are there.
         seed: seed of the runs.
         run_root: folder of all runs.
-        questions: the first so many training questions, a group of the run's size each.
+        questions: the first so many training questions, `ROLLOUTS` responses each.
         last_step: leave out later checkpoints.
         smollm2: score scripted searches with SmolLM2-135M-Instruct as well.
         progress: show progress.
@@ -80,11 +87,13 @@ def measure(
     folder = mechanism_path(run_root, profile, seed)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if _questions_of(folder) != questions:
-        # Shares and correlations over other questions are not to be mixed with these.
+    asked = {"questions": questions, "rollouts": ROLLOUTS}
+    before = _manifest(folder)
+    if {name: before.get(name) for name in asked} != asked:
+        # Shares and correlations over other responses are not to be mixed with these.
         for file in folder.iterdir():
             file.unlink()
-    write_json(folder / "manifest.json", {"questions": questions})
+    write_json(folder / "manifest.json", asked)
     tables = {name: _read(folder / f"{name}.csv") for name in TABLES}
     environment = build_environment(configs[0])
     for config in configs:
@@ -109,7 +118,7 @@ def measure(
     manifest: dict[str, Any] = {
         "profile": profile,
         "seed": seed,
-        "questions": questions,
+        **asked,
         "runs": {
             config.method: read_manifest(run_path(run_root, config, seed))["config_hash"]
             for config in configs
@@ -167,7 +176,7 @@ def _measure(
         tokenizer,
         loop,
         environment.world.train[:questions],
-        group_size=config.rollout.group_size,
+        group_size=ROLLOUTS,
         step=step,
         seed=seed,
         reward=config.reward,
@@ -210,10 +219,9 @@ def _smollm2_rounds(environment: Environment, questions: int) -> pd.DataFrame:
     return pd.concat(views, ignore_index=True).assign(step=0)
 
 
-def _questions_of(folder: Path) -> int | None:
-    """Number of questions that the tables of `folder` were measured on."""
-    manifest = folder / "manifest.json"
-    return json.loads(manifest.read_text("utf-8"))["questions"] if manifest.exists() else None
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
 def _label(frame: pd.DataFrame, profile: str, method: str, seed: int) -> None:

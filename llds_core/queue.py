@@ -2,7 +2,8 @@
 ends.
 
 A run that is published with the same configuration is not made again, one that is complete is
-published, one that was cut goes on: whatever stops a study, the same command continues it.
+published, one that was cut or failed goes on: whatever stops a study, the same command continues
+it. A run that diverged is a result and published like a complete one.
 """
 
 import time
@@ -11,12 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from llds_core.errors import RunError
+from llds_core.errors import DataError, RunError
 from llds_core.jobs import Job, make_start_policy, run_jobs
 from llds_core.reporting.published import publish_run, write_runs_table
 from llds_core.reporting.store import PUBLISHED, find_published, load_run
-from llds_core.run_identity import same_run
-from llds_core.runs import is_complete, read_metrics
+from llds_core.run_identity import diverged, same_run
+from llds_core.runs import is_complete, read_manifest, read_metrics
 from llds_core.studies import Study
 
 
@@ -39,8 +40,8 @@ def status(
 ) -> pd.DataFrame:
     """One row a run in the order of the queue: `arm`, `seed`, `state`, `steps`, `of`, `minutes`.
 
-    `state` is `published`, `complete`, `started` or `waiting`; `minutes` what the steps so far
-    took.
+    `state` is `published`, `complete`, `started` (a run that failed is one to go on with) or
+    `waiting`; `minutes` what the steps so far took.
     """
     rows = []
     for job in study_jobs(study, arms, seeds):
@@ -69,6 +70,16 @@ def _state(job: Job, run_root: Path, published: Path) -> str:
     return "started" if read_metrics(path) else "waiting"
 
 
+def _is_result(job: Job, run_root: Path) -> bool:
+    """Whether a job that failed left a run that diverged; what cannot be read is no result."""
+    path = job.path(run_root)
+    try:
+        manifest, steps = read_manifest(path), len(read_metrics(path))
+    except DataError:
+        return False
+    return steps > 0 and diverged(manifest) and same_run(manifest, job.config, steps)
+
+
 def run_study(
     study: Study,
     run_root: Path,
@@ -91,7 +102,7 @@ def run_study(
         progress: show progress.
 
     Returns:
-        One line for each run that failed.
+        One line for each run that failed, which the same call runs again.
 
     Raises:
         ConfigError: for an unknown arm, or nothing to run.
@@ -117,11 +128,11 @@ def run_study(
             clock.say()
 
     def failed(job: Job, error: RunError) -> None:
-        failures.append(str(error))
-        if (job.path(run_root) / "manifest.json").exists() and read_metrics(job.path(run_root)):
+        if _is_result(job, run_root):
             done(job)
         else:
-            clock.finished(job)
+            failures.append(str(error))
+            clock.dropped(job)
 
     run_jobs(
         left,
@@ -155,9 +166,13 @@ class _Clock:
 
     def finished(self, job: Job) -> None:
         """A run has ended."""
+        self.dropped(job)
         self._finished += 1
-        self._waiting.remove(job)
         self._steps += job.config.training.steps
+
+    def dropped(self, job: Job) -> None:
+        """A run is not waited for any more."""
+        self._waiting.remove(job)
 
     def say(self) -> None:
         """Print one line."""

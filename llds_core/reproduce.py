@@ -16,16 +16,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from llds_core.benchmark_jobs import benchmark_jobs, is_answered, run_benchmarks
-from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.config import ExperimentConfig, load_experiment, methods
 from llds_core.costs import layout_overrides, say_costs, say_what_else
 from llds_core.doctor import examine
-from llds_core.errors import CheckpointError, ConfigError, LLDSError, RunError
+from llds_core.errors import CheckpointError, ConfigError, DataError, LLDSError, RunError
 from llds_core.jobs import Job, make_start_policy, run_jobs, visible_gpus
 from llds_core.launch import Machine
 from llds_core.retriever_process import running_retriever, wait_for_service
 from llds_core.run_identity import FREE
 from llds_core.runs import has_diverged, is_complete
-from llds_core.studies import load_study
+from llds_core.studies import load_study, studies
 
 _CHECKPOINTS = ("best", "last")
 
@@ -49,7 +49,8 @@ def reproduce(
         profile: name of a profile.
         seeds: seeds of every arm.
         run_root: folder of all runs.
-        arms: methods to run.
+        arms: methods to run; with an arm or group of the profile's study among them, see
+            `reproduce_study`.
         overrides: dotted overrides of every run.
         layout: GPUs to run on; None for those that the profile names.
         retriever_env: virtual environment of the search service; None for this one.
@@ -68,6 +69,15 @@ def reproduce(
     """
     from llds_core.reporting.notebooks import is_rendered, report
 
+    if profile in studies() and any(arm.partition("@")[0] not in methods() for arm in arms):
+        if given := [*overrides, *([layout] if layout else [])]:
+            raise ConfigError(
+                f'"{given[0]}" with arms of study {profile}: a study says itself what it changes; '
+                "leave it out, or name methods"
+            )
+        return reproduce_study(
+            profile, seeds, run_root, arms=arms, out_dir=out_dir, progress=progress
+        )
     machine = machine or Machine()
     as_printed = all(override.partition("=")[0].strip() in FREE for override in overrides)
     overrides = [*layout_overrides(f"{profile}/{arms[0]}", layout), *overrides]
@@ -121,18 +131,22 @@ def reproduce_study(
     seeds: Sequence[int],
     run_root: Path,
     *,
+    arms: Sequence[str] | None = None,
     out_dir: Path | None = None,
     progress: bool = True,
 ) -> Path:
-    """Run the whole study of `profile` from nothing: hours, resumable.
+    """Run the study of `profile` from nothing: hours, resumable.
 
-    Like `study`, but nothing that came with the project is read: runs are published below
-    `out_dir`, and tables, claims and figures drawn from there.
+    Like `study`, but on seeds of your own, and nothing that came with the project is read: runs are
+    published below `out_dir`, and tables, claims and figures drawn from there. Checkpoints of the
+    main arms are measured for every seed that both have finished.
 
     Args:
         profile: name of a profile that has a study.
-        seeds: seeds to run; an arm that has other seeds only keeps those.
+        seeds: seeds to run: an arm for which the study plans n takes the first n of them.
         run_root: folder of all runs.
+        arms: arms or groups to run, beside the main arms, with which all others are compared; None
+            for all.
         out_dir: folder of the output; None for `results/<profile>`.
         progress: show progress.
 
@@ -140,37 +154,54 @@ def reproduce_study(
         The path of the index that lists every artefact.
 
     Raises:
-        ConfigError: when the profile has no study, or the machine cannot run it.
-        RunError: when runs fail, after all others are done.
+        ConfigError: for a profile without a study, an unknown arm, or a machine that cannot run it.
+        RunError: when runs or measurements fail, after all others are done and drawn.
     """
     from llds_core.mechanism import measure
-    from llds_core.queue import run_study
+    from llds_core.queue import run_study, status
     from llds_core.reporting.notebooks import MAIN_ARMS, report
-    from llds_core.reporting.published import publish_mechanism, write_claims
+    from llds_core.reporting.published import publish_mechanism, write_tables
 
-    study = load_study(profile)
+    study = load_study(profile).with_seeds(seeds)
+    wanted = [*MAIN_ARMS, *arms] if arms else None
+    chosen = study.chosen(wanted)
     started = time.perf_counter()
     _check_machine(load_experiment(f"{profile}/{MAIN_ARMS[0]}"), run_root, Machine())
     out_dir = Path("results") / profile if out_dir is None else out_dir
     published = out_dir / "published"
-    others = {s for arm in study.arms if not set(arm.seeds) & set(seeds) for s in arm.seeds}
-    _section(f"study {study.name}: {len(study.arms)} arms")
-    failures = run_study(
-        study, run_root, seeds=[*seeds, *others], published=published, progress=progress
-    )
+    _section(f"study {study.name}: {len(chosen)} arms; seeds {', '.join(map(str, seeds))}")
+    failures = run_study(study, run_root, arms=wanted, published=published, progress=progress)
     _minutes(started)
+    main = status(study, run_root, MAIN_ARMS, published=published)
+    left = set(main["seed"][main["state"] != "published"])
+    # In the order given: single runs are shown of the first.
+    finished = [seed for seed in study.chosen(MAIN_ARMS)[0].seeds if seed not in left]
+    if not finished:
+        raise _failed(failures)
     _section("mechanism")
-    measure(profile, MAIN_ARMS, seeds[0], run_root, progress=progress)
-    publish_mechanism(run_root, profile, seeds[0], published)
-    write_claims(published, profile)
+    for seed in finished:
+        try:
+            measure(profile, MAIN_ARMS, seed, run_root, progress=progress)
+            publish_mechanism(run_root, profile, seed, published)
+        except (CheckpointError, DataError) as error:
+            # Of a run that diverged before its first checkpoint, for one.
+            failures.append(f"mechanism of seed {seed}: {error}")
+    write_tables(published, profile)
     _minutes(started)
     _section("notebooks and figures")
-    index = report(profile, list(seeds), published, out_dir, methods=MAIN_ARMS, progress=progress)
+    index = report(profile, finished, published, out_dir, methods=MAIN_ARMS, progress=progress)
     _minutes(started)
     _list(index)
     if failures:
-        raise RunError(f"{len(failures)} runs failed, the first: {failures[0]}")
+        raise _failed(failures)
     return index
+
+
+def _failed(failures: Sequence[str]) -> RunError:
+    return RunError(
+        f"{len(failures)} runs or measurements failed, the first: {failures[0]} (the same command "
+        "goes on with what failed)"
+    )
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-"""When two configurations make the same run."""
+"""When two configurations make the same run, and when a run is a result."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llds_core.config import ExperimentConfig
-from llds_core.errors import RunError
+from llds_core.errors import RunError, TrainingDivergedError
 
 # Keys that may change when a run is continued.
 FREE = {
@@ -47,10 +47,21 @@ _COMPOSITION = {"hardware.nodes", "hardware.processes", "training.micro_batch_si
 
 
 def same_run(manifest: Mapping[str, Any], config: ExperimentConfig, steps: int) -> bool:
-    """Whether a finished run of `steps` steps is what `config` asks for, whatever else changed."""
-    ended_early = manifest["status"] == "collapsed" and config.diagnostics.stop_after_collapse
-    long_enough = steps >= config.training.steps or ended_early or manifest["status"] == "failed"
-    return long_enough and not changed_keys(manifest, config)
+    """Whether a run of `steps` steps is finished and what `config` asks for, whatever else changed.
+
+    One that failed is finished only if it diverged: a full disk or a killed process is no result.
+    """
+    status = manifest["status"]
+    ended_early = status == "collapsed" and config.diagnostics.stop_after_collapse
+    long_enough = steps >= config.training.steps or ended_early
+    finished = (status in ("complete", "collapsed") and long_enough) or diverged(manifest)
+    return finished and not changed_keys(manifest, config)
+
+
+def diverged(manifest: Mapping[str, Any]) -> bool:
+    """Whether a run ended as its updates stayed non-finite: a result, which training repeats."""
+    reason = manifest.get("reason") or ""
+    return manifest["status"] == "failed" and reason.startswith(TrainingDivergedError.__name__)
 
 
 def changed_keys(

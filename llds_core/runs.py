@@ -28,10 +28,10 @@ from typing import Any
 
 from llds_core.config import ExperimentConfig
 from llds_core.deviations import deviations
-from llds_core.errors import DataError, RunError, TrainingDivergedError
+from llds_core.errors import DataError, RunError
 from llds_core.files import disk_errors, finite, replacing, write_json, write_text
 from llds_core.provenance import command_line, git_diff, git_state, hardware, package_versions
-from llds_core.run_identity import FREE, check_recorded, check_same
+from llds_core.run_identity import FREE, check_recorded, check_same, diverged
 
 SCHEMA_VERSION = 1
 STATUSES = ("running", "complete", "collapsed", "failed", "interrupted")
@@ -171,9 +171,7 @@ def is_complete(path: Path, config: ExperimentConfig) -> bool:
 
 def has_diverged(path: Path) -> bool:
     """Whether a run ended as its updates stayed non-finite: a result, which training repeats."""
-    manifest = read_manifest(path) if (path / "manifest.json").exists() else {}
-    reason = manifest.get("reason") or ""
-    return manifest.get("status") == "failed" and reason.startswith(TrainingDivergedError.__name__)
+    return (path / "manifest.json").exists() and diverged(read_manifest(path))
 
 
 class RunDirectory:

@@ -59,6 +59,26 @@ class Study:
     description: str
     arms: tuple[Arm, ...]
 
+    def with_seeds(self, seeds: Sequence[int]) -> "Study":
+        """The same arms on other seeds: an arm that has n takes the first n of `seeds`."""
+        given = tuple(dict.fromkeys(seeds))
+        arms = [dataclasses.replace(arm, seeds=given[: len(arm.seeds)]) for arm in self.arms]
+        return dataclasses.replace(self, arms=tuple(arms))
+
+    def chosen(self, names: Sequence[str] | None = None) -> list[Arm]:
+        """Arms in the order of the file, restricted to `names` (arms or groups) where given.
+
+        Raises:
+            ConfigError: for an arm that is not in the study.
+        """
+        valid = [*dict.fromkeys(arm.group for arm in self.arms), *(arm.name for arm in self.arms)]
+        for wanted in names or ():
+            if wanted not in valid:
+                raise ConfigError(
+                    f'study {self.name} has no arm or group "{wanted}": {_hint(wanted, valid)}'
+                )
+        return [arm for arm in self.arms if not names or arm.name in names or arm.group in names]
+
     def entries(
         self, arms: Sequence[str] | None = None, seeds: Sequence[int] | None = None
     ) -> list[Entry]:
@@ -67,22 +87,10 @@ class Study:
         Raises:
             ConfigError: for an arm that is not in the study, or nothing to run.
         """
-        names = [arm.name for arm in self.arms]
-        groups = list(dict.fromkeys(arm.group for arm in self.arms))
-        for wanted in arms or ():
-            if wanted not in names and wanted not in groups:
-                raise ConfigError(
-                    f'study {self.name} has no arm or group "{wanted}": '
-                    f"{_hint(wanted, [*groups, *names])}"
-                )
+        chosen = self.chosen(arms)
         queue = []
-        for group in groups:
-            chosen = [
-                arm
-                for arm in self.arms
-                if arm.group == group and (not arms or arm.name in arms or group in arms)
-            ]
-            pairs = [(seed, arm) for arm in chosen for seed in arm.seeds]
+        for group in dict.fromkeys(arm.group for arm in self.arms):
+            pairs = [(seed, arm) for arm in chosen if arm.group == group for seed in arm.seeds]
             pairs.sort(key=lambda pair: pair[0])  # stable: inside a seed, the order of the file
             for seed, arm in pairs:
                 if seeds is None or seed in seeds:

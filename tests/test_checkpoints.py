@@ -227,6 +227,19 @@ def test_looking_for_a_checkpoint_leaves_a_save_in_progress_alone(tmp_path: Path
     assert (folder / ".partial-2").is_dir()
 
 
+def test_best_and_last_of_the_first_steps(tmp_path: Path) -> None:
+    config = load_experiment("smoke/grpo")
+    run = run_path(tmp_path, config, 0)
+    folder = make(run / "checkpoint", 4, 8, 12)
+    rewards = [0.1, 0.1, 0.1, 0.1, 0.4, 0.4, 0.4, 0.4, 0.2, 0.2, 0.2, 0.2]
+    rows = [{"step": step, "reward": reward} for step, reward in enumerate(rewards, 1)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    for which, step in (("best-7", 4), ("best-12", 8), ("last-9", 8), ("last-12", 12)):
+        assert find_checkpoint(config, 0, tmp_path, which) == checkpoint_path(folder, step)
+    with pytest.raises(CheckpointError, match="first 3 steps: name at least 4"):
+        find_checkpoint(config, 0, tmp_path, "best-3")
+
+
 def test_copy_made_by_the_user_is_no_checkpoint(tmp_path: Path) -> None:
     make(tmp_path, 1)
     (tmp_path / "step-000001.bak").mkdir()

@@ -96,3 +96,23 @@ def test_a_run_that_diverged_is_a_result(tmp_path: Path) -> None:
     with pytest.raises(TrainingDivergedError), RunDirectory(path, SMOKE, 0, command="again"):
         raise TrainingDivergedError("5 updates in a row were not finite")
     assert has_diverged(path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [
+        ("echo 'a warning' >&2; kill -9 $$", r"ended by signal 9 \(Killed\), e.g. for lack of"),
+        ("echo 'error: no space left' >&2; echo bye >&2; exit 2", "no space left "),
+        ("echo 'Oops: a defect' >&2; exit 1", "Oops: a defect"),
+        ("exit 3", "exit code 3"),
+    ],
+)
+def test_a_failed_job_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, reason: str
+) -> None:
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\n{ending}\n", "utf-8")
+    script.chmod(0o755)
+    monkeypatch.setattr(jobs.sys, "executable", str(script))
+    with pytest.raises(RunError, match=f"train smoke/grpo seed 0 failed: {reason}"):
+        jobs.run_jobs([Job(SMOKE, 0)], "train", tmp_path, progress=False)

@@ -70,7 +70,7 @@ def test_what_is_measured_is_not_measured_again(tables, stored, monkeypatch) -> 
 
 def test_figures_and_summary_come_from_the_tables(tables, stored) -> None:
     runs = load_runs(stored, "smoke", METHODS, [0])
-    found = ensure_mechanism("smoke", METHODS, 0, stored, questions=6, progress=False)
+    found = ensure_mechanism("smoke", METHODS, [0, 1], stored, questions=6, progress=False)
     assert mechanism_summary(found).count("GRPO") >= 2
     shares = share_table(found["likelihood_change"])
     assert (shares["measured"] <= shares["questions"]).all()

@@ -10,6 +10,7 @@ from llds_core.errors import ConfigError
 from llds_core.queue import run_study, status, study_jobs
 from llds_core.reporting.published import publish_run
 from llds_core.reporting.store import load_run, load_study_runs, read_published
+from llds_core.run_identity import FREE, flat
 from llds_core.studies import load_study, studies
 
 SMALL = """
@@ -31,12 +32,23 @@ def written(folder: Path, text: str = SMALL) -> str:
 
 @pytest.mark.parametrize("name", studies())
 def test_studies_that_ship_are_valid_and_name_their_arms_once(name: str) -> None:
-    study = load_study(name)
-    entries = study.entries()
-    assert len({(entry.arm.name, entry.seed) for entry in entries}) == len(entries)
-    # Two entries in one folder would overwrite each other, or publish one run twice.
-    folders = [job.path(Path("runs")) for job in study_jobs(study)]
-    assert len(set(folders)) == len(folders)
+    for study in (load_study(name), load_study(name).with_seeds(range(5))):
+        entries = study.entries()
+        assert len({(entry.arm.name, entry.seed) for entry in entries}) == len(entries)
+        # Two entries in one folder would overwrite each other, or publish one run twice.
+        folders = [job.path(Path("runs")) for job in study_jobs(study)]
+        assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("name", studies())
+def test_no_run_of_a_study_repeats_another(name: str) -> None:
+    """Whatever number of steps each of the two takes."""
+    runs: dict[str, list[str]] = {}
+    for entry in load_study(name).entries():
+        values = flat(entry.config.to_dict())
+        kept = [f"{key}={values[key]}" for key in sorted(values.keys() - FREE)]
+        runs.setdefault(f"{entry.seed} {kept}", []).append(entry.arm.name)
+    assert [arms for arms in runs.values() if len(arms) > 1] == []
 
 
 def test_the_desk_study_covers_what_it_promises() -> None:
@@ -49,6 +61,24 @@ def test_the_desk_study_covers_what_it_promises() -> None:
     assert list(dict.fromkeys(groups)) == wanted
     for arm in arms.values():
         assert len(arm.seeds) >= {"main": 1, "factors": 2, "map": 1}.get(arm.group, 3)
+
+
+def test_arms_named_after_mini_batches_vary_nothing_else_in_an_update() -> None:
+    configs = {entry.arm.name: entry.config for entry in load_study("desk").entries()}
+    sizes = {"grpo-mini-batch-8": 8, "grpo": 16, "grpo-large-batch": 32}
+    assert {name: configs[name].mini_batch_size for name in sizes} == sizes
+    assert len({configs[name].training.updates_per_rollout for name in sizes}) == 1
+    assert len({configs[name].training.epochs for name in sizes}) == 1
+
+
+def test_a_study_on_other_seeds_gives_each_arm_as_many_as_it_planned() -> None:
+    study = load_study("desk")
+    seeds = {arm.name: arm.seeds for arm in study.with_seeds([4, 0, 4, 1, 2, 3]).arms}
+    assert seeds["grpo"] == seeds["llds-action"] == (4, 0, 1, 2, 3)
+    assert seeds["llds-weight-3"] == (4, 0, 1) and seeds["grpo-top-p"] == (4, 0)
+    assert seeds["llds-action-long"] == (4,)
+    assert len(study.with_seeds(range(9)).entries()) == len(study.entries())
+    assert {arm.seeds for arm in study.with_seeds([7]).arms} == {(7,)}
 
 
 def test_runs_go_group_by_group_and_seed_by_seed(tmp_path: Path) -> None:

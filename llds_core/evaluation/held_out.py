@@ -5,6 +5,7 @@ is the headline, sampled decoding beside it; first without injected search failu
 failures of training.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,19 +25,22 @@ from llds_core.files import write_json
 from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
 from llds_core.rollout.scoring import score
-from llds_core.runs import read_manifest, run_path
+from llds_core.runs import read_manifest, read_metrics, run_path
 from llds_core.seeding import numpy_generator, torch_generator
 from llds_core.training.environment import Environment, build_environment, insisting
+from llds_core.training.recorder import best_step
 from llds_core.training.warmstart import warmstart_policy_path
 from llds_core.worlds.formats import Question
 
 _KIND = "kind"
+_NAMED = re.compile(r"(best|last)(?:-(\d+))?")
 
 
 def find_checkpoint(
     config: ExperimentConfig, seed: int, run_root: Path, which: str, overrides: Sequence[str] = ()
 ) -> Path:
-    """Resolve `best`, `last`, `start` or a folder to a checkpoint folder.
+    """Resolve `best`, `last`, `start` or a folder to a checkpoint folder; `best-30` and `last-30`
+    are those of the first 30 steps.
 
     Raises:
         CheckpointError: when there is none, with the command that makes one.
@@ -48,20 +52,31 @@ def find_checkpoint(
                 f"no start policy at {path}: run python -m llds_core warmstart {config.profile}"
             )
         return path
-    if which not in ("best", "last"):
+    named = _NAMED.fullmatch(which)
+    if named is None:
         if not Path(which).is_dir():
             raise CheckpointError(
-                f'checkpoint "{which}" is no folder: use best, last, start or an existing folder'
+                f'checkpoint "{which}" is no folder: use best, last, best-<steps>, last-<steps>, '
+                "start or an existing folder"
             )
         return Path(which)
+    kind, within = named[1], int(named[2]) if named[2] else None
     run = run_path(run_root, config, seed, overrides)
     steps = checkpoint_steps(run / "checkpoint")
+    if within is not None and steps:
+        kept = [step for step in steps if step <= within]
+        if not kept:
+            raise CheckpointError(
+                f"{run} keeps no checkpoint of its first {within} steps: name at least {steps[0]}"
+            )
+        step = best_step(read_metrics(run), kept) if kind == "best" else kept[-1]
+        return checkpoint_path(run / "checkpoint", step)
     if not steps:
         raise CheckpointError(
             f"{run} has no checkpoint: run python -m llds_core train "
             f"{' '.join([config.name, *overrides])} --seed {seed}"
         )
-    step = read_manifest(run).get("best_step", steps[-1]) if which == "best" else steps[-1]
+    step = read_manifest(run).get("best_step", steps[-1]) if kind == "best" else steps[-1]
     return checkpoint_path(run / "checkpoint", step)
 
 

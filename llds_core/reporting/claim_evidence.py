@@ -8,7 +8,7 @@ would have done later is not known, and is carried on from its last window where
 compared at a step it did not reach.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,10 +22,10 @@ from llds_core.diagnostics.phases import (
     judged_rows,
     windowed_mean,
 )
-from llds_core.errors import ConfigError, DataError, TrainingDivergedError
-from llds_core.reporting.stats import Survival
+from llds_core.errors import ConfigError, DataError
+from llds_core.reporting.stats import Survival, common_horizon, restricted_steps
 from llds_core.reporting.store import Run
-from llds_core.runs import FINAL
+from llds_core.run_identity import diverged
 
 Measureds = Mapping[int, "Measured"]
 
@@ -51,7 +51,7 @@ class Measured:
     def collapse(self) -> int | None:
         """Row at which the reward collapses, or the run diverged; None when it did neither."""
         row = collapse_step(self.rows["reward"], self.window)
-        return len(self.rows) if row is None and _diverged(self.run) else row
+        return len(self.rows) if row is None and diverged(self.run.manifest) else row
 
     @property
     def length(self) -> int:
@@ -63,7 +63,7 @@ class Measured:
         """Rows it was given: more than it has when it ended early."""
         if self.run.status == "complete":
             return self.length
-        return max(self.length, int(self.setting("training", "steps")))
+        return max(self.length, self.run.planned)
 
     @property
     def name(self) -> str:
@@ -73,6 +73,13 @@ class Measured:
     def setting(self, section: str, key: str) -> Any:
         """A value of its configuration."""
         return self.run.manifest["config"][section][key]
+
+    def step_at(self, row: int | None) -> int | None:
+        """Step of a row, None for None; a run that diverged collapsed at the step it never made."""
+        if row is None:
+            return None
+        steps = self.rows["step"]
+        return int(steps.iloc[row]) if row < self.length else int(steps.iloc[-1]) + 1
 
     @property
     def before_collapse(self) -> int:
@@ -115,16 +122,34 @@ class Measured:
         """Trailing means of `metric` over the window, (rows,)."""
         return windowed_mean(self.rows[metric].to_numpy(float), self.window)
 
-    def leaves(self, metric: str, sign: int) -> int | None:
-        """Row from which the mean of `metric` has left its maximum (`sign` 1) or its minimum (-1)
-        for good, judged on the rows that the phases are judged on; None when it does not.
+    def leaves(self, metric: str, sign: int) -> bool:
+        """Whether the mean of `metric` leaves its maximum (`sign` 1) or its minimum (-1) for good,
+        judged on the rows that the phases are judged on.
         """
         end = judged_rows(self.length, self.collapse, self.window)
-        return decline_step(sign * self.rows[metric].iloc[:end], self.window)
+        return decline_step(sign * self.rows[metric].iloc[:end], self.window) is not None
+
+    def halfway(self, metric: str, sign: int) -> int:
+        """Row from which the mean of `metric` is beyond half of its way from its maximum (`sign` 1)
+        or minimum (-1) to where it stands when a collapse shows.
+
+        Half of a series' own way is reached at the same time whether it is noisy or not; the first
+        step that stands out of the noise comes the earlier the less noise there is.
+        """
+        means = sign * self.means(metric)[: judged_rows(self.length, self.collapse, self.window)]
+        last = means[np.isfinite(means)][-1]
+        return int(np.flatnonzero(means >= (np.nanmax(means) + last) / 2)[-1]) + 1
+
+    def reward_decline(self) -> int | None:
+        """Row at which the reward leaves its maximum for good, judged up to the proof of a
+        collapse; None when it does not.
+        """
+        end = None if self.collapse is None else self.collapse + 2 * self.window
+        return decline_step(self.rows["reward"].iloc[:end], self.window)
 
     def reward_drop(self) -> int:
         """Row at which the reward of a collapsing run declines, at the latest its collapse."""
-        drop = self.leaves("reward", 1)
+        drop = self.reward_decline()
         return self.collapse if drop is None else min(drop, self.collapse)
 
 
@@ -133,7 +158,7 @@ class Evidence:
 
     Attributes:
         mechanism: frames of measurements on checkpoints by name.
-        heldout: exact match on test questions by (arm, seed).
+        heldout: exact match on test questions by (arm, seed, checkpoint).
         window: steps of the means that runs are judged on.
 
     Raises:
@@ -145,7 +170,7 @@ class Evidence:
         self,
         runs: Sequence[Run],
         mechanism: Mapping[str, pd.DataFrame],
-        heldout: Mapping[tuple[str, int], float],
+        heldout: Mapping[tuple[str, int, str], float],
         window: int,
     ) -> None:
         if window < 1:
@@ -158,7 +183,7 @@ class Evidence:
             seeds = self._arms.setdefault(run.arm, {})
             if run.seed in seeds:
                 raise DataError(f"{run.arm} seed {run.seed} is given twice: keep one run of each")
-            if run.status in FINAL and (run.status != "failed" or _diverged(run)):
+            if run.is_result:
                 seeds[run.seed] = Measured(run, window)
 
     def arm(self, name: str) -> Measureds:
@@ -182,9 +207,17 @@ class Evidence:
         """Rows that GRPO was given; 0 without a run of it."""
         return max((run.planned for run in self.arm("grpo").values()), default=0)
 
-    def score(self, run: Measured) -> float:
-        """Held-out exact match of a run; NaN when it was not measured."""
-        return self.heldout.get((run.run.arm, run.run.seed), np.nan)
+    def score(self, run: Measured, checkpoint: str = "best") -> float:
+        """Held-out exact match of the `best` or `last` checkpoint of a run within the steps that
+        GRPO was given; NaN when it was not measured.
+        """
+        steps = self.baseline_steps()
+        name = f"{checkpoint}-{steps}" if run.planned > steps else checkpoint
+        return self.heldout.get((run.run.arm, run.run.seed, name), np.nan)
+
+    def grpo_shows(self, outcome: Callable[["Measured"], bool | None]) -> set[int]:
+        """Seeds on which GRPO's run shows `outcome`."""
+        return {seed for seed, run in self.arm("grpo").items() if outcome(run)}
 
     def settings(
         self, arms: Sequence[str], prefixes: tuple[str, ...], section: str, key: str
@@ -200,9 +233,15 @@ class Evidence:
         return dict(sorted(found.items()))
 
 
-def _diverged(run: Run) -> bool:
-    reason = run.manifest.get("reason") or ""
-    return run.status == "failed" and reason.startswith(TrainingDivergedError.__name__)
+def paired_survival(first: Measureds, second: Measureds) -> dict[int, float]:
+    """Steps that `first` survives beyond `second` on each seed they share, up to the horizon to
+    which all these runs were watched.
+    """
+    seeds = sorted(first.keys() & second.keys())
+    survivals = [[arm[seed].survival() for seed in seeds] for arm in (first, second)]
+    horizon = common_horizon([*survivals[0], *survivals[1]])
+    steps = [restricted_steps(each, horizon) for each in survivals]
+    return dict(zip(seeds, steps[0] - steps[1], strict=True))
 
 
 def _mean(values: pd.Series) -> float:

@@ -11,20 +11,21 @@ Three kinds occur:
 - trends: a rank correlation over runs holds when its 95 % bootstrap interval has the claimed sign.
 
 Survival is compared up to a common horizon: a run that has not collapsed within its steps counts as
-"at least so long", never as a collapse (see `stats`). What is to prevent a collapse is only judged
-where GRPO itself collapses in most seeds, and over as many steps as GRPO was given.
+"at least so long", never as a collapse (see `stats`). What is to prevent a collapse is judged on
+the seeds on which GRPO collapses, and over as many steps as GRPO was given.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from llds_core.reporting.claim_evidence import Evidence, Measured, Measureds
+from llds_core.reporting.claim_evidence import Evidence, Measured, Measureds, paired_survival
 from llds_core.reporting.claim_values import Value
 from llds_core.reporting.stats import (
     Interval,
     common_horizon,
+    paired_proportions,
     proportion_interval,
     restricted_steps,
     spearman_trend,
@@ -96,48 +97,73 @@ def survives(arm: str, times: int = 1, *, least: int = SEEDS) -> Rule:
     return rule
 
 
-def prevents(arm: str, *, least: int = SEEDS) -> Rule:
-    """Most seeds of `arm` do not collapse where GRPO does."""
-    return _where_grpo_collapses(survives(arm, least=least))
-
-
-def prevents_at_weight(weight: float) -> Rule:
-    """As `prevents`, for the LLDS runs with this weight."""
+def count_where(arm: str, outcome: Outcome, premise: Outcome) -> Rule:
+    """As `count`, on the seeds on which GRPO shows `premise`."""
 
     def rule(evidence: Evidence) -> Finding | None:
-        runs = _weights(evidence, "llds-action").get(weight, {})
-        return _survivors(runs, evidence.baseline_steps(), SEEDS)
+        return _counted(_only(evidence.arm(arm), evidence.grpo_shows(premise)), outcome, SEEDS)
 
-    return _where_grpo_collapses(rule)
+    return rule
 
 
-def no_cure(*arms: str, least: int = SEEDS) -> Rule:
-    """None of `arms` prevents the collapse; the effect is the share that collapses in the arm where
-    fewest do.
+def fewer_collapse(first: str, second: str) -> Rule:
+    """Fewer seeds of `first` than of `second` collapse within the steps GRPO was given. The effect
+    is the difference of their shares over the seeds that both have.
     """
 
     def rule(evidence: Evidence) -> Finding | None:
         steps = evidence.baseline_steps()
-        found = [
-            _counted(evidence.arm(arm), lambda run: run.collapsed_by(steps), least) for arm in arms
+        arms = [evidence.arm(first), evidence.arm(second)]
+        outcomes = [
+            {s: c for s, run in arm.items() if (c := run.collapsed_by(steps)) is not None}
+            for arm in arms
         ]
+        seeds = sorted(outcomes[0].keys() & outcomes[1].keys())
+        if len(seeds) < SEEDS:
+            return None
+        found = paired_proportions(*outcomes)
+        return _finding(found.high < 0, found, [arm[seed] for arm in arms for seed in seeds])
+
+    return rule
+
+
+def prevents(arm: str) -> Rule:
+    """Most seeds of `arm` do not collapse where GRPO does."""
+    return lambda evidence: _prevents(evidence, evidence.arm(arm))
+
+
+def prevents_at_weight(weight: float) -> Rule:
+    """As `prevents`, for the LLDS runs with this weight."""
+    return lambda evidence: _prevents(evidence, _weights(evidence, "llds-action").get(weight, {}))
+
+
+def no_cure(*arms: str) -> Rule:
+    """None of `arms` prevents the collapse where GRPO collapses; the effect is the share that
+    collapses in the arm where fewest do.
+    """
+
+    def rule(evidence: Evidence) -> Finding | None:
+        steps, seeds = evidence.baseline_steps(), evidence.grpo_shows(_collapses)
+        runs_of = [_only(evidence.arm(arm), seeds) for arm in arms]
+        found = [_counted(runs, lambda run: run.collapsed_by(steps), FEW_SEEDS) for runs in runs_of]
         if None in found:
             return None
         best = min(found, key=lambda finding: finding.effect.estimate)
         runs = tuple(name for finding in found for name in finding.runs)
         return replace(best, holds=1 - best.effect.estimate < MOST, runs=runs)
 
-    return _where_grpo_collapses(rule)
+    return rule
 
 
 def delays_only(evidence: Evidence) -> Finding | None:
-    """The smallest weight survives longer than GRPO, yet most of its seeds collapse."""
+    """The smallest weight survives longer than GRPO, yet most of its seeds collapse within the
+    steps that GRPO was given.
+    """
     weights = _weights(evidence)
     if not weights:
         return None
     runs = weights[min(weights)]
-    # A delayed collapse needs more steps than GRPO was given, or it would pass for none.
-    steps = 2 * evidence.baseline_steps()
+    steps = evidence.baseline_steps()
     collapses = _counted(runs, lambda run: run.collapsed_by(steps), SEEDS)
     delay = _longer(runs, evidence.arm("grpo"))
     if collapses is None or delay is None:
@@ -191,33 +217,33 @@ def as_ratio(rule: Rule) -> Rule:
 
 def leads(metric: str, sign: int) -> Rule:
     """In most collapsing runs of GRPO `metric` leaves its maximum (`sign` 1) or minimum (-1) for
-    good, on average before the reward declines. The effect is the lead where it does, in steps.
+    good, and on average is halfway before the reward is. The effect is that lead, in steps.
     """
 
     def rule(evidence: Evidence) -> Finding | None:
         runs = evidence.collapsing("grpo")
         if len(runs) < SEEDS:
             return None
-        rows = {seed: run.leaves(metric, sign) for seed, run in runs.items()}
         lead = student_interval(
-            [runs[seed].reward_drop() - row for seed, row in rows.items() if row is not None]
+            [
+                run.halfway("reward", 1) - run.halfway(metric, sign)
+                for run in runs.values()
+                if run.leaves(metric, sign)
+            ]
         )
         return _finding(lead.n / len(runs) >= MOST and lead.low > 0, lead, runs.values())
 
     return rule
 
 
-def heldout_gain(first: str, second: str, *, same_steps: bool = False) -> Rule:
-    """Held-out exact match of `first` is above that of `second` on the same seeds.
-
-    With `same_steps`, only between runs that were given equally many steps.
+def heldout_gain(first: str, second: str, checkpoint: str = "best") -> Rule:
+    """Held-out exact match of `first` is above that of `second` on the same seeds, both within the
+    steps that GRPO was given.
     """
 
     def rule(evidence: Evidence) -> Finding | None:
         def gain(one: Measured, other: Measured) -> float:
-            if same_steps and one.planned != other.planned:
-                return np.nan
-            return evidence.score(one) - evidence.score(other)
+            return evidence.score(one, checkpoint) - evidence.score(other, checkpoint)
 
         return _paired(evidence, first, second, gain, above(0))
 
@@ -232,7 +258,7 @@ def gates_ordered(by: PairValue | None) -> Rule:
 
     def pair(first: str, second: str) -> Rule:
         if by is None:
-            return heldout_gain(first, second, same_steps=True)
+            return heldout_gain(first, second)
         return paired(first, second, by, above(0))
 
     def rule(evidence: Evidence) -> Finding | None:
@@ -252,11 +278,16 @@ def weight_trend(evidence: Evidence) -> Finding | None:
     return _trend(_weights(evidence, "grpo", "llds-action"), above(0))
 
 
-def updates_trend(evidence: Evidence) -> Finding | None:
-    """The more updates GRPO makes on a rollout, the fewer steps it survives."""
-    prefixes = ("grpo-updates-", "grpo-epochs-", "grpo-one-epoch-")
-    arms = evidence.settings(["grpo"], prefixes, "training", "updates_per_rollout")
-    return _trend(arms, below(0))
+def updates_trend(arms: Sequence[str], prefix: str) -> Rule:
+    """The more updates GRPO makes on a rollout, the fewer steps it survives: over `arms` and those
+    whose name starts with `prefix`.
+    """
+
+    def rule(evidence: Evidence) -> Finding | None:
+        found = evidence.settings(arms, (prefix,), "training", "updates_per_rollout")
+        return _trend(found, below(0))
+
+    return rule
 
 
 def _counted(runs: Measureds, outcome: Outcome, least: int) -> Finding | None:
@@ -276,24 +307,21 @@ def _survivors(runs: Measureds, steps: int, least: int) -> Finding | None:
     return _counted(runs, survives, least) if steps else None
 
 
-def _where_grpo_collapses(rule: Rule) -> Rule:
-    """Apply `rule` only where there is a collapse to prevent."""
+def _collapses(run: Measured) -> bool:
+    return run.collapse is not None
 
-    def premised(evidence: Evidence) -> Finding | None:
-        collapses = count("grpo", lambda run: run.collapse is not None)(evidence)
-        return rule(evidence) if collapses is not None and collapses.holds else None
 
-    return premised
+def _only(runs: Measureds, seeds: Collection[int]) -> Measureds:
+    return {seed: run for seed, run in runs.items() if seed in seeds}
+
+
+def _prevents(evidence: Evidence, runs: Measureds) -> Finding | None:
+    challenged = _only(runs, evidence.grpo_shows(_collapses))
+    return _survivors(challenged, evidence.baseline_steps(), FEW_SEEDS)
 
 
 def _longer(first: Measureds, second: Measureds) -> Finding | None:
-    arms = [first, second]
-    seeds = sorted(first.keys() & second.keys())
-    survivals = [[arm[seed].survival() for seed in seeds] for arm in arms]
-    horizon = common_horizon([*survivals[0], *survivals[1]])
-    steps = [restricted_steps(each, horizon) for each in survivals]
-    difference = dict(zip(seeds, steps[0] - steps[1], strict=True))
-    return _effect(difference, arms, above(0))
+    return _effect(paired_survival(first, second), [first, second], above(0))
 
 
 def _paired(
@@ -318,16 +346,17 @@ def _effect(
 
 
 def _trend(arms: Mapping[float, Measureds], verdict: Verdict) -> Finding | None:
-    """Finding on survival against a setting; None below three settings, or without a trend to
-    speak of because nothing collapses.
+    """Finding on survival against a setting; None below three settings with enough seeds, or
+    without a trend to speak of because nothing collapses.
     """
+    arms = {value: seeds for value, seeds in arms.items() if len(seeds) >= FEW_SEEDS}
+    if len(arms) < 3:
+        return None
     runs = [run for seeds in arms.values() for run in seeds.values()]
     settings = [value for value, seeds in arms.items() for _ in seeds]
     survivals = [run.survival() for run in runs]
-    if len(arms) < 3 or len(runs) < len(arms) * FEW_SEEDS:
-        return None
     steps = restricted_steps(survivals, common_horizon(survivals))
-    trend = spearman_trend(settings, steps)
+    trend = spearman_trend(settings, steps, [run.run.seed for run in runs])
     return None if np.isnan(trend.estimate) else _finding(verdict(trend), trend, runs)
 
 

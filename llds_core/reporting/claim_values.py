@@ -59,6 +59,11 @@ def likelihood_gap(run: Measured) -> float:
     return float((rows["loglik_correct"] - rows["loglik_incorrect"]).mean())
 
 
+def likelihood_gap_growth(run: Measured) -> float:
+    """Growth of `likelihood_gap` since the first window, nats per token."""
+    return likelihood_gap(run) - (run.head("loglik_correct") - run.head("loglik_incorrect"))
+
+
 def first_action_gap(run: Measured) -> float:
     """Likelihood of later actions minus that of first ones before the collapse, nats per token."""
     end = run.before_collapse
@@ -96,9 +101,9 @@ def gradient_growth(run: Measured) -> float:
 
 
 def final_gain(run: Measured, baseline: Measured) -> float:
-    """Last windowed reward within the baseline's steps, minus the baseline's."""
-    end = baseline.planned
-    return run.tail("reward", end) - baseline.tail("reward", end) if run.known_to(end) else np.nan
+    """Windowed reward at the last step that both runs have, minus the baseline's."""
+    end = min(run.length, baseline.length)
+    return run.tail("reward", end) - baseline.tail("reward", end)
 
 
 def best_gain(run: Measured, baseline: Measured) -> float:
@@ -132,14 +137,3 @@ def more_searches(run: Measured, other: Measured) -> float:
         each.tail("valid_searches", min(end, each.before_collapse)) for each in (run, other)
     )
     return own - others
-
-
-def cost_per_token(run: Measured, baseline: Measured) -> float:
-    """Logarithm of the update time of a token relative to the baseline's, as medians up to the
-    first collapse: a collapsed policy writes other lengths.
-    """
-    end = min(run.before_collapse, baseline.before_collapse)
-    own, others = (
-        each.rows["update_tokens_per_second"].iloc[:end].median() for each in (run, baseline)
-    )
-    return float(np.log(others / own))

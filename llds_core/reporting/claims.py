@@ -1,10 +1,10 @@
 """The claims of the paper, each as a rule over stored runs.
 
 `claim_list` holds the claims with their rules. The verdict is `holds` or `does not hold` where the
-rule could be applied, else `not tested`: seeds are missing, or nothing collapses that could be
-prevented. `does not hold` says that the runs do not show the claim, which with few seeds is no
-proof of its contrary; the effect and its interval say how much they leave open. Claims are judged
-one by one, each at 95 %, without correction for their number.
+rule could be applied, else `not tested`: seeds are missing, or what the claim presupposes, such as
+a collapse to prevent, did not occur. `does not hold` says that the runs do not show the claim,
+which with few seeds is no proof of its contrary; the effect and its interval say how much they
+leave open. Claims are judged one by one, each at 95 %, without correction for their number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ def evaluate_claims(
     mechanism: Mapping[str, pd.DataFrame],
     *,
     window: int,
-    heldout: Mapping[tuple[str, int], float] | None = None,
+    heldout: Mapping[tuple[str, int, str], float] | None = None,
 ) -> pd.DataFrame:
     """Check every claim; the same input gives the same table.
 
@@ -48,7 +48,8 @@ def evaluate_claims(
             spearman. Where a frame has a column optimizer, the rows of `adamw` count, of `theorem`
             those of `sgd`. A missing frame or column leaves its claims untested.
         window: steps of the means on which runs are judged.
-        heldout: exact match on test questions by (arm, seed).
+        heldout: exact match on test questions by (arm, seed, checkpoint), the checkpoint `best`,
+            `last`, or of the first steps of a long run `best-<steps>`, `last-<steps>`.
 
     Returns:
         One row a claim in the order of `CLAIMS`, columns `COLUMNS`. `effect` with its 95 % interval

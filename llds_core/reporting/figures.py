@@ -46,6 +46,19 @@ METHOD_LABELS = {
     "lp-reg": "Lp-Reg",
     "gspo": "GSPO",
     "gspo-llds": "GSPO + LLDS",
+    "smollm2": "SmolLM2-135M",
+}
+_FAMILIES = {"grpo": "GRPO", "llds": "LLDS"}
+_WORDS = {
+    "kl": "KL weight",
+    "lr": "learning rate",
+    "ma": "MA",
+    "p": "$p$ 0.95",
+    "grad": "gradient",
+    "failure": "failure rate",
+    "group": "groups of",
+    "entropy": "entropy bonus",
+    "negative": "negative advantages",
 }
 METRIC_LABELS = {
     "loglik_correct": "log-likelihood of correct responses",
@@ -69,8 +82,10 @@ def method_label(method: str) -> str:
     if method in METHOD_LABELS:
         return METHOD_LABELS[method]
     family, _, rest = method.partition("-")
-    names = {"grpo": "GRPO", "llds": "LLDS"}
-    return f"{names[family]}, {rest.replace('-', ' ')}" if rest and family in names else method
+    if not rest or family not in _FAMILIES:
+        return method
+    words = [_WORDS.get(word, word) for word in rest.split("-")]
+    return f"{_FAMILIES[family]}, {' '.join(words)}"
 
 
 def metric_label(metric: str) -> str:

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from llds_core.config import load_experiment
 from llds_core.diagnostics.mechanism import negative_share
 from llds_core.errors import DataError
-from llds_core.mechanism import measure, mechanism_path, read_mechanism
+from llds_core.mechanism import covered, measure, mechanism_path, read_mechanism
 from llds_core.reporting.figures import METHOD_COLOURS, method_label
+from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import Run, is_published
 
 _PANEL = (3.9, 3.0)  # inches
@@ -36,24 +37,42 @@ _FACTOR_LABELS = {
 def ensure_mechanism(
     profile: str,
     methods: Sequence[str],
-    seed: int,
+    seeds: Sequence[int],
     run_root: Path,
     *,
     questions: int = 16,
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
-    """Read the mechanism tables of a seed; measure what stored checkpoints allow where missing.
+    """Read the mechanism tables of all seeds that were measured; what the first lacks is measured
+    where checkpoints are stored.
 
     A policy that was not made here may be large: those are measured by command only.
+
+    Args:
+        profile: name of a profile.
+        methods: methods whose runs are looked at.
+        seeds: seeds of the runs; of others than the first what is there is read.
+        run_root: folder of all runs.
+        questions: how many to measure where nothing was measured before.
+        progress: show progress.
 
     Raises:
         DataError: when nothing is published, or a run has no checkpoint.
     """
     run_root = Path(run_root)
     made_here = not load_experiment(f"{profile}/{methods[0]}").policy.path
-    if made_here and not is_published(run_root, profile):
-        measure(profile, methods, seed, run_root, questions=questions, progress=progress)
-    return read_mechanism(mechanism_path(run_root, profile, seed))
+    folders = [mechanism_path(run_root, profile, seed) for seed in seeds]
+    done, asked = covered(folders[0])
+    if made_here and not is_published(run_root, profile) and not set(methods) <= set(done):
+        questions = asked or questions
+        measure(profile, methods, seeds[0], run_root, questions=questions, progress=progress)
+    found = [read_mechanism(folder) for folder in folders if folder.is_dir()]
+    if not found:
+        raise DataError(
+            f"no checkpoint of seeds {', '.join(map(str, seeds))} is measured: run python -m "
+            f"llds_core mechanism {profile}"
+        )
+    return {name: pd.concat([tables[name] for tables in found]) for name in found[0]}
 
 
 def share_table(changes: pd.DataFrame, optimizer: str = _OPTIMIZER) -> pd.DataFrame:
@@ -73,6 +92,9 @@ def share_table(changes: pd.DataFrame, optimizer: str = _OPTIMIZER) -> pd.DataFr
 def likelihood_change_figure(changes: pd.DataFrame, optimizer: str = _OPTIMIZER) -> Figure:
     """Fig. 3: change of each question under one update, share that falls, similarity of states.
 
+    Changes are those of the first seed, the share is a thin line a seed and the mean, the states
+    are of all.
+
     Raises:
         DataError: when no question could be measured.
     """
@@ -86,15 +108,20 @@ def likelihood_change_figure(changes: pd.DataFrame, optimizer: str = _OPTIMIZER)
         figure = Figure(figsize=(width * columns * 0.85, height), layout="constrained")
         grid = figure.subplots(1, columns)
         for axes, method in zip(grid, methods, strict=False):
-            _sorted_changes(axes, measured[measured["method"] == method])
+            own = measured[measured["method"] == method]
+            seed = own["seed"].min()
+            _sorted_changes(axes, own[own["seed"] == seed])
             axes.set_title(method_label(method), fontsize="medium")
+            axes.set_xlabel(f"questions of seed {seed}, sorted")
         shares = share_table(changes, optimizer)
         for method, group in shares.groupby("method", sort=False):
             colour = METHOD_COLOURS.get(str(method), "#555555")
-            grid[-2].plot(group["step"], group["share"], color=colour, marker="o", markersize=3)
-            grid[-2].fill_between(
-                group["step"], group["low"], group["high"], color=colour, alpha=0.18, linewidth=0
-            )
+            for _, seed in group.groupby("seed"):
+                grid[-2].plot(seed["step"], seed["share"], color=colour, linewidth=0.8, alpha=0.5)
+            # The mean of a step that few seeds reached would jump.
+            common = group.groupby("step")["share"].agg(["mean", "size"])
+            mean = common.loc[2 * common["size"] > group["seed"].nunique(), "mean"]
+            grid[-2].plot(mean.index, mean, color=colour, marker="o", markersize=3)
         grid[-2].set(xlabel="step", ylabel="share of questions with a fall", ylim=(0, 1))
         for method, group in measured.groupby("method", sort=False):
             colour = METHOD_COLOURS.get(str(method), "#555555")
@@ -127,7 +154,7 @@ def _sorted_changes(axes: Axes, measured: pd.DataFrame) -> None:
         axes.plot(position, values, color=colour, linewidth=1.3, label=f"{step:.0f}")
     axes.axhline(0, color="#777777", linewidth=0.8)
     axes.set_yscale("symlog", linthresh=0.1)
-    axes.set(xlabel="questions, sorted", ylabel="change of log-likelihood\n(nats per response)")
+    axes.set_ylabel("change of log-likelihood\n(nats per response)")
     axes.legend(title="step", fontsize=6, title_fontsize=7, ncols=2, frameon=False)
 
 
@@ -195,7 +222,10 @@ def first_action_figure(runs: Sequence[Run], changes: pd.DataFrame) -> Figure:
 
 
 def rounds_figure(rounds: pd.DataFrame) -> Figure:
-    """Fig. 6: negative log-likelihood against search rounds, by position and by total."""
+    """Fig. 6: negative log-likelihood against search rounds, by position and by total, at the start
+    and at the last checkpoint of every seed; means over seeds.
+    """
+    rounds = _ends(rounds)
     with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.05):
         width, height = _PANEL
         figure = Figure(figsize=(width * 2 + 1.6, height), layout="constrained")
@@ -205,25 +235,18 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
             "total": ("search rounds of the response", "whole responses"),
         }
         for axes, (view, (label, title)) in zip(grid, titles.items(), strict=True):
-            for (method, step), group in rounds[rounds["view"] == view].groupby(
-                ["method", "step"], sort=False
+            for (method, end), group in rounds[rounds["view"] == view].groupby(
+                ["method", "end"], sort=False
             ):
-                if method != "smollm2" and step not in _ends(rounds, str(method)):
-                    continue
-                name = (
-                    "SmolLM2-135M, scripted"
-                    if method == "smollm2"
-                    else f"{method_label(str(method))}, step {step:.0f}"
-                )
-                colour = METHOD_COLOURS.get(str(method), "#555555")
+                mean = group.groupby("rounds")["nll"].mean()
                 axes.plot(
-                    group["rounds"],
-                    group["nll"],
-                    color=colour,
+                    mean.index,
+                    mean,
+                    color=METHOD_COLOURS.get(str(method), "#555555"),
                     marker="o",
                     markersize=4,
-                    linestyle=":" if step == 0 and method != "smollm2" else "-",
-                    label=name,
+                    linestyle=":" if end == "start" else "-",
+                    label=f"{method_label(str(method))}, {end}",
                 )
             axes.set(xlabel=label, ylabel="negative log-likelihood\n(nats per token)", title=title)
             axes.set_yscale("log")
@@ -233,16 +256,24 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
     return figure
 
 
-def _ends(rounds: pd.DataFrame, method: str) -> tuple[float, float]:
-    steps = rounds.loc[rounds["method"] == method, "step"]
-    return steps.min(), steps.max()
+def _ends(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the first and the last checkpoint of every run, named in the column `end`."""
+    steps = rounds.groupby(["method", "seed"])["step"]
+    first, last = steps.transform("min"), steps.transform("max")
+    ends = np.select(
+        [rounds["method"] == "smollm2", rounds["step"] == first, rounds["step"] == last],
+        ["scripted", "start", "last checkpoint"],
+        default="",
+    )
+    return rounds.assign(end=ends)[ends != ""]
 
 
 def theorem_figure(theorem: pd.DataFrame) -> Figure:
     """Rank correlation of the measured change with each cause that the theorem names.
 
-    One panel an optimizer; a dot a checkpoint, a bar its 95 % interval over questions; on the
-    shaded side the sign is the one expected.
+    One panel an optimizer; a faint dot a checkpoint, a marker the mean over seeds of the means of
+    their checkpoints, with Student's 95 % interval from two seeds on; on the shaded side the sign
+    is the one expected.
     """
     optimizers = list(dict.fromkeys(theorem["optimizer"]))
     factors = [name for name in _FACTOR_LABELS if name in set(theorem["factor"])]
@@ -257,22 +288,28 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
                 ].dropna(subset=["spearman"])
                 expected = part["expected"].iloc[0] if len(part) else 0
                 axes.barh(row, expected, height=0.95, color="#EEF3EA", zorder=0, linewidth=0)
-                offsets = np.linspace(-0.33, 0.33, max(len(part), 1))
-                for offset, (_, found) in zip(offsets, part.iterrows(), strict=False):
-                    colour = METHOD_COLOURS.get(found["method"], "#555555")
-                    y = row + offset
-                    axes.plot([found["low"], found["high"]], [y, y], color=colour, linewidth=0.8)
-                    axes.plot(found["spearman"], y, color=colour, marker="o", markersize=3)
+                for offset, method in zip(_offsets(methods), methods, strict=True):
+                    found = part.loc[part["method"] == method]
+                    colour, y = METHOD_COLOURS.get(method, "#555555"), row + offset
+                    dots = {"linestyle": "none", "marker": ".", "alpha": 0.35}
+                    axes.plot(found["spearman"], [y] * len(found), color=colour, **dots)
+                    mean = student_interval(found.groupby("seed")["spearman"].mean())
+                    axes.plot([mean.low, mean.high], [y, y], color=colour, linewidth=2)
+                    axes.plot(mean.estimate, y, color=colour, marker="D", markersize=6)
             axes.axvline(0, color="#555555", linewidth=1)
-            axes.set(xlim=(-1, 1), title=optimizer, xlabel="rank correlation with the change")
+            axes.set(xlim=(-1.02, 1.02), title=optimizer, xlabel="rank correlation with the change")
         grid[0].set_yticks(range(len(factors)), [_FACTOR_LABELS[name] for name in factors])
         grid[0].set_ylim(len(factors) - 0.5, -0.5)
         for method in methods:
             colour = METHOD_COLOURS.get(method, "#555555")
-            grid[0].plot([], [], color=colour, marker="o", label=method_label(method))
+            grid[0].plot([], [], color=colour, marker="D", label=method_label(method))
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
     return figure
+
+
+def _offsets(methods: Sequence[str]) -> np.ndarray:
+    return (np.arange(len(methods)) - (len(methods) - 1) / 2) * 0.4
 
 
 def _mean_series(runs: Sequence[Run], arm: str, metric: str) -> pd.Series:
@@ -286,12 +323,14 @@ def mechanism_summary(tables: Mapping[str, pd.DataFrame]) -> str:
     lines = []
     shares = share_table(tables["likelihood_change"])
     for method, group in shares.groupby("method", sort=False):
-        first, last = group.iloc[0], group.iloc[-1]
+        runs = group.groupby("seed")
+        first, last = runs.first().sum(), runs.last().sum()
         lines.append(
-            f"**{method_label(str(method))}**: one update lowers the likelihood of the correct "
-            f"responses of {first['negative']:.0f} of {first['measured']:.0f} questions at step "
-            f"{first['step']:.0f}, and of {last['negative']:.0f} of {last['measured']:.0f} at step "
-            f"{last['step']:.0f}; the largest share is {group['share'].max():.2f}."
+            f"**{method_label(str(method))}**, {runs.ngroups} of the seeds: one update lowers the "
+            f"likelihood of the correct responses of {first['negative']:.0f} of "
+            f"{first['measured']:.0f} questions at the start, and of {last['negative']:.0f} of "
+            f"{last['measured']:.0f} at the last checkpoints; the largest share of a checkpoint is "
+            f"{group['share'].max():.2f}."
         )
     theorem = tables["theorem"].dropna(subset=["spearman"])
     for optimizer, group in theorem[theorem["factor"] == "driver"].groupby("optimizer"):

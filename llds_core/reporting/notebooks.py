@@ -20,7 +20,7 @@ from jupyter_client.manager import AsyncKernelManager
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, DataError, RunError, did_you_mean
 from llds_core.files import disk_errors, write_json, write_text
-from llds_core.reporting.published import update_readme, write_claims, write_runs_table
+from llds_core.reporting.published import update_readme, write_tables
 from llds_core.reporting.store import PUBLISHED, Run, is_published, load_runs, read_published
 
 NOTEBOOKS = Path("notebooks")
@@ -97,10 +97,11 @@ def report(
         from llds_core.mechanism import mechanism_path
 
         # Measurements know no overrides.
-        if overrides or not mechanism_path(project_path(run_root), profile, seeds[0]).is_dir():
+        folders = [mechanism_path(project_path(run_root), profile, seed) for seed in seeds]
+        if overrides or not any(map(Path.is_dir, folders)):
             left_out += _NEED_MEASUREMENTS
             print(
-                f"{_NEED_MEASUREMENTS[0]} is left out: no checkpoint of seed {seeds[0]} is "
+                f"{_NEED_MEASUREMENTS[0]} is left out: no checkpoint of these seeds is "
                 f"measured (python -m llds_core mechanism {profile} does it)"
             )
     sources = [source for source in sources if source.name not in left_out]
@@ -157,8 +158,7 @@ def report_published(profile: str, published: Path = PUBLISHED, *, progress: boo
     """
     root = project_path(published)
     runs = read_published(profile, root)
-    write_runs_table(root, profile)
-    write_claims(root, profile)
+    write_tables(root, profile)
     arms = {run.arm for run in runs}
     main = [arm for arm in MAIN_ARMS if arm in arms]
     seeds = sorted({run.seed for run in runs if run.arm in main})

@@ -3,6 +3,7 @@ them.
 
     results/published/<profile>/
         runs.csv                       one row a run
+        effects.csv                    one row an arm: what it changes against GRPO
         runs/<arm>-seed<k>.csv.gz      its metrics, one row a step
         runs/<arm>-seed<k>.json        its manifest, with the held-out evaluation
 
@@ -20,12 +21,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llds_core.diagnostics.phases import collapse_step, decline_step, detect_phases
+from llds_core.diagnostics.phases import detect_phases
 from llds_core.errors import DataError
 from llds_core.files import disk_errors, replacing, write_json, write_table
+from llds_core.reporting.claim_evidence import Measured
 from llds_core.reporting.claims import claims_markdown, evaluate_claims
+from llds_core.reporting.stats import censored_median
 from llds_core.reporting.store import PUBLISHED, Run, load_runs, read_published
-from llds_core.runs import FINAL
+from llds_core.reporting.study_tables import effects
+from llds_core.studies import load_study, studies
 
 RUN_COLUMNS = (
     "profile",
@@ -63,10 +67,10 @@ def publish_run(run: Run, arm: str | None = None, published: Path = PUBLISHED) -
         The manifest written.
 
     Raises:
-        DataError: when the run is not finished.
+        DataError: when the run is not finished, or failed without having diverged.
         RunError: when the folder cannot be written.
     """
-    if run.status not in FINAL:
+    if not run.is_result:
         raise DataError(f"{run.path} is {run.status}: finish it before publishing")
     folder = published / run.profile / "runs"
     stem = f"{arm or run.method}-seed{run.seed}"
@@ -120,10 +124,9 @@ def run_row(run: Run) -> dict[str, Any]:
     over the run's window.
     """
     metrics = run.metrics.set_index("step")
-    reward = metrics["reward"]
+    measured = Measured(run, run.window)
     phases = detect_phases(run.metrics, window=run.window)
-    collapse = collapse_step(reward, run.window)
-    windowed = reward.rolling(run.window).mean()
+    windowed = metrics["reward"].rolling(run.window).mean()
     seconds = metrics["rollout_seconds"].sum() + metrics["update_seconds"].sum()
     return {
         "profile": run.profile,
@@ -131,31 +134,29 @@ def run_row(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "steps": len(metrics),
         "updates": int(metrics["updates"].iloc[-1]),
-        "collapsed": collapse is not None,
-        "collapse_step": collapse,
+        "collapsed": measured.collapse is not None,
+        "collapse_step": measured.step_at(measured.collapse),
         "loglik_decline_step": next((p.first for p in phases if p.name == "decay"), None),
-        "reward_decline_step": decline_step(reward, run.window),
+        "reward_decline_step": measured.step_at(measured.reward_decline()),
         "best_reward": round(float(windowed.max()), 4),
         "final_reward": round(float(windowed.iloc[-1]), 4),
-        "heldout_em": heldout(run, "best"),
+        "heldout_em": run.heldout(),
         "minutes": round(seconds / 60, 2),
         "status": run.status,
         "first_reward": round(float(windowed.dropna().iloc[0]), 4)
         if windowed.notna().any()
         else None,
-        "last_heldout_em": heldout(run, "last"),
+        "last_heldout_em": run.heldout("last"),
         "config_hash": run.manifest["config_hash"],
     }
 
 
-def heldout(
-    run: Run, checkpoint: str = "best", mode: str = "greedy", kind: str = "all"
-) -> float | None:
-    """Exact match on test questions, None when it was not measured."""
-    results = run.evaluation.get(checkpoint)
-    if not results or kind not in results["results"].get(mode, {}):
-        return None
-    return round(results["results"][mode][kind]["em"], 4)
+def write_tables(published: Path, profile: str) -> None:
+    """Write `runs.csv`, `claims.csv` and, for a profile with a study, `effects.csv` anew."""
+    write_runs_table(published, profile)
+    write_claims(published, profile)
+    if profile in studies():
+        write_effects(published, profile)
 
 
 def write_claims(published: Path, profile: str) -> Path:
@@ -164,13 +165,14 @@ def write_claims(published: Path, profile: str) -> Path:
     window = runs[0].window
     if any(run.window != window for run in runs):
         raise DataError(f"published runs of {profile} differ in diagnostics.window: publish again")
-    scores = {(run.arm, run.seed): heldout(run) for run in runs}
-    table = evaluate_claims(
-        runs,
-        published_mechanism(published, profile),
-        window=window,
-        heldout={key: score for key, score in scores.items() if score is not None},
-    )
+    scores = {
+        (run.arm, run.seed, name): score
+        for run in runs
+        for name in run.evaluation
+        if (score := run.heldout(name)) is not None
+    }
+    mechanism = published_mechanism(published, profile)
+    table = evaluate_claims(runs, mechanism, window=window, heldout=scores)
     path = published / profile / "claims.csv"
     write_table(path, table, float_format="%.4g")
     return path
@@ -215,19 +217,19 @@ def update_readme(readme: Path, published: Path = PUBLISHED) -> str:
 def arms_table(table: pd.DataFrame) -> str:
     """Markdown of `runs.csv`, one row an arm: how many seeds collapsed, rewards, held-out score."""
     lines = [
-        "| arm | seeds | steps | collapsed | collapse step | start | best reward | final reward | "
-        "held-out EM |",
+        "| arm | seeds | steps | collapsed | collapse step, median | start | best reward | "
+        "final reward | held-out EM, best → last checkpoint |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for arm, group in table.groupby("method", sort=False):
-        steps = group.collapse_step.dropna()
-        when = "–" if steps.empty else f"{steps.median():.0f} (median)"
-        heldout_em = group.heldout_em.dropna()
+        steps = dict.fromkeys([group.steps.min(), group.steps.max()])
+        scores = group[["heldout_em", "last_heldout_em"]].astype(float).mean()
         lines.append(
-            f"| {arm} | {len(group)} | {group.steps.max()} | {int(group.collapsed.sum())} of "
-            f"{len(group)} | {when} | {group.first_reward.mean():.2f} | "
-            f"{group.best_reward.mean():.2f} | {group.final_reward.mean():.2f} | "
-            f"{'not run' if heldout_em.empty else f'{np.mean(heldout_em):.3f}'} |"
+            f"| {arm} | {len(group)} | {'–'.join(map(str, steps))} | "
+            f"{int(group.collapsed.sum())} of {len(group)} | {censored_median(group.collapse_step)}"
+            f" | {group.first_reward.mean():.2f} | {group.best_reward.mean():.2f} | "
+            f"{group.final_reward.mean():.2f} | "
+            f"{' → '.join('not run' if np.isnan(em) else f'{em:.3f}' for em in scores)} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -236,8 +238,39 @@ def _runs_block(published: Path, profile: str) -> str:
     return arms_table(pd.read_csv(published / profile / "runs.csv"))
 
 
+def write_effects(published: Path, profile: str) -> Path:
+    """Write `effects.csv`, what each arm of the profile's study changes; return its path."""
+    path = published / profile / "effects.csv"
+    write_table(path, effects(read_published(profile, published), load_study(profile)), "%.4g")
+    return path
+
+
+def effects_markdown(table: pd.DataFrame) -> str:
+    """Markdown of `effects`, one row an arm."""
+    lines = [
+        "| arm | what it is | collapsed, GRPO on the same seeds | steps survived [95 %] | "
+        "best reward | held-out EM, best / last |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in table.itertuples():
+        bounds = (
+            "" if np.isnan(row.steps_low) else f" [{row.steps_low:+.3g}, {row.steps_high:+.3g}]"
+        )
+        note = row.note if isinstance(row.note, str) else ""
+        lines.append(
+            f"| {row.arm} | {note} | {row.collapsed} of {row.seeds}, {row.grpo_collapsed} of "
+            f"{row.seeds} | {row.steps_survived:+.3g}{bounds} | {row.best_reward:+.2f} | "
+            f"{row.heldout_em:+.3f} / {row.last_heldout_em:+.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _effects_block(published: Path, profile: str) -> str:
+    return effects_markdown(pd.read_csv(published / profile / "effects.csv"))
+
+
 def _claims_block(published: Path, profile: str) -> str:
     return claims_markdown(pd.read_csv(published / profile / "claims.csv"))
 
 
-_BLOCKS = {"runs": _runs_block, "claims": _claims_block}
+_BLOCKS = {"runs": _runs_block, "effects": _effects_block, "claims": _claims_block}

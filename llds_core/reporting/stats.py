@@ -7,12 +7,12 @@ the input is left out, and `n` counts what remained. Two things follow from few 
   72, 84 and 93 % (400 trials each), those of Student's t 95 %. `mean_interval` is the bootstrap
   that goes with a figure; `paired_difference`, on which verdicts rest, uses t.
 - Collapse steps are censored: a run that has not collapsed tells no step, only that it comes later
-  than what was watched. `restricted_mean` therefore averages the steps survived up to a horizon
+  than what was watched. `restricted_steps` therefore counts the steps survived up to a horizon
   that every run was watched to, which needs no assumption about what happens beyond it.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,25 +40,6 @@ class Interval:
     high: float
     n: int
     method: str = ""
-
-
-@dataclass(frozen=True)
-class PairedProportions:
-    """How two yes-or-no outcomes of the same seeds differ.
-
-    Attributes:
-        difference: share of yes in the first minus that in the second, in [-1, 1].
-        only_first: seeds with yes in the first alone.
-        only_second: seeds with yes in the second alone.
-        n: pairs.
-        p: two-sided exact McNemar (sign) test of equal shares; 1 when no pair differs.
-    """
-
-    difference: float
-    only_first: int
-    only_second: int
-    n: int
-    p: float
 
 
 @dataclass(frozen=True)
@@ -91,7 +72,27 @@ def mean_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -
     present = _present(values)
     if len(present) < 2:
         return _unbounded(present)
-    return _bootstrap((present,), _mean, level, seed)
+    mean = float(present.mean())
+    # scipy warns where BCa is undefined; equal values need no resampling to know their interval.
+    if np.ptp(present) == 0:
+        return Interval(mean, mean, mean, len(present), "percentile bootstrap")
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+            bounds = stats.bootstrap(
+                (present,),
+                np.mean,
+                n_resamples=_RESAMPLES,
+                confidence_level=level,
+                method=method,
+                vectorized=True,
+                rng=numpy_generator(seed, "bootstrap"),
+            ).confidence_interval
+        if np.isfinite([bounds.low, bounds.high]).all():
+            break
+    return Interval(
+        mean, float(bounds.low), float(bounds.high), len(present), f"{method} bootstrap"
+    )
 
 
 def paired_difference(
@@ -137,19 +138,27 @@ def proportion_interval(k: int, n: int, level: float = 0.95) -> Interval:
     return Interval(k / n, low, high, n, "Wilson")
 
 
-def paired_proportions(first: Mapping[int, bool], second: Mapping[int, bool]) -> PairedProportions:
-    """Compare yes-or-no outcomes over the seeds present in both.
+def paired_proportions(
+    first: Mapping[int, bool], second: Mapping[int, bool], level: float = 0.95
+) -> Interval:
+    """Share of yes in `first` minus that in `second`, over the seeds present in both.
 
-    Only seeds whose outcomes differ carry information, so that p is 2 · 0.5^d at best for d of
-    them: five seeds cannot reach 0.05.
+    Only seeds whose outcomes differ carry information. The bounds are those of an exact binomial
+    (sign) test among them, so that they leave out 0 where the exact McNemar test rejects equal
+    shares: with d differing seeds its p is 2 · 0.5^d at best, and five cannot reach 0.05.
+
+    Returns:
+        NaN bounds when no seed differs, and a NaN estimate when no seed is in both.
     """
     shared = first.keys() & second.keys()
     only_first = sum(first[seed] and not second[seed] for seed in shared)
-    only_second = sum(second[seed] and not first[seed] for seed in shared)
-    differing = only_first + only_second
-    p = float(stats.binomtest(only_first, differing).pvalue) if differing else 1.0
-    difference = (only_first - only_second) / len(shared) if shared else np.nan
-    return PairedProportions(difference, only_first, only_second, len(shared), p)
+    differing = sum(first[seed] != second[seed] for seed in shared)
+    if not differing:
+        return Interval(0.0 if shared else np.nan, np.nan, np.nan, len(shared))
+    found = stats.binomtest(only_first, differing).proportion_ci(level, method="exact")
+    shares = [only_first / differing, found.low, found.high]
+    bounds = [float((2 * share - 1) * differing / len(shared)) for share in shares]
+    return Interval(*bounds, len(shared), "exact McNemar")
 
 
 def common_horizon(survivals: Sequence[Survival]) -> int:
@@ -177,46 +186,66 @@ def restricted_steps(survivals: Sequence[Survival], horizon: int) -> np.ndarray:
     return np.array([min(run.steps, horizon) for run in survivals], dtype=float)
 
 
-def restricted_mean(
-    survivals: Sequence[Survival], horizon: int | None = None, level: float = 0.95
-) -> Interval:
-    """Mean steps survived up to `horizon`, by default their `common_horizon`, with a t interval.
-
-    Raises:
-        ValueError: when a censored run was not watched to the horizon.
+def censored_median(steps: Sequence[float]) -> str:
+    """Median of collapse steps, NaN for a run that has not collapsed, which comes last; "> n" after
+    the last collapse when half of the runs and more have not, and "–" without a collapse.
     """
-    horizon = common_horizon(survivals) if horizon is None else horizon
-    return student_interval(restricted_steps(survivals, horizon), level)
+    ordered = np.sort(np.asarray(steps, dtype=float))  # NaN sorts last
+    if np.isnan(ordered).all():
+        return "–"
+    median = float(np.mean(ordered[[(len(ordered) - 1) // 2, len(ordered) // 2]]))
+    return f"> {np.nanmax(ordered):.0f}" if np.isnan(median) else f"{median:g}"
 
 
 def spearman_trend(
-    settings: Sequence[float], outcomes: Sequence[float], level: float = 0.95, seed: int = 0
+    settings: Sequence[float],
+    outcomes: Sequence[float],
+    seeds: Sequence[int],
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Interval:
-    """Rank correlation of an outcome with the setting of its arm, one pair a run.
+    """Rank correlation of an outcome with the setting of its arm, within each seed, averaged.
 
-    The interval is a bootstrap over runs (BCa, else percentiles). A resample in which either side
-    is constant shows no trend and counts as 0. Censored outcomes have to be restricted first: runs
-    that reach the horizon are then ties, "beyond the last step" in no order among themselves.
+    The interval is a percentile bootstrap that draws runs within seeds. A seed, or a resample, in
+    which either side is constant shows no trend and counts as 0. Censored outcomes have to be
+    restricted first: runs that reach the horizon are then ties, "beyond the last step" in no order
+    among themselves.
 
     Args:
         settings: (n,) value of the varied setting.
         outcomes: (n,) e.g. `restricted_steps`.
+        seeds: (n,) seed of the run.
         level: nominal coverage in (0, 1).
         seed: names the stream of the resamples.
 
     Returns:
-        Correlation in [-1, 1]; all NaN below three runs or where either side is constant.
+        Correlation in [-1, 1]; `n` counts the runs of seeds with three settings or more. All NaN
+        without such a seed, or where no seed has outcomes that differ.
 
     Raises:
-        ValueError: when the two differ in length.
+        ValueError: when the three differ in length.
     """
-    if len(settings) != len(outcomes):
-        raise ValueError(f"{len(settings)} settings for {len(outcomes)} outcomes: give one each")
-    pairs = np.array([settings, outcomes], dtype=float)
-    x, y = pairs[:, ~np.isnan(pairs).any(0)]
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Interval(np.nan, np.nan, np.nan, len(x))
-    return _bootstrap((x, y), _rank_correlation, level, seed)
+    if not len(settings) == len(outcomes) == len(seeds):
+        raise ValueError(
+            f"{len(settings)} settings and {len(seeds)} seeds for {len(outcomes)} outcomes: give "
+            "one each"
+        )
+    columns = np.array([settings, outcomes, seeds], dtype=float)
+    columns = columns[:, ~np.isnan(columns).any(0)]
+    groups = [columns[:2, columns[2] == each] for each in np.unique(columns[2])]
+    groups = [group for group in groups if len(np.unique(group[0])) > 2]
+    n = sum(group.shape[1] for group in groups)
+    if all(np.ptp(group[1]) == 0 for group in groups):
+        return Interval(np.nan, np.nan, np.nan, n)
+    estimate = float(np.mean([_rank_correlation(*group) for group in groups]))
+    rng = numpy_generator(seed, "bootstrap")
+    resampled = []
+    for group in groups:
+        chosen = rng.integers(group.shape[1], size=(_RESAMPLES, group.shape[1]))
+        resampled.append(_rank_correlation(group[0][chosen], group[1][chosen]))
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.mean(resampled, axis=0), [tail, 1 - tail])
+    return Interval(estimate, float(low), float(high), n, "percentile bootstrap within seeds")
 
 
 def _present(values: Sequence[float]) -> np.ndarray:
@@ -229,10 +258,6 @@ def _unbounded(present: np.ndarray) -> Interval:
     return Interval(estimate, np.nan, np.nan, len(present))
 
 
-def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    return values.mean(axis)
-
-
 def _rank_correlation(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
     """Spearman's correlation along `axis`; 0 where either side is constant."""
     ranks = [stats.rankdata(side, axis=axis) for side in (x, y)]
@@ -240,31 +265,3 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarra
     norm = np.sqrt((centred[0] ** 2).sum(axis) * (centred[1] ** 2).sum(axis))
     product = (centred[0] * centred[1]).sum(axis)
     return np.divide(product, norm, out=np.zeros_like(product), where=norm > 0)
-
-
-def _bootstrap(
-    sides: tuple[np.ndarray, ...],
-    statistic: Callable[..., np.ndarray],
-    level: float,
-    seed: int,
-) -> Interval:
-    estimate, n = float(statistic(*sides)), len(sides[0])
-    # scipy warns where BCa is undefined; equal values need no resampling to know their interval.
-    if all(np.ptp(side) == 0 for side in sides):
-        return Interval(estimate, estimate, estimate, n, "percentile bootstrap")
-    for method in ("BCa", "percentile"):
-        with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-            bounds = stats.bootstrap(
-                sides,
-                statistic,
-                paired=len(sides) > 1,
-                n_resamples=_RESAMPLES,
-                confidence_level=level,
-                method=method,
-                vectorized=True,
-                rng=numpy_generator(seed, "bootstrap"),
-            ).confidence_interval
-        if np.isfinite([bounds.low, bounds.high]).all():
-            break
-    return Interval(estimate, float(bounds.low), float(bounds.high), n, f"{method} bootstrap")

@@ -15,6 +15,7 @@ import pandas as pd
 from llds_core.config import load_experiment
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import DataError, TrainingDivergedError
+from llds_core.run_identity import diverged
 from llds_core.runs import (
     FINAL,
     has_diverged,
@@ -65,17 +66,57 @@ class Run:
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """Held-out results on test questions by checkpoint (`best`, `last`); empty when not
-        evaluated.
+        """Held-out results on test questions by checkpoint (`best`, `last`, and of the first steps
+        of a long run `best-30`, `last-30`); empty when not evaluated.
         """
         if "evaluation" in self.manifest:
             return self.manifest["evaluation"]
-        files = {name: self.path / f"evaluation-{name}-test.json" for name in ("best", "last")}
+        files = sorted(self.path.glob("evaluation-*-test.json"))
+        found = {file.name.split("-", 1)[1].removesuffix("-test.json"): file for file in files}
         return {
             name: json.loads(file.read_text("utf-8"))
-            for name, file in files.items()
-            if file.exists()
+            for name, file in found.items()
+            if name.startswith(("best", "last"))
         }
+
+    @property
+    def is_result(self) -> bool:
+        """Whether it ended as a run may: complete, collapsed, or diverged."""
+        return self.status in FINAL and (self.status != "failed" or diverged(self.manifest))
+
+    @property
+    def planned(self) -> int:
+        """Steps it was given."""
+        return self.manifest["config"]["training"]["steps"]
+
+    def heldout(
+        self,
+        checkpoint: str = "best",
+        mode: str = "greedy",
+        kind: str = "all",
+        *,
+        within: int | None = None,
+    ) -> float | None:
+        """Exact match on test questions, None when it was not measured.
+
+        Args:
+            checkpoint: `best`, `last`, or as the evaluation names it.
+            mode: `greedy`, `greedy_with_failures` or `sampled_1`.
+            kind: kind of questions; `all` for all.
+            within: only checkpoints of so many first steps; None for the whole run.
+        """
+        if within is not None and self.planned > within:
+            checkpoint = f"{checkpoint}-{within}"
+        results = self.evaluation.get(checkpoint)
+        if not results or kind not in results["results"].get(mode, {}):
+            return None
+        return round(results["results"][mode][kind]["em"], 4)
+
+    def first(self, steps: int | None) -> "Run":
+        """The run as it was after so many steps; all of it for None."""
+        if steps is None:
+            return self
+        return Run(self.path, self.manifest, self.metrics[self.metrics["step"] <= steps])
 
     @property
     def seed(self) -> int:
@@ -168,20 +209,19 @@ def _choose_published(
 def load_study_runs(run_root: Path, study: Study) -> list[Run]:
     """Read what there is of a study, in its order, as runs that carry the name of their arm.
 
-    From published results or from runs as they were made; a run that is missing or unfinished is
-    left out.
+    From published results, whatever their seeds, or from runs as they were made; a run that is
+    missing or unfinished is left out.
     """
     if is_published(run_root, study.profile):
-        present = {(r.arm, r.seed): r for r in read_published(study.profile, Path(run_root))}
-        keys = [(entry.arm.name, entry.seed) for entry in study.entries()]
-        return [present[key] for key in keys if key in present]
+        order = [arm.name for arm in study.arms]
+        found = [run for run in read_published(study.profile, Path(run_root)) if run.arm in order]
+        return sorted(found, key=lambda run: (order.index(run.arm), run.seed))
     runs = []
     for entry in study.entries():
         path = run_path(Path(run_root), entry.config, entry.seed, entry.arm.overrides)
-        if (path / "manifest.json").exists() and (run := load_run(path)).status in FINAL:
-            steps = run.metrics["step"] <= entry.config.training.steps
+        if (path / "manifest.json").exists() and (run := load_run(path)).is_result:
             manifest = run.manifest | {"arm": entry.arm.name}
-            runs.append(Run(path, manifest, run.metrics[steps]))
+            runs.append(Run(path, manifest, run.metrics).first(entry.config.training.steps))
     return runs
 
 

@@ -1,269 +1,186 @@
-"""Figures and tables of a study: what each arm did to the collapse.
+"""Figures of a study: what each arm did to the collapse.
 
 A run that did not collapse within its steps is censored there and drawn as an open triangle: it may
 have collapsed later.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from llds_core.diagnostics.phases import collapse_step
 from llds_core.errors import DataError
-from llds_core.reporting.figures import method_label
-from llds_core.reporting.published import heldout
-from llds_core.reporting.stats import mean_interval
-from llds_core.reporting.store import Run
-from llds_core.studies import Study
+from llds_core.reporting.figures import BASELINE, method_label
+from llds_core.reporting.stats import censored_median
 
 _SEED_ALPHA = 0.75
-_COLLAPSED, _HELD = "#D55E00", "#0072B2"
-_MAP_TITLES = {"grpo": "GRPO", "llds": "GRPO + LLDS", "kl": "GRPO, larger KL weight"}
+_COLLAPSED, _HELD, _FADED = "#D55E00", "#0072B2", "#777777"
+_MAP_TITLES = {"grpo": "GRPO", "llds": "GRPO + LLDS", "kl": "GRPO, KL weight 0.1"}
+_REWARD_SPAN = 0.3
 
 
-def outcomes(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row a run: when it collapsed and how the likelihood of correct responses went.
+def outcomes_figure(table: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> Figure:
+    """Draw collapse step and likelihood slope of every run, a row an arm, under group headings.
 
-    Returns:
-        Columns `profile`, `method` (the arm), `seed`, `steps`, `updates_per_rollout`,
-        `learning_rate`, `collapse_step` (NaN when the run did not collapse), `collapse_update`,
-        `best_reward` and `final_reward` (means over the run's window), `slope` of `loglik_correct`
-        in nats per token and ten steps, a straight line through the steps up to the proof of the
-        collapse or the end.
-    """
-    return pd.DataFrame([_outcome(run) for run in runs])
-
-
-def _outcome(run: Run) -> dict[str, object]:
-    metrics = run.metrics.set_index("step")
-    training = run.manifest["config"]["training"]
-    collapse = collapse_step(metrics["reward"], run.window)
-    means = metrics["reward"].rolling(run.window).mean()
-    end = metrics.index[-1] if collapse is None else collapse + 2 * run.window - 1
-    loglik = metrics["loglik_correct"].loc[:end].dropna()
-    slope = np.polyfit(loglik.index, loglik, 1)[0] * 10 if len(loglik) > 1 else np.nan
-    return {
-        "profile": run.profile,
-        "method": run.arm,
-        "seed": run.seed,
-        "steps": len(metrics),
-        "updates_per_rollout": training["updates_per_rollout"],
-        "learning_rate": training["learning_rate"],
-        "collapse_step": np.nan if collapse is None else collapse,
-        "collapse_update": np.nan
-        if collapse is None
-        else collapse * training["updates_per_rollout"],
-        "best_reward": means.max(),
-        "final_reward": means.iloc[-1],
-        "slope": slope,
-    }
-
-
-def outcomes_figure(table: pd.DataFrame, arms: Sequence[str]) -> Figure:
-    """Draw collapse step and likelihood slope of every run, a row an arm.
+    Vertical lines repeat GRPO's runs in every row.
 
     Args:
         table: what `outcomes` returns.
-        arms: rows from top to bottom; an arm without runs is named "not run".
+        groups: arms by heading, from top to bottom; an arm without runs is named "not run".
 
     Raises:
         DataError: when no arm has a run.
     """
-    if not table["method"].isin(arms).any():
+    rows = [
+        row
+        for heading, arms in groups.items()
+        for row in [(heading, None), *((None, arm) for arm in arms)]
+    ]
+    drawn = [arm for _, arm in rows if arm is not None]
+    if not table["method"].isin(drawn).any():
         raise DataError("none of the arms has a run: run the study first")
+    updates = table.groupby("method")["updates_per_rollout"].first()
     with sns.axes_style("whitegrid"), sns.plotting_context("paper", font_scale=1.05):
-        figure = Figure(figsize=(9.2, 0.32 * len(arms) + 1.7), layout="constrained")
+        figure = Figure(figsize=(9.2, 0.27 * len(rows) + 1.9), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        for row, arm in enumerate(arms):
-            chosen = table[table["method"] == arm]
-            if chosen.empty:
-                left.text(0.5, row, "not run", va="center", fontsize=8, color="#777777")
-            offsets = (np.arange(len(chosen)) - (len(chosen) - 1) / 2) * 0.16
-            for offset, (_, run) in zip(offsets, chosen.iterrows(), strict=True):
-                held = np.isnan(run["collapse_step"])
-                colour = _HELD if held else _COLLAPSED
-                style = {"color": colour, "alpha": _SEED_ALPHA, "linestyle": "none"}
-                if held:
-                    left.plot(run["steps"], row + offset, marker=">", fillstyle="none", **style)
-                else:
-                    left.plot(run["collapse_step"], row + offset, marker="o", **style)
-                right.plot(run["slope"], row + offset, marker="o", **style)
-        left.set_yticks(range(len(arms)), [method_label(arm) for arm in arms])
-        left.set_ylim(len(arms) - 0.5, -0.5)
+        for _, run in table[table["method"] == BASELINE].iterrows():
+            line = {"color": _COLLAPSED, "alpha": 0.2, "linewidth": 1.2, "zorder": 0}
+            if not np.isnan(run["collapse_step"]):
+                left.axvline(run["collapse_step"], **line)
+            right.axvline(run["slope"], **line)
+        labels = []
+        for row, (heading, arm) in enumerate(rows):
+            labels.append(heading or _row_label(arm, updates))
+            if arm is not None:
+                _draw_row(left, right, row, table[table["method"] == arm])
+        left.set_yticks(range(len(rows)), labels)
+        for text, (heading, _) in zip(left.get_yticklabels(), rows, strict=True):
+            text.set_fontweight("bold" if heading else "normal")
+        left.set_ylim(len(rows) - 0.5, -0.5)
         left.set_xlim(0, table["steps"].max() * 1.05)
         left.set_xlabel("collapse (step)")
         right.set_xlabel(
             "slope of the log-likelihood of correct responses\n(nats per token, ten steps)"
         )
         right.axvline(0, color="#555555", linewidth=1)
-        handles = [
-            Line2D([], [], color=_COLLAPSED, marker="o", linestyle="none", label="collapsed"),
-            Line2D(
-                [],
-                [],
-                color=_HELD,
-                marker=">",
-                fillstyle="none",
-                linestyle="none",
-                label="held to its last step",
-            ),
-        ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+        figure.legend(handles=_outcome_legend(), loc="outside upper center", ncols=4, frameon=False)
     return figure
+
+
+def _row_label(arm: str, updates: pd.Series) -> str:
+    """Name of an arm; with its updates per rollout where they are not GRPO's."""
+    label = method_label(arm)
+    if arm in updates and BASELINE in updates and updates[arm] != updates[BASELINE]:
+        label += f" ({updates[arm]} updates)"
+    return label
+
+
+def _draw_row(left: Axes, right: Axes, row: int, runs: pd.DataFrame) -> None:
+    if runs.empty:
+        plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        left.text(1, row, "not run", va="center", fontsize=8, color=_FADED, bbox=plain)
+    offsets = (np.arange(len(runs)) - (len(runs) - 1) / 2) * 0.16
+    for offset, (_, run) in zip(offsets, runs.iterrows(), strict=True):
+        held = np.isnan(run["collapse_step"])
+        style = {"alpha": _SEED_ALPHA, "linestyle": "none", "markersize": 5}
+        if held:
+            style |= {"color": _HELD, "marker": ">", "fillstyle": "none"}
+        else:
+            style |= {"color": _COLLAPSED, "marker": "o" if run["likelihood_falls"] else "X"}
+        left.plot(run["steps"] if held else run["collapse_step"], row + offset, **style)
+        right.plot(run["slope"], row + offset, **style)
+
+
+def _outcome_legend() -> list[Line2D]:
+    kinds = (
+        (_COLLAPSED, "o", "full", "collapsed, likelihood fell"),
+        (_COLLAPSED, "X", "full", "collapsed, likelihood did not fall"),
+        (_HELD, ">", "none", "held to its last step"),
+    )
+    handles = [
+        Line2D([], [], color=c, marker=m, fillstyle=f, linestyle="none", label=label)
+        for c, m, f, label in kinds
+    ]
+    return [*handles, Line2D([], [], color=_COLLAPSED, alpha=0.3, label="GRPO's runs")]
 
 
 def map_figure(table: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     """Draw updates per rollout against learning rate, a panel a method: where it learns and breaks.
 
-    Colour is the best reward (mean over a window); the text says the step of the collapse, or that
-    the cell was not run.
+    Colour is the last reward minus the first (means over a window), on a fixed scale; the text says
+    best and last reward and the step of the collapse, or that the cell was not run.
 
     Args:
-        table: what `outcomes` returns; several seeds of a cell are averaged and counted.
-        cells: what `map_cells` returns.
+        table: what `outcomes` returns, of equally many steps each.
+        cells: what `map_cells` returns; only its seeds are shown.
+
+    Raises:
+        DataError: when the study has no map.
     """
-    runs = table[table["method"].isin(cells["method"])]
-    panels = cells["panel"].unique()
-    chosen = {
-        panel: runs[runs["method"].isin(cells.loc[cells["panel"] == panel, "method"])]
-        for panel in panels
-    }
+    if cells.empty:
+        raise DataError("the study has no map: name one with arms of the group map")
     rates = sorted(cells["learning_rate"].unique())
     updates = sorted(cells["updates_per_rollout"].unique())
-    low, high = (0.0, 1.0) if runs.empty else (runs["best_reward"].min(), runs["best_reward"].max())
+    panels = cells["panel"].unique()
     with sns.axes_style("white"), sns.plotting_context("paper", font_scale=1.05):
-        figure = Figure(figsize=(3.4 * len(chosen) + 1, 3.3), layout="constrained")
-        grid = figure.subplots(1, len(chosen), squeeze=False, sharey=True).ravel()
-        for axes, (key, part) in zip(grid, chosen.items(), strict=True):
-            best = part.pivot_table(
-                index="updates_per_rollout", columns="learning_rate", values="best_reward"
-            ).reindex(index=updates, columns=rates, fill_value=np.nan)
-            image = axes.imshow(
-                best, cmap="cividis", vmin=low, vmax=high, origin="lower", aspect="auto"
+        figure = Figure(figsize=(3.4 * len(panels) + 1, 3.5), layout="constrained")
+        grid = figure.subplots(1, len(panels), squeeze=False, sharey=True).ravel()
+        for axes, panel in zip(grid, panels, strict=True):
+            shown = cells[cells["panel"] == panel].merge(table, on=["method", "seed"], how="left")
+            gain = shown.assign(gain=shown["final_reward"] - shown["first_reward"]).pivot_table(
+                index="updates_per_rollout_x",
+                columns="learning_rate_x",
+                values="gain",
+                dropna=False,
             )
-            for row, update in enumerate(updates):
-                for column, rate in enumerate(rates):
-                    cell = part[
-                        (part["updates_per_rollout"] == update) & (part["learning_rate"] == rate)
-                    ]
-                    dark = not cell.empty and best.iloc[row, column] < (low + high) / 2
-                    axes.text(
-                        column,
-                        row,
-                        _cell(cell),
-                        ha="center",
-                        va="center",
-                        fontsize=8,
-                        color="white" if dark else "black",
-                    )
+            gain = gain.reindex(index=updates, columns=rates)
+            image = axes.imshow(
+                gain,
+                cmap="RdBu",
+                vmin=-_REWARD_SPAN,
+                vmax=_REWARD_SPAN,
+                origin="lower",
+                aspect="auto",
+            )
+            for (row, update), (column, rate) in product(enumerate(updates), enumerate(rates)):
+                here = shown["updates_per_rollout_x"].eq(update) & shown["learning_rate_x"].eq(rate)
+                cell = shown[here].dropna(subset=["final_reward"])
+                dark = abs(gain.iloc[row, column]) > 0.7 * _REWARD_SPAN
+                axes.text(
+                    column,
+                    row,
+                    _cell(cell),
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color="white" if dark else "black",
+                )
             axes.set_xticks(range(len(rates)), [f"{rate:.2g}" for rate in rates])
             axes.set_yticks(range(len(updates)), updates)
             axes.set_xlabel("learning rate")
-            axes.set_title(_MAP_TITLES.get(key, key))
+            axes.set_title(_MAP_TITLES.get(panel, panel))
         grid[0].set_ylabel("updates per rollout")
-        figure.colorbar(image, ax=list(grid), label="best reward")
+        seeds = cells["seed"].unique()
+        figure.suptitle(
+            f"one seed ({seeds[0]})" if len(seeds) == 1 else f"{len(seeds)} seeds", fontsize=9
+        )
+        figure.colorbar(image, ax=list(grid), label="last reward minus first")
     return figure
 
 
 def _cell(runs: pd.DataFrame) -> str:
     if runs.empty:
         return "not run"
-    steps = runs["collapse_step"].dropna()
+    steps = runs["collapse_step"]
     reward = f"{runs['best_reward'].mean():.2f} → {runs['final_reward'].mean():.2f}"
-    if steps.empty:
+    if steps.isna().all():
         return f"{reward}\nheld {runs['steps'].max():.0f}"
-    of = f" ({len(steps)} of {len(runs)})" if len(runs) > 1 else ""
-    return f"{reward}\ncollapse at {steps.median():.0f}{of}"
-
-
-def heldout_table(
-    runs: Sequence[Run], arms: Sequence[str], *, checkpoint: str = "best"
-) -> pd.DataFrame:
-    """Held-out exact match by question kind, an arm a row: the shape of the paper's Table 3.
-
-    Args:
-        runs: runs with their evaluation.
-        arms: rows; an arm without evaluation says "not run".
-        checkpoint: `best` or `last`.
-
-    Returns:
-        Columns `arm`, `seeds`, and mean [95 % interval over seeds] of one-hop, two-hop and all
-        questions, greedy, then all questions sampled at temperature 1 and greedy with the search
-        failures of training.
-    """
-    columns = {
-        "one-hop": ("greedy", "1-hop"),
-        "two-hop": ("greedy", "2-hop"),
-        "all": ("greedy", "all"),
-        "sampled": ("sampled_1", "all"),
-        "with failures": ("greedy_with_failures", "all"),
-    }
-    rows = []
-    for arm in arms:
-        chosen = [run for run in runs if run.arm == arm]
-        row: dict[str, object] = {"arm": method_label(arm), "seeds": len(chosen)}
-        for name, (mode, kind) in columns.items():
-            values = [heldout(run, checkpoint, mode, kind) for run in chosen]
-            row[name] = _mean_text([value for value in values if value is not None])
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _mean_text(values: Sequence[float]) -> str:
-    if not values:
-        return "not run"
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    found = mean_interval(np.array(values))
-    return f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
-
-
-def weight_arms(runs: Sequence[Run]) -> list[str]:
-    """Arms that differ from GRPO by nothing but LLDS with the action gate, by weight."""
-    reference = {run.arm: run.manifest["config"]["loss"] for run in runs}
-    base = reference.get("llds-action", next(iter(reference.values())))
-    fixed = ("gate", "normalizer", "preserve", "answer_ramp", "kl_weight")
-    weights = {
-        arm: loss["llds_weight"]
-        for arm, loss in reference.items()
-        if arm in ("grpo", "llds-action")
-        or (arm.startswith("llds-weight-") and all(loss[key] == base[key] for key in fixed))
-    }
-    return sorted(weights, key=weights.__getitem__)
-
-
-def map_cells(study: Study) -> pd.DataFrame:
-    """Cells of the study's map: `panel`, `method` (the arm), `learning_rate` and
-    `updates_per_rollout`.
-    """
-    entries = [entry for entry in study.entries() if entry.arm.group == "map"]
-    return pd.DataFrame(
-        {
-            "panel": entry.arm.name.split("-")[1],
-            "method": entry.arm.name,
-            "learning_rate": entry.config.training.learning_rate,
-            "updates_per_rollout": entry.config.training.updates_per_rollout,
-        }
-        for entry in entries
-    ).drop_duplicates()
-
-
-def study_progress(study: Study, runs: Sequence[Run]) -> pd.DataFrame:
-    """One row an arm: seeds run of seeds planned, and what it is for."""
-    counts = Counter(run.arm for run in runs)
-    return pd.DataFrame(
-        {
-            "group": arm.group,
-            "arm": arm.name,
-            "seeds run": f"{counts[arm.name]} of {len(arm.seeds)}"
-            if counts[arm.name]
-            else "not run",
-            "note": arm.note,
-        }
-        for arm in study.arms
-    )
+    falls = runs["likelihood_falls"].astype(bool).sum()
+    kind = "likelihood fell" if falls == steps.notna().sum() else "likelihood did not fall"
+    of = f" ({steps.notna().sum()} of {len(runs)})" if len(runs) > 1 else ""
+    return f"{reward}\ncollapse at {censored_median(steps)}{of}\n{kind}"

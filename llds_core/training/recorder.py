@@ -4,7 +4,7 @@ end of a run whose collapse is proved.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -29,6 +29,19 @@ def has_collapsed(run: RunDirectory, config: ExperimentConfig) -> bool:
         return False
     rewards = pd.Series([row["reward"] for row in rows], [row["step"] for row in rows])
     return collapse_step(rewards, config.diagnostics.window) is not None
+
+
+def best_step(metrics: Sequence[Mapping[str, Any]], kept: Sequence[int]) -> int:
+    """Of the steps `kept`, all with metrics, the one with the highest mean reward of its last
+    `BEST_WINDOW` steps; of several the first.
+    """
+    rewards = {row["step"]: row["reward"] for row in metrics}
+
+    def recent(step: int) -> float:
+        window = [s for s in range(step - BEST_WINDOW + 1, step + 1) if s in rewards]
+        return sum(rewards[s] for s in window) / len(window) if window else float("-inf")
+
+    return max(kept, key=recent)
 
 
 class Recorder:
@@ -88,19 +101,7 @@ class Recorder:
 
     def saved(self, step: int) -> None:
         """A checkpoint of `step` is on disk: rank it and drop old ones."""
-        rewards = {row["step"]: row["reward"] for row in read_metrics(self.run.path)}
-        ranked = {
-            kept: sum(window) / len(window)
-            for kept in checkpoint_steps(self.run.checkpoints)
-            if (
-                window := [
-                    rewards[s]
-                    for s in range(max(1, kept - BEST_WINDOW + 1), kept + 1)
-                    if s in rewards
-                ]
-            )
-        }
-        best = max(ranked, key=ranked.__getitem__)
+        best = best_step(read_metrics(self.run.path), checkpoint_steps(self.run.checkpoints))
         rotate_checkpoints(self.run.checkpoints, self._config.training.keep_checkpoints, best)
         self.run.update(best_step=best, last_step=step)
 

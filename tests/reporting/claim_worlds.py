@@ -44,14 +44,13 @@ def fallen(arm, seed, at=COLLAPSE, *, columns=None, cut=None, **values):
         "loglik_correct": np.where(step > at + 8, np.nan, loglik),
         "loglik_correct_first": loglik - 0.1 * past,
         "loglik_correct_later": loglik - 0.001 * step,
-        "loglik_incorrect": -0.4 - 0.03 * step,
+        "loglik_incorrect": -0.4 - 0.06 * step,
         "loglik_change_correct": -0.01 * 1.3**step,
         "hidden_similarity": 0.9,
         "entropy": 0.3 + 0.1 * np.clip(step - decline - 1, 0, None) + noise,
         "response_length": 45 + 40 * noise,
         "valid_searches": 1.4 + noise,
         "grad_norm": 0.3 + noise + 0.5 * past,
-        "update_tokens_per_second": 1000 + 500 * noise,
     }
     run = made(arm, seed, story | (columns or {}), **values)
     return run if cut is None else Run(run.path, run.manifest, run.metrics.iloc[:cut])
@@ -74,7 +73,6 @@ def stable(arm, seed, steps=STEPS, level=0.7, *, columns=None, **values):
         "response_length": 45 + noise,
         "valid_searches": 1.4 + noise,
         "grad_norm": 0.4 + noise,
-        "update_tokens_per_second": 980 + 500 * noise,
     }
     return made(arm, seed, story | (columns or {}), **values)
 
@@ -88,12 +86,12 @@ def weighted(weight):
     return {"llds_weight": weight}
 
 
-FIVE, THREE, TWO = range(5), range(3), range(2)
+SIX, THREE, TWO = range(6), range(3), range(2)
 LONG = 2 * STEPS
 ARMS = {
-    "grpo": arm(fallen, *FIVE),
-    "llds-action": arm(stable, *FIVE, steps=LONG, loss=weighted(2)),
-    "llds-action-long": arm(stable, 5, steps=3 * STEPS),
+    "grpo": arm(fallen, *SIX),
+    "llds-action": arm(stable, *SIX, steps=LONG, loss=weighted(2)),
+    "llds-action-long": arm(stable, 6, steps=3 * STEPS),
     "llds-weight-0.01": arm(fallen, *THREE, at=22, loss=weighted(0.01)),
     "llds-weight-0.1": arm(fallen, *THREE, at=24, loss=weighted(0.1)),
     "llds-weight-0.2": arm(stable, *THREE, loss=weighted(0.2)),
@@ -109,9 +107,11 @@ ARMS = {
     "grpo-large-batch": arm(fallen, *THREE),
     "grpo-entropy-0.001": arm(fallen, *TWO),
     "grpo-entropy-0.01": arm(fallen, *TWO),
-    "grpo-one-epoch-1": arm(stable, *TWO, training={"updates_per_rollout": 1}),
-    "grpo-one-epoch-4": arm(fallen, *TWO, at=22, training={"updates_per_rollout": 4}),
+    "grpo-epochs-1": arm(fallen, *TWO, at=23, training={"updates_per_rollout": 8}),
     "grpo-epochs-4": arm(fallen, *TWO, at=17, training={"updates_per_rollout": 32}),
+    "grpo-one-epoch-1": arm(stable, *TWO, training={"updates_per_rollout": 1}),
+    "grpo-one-epoch-4": arm(fallen, *TWO, at=25, training={"updates_per_rollout": 4}),
+    "grpo-one-epoch-32": arm(fallen, *TWO, at=17, training={"updates_per_rollout": 32}),
 }
 EM = {"grpo": 0.2, "llds-action": 0.3, "llds-response": 0.28, "llds-token": 0.25, "llds-ma": 0.4}
 
@@ -123,12 +123,13 @@ def study(without=(), **changes):
 
 
 def heldout(**changes):
-    """Held-out exact match by arm and seed."""
+    """Held-out exact match by arm, seed and checkpoint, of long runs within `STEPS`, too."""
     levels = EM | {name.replace("_", "-"): level for name, level in changes.items()}
     return {
-        (name, seed): level + 0.002 * (seed * len(name) % 7)
+        (name, seed, checkpoint): level + 0.002 * (seed * len(name) % 7)
         for name, level in levels.items()
-        for seed in FIVE
+        for seed in SIX
+        for checkpoint in ("best", "last", f"best-{STEPS}", f"last-{STEPS}")
     }
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from claim_worlds import (
     COLLAPSE,
-    FIVE,
     LONG,
+    SIX,
     STEPS,
     THREE,
     TWO,
@@ -33,7 +33,7 @@ VERDICTS = {None: "not tested", True: "holds", False: "does not hold"}
 
 
 def with_columns(**columns):
-    return {"grpo": arm(fallen, *FIVE, columns=columns)}
+    return {"grpo": arm(fallen, *SIX, columns=columns)}
 
 
 def late(values, at=COLLAPSE + 2):
@@ -43,8 +43,8 @@ def late(values, at=COLLAPSE + 2):
 
 STEP = np.arange(1, STEPS + 1)
 DIPPED = {"reward": np.where(STEP < COLLAPSE, 0.6 - 0.01 * STEP, 0.0)}
-SHORTER = {"llds_action": arm(stable, *FIVE, steps=STEPS, loss=weighted(2))}
-WORSE = arm(fallen, *FIVE, at=16)
+SHORTER = {"llds_action": arm(stable, *SIX, steps=STEPS, loss=weighted(2))}
+WORSE = arm(fallen, *SIX, at=16)
 # Claim: what breaks it (changed arms, or mechanism or held-out values), arms whose absence leaves
 # it untested.
 CASES = {
@@ -54,11 +54,13 @@ CASES = {
         {"llds_action_long": arm(fallen, 5)},
         ["llds-action-long"],
     ),
+    "Fewer LLDS": ({"llds_action": WORSE}, ["llds-action"]),
     "LLDS survives longer": ({"llds_action": WORSE}, ["grpo"]),
     "LLDS ends with": ({"llds_action": WORSE}, ["llds-action"]),
-    "LLDS reaches": ({"llds_action": arm(stable, *FIVE, steps=LONG, level=0.55)}, ["grpo"]),
+    "LLDS reaches": ({"llds_action": arm(stable, *SIX, steps=LONG, level=0.55)}, ["grpo"]),
     "LLDS improves": ({"heldout": heldout(llds_action=0.2)}, ["llds-action"]),
-    "LLDS keeps the likelihood": ({"llds_action": arm(fallen, *FIVE)}, ["grpo"]),
+    "LLDS's last checkpoint": ({"heldout": heldout(llds_action=0.2)}, ["llds-action"]),
+    "LLDS keeps the likelihood": ({"llds_action": arm(fallen, *SIX)}, ["grpo"]),
     "The likelihood of correct": (
         with_columns(loglik_correct=late([-0.2, -3.0]) + 0.01 * np.sin(STEP)),
         ["grpo"],
@@ -82,9 +84,9 @@ CASES = {
     "A lower likelihood of incorrect": ({"theorem": theorem(-1)}, ["theorem"]),
     "A higher similarity": ({"theorem": theorem(-1)}, ["theorem"]),
     "The death-spiral conditions hold": (with_columns(loglik_change_correct=1.0), ["grpo"]),
-    "The death-spiral conditions do not": ({"llds_action": arm(fallen, *FIVE)}, ["llds-action"]),
+    "The death-spiral conditions do not": ({"llds_action": arm(fallen, *SIX)}, ["llds-action"]),
     "A small weight": (
-        {"llds-weight-0.01": arm(stable, *THREE, steps=2 * STEPS, loss=weighted(0.01))},
+        {"llds-weight-0.01": arm(stable, *THREE, loss=weighted(0.01))},
         ["llds-weight-0.01", "llds-weight-0.1", "llds-weight-0.2"],
     ),
     "The paper's weight": (
@@ -94,7 +96,7 @@ CASES = {
     "The larger the weight": (
         {
             "llds-weight-0.2": arm(fallen, *THREE, at=14, loss=weighted(0.2)),
-            "llds_action": arm(fallen, *FIVE, at=16, loss=weighted(2)),
+            "llds_action": arm(fallen, *SIX, at=16, loss=weighted(2)),
         },
         ["grpo", "llds-weight-0.1", "llds-weight-0.2"],
     ),
@@ -118,16 +120,19 @@ CASES = {
     "Stronger gradient": ({"grpo_grad_clip": arm(stable, *THREE)}, ["grpo-grad-clip"]),
     "A larger batch": ({"grpo_large_batch": arm(stable, *THREE)}, ["grpo-large-batch"]),
     "An entropy bonus": ({"grpo-entropy-0.01": arm(stable, *TWO)}, ["grpo-entropy-0.01"]),
-    "More updates": (
+    "More updates on a rollout, by more epochs": (
         {
-            "grpo_one_epoch_1": arm(fallen, *TWO, at=14, training={"updates_per_rollout": 1}),
+            "grpo_epochs_1": arm(fallen, *TWO, at=14, training={"updates_per_rollout": 8}),
             "grpo_epochs_4": arm(stable, *TWO, training={"updates_per_rollout": 32}),
         },
-        ["grpo-one-epoch-1", "grpo-epochs-4"],
+        ["grpo-epochs-4"],
     ),
-    "An LLDS update": (
-        {"llds_action": arm(stable, *FIVE, steps=LONG, columns={"update_tokens_per_second": 500})},
-        ["llds-action"],
+    "More updates on a rollout, by smaller": (
+        {
+            "grpo_one_epoch_1": arm(fallen, *TWO, at=14, training={"updates_per_rollout": 1}),
+            "grpo_one_epoch_32": arm(stable, *TWO, training={"updates_per_rollout": 32}),
+        },
+        ["grpo-one-epoch-1", "grpo-one-epoch-4"],
     ),
 }
 
@@ -190,14 +195,14 @@ def test_the_table_names_its_runs_and_is_the_same_twice(table):
 
 def test_markdown_shows_effect_interval_and_seeds(table):
     text = claims_markdown(table)
-    assert "| holds | 1 [0.566, 1] share of seeds | 5 |" in text
+    assert "| holds | 1 [0.61, 1] share of seeds | 6 |" in text
     assert len(text.splitlines()) == len(CLAIMS) + 2
     assert "| not tested | – | 0 |" in claims_markdown(evaluate_claims([], {}, window=WINDOW))
 
 
 def test_a_cure_is_not_tested_where_grpo_does_not_collapse():
     for start in ("A larger batch", "The paper's weight", "Without negative"):
-        assert checked(start, grpo=arm(stable, *FIVE)) == "not tested"
+        assert checked(start, grpo=arm(stable, *SIX)) == "not tested"
 
 
 def test_a_cure_counts_only_when_watched_as_long_as_grpo():
@@ -206,7 +211,7 @@ def test_a_cure_counts_only_when_watched_as_long_as_grpo():
 
 
 def test_a_run_that_stopped_after_its_collapse_is_compared_as_far_as_it_goes():
-    stopped = arm(fallen, *FIVE, cut=COLLAPSE + 1 + 2 * WINDOW, status="collapsed")
+    stopped = arm(fallen, *SIX, cut=COLLAPSE + 1 + 2 * WINDOW, status="collapsed")
     for start in ("LLDS survives longer", "LLDS ends with", "LLDS does not collapse over twice"):
         assert checked(start, grpo=stopped) == "holds"
 
@@ -240,7 +245,8 @@ def test_ambiguous_runs_and_windows_are_refused():
 
 
 def test_a_mean_on_the_right_side_is_not_enough():
-    scores = heldout() | {("llds-action", seed): 0.2 + (0.3 if seed == 0 else 0) for seed in FIVE}
+    uneven = {("llds-action", s, f"best-{STEPS}"): 0.2 + (0.3 if s == 0 else 0) for s in SIX}
+    scores = heldout() | uneven
     evidence = Evidence(study(), {}, scores, WINDOW)
     found = claim_named("LLDS improves").check(evidence)
     assert found.effect.estimate > 0 > found.effect.low and not found.holds
@@ -256,8 +262,46 @@ def test_four_of_five_seeds_are_most_and_three_are_not():
         assert checked("GRPO's reward first rises", grpo=mixed) == verdict
 
 
-def test_variants_are_not_compared_after_unequal_training():
+def test_held_out_scores_are_compared_within_the_steps_of_grpo():
+    """Of a longer run the checkpoint within them counts, or nothing."""
+    whole = {key: em for key, em in heldout().items() if key[2] == "best"}
     short = {"llds_ma": arm(stable, *THREE), "llds_token": arm(stable, *THREE, level=0.5)}
-    assert checked("LLDS-MA improves", **short) == "not tested"
-    assert checked("Action gate, then response gate, then token gate on", **short) == "not tested"
-    assert checked("Action gate, then response gate, then token gate in", **short) == "holds"
+    for start in ("LLDS-MA improves", "Action gate, then response gate, then token gate on"):
+        assert checked(start, heldout=whole, **short) == "not tested"
+        assert checked(start, **short) == "holds"
+
+
+def test_a_cure_is_judged_on_the_seeds_on_which_grpo_collapses():
+    def mixed(name):
+        return [fallen(name, 0), fallen(name, 1), stable(name, 2), stable(name, 3)]
+
+    held = {"grpo_lr_half": lambda name: [stable(name, 0), stable(name, 1), fallen(name, 2)]}
+    assert checked("Half the learning", grpo=mixed, **held) == "does not hold"
+    lost = {"grpo_lr_half": lambda name: [fallen(name, 0), stable(name, 1), stable(name, 2)]}
+    assert checked("Half the learning", grpo=mixed, **lost) == "holds"
+    assert checked("Half the learning", grpo_lr_half=arm(stable, 2, 3), grpo=mixed) == "not tested"
+
+
+def test_conditions_not_met_count_only_where_grpo_meets_them():
+    calm = with_columns(loglik_change_correct=1.0)
+    assert checked("The death-spiral conditions do not", **calm) == "not tested"
+
+
+def test_a_gap_that_was_there_from_the_start_has_not_come_about():
+    assert checked("Incorrect responses become", **with_columns(loglik_incorrect=-5.0)) == (
+        "does not hold"
+    )
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02, 0.06])
+def test_what_falls_together_leads_by_nothing_however_noisy(noise):
+    """Reward and entropy turn at one step; only the reward's noise differs."""
+    way = 1 / (1 + np.exp(-(np.arange(1, STEPS + 1) - 16) / 1.5))
+    leads = []
+    for seed in range(20):
+        rng = np.random.default_rng([seed, int(1000 * noise)])
+        reward = 0.5 - 0.45 * way + rng.normal(0, noise, STEPS)
+        columns = {"reward": reward, "entropy": 0.5 + way + rng.normal(0, 0.01, STEPS)}
+        run = Measured(fallen("grpo", seed, columns=columns), WINDOW)
+        leads.append(run.halfway("reward", 1) - run.halfway("entropy", -1))
+    assert abs(np.mean(leads)) <= 1

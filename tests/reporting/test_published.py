@@ -118,9 +118,9 @@ def test_the_table_of_arms_says_what_was_not_run() -> None:
     }
     rows = [
         row | {"seed": 0, "collapsed": True, "collapse_step": 15.0, "heldout_em": 0.25},
-        row | {"seed": 1, "collapsed": False},
+        row | {"seed": 1, "steps": 30, "collapsed": False, "last_heldout_em": 0.125},
         row | {"seed": 0, "method": "mine", "collapsed": False},
     ]
     lines = arms_table(pd.DataFrame(rows)).splitlines()
-    assert "| grpo | 2 | 24 | 1 of 2 | 15 (median) | 0.30 | 0.50 | 0.10 | 0.250 |" in lines
-    assert lines[-1].endswith("| not run |")
+    grpo = "| grpo | 2 | 24–30 | 1 of 2 | > 15 | 0.30 | 0.50 | 0.10 | 0.250 → 0.125 |"
+    assert grpo in lines and lines[-1].endswith("| – | 0.30 | 0.50 | 0.10 | not run → not run |")

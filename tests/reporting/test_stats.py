@@ -5,12 +5,12 @@ import pytest
 
 from llds_core.reporting.stats import (
     Survival,
+    censored_median,
     common_horizon,
     mean_interval,
     paired_difference,
     paired_proportions,
     proportion_interval,
-    restricted_mean,
     restricted_steps,
     spearman_trend,
     student_interval,
@@ -70,18 +70,25 @@ def test_paired_shares_count_only_seeds_that_differ():
     first = dict.fromkeys(range(5), True)
     second = {0: True, 1: False, 2: False, 3: False, 4: False, 9: False}
     found = paired_proportions(first, second)
-    assert (found.difference, found.only_first, found.only_second, found.n) == (0.8, 4, 0, 5)
-    assert found.p == pytest.approx(2 * 0.5**4)
-    assert paired_proportions(first, first).p == 1.0
-    assert np.isnan(paired_proportions({}, first).difference)
+    # 4 of 4 seeds that differ: Clopper-Pearson from 0.025^(1/4), mapped from shares to differences.
+    low = (2 * 0.025**0.25 - 1) * 4 / 5
+    assert (found.estimate, found.high, found.n) == (0.8, 0.8, 5)
+    assert found.low == pytest.approx(low) and found.low < 0
+    assert paired_proportions(second, first).estimate == -0.8
+
+
+def test_six_seeds_that_differ_reject_equal_shares_and_none_tells_nothing():
+    yes, no = dict.fromkeys(range(6), True), dict.fromkeys(range(6), False)
+    assert paired_proportions(yes, no).low > 0 > paired_proportions(no, yes).high
+    same = paired_proportions(yes, yes)
+    assert same.estimate == 0 and np.isnan([same.low, same.high]).all()
+    assert np.isnan(paired_proportions({}, yes).estimate)
 
 
 def test_a_censored_run_lasts_to_the_horizon_that_all_were_watched_to():
     runs = [Survival(5, True), Survival(30, True), Survival(20, False), Survival(50, False)]
     assert common_horizon(runs) == 20
     assert restricted_steps(runs, 20).tolist() == [5, 20, 20, 20]
-    assert restricted_mean(runs).estimate == 16.25
-    assert restricted_mean(runs, 10).estimate == 8.75
     with pytest.raises(ValueError, match="20 of 21 steps"):
         restricted_steps(runs, 21)
 
@@ -91,19 +98,46 @@ def test_without_censored_runs_the_horizon_is_the_last_collapse():
     assert common_horizon([]) == 0
 
 
+@pytest.mark.parametrize(
+    ("steps", "median"),
+    [
+        ([13, 14, 16], "14"),
+        ([np.nan, 13, np.nan, 14, 16], "16"),
+        ([13, 16], "14.5"),
+        ([13, np.nan], "> 13"),
+        ([12, 13, np.nan, np.nan, np.nan], "> 13"),
+        ([np.nan], "–"),
+    ],
+)
+def test_runs_without_collapse_come_last_in_a_median(steps, median):
+    assert censored_median(steps) == median
+
+
 def test_a_trend_over_arms_has_its_sign_and_counts_ties_as_ties():
-    weights = [0, 0, 0, 0.01, 0.01, 0.01, 0.2, 0.2, 0.2, 2, 2, 2]
-    steps = [9, 10, 11, 11, 12, 13, 19, 19, 15, 19, 19, 19]
-    trend = spearman_trend(weights, steps)
-    assert trend == spearman_trend(weights, steps) and 0 < trend.low < trend.estimate <= trend.high
-    falling = spearman_trend(weights, [-each for each in steps])
+    weights = np.repeat([0, 0.01, 0.2, 2, 20], 3)
+    seeds = [1, 2, 3] * 5
+    steps = [9, 10, 11, 11, 12, 13, 15, 16, 19, 19, 19, 19, 19, 19, 19]
+    trend = spearman_trend(weights, steps, seeds)
+    assert trend == spearman_trend(weights, steps, seeds)
+    assert 0 < trend.low < trend.estimate <= trend.high
+    falling = spearman_trend(weights, [-each for each in steps], seeds)
     assert falling.high < 0 and falling.estimate == pytest.approx(-trend.estimate)
     # Ranks of (1, 1, 2) are (1.5, 1.5, 3): correlation with (1, 2, 3) is sqrt(3) / 2.
-    assert spearman_trend([1, 2, 3], [1, 1, 2]).estimate == pytest.approx(np.sqrt(3) / 2)
+    assert spearman_trend([1, 2, 3], [1, 1, 2], [0] * 3).estimate == pytest.approx(np.sqrt(3) / 2)
+
+
+def test_a_trend_is_taken_within_seeds():
+    """Seeds that differ in level would hide it; a seed where nothing varies shows none."""
+    weights, steps = [1, 2, 3, 1, 2, 3], [1, 2, 3, 101, 102, 103]
+    assert spearman_trend(weights, steps, [0, 0, 0, 1, 1, 1]).estimate == pytest.approx(1)
+    flat = [1, 2, 3, 9, 9, 9]
+    assert spearman_trend(weights, flat, [0, 0, 0, 1, 1, 1]).estimate == pytest.approx(0.5)
+    # One setting of a seed is no trend, and leaves the others alone.
+    assert spearman_trend([1, 2, 3, 1], [1, 2, 3, 50], [0, 0, 0, 1]).n == 3
 
 
 def test_no_trend_is_claimed_where_nothing_varies():
     for settings, outcomes in (([1, 2, 3], [5, 5, 5]), ([1, 1, 1], [1, 2, 3]), ([1, 2], [1, 2])):
-        assert np.isnan(spearman_trend(settings, outcomes).estimate)
-    with pytest.raises(ValueError, match="2 settings for 1"):
-        spearman_trend([1, 2], [1])
+        assert np.isnan(spearman_trend(settings, outcomes, [0] * len(settings)).estimate)
+    with pytest.raises(ValueError, match="2 settings and 1 seeds for 1"):
+        spearman_trend([1, 2], [1], [0])
