@@ -46,7 +46,6 @@ METHOD_LABELS = {
     "lp-reg": "Lp-Reg",
     "gspo": "GSPO",
     "gspo-llds": "GSPO + LLDS",
-    "smollm2": "SmolLM2-135M",
 }
 _FAMILIES = {"grpo": "GRPO", "llds": "LLDS"}
 _WORDS = {

@@ -238,6 +238,7 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
             for (method, end), group in rounds[rounds["view"] == view].groupby(
                 ["method", "end"], sort=False
             ):
+                name = "SmolLM2-135M" if method == "smollm2" else method_label(str(method))
                 mean = group.groupby("rounds")["nll"].mean()
                 axes.plot(
                     mean.index,
@@ -246,7 +247,7 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
                     marker="o",
                     markersize=4,
                     linestyle=":" if end == "start" else "-",
-                    label=f"{method_label(str(method))}, {end}",
+                    label=f"{name}, {end}",
                 )
             axes.set(xlabel=label, ylabel="negative log-likelihood\n(nats per token)", title=title)
             axes.set_yscale("log")
