@@ -229,7 +229,8 @@ def _draw(axes: Axes, data: pd.DataFrame, colours: Mapping[str, str]) -> None:
         for seed in table.columns:
             axes.plot(table.index, table[seed], color=colour, linewidth=0.8, alpha=0.45)
         # Beyond the end of the shortest run the mean would be that of the survivors.
-        table = table.loc[: min(table[seed].last_valid_index() or 0 for seed in table.columns)]
+        table = table.dropna(axis=1, how="all")
+        table = table.loc[: min((table[s].last_valid_index() for s in table.columns), default=0)]
         mean = table.mean(axis=1)
         marker = {"marker": "o", "markersize": 3} if short else {}
         axes.plot(mean.index, mean, color=colour, linewidth=2.2, **marker)

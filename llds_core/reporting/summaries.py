@@ -67,7 +67,8 @@ def phases_summary(run: Run, *, window: int = WINDOW) -> str:
             f"*{title}*: {len(run.metrics)} steps, too few to tell phases (at least {3 * window})."
         )
     if len(found) == 1:
-        return f"*{title}*: no decline and no collapse in steps {found[0].first}–{found[0].last}."
+        steps = f"steps {found[0].first}–{found[0].last}"
+        return f"*{title}*: no decline of likelihood and no collapse of reward in {steps}."
     spans = ", ".join(f"{phase.name} {phase.first}–{phase.last}" for phase in found)
     return f"*{title}*: {spans} (steps, judged on means over {window} steps)."
 

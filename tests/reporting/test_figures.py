@@ -98,6 +98,14 @@ def test_three_seeds_get_a_band_around_their_mean_two_do_not():
         np.testing.assert_allclose(bold.get_ydata(), np.linspace(1, 2, 18) + (seeds - 1) / 2)
 
 
+def test_a_seed_without_a_metric_leaves_the_mean_to_the_others():
+    runs = [made_run(seed=seed) for seed in range(3)]
+    runs[1].metrics["entropy"] = np.nan
+    axes = curves_figure(runs, ["entropy"]).axes[0]
+    bold = max(axes.lines, key=lambda line: line.get_linewidth())
+    np.testing.assert_allclose(bold.get_ydata(), np.linspace(1, 2, 18) + 1)
+
+
 def test_collapse_and_phases_are_marked_only_where_found():
     stable = curves_figure([made_run()], ["reward"])
     assert not stable.axes[0].patches and len(stable.legends) == 1
@@ -126,7 +134,7 @@ def test_summaries_say_what_the_runs_did():
     assert "gradient norm never measured" in text
     assert "entropy 1.56 → 2.44 nats per token" in behaviour_summary(runs, ["entropy"])
     assert "stagnation 1–7, collapse 8–18" in phases_summary(runs[0])
-    assert "no decline and no collapse in steps 1–18" in phases_summary(runs[1])
+    assert "no decline of likelihood and no collapse of reward in steps 1–18" in phases_summary(runs[1])
     assert runs_table(runs)["collapse"].tolist() == ["8", "–", "–"]
 
 
