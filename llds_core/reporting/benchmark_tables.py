@@ -205,13 +205,24 @@ def published_baselines(profile: str, published: Path = PUBLISHED) -> pd.DataFra
     return pd.read_csv(path) if path.exists() else None
 
 
-def save_table(table: pd.DataFrame, out_dir: Path, name: str) -> Path:
+def save_table(
+    table: pd.DataFrame, out_dir: Path, name: str, runs: Sequence[Run] | None = None
+) -> Path:
     """Write `name`.csv under `out_dir`; return its path.
+
+    Args:
+        table: the numbers.
+        out_dir: folder of the file.
+        name: its name.
+        runs: runs that a summary rests on, named in a column of their own; None where the table
+            says so itself or comes from no run.
 
     Raises:
         RunError: when the folder cannot be written.
     """
     path = out_dir / f"{name}.csv"
+    if runs is not None:
+        table = table.assign(runs=";".join(f"{run.arm}-seed{run.seed}" for run in runs))
     write_table(path, table)
     return path
 
