@@ -122,7 +122,7 @@ def likelihood_change_figure(changes: pd.DataFrame, optimizer: str = _OPTIMIZER)
             common = group.groupby("step")["share"].agg(["mean", "size"])
             mean = common.loc[2 * common["size"] > group["seed"].nunique(), "mean"]
             grid[-2].plot(mean.index, mean, color=colour, marker="o", markersize=3)
-        grid[-2].set(xlabel="step", ylabel="share of questions with a fall", ylim=(0, 1))
+        grid[-2].set(xlabel="step", ylabel="share of questions\nwith a fall", ylim=(0, 1))
         for method, group in measured.groupby("method", sort=False):
             colour = METHOD_COLOURS.get(str(method), "#555555")
             grid[-1].scatter(

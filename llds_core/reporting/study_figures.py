@@ -98,8 +98,8 @@ def _draw_row(left: Axes, right: Axes, row: int, runs: pd.DataFrame) -> None:
 
 def _outcome_legend() -> list[Line2D]:
     kinds = (
-        (_COLLAPSED, "o", "full", "collapsed, likelihood fell"),
-        (_COLLAPSED, "X", "full", "collapsed, likelihood did not fall"),
+        (_COLLAPSED, "o", "full", "collapsed, likelihood declined before"),
+        (_COLLAPSED, "X", "full", "collapsed, no decline found by rule"),
         (_HELD, ">", "none", "held to its last step"),
     )
     handles = [
@@ -181,6 +181,6 @@ def _cell(runs: pd.DataFrame) -> str:
     if steps.isna().all():
         return f"{reward}\nheld {runs['steps'].max():.0f}"
     falls = runs["likelihood_falls"].astype(bool).sum()
-    kind = "likelihood fell" if falls == steps.notna().sum() else "likelihood did not fall"
+    kind = "likelihood declined" if falls == steps.notna().sum() else "no decline found"
     of = f" ({steps.notna().sum()} of {len(runs)})" if len(runs) > 1 else ""
     return f"{reward}\ncollapse at {censored_median(steps)}{of}\n{kind}"

@@ -135,7 +135,7 @@ def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
     )
     figure = map_figure(outcomes(runs), cells)
     assert texts(figure) == [
-        "0.50 → 0.10\ncollapse at 12\nlikelihood fell",
+        "0.50 → 0.10\ncollapse at 12\nlikelihood declined",
         "0.50 → 0.50\nheld 18",
         "0.50 → 0.50\nheld 18",
         "not run",
