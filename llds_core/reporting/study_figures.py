@@ -160,7 +160,7 @@ def map_figure(table: pd.DataFrame, cells: pd.DataFrame) -> Figure:
                     fontsize=7.5,
                     color="white" if dark else "black",
                 )
-            axes.set_xticks(range(len(rates)), [f"{rate:.2g}" for rate in rates])
+            axes.set_xticks(range(len(rates)), [f"{rate:.3g}" for rate in rates])
             axes.set_yticks(range(len(updates)), updates)
             axes.set_xlabel("learning rate")
             axes.set_title(_MAP_TITLES.get(panel, panel))
