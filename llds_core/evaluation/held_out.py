@@ -63,20 +63,23 @@ def find_checkpoint(
     kind, within = named[1], int(named[2]) if named[2] else None
     run = run_path(run_root, config, seed, overrides)
     steps = checkpoint_steps(run / "checkpoint")
-    if within is not None and steps:
-        kept = [step for step in steps if step <= within]
-        if not kept:
-            raise CheckpointError(
-                f"{run} keeps no checkpoint of its first {within} steps: name at least {steps[0]}"
-            )
-        step = best_step(read_metrics(run), kept) if kind == "best" else kept[-1]
-        return checkpoint_path(run / "checkpoint", step)
     if not steps:
         raise CheckpointError(
             f"{run} has no checkpoint: run python -m llds_core train "
             f"{' '.join([config.name, *overrides])} --seed {seed}"
         )
-    step = read_manifest(run).get("best_step", steps[-1]) if kind == "best" else steps[-1]
+    kept = steps if within is None else [step for step in steps if step <= within]
+    if not kept:
+        raise CheckpointError(
+            f"{run} keeps no checkpoint of its first {within} steps: name at least {steps[0]}"
+        )
+    step = kept[-1]
+    if kind == "best":
+        step = (
+            read_manifest(run).get("best_step", step)
+            if within is None
+            else best_step(read_metrics(run), kept)
+        )
     return checkpoint_path(run / "checkpoint", step)
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from llds_core.reporting.claim_evidence import Evidence
 from llds_core.reporting.claim_list import CLAIMS, Claim
+from llds_core.reporting.markdown import markdown_table
 from llds_core.reporting.store import Run
 
 COLUMNS = (
@@ -68,19 +69,14 @@ def claims_markdown(frame: pd.DataFrame) -> str:
     """Return the table of `evaluate_claims` as Markdown: claim, reference, verdict, effect with its
     interval and unit, number of seeds.
     """
-    lines = [
-        "| claim | paper | verdict | effect [95 % interval] | seeds |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for row in frame.itertuples():
         effect = "–"
         if not np.isnan(row.effect):
             bounds = "" if np.isnan(row.low) else f" [{row.low:.3g}, {row.high:.3g}]"
             effect = f"{row.effect:.3g}{bounds} {row.effect_unit}"
-        lines.append(
-            f"| {row.claim} | {row.paper_reference} | {row.verdict} | {effect} | {row.seeds} |"
-        )
-    return "\n".join(lines) + "\n"
+        rows.append((row.claim, row.paper_reference, row.verdict, effect, row.seeds))
+    return markdown_table(("claim", "paper", "verdict", "effect [95 % interval]", "seeds"), rows)
 
 
 def _row(claim: Claim, evidence: Evidence) -> dict[str, object]:

@@ -281,11 +281,11 @@ def _artefacts(
 
 def _runs_of(table: Path, by_key: Mapping[tuple[str, str, int], str]) -> list[str]:
     columns = ["profile", "method", "seed"]
-    present = set(pd.read_csv(table, nrows=0))
-    if "runs" in present:
+    header = set(pd.read_csv(table, nrows=0))
+    if "runs" in header:
         named = {name for cell in pd.read_csv(table)["runs"] for name in cell.split(";")}
         return [path for (_, arm, seed), path in by_key.items() if f"{arm}-seed{seed}" in named]
-    if not set(columns) <= present:
+    if not set(columns) <= header:
         return []  # numbers of a paper
     keys = pd.read_csv(table, usecols=columns).drop_duplicates()
     present = set(keys[columns].itertuples(index=False, name=None))

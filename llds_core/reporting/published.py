@@ -26,6 +26,7 @@ from llds_core.errors import DataError
 from llds_core.files import disk_errors, replacing, write_json, write_table
 from llds_core.reporting.claim_evidence import Measured
 from llds_core.reporting.claims import claims_markdown, evaluate_claims
+from llds_core.reporting.markdown import markdown_table
 from llds_core.reporting.stats import censored_median
 from llds_core.reporting.store import PUBLISHED, Run, load_runs, read_published
 from llds_core.reporting.study_tables import effects
@@ -76,13 +77,13 @@ def publish_run(run: Run, arm: str | None = None, published: Path = PUBLISHED) -
     stem = f"{arm or run.method}-seed{run.seed}"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        table = run.metrics.to_csv(index=False, float_format="%.6g").encode()
-        # A fixed time stamp: the same run gives the same bytes.
-        with replacing(folder / f"{stem}.csv.gz") as file:
-            file.write(gzip.compress(table, mtime=0))
-        kept = {key: value for key, value in run.manifest.items() if key not in _LOCAL_KEYS}
-        kept |= {"arm": arm or run.method, "evaluation": run.evaluation}
-        write_json(folder / f"{stem}.json", kept)
+    table = run.metrics.to_csv(index=False, float_format="%.6g").encode()
+    # A fixed time stamp: the same run gives the same bytes.
+    with replacing(folder / f"{stem}.csv.gz") as file:
+        file.write(gzip.compress(table, mtime=0))
+    kept = {key: value for key, value in run.manifest.items() if key not in _LOCAL_KEYS}
+    kept |= {"arm": arm or run.method, "evaluation": run.evaluation}
+    write_json(folder / f"{stem}.json", kept)
     return folder / f"{stem}.json"
 
 
@@ -216,22 +217,34 @@ def update_readme(readme: Path, published: Path = PUBLISHED) -> str:
 
 def arms_table(table: pd.DataFrame) -> str:
     """Markdown of `runs.csv`, one row an arm: how many seeds collapsed, rewards, held-out score."""
-    lines = [
-        "| arm | seeds | steps | collapsed | collapse step, median | start | best reward | "
-        "final reward | held-out EM, best → last checkpoint |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = (
+        "arm",
+        "seeds",
+        "steps",
+        "collapsed",
+        "collapse step, median",
+        "start",
+        "best reward",
+        "final reward",
+        "held-out EM, best → last checkpoint",
+    )
+    rows = []
     for arm, group in table.groupby("method", sort=False):
         steps = dict.fromkeys([group.steps.min(), group.steps.max()])
+        rewards = group[["first_reward", "best_reward", "final_reward"]].mean()
         scores = group[["heldout_em", "last_heldout_em"]].astype(float).mean()
-        lines.append(
-            f"| {arm} | {len(group)} | {'–'.join(map(str, steps))} | "
-            f"{int(group.collapsed.sum())} of {len(group)} | {censored_median(group.collapse_step)}"
-            f" | {group.first_reward.mean():.2f} | {group.best_reward.mean():.2f} | "
-            f"{group.final_reward.mean():.2f} | "
-            f"{' → '.join('not run' if np.isnan(em) else f'{em:.3f}' for em in scores)} |"
+        rows.append(
+            (
+                arm,
+                len(group),
+                "–".join(map(str, steps)),
+                f"{int(group.collapsed.sum())} of {len(group)}",
+                censored_median(group.collapse_step),
+                *(f"{reward:.2f}" for reward in rewards),
+                " → ".join("not run" if np.isnan(em) else f"{em:.3f}" for em in scores),
+            )
         )
-    return "\n".join(lines) + "\n"
+    return markdown_table(columns, rows)
 
 
 def _runs_block(published: Path, profile: str) -> str:
@@ -247,22 +260,28 @@ def write_effects(published: Path, profile: str) -> Path:
 
 def effects_markdown(table: pd.DataFrame) -> str:
     """Markdown of `effects`, one row an arm."""
-    lines = [
-        "| arm | what it is | collapsed, GRPO on the same seeds | steps survived [95 %] | "
-        "best reward | held-out EM, best / last |",
-        "|---|---|---|---|---|---|",
-    ]
+    columns = (
+        "arm",
+        "what it is",
+        "collapsed, GRPO on the same seeds",
+        "steps survived [95 %]",
+        "best reward",
+        "held-out EM, best / last",
+    )
+    rows = []
     for row in table.itertuples():
-        bounds = (
-            "" if np.isnan(row.steps_low) else f" [{row.steps_low:+.3g}, {row.steps_high:+.3g}]"
+        bounds = f" [{row.steps_low:+.3g}, {row.steps_high:+.3g}]"
+        rows.append(
+            (
+                row.arm,
+                row.note if isinstance(row.note, str) else "",
+                f"{row.collapsed} of {row.seeds}, {row.grpo_collapsed} of {row.seeds}",
+                f"{row.steps_survived:+.3g}{'' if np.isnan(row.steps_low) else bounds}",
+                f"{row.best_reward:+.2f}",
+                f"{row.heldout_em:+.3f} / {row.last_heldout_em:+.3f}",
+            )
         )
-        note = row.note if isinstance(row.note, str) else ""
-        lines.append(
-            f"| {row.arm} | {note} | {row.collapsed} of {row.seeds}, {row.grpo_collapsed} of "
-            f"{row.seeds} | {row.steps_survived:+.3g}{bounds} | {row.best_reward:+.2f} | "
-            f"{row.heldout_em:+.3f} / {row.last_heldout_em:+.3f} |"
-        )
-    return "\n".join(lines) + "\n"
+    return markdown_table(columns, rows)
 
 
 def _effects_block(published: Path, profile: str) -> str:

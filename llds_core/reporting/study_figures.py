@@ -130,13 +130,11 @@ def map_figure(table: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     with sns.axes_style("white"), sns.plotting_context("paper", font_scale=1.05):
         figure = Figure(figsize=(3.4 * len(panels) + 1, 3.5), layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True).ravel()
+        found = table.drop(columns=["learning_rate", "updates_per_rollout"])
         for axes, panel in zip(grid, panels, strict=True):
-            shown = cells[cells["panel"] == panel].merge(table, on=["method", "seed"], how="left")
+            shown = cells[cells["panel"] == panel].merge(found, on=["method", "seed"], how="left")
             gain = shown.assign(gain=shown["final_reward"] - shown["first_reward"]).pivot_table(
-                index="updates_per_rollout_x",
-                columns="learning_rate_x",
-                values="gain",
-                dropna=False,
+                index="updates_per_rollout", columns="learning_rate", values="gain", dropna=False
             )
             gain = gain.reindex(index=updates, columns=rates)
             image = axes.imshow(
@@ -148,7 +146,7 @@ def map_figure(table: pd.DataFrame, cells: pd.DataFrame) -> Figure:
                 aspect="auto",
             )
             for (row, update), (column, rate) in product(enumerate(updates), enumerate(rates)):
-                here = shown["updates_per_rollout_x"].eq(update) & shown["learning_rate_x"].eq(rate)
+                here = shown["updates_per_rollout"].eq(update) & shown["learning_rate"].eq(rate)
                 cell = shown[here].dropna(subset=["final_reward"])
                 dark = abs(gain.iloc[row, column]) > 0.7 * _REWARD_SPAN
                 axes.text(

@@ -11,7 +11,7 @@ import pandas as pd
 from llds_core.reporting.claim_evidence import Measured, paired_survival
 from llds_core.reporting.claim_values import best_gain
 from llds_core.reporting.figures import BASELINE, method_label
-from llds_core.reporting.stats import Interval, mean_interval, student_interval
+from llds_core.reporting.stats import mean_interval, student_interval
 from llds_core.reporting.store import Run
 from llds_core.run_identity import changed_keys
 from llds_core.studies import Entry, Study
@@ -118,16 +118,15 @@ def _effect(
         "steps_low": survived.low,
         "steps_high": survived.high,
         "best_reward": student_interval([best_gain(*pair) for pair in pairs]).estimate,
-        "heldout_em": _heldout_gain(pairs, "best", steps).estimate,
-        "last_heldout_em": _heldout_gain(pairs, "last", steps).estimate,
+        "heldout_em": _heldout_gain(pairs, "best", steps),
+        "last_heldout_em": _heldout_gain(pairs, "last", steps),
     }
 
 
-def _heldout_gain(
-    pairs: Sequence[tuple[Measured, Measured]], checkpoint: str, steps: int
-) -> Interval:
+def _heldout_gain(pairs: Sequence[tuple[Measured, Measured]], checkpoint: str, steps: int) -> float:
     scores = [[each.run.heldout(checkpoint, within=steps) for each in pair] for pair in pairs]
-    return student_interval([one - other for one, other in scores if None not in (one, other)])
+    gains = [one - other for one, other in scores if None not in (one, other)]
+    return student_interval(gains).estimate
 
 
 def gradient_sizes(runs: Sequence[Run], arms: Sequence[str]) -> pd.DataFrame:
