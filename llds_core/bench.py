@@ -6,7 +6,6 @@ Search-R1 does it and the update as TRL's own trainer does it, so that anyone ca
 compared. Nothing here is used by training.
 """
 
-import csv
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from llds_core.bench_baselines import ReencodingRollout
 from llds_core.checkpoints import build_policy, build_tokenizer, load_policy
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.evaluation.models import open_model
-from llds_core.files import disk_errors
+from llds_core.files import cell, write_cells
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import TAGS
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
@@ -62,7 +61,7 @@ class Measure:
 
     def cells(self) -> list[str]:
         """Cells as text, in the order of `COLUMNS`."""
-        return [_cell(getattr(self, name)) for name in COLUMNS]
+        return [cell(getattr(self, name)) for name in COLUMNS]
 
 
 def bench(profile: str, run_root: Path, out: Path, *, progress: bool = True) -> None:
@@ -86,13 +85,9 @@ def bench(profile: str, run_root: Path, out: Path, *, progress: bool = True) -> 
             measures = _measures(config, run_root, bar)
     finally:
         torch.set_num_threads(threads)
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(measure.cells() for measure in measures)
-    print(_table([list(COLUMNS), *(measure.cells() for measure in measures)]))
+    rows = [list(COLUMNS), *(measure.cells() for measure in measures)]
+    write_cells(out, rows)
+    print(_table(rows))
 
 
 def _measures(config: ExperimentConfig, run_root: Path, bar: tqdm) -> list[Measure]:
@@ -343,12 +338,6 @@ def _prompts(config: ExperimentConfig) -> Dataset:
     return Dataset.from_dict(
         {"prompt": [str(i) for i in range(config.rollout.prompts_per_rollout)]}
     )
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _table(rows: list[list[str]]) -> str:

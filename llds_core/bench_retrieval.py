@@ -11,7 +11,6 @@ passage is among the 3 found. All engines of a corpus answer the same batches in
 busy machine slows all of them.
 """
 
-import csv
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ from llds_core.bench_engines import (
     vector_engines,
 )
 from llds_core.config import DenseConfig
-from llds_core.files import disk_errors, write_json
+from llds_core.files import cell, write_cells, write_json
 from llds_core.provenance import git_state, hardware, package_versions
 from llds_core.retrieval.encoders import PACKAGED, Encoder
 from llds_core.retrieval.faiss_files import import_faiss
@@ -112,7 +111,7 @@ def bench_retrieval(
     finally:
         torch.set_num_threads(before[0])
         faiss.omp_set_num_threads(before[1])
-    _write(out, rows)
+    write_cells(out, [COLUMNS, *(row.values() for row in rows)])
     write_json(
         out.with_suffix(".json"),
         {
@@ -196,25 +195,10 @@ def _speed(engine: Engine, batch: int, queries: int, enough: float) -> Callable[
     return measure
 
 
-def _write(out: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows([_cell(value) for value in row.values()] for row in rows)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """One line an engine: headings of two corpora would not fit a screen side by side."""
     lines = []
     for row in rows:
-        cells = [f"{name}={_cell(value)}" for name, value in row.items() if value is not None]
+        cells = [f"{name}={cell(value)}" for name, value in row.items() if value is not None]
         lines.append("  ".join(cells))
     return "\n".join(lines)

@@ -5,7 +5,6 @@ same search engine in this process. Two runs: many clients at once, and the same
 server that fails (`llds_core.bench_faults`), once as told and once never.
 """
 
-import csv
 import queue
 import statistics
 import subprocess
@@ -27,7 +26,7 @@ from tqdm.auto import tqdm
 from llds_core.bench_faults import FAULTS, FaultyFront
 from llds_core.config import ExperimentConfig, ServiceConfig, load_experiment
 from llds_core.errors import RetrieverError
-from llds_core.files import disk_errors, write_json
+from llds_core.files import cell, write_cells, write_json
 from llds_core.provenance import git_state, hardware, package_versions
 from llds_core.retrieval.base import Hit, Retriever
 from llds_core.retrieval.client import RetrieverClient
@@ -276,14 +275,8 @@ def _peak_memory_mib(pid: int) -> float | None:
 
 
 def _write(rows: list[tuple[object, ...]], out: Path) -> None:
-    cells = [
-        ["" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row]
-        for row in rows
-    ]
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *cells])
+    write_cells(out, [COLUMNS, *rows])
+    cells = [[cell(value) for value in row] for row in rows]
     width = max(len(name) for name, *_ in cells)
     for name, value, unit, aim in cells:
         print(f"{name:{width}}  {value:>8} {unit}{f' (aim {aim})' if aim else ''}")

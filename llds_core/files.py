@@ -1,8 +1,10 @@
 """Files that appear whole or not at all, and what a disk that refuses says."""
 
+import csv
+import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -70,6 +72,24 @@ def write_table(path: Path, table: "pd.DataFrame", float_format: str | None = "%
         RunError: when it cannot be written.
     """
     write_text(path, table.to_csv(index=False, float_format=float_format))
+
+
+def write_cells(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Replace a CSV file by `rows` of mixed values, each as its `cell`; names are its first row.
+
+    Raises:
+        RunError: when it cannot be written.
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(map(cell, row) for row in rows)
+    write_text(path, text.getvalue())
+
+
+def cell(value: object) -> str:
+    """`value` in a table for people: four digits, empty for None."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def write_json(path: Path, value: Any) -> None:

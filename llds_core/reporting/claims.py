@@ -14,7 +14,7 @@ import pandas as pd
 
 from llds_core.reporting.claim_evidence import Evidence
 from llds_core.reporting.claim_list import CLAIMS, Claim
-from llds_core.reporting.markdown import markdown_table
+from llds_core.markdown import markdown_table
 from llds_core.reporting.store import Run
 
 COLUMNS = (

@@ -14,6 +14,7 @@ for `hnsw` and `ivf-pq` can be as much again while arrays grow.
 from dataclasses import dataclass, replace
 
 from llds_core.config import DenseConfig
+from llds_core.markdown import markdown_table
 from llds_core.retrieval.corpus import HEADER
 from llds_core.retrieval.index import PQ_CENTROIDS, cells
 
@@ -95,18 +96,14 @@ def size_table(passages: int = WIKIPEDIA_PASSAGES, dimension: int = 768) -> str:
         "ivf-pq": replace(settings, index="ivf-pq"),
         "ivf-pq, 16 bits": replace(settings, index="ivf-pq", half=True),
     }
-    lines = [
-        f"{passages:,} passages × {dimension} numbers, GB:",
-        "",
-        "| index | text | offsets | stored vectors | index file | disk | memory | GPU |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ("index", "text", "offsets", "stored vectors", "index file", "disk", "memory", "GPU")
+    rows = []
     for name, chosen in kinds.items():
         size = index_size(chosen, passages, dimension)
         parts = (size.text, size.offsets, size.vectors, size.index, size.disk, size.memory)
         gpu = "–" if size.gpu is None else f"{size.gpu / 1e9:.1f}"
-        lines.append(f"| {name} | " + " | ".join(f"{p / 1e9:.1f}" for p in parts) + f" | {gpu} |")
-    return "\n".join(lines) + "\n"
+        rows.append([name, *(f"{part / 1e9:.1f}" for part in parts), gpu])
+    return f"{passages:,} passages × {dimension} numbers, GB:\n\n{markdown_table(columns, rows)}"
 
 
 def _links(neighbours: int, passages: int) -> int:

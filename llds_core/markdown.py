@@ -1,4 +1,4 @@
-"""Tables in the Markdown of the README."""
+"""Tables in Markdown."""
 
 from collections.abc import Iterable, Sequence
 
