@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from llds_core.markdown import markdown_table
 from llds_core.reporting.claim_evidence import Evidence
 from llds_core.reporting.claim_list import CLAIMS, Claim
-from llds_core.markdown import markdown_table
 from llds_core.reporting.store import Run
 
 COLUMNS = (

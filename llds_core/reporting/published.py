@@ -24,9 +24,9 @@ import pandas as pd
 from llds_core.diagnostics.phases import detect_phases
 from llds_core.errors import DataError
 from llds_core.files import disk_errors, replacing, write_json, write_table
+from llds_core.markdown import markdown_table
 from llds_core.reporting.claim_evidence import Measured
 from llds_core.reporting.claims import claims_markdown, evaluate_claims
-from llds_core.markdown import markdown_table
 from llds_core.reporting.stats import censored_median
 from llds_core.reporting.store import PUBLISHED, Run, load_runs, read_published
 from llds_core.reporting.study_tables import effects
