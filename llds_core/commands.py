@@ -294,12 +294,14 @@ def mechanism(options: argparse.Namespace) -> None:
 
 def study(options: argparse.Namespace) -> int:
     """Run a study, or show its queue."""
-    from llds_core.queue import run_study, status
+    from llds_core.queue import run_study, status, what_is_left
     from llds_core.studies import load_study
 
     study = load_study(options.study)
     if options.status:
-        print(status(study, options.run_root, options.arms, options.seeds).to_string(index=False))
+        table = status(study, options.run_root, options.arms, options.seeds)
+        print(table.to_string(index=False, float_format="%.1f"))
+        print(what_is_left(study, table, options.run_root))
         return 0
     failures = run_study(
         study,

@@ -88,7 +88,7 @@ def visible_gpus() -> list[str]:
     return named[:count] or [str(index) for index in range(count)]
 
 
-def _places(job: Job) -> list[dict[str, str]]:
+def places(job: Job) -> list[dict[str, str]]:
     """Environment variables of each job that can run at a time: its GPUs, or its share of cores."""
     if gpus := visible_gpus():
         return [{"CUDA_VISIBLE_DEVICES": ",".join(of_job)} for of_job in gpu_sets(gpus, job.gpus)]
@@ -127,7 +127,7 @@ def run_jobs(
     waiting = list(jobs)
     running: dict[subprocess.Popen, Job] = {}
     taken: dict[subprocess.Popen, dict[str, str]] = {}
-    free = _places(jobs[0])
+    free = places(jobs[0])
     bars = ProgressBars(run_root) if progress and command == "train" else None
     try:
         while waiting or running:

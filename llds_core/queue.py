@@ -13,12 +13,14 @@ from pathlib import Path
 import pandas as pd
 
 from llds_core.errors import DataError, RunError
-from llds_core.jobs import Job, make_start_policy, run_jobs
+from llds_core.jobs import Job, make_start_policy, places, run_jobs
 from llds_core.reporting.published import publish_run, write_runs_table
-from llds_core.reporting.store import PUBLISHED, find_published, load_run
+from llds_core.reporting.store import PUBLISHED, Run, find_published, load_run
 from llds_core.run_identity import diverged, same_run
 from llds_core.runs import is_complete, read_manifest, read_metrics
 from llds_core.studies import Study
+
+_FINISHED = ("published", "complete")
 
 
 def study_jobs(
@@ -45,25 +47,63 @@ def status(
     """
     rows = []
     for job in study_jobs(study, arms, seeds):
-        metrics = read_metrics(job.path(run_root))
-        seconds = sum(row["rollout_seconds"] + row["update_seconds"] for row in metrics)
+        found = _find(job, published)
+        metrics = found.metrics if found else pd.DataFrame(read_metrics(job.path(run_root)))
+        seconds = metrics.reindex(columns=["rollout_seconds", "update_seconds"]).sum().sum()
         rows.append(
             {
                 "arm": job.label,
                 "seed": job.seed,
-                "state": _state(job, run_root, published),
+                "state": "published" if found else _state(job, run_root),
                 "steps": len(metrics),
                 "of": job.config.training.steps,
-                "minutes": round(seconds / 60, 1),
+                "minutes": seconds / 60,
             }
         )
     return pd.DataFrame(rows)
 
 
-def _state(job: Job, run_root: Path, published: Path) -> str:
+def what_is_left(
+    study: Study, table: pd.DataFrame, run_root: Path, published: Path = PUBLISHED
+) -> str:
+    """One line about a table of `status`: runs and steps left, and the minutes they will take.
+
+    A step takes what one takes in finished runs of its arm, else of the group of the arm, else of
+    the study; scoring the runs comes on top.
+    """
+    left = table[~table["state"].isin(_FINISHED)]
+    if left.empty:
+        return "runs left: 0"
+    line = f"runs left: {len(left)}, with {(left['of'] - left['steps']).sum()} steps"
+    whole = status(study, run_root, published=published)
+    done = whole[whole["state"].isin(_FINISHED)]
+    if not done["steps"].sum():
+        return f"{line}; minutes left: unknown, no run is finished"
+    groups = {arm.name: arm.group for arm in study.arms}
+    minutes = 0.0
+    for row in left.itertuples():
+        of_arm = done[done["arm"] == row.arm]
+        of_group = done[done["arm"].map(groups) == groups[row.arm]]
+        seen = next(runs for runs in (of_arm, of_group, done) if runs["steps"].sum())
+        minutes += (row.of - row.steps) * seen["minutes"].sum() / seen["steps"].sum()
+    job = study_jobs(study, [left["arm"].iloc[0]])[0]
+    at_once = min(len(places(job)), len(left))
+    return f"{line}; {at_once} at a time, {_time_left(60 * minutes / at_once)}"
+
+
+def _time_left(seconds: float) -> str:
+    end = time.strftime("%H:%M", time.localtime(time.time() + seconds))
+    return f"{seconds / 60:.0f} minutes left at this pace (until {end})"
+
+
+def _find(job: Job, published: Path) -> Run | None:
+    """The published run of a job, None when there is none of its configuration."""
     found = find_published(published, job.config.profile, job.label, job.seed)
-    if found and same_run(found.manifest, job.config, len(found.metrics)):
-        return "published"
+    return found if found and same_run(found.manifest, job.config, len(found.metrics)) else None
+
+
+def _state(job: Job, run_root: Path) -> str:
+    """State of a run that is not published."""
     path = job.path(run_root)
     if is_complete(path, job.config):
         return "complete"
@@ -111,8 +151,7 @@ def run_study(
     from llds_core.training.warmstart import warmstart_path
 
     queue = study_jobs(study, arms, seeds)
-    states = {job: _state(job, run_root, published) for job in queue}
-    left = [job for job in queue if states[job] != "published"]
+    left = [job for job in queue if not _find(job, published)]
     clock = _Clock(len(queue), len(queue) - len(left), left, minutes)
     if progress:
         clock.say()
@@ -180,6 +219,5 @@ class _Clock:
         if self._steps and self._waiting:
             pace = (time.monotonic() - self._started) / self._steps
             seconds = pace * sum(job.config.training.steps for job in self._waiting)
-            end = time.strftime("%H:%M", time.localtime(time.time() + seconds))
-            line += f", {seconds / 60:.0f} minutes left at this pace (until {end})"
+            line += f", {_time_left(seconds)}"
         print(line, flush=True)

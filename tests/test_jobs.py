@@ -32,16 +32,16 @@ def test_gpus_are_divided_among_jobs(gpus: str, wanted: int, sets: list[str]) ->
 
 def test_a_single_gpu_trains_one_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "visible_gpus", lambda: ["0"])
-    assert jobs._places(Job(SMOKE, 0)) == [{"CUDA_VISIBLE_DEVICES": "0"}]
+    assert jobs.places(Job(SMOKE, 0)) == [{"CUDA_VISIBLE_DEVICES": "0"}]
 
 
 def test_eight_gpus_train_two_runs_of_four_or_answer_in_eight_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(jobs, "visible_gpus", lambda: list("01234567"))
-    sets = [place["CUDA_VISIBLE_DEVICES"] for place in jobs._places(Job(FOUR, 0))]
+    sets = [place["CUDA_VISIBLE_DEVICES"] for place in jobs.places(Job(FOUR, 0))]
     assert sets == ["0,1,2,3", "4,5,6,7"]
-    assert len(jobs._places(BenchmarkJob(FOUR, 0, part=(1, 8)))) == 8
+    assert len(jobs.places(BenchmarkJob(FOUR, 0, part=(1, 8)))) == 8
 
 
 def test_on_a_gpu_a_child_makes_the_start_policy(
@@ -84,7 +84,7 @@ def test_without_gpus_there_are_as_many_as_cores_for_their_threads(
     monkeypatch.setattr(jobs, "visible_gpus", list)
     monkeypatch.setattr(jobs, "usable_cores", lambda: 6)
     two = load_experiment("smoke/grpo", ["training.threads=2"])
-    assert jobs._places(Job(two, 0)) == [{}, {}, {}]
+    assert jobs.places(Job(two, 0)) == [{}, {}, {}]
 
 
 def test_a_run_that_diverged_is_a_result(tmp_path: Path) -> None:

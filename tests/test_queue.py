@@ -1,17 +1,20 @@
-"""What a queue does with runs that fail: which are results, and which are run again."""
+"""What a queue does with runs that fail: which are results, and which are run again; and how long
+the rest will take.
+"""
 
 import json
 import subprocess
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from llds_core import jobs, queue
 from llds_core.config import load_experiment
 from llds_core.errors import DataError, RunError, TrainingDivergedError
 from llds_core.jobs import Job
-from llds_core.queue import run_study, status
+from llds_core.queue import run_study, status, what_is_left
 from llds_core.reporting.published import publish_run
 from llds_core.reporting.store import load_run, read_published
 from llds_core.run_identity import same_run
@@ -64,7 +67,7 @@ def children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     made = Children(request.param)
     monkeypatch.setattr(jobs, "_start", made)
     monkeypatch.setattr(jobs, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(jobs, "_places", lambda job: [{}, {}])
+    monkeypatch.setattr(jobs, "places", lambda job: [{}, {}])
     monkeypatch.setattr(queue, "make_start_policy", lambda *_, **__: None)
     return made
 
@@ -140,3 +143,47 @@ def test_a_run_with_all_steps_that_failed_is_not_finished() -> None:
     assert same_run(failed | {"reason": "TrainingDivergedError: nan"}, config, 1)
     assert not same_run(failed | {"status": "running"}, config, config.training.steps)
     assert not same_run(failed | {"status": "interrupted"}, config, config.training.steps)
+
+
+def test_what_is_left_takes_the_pace_of_the_arm_else_of_its_group_else_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arms = (
+        Arm("grpo", "grpo", (0, 1)),
+        Arm("token", "llds-token", (0,)),
+        Arm("ma", "llds-ma", (0,), group="variants"),
+        Arm("large", "grpo", (0,), group="cures"),
+    )
+    columns = ["arm", "seed", "state", "steps", "of", "minutes"]
+    rows = [
+        ("grpo", 0, "published", 10, 20, 10.0),  # it collapsed
+        ("grpo", 1, "started", 4, 10, 9.0),  # 6 minutes to go
+        ("token", 0, "waiting", 0, 10, 0.0),  # 10, as grpo's
+        ("ma", 0, "complete", 10, 10, 30.0),
+        ("large", 0, "waiting", 0, 10, 0.0),  # 20, as all
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    study = Study("made", "smoke", "", arms)
+    monkeypatch.setattr(queue, "status", lambda *_, **__: table)
+    monkeypatch.setattr(queue, "places", lambda job: [{}, {}])
+    line = what_is_left(study, table, Path("runs"))
+    assert line.startswith(
+        "runs left: 3, with 26 steps; 2 at a time, 18 minutes left at this pace ("
+    )
+    # The pace is that of the whole study, whatever part of it is asked for.
+    line = what_is_left(study, table.iloc[[2]], Path("runs"))
+    assert line.startswith("runs left: 1, with 10 steps; 1 at a time, 10 minutes left")
+    assert what_is_left(study, table.iloc[[0, 3]], Path("runs")) == "runs left: 0"
+    table = table.iloc[[1, 2]]
+    line = what_is_left(study, table, Path("runs"))
+    assert line == "runs left: 2, with 16 steps; minutes left: unknown, no run is finished"
+
+
+@pytest.mark.parametrize("children", [FULL], indirect=True)
+def test_published_runs_show_their_steps_and_minutes_wherever_the_runs_are(
+    children: Children, tmp_path: Path
+) -> None:
+    study(tmp_path)
+    table = status(STUDY, tmp_path / "elsewhere", published=tmp_path / "published")
+    assert table["state"].tolist() == ["waiting", "published"]
+    assert table["steps"].tolist() == [0, 3] and table["minutes"].tolist() == [0, 6 / 60]

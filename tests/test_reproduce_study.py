@@ -26,6 +26,7 @@ class Made:
         failing: arm and seed of runs that fail.
         unmeasured: seeds whose checkpoints cannot be measured.
         measured: seeds measured, in order.
+        with_smollm2: those of them that SmolLM2 was measured with.
         reported: seeds of every report.
     """
 
@@ -33,6 +34,7 @@ class Made:
         self.failing: set[tuple[str, int]] = set()
         self.unmeasured: set[int] = set()
         self.measured: list[int] = []
+        self.with_smollm2: list[int] = []
         self.reported: list[Sequence[int]] = []
 
     def run_study(
@@ -56,7 +58,14 @@ class Made:
         return failures
 
     def measure(
-        self, profile: str, methods: Sequence[str], seed: int, run_root: Path, **_: Any
+        self,
+        profile: str,
+        methods: Sequence[str],
+        seed: int,
+        run_root: Path,
+        *,
+        smollm2: bool,
+        progress: bool,
     ) -> None:
         assert (profile, list(methods)) == ("desk", ["grpo", "llds-action"])
         if seed in self.unmeasured:
@@ -65,6 +74,8 @@ class Made:
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text("{}", "utf-8")
         self.measured.append(seed)
+        if smollm2:
+            self.with_smollm2.append(seed)
 
     def report(
         self, profile: str, seeds: Sequence[int], published: Path, out_dir: Path, **_: Any
@@ -83,6 +94,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     monkeypatch.setattr("llds_core.mechanism.measure", stub.measure)
     monkeypatch.setattr("llds_core.reporting.notebooks.report", stub.report)
     monkeypatch.setattr("llds_core.reporting.published.write_tables", lambda *_: None)
+    monkeypatch.setattr("llds_core.packaged.smollm2_file", lambda: Path("smollm2.gguf"))
     return stub
 
 
@@ -110,6 +122,25 @@ def test_all_arms_run_on_the_seeds_given_and_both_main_arms_are_measured_on_each
     assert made.measured == [4, 0, 1, 2, 3] and made.reported == [[4, 0, 1, 2, 3]]
     folders = (tmp_path / "out/published/desk").glob("mechanism-seed*")
     assert sorted(folder.name[-1] for folder in folders) == list("01234")
+
+
+def test_smollm2_is_measured_with_the_first_seed_that_can_be(made: Made, tmp_path: Path) -> None:
+    made.unmeasured = {4}
+    with pytest.raises(RunError, match="mechanism of seed 4"):
+        reproduce_study("desk", [4, 0, 1], tmp_path, arms=["main"], out_dir=tmp_path / "out")
+    assert made.measured == [0, 1] and made.with_smollm2 == [0]
+
+
+def test_where_smollm2_is_missing_a_line_says_how_to_install_it(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def missing() -> Path:
+        raise ConfigError("the package gguf is not installed: run pip install gguf")
+
+    monkeypatch.setattr("llds_core.packaged.smollm2_file", missing)
+    reproduce_study("desk", [0], tmp_path, arms=["main"], out_dir=tmp_path / "out")
+    assert made.measured == [0] and made.with_smollm2 == []
+    assert "without SmolLM2: the package gguf is not installed: run pip" in capsys.readouterr().out
 
 
 def test_more_seeds_than_planned_are_not_run(made: Made, tmp_path: Path) -> None:

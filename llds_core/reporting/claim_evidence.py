@@ -140,6 +140,16 @@ class Measured:
         last = means[np.isfinite(means)][-1]
         return int(np.flatnonzero(means >= (np.nanmax(means) + last) / 2)[-1]) + 1
 
+    def lowest_after_best(self) -> float:
+        """Lowest windowed reward from the best one on, as a share of it: how far it fell, whether
+        or not by the rule of the collapse; NaN without a full window.
+        """
+        means = self.means("reward")
+        if not np.isfinite(means).any():
+            return np.nan
+        top = int(np.nanargmax(means))
+        return float(np.nanmin(means[top:]) / means[top]) if means[top] > 0 else np.nan
+
     def reward_decline(self) -> int | None:
         """Row at which the reward leaves its maximum for good, judged up to the proof of a
         collapse; None when it does not.
@@ -221,16 +231,17 @@ class Evidence:
 
     def settings(
         self, arms: Sequence[str], prefixes: tuple[str, ...], section: str, key: str
-    ) -> dict[float, Measureds]:
-        """Runs of `arms`, and of arms whose name starts with a prefix, by a value of their
-        configuration, in its order. Of two runs with the same value and seed the first counts.
+    ) -> list[tuple[float, Measured]]:
+        """Runs of `arms`, and of arms whose name starts with a prefix, each with a value of its
+        configuration, in its order.
         """
-        found: dict[float, dict[int, Measured]] = {}
-        for name in self._arms:
-            if name in arms or name.startswith(prefixes):
-                for seed, run in self.arm(name).items():
-                    found.setdefault(float(run.setting(section, key)), {}).setdefault(seed, run)
-        return dict(sorted(found.items()))
+        found = [
+            (float(run.setting(section, key)), run)
+            for name in self._arms
+            if name in arms or name.startswith(prefixes)
+            for run in self.arm(name).values()
+        ]
+        return sorted(found, key=lambda pair: pair[0])
 
 
 def paired_survival(first: Measureds, second: Measureds) -> dict[int, float]:

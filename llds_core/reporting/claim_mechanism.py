@@ -14,6 +14,8 @@ from llds_core.reporting.claim_evidence import Evidence
 from llds_core.reporting.claim_rules import FEW_SEEDS, Finding, Rule, Verdict, above, below
 from llds_core.reporting.stats import student_interval
 
+_TRAJECTORIES = 20
+
 
 def drop_share_grows(evidence: Evidence) -> Finding | None:
     """The share of questions whose correct responses lose likelihood grows from the first
@@ -39,6 +41,21 @@ def searches_match(evidence: Evidence) -> Finding | None:
     sums = counts.groupby(["seed", "step"])[names].sum().sort_index()
     shares = (sums[names[0]] / sums[names[1]]).groupby(level="seed").last()
     return _finding(shares.to_dict(), above(0.5))
+
+
+def later_rounds_harder(evidence: Evidence) -> Finding | None:
+    """At the last checkpoint, actions after the most searches have a higher negative log-likelihood
+    than first actions; positions that fewer than `_TRAJECTORIES` reach do not count.
+    """
+    names = ["view", "rounds", "nll", "trajectories"]
+    frame = _checkpoints(evidence, "nll_by_round", "adamw", *names)
+    frame = frame[frame["view"].eq("position") & frame["trajectories"].ge(_TRAJECTORIES)]
+    growth = {}
+    for seed, each in frame.groupby("seed"):
+        last = each[each["step"] == each["step"].max()].sort_values("rounds")["nll"]
+        if len(last) > 1:
+            growth[seed] = last.iloc[-1] - last.iloc[0]
+    return _finding(growth, above(0))
 
 
 def factor_correlates(factor: str, sign: int) -> Rule:

@@ -8,11 +8,15 @@ Three kinds occur:
   Wilson's interval;
 - effects: a mean over seeds, of paired differences where two arms are compared, holds when its 95 %
   interval (Student's t) lies on the claimed side of a bound; ratios are averaged as logarithms;
-- trends: a rank correlation over runs holds when its 95 % bootstrap interval has the claimed sign.
+- trends: a rank correlation over runs holds when it has the claimed sign and a permutation test
+  gives it a p below 0.05.
+
+A rule that no outcome of so few runs could meet gives no verdict, whatever came out: its `holds` is
+None, its effect is told.
 
 Survival is compared up to a common horizon: a run that has not collapsed within its steps counts as
-"at least so long", never as a collapse (see `stats`). What is to prevent a collapse is judged on
-the seeds on which GRPO collapses, and over as many steps as GRPO was given.
+"at least so long", never as a collapse (see `stats`). What is to prevent a collapse is judged over
+as many steps as GRPO was given.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -25,6 +29,7 @@ from llds_core.reporting.claim_values import Value
 from llds_core.reporting.stats import (
     Interval,
     common_horizon,
+    mcnemar,
     paired_proportions,
     proportion_interval,
     restricted_steps,
@@ -35,6 +40,7 @@ from llds_core.reporting.stats import (
 MOST = 0.8
 SEEDS = 3
 FEW_SEEDS = 2
+_ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,13 @@ class Finding:
     """What the evidence says of a claim.
 
     Attributes:
-        holds: whether its rule is met.
+        holds: whether its rule is met; None when so few runs could not meet it.
         effect: size of the effect with its 95 % interval.
         seeds: seeds it rests on.
         runs: names of the runs it rests on.
     """
 
-    holds: bool
+    holds: bool | None
     effect: Interval
     seeds: frozenset[int]
     runs: tuple[str, ...]
@@ -121,14 +127,20 @@ def fewer_collapse(first: str, second: str) -> Rule:
         seeds = sorted(outcomes[0].keys() & outcomes[1].keys())
         if len(seeds) < SEEDS:
             return None
-        found = paired_proportions(*outcomes)
-        return _finding(found.high < 0, found, [arm[seed] for arm in arms for seed in seeds])
+        found, p = paired_proportions(*outcomes), mcnemar(*outcomes)
+        # If all of one arm collapsed and none of the other.
+        decidable = 2 * 0.5 ** len(seeds) < _ALPHA
+        fewer = found.estimate < 0 and p < _ALPHA
+        runs = [arm[seed] for arm in arms for seed in seeds]
+        return _finding(fewer if decidable else None, found, runs)
 
     return rule
 
 
 def prevents(arm: str) -> Rule:
-    """Most seeds of `arm` do not collapse where GRPO does."""
+    """Most seeds of `arm` do not collapse. It takes three seeds on which GRPO collapses to say that
+    it holds, and one seed too many that collapses to say that it does not.
+    """
     return lambda evidence: _prevents(evidence, evidence.arm(arm))
 
 
@@ -137,38 +149,24 @@ def prevents_at_weight(weight: float) -> Rule:
     return lambda evidence: _prevents(evidence, _weights(evidence, "llds-action").get(weight, {}))
 
 
-def no_cure(*arms: str) -> Rule:
-    """None of `arms` prevents the collapse where GRPO collapses; the effect is the share that
-    collapses in the arm where fewest do.
+def delays(evidence: Evidence) -> Finding | None:
+    """With weights at which a seed collapses a run survives longer than GRPO on that seed, on
+    average over such weights.
     """
-
-    def rule(evidence: Evidence) -> Finding | None:
-        steps, seeds = evidence.baseline_steps(), evidence.grpo_shows(_collapses)
-        runs_of = [_only(evidence.arm(arm), seeds) for arm in arms]
-        found = [_counted(runs, lambda run: run.collapsed_by(steps), FEW_SEEDS) for runs in runs_of]
-        if None in found:
-            return None
-        best = min(found, key=lambda finding: finding.effect.estimate)
-        runs = tuple(name for finding in found for name in finding.runs)
-        return replace(best, holds=1 - best.effect.estimate < MOST, runs=runs)
-
-    return rule
-
-
-def delays_only(evidence: Evidence) -> Finding | None:
-    """The smallest weight survives longer than GRPO, yet most of its seeds collapse within the
-    steps that GRPO was given.
-    """
-    weights = _weights(evidence)
-    if not weights:
-        return None
-    runs = weights[min(weights)]
-    steps = evidence.baseline_steps()
-    collapses = _counted(runs, lambda run: run.collapsed_by(steps), SEEDS)
-    delay = _longer(runs, evidence.arm("grpo"))
-    if collapses is None or delay is None:
-        return None
-    return replace(delay, holds=collapses.holds and delay.holds)
+    base, steps = evidence.arm("grpo"), evidence.baseline_steps()
+    small = [
+        runs
+        for runs in _weights(evidence).values()
+        if any(run.collapsed_by(steps) for run in runs.values())
+    ]
+    gains: dict[int, list[float]] = {}
+    for runs in small:
+        for seed, gain in paired_survival(runs, base).items():
+            gains.setdefault(seed, []).append(gain)
+    means = {seed: float(np.mean(values)) for seed, values in gains.items()}
+    found = _effect(means, [], above(0))
+    runs = [run.name for arm in (*small, base) for run in _only(arm, means).values()]
+    return found and replace(found, seeds=frozenset(means), runs=tuple(runs))
 
 
 def longer(first: str, second: str) -> Rule:
@@ -275,17 +273,16 @@ def gates_ordered(by: PairValue | None) -> Rule:
 
 def weight_trend(evidence: Evidence) -> Finding | None:
     """The larger the weight of the penalty, GRPO having none, the longer a run survives."""
-    return _trend(_weights(evidence, "grpo", "llds-action"), above(0))
+    return _trend(_weight_settings(evidence, "grpo", "llds-action"), 1)
 
 
-def updates_trend(arms: Sequence[str], prefix: str) -> Rule:
+def updates_trend(arms: Sequence[str], *prefixes: str) -> Rule:
     """The more updates GRPO makes on a rollout, the fewer steps it survives: over `arms` and those
-    whose name starts with `prefix`.
+    whose name starts with a prefix, within a seed and a learning rate.
     """
 
     def rule(evidence: Evidence) -> Finding | None:
-        found = evidence.settings(arms, (prefix,), "training", "updates_per_rollout")
-        return _trend(found, below(0))
+        return _trend(evidence.settings(arms, prefixes, "training", "updates_per_rollout"), -1)
 
     return rule
 
@@ -307,17 +304,18 @@ def _survivors(runs: Measureds, steps: int, least: int) -> Finding | None:
     return _counted(runs, survives, least) if steps else None
 
 
-def _collapses(run: Measured) -> bool:
-    return run.collapse is not None
-
-
 def _only(runs: Measureds, seeds: Collection[int]) -> Measureds:
     return {seed: run for seed, run in runs.items() if seed in seeds}
 
 
 def _prevents(evidence: Evidence, runs: Measureds) -> Finding | None:
-    challenged = _only(runs, evidence.grpo_shows(_collapses))
-    return _survivors(challenged, evidence.baseline_steps(), FEW_SEEDS)
+    base, steps = evidence.arm("grpo"), evidence.baseline_steps()
+    found = _survivors(_only(runs, base), steps, FEW_SEEDS)
+    if found is None:
+        return None
+    challenged = found.seeds & evidence.grpo_shows(lambda run: bool(run.collapsed_by(steps)))
+    # Fewer than all that GRPO loses cannot show that more than chance kept them.
+    return replace(found, holds=None) if found.holds and len(challenged) < SEEDS else found
 
 
 def _longer(first: Measureds, second: Measureds) -> Finding | None:
@@ -345,26 +343,44 @@ def _effect(
     return _finding(verdict(interval), interval, runs)
 
 
-def _trend(arms: Mapping[float, Measureds], verdict: Verdict) -> Finding | None:
-    """Finding on survival against a setting; None below three settings with enough seeds, or
-    without a trend to speak of because nothing collapses.
+def _trend(settings: Sequence[tuple[float, Measured]], sign: int) -> Finding | None:
+    """Finding on survival against a setting, within a seed and a learning rate; None without three
+    settings there, or without a trend to speak of because nothing collapses.
     """
-    arms = {value: seeds for value, seeds in arms.items() if len(seeds) >= FEW_SEEDS}
-    if len(arms) < 3:
-        return None
-    runs = [run for seeds in arms.values() for run in seeds.values()]
-    settings = [value for value, seeds in arms.items() for _ in seeds]
-    survivals = [run.survival() for run in runs]
+    strata: dict[tuple[int, float], list[tuple[float, Measured]]] = {}
+    for value, run in settings:
+        place = (run.run.seed, float(run.setting("training", "learning_rate")))
+        strata.setdefault(place, []).append((value, run))
+    kept = [
+        (value, run, place)
+        for place, pairs in strata.items()
+        if len({value for value, _ in pairs}) > 2
+        for value, run in pairs
+    ]
+    survivals = [run.survival() for _, run, _ in kept]
     steps = restricted_steps(survivals, common_horizon(survivals))
-    trend = spearman_trend(settings, steps, [run.run.seed for run in runs])
-    return None if np.isnan(trend.estimate) else _finding(verdict(trend), trend, runs)
+    trend = spearman_trend([value for value, _, _ in kept], steps, [place for *_, place in kept])
+    if np.isnan(trend.p):
+        return None
+    clear = sign * trend.correlation.estimate > 0 and trend.p < _ALPHA
+    holds = clear if trend.least_p < _ALPHA else None
+    return _finding(holds, trend.correlation, [run for _, run, _ in kept])
 
 
-def _weights(evidence: Evidence, *arms: str) -> dict[float, Measureds]:
+def _weights(evidence: Evidence, *arms: str) -> dict[float, dict[int, Measured]]:
+    """Runs of the penalty's weights by weight and seed."""
+    found: dict[float, dict[int, Measured]] = {}
+    for weight, run in _weight_settings(evidence, *arms):
+        found.setdefault(weight, {})[run.run.seed] = run
+    return found
+
+
+def _weight_settings(evidence: Evidence, *arms: str) -> list[tuple[float, Measured]]:
     return evidence.settings(arms, ("llds-weight-",), "loss", "llds_weight")
 
 
-def _finding(holds: bool, interval: Interval, runs: Iterable[Measured]) -> Finding:
+def _finding(holds: bool | None, interval: Interval, runs: Iterable[Measured]) -> Finding:
     runs = list(runs)
     names = tuple(dict.fromkeys(run.name for run in runs))
-    return Finding(bool(holds), interval, frozenset(run.run.seed for run in runs), names)
+    holds = None if holds is None else bool(holds)
+    return Finding(holds, interval, frozenset(run.run.seed for run in runs), names)

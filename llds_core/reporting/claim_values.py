@@ -76,6 +76,11 @@ def first_action_fall(run: Measured) -> float:
     return first_action_gap(run) - start
 
 
+def change(metric: str) -> Value:
+    """Change of a metric from the first window of a run to its last."""
+    return lambda run: run.tail(metric, run.length) - run.head(metric)
+
+
 def relative_change(*metrics: str) -> Value:
     """Relative change of a metric from the first window of a collapsing run to the last before its
     reward drops; of several metrics the largest, whatever its sign.

@@ -1,10 +1,11 @@
 """The claims of the paper, each as a rule over stored runs.
 
 `claim_list` holds the claims with their rules. The verdict is `holds` or `does not hold` where the
-rule could be applied, else `not tested`: seeds are missing, or what the claim presupposes, such as
-a collapse to prevent, did not occur. `does not hold` says that the runs do not show the claim,
-which with few seeds is no proof of its contrary; the effect and its interval say how much they
-leave open. Claims are judged one by one, each at 95 %, without correction for their number.
+rule could be applied, else `not tested`: seeds are missing or too few for any outcome to meet the
+rule, or what the claim presupposes, such as a collapse to prevent, did not occur. `does not hold`
+says that the runs do not show the claim, which with few seeds is no proof of its contrary; the
+effect and its interval say how much they leave open. Claims are judged one by one, each at 95 %,
+without correction for their number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,8 +55,8 @@ def evaluate_claims(
 
     Returns:
         One row a claim in the order of `CLAIMS`, columns `COLUMNS`. `effect` with its 95 % interval
-        `low`, `high` is in `effect_unit`, and NaN where not tested; `seeds` counts seeds, `runs`
-        names runs as `<arm>-seed<k>`, joined by ";".
+        `low`, `high` is in `effect_unit`, and NaN where nothing was found; `seeds` counts seeds,
+        `runs` names runs as `<arm>-seed<k>`, joined by ";".
 
     Raises:
         DataError: for runs of several profiles, or two of one arm and seed.

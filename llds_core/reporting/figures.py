@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter, SymmetricalLogLocator
 
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.diagnostics.phases import WINDOW, Phase, collapse_step, detect_phases
@@ -47,17 +47,28 @@ METHOD_LABELS = {
     "gspo": "GSPO",
     "gspo-llds": "GSPO + LLDS",
 }
-_FAMILIES = {"grpo": "GRPO", "llds": "LLDS"}
-_WORDS = {
-    "kl": "KL weight",
-    "lr": "learning rate",
-    "ma": "MA",
-    "p": "$p$ 0.95",
-    "grad": "gradient",
-    "failure": "failure rate",
-    "group": "groups of",
-    "entropy": "entropy bonus",
-    "negative": "negative advantages",
+# Arms of a study; a name that ends in its setting is found by what stands before it.
+_ARM_LABELS = {
+    "llds-action-long": "GRPO + LLDS (action gate), long",
+    "llds-preserved": "LLDS, normaliser: preserved tokens",
+    "llds-positive": "LLDS, groups without variance left out",
+    "llds-ma-fixed": "LLDS-MA, answer weight fixed at 0.5",
+    "grpo-lr-half": "GRPO, half the learning rate",
+    "grpo-lr-seventh": "GRPO, a seventh of the learning rate",
+    "grpo-large-batch": "GRPO, mini-batches of 32",
+    "grpo-grad-clip": "GRPO, gradient clipped at 0.1",
+    "grpo-top-p": "GRPO, top-p 0.95",
+    "grpo-no-negative": "GRPO, no negative advantages",
+}
+_SETTING_LABELS = {
+    "llds-weight-": "LLDS, weight {}",
+    "grpo-kl-": "GRPO, KL weight {}",
+    "grpo-epochs-": "GRPO, epochs a rollout: {}",
+    "grpo-one-epoch-": "GRPO, updates in one epoch: {}",
+    "grpo-mini-batch-": "GRPO, mini-batches of {}",
+    "grpo-entropy-": "GRPO, entropy bonus {}",
+    "grpo-failure-": "GRPO, share of failing searches {}",
+    "grpo-group-": "GRPO, groups of {}",
 }
 METRIC_LABELS = {
     "loglik_correct": "log-likelihood of correct responses",
@@ -73,23 +84,31 @@ _PHASE_SHADES = {
     "collapse": "#F0DCDA",
 }
 _PANEL = (3.9, 2.75)  # inches
-_SEEDS_FOR_INTERVAL = 3
+SEEDS_FOR_INTERVAL = 3
+_LINEAR_TO = 0.1
 
 
 def method_label(method: str) -> str:
     """How a method, or an arm of a study, is called in figures and text."""
-    if method in METHOD_LABELS:
-        return METHOD_LABELS[method]
-    family, _, rest = method.partition("-")
-    if not rest or family not in _FAMILIES:
-        return method
-    words = [_WORDS.get(word, word) for word in rest.split("-")]
-    return f"{_FAMILIES[family]}, {' '.join(words)}"
+    named = METHOD_LABELS | _ARM_LABELS
+    if method in named:
+        return named[method]
+    for start, label in _SETTING_LABELS.items():
+        if method.startswith(start):
+            return label.format(method.removeprefix(start))
+    return method
 
 
 def metric_label(metric: str) -> str:
     """Name of a metric for an axis, without its unit."""
     return METRIC_LABELS.get(metric, metric.replace("_", " "))
+
+
+def axis_label(metric: str) -> str:
+    """Label and unit on lines of their own; a unit that the label already says is left out."""
+    label, unit = metric_label(metric), METRICS[metric].unit
+    lines = textwrap.wrap(label, 24)
+    return "\n".join(lines if unit in label else [*lines, f"({unit})"])
 
 
 def curves_data(runs: Sequence[Run], panels: Sequence[str]) -> pd.DataFrame:
@@ -120,7 +139,13 @@ def curves_data(runs: Sequence[Run], panels: Sequence[str]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def curves_figure(runs: Sequence[Run], panels: Sequence[str], *, window: int = WINDOW) -> Figure:
+def curves_figure(
+    runs: Sequence[Run],
+    panels: Sequence[str],
+    *,
+    window: int = WINDOW,
+    same_scale: Sequence[str] = (),
+) -> Figure:
     """Draw one panel per metric against the step.
 
     Thin lines are seeds, bold lines the mean of those that have a value; from three seeds on a band
@@ -131,6 +156,7 @@ def curves_figure(runs: Sequence[Run], panels: Sequence[str], *, window: int = W
         runs: any number of methods and seeds.
         panels: names of metrics.
         window: steps of the means that phases are judged on.
+        same_scale: panels that are to be compared: one y axis, see `share_scale`.
 
     Raises:
         ConfigError: for a metric that does not exist, or no panel.
@@ -160,11 +186,14 @@ def curves_figure(runs: Sequence[Run], panels: Sequence[str], *, window: int = W
                 if step is not None:
                     axes.axvline(step, color=colours[run.arm], linestyle=":", linewidth=1.5)
             axes.set_xlabel("step")
-            axes.set_ylabel(_axis_label(panel))
+            axes.set_ylabel(axis_label(panel))
             axes.set_xlim(data["step"].min() - 0.5, data["step"].max() + 0.5)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axes.margins(y=0.12)
             sns.despine(ax=axes)
+        share_scale(
+            [axes for axes, panel in zip(grid, panels, strict=False) if panel in same_scale]
+        )
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
         figure.align_ylabels()
@@ -222,21 +251,63 @@ def _shaded_run(runs: Sequence[Run]) -> Run:
 
 
 def _draw(axes: Axes, data: pd.DataFrame, colours: Mapping[str, str]) -> None:
-    short = data["step"].nunique() <= 40
+    marker = "o" if data["step"].nunique() <= 40 else ""
     for method, group in data.groupby("method", sort=False):
         table = group.pivot(index="step", columns="seed", values="value")
-        colour = colours[str(method)]
-        for seed in table.columns:
-            axes.plot(table.index, table[seed], color=colour, linewidth=0.8, alpha=0.45)
-        # Beyond the end of the shortest run the mean would be that of the survivors.
-        table = table.dropna(axis=1, how="all")
-        table = table.loc[: min((table[s].last_valid_index() for s in table.columns), default=0)]
-        mean = table.mean(axis=1)
-        marker = {"marker": "o", "markersize": 3} if short else {}
-        axes.plot(mean.index, mean, color=colour, linewidth=2.2, **marker)
-        if len(table.columns) >= _SEEDS_FOR_INTERVAL:
-            low, high = _intervals(table)
-            axes.fill_between(table.index, low, high, color=colour, alpha=0.18, linewidth=0)
+        draw_seeds(axes, table, colours[str(method)], marker=marker)
+
+
+def draw_seeds(
+    axes: Axes,
+    table: pd.DataFrame,
+    colour: str,
+    *,
+    marker: str = "",
+    linestyle: str = "-",
+    label: str | None = None,
+) -> None:
+    """Draw a thin line a seed, their mean in bold and, from three seeds on, its interval.
+
+    Args:
+        axes: where.
+        table: values by step (rows) and seed (columns).
+        colour: of everything.
+        marker: of the mean.
+        linestyle: of the lines.
+        label: of the mean in a legend.
+    """
+    for _, values in table.items():
+        axes.plot(table.index, values, color=colour, linewidth=0.8, alpha=0.45, linestyle=linestyle)
+    table = shared_steps(table)
+    mean = table.mean(axis=1)
+    style = {"color": colour, "linewidth": 2.2, "linestyle": linestyle, "label": label}
+    axes.plot(mean.index, mean, marker=marker, markersize=3, **style)
+    if len(table.columns) >= SEEDS_FOR_INTERVAL:
+        low, high = _intervals(table)
+        axes.fill_between(table.index, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def shared_steps(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a table of seeds up to the end of the shortest; beyond it a mean would be that of the
+    survivors. A seed without a value is left out.
+    """
+    table = table.dropna(axis=1, how="all")
+    return table.loc[: min((table[s].last_valid_index() for s in table.columns), default=0)]
+
+
+def share_scale(panels: Sequence[Axes]) -> None:
+    """Give all `panels` one y axis: linear around 0, logarithmic beyond, so that small values are
+    told apart beside large ones.
+    """
+    ticks = {"base": 10, "linthresh": _LINEAR_TO, "subs": [1, 2, 3, 5]}
+    for axes in panels:
+        axes.set_yscale("symlog", linthresh=_LINEAR_TO, linscale=0.3)
+        axes.yaxis.set_major_locator(SymmetricalLogLocator(**ticks))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.autoscale(axis="y")
+    limits = [axes.get_ylim() for axes in panels]
+    for axes in panels:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 
 
 def _intervals(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -246,7 +317,7 @@ def _intervals(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     bounds = np.full((2, len(table)), np.nan)
     for row, values in enumerate(table.to_numpy(float)):
         present = values[~np.isnan(values)]
-        if len(present) >= _SEEDS_FOR_INTERVAL:
+        if len(present) >= SEEDS_FOR_INTERVAL:
             bounds[:, row] = interval(present)
     return bounds[0], bounds[1]
 
@@ -282,10 +353,3 @@ def _phase_legend(figure: Figure, run: Run, phases: Sequence[Phase]) -> None:
         ncols=len(patches),
         frameon=False,
     )
-
-
-def _axis_label(metric: str) -> str:
-    """Label and unit on lines of their own; a unit that the label already says is left out."""
-    label, unit = metric_label(metric), METRICS[metric].unit
-    lines = textwrap.wrap(label, 24)
-    return "\n".join(lines if unit in label else [*lines, f"({unit})"])

@@ -1,7 +1,8 @@
 """Figures of the mechanism: Figures 3, 5, 6 and 9 of arXiv 2512.04220 and a check of its theorem.
 
 The numbers come from `llds_core.mechanism` (checkpoints measured one by one) and from the metrics
-of runs.
+of runs. A collapsed policy hardly has a correct response whose likelihood could fall: figures and
+summary are of tables that went through `before_collapse`, as claims are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,17 +13,26 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from llds_core.config import load_experiment
 from llds_core.diagnostics.mechanism import negative_share
 from llds_core.errors import DataError
 from llds_core.mechanism import covered, measure, mechanism_path, read_mechanism
-from llds_core.reporting.figures import METHOD_COLOURS, method_label
+from llds_core.reporting.claim_evidence import Measured
+from llds_core.reporting.figures import (
+    METHOD_COLOURS,
+    SEEDS_FOR_INTERVAL,
+    draw_seeds,
+    method_label,
+    share_scale,
+)
 from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import Run, is_published
 
 _PANEL = (3.9, 3.0)  # inches
 _OPTIMIZER = "adamw"
+_KEPT = "checkpoints before the collapse of their run"
 _FACTOR_LABELS = {
     "driver": "driver score of Theorem 4.2",
     "pull": "pull of incorrect tokens",
@@ -75,6 +85,27 @@ def ensure_mechanism(
     return {name: pd.concat([tables[name] for tables in found]) for name in found[0]}
 
 
+def before_collapse(
+    tables: Mapping[str, pd.DataFrame], runs: Sequence[Run]
+) -> dict[str, pd.DataFrame]:
+    """Leave out the checkpoints that a run reached once its reward had collapsed.
+
+    Args:
+        tables: what `ensure_mechanism` returns.
+        runs: where collapses are looked up; what was measured without one of these is kept.
+    """
+    ends: dict[tuple[str, int], float] = {}
+    for run in runs:
+        measured = Measured(run, run.window)
+        if measured.collapse is not None:
+            ends[run.arm, run.seed] = measured.step_at(measured.collapse)
+    kept = {}
+    for name, table in tables.items():
+        end = [ends.get(key, np.inf) for key in zip(table["method"], table["seed"], strict=True)]
+        kept[name] = table[table["step"].to_numpy() < end]
+    return kept
+
+
 def share_table(changes: pd.DataFrame, optimizer: str = _OPTIMIZER) -> pd.DataFrame:
     """Share of questions whose correct responses lose likelihood, a row a method and checkpoint.
 
@@ -92,8 +123,8 @@ def share_table(changes: pd.DataFrame, optimizer: str = _OPTIMIZER) -> pd.DataFr
 def likelihood_change_figure(changes: pd.DataFrame, optimizer: str = _OPTIMIZER) -> Figure:
     """Fig. 3: change of each question under one update, share that falls, similarity of states.
 
-    Changes are those of the first seed, the share is a thin line a seed and the mean, the states
-    are of all.
+    Changes are those of the first seed; the share is a thin line a seed, their mean as long as all
+    have a checkpoint and, from three seeds on, its 95 % bootstrap interval; the states are of all.
 
     Raises:
         DataError: when no question could be measured.
@@ -116,12 +147,8 @@ def likelihood_change_figure(changes: pd.DataFrame, optimizer: str = _OPTIMIZER)
         shares = share_table(changes, optimizer)
         for method, group in shares.groupby("method", sort=False):
             colour = METHOD_COLOURS.get(str(method), "#555555")
-            for _, seed in group.groupby("seed"):
-                grid[-2].plot(seed["step"], seed["share"], color=colour, linewidth=0.8, alpha=0.5)
-            # The mean of a step that few seeds reached would jump.
-            common = group.groupby("step")["share"].agg(["mean", "size"])
-            mean = common.loc[2 * common["size"] > group["seed"].nunique(), "mean"]
-            grid[-2].plot(mean.index, mean, color=colour, marker="o", markersize=3)
+            by_seed = group.pivot(index="step", columns="seed", values="share")
+            draw_seeds(grid[-2], by_seed, colour, marker="o")
         grid[-2].set(xlabel="step", ylabel="share of questions\nwith a fall", ylim=(0, 1))
         for method, group in measured.groupby("method", sort=False):
             colour = METHOD_COLOURS.get(str(method), "#555555")
@@ -138,7 +165,8 @@ def likelihood_change_figure(changes: pd.DataFrame, optimizer: str = _OPTIMIZER)
         grid[-1].set_xlabel("similarity of correct and\nincorrect states (cosine)")
         grid[-1].set_ylabel("change of log-likelihood\n(nats per response)")
         handles, labels = grid[-1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=len(methods), frameon=False)
+        style = {"loc": "outside upper center", "ncols": len(methods), "frameon": False}
+        figure.legend(handles, labels, title=_KEPT, **style)
         for axes in grid:
             sns.despine(ax=axes)
     return figure
@@ -161,14 +189,17 @@ def _sorted_changes(axes: Axes, measured: pd.DataFrame) -> None:
 def first_action_figure(runs: Sequence[Run], changes: pd.DataFrame) -> Figure:
     """Fig. 5: likelihood of first and later actions, and how often a wrong response began right.
 
+    Lines as in `draw_seeds`.
+
     Args:
-        runs: drawn with the mean over seeds.
-        changes: table of `measure`; its counts of matching first searches are pooled.
+        runs: drawn up to their collapse.
+        changes: table of `measure`, for its counts of matching first searches.
     """
     methods = list(dict.fromkeys(run.arm for run in runs))
     with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.05):
         width, height = _PANEL
-        figure = Figure(figsize=(width * (len(methods) + 1), height), layout="constrained")
+        size = (width * (len(methods) + 1), height + 0.5)
+        figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(1, len(methods) + 1, squeeze=False).ravel()
         styles = {
             ("correct", "first"): ("#0072B2", "-"),
@@ -178,42 +209,25 @@ def first_action_figure(runs: Sequence[Run], changes: pd.DataFrame) -> Figure:
         }
         for axes, method in zip(grid, methods, strict=False):
             for (outcome, which), (colour, line) in styles.items():
-                series = _mean_series(runs, method, f"loglik_{outcome}_{which}")
-                axes.plot(
-                    series.index,
-                    series,
-                    color=colour,
-                    linestyle=line,
-                    label=f"{outcome}, {which}",
-                )
-            axes.set(xlabel="step", ylabel="log-likelihood of actions\n(nats per token)")
+                table = _by_seed(runs, method, f"loglik_{outcome}_{which}")
+                label = f"{outcome}, {which}"
+                draw_seeds(axes, table, colour, linestyle=line, label=label)
+            axes.set(
+                xlabel="step, up to the collapse",
+                ylabel="log-likelihood of actions\n(nats per token)",
+            )
             axes.set_title(method_label(method), fontsize="medium")
-        grid[0].legend(fontsize=7, frameon=False, title="response, action", title_fontsize=7)
+        share_scale(grid[:-1])
+        handles, labels = grid[0].get_legend_handles_labels()
+        style = {"loc": "outside upper left", "ncols": 4, "frameon": False}
+        figure.legend(handles, labels, title="response, action", **style)
         once = changes[changes["optimizer"] == _OPTIMIZER]
         for method, group in once.groupby("method", sort=False):
-            counts = group.groupby("step")[
-                ["first_search_equal", "first_search_similar", "first_search_incorrect"]
-            ].sum()
-            colour = METHOD_COLOURS.get(str(method), "#555555")
-            total = counts["first_search_incorrect"].replace(0, np.nan)
-            label = method_label(str(method))
-            grid[-1].plot(
-                counts.index,
-                counts["first_search_equal"] / total,
-                color=colour,
-                marker="o",
-                markersize=3,
-                label=f"{label}: same documents",
-            )
-            grid[-1].plot(
-                counts.index,
-                counts["first_search_similar"] / total,
-                color=colour,
-                linestyle=":",
-                label=f"{label}: at least half the same",
-            )
+            _first_searches(grid[-1], str(method), group)
         grid[-1].set(
-            xlabel="step", ylim=(0, 1), ylabel="incorrect responses whose first\nsearch matches"
+            xlabel="step, up to the collapse",
+            ylim=(0, 1),
+            ylabel="incorrect responses whose first\nsearch matches",
         )
         grid[-1].legend(fontsize=6, frameon=False)
         for axes in grid:
@@ -221,24 +235,47 @@ def first_action_figure(runs: Sequence[Run], changes: pd.DataFrame) -> Figure:
     return figure
 
 
+def _by_seed(runs: Sequence[Run], arm: str, metric: str) -> pd.DataFrame:
+    """Metric by step (rows) and seed (columns), each up to the collapse of its run."""
+    columns = {}
+    for run in runs:
+        if run.arm == arm:
+            measured = Measured(run, run.window)
+            values = measured.rows.set_index("step")[metric]
+            columns[run.seed] = values.iloc[: measured.before_collapse]
+    return pd.DataFrame(columns)
+
+
+def _first_searches(axes: Axes, method: str, measured: pd.DataFrame) -> None:
+    """Share of incorrect responses whose first search found what a correct one found."""
+    counts = measured.groupby(["step", "seed"])[
+        ["first_search_equal", "first_search_similar", "first_search_incorrect"]
+    ].sum()
+    total = counts["first_search_incorrect"].replace(0, np.nan)
+    colour, label = METHOD_COLOURS.get(method, "#555555"), method_label(method)
+    same, half = (
+        (counts[name] / total).unstack("seed")
+        for name in ("first_search_equal", "first_search_similar")
+    )
+    draw_seeds(axes, same, colour, marker="o", label=f"{label}: same documents")
+    draw_seeds(axes, half, colour, linestyle=":", label=f"{label}: at least half the same")
+
+
 def rounds_figure(rounds: pd.DataFrame) -> Figure:
-    """Fig. 6: negative log-likelihood against search rounds, by position and by total, at the start
+    """Fig. 6: negative log-likelihood against search rounds, by position and by total, at the first
     and at the last checkpoint of every seed; means over seeds.
     """
     rounds = _ends(rounds)
     with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.05):
         width, height = _PANEL
-        figure = Figure(figsize=(width * 2 + 1.6, height), layout="constrained")
+        figure = Figure(figsize=(width * 2 + 2.6, height), layout="constrained")
         grid = figure.subplots(1, 2)
         titles = {
             "position": ("rounds before the action", "actions by position"),
             "total": ("search rounds of the response", "whole responses"),
         }
         for axes, (view, (label, title)) in zip(grid, titles.items(), strict=True):
-            for (method, end), group in rounds[rounds["view"] == view].groupby(
-                ["method", "end"], sort=False
-            ):
-                name = "SmolLM2-135M" if method == "smollm2" else method_label(str(method))
+            for (method, end), group in rounds[rounds["view"] == view].groupby(["method", "end"]):
                 mean = group.groupby("rounds")["nll"].mean()
                 axes.plot(
                     mean.index,
@@ -246,15 +283,27 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
                     color=METHOD_COLOURS.get(str(method), "#555555"),
                     marker="o",
                     markersize=4,
-                    linestyle=":" if end == "start" else "-",
-                    label=f"{name}, {end}",
+                    linestyle=":" if end == "first" else "-",
+                    label=_end_label(str(method), str(end), group["step"]),
                 )
             axes.set(xlabel=label, ylabel="negative log-likelihood\n(nats per token)", title=title)
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=[1, 2, 5]))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.xaxis.get_major_locator().set_params(integer=True)
             sns.despine(ax=axes)
-        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right", frameon=False)
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, title=_KEPT, loc="outside right", frameon=False)
     return figure
+
+
+def _end_label(method: str, end: str, steps: pd.Series) -> str:
+    """Name of a method with the checkpoints that are drawn, which differ where seeds collapse."""
+    if end == "scripted":
+        return "SmolLM2-135M, scripted"
+    span = "–".join(f"{step:.0f}" for step in dict.fromkeys([steps.min(), steps.max()]))
+    return f"{method_label(method)}, {end}: step {span}"
 
 
 def _ends(rounds: pd.DataFrame) -> pd.DataFrame:
@@ -263,7 +312,7 @@ def _ends(rounds: pd.DataFrame) -> pd.DataFrame:
     first, last = steps.transform("min"), steps.transform("max")
     ends = np.select(
         [rounds["method"] == "smollm2", rounds["step"] == first, rounds["step"] == last],
-        ["scripted", "start", "last checkpoint"],
+        ["scripted", "first", "last"],
         default="",
     )
     return rounds.assign(end=ends)[ends != ""]
@@ -273,7 +322,7 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
     """Rank correlation of the measured change with each cause that the theorem names.
 
     One panel an optimizer; a faint dot a checkpoint, a marker the mean over seeds of the means of
-    their checkpoints, with Student's 95 % interval from two seeds on; on the shaded side the sign
+    their checkpoints, with Student's 95 % interval from three seeds on; on the shaded side the sign
     is the one expected.
     """
     optimizers = list(dict.fromkeys(theorem["optimizer"]))
@@ -295,7 +344,8 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
                     dots = {"linestyle": "none", "marker": ".", "alpha": 0.35}
                     axes.plot(found["spearman"], [y] * len(found), color=colour, **dots)
                     mean = student_interval(found.groupby("seed")["spearman"].mean())
-                    axes.plot([mean.low, mean.high], [y, y], color=colour, linewidth=2)
+                    if mean.n >= SEEDS_FOR_INTERVAL:
+                        axes.plot([mean.low, mean.high], [y, y], color=colour, linewidth=2)
                     axes.plot(mean.estimate, y, color=colour, marker="D", markersize=6)
             axes.axvline(0, color="#555555", linewidth=1)
             axes.set(xlim=(-1.02, 1.02), title=optimizer, xlabel="rank correlation with the change")
@@ -305,18 +355,14 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
             colour = METHOD_COLOURS.get(method, "#555555")
             grid[0].plot([], [], color=colour, marker="D", label=method_label(method))
         handles, labels = grid[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+        figure.legend(
+            handles, labels, title=_KEPT, loc="outside upper center", ncols=2, frameon=False
+        )
     return figure
 
 
 def _offsets(methods: Sequence[str]) -> np.ndarray:
     return (np.arange(len(methods)) - (len(methods) - 1) / 2) * 0.4
-
-
-def _mean_series(runs: Sequence[Run], arm: str, metric: str) -> pd.Series:
-    """Mean over seeds up to the end of the shortest run."""
-    chosen = [run.metrics.set_index("step")[metric] for run in runs if run.arm == arm]
-    return pd.concat(chosen, axis=1).loc[: min(len(series) for series in chosen)].mean(axis=1)
 
 
 def mechanism_summary(tables: Mapping[str, pd.DataFrame]) -> str:
@@ -330,8 +376,8 @@ def mechanism_summary(tables: Mapping[str, pd.DataFrame]) -> str:
             f"**{method_label(str(method))}**, {runs.ngroups} of the seeds: one update lowers the "
             f"likelihood of the correct responses of {first['negative']:.0f} of "
             f"{first['measured']:.0f} questions at the start, and of {last['negative']:.0f} of "
-            f"{last['measured']:.0f} at the last checkpoints; the largest share of a checkpoint is "
-            f"{group['share'].max():.2f}."
+            f"{last['measured']:.0f} at the last checkpoints before a collapse; the largest share "
+            f"of a checkpoint is {group['share'].max():.2f}."
         )
     theorem = tables["theorem"].dropna(subset=["spearman"])
     for optimizer, group in theorem[theorem["factor"] == "driver"].groupby("optimizer"):

@@ -3,6 +3,7 @@ them.
 
     results/published/<profile>/
         runs.csv                       one row a run
+        phases.csv                     one row a run: onsets of its phases, the spiral test
         effects.csv                    one row an arm: what it changes against GRPO
         runs/<arm>-seed<k>.csv.gz      its metrics, one row a step
         runs/<arm>-seed<k>.json        its manifest, with the held-out evaluation
@@ -12,47 +13,29 @@ between two markers and is generated from here; a test holds both equal.
 """
 
 import gzip
+import json
+import logging
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from llds_core.diagnostics.phases import detect_phases
 from llds_core.errors import DataError
 from llds_core.files import disk_errors, replacing, write_json, write_table
 from llds_core.markdown import markdown_table
-from llds_core.reporting.claim_evidence import Measured
 from llds_core.reporting.claims import claims_markdown, evaluate_claims
+from llds_core.reporting.run_tables import PHASE_COLUMNS, RUN_COLUMNS, phase_row, run_row
 from llds_core.reporting.stats import censored_median
 from llds_core.reporting.store import PUBLISHED, Run, load_runs, read_published
 from llds_core.reporting.study_tables import effects
 from llds_core.studies import load_study, studies
 
-RUN_COLUMNS = (
-    "profile",
-    "method",
-    "seed",
-    "steps",
-    "updates",
-    "collapsed",
-    "collapse_step",
-    "loglik_decline_step",
-    "reward_decline_step",
-    "best_reward",
-    "final_reward",
-    "heldout_em",
-    "minutes",
-    "status",
-    "first_reward",
-    "last_heldout_em",
-    "config_hash",
-)
 # What a reader of another machine has no use for.
 _LOCAL_KEYS = ("command", "start_policy")
+_logger = logging.getLogger("llds_core")
 _BLOCK = re.compile(r"(<!-- results: (\S+)/(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -117,44 +100,20 @@ def write_runs_table(published: Path, profile: str) -> Path:
     return path
 
 
-def run_row(run: Run) -> dict[str, Any]:
-    """One run as a row of `runs.csv`; `method` is the name of its arm.
-
-    `heldout_em` is the greedy exact match of the best checkpoint on test questions without injected
-    search failures, `last_heldout_em` that of the last; empty when not evaluated. Rewards are means
-    over the run's window.
-    """
-    metrics = run.metrics.set_index("step")
-    measured = Measured(run, run.window)
-    phases = detect_phases(run.metrics, window=run.window)
-    windowed = metrics["reward"].rolling(run.window).mean()
-    seconds = metrics["rollout_seconds"].sum() + metrics["update_seconds"].sum()
-    return {
-        "profile": run.profile,
-        "method": run.arm,
-        "seed": run.seed,
-        "steps": len(metrics),
-        "updates": int(metrics["updates"].iloc[-1]),
-        "collapsed": measured.collapse is not None,
-        "collapse_step": measured.step_at(measured.collapse),
-        "loglik_decline_step": next((p.first for p in phases if p.name == "decay"), None),
-        "reward_decline_step": measured.step_at(measured.reward_decline()),
-        "best_reward": round(float(windowed.max()), 4),
-        "final_reward": round(float(windowed.iloc[-1]), 4),
-        "heldout_em": run.heldout(),
-        "minutes": round(seconds / 60, 2),
-        "status": run.status,
-        "first_reward": round(float(windowed.dropna().iloc[0]), 4)
-        if windowed.notna().any()
-        else None,
-        "last_heldout_em": run.heldout("last"),
-        "config_hash": run.manifest["config_hash"],
-    }
+def write_phases(published: Path, profile: str) -> Path:
+    """Write `phases.csv` from all published runs of a profile; return its path."""
+    path = published / profile / "phases.csv"
+    rows = [phase_row(run) for run in read_published(profile, published)]
+    write_table(path, pd.DataFrame(rows, columns=PHASE_COLUMNS).astype(object), float_format=None)
+    return path
 
 
 def write_tables(published: Path, profile: str) -> None:
-    """Write `runs.csv`, `claims.csv` and, for a profile with a study, `effects.csv` anew."""
+    """Write `runs.csv`, `phases.csv`, `claims.csv` and, for a profile with a study, `effects.csv`
+    anew.
+    """
     write_runs_table(published, profile)
+    write_phases(published, profile)
     write_claims(published, profile)
     if profile in studies():
         write_effects(published, profile)
@@ -180,10 +139,23 @@ def write_claims(published: Path, profile: str) -> Path:
 
 
 def published_mechanism(published: Path, profile: str) -> dict[str, pd.DataFrame]:
-    """Mechanism tables of all published seeds; empty when there are none."""
-    folders = sorted((published / profile).glob("mechanism-seed*"))
+    """Mechanism tables of the published seeds; empty when there are none.
+
+    Only seeds that were measured alike are put together: those with the most rollouts a question,
+    and of these with the most questions. A warning names the seeds that this leaves out.
+    """
+    folders: dict[tuple[int, int], list[Path]] = {}
+    for manifest in sorted((published / profile).glob("mechanism-seed*/manifest.json")):
+        values = json.loads(manifest.read_text("utf-8"))
+        # Tables without the key are of groups as large as in training at the time.
+        measured = (values.get("rollouts", 4), values["questions"])
+        folders.setdefault(measured, []).append(manifest.parent)
+    chosen = folders.pop(max(folders)) if folders else []
+    if folders:
+        left = ", ".join(folder.name for others in folders.values() for folder in others)
+        _logger.warning("%s: measured on fewer rollouts or questions, left out", left)
     tables: dict[str, list[pd.DataFrame]] = {}
-    for folder in folders:
+    for folder in chosen:
         for file in sorted(folder.glob("*.csv")):
             tables.setdefault(file.stem, []).append(pd.read_csv(file))
     return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
@@ -216,16 +188,19 @@ def update_readme(readme: Path, published: Path = PUBLISHED) -> str:
 
 
 def arms_table(table: pd.DataFrame) -> str:
-    """Markdown of `runs.csv`, one row an arm: how many seeds collapsed, rewards, held-out score."""
+    """Markdown of `runs.csv`, one row an arm: how many seeds collapsed, rewards, held-out score.
+
+    The cells of a map, one run each, are left to its figure.
+    """
+    table = table[~table["method"].str.startswith("map-")]
     columns = (
         "arm",
         "seeds",
         "steps",
         "collapsed",
         "collapse step, median",
-        "start",
-        "best reward",
-        "final reward",
+        "reward: first → best → last window",
+        "lowest after best, of best",
         "held-out EM, best → last checkpoint",
     )
     rows = []
@@ -240,7 +215,8 @@ def arms_table(table: pd.DataFrame) -> str:
                 "–".join(map(str, steps)),
                 f"{int(group.collapsed.sum())} of {len(group)}",
                 censored_median(group.collapse_step),
-                *(f"{reward:.2f}" for reward in rewards),
+                " → ".join(f"{reward:.2f}" for reward in rewards),
+                f"{group.lowest_after_best.mean():.2f}",
                 " → ".join("not run" if np.isnan(em) else f"{em:.3f}" for em in scores),
             )
         )
@@ -266,19 +242,58 @@ def effects_markdown(table: pd.DataFrame) -> str:
         "collapsed, GRPO on the same seeds",
         "steps survived [95 %]",
         "best reward",
+        "last reward [95 %]",
         "held-out EM, best / last",
     )
     rows = []
-    for row in table.itertuples():
-        bounds = f" [{row.steps_low:+.3g}, {row.steps_high:+.3g}]"
+    for row in table[table["group"] != "map"].itertuples():
         rows.append(
             (
                 row.arm,
                 row.note if isinstance(row.note, str) else "",
                 f"{row.collapsed} of {row.seeds}, {row.grpo_collapsed} of {row.seeds}",
-                f"{row.steps_survived:+.3g}{'' if np.isnan(row.steps_low) else bounds}",
+                _bounded(row.steps_survived, row.steps_low, row.steps_high, "+.3g"),
                 f"{row.best_reward:+.2f}",
-                f"{row.heldout_em:+.3f} / {row.last_heldout_em:+.3f}",
+                _bounded(row.last_reward, row.last_reward_low, row.last_reward_high, "+.2f"),
+                " / ".join(
+                    "not run" if np.isnan(em) else f"{em:+.3f}"
+                    for em in (row.heldout_em, row.last_heldout_em)
+                ),
+            )
+        )
+    return markdown_table(columns, rows)
+
+
+def _bounded(estimate: float, low: float, high: float, form: str) -> str:
+    bounds = "" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]"
+    return f"{estimate:{form}}{bounds}"
+
+
+def phases_markdown(table: pd.DataFrame) -> str:
+    """Markdown of those rows of `phases.csv` whose run collapsed, by arm and seed."""
+    columns = (
+        "run",
+        "likelihood declines",
+        "accelerates",
+        "reward declines",
+        "collapse",
+        "lead by declines / by halves",
+        "spiral conditions that fail",
+    )
+    rows = []
+    for row in table[table["collapse"].notna()].itertuples():
+        steps = (row.decay, row.acceleration, row.reward_decline, row.collapse)
+        leads = (row.likelihood_lead, row.halfway_lead)
+        rows.append(
+            (
+                f"{row.method}-seed{row.seed}",
+                *("–" if np.isnan(step) else f"{step:.0f}" for step in steps),
+                " / ".join("–" if np.isnan(lead) else f"{lead:+.0f}" for lead in leads),
+                row.spiral_failed.replace(";", ", ")
+                if isinstance(row.spiral_failed, str)
+                else "too few windows"
+                if np.isnan(row.spiral)
+                else "none",
             )
         )
     return markdown_table(columns, rows)
@@ -292,4 +307,13 @@ def _claims_block(published: Path, profile: str) -> str:
     return claims_markdown(pd.read_csv(published / profile / "claims.csv"))
 
 
-_BLOCKS = {"runs": _runs_block, "effects": _effects_block, "claims": _claims_block}
+def _phases_block(published: Path, profile: str) -> str:
+    return phases_markdown(pd.read_csv(published / profile / "phases.csv"))
+
+
+_BLOCKS = {
+    "phases": _phases_block,
+    "runs": _runs_block,
+    "effects": _effects_block,
+    "claims": _claims_block,
+}

@@ -11,11 +11,13 @@ the input is left out, and `n` counts what remained. Two things follow from few 
   that every run was watched to, which needs no assumption about what happens beyond it.
 """
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from llds_core.seeding import numpy_generator
@@ -53,6 +55,21 @@ class Survival:
 
     steps: int
     collapsed: bool
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A trend over settings.
+
+    Attributes:
+        correlation: mean rank correlation with its interval.
+        p: two-sided p of the permutation test; NaN without a trend to test.
+        least_p: the smallest p that so few runs allow.
+    """
+
+    correlation: Interval
+    p: float
+    least_p: float
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
@@ -143,22 +160,45 @@ def paired_proportions(
 ) -> Interval:
     """Share of yes in `first` minus that in `second`, over the seeds present in both.
 
-    Only seeds whose outcomes differ carry information. The bounds are those of an exact binomial
-    (sign) test among them, so that they leave out 0 where the exact McNemar test rejects equal
-    shares: with d differing seeds its p is 2 · 0.5^d at best, and five cannot reach 0.05.
+    The bounds are Newcombe's (1998, method 10): Wilson's for either share, put together with the
+    correlation of the pairs. `mcnemar` is the test that goes with it.
 
     Returns:
-        NaN bounds when no seed differs, and a NaN estimate when no seed is in both.
+        All NaN when no seed is in both.
+    """
+    shared = sorted(first.keys() & second.keys())
+    n = len(shared)
+    if not n:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    yes = np.array([[bool(side[seed]) for seed in shared] for side in (first, second)])
+    totals = yes.sum(1)
+    one, other = (proportion_interval(int(total), n, level) for total in totals)
+    # Of the table's determinant a continuity correction takes n / 2, never past 0.
+    determinant = float((yes[0] & yes[1]).sum() * n - totals.prod())
+    if determinant > 0:
+        determinant = max(determinant - n / 2, 0.0)
+    norm = np.sqrt(float((totals * (n - totals)).prod()))
+    phi = determinant / norm if norm else 0.0
+    difference = one.estimate - other.estimate
+
+    def reach(a: float, b: float) -> float:
+        return float(np.sqrt(a * a - 2 * phi * a * b + b * b))
+
+    low = difference - reach(one.estimate - one.low, other.high - other.estimate)
+    high = difference + reach(one.high - one.estimate, other.estimate - other.low)
+    return Interval(difference, low, high, n, "Newcombe")
+
+
+def mcnemar(first: Mapping[int, bool], second: Mapping[int, bool]) -> float:
+    """Two-sided p of the exact McNemar test that both share their yes equally often.
+
+    Only seeds whose outcomes differ carry information: of d of them p is 2 · 0.5^d at best, so that
+    five cannot reach 0.05. 1 when none differs.
     """
     shared = first.keys() & second.keys()
     only_first = sum(first[seed] and not second[seed] for seed in shared)
     differing = sum(first[seed] != second[seed] for seed in shared)
-    if not differing:
-        return Interval(0.0 if shared else np.nan, np.nan, np.nan, len(shared))
-    found = stats.binomtest(only_first, differing).proportion_ci(level, method="exact")
-    shares = [only_first / differing, found.low, found.high]
-    bounds = [float((2 * share - 1) * differing / len(shared)) for share in shares]
-    return Interval(*bounds, len(shared), "exact McNemar")
+    return float(stats.binomtest(only_first, differing).pvalue) if differing else 1.0
 
 
 def common_horizon(survivals: Sequence[Survival]) -> int:
@@ -200,52 +240,62 @@ def censored_median(steps: Sequence[float]) -> str:
 def spearman_trend(
     settings: Sequence[float],
     outcomes: Sequence[float],
-    seeds: Sequence[int],
+    strata: Sequence[object],
     level: float = 0.95,
     seed: int = 0,
-) -> Interval:
-    """Rank correlation of an outcome with the setting of its arm, within each seed, averaged.
+) -> Trend:
+    """Rank correlation of an outcome with the setting of its arm, within each stratum, averaged.
 
-    The interval is a percentile bootstrap that draws runs within seeds. A seed, or a resample, in
-    which either side is constant shows no trend and counts as 0. Censored outcomes have to be
-    restricted first: runs that reach the horizon are then ties, "beyond the last step" in no order
-    among themselves.
+    The interval is a percentile bootstrap that draws runs within strata, the p that of a test which
+    permutes outcomes within strata. A stratum, or a resample, in which either side is constant
+    shows no trend and counts as 0. Censored outcomes have to be restricted first: runs that reach
+    the horizon are then ties, "beyond the last step" in no order among themselves.
 
     Args:
         settings: (n,) value of the varied setting.
         outcomes: (n,) e.g. `restricted_steps`.
-        seeds: (n,) seed of the run.
+        strata: (n,) what runs have to share to be compared, e.g. their seed.
         level: nominal coverage in (0, 1).
-        seed: names the stream of the resamples.
+        seed: names the streams of the resamples.
 
     Returns:
-        Correlation in [-1, 1]; `n` counts the runs of seeds with three settings or more. All NaN
-        without such a seed, or where no seed has outcomes that differ.
+        Correlation in [-1, 1]; `n` counts the runs of strata with three settings or more. All NaN
+        without such a stratum, or where in none outcomes differ.
 
     Raises:
         ValueError: when the three differ in length.
     """
-    if not len(settings) == len(outcomes) == len(seeds):
+    if not len(settings) == len(outcomes) == len(strata):
         raise ValueError(
-            f"{len(settings)} settings and {len(seeds)} seeds for {len(outcomes)} outcomes: give "
+            f"{len(settings)} settings and {len(strata)} strata for {len(outcomes)} outcomes: give "
             "one each"
         )
-    columns = np.array([settings, outcomes, seeds], dtype=float)
-    columns = columns[:, ~np.isnan(columns).any(0)]
-    groups = [columns[:2, columns[2] == each] for each in np.unique(columns[2])]
-    groups = [group for group in groups if len(np.unique(group[0])) > 2]
+    table = pd.DataFrame({"x": settings, "y": outcomes, "stratum": list(strata)}).dropna()
+    groups = [
+        group[["x", "y"]].to_numpy(float).T
+        for _, group in table.groupby("stratum")
+        if group["x"].nunique() > 2
+    ]
     n = sum(group.shape[1] for group in groups)
     if all(np.ptp(group[1]) == 0 for group in groups):
-        return Interval(np.nan, np.nan, np.nan, n)
+        return Trend(Interval(np.nan, np.nan, np.nan, n), np.nan, np.nan)
     estimate = float(np.mean([_rank_correlation(*group) for group in groups]))
     rng = numpy_generator(seed, "bootstrap")
-    resampled = []
-    for group in groups:
-        chosen = rng.integers(group.shape[1], size=(_RESAMPLES, group.shape[1]))
-        resampled.append(_rank_correlation(group[0][chosen], group[1][chosen]))
+    resampled, permuted = [], []
+    for x, y in groups:
+        chosen = rng.integers(len(x), size=(_RESAMPLES, len(x)))
+        resampled.append(_rank_correlation(x[chosen], y[chosen]))
+        mixed = rng.permuted(np.tile(y, (_RESAMPLES, 1)), axis=1)
+        permuted.append(_rank_correlation(np.broadcast_to(x, mixed.shape), mixed))
     tail = (1 - level) / 2
     low, high = np.quantile(np.mean(resampled, axis=0), [tail, 1 - tail])
-    return Interval(estimate, float(low), float(high), n, "percentile bootstrap within seeds")
+    # Rounding must not make an arrangement as extreme as the observed one look less so.
+    extreme = np.abs(np.mean(permuted, axis=0)) >= abs(estimate) - 1e-9
+    return Trend(
+        Interval(estimate, float(low), float(high), n, "percentile bootstrap within strata"),
+        float((extreme.sum() + 1) / (_RESAMPLES + 1)),
+        2 / math.prod(math.factorial(len(group[0])) for group in groups),
+    )
 
 
 def _present(values: Sequence[float]) -> np.ndarray:

@@ -105,9 +105,11 @@ class Run:
             kind: kind of questions; `all` for all.
             within: only checkpoints of so many first steps; None for the whole run.
         """
-        if within is not None and self.planned > within:
-            checkpoint = f"{checkpoint}-{within}"
         results = self.evaluation.get(checkpoint)
+        if within is not None and self.planned > within:
+            # The best of all steps is the best of the first ones when it is among them.
+            early = checkpoint == "best" and results and _step(results["checkpoint"]) <= within
+            results = self.evaluation.get(f"{checkpoint}-{within}", results if early else None)
         if not results or kind not in results["results"].get(mode, {}):
             return None
         return round(results["results"][mode][kind]["em"], 4)
@@ -139,6 +141,11 @@ class Run:
         keys = ("profile", "method", "seed", "config_hash", "git_commit", "git_diff_sha256")
         parts = [self.manifest.get(key) for key in keys]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _step(checkpoint: str) -> int:
+    """Step of a checkpoint by its name, `step-<n>`."""
+    return int(checkpoint.rpartition("-")[2])
 
 
 def load_run(path: Path) -> Run:
@@ -231,18 +238,38 @@ def study_runs(
     seeds: Sequence[int],
     run_root: Path,
     overrides: Sequence[str] = (),
+    *,
+    published: Path = PUBLISHED,
 ) -> list[Run]:
-    """What there is of the study of `profile`; where there is nothing, the runs of `methods`.
+    """What there is of the study of `profile`, else the runs of `methods`; nothing is trained.
+
+    Where `run_root` holds neither, the published study stands in, and a line says so.
+
+    Args:
+        profile: name of a profile.
+        methods: methods to read where there is no study.
+        seeds: their seeds.
+        run_root: folder of all runs, or published ones.
+        overrides: changes to the runs; a study takes none.
+        published: root of the published results, from the project's root.
 
     Raises:
-        As `ensure_runs`.
+        DataError: when there is nothing, naming the command that makes it, or it cannot be read.
+        ConfigError: for an unknown profile, method or override.
     """
-    stored = (
-        load_study_runs(run_root, load_study(profile))
-        if profile in studies() and not overrides
-        else []
-    )
-    return stored or ensure_runs(profile, methods, seeds, run_root, overrides)
+    if profile in studies() and not overrides:
+        # Imported here: it imports this module.
+        from llds_core.reporting.notebooks import project_path
+
+        study, root = load_study(profile), project_path(published)
+        if stored := load_study_runs(run_root, study):
+            return stored
+        configs = [load_experiment(f"{profile}/{method}") for method in methods]
+        own = [run_path(Path(run_root), config, seed) for config in configs for seed in seeds]
+        if is_published(root, profile) and not any(path.exists() for path in own):
+            print(f"run_root holds no run of study {profile}: shown are those of {published}")
+            return load_study_runs(root, study)
+    return load_runs(run_root, profile, methods, seeds, overrides)
 
 
 def ensure_runs(

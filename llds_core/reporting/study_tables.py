@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from llds_core.reporting.claim_evidence import Measured, paired_survival
-from llds_core.reporting.claim_values import best_gain
+from llds_core.reporting.claim_values import best_gain, final_gain
 from llds_core.reporting.figures import BASELINE, method_label
-from llds_core.reporting.stats import mean_interval, student_interval
+from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import Run
 from llds_core.run_identity import changed_keys
 from llds_core.studies import Entry, Study
@@ -26,6 +26,9 @@ EFFECT_COLUMNS = (
     "steps_low",
     "steps_high",
     "best_reward",
+    "last_reward",
+    "last_reward_low",
+    "last_reward_high",
     "heldout_em",
     "last_heldout_em",
     "note",
@@ -46,11 +49,12 @@ def outcomes(runs: Sequence[Run], within: int | None = None) -> pd.DataFrame:
 
     Returns:
         Columns `profile`, `method` (the arm), `seed`, `steps`, `updates_per_rollout`,
-        `learning_rate`, `collapse_step` (NaN when the run did not collapse), `likelihood_falls`
-        (whether, in a run that collapsed, the likelihood of correct responses left its maximum for
-        good), `first_reward`, `best_reward` and `final_reward` (means over the run's window) and
-        `slope` of `loglik_correct` in nats per token and ten steps: a straight line through the
-        steps that all runs were given, up to the collapse.
+        `learning_rate`, `collapse_step` (NaN when the run did not collapse), `kind` of collapse
+        ("likelihood lost" or "likelihood kept" by correct responses until then; "" without one),
+        `first_reward`, `best_reward` and `final_reward` (means over the run's window),
+        `lowest_after_best` (a share of the best) and `slope` of `loglik_correct` in nats per token
+        and ten steps: a straight line through the steps that all runs were given, up to the
+        collapse.
     """
     runs = [run for run in runs if run.is_result]
     steps = usual_steps(runs) if within is None else within
@@ -72,12 +76,27 @@ def _outcome(run: Run, steps: int) -> dict[str, object]:
         "updates_per_rollout": training["updates_per_rollout"],
         "learning_rate": training["learning_rate"],
         "collapse_step": np.nan if collapse is None else measured.step_at(collapse),
-        "likelihood_falls": collapse is not None and measured.leaves("loglik_correct", 1),
+        "kind": "" if collapse is None else collapse_kind(measured),
         "first_reward": means.iloc[0] if len(means) else np.nan,
         "best_reward": means.max(),
         "final_reward": means.iloc[-1] if len(means) else np.nan,
+        "lowest_after_best": measured.lowest_after_best(),
         "slope": np.polyfit(loglik.index, loglik, 1)[0] * 10 if len(loglik) > 1 else np.nan,
     }
+
+
+def collapse_kind(run: Measured) -> str:
+    """Whether correct responses lost likelihood before a run collapsed.
+
+    "likelihood lost" when the mean of its last window before the collapse is below that of its
+    first by more than 2 standard deviations of such a difference, the noise of a step being that of
+    successive differences; else "likelihood kept". The decline by the rule of `phases` takes two
+    windows to prove, more than an early collapse leaves.
+    """
+    metric = "loglik_correct"
+    noise = run.rows[metric].iloc[: run.collapse].diff().std() / np.sqrt(run.window)
+    lost = run.tail(metric, run.collapse) - run.head(metric) < -2 * noise
+    return "likelihood lost" if lost else "likelihood kept"
 
 
 def effects(runs: Sequence[Run], study: Study) -> pd.DataFrame:
@@ -87,8 +106,9 @@ def effects(runs: Sequence[Run], study: Study) -> pd.DataFrame:
         `EFFECT_COLUMNS`: group and name of the arm, seeds it shares with GRPO, how many of them
         collapse and how many of GRPO's do, then means of differences from GRPO's run of the seed:
         steps survived up to the common horizon with Student's 95 % interval, best windowed reward,
-        and held-out exact match of the best and the last checkpoint, all within the steps that both
-        were given; NaN where it was not measured.
+        windowed reward at the last step that both have with Student's interval, and held-out exact
+        match of the best and the last checkpoint, all within the steps that both were given; NaN
+        where it was not measured.
     """
     names = {arm.name for arm in study.arms}
     runs = [run for run in runs if run.arm in names]
@@ -110,6 +130,7 @@ def _effect(
 ) -> dict[str, object]:
     pairs = [(run, base[seed]) for seed, run in own.items()]
     survived = student_interval([*paired_survival(own, base).values()])
+    last = student_interval([final_gain(*pair) for pair in pairs])
     return {
         "seeds": len(pairs),
         "collapsed": sum(bool(run.collapsed_by(steps)) for run, _ in pairs),
@@ -118,6 +139,9 @@ def _effect(
         "steps_low": survived.low,
         "steps_high": survived.high,
         "best_reward": student_interval([best_gain(*pair) for pair in pairs]).estimate,
+        "last_reward": last.estimate,
+        "last_reward_low": last.low,
+        "last_reward_high": last.high,
         "heldout_em": _heldout_gain(pairs, "best", steps),
         "last_heldout_em": _heldout_gain(pairs, "last", steps),
     }
@@ -175,20 +199,21 @@ def heldout_table(
 
     Returns:
         Columns `arm`, `seeds`, and mean [95 % interval over seeds] of one-hop, two-hop and all
-        questions, greedy, then all questions sampled at temperature 1 and greedy with the search
-        failures of training.
+        questions, greedy, then sampled at temperature 1, and of all questions greedy with the
+        search failures of training. Rows are over the seeds that all arms with a run share.
     """
     columns = {
-        "one-hop": ("greedy", "1-hop"),
-        "two-hop": ("greedy", "2-hop"),
-        "all": ("greedy", "all"),
-        "sampled": ("sampled_1", "all"),
-        "with failures": ("greedy_with_failures", "all"),
+        f"{kind}{suffix}": (mode, key)
+        for suffix, mode in (("", "greedy"), (", sampled", "sampled_1"))
+        for kind, key in (("one-hop", "1-hop"), ("two-hop", "2-hop"), ("all", "all"))
     }
+    columns["all, with failures"] = ("greedy_with_failures", "all")
     steps = usual_steps(runs)
+    by_arm = {arm: {run.seed for run in runs if run.arm == arm} for arm in arms}
+    shared = set.intersection(*filter(None, by_arm.values())) if any(by_arm.values()) else set()
     rows = []
     for arm in arms:
-        chosen = [run for run in runs if run.arm == arm]
+        chosen = [run for run in runs if run.arm == arm and run.seed in shared]
         row: dict[str, object] = {"arm": method_label(arm), "seeds": len(chosen)}
         for name, (mode, kind) in columns.items():
             values = [run.heldout(checkpoint, mode, kind, within=steps) for run in chosen]
@@ -202,7 +227,7 @@ def _mean_text(values: Sequence[float]) -> str:
         return "not run"
     if len(values) == 1:
         return f"{values[0]:.3f}"
-    found = mean_interval(np.array(values))
+    found = student_interval(values)
     return f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
@@ -247,6 +272,38 @@ def map_cells(study: Study) -> pd.DataFrame:
                 arms.setdefault((panel, seed, rate, updates), entry.arm.name)
     columns = ["panel", "seed", "learning_rate", "updates_per_rollout", "method"]
     return pd.DataFrame([(*place, arm) for place, arm in arms.items()], columns=columns)
+
+
+def map_kinds(table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """What became of each cell of the map: which kind of collapse which panel cures.
+
+    Args:
+        table: what `outcomes` returns, of equally many steps each.
+        cells: what `map_cells` returns.
+
+    Returns:
+        A row a cell, columns `updates per rollout`, `learning rate` and the panels: the collapse
+        step and its kind, "no collapse" with the lowest reward after the best as a share of it, or
+        "not run".
+    """
+    found = table.set_index(["method", "seed"])
+    shown = cells.assign(
+        outcome=[_fate(found, cell.method, cell.seed) for cell in cells.itertuples()]
+    )
+    names = {"updates_per_rollout": "updates per rollout", "learning_rate": "learning rate"}
+    wide = shown.pivot_table(
+        index=list(names), columns="panel", values="outcome", aggfunc="; ".join, sort=False
+    )
+    return wide.sort_index().rename_axis(columns=None).reset_index().rename(columns=names)
+
+
+def _fate(table: pd.DataFrame, arm: str, seed: int) -> str:
+    if (arm, seed) not in table.index:
+        return "not run"
+    run = table.loc[(arm, seed)]
+    if not run["kind"]:
+        return f"no collapse, lowest {run['lowest_after_best']:.2f} of the best"
+    return f"collapse at {run['collapse_step']:.0f}, {run['kind']}"
 
 
 def _place(entry: Entry) -> tuple[str, int, float, int]:

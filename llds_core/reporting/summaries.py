@@ -15,11 +15,15 @@ from llds_core.diagnostics.phases import (
     detect_phases,
     windowed_mean,
 )
-from llds_core.reporting.figures import method_label, metric_label
+from llds_core.reporting.figures import BASELINE, method_label, metric_label
 from llds_core.reporting.store import Run
+from llds_core.reporting.study_tables import gradient_sizes
 
 _COLLAPSE_METRICS = ("reward", "loglik_correct", "loglik_incorrect", "grad_norm")
 _CHANGES = "From the first {window} steps to the last: "
+# Rows of one measurement: every question is measured with each optimizer.
+_OPTIMIZER = "adamw"
+_VIEWS = {"position": "before an action", "total": "in a whole response"}
 
 
 def runs_table(runs: Sequence[Run], *, window: int = WINDOW) -> pd.DataFrame:
@@ -42,6 +46,25 @@ def collapse_summary(runs: Sequence[Run], *, window: int = WINDOW) -> str:
         text += _counted(declines, len(long)) + ". " + _CHANGES.format(window=window)
         text += _changes(long, _COLLAPSE_METRICS, window) + "."
         lines.append(text)
+    return _bullets(lines)
+
+
+def gradient_summary(runs: Sequence[Run], *, window: int = WINDOW) -> str:
+    """Markdown: per method, the span of the gradient norm, and how it first compares to GRPO's."""
+    groups = _by_method(runs)
+    sizes = gradient_sizes(runs, list(groups)).set_index("arm")["over GRPO's"]
+    lines = []
+    for method, group in groups.items():
+        means = np.concatenate([_means(run, "grad_norm", window) for run in group])
+        if not len(means):
+            continue
+        label = method_label(method)
+        text = f"**{label}**: means of the gradient norm over {window} steps lie between "
+        text += f"{means.min():.2g} and {means.max():.2g}"
+        if method != BASELINE and np.isfinite(sizes[label]):
+            text += f"; over the first steps it is {sizes[label]:.2g} times GRPO's of the same "
+            text += "seeds"
+        lines.append(f"{text}.")
     return _bullets(lines)
 
 
@@ -71,6 +94,114 @@ def phases_summary(run: Run, *, window: int = WINDOW) -> str:
         return f"*{title}*: no decline of likelihood and no collapse of reward in {steps}."
     spans = ", ".join(f"{phase.name} {phase.first}–{phase.last}" for phase in found)
     return f"*{title}*: {spans} (steps, judged on means over {window} steps)."
+
+
+def measured_summary(changes: pd.DataFrame) -> str:
+    """Markdown: how many questions, responses and checkpoints a table of changes is of."""
+    asked: dict[tuple[int, ...], list[str]] = {}
+    for seed, rows in changes.groupby("seed"):
+        responses = (rows["correct"] + rows["incorrect"]).unique()
+        asked.setdefault((rows["question_id"].nunique(), *sorted(responses)), []).append(str(seed))
+    lines = [
+        f"Seeds {', '.join(seeds)}: {questions} questions, "
+        f"{' or '.join(map(str, responses))} responses to each."
+        for (questions, *responses), seeds in asked.items()
+    ]
+    for method, rows in changes.groupby("method", sort=False):
+        checkpoints = len(rows[["seed", "step"]].drop_duplicates())
+        lines.append(
+            f"**{method_label(str(method))}**: checkpoints {checkpoints}, seeds "
+            f"{rows['seed'].nunique()}, steps {rows['step'].min()}–{rows['step'].max()}."
+        )
+    return _bullets(lines)
+
+
+def first_action_summary(
+    runs: Sequence[Run], changes: pd.DataFrame, *, window: int = WINDOW
+) -> str:
+    """Markdown: per method, the likelihood of first and later actions up to a collapse, and how
+    many incorrect responses began with a search that found what a correct one's found.
+
+    Args:
+        runs: their metrics up to the collapse are looked at.
+        changes: table of `measure`, whose counts of matching first searches are pooled.
+        window: steps of the means.
+    """
+    lines = []
+    once = changes[changes["optimizer"] == _OPTIMIZER]
+    for method, group in _by_method(runs).items():
+        parts = []
+        for outcome in ("correct", "incorrect"):
+            first, later = (
+                _moved(group, f"loglik_{outcome}_{which}", window, to_collapse=True)
+                for which in ("first", "later")
+            )
+            parts.append(f"{outcome} responses, first actions {first}, later ones {later}")
+        text = f"**{method_label(method)}**. {_CHANGES.format(window=window)[:-2]} before a "
+        text += f"collapse: {'; '.join(parts)} nats per token."
+        lines.append(text + _matches(once[once["method"] == method]))
+    return _bullets(lines)
+
+
+def _matches(rows: pd.DataFrame) -> str:
+    """Matching first searches at the first and the last checkpoints of all seeds, if any counts."""
+    steps = rows.groupby("seed")["step"]
+    counted = []
+    for which, step in (("first", steps.transform("min")), ("last", steps.transform("max"))):
+        counts = rows.loc[rows["step"] == step, ["first_search_equal", "first_search_incorrect"]]
+        equal, incorrect = counts.sum()
+        if incorrect:
+            share = f"{equal} of {incorrect} ({equal / incorrect:.0%})"
+            counted.append(f"{share} at the {which} checkpoints")
+    if not counted:
+        return ""
+    return f" Incorrect responses whose first search matches: {', '.join(counted)}."
+
+
+def rounds_summary(rounds: pd.DataFrame) -> str:
+    """Markdown: per method, the negative log-likelihood in nats per token with the fewest and with
+    the most searches (their number), at the first and the last checkpoint of every seed; means over
+    seeds.
+    """
+    lines = []
+    for method, rows in rounds.groupby("method", sort=False):
+        steps = rows.groupby("seed")["step"]
+        first, last = steps.transform("min"), steps.transform("max")
+        ends = {" at the first checkpoints": first, " at the last": last}
+        if (first == last).all():
+            ends = {"": first}
+        parts = []
+        for view, meaning in _VIEWS.items():
+            at_ends = []
+            for end, step in ends.items():
+                chosen = rows[(rows["step"] == step) & (rows["view"] == view)]
+                nll = chosen.groupby("rounds")["nll"].mean()
+                if len(nll) > 1:
+                    fewest, most = (f"{nll.iloc[at]:.2g} ({nll.index[at]})" for at in (0, -1))
+                    at_ends.append(f"{fewest} → {most}{end}")
+            if at_ends:
+                parts.append(f" By searches {meaning}: {', '.join(at_ends)}.")
+        if parts:
+            name = "SmolLM2-135M" if method == "smollm2" else method_label(str(method))
+            lines.append(f"**{name}**.{''.join(parts)}")
+    return _bullets(lines)
+
+
+def factors_summary(theorem: pd.DataFrame) -> str:
+    """Markdown: per method and optimizer, the mean rank correlation of every factor of Theorem 4.2
+    with the change of likelihood, over the means of seeds, each beside the sign that is expected.
+    """
+    lines = []
+    measured = theorem.dropna(subset=["spearman"])
+    for (method, optimizer), rows in measured.groupby(["method", "optimizer"], sort=False):
+        by_seed = rows.groupby(["factor", "expected", "seed"], sort=False)["spearman"].mean()
+        means = by_seed.groupby(level=["factor", "expected"], sort=False).mean()
+        told = [
+            f"{factor.replace('_', ' ')} {mean:+.2f} ({'+' if expected > 0 else '-'})"
+            for (factor, expected), mean in means.items()
+        ]
+        lines.append(f"**{method_label(str(method))}**, {optimizer}: {', '.join(told)}.")
+    return _bullets(lines)
 
 
 def _row(run: Run, window: int) -> dict[str, object]:
@@ -110,20 +241,30 @@ def _changes(runs: Sequence[Run], metrics: Sequence[str], window: int) -> str:
 
 
 def _change(runs: Sequence[Run], metric: str, window: int) -> str:
-    """How the runs' mean of `metric` moved from the first window with values to the last."""
-    label = metric_label(metric)
-    starts, ends = [], []
-    for run in runs:
-        means = windowed_mean(_series(run, metric).to_numpy(float), window)
-        means = means[~np.isnan(means)]
-        if len(means):
-            starts.append(means[0])
-            ends.append(means[-1])
-    if not starts:
-        return f"{label} never measured"
-    unit = METRICS[metric].unit
-    unit = "" if unit in label else f" {unit}"
-    return f"{label} {np.mean(starts):.3g} → {np.mean(ends):.3g}{unit}"
+    """`_moved` with name and unit of the metric."""
+    label, unit = metric_label(metric), METRICS[metric].unit
+    moved = _moved(runs, metric, window)
+    return f"{label} {moved}" + (f" {unit}" if "→" in moved and unit not in label else "")
+
+
+def _moved(runs: Sequence[Run], metric: str, window: int, *, to_collapse: bool = False) -> str:
+    """How the runs' mean of `metric` moved from the first window with values to the last one, of
+    the whole run or before its collapse.
+    """
+    if to_collapse:
+        starts = [_start(run, "collapse", window) for run in runs]
+        runs = [run.first(at and at - 1) for run, at in zip(runs, starts, strict=True)]
+    found = [means for run in runs if len(means := _means(run, metric, window))]
+    if not found:
+        return "never measured"
+    first, last = (np.mean([means[end] for means in found]) for end in (0, -1))
+    return f"{first:.3g} → {last:.3g}"
+
+
+def _means(run: Run, metric: str, window: int) -> np.ndarray:
+    """Means of a metric over `window` steps, without those that have no value."""
+    means = windowed_mean(_series(run, metric).to_numpy(float), window)
+    return means[~np.isnan(means)]
 
 
 def _too_short(method: str, group: Sequence[Run], window: int) -> str:

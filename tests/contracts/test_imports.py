@@ -19,6 +19,7 @@ LAYERS = (
     {
         "errors",
         "files",
+        "markdown",
         "seeding",
         "config",
         "config_checks",
@@ -69,6 +70,7 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 ALLOWED = {
     "errors": set(),
     "files": {"errors"},
+    "markdown": set(),
     "seeding": set(),
     "provenance": set(),
     "config": {"errors", "config_checks", "config_sections"},
@@ -83,7 +85,7 @@ ALLOWED = {
     "losses": set(),
     "rewards": set(),
     "worlds": {"errors", "files", "seeding", "config", "runs", "rewards"},
-    "retrieval": {"errors", "files", "seeding", "config", "worlds"},
+    "retrieval": {"errors", "files", "markdown", "seeding", "config", "worlds"},
     "evaluation": {room for room in LEVEL if LEVEL[room] < 5},
     "mechanism": {room for room in LEVEL if LEVEL[room] < 5},
     "reporting": {room for room in LEVEL if LEVEL[room] < 5} | {"evaluation", "mechanism"},

@@ -1,9 +1,11 @@
 """House rules of notebooks, checked without running them."""
 
 import ast
+import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from papermill import inspect_notebook
 
@@ -71,11 +73,18 @@ def test_opens_with_what_will_be_seen_and_how_long_it_takes(path):
 
 def test_text_states_no_results(path):
     """Numbers with a decimal point are results; those belong into generated text."""
-    import re
-
     for cell in nbformat.read(path, 4).cells:
         if cell.cell_type == "markdown":
             prose = re.sub(
                 r"arXiv\s\d+\.\d+|Theorem \d\.\d|CC BY 4\.0|llds_core\.[\w.]+", "", cell.source
             )
             assert not re.search(r"\d\.\d", prose), cell.source
+
+
+def test_seeds_named_for_the_published_study_are_those_of_its_main_arm(path):
+    runs = pd.read_csv(FOLDER.parent / "results" / "published" / "desk" / "runs.csv")
+    published = runs.loc[runs["method"] == "grpo", "seed"].tolist()
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "markdown":
+            for seeds in re.findall(r"`seeds = (\[.*?\])`", cell.source):
+                assert ast.literal_eval(seeds) == published

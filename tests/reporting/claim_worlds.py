@@ -15,7 +15,7 @@ STEPS = 30
 COLLAPSE = 20
 CONFIG = {
     "loss": {"llds_weight": 0.0},
-    "training": {"updates_per_rollout": 16, "steps": STEPS},
+    "training": {"updates_per_rollout": 16, "steps": STEPS, "learning_rate": 1e-4},
 }
 
 
@@ -88,9 +88,10 @@ def weighted(weight):
 
 SIX, THREE, TWO = range(6), range(3), range(2)
 LONG = 2 * STEPS
+FADING = {"loglik_correct_first": -0.24 - 0.001 * np.arange(LONG)}
 ARMS = {
     "grpo": arm(fallen, *SIX),
-    "llds-action": arm(stable, *SIX, steps=LONG, loss=weighted(2)),
+    "llds-action": arm(stable, *SIX, steps=LONG, columns=FADING, loss=weighted(2)),
     "llds-action-long": arm(stable, 6, steps=3 * STEPS),
     "llds-weight-0.01": arm(fallen, *THREE, at=22, loss=weighted(0.01)),
     "llds-weight-0.1": arm(fallen, *THREE, at=24, loss=weighted(0.1)),
@@ -99,16 +100,17 @@ ARMS = {
     "llds-token": arm(stable, *THREE, steps=LONG, level=0.5),
     "llds-positive": arm(fallen, *THREE, at=22),
     "llds-ma": arm(stable, *THREE, steps=LONG, columns={"valid_searches": 2.2}),
-    "grpo-no-negative": arm(stable, *TWO),
-    "grpo-kl-0.01": arm(fallen, *THREE),
-    "grpo-kl-0.1": arm(fallen, *THREE),
-    "grpo-lr-half": arm(fallen, *THREE, at=24),
-    "grpo-grad-clip": arm(fallen, *THREE),
-    "grpo-large-batch": arm(fallen, *THREE),
-    "grpo-entropy-0.001": arm(fallen, *TWO),
-    "grpo-entropy-0.01": arm(fallen, *TWO),
-    "grpo-epochs-1": arm(fallen, *TWO, at=23, training={"updates_per_rollout": 8}),
-    "grpo-epochs-4": arm(fallen, *TWO, at=17, training={"updates_per_rollout": 32}),
+    "grpo-no-negative": arm(stable, *THREE),
+    **{
+        f"grpo-{cure}": arm(stable, *THREE, level=0.5)
+        for cure in ("kl-0.01", "kl-0.1", "grad-clip", "large-batch")
+    },
+    "grpo-lr-half": arm(stable, *THREE, level=0.5, training={"learning_rate": 5e-5}),
+    "grpo-lr-seventh": arm(stable, *THREE, level=0.5, training={"learning_rate": 1.4e-5}),
+    "grpo-entropy-0.001": arm(stable, *THREE),
+    "grpo-entropy-0.01": arm(stable, *THREE),
+    "grpo-epochs-1": arm(fallen, *THREE, at=23, training={"updates_per_rollout": 8}),
+    "grpo-epochs-4": arm(fallen, *THREE, at=17, training={"updates_per_rollout": 32}),
     "grpo-one-epoch-1": arm(stable, *TWO, training={"updates_per_rollout": 1}),
     "grpo-one-epoch-4": arm(fallen, *TWO, at=25, training={"updates_per_rollout": 4}),
     "grpo-one-epoch-32": arm(fallen, *TWO, at=17, training={"updates_per_rollout": 32}),
@@ -151,7 +153,8 @@ def changes(shares=(0.2, 0.7), matches=(0.3, 0.6), method="grpo", seeds=TWO, que
 
 def theorem(sign=1, seeds=TWO):
     """Frame of rank correlations with the signs of the theorem, or the opposite ones."""
-    factors = {"driver": -0.5, "loglik_incorrect": 0.4, "similarity": -0.3}
+    factors = {"driver": -0.5, "pull": -0.2, "gain": 0.5}
+    factors |= {"loglik_incorrect": 0.4, "similarity": -0.3}
     return pd.DataFrame(
         [
             {"method": "grpo", "seed": seed, "step": step, "factor": factor, "spearman": value}
@@ -164,5 +167,19 @@ def theorem(sign=1, seeds=TWO):
     )
 
 
+def rounds(rise=0.2, seeds=TWO):
+    """Frame of negative log-likelihoods by tool round; the third is reached by too few."""
+    return pd.DataFrame(
+        [
+            {"method": "grpo", "seed": seed, "step": step, "view": "position", "rounds": position}
+            | {"nll": 0.3 + rise * position + 0.01 * seed * position, "trajectories": count}
+            for seed in seeds
+            for step in (0, 15)
+            for position, count in ((0, 200), (1, 60), (2, 5))
+        ]
+    )
+
+
 def mechanism(**frames):
-    return {"likelihood_change": changes(), "theorem": theorem(), **frames}
+    found = {"likelihood_change": changes(), "theorem": theorem(), "nll_by_round": rounds()}
+    return found | frames

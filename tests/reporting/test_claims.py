@@ -18,6 +18,7 @@ from claim_worlds import (
     heldout,
     made,
     mechanism,
+    rounds,
     stable,
     study,
     theorem,
@@ -56,7 +57,7 @@ CASES = {
     ),
     "Fewer LLDS": ({"llds_action": WORSE}, ["llds-action"]),
     "LLDS survives longer": ({"llds_action": WORSE}, ["grpo"]),
-    "LLDS ends with": ({"llds_action": WORSE}, ["llds-action"]),
+    "LLDS ends with a higher": ({"llds_action": WORSE}, ["llds-action"]),
     "LLDS reaches": ({"llds_action": arm(stable, *SIX, steps=LONG, level=0.55)}, ["grpo"]),
     "LLDS improves": ({"heldout": heldout(llds_action=0.2)}, ["llds-action"]),
     "LLDS's last checkpoint": ({"heldout": heldout(llds_action=0.2)}, ["llds-action"]),
@@ -70,7 +71,15 @@ CASES = {
     "Length and searches": (with_columns(response_length=45 + 2 * STEP), ["grpo"]),
     "The gradient norm": (with_columns(grad_norm=0.3), ["grpo"]),
     "Incorrect responses become": (with_columns(loglik_incorrect=0.0), ["grpo"]),
-    "The likelihood of first": (with_columns(loglik_correct_first=0.0), ["grpo"]),
+    "The likelihood of first actions falls below": (
+        with_columns(loglik_correct_first=0.0),
+        ["grpo"],
+    ),
+    "The likelihood of first actions falls under": (
+        {"llds_action": arm(stable, *SIX, steps=LONG)},
+        ["llds-action"],
+    ),
+    "The more searches": ({"nll_by_round": rounds(-0.1)}, ["nll_by_round"]),
     "The share of questions": (
         {"likelihood_change": changes(shares=(0.6, 0.6))},
         ["likelihood_change"],
@@ -81,12 +90,14 @@ CASES = {
         ["likelihood_change"],
     ),
     "A higher driver": ({"theorem": theorem(-1)}, ["theorem"]),
+    "Of that score, a stronger pull": ({"theorem": theorem(-1)}, ["theorem"]),
+    "Of that score, more support": ({"theorem": theorem(-1)}, ["theorem"]),
     "A lower likelihood of incorrect": ({"theorem": theorem(-1)}, ["theorem"]),
     "A higher similarity": ({"theorem": theorem(-1)}, ["theorem"]),
     "The death-spiral conditions hold": (with_columns(loglik_change_correct=1.0), ["grpo"]),
     "The death-spiral conditions do not": ({"llds_action": arm(fallen, *SIX)}, ["llds-action"]),
-    "A small weight": (
-        {"llds-weight-0.01": arm(stable, *THREE, loss=weighted(0.01))},
+    "Weights too small": (
+        {"llds-weight-0.1": arm(fallen, *THREE, at=15, loss=weighted(0.1))},
         ["llds-weight-0.01", "llds-weight-0.1", "llds-weight-0.2"],
     ),
     "The paper's weight": (
@@ -98,7 +109,7 @@ CASES = {
             "llds-weight-0.2": arm(fallen, *THREE, at=14, loss=weighted(0.2)),
             "llds_action": arm(fallen, *SIX, at=16, loss=weighted(2)),
         },
-        ["grpo", "llds-weight-0.1", "llds-weight-0.2"],
+        ["grpo", "llds-weight-0.01", "llds-weight-0.1", "llds-weight-0.2"],
     ),
     "Action gate, then response gate, then token gate on": (
         {"heldout": heldout(llds_response=0.35)},
@@ -110,20 +121,42 @@ CASES = {
     ),
     "LLDS-MA searches": ({"llds_ma": arm(stable, *THREE, steps=LONG)}, ["llds-ma"]),
     "LLDS-MA improves": ({"heldout": heldout(llds_ma=0.3)}, ["llds-ma"]),
-    "Without negative": ({"grpo_no_negative": arm(fallen, *TWO)}, ["grpo-no-negative"]),
+    "Without negative": ({"grpo_no_negative": arm(fallen, *THREE)}, ["grpo-no-negative"]),
     "Preserving groups": (
         {"llds_positive": arm(stable, *THREE, steps=LONG)},
         ["llds-positive"],
     ),
-    "A larger KL": ({"grpo-kl-0.1": arm(stable, *THREE)}, ["grpo-kl-0.01"]),
-    "Half the learning": ({"grpo_lr_half": arm(stable, *THREE)}, ["grpo-lr-half"]),
-    "Stronger gradient": ({"grpo_grad_clip": arm(stable, *THREE)}, ["grpo-grad-clip"]),
-    "A larger batch": ({"grpo_large_batch": arm(stable, *THREE)}, ["grpo-large-batch"]),
-    "An entropy bonus": ({"grpo-entropy-0.01": arm(stable, *TWO)}, ["grpo-entropy-0.01"]),
+    **{
+        start: ({f"grpo-{arms}": arm(fallen, *THREE)}, [f"grpo-{arms}"])
+        for start, arms in (
+            ("A KL weight of 0.01", "kl-0.01"),
+            ("A KL weight of 0.1", "kl-0.1"),
+            ("Half the learning", "lr-half"),
+            ("A seventh", "lr-seventh"),
+            ("Gradient clipping", "grad-clip"),
+            ("A larger batch", "large-batch"),
+            ("An entropy bonus of 0.001", "entropy-0.001"),
+            ("An entropy bonus of 0.01", "entropy-0.01"),
+        )
+    },
+    **{
+        f"LLDS's last reward is above that of GRPO with {start}": (
+            {f"grpo-{arms}": arm(stable, *THREE, level=0.8)},
+            [f"grpo-{arms}"],
+        )
+        for start, arms in (
+            ("a KL weight of 0.01", "kl-0.01"),
+            ("a KL weight of 0.1", "kl-0.1"),
+            ("half", "lr-half"),
+            ("a seventh", "lr-seventh"),
+            ("gradient", "grad-clip"),
+            ("a larger", "large-batch"),
+        )
+    },
     "More updates on a rollout, by more epochs": (
         {
-            "grpo_epochs_1": arm(fallen, *TWO, at=14, training={"updates_per_rollout": 8}),
-            "grpo_epochs_4": arm(stable, *TWO, training={"updates_per_rollout": 32}),
+            "grpo_epochs_1": arm(fallen, *THREE, at=14, training={"updates_per_rollout": 8}),
+            "grpo_epochs_4": arm(stable, *THREE, training={"updates_per_rollout": 32}),
         },
         ["grpo-epochs-4"],
     ),
@@ -143,7 +176,8 @@ def claim_named(start):
 
 
 def checked(start, without=(), **given):
-    frames = mechanism(**{k: given.pop(k) for k in ("likelihood_change", "theorem") if k in given})
+    names = ("likelihood_change", "theorem", "nll_by_round")
+    frames = mechanism(**{name: given.pop(name) for name in names if name in given})
     frames = {name: frame for name, frame in frames.items() if name not in without}
     scores = given.pop("heldout", heldout())
     evidence = Evidence(study(without, **given), frames, scores, WINDOW)
@@ -185,9 +219,10 @@ def test_without_runs_nothing_is_tested():
 
 def test_the_table_names_its_runs_and_is_the_same_twice(table):
     assert table.equals(evaluate_claims(study(), mechanism(), window=WINDOW, heldout=heldout()))
-    [row] = table[table.claim.str.startswith("A small weight")].itertuples()
+    [row] = table[table.claim.str.startswith("Weights too small")].itertuples()
     assert row.runs.split(";") == [
         *(f"llds-weight-0.01-seed{seed}" for seed in THREE),
+        *(f"llds-weight-0.1-seed{seed}" for seed in THREE),
         *(f"grpo-seed{seed}" for seed in THREE),
     ]
     assert (row.seeds, row.effect_unit) == (3, "steps") and row.rule
@@ -212,7 +247,11 @@ def test_a_cure_counts_only_when_watched_as_long_as_grpo():
 
 def test_a_run_that_stopped_after_its_collapse_is_compared_as_far_as_it_goes():
     stopped = arm(fallen, *SIX, cut=COLLAPSE + 1 + 2 * WINDOW, status="collapsed")
-    for start in ("LLDS survives longer", "LLDS ends with", "LLDS does not collapse over twice"):
+    for start in (
+        "LLDS survives longer",
+        "LLDS ends with a higher",
+        "LLDS does not collapse over twice",
+    ):
         assert checked(start, grpo=stopped) == "holds"
 
 
@@ -271,15 +310,39 @@ def test_held_out_scores_are_compared_within_the_steps_of_grpo():
         assert checked(start, **short) == "holds"
 
 
-def test_a_cure_is_judged_on_the_seeds_on_which_grpo_collapses():
+def test_a_cure_is_judged_on_all_seeds_and_no_verdict_rests_on_too_few():
     def mixed(name):
-        return [fallen(name, 0), fallen(name, 1), stable(name, 2), stable(name, 3)]
+        return [fallen(name, 0), fallen(name, 1), *(stable(name, seed) for seed in (2, 3))]
 
-    held = {"grpo_lr_half": lambda name: [stable(name, 0), stable(name, 1), fallen(name, 2)]}
-    assert checked("Half the learning", grpo=mixed, **held) == "does not hold"
-    lost = {"grpo_lr_half": lambda name: [fallen(name, 0), stable(name, 1), stable(name, 2)]}
-    assert checked("Half the learning", grpo=mixed, **lost) == "holds"
-    assert checked("Half the learning", grpo_lr_half=arm(stable, 2, 3), grpo=mixed) == "not tested"
+    def cured(*fall):
+        kinds = [fallen if seed in fall else stable for seed in range(4)]
+        return lambda name: [make(name, seed) for seed, make in enumerate(kinds)]
+
+    # Two seeds that GRPO loses are kept, which chance may do; a loss elsewhere counts against it.
+    assert checked("Half the learning", grpo=mixed, grpo_lr_half=cured()) == "not tested"
+    assert checked("Half the learning", grpo=mixed, grpo_lr_half=cured(2)) == "does not hold"
+    found = claim_named("Half the learning").check(
+        Evidence(study(grpo=mixed, grpo_lr_half=cured()), {}, {}, WINDOW)
+    )
+    assert (found.holds, found.effect.estimate, len(found.seeds)) == (None, 1.0, 4)
+
+
+def test_what_no_outcome_could_show_is_not_tested():
+    """Five seeds cannot reject equal shares, nor two seeds of three settings a trend."""
+    five = {"grpo": arm(fallen, *range(5)), "llds_action": arm(stable, *range(5), steps=LONG)}
+    assert checked("Fewer LLDS", **five) == "not tested"
+    two = {
+        "grpo_epochs_1": arm(fallen, *TWO, at=23, training={"updates_per_rollout": 8}),
+        "grpo_epochs_4": arm(fallen, *TWO, at=17, training={"updates_per_rollout": 32}),
+    }
+    assert checked("More updates on a rollout, by more epochs", **two) == "not tested"
+    maps = {
+        f"map-grpo-updates-{updates}-lr-2": arm(
+            fallen, 0, at=at, training={"updates_per_rollout": updates, "learning_rate": 7e-4}
+        )
+        for updates, at in ((8, 20), (16, 18), (32, 16))
+    }
+    assert checked("More updates on a rollout, by more epochs", **two, **maps) == "holds"
 
 
 def test_conditions_not_met_count_only_where_grpo_meets_them():

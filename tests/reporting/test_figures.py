@@ -15,6 +15,7 @@ from llds_core.reporting.figures import (
     METHOD_LABELS,
     curves_data,
     curves_figure,
+    method_label,
     save_figure,
 )
 from llds_core.reporting.store import Run, load_runs
@@ -83,6 +84,23 @@ def test_one_panel_a_metric_with_the_colour_of_the_method():
 def test_colours_tell_methods_apart_and_every_one_has_a_label():
     assert len(set(METHOD_COLOURS.values())) == len(METHOD_COLOURS)
     assert METHOD_COLOURS.keys() == METHOD_LABELS.keys()
+
+
+def test_arms_are_named_by_what_they_change():
+    assert method_label("llds-weight-0.1") == "LLDS, weight 0.1"
+    assert method_label("grpo-lr-half") == "GRPO, half the learning rate"
+    assert method_label("mine") == "mine"
+
+
+def test_panels_to_be_compared_get_one_axis():
+    panels = ["loglik_correct", "loglik_incorrect", "reward"]
+    run = made_run()
+    run.metrics["loglik_incorrect"] = -4.0
+    axes = curves_figure([run], panels, same_scale=panels[:2]).axes
+    assert axes[0].get_ylim() == axes[1].get_ylim() != axes[2].get_ylim()
+    low, high = axes[0].get_ylim()
+    assert low < -4 and high > -0.5
+    assert curves_figure([run], panels).axes[0].get_ylim()[0] > -1
 
 
 def test_a_method_without_a_colour_is_drawn_all_the_same():

@@ -7,6 +7,7 @@ from llds_core.reporting.stats import (
     Survival,
     censored_median,
     common_horizon,
+    mcnemar,
     mean_interval,
     paired_difference,
     paired_proportions,
@@ -66,23 +67,26 @@ def test_shares_have_wilsons_interval():
         proportion_interval(6, 5)
 
 
-def test_paired_shares_count_only_seeds_that_differ():
+def test_the_interval_of_paired_shares_is_newcombes():
+    """An example of Newcombe's (1998): of 50 pairs 20 both, 12 the first, 2 the second, 16 none."""
+    pairs = [(True, True)] * 20 + [(True, False)] * 12 + [(False, True)] * 2 + [(False, False)] * 16
+    first, second = (dict(enumerate(side)) for side in zip(*pairs, strict=True))
+    found = paired_proportions(first, second)
+    assert (found.estimate, found.n) == (pytest.approx(0.2), 50)
+    assert [found.low, found.high] == pytest.approx([0.0562, 0.3292], abs=5e-5)
+    mirrored = paired_proportions(second, first)
+    assert (mirrored.low, mirrored.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
+
+
+def test_mcnemar_counts_only_seeds_that_differ():
     first = dict.fromkeys(range(5), True)
     second = {0: True, 1: False, 2: False, 3: False, 4: False, 9: False}
-    found = paired_proportions(first, second)
-    # 4 of 4 seeds that differ: Clopper-Pearson from 0.025^(1/4), mapped from shares to differences.
-    low = (2 * 0.025**0.25 - 1) * 4 / 5
-    assert (found.estimate, found.high, found.n) == (0.8, 0.8, 5)
-    assert found.low == pytest.approx(low) and found.low < 0
-    assert paired_proportions(second, first).estimate == -0.8
-
-
-def test_six_seeds_that_differ_reject_equal_shares_and_none_tells_nothing():
-    yes, no = dict.fromkeys(range(6), True), dict.fromkeys(range(6), False)
-    assert paired_proportions(yes, no).low > 0 > paired_proportions(no, yes).high
-    same = paired_proportions(yes, yes)
-    assert same.estimate == 0 and np.isnan([same.low, same.high]).all()
-    assert np.isnan(paired_proportions({}, yes).estimate)
+    assert mcnemar(first, second) == pytest.approx(2 * 0.5**4) == mcnemar(second, first)
+    assert mcnemar(first, first) == 1
+    six = dict.fromkeys(range(6), True)
+    assert mcnemar(six, dict.fromkeys(range(6), False)) < 0.05
+    assert paired_proportions(first, first).estimate == 0
+    assert np.isnan(paired_proportions({}, first).estimate)
 
 
 def test_a_censored_run_lasts_to_the_horizon_that_all_were_watched_to():
@@ -118,26 +122,38 @@ def test_a_trend_over_arms_has_its_sign_and_counts_ties_as_ties():
     seeds = [1, 2, 3] * 5
     steps = [9, 10, 11, 11, 12, 13, 15, 16, 19, 19, 19, 19, 19, 19, 19]
     trend = spearman_trend(weights, steps, seeds)
+    found = trend.correlation
     assert trend == spearman_trend(weights, steps, seeds)
-    assert 0 < trend.low < trend.estimate <= trend.high
+    assert 0 < found.low < found.estimate <= found.high and trend.p < 0.001
     falling = spearman_trend(weights, [-each for each in steps], seeds)
-    assert falling.high < 0 and falling.estimate == pytest.approx(-trend.estimate)
+    assert falling.correlation.high < 0 and falling.p == trend.p
+    assert falling.correlation.estimate == pytest.approx(-found.estimate)
     # Ranks of (1, 1, 2) are (1.5, 1.5, 3): correlation with (1, 2, 3) is sqrt(3) / 2.
-    assert spearman_trend([1, 2, 3], [1, 1, 2], [0] * 3).estimate == pytest.approx(np.sqrt(3) / 2)
+    ties = spearman_trend([1, 2, 3], [1, 1, 2], [0] * 3)
+    assert ties.correlation.estimate == pytest.approx(np.sqrt(3) / 2)
 
 
 def test_a_trend_is_taken_within_seeds():
     """Seeds that differ in level would hide it; a seed where nothing varies shows none."""
-    weights, steps = [1, 2, 3, 1, 2, 3], [1, 2, 3, 101, 102, 103]
-    assert spearman_trend(weights, steps, [0, 0, 0, 1, 1, 1]).estimate == pytest.approx(1)
-    flat = [1, 2, 3, 9, 9, 9]
-    assert spearman_trend(weights, flat, [0, 0, 0, 1, 1, 1]).estimate == pytest.approx(0.5)
+    weights, seeds = [1, 2, 3, 1, 2, 3], [0, 0, 0, 1, 1, 1]
+    trend = spearman_trend(weights, [1, 2, 3, 101, 102, 103], seeds)
+    assert trend.correlation.estimate == pytest.approx(1)
+    flat = spearman_trend(weights, [1, 2, 3, 9, 9, 9], seeds)
+    assert flat.correlation.estimate == pytest.approx(0.5)
     # One setting of a seed is no trend, and leaves the others alone.
-    assert spearman_trend([1, 2, 3, 1], [1, 2, 3, 50], [0, 0, 0, 1]).n == 3
+    assert spearman_trend([1, 2, 3, 1], [1, 2, 3, 50], [0, 0, 0, 1]).correlation.n == 3
+
+
+def test_the_p_of_a_trend_is_that_of_permutations_within_strata():
+    """Of 36 arrangements two are as extreme as perfect order, in either direction."""
+    trend = spearman_trend([1, 2, 3] * 2, [3, 2, 1] * 2, ["a"] * 3 + ["b"] * 3)
+    assert trend.least_p == pytest.approx(2 / 36)
+    assert trend.p == pytest.approx(2 / 36, abs=0.01)
 
 
 def test_no_trend_is_claimed_where_nothing_varies():
     for settings, outcomes in (([1, 2, 3], [5, 5, 5]), ([1, 1, 1], [1, 2, 3]), ([1, 2], [1, 2])):
-        assert np.isnan(spearman_trend(settings, outcomes, [0] * len(settings)).estimate)
-    with pytest.raises(ValueError, match="2 settings and 1 seeds for 1"):
+        trend = spearman_trend(settings, outcomes, [0] * len(settings))
+        assert np.isnan([trend.correlation.estimate, trend.p]).all()
+    with pytest.raises(ValueError, match="2 settings and 1 strata for 1"):
         spearman_trend([1, 2], [1], [0])

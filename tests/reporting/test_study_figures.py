@@ -1,5 +1,6 @@
 """Outcomes of arms, their figures and tables, from made-up runs."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,12 @@ import pytest
 from llds_core.config import load_experiment
 from llds_core.errors import DataError
 from llds_core.reporting.store import Run
-from llds_core.reporting.study_figures import map_figure, outcomes_figure
+from llds_core.reporting.study_figures import (
+    SERIES,
+    map_figure,
+    outcomes_figure,
+    weights_figure,
+)
 from llds_core.reporting.study_tables import (
     effects,
     gradient_sizes,
@@ -24,6 +30,9 @@ from llds_core.studies import Arm, Study, load_study
 
 RISING = [0.3, 0.4] + [0.5] * 16
 FALLING = [0.3, 0.4] + [0.5] * 8 + [0.1] * 8
+SAGGING = [0.3, 0.4] + [0.5] * 11 + [0.1] * 3 + [0.3] * 2
+LONG = RISING * 3
+DIVERGED = {"status": "failed", "reason": "TrainingDivergedError: loss was not finite"}
 
 
 def made(
@@ -56,10 +65,23 @@ def made(
     return Run(Path("nowhere"), manifest, metrics)
 
 
-def evaluation(em: float, checkpoint: str = "best") -> dict[str, Any]:
+def evaluation(em: float, checkpoint: str = "best", step: int = 40) -> dict[str, Any]:
     kinds = {"all": em, "1-hop": em + 0.1, "2-hop": em - 0.1}
     results = {kind: {"em": value, "n": 10} for kind, value in kinds.items()}
-    return {checkpoint: {"results": {"greedy": results}}}
+    return {checkpoint: {"checkpoint": f"step-{step:06d}", "results": {"greedy": results}}}
+
+
+def marks(axes: Any) -> set[tuple[str, float]]:
+    """Marker and place of every run."""
+    return {
+        (line.get_marker(), float(line.get_xdata()[0]))
+        for line in axes.lines
+        if line.get_marker() != "None"
+    }
+
+
+def row_labels(figure: Any) -> list[str]:
+    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
 
 
 def texts(figure: Any) -> list[str]:
@@ -68,8 +90,8 @@ def texts(figure: Any) -> list[str]:
 
 def test_outcomes_find_collapse_and_slope() -> None:
     fallen, held = outcomes([made("grpo", 0, FALLING), made("llds-action")]).itertuples()
-    assert fallen.collapse_step == 12 and fallen.likelihood_falls
-    assert np.isnan(held.collapse_step) and held.steps == 18 and not held.likelihood_falls
+    assert fallen.collapse_step == 12 and fallen.kind == "likelihood lost"
+    assert np.isnan(held.collapse_step) and held.steps == 18 and held.kind == ""
     assert fallen.slope == pytest.approx(-0.1) and held.slope == pytest.approx(-0.1)
     assert (held.best_reward, fallen.final_reward) == pytest.approx((0.5, 0.1))
     assert held.first_reward == pytest.approx(0.4)
@@ -90,40 +112,137 @@ def test_only_the_first_steps_may_be_looked_at() -> None:
 
 
 def test_a_run_that_diverged_collapsed_at_the_step_it_did_not_make() -> None:
-    why = {"status": "failed", "reason": "TrainingDivergedError: loss was not finite"}
-    (row,) = outcomes([made("grpo", 0, RISING, **why)]).itertuples()
+    (row,) = outcomes([made("grpo", 0, RISING, **DIVERGED)]).itertuples()
     assert row.collapse_step == 19
 
 
-def test_a_run_that_held_is_drawn_open_where_it_ended() -> None:
+def test_a_run_without_collapse_is_drawn_open_where_it_ended() -> None:
     table = outcomes([made("grpo", 0, FALLING), made("grpo", 1), made("llds-action")])
     groups = {"main": ["grpo", "llds-action"], "gates": ["llds-token"]}
     figure = outcomes_figure(table, groups)
-    drawn = [line for line in figure.axes[0].lines if line.get_marker() != "None"]
-    marks = {(line.get_marker(), float(line.get_xdata()[0])) for line in drawn}
-    assert marks == {("o", 12.0), (">", 18.0)}
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert marks(figure.axes[0]) == {("o", 12.0), (">", 18.0)}
+    labels = row_labels(figure)
     assert (labels[0], labels[3]) == ("main", "gates") and labels[4].endswith("(token gate)")
     assert texts(figure) == ["not run"]
     with pytest.raises(DataError, match="run the study"):
         outcomes_figure(table, {"main": ["nothing"]})
 
 
-def test_a_collapse_without_loss_of_likelihood_is_crossed_and_updates_are_named() -> None:
-    other = made("grpo-epochs-1", 0, FALLING, "training.updates_per_rollout=8", "training.epochs=1")
+def test_a_collapse_without_loss_of_likelihood_is_crossed() -> None:
+    other = made("grpo-kl-0", 0, FALLING)
     other.metrics["loglik_correct"] = -0.2
-    figure = outcomes_figure(outcomes([made("grpo"), other]), {"a": ["grpo", "grpo-epochs-1"]})
-    assert "X" in {line.get_marker() for line in figure.axes[0].lines}
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == ["a", "GRPO", "GRPO, epochs 1 (8 updates)"]
+    figure = outcomes_figure(outcomes([made("grpo"), other]), {"a": ["grpo", "grpo-kl-0"]})
+    assert marks(figure.axes[0]) == {(">", 18.0), ("X", 12.0)}
+    assert row_labels(figure) == ["a", "GRPO", "GRPO, KL weight 0"]
+
+
+def test_a_run_that_lost_most_of_its_reward_outside_the_rule_has_its_own_mark() -> None:
+    table = outcomes([made("grpo", 0, SAGGING), made("grpo", 1)])
+    assert table["collapse_step"].isna().all()
+    figure = outcomes_figure(table, {"main": ["grpo"]})
+    assert marks(figure.axes[0]) == {("v", 18.0), (">", 18.0)}
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "not by the rule, but fell below half of its best" in named
+
+
+def test_a_run_of_many_times_the_usual_steps_stands_at_the_edge() -> None:
+    runs = [made("grpo"), made("llds-action", 0, RISING * 2), made("llds-action-long", 0, LONG)]
+    arms = [run.arm for run in runs]
+    figure = outcomes_figure(outcomes(runs), {"main": arms})
+    assert marks(figure.axes[0]) == {(">", 18.0), (">", 36.0)}
+    assert texts(figure) == ["step 54 →"] and figure.axes[0].get_xlim()[1] < 40
+    # Where every run collapsed nothing is known to be usual.
+    both = outcomes([made("grpo", 0, FALLING), made("grpo", 1, [*RISING, *FALLING])])
+    assert texts(outcomes_figure(both, {"main": ["grpo"]})) == []
+
+
+def test_a_diverged_run_without_a_slope_is_drawn() -> None:
+    table = outcomes([made("grpo", 0, [0.3], **DIVERGED), made("grpo", 1)])
+    figure = outcomes_figure(table, {"main": ["grpo"]})
+    assert marks(figure.axes[0]) == {("X", 2.0), (">", 18.0)}
+
+
+def test_factors_are_series_that_hold_the_own_point_of_the_preset() -> None:
+    table = outcomes([made("grpo")])
+    groups = {"main": ["grpo"], "factors": ["mine", "grpo-epochs-1", "grpo-one-epoch-2"]}
+    assert row_labels(outcomes_figure(table, groups)) == [
+        "main",
+        "GRPO",
+        "factors",
+        "mine",
+        "updates by epochs (mini-batches of 16)",
+        "8 updates (1 epoch)",
+        "32 updates (4 epochs) = GRPO",
+        "updates by mini-batch (1 epoch)",
+        "2 updates (mini-batches of 64)",
+        "8 updates (mini-batches of 16)",
+    ]
+
+
+def test_every_arm_of_the_desk_study_has_a_row_and_says_its_settings() -> None:
+    study = load_study("desk")
+    groups: dict[str, list[str]] = {}
+    for arm in study.arms:
+        if arm.group != "map":
+            groups.setdefault(arm.group, []).append(arm.name)
+    labels = row_labels(outcomes_figure(outcomes([made("grpo")]), groups))
+    assert len(labels) == len(set(labels)) and not set(labels) & {arm.name for arm in study.arms}
+    factors = [name for labels in SERIES["factors"].values() for name in labels]
+    assert set(groups["factors"]) <= set(factors)
+    configs = {entry.arm.name: entry.config for entry in study.entries()}
+    by_epochs, by_mini_batch, mini_batch, *_, failures, sizes, _ = SERIES["factors"].values()
+    for arm, label in by_epochs.items():
+        training = configs[arm].training
+        assert numbers(label) == [training.updates_per_rollout, training.epochs]
+    for arm, label in by_mini_batch.items():
+        assert numbers(label) == [configs[arm].training.updates_per_rollout, batch(configs[arm])]
+    for arm, label in mini_batch.items():
+        assert numbers(label) == [batch(configs[arm])]
+    for arm, label in failures.items():
+        assert (numbers(label) or [0]) == [round(100 * configs[arm].retrieval.failure_rate)]
+    for arm, label in sizes.items():
+        assert numbers(label) == [configs[arm].rollout.group_size]
+
+
+def numbers(label: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", label)]
+
+
+def batch(config: Any) -> float:
+    """Trajectories of a mini-batch."""
+    trajectories = config.rollout.prompts_per_rollout * config.rollout.group_size
+    return trajectories * config.training.epochs / config.training.updates_per_rollout
+
+
+def test_weights_are_columns_in_order_over_the_steps_that_all_were_given() -> None:
+    runs = [
+        made("llds-action", 0, RISING * 2, "training.steps=36"),
+        made("llds-weight-0.1", 0, FALLING, "training.steps=18", "loss.llds_weight=0.1"),
+        *(made("grpo", seed, RISING, "training.steps=18") for seed in range(3)),
+    ]
+    figure = weights_figure(runs, ["reward", "grad_norm"])
+    assert [axes.get_title() for axes in figure.axes[:3]] == [
+        "weight 0 (GRPO)\n0 of 3 collapse",
+        "weight 0.1\n1 of 1 collapse",
+        "weight 10\n0 of 1 collapse",
+    ]
+    assert len(figure.axes) == 6
+    ends = {line.get_xdata()[-1] for line in figure.axes[2].lines}
+    onset = [line for line in figure.axes[1].lines if line.get_linestyle() == ":"]
+    assert ends == {18} and [line.get_xdata()[0] for line in onset] == [12]
+    runs[2].metrics["grad_norm"] = np.nan
+    assert weights_figure(runs[2:3], ["grad_norm"]).axes
+    with pytest.raises(DataError, match="run the study"):
+        weights_figure([], ["reward"])
 
 
 def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
     runs = [
         made("map-grpo-a", 0, FALLING, "training.learning_rate=1e-4"),
         made("map-grpo-b", 0, RISING, "training.learning_rate=2e-4"),
-        made("map-llds-a", 0, RISING, "training.learning_rate=1e-4"),
+        made("map-llds-a", 0, SAGGING, "training.learning_rate=1e-4"),
         made("map-llds-a", 1, FALLING, "training.learning_rate=1e-4"),
+        made("map-llds-b", 0, [0.3, 0.3], "training.learning_rate=2e-4", **DIVERGED),
     ]
     cells = pd.DataFrame(
         [
@@ -135,10 +254,10 @@ def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
     )
     figure = map_figure(outcomes(runs), cells)
     assert texts(figure) == [
-        "0.50 → 0.10\ncollapse at 12\nlikelihood declined",
-        "0.50 → 0.50\nheld 18",
-        "0.50 → 0.50\nheld 18",
-        "not run",
+        "0.50 → 0.10\ncollapse at 12\nlikelihood lost",
+        "0.50 → 0.50\nno collapse in 18",
+        "0.50 → 0.23\nno collapse in 18\nfell below half",
+        "collapse at 3\nlikelihood kept",
         "not run",
         "not run",
     ]
@@ -226,16 +345,28 @@ def test_held_out_scores_of_long_runs_are_those_within_the_usual_steps() -> None
     runs.append(made("llds-action", 0, RISING, "training.steps=60", evaluation=long))
     table = heldout_table(runs, ["grpo", "llds-action"])
     assert table["all"].tolist() == ["0.200", "0.400"]
+    # Only of the best checkpoint, and where that is early, the whole run says what it was then.
+    for step, em in ((40, None), (30, 0.9)):
+        scores = evaluation(0.9, "best", step) | evaluation(0.4, "last", step)
+        run = made("llds-action", 0, RISING, "training.steps=60", evaluation=scores)
+        assert run.heldout(within=30) == em and run.heldout("last", within=30) is None
 
 
-def test_heldout_table_gives_interval_kinds_and_gaps() -> None:
+def test_heldout_table_gives_interval_and_kinds() -> None:
     runs = [made("grpo", seed, evaluation=evaluation(0.2 + 0.1 * seed)) for seed in range(3)]
-    runs.append(made("llds-action", 0, evaluation=evaluation(0.4)))
-    table = heldout_table(runs, ["grpo", "llds-action", "llds-token"]).set_index("seeds")
+    table = heldout_table(runs, ["grpo", "llds-token"]).set_index("seeds")
     assert table.loc[3, "all"].startswith("0.300 [")
     assert table.loc[3, "two-hop"].startswith("0.200 [")
-    assert table.loc[1, "one-hop"] == "0.500" and table.loc[1, "sampled"] == "not run"
-    assert table.loc[0, "all"] == "not run"
+    assert table.loc[3, "all, sampled"] == table.loc[0, "all"] == "not run"
+
+
+def test_heldout_scores_are_over_the_seeds_that_all_arms_share() -> None:
+    runs = [made("grpo", seed, evaluation=evaluation(0.2 + 0.1 * seed)) for seed in range(3)]
+    runs.append(made("llds-action", 0, evaluation=evaluation(0.4)))
+    table = heldout_table(runs, ["grpo", "llds-action", "llds-token"])
+    assert table["seeds"].tolist() == [1, 1, 0]
+    assert table["all"].tolist() == ["0.200", "0.400", "not run"]
+    assert table["one-hop"].tolist() == ["0.300", "0.500", "not run"]
 
 
 def test_progress_counts_seeds_of_every_arm() -> None:

@@ -1,0 +1,138 @@
+"""Claims about the other arms: weights, gates, variants, cures, updates per rollout."""
+
+from llds_core.reporting import claim_rules as rules
+from llds_core.reporting import claim_values as values
+from llds_core.reporting.claim import ABOVE, OURS, SEEDS, SHARE, Claim
+from llds_core.reporting.claim_rules import above
+
+_PREVENTS = (
+    f"{SEEDS} that GRPO has, too, do not collapse within its steps, three of which or more GRPO "
+    "loses"
+)
+_CURES = {
+    "grpo-kl-0.01": "A KL weight of 0.01",
+    "grpo-kl-0.1": "A KL weight of 0.1",
+    "grpo-lr-half": "Half the learning rate",
+    "grpo-lr-seventh": "A seventh of the learning rate",
+    "grpo-grad-clip": "Gradient clipping at 0.1",
+    "grpo-large-batch": "A larger batch",
+    "grpo-entropy-0.001": "An entropy bonus of 0.001",
+    "grpo-entropy-0.01": "An entropy bonus of 0.01",
+}
+
+ARM_CLAIMS = (
+    Claim(
+        "Weights too small to prevent the collapse delay it",
+        "Fig. 8, section 6.2",
+        "steps survived longer than GRPO on that seed up to the common horizon, averaged over the "
+        f"weights at which a seed collapses within GRPO's steps: {ABOVE}",
+        "steps",
+        rules.delays,
+    ),
+    Claim(
+        "The paper's weight of 0.2 prevents the collapse",
+        "Fig. 8, section 6.2",
+        _PREVENTS,
+        SHARE,
+        rules.prevents_at_weight(0.2),
+    ),
+    Claim(
+        "The larger the weight, the longer a run survives",
+        "Fig. 8, section 6.2",
+        "rank correlation within a seed of steps survived up to the common horizon with the "
+        "weight, GRPO having weight 0, averaged over seeds: above 0 with p < 0.05 in a permutation "
+        "test",
+        "rank correlation",
+        rules.weight_trend,
+    ),
+    *(
+        Claim(
+            f"Action gate, then response gate, then token gate {where}",
+            reference,
+            f"{what}, on shared seeds: the means are in this order, and of the difference between "
+            f"action and token gate {ABOVE}",
+            unit,
+            rules.gates_ordered(by),
+        )
+        for where, reference, what, unit, by in (
+            (
+                "on held-out questions",
+                "Table 3, section B.3",
+                "exact match on test questions within equally many steps",
+                "exact match",
+                None,
+            ),
+            (
+                "in training reward",
+                OURS,
+                "best windowed reward within equally many steps",
+                "reward",
+                values.best_gain,
+            ),
+        )
+    ),
+    Claim(
+        "LLDS-MA searches more than LLDS and than GRPO",
+        "Fig. 9b, section B.4.4",
+        "searches in the last window before a collapse and within equally many steps, minus those "
+        f"of LLDS (the effect) and of GRPO on that seed: of both {ABOVE}",
+        "searches per question",
+        rules.both(
+            rules.paired("llds-ma", "llds-action", values.more_searches, above(0)),
+            rules.paired("llds-ma", "grpo", values.more_searches, above(0)),
+        ),
+    ),
+    Claim(
+        "LLDS-MA improves the held-out score over LLDS",
+        "Table 1",
+        "exact match on test questions within equally many steps, minus that of LLDS on that seed: "
+        f"{ABOVE}",
+        "exact match",
+        rules.heldout_gain("llds-ma", "llds-action"),
+    ),
+    Claim(
+        "Without negative advantages there is no collapse",
+        "Theorem 4.2; " + OURS,
+        _PREVENTS,
+        SHARE,
+        rules.prevents("grpo-no-negative"),
+    ),
+    Claim(
+        "Preserving groups without variance, too, lets LLDS survive longer",
+        "Eq. 4; " + OURS,
+        "steps survived up to the common horizon, minus those with positive advantages only "
+        f"preserved, on that seed: {ABOVE}",
+        "steps",
+        rules.longer("llds-action", "llds-positive"),
+    ),
+    *(
+        Claim(f"{name} prevents the collapse", OURS, _PREVENTS, SHARE, rules.prevents(arm))
+        for arm, name in _CURES.items()
+    ),
+    *(
+        Claim(
+            f"LLDS's last reward is above that of GRPO with {name[0].lower()}{name[1:]}",
+            OURS,
+            f"windowed reward at the last step that both have, minus that of that seed: {ABOVE}",
+            "reward",
+            rules.paired("llds-action", arm, values.final_gain, above(0)),
+        )
+        for arm, name in _CURES.items()
+        if "entropy" not in arm
+    ),
+    *(
+        Claim(
+            f"More updates on a rollout, by {route}, bring the collapse earlier",
+            OURS,
+            "rank correlation within a seed and a learning rate of steps survived up to the common "
+            "horizon with the updates per rollout, averaged: below 0 with p < 0.05 in a "
+            "permutation test",
+            "rank correlation",
+            rules.updates_trend(arms, *prefixes),
+        )
+        for route, arms, prefixes in (
+            ("more epochs", ("grpo", "grpo-lr-half"), ("grpo-epochs-", "map-grpo-")),
+            ("smaller mini-batches", ("grpo-epochs-1",), ("grpo-one-epoch-",)),
+        )
+    ),
+)

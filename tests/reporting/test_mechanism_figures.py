@@ -1,0 +1,142 @@
+"""Figures of the mechanism leave out what comes after a collapse, from made-up tables and runs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llds_core.reporting.mechanism_figures import (
+    before_collapse,
+    first_action_figure,
+    likelihood_change_figure,
+    mechanism_summary,
+    rounds_figure,
+    theorem_figure,
+)
+from llds_core.reporting.store import Run
+
+STEPS = (0, 4, 8, 12, 16)
+STABLE = [0.5] * 16
+COLLAPSING = [0.5] * 8 + [0.0] * 8  # by windows of 3 from step 10 on
+
+
+def made(seed: int, reward: list[float] = STABLE, **manifest: Any) -> Run:
+    steps = np.arange(1, len(reward) + 1)
+    likelihoods = {
+        f"loglik_{outcome}_{which}": -0.1 * steps
+        for outcome in ("correct", "incorrect")
+        for which in ("first", "later")
+    }
+    manifest = {
+        "profile": "desk",
+        "method": "grpo",
+        "seed": seed,
+        "status": "complete",
+        "config": {"diagnostics": {"window": 3}},
+    } | manifest
+    metrics = pd.DataFrame({"step": steps, "reward": reward, **likelihoods})
+    return Run(Path("nowhere"), manifest, metrics)
+
+
+def tables(seeds: int) -> dict[str, pd.DataFrame]:
+    keys = [
+        {"profile": "desk", "method": "grpo", "seed": seed, "step": step}
+        for seed in range(seeds)
+        for step in STEPS
+    ]
+    changes = [
+        key
+        | {
+            "optimizer": "adamw",
+            "delta": delta,
+            "similarity": 0.5,
+            "first_search_equal": 1,
+            "first_search_similar": 2,
+            "first_search_incorrect": 4,
+        }
+        for key in keys
+        for delta in (1.0, 2.0, -1.0 if key["step"] > 9 else 1.0)
+    ]
+    theorem = [
+        key
+        | {"optimizer": "sgd", "factor": "driver", "expected": -1, "high": -0.1}
+        | {"spearman": 0.9 if key["step"] > 9 else -0.7}
+        for key in keys
+    ]
+    rounds = [
+        key | {"view": view, "rounds": number, "nll": 0.2 + key["step"]}
+        for key in keys
+        for view in ("position", "total")
+        for number in (0, 1)
+    ]
+    smollm2 = {"profile": "desk", "method": "smollm2", "seed": 0, "step": 0}
+    rounds.append(smollm2 | {"view": "position", "rounds": 1, "nll": 2.0})
+    frames = {"likelihood_change": changes, "theorem": theorem, "nll_by_round": rounds}
+    return {name: pd.DataFrame(rows) for name, rows in frames.items()}
+
+
+def labels(figure: Any) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_checkpoints_from_the_collapse_on_are_left_out() -> None:
+    runs = [made(0, COLLAPSING), made(1)]
+    kept = before_collapse(tables(3), runs)
+    for table in kept.values():
+        steps = table[table["method"] == "grpo"].groupby("seed")["step"].max()
+        assert steps.tolist() == [8, 16, 16]  # the third has no run among these
+    assert "smollm2" in set(kept["nll_by_round"]["method"])
+
+
+def test_a_run_that_diverged_keeps_what_it_measured() -> None:
+    why = {"status": "failed", "reason": "TrainingDivergedError: loss was not finite"}
+    kept = before_collapse(tables(1), [made(0, **why)])
+    assert kept["theorem"]["step"].max() == 16
+
+
+def test_the_summary_is_of_what_is_left() -> None:
+    runs = [made(seed, COLLAPSING) for seed in range(2)]
+    text = mechanism_summary(before_collapse(tables(2), runs))
+    assert "0 of 6 at the last checkpoints before a collapse" in text
+    assert "-0.70, with the expected sign at 6 of 6" in text
+
+
+@pytest.mark.parametrize(("seeds", "bands", "bars"), [(2, 0, 0), (3, 1, 1)])
+def test_intervals_are_drawn_from_three_seeds_on(seeds: int, bands: int, bars: int) -> None:
+    found = tables(seeds)
+    share = likelihood_change_figure(found["likelihood_change"]).axes[-2]
+    assert len(share.collections) == bands
+    theorem = theorem_figure(found["theorem"]).axes[0]
+    drawn = [
+        line for line in theorem.lines if line.get_linewidth() == 2 and len(line.get_xdata()) == 2
+    ]
+    assert len(drawn) == bars
+
+
+def test_the_share_is_a_line_a_seed_and_a_mean_that_ends_with_the_first_of_them() -> None:
+    runs = [made(0, COLLAPSING), made(1)]
+    changes = before_collapse(tables(2), runs)["likelihood_change"]
+    lines = likelihood_change_figure(changes).axes[-2].lines
+    mean = max(lines, key=lambda line: line.get_linewidth())
+    assert len(lines) == 3 and mean.get_xdata()[-1] == 8
+    assert max(np.nanmax(line.get_ydata()) for line in lines) == pytest.approx(1 / 3)
+
+
+def test_actions_are_drawn_up_to_the_collapse_on_one_scale() -> None:
+    runs = [made(0, COLLAPSING), made(0, method="llds-action")]
+    figure = first_action_figure(runs, tables(1)["likelihood_change"])
+    ends = [max(line.get_xdata()[-1] for line in axes.lines) for axes in figure.axes[:2]]
+    assert ends == [9, 16]
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+
+
+def test_the_legend_of_search_rounds_names_the_checkpoints() -> None:
+    runs = [made(0, COLLAPSING), made(1)]
+    rounds = before_collapse(tables(2), runs)["nll_by_round"]
+    assert labels(rounds_figure(rounds)) == [
+        "GRPO, first: step 0",
+        "GRPO, last: step 8–16",
+        "SmolLM2-135M, scripted",
+    ]

@@ -1,0 +1,74 @@
+"""Rows of single runs, from made-up runs."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from claim_worlds import COLLAPSE, STEPS, WINDOW, fallen, made, stable
+
+from llds_core.reporting.claim_evidence import Measured
+from llds_core.reporting.run_tables import PHASE_COLUMNS, phase_row
+from llds_core.reporting.store import Run
+from llds_core.reporting.study_tables import collapse_kind, map_kinds, outcomes
+
+STEP = np.arange(1, STEPS + 1)
+
+
+@pytest.fixture(autouse=True)
+def window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "window", WINDOW)
+
+
+def test_a_collapse_has_phases_in_order_and_a_spiral() -> None:
+    row = phase_row(fallen("grpo", 0))
+    assert tuple(row) == PHASE_COLUMNS
+    assert row["decay"] < row["acceleration"] < row["collapse"] <= COLLAPSE + WINDOW
+    assert row["likelihood_lead"] == row["reward_decline"] - row["decay"] > 0
+    assert row["halfway_lead"] is not None
+    assert row["spiral"] is not None and row["spiral_failed"] == ""
+
+
+def test_a_condition_that_never_holds_is_named() -> None:
+    row = phase_row(fallen("grpo", 0, columns={"loglik_change_correct": 1.0 + 0.1 * STEP}))
+    assert row["spiral"] is None
+    assert row["spiral_failed"] == "persistent decay;self-amplification"
+
+
+def test_what_did_not_occur_is_empty() -> None:
+    row = phase_row(stable("grpo", 0))
+    names = ("decay", "acceleration", "collapse", "likelihood_lead", "halfway_lead", "spiral")
+    assert all(row[name] is None for name in names)
+    short = {"reward": np.full(5, 0.5), "loglik_correct": -0.2}
+    assert phase_row(made("grpo", 0, short))["spiral_failed"] is None
+
+
+def test_the_lowest_reward_after_the_best_is_a_share_of_it() -> None:
+    reward = np.r_[np.full(6, 0.1), np.full(6, 0.5), np.full(6, 0.2), np.full(6, 0.4)]
+    run = Measured(made("grpo", 0, {"reward": reward}), WINDOW)
+    assert run.lowest_after_best() == pytest.approx(0.4)
+    assert np.isnan(Measured(made("grpo", 0, {"reward": np.zeros(9)}), WINDOW).lowest_after_best())
+
+
+def test_the_kind_of_a_collapse_is_whether_likelihood_was_lost_against_its_noise() -> None:
+    noise = 0.01 * (-1.0) ** STEP
+    kept, lost = (
+        Measured(fallen("grpo", 0, columns={"loglik_correct": values}), WINDOW)
+        for values in (-0.2 + noise, -0.2 - 0.01 * STEP + noise)
+    )
+    assert (collapse_kind(kept), collapse_kind(lost)) == ("likelihood kept", "likelihood lost")
+
+
+def test_the_map_in_words_says_what_each_panel_does_with_a_cell() -> None:
+    cells = pd.DataFrame(
+        [
+            ("grpo", 0, 1e-4, 16, "grpo"),
+            ("llds", 0, 1e-4, 16, "llds-action"),
+            ("grpo", 0, 1e-4, 8, "map-grpo"),
+            ("llds", 0, 1e-4, 8, "map-llds"),
+        ],
+        columns=["panel", "seed", "learning_rate", "updates_per_rollout", "method"],
+    )
+    table = map_kinds(outcomes([fallen("grpo", 0), stable("llds-action", 0)]), cells)
+    assert table["updates per rollout"].tolist() == [8, 16]
+    assert table["grpo"].str.contains("not run|collapse at 2., likelihood lost").all()
+    assert table["llds"].tolist()[0] == "not run"
+    assert table["llds"].tolist()[1].startswith("no collapse, lowest ")
