@@ -380,12 +380,13 @@ def mechanism_summary(tables: Mapping[str, pd.DataFrame]) -> str:
             f"of a checkpoint is {group['share'].max():.2f}."
         )
     theorem = tables["theorem"].dropna(subset=["spearman"])
-    for optimizer, group in theorem[theorem["factor"] == "driver"].groupby("optimizer"):
+    driver = theorem[theorem["factor"] == "driver"]
+    for (method, optimizer), group in driver.groupby(["method", "optimizer"]):
         right = int((np.sign(group["spearman"]) == group["expected"]).sum())
         sure = int((group["high"] < 0).sum())
         lines.append(
-            f"Driver score against measured change, {optimizer}: median rank correlation "
-            f"{group['spearman'].median():.2f}, with the expected sign at {right} of {len(group)} "
+            f"Driver score against measured change, {method_label(str(method))}, {optimizer}: median "
+            f"rank correlation {group['spearman'].median():.2f}, with the expected sign at {right} of {len(group)} "
             f"checkpoints, and an interval below zero at {sure}."
         )
     return "\n".join(f"- {line}" for line in lines)
