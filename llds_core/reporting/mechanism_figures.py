@@ -385,8 +385,8 @@ def mechanism_summary(tables: Mapping[str, pd.DataFrame]) -> str:
         right = int((np.sign(group["spearman"]) == group["expected"]).sum())
         sure = int((group["high"] < 0).sum())
         lines.append(
-            f"Driver score against measured change, {method_label(str(method))}, {optimizer}: median "
-            f"rank correlation {group['spearman'].median():.2f}, with the expected sign at {right} of {len(group)} "
-            f"checkpoints, and an interval below zero at {sure}."
+            f"Driver score against measured change, {method_label(str(method))}, {optimizer}: "
+            f"median rank correlation {group['spearman'].median():.2f}, with the expected sign at "
+            f"{right} of {len(group)} checkpoints, and an interval below zero at {sure}."
         )
     return "\n".join(f"- {line}" for line in lines)
