@@ -8,7 +8,7 @@ would have done later is not known, and is carried on from its last window where
 compared at a step it did not reach.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -112,6 +112,12 @@ class Measured:
     def head(self, metric: str) -> float:
         """Mean of the first window of `metric`."""
         return _mean(self.rows[metric].iloc[: self.window])
+
+    def noise(self, metric: str, row: int) -> float:
+        """Standard deviation of a step of `metric` before `row`, whatever its trend: that of
+        successive differences over the square root of 2.
+        """
+        return float(self.rows[metric].iloc[:row].diff().std()) / np.sqrt(2)
 
     def best(self, metric: str, row: int) -> float:
         """Highest windowed mean of `metric` before `row`; NaN when there is none."""
@@ -242,6 +248,22 @@ class Evidence:
             for run in self.arm(name).values()
         ]
         return sorted(found, key=lambda pair: pair[0])
+
+
+def before_collapse(table: pd.DataFrame, runs: Iterable[Measured]) -> pd.DataFrame:
+    """Leave out the checkpoints that a run reached once its reward had collapsed.
+
+    Args:
+        table: measurements with columns `method`, `seed` and `step`.
+        runs: where collapses are looked up; what was measured without one of these is kept.
+    """
+    ends = {
+        (run.run.arm, run.run.seed): run.step_at(run.collapse)
+        for run in runs
+        if run.collapse is not None
+    }
+    keys = zip(table["method"], table["seed"], strict=True)
+    return table[table["step"].to_numpy() < [ends.get(key, np.inf) for key in keys]]
 
 
 def paired_survival(first: Measureds, second: Measureds) -> dict[int, float]:

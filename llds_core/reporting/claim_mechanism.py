@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from llds_core.reporting.claim_evidence import Evidence
+from llds_core.reporting.claim_evidence import Evidence, before_collapse
 from llds_core.reporting.claim_rules import FEW_SEEDS, Finding, Rule, Verdict, above, below
 from llds_core.reporting.stats import student_interval
 
@@ -86,12 +86,7 @@ def _checkpoints(evidence: Evidence, name: str, optimizer: str, *columns: str) -
         return pd.DataFrame(columns=needed)
     if "optimizer" in frame:
         frame = frame[frame["optimizer"] == optimizer]
-    ends = {
-        seed: run.rows["step"].iloc[run.collapse]
-        for seed, run in evidence.collapsing("grpo").items()
-    }
-    early = frame["step"] < frame["seed"].map(ends).fillna(np.inf)
-    return frame[(frame["method"] == "grpo") & early]
+    return before_collapse(frame[frame["method"] == "grpo"], evidence.arm("grpo").values())
 
 
 def _finding(values: Mapping[int, float], verdict: Verdict) -> Finding | None:

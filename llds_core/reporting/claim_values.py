@@ -22,14 +22,11 @@ _PHASES = ["stagnation", "decay", "acceleration", "collapse"]
 
 
 def rises_then_collapses(run: Measured) -> bool:
-    """Its reward collapses, after its mean rose by more than 2 standard deviations of a step.
-
-    The deviation is that of successive differences over the square root of 2: noise without trend.
-    """
+    """Its reward collapses, after its mean rose by more than 2 standard deviations of a step."""
     if run.collapse is None:
         return False
-    noise = float(run.rows["reward"].iloc[: run.collapse].diff().std()) / np.sqrt(2)
-    return bool(run.best("reward", run.collapse) - run.head("reward") > 2 * noise)
+    rise = run.best("reward", run.collapse) - run.head("reward")
+    return bool(rise > 2 * run.noise("reward", run.collapse))
 
 
 def all_phases(run: Measured) -> bool | None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from llds_core.markdown import markdown_table
+from llds_core.markdown import bounded, markdown_table
 from llds_core.reporting.claim_evidence import Evidence
 from llds_core.reporting.claim_list import CLAIMS, Claim
 from llds_core.reporting.store import Run
@@ -74,8 +74,7 @@ def claims_markdown(frame: pd.DataFrame) -> str:
     for row in frame.itertuples():
         effect = "–"
         if not np.isnan(row.effect):
-            bounds = "" if np.isnan(row.low) else f" [{row.low:.3g}, {row.high:.3g}]"
-            effect = f"{row.effect:.3g}{bounds} {row.effect_unit}"
+            effect = f"{bounded(row.effect, row.low, row.high, '.3g')} {row.effect_unit}"
         rows.append((row.claim, row.paper_reference, row.verdict, effect, row.seeds))
     return markdown_table(("claim", "paper", "verdict", "effect [95 % interval]", "seeds"), rows)
 

@@ -19,6 +19,7 @@ from llds_core.config import load_experiment
 from llds_core.diagnostics.mechanism import negative_share
 from llds_core.errors import DataError
 from llds_core.mechanism import covered, measure, mechanism_path, read_mechanism
+from llds_core.reporting import claim_evidence
 from llds_core.reporting.claim_evidence import Measured
 from llds_core.reporting.figures import (
     METHOD_COLOURS,
@@ -94,16 +95,8 @@ def before_collapse(
         tables: what `ensure_mechanism` returns.
         runs: where collapses are looked up; what was measured without one of these is kept.
     """
-    ends: dict[tuple[str, int], float] = {}
-    for run in runs:
-        measured = Measured(run, run.window)
-        if measured.collapse is not None:
-            ends[run.arm, run.seed] = measured.step_at(measured.collapse)
-    kept = {}
-    for name, table in tables.items():
-        end = [ends.get(key, np.inf) for key in zip(table["method"], table["seed"], strict=True)]
-        kept[name] = table[table["step"].to_numpy() < end]
-    return kept
+    measured = [Measured(run, run.window) for run in runs]
+    return {name: claim_evidence.before_collapse(table, measured) for name, table in tables.items()}
 
 
 def share_table(changes: pd.DataFrame, optimizer: str = _OPTIMIZER) -> pd.DataFrame:

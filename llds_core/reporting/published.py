@@ -25,7 +25,7 @@ import pandas as pd
 
 from llds_core.errors import DataError
 from llds_core.files import disk_errors, replacing, write_json, write_table
-from llds_core.markdown import markdown_table
+from llds_core.markdown import bounded, markdown_table
 from llds_core.reporting.claims import claims_markdown, evaluate_claims
 from llds_core.reporting.run_tables import PHASE_COLUMNS, RUN_COLUMNS, phase_row, run_row
 from llds_core.reporting.stats import censored_median
@@ -252,9 +252,9 @@ def effects_markdown(table: pd.DataFrame) -> str:
                 row.arm,
                 row.note if isinstance(row.note, str) else "",
                 f"{row.collapsed} of {row.seeds}, {row.grpo_collapsed} of {row.seeds}",
-                _bounded(row.steps_survived, row.steps_low, row.steps_high, "+.3g"),
+                bounded(row.steps_survived, row.steps_low, row.steps_high, "+.3g"),
                 f"{row.best_reward:+.2f}",
-                _bounded(row.last_reward, row.last_reward_low, row.last_reward_high, "+.2f"),
+                bounded(row.last_reward, row.last_reward_low, row.last_reward_high, "+.2f"),
                 " / ".join(
                     "not run" if np.isnan(em) else f"{em:+.3f}"
                     for em in (row.heldout_em, row.last_heldout_em)
@@ -262,11 +262,6 @@ def effects_markdown(table: pd.DataFrame) -> str:
             )
         )
     return markdown_table(columns, rows)
-
-
-def _bounded(estimate: float, low: float, high: float, form: str) -> str:
-    bounds = "" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]"
-    return f"{estimate:{form}}{bounds}"
 
 
 def phases_markdown(table: pd.DataFrame) -> str:

@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from llds_core.markdown import bounded
 from llds_core.reporting.claim_evidence import Measured, paired_survival
 from llds_core.reporting.claim_values import best_gain, final_gain
 from llds_core.reporting.figures import BASELINE, method_label
@@ -89,12 +90,11 @@ def collapse_kind(run: Measured) -> str:
     """Whether correct responses lost likelihood before a run collapsed.
 
     "likelihood lost" when the mean of its last window before the collapse is below that of its
-    first by more than 2 standard deviations of such a difference, the noise of a step being that of
-    successive differences; else "likelihood kept". The decline by the rule of `phases` takes two
-    windows to prove, more than an early collapse leaves.
+    first by more than 2 standard deviations of such a difference; else "likelihood kept". The
+    decline by the rule of `phases` takes two windows to prove, more than an early collapse leaves.
     """
     metric = "loglik_correct"
-    noise = run.rows[metric].iloc[: run.collapse].diff().std() / np.sqrt(run.window)
+    noise = run.noise(metric, run.collapse) * np.sqrt(2 / run.window)
     lost = run.tail(metric, run.collapse) - run.head(metric) < -2 * noise
     return "likelihood lost" if lost else "likelihood kept"
 
@@ -225,10 +225,8 @@ def heldout_table(
 def _mean_text(values: Sequence[float]) -> str:
     if not values:
         return "not run"
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
     found = student_interval(values)
-    return f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    return bounded(found.estimate, found.low, found.high, ".3f")
 
 
 def weight_arms(runs: Sequence[Run]) -> list[str]:
