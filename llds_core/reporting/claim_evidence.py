@@ -174,7 +174,6 @@ class Evidence:
 
     Attributes:
         mechanism: frames of measurements on checkpoints by name.
-        heldout: exact match on test questions by (arm, seed, checkpoint).
         window: steps of the means that runs are judged on.
 
     Raises:
@@ -186,12 +185,11 @@ class Evidence:
         self,
         runs: Sequence[Run],
         mechanism: Mapping[str, pd.DataFrame],
-        heldout: Mapping[tuple[str, int, str], float],
         window: int,
     ) -> None:
         if window < 1:
             raise ConfigError(f"window is {window}: runs are judged on at least 1 step")
-        self.mechanism, self.heldout, self.window = mechanism, heldout, window
+        self.mechanism, self.window = mechanism, window
         if len(profiles := sorted({run.profile for run in runs})) > 1:
             raise DataError(f"the runs are of profiles {', '.join(profiles)}: judge one at a time")
         self._arms: dict[str, dict[int, Measured]] = {}
@@ -227,9 +225,8 @@ class Evidence:
         """Held-out exact match of the `best` or `last` checkpoint of a run within the steps that
         GRPO was given; NaN when it was not measured.
         """
-        steps = self.baseline_steps()
-        name = f"{checkpoint}-{steps}" if run.planned > steps else checkpoint
-        return self.heldout.get((run.run.arm, run.run.seed, name), np.nan)
+        found = run.run.heldout(checkpoint, within=self.baseline_steps())
+        return np.nan if found is None else found
 
     def grpo_shows(self, outcome: Callable[["Measured"], bool | None]) -> set[int]:
         """Seeds on which GRPO's run shows `outcome`."""

@@ -37,7 +37,6 @@ def evaluate_claims(
     mechanism: Mapping[str, pd.DataFrame],
     *,
     window: int,
-    heldout: Mapping[tuple[str, int, str], float] | None = None,
 ) -> pd.DataFrame:
     """Check every claim; the same input gives the same table.
 
@@ -50,8 +49,6 @@ def evaluate_claims(
             spearman. Where a frame has a column optimizer, the rows of `adamw` count, of `theorem`
             those of `sgd`. A missing frame or column leaves its claims untested.
         window: steps of the means on which runs are judged.
-        heldout: exact match on test questions by (arm, seed, checkpoint), the checkpoint `best`,
-            `last`, or of the first steps of a long run `best-<steps>`, `last-<steps>`.
 
     Returns:
         One row a claim in the order of `CLAIMS`, columns `COLUMNS`. `effect` with its 95 % interval
@@ -62,7 +59,7 @@ def evaluate_claims(
         DataError: for runs of several profiles, or two of one arm and seed.
         ConfigError: when `window` is not positive.
     """
-    evidence = Evidence(runs, mechanism, heldout or {}, window)
+    evidence = Evidence(runs, mechanism, window)
     return pd.DataFrame([_row(claim, evidence) for claim in CLAIMS], columns=COLUMNS)
 
 

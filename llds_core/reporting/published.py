@@ -125,14 +125,8 @@ def write_claims(published: Path, profile: str) -> Path:
     window = runs[0].window
     if any(run.window != window for run in runs):
         raise DataError(f"published runs of {profile} differ in diagnostics.window: publish again")
-    scores = {
-        (run.arm, run.seed, name): score
-        for run in runs
-        for name in run.evaluation
-        if (score := run.heldout(name)) is not None
-    }
     mechanism = published_mechanism(published, profile)
-    table = evaluate_claims(runs, mechanism, window=window, heldout=scores)
+    table = evaluate_claims(runs, mechanism, window=window)
     path = published / profile / "claims.csv"
     write_table(path, table, float_format="%.4g")
     return path

@@ -15,7 +15,7 @@ STEPS = 30
 COLLAPSE = 20
 CONFIG = {
     "loss": {"llds_weight": 0.0},
-    "training": {"updates_per_rollout": 16, "steps": STEPS, "learning_rate": 1e-4},
+    "training": {"updates_per_rollout": 16, "learning_rate": 1e-4},
 }
 
 
@@ -25,6 +25,7 @@ def made(arm, seed, columns, *, status="complete", reason=None, **config):
     metrics["step"] = range(1, len(metrics) + 1)
     metrics = metrics.assign(**columns)
     settings = {name: {**CONFIG[name], **config.get(name, {})} for name in CONFIG}
+    settings["training"].setdefault("steps", len(metrics))
     manifest = {"profile": "desk", "method": arm, "seed": seed, "status": status, "arm": arm}
     return Run(Path(f"{arm}{seed}"), manifest | {"config": settings, "reason": reason}, metrics)
 
@@ -118,10 +119,19 @@ ARMS = {
 EM = {"grpo": 0.2, "llds-action": 0.3, "llds-response": 0.28, "llds-token": 0.25, "llds-ma": 0.4}
 
 
-def study(without=(), **changes):
-    """Runs of `ARMS`, without some, with some replaced (an underscore stands for a hyphen)."""
+def study(without=(), scores=None, **changes):
+    """Runs of `ARMS`, without some, with some replaced (an underscore stands for a hyphen), each
+    with its `scores`, those of `heldout()` for None.
+    """
     arms = ARMS | {name.replace("_", "-"): make for name, make in changes.items()}
-    return [run for name, make in arms.items() if name not in without for run in make(name)]
+    runs = [run for name, make in arms.items() if name not in without for run in make(name)]
+    for (arm, seed, checkpoint), em in (heldout() if scores is None else scores).items():
+        for run in runs:
+            if (run.arm, run.seed) == (arm, seed):
+                scored = {"checkpoint": f"step-{run.planned}"}
+                scored["results"] = {"greedy": {"all": {"em": em}}}
+                run.manifest.setdefault("evaluation", {})[checkpoint] = scored
+    return runs
 
 
 def heldout(**changes):

@@ -179,15 +179,14 @@ def checked(start, without=(), **given):
     names = ("likelihood_change", "theorem", "nll_by_round")
     frames = mechanism(**{name: given.pop(name) for name in names if name in given})
     frames = {name: frame for name, frame in frames.items() if name not in without}
-    scores = given.pop("heldout", heldout())
-    evidence = Evidence(study(without, **given), frames, scores, WINDOW)
+    evidence = Evidence(study(without, given.pop("heldout", None), **given), frames, WINDOW)
     found = claim_named(start).check(evidence)
     return VERDICTS[None if found is None else found.holds]
 
 
 @pytest.fixture(scope="module")
 def table():
-    return evaluate_claims(study(), mechanism(), window=WINDOW, heldout=heldout())
+    return evaluate_claims(study(), mechanism(), window=WINDOW)
 
 
 def test_every_claim_has_its_cases():
@@ -218,7 +217,7 @@ def test_without_runs_nothing_is_tested():
 
 
 def test_the_table_names_its_runs_and_is_the_same_twice(table):
-    assert table.equals(evaluate_claims(study(), mechanism(), window=WINDOW, heldout=heldout()))
+    assert table.equals(evaluate_claims(study(), mechanism(), window=WINDOW))
     [row] = table[table.claim.str.startswith("Weights too small")].itertuples()
     assert row.runs.split(";") == [
         *(f"llds-weight-0.01-seed{seed}" for seed in THREE),
@@ -260,7 +259,7 @@ def test_a_diverged_run_collapses_and_a_broken_one_is_left_out():
     diverged = made("grpo", 0, columns, status="failed", reason="TrainingDivergedError: loss")
     broken = made("grpo", 1, columns, status="failed", reason="OSError: disk")
     running = made("grpo", 2, columns, status="running")
-    evidence = Evidence([diverged, broken, running], {}, {}, WINDOW)
+    evidence = Evidence([diverged, broken, running], {}, WINDOW)
     assert list(evidence.arm("grpo")) == [0]
     survival = evidence.arm("grpo")[0].survival()
     assert (survival.steps, survival.collapsed) == (12, True)
@@ -285,8 +284,7 @@ def test_ambiguous_runs_and_windows_are_refused():
 
 def test_a_mean_on_the_right_side_is_not_enough():
     uneven = {("llds-action", s, f"best-{STEPS}"): 0.2 + (0.3 if s == 0 else 0) for s in SIX}
-    scores = heldout() | uneven
-    evidence = Evidence(study(), {}, scores, WINDOW)
+    evidence = Evidence(study(scores=heldout() | uneven), {}, WINDOW)
     found = claim_named("LLDS improves").check(evidence)
     assert found.effect.estimate > 0 > found.effect.low and not found.holds
 
@@ -322,7 +320,7 @@ def test_a_cure_is_judged_on_all_seeds_and_no_verdict_rests_on_too_few():
     assert checked("Half the learning", grpo=mixed, grpo_lr_half=cured()) == "not tested"
     assert checked("Half the learning", grpo=mixed, grpo_lr_half=cured(2)) == "does not hold"
     found = claim_named("Half the learning").check(
-        Evidence(study(grpo=mixed, grpo_lr_half=cured()), {}, {}, WINDOW)
+        Evidence(study(grpo=mixed, grpo_lr_half=cured()), {}, WINDOW)
     )
     assert (found.holds, found.effect.estimate, len(found.seeds)) == (None, 1.0, 4)
 
