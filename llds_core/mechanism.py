@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 
 from llds_core.checkpoints import checkpoint_path, checkpoint_steps, load_policy
 from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.diagnostics.change_summary import correlations
 from llds_core.diagnostics.likelihood import score_trajectories
-from llds_core.diagnostics.mechanism import correlations, group_changes, sample_groups
+from llds_core.diagnostics.mechanism import group_changes, sample_groups
 from llds_core.diagnostics.rounds import scripted_rounds
 from llds_core.diagnostics.searches import nll_by_round
 from llds_core.errors import ConfigError, DataError

@@ -2,7 +2,7 @@
 
 This is Figure 3a (Eq. 3) of arXiv 2512.04220, with what its Theorem 4.2 names as the cause measured
 on the same group: the driver score (`theorem`), the likelihood of incorrect responses, and the
-similarity of states (Fig. 3b). `negative_share` and `correlations` sum a frame up.
+similarity of states (Fig. 3b). `change_summary` sums a frame up.
 
 The paper leaves optimizer and objective of Fig. 3a open. Here: a fresh optimizer, the plain clipped
 surrogate as token mean over the whole group, advantages scaled by the group's deviation; no KL, no
@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import binomtest, norm, spearmanr
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -37,17 +36,6 @@ from llds_core.worlds.formats import Question
 
 Optimizer = Literal["adamw", "sgd"]
 
-_CONFIDENCE = 0.95
-# Sign of the rank correlation with the change that the theorem leads one to expect.
-_FACTORS = {
-    "driver": -1,
-    "pull": -1,
-    "gain": 1,
-    "error_product": -1,
-    "state_cosine": -1,
-    "similarity": -1,
-    "loglik_incorrect": 1,
-}
 _MEASURED = (
     "delta",
     "delta_first",
@@ -61,9 +49,16 @@ _MEASURED = (
     "driver_later",
     "pull",
     "gain",
+    "own",
+    "support",
     "error_product",
     "state_cosine",
 )
+_MATCHES = [
+    f"first_search_{which}{count}"
+    for which in ("", "reached_")
+    for count in ("incorrect", "equal", "similar")
+]
 
 
 def likelihood_change(
@@ -193,9 +188,11 @@ def group_changes(
         parts `delta_first` and `delta_later` (first and later actions) and `delta_incorrect` of the
         others; `loglik_correct` and `loglik_incorrect`, nats per token before the update;
         `similarity`, cosine of mean-pooled states over (correct, incorrect) pairs; `driver`, its
-        parts `driver_first` and `driver_later`, `pull`, `gain`, `error_product` and `state_cosine`
-        (see `DriverScore`). The counts of `first_search_matches` end the row: `first_search_equal`
-        and `first_search_similar` of `first_search_incorrect`, 0 for skipped groups.
+        parts `driver_first` and `driver_later`, `pull`, `gain`, `own`, `support`, `error_product`
+        and `state_cosine` (see `DriverScore`). The counts of `first_search_matches` end the row:
+        `first_search_equal` and `first_search_similar` of `first_search_incorrect`, and after
+        `first_search_reached_` the same without responses whose first search was made to fail; 0
+        for skipped groups.
 
     Raises:
         ConfigError: for an unknown optimizer or a learning rate that is not positive.
@@ -205,7 +202,6 @@ def group_changes(
     with evaluation_mode(model), _restored(model) as undo:
         for group in tqdm(groups, disable=not progress, desc="questions", unit="question"):
             correct = [t.correct for t in group]
-            matches = first_search_matches(group, len(group))
             row: dict[str, Any] = {
                 "question_id": group[0].question.id,
                 "kind": group[0].question.metadata.get("kind"),
@@ -215,9 +211,7 @@ def group_changes(
                 "incorrect": len(group) - sum(correct),
                 "skipped": len(set(correct)) == 1,
                 **dict.fromkeys(_MEASURED, np.nan),
-                "first_search_incorrect": matches.incorrect,
-                "first_search_equal": matches.equal,
-                "first_search_similar": matches.similar,
+                **dict(zip(_MATCHES, _search_matches(group), strict=True)),
             }
             if not row["skipped"]:
                 weights = list(model.parameters())
@@ -225,6 +219,13 @@ def group_changes(
                 undo()
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _search_matches(group: Sequence[Trajectory]) -> list[int]:
+    """Counts of `_MATCHES`. An injected failure returns unrelated documents to the same query."""
+    reached = [t for t in group if not t.actions[0].retrieval_failed]
+    matches = [first_search_matches(chosen, max(1, len(chosen))) for chosen in (group, reached)]
+    return [count for found in matches for count in (found.incorrect, found.equal, found.similar)]
 
 
 def _optimizer_class(name: str, learning_rate: float) -> Any:
@@ -307,6 +308,8 @@ def _one_update(
         "driver_later": per_correct(pulled, right & ~first),
         "pull": drive.pull,
         "gain": drive.gain,
+        "own": drive.own,
+        "support": drive.support,
         "error_product": drive.error_product,
         "state_cosine": drive.state_cosine,
     }
@@ -333,61 +336,3 @@ def _pooled_similarity(states: torch.Tensor, rows: torch.Tensor, correct: torch.
     # The cosine does not see that a sum is no mean.
     pooled = torch.nn.functional.normalize(pooled, dim=1)
     return (pooled[correct] @ pooled[~correct].T).mean().item()
-
-
-def negative_share(frame: pd.DataFrame) -> dict[str, float]:
-    """Sum up a frame of `group_changes`: how many questions lose likelihood, and how much.
-
-    Returns:
-        `questions`; `measured`, those not skipped; `negative`, those of them with `delta` below 0;
-        their `share` with a 95 % Wilson interval `low`, `high`; `mean_delta` and `median_delta` in
-        nats. NaN where nothing was measured.
-    """
-    delta = frame["delta"].dropna()
-    measured, negative = len(delta), int((delta < 0).sum())
-    low = high = np.nan
-    if measured:
-        interval = binomtest(negative, measured).proportion_ci(_CONFIDENCE, method="wilson")
-        low, high = interval.low, interval.high
-    return {
-        "questions": len(frame),
-        "measured": measured,
-        "negative": negative,
-        "share": negative / measured if measured else np.nan,
-        "low": low,
-        "high": high,
-        "mean_delta": delta.mean(),
-        "median_delta": delta.median(),
-    }
-
-
-def correlations(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rank correlation of `delta` with what Theorem 4.2 names as its causes.
-
-    Returns:
-        One row per `factor`: `expected`, the sign that the theorem leads one to expect; `spearman`
-        with its `p` value and a 95 % interval `low`, `high` (Fisher's transform with the variance
-        of Bonett and Wright, 2000); `n` questions. NaN below 3 questions or where either side is
-        constant.
-    """
-    rows = []
-    for factor, expected in _FACTORS.items():
-        pairs = frame[["delta", factor]].dropna()
-        row = {"factor": factor, "expected": expected, "spearman": np.nan, "p": np.nan}
-        row |= {"low": np.nan, "high": np.nan, "n": len(pairs)}
-        if len(pairs) >= 3 and (pairs.nunique() > 1).all():
-            result = spearmanr(pairs["delta"], pairs[factor])
-            low, high = _fisher_interval(float(result.statistic), len(pairs))
-            row |= {"spearman": float(result.statistic), "p": float(result.pvalue)}
-            row |= {"low": low, "high": high}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _fisher_interval(correlation: float, n: int) -> tuple[float, float]:
-    if n == 3:
-        return -1.0, 1.0  # the variance is infinite
-    half = norm.ppf((1 + _CONFIDENCE) / 2) * np.sqrt((1 + correlation**2 / 2) / (n - 3))
-    # A perfect correlation transforms to infinity, and its interval to a point.
-    centre = np.arctanh(np.clip(correlation, -1 + 1e-15, 1 - 1e-15))
-    return float(np.tanh(centre - half)), float(np.tanh(centre + half))

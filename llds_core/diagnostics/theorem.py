@@ -35,7 +35,10 @@ class DriverScore:
         driver: mean of G_i over correct responses, in nats per unit of learning rate; larger means
             that less likelihood is gained, or more is lost. It is `pull - gain`.
         pull: its term of wrong responses, positive where they push correct ones down.
-        gain: its term of correct responses.
+        gain: its term of correct responses, `own + support`.
+        own: what a correct response's own tokens do for each other, itself included: the size of
+            its gradient, which any update on it follows.
+        support: what the other correct responses do for it.
         error_product: mean `alpha` over pairs of a correct and a wrong token, in [-2, 2]; tokens
             to which the policy gives little probability make it large.
         state_cosine: mean cosine of the states over the same pairs, in [-1, 1].
@@ -45,6 +48,8 @@ class DriverScore:
     driver: float
     pull: float
     gain: float
+    own: float
+    support: float
     error_product: float
     state_cosine: float
 
@@ -89,18 +94,21 @@ def driver_score(
     weights_N = advantages_B.double()[rows_N] / len(rows_N)
     correct_N = correct_B[rows_N]
     influence_NN = alpha_NN * inner_NN * weights_N
+    same_NN = rows_N[:, None] == rows_N
     # 0 / 0 is NaN, as is the mean over no pair.
-    pull, gain = (
-        (sign * influence_NN[correct_N][:, others].sum() / correct_B.sum()).item()
-        for sign, others in ((-1, ~correct_N), (1, correct_N))
+    pull, own, support = (
+        (sign * influence_NN[correct_N[:, None] & others].sum() / correct_B.sum()).item()
+        for sign, others in ((-1, ~correct_N), (1, same_NN), (1, correct_N & ~same_NN))
     )
     norms_N = inner_NN.diagonal().sqrt()
     cosine_NN = inner_NN / (norms_N[:, None] * norms_N)
     return DriverScore(
         -influence_NN.sum(1),
-        pull - gain,
+        pull - own - support,
         pull,
-        gain,
+        own + support,
+        own,
+        support,
         alpha_NN[correct_N][:, ~correct_N].mean().item(),
         cosine_NN[correct_N][:, ~correct_N].mean().item(),
     )

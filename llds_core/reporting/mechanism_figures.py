@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from llds_core.config import load_experiment
-from llds_core.diagnostics.mechanism import negative_share
+from llds_core.diagnostics.change_summary import negative_share
 from llds_core.errors import DataError
 from llds_core.mechanism import covered, measure, mechanism_path, read_mechanism
 from llds_core.reporting import claim_evidence

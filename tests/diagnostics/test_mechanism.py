@@ -1,14 +1,11 @@
 """One update on one group: what it measures, and that nobody can tell afterwards."""
 
 import copy
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import spearmanr
 from toy_groups import PAD, TOKENIZER, group, policy
 
 from llds_core.config import RolloutConfig
@@ -19,15 +16,13 @@ from llds_core.diagnostics.likelihood import (
     token_mean,
 )
 from llds_core.diagnostics.mechanism import (
-    correlations,
     group_changes,
     likelihood_change,
-    negative_share,
     sample_groups,
 )
 from llds_core.errors import ConfigError
 from llds_core.losses import group_advantages
-from llds_core.retrieval import FailingRetriever
+from llds_core.retrieval import FailingRetriever, Hit
 from llds_core.rollout.loop import Rollout, RolloutLoop
 from llds_core.rollout.protocol import Trajectory
 from llds_core.worlds.formats import Question
@@ -148,10 +143,26 @@ def test_groups_of_one_outcome_are_kept_as_skipped_rows():
     assert frame["skipped"].tolist() == [True, False]
     assert frame["step"].tolist() == [7, 7] and frame["kind"].tolist() == ["toy", "toy"]
     assert frame["correct"].tolist() == [0, 2] and frame["incorrect"].tolist() == [4, 2]
-    measured = frame.columns[7:-3]
+    measured = frame.columns[7:-6]
     assert measured[0] == "delta" and measured[-1] == "state_cosine"
     assert frame.loc[0, measured].isna().all() and frame.loc[1, measured].notna().all()
     assert frame["first_search_incorrect"].tolist() == [0, 2]
+
+
+def test_searches_that_were_made_to_fail_are_also_left_out():
+    """The same query of a right and of two wrong responses; one search returned something else."""
+    responses = group([True, False, False], seed=4)
+    for response, failed in zip(responses, (False, False, True), strict=True):
+        first = replace(response.actions[0], executed=True, retrieval_failed=failed)
+        first = replace(first, hits=(Hit("9" if failed else "1", "", "", 1.0),))
+        response.actions[0] = first
+    [row] = changes(policy(), [responses]).itertuples()
+    assert (row.first_search_incorrect, row.first_search_equal) == (2, 1)
+    assert (row.first_search_reached_incorrect, row.first_search_reached_equal) == (1, 1)
+    assert row.first_search_reached_similar == 1
+    for response in responses:
+        response.actions[0] = replace(response.actions[0], retrieval_failed=True)
+    assert changes(policy(), [responses])["first_search_reached_incorrect"].tolist() == [0]
 
 
 @dataclass
@@ -227,50 +238,3 @@ def test_impossible_settings_are_refused_before_sampling(options, message):
     with pytest.raises(ConfigError, match=message):
         likelihood_change(policy(), TOKENIZER, loop, QUESTIONS, **{"learning_rate": 1e-3} | options)
     assert loop.steps == []
-
-
-def test_the_negative_share_leaves_skipped_questions_out():
-    made = negative_share(pd.DataFrame({"delta": [-1.0, 2.0, -4.0, np.nan]}))
-    assert made["questions"] == 4 and made["measured"] == 3 and made["negative"] == 2
-    assert made["share"] == pytest.approx(2 / 3)
-    # Wilson: centre (2/3 + z²/6) / (1 + z²/3), z = 1.96.
-    assert made["low"] == pytest.approx(0.2077, abs=1e-4)
-    assert made["high"] == pytest.approx(0.9385, abs=1e-4)
-    assert made["mean_delta"] == -1.0 and made["median_delta"] == -1.0
-
-
-def test_the_negative_share_of_nothing_is_unknown():
-    made = negative_share(pd.DataFrame({"delta": [np.nan, np.nan]}))
-    assert made["measured"] == 0 and made["negative"] == 0
-    assert all(math.isnan(made[name]) for name in ("share", "low", "high", "mean_delta"))
-
-
-def factors(**columns):
-    names = ["delta", "driver", "pull", "gain", "error_product", "state_cosine", "similarity"]
-    names.append("loglik_incorrect")
-    count = len(columns["delta"])
-    return pd.DataFrame({name: columns.get(name, [0.5] * count) for name in names}, dtype=float)
-
-
-def test_correlations_are_of_ranks_and_carry_an_interval():
-    random = np.random.default_rng(0)
-    delta = random.normal(size=30)
-    driver = np.exp(-3 * delta + random.normal(size=30))
-    made = correlations(factors(delta=delta, driver=driver)).set_index("factor")
-    row = made.loc["driver"]
-    assert row.spearman == pytest.approx(spearmanr(delta, driver).statistic)
-    assert row.expected == -1 and row.n == 30 and row.p < 0.001
-    assert -1 < row.low < row.spearman < row.high < 0
-    half = 1.959964 * math.sqrt((1 + row.spearman**2 / 2) / 27)
-    assert row.low == pytest.approx(math.tanh(math.atanh(row.spearman) - half))
-
-
-def test_constant_factors_and_too_few_questions_have_no_correlation():
-    made = correlations(factors(delta=[1, 2, 3, 4], driver=[4, 3, 2, 1])).set_index("factor")
-    assert made.loc["driver", "spearman"] == pytest.approx(-1)
-    assert made.loc["driver", "low"] >= -1 and made.loc["driver", "high"] <= 1
-    assert math.isnan(made.loc["similarity", "spearman"]) and made.loc["similarity", "n"] == 4
-    few = correlations(factors(delta=[1, np.nan, 3], driver=[3, 2, 1])).set_index("factor")
-    assert few.loc["driver", "n"] == 2 and math.isnan(few.loc["driver", "p"])
-    three = correlations(factors(delta=[1, 2, 3], driver=[1, 3, 2])).set_index("factor")
-    assert three.loc["driver", ["low", "high"]].tolist() == [-1, 1]

@@ -106,6 +106,18 @@ def test_a_token_shared_with_a_wrong_response_gains_nothing():
     assert made.error_product == pytest.approx(0.5)
 
 
+def test_what_correct_responses_gain_is_their_own_doing_and_that_of_others():
+    """Two equal correct responses of one token and a wrong one: each does half of what both do."""
+    errors = prediction_errors(torch.zeros(3, 2), torch.tensor([0, 0, 1]))
+    advantages, right = torch.tensor([0.5, 0.5, -1.0]), torch.tensor([True, True, False])
+    made = driver_score(torch.ones(3, 1), errors, torch.arange(3), advantages, right)
+    # alpha .5 between the correct tokens, p+ = .5 / 3.
+    assert made.own == made.support == pytest.approx(0.5 * 0.5 / 3)
+    assert made.gain == made.own + made.support and made.driver == made.pull - made.gain
+    one = driver_score(torch.ones(3, 1), errors, torch.tensor([0, 0, 1]), advantages[1:], right[1:])
+    assert one.support == 0 and one.own == one.gain == pytest.approx(4 * 0.5 * 0.5 / 3)
+
+
 def test_opposite_states_turn_the_wrong_response_around():
     made = two_tokens([0, 0], ((2.0,), (-1.0,)))
     # alpha .5; inner products 4 with itself, -2 with the other.
