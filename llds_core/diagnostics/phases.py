@@ -49,7 +49,8 @@ def detect_phases(metrics: pd.DataFrame, *, window: int = WINDOW) -> list[Phase]
     """Return the phases of a run in order; together they cover every step.
 
     Args:
-        metrics: one row a step with columns `step`, `reward` and `loglik_correct`; NaN is allowed.
+        metrics: one row a step with columns `step`, `reward` and `loglik_correct`; NaN is allowed,
+            of rows for one step the last counts, and a frame without rows needs no columns.
         window: steps of the trailing means, at least 1.
 
     Returns:
@@ -59,7 +60,10 @@ def detect_phases(metrics: pd.DataFrame, *, window: int = WINDOW) -> list[Phase]
         ConfigError: when `window` is not positive.
     """
     _check(window)
-    table = metrics.sort_values("step")
+    if metrics.empty:
+        return []
+    table = metrics.reset_index(drop=True).drop_duplicates("step", keep="last")
+    table = table.sort_values("step")
     steps = table["step"].to_numpy(int)
     if len(steps) < 3 * window:
         return []
@@ -128,7 +132,8 @@ def _check(window: int) -> None:
 def _collapse_row(reward: np.ndarray, window: int) -> int | None:
     means = windowed_mean(reward, window)
     highest = np.fmax.accumulate(means)
-    below = _below(means, _COLLAPSE_SHARE * highest)
+    # Half of a reward that was never positive is no level to fall below.
+    below = _below(means, np.where(highest > 0, _COLLAPSE_SHARE * highest, -np.inf))
     for row in range(len(below) - 2 * window + 1):
         if below[row : row + 2 * window].all():
             return row

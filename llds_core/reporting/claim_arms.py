@@ -106,6 +106,30 @@ ARM_CLAIMS = (
         rules.longer("llds-action", "llds-positive"),
     ),
     *(
+        Claim(
+            f"{name} gives a higher last reward",
+            reference,
+            f"windowed reward at the last step that both have, minus that of {other} on that seed: "
+            f"{ABOVE}",
+            "reward",
+            rules.paired(*arms, values.final_gain, above(0)),
+        )
+        for name, reference, other, arms in (
+            (
+                "Preserving groups without variance, too,",
+                "Eq. 4; " + OURS,
+                "LLDS with positive advantages only preserved",
+                ("llds-action", "llds-positive"),
+            ),
+            (
+                "The paper's normaliser, tokens of preserved responses,",
+                "Eq. 9; " + OURS,
+                "LLDS over all tokens, as the official code",
+                ("llds-preserved", "llds-action"),
+            ),
+        )
+    ),
+    *(
         Claim(f"{name} prevents the collapse", OURS, _PREVENTS, SHARE, rules.prevents(arm))
         for arm, name in _CURES.items()
     ),

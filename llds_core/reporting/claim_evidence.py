@@ -156,16 +156,16 @@ class Measured:
         top = int(np.nanargmax(means))
         return float(np.nanmin(means[top:]) / means[top]) if means[top] > 0 else np.nan
 
-    def reward_decline(self) -> int | None:
-        """Row at which the reward leaves its maximum for good, judged up to the proof of a
-        collapse; None when it does not.
+    def decline(self, metric: str) -> int | None:
+        """Row at which `metric` leaves its maximum for good, judged up to the proof of a collapse;
+        None when it does not. Phases see one window less of the likelihood.
         """
         end = None if self.collapse is None else self.collapse + 2 * self.window
-        return decline_step(self.rows["reward"].iloc[:end], self.window)
+        return decline_step(self.rows[metric].iloc[:end], self.window)
 
     def reward_drop(self) -> int:
         """Row at which the reward of a collapsing run declines, at the latest its collapse."""
-        drop = self.reward_decline()
+        drop = self.decline("reward")
         return self.collapse if drop is None else min(drop, self.collapse)
 
 

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from llds_core.diagnostics.searches import frequent_rounds
 from llds_core.reporting.claim_evidence import Evidence, before_collapse
 from llds_core.reporting.claim_rules import FEW_SEEDS, Finding, Rule, Verdict, above, below
 from llds_core.reporting.stats import student_interval
-
-_TRAJECTORIES = 20
 
 
 def drop_share_grows(evidence: Evidence) -> Finding | None:
@@ -34,9 +33,9 @@ def drop_share_late(evidence: Evidence) -> Finding | None:
 
 def searches_match(evidence: Evidence) -> Finding | None:
     """At the last checkpoint more than half of the incorrect responses find with their first search
-    what a correct one found.
+    what a correct one found; searches that were made to fail, which the paper has not, left out.
     """
-    names = ["first_search_equal", "first_search_incorrect"]
+    names = ["first_search_reached_equal", "first_search_reached_incorrect"]
     counts = _checkpoints(evidence, "likelihood_change", "adamw", *names)
     sums = counts.groupby(["seed", "step"])[names].sum().sort_index()
     shares = (sums[names[0]] / sums[names[1]]).groupby(level="seed").last()
@@ -45,11 +44,11 @@ def searches_match(evidence: Evidence) -> Finding | None:
 
 def later_rounds_harder(evidence: Evidence) -> Finding | None:
     """At the last checkpoint, actions after the most searches have a higher negative log-likelihood
-    than first actions; positions that fewer than `_TRAJECTORIES` reach do not count.
+    than first actions, of `frequent_rounds`.
     """
     names = ["view", "rounds", "nll", "trajectories"]
     frame = _checkpoints(evidence, "nll_by_round", "adamw", *names)
-    frame = frame[frame["view"].eq("position") & frame["trajectories"].ge(_TRAJECTORIES)]
+    frame = frequent_rounds(frame[frame["view"] == "position"])
     growth = {}
     for seed, each in frame.groupby("seed"):
         last = each[each["step"] == each["step"].max()].sort_values("rounds")["nll"]
@@ -58,14 +57,15 @@ def later_rounds_harder(evidence: Evidence) -> Finding | None:
     return _finding(growth, above(0))
 
 
-def factor_correlates(factor: str, sign: int) -> Rule:
+def factor_correlates(factor: str, sign: int, kind: str = "spearman") -> Rule:
     """Over questions, the change of likelihood correlates with a factor of Theorem 4.2 in the
-    direction `sign`; checkpoints are averaged by seed. The theorem is about gradient descent.
+    direction `sign`; checkpoints are averaged by seed. The theorem is about gradient descent. With
+    `kind` "partial", given the likelihood and the number of correct responses.
     """
 
     def rule(evidence: Evidence) -> Finding | None:
-        frame = _checkpoints(evidence, "theorem", "sgd", "factor", "spearman")
-        means = frame[frame["factor"] == factor].groupby("seed")["spearman"].mean()
+        frame = _checkpoints(evidence, "theorem", "sgd", "factor", kind)
+        means = frame[frame["factor"] == factor].groupby("seed")[kind].mean()
         return _finding(means.to_dict(), above(0) if sign > 0 else below(0))
 
     return rule

@@ -29,6 +29,16 @@ def rises_then_collapses(run: Measured) -> bool:
     return bool(rise > 2 * run.noise("reward", run.collapse))
 
 
+def early_rise(run: Measured) -> float:
+    """Mean reward of the second and third window, no step of a collapse counted, minus that of the
+    first rollout, which the start policy made. Which windows is not chosen by what they show: the
+    best one rises by chance alone.
+    """
+    end = min(3 * run.window, run.before_collapse)
+    reward = run.rows["reward"]
+    return float(reward.iloc[run.window : end].mean() - reward.iloc[0])
+
+
 def all_phases(run: Measured) -> bool | None:
     """A collapsing run goes through every phase; their order is part of their definition."""
     names = [phase.name for phase in detect_phases(run.run.metrics, window=run.window)]

@@ -44,10 +44,11 @@ def evaluate_claims(
         runs: runs of one profile, each with the name of its arm. Unfinished ones are left out, and
             those that failed for another reason than divergence.
         mechanism: measurements on checkpoints: `likelihood_change` with columns method, seed, step
-            delta (one row a question, NaN where it was skipped), first_search_incorrect and
-            first_search_equal (counts), `theorem` with columns method, seed, step, factor and
-            spearman. Where a frame has a column optimizer, the rows of `adamw` count, of `theorem`
-            those of `sgd`. A missing frame or column leaves its claims untested.
+            delta (one row a question, NaN where it was skipped), first_search_reached_incorrect
+            and first_search_reached_equal (counts), `theorem` with columns method, seed, step,
+            factor, spearman and partial. Where a frame has a column optimizer, the rows of `adamw`
+            count, of `theorem` those of `sgd`. A missing frame or column leaves its claims
+            untested.
         window: steps of the means on which runs are judged.
 
     Returns:

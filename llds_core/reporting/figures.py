@@ -21,6 +21,7 @@ from llds_core.diagnostics.metrics import METRICS
 from llds_core.diagnostics.phases import WINDOW, Phase, collapse_step, detect_phases
 from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.files import disk_errors
+from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import Run
 
 BASELINE = "grpo"
@@ -149,7 +150,7 @@ def curves_figure(
     """Draw one panel per metric against the step.
 
     Thin lines are seeds, bold lines the mean of those that have a value; from three seeds on a band
-    gives the 95 % bootstrap interval of that mean. Dotted verticals mark where a run collapses.
+    gives Student's 95 % interval of that mean. Dotted verticals mark where a run collapses.
     Shades are the phases of the first GRPO run, or of the first run without one.
 
     Args:
@@ -311,14 +312,12 @@ def share_scale(panels: Sequence[Axes]) -> None:
 
 
 def _intervals(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    # Imported here: it brings torch, which figures of one or two seeds do without.
-    from llds_core.evaluation import interval
-
+    """Student's 95 % interval of every row with enough seeds; NaN elsewhere."""
     bounds = np.full((2, len(table)), np.nan)
     for row, values in enumerate(table.to_numpy(float)):
-        present = values[~np.isnan(values)]
-        if len(present) >= SEEDS_FOR_INTERVAL:
-            bounds[:, row] = interval(present)
+        found = student_interval(values)
+        if found.n >= SEEDS_FOR_INTERVAL:
+            bounds[:, row] = found.low, found.high
     return bounds[0], bounds[1]
 
 

@@ -37,11 +37,14 @@ _KEPT = "checkpoints before the collapse of their run"
 _FACTOR_LABELS = {
     "driver": "driver score of Theorem 4.2",
     "pull": "pull of incorrect tokens",
-    "gain": "gain from correct tokens",
+    "own": "gradient of the response itself",
+    "support": "support by other correct ones",
     "error_product": "product of prediction errors",
     "state_cosine": "similarity of token states",
     "similarity": "similarity of pooled states",
     "loglik_incorrect": "log-likelihood of incorrect",
+    "loglik_correct": "control: log-likelihood of correct",
+    "correct": "control: number of correct",
 }
 
 
@@ -117,7 +120,7 @@ def likelihood_change_figure(changes: pd.DataFrame, optimizer: str = _OPTIMIZER)
     """Fig. 3: change of each question under one update, share that falls, similarity of states.
 
     Changes are those of the first seed; the share is a thin line a seed, their mean as long as all
-    have a checkpoint and, from three seeds on, its 95 % bootstrap interval; the states are of all.
+    have a checkpoint and, from three seeds on, Student's 95 % interval; the states are of all.
 
     Raises:
         DataError: when no question could be measured.
@@ -240,15 +243,17 @@ def _by_seed(runs: Sequence[Run], arm: str, metric: str) -> pd.DataFrame:
 
 
 def _first_searches(axes: Axes, method: str, measured: pd.DataFrame) -> None:
-    """Share of incorrect responses whose first search found what a correct one found."""
+    """Share of incorrect responses whose first search found what a correct one found, searches
+    that were made to fail left out.
+    """
     counts = measured.groupby(["step", "seed"])[
-        ["first_search_equal", "first_search_similar", "first_search_incorrect"]
+        [f"first_search_reached_{name}" for name in ("equal", "similar", "incorrect")]
     ].sum()
-    total = counts["first_search_incorrect"].replace(0, np.nan)
+    total = counts["first_search_reached_incorrect"].replace(0, np.nan)
     colour, label = METHOD_COLOURS.get(method, "#555555"), method_label(method)
     same, half = (
         (counts[name] / total).unstack("seed")
-        for name in ("first_search_equal", "first_search_similar")
+        for name in ("first_search_reached_equal", "first_search_reached_similar")
     )
     draw_seeds(axes, same, colour, marker="o", label=f"{label}: same documents")
     draw_seeds(axes, half, colour, linestyle=":", label=f"{label}: at least half the same")

@@ -193,14 +193,14 @@ def arms_table(table: pd.DataFrame) -> str:
         "steps",
         "collapsed",
         "collapse step, median",
-        "reward: first → best → last window",
+        "reward: start policy → best → last window",
         "lowest after best, of best",
         "held-out EM, best → last checkpoint",
     )
     rows = []
     for arm, group in table.groupby("method", sort=False):
         steps = dict.fromkeys([group.steps.min(), group.steps.max()])
-        rewards = group[["first_reward", "best_reward", "final_reward"]].mean()
+        rewards = group[["start_reward", "best_reward", "final_reward"]].mean()
         scores = group[["heldout_em", "last_heldout_em"]].astype(float).mean()
         rows.append(
             (

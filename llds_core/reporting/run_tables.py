@@ -22,7 +22,7 @@ RUN_COLUMNS = (
     "heldout_em",
     "minutes",
     "status",
-    "first_reward",
+    "start_reward",
     "last_heldout_em",
     "config_hash",
     "lowest_after_best",
@@ -47,7 +47,8 @@ def run_row(run: Run) -> dict[str, Any]:
 
     `heldout_em` is the greedy exact match of the best checkpoint on test questions without injected
     search failures, `last_heldout_em` that of the last; empty when not evaluated. Rewards are means
-    over the run's window, `lowest_after_best` as a share of the best.
+    over the run's window, but `start_reward` that of the first rollout, before any update;
+    `lowest_after_best` is a share of the best.
     """
     metrics = run.metrics.set_index("step")
     measured = Measured(run, run.window)
@@ -63,15 +64,13 @@ def run_row(run: Run) -> dict[str, Any]:
         "collapsed": measured.collapse is not None,
         "collapse_step": measured.step_at(measured.collapse),
         "loglik_decline_step": next((p.first for p in phases if p.name == "decay"), None),
-        "reward_decline_step": measured.step_at(measured.reward_decline()),
+        "reward_decline_step": measured.step_at(measured.decline("reward")),
         "best_reward": round(float(windowed.max()), 4),
         "final_reward": round(float(windowed.iloc[-1]), 4),
         "heldout_em": run.heldout(),
         "minutes": round(seconds / 60, 2),
         "status": run.status,
-        "first_reward": round(float(windowed.dropna().iloc[0]), 4)
-        if windowed.notna().any()
-        else None,
+        "start_reward": round(float(metrics["reward"].iloc[0]), 4),
         "last_heldout_em": run.heldout("last"),
         "config_hash": run.manifest["config_hash"],
         "lowest_after_best": round(measured.lowest_after_best(), 4),
@@ -84,15 +83,15 @@ def phase_row(run: Run) -> dict[str, Any]:
     Returns:
         `PHASE_COLUMNS`; None where something did not occur. `decay`, `acceleration`, `collapse` and
         `reward_decline` are steps. `likelihood_lead` is the reward's decline minus that of the
-        likelihood of correct responses, `halfway_lead` the same between the halves of their ways,
-        for a run that collapses and whose likelihood declines. `spiral` is the step from which
+        likelihood of correct responses, both judged up to the proof of a collapse, one window more
+        than `decay` is; `halfway_lead` the same between the halves of their ways, for a run that
+        collapses and whose likelihood declines. `spiral` is the step from which
         Definition 5.1 holds on window means, `spiral_failed` names the conditions that hold from
         nowhere to the end (joined by ";"); both empty where the windows are too few to judge.
     """
     measured = Measured(run, run.window)
     first = {phase.name: phase.first for phase in detect_phases(run.metrics, window=run.window)}
-    decline = measured.step_at(measured.reward_decline())
-    decay = first.get("decay")
+    declines = [measured.decline(metric) for metric in ("reward", "loglik_correct")]
     halfway = None
     if measured.collapse is not None and measured.leaves("loglik_correct", 1):
         halfway = measured.halfway("reward", 1) - measured.halfway("loglik_correct", 1)
@@ -101,11 +100,11 @@ def phase_row(run: Run) -> dict[str, Any]:
         "method": run.arm,
         "seed": run.seed,
         "steps": measured.length,
-        "decay": decay,
+        "decay": first.get("decay"),
         "acceleration": first.get("acceleration"),
         "collapse": measured.step_at(measured.collapse),
-        "reward_decline": decline,
-        "likelihood_lead": None if None in (decline, decay) else decline - decay,
+        "reward_decline": measured.step_at(declines[0]),
+        "likelihood_lead": None if None in declines else declines[0] - declines[1],
         "halfway_lead": halfway,
         "spiral": spiral.windowed.onset if spiral.judged else None,
         "spiral_failed": ";".join(spiral.windowed.failed) if spiral.judged else None,

@@ -18,18 +18,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from llds_core.errors import DataError
-from llds_core.reporting.claim_evidence import Measured
 from llds_core.reporting.figures import (
     BASELINE,
-    METHOD_COLOURS,
-    axis_label,
-    draw_seeds,
     method_label,
-    shared_steps,
 )
 from llds_core.reporting.stats import censored_median
-from llds_core.reporting.store import Run
-from llds_core.reporting.study_tables import usual_steps
 
 _SEED_ALPHA = 0.75
 _FADED = "#777777"
@@ -44,16 +37,19 @@ _OUTCOMES = {
 _COLLAPSED = _OUTCOMES["likelihood lost"][0]
 _MAP_TITLES = {"grpo": "GRPO", "llds": "GRPO + LLDS", "kl": "GRPO, KL weight 0.1"}
 _REWARD_SPAN = 0.3
+_BY_EPOCHS = "updates by epochs (mini-batches of 16)"
+_BY_MINI_BATCH = "updates by mini-batch (1 epoch)"
 # Arms of a group of the desk study that vary one thing, in the order of the setting; what another
 # group or series has run already is shown again.
 SERIES = {
     "factors": {
-        "updates by epochs (mini-batches of 16)": {
+        _BY_EPOCHS: {
             "grpo-epochs-1": "8 updates (1 epoch)",
+            "grpo-long-epochs-1": "8 updates (1 epoch), 120 steps",
             "grpo-epochs-2": "16 updates (2 epochs)",
             "grpo": "32 updates (4 epochs) = GRPO",
         },
-        "updates by mini-batch (1 epoch)": {
+        _BY_MINI_BATCH: {
             "grpo-one-epoch-1": "1 update (mini-batch of 128)",
             "grpo-one-epoch-2": "2 updates (mini-batches of 64)",
             "grpo-one-epoch-4": "4 updates (mini-batches of 32)",
@@ -88,6 +84,7 @@ SERIES = {
         },
     }
 }
+UPDATES = [*{**SERIES["factors"][_BY_EPOCHS], **SERIES["factors"][_BY_MINI_BATCH]}]
 
 
 @dataclass(frozen=True)
@@ -207,71 +204,11 @@ def _outcome_legend() -> list[Line2D]:
     return [*handles, Line2D([], [], color=_COLLAPSED, alpha=0.3, label="GRPO's runs")]
 
 
-def weights_figure(runs: Sequence[Run], panels: Sequence[str]) -> Figure:
-    """Draw metrics against the step, a row a metric, a column a penalty weight in its order.
-
-    Lines as in `draw_seeds`, over the steps that every run was given; dotted verticals mark
-    collapses, and a grey line repeats the mean of the smallest weight.
-
-    Args:
-        runs: what differs in nothing but the weight, see `weight_arms`.
-        panels: names of metrics.
-
-    Raises:
-        DataError: without a run.
-    """
-    if not runs:
-        raise DataError("no run of any weight: run the study first")
-    steps = usual_steps(runs)
-    columns: dict[float, list[Measured]] = {}
-    for run in runs:
-        weight = run.manifest["config"]["loss"]["llds_weight"]
-        columns.setdefault(weight, []).append(Measured(run.first(steps), run.window))
-    weights = sorted(columns)
-    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=0.95):
-        size = (max(1.45 * len(weights) + 0.9, 5.5), 1.6 * len(panels) + 1.0)
-        figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(len(panels), len(weights), squeeze=False, sharex=True, sharey="row")
-        for line, panel in zip(grid, panels, strict=True):
-            line[0].set_ylabel(axis_label(panel))
-            reference = shared_steps(_table(columns[weights[0]], panel)).mean(axis=1)
-            for axes, weight in zip(line, weights, strict=True):
-                axes.plot(reference, color="#AAAAAA", linewidth=1.6, zorder=1)
-                arm = BASELINE if weight == 0 else "llds-action"
-                draw_seeds(axes, _table(columns[weight], panel), METHOD_COLOURS[arm])
-                for run in columns[weight]:
-                    if run.collapse is not None:
-                        step = run.step_at(run.collapse)
-                        axes.axvline(step, color="#555555", linestyle=":", linewidth=1)
-                sns.despine(ax=axes)
-        for axes, weight in zip(grid[0], weights, strict=True):
-            found = [run.collapse is not None for run in columns[weight]]
-            name = "0 (GRPO)" if weight == 0 else f"{weight:g}"
-            axes.set_title(f"weight {name}\n{sum(found)} of {len(found)} collapse", fontsize=8)
-        figure.supxlabel("step", fontsize=9)
-        figure.align_ylabels()
-        handles = [
-            Line2D([], [], color="#555555", linewidth=0.8, alpha=0.6, label="a seed"),
-            Line2D([], [], color="#555555", linewidth=2.2, label="mean"),
-            Line2D([], [], color="#AAAAAA", linewidth=1.6, label=f"mean of weight {weights[0]:g}"),
-            Line2D([], [], color="#555555", linestyle=":", label="collapse onset"),
-        ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
-    return figure
-
-
-def _table(runs: Sequence[Measured], metric: str) -> pd.DataFrame:
-    """Metric by step (rows) and run (columns)."""
-    return pd.DataFrame(
-        {index: run.rows.set_index("step")[metric] for index, run in enumerate(runs)}
-    )
-
-
 def map_figure(table: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     """Draw updates per rollout against learning rate, a panel a method: where it learns and breaks.
 
-    Colour is the last reward minus the first (means over a window), on a fixed scale; the text says
-    best and last reward and what became of the run, or that the cell was not run.
+    Colour is the last reward (mean over a window) minus that of the start policy, on a fixed scale;
+    the text says best and last reward and what became of the run, or that the cell was not run.
 
     Args:
         table: what `outcomes` returns, of equally many steps each.
@@ -291,7 +228,7 @@ def map_figure(table: pd.DataFrame, cells: pd.DataFrame) -> Figure:
         found = table.drop(columns=["learning_rate", "updates_per_rollout"])
         for axes, panel in zip(grid, panels, strict=True):
             shown = cells[cells["panel"] == panel].merge(found, on=["method", "seed"], how="left")
-            gain = shown.assign(gain=shown["final_reward"] - shown["first_reward"]).pivot_table(
+            gain = shown.assign(gain=shown["final_reward"] - shown["start_reward"]).pivot_table(
                 index="updates_per_rollout", columns="learning_rate", values="gain", dropna=False
             )
             gain = gain.reindex(index=updates, columns=rates)
@@ -303,6 +240,8 @@ def map_figure(table: pd.DataFrame, cells: pd.DataFrame) -> Figure:
                 origin="lower",
                 aspect="auto",
             )
+            # What was not run is no white cell, which would be a reward that stayed as it was.
+            axes.patch.set(facecolor="#EFEFEF", hatch="///", edgecolor="#CFCFCF")
             for (row, update), (column, rate) in product(enumerate(updates), enumerate(rates)):
                 here = shown["updates_per_rollout"].eq(update) & shown["learning_rate"].eq(rate)
                 cell = shown[here].dropna(subset=["steps"])
@@ -326,7 +265,7 @@ def map_figure(table: pd.DataFrame, cells: pd.DataFrame) -> Figure:
         figure.suptitle(
             f"one seed ({seeds[0]})" if len(seeds) == 1 else f"{len(seeds)} seeds", fontsize=9
         )
-        figure.colorbar(image, ax=list(grid), label="last reward minus first")
+        figure.colorbar(image, ax=list(grid), label="last reward minus the start policy's")
     return figure
 
 

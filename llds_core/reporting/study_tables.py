@@ -52,10 +52,10 @@ def outcomes(runs: Sequence[Run], within: int | None = None) -> pd.DataFrame:
         Columns `profile`, `method` (the arm), `seed`, `steps`, `updates_per_rollout`,
         `learning_rate`, `collapse_step` (NaN when the run did not collapse), `kind` of collapse
         ("likelihood lost" or "likelihood kept" by correct responses until then; "" without one),
-        `first_reward`, `best_reward` and `final_reward` (means over the run's window),
-        `lowest_after_best` (a share of the best) and `slope` of `loglik_correct` in nats per token
-        and ten steps: a straight line through the steps that all runs were given, up to the
-        collapse.
+        `start_reward` (of the first rollout, before any update), `best_reward` and `final_reward`
+        (means over the run's window), `lowest_after_best` (a share of the best) and `slope` of
+        `loglik_correct` in nats per token and ten steps: a straight line through the steps that all
+        runs were given, up to the collapse.
     """
     runs = [run for run in runs if run.is_result]
     steps = usual_steps(runs) if within is None else within
@@ -78,7 +78,7 @@ def _outcome(run: Run, steps: int) -> dict[str, object]:
         "learning_rate": training["learning_rate"],
         "collapse_step": np.nan if collapse is None else measured.step_at(collapse),
         "kind": "" if collapse is None else collapse_kind(measured),
-        "first_reward": means.iloc[0] if len(means) else np.nan,
+        "start_reward": measured.rows["reward"].iloc[0],
         "best_reward": means.max(),
         "final_reward": means.iloc[-1] if len(means) else np.nan,
         "lowest_after_best": measured.lowest_after_best(),
@@ -108,7 +108,7 @@ def effects(runs: Sequence[Run], study: Study) -> pd.DataFrame:
         steps survived up to the common horizon with Student's 95 % interval, best windowed reward,
         windowed reward at the last step that both have with Student's interval, and held-out exact
         match of the best and the last checkpoint, all within the steps that both were given; NaN
-        where it was not measured.
+        where it was not measured on every seed.
     """
     names = {arm.name for arm in study.arms}
     runs = [run for run in runs if run.arm in names]
@@ -149,8 +149,9 @@ def _effect(
 
 def _heldout_gain(pairs: Sequence[tuple[Measured, Measured]], checkpoint: str, steps: int) -> float:
     scores = [[each.run.heldout(checkpoint, within=steps) for each in pair] for pair in pairs]
-    gains = [one - other for one, other in scores if None not in (one, other)]
-    return student_interval(gains).estimate
+    # Which seeds lack a score may depend on what became of them: a late best checkpoint does.
+    known = all(None not in pair for pair in scores)
+    return float(np.mean([one - other for one, other in scores])) if known else np.nan
 
 
 def gradient_sizes(runs: Sequence[Run], arms: Sequence[str]) -> pd.DataFrame:

@@ -15,7 +15,11 @@ from llds_core.diagnostics.phases import (
     detect_phases,
     windowed_mean,
 )
+from llds_core.markdown import bounded
+from llds_core.reporting.claim_evidence import Measured
+from llds_core.reporting.claim_values import final_gain
 from llds_core.reporting.figures import BASELINE, method_label, metric_label
+from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import Run
 from llds_core.reporting.study_tables import gradient_sizes
 
@@ -146,10 +150,10 @@ def first_action_summary(
 def _matches(rows: pd.DataFrame) -> str:
     """Matching first searches at the first and the last checkpoints of all seeds, if any counts."""
     steps = rows.groupby("seed")["step"]
+    columns = ["first_search_reached_equal", "first_search_reached_incorrect"]
     counted = []
     for which, step in (("first", steps.transform("min")), ("last", steps.transform("max"))):
-        counts = rows.loc[rows["step"] == step, ["first_search_equal", "first_search_incorrect"]]
-        equal, incorrect = counts.sum()
+        equal, incorrect = rows.loc[rows["step"] == step, columns].sum()
         if incorrect:
             share = f"{equal} of {incorrect} ({equal / incorrect:.0%})"
             counted.append(f"{share} at the {which} checkpoints")
@@ -189,18 +193,60 @@ def rounds_summary(rounds: pd.DataFrame) -> str:
 
 def factors_summary(theorem: pd.DataFrame) -> str:
     """Markdown: per method and optimizer, the mean rank correlation of every factor of Theorem 4.2
-    with the change of likelihood, over the means of seeds, each beside the sign that is expected.
+    with the change of likelihood, over the means of seeds, each beside the sign that is expected;
+    then that of the driver given the two controls.
     """
+    signs = {1: "+", -1: "-", 0: "control"}
     lines = []
     measured = theorem.dropna(subset=["spearman"])
     for (method, optimizer), rows in measured.groupby(["method", "optimizer"], sort=False):
         by_seed = rows.groupby(["factor", "expected", "seed"], sort=False)["spearman"].mean()
         means = by_seed.groupby(level=["factor", "expected"], sort=False).mean()
         told = [
-            f"{factor.replace('_', ' ')} {mean:+.2f} ({'+' if expected > 0 else '-'})"
+            f"{factor.replace('_', ' ')} {mean:+.2f} ({signs[expected]})"
             for (factor, expected), mean in means.items()
         ]
-        lines.append(f"**{method_label(str(method))}**, {optimizer}: {', '.join(told)}.")
+        given = rows[rows["factor"] == "driver"].groupby("seed")["partial"].mean().mean()
+        lines.append(
+            f"**{method_label(str(method))}**, {optimizer}: {', '.join(told)}. Given the controls, "
+            f"the driver score correlates by {given:+.2f}."
+        )
+    return _bullets(lines)
+
+
+def dilution_summary(runs: Sequence[Run]) -> str:
+    """Markdown: LLDS beside GRPO at a seventh of the learning rate, on the seeds that both have, up
+    to the last step that both have.
+    """
+    arms = {
+        arm: {run.seed: Measured(run, run.window) for run in runs if run.arm == arm}
+        for arm in ("llds-action", "grpo-lr-seventh")
+    }
+    seeds = sorted(set.intersection(*(set(found) for found in arms.values())))
+    if not seeds:
+        return _bullets(["No seed has a run of both: the question is open."])
+    ends = {seed: min(found[seed].length for found in arms.values()) for seed in seeds}
+    lines = []
+    for arm, found in arms.items():
+        best, last, entropy = (
+            np.mean([value(found[seed], ends[seed]) for seed in seeds])
+            for value in (
+                lambda run, end: run.best("reward", end),
+                lambda run, end: run.tail("reward", end),
+                lambda run, end: run.tail("entropy", end) / run.head("entropy"),
+            )
+        )
+        lines.append(
+            f"**{method_label(arm)}**, means of seeds {', '.join(map(str, seeds))}: best reward "
+            f"{best:.2f}, last reward {last:.2f}, last entropy {entropy:.2g} times that of the "
+            "first steps."
+        )
+    slow = arms["grpo-lr-seventh"]
+    gain = student_interval([final_gain(arms["llds-action"][s], slow[s]) for s in seeds])
+    lines.append(
+        "Last reward of LLDS minus that of GRPO at a seventh of the learning rate: "
+        f"{bounded(gain.estimate, gain.low, gain.high, '+.3f')}."
+    )
     return _bullets(lines)
 
 

@@ -52,6 +52,11 @@ def test_a_reward_that_is_always_zero_does_not_collapse():
     assert collapse_step(series([0.0] * 20)) is None
 
 
+def test_a_reward_that_was_never_positive_does_not_collapse():
+    assert collapse_step(series([-0.2] * 6 + [-0.9] * 9)) is None
+    assert collapse_step(series([-0.2] * 6 + [0.6] * 6 + [0.0] * 7)) == 14
+
+
 def test_decline_starts_where_the_mean_leaves_its_maximum_for_good():
     # The maximum -.5 is first reached at step 3; steps 1-3 deviate by .02, so the border is -.54.
     # Means: step 7 (-.52-.48-.6)/3 = -.533, step 8 (-.48-.6-.65)/3 = -.577.
@@ -143,6 +148,17 @@ def test_steps_are_sorted_and_named_by_their_number():
     metrics = table([0.6] * 6 + [0.0] * 12, [np.nan] * 18)
     metrics["step"] += 100
     assert detect_phases(metrics[::-1])[1] == Phase("collapse", 108, 118)
+
+
+def test_a_step_written_twice_counts_once_by_its_last_row():
+    """A run that was cut writes the steps after its checkpoint again."""
+    once = table([0.6] * 6 + [0.0] * 9, NOISE + DECAY + CLIFF[:3])
+    again = pd.concat([once.iloc[:5].assign(reward=-1.0), once]).set_index("step", drop=False)
+    assert detect_phases(again) == detect_phases(once) != []
+
+
+def test_a_run_without_rows_has_no_phases():
+    assert detect_phases(pd.DataFrame()) == detect_phases(table([], [])) == []
 
 
 def test_a_window_below_one_is_refused():

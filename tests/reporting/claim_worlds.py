@@ -100,6 +100,7 @@ ARMS = {
     "llds-response": arm(stable, *THREE, steps=LONG, level=0.6),
     "llds-token": arm(stable, *THREE, steps=LONG, level=0.5),
     "llds-positive": arm(fallen, *THREE, at=22),
+    "llds-preserved": arm(stable, *THREE, level=0.8),
     "llds-ma": arm(stable, *THREE, steps=LONG, columns={"valid_searches": 2.2}),
     "grpo-no-negative": arm(stable, *THREE),
     **{
@@ -158,16 +159,18 @@ def changes(shares=(0.2, 0.7), matches=(0.3, 0.6), method="grpo", seeds=TWO, que
                     rows.append((method, seed, step, optimizer, question, skipped, delta, 10))
                     rows[-1] += (10 * match + (question == 0 and seed),)
     names = ["method", "seed", "step", "optimizer", "question_id", "skipped", "delta"]
-    return pd.DataFrame(rows, columns=[*names, "first_search_incorrect", "first_search_equal"])
+    names += ["first_search_reached_incorrect", "first_search_reached_equal"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def theorem(sign=1, seeds=TWO):
     """Frame of rank correlations with the signs of the theorem, or the opposite ones."""
-    factors = {"driver": -0.5, "pull": -0.2, "gain": 0.5}
+    factors = {"driver": -0.5, "pull": -0.2, "own": 0.5, "support": 0.3}
     factors |= {"loglik_incorrect": 0.4, "similarity": -0.3}
     return pd.DataFrame(
         [
-            {"method": "grpo", "seed": seed, "step": step, "factor": factor, "spearman": value}
+            {"method": "grpo", "seed": seed, "step": step, "factor": factor}
+            | {"spearman": value, "partial": value / 2}
             for seed in seeds
             for step in (0, 15)
             for factor, value in (

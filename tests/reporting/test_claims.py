@@ -49,6 +49,7 @@ WORSE = arm(fallen, *SIX, at=16)
 # Claim: what breaks it (changed arms, or mechanism or held-out values), arms whose absence leaves
 # it untested.
 CASES = {
+    "GRPO's reward rises above": (with_columns(**DIPPED), ["grpo"]),
     "GRPO's reward first rises": (with_columns(**DIPPED), ["grpo"]),
     "LLDS does not collapse over twice": ({"llds_action": WORSE}, ["llds-action"]),
     "LLDS does not collapse over three": (
@@ -92,8 +93,10 @@ CASES = {
     "A higher driver": ({"theorem": theorem(-1)}, ["theorem"]),
     "Of that score, a stronger pull": ({"theorem": theorem(-1)}, ["theorem"]),
     "Of that score, more support": ({"theorem": theorem(-1)}, ["theorem"]),
+    "Of that score, a larger gradient": ({"theorem": theorem(-1)}, ["theorem"]),
     "A lower likelihood of incorrect": ({"theorem": theorem(-1)}, ["theorem"]),
     "A higher similarity": ({"theorem": theorem(-1)}, ["theorem"]),
+    "Among correct responses": ({"theorem": theorem(-1)}, ["theorem"]),
     "The death-spiral conditions hold": (with_columns(loglik_change_correct=1.0), ["grpo"]),
     "The death-spiral conditions do not": ({"llds_action": arm(fallen, *SIX)}, ["llds-action"]),
     "Weights too small": (
@@ -122,9 +125,17 @@ CASES = {
     "LLDS-MA searches": ({"llds_ma": arm(stable, *THREE, steps=LONG)}, ["llds-ma"]),
     "LLDS-MA improves": ({"heldout": heldout(llds_ma=0.3)}, ["llds-ma"]),
     "Without negative": ({"grpo_no_negative": arm(fallen, *THREE)}, ["grpo-no-negative"]),
-    "Preserving groups": (
+    "Preserving groups without variance, too, lets": (
         {"llds_positive": arm(stable, *THREE, steps=LONG)},
         ["llds-positive"],
+    ),
+    "Preserving groups without variance, too, gives": (
+        {"llds_positive": arm(stable, *THREE, steps=LONG)},
+        ["llds-positive"],
+    ),
+    "The paper's normaliser": (
+        {"llds_preserved": arm(stable, *THREE, level=0.6)},
+        ["llds-preserved"],
     ),
     **{
         start: ({f"grpo-{arms}": arm(fallen, *THREE)}, [f"grpo-{arms}"])

@@ -52,9 +52,9 @@ def tables(seeds: int) -> dict[str, pd.DataFrame]:
             "optimizer": "adamw",
             "delta": delta,
             "similarity": 0.5,
-            "first_search_equal": 1,
-            "first_search_similar": 2,
-            "first_search_incorrect": 4,
+            "first_search_reached_equal": 1,
+            "first_search_reached_similar": 2,
+            "first_search_reached_incorrect": 4,
         }
         for key in keys
         for delta in (1.0, 2.0, -1.0 if key["step"] > 9 else 1.0)

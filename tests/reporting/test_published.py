@@ -139,7 +139,7 @@ def test_the_table_of_arms_says_what_was_not_run() -> None:
     row = dict.fromkeys(RUN_COLUMNS, None) | {
         "method": "grpo",
         "steps": 24,
-        "first_reward": 0.3,
+        "start_reward": 0.3,
         "best_reward": 0.5,
         "final_reward": 0.1,
         "lowest_after_best": 0.2,

@@ -9,6 +9,7 @@ from llds_core.config import load_experiment
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.reporting.store import Run
 from llds_core.reporting.summaries import (
+    dilution_summary,
     factors_summary,
     first_action_summary,
     gradient_summary,
@@ -30,7 +31,7 @@ def made_run(method: str = "grpo", seed: int = 0, **metrics: object) -> Run:
 def made_changes(method: str, seed: int, step: int, *, equal: int, incorrect: int) -> pd.DataFrame:
     """Two questions, each measured with both optimizers."""
     row = {"method": method, "seed": seed, "step": step, "correct": 3, "incorrect": 1}
-    row |= {"first_search_equal": equal, "first_search_incorrect": incorrect}
+    row |= {"first_search_reached_equal": equal, "first_search_reached_incorrect": incorrect}
     names = [(question, name) for question in "ab" for name in ("adamw", "sgd")]
     return pd.DataFrame([row | {"question_id": q, "optimizer": name} for q, name in names])
 
@@ -43,6 +44,19 @@ def test_the_gradient_norm_is_told_by_its_span_and_beside_that_of_grpo() -> None
     assert "between 0.84 and 2.9; over the first steps it is 7 times GRPO's of the same" in second
     assert "times" not in gradient_summary([made_run("llds-action", grad_norm=1.0)])
     assert gradient_summary([made_run()]) == ""
+
+
+def test_llds_is_told_beside_a_gradient_that_is_diluted_as_much() -> None:
+    runs = [made_run("llds-action", seed, reward=0.4, entropy=0.2) for seed in range(2)]
+    slow = np.r_[np.full(6, 0.6), np.full(12, 0.3)]
+    for seed in range(2):
+        run = made_run("grpo", seed, reward=slow, entropy=np.linspace(0.1, 0.4, 18))
+        runs.append(Run(run.path, run.manifest | {"arm": "grpo-lr-seventh"}, run.metrics))
+    llds, lower, gain = dilution_summary(runs).splitlines()
+    assert "seeds 0, 1: best reward 0.40, last reward 0.40, last entropy 1 times" in llds
+    assert "best reward 0.60, last reward 0.30, last entropy 3.2 times" in lower
+    assert gain.endswith("+0.100 [+0.100, +0.100].")
+    assert dilution_summary(runs[:2]) == "- No seed has a run of both: the question is open."
 
 
 def test_what_was_measured_is_counted_in_the_tables() -> None:
@@ -96,13 +110,16 @@ def test_likelihood_by_searches_is_told_at_both_ends_as_means_over_seeds() -> No
 
 
 def test_factors_are_told_as_means_of_the_means_of_seeds() -> None:
-    columns = ["method", "optimizer", "factor", "expected", "seed", "step", "spearman"]
+    columns = ["method", "optimizer", "factor", "expected", "seed", "step", "spearman", "partial"]
     rows = [
-        ("grpo", "sgd", "driver", -1, 0, 0, -0.9),
-        ("grpo", "sgd", "driver", -1, 0, 4, -0.7),
-        ("grpo", "sgd", "driver", -1, 1, 0, -0.4),
-        ("grpo", "sgd", "state_cosine", 1, 1, 0, np.nan),
-        ("grpo", "sgd", "loglik_incorrect", 1, 1, 0, -0.1),
+        ("grpo", "sgd", "driver", -1, 0, 0, -0.9, -0.5),
+        ("grpo", "sgd", "driver", -1, 0, 4, -0.7, -0.3),
+        ("grpo", "sgd", "driver", -1, 1, 0, -0.4, np.nan),
+        ("grpo", "sgd", "state_cosine", 1, 1, 0, np.nan, np.nan),
+        ("grpo", "sgd", "loglik_incorrect", 1, 1, 0, -0.1, 0.2),
+        ("grpo", "sgd", "correct", 0, 1, 0, 0.3, np.nan),
     ]
     text = factors_summary(pd.DataFrame(rows, columns=columns))
-    assert text == "- **GRPO**, sgd: driver -0.60 (-), loglik incorrect -0.10 (+)."
+    told = "driver -0.60 (-), loglik incorrect -0.10 (+), correct +0.30 (control)"
+    given = "Given the controls, the driver score correlates by -0.40."
+    assert text == f"- **GRPO**, sgd: {told}. {given}"
