@@ -1,5 +1,7 @@
-"""What frames of `mechanism.group_changes` say: how many questions lose likelihood, and with what
-the change goes along.
+"""What frames of measurements say: of `mechanism.group_changes`, how many questions lose likelihood
+and with what the change goes along; of `searches.nll_by_round`, the rows that say something.
+
+Needs no torch, as reports do not.
 """
 
 import numpy as np
@@ -7,6 +9,7 @@ import pandas as pd
 from scipy.stats import binomtest, norm, spearmanr
 
 _CONFIDENCE = 0.95
+_FREQUENT = 20  # trajectories
 # What a driver has to explain the change beyond: the theorem is not needed for their effect.
 _CONTROLS = ("loglik_correct", "correct")
 # Sign of the rank correlation with the change that the theorem leads one to expect; 0 for none.
@@ -96,3 +99,10 @@ def _fisher_interval(correlation: float, n: int) -> tuple[float, float]:
     # A perfect correlation transforms to infinity, and its interval to a point.
     centre = np.arctanh(np.clip(correlation, -1 + 1e-15, 1 - 1e-15))
     return float(np.tanh(centre - half)), float(np.tanh(centre + half))
+
+
+def frequent_rounds(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `nll_by_round` over at least 20 trajectories: fewer say who came so far, not what it
+    is like there.
+    """
+    return frame[frame["trajectories"] >= _FREQUENT]

@@ -23,7 +23,6 @@ from llds_core.rollout.protocol import Action, Trajectory
 View = Literal["position", "total"]
 
 _JACCARD = 0.5
-_FREQUENT = 20  # trajectories
 _ROUND_COLUMNS = ["view", "rounds", "nll", "entropy", "tokens", "trajectories"]
 
 
@@ -121,10 +120,3 @@ def nll_by_round(scored: Sequence[Scored], view: View = "position") -> pd.DataFr
         tokens = sum(map(len, parts))
         rows.append((view, rounds, nll, entropy, tokens, len(parts)))
     return pd.DataFrame(rows, columns=_ROUND_COLUMNS)
-
-
-def frequent_rounds(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `nll_by_round` over at least 20 trajectories: fewer say who came so far, not what it
-    is like there.
-    """
-    return frame[frame["trajectories"] >= _FREQUENT]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from llds_core.diagnostics.searches import frequent_rounds
+from llds_core.diagnostics.change_summary import frequent_rounds
 from llds_core.reporting.claim_evidence import Evidence, before_collapse
 from llds_core.reporting.claim_rules import FEW_SEEDS, Finding, Rule, Verdict, above, below
 from llds_core.reporting.stats import student_interval

@@ -170,7 +170,9 @@ def delays(evidence: Evidence) -> Finding | None:
 
 
 def longer(first: str, second: str) -> Rule:
-    """`first` survives more steps than `second` on the same seeds."""
+    """`first` survives more steps than `second` on the same seeds; no verdict where none of these
+    runs collapses.
+    """
     return lambda evidence: _longer(evidence.arm(first), evidence.arm(second))
 
 
@@ -319,7 +321,10 @@ def _prevents(evidence: Evidence, runs: Measureds) -> Finding | None:
 
 
 def _longer(first: Measureds, second: Measureds) -> Finding | None:
-    return _effect(paired_survival(first, second), [first, second], above(0))
+    gains = paired_survival(first, second)
+    fell = any(arm[seed].collapse is not None for arm in (first, second) for seed in gains)
+    found = _effect(gains, [first, second], above(0))
+    return found if fell or found is None else replace(found, holds=None)
 
 
 def _paired(

@@ -250,7 +250,7 @@ def effects_markdown(table: pd.DataFrame) -> str:
                 f"{row.best_reward:+.2f}",
                 bounded(row.last_reward, row.last_reward_low, row.last_reward_high, "+.2f"),
                 " / ".join(
-                    "not run" if np.isnan(em) else f"{em:+.3f}"
+                    "–" if np.isnan(em) else f"{em:+.3f}"
                     for em in (row.heldout_em, row.last_heldout_em)
                 ),
             )

@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from llds_core.errors import DataError
 from llds_core.reporting.claim_evidence import Measured
@@ -86,9 +86,9 @@ def _table(runs: Sequence[Measured], metric: str) -> pd.DataFrame:
 def updates_figure(runs: Sequence[Run], panels: Sequence[str]) -> Figure:
     """Draw metrics against the optimizer updates made so far, a colour for their number a rollout.
 
-    Lines as in `draw_seeds`, one style a way to change that number: solid by epochs, dashed by
-    mini-batches. Runs that reach the same place after as many updates are slowed down by fewer
-    updates a rollout; runs that do not are changed.
+    Values are trailing means over the runs' window, lines as in `draw_seeds`, one style a way to
+    change that number: solid by epochs, dashed by mini-batches. Runs that reach the same place
+    after as many updates are slowed down by fewer updates a rollout; runs that do not are changed.
 
     Args:
         runs: of the two series of updates, and longer ones of their settings.
@@ -112,12 +112,20 @@ def updates_figure(runs: Sequence[Run], panels: Sequence[str]) -> Figure:
         for axes, panel in zip(grid, panels, strict=True):
             for (updates, arm), chosen in sorted(arms.items()):
                 table = pd.DataFrame(
-                    {run.seed: run.metrics.set_index("updates")[panel] for run in chosen}
+                    {
+                        run.seed: run.metrics.set_index("updates")[panel].rolling(run.window).mean()
+                        for run in chosen
+                    }
                 )
                 line = "--" if arm.startswith("grpo-one-epoch-") else "-"
                 draw_seeds(axes, table, colours[updates], linestyle=line)
             axes.set(xlabel="optimizer updates so far", ylabel=axis_label(panel), xscale="log")
+            if panel == "entropy":
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=[1, 2, 5]))
+                axes.yaxis.set_minor_formatter(NullFormatter())
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             sns.despine(ax=axes)
         handles = [
             Line2D([], [], color=colour, linewidth=2.2, label=f"{number} a rollout")

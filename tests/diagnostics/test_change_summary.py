@@ -7,7 +7,11 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from llds_core.diagnostics.change_summary import correlations, negative_share
+from llds_core.diagnostics.change_summary import (
+    correlations,
+    frequent_rounds,
+    negative_share,
+)
 
 
 def test_the_negative_share_leaves_skipped_questions_out():
@@ -84,3 +88,8 @@ def test_a_factor_that_the_plain_reasons_determine_has_no_partial_correlation():
     assert math.isnan(correlations(frame).set_index("factor").loc["driver", "partial"])
     few = factors(delta=[1, 3, 2, 4], driver=[1, 2, 4, 3], correct=[1, 2, 2, 1])
     assert correlations(few)["partial"].isna().all()
+
+
+def test_rounds_that_few_trajectories_reach_are_left_out():
+    frame = pd.DataFrame({"rounds": [0, 1, 2], "trajectories": [400, 20, 19]})
+    assert frequent_rounds(frame)["rounds"].tolist() == [0, 1]

@@ -126,7 +126,7 @@ CASES = {
     "LLDS-MA improves": ({"heldout": heldout(llds_ma=0.3)}, ["llds-ma"]),
     "Without negative": ({"grpo_no_negative": arm(fallen, *THREE)}, ["grpo-no-negative"]),
     "Preserving groups without variance, too, lets": (
-        {"llds_positive": arm(stable, *THREE, steps=LONG)},
+        {"llds_action": WORSE},
         ["llds-positive"],
     ),
     "Preserving groups without variance, too, gives": (
@@ -334,6 +334,11 @@ def test_a_cure_is_judged_on_all_seeds_and_no_verdict_rests_on_too_few():
         Evidence(study(grpo=mixed, grpo_lr_half=cured()), {}, WINDOW)
     )
     assert (found.holds, found.effect.estimate, len(found.seeds)) == (None, 1.0, 4)
+
+
+def test_where_nothing_collapses_nothing_survives_longer():
+    kept = {"llds_positive": arm(stable, *THREE, steps=LONG)}
+    assert checked("Preserving groups without variance, too, lets", **kept) == "not tested"
 
 
 def test_what_no_outcome_could_show_is_not_tested():

@@ -183,5 +183,5 @@ def test_an_effect_that_was_not_scored_says_so() -> None:
     table = pd.DataFrame([row, row | {"group": "map", "arm": "map-mine"}])
     lines = effects_markdown(table).splitlines()
     assert lines[2:] == [
-        "| mine |  | 1 of 2, 2 of 2 | +3 | +0.10 | -0.05 [-0.20, +0.10] | +0.010 / not run |"
+        "| mine |  | 1 of 2, 2 of 2 | +3 | +0.10 | -0.05 [-0.20, +0.10] | +0.010 / – |"
     ]
