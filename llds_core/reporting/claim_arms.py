@@ -144,6 +144,14 @@ ARM_CLAIMS = (
         for arm, name in _CURES.items()
         if "entropy" not in arm
     ),
+    Claim(
+        "Eight updates on a rollout do not collapse within as many updates as GRPO makes",
+        OURS,
+        f"{SEEDS}, two at least, have no collapse within four times the steps of GRPO, which make "
+        "as many updates",
+        SHARE,
+        rules.survives("grpo-long-epochs-1", 4, least=rules.FEW_SEEDS),
+    ),
     *(
         Claim(
             f"More updates on a rollout, by {route}, bring the collapse earlier",

@@ -164,6 +164,10 @@ CASES = {
             ("a larger", "large-batch"),
         )
     },
+    "Eight updates on a rollout": (
+        {"grpo_long_epochs_1": arm(fallen, *TWO)},
+        ["grpo-long-epochs-1"],
+    ),
     "More updates on a rollout, by more epochs": (
         {
             "grpo_epochs_1": arm(fallen, *THREE, at=14, training={"updates_per_rollout": 8}),
