@@ -48,7 +48,9 @@ def test_no_run_of_a_study_repeats_another(name: str) -> None:
         values = flat(entry.config.to_dict())
         kept = [f"{key}={values[key]}" for key in sorted(values.keys() - FREE)]
         runs.setdefault(f"{entry.seed} {kept}", []).append(entry.arm.name)
-    assert [arms for arms in runs.values() if len(arms) > 1] == []
+    # The long arm goes the way of the short one again, which had been published, and then on.
+    longer = ["grpo-epochs-1", "grpo-long-epochs-1"]
+    assert [arms for arms in runs.values() if len(arms) > 1 and arms != longer] == []
 
 
 def test_the_desk_study_covers_what_it_promises() -> None:
