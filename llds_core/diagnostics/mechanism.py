@@ -12,6 +12,7 @@ value and gradient, so that the same numbers hold for every method's checkpoint.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -54,11 +55,6 @@ _MEASURED = (
     "error_product",
     "state_cosine",
 )
-_MATCHES = [
-    f"first_search_{which}{count}"
-    for which in ("", "reached_")
-    for count in ("incorrect", "equal", "similar")
-]
 
 
 def likelihood_change(
@@ -211,7 +207,7 @@ def group_changes(
                 "incorrect": len(group) - sum(correct),
                 "skipped": len(set(correct)) == 1,
                 **dict.fromkeys(_MEASURED, np.nan),
-                **dict(zip(_MATCHES, _search_matches(group), strict=True)),
+                **_search_matches(group),
             }
             if not row["skipped"]:
                 weights = list(model.parameters())
@@ -221,11 +217,16 @@ def group_changes(
     return pd.DataFrame(rows)
 
 
-def _search_matches(group: Sequence[Trajectory]) -> list[int]:
-    """Counts of `_MATCHES`. An injected failure returns unrelated documents to the same query."""
+def _search_matches(group: Sequence[Trajectory]) -> dict[str, int]:
+    """Columns of `first_search_matches`, over the whole group and without injected failures, which
+    return unrelated documents to the same query.
+    """
     reached = [t for t in group if not t.actions[0].retrieval_failed]
-    matches = [first_search_matches(chosen, max(1, len(chosen))) for chosen in (group, reached)]
-    return [count for found in matches for count in (found.incorrect, found.equal, found.similar)]
+    return {
+        f"{prefix}{name}": count
+        for prefix, chosen in (("first_search_", group), ("first_search_reached_", reached))
+        for name, count in asdict(first_search_matches(chosen, max(1, len(chosen)))).items()
+    }
 
 
 def _optimizer_class(name: str, learning_rate: float) -> Any:

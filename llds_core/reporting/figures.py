@@ -15,7 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter, SymmetricalLogLocator
+from matplotlib.ticker import (
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    StrMethodFormatter,
+    SymmetricalLogLocator,
+)
 
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.diagnostics.phases import WINDOW, Phase, collapse_step, detect_phases
@@ -294,6 +300,14 @@ def shared_steps(table: pd.DataFrame) -> pd.DataFrame:
     """
     table = table.dropna(axis=1, how="all")
     return table.loc[: min((table[s].last_valid_index() for s in table.columns), default=0)]
+
+
+def log_scale(axes: Axes) -> None:
+    """Make the y axis of `axes` logarithmic, with plain numbers at 1, 2, 5 times powers of ten."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=[1, 2, 5]))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def share_scale(panels: Sequence[Axes]) -> None:

@@ -13,7 +13,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from llds_core.config import load_experiment
 from llds_core.diagnostics.change_summary import negative_share
@@ -25,6 +24,7 @@ from llds_core.reporting.figures import (
     METHOD_COLOURS,
     SEEDS_FOR_INTERVAL,
     draw_seeds,
+    log_scale,
     method_label,
     share_scale,
 )
@@ -285,10 +285,7 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
                     label=_end_label(str(method), str(end), group["step"]),
                 )
             axes.set(xlabel=label, ylabel="negative log-likelihood\n(nats per token)", title=title)
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=[1, 2, 5]))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            log_scale(axes)
             axes.xaxis.get_major_locator().set_params(integer=True)
             sns.despine(ax=axes)
         handles, labels = grid[0].get_legend_handles_labels()

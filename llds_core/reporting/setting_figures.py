@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import StrMethodFormatter
 
 from llds_core.errors import DataError
 from llds_core.reporting.claim_evidence import Measured
@@ -17,6 +17,7 @@ from llds_core.reporting.figures import (
     METHOD_COLOURS,
     axis_label,
     draw_seeds,
+    log_scale,
     shared_steps,
 )
 from llds_core.reporting.store import Run
@@ -111,21 +112,13 @@ def updates_figure(runs: Sequence[Run], panels: Sequence[str]) -> Figure:
         grid = figure.subplots(1, len(panels), squeeze=False).ravel()
         for axes, panel in zip(grid, panels, strict=True):
             for (updates, arm), chosen in sorted(arms.items()):
-                table = pd.DataFrame(
-                    {
-                        run.seed: run.metrics.set_index("updates")[panel].rolling(run.window).mean()
-                        for run in chosen
-                    }
-                )
+                table = pd.DataFrame({run.seed: _by_updates(run, panel) for run in chosen})
                 line = "--" if arm.startswith("grpo-one-epoch-") else "-"
                 draw_seeds(axes, table, colours[updates], linestyle=line)
             axes.set(xlabel="optimizer updates so far", ylabel=axis_label(panel), xscale="log")
             if panel == "entropy":
-                axes.set_yscale("log")
-                axes.yaxis.set_major_locator(LogLocator(subs=[1, 2, 5]))
-                axes.yaxis.set_minor_formatter(NullFormatter())
+                log_scale(axes)
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             sns.despine(ax=axes)
         handles = [
             Line2D([], [], color=colour, linewidth=2.2, label=f"{number} a rollout")
@@ -135,3 +128,9 @@ def updates_figure(runs: Sequence[Run], panels: Sequence[str]) -> Figure:
             handles.append(Line2D([], [], color="#555555", linestyle=style, label=label))
         figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     return figure
+
+
+def _by_updates(run: Run, metric: str) -> pd.Series:
+    """Trailing means of a run's metric, by the updates it had made."""
+    measured = Measured(run, run.window)
+    return pd.Series(measured.means(metric), index=measured.rows["updates"])

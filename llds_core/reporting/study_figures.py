@@ -18,10 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from llds_core.errors import DataError
-from llds_core.reporting.figures import (
-    BASELINE,
-    method_label,
-)
+from llds_core.reporting.figures import BASELINE, method_label
 from llds_core.reporting.stats import censored_median
 
 _SEED_ALPHA = 0.75
