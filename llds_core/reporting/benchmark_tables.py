@@ -15,7 +15,7 @@ from llds_core.evaluation.suites import average_members, averages
 from llds_core.files import write_table
 from llds_core.reporting.figures import method_label
 from llds_core.reporting.paper_numbers import AVERAGES, paper_table
-from llds_core.reporting.stats import mean_interval
+from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import PUBLISHED, Run
 from llds_core.worlds.atlas_questions import KINDS
 from llds_core.worlds.benchmarks import BENCHMARKS
@@ -91,14 +91,11 @@ def _ours(asked: pd.DataFrame) -> dict[str, object]:
     if asked.empty:
         empty = dict.fromkeys(("ours", "ours_low", "ours_high"), np.nan)
         return empty | {"n": 0, "seeds": 0, "status": NOT_RUN}
-    estimate, low, high = asked["em"].mean(), *asked[["em_low", "em_high"]].iloc[0]
-    if len(asked) > 1:
-        found = mean_interval(asked["em"].to_numpy())
-        low, high = found.low, found.high
+    low, high = _bounds(asked)
     deviations = "; ".join(sorted(set(asked["deviations"]) - {""}))
     status = f"run with {deviations}" if deviations else "run"
     counts = {"n": int(asked["n"].iloc[0]), "seeds": len(asked), "status": status}
-    return {"ours": estimate, "ours_low": low, "ours_high": high} | counts
+    return {"ours": asked["em"].mean(), "ours_low": low, "ours_high": high} | counts
 
 
 def comparison_view(comparison: pd.DataFrame) -> pd.DataFrame:
@@ -252,8 +249,14 @@ def _with_interval(found: pd.DataFrame, interval: bool) -> str:
     text = _number(found["em"].mean())
     if not interval:
         return text
-    low, high = found[["em_low", "em_high"]].iloc[0]
-    if len(found) > 1:
-        over_seeds = mean_interval(found["em"].to_numpy())
-        low, high = over_seeds.low, over_seeds.high
+    low, high = _bounds(found)
     return text if pd.isna(low) else f"{text} [{low:.3f}, {high:.3f}]"
+
+
+def _bounds(scores: pd.DataFrame) -> tuple[float, float]:
+    """95 % interval of a mean: over questions for one seed, over seeds for more."""
+    if len(scores) > 1:
+        over_seeds = student_interval(scores["em"].to_numpy())
+        return over_seeds.low, over_seeds.high
+    low, high = scores[["em_low", "em_high"]].iloc[0]
+    return low, high

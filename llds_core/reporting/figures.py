@@ -26,7 +26,7 @@ from matplotlib.ticker import (
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.diagnostics.phases import WINDOW, Phase, collapse_step, detect_phases
 from llds_core.errors import ConfigError, DataError, did_you_mean
-from llds_core.files import disk_errors
+from llds_core.files import disk_errors, write_table
 from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import Run
 
@@ -237,7 +237,7 @@ def save_figure(
         pdf = {"Title": name, "Subject": sources, "Creator": "llds_core", "CreationDate": None}
         with mpl.rc_context({"pdf.fonttype": 42}):
             figure.savefig(paths[1], metadata=pdf)
-        data.to_csv(paths[2], index=False)
+        write_table(paths[2], data)
     return paths
 
 

@@ -52,7 +52,8 @@ def test_the_table_beside_a_figure_equals_the_metrics_of_the_runs(smoke_runs, tm
     for run in runs:
         for panel in PANELS:
             rows = stored[(stored["method"] == run.method) & (stored["metric"] == panel)]
-            np.testing.assert_array_equal(rows["value"], run.metrics[panel])
+            # Six digits, as in every published table: last bits differ between machines.
+            np.testing.assert_allclose(rows["value"], run.metrics[panel], rtol=5e-6)
             np.testing.assert_array_equal(rows["step"], run.metrics["step"])
 
 
