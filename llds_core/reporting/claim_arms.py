@@ -5,36 +5,35 @@ from llds_core.reporting import claim_values as values
 from llds_core.reporting.claim import ABOVE, OURS, SEEDS, SHARE, Claim
 from llds_core.reporting.claim_rules import above
 
-_PREVENTS = (
-    f"{SEEDS} that GRPO has, too, do not collapse within its steps, three of which or more GRPO "
-    "loses"
-)
+_STAYS_UP = f"{SEEDS}, three or more, have no collapse within the steps of GRPO"
 _CURES = {
-    "grpo-kl-0.01": "A KL weight of 0.01",
-    "grpo-kl-0.1": "A KL weight of 0.1",
-    "grpo-lr-half": "Half the learning rate",
-    "grpo-lr-seventh": "A seventh of the learning rate",
-    "grpo-grad-clip": "Gradient clipping at 0.1",
-    "grpo-large-batch": "A larger batch",
-    "grpo-entropy-0.001": "An entropy bonus of 0.001",
-    "grpo-entropy-0.01": "An entropy bonus of 0.01",
+    "grpo-kl-0.01": "a KL weight of 0.01",
+    "grpo-kl-0.1": "a KL weight of 0.1",
+    "grpo-lr-half": "half the learning rate",
+    "grpo-lr-seventh": "a seventh of the learning rate",
+    "grpo-grad-clip": "gradient clipping at 0.1",
+    "grpo-large-batch": "a larger batch",
+}
+_BONUSES = {
+    "grpo-entropy-0.001": "an entropy bonus of 0.001",
+    "grpo-entropy-0.01": "an entropy bonus of 0.01",
 }
 
 ARM_CLAIMS = (
     Claim(
-        "Weights too small to prevent the collapse delay it",
+        "The paper's smaller weights, 0.01 and 0.1, delay the collapse",
         "Fig. 8, section 6.2",
         "steps survived longer than GRPO on that seed up to the common horizon, averaged over the "
-        f"weights at which a seed collapses within GRPO's steps: {ABOVE}",
+        f"two weights: {ABOVE}",
         "steps",
-        rules.delays,
+        rules.delays(0.01, 0.1),
     ),
     Claim(
-        "The paper's weight of 0.2 prevents the collapse",
+        "At the paper's weight of 0.2 there is no collapse",
         "Fig. 8, section 6.2",
-        _PREVENTS,
+        _STAYS_UP,
         SHARE,
-        rules.prevents_at_weight(0.2),
+        rules.stays_up("llds-action", weight=0.2),
     ),
     Claim(
         "The larger the weight, the longer a run survives",
@@ -93,9 +92,9 @@ ARM_CLAIMS = (
     Claim(
         "Without negative advantages there is no collapse",
         "Theorem 4.2; " + OURS,
-        _PREVENTS,
+        _STAYS_UP,
         SHARE,
-        rules.prevents("grpo-no-negative"),
+        rules.stays_up("grpo-no-negative"),
     ),
     Claim(
         "Preserving groups without variance, too, lets LLDS survive longer",
@@ -130,19 +129,32 @@ ARM_CLAIMS = (
         )
     ),
     *(
-        Claim(f"{name} prevents the collapse", OURS, _PREVENTS, SHARE, rules.prevents(arm))
-        for arm, name in _CURES.items()
+        Claim(f"With {name} there is no collapse", OURS, _STAYS_UP, SHARE, rules.stays_up(arm))
+        for arm, name in (_CURES | _BONUSES).items()
     ),
     *(
         Claim(
-            f"LLDS's last reward is above that of GRPO with {name[0].lower()}{name[1:]}",
+            f"{name} entropy does not surge",
+            OURS,
+            f"in {SEEDS} its highest windowed mean within GRPO's steps is below "
+            f"{rules.SURGE:g} times that of the first window",
+            SHARE,
+            rules.stays_calm(arm),
+        )
+        for arm, name in {
+            "llds-action": "Under LLDS",
+            **{arm: f"With {name}" for arm, name in _CURES.items()},
+        }.items()
+    ),
+    *(
+        Claim(
+            f"LLDS's last reward is above that of GRPO with {name}",
             OURS,
             f"windowed reward at the last step that both have, minus that of that seed: {ABOVE}",
             "reward",
             rules.paired("llds-action", arm, values.final_gain, above(0)),
         )
         for arm, name in _CURES.items()
-        if "entropy" not in arm
     ),
     Claim(
         "Eight updates on a rollout do not collapse within as many updates as GRPO makes",

@@ -1,9 +1,9 @@
 """The list of claims: a sentence, where the paper (arXiv 2512.04220v2) makes it, and its rule.
 
-The rules were written down from the paper before any reporting run. When the two main arms and
-the first of the others were known, a review changed these: what comes first is compared at the
-half of each series' own way, not where it first stands out of its noise; conditions "not met" under
-LLDS count only where GRPO meets them; a gap has to have grown; trends are taken within seeds; final
+The rules were written down from the paper before any reporting run. When the two main arms and the
+first of the others were known, a review changed these: what comes first is compared at the half of
+each series' own way, not where it first stands out of its noise; conditions "not met" under LLDS
+count only where GRPO meets them; a gap has to have grown; trends are taken within seeds; final
 rewards and held-out scores are compared within equally many steps. When weights, gates and half of
 the cures had run, a second review changed these: a rule that so few seeds cannot meet gives no
 verdict; cures are judged on all seeds (after the first review: on those on which GRPO collapses),
@@ -13,8 +13,11 @@ gradient. It added the terms of the theorem's score, first actions under LLDS, a
 Fig. 6. When variants and half of the factors had run, too, a third review added the early rise,
 what the variants of preserving end with, and the theorem's score beyond two plain reasons; and
 first searches that were made to fail, which return unrelated passages, no longer count as
-different. Names of arms are those of the studies in `presets/studies`; `claims` applies the list to
-runs.
+different. When half of the map had run, too, a fourth review took back that cures "prevent" a
+collapse, which no test of so few seeds can show: they are counted as LLDS is, on all their seeds,
+and beside the collapse the surge of entropy is. Small weights are the paper's, whatever came of
+them, and a trend that its ties leave no significant order for gives no verdict. Names of arms are
+those of the studies in `presets/studies`; `claims` applies the list to runs.
 """
 
 import numpy as np

@@ -15,8 +15,7 @@ A rule that no outcome of so few runs could meet gives no verdict, whatever came
 None, its effect is told.
 
 Survival is compared up to a common horizon: a run that has not collapsed within its steps counts as
-"at least so long", never as a collapse (see `stats`). What is to prevent a collapse is judged over
-as many steps as GRPO was given.
+"at least so long", never as a collapse (see `stats`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -40,6 +39,7 @@ from llds_core.reporting.stats import (
 MOST = 0.8
 SEEDS = 3
 FEW_SEEDS = 2
+SURGE = 2.0
 _ALPHA = 0.05
 
 
@@ -137,36 +137,54 @@ def fewer_collapse(first: str, second: str) -> Rule:
     return rule
 
 
-def prevents(arm: str) -> Rule:
-    """Most seeds of `arm` do not collapse. It takes three seeds on which GRPO collapses to say that
-    it holds, and one seed too many that collapses to say that it does not.
+def stays_up(arm: str, weight: float | None = None) -> Rule:
+    """Most seeds of `arm`, or of its runs with a weight of the penalty, have no collapse within the
+    steps that GRPO was given. It takes three seeds to say that it holds, two that it does not.
     """
-    return lambda evidence: _prevents(evidence, evidence.arm(arm))
+
+    def rule(evidence: Evidence) -> Finding | None:
+        runs = evidence.arm(arm) if weight is None else _weights(evidence, arm).get(weight, {})
+        found = _survivors(runs, evidence.baseline_steps(), FEW_SEEDS)
+        few = found and found.holds and len(found.seeds) < SEEDS
+        return replace(found, holds=None) if few else found
+
+    return rule
 
 
-def prevents_at_weight(weight: float) -> Rule:
-    """As `prevents`, for the LLDS runs with this weight."""
-    return lambda evidence: _prevents(evidence, _weights(evidence, "llds-action").get(weight, {}))
+def stays_calm(arm: str) -> Rule:
+    """In most seeds of `arm` windowed entropy stays below `SURGE` times its first value."""
+
+    def rule(evidence: Evidence) -> Finding | None:
+        steps = evidence.baseline_steps()
+
+        def calm(run: Measured) -> bool | None:
+            if not run.known_to(steps):
+                return None
+            return run.best("entropy", steps) < SURGE * run.head("entropy")
+
+        return _counted(evidence.arm(arm), calm, SEEDS) if steps else None
+
+    return rule
 
 
-def delays(evidence: Evidence) -> Finding | None:
-    """With weights at which a seed collapses a run survives longer than GRPO on that seed, on
-    average over such weights.
+def delays(*weights: float) -> Rule:
+    """With these weights of the penalty a run survives longer than GRPO on that seed, on average
+    over the weights.
     """
-    base, steps = evidence.arm("grpo"), evidence.baseline_steps()
-    small = [
-        runs
-        for runs in _weights(evidence).values()
-        if any(run.collapsed_by(steps) for run in runs.values())
-    ]
-    gains: dict[int, list[float]] = {}
-    for runs in small:
-        for seed, gain in paired_survival(runs, base).items():
-            gains.setdefault(seed, []).append(gain)
-    means = {seed: float(np.mean(values)) for seed, values in gains.items()}
-    found = _effect(means, [], above(0))
-    runs = [run.name for arm in (*small, base) for run in _only(arm, means).values()]
-    return found and replace(found, seeds=frozenset(means), runs=tuple(runs))
+
+    def rule(evidence: Evidence) -> Finding | None:
+        base, arms = evidence.arm("grpo"), _weights(evidence)
+        small = [arms[weight] for weight in weights if weight in arms]
+        gains: dict[int, list[float]] = {}
+        for runs in small:
+            for seed, gain in paired_survival(runs, base).items():
+                gains.setdefault(seed, []).append(gain)
+        means = {seed: float(np.mean(values)) for seed, values in gains.items()}
+        found = _effect(means, [], above(0))
+        runs = [run.name for arm in (*small, base) for run in _only(arm, means).values()]
+        return found and replace(found, seeds=frozenset(means), runs=tuple(runs))
+
+    return rule
 
 
 def longer(first: str, second: str) -> Rule:
@@ -308,16 +326,6 @@ def _survivors(runs: Measureds, steps: int, least: int) -> Finding | None:
 
 def _only(runs: Measureds, seeds: Collection[int]) -> Measureds:
     return {seed: run for seed, run in runs.items() if seed in seeds}
-
-
-def _prevents(evidence: Evidence, runs: Measureds) -> Finding | None:
-    base, steps = evidence.arm("grpo"), evidence.baseline_steps()
-    found = _survivors(_only(runs, base), steps, FEW_SEEDS)
-    if found is None:
-        return None
-    challenged = found.seeds & evidence.grpo_shows(lambda run: bool(run.collapsed_by(steps)))
-    # Fewer than all that GRPO loses cannot show that more than chance kept them.
-    return replace(found, holds=None) if found.holds and len(challenged) < SEEDS else found
 
 
 def _longer(first: Measureds, second: Measureds) -> Finding | None:

@@ -93,6 +93,7 @@ _PHASE_SHADES = {
 _PANEL = (3.9, 2.75)  # inches
 SEEDS_FOR_INTERVAL = 3
 _LINEAR_TO = 0.1
+_BY_FACTORS = ("entropy", "grad_norm")
 
 
 def method_label(method: str) -> str:
@@ -156,8 +157,9 @@ def curves_figure(
     """Draw one panel per metric against the step.
 
     Thin lines are seeds, bold lines the mean of those that have a value; from three seeds on a band
-    gives Student's 95 % interval of that mean. Dotted verticals mark where a run collapses.
-    Shades are the phases of the first GRPO run, or of the first run without one.
+    gives Student's 95 % interval of that mean. What changes by factors has a logarithmic axis, see
+    `scale_axis` and `seed_means`. Dotted verticals mark where a run collapses. Shades are the
+    phases of the first GRPO run, or of the first run without one.
 
     Args:
         runs: any number of methods and seeds.
@@ -188,7 +190,9 @@ def curves_figure(
         collapses = [(run, collapse_step(_by_step(run, "reward"), window)) for run in runs]
         for axes, panel in zip(grid, panels, strict=False):
             _shade(axes, phases)
-            _draw(axes, data[data["metric"] == panel], colours)
+            shown = data[data["metric"] == panel]
+            scale_axis(axes, panel, shown["value"])
+            _draw(axes, shown, colours)
             for run, step in collapses:
                 if step is not None:
                     axes.axvline(step, color=colours[run.arm], linestyle=":", linewidth=1.5)
@@ -273,11 +277,12 @@ def draw_seeds(
     linestyle: str = "-",
     label: str | None = None,
 ) -> None:
-    """Draw a thin line a seed, their mean in bold and, from three seeds on, its interval.
+    """Draw a thin line a seed, their mean in bold and, from three seeds on, its interval, as in
+    `seed_means`.
 
     Args:
         axes: where.
-        table: values by step (rows) and seed (columns).
+        table: values by step or another number (rows) and seed (columns).
         colour: of everything.
         marker: of the mean.
         linestyle: of the lines.
@@ -285,21 +290,38 @@ def draw_seeds(
     """
     for _, values in table.items():
         axes.plot(table.index, values, color=colour, linewidth=0.8, alpha=0.45, linestyle=linestyle)
-    table = shared_steps(table)
-    mean = table.mean(axis=1)
+    means = seed_means(axes, table)
     style = {"color": colour, "linewidth": 2.2, "linestyle": linestyle, "label": label}
-    axes.plot(mean.index, mean, marker=marker, markersize=3, **style)
-    if len(table.columns) >= SEEDS_FOR_INTERVAL:
-        low, high = _intervals(table)
-        axes.fill_between(table.index, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(means.index, means["mean"], marker=marker, markersize=3, **style)
+    if means["low"].notna().any():
+        # Three seeds can give an interval beside which the lines would be flat: they set the axis.
+        limits = axes.dataLim.frozen()
+        band = {"color": colour, "alpha": 0.18, "linewidth": 0}
+        axes.fill_between(means.index, means["low"], means["high"], **band)
+        axes.dataLim.set(limits)
 
 
-def shared_steps(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a table of seeds up to the end of the shortest; beyond it a mean would be that of the
-    survivors. A seed without a value is left out.
+def seed_means(axes: Axes, table: pd.DataFrame) -> pd.DataFrame:
+    """Columns `mean`, `low` and `high`: the mean of the seeds of a table and Student's 95 %
+    interval, from three seeds on. On a logarithmic axis the mean is the geometric one, and the
+    interval that of logarithms.
+
+    Rows end with the shortest seed, as a mean beyond it would be that of the survivors. A seed
+    without a value is left out.
     """
     table = table.dropna(axis=1, how="all")
-    return table.loc[: min((table[s].last_valid_index() for s in table.columns), default=0)]
+    table = table.loc[: min((table[s].last_valid_index() for s in table.columns), default=0)]
+    by_factors = axes.get_yscale() == "log"
+    values = np.log(table) if by_factors else table
+    columns = np.array([values.mean(axis=1), *_intervals(values)])
+    names = ["mean", "low", "high"]
+    return pd.DataFrame((np.exp(columns) if by_factors else columns).T, table.index, names)
+
+
+def scale_axis(axes: Axes, metric: str, values: pd.Series) -> None:
+    """Make the y axis logarithmic for a metric that changes by factors, if its values allow it."""
+    if metric in _BY_FACTORS and (values.dropna() > 0).all():
+        log_scale(axes)
 
 
 def log_scale(axes: Axes) -> None:
@@ -312,7 +334,7 @@ def log_scale(axes: Axes) -> None:
 
 def share_scale(panels: Sequence[Axes]) -> None:
     """Give all `panels` one y axis: linear around 0, logarithmic beyond, so that small values are
-    told apart beside large ones.
+    told apart beside large ones. It ends at 0 where no line is above.
     """
     ticks = {"base": 10, "linthresh": _LINEAR_TO, "subs": [1, 2, 3, 5]}
     for axes in panels:
@@ -320,9 +342,17 @@ def share_scale(panels: Sequence[Axes]) -> None:
         axes.yaxis.set_major_locator(SymmetricalLogLocator(**ticks))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.autoscale(axis="y")
+    if not len(panels):
+        return
     limits = [axes.get_ylim() for axes in panels]
+    low, high = min(low for low, _ in limits), max(high for _, high in limits)
+    curves = (
+        line for axes in panels for line in axes.lines if line.get_transform() == axes.transData
+    )
+    if not any((np.asarray(line.get_ydata()) > 0).any() for line in curves):
+        high = 0
     for axes in panels:
-        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+        axes.set_ylim(low, high)
 
 
 def _intervals(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -261,7 +261,7 @@ def _first_searches(axes: Axes, method: str, measured: pd.DataFrame) -> None:
 
 def rounds_figure(rounds: pd.DataFrame) -> Figure:
     """Fig. 6: negative log-likelihood against search rounds, by position and by total, at the first
-    and at the last checkpoint of every seed; means over seeds.
+    and at the last checkpoint of every seed; lines as in `draw_seeds`.
     """
     rounds = _ends(rounds)
     with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.05):
@@ -273,19 +273,17 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
             "total": ("search rounds of the response", "whole responses"),
         }
         for axes, (view, (label, title)) in zip(grid, titles.items(), strict=True):
+            log_scale(axes)
             for (method, end), group in rounds[rounds["view"] == view].groupby(["method", "end"]):
-                mean = group.groupby("rounds")["nll"].mean()
-                axes.plot(
-                    mean.index,
-                    mean,
-                    color=METHOD_COLOURS.get(str(method), "#555555"),
+                draw_seeds(
+                    axes,
+                    group.pivot(index="rounds", columns="seed", values="nll"),
+                    METHOD_COLOURS.get(str(method), "#555555"),
                     marker="o",
-                    markersize=4,
                     linestyle=":" if end == "first" else "-",
                     label=_end_label(str(method), str(end), group["step"]),
                 )
             axes.set(xlabel=label, ylabel="negative log-likelihood\n(nats per token)", title=title)
-            log_scale(axes)
             axes.xaxis.get_major_locator().set_params(integer=True)
             sns.despine(ax=axes)
         handles, labels = grid[0].get_legend_handles_labels()

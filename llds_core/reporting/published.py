@@ -271,7 +271,7 @@ def phases_markdown(table: pd.DataFrame) -> str:
     )
     rows = []
     for row in table[table["collapse"].notna()].itertuples():
-        steps = (row.decay, row.acceleration, row.reward_decline, row.collapse)
+        steps = (row.loglik_decline, row.acceleration, row.reward_decline, row.collapse)
         leads = (row.likelihood_lead, row.halfway_lead)
         rows.append(
             (

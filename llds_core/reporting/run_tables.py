@@ -34,6 +34,7 @@ PHASE_COLUMNS = (
     "decay",
     "acceleration",
     "collapse",
+    "loglik_decline",
     "reward_decline",
     "likelihood_lead",
     "halfway_lead",
@@ -81,19 +82,20 @@ def phase_row(run: Run) -> dict[str, Any]:
     """When the phases of one run began, and what the death-spiral test says of it.
 
     Returns:
-        `PHASE_COLUMNS`; None where something did not occur. `decay`, `acceleration`, `collapse` and
-        `reward_decline` are steps. `likelihood_lead` is the reward's decline minus that of the
-        likelihood of correct responses, both judged up to the proof of a collapse, one window more
-        than `decay` is; `halfway_lead` the same between the halves of their ways, for a run that
-        collapses and whose likelihood declines. `spiral` is the step from which
-        Definition 5.1 holds on window means, `spiral_failed` names the conditions that hold from
-        nowhere to the end (joined by ";"); both empty where the windows are too few to judge.
+        `PHASE_COLUMNS`; None where something did not occur. `decay`, `acceleration`, `collapse`,
+        `loglik_decline` and `reward_decline` are steps. The two declines, of the likelihood of
+        correct responses and of the reward, are judged up to the proof of a collapse, one window
+        more than `decay` is. `likelihood_lead` is by how many steps the likelihood's comes first;
+        `halfway_lead` by how many the half of its way does, for a run that collapses and in which
+        both decline. `spiral` is the step from which Definition 5.1 holds on window means,
+        `spiral_failed` names the conditions that hold from nowhere to the end (joined by ";"); both
+        empty where the windows are too few to judge.
     """
     measured = Measured(run, run.window)
     first = {phase.name: phase.first for phase in detect_phases(run.metrics, window=run.window)}
     declines = [measured.decline(metric) for metric in ("reward", "loglik_correct")]
     halfway = None
-    if measured.collapse is not None and measured.leaves("loglik_correct", 1):
+    if measured.collapse is not None and None not in declines:
         halfway = measured.halfway("reward", 1) - measured.halfway("loglik_correct", 1)
     spiral = death_spiral(run.metrics, window=run.window)
     return {
@@ -103,6 +105,7 @@ def phase_row(run: Run) -> dict[str, Any]:
         "decay": first.get("decay"),
         "acceleration": first.get("acceleration"),
         "collapse": measured.step_at(measured.collapse),
+        "loglik_decline": measured.step_at(declines[1]),
         "reward_decline": measured.step_at(declines[0]),
         "likelihood_lead": None if None in declines else declines[0] - declines[1],
         "halfway_lead": halfway,

@@ -17,8 +17,8 @@ from llds_core.reporting.figures import (
     METHOD_COLOURS,
     axis_label,
     draw_seeds,
-    log_scale,
-    shared_steps,
+    scale_axis,
+    seed_means,
 )
 from llds_core.reporting.store import Run
 from llds_core.reporting.study_tables import usual_steps
@@ -28,7 +28,7 @@ def weights_figure(runs: Sequence[Run], panels: Sequence[str]) -> Figure:
     """Draw metrics against the step, a row a metric, a column a penalty weight in its order.
 
     Lines as in `draw_seeds`, over the steps that every run was given; dotted verticals mark
-    collapses, and a grey line repeats the mean of the smallest weight.
+    collapses, and a grey line repeats the mean of the smallest weight over the same seeds.
 
     Args:
         runs: what differs in nothing but the weight, see `weight_arms`.
@@ -51,11 +51,15 @@ def weights_figure(runs: Sequence[Run], panels: Sequence[str]) -> Figure:
         grid = figure.subplots(len(panels), len(weights), squeeze=False, sharex=True, sharey="row")
         for line, panel in zip(grid, panels, strict=True):
             line[0].set_ylabel(axis_label(panel))
-            reference = shared_steps(_table(columns[weights[0]], panel)).mean(axis=1)
-            for axes, weight in zip(line, weights, strict=True):
+            tables = {weight: _table(columns[weight], panel) for weight in weights}
+            smallest = tables[weights[0]]
+            for axes, (weight, table) in zip(line, tables.items(), strict=True):
+                scale_axis(axes, panel, pd.concat(tables.values()).stack())
+                same = smallest[smallest.columns.intersection(table.columns)]
+                reference = seed_means(axes, same)["mean"]
                 axes.plot(reference, color="#AAAAAA", linewidth=1.6, zorder=1)
                 arm = BASELINE if weight == 0 else "llds-action"
-                draw_seeds(axes, _table(columns[weight], panel), METHOD_COLOURS[arm])
+                draw_seeds(axes, table, METHOD_COLOURS[arm])
                 for run in columns[weight]:
                     if run.collapse is not None:
                         step = run.step_at(run.collapse)
@@ -78,10 +82,8 @@ def weights_figure(runs: Sequence[Run], panels: Sequence[str]) -> Figure:
 
 
 def _table(runs: Sequence[Measured], metric: str) -> pd.DataFrame:
-    """Metric by step (rows) and run (columns)."""
-    return pd.DataFrame(
-        {index: run.rows.set_index("step")[metric] for index, run in enumerate(runs)}
-    )
+    """Metric by step (rows) and seed (columns)."""
+    return pd.DataFrame({run.run.seed: run.rows.set_index("step")[metric] for run in runs})
 
 
 def updates_figure(runs: Sequence[Run], panels: Sequence[str]) -> Figure:
@@ -111,13 +113,12 @@ def updates_figure(runs: Sequence[Run], panels: Sequence[str]) -> Figure:
         figure = Figure(figsize=(3.6 * len(panels), 3.9), layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False).ravel()
         for axes, panel in zip(grid, panels, strict=True):
+            scale_axis(axes, panel, pd.concat([run.metrics[panel] for run in runs]))
             for (updates, arm), chosen in sorted(arms.items()):
                 table = pd.DataFrame({run.seed: _by_updates(run, panel) for run in chosen})
                 line = "--" if arm.startswith("grpo-one-epoch-") else "-"
                 draw_seeds(axes, table, colours[updates], linestyle=line)
             axes.set(xlabel="optimizer updates so far", ylabel=axis_label(panel), xscale="log")
-            if panel == "entropy":
-                log_scale(axes)
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             sns.despine(ax=axes)
         handles = [

@@ -62,7 +62,7 @@ class Trend:
     Attributes:
         correlation: mean rank correlation with its interval.
         p: two-sided p of the permutation test; NaN without a trend to test.
-        least_p: the smallest p that so few runs allow.
+        least_p: the smallest p that these outcomes allow, in whatever order; ties raise it.
     """
 
     correlation: Interval
@@ -252,8 +252,29 @@ def spearman_trend(
     return Trend(
         Interval(estimate, float(low), float(high), n, "percentile bootstrap within strata"),
         float((extreme.sum() + 1) / (_RESAMPLES + 1)),
-        2 / math.prod(math.factorial(len(group[0])) for group in groups),
+        _least_p(groups),
     )
+
+
+def _least_p(groups: Sequence[np.ndarray]) -> float:
+    """Smallest two-sided p of the permutation test of `spearman_trend` that the outcomes of
+    `groups`, each (2, n) of settings and outcomes, could have reached in another order.
+    """
+    extremes = []
+    for sign in (1, -1):
+        ordered = [(np.sort(x), np.sort(y)[::sign]) for x, y in groups]
+        estimate = abs(float(np.mean([_rank_correlation(*pair) for pair in ordered])))
+        extremes.append((estimate, math.prod(_chance(*pair) for pair in ordered)))
+    top = max(estimate for estimate, _ in extremes)
+    return min(1.0, sum(chance for estimate, chance in extremes if estimate > top - 1e-9))
+
+
+def _chance(x: np.ndarray, y: np.ndarray) -> float:
+    """Probability that a random order of `y` pairs the same values with the same values of `x`."""
+    cells = pd.crosstab(x, y).to_numpy()
+    same = [math.factorial(count) for count in (*cells.sum(0), *cells.sum(1))]
+    other = [math.factorial(count) for count in (len(x), *cells.ravel())]
+    return math.prod(same) / math.prod(other)
 
 
 def _present(values: Sequence[float]) -> np.ndarray:

@@ -46,6 +46,18 @@ STEP = np.arange(1, STEPS + 1)
 DIPPED = {"reward": np.where(STEP < COLLAPSE, 0.6 - 0.01 * STEP, 0.0)}
 SHORTER = {"llds_action": arm(stable, *SIX, steps=STEPS, loss=weighted(2))}
 WORSE = arm(fallen, *SIX, at=16)
+CURES = {
+    "a KL weight of 0.01": "kl-0.01",
+    "a KL weight of 0.1": "kl-0.1",
+    "half the learning rate": "lr-half",
+    "a seventh of the learning rate": "lr-seventh",
+    "gradient clipping at 0.1": "grad-clip",
+    "a larger batch": "large-batch",
+}
+BONUSES = {
+    "an entropy bonus of 0.001": "entropy-0.001",
+    "an entropy bonus of 0.01": "entropy-0.01",
+}
 # Claim: what breaks it (changed arms, or mechanism or held-out values), arms whose absence leaves
 # it untested.
 CASES = {
@@ -99,11 +111,11 @@ CASES = {
     "Among correct responses": ({"theorem": theorem(-1)}, ["theorem"]),
     "The death-spiral conditions hold": (with_columns(loglik_change_correct=1.0), ["grpo"]),
     "The death-spiral conditions do not": ({"llds_action": arm(fallen, *SIX)}, ["llds-action"]),
-    "Weights too small": (
+    "The paper's smaller weights": (
         {"llds-weight-0.1": arm(fallen, *THREE, at=15, loss=weighted(0.1))},
-        ["llds-weight-0.01", "llds-weight-0.1", "llds-weight-0.2"],
+        ["llds-weight-0.01", "llds-weight-0.1"],
     ),
-    "The paper's weight": (
+    "At the paper's weight": (
         {"llds-weight-0.2": arm(fallen, *THREE, loss=weighted(0.2))},
         ["llds-weight-0.2"],
     ),
@@ -138,31 +150,20 @@ CASES = {
         ["llds-preserved"],
     ),
     **{
-        start: ({f"grpo-{arms}": arm(fallen, *THREE)}, [f"grpo-{arms}"])
-        for start, arms in (
-            ("A KL weight of 0.01", "kl-0.01"),
-            ("A KL weight of 0.1", "kl-0.1"),
-            ("Half the learning", "lr-half"),
-            ("A seventh", "lr-seventh"),
-            ("Gradient clipping", "grad-clip"),
-            ("A larger batch", "large-batch"),
-            ("An entropy bonus of 0.001", "entropy-0.001"),
-            ("An entropy bonus of 0.01", "entropy-0.01"),
-        )
+        f"With {name} there is no": ({f"grpo-{arms}": arm(fallen, *THREE)}, [f"grpo-{arms}"])
+        for name, arms in (CURES | BONUSES).items()
+    },
+    "Under LLDS entropy": ({"llds_action": WORSE}, ["llds-action"]),
+    **{
+        f"With {name} entropy does": ({f"grpo-{arms}": arm(fallen, *THREE)}, [f"grpo-{arms}"])
+        for name, arms in CURES.items()
     },
     **{
-        f"LLDS's last reward is above that of GRPO with {start}": (
+        f"LLDS's last reward is above that of GRPO with {name}": (
             {f"grpo-{arms}": arm(stable, *THREE, level=0.8)},
             [f"grpo-{arms}"],
         )
-        for start, arms in (
-            ("a KL weight of 0.01", "kl-0.01"),
-            ("a KL weight of 0.1", "kl-0.1"),
-            ("half", "lr-half"),
-            ("a seventh", "lr-seventh"),
-            ("gradient", "grad-clip"),
-            ("a larger", "large-batch"),
-        )
+        for name, arms in CURES.items()
     },
     "Eight updates on a rollout": (
         {"grpo_long_epochs_1": arm(fallen, *TWO)},
@@ -233,7 +234,7 @@ def test_without_runs_nothing_is_tested():
 
 def test_the_table_names_its_runs_and_is_the_same_twice(table):
     assert table.equals(evaluate_claims(study(), mechanism(), window=WINDOW))
-    [row] = table[table.claim.str.startswith("Weights too small")].itertuples()
+    [row] = table[table.claim.str.startswith("The paper's smaller")].itertuples()
     assert row.runs.split(";") == [
         *(f"llds-weight-0.01-seed{seed}" for seed in THREE),
         *(f"llds-weight-0.1-seed{seed}" for seed in THREE),
@@ -249,14 +250,10 @@ def test_markdown_shows_effect_interval_and_seeds(table):
     assert "| not tested | – | 0 |" in claims_markdown(evaluate_claims([], {}, window=WINDOW))
 
 
-def test_a_cure_is_not_tested_where_grpo_does_not_collapse():
-    for start in ("A larger batch", "The paper's weight", "Without negative"):
-        assert checked(start, grpo=arm(stable, *SIX)) == "not tested"
-
-
 def test_a_cure_counts_only_when_watched_as_long_as_grpo():
     short = {"grpo_lr_half": arm(stable, *THREE, steps=STEPS - 5)}
-    assert checked("Half the learning", **short) == "not tested"
+    for outcome in ("there is no", "entropy does"):
+        assert checked(f"With half the learning rate {outcome}", **short) == "not tested"
 
 
 def test_a_run_that_stopped_after_its_collapse_is_compared_as_far_as_it_goes():
@@ -323,21 +320,20 @@ def test_held_out_scores_are_compared_within_the_steps_of_grpo():
         assert checked(start, **short) == "holds"
 
 
-def test_a_cure_is_judged_on_all_seeds_and_no_verdict_rests_on_too_few():
-    def mixed(name):
-        return [fallen(name, 0), fallen(name, 1), *(stable(name, seed) for seed in (2, 3))]
+def test_two_seeds_can_speak_against_a_cure_but_not_for_it():
+    start = "With half the learning rate there is no"
+    assert checked(start, grpo_lr_half=arm(stable, *TWO)) == "not tested"
+    assert checked(start, grpo_lr_half=arm(fallen, *TWO)) == "does not hold"
 
-    def cured(*fall):
-        kinds = [fallen if seed in fall else stable for seed in range(4)]
-        return lambda name: [make(name, seed) for seed, make in enumerate(kinds)]
 
-    # Two seeds that GRPO loses are kept, which chance may do; a loss elsewhere counts against it.
-    assert checked("Half the learning", grpo=mixed, grpo_lr_half=cured()) == "not tested"
-    assert checked("Half the learning", grpo=mixed, grpo_lr_half=cured(2)) == "does not hold"
-    found = claim_named("Half the learning").check(
-        Evidence(study(grpo=mixed, grpo_lr_half=cured()), {}, WINDOW)
-    )
-    assert (found.holds, found.effect.estimate, len(found.seeds)) == (None, 1.0, 4)
+def test_a_surge_is_looked_for_within_the_steps_of_grpo():
+    """Entropy that doubles later does not count; at once it does."""
+    step = np.arange(1, LONG + 1)
+    for at, verdict in ((STEPS + 1, "holds"), (STEPS - 2 * WINDOW, "does not hold")):
+        late_surge = arm(
+            stable, *THREE, steps=LONG, columns={"entropy": np.where(step < at, 0.3, 0.9)}
+        )
+        assert checked("With half the learning rate entropy", grpo_lr_half=late_surge) == verdict
 
 
 def test_where_nothing_collapses_nothing_survives_longer():
@@ -346,7 +342,9 @@ def test_where_nothing_collapses_nothing_survives_longer():
 
 
 def test_what_no_outcome_could_show_is_not_tested():
-    """Five seeds cannot reject equal shares, nor two seeds of three settings a trend."""
+    """Five seeds cannot reject equal shares, nor two seeds of three settings a trend, nor three of
+    which all but one setting end without a collapse.
+    """
     five = {"grpo": arm(fallen, *range(5)), "llds_action": arm(stable, *range(5), steps=LONG)}
     assert checked("Fewer LLDS", **five) == "not tested"
     two = {
@@ -354,6 +352,13 @@ def test_what_no_outcome_could_show_is_not_tested():
         "grpo_epochs_4": arm(fallen, *TWO, at=17, training={"updates_per_rollout": 32}),
     }
     assert checked("More updates on a rollout, by more epochs", **two) == "not tested"
+    censored = {
+        f"grpo_epochs_{epochs}": arm(
+            make, *THREE, training={"updates_per_rollout": 8 * epochs, "learning_rate": 1e-4}
+        )
+        for epochs, make in ((1, stable), (2, stable), (4, fallen))
+    }
+    assert checked("More updates on a rollout, by more epochs", **censored) == "not tested"
     maps = {
         f"map-grpo-updates-{updates}-lr-2": arm(
             fallen, 0, at=at, training={"updates_per_rollout": updates, "learning_rate": 7e-4}
@@ -374,15 +379,17 @@ def test_a_gap_that_was_there_from_the_start_has_not_come_about():
     )
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.02, 0.06])
+@pytest.mark.parametrize("noise", [0.0, 0.02, 0.04])
 def test_what_falls_together_leads_by_nothing_however_noisy(noise):
-    """Reward and entropy turn at one step; only the reward's noise differs."""
+    """Reward and entropy turn at one step; only the reward's noise differs, up to that of 128
+    answers. A lead that is claimed takes more than a step.
+    """
     way = 1 / (1 + np.exp(-(np.arange(1, STEPS + 1) - 16) / 1.5))
     leads = []
-    for seed in range(20):
+    for seed in range(100):
         rng = np.random.default_rng([seed, int(1000 * noise)])
         reward = 0.5 - 0.45 * way + rng.normal(0, noise, STEPS)
         columns = {"reward": reward, "entropy": 0.5 + way + rng.normal(0, 0.01, STEPS)}
         run = Measured(fallen("grpo", seed, columns=columns), WINDOW)
         leads.append(run.halfway("reward", 1) - run.halfway("entropy", -1))
-    assert abs(np.mean(leads)) <= 1
+    assert abs(np.mean(leads)) <= 0.3

@@ -100,7 +100,7 @@ def test_panels_to_be_compared_get_one_axis():
     axes = curves_figure([run], panels, same_scale=panels[:2]).axes
     assert axes[0].get_ylim() == axes[1].get_ylim() != axes[2].get_ylim()
     low, high = axes[0].get_ylim()
-    assert low < -4 and high > -0.5
+    assert low < -4 and high == 0
     assert curves_figure([run], panels).axes[0].get_ylim()[0] > -1
 
 
@@ -114,7 +114,8 @@ def test_three_seeds_get_a_band_around_their_mean_two_do_not():
         axes = figure.axes[0]
         assert len(axes.collections) == bands
         bold = max(axes.lines, key=lambda line: line.get_linewidth())
-        np.testing.assert_allclose(bold.get_ydata(), np.linspace(1, 2, 18) + (seeds - 1) / 2)
+        values = [np.linspace(1, 2, 18) + seed for seed in range(seeds)]
+        np.testing.assert_allclose(bold.get_ydata(), np.exp(np.log(values).mean(0)))
 
 
 def test_a_seed_without_a_metric_leaves_the_mean_to_the_others():
@@ -122,7 +123,20 @@ def test_a_seed_without_a_metric_leaves_the_mean_to_the_others():
     runs[1].metrics["entropy"] = np.nan
     axes = curves_figure(runs, ["entropy"]).axes[0]
     bold = max(axes.lines, key=lambda line: line.get_linewidth())
-    np.testing.assert_allclose(bold.get_ydata(), np.linspace(1, 2, 18) + 1)
+    both = np.linspace(1, 2, 18) * (np.linspace(1, 2, 18) + 2)
+    np.testing.assert_allclose(bold.get_ydata(), np.sqrt(both))
+
+
+def test_a_metric_that_changes_by_factors_has_a_logarithmic_axis_if_it_can():
+    """The band is Student's of logarithms there, of values on a linear axis."""
+    runs = [made_run(seed=seed) for seed in range(3)]
+    for first, scale, low in ((1.0, "log", 0.3575), (0.0, "linear", -2.9683)):
+        for run, start in zip(runs, (first, 2.0, 4.0), strict=True):
+            run.metrics["entropy"] = start
+        axes = curves_figure(runs, ["entropy", "reward"]).axes
+        assert (axes[0].get_yscale(), axes[1].get_yscale()) == (scale, "linear")
+        [band] = [patch for patch in axes[0].collections if patch.get_alpha() == 0.18]
+        assert band.get_paths()[0].vertices[:, 1].min() == pytest.approx(low, abs=1e-4)
 
 
 def test_collapse_and_phases_are_marked_only_where_found():

@@ -161,7 +161,7 @@ def test_the_table_of_phases_shows_collapses_and_what_fails() -> None:
     row = dict.fromkeys(PHASE_COLUMNS, np.nan) | {"method": "grpo", "seed": 0}
     rows = [
         row
-        | {"decay": 7.0, "reward_decline": 12.0, "collapse": 14.0, "likelihood_lead": 5.0}
+        | {"loglik_decline": 7.0, "reward_decline": 12.0, "collapse": 14.0, "likelihood_lead": 5.0}
         | {"halfway_lead": 0.0, "spiral_failed": "persistent decay;self-amplification"},
         row | {"seed": 1, "collapse": 9.0},
         row | {"seed": 2, "collapse": 15.0, "spiral": 3.0},

@@ -22,7 +22,7 @@ def test_a_collapse_has_phases_in_order_and_a_spiral() -> None:
     row = phase_row(fallen("grpo", 0))
     assert tuple(row) == PHASE_COLUMNS
     assert row["decay"] < row["acceleration"] < row["collapse"] <= COLLAPSE + WINDOW
-    assert row["likelihood_lead"] == row["reward_decline"] - row["decay"] > 0
+    assert row["likelihood_lead"] == row["reward_decline"] - row["loglik_decline"] > 0
     assert row["halfway_lead"] is not None
     assert row["spiral"] is not None and row["spiral_failed"] == ""
 
@@ -31,7 +31,8 @@ def test_both_declines_of_a_lead_are_judged_up_to_the_proof_of_the_collapse() ->
     """A likelihood that falls just before the reward: too late for the phases to see."""
     loglik = np.where(STEP < COLLAPSE - 1, -0.2, -0.8) + 0.01 * (-1.0) ** STEP
     row = phase_row(fallen("grpo", 0, columns={"loglik_correct": loglik}))
-    assert row["decay"] is None and row["likelihood_lead"] == row["reward_decline"] - 19
+    assert row["decay"] is None and row["loglik_decline"] == 19
+    assert row["likelihood_lead"] == row["reward_decline"] - 19
 
 
 def test_a_condition_that_never_holds_is_named() -> None:
