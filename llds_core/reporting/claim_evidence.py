@@ -156,6 +156,12 @@ class Measured:
         top = int(np.nanargmax(means))
         return float(np.nanmin(means[top:]) / means[top]) if means[top] > 0 else np.nan
 
+    def entropy_growth(self, row: int | None = None) -> float:
+        """Highest windowed entropy before `row`, or of the whole run, over that of the first
+        window; NaN without a full window.
+        """
+        return self.best("entropy", self.length if row is None else row) / self.head("entropy")
+
     def decline(self, metric: str) -> int | None:
         """Row at which `metric` leaves its maximum for good, judged up to the proof of a collapse;
         None when it does not. Phases see one window less of the likelihood.

@@ -160,7 +160,7 @@ def stays_calm(arm: str) -> Rule:
         def calm(run: Measured) -> bool | None:
             if not run.known_to(steps):
                 return None
-            return run.best("entropy", steps) < SURGE * run.head("entropy")
+            return run.entropy_growth(steps) < SURGE
 
         return _counted(evidence.arm(arm), calm, SEEDS) if steps else None
 

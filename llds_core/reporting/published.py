@@ -195,26 +195,32 @@ def arms_table(table: pd.DataFrame) -> str:
         "collapse step, median",
         "reward: start policy → best → last window",
         "lowest after best, of best",
+        "entropy, highest over first",
         "held-out EM, best → last checkpoint",
     )
     rows = []
     for arm, group in table.groupby("method", sort=False):
-        steps = dict.fromkeys([group.steps.min(), group.steps.max()])
         rewards = group[["start_reward", "best_reward", "final_reward"]].mean()
         scores = group[["heldout_em", "last_heldout_em"]].astype(float).mean()
         rows.append(
             (
                 arm,
                 len(group),
-                "–".join(map(str, steps)),
+                _span(group.steps, 0),
                 f"{int(group.collapsed.sum())} of {len(group)}",
                 censored_median(group.collapse_step),
                 " → ".join(f"{reward:.2f}" for reward in rewards),
                 f"{group.lowest_after_best.mean():.2f}",
+                _span(group.entropy_growth, 1),
                 " → ".join("not run" if np.isnan(em) else f"{em:.3f}" for em in scores),
             )
         )
     return markdown_table(columns, rows)
+
+
+def _span(values: pd.Series, digits: int) -> str:
+    """Smallest and largest value, or the one that both are as printed."""
+    return "–".join(dict.fromkeys(f"{value:.{digits}f}" for value in (values.min(), values.max())))
 
 
 def _runs_block(published: Path, profile: str) -> str:

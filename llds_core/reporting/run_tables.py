@@ -26,6 +26,7 @@ RUN_COLUMNS = (
     "last_heldout_em",
     "config_hash",
     "lowest_after_best",
+    "entropy_growth",
 )
 PHASE_COLUMNS = (
     "method",
@@ -49,7 +50,8 @@ def run_row(run: Run) -> dict[str, Any]:
     `heldout_em` is the greedy exact match of the best checkpoint on test questions without injected
     search failures, `last_heldout_em` that of the last; empty when not evaluated. Rewards are means
     over the run's window, but `start_reward` that of the first rollout, before any update;
-    `lowest_after_best` is a share of the best.
+    `lowest_after_best` is a share of the best, `entropy_growth` the highest windowed entropy over
+    the first.
     """
     metrics = run.metrics.set_index("step")
     measured = Measured(run, run.window)
@@ -75,6 +77,7 @@ def run_row(run: Run) -> dict[str, Any]:
         "last_heldout_em": run.heldout("last"),
         "config_hash": run.manifest["config_hash"],
         "lowest_after_best": round(measured.lowest_after_best(), 4),
+        "entropy_growth": round(measured.entropy_growth(), 3),
     }
 
 

@@ -53,9 +53,10 @@ def outcomes(runs: Sequence[Run], within: int | None = None) -> pd.DataFrame:
         `learning_rate`, `collapse_step` (NaN when the run did not collapse), `kind` of collapse
         ("likelihood lost" or "likelihood kept" by correct responses until then; "" without one),
         `start_reward` (of the first rollout, before any update), `best_reward` and `final_reward`
-        (means over the run's window), `lowest_after_best` (a share of the best) and `slope` of
-        `loglik_correct` in nats per token and ten steps: a straight line through the steps that all
-        runs were given, up to the collapse.
+        (means over the run's window), `lowest_after_best` (a share of the best), `entropy_growth`
+        (highest windowed entropy over the first) and `slope` of `loglik_correct` in nats per token
+        and ten steps: a straight line through the steps that all runs were given, up to the
+        collapse.
     """
     runs = [run for run in runs if run.is_result]
     steps = usual_steps(runs) if within is None else within
@@ -82,6 +83,7 @@ def _outcome(run: Run, steps: int) -> dict[str, object]:
         "best_reward": means.max(),
         "final_reward": means.iloc[-1] if len(means) else np.nan,
         "lowest_after_best": measured.lowest_after_best(),
+        "entropy_growth": measured.entropy_growth(),
         "slope": np.polyfit(loglik.index, loglik, 1)[0] * 10 if len(loglik) > 1 else np.nan,
     }
 
@@ -282,8 +284,8 @@ def map_kinds(table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row a cell, columns `updates per rollout`, `learning rate` and the panels: the collapse
-        step and its kind, "no collapse" with the lowest reward after the best as a share of it, or
-        "not run".
+        step and its kind, or "no collapse" with the lowest reward after the best as a share of it,
+        and by what entropy grew; or "not run".
     """
     found = table.set_index(["method", "seed"])
     shown = cells.assign(
@@ -300,9 +302,10 @@ def _fate(table: pd.DataFrame, arm: str, seed: int) -> str:
     if (arm, seed) not in table.index:
         return "not run"
     run = table.loc[(arm, seed)]
+    entropy = f"entropy × {run['entropy_growth']:.1f}"
     if not run["kind"]:
-        return f"no collapse, lowest {run['lowest_after_best']:.2f} of the best"
-    return f"collapse at {run['collapse_step']:.0f}, {run['kind']}"
+        return f"no collapse, lowest {run['lowest_after_best']:.2f} of the best, {entropy}"
+    return f"collapse at {run['collapse_step']:.0f}, {run['kind']}, {entropy}"
 
 
 def _place(entry: Entry) -> tuple[str, int, float, int]:

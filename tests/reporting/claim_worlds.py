@@ -112,7 +112,7 @@ ARMS = {
     "grpo-entropy-0.001": arm(stable, *THREE),
     "grpo-entropy-0.01": arm(stable, *THREE),
     "grpo-epochs-1": arm(fallen, *THREE, at=23, training={"updates_per_rollout": 8}),
-    "grpo-long-epochs-1": arm(stable, *TWO, steps=4 * STEPS, training={"updates_per_rollout": 4}),
+    "grpo-long-epochs-1": arm(stable, *THREE, steps=4 * STEPS, training={"updates_per_rollout": 4}),
     "grpo-epochs-4": arm(fallen, *THREE, at=17, training={"updates_per_rollout": 32}),
     "grpo-one-epoch-1": arm(stable, *TWO, training={"updates_per_rollout": 1}),
     "grpo-one-epoch-4": arm(fallen, *TWO, at=25, training={"updates_per_rollout": 4}),

@@ -166,7 +166,7 @@ CASES = {
         for name, arms in CURES.items()
     },
     "Eight updates on a rollout": (
-        {"grpo_long_epochs_1": arm(fallen, *TWO)},
+        {"grpo_long_epochs_1": arm(fallen, *THREE)},
         ["grpo-long-epochs-1"],
     ),
     "More updates on a rollout, by more epochs": (

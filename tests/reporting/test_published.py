@@ -143,18 +143,20 @@ def test_the_table_of_arms_says_what_was_not_run() -> None:
         "best_reward": 0.5,
         "final_reward": 0.1,
         "lowest_after_best": 0.2,
+        "entropy_growth": 1.5,
     }
     rows = [
         row | {"seed": 0, "collapsed": True, "collapse_step": 15.0, "heldout_em": 0.25},
-        row | {"seed": 1, "steps": 30, "collapsed": False, "last_heldout_em": 0.125},
+        row
+        | {"seed": 1, "steps": 30, "collapsed": False}
+        | {"last_heldout_em": 0.125, "entropy_growth": 12.0},
         row | {"seed": 0, "method": "mine", "collapsed": False},
         row | {"seed": 0, "method": "map-mine", "collapsed": False},
     ]
     lines = arms_table(pd.DataFrame(rows)).splitlines()
-    grpo = "| grpo | 2 | 24–30 | 1 of 2 | > 15 | 0.30 → 0.50 → 0.10 | 0.20 | 0.250 → 0.125 |"
-    assert grpo in lines and lines[-1].endswith(
-        "| – | 0.30 → 0.50 → 0.10 | 0.20 | not run → not run |"
-    )
+    rewards = "0.30 → 0.50 → 0.10 | 0.20"
+    grpo = f"| grpo | 2 | 24–30 | 1 of 2 | > 15 | {rewards} | 1.5–12.0 | 0.250 → 0.125 |"
+    assert grpo in lines and lines[-1].endswith(f"| – | {rewards} | 1.5 | not run → not run |")
 
 
 def test_the_table_of_phases_shows_collapses_and_what_fails() -> None:

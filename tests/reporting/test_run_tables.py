@@ -56,6 +56,13 @@ def test_the_lowest_reward_after_the_best_is_a_share_of_it() -> None:
     assert np.isnan(Measured(made("grpo", 0, {"reward": np.zeros(9)}), WINDOW).lowest_after_best())
 
 
+def test_entropy_grows_from_its_first_window_to_its_highest() -> None:
+    entropy = np.repeat([0.5, 2.0, 1.0], WINDOW)
+    run = Measured(made("grpo", 0, {"reward": np.ones(3 * WINDOW), "entropy": entropy}), WINDOW)
+    assert run.entropy_growth() == 4 and run.entropy_growth(WINDOW) == 1
+    assert np.isnan(run.entropy_growth(WINDOW - 1))
+
+
 def test_the_kind_of_a_collapse_is_whether_likelihood_was_lost_against_its_noise() -> None:
     noise = 0.01 * (-1.0) ** STEP
     kept, lost = (
