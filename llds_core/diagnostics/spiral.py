@@ -13,7 +13,8 @@ The paper compares expected *probabilities* of trajectories in C2, which underfl
 per token stand in for them. "For every s" is not met by a noisy series, so that the test is applied
 to means over consecutive windows that do not overlap; step by step it is the literal definition.
 Either way a condition has to hold for three values at least: of fewer, C3 says next to nothing.
-A value that was not measured fulfils no condition.
+A value that was not measured fulfils no condition. The paper averages m_s over the responses to a
+question, then over questions; here it is over responses, so that easy questions weigh more.
 """
 
 from dataclasses import dataclass
