@@ -158,9 +158,11 @@ class Measured:
 
     def entropy_growth(self, row: int | None = None) -> float:
         """Highest windowed entropy before `row`, or of the whole run, over that of the first
-        window; NaN without a full window.
+        window; NaN without a full window, or where that is 0.
         """
-        return self.best("entropy", self.length if row is None else row) / self.head("entropy")
+        row = self.length if row is None else row
+        first, highest = self.head("entropy"), self.best("entropy", row)
+        return highest / first if first > 0 else np.nan
 
     def decline(self, metric: str) -> int | None:
         """Row at which `metric` leaves its maximum for good, judged up to the proof of a collapse;

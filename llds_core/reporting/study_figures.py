@@ -33,7 +33,7 @@ _OUTCOMES = {
 }
 _COLLAPSED = _OUTCOMES["likelihood lost"][0]
 _MAP_TITLES = {"grpo": "GRPO", "llds": "GRPO + LLDS", "kl": "GRPO, KL weight 0.1"}
-_REWARD_SPAN = 0.3
+_REWARD_SPAN = 0.4
 _BY_EPOCHS = "updates by epochs (mini-batches of 16)"
 _BY_MINI_BATCH = "updates by mini-batch (1 epoch)"
 # Arms of a group of the desk study that vary one thing, in the order of the setting; what another

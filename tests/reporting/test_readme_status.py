@@ -3,19 +3,22 @@
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from llds_core.reporting.claim_evidence import Measured, Measureds
+from llds_core.reporting.mechanism_figures import before_collapse
+from llds_core.reporting.published import published_mechanism
 from llds_core.reporting.stats import mcnemar
 from llds_core.reporting.store import read_published
+from llds_core.reporting.study_tables import collapse_kind, map_cells
+from llds_core.studies import load_study
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "results/published/desk"
 STEPS = 30  # of GRPO, 32 updates each
 NUMBERS = ("no", "one", "two", "three", "four", "five")
-
-
 GRPO_RISES = "GRPO's reward rises"
 LAST = "LLDS's last reward is above that of GRPO with"
 SEVENTH, KL = f"{LAST} a seventh", f"{LAST} a KL weight of 0.1"
@@ -32,6 +35,7 @@ class Study:
         self.claims = pd.read_csv(PUBLISHED / "claims.csv")
         self.phases = pd.read_csv(PUBLISHED / "phases.csv").set_index(["method", "seed"])
         self.runs = pd.read_csv(PUBLISHED / "runs.csv")
+        self.mechanism = published_mechanism(ROOT / "results/published", "desk")
 
     def claim(self, start: str, digits: int = 2) -> str:
         """`effect [low, high]` of a claim."""
@@ -54,10 +58,9 @@ class Study:
         runs: Measureds = self.arms[arm]
         return [runs[seed].tail("reward", step) for seed in (seeds or sorted(runs))]
 
-    def mean(self, table: str, column: str, arm: str) -> float:
-        """Mean of a column over the seeds of an arm."""
-        rows: pd.DataFrame = getattr(self, table)
-        return float(rows.loc[rows["method"] == arm, column].mean())
+    def mean(self, column: str, arm: str) -> float:
+        """Mean of a column of `runs.csv` over the seeds of an arm."""
+        return float(self.runs.loc[self.runs["method"] == arm, column].mean())
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -79,9 +82,14 @@ def growth(study: Study, *arms: str, digits: int = 0) -> str:
     )
 
 
-def both(values: Iterable[float], digits: int = 2) -> str:
-    """`a and b`, in the order of seeds."""
-    return " and ".join(number(value, digits) for value in values)
+def listed(values: Iterable[float], digits: int = 2) -> str:
+    """`a, b and c`, in the order given."""
+    *rest, last = [number(value, digits) for value in values]
+    return f"{', '.join(rest)} and {last}"
+
+
+def mean(values: Iterable[float]) -> float:
+    return float(np.mean([*values]))
 
 
 def fallen(study: Study, arm: str) -> str:
@@ -112,24 +120,113 @@ def by_epochs(study: Study) -> str:
     return ", ".join(f"{study.collapsed(arm)} at {updates}" for updates, arm in arms.items())
 
 
-def leads(study: Study, column: str, collapsed: bool) -> str:
+def leads(study: Study, column: str) -> str:
     rows = study.phases.loc["grpo"]
-    chosen = rows[rows["collapse"].notna() == collapsed].sort_index()[column]
-    first, *rest = [number(value, 0) for value in chosen]
-    return f"{', '.join([first, *rest[:-1]])} and {rest[-1]}"
+    return listed(rows[rows["collapse"].notna()].sort_index()[column], 0)
+
+
+def own_change(study: Study) -> str:
+    """What the updates on a rollout do to its own correct responses before a collapse."""
+    grpo = [
+        last_change(run)
+        for _, run in sorted(study.arms["grpo"].items())
+        if run.collapse is not None
+    ]
+    others = [
+        last_change(run)
+        for arm, runs in study.arms.items()
+        for run in runs.values()
+        if arm != "grpo" and run.collapse is not None
+    ]
+    falls = NUMBERS[sum(change < 0 for change in others)]
+    return f"{listed(grpo, 1)} nats a response (it falls in {falls} of the {len(others)} other"
+
+
+def last_change(run: Measured) -> float:
+    return run.tail("loglik_change_correct", run.before_collapse)
+
+
+def map_counts(study: Study) -> str:
+    """By panel, how many cells collapse; of GRPO also how many fall below half besides."""
+    outcome = {
+        panel: [study.arms[cell.method][cell.seed].run.first(STEPS) for cell in group.itertuples()]
+        for panel, group in map_cells(load_study("desk")).groupby("panel")
+    }
+    runs = {p: [Measured(run, run.window) for run in found] for p, found in outcome.items()}
+    counts = {p: sum(run.collapse is not None for run in found) for p, found in runs.items()}
+    more = sum(run.collapse is None and run.lowest_after_best() < 0.5 for run in runs["grpo"])
+    return (
+        f"GRPO collapses in {counts['grpo']} of {len(runs['grpo'])} cells and falls below half of "
+        f"its best in {more} more, LLDS collapses in {counts['llds']} of {len(runs['llds'])}, a KL "
+        f"weight of 0.1 in {counts['kl']} of {len(runs['kl'])}"
+    )
+
+
+def map_collapse(study: Study) -> str:
+    run = study.arms["map-llds-updates-32-lr-2"][30]
+    kind = collapse_kind(run).removeprefix("likelihood ")
+    return f"collapses itself at step {run.step_at(run.collapse)}, likelihood {kind}"
+
+
+def map_ends(study: Study) -> str:
+    """Last rewards of LLDS, GRPO and KL with many updates at half the rate, and with few."""
+    cells = map_cells(load_study("desk")).set_index(
+        ["panel", "updates_per_rollout", "learning_rate"]
+    )
+    texts = []
+    for updates in (32, 8):
+        ends = []
+        for panel in ("llds", "grpo", "kl"):
+            cell = cells.loc[(panel, updates, 1.75e-4)]
+            ends.append(number(study.arms[cell["method"]][cell["seed"]].tail("reward", STEPS)))
+        texts.append("{}, GRPO at {}, KL at {}".format(*ends))
+    return f"ends at {texts[0]}; with 8 updates at {texts[1]}"
+
+
+def seventh(study: Study) -> str:
+    """GRPO at a seventh of the rate beside LLDS on the same seeds: best, at steps 40 and 60."""
+    slow, penalised = (study.arms[arm] for arm in ("grpo-lr-seventh", "llds-action"))
+    texts = []
+    for runs in (slow, penalised):
+        chosen = [runs[seed] for seed in slow]
+        best = mean(run.best("reward", 60) for run in chosen)
+        later = [mean(run.tail("reward", step) for run in chosen) for step in (40, 60)]
+        texts.append(f"{number(best)} ({number(later[0])} at step 40, {number(later[1])} at 60)")
+    surging = sum(run.entropy_growth() >= 2 for run in slow.values())
+    return (
+        f"reaches {texts[0]}, LLDS on these seeds {texts[1]}; but its entropy doubles late in "
+        f"{NUMBERS[surging]} of {NUMBERS[len(slow)]} seeds, LLDS's in none"
+    )
+
+
+def wrong_like_right(study: Study) -> str:
+    """Share of wrong responses that begin as a right one, first and last checkpoint, in %."""
+    tables = before_collapse(study.mechanism, [run.run for run in study.arms["grpo"].values()])
+    changes = tables["likelihood_change"]
+    changes = changes[(changes["method"] == "grpo") & (changes["optimizer"] == "adamw")]
+    shares = []
+    for _, rows in changes.groupby("seed"):
+        steps = rows.groupby("step")[
+            ["first_search_reached_equal", "first_search_reached_incorrect"]
+        ].sum()
+        found = steps.iloc[:, 0] / steps.iloc[:, 1]
+        shares.append((found.iloc[0], found.iloc[-1]))
+    first, last = (100 * mean(values) for values in zip(*shares, strict=True))
+    return f"{first:.0f} % of them, then {last:.0f} %"
+
+
+def updates_so_few(study: Study) -> str:
+    arms = [f"grpo-one-epoch-{updates}" for updates in (1, 2, 4)]
+    return span((study.mean("best_reward", arm) for arm in arms), 2, " to ")
 
 
 def final(study: Study, arm: str) -> str:
-    return number(study.mean("runs", "final_reward", arm))
-
-
-def best(study: Study, arm: str) -> str:
-    return number(study.mean("runs", "best_reward", arm))
+    return number(study.mean("final_reward", arm))
 
 
 PHRASES: Mapping[str, Callable[[Study], str]] = {
     "rise": lambda s: (
-        f"start policy's {number(s.mean('runs', 'start_reward', 'grpo'))} the reward rises by "
+        f"start policy's {number(s.mean('start_reward', 'grpo'))} the reward rises by "
         f"{s.claim(GRPO_RISES)}"
     ),
     "fall": lambda s: (
@@ -143,9 +240,9 @@ PHRASES: Mapping[str, Callable[[Study], str]] = {
     "test": lambda s: f"(p = {number(p_of_collapses(s))}, McNemar)",
     "long": lambda s: (
         f"ends at {final(s, 'llds-action-long')}, below the "
-        f"{number(s.mean('runs', 'start_reward', 'llds-action-long'))} of its start policy "
-        f"(held-out {number(s.mean('runs', 'heldout_em', 'llds-action-long'))} → "
-        f"{number(s.mean('runs', 'last_heldout_em', 'llds-action-long'))})"
+        f"{number(s.mean('start_reward', 'llds-action-long'))} of its start policy "
+        f"(held-out {number(s.mean('heldout_em', 'llds-action-long'))} → "
+        f"{number(s.mean('last_heldout_em', 'llds-action-long'))})"
     ),
     "updates": lambda s: f"collapses after {span(grpo_updates(s), 0, ' to ')} updates",
     "epochs": lambda s: f"collapsed: {by_epochs(s)}",
@@ -157,7 +254,7 @@ PHRASES: Mapping[str, Callable[[Study], str]] = {
         "LLDS after as many updates on the same seeds "
         f"{span(s.last('llds-action', STEPS, s.arms['grpo-long-epochs-1']))}"
     ),
-    "noisy": lambda s: f"end at {both(s.last('grpo-one-epoch-32'))}",
+    "noisy": lambda s: f"end at {listed(s.last('grpo-one-epoch-32'))}",
     "no negative": lambda s: (
         f"{s.collapsed('grpo-no-negative')} collapse, last reward "
         f"{span(s.last('grpo-no-negative'))}, LLDS on these seeds "
@@ -166,13 +263,25 @@ PHRASES: Mapping[str, Callable[[Study], str]] = {
     "gates": lambda s: f"{s.claim('Action gate, then response gate, then token gate on')} exact",
     "weight 1": lambda s: f"at 1 entropy still grows {growth(s, 'llds-weight-1')} times",
     "weight 3": lambda s: f"at 3 {growth(s, 'llds-weight-3', digits=1)} times",
-    "seventh": lambda s: f"difference {s.claim(SEVENTH)}",
+    "seventh": seventh,
+    "seventh, difference": lambda s: f"(difference {s.claim(SEVENTH)})",
+    "few updates": lambda s: f"reach {updates_so_few(s)} in 30 rollouts",
     "kl": lambda s: f"difference {s.claim(KL)}",
     "kl entropy": lambda s: f"{growth(s, 'grpo-kl-0.1', digits=1)} times",
     "half": lambda s: f"{growth(s, 'grpo-lr-half')} times with half the learning rate",
     "kl 0.01": lambda s: f"{growth(s, 'grpo-kl-0.01')} times with KL 0.01",
-    "leads": lambda s: f"leaves its maximum {leads(s, 'likelihood_lead', True)} steps before",
-    "halves": lambda s: f"leads by {leads(s, 'halfway_lead', True)}",
+    "leads": lambda s: f"leaves its maximum {leads(s, 'likelihood_lead')} steps before",
+    "halves": lambda s: f"leads by {leads(s, 'halfway_lead')}",
+    "own change": lambda s: f"by {own_change(s)}",
+    "map": map_counts,
+    "map, ends": map_ends,
+    "map, LLDS": map_collapse,
+    "trend": lambda s: f"(rank correlation {s.claim('More updates on a rollout, by more epochs')}",
+    "positive": lambda s: (
+        f"(last reward {number(mean(s.last('llds-positive')))}, preserving them on the same seeds "
+        f"{number(mean(s.last('llds-action', STEPS, s.arms['llds-positive'])))}"
+    ),
+    "begin alike": wrong_like_right,
     "driver": lambda s: (
         f"(rank correlation {number(s.effect(DRIVER))}; {number(s.effect(PARTIAL))}"
     ),
