@@ -5,7 +5,9 @@ from llds_core.reporting import claim_values as values
 from llds_core.reporting.claim import ABOVE, OURS, SEEDS, SHARE, Claim
 from llds_core.reporting.claim_rules import above
 
-_STAYS_UP = f"{SEEDS}, three or more, have no collapse within the steps of GRPO"
+_STAYS_UP = (
+    f"{SEEDS}, three or more, have no collapse within the steps of GRPO, whatever GRPO does on them"
+)
 _CURES = {
     "grpo-kl-0.01": "a KL weight of 0.01",
     "grpo-kl-0.1": "a KL weight of 0.1",
@@ -136,8 +138,8 @@ ARM_CLAIMS = (
         Claim(
             f"{name} entropy does not surge",
             OURS,
-            f"in {SEEDS} its highest windowed mean within GRPO's steps is below "
-            f"{rules.SURGE:g} times that of the first window",
+            f"in {SEEDS} its highest windowed mean within GRPO's steps, or before the end of a run "
+            f"that collapsed, is below {rules.SURGE:g} times that of the first window",
             SHARE,
             rules.stays_calm(arm),
         )

@@ -158,9 +158,8 @@ def stays_calm(arm: str) -> Rule:
         steps = evidence.baseline_steps()
 
         def calm(run: Measured) -> bool | None:
-            if not run.known_to(steps):
-                return None
-            return run.entropy_growth(steps) < SURGE
+            growth = run.entropy_growth(steps)
+            return growth < SURGE if run.known_to(steps) and np.isfinite(growth) else None
 
         return _counted(evidence.arm(arm), calm, SEEDS) if steps else None
 
@@ -169,20 +168,16 @@ def stays_calm(arm: str) -> Rule:
 
 def delays(*weights: float) -> Rule:
     """With these weights of the penalty a run survives longer than GRPO on that seed, on average
-    over the weights.
+    over the weights; no verdict where none of these runs collapses.
     """
 
     def rule(evidence: Evidence) -> Finding | None:
-        base, arms = evidence.arm("grpo"), _weights(evidence)
-        small = [arms[weight] for weight in weights if weight in arms]
-        gains: dict[int, list[float]] = {}
-        for runs in small:
-            for seed, gain in paired_survival(runs, base).items():
-                gains.setdefault(seed, []).append(gain)
-        means = {seed: float(np.mean(values)) for seed, values in gains.items()}
-        found = _effect(means, [], above(0))
-        runs = [run.name for arm in (*small, base) for run in _only(arm, means).values()]
-        return found and replace(found, seeds=frozenset(means), runs=tuple(runs))
+        base, found = evidence.arm("grpo"), _weights(evidence)
+        arms = [found.get(weight, {}) for weight in weights]
+        gains = [paired_survival(runs, base) for runs in arms]
+        seeds = sorted(set.intersection(*(set(gain) for gain in gains)))
+        means = {seed: float(np.mean([gain[seed] for gain in gains])) for seed in seeds}
+        return _gained(means, [*arms, base])
 
     return rule
 
@@ -191,7 +186,12 @@ def longer(first: str, second: str) -> Rule:
     """`first` survives more steps than `second` on the same seeds; no verdict where none of these
     runs collapses.
     """
-    return lambda evidence: _longer(evidence.arm(first), evidence.arm(second))
+
+    def rule(evidence: Evidence) -> Finding | None:
+        arms = [evidence.arm(first), evidence.arm(second)]
+        return _gained(paired_survival(*arms), arms)
+
+    return rule
 
 
 def effect(arm: str, value: Value, verdict: Verdict) -> Rule:
@@ -328,10 +328,10 @@ def _only(runs: Measureds, seeds: Collection[int]) -> Measureds:
     return {seed: run for seed, run in runs.items() if seed in seeds}
 
 
-def _longer(first: Measureds, second: Measureds) -> Finding | None:
-    gains = paired_survival(first, second)
-    fell = any(arm[seed].collapse is not None for arm in (first, second) for seed in gains)
-    found = _effect(gains, [first, second], above(0))
+def _gained(gains: Mapping[int, float], arms: Sequence[Measureds]) -> Finding | None:
+    """Finding on steps gained by seed; no verdict where no run of these seeds collapses."""
+    fell = any(arm[seed].collapse is not None for arm in arms for seed in gains)
+    found = _effect(gains, arms, above(0))
     return found if fell or found is None else replace(found, holds=None)
 
 

@@ -339,6 +339,25 @@ def test_a_surge_is_looked_for_within_the_steps_of_grpo():
 def test_where_nothing_collapses_nothing_survives_longer():
     kept = {"llds_positive": arm(stable, *THREE, steps=LONG)}
     assert checked("Preserving groups without variance, too, lets", **kept) == "not tested"
+    small = {f"llds_weight_{w}": arm(stable, *THREE, loss=weighted(w)) for w in (0.01, 0.1)}
+    small = {name.replace("_", "-"): runs for name, runs in small.items()}
+    assert checked("The paper's smaller", grpo=arm(stable, *SIX), **small) == "not tested"
+
+
+@pytest.mark.parametrize("weight", ["0.01", "0.1"])
+def test_an_average_over_weights_takes_every_weight(weight):
+    assert checked("The paper's smaller", without=[f"llds-weight-{weight}"]) == "not tested"
+
+
+@pytest.mark.parametrize("entropy", [np.nan, 0.0])
+def test_entropy_that_was_not_measured_neither_surges_nor_stays(entropy):
+    runs = {"grpo_lr_half": arm(stable, *THREE, columns={"entropy": entropy})}
+    assert checked("With half the learning rate entropy", **runs) == "not tested"
+
+
+def test_a_cure_is_counted_whatever_grpo_does():
+    kept = {"grpo": arm(stable, *SIX)}
+    assert checked("With half the learning rate there is no", **kept) == "holds"
 
 
 def test_what_no_outcome_could_show_is_not_tested():

@@ -127,6 +127,17 @@ def test_a_seed_without_a_metric_leaves_the_mean_to_the_others():
     np.testing.assert_allclose(bold.get_ydata(), np.sqrt(both))
 
 
+def test_lines_set_the_axis_not_an_interval_far_wider():
+    runs = [made_run(seed=seed) for seed in range(3)]
+    for run, reward in zip(runs, (0.2, 0.4, 0.9), strict=True):
+        run.metrics["reward"] = reward
+    axes = curves_figure(runs, ["reward"]).axes[0]
+    [band] = axes.collections
+    low, high = axes.get_ylim()
+    assert band.get_paths()[0].vertices[:, 1].min() < -0.3
+    assert 0 < low < 0.2 and 0.9 < high < 1.1
+
+
 def test_a_metric_that_changes_by_factors_has_a_logarithmic_axis_if_it_can():
     """The band is Student's of logarithms there, of values on a linear axis."""
     runs = [made_run(seed=seed) for seed in range(3)]
