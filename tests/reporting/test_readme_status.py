@@ -18,10 +18,11 @@ from llds_core.studies import load_study
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "results/published/desk"
 STEPS = 30  # of GRPO, 32 updates each
-NUMBERS = ("no", "one", "two", "three", "four", "five")
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 GRPO_RISES = "GRPO's reward rises"
 LAST = "LLDS's last reward is above that of GRPO with"
 SEVENTH, KL = f"{LAST} a seventh", f"{LAST} a KL weight of 0.1"
+POSITIVE = "Preserving groups without variance, too, gives"
 DRIVER, PARTIAL = "A higher driver score", "Among correct responses as likely"
 
 
@@ -63,9 +64,9 @@ class Study:
         return float(self.runs.loc[self.runs["method"] == arm, column].mean())
 
 
-def number(value: float, digits: int = 2) -> str:
+def number(value: float, digits: int = 2, *, plus: bool = False) -> str:
     """As printed: with the typographic minus, and no negative zero."""
-    text = f"{value:.{digits}f}"
+    text = f"{value:{'+' if plus else ''}.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
 
 
@@ -183,6 +184,17 @@ def map_ends(study: Study) -> str:
     return f"ends at {texts[0]}; with 8 updates at {texts[1]}"
 
 
+def llds_entropy(study: Study) -> str:
+    highest = max(run.entropy_growth() for run in study.arms["llds-action"].values())
+    return f"entropy rises by {100 * (highest - 1):.0f} % at most"
+
+
+def positive_gain(study: Study) -> str:
+    """What leaving groups of equal rewards out gains: the claim is of the contrary."""
+    [row] = study.claims[study.claims["claim"].str.startswith(POSITIVE)].itertuples()
+    return f"{number(-row.effect)} [{number(-row.high)}, {number(-row.low)}]"
+
+
 def seventh(study: Study) -> str:
     """GRPO at a seventh of the rate beside LLDS on the same seeds: best, at steps 40 and 60."""
     slow, penalised = (study.arms[arm] for arm in ("grpo-lr-seventh", "llds-action"))
@@ -245,7 +257,7 @@ PHRASES: Mapping[str, Callable[[Study], str]] = {
         f"{number(s.mean('last_heldout_em', 'llds-action-long'))})"
     ),
     "updates": lambda s: f"collapses after {span(grpo_updates(s), 0, ' to ')} updates",
-    "epochs": lambda s: f"collapsed: {by_epochs(s)}",
+    "epochs": lambda s: f"by updates a rollout: {by_epochs(s)}",
     "long epochs": lambda s: (
         f"{s.collapsed('grpo-long-epochs-1')} collapse, last reward "
         f"{span(s.last('grpo-long-epochs-1', 120))}"
@@ -260,28 +272,39 @@ PHRASES: Mapping[str, Callable[[Study], str]] = {
         f"{span(s.last('grpo-no-negative'))}, LLDS on these seeds "
         f"{span(s.last('llds-action', STEPS, s.arms['grpo-no-negative']))}"
     ),
-    "gates": lambda s: f"{s.claim('Action gate, then response gate, then token gate on')} exact",
+    "gates": lambda s: f"by {s.claim('Action gate, then response gate, then token gate on')} exact",
+    "gates, reward": lambda s: (
+        f"by {s.claim('Action gate, then response gate, then token gate in')} in reward"
+    ),
     "weight 1": lambda s: f"at 1 entropy still grows {growth(s, 'llds-weight-1')} times",
     "weight 3": lambda s: f"at 3 {growth(s, 'llds-weight-3', digits=1)} times",
     "seventh": seventh,
     "seventh, difference": lambda s: f"(difference {s.claim(SEVENTH)})",
     "few updates": lambda s: f"reach {updates_so_few(s)} in 30 rollouts",
     "kl": lambda s: f"difference {s.claim(KL)}",
-    "kl entropy": lambda s: f"{growth(s, 'grpo-kl-0.1', digits=1)} times",
-    "half": lambda s: f"{growth(s, 'grpo-lr-half')} times with half the learning rate",
-    "kl 0.01": lambda s: f"{growth(s, 'grpo-kl-0.01')} times with KL 0.01",
+    "kl entropy": lambda s: f"it grows {growth(s, 'grpo-kl-0.1', digits=1)} times, but",
+    "half": lambda s: f"and {growth(s, 'grpo-lr-half')} times with half the learning rate",
+    "kl 0.01": lambda s: f"but {growth(s, 'grpo-kl-0.01')} times with KL 0.01 and",
     "leads": lambda s: f"leaves its maximum {leads(s, 'likelihood_lead')} steps before",
     "halves": lambda s: f"leads by {leads(s, 'halfway_lead')}",
     "own change": lambda s: f"by {own_change(s)}",
     "map": map_counts,
     "map, ends": map_ends,
     "map, LLDS": map_collapse,
-    "trend": lambda s: f"(rank correlation {s.claim('More updates on a rollout, by more epochs')}",
+    "trend": lambda s: f"rank correlation {s.claim('More updates on a rollout, by more epochs')}",
     "positive": lambda s: (
         f"(last reward {number(mean(s.last('llds-positive')))}, preserving them on the same seeds "
         f"{number(mean(s.last('llds-action', STEPS, s.arms['llds-positive'])))}"
     ),
     "begin alike": wrong_like_right,
+    "terms": lambda s: (
+        f"own gradient ({number(s.effect('Of that score, a larger'), plus=True)}); the support by "
+        f"other correct ones ({number(s.effect('Of that score, more'), plus=True)}) and the pull "
+        f"by incorrect ones, which is what displaces ({number(s.effect('Of that score, a s'))})"
+    ),
+    "share": lambda s: f"{100 * s.effect('Late in training'):.0f} % at the last checkpoint",
+    "llds entropy": llds_entropy,
+    "positive, difference": lambda s: f"difference {positive_gain(s)}",
     "driver": lambda s: (
         f"(rank correlation {number(s.effect(DRIVER))}; {number(s.effect(PARTIAL))}"
     ),
