@@ -48,6 +48,7 @@ def made(
             "updates": steps * config.training.updates_per_rollout,
             "reward": reward,
             "loglik_correct": -0.2 - 0.01 * steps,
+            "entropy": 0.25,
             "grad_norm": more.get("norm", 0.2),
         }
     )
