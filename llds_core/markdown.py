@@ -16,5 +16,11 @@ def bounded(estimate: float, low: float, high: float, form: str) -> str:
     return f"{estimate:{form}}{bounds}"
 
 
+def span(values: Iterable[float], digits: int) -> str:
+    """Smallest and largest value, or the one that both are as printed."""
+    found = [*values]
+    return "–".join(dict.fromkeys(f"{value:.{digits}f}" for value in (min(found), max(found))))
+
+
 def _line(cells: Sequence[object]) -> str:
     return f"| {' | '.join(map(str, cells))} |"

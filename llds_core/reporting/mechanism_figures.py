@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from llds_core.config import load_experiment
 from llds_core.diagnostics.change_summary import negative_share
 from llds_core.errors import DataError
+from llds_core.markdown import span
 from llds_core.mechanism import covered, measure, mechanism_path, read_mechanism
 from llds_core.reporting import claim_evidence
 from llds_core.reporting.claim_evidence import Measured
@@ -295,8 +296,7 @@ def _end_label(method: str, end: str, steps: pd.Series) -> str:
     """Name of a method with the checkpoints that are drawn, which differ where seeds collapse."""
     if end == "scripted":
         return "SmolLM2-135M, scripted"
-    span = "–".join(f"{step:.0f}" for step in dict.fromkeys([steps.min(), steps.max()]))
-    return f"{method_label(method)}, {end}: step {span}"
+    return f"{method_label(method)}, {end}: step {span(steps, 0)}"
 
 
 def _ends(rounds: pd.DataFrame) -> pd.DataFrame:

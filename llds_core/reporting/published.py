@@ -25,7 +25,7 @@ import pandas as pd
 
 from llds_core.errors import DataError
 from llds_core.files import disk_errors, replacing, write_json, write_table
-from llds_core.markdown import bounded, markdown_table
+from llds_core.markdown import bounded, markdown_table, span
 from llds_core.reporting.claims import claims_markdown, evaluate_claims
 from llds_core.reporting.run_tables import PHASE_COLUMNS, RUN_COLUMNS, phase_row, run_row
 from llds_core.reporting.stats import censored_median
@@ -206,21 +206,16 @@ def arms_table(table: pd.DataFrame) -> str:
             (
                 arm,
                 len(group),
-                _span(group.steps, 0),
+                span(group.steps, 0),
                 f"{int(group.collapsed.sum())} of {len(group)}",
                 censored_median(group.collapse_step),
                 " → ".join(f"{reward:.2f}" for reward in rewards),
                 f"{group.lowest_after_best.mean():.2f}",
-                _span(group.entropy_growth, 1),
+                span(group.entropy_growth, 1),
                 " → ".join("not run" if np.isnan(em) else f"{em:.3f}" for em in scores),
             )
         )
     return markdown_table(columns, rows)
-
-
-def _span(values: pd.Series, digits: int) -> str:
-    """Smallest and largest value, or the one that both are as printed."""
-    return "–".join(dict.fromkeys(f"{value:.{digits}f}" for value in (values.min(), values.max())))
 
 
 def _runs_block(published: Path, profile: str) -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from llds_core.reporting.claim_evidence import Measured, Measureds
+from llds_core.reporting.claim_rules import SURGE
 from llds_core.reporting.mechanism_figures import before_collapse
 from llds_core.reporting.published import published_mechanism
 from llds_core.reporting.stats import mcnemar
@@ -38,16 +39,18 @@ class Study:
         self.runs = pd.read_csv(PUBLISHED / "runs.csv")
         self.mechanism = published_mechanism(ROOT / "results/published", "desk")
 
-    def claim(self, start: str, digits: int = 2) -> str:
-        """`effect [low, high]` of a claim."""
+    def bounds(self, start: str) -> list[float]:
+        """Effect of a claim and its interval."""
         [row] = self.claims[self.claims["claim"].str.startswith(start)].itertuples()
-        low, high = (number(bound, digits) for bound in (row.low, row.high))
-        return f"{number(row.effect, digits)} [{low}, {high}]"
+        return [row.effect, row.low, row.high]
+
+    def claim(self, start: str) -> str:
+        """`effect [low, high]` of a claim."""
+        return "{} [{}, {}]".format(*map(number, self.bounds(start)))
 
     def effect(self, start: str) -> float:
         """Effect of a claim."""
-        [row] = self.claims[self.claims["claim"].str.startswith(start)].itertuples()
-        return float(row.effect)
+        return self.bounds(start)[0]
 
     def collapsed(self, arm: str) -> str:
         """`k of n`."""
@@ -191,8 +194,8 @@ def llds_entropy(study: Study) -> str:
 
 def positive_gain(study: Study) -> str:
     """What leaving groups of equal rewards out gains: the claim is of the contrary."""
-    [row] = study.claims[study.claims["claim"].str.startswith(POSITIVE)].itertuples()
-    return f"{number(-row.effect)} [{number(-row.high)}, {number(-row.low)}]"
+    effect, low, high = study.bounds(POSITIVE)
+    return "{} [{}, {}]".format(*map(number, (-effect, -high, -low)))
 
 
 def seventh(study: Study) -> str:
@@ -204,7 +207,7 @@ def seventh(study: Study) -> str:
         best = mean(run.best("reward", 60) for run in chosen)
         later = [mean(run.tail("reward", step) for run in chosen) for step in (40, 60)]
         texts.append(f"{number(best)} ({number(later[0])} at step 40, {number(later[1])} at 60)")
-    surging = sum(run.entropy_growth() >= 2 for run in slow.values())
+    surging = sum(run.entropy_growth() >= SURGE for run in slow.values())
     return (
         f"reaches {texts[0]}, LLDS on these seeds {texts[1]}; but its entropy doubles late in "
         f"{NUMBERS[surging]} of {NUMBERS[len(slow)]} seeds, LLDS's in none"

@@ -87,3 +87,19 @@ def test_the_map_in_words_says_what_each_panel_does_with_a_cell() -> None:
     assert table["grpo"].str.contains("not run|collapse at 2., likelihood lost").all()
     assert table["llds"].tolist()[0] == "not run"
     assert table["llds"].tolist()[1].startswith("no collapse, lowest ")
+
+
+@pytest.mark.parametrize(("noise", "bias"), [(0.0, 0.3), (0.02, 0.3), (0.04, 0.3), (0.06, 1.0)])
+def test_what_falls_together_leads_by_nothing_however_noisy(noise: float, bias: float) -> None:
+    """Reward and entropy turn at one step; only the reward's noise differs: 0.04 is that of 128
+    answers. A lead that is claimed takes more than a step.
+    """
+    way = 1 / (1 + np.exp(-(STEP - 16) / 1.5))
+    leads = []
+    for seed in range(100):
+        rng = np.random.default_rng([seed, int(1000 * noise)])
+        reward = 0.5 - 0.45 * way + rng.normal(0, noise, STEPS)
+        columns = {"reward": reward, "entropy": 0.5 + way + rng.normal(0, 0.01, STEPS)}
+        run = Measured(fallen("grpo", seed, columns=columns), WINDOW)
+        leads.append(run.halfway("reward", 1) - run.halfway("entropy", -1))
+    assert abs(np.mean(leads)) <= bias

@@ -130,7 +130,7 @@ def test_the_p_of_a_trend_is_that_of_permutations_within_strata():
     tied = spearman_trend([1, 2, 3] * 3, [30, 30, 14] * 3, [0] * 3 + [1] * 3 + [2] * 3)
     assert tied.least_p == pytest.approx(2 / 27)
     assert tied.p == pytest.approx(2 / 27, abs=0.01)
-    # Equal settings, too: four of six orders of the outcomes pair them alike.
+    # Equal settings, too: six of 24 orders of the outcomes pair them alike.
     both = spearman_trend([1, 1, 2, 3], [5, 5, 5, 9], [0] * 4)
     assert both.least_p == pytest.approx(3 * 2 / 24)
 
