@@ -235,11 +235,43 @@ def updates_so_few(study: Study) -> str:
     return span((study.mean("best_reward", arm) for arm in arms), 2, " to ")
 
 
+def verdicts(study: Study) -> str:
+    """How the claims of the paper come out, and how many more there are."""
+    own = study.claims["paper_reference"].str.contains("not in the paper")
+    found = study.claims.loc[~own, "verdict"].value_counts()
+    return (
+        f"of {found.sum()} of the paper {found['holds']} hold, {found['does not hold']} do not hold "
+        f"at this scale, {found['not tested']} could not be tested; {own.sum()} more are ours"
+    )
+
+
+def by_updates(study: Study) -> str:
+    counts = [study.collapsed(arm).split()[0] for arm in ("grpo-epochs-1", "grpo-epochs-2", "grpo")]
+    return f"8, 16 and 32 updates on it {counts[0]}, {counts[1]} and {counts[2]} of 5 collapse"
+
+
+def few_updates_or_llds(study: Study) -> str:
+    few, penalised = (mean(study.last(arm)) for arm in ("grpo-epochs-1", "llds-action"))
+    return f"(last reward {number(few)}, LLDS on the same seeds {number(penalised)})"
+
+
 def final(study: Study, arm: str) -> str:
     return number(study.mean("final_reward", arm))
 
 
 PHRASES: Mapping[str, Callable[[Study], str]] = {
+    "table, GRPO": lambda s: (
+        f"falls to {fallen(s, 'grpo')} of its best in five of five seeds; by the rule "
+        f"{s.collapsed('grpo')} collapse |"
+    ),
+    "table, LLDS": lambda s: f"| {s.collapsed('llds-action')} collapse over twice the steps",
+    "table, why": by_updates,
+    "table, order": lambda s: (
+        f"by {leads(s, 'likelihood_lead')} steps where maxima are compared, by "
+        f"{leads(s, 'halfway_lead')} where halves are"
+    ),
+    "table, cures": few_updates_or_llds,
+    "table, claims": verdicts,
     "rise": lambda s: (
         f"start policy's {number(s.mean('start_reward', 'grpo'))} the reward rises by "
         f"{s.claim(GRPO_RISES)}"
