@@ -240,8 +240,8 @@ def verdicts(study: Study) -> str:
     own = study.claims["paper_reference"].str.contains("not in the paper")
     found = study.claims.loc[~own, "verdict"].value_counts()
     return (
-        f"of {found.sum()} of the paper {found['holds']} hold, {found['does not hold']} do not hold "
-        f"at this scale, {found['not tested']} could not be tested; {own.sum()} more are ours"
+        f"of {found.sum()} of the paper {found['holds']} hold, {found['does not hold']} do not "
+        f"hold at this scale, {found['not tested']} could not be tested; {own.sum()} more are ours"
     )
 
 
