@@ -29,6 +29,7 @@ from llds_core.checkpoints import build_policy, build_tokenizer, load_policy
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.evaluation.models import open_model
 from llds_core.files import cell, write_cells
+from llds_core.jobs import usable_cores
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import TAGS
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
@@ -225,8 +226,9 @@ def _update_speed(
 
     padding: list[float] = []
 
-    def ours(weight: float) -> Callable[[], float]:
+    def ours(weight: float, threads: int = config.training.threads) -> Callable[[], float]:
         def measure() -> float:
+            torch.set_num_threads(threads)
             rows: list[dict[str, Any]] = []
             model, tokenizer = load_policy(path)  # in float32, as runs do
             trainer = SearchGRPOTrainer(
@@ -244,6 +246,7 @@ def _update_speed(
         return measure
 
     def theirs() -> float:
+        torch.set_num_threads(config.training.threads)
         model, tokenizer = load_policy(path)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
@@ -258,7 +261,10 @@ def _update_speed(
         return _train_seconds(trainer)
 
     weight = config.loss.llds_weight
-    with_penalty, without, untrimmed = interleaved([ours(weight), ours(0.0), theirs], REPETITIONS)
+    cores = usable_cores()
+    with_penalty, without, untrimmed, all_cores = interleaved(
+        [ours(weight), ours(0.0), theirs, ours(weight, cores)], REPETITIONS
+    )
     bar.update(2)
     prompts = max(len(t.prompt_ids) for t in made)
     width = prompts + max(len(t.completion_ids) for t in made)
@@ -290,6 +296,15 @@ def _update_speed(
             tokens / untrimmed,
             untrimmed / with_penalty,
             ">= 1.5 x",
+        ),
+        Measure(
+            "update on all cores",
+            tokens / all_cores,
+            f"tokens/s on {cores} threads",
+            "the profile's threads",
+            tokens / with_penalty,
+            with_penalty / all_cores,
+            "> 1 x",
         ),
     ]
 

@@ -15,6 +15,7 @@ ROWS = {
     "padding",
     "step time with LLDS",
     "update",
+    "update on all cores",
 }
 
 

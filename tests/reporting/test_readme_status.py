@@ -1,12 +1,15 @@
-"""The prose of the README's status section says what the published runs say."""
+"""The prose of the README says what the published runs say: its status, and times of runs."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from llds_core.diagnostics.phases import collapse_step
 from llds_core.reporting.claim_evidence import Measured, Measureds
 from llds_core.reporting.claim_rules import SURGE
 from llds_core.reporting.mechanism_figures import before_collapse
@@ -361,3 +364,31 @@ def status() -> str:
 @pytest.mark.parametrize("name", PHRASES)
 def test_the_status_says_what_the_runs_say(name: str, study: Study, status: str) -> None:
     assert PHRASES[name](study) in status
+
+
+def test_times_of_runs_alone_are_those_of_their_manifests() -> None:
+    folder = PUBLISHED / "alone"
+    manifests = {path.stem: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
+    minutes = {}
+    for stem, manifest in manifests.items():
+        began, ended = (datetime.fromisoformat(manifest[key]) for key in ("started", "finished"))
+        minutes[stem] = f"{(ended - began).total_seconds() / 60:.1f}"
+        assert manifest["last_step"] == STEPS
+    one, two = (
+        pd.read_csv(folder / f"grpo-threads-{threads}-seed147.csv.gz") for threads in (1, 2)
+    )
+    proved = next(
+        rows for rows in range(1, STEPS + 1) if collapse_step(one["reward"][:rows], 3) is not None
+    )
+    until = one[["rollout_seconds", "update_seconds"]].sum(axis=1)[:proved].sum() / 60
+    same = int((one["loglik_correct"] == two["loglik_correct"]).cummin().sum())
+    collapses = [collapse_step(rows["reward"], 3) + 1 for rows in (one, two)]
+    text = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    for phrase in (
+        f"took {minutes['grpo-threads-2-seed147']} and {minutes['grpo-threads-2-seed148']} minutes "
+        "with `training.threads=2`",
+        f"took {minutes['grpo-threads-1-seed147']}, {until:.1f} of them until its collapse",
+        f"equal for {NUMBERS[same]} steps, and collapsed at step {collapses[0]} on one thread, at "
+        f"step {collapses[1]} on two",
+    ):
+        assert phrase in text
