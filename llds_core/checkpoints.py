@@ -13,6 +13,7 @@ import shutil
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -246,6 +247,12 @@ class AtomicCheckpointMixin:
 
     def create_model_card(self, *args: object, **kwargs: object) -> None:
         """No model card per checkpoint: the manifest of the run says more."""
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A tied weight is stored under one of its names: the other is not missing."""
+        tied = self.model.all_tied_weights_keys
+        missing = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _get_output_dir(self, trial: object) -> str:
         return str(self._saving_to or super()._get_output_dir(trial))
