@@ -131,12 +131,18 @@ ARM_CLAIMS = (
         )
     ),
     *(
-        Claim(f"With {name} there is no collapse", OURS, _STAYS_UP, SHARE, rules.stays_up(arm))
+        Claim(
+            f"With {name} there is no collapse within GRPO's steps",
+            OURS,
+            _STAYS_UP,
+            SHARE,
+            rules.stays_up(arm),
+        )
         for arm, name in (_CURES | _BONUSES).items()
     ),
     *(
         Claim(
-            f"{name} entropy does not surge",
+            f"{name} entropy does not surge within GRPO's steps",
             OURS,
             f"in {SEEDS} its highest windowed mean within GRPO's steps, or before the end of a run "
             f"that collapsed, is below {rules.SURGE:g} times that of the first window",

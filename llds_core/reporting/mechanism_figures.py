@@ -27,7 +27,6 @@ from llds_core.reporting.figures import (
     draw_seeds,
     log_scale,
     method_label,
-    share_scale,
 )
 from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import Run, is_published
@@ -181,83 +180,6 @@ def _sorted_changes(axes: Axes, measured: pd.DataFrame) -> None:
     axes.set_yscale("symlog", linthresh=0.1)
     axes.set_ylabel("change of log-likelihood\n(nats per response)")
     axes.legend(title="step", fontsize=6, title_fontsize=7, ncols=2, frameon=False)
-
-
-def first_action_figure(runs: Sequence[Run], changes: pd.DataFrame) -> Figure:
-    """Fig. 5: likelihood of first and later actions, and how often a wrong response began right.
-
-    Lines as in `draw_seeds`.
-
-    Args:
-        runs: drawn up to their collapse.
-        changes: table of `measure`, for its counts of matching first searches.
-    """
-    methods = list(dict.fromkeys(run.arm for run in runs))
-    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.05):
-        width, height = _PANEL
-        size = (width * (len(methods) + 1), height + 0.5)
-        figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(1, len(methods) + 1, squeeze=False).ravel()
-        styles = {
-            ("correct", "first"): ("#0072B2", "-"),
-            ("correct", "later"): ("#0072B2", "--"),
-            ("incorrect", "first"): ("#D55E00", "-"),
-            ("incorrect", "later"): ("#D55E00", "--"),
-        }
-        for axes, method in zip(grid, methods, strict=False):
-            for (outcome, which), (colour, line) in styles.items():
-                table = _by_seed(runs, method, f"loglik_{outcome}_{which}")
-                label = f"{outcome}, {which}"
-                draw_seeds(axes, table, colour, linestyle=line, label=label)
-            axes.set(
-                xlabel="step, up to the collapse",
-                ylabel="log-likelihood of actions\n(nats per token)",
-            )
-            axes.set_title(method_label(method), fontsize="medium")
-        share_scale(grid[:-1])
-        handles, labels = grid[0].get_legend_handles_labels()
-        style = {"loc": "outside upper left", "ncols": 4, "frameon": False}
-        figure.legend(handles, labels, title="response, action", **style)
-        once = changes[changes["optimizer"] == _OPTIMIZER]
-        for method, group in once.groupby("method", sort=False):
-            _first_searches(grid[-1], str(method), group)
-        grid[-1].set(
-            xlabel="step, up to the collapse",
-            ylim=(0, 1),
-            ylabel="incorrect responses whose first\nsearch matches",
-        )
-        grid[-1].legend(fontsize=6, frameon=False)
-        for axes in grid:
-            sns.despine(ax=axes)
-    return figure
-
-
-def _by_seed(runs: Sequence[Run], arm: str, metric: str) -> pd.DataFrame:
-    """Metric by step (rows) and seed (columns), each up to the collapse of its run."""
-    columns = {}
-    for run in runs:
-        if run.arm == arm:
-            measured = Measured(run, run.window)
-            values = measured.rows.set_index("step")[metric]
-            columns[run.seed] = values.iloc[: measured.before_collapse]
-    return pd.DataFrame(columns)
-
-
-def _first_searches(axes: Axes, method: str, measured: pd.DataFrame) -> None:
-    """Share of incorrect responses whose first search found what a correct one found, searches
-    that were made to fail left out.
-    """
-    counts = measured.groupby(["step", "seed"])[
-        [f"first_search_reached_{name}" for name in ("equal", "similar", "incorrect")]
-    ].sum()
-    total = counts["first_search_reached_incorrect"].replace(0, np.nan)
-    colour, label = METHOD_COLOURS.get(method, "#555555"), method_label(method)
-    same, half = (
-        (counts[name] / total).unstack("seed")
-        for name in ("first_search_reached_equal", "first_search_reached_similar")
-    )
-    draw_seeds(axes, same, colour, marker="o", label=f"{label}: same documents")
-    draw_seeds(axes, half, colour, linestyle=":", label=f"{label}: at least half the same")
 
 
 def rounds_figure(rounds: pd.DataFrame) -> Figure:

@@ -263,16 +263,18 @@ def phases_markdown(table: pd.DataFrame) -> str:
     """Markdown of those rows of `phases.csv` whose run collapsed, by arm and seed."""
     columns = (
         "run",
-        "likelihood declines",
-        "accelerates",
-        "reward declines",
+        "decay",
+        "acceleration",
         "collapse",
+        "likelihood declines",
+        "reward declines",
         "lead by declines / by halves",
         "spiral conditions that fail",
     )
     rows = []
     for row in table[table["collapse"].notna()].itertuples():
-        steps = (row.loglik_decline, row.acceleration, row.reward_decline, row.collapse)
+        phases = (row.decay, row.acceleration, row.collapse)
+        steps = (*phases, row.loglik_decline, row.reward_decline)
         leads = (row.likelihood_lead, row.halfway_lead)
         rows.append(
             (

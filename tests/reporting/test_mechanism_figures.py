@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from llds_core.reporting.first_action import first_action_data, first_action_figure
 from llds_core.reporting.mechanism_figures import (
     before_collapse,
-    first_action_figure,
     likelihood_change_figure,
     mechanism_summary,
     rounds_figure,
@@ -126,10 +126,23 @@ def test_the_share_is_a_line_a_seed_and_a_mean_that_ends_with_the_first_of_them(
 
 def test_actions_are_drawn_up_to_the_collapse_on_one_scale() -> None:
     runs = [made(0, COLLAPSING), made(0, method="llds-action")]
-    figure = first_action_figure(runs, tables(1)["likelihood_change"])
+    figure = first_action_figure(first_action_data(runs, tables(1)["likelihood_change"]))
     ends = [max(line.get_xdata()[-1] for line in axes.lines) for axes in figure.axes[:2]]
     assert ends == [9, 16]
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+
+
+def test_the_table_of_first_actions_holds_what_is_drawn() -> None:
+    runs = [made(0, COLLAPSING)]
+    data = first_action_data(runs, tables(1)["likelihood_change"])
+    drawn = data[data["metric"] == "loglik_correct_first"]
+    assert drawn["step"].tolist() == [*range(1, 10)]
+    assert drawn["value"].tolist() == pytest.approx([-0.1 * step for step in range(1, 10)])
+    shares = data[data["metric"] == "first_search_equal"]
+    assert shares["step"].tolist() == [*STEPS]
+    figure = first_action_figure(data)
+    lines = [line.get_ydata().tolist() for line in figure.axes[-1].lines]
+    assert shares["value"].tolist() in lines
 
 
 def test_the_legend_of_search_rounds_names_the_checkpoints() -> None:

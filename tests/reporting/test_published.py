@@ -163,17 +163,18 @@ def test_the_table_of_phases_shows_collapses_and_what_fails() -> None:
     row = dict.fromkeys(PHASE_COLUMNS, np.nan) | {"method": "grpo", "seed": 0}
     rows = [
         row
-        | {"loglik_decline": 7.0, "reward_decline": 12.0, "collapse": 14.0, "likelihood_lead": 5.0}
-        | {"halfway_lead": 0.0, "spiral_failed": "persistent decay;self-amplification"},
+        | {"decay": 6.0, "loglik_decline": 7.0, "reward_decline": 12.0, "collapse": 14.0}
+        | {"likelihood_lead": 5.0, "halfway_lead": 0.0}
+        | {"spiral_failed": "persistent decay;self-amplification"},
         row | {"seed": 1, "collapse": 9.0},
         row | {"seed": 2, "collapse": 15.0, "spiral": 3.0},
         row | {"seed": 3, "decay": 8.0},
     ]
     lines = phases_markdown(pd.DataFrame(rows)).splitlines()[2:]
     assert lines == [
-        "| grpo-seed0 | 7 | – | 12 | 14 | +5 / +0 | persistent decay, self-amplification |",
-        "| grpo-seed1 | – | – | – | 9 | – / – | too few windows |",
-        "| grpo-seed2 | – | – | – | 15 | – / – | none |",
+        "| grpo-seed0 | 6 | – | 14 | 7 | 12 | +5 / +0 | persistent decay, self-amplification |",
+        "| grpo-seed1 | – | – | 9 | – | – | – / – | too few windows |",
+        "| grpo-seed2 | – | – | 15 | – | – | – / – | none |",
     ]
 
 

@@ -1,85 +1,26 @@
-"""The prose of the README says what the published runs say: its status, and times of runs."""
+"""The prose of the README's status section says what the published runs say."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from published_study import NUMBERS, PUBLISHED, ROOT, STEPS, Study, number, span
 
 from llds_core.diagnostics.phases import collapse_step
-from llds_core.reporting.claim_evidence import Measured, Measureds
+from llds_core.reporting.claim_evidence import Measured
 from llds_core.reporting.claim_rules import SURGE
-from llds_core.reporting.mechanism_figures import before_collapse
-from llds_core.reporting.published import published_mechanism
-from llds_core.reporting.stats import mcnemar
-from llds_core.reporting.store import read_published
+from llds_core.reporting.claim_values import rises_then_collapses
+from llds_core.reporting.mechanism_figures import before_collapse, share_table
+from llds_core.reporting.stats import mcnemar, student_interval
 from llds_core.reporting.study_tables import collapse_kind, map_cells
 from llds_core.studies import load_study
 
-ROOT = Path(__file__).parents[2]
-PUBLISHED = ROOT / "results/published/desk"
-STEPS = 30  # of GRPO, 32 updates each
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 GRPO_RISES = "GRPO's reward rises"
 LAST = "LLDS's last reward is above that of GRPO with"
 SEVENTH, KL = f"{LAST} a seventh", f"{LAST} a KL weight of 0.1"
 POSITIVE = "Preserving groups without variance, too, gives"
 DRIVER, PARTIAL = "A higher driver score", "Among correct responses as likely"
-
-
-class Study:
-    """Published runs by arm and seed, and the tables made of them."""
-
-    def __init__(self) -> None:
-        self.arms: dict[str, dict[int, Measured]] = {}
-        for run in read_published("desk", ROOT / "results/published"):
-            self.arms.setdefault(run.arm, {})[run.seed] = Measured(run, run.window)
-        self.claims = pd.read_csv(PUBLISHED / "claims.csv")
-        self.phases = pd.read_csv(PUBLISHED / "phases.csv").set_index(["method", "seed"])
-        self.runs = pd.read_csv(PUBLISHED / "runs.csv")
-        self.mechanism = published_mechanism(ROOT / "results/published", "desk")
-
-    def bounds(self, start: str) -> list[float]:
-        """Effect of a claim and its interval."""
-        [row] = self.claims[self.claims["claim"].str.startswith(start)].itertuples()
-        return [row.effect, row.low, row.high]
-
-    def claim(self, start: str) -> str:
-        """`effect [low, high]` of a claim."""
-        return "{} [{}, {}]".format(*map(number, self.bounds(start)))
-
-    def effect(self, start: str) -> float:
-        """Effect of a claim."""
-        return self.bounds(start)[0]
-
-    def collapsed(self, arm: str) -> str:
-        """`k of n`."""
-        runs = self.arms[arm].values()
-        return f"{sum(run.collapse is not None for run in runs)} of {len(runs)}"
-
-    def last(self, arm: str, step: int = STEPS, seeds: Iterable[int] = ()) -> list[float]:
-        """Windowed reward of each seed at a step, or at its end."""
-        runs: Measureds = self.arms[arm]
-        return [runs[seed].tail("reward", step) for seed in (seeds or sorted(runs))]
-
-    def mean(self, column: str, arm: str) -> float:
-        """Mean of a column of `runs.csv` over the seeds of an arm."""
-        return float(self.runs.loc[self.runs["method"] == arm, column].mean())
-
-
-def number(value: float, digits: int = 2, *, plus: bool = False) -> str:
-    """As printed: with the typographic minus, and no negative zero."""
-    text = f"{value:{'+' if plus else ''}.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
-
-
-def span(values: Iterable[float], digits: int = 2, to: str = "–") -> str:
-    """Smallest and largest value."""
-    found = sorted(values)
-    return to.join(dict.fromkeys(number(value, digits) for value in (found[0], found[-1])))
 
 
 def growth(study: Study, *arms: str, digits: int = 0) -> str:
@@ -262,10 +203,67 @@ def final(study: Study, arm: str) -> str:
     return number(study.mean("final_reward", arm))
 
 
+def rise_and_collapse(study: Study) -> str:
+    runs = study.arms["grpo"].values()
+    return f"{sum(map(rises_then_collapses, runs))} of {len(runs)}"
+
+
+def nearly_collapsed(study: Study) -> str:
+    """Steps of the long run whose windows are below half of its best, and where it ends up."""
+    [run] = study.arms["llds-action-long"].values()
+    means = run.means("reward")
+    below = run.rows["step"][means < np.nanmax(means) / 2].tolist()
+    assert below == [*range(below[0], below[-1] + 1)]
+    assert len(below) == 2 * run.window - 1
+    return (
+        f"from step {below[0]} to {below[-1]}, {NUMBERS[len(below)]} in a row where "
+        f"{NUMBERS[len(below) + 1]} are asked for (lowest {fallen(study, 'llds-action-long')} of"
+    )
+
+
+def long_epochs(study: Study) -> str:
+    highest = max(run.entropy_growth() for run in study.arms["grpo-long-epochs-1"].values())
+    return (
+        f"lowest reward after the best {fallen(study, 'grpo-long-epochs-1')} of it, entropy at the "
+        f"end below that at the start, in one seed {number(highest, 1)} times as high in between"
+    )
+
+
+def seventh_held_out(study: Study) -> str:
+    """By how much LLDS is below GRPO at a seventh of the rate, on held-out questions."""
+    scores = study.runs.pivot(index="seed", columns="method", values="last_heldout_em")
+    found = student_interval((scores["grpo-lr-seventh"] - scores["llds-action"]).dropna())
+    return "by {} [{}, {}]".format(*map(number, (found.estimate, found.low, found.high)))
+
+
+def earlier_by_bonus(study: Study) -> str:
+    effects = pd.read_csv(PUBLISHED / "effects.csv").set_index("arm")
+    row = effects.loc["grpo-entropy-0.01"]
+    values = (-row["steps_survived"], -row["steps_high"], -row["steps_low"])
+    return "by {} steps [{}, {}]".format(*(number(value, 1) for value in values))
+
+
+def share_by_seed(study: Study) -> str:
+    """Share of questions that fall at the last checkpoint of each seed, in %."""
+    tables = before_collapse(study.mechanism, [run.run for run in study.arms["grpo"].values()])
+    shares = share_table(tables["likelihood_change"]).sort_values("step")
+    last = shares[shares["method"] == "grpo"].groupby("seed")["share"].last()
+    return f"where seeds differ: {span(100 * last, 0, ' to ')} %"
+
+
+def timed_later(study: Study) -> str:
+    """Where the runs that were made to be timed collapse."""
+    steps = []
+    for threads, seed in ((1, 147), (2, 147), (2, 148)):
+        rows = pd.read_csv(PUBLISHED / "alone" / f"grpo-threads-{threads}-seed{seed}.csv.gz")
+        steps.append(collapse_step(rows.set_index("step")["reward"], 3))
+    return f"at steps {listed(steps, 0)}"
+
+
 PHRASES: Mapping[str, Callable[[Study], str]] = {
     "table, GRPO": lambda s: (
         f"falls to {fallen(s, 'grpo')} of its best in five of five seeds; by the rule "
-        f"{s.collapsed('grpo')} collapse |"
+        f"{s.collapsed('grpo')} collapse, and {rise_and_collapse(s)} clearly rises"
     ),
     "table, LLDS": lambda s: f"| {s.collapsed('llds-action')} collapse over twice the steps",
     "table, why": by_updates,
@@ -291,8 +289,8 @@ PHRASES: Mapping[str, Callable[[Study], str]] = {
     "long": lambda s: (
         f"ends at {final(s, 'llds-action-long')}, below the "
         f"{number(s.mean('start_reward', 'llds-action-long'))} of its start policy "
-        f"(held-out {number(s.mean('heldout_em', 'llds-action-long'))} → "
-        f"{number(s.mean('last_heldout_em', 'llds-action-long'))})"
+        f"(held-out {number(s.mean('heldout_em', 'llds-action-long'))} at the best checkpoint, "
+        f"{number(s.mean('last_heldout_em', 'llds-action-long'))} at the last)"
     ),
     "updates": lambda s: f"collapses after {span(grpo_updates(s), 0, ' to ')} updates",
     "epochs": lambda s: f"by updates a rollout: {by_epochs(s)}",
@@ -343,6 +341,14 @@ PHRASES: Mapping[str, Callable[[Study], str]] = {
     "share": lambda s: f"{100 * s.effect('Late in training'):.0f} % at the last checkpoint",
     "llds entropy": llds_entropy,
     "positive, difference": lambda s: f"difference {positive_gain(s)}",
+    "rise and collapse": lambda s: f"{rise_and_collapse(s)} both rises by more than twice",
+    "nearly": nearly_collapsed,
+    "long epochs, lowest": long_epochs,
+    "seventh, held-out": seventh_held_out,
+    "seventh, entropy": lambda s: f"GRPO's grows {growth(s, 'grpo-lr-seventh', digits=1)} times.",
+    "bonus": earlier_by_bonus,
+    "share by seed": share_by_seed,
+    "timed later": timed_later,
     "driver": lambda s: (
         f"(rank correlation {number(s.effect(DRIVER))}; {number(s.effect(PARTIAL))}"
     ),
@@ -364,31 +370,3 @@ def status() -> str:
 @pytest.mark.parametrize("name", PHRASES)
 def test_the_status_says_what_the_runs_say(name: str, study: Study, status: str) -> None:
     assert PHRASES[name](study) in status
-
-
-def test_times_of_runs_alone_are_those_of_their_manifests() -> None:
-    folder = PUBLISHED / "alone"
-    manifests = {path.stem: json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")}
-    minutes = {}
-    for stem, manifest in manifests.items():
-        began, ended = (datetime.fromisoformat(manifest[key]) for key in ("started", "finished"))
-        minutes[stem] = f"{(ended - began).total_seconds() / 60:.1f}"
-        assert manifest["last_step"] == STEPS
-    one, two = (
-        pd.read_csv(folder / f"grpo-threads-{threads}-seed147.csv.gz") for threads in (1, 2)
-    )
-    proved = next(
-        rows for rows in range(1, STEPS + 1) if collapse_step(one["reward"][:rows], 3) is not None
-    )
-    until = one[["rollout_seconds", "update_seconds"]].sum(axis=1)[:proved].sum() / 60
-    same = int((one["loglik_correct"] == two["loglik_correct"]).cummin().sum())
-    collapses = [collapse_step(rows["reward"], 3) + 1 for rows in (one, two)]
-    text = " ".join((ROOT / "README.md").read_text("utf-8").split())
-    for phrase in (
-        f"took {minutes['grpo-threads-2-seed147']} and {minutes['grpo-threads-2-seed148']} minutes "
-        "with `training.threads=2`",
-        f"took {minutes['grpo-threads-1-seed147']}, {until:.1f} of them until its collapse",
-        f"equal for {NUMBERS[same]} steps, and collapsed at step {collapses[0]} on one thread, at "
-        f"step {collapses[1]} on two",
-    ):
-        assert phrase in text
