@@ -10,9 +10,9 @@ import pytest
 from llds_core.cli import main
 from llds_core.errors import ConfigError, DataError
 from llds_core.mechanism import TABLES, measure, mechanism_path, read_mechanism
+from llds_core.reporting.first_action import first_action_data, first_action_figure
 from llds_core.reporting.mechanism_figures import (
     ensure_mechanism,
-    first_action_figure,
     likelihood_change_figure,
     mechanism_summary,
     rounds_figure,
@@ -74,7 +74,7 @@ def test_figures_and_summary_come_from_the_tables(tables, stored) -> None:
     assert mechanism_summary(found).count("GRPO") >= 2
     shares = share_table(found["likelihood_change"])
     assert (shares["measured"] <= shares["questions"]).all()
-    assert first_action_figure(runs, found["likelihood_change"]).axes
+    assert first_action_figure(first_action_data(runs, found["likelihood_change"])).axes
     assert rounds_figure(found["nll_by_round"]).axes and theorem_figure(found["theorem"]).axes
     if found["likelihood_change"]["delta"].notna().any():
         assert likelihood_change_figure(found["likelihood_change"]).axes
