@@ -15,6 +15,7 @@ from llds_core.reporting.figures import METHOD_COLOURS, draw_seeds, method_label
 from llds_core.reporting.store import Run
 
 _PANEL = (3.9, 3.0)  # inches
+_KEYS = ["profile", "method", "seed", "step"]
 _OPTIMIZER = "adamw"  # each response was counted once for every optimizer
 _ACTIONS = {
     "loglik_correct_first": ("correct, first", "#0072B2", "-"),
@@ -29,7 +30,7 @@ _SEARCHES = {
 
 
 def first_action_data(runs: Sequence[Run], changes: pd.DataFrame) -> pd.DataFrame:
-    """What `first_action_figure` draws: `method`, `seed`, `step`, `metric` and `value`.
+    """What `first_action_figure` draws: `profile`, `method`, `seed`, `step`, `metric` and `value`.
 
     Args:
         runs: their log-likelihoods of first and later actions, up to the collapse.
@@ -42,14 +43,14 @@ def first_action_data(runs: Sequence[Run], changes: pd.DataFrame) -> pd.DataFram
         rows = Measured(run, run.window)
         kept = rows.rows.iloc[: rows.before_collapse]
         part = kept.melt("step", list(_ACTIONS), var_name="metric")
-        parts.append(part.assign(method=run.arm, seed=run.seed))
+        parts.append(part.assign(profile=run.profile, method=run.arm, seed=run.seed))
     once = changes[changes["optimizer"] == _OPTIMIZER]
     reached = [f"first_search_reached_{name}" for name in ("equal", "similar", "incorrect")]
-    counts = once.groupby(["method", "seed", "step"], sort=False)[reached].sum()
+    counts = once.groupby(_KEYS, sort=False)[reached].sum()
     total = counts.pop("first_search_reached_incorrect").replace(0, np.nan)
     shares = counts.div(total, axis=0).set_axis(list(_SEARCHES), axis=1)
-    parts.append(shares.reset_index().melt(["method", "seed", "step"], var_name="metric"))
-    return pd.concat(parts, ignore_index=True)[["method", "seed", "step", "metric", "value"]]
+    parts.append(shares.reset_index().melt(_KEYS, var_name="metric"))
+    return pd.concat(parts, ignore_index=True)[[*_KEYS, "metric", "value"]]
 
 
 def first_action_figure(data: pd.DataFrame) -> Figure:
