@@ -226,9 +226,8 @@ def _update_speed(
 
     padding: list[float] = []
 
-    def ours(weight: float, threads: int = config.training.threads) -> Callable[[], float]:
+    def ours(weight: float) -> Callable[[], float]:
         def measure() -> float:
-            torch.set_num_threads(threads)
             rows: list[dict[str, Any]] = []
             model, tokenizer = load_policy(path)  # in float32, as runs do
             trainer = SearchGRPOTrainer(
@@ -246,7 +245,6 @@ def _update_speed(
         return measure
 
     def theirs() -> float:
-        torch.set_num_threads(config.training.threads)
         model, tokenizer = load_policy(path)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
@@ -260,10 +258,17 @@ def _update_speed(
             )
         return _train_seconds(trainer)
 
-    weight = config.loss.llds_weight
-    cores = usable_cores()
+    penalised, cores = ours(config.loss.llds_weight), usable_cores()
+
+    def on_all_cores() -> float:
+        torch.set_num_threads(cores)
+        try:
+            return penalised()
+        finally:
+            torch.set_num_threads(config.training.threads)
+
     with_penalty, without, untrimmed, all_cores = interleaved(
-        [ours(weight), ours(0.0), theirs, ours(weight, cores)], REPETITIONS
+        [penalised, ours(0.0), theirs, on_all_cores], REPETITIONS
     )
     bar.update(2)
     prompts = max(len(t.prompt_ids) for t in made)

@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 
 from llds_core.reporting.claim_evidence import Measured
 from llds_core.reporting.figures import METHOD_COLOURS, draw_seeds, method_label, share_scale
+from llds_core.reporting.mechanism_figures import OPTIMIZER, PANEL
 from llds_core.reporting.store import Run
 
-_PANEL = (3.9, 3.0)  # inches
 _KEYS = ["profile", "method", "seed", "step"]
-_OPTIMIZER = "adamw"  # each response was counted once for every optimizer
 _ACTIONS = {
     "loglik_correct_first": ("correct, first", "#0072B2", "-"),
     "loglik_correct_later": ("correct, later", "#0072B2", "--"),
@@ -40,11 +39,11 @@ def first_action_data(runs: Sequence[Run], changes: pd.DataFrame) -> pd.DataFram
     """
     parts = []
     for run in runs:
-        rows = Measured(run, run.window)
-        kept = rows.rows.iloc[: rows.before_collapse]
+        measured = Measured(run, run.window)
+        kept = measured.rows.iloc[: measured.before_collapse]
         part = kept.melt("step", list(_ACTIONS), var_name="metric")
         parts.append(part.assign(profile=run.profile, method=run.arm, seed=run.seed))
-    once = changes[changes["optimizer"] == _OPTIMIZER]
+    once = changes[changes["optimizer"] == OPTIMIZER]
     reached = [f"first_search_reached_{name}" for name in ("equal", "similar", "incorrect")]
     counts = once.groupby(_KEYS, sort=False)[reached].sum()
     total = counts.pop("first_search_reached_incorrect").replace(0, np.nan)
@@ -62,7 +61,7 @@ def first_action_figure(data: pd.DataFrame) -> Figure:
     actions = data[data["metric"].isin(_ACTIONS)]
     methods = list(dict.fromkeys(actions["method"]))
     with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.05):
-        width, height = _PANEL
+        width, height = PANEL
         size = (width * (len(methods) + 1), height + 0.5)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(1, len(methods) + 1, squeeze=False).ravel()

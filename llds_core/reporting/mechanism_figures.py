@@ -31,8 +31,8 @@ from llds_core.reporting.figures import (
 from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import Run, is_published
 
-_PANEL = (3.9, 3.0)  # inches
-_OPTIMIZER = "adamw"
+PANEL = (3.9, 3.0)  # inches
+OPTIMIZER = "adamw"  # that of training; each response was counted once for every optimizer
 _KEPT = "checkpoints before the collapse of their run"
 _FACTOR_LABELS = {
     "driver": "driver score of Theorem 4.2",
@@ -102,7 +102,7 @@ def before_collapse(
     return {name: claim_evidence.before_collapse(table, measured) for name, table in tables.items()}
 
 
-def share_table(changes: pd.DataFrame, optimizer: str = _OPTIMIZER) -> pd.DataFrame:
+def share_table(changes: pd.DataFrame, optimizer: str = OPTIMIZER) -> pd.DataFrame:
     """Share of questions whose correct responses lose likelihood, a row a method and checkpoint.
 
     Columns `profile`, `method`, `seed`, `step` and those of `negative_share`.
@@ -116,7 +116,7 @@ def share_table(changes: pd.DataFrame, optimizer: str = _OPTIMIZER) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def likelihood_change_figure(changes: pd.DataFrame, optimizer: str = _OPTIMIZER) -> Figure:
+def likelihood_change_figure(changes: pd.DataFrame, optimizer: str = OPTIMIZER) -> Figure:
     """Fig. 3: change of each question under one update, share that falls, similarity of states.
 
     Changes are those of the first seed; the share is a thin line a seed, their mean as long as all
@@ -130,7 +130,7 @@ def likelihood_change_figure(changes: pd.DataFrame, optimizer: str = _OPTIMIZER)
         raise DataError("every group had a single outcome: nothing changes, measure more questions")
     methods = list(dict.fromkeys(measured["method"]))
     with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.05):
-        width, height = _PANEL
+        width, height = PANEL
         columns = len(methods) + 2
         figure = Figure(figsize=(width * columns * 0.85, height), layout="constrained")
         grid = figure.subplots(1, columns)
@@ -188,7 +188,7 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
     """
     rounds = _ends(rounds)
     with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.05):
-        width, height = _PANEL
+        width, height = PANEL
         figure = Figure(figsize=(width * 2 + 2.6, height), layout="constrained")
         grid = figure.subplots(1, 2)
         titles = {

@@ -273,8 +273,7 @@ def phases_markdown(table: pd.DataFrame) -> str:
     )
     rows = []
     for row in table[table["collapse"].notna()].itertuples():
-        phases = (row.decay, row.acceleration, row.collapse)
-        steps = (*phases, row.loglik_decline, row.reward_decline)
+        steps = (row.decay, row.acceleration, row.collapse, row.loglik_decline, row.reward_decline)
         leads = (row.likelihood_lead, row.halfway_lead)
         rows.append(
             (

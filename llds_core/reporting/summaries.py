@@ -19,6 +19,7 @@ from llds_core.markdown import bounded
 from llds_core.reporting.claim_evidence import Measured
 from llds_core.reporting.claim_values import final_gain
 from llds_core.reporting.figures import BASELINE, method_label, metric_label
+from llds_core.reporting.mechanism_figures import OPTIMIZER
 from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import Run
 from llds_core.reporting.study_tables import gradient_sizes
@@ -26,7 +27,6 @@ from llds_core.reporting.study_tables import gradient_sizes
 _COLLAPSE_METRICS = ("reward", "loglik_correct", "loglik_incorrect", "grad_norm")
 _CHANGES = "From the first {window} steps to the last: "
 # Rows of one measurement: every question is measured with each optimizer.
-_OPTIMIZER = "adamw"
 _VIEWS = {"position": "before an action", "total": "in a whole response"}
 
 
@@ -132,7 +132,7 @@ def first_action_summary(
         window: steps of the means.
     """
     lines = []
-    once = changes[changes["optimizer"] == _OPTIMIZER]
+    once = changes[changes["optimizer"] == OPTIMIZER]
     for method, group in _by_method(runs).items():
         parts = []
         for outcome in ("correct", "incorrect"):

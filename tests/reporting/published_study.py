@@ -15,6 +15,12 @@ STEPS = 30  # of GRPO, 32 updates each
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
+def run_alone(threads: int, seed: int) -> pd.DataFrame:
+    """Metrics by step of a run that was made to be timed."""
+    path = PUBLISHED / "alone" / f"grpo-threads-{threads}-seed{seed}.csv.gz"
+    return pd.read_csv(path, index_col="step")
+
+
 class Study:
     """Published runs by arm and seed, and the tables made of them."""
 
@@ -34,7 +40,7 @@ class Study:
 
     def claim(self, start: str) -> str:
         """`effect [low, high]` of a claim."""
-        return "{} [{}, {}]".format(*map(number, self.bounds(start)))
+        return interval(*self.bounds(start))
 
     def effect(self, start: str) -> float:
         """Effect of a claim."""
@@ -59,6 +65,11 @@ def number(value: float, digits: int = 2, *, plus: bool = False) -> str:
     """As printed: with the typographic minus, and no negative zero."""
     text = f"{value:{'+' if plus else ''}.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def interval(estimate: float, low: float, high: float) -> str:
+    """`estimate [low, high]`."""
+    return f"{number(estimate)} [{number(low)}, {number(high)}]"
 
 
 def span(values: Iterable[float], digits: int = 2, to: str = "–") -> str:

@@ -5,17 +5,30 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import pandas as pd
 import pytest
-from published_study import NUMBERS, PUBLISHED, ROOT, STEPS, Study, number, span
+from published_study import (
+    NUMBERS,
+    PUBLISHED,
+    ROOT,
+    STEPS,
+    Study,
+    interval,
+    number,
+    run_alone,
+    span,
+)
 
 from llds_core.diagnostics.phases import collapse_step
 from llds_core.reporting.claim_evidence import Measured
 from llds_core.reporting.claim_rules import SURGE
 from llds_core.reporting.claim_values import rises_then_collapses
+from llds_core.reporting.first_action import first_action_data
 from llds_core.reporting.mechanism_figures import before_collapse, share_table
 from llds_core.reporting.stats import mcnemar, student_interval
 from llds_core.reporting.study_tables import collapse_kind, map_cells
 from llds_core.studies import load_study
 
+# Arms by updates a rollout, made by epochs over mini-batches of 16.
+BY_EPOCHS = {8: "grpo-epochs-1", 16: "grpo-epochs-2", 32: "grpo"}
 GRPO_RISES = "GRPO's reward rises"
 LAST = "LLDS's last reward is above that of GRPO with"
 SEVENTH, KL = f"{LAST} a seventh", f"{LAST} a KL weight of 0.1"
@@ -64,8 +77,7 @@ def below_start(study: Study) -> int:
 
 
 def by_epochs(study: Study) -> str:
-    arms = {8: "grpo-epochs-1", 16: "grpo-epochs-2", 32: "grpo"}
-    return ", ".join(f"{study.collapsed(arm)} at {updates}" for updates, arm in arms.items())
+    return ", ".join(f"{study.collapsed(arm)} at {updates}" for updates, arm in BY_EPOCHS.items())
 
 
 def leads(study: Study, column: str) -> str:
@@ -139,7 +151,7 @@ def llds_entropy(study: Study) -> str:
 def positive_gain(study: Study) -> str:
     """What leaving groups of equal rewards out gains: the claim is of the contrary."""
     effect, low, high = study.bounds(POSITIVE)
-    return "{} [{}, {}]".format(*map(number, (-effect, -high, -low)))
+    return interval(-effect, -high, -low)
 
 
 def seventh(study: Study) -> str:
@@ -158,19 +170,18 @@ def seventh(study: Study) -> str:
     )
 
 
-def wrong_like_right(study: Study) -> str:
-    """Share of wrong responses that begin as a right one, first and last checkpoint, in %."""
+def changes_by_grpo(study: Study) -> pd.DataFrame:
+    """Changes of likelihood at the checkpoints of GRPO before a collapse."""
     tables = before_collapse(study.mechanism, [run.run for run in study.arms["grpo"].values()])
     changes = tables["likelihood_change"]
-    changes = changes[(changes["method"] == "grpo") & (changes["optimizer"] == "adamw")]
-    shares = []
-    for _, rows in changes.groupby("seed"):
-        steps = rows.groupby("step")[
-            ["first_search_reached_equal", "first_search_reached_incorrect"]
-        ].sum()
-        found = steps.iloc[:, 0] / steps.iloc[:, 1]
-        shares.append((found.iloc[0], found.iloc[-1]))
-    first, last = (100 * mean(values) for values in zip(*shares, strict=True))
+    return changes[changes["method"] == "grpo"]
+
+
+def wrong_like_right(study: Study) -> str:
+    """Share of wrong responses that begin as a right one, first and last checkpoint, in %."""
+    data = first_action_data([], changes_by_grpo(study)).sort_values("step")
+    shares = data[data["metric"] == "first_search_equal"].groupby("seed")["value"]
+    first, last = (100 * ends.mean() for ends in (shares.first(), shares.last()))
     return f"{first:.0f} % of them, then {last:.0f} %"
 
 
@@ -190,8 +201,8 @@ def verdicts(study: Study) -> str:
 
 
 def by_updates(study: Study) -> str:
-    counts = [study.collapsed(arm).split()[0] for arm in ("grpo-epochs-1", "grpo-epochs-2", "grpo")]
-    return f"8, 16 and 32 updates on it {counts[0]}, {counts[1]} and {counts[2]} of 5 collapse"
+    counts = [int(study.collapsed(arm).split()[0]) for arm in BY_EPOCHS.values()]
+    return f"{listed(BY_EPOCHS, 0)} updates on it {listed(counts, 0)} of 5 collapse"
 
 
 def few_updates_or_llds(study: Study) -> str:
@@ -233,31 +244,27 @@ def seventh_held_out(study: Study) -> str:
     """By how much LLDS is below GRPO at a seventh of the rate, on held-out questions."""
     scores = study.runs.pivot(index="seed", columns="method", values="last_heldout_em")
     found = student_interval((scores["grpo-lr-seventh"] - scores["llds-action"]).dropna())
-    return "by {} [{}, {}]".format(*map(number, (found.estimate, found.low, found.high)))
+    return f"by {interval(found.estimate, found.low, found.high)}"
 
 
 def earlier_by_bonus(study: Study) -> str:
-    effects = pd.read_csv(PUBLISHED / "effects.csv").set_index("arm")
-    row = effects.loc["grpo-entropy-0.01"]
-    values = (-row["steps_survived"], -row["steps_high"], -row["steps_low"])
-    return "by {} steps [{}, {}]".format(*(number(value, 1) for value in values))
+    row = pd.read_csv(PUBLISHED / "effects.csv", index_col="arm").loc["grpo-entropy-0.01"]
+    columns = ("steps_survived", "steps_high", "steps_low")
+    steps, low, high = (number(-row[column], 1) for column in columns)
+    return f"by {steps} steps [{low}, {high}]"
 
 
 def share_by_seed(study: Study) -> str:
     """Share of questions that fall at the last checkpoint of each seed, in %."""
-    tables = before_collapse(study.mechanism, [run.run for run in study.arms["grpo"].values()])
-    shares = share_table(tables["likelihood_change"]).sort_values("step")
-    last = shares[shares["method"] == "grpo"].groupby("seed")["share"].last()
+    shares = share_table(changes_by_grpo(study)).sort_values("step")
+    last = shares.groupby("seed")["share"].last()
     return f"where seeds differ: {span(100 * last, 0, ' to ')} %"
 
 
 def timed_later(study: Study) -> str:
     """Where the runs that were made to be timed collapse."""
-    steps = []
-    for threads, seed in ((1, 147), (2, 147), (2, 148)):
-        rows = pd.read_csv(PUBLISHED / "alone" / f"grpo-threads-{threads}-seed{seed}.csv.gz")
-        steps.append(collapse_step(rows.set_index("step")["reward"], 3))
-    return f"at steps {listed(steps, 0)}"
+    runs = (run_alone(*run) for run in ((1, 147), (2, 147), (2, 148)))
+    return f"at steps {listed((collapse_step(run['reward']) for run in runs), 0)}"
 
 
 PHRASES: Mapping[str, Callable[[Study], str]] = {
