@@ -4,13 +4,13 @@ import argparse
 from typing import TYPE_CHECKING
 
 from llds_core.config import load_experiment
-from llds_core.deviations import deviations
 from llds_core.errors import ConfigError
+from llds_core.runs.deviations import deviations
 
 if TYPE_CHECKING:
     from llds_core.evaluation.evaluate import Plan
     from llds_core.evaluation.models import Model
-    from llds_core.training.environment import Environment
+    from llds_core.rollout.environment import Environment
 
 # What `evaluate <profile>` takes besides, with the defaults.
 _BENCHMARK_OPTIONS = {
@@ -83,8 +83,8 @@ def _asked(options: argparse.Namespace, agent: str) -> "tuple[Environment, Model
     from llds_core.evaluation import find_checkpoint
     from llds_core.evaluation.evaluate import Plan
     from llds_core.evaluation.models import open_model
-    from llds_core.packaged import SMOLLM2
-    from llds_core.training.environment import build_environment, insisting
+    from llds_core.rollout.environment import build_environment, insisting
+    from llds_core.runs.smollm2 import SMOLLM2
 
     plan = Plan(
         agent=agent,

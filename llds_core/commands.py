@@ -14,7 +14,7 @@ from llds_core.errors import ConfigError
 
 def doctor(options: argparse.Namespace) -> int:
     """Check the machine."""
-    from llds_core.doctor import examine
+    from llds_core.machine.doctor import examine
 
     config = _laid_out(options)
     findings = examine(config, options.run_root)
@@ -28,7 +28,7 @@ def doctor(options: argparse.Namespace) -> int:
 
 def slurm(options: argparse.Namespace) -> None:
     """Print a batch script."""
-    from llds_core.slurm import batch_script
+    from llds_core.machine.slurm import batch_script
 
     script = batch_script(
         _laid_out(options),
@@ -49,8 +49,8 @@ def _laid_out(options: argparse.Namespace) -> ExperimentConfig:
 
 def plan(options: argparse.Namespace) -> int:
     """Say what a run takes; as JSON, 1 when it does not fit."""
-    from llds_core.layouts import nearest_fitting
-    from llds_core.plan import plan
+    from llds_core.machine.layouts import nearest_fitting
+    from llds_core.machine.plan import plan
 
     config = _planned(options)
     result = plan(config, options.run_root)
@@ -67,7 +67,7 @@ def plan(options: argparse.Namespace) -> int:
 
 def _planned(options: argparse.Namespace) -> ExperimentConfig:
     """The experiment that `plan` is asked about."""
-    from llds_core.layouts import on_gpus
+    from llds_core.machine.layouts import on_gpus
 
     name = _named(options.experiment)
     if options.gpus is None and options.gpu_memory_gib is None:
@@ -145,8 +145,8 @@ def warmstart(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train one run, and evaluate it when asked."""
-    from llds_core.jobs import end_with_parent
-    from llds_core.launch import Machine, is_launched, launch_training
+    from llds_core.machine.jobs import end_with_parent
+    from llds_core.machine.launch import Machine, is_launched, launch_training
 
     config = load_experiment(options.experiment, options.overrides)
     run = {"overrides": options.overrides, "progress": not options.quiet}
@@ -240,8 +240,8 @@ def report(options: argparse.Namespace) -> None:
 
 def reproduce(options: argparse.Namespace) -> None:
     """Run the main job, or with all arms the whole study."""
-    from llds_core.launch import Machine
-    from llds_core.reproduce import reproduce, reproduce_study
+    from llds_core.machine.launch import Machine
+    from llds_core.study.reproduce import reproduce, reproduce_study
 
     progress = not options.quiet
     if options.arms == ["all"]:
@@ -274,8 +274,8 @@ def reproduce(options: argparse.Namespace) -> None:
 
 def mechanism(options: argparse.Namespace) -> None:
     """Measure checkpoints."""
-    from llds_core.mechanism import measure
-    from llds_core.reporting.published import publish_mechanism
+    from llds_core.diagnostics.measure import measure
+    from llds_core.study.published import publish_mechanism
 
     folder = measure(
         options.profile,
@@ -294,8 +294,8 @@ def mechanism(options: argparse.Namespace) -> None:
 
 def study(options: argparse.Namespace) -> int:
     """Run a study, or show its queue."""
-    from llds_core.queue import run_study, status, what_is_left
-    from llds_core.studies import load_study
+    from llds_core.config.arms import load_study
+    from llds_core.study.runner import run_study, status, what_is_left
 
     study = load_study(options.study)
     if options.status:
@@ -319,8 +319,8 @@ def study(options: argparse.Namespace) -> int:
 def publish(options: argparse.Namespace) -> None:
     """Copy runs into the published results."""
     from llds_core.files import write_text
-    from llds_core.reporting.published import publish, update_readme, write_tables
     from llds_core.reporting.store import PUBLISHED
+    from llds_core.study.published import publish, update_readme, write_tables
 
     table = publish(options.run_root, options.profile, options.arms, options.seeds)
     write_tables(PUBLISHED, options.profile)
@@ -332,12 +332,12 @@ def publish(options: argparse.Namespace) -> None:
 def index(options: argparse.Namespace) -> None:
     """Build the dense index of a profile, or say how large one would be."""
     if options.sizes:
-        from llds_core.retrieval.sizing import size_table
+        from llds_core.machine.sizing import size_table
 
         print(size_table())
         return
     from llds_core.retrieval.index import build_index
-    from llds_core.training.environment import build_world, index_folder
+    from llds_core.rollout.environment import build_world, index_folder
 
     config = load_experiment(f"{options.profile}/grpo", options.overrides)
     world = build_world(config)
@@ -355,12 +355,12 @@ def retriever(options: argparse.Namespace) -> None:
             'retrieval.backend is "server", which is what this starts: add --backend bm25 or dense'
         )
     from llds_core.retrieval.base import Retriever
-    from llds_core.retrieval.server import serve
     from llds_core.retrieval.wire import ServiceIdentity
+    from llds_core.serving.server import serve
 
     def load() -> tuple[Retriever, ServiceIdentity]:
-        from llds_core.retrieval.corpus import passages_hash
-        from llds_core.training.environment import build_environment
+        from llds_core.retrieval.passage_file import passages_hash
+        from llds_core.rollout.environment import build_environment
 
         environment = build_environment(config)
         passages = environment.world.passages
@@ -379,18 +379,18 @@ def bench(options: argparse.Namespace) -> None:
     """Measure speed."""
     progress = not options.quiet
     if options.retrieval:
-        from llds_core.bench_retrieval import bench_retrieval
+        from llds_core.bench.retrieval import bench_retrieval
 
         out = options.out or Path("results/bench_retrieval.csv")
         bench_retrieval(out, out.with_suffix(".cache"), size=options.size, progress=progress)
         return
     if options.service:
-        from llds_core.bench_service import bench_service
+        from llds_core.bench.service import bench_service
 
         out = options.out or Path("results/bench_service.csv")
         bench_service(options.profile, out, progress=progress)
         return
-    from llds_core.bench import bench
+    from llds_core.bench.speed import bench
 
     out = options.out or Path("results/bench.csv")
     bench(options.profile, options.run_root, out, progress=progress)

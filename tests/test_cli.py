@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llds_core.checkpoints import checkpoint_steps
 from llds_core.cli import build_parser, main
 from llds_core.runs import RunDirectory, read_manifest
+from llds_core.runs.checkpoints import checkpoint_steps
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -1,6 +1,6 @@
 """Rounds of searching for a model that was never trained to search, for Figure 6.
 
-SmolLM2 (`llds_core.packaged`) has never seen the search protocol and cannot be made to search a
+SmolLM2 (`llds_core.runs.smollm2`) has never seen the search protocol and cannot be made to search a
 given number of times, so that `scripted_rounds` writes the actions and the real rollout loop does
 the rest. What is measured is how likely the model finds text it is handed, not what it would write.
 """
@@ -15,7 +15,7 @@ from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.samplers import Generation
-from llds_core.worlds.formats import Question
+from llds_core.worlds.records import Question
 
 _CONFIRMATIONS = (
     ("The passages say {answer}. I search once more to confirm it.", "{topic} of {query}"),

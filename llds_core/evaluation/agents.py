@@ -25,12 +25,12 @@ from transformers import PreTrainedTokenizerBase
 from llds_core.config import RolloutConfig
 from llds_core.retrieval.base import format_hits
 from llds_core.retrieval.failures import FailingRetriever
+from llds_core.rollout.environment import Environment
 from llds_core.rollout.loop import RolloutLoop
+from llds_core.rollout.prompts import encode_text, prompt_text
 from llds_core.rollout.protocol import TAGS, Trajectory
 from llds_core.rollout.samplers import Sampler
-from llds_core.training.environment import Environment
-from llds_core.worlds.formats import Question
-from llds_core.worlds.prompts import encode_text, prompt_text
+from llds_core.worlds.records import Question
 
 POLICY = "policy"
 BASELINES = ("direct", "rag", "search-o1", "search-r1")

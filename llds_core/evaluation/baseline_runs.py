@@ -16,8 +16,8 @@ from llds_core.evaluation.evaluate import Plan, evaluate_benchmarks
 from llds_core.evaluation.models import Model, describe
 from llds_core.evaluation.suites import ALL, average_members, benchmark_names
 from llds_core.files import write_json, write_table
-from llds_core.provenance import hardware, package_versions
-from llds_core.training.environment import Environment
+from llds_core.rollout.environment import Environment
+from llds_core.runs.provenance import hardware, package_versions
 
 COLUMNS = (
     *("baseline", "benchmark", "n", "em", "em_low", "em_high", "f1", "sub_em"),

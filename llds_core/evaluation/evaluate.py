@@ -47,12 +47,12 @@ from llds_core.evaluation.predictions import (
 from llds_core.evaluation.scores import score_answer, summarise_predictions
 from llds_core.evaluation.suites import benchmark_names, benchmark_of, choose, digest
 from llds_core.files import write_json
-from llds_core.provenance import command_line, git_state, hardware, package_versions
+from llds_core.rollout.environment import Environment
 from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.samplers import Sampler, StopAtTag, TransformersSampler
+from llds_core.runs.provenance import command_line, git_state, hardware, package_versions
 from llds_core.seeding import numpy_generator
-from llds_core.training.environment import Environment
-from llds_core.worlds.formats import Question
+from llds_core.worlds.records import Question
 
 ROOT = Path("results/evaluations")
 MODES = ("greedy", "sampled")

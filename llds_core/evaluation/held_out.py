@@ -17,20 +17,20 @@ from scipy.stats import bootstrap
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llds_core.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.config import ExperimentConfig
 from llds_core.errors import CheckpointError, ConfigError
 from llds_core.evaluation.models import open_model
 from llds_core.files import write_json
+from llds_core.rollout.environment import Environment, build_environment, insisting
 from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
 from llds_core.rollout.scoring import score
 from llds_core.runs import read_manifest, read_metrics, run_path
+from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.seeding import numpy_generator, torch_generator
-from llds_core.training.environment import Environment, build_environment, insisting
 from llds_core.training.recorder import best_step
 from llds_core.training.warmstart import warmstart_policy_path
-from llds_core.worlds.formats import Question
+from llds_core.worlds.records import Question
 
 _KIND = "kind"
 _NAMED = re.compile(r"(best|last)(?:-(\d+))?")

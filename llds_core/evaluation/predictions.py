@@ -20,7 +20,7 @@ from typing import Any
 
 from llds_core.errors import DataError, RunError
 from llds_core.files import disk_errors, write_json
-from llds_core.worlds.formats import write_lines
+from llds_core.worlds.records import write_lines
 
 Key = tuple[str, str, str, int]
 Shard = tuple[int, int]

@@ -13,7 +13,7 @@ import numpy as np
 from llds_core.errors import DataError
 from llds_core.evaluation.predictions import Key, key_of
 from llds_core.evaluation.suites import averages, benchmark_names
-from llds_core.rewards import exact_match, f1_score, sub_exact_match
+from llds_core.rollout.rewards import exact_match, f1_score, sub_exact_match
 from llds_core.seeding import numpy_generator
 
 METRICS = ("em", "f1", "sub_em", "em_tagged", "valid_answers", "searches")

@@ -15,7 +15,7 @@ from llds_core.evaluation.held_out import choose_questions
 from llds_core.worlds.atlas import World
 from llds_core.worlds.atlas_questions import KINDS
 from llds_core.worlds.benchmarks import BENCHMARKS, GENERAL, MULTI_HOP
-from llds_core.worlds.formats import Question
+from llds_core.worlds.records import Question
 
 ALL = "all"
 _TWO_HOP = tuple(kind for kind in KINDS if kind.startswith("city-") and kind != "city-country")

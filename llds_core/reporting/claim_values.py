@@ -12,7 +12,7 @@ import numpy as np
 
 from llds_core.diagnostics.phases import detect_phases
 from llds_core.diagnostics.spiral import death_spiral
-from llds_core.reporting.claim_evidence import Measured
+from llds_core.reporting.run_view import Measured
 
 Value = Callable[[Measured], float]
 

@@ -10,9 +10,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llds_core.reporting.claim_evidence import Measured
 from llds_core.reporting.figures import METHOD_COLOURS, draw_seeds, method_label, share_scale
 from llds_core.reporting.mechanism_figures import OPTIMIZER, PANEL
+from llds_core.reporting.run_view import Measured
 from llds_core.reporting.store import Run
 
 _KEYS = ["profile", "method", "seed", "step"]

@@ -1,6 +1,7 @@
 """Figures of the mechanism: Figures 3, 5, 6 and 9 of arXiv 2512.04220 and a check of its theorem.
 
-The numbers come from `llds_core.mechanism` (checkpoints measured one by one) and from the metrics
+The numbers come from `llds_core.diagnostics.measure` (checkpoints measured one by one) and from the
+metrics
 of runs. A collapsed policy hardly has a correct response whose likelihood could fall: figures and
 summary are of tables that went through `before_collapse`, as claims are.
 """
@@ -15,12 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llds_core.config import load_experiment
-from llds_core.diagnostics.change_summary import negative_share
+from llds_core.diagnostics.measure import covered, measure, mechanism_path, read_mechanism
+from llds_core.diagnostics.summary import negative_share
 from llds_core.errors import DataError
 from llds_core.markdown import span
-from llds_core.mechanism import covered, measure, mechanism_path, read_mechanism
-from llds_core.reporting import claim_evidence
-from llds_core.reporting.claim_evidence import Measured
+from llds_core.reporting import run_view as claim_evidence
 from llds_core.reporting.figures import (
     METHOD_COLOURS,
     SEEDS_FOR_INTERVAL,
@@ -28,6 +28,7 @@ from llds_core.reporting.figures import (
     log_scale,
     method_label,
 )
+from llds_core.reporting.run_view import Measured
 from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import Run, is_published
 

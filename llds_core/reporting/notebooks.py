@@ -20,8 +20,8 @@ from jupyter_client.manager import AsyncKernelManager
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, DataError, RunError, did_you_mean
 from llds_core.files import disk_errors, write_json, write_text
-from llds_core.reporting.published import update_readme, write_tables
 from llds_core.reporting.store import PUBLISHED, Run, is_published, load_runs, read_published
+from llds_core.study.published import update_readme, write_tables
 
 NOTEBOOKS = Path("notebooks")
 _MARKER = NOTEBOOKS / "00_quickstart.ipynb"
@@ -94,7 +94,7 @@ def report(
     published = is_published(project_path(run_root), profile)
     left_out = _NEED_POLICIES if published else ()
     if published or config.policy.path or overrides:
-        from llds_core.mechanism import mechanism_path
+        from llds_core.diagnostics.measure import mechanism_path
 
         # Measurements know no overrides.
         folders = [mechanism_path(project_path(run_root), profile, seed) for seed in seeds]

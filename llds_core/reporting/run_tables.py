@@ -4,7 +4,7 @@ from typing import Any
 
 from llds_core.diagnostics.phases import detect_phases
 from llds_core.diagnostics.spiral import death_spiral
-from llds_core.reporting.claim_evidence import Measured
+from llds_core.reporting.run_view import Measured
 from llds_core.reporting.store import Run
 
 RUN_COLUMNS = (

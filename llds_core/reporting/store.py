@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from llds_core.config import load_experiment
+from llds_core.config.arms import Study, load_study, studies
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import DataError, TrainingDivergedError
-from llds_core.run_identity import diverged
 from llds_core.runs import (
     FINAL,
     has_diverged,
@@ -24,7 +24,7 @@ from llds_core.runs import (
     read_metrics,
     run_path,
 )
-from llds_core.studies import Study, load_study, studies
+from llds_core.runs.identity import diverged
 
 PUBLISHED = Path("results/published")
 _logger = logging.getLogger("llds_core")

@@ -20,7 +20,7 @@ from llds_core.reporting.figures import method_label
 from llds_core.reporting.store import Run
 from llds_core.retrieval.base import Hit
 from llds_core.rollout.protocol import ANSWER, FEEDBACK, Action, Trajectory, search_observation
-from llds_core.worlds.formats import Question
+from llds_core.worlds.records import Question
 
 BlockKind = Literal["question", "policy", "observation", "answer"]
 _NAMES: dict[BlockKind, str] = {
@@ -167,9 +167,9 @@ def answer_with(
         CheckpointError: when a run has no checkpoint, or it cannot be read.
     """
     # Imported here: they bring torch, which showing a stored trajectory does without.
-    from llds_core.checkpoints import load_policy
     from llds_core.evaluation import find_checkpoint, run_questions
-    from llds_core.training.environment import build_environment
+    from llds_core.rollout.environment import build_environment
+    from llds_core.runs.checkpoints import load_policy
 
     shown = []
     for run, which in [(run, "start") for run in runs[:1]] + [(run, "best") for run in runs]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llds_core.errors import ConfigError
-from llds_core.worlds.formats import join_contents
+from llds_core.worlds.records import join_contents
 
 
 @dataclass(frozen=True)

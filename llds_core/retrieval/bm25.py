@@ -14,7 +14,7 @@ import numpy as np
 
 from llds_core.errors import ConfigError
 from llds_core.retrieval.base import Hit, check_k
-from llds_core.worlds.formats import Passage
+from llds_core.worlds.records import Passage
 from llds_core.worlds.text import words
 
 # bm25s sets its logger to DEBUG on import, which would write into any log that a caller configures.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llds_core.config import DenseConfig
 from llds_core.errors import DataError, RunError
 from llds_core.retrieval.base import Hit, check_k
-from llds_core.retrieval.encoders import Encoder
+from llds_core.retrieval.encoder import Encoder
 from llds_core.retrieval.faiss_files import read_faiss
 from llds_core.retrieval.index import (
     build_index,
@@ -27,7 +27,7 @@ from llds_core.retrieval.vectors import (
     read_index_manifest,
     vector_source,
 )
-from llds_core.worlds.formats import Passage
+from llds_core.worlds.records import Passage
 
 if TYPE_CHECKING:
     import faiss

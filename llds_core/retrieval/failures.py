@@ -13,7 +13,7 @@ import numpy as np
 from llds_core.errors import ConfigError
 from llds_core.retrieval.base import Hit, Retriever, SearchKey, check_k
 from llds_core.seeding import numpy_generator
-from llds_core.worlds.formats import Passage
+from llds_core.worlds.records import Passage
 
 _ROUNDS = 100  # draws before a corpus counts as too small to hold enough unrelated titles
 

@@ -21,12 +21,12 @@ from tqdm.auto import tqdm
 
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError
-from llds_core.retrieval.encoders import Encoder
+from llds_core.retrieval.encoder import Encoder
 from llds_core.retrieval.faiss_files import import_faiss, write_faiss
 from llds_core.retrieval.files import building
 from llds_core.retrieval.vectors import StoredVectors, encode_corpus, write_index_manifest
 from llds_core.seeding import numpy_generator
-from llds_core.worlds.formats import Passage
+from llds_core.worlds.records import Passage
 
 if TYPE_CHECKING:
     import faiss

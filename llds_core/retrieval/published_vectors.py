@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llds_core.errors import ConfigError, DataError
-from llds_core.retrieval.encoders import Encoder, unit_length
+from llds_core.retrieval.encoder import Encoder, unit_length
 from llds_core.retrieval.faiss_files import import_faiss, read_faiss
 from llds_core.seeding import numpy_generator
-from llds_core.worlds.formats import Passage
+from llds_core.worlds.records import Passage
 
 if TYPE_CHECKING:
     import faiss

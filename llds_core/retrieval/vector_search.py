@@ -14,7 +14,7 @@ import numpy as np
 
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError
-from llds_core.retrieval.encoders import compute_device
+from llds_core.retrieval.encoder import compute_device
 from llds_core.retrieval.faiss_files import import_faiss
 from llds_core.retrieval.index import make_index
 from llds_core.retrieval.vectors import StoredVectors

@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 from llds_core.config import DenseConfig
 from llds_core.errors import DataError, RunError
 from llds_core.files import replacing
-from llds_core.retrieval.corpus import passages_hash
-from llds_core.retrieval.encoders import Encoder
+from llds_core.retrieval.encoder import Encoder
 from llds_core.retrieval.files import file_hash
+from llds_core.retrieval.passage_file import passages_hash
 from llds_core.retrieval.published_vectors import PublishedVectors
-from llds_core.worlds.formats import Passage, write_lines
+from llds_core.worlds.records import Passage, write_lines
 
 SCHEMA_VERSION = 1
 

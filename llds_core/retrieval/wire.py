@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from llds_core.config import ServiceConfig
 from llds_core.errors import LLDSError
 from llds_core.retrieval.base import Hit
-from llds_core.worlds.formats import shown, split_contents
+from llds_core.worlds.records import shown, split_contents
 
 DEFAULT_TOP_K = 3
 IDENTITY_HEADER = "X-Retriever-Identity"

@@ -17,6 +17,7 @@ from llds_core.config import RolloutConfig
 from llds_core.errors import ConfigError
 from llds_core.retrieval.base import SearchKey, format_hits
 from llds_core.retrieval.failures import FailingRetriever
+from llds_core.rollout.prompts import encode_prompt
 from llds_core.rollout.protocol import (
     FEEDBACK,
     Action,
@@ -26,8 +27,7 @@ from llds_core.rollout.protocol import (
     parse_action,
 )
 from llds_core.rollout.samplers import Generation, Sampler
-from llds_core.worlds.formats import Question
-from llds_core.worlds.prompts import encode_prompt
+from llds_core.worlds.records import Question
 
 
 @dataclass(frozen=True)

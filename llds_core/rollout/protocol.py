@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llds_core.retrieval.base import Hit, format_hits
-from llds_core.worlds.formats import Question
+from llds_core.worlds.records import Question
 
 THINK, SEARCH, INFORMATION, ANSWER = "think", "search", "information", "answer"
 TAGS = tuple(

@@ -1,14 +1,14 @@
 """Rewards of whole trajectories. Only what the policy wrote is scored."""
 
 from llds_core.config import RewardConfig
-from llds_core.rewards import (
+from llds_core.rollout.protocol import Trajectory, block_sequence
+from llds_core.rollout.rewards import (
     exact_match,
     f1_score,
     format_reward,
     normalize_answer,
     valid_block_sequence,
 )
-from llds_core.rollout.protocol import Trajectory, block_sequence
 
 
 def score(trajectory: Trajectory, config: RewardConfig) -> None:

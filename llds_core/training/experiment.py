@@ -13,17 +13,11 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llds_core.checkpoints import (
-    check_checkpoint,
-    checkpoint_path,
-    checkpoint_steps,
-    policy_digest,
-    read_checkpoint_extra,
-    remove_leftovers,
-)
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, RunError
+from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.loop import Rollout
+from llds_core.rollout.prompts import prompt_text
 from llds_core.rollout.samplers import (
     Sampler,
     StopAtTag,
@@ -33,8 +27,15 @@ from llds_core.rollout.samplers import (
 from llds_core.rollout.scoring import score
 from llds_core.rollout.vllm_sampler import Engine, VLLMSampler
 from llds_core.runs import RunDirectory, is_complete, run_path
+from llds_core.runs.checkpoints import (
+    check_checkpoint,
+    checkpoint_path,
+    checkpoint_steps,
+    policy_digest,
+    read_checkpoint_extra,
+    remove_leftovers,
+)
 from llds_core.seeding import child_seed, numpy_generator, torch_generator
-from llds_core.training.environment import Environment, build_environment
 from llds_core.training.processes import Processes, check_world_size, ending_together
 from llds_core.training.recorder import Follow, Recorder, has_collapsed
 from llds_core.training.settings import search_grpo_config
@@ -45,7 +46,6 @@ from llds_core.training.warmstart import (
     start_policy,
     warmstart_policy_path,
 )
-from llds_core.worlds.prompts import prompt_text
 
 _logger = logging.getLogger("llds_core")
 

@@ -11,11 +11,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from llds_core.checkpoints import checkpoint_steps, rotate_checkpoints
 from llds_core.config import ExperimentConfig
 from llds_core.diagnostics.phases import collapse_step
 from llds_core.rollout.protocol import Trajectory
 from llds_core.runs import RunDirectory, read_metrics
+from llds_core.runs.checkpoints import checkpoint_steps, rotate_checkpoints
 from llds_core.training.processes import Processes
 
 _logger = logging.getLogger("llds_core")

@@ -19,7 +19,7 @@ from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.protocol import search_observation
 from llds_core.seeding import numpy_generator
 from llds_core.worlds.atlas import World
-from llds_core.worlds.formats import Question
+from llds_core.worlds.records import Question
 
 _FIRST_THOUGHTS = (
     "I need to find out about {name}.",

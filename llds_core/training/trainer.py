@@ -38,18 +38,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
-from llds_core.checkpoints import AtomicCheckpointMixin
 from llds_core.errors import TrainingDivergedError
 from llds_core.losses import answer_weight_ramp, clamped_reference, llds_penalty
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.masks import pad_right, validate_response_masks
 from llds_core.rollout.protocol import Trajectory
+from llds_core.runs.checkpoints import AtomicCheckpointMixin
 from llds_core.seeding import torch_generator
 from llds_core.training.micro_batches import gather_batch, penalty_tokens, trim
 from llds_core.training.policy_head import PolicyHeadOutput, add_policy_head, policy_labels
 from llds_core.training.settings import SearchGRPOConfig
+from llds_core.training.sharding import WholePolicy, copy_to_sharded
 from llds_core.training.step_metrics import StepMetrics
-from llds_core.training.whole_policy import WholePolicy, copy_to_sharded
 
 RolloutFunction = Callable[[Sequence[dict[str, Any]], PreTrainedModel, int], Rollout]
 StepFunction = Callable[[dict[str, float | int | None], list[Trajectory]], None]

@@ -29,7 +29,14 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from llds_core.checkpoints import (
+from llds_core.config import ExperimentConfig
+from llds_core.errors import CheckpointError, ConfigError
+from llds_core.retrieval.failures import FailingRetriever
+from llds_core.rollout.environment import Environment, build_retriever, build_world
+from llds_core.rollout.prompts import encode_prompt, prompt_text
+from llds_core.rollout.protocol import TAGS
+from llds_core.runs import RunDirectory, check_recorded, read_manifest
+from llds_core.runs.checkpoints import (
     AtomicCheckpointMixin,
     build_policy,
     build_tokenizer,
@@ -41,18 +48,11 @@ from llds_core.checkpoints import (
     remove_leftovers,
     rotate_checkpoints,
 )
-from llds_core.config import ExperimentConfig
-from llds_core.errors import CheckpointError, ConfigError
-from llds_core.retrieval.failures import FailingRetriever
-from llds_core.rollout.protocol import TAGS
-from llds_core.runs import RunDirectory, check_recorded, read_manifest
+from llds_core.runs.start_policy import pretrained_folder
 from llds_core.seeding import child_seed, numpy_generator
-from llds_core.training.environment import Environment, build_retriever, build_world
-from llds_core.training.pretrained import pretrained_folder
 from llds_core.training.settings import OneGPUMixin
 from llds_core.training.traces import Trace, make_traces
 from llds_core.worlds.atlas import World
-from llds_core.worlds.prompts import encode_prompt, prompt_text
 
 _logger = logging.getLogger("llds_core")
 _SECTIONS = ("world", "policy", "warmstart")

@@ -1,7 +1,7 @@
 """Worlds: passages to search and questions to ask, with the facts that connect them."""
 
 from llds_core.worlds.atlas import World, build_atlas
-from llds_core.worlds.formats import (
+from llds_core.worlds.records import (
     Passage,
     Question,
     read_corpus,

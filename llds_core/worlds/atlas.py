@@ -25,7 +25,7 @@ from llds_core.worlds.atlas_questions import (
     city_questions,
     country_questions,
 )
-from llds_core.worlds.formats import Passage, Question, write_corpus, write_lines, write_questions
+from llds_core.worlds.records import Passage, Question, write_corpus, write_lines, write_questions
 from llds_core.worlds.text import fold
 
 _CITY_TEXTS = (

@@ -12,7 +12,7 @@ from itertools import chain
 
 from llds_core.seeding import child_seed
 from llds_core.worlds.atlas_facts import City, Country
-from llds_core.worlds.formats import Question
+from llds_core.worlds.records import Question
 from llds_core.worlds.text import fold, words
 
 # Every wording ends in a question mark, because prompts add one where it is missing.

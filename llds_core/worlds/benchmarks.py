@@ -16,9 +16,9 @@ from typing import Literal
 from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.seeding import child_seed
 from llds_core.worlds.atlas import World
-from llds_core.worlds.formats import Passage, Question, read_corpus
 from llds_core.worlds.hub import cached_file
 from llds_core.worlds.question_rows import json_rows, parquet_rows, to_questions
+from llds_core.worlds.records import Passage, Question, read_corpus
 
 # Commits are those that several public projects lock to; they could not be checked against the hub
 # when this was written. The hub refuses a commit it does not have.

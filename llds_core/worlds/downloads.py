@@ -17,8 +17,8 @@ from typing import Any
 
 from llds_core.errors import DataError, RunError
 from llds_core.worlds.assembly import join_parts, unpack
-from llds_core.worlds.formats import write_lines
 from llds_core.worlds.hub import AGAIN, HubFile, fetch, hub_errors, list_files, matches
+from llds_core.worlds.records import write_lines
 from llds_core.worlds.sources import SOURCES, Source
 
 MANIFEST = "manifest.json"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from llds_core.errors import DataError
-from llds_core.rewards import normalize_answer
-from llds_core.worlds.formats import Question, identity_of, read_rows, shown, string_of
+from llds_core.rollout.rewards import normalize_answer
+from llds_core.worlds.records import Question, identity_of, read_rows, shown, string_of
 
 Row = tuple[str, dict[str, Any]]  # where it stands, and what it says
 _COLUMNS = (

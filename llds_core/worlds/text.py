@@ -1,6 +1,6 @@
 """Folding of names: one spelling for search tokens, name collisions and leak checks.
 
-Exact match (`llds_core.rewards`) deliberately does not fold accents: there, every accepted
+Exact match (`llds_core.rollout.rewards`) deliberately does not fold accents: there, every accepted
 spelling is listed.
 """
 

@@ -18,8 +18,8 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
-from llds_core.checkpoints import build_policy, build_tokenizer
 from llds_core.config import PolicyConfig
+from llds_core.runs.checkpoints import build_policy, build_tokenizer
 
 TESTED = "1.16.0"
 ADVICE = (

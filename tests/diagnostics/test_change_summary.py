@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from llds_core.diagnostics.change_summary import (
+from llds_core.diagnostics.summary import (
     correlations,
     frequent_rounds,
     negative_share,

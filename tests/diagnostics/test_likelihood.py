@@ -20,7 +20,7 @@ from llds_core.diagnostics.likelihood import (
 from llds_core.retrieval import FailingRetriever, Hit
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.samplers import TransformersSampler
-from llds_core.worlds.formats import Question
+from llds_core.worlds.records import Question
 
 MODEL = policy()
 MIXED = group([True, False] * 4, seed=1)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from toy_groups import PAD, group, policy
 
+from llds_core.diagnostics.group_update import group_changes
 from llds_core.diagnostics.likelihood import policy_actions, policy_states
-from llds_core.diagnostics.mechanism import group_changes
 from llds_core.diagnostics.theorem import driver_score, prediction_errors
 from llds_core.losses import group_advantages
 

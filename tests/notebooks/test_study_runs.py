@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 
 from llds_core.config import load_experiment
+from llds_core.config.arms import load_study
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import DataError
 from llds_core.files import write_json
-from llds_core.reporting.published import publish_run, write_runs_table
 from llds_core.reporting.store import Run, study_runs
 from llds_core.runs import run_path
-from llds_core.studies import load_study
+from llds_core.study.published import publish_run, write_runs_table
 
 MAIN = ["grpo", "llds-action"]
 

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from claim_worlds import COLLAPSE, STEPS, WINDOW, fallen, made, stable
 
-from llds_core.reporting.claim_evidence import Measured
 from llds_core.reporting.run_tables import PHASE_COLUMNS, phase_row
+from llds_core.reporting.run_view import Measured
 from llds_core.reporting.store import Run
-from llds_core.reporting.study_tables import collapse_kind, map_kinds, outcomes
+from llds_core.study.study_tables import collapse_kind, map_kinds, outcomes
 
 STEP = np.arange(1, STEPS + 1)
 

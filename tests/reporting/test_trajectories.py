@@ -16,7 +16,7 @@ from llds_core.retrieval.base import Hit
 from llds_core.rollout.protocol import FEEDBACK, Action, Trajectory, search_observation
 from llds_core.runs import read_trajectories
 from llds_core.training.recorder import trajectory_record
-from llds_core.worlds.formats import Question
+from llds_core.worlds.records import Question
 
 HITS = (Hit("1", "Homs", "<script>alert(1)</script> & </information>", 2.0),)
 SEARCH = Action("search", "Homs", "<think>where?</think><search>Homs</search>", 0, 9, True, HITS)

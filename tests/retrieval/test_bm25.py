@@ -10,7 +10,7 @@ import pytest
 
 from llds_core.errors import ConfigError
 from llds_core.retrieval.bm25 import BM25Retriever
-from llds_core.worlds.formats import Passage
+from llds_core.worlds.records import Passage
 
 PASSAGES = (
     Passage("1", "São Paulo", "A city in Brazil."),
@@ -149,7 +149,7 @@ def test_indexing_and_searching_are_silent(capfd, caplog):
 def test_another_process_finds_the_same(hash_seed: str):
     code = (
         "from llds_core.retrieval.bm25 import BM25Retriever\n"
-        "from llds_core.worlds.formats import Passage\n"
+        "from llds_core.worlds.records import Passage\n"
         "texts = [f'word{i % 11} and word{i % 13}' for i in range(60)]\n"
         "p = [Passage(str(i), f'name{i % 7}', text) for i, text in enumerate(texts)]\n"
         "r = BM25Retriever(p)\n"

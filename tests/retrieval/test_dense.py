@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError, DataError, RunError
 from llds_core.retrieval.dense import DenseRetriever, open_dense
-from llds_core.retrieval.encoders import Encoder, unit_length
+from llds_core.retrieval.encoder import Encoder, unit_length
 from llds_core.retrieval.index import build_index
 from llds_core.retrieval.vector_search import VectorSearch
 from llds_core.retrieval.vectors import StoredVectors, write_shards
 from llds_core.worlds.atlas import build_atlas
-from llds_core.worlds.formats import Passage
+from llds_core.worlds.records import Passage
 
 faiss = pytest.importorskip("faiss", reason="needs faiss")
 

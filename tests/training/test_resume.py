@@ -22,12 +22,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llds_core import checkpoints as checkpoints_module
-from llds_core.checkpoints import checkpoint_path, checkpoint_steps, load_policy
 from llds_core.config import load_experiment
 from llds_core.errors import TrainingDivergedError
 from llds_core.rollout.protocol import TAGS
 from llds_core.runs import RunDirectory, read_manifest, read_metrics, read_trajectories
+from llds_core.runs import checkpoints as checkpoints_module
+from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps, load_policy
 from llds_core.training import experiment, recorder, warmstart
 
 TIMING = re.compile("seconds|per_second")

@@ -6,8 +6,8 @@ import pytest
 
 from llds_core.config import load_experiment
 from llds_core.retrieval.failures import FailingRetriever
+from llds_core.rollout.environment import build_environment
 from llds_core.rollout.protocol import parse_action
-from llds_core.training.environment import build_environment
 from llds_core.training.experiment import training_rows
 from llds_core.training.traces import Trace, make_traces
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from llds_core.errors import ConfigError
-from llds_core.rewards import exact_match
+from llds_core.rollout.rewards import exact_match
 from llds_core.worlds.atlas import World, build_atlas
 from llds_core.worlds.atlas_questions import KINDS
-from llds_core.worlds.formats import Question, read_corpus, read_questions
+from llds_core.worlds.records import Question, read_corpus, read_questions
 from llds_core.worlds.text import fold
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from llds_core.rewards import exact_match
+from llds_core.rollout.rewards import exact_match
 from llds_core.worlds import atlas_tables as tables
 from llds_core.worlds.atlas_facts import load_cities, load_countries
 

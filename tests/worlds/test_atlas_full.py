@@ -4,10 +4,10 @@ from collections import defaultdict
 
 import pytest
 
-from llds_core.rewards import normalize_answer
+from llds_core.rollout.rewards import normalize_answer
 from llds_core.worlds.atlas import World
 from llds_core.worlds.atlas_facts import load_cities, load_countries
-from llds_core.worlds.formats import Question
+from llds_core.worlds.records import Question
 from llds_core.worlds.text import fold
 
 

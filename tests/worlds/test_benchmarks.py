@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llds_core.errors import ConfigError, DataError
-from llds_core.rewards import exact_match
+from llds_core.rollout.rewards import exact_match
 from llds_core.worlds import benchmarks
 from llds_core.worlds.benchmarks import (
     BENCHMARKS,
@@ -24,7 +24,7 @@ from llds_core.worlds.benchmarks import (
     load_mix,
     multi_hop_average,
 )
-from llds_core.worlds.formats import Passage, Question, write_corpus
+from llds_core.worlds.records import Passage, Question, write_corpus
 
 NQ_ROW = {"id": "test_0", "question": "who?", "golden_answers": ["Röntgen", "Roentgen"]}
 

@@ -23,11 +23,11 @@ import pytest
 from llds_core.cli import main
 from llds_core.config import DenseConfig
 from llds_core.errors import DataError, DownloadError, RunError
-from llds_core.retrieval.encoders import PACKAGED, Encoder, encoder_folder
+from llds_core.retrieval.encoder import PACKAGED, Encoder, encoder_folder
 from llds_core.worlds import downloads, sources
 from llds_core.worlds.assembly import unpack
 from llds_core.worlds.downloads import download, plan, read_manifest, room
-from llds_core.worlds.formats import read_corpus
+from llds_core.worlds.records import read_corpus
 
 PASSAGES = b"".join(
     json.dumps({"id": str(i), "contents": f'"T{i}"\ntext {i}'}).encode() + b"\n" for i in range(50)

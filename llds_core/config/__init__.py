@@ -1,0 +1,53 @@
+"""Every value a user can set: sections, profiles, methods, and the arms of studies."""
+
+from llds_core.config.load import (
+    ExperimentConfig,
+    layouts,
+    load_experiment,
+    methods,
+    printed_experiment,
+    profiles,
+    variants,
+)
+from llds_core.config.sections import (
+    DataConfig,
+    DenseConfig,
+    DiagnosticsConfig,
+    EvaluationConfig,
+    HardwareConfig,
+    LossConfig,
+    PolicyConfig,
+    RetrievalConfig,
+    RewardConfig,
+    RolloutConfig,
+    SamplerConfig,
+    ServiceConfig,
+    TrainingConfig,
+    WarmstartConfig,
+    WorldConfig,
+)
+
+__all__ = [
+    "DataConfig",
+    "DenseConfig",
+    "DiagnosticsConfig",
+    "EvaluationConfig",
+    "ExperimentConfig",
+    "HardwareConfig",
+    "LossConfig",
+    "PolicyConfig",
+    "RetrievalConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "SamplerConfig",
+    "ServiceConfig",
+    "TrainingConfig",
+    "WarmstartConfig",
+    "WorldConfig",
+    "layouts",
+    "load_experiment",
+    "methods",
+    "printed_experiment",
+    "profiles",
+    "variants",
+]

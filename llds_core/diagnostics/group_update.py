@@ -1,0 +1,339 @@
+"""Why likelihood falls: one GRPO update on one question, seen from its correct responses.
+
+This is Figure 3a (Eq. 3) of arXiv 2512.04220, with what its Theorem 4.2 names as the cause measured
+on the same group: the driver score (`theorem`), the likelihood of incorrect responses, and the
+similarity of states (Fig. 3b). `change_summary` sums a frame up.
+
+The paper leaves optimizer and objective of Fig. 3a open. Here: a fresh optimizer, the plain clipped
+surrogate as token mean over the whole group, advantages scaled by the group's deviation; no KL, no
+entropy bonus, no weight decay, no gradient clipping. From a fresh start the LLDS penalty is zero in
+value and gradient, so that the same numbers hold for every method's checkpoint.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llds_core.config import RewardConfig
+from llds_core.diagnostics.likelihood import evaluation_mode, policy_actions, policy_states
+from llds_core.diagnostics.searches import first_search_matches
+from llds_core.diagnostics.theorem import driver_score, prediction_errors
+from llds_core.errors import ConfigError, did_you_mean
+from llds_core.losses import group_advantages, policy_loss
+from llds_core.losses.aggregate import upcast
+from llds_core.rollout.loop import RolloutLoop
+from llds_core.rollout.protocol import Trajectory
+from llds_core.rollout.samplers import StopAtTag, TransformersSampler
+from llds_core.rollout.scoring import score
+from llds_core.seeding import torch_generator
+from llds_core.worlds.records import Question
+
+Optimizer = Literal["adamw", "sgd"]
+
+_MEASURED = (
+    "delta",
+    "delta_first",
+    "delta_later",
+    "delta_incorrect",
+    "loglik_correct",
+    "loglik_incorrect",
+    "similarity",
+    "driver",
+    "driver_first",
+    "driver_later",
+    "pull",
+    "gain",
+    "own",
+    "support",
+    "error_product",
+    "state_cosine",
+)
+
+
+def likelihood_change(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    loop: RolloutLoop,
+    questions: Sequence[Question],
+    *,
+    learning_rate: float,
+    optimizer: Optimizer = "adamw",
+    group_size: int = 8,
+    step: int = 0,
+    seed: int = 0,
+    reward: RewardConfig | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Sample a group per question and measure one update on each group alone (Fig. 3a).
+
+    `sample_groups` followed by `group_changes`; call those to try two optimizers on one sample.
+
+    Returns:
+        The frame of `group_changes`.
+
+    Raises:
+        ConfigError: for an unknown optimizer, a learning rate that is not positive, or a group
+            size below 2.
+    """
+    _optimizer_class(optimizer, learning_rate)
+    groups = sample_groups(
+        model,
+        tokenizer,
+        loop,
+        questions,
+        group_size=group_size,
+        step=step,
+        seed=seed,
+        reward=reward,
+    )
+    return group_changes(
+        model,
+        groups,
+        pad_id=tokenizer.pad_token_id,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        step=step,
+        progress=progress,
+    )
+
+
+def sample_groups(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    loop: RolloutLoop,
+    questions: Sequence[Question],
+    *,
+    group_size: int = 8,
+    step: int = 0,
+    seed: int = 0,
+    reward: RewardConfig | None = None,
+    questions_at_once: int = 25,
+) -> list[list[Trajectory]]:
+    """Sample and score `group_size` trajectories per question, at temperature 1 and top-p 1.
+
+    Args:
+        model: the policy.
+        tokenizer: its tokenizer.
+        loop: world, search engine and limits; its search failures are keyed by `step`.
+        questions: usually the first 50 training questions.
+        group_size: trajectories per question, at least 2.
+        step: rollout step of the checkpoint; names the random stream together with `seed`.
+        seed: root seed.
+        reward: reward of the advantages; exact match when None.
+        questions_at_once: questions of one rollout; changes memory, and which random numbers a
+            question meets.
+
+    Returns:
+        One list per question, in their order.
+
+    Raises:
+        ConfigError: when `group_size` is below 2.
+    """
+    if group_size < 2:
+        raise ConfigError(f"group_size is {group_size}: a group needs at least 2 trajectories")
+    generator = torch_generator(seed, "likelihood-change", step, device=str(model.device))
+    sampler = TransformersSampler(model, tokenizer, generator, stop=StopAtTag(tokenizer))
+    groups: list[list[Trajectory]] = []
+    for start in range(0, len(questions), questions_at_once):
+        chosen = questions[start : start + questions_at_once]
+        tasks = [(question, sample) for question in chosen for sample in range(group_size)]
+        trajectories = loop.run(tasks, sampler, step=step).trajectories
+        for trajectory in trajectories:
+            score(trajectory, reward or RewardConfig())
+        groups += [
+            trajectories[i : i + group_size] for i in range(0, len(trajectories), group_size)
+        ]
+    return groups
+
+
+def group_changes(
+    model: PreTrainedModel,
+    groups: Sequence[Sequence[Trajectory]],
+    *,
+    pad_id: int,
+    learning_rate: float,
+    optimizer: Optimizer = "adamw",
+    step: int = 0,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Update on each group alone, from the same weights every time, and measure what it changed.
+
+    Weights, gradients and mode of `model` are afterwards what they were, bit for bit.
+
+    Args:
+        model: the policy that sampled the groups, in evaluation mode while measured.
+        groups: scored trajectories, one non-empty list per question.
+        pad_id: see `score_trajectories`.
+        learning_rate: of the one update, positive.
+        optimizer: `adamw`, whose first step moves every weight by about the learning rate whatever
+            the gradient's size, or `sgd`, which follows the gradient.
+        step: copied into the frame.
+        progress: show a bar.
+
+    Returns:
+        One row per group. `question_id`, `kind`, `step`, `optimizer`; `correct` and `incorrect`
+        responses; `skipped`, true when only one outcome occurs, which leaves the measurements NaN:
+        `delta`, the mean change of the summed log-probability of correct responses in nats, its
+        parts `delta_first` and `delta_later` (first and later actions) and `delta_incorrect` of the
+        others; `loglik_correct` and `loglik_incorrect`, nats per token before the update;
+        `similarity`, cosine of mean-pooled states over (correct, incorrect) pairs; `driver`, its
+        parts `driver_first` and `driver_later`, `pull`, `gain`, `own`, `support`, `error_product`
+        and `state_cosine` (see `DriverScore`). The counts of `first_search_matches` end the row:
+        `first_search_equal` and `first_search_similar` of `first_search_incorrect`, and after
+        `first_search_reached_` the same without responses whose first search was made to fail; 0
+        for skipped groups.
+
+    Raises:
+        ConfigError: for an unknown optimizer or a learning rate that is not positive.
+    """
+    make = _optimizer_class(optimizer, learning_rate)
+    rows = []
+    with evaluation_mode(model), _restored(model) as undo:
+        for group in tqdm(groups, disable=not progress, desc="questions", unit="question"):
+            correct = [t.correct for t in group]
+            row: dict[str, Any] = {
+                "question_id": group[0].question.id,
+                "kind": group[0].question.metadata.get("kind"),
+                "step": step,
+                "optimizer": optimizer,
+                "correct": sum(correct),
+                "incorrect": len(group) - sum(correct),
+                "skipped": len(set(correct)) == 1,
+                **dict.fromkeys(_MEASURED, np.nan),
+                **_search_matches(group),
+            }
+            if not row["skipped"]:
+                weights = list(model.parameters())
+                row |= _one_update(model, group, make(weights, learning_rate), pad_id)
+                undo()
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _search_matches(group: Sequence[Trajectory]) -> dict[str, int]:
+    """Columns of `first_search_matches`, over the whole group and without injected failures, which
+    return unrelated documents to the same query.
+    """
+    reached = [t for t in group if not t.actions[0].retrieval_failed]
+    return {
+        f"{prefix}{name}": count
+        for prefix, chosen in (("first_search_", group), ("first_search_reached_", reached))
+        for name, count in asdict(first_search_matches(chosen, max(1, len(chosen)))).items()
+    }
+
+
+def _optimizer_class(name: str, learning_rate: float) -> Any:
+    known = {
+        "adamw": lambda weights, rate: torch.optim.AdamW(weights, lr=rate, weight_decay=0.0),
+        "sgd": lambda weights, rate: torch.optim.SGD(weights, lr=rate),
+    }
+    if name not in known:
+        raise ConfigError(f'optimizer is "{name}": {did_you_mean(name, known)}')
+    if not learning_rate > 0:
+        raise ConfigError(f"learning_rate is {learning_rate}: an update needs a positive one")
+    return known[name]
+
+
+@contextmanager
+def _restored(model: PreTrainedModel) -> Iterator[Callable[[], None]]:
+    """Yield a function that undoes updates of `model`; leave weights and gradients as they were."""
+    saved = [(p, p.detach().clone(), p.grad) for p in model.parameters()]
+
+    @torch.no_grad()
+    def undo() -> None:
+        for parameter, values, _ in saved:
+            parameter.copy_(values)
+            parameter.grad = None
+
+    # A gradient that is there already must neither be added to nor used.
+    undo()
+    try:
+        yield undo
+    finally:
+        undo()
+        for parameter, _, gradient in saved:
+            parameter.grad = gradient
+
+
+def _one_update(
+    model: PreTrainedModel,
+    group: Sequence[Trajectory],
+    optimizer: torch.optim.Optimizer,
+    pad_id: int,
+) -> dict[str, float]:
+    """Take one step on `group` and return the measurements; leaves the weights changed."""
+    states, tokens = policy_states(model, group, pad_id=pad_id)
+    rows, first, right = (values.to(tokens.device) for values in _token_labels(group))
+    logits = upcast(model.get_output_embeddings()(states))
+    before = _token_logprobs(logits, tokens)
+    rewards = torch.tensor([t.reward for t in group], device=tokens.device)
+    advantages = group_advantages(rewards, torch.zeros_like(rewards, dtype=torch.long))
+    # All policy tokens as one row: the token mean does not ask whose they are.
+    loss, _ = policy_loss(
+        before[None], before.detach()[None], advantages[rows][None], torch.ones_like(tokens)[None]
+    )
+    loss.backward()
+    states, logits, before = states.detach(), logits.detach(), before.detach()
+    correct = torch.tensor([t.correct for t in group], device=tokens.device)
+    drive = driver_score(
+        upcast(states), prediction_errors(logits, tokens), rows, advantages, correct
+    )
+    optimizer.step()
+    with torch.no_grad():
+        # Same rows in the same order: what a step of size 0 left unchanged is unchanged exactly.
+        states_after, _ = policy_states(model, group, pad_id=pad_id)
+        after = _token_logprobs(upcast(model.get_output_embeddings()(states_after)), tokens)
+    change = after.double() - before.double()
+    pulled = drive.per_token
+
+    def per_correct(values: torch.Tensor, chosen: torch.Tensor) -> float:
+        return (values[chosen].sum() / correct.sum()).item()
+
+    return {
+        "delta": per_correct(change, right),
+        "delta_first": per_correct(change, right & first),
+        "delta_later": per_correct(change, right & ~first),
+        "delta_incorrect": (change[~right].sum() / (~correct).sum()).item(),
+        "loglik_correct": before[right].double().mean().item(),
+        "loglik_incorrect": before[~right].double().mean().item(),
+        "similarity": _pooled_similarity(upcast(states), rows, correct),
+        "driver": drive.driver,
+        "driver_first": per_correct(pulled, right & first),
+        "driver_later": per_correct(pulled, right & ~first),
+        "pull": drive.pull,
+        "gain": drive.gain,
+        "own": drive.own,
+        "support": drive.support,
+        "error_product": drive.error_product,
+        "state_cosine": drive.state_cosine,
+    }
+
+
+def _token_labels(
+    group: Sequence[Trajectory],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Per policy token of a group, (N,): its trajectory, whether it belongs to the first action,
+    whether to a correct response.
+    """
+    actions = [policy_actions(t) for t in group]
+    rows = torch.cat([torch.full_like(ids, row) for row, ids in enumerate(actions)])
+    return rows, torch.cat(actions) == 1, torch.tensor([t.correct for t in group])[rows]
+
+
+def _token_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+
+
+def _pooled_similarity(states: torch.Tensor, rows: torch.Tensor, correct: torch.Tensor) -> float:
+    """Mean cosine of mean-pooled states over (correct, incorrect) pairs (Fig. 3b)."""
+    pooled = states.new_zeros(len(correct), states.shape[1]).index_add(0, rows, states)
+    # The cosine does not see that a sum is no mean.
+    pooled = torch.nn.functional.normalize(pooled, dim=1)
+    return (pooled[correct] @ pooled[~correct].T).mean().item()

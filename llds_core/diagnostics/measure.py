@@ -1,0 +1,239 @@
+"""`mechanism`: the studies of why likelihood falls, on the checkpoints along stored runs.
+
+    <run root>/<profile>/mechanism-seed<k>/
+        likelihood_change.csv   Figs 3a, 3b and 5: a row a checkpoint, question and optimizer
+        theorem.csv             rank correlations of the change with its causes, a row a factor
+        nll_by_round.csv        Fig. 6: negative log-likelihood against search rounds
+        manifest.json           what was measured, with which code
+
+A checkpoint that is in the tables already is not measured again, unless the number of questions has
+changed: then all are.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.diagnostics.group_update import group_changes, sample_groups
+from llds_core.diagnostics.likelihood import score_trajectories
+from llds_core.diagnostics.rounds import scripted_rounds
+from llds_core.diagnostics.searches import nll_by_round
+from llds_core.diagnostics.summary import correlations
+from llds_core.errors import ConfigError, DataError
+from llds_core.files import disk_errors, write_json, write_table
+from llds_core.rollout.environment import Environment, build_environment
+from llds_core.runs import read_manifest, run_path
+from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps, load_policy
+from llds_core.runs.provenance import git_state, package_versions
+from llds_core.runs.smollm2 import load_smollm2, quantization, smollm2_file
+from llds_core.training.warmstart import warmstart_policy_path
+
+TABLES = ("likelihood_change", "theorem", "nll_by_round")
+ROLLOUTS = 8  # responses to a question, as the paper's Fig. 3a; a run's own groups may be smaller
+_OPTIMIZERS = ("adamw", "sgd")
+_KEYS = ["profile", "method", "seed"]
+
+
+def mechanism_path(root: Path, profile: str, seed: int) -> Path:
+    """Folder of the tables of one seed, in a folder of runs."""
+    return root / profile / f"mechanism-seed{seed}"
+
+
+def covered(folder: Path) -> tuple[list[str], int | None]:
+    """Methods that the tables of `folder` cover to their end, and the number of their questions."""
+    manifest = _manifest(folder)
+    return [*manifest.get("runs", ())], manifest.get("questions")
+
+
+def measure(
+    profile: str,
+    methods: Sequence[str],
+    seed: int,
+    run_root: Path,
+    *,
+    questions: int = 50,
+    last_step: int | None = None,
+    smollm2: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Measure every stored checkpoint of the runs of `methods`.
+
+    Args:
+        profile: name of a profile.
+        methods: methods whose runs of `seed` are there.
+        seed: seed of the runs.
+        run_root: folder of all runs.
+        questions: the first so many training questions, `ROLLOUTS` responses each.
+        last_step: leave out later checkpoints.
+        smollm2: score scripted searches with SmolLM2-135M-Instruct as well.
+        progress: show progress.
+
+    Returns:
+        The folder of the tables.
+
+    Raises:
+        ConfigError: when `questions` is not positive, or SmolLM2 is wanted and not installed.
+        DataError: when a run is missing.
+        CheckpointError: when a checkpoint cannot be read.
+    """
+    if questions < 1:
+        raise ConfigError(f"questions is {questions}: measure at least one")
+    configs = [load_experiment(f"{profile}/{method}") for method in methods]
+    folder = mechanism_path(run_root, profile, seed)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    asked = {"questions": questions, "rollouts": ROLLOUTS}
+    before = _manifest(folder)
+    if {name: before.get(name) for name in asked} != asked:
+        # Shares and correlations over other responses are not to be mixed with these.
+        for file in folder.iterdir():
+            file.unlink()
+    write_json(folder / "manifest.json", asked)
+    tables = {name: _read(folder / f"{name}.csv") for name in TABLES}
+    environment = build_environment(configs[0])
+    for config in configs:
+        for step, checkpoint in _checkpoints(config, seed, run_root, last_step):
+            found = tables["likelihood_change"]
+            if len(found) and ((found.method == config.method) & (found.step == step)).any():
+                continue
+            if progress:
+                tqdm.write(f"{config.name} seed {seed}, step {step}")
+            measured = _measure(config, environment, checkpoint, step, seed, questions)
+            for name, frame in measured.items():
+                _label(frame, profile, config.method, seed)
+                tables[name] = pd.concat([tables[name], frame], ignore_index=True)
+            _write(folder, tables)
+    if smollm2 and not (
+        len(tables["nll_by_round"]) and (tables["nll_by_round"].method == "smollm2").any()
+    ):
+        frame = _smollm2_rounds(environment, questions)
+        _label(frame, profile, "smollm2", seed)
+        tables["nll_by_round"] = pd.concat([tables["nll_by_round"], frame], ignore_index=True)
+        _write(folder, tables)
+    manifest: dict[str, Any] = {
+        "profile": profile,
+        "seed": seed,
+        **asked,
+        "runs": {
+            config.method: read_manifest(run_path(run_root, config, seed))["config_hash"]
+            for config in configs
+        },
+        **git_state(),
+        "packages": package_versions(),
+    }
+    if smollm2:
+        manifest["smollm2_quantization"] = quantization(smollm2_file())
+    write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+def read_mechanism(folder: Path) -> dict[str, pd.DataFrame]:
+    """Read the tables of `measure`, or published ones.
+
+    Raises:
+        DataError: when there is none.
+    """
+    tables = {name: _read(folder / f"{name}.csv") for name in TABLES}
+    if all(table.empty for table in tables.values()):
+        raise DataError(f"{folder} holds no measurement: run python -m llds_core mechanism")
+    return tables
+
+
+def _checkpoints(
+    config: ExperimentConfig, seed: int, run_root: Path, last_step: int | None
+) -> list[tuple[int, Path]]:
+    """Start policy and stored checkpoints of a run, by step."""
+    run = run_path(run_root, config, seed)
+    steps = checkpoint_steps(run / "checkpoint")
+    if not steps:
+        raise DataError(
+            f"{run} has no checkpoint: run python -m llds_core train {config.name} --seed {seed}"
+        )
+    chosen = [step for step in steps if last_step is None or step <= last_step]
+    start = (0, warmstart_policy_path(run_root, config))
+    return [start, *((step, checkpoint_path(run / "checkpoint", step)) for step in chosen)]
+
+
+def _measure(
+    config: ExperimentConfig,
+    environment: Environment,
+    checkpoint: Path,
+    step: int,
+    seed: int,
+    questions: int,
+) -> dict[str, pd.DataFrame]:
+    torch.set_num_threads(config.training.threads)
+    model, tokenizer = load_policy(checkpoint, config.training.dtype)
+    failure_rate = config.retrieval.failure_rate
+    loop = environment.rollout_loop(tokenizer, seed=seed, failure_rate=failure_rate)
+    groups = sample_groups(
+        model,
+        tokenizer,
+        loop,
+        environment.world.train[:questions],
+        group_size=ROLLOUTS,
+        step=step,
+        seed=seed,
+        reward=config.reward,
+    )
+    changes = [
+        group_changes(
+            model,
+            groups,
+            pad_id=tokenizer.pad_token_id,
+            learning_rate=config.training.learning_rate,
+            optimizer=optimizer,
+            step=step,
+        )
+        for optimizer in _OPTIMIZERS
+    ]
+    factors = [
+        correlations(change).assign(step=step, optimizer=optimizer)
+        for change, optimizer in zip(changes, _OPTIMIZERS, strict=True)
+    ]
+    trajectories = [trajectory for group in groups for trajectory in group]
+    scored = score_trajectories(model, trajectories, pad_id=tokenizer.pad_token_id)
+    rounds = [nll_by_round(scored, view) for view in ("position", "total")]
+    return {
+        "likelihood_change": pd.concat(changes, ignore_index=True),
+        "theorem": pd.concat(factors, ignore_index=True),
+        "nll_by_round": pd.concat(rounds, ignore_index=True).assign(step=step),
+    }
+
+
+def _smollm2_rounds(environment: Environment, questions: int) -> pd.DataFrame:
+    model, tokenizer = load_smollm2()
+    trajectories = scripted_rounds(
+        tokenizer,
+        environment.retriever,
+        environment.world.train[:questions],
+        top_k=environment.config.retrieval.top_k,
+    )
+    scored = score_trajectories(model, trajectories, pad_id=tokenizer.pad_token_id, batch_size=4)
+    views = [nll_by_round(scored, view) for view in ("position", "total")]
+    return pd.concat(views, ignore_index=True).assign(step=0)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def _label(frame: pd.DataFrame, profile: str, method: str, seed: int) -> None:
+    for position, value in enumerate((profile, method, seed)):
+        frame.insert(position, _KEYS[position], value)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=_KEYS)
+
+
+def _write(folder: Path, tables: dict[str, pd.DataFrame]) -> None:
+    for name, table in tables.items():
+        write_table(folder / f"{name}.csv", table)

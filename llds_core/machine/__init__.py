@@ -1,0 +1,1 @@
+"""This computer: what it can run, what a run takes, and the processes that do it."""

@@ -1,0 +1,203 @@
+"""The search service of a profile, as long as it is needed.
+
+A service that already answers at `service.url` is used and left running; otherwise one is started
+there, in an environment of its own where one is given, and stopped at the end, whatever that end
+is. On Linux the kernel stops it when this process is killed.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from llds_core.config import ExperimentConfig
+from llds_core.errors import ConfigError, RetrieverChangedError, RetrieverError, RunError
+from llds_core.files import disk_errors
+from llds_core.machine.jobs import prepare_child
+from llds_core.retrieval.health import Health, ask_health, local_address
+
+START_SECONDS = 3600.0
+"""Until it must be ready: an exact index over Wikipedia is 65 GB to be read from disk."""
+
+_STOP_SECONDS = 75.0  # the service itself gives its clients 60
+_POLL_SECONDS = 0.2
+_REPORT_SECONDS = 30.0
+
+
+@contextmanager
+def running_retriever(
+    config: ExperimentConfig,
+    corpus: str,
+    overrides: Sequence[str],
+    log: Path,
+    *,
+    environment: Path | None = None,
+    patience: float = START_SECONDS,
+) -> Iterator[None]:
+    """Hold a ready search service over `corpus` at `service.url`.
+
+    Args:
+        config: any experiment of the profile, with `retrieval.backend` "server".
+        corpus: what the service must search, as it names its corpus.
+        overrides: as given by the user; the service gets them too.
+        log: gets the output of a service that is started here.
+        environment: folder of the virtual environment it runs in; None for this one.
+        patience: seconds it has to become ready.
+
+    Raises:
+        ConfigError: when the address is taken by something else, is on another machine where
+            nothing answers, or the environment is missing.
+        RetrieverChangedError: when the service there searches another corpus.
+        RetrieverError: when it does not become ready in time.
+        RunError: when it ends before, naming its log.
+    """
+    url = config.service.url
+    found = _settled(url, patience)
+    if found.state != "silent":
+        check_service(url, found, corpus)
+        print(f"retriever at {url} is running already; it is left running", flush=True)
+        yield
+        return
+    address = local_address(url)
+    if address is None:
+        raise ConfigError(
+            f"no retriever answers at {url}, and it is not this machine: start it there with "
+            f'"make retriever PROFILE={config.profile} BACKEND=dense", or set service.url'
+        )
+    command = _command(config, overrides, address, environment)
+    with disk_errors(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = log.open("w", encoding="utf-8")
+    with output:
+        print(f"retriever starts at {url} (log: {log})", flush=True)
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=_environment(),
+            start_new_session=True,
+            preexec_fn=prepare_child,
+        )
+        try:
+            _wait(process, url, corpus, log, patience)
+            yield
+        finally:
+            stop(process)
+            print("retriever stopped", flush=True)
+
+
+def wait_for_service(url: str, corpus: str, *, patience: float = START_SECONDS) -> None:
+    """Wait for a search service over `corpus` that another machine starts at `url`.
+
+    Raises:
+        As `running_retriever`.
+    """
+    until = time.monotonic() + patience
+    while (found := _settled(url, patience)).state == "silent":
+        if time.monotonic() > until:
+            raise RetrieverError(
+                f"no retriever answered at {url} within {patience:g} s: look at the first machine"
+            )
+        time.sleep(_POLL_SECONDS)
+    check_service(url, found, corpus)
+
+
+def check_service(url: str, found: Health, corpus: str) -> None:
+    """Check that what answers at `url` is a search service over `corpus`.
+
+    Raises:
+        ConfigError: when it is none.
+        RetrieverChangedError: when it searches something else.
+    """
+    if found.state not in ("ready", "unnamed"):
+        raise ConfigError(
+            f"{url} is taken by something that is no search service: stop it, or choose another "
+            "address, e.g. service.url=http://127.0.0.1:8010"
+        )
+    if found.identity is not None and found.identity.corpus != corpus:
+        raise RetrieverChangedError(
+            f"retriever at {url} searches corpus {found.identity.corpus}, this profile is about "
+            f"{corpus}: stop it, or choose another address, e.g. service.url=http://127.0.0.1:8010"
+        )
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a process that was started here, politely first."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _settled(url: str, patience: float) -> Health:
+    """What is at `url`, once it is neither loading nor stopping."""
+    until = time.monotonic() + patience
+    while (found := ask_health(url, timeout=10)).state in ("loading", "stopping"):
+        if time.monotonic() > until:
+            raise RetrieverError(
+                f"retriever at {url} was still {found.state} after {patience:g} s: look into its "
+                "log, or stop it"
+            )
+        time.sleep(_POLL_SECONDS)
+    return found
+
+
+def _command(
+    config: ExperimentConfig,
+    overrides: Sequence[str],
+    address: tuple[str, int],
+    environment: Path | None,
+) -> list[str]:
+    python = Path(sys.executable) if environment is None else environment / "bin" / "python"
+    if not python.is_file():
+        raise ConfigError(
+            f"{environment} is no virtual environment (no {python}): make it with "
+            f'"make retriever-env RETRIEVER_ENV={environment}", or leave RETRIEVER_ENV empty'
+        )
+    host, port = address
+    return [
+        *(str(python), "-m", "llds_core", "retriever", config.profile, *overrides),
+        *("--backend", "dense", "--host", host, "--port", str(port)),
+    ]
+
+
+def _environment() -> dict[str, str]:
+    """Without what names our own environment, which may not be its own."""
+    left_out = ("VIRTUAL_ENV", "PYTHONHOME")
+    return {name: value for name, value in os.environ.items() if name not in left_out}
+
+
+def _wait(process: subprocess.Popen, url: str, corpus: str, log: Path, patience: float) -> None:
+    started = reported = time.monotonic()
+    while True:
+        if process.poll() is not None:
+            raise RunError(
+                f"the retriever ended with exit code {process.returncode}: {_last_line(log)} "
+                f"(log: {log})"
+            )
+        found = ask_health(url)
+        if found.state == "ready":
+            check_service(url, found, corpus)
+            return
+        now = time.monotonic()
+        if now - started > patience:
+            raise RetrieverError(
+                f"the retriever was not ready after {patience:g} s ({found.state}): look into {log}"
+            )
+        if now - reported > _REPORT_SECONDS:
+            reported = now
+            print(f"   {found.state} for {now - started:.0f} s", flush=True)
+        time.sleep(_POLL_SECONDS)
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("error: ")[:300] if lines else "it wrote nothing"

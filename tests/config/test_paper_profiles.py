@@ -1,0 +1,149 @@
+"""Profiles of the paper: values, their sources, and the variant that ran."""
+
+import importlib.resources
+import re
+
+import pytest
+
+from llds_core.config import load_experiment, methods, printed_experiment, profiles, variants
+from llds_core.errors import ConfigError
+from llds_core.runs import RunDirectory, read_manifest
+from llds_core.runs.deviations import deviations
+from llds_core.runs.identity import flat
+from llds_core.worlds.sources import SOURCES, needs
+
+PRESETS = importlib.resources.files("llds_core") / "presets"
+PAPER = [name for name in profiles() if name.startswith("paper-")]
+POLICIES = {
+    "paper-3b": "qwen2.5-3b",
+    "paper-3b-instruct": "qwen2.5-3b-instruct",
+    "paper-7b": "qwen2.5-7b",
+    "paper-7b-instruct": "qwen2.5-7b-instruct",
+    "paper-llama3.2-3b": "llama-3.2-3b",
+}
+
+
+def test_the_five_models_of_the_paper_have_a_profile() -> None:
+    assert set(PAPER) == set(POLICIES)
+
+
+def test_every_value_names_its_source() -> None:
+    text = (PRESETS / "profiles" / "paper-3b.yaml").read_text("utf-8")
+    values = [line for line in text.splitlines() if re.match(r"(  \w+|layout|\w+: \{)", line)]
+    without = [line for line in values if not re.search(r"# \[(P|S|C|ours)\]", line)]
+    assert len(values) > 50 and not without
+
+
+@pytest.mark.parametrize("profile", PAPER)
+def test_numbers_are_those_the_paper_prints(profile: str) -> None:
+    """arXiv 2512.04220v2 B.2.1; the warm-up is 28.5 % of 1005 steps."""
+    config = load_experiment(f"{profile}/grpo")
+    assert (config.rollout.prompts_per_rollout, config.rollout.group_size) == (512, 5)
+    assert (config.mini_batch_size, config.training.updates_per_rollout) == (256, 10)
+    assert config.training.warmup_steps == round(0.285 * config.training.steps) == 286
+    assert (config.training.learning_rate, config.loss.kl_weight) == (1e-6, 0.001)
+    assert (config.loss.clip_low, config.loss.clip_high) == (0.2, 0.2)
+    limits = config.rollout
+    assert (limits.max_searches, limits.max_action_tokens) == (3, 500)
+    assert (limits.max_observation_tokens, limits.max_total_tokens) == (500, 4096)
+    assert (limits.temperature, limits.top_p) == (1.0, 1.0)
+    assert (config.retrieval.top_k, config.evaluation.max_searches) == (3, 4)
+    assert config.world.name == "files" and config.world.dev_fraction == 0
+
+
+@pytest.mark.parametrize("profile", PAPER)
+def test_the_penalty_weighs_more_for_7b_instruct_only(profile: str) -> None:
+    weight = 0.3 if profile == "paper-7b-instruct" else 0.2
+    for method in ("llds-action", "llds-response", "llds-ma", "gspo-llds"):
+        assert load_experiment(f"{profile}/{method}").loss.llds_weight == weight
+    assert load_experiment(f"{profile}/grpo").loss.llds_weight == 0
+
+
+@pytest.mark.parametrize("profile", PAPER)
+def test_files_are_where_make_data_puts_them(profile: str) -> None:
+    config = load_experiment(f"{profile}/grpo")
+    source = POLICIES[profile]
+    assert config.policy.path == f"{config.data.folder}/{SOURCES[source].folder}"
+    assert config.dense.encoder == f"{config.data.folder}/{SOURCES['encoder'].folder}"
+    assert config.dense.path.startswith(f"{config.data.folder}/")
+    assert needs(profile) == ("questions", "train", "encoder", "corpus", "index", source)
+
+
+@pytest.mark.parametrize("profile", PAPER)
+@pytest.mark.parametrize("method", methods())
+def test_official_changes_what_the_code_did_otherwise_and_nothing_else(
+    profile: str, method: str
+) -> None:
+    before = flat(load_experiment(f"{profile}/{method}").to_dict())
+    after = flat(load_experiment(f"{profile}/{method}@official").to_dict())
+    changed = {key: after[key] for key in after if after[key] != before[key]}
+    assert changed.pop("method") == f"{method}@official"
+    assert changed.pop("rollout.top_p") == 0.95
+    assert changed.pop("loss.entropy_weight") == 0.001
+    assert changed.pop("loss.normalizer") == "all"
+    if method.startswith("gspo"):
+        assert (changed.pop("loss.clip_low"), changed.pop("loss.clip_high")) == (0.2, 0.2)
+    else:
+        assert changed.pop("loss.aggregate") == "token-mean-micro"
+    if method == "llds-ma":
+        assert changed.pop("loss.answer_ramp") == "code"
+    assert not changed
+
+
+def test_unknown_variant_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match='did you mean "official"') as error:
+        load_experiment("paper-3b/grpo@oficial")
+    assert "\n" not in str(error.value) and variants() == ["official"]
+
+
+# Deviations
+
+
+def test_the_profile_itself_and_where_it_runs_are_no_deviation() -> None:
+    for overrides in (
+        [],
+        ["hardware.processes=1", "hardware.sharding=none", "training.micro_batch_size=2"],
+        ["policy.path=Qwen/Qwen2.5-3B", "sampler.backend=transformers"],
+    ):
+        assert deviations(load_experiment("paper-3b/grpo", overrides)) == []
+
+
+def test_what_changes_the_mathematics_is_named_with_both_values() -> None:
+    config = load_experiment("paper-3b/grpo", ["rollout.group_size=10", "training.steps=100"])
+    assert deviations(config) == [
+        "rollout.group_size is 10 instead of 5",
+        "training.steps is 100 instead of 1005",
+    ]
+
+
+def test_searches_that_may_be_lost_are_named() -> None:
+    config = load_experiment("paper-3b/grpo", ["service.on_failure=empty", "service.tries=3"])
+    assert deviations(config) == ["service.on_failure is empty instead of raise"]
+
+
+def test_eight_bit_moments_of_a_layout_are_named() -> None:
+    (line,) = deviations(load_experiment("paper-3b/grpo", layout="1x80"))
+    assert "8-bit Adam" in line
+
+
+def test_micro_batches_count_where_each_is_a_mean_of_its_own() -> None:
+    config = load_experiment("paper-3b/grpo@official", layout="1x141")
+    assert deviations(config) == ["training.micro_batch_size is 8 instead of 16"]
+    assert deviations(load_experiment("paper-3b/grpo@official")) == []
+
+
+def test_another_model_of_the_same_size_is_named() -> None:
+    (line,) = deviations(load_experiment("paper-3b/grpo", ["policy.path=my/other-3b"]))
+    assert "my/other-3b" in line
+
+
+def test_the_manifest_of_a_run_holds_its_deviations(tmp_path) -> None:
+    config = load_experiment("smoke/grpo", ["training.steps=2"])
+    with RunDirectory(tmp_path, config, 0):
+        pass
+    assert read_manifest(tmp_path)["deviations"] == ["training.steps is 2 instead of 3"]
+
+
+def test_printed_values_know_no_layout() -> None:
+    config = printed_experiment("paper-7b/grpo")
+    assert config.world_size == 1 and config.training.micro_batch_size == 16

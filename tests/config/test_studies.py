@@ -1,0 +1,180 @@
+"""Studies: reading them, the order of their runs, and the queue that runs what is left."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from llds_core.cli import main
+from llds_core.config.arms import load_study, studies
+from llds_core.errors import ConfigError
+from llds_core.reporting.store import load_run, load_study_runs, read_published
+from llds_core.runs.identity import FREE, flat
+from llds_core.study.published import publish_run
+from llds_core.study.runner import run_study, status, study_jobs
+
+SMALL = """
+description: two arms on two seeds
+profile: smoke
+overrides: [diagnostics.stop_after_collapse=true]
+arms:
+  - {name: late, method: llds-action, seeds: [0], group: second, overrides: [training.steps=1]}
+  - {name: grpo, method: grpo, seeds: [0, 1], overrides: [diagnostics.stop_after_collapse=false]}
+  - {name: llds-action, method: llds-action, seeds: [0, 1]}
+"""
+
+
+def written(folder: Path, text: str = SMALL) -> str:
+    path = folder / "small.yaml"
+    path.write_text(text, "utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", studies())
+def test_studies_that_ship_are_valid_and_name_their_arms_once(name: str) -> None:
+    for study in (load_study(name), load_study(name).with_seeds(range(5))):
+        entries = study.entries()
+        assert len({(entry.arm.name, entry.seed) for entry in entries}) == len(entries)
+        # Two entries in one folder would overwrite each other, or publish one run twice.
+        folders = [job.path(Path("runs")) for job in study_jobs(study)]
+        assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("name", studies())
+def test_no_run_of_a_study_repeats_another(name: str) -> None:
+    """Whatever number of steps each of the two takes."""
+    runs: dict[str, list[str]] = {}
+    for entry in load_study(name).entries():
+        values = flat(entry.config.to_dict())
+        kept = [f"{key}={values[key]}" for key in sorted(values.keys() - FREE)]
+        runs.setdefault(f"{entry.seed} {kept}", []).append(entry.arm.name)
+    # The long arm goes the way of the short one again, which had been published, and then on.
+    longer = ["grpo-epochs-1", "grpo-long-epochs-1"]
+    assert [arms for arms in runs.values() if len(arms) > 1 and arms != longer] == []
+
+
+def test_the_desk_study_covers_what_it_promises() -> None:
+    arms = {arm.name: arm for arm in load_study("desk").arms}
+    assert arms["grpo"].seeds == arms["llds-action"].seeds
+    assert len(arms["grpo"].seeds) == 5
+    assert all(seed < 100 for arm in arms.values() for seed in arm.seeds)  # not development seeds
+    groups = [arm.group for arm in load_study("desk").arms]
+    wanted = ["main", "weights", "gates", "variants", "cures", "factors", "map"]
+    assert list(dict.fromkeys(groups)) == wanted
+    for arm in arms.values():
+        assert len(arm.seeds) >= {"main": 1, "factors": 2, "map": 1}.get(arm.group, 3)
+
+
+def test_arms_named_after_mini_batches_vary_nothing_else_in_an_update() -> None:
+    configs = {entry.arm.name: entry.config for entry in load_study("desk").entries()}
+    sizes = {"grpo-mini-batch-8": 8, "grpo": 16, "grpo-large-batch": 32}
+    assert {name: configs[name].mini_batch_size for name in sizes} == sizes
+    assert len({configs[name].training.updates_per_rollout for name in sizes}) == 1
+    assert len({configs[name].training.epochs for name in sizes}) == 1
+
+
+def test_a_study_on_other_seeds_gives_each_arm_as_many_as_it_planned() -> None:
+    study = load_study("desk")
+    seeds = {arm.name: arm.seeds for arm in study.with_seeds([4, 0, 4, 1, 2, 3]).arms}
+    assert seeds["grpo"] == seeds["llds-action"] == (4, 0, 1, 2, 3)
+    assert seeds["llds-weight-3"] == (4, 0, 1) and seeds["grpo-top-p"] == (4, 0)
+    assert seeds["llds-action-long"] == (4,)
+    assert len(study.with_seeds(range(9)).entries()) == len(study.entries())
+    assert {arm.seeds for arm in study.with_seeds([7]).arms} == {(7,)}
+
+
+def test_runs_go_group_by_group_and_seed_by_seed(tmp_path: Path) -> None:
+    study = load_study(written(tmp_path))
+    order = [(entry.arm.name, entry.seed) for entry in study.entries()]
+    assert order == [
+        ("late", 0),
+        ("grpo", 0),
+        ("llds-action", 0),
+        ("grpo", 1),
+        ("llds-action", 1),
+    ]
+    assert [entry.arm.name for entry in study.entries(["main"], [1])] == ["grpo", "llds-action"]
+    grpo, llds = study.entries(["main"], [1])
+    assert not grpo.config.diagnostics.stop_after_collapse
+    assert llds.config.diagnostics.stop_after_collapse
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "not a mapping"),
+        ("profile: smoke\narms: []", "has no arms"),
+        ("profile: smoke\narm: []", 'unknown key "arm": did you mean "arms"'),
+        ("profile: smoke\narms: [{name: a, method: grpo}]", "arm 1 has no seeds"),
+        ("profile: smoke\narms: [{name: a, method: grpo, seeds: 3}]", "list of numbers"),
+        ("profile: smoke\narms: [{name: a, method: grp, seeds: [0]}]", "did you mean"),
+        (
+            "profile: smoke\narms: [{name: a, method: grpo, seeds: [0], overrides: {a: 1}}]",
+            "section.key=value",
+        ),
+        (
+            "profile: smoke\narms: [{name: a, method: grpo, seeds: [0]}, "
+            "{name: a, method: grpo, seeds: [0]}]",
+            "is taken",
+        ),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_study_that_is_none_is_refused_in_one_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        load_study(written(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_names_have_hints(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='did you mean "desk"'):
+        load_study("dek")
+    study = load_study(written(tmp_path))
+    with pytest.raises(ConfigError, match='no arm or group "mian": did you mean "main"'):
+        study.entries(["mian"])
+    with pytest.raises(ConfigError, match="no such arms and seeds"):
+        study.entries(["late"], [1])
+
+
+@pytest.mark.slow
+def test_a_study_runs_what_is_left_and_publishes_it(
+    smoke_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    import shutil
+
+    root, published = tmp_path / "runs", tmp_path / "published"
+    shutil.copytree(smoke_runs, root)
+    study = load_study(written(tmp_path, SMALL.replace("seeds: [0, 1]", "seeds: [0]")))
+    before = status(study, root, published=published).set_index("arm")["state"].to_dict()
+    assert before == {"late": "complete", "grpo": "complete", "llds-action": "complete"}
+    shutil.rmtree(root / "smoke/grpo")
+    publish_run(load_run(root / "smoke/llds-action/seed0"), "other", published)
+    assert run_study(study, root, arms=["main"], published=published) == []
+    runs = {run.arm: run for run in read_published("smoke", published)}
+    assert runs.keys() == {"grpo", "llds-action", "other"}
+    assert runs["grpo"].evaluation["best"]["results"]["greedy"]["all"]["n"] == 16
+    table = pd.read_csv(published / "smoke/runs.csv")
+    assert table["heldout_em"].notna()[table["method"] == "grpo"].all()
+    assert "2 of 2 runs done" in capsys.readouterr().out
+    again = status(study, root, ["main"], published=published)
+    assert set(again["state"]) == {"published"}
+    assert [run.arm for run in load_study_runs(published, study)] == ["grpo", "llds-action"]
+    local = load_study_runs(root, study)
+    assert (local[0].arm, len(local[0].metrics)) == ("late", 1)
+
+
+def test_a_time_limit_starts_nothing_more(smoke_runs: Path, tmp_path: Path) -> None:
+    study = load_study(written(tmp_path))
+    assert run_study(study, smoke_runs, published=tmp_path, minutes=0, progress=False) == []
+    assert not (tmp_path / "smoke").exists()
+
+
+def test_the_command_shows_the_queue(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    options = ["study", written(tmp_path), "--status", "--run-root", str(tmp_path)]
+    assert main(options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["arm", "seed", "state", "steps", "of", "minutes"]
+    assert lines[1].split()[:3] == ["late", "0", "waiting"]
+    assert main([*options, "--arms", "nothing"]) == 2

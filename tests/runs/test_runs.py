@@ -1,0 +1,391 @@
+"""One writer, whole files, and what survives a kill, a full disk or another configuration."""
+
+import errno
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from run_helpers import CONFIG, no_space, one_line
+
+from llds_core.config import load_experiment
+from llds_core.errors import DataError, RunError
+from llds_core.files import write_json
+from llds_core.runs import (
+    RunDirectory,
+    is_complete,
+    read_manifest,
+    run_path,
+)
+from llds_core.runs import directory as runs
+from llds_core.runs.identity import same_run
+from llds_core.runs.provenance import package_versions
+
+# The lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from llds_core.config import load_experiment
+from llds_core.runs import RunDirectory
+held = RunDirectory(Path(sys.argv[1]), load_experiment("smoke/grpo"), 0)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen]:
+    """Another process that holds `tmp_path`."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_lock_of_a_live_process_names_it_and_that_of_a_killed_one_is_taken_over(
+    tmp_path: Path, holder: subprocess.Popen
+) -> None:
+    with pytest.raises(RunError, match=f"in use by process {holder.pid}") as error:
+        RunDirectory(tmp_path, CONFIG, 0)
+    one_line(error)
+    assert read_manifest(tmp_path)["status"] == "running"
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with RunDirectory(tmp_path, CONFIG, 0):
+        assert (tmp_path / "lock").read_text("utf-8") == str(os.getpid())
+
+
+def test_lock_is_released_when_the_run_ends(tmp_path: Path) -> None:
+    for _ in range(2):
+        with RunDirectory(tmp_path, CONFIG, 0):
+            pass
+    assert read_manifest(tmp_path)["status"] == "complete"
+
+
+def test_second_opening_in_the_same_process_is_refused(run: RunDirectory) -> None:
+    with pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+        RunDirectory(run.path, CONFIG, 0)
+
+
+def test_refused_opening_does_not_keep_the_lock(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path, CONFIG, 0):
+        pass
+    with pytest.raises(RunError):
+        RunDirectory(tmp_path, load_experiment("smoke/grpo", ["loss.kl_weight=0.5"]), 0)
+    with RunDirectory(tmp_path, CONFIG, 0):
+        pass
+
+
+# Status
+
+
+def test_new_run_says_what_it_is(run: RunDirectory) -> None:
+    manifest = read_manifest(run.path)
+    assert (manifest["status"], manifest["finished"], manifest["resumed"]) == ("running", None, [])
+    assert (manifest["profile"], manifest["method"], manifest["seed"]) == ("smoke", "grpo", 0)
+    assert manifest["config"] == CONFIG.to_dict() and manifest["config_hash"] == CONFIG.hash()
+    assert manifest["command"] == "again"
+    assert manifest["packages"] == package_versions()
+    assert (run.path / "config.yaml").read_text("utf-8") == CONFIG.to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (None, "complete", None),
+        (KeyboardInterrupt(), "interrupted", "stopped by the user"),
+        (ValueError("loss is blue"), "failed", "ValueError: loss is blue"),
+    ],
+)
+def test_status_says_how_the_run_ended(
+    tmp_path: Path, error: BaseException | None, status: str, reason: str | None
+) -> None:
+    try:
+        with RunDirectory(tmp_path, CONFIG, 0):
+            if error:
+                raise error
+    except (KeyboardInterrupt, ValueError) as seen:
+        assert seen is error
+    manifest = read_manifest(tmp_path)
+    assert (manifest["status"], manifest["reason"]) == (status, reason)
+    assert manifest["finished"] is not None and manifest["status"] in runs.STATUSES
+
+
+def test_continued_run_is_running_again_and_keeps_its_start(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), RunDirectory(tmp_path, CONFIG, 0) as run:
+        run.update(best_step=3, started="2020-01-01")
+        raise ValueError("x")
+    with RunDirectory(tmp_path, CONFIG, 0):
+        manifest = read_manifest(tmp_path)
+    assert (manifest["status"], manifest["reason"]) == ("running", None)
+    assert (manifest["started"], manifest["best_step"]) == ("2020-01-01", 3)
+    assert len(manifest["resumed"]) == 1
+
+
+def test_error_is_the_one_reported_when_the_disk_fails_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="loss is blue"), RunDirectory(tmp_path, CONFIG, 0):
+        monkeypatch.setattr(runs.os, "replace", no_space)
+        raise ValueError("loss is blue")
+
+
+def test_interrupt_is_the_one_reported_when_the_disk_fails_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt), RunDirectory(tmp_path, CONFIG, 0):
+        monkeypatch.setattr(runs.os, "replace", no_space)
+        raise KeyboardInterrupt
+
+
+def test_run_is_closed_when_its_last_write_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunError), RunDirectory(tmp_path, CONFIG, 0) as run:
+        monkeypatch.setattr(runs.os, "replace", no_space)
+    try:
+        assert run._lock.closed
+    finally:
+        run._lock.close()
+        _drop_handlers(tmp_path)
+
+
+def _drop_handlers(folder: Path) -> None:
+    for handler in list(logging.getLogger("llds_core").handlers):
+        if str(folder) in getattr(handler, "baseFilename", ""):
+            logging.getLogger("llds_core").removeHandler(handler)
+            handler.close()
+
+
+def test_messages_go_to_the_log_of_the_run_only_while_it_is_open(tmp_path: Path) -> None:
+    logger = logging.getLogger("llds_core.test")
+    with RunDirectory(tmp_path, CONFIG, 0):
+        logger.info("within")
+    logger.info("after")
+    text = (tmp_path / "log.txt").read_text("utf-8")
+    assert "within" in text and "after" not in text
+
+
+# One folder, one experiment
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("loss.kl_weight=0.5", "loss.kl_weight"),
+        ("world.seed=4", "world.seed"),
+        ("training.save_every=2", "training.save_every"),
+        ("training.threads=2", "training.threads"),
+    ],
+)
+def test_other_configuration_is_refused_by_key(tmp_path: Path, override: str, key: str) -> None:
+    with RunDirectory(tmp_path, CONFIG, 0):
+        pass
+    with pytest.raises(RunError, match=f"was made with {key}=") as error:
+        RunDirectory(tmp_path, load_experiment("smoke/grpo", [override]), 0)
+    one_line(error)
+    assert read_manifest(tmp_path)["config"] == CONFIG.to_dict()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.steps=9",
+        "training.keep_checkpoints=5",
+        "training.trajectories_per_step=1",
+        "evaluation.questions=7",
+        "hardware.processes=2",
+        "training.micro_batch_size=2",
+    ],
+)
+def test_values_outside_the_run_itself_may_change(tmp_path: Path, override: str) -> None:
+    with RunDirectory(tmp_path, CONFIG, 0):
+        pass
+    changed = load_experiment("smoke/grpo", [override])
+    with RunDirectory(tmp_path, changed, 0):
+        assert read_manifest(tmp_path)["config_hash"] == changed.hash()
+
+
+@pytest.mark.parametrize("override", ["hardware.processes=2", "training.micro_batch_size=2"])
+def test_composition_of_micro_batches_may_not_change_where_the_loss_depends_on_it(
+    tmp_path: Path, override: str
+) -> None:
+    official = "loss.aggregate=token-mean-micro"
+    with RunDirectory(tmp_path, load_experiment("smoke/grpo", [official]), 0):
+        pass
+    with pytest.raises(RunError, match="was made with "):
+        RunDirectory(tmp_path, load_experiment("smoke/grpo", [official, override]), 0)
+
+
+def test_other_seed_is_refused(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path, CONFIG, 0):
+        pass
+    with pytest.raises(RunError, match="seed"), RunDirectory(tmp_path, CONFIG, 1):
+        pass
+
+
+def test_path_names_the_overrides_that_make_another_run(tmp_path: Path) -> None:
+    """In one order, in characters every file system takes, without those that change nothing."""
+    one = run_path(tmp_path, CONFIG, 2, ["loss.gate=token", "training.steps=9", "policy.path=a/b"])
+    two = run_path(tmp_path, CONFIG, 2, ["policy.path=a/b", "loss.gate = token"])
+    assert one == two == tmp_path / "smoke" / "grpo+loss.gate=token+policy.path=a_b" / "seed2"
+
+
+@pytest.mark.parametrize("content", ["", "{", "\x00"])
+def test_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content, "utf-8")
+    with pytest.raises(DataError, match=r"manifest\.json is not JSON") as error:
+        read_manifest(tmp_path)
+    one_line(error)
+    with pytest.raises(DataError):
+        RunDirectory(tmp_path, CONFIG, 0)
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"schema_version": 1}'])
+def test_manifest_of_another_form_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content, "utf-8")
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        RunDirectory(tmp_path, CONFIG, 0)
+
+
+def test_folder_without_a_manifest_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a run directory"):
+        read_manifest(tmp_path)
+
+
+def test_file_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", "utf-8")
+    with pytest.raises(DataError):
+        read_manifest(tmp_path / "file")
+
+
+# The disk
+
+
+_WRITES = """
+import sys
+from pathlib import Path
+from llds_core.files import write_json
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(200):
+    write_json(Path(sys.argv[1]), {"number": number})
+"""
+
+
+def test_processes_may_write_the_same_json(tmp_path: Path) -> None:
+    """As the shards of an evaluation do when they start together."""
+    file = tmp_path / "manifest.json"
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WRITES, str(file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    for writer in writers:
+        assert writer.communicate()[1] == "" and writer.returncode == 0
+    assert json.loads(file.read_text()) == {"number": 199}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_failed_write_leaves_the_old_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.json"
+    write_json(file, {"a": 1})
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="No space left") as error:
+        patch.setattr(runs.os, "replace", no_space)
+        write_json(file, {"a": 2})
+    one_line(error)
+    assert json.loads(file.read_text("utf-8")) == {"a": 1}
+
+
+@pytest.mark.parametrize("call", ["append_metrics", "append_trajectories", "update"])
+def test_full_disk_is_a_run_error_that_says_what_to_do(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    actions = {
+        "append_metrics": lambda: run.append_metrics({"step": 1}),
+        "append_trajectories": lambda: run.append_trajectories([{"step": 1}]),
+        "update": lambda: run.update(best_step=1),
+    }
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="free space") as error:
+        patch.setattr(Path, "open", no_space)
+        actions[call]()
+    assert "No space left" in one_line(error)
+
+
+def test_file_in_place_of_the_folder_is_a_run_error(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("x", "utf-8")
+    with pytest.raises(RunError, match="cannot write to") as error:
+        RunDirectory(tmp_path / "run" / "deep", CONFIG, 0)
+    one_line(error)
+
+
+def test_folder_that_may_not_be_written_is_a_run_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="Permission denied"):
+        patch.setattr(Path, "mkdir", denied)
+        RunDirectory(tmp_path / "run", CONFIG, 0)
+
+
+def test_many_overrides_give_a_name_that_file_systems_accept_and_that_tells_them_apart() -> None:
+    many = [f"world.key{index}=123456789" for index in range(30)]
+    paths = {run_path(Path("r"), CONFIG, 0, [*many, f"loss.llds_weight={w}"]) for w in (1, 2)}
+    assert len(paths) == 2
+    assert all(len(part.encode()) < 255 for path in paths for part in path.parts)
+
+
+def test_a_collapsed_run_is_complete_only_for_who_stops_there(tmp_path: Path) -> None:
+    stopping = load_experiment("smoke/grpo", ["diagnostics.stop_after_collapse=true"])
+    with RunDirectory(tmp_path, stopping, 0, command="again") as run:
+        run.append_metrics({"step": 1})
+        run.collapsed = True
+    assert read_manifest(tmp_path)["status"] == "collapsed"
+    assert is_complete(tmp_path, stopping) and not is_complete(tmp_path, CONFIG)
+    manifest = read_manifest(tmp_path)
+    assert same_run(manifest, stopping, 1) and not same_run(manifest, CONFIG, 1)
+    assert same_run(manifest, CONFIG, CONFIG.training.steps)
+    other = load_experiment("smoke/grpo", ["loss.clip_low=0.1"])
+    assert not same_run(manifest, other, CONFIG.training.steps)
+
+
+def test_a_run_does_not_change_its_corpus(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path, CONFIG, 0) as run:
+        run.record_corpus("one")
+    with (
+        pytest.raises(RunError, match="began with corpus one, now two"),
+        RunDirectory(tmp_path, CONFIG, 0) as run,
+    ):
+        run.record_corpus("two")
+    assert read_manifest(tmp_path)["corpus"] == "one"
+
+
+def test_a_setting_younger_than_a_run_had_its_default(tmp_path: Path) -> None:
+    """New settings come with a default that does what was done before them."""
+    with RunDirectory(tmp_path / "run", CONFIG, 0):
+        pass
+    manifest = read_manifest(tmp_path / "run")
+    manifest["status"] = "complete"
+    del manifest["config"]["dense"], manifest["config"]["rollout"]["top_p"]
+    assert same_run(manifest, CONFIG, CONFIG.training.steps)
+    other = load_experiment(CONFIG.name, ["rollout.top_p=0.5"])
+    assert not same_run(manifest, other, CONFIG.training.steps)

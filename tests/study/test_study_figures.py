@@ -1,0 +1,400 @@
+"""Outcomes of arms, their figures and tables, from made-up runs."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llds_core.config import load_experiment
+from llds_core.config.arms import Arm, Study, load_study
+from llds_core.errors import DataError
+from llds_core.reporting.store import Run
+from llds_core.study.setting_figures import updates_figure, weights_figure
+from llds_core.study.study_figures import (
+    SERIES,
+    map_figure,
+    outcomes_figure,
+)
+from llds_core.study.study_tables import (
+    effects,
+    gradient_sizes,
+    heldout_table,
+    map_cells,
+    outcomes,
+    study_progress,
+    weight_arms,
+)
+
+RISING = [0.3, 0.4] + [0.5] * 16
+FALLING = [0.3, 0.4] + [0.5] * 8 + [0.1] * 8
+SAGGING = [0.3, 0.4] + [0.5] * 11 + [0.1] * 3 + [0.3] * 2
+LONG = RISING * 3
+DIVERGED = {"status": "failed", "reason": "TrainingDivergedError: loss was not finite"}
+
+
+def made(
+    arm: str, seed: int = 0, reward: list[float] = RISING, *overrides: str, **more: Any
+) -> Run:
+    config = load_experiment(
+        "desk/grpo" if arm.startswith("grpo") else "desk/llds-action", overrides
+    )
+    steps = np.arange(1, len(reward) + 1)
+    metrics = pd.DataFrame(
+        {
+            "step": steps,
+            "updates": steps * config.training.updates_per_rollout,
+            "reward": reward,
+            "loglik_correct": -0.2 - 0.01 * steps,
+            "entropy": 0.25,
+            "grad_norm": more.get("norm", 0.2),
+        }
+    )
+    manifest = {
+        "profile": "desk",
+        "method": config.method,
+        "arm": arm,
+        "seed": seed,
+        "status": more.get("status", "complete"),
+        "reason": more.get("reason"),
+        "config": config.to_dict(),
+        "config_hash": config.hash(),
+        "evaluation": more.get("evaluation", {}),
+    }
+    return Run(Path("nowhere"), manifest, metrics)
+
+
+def evaluation(em: float, checkpoint: str = "best", step: int = 40) -> dict[str, Any]:
+    kinds = {"all": em, "1-hop": em + 0.1, "2-hop": em - 0.1}
+    results = {kind: {"em": value, "n": 10} for kind, value in kinds.items()}
+    return {checkpoint: {"checkpoint": f"step-{step:06d}", "results": {"greedy": results}}}
+
+
+def marks(axes: Any) -> set[tuple[str, float]]:
+    """Marker and place of every run."""
+    return {
+        (line.get_marker(), float(line.get_xdata()[0]))
+        for line in axes.lines
+        if line.get_marker() != "None"
+    }
+
+
+def row_labels(figure: Any) -> list[str]:
+    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+
+
+def texts(figure: Any) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_outcomes_find_collapse_and_slope() -> None:
+    fallen, held = outcomes([made("grpo", 0, FALLING), made("llds-action")]).itertuples()
+    assert fallen.collapse_step == 12 and fallen.kind == "likelihood lost"
+    assert np.isnan(held.collapse_step) and held.steps == 18 and held.kind == ""
+    assert fallen.slope == pytest.approx(-0.1) and held.slope == pytest.approx(-0.1)
+    assert (held.best_reward, fallen.final_reward) == pytest.approx((0.5, 0.1))
+    assert held.start_reward == pytest.approx(0.3)
+
+
+def test_a_slope_ends_at_the_collapse_and_where_the_shortest_plan_does() -> None:
+    """After a collapse, and in steps that only long runs have, likelihood moves for itself."""
+    bent = made("grpo", 0, FALLING, "training.steps=15")
+    bent.metrics.loc[11:, "loglik_correct"] = 5.0
+    long = made("llds-action", 0, [0.4] * 20, "training.steps=20")
+    long.metrics.loc[15:, "loglik_correct"] = 5.0
+    assert outcomes([bent, long])["slope"].tolist() == pytest.approx([-0.1, -0.1])
+
+
+def test_only_the_first_steps_may_be_looked_at() -> None:
+    (row,) = outcomes([made("grpo", 0, FALLING)], within=8).itertuples()
+    assert row.steps == 8 and np.isnan(row.collapse_step)
+
+
+def test_a_run_that_diverged_collapsed_at_the_step_it_did_not_make() -> None:
+    (row,) = outcomes([made("grpo", 0, RISING, **DIVERGED)]).itertuples()
+    assert row.collapse_step == 19
+
+
+def test_a_run_without_collapse_is_drawn_open_where_it_ended() -> None:
+    table = outcomes([made("grpo", 0, FALLING), made("grpo", 1), made("llds-action")])
+    groups = {"main": ["grpo", "llds-action"], "gates": ["llds-token"]}
+    figure = outcomes_figure(table, groups)
+    assert marks(figure.axes[0]) == {("o", 12.0), (">", 18.0)}
+    labels = row_labels(figure)
+    assert (labels[0], labels[3]) == ("main", "gates") and labels[4].endswith("(token gate)")
+    assert texts(figure) == ["not run"]
+    with pytest.raises(DataError, match="run the study"):
+        outcomes_figure(table, {"main": ["nothing"]})
+
+
+def test_a_collapse_without_loss_of_likelihood_is_crossed() -> None:
+    other = made("grpo-kl-0", 0, FALLING)
+    other.metrics["loglik_correct"] = -0.2
+    figure = outcomes_figure(outcomes([made("grpo"), other]), {"a": ["grpo", "grpo-kl-0"]})
+    assert marks(figure.axes[0]) == {(">", 18.0), ("X", 12.0)}
+    assert row_labels(figure) == ["a", "GRPO", "GRPO, KL weight 0"]
+
+
+def test_a_run_that_lost_most_of_its_reward_outside_the_rule_has_its_own_mark() -> None:
+    table = outcomes([made("grpo", 0, SAGGING), made("grpo", 1)])
+    assert table["collapse_step"].isna().all()
+    figure = outcomes_figure(table, {"main": ["grpo"]})
+    assert marks(figure.axes[0]) == {("v", 18.0), (">", 18.0)}
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "not by the rule, but fell below half of its best" in named
+
+
+def test_a_run_of_many_times_the_usual_steps_stands_at_the_edge() -> None:
+    runs = [made("grpo"), made("llds-action", 0, RISING * 2), made("llds-action-long", 0, LONG)]
+    arms = [run.arm for run in runs]
+    figure = outcomes_figure(outcomes(runs), {"main": arms})
+    assert marks(figure.axes[0]) == {(">", 18.0), (">", 36.0)}
+    assert texts(figure) == ["step 54 →"] and figure.axes[0].get_xlim()[1] < 40
+    # Where every run collapsed nothing is known to be usual.
+    both = outcomes([made("grpo", 0, FALLING), made("grpo", 1, [*RISING, *FALLING])])
+    assert texts(outcomes_figure(both, {"main": ["grpo"]})) == []
+
+
+def test_a_diverged_run_without_a_slope_is_drawn() -> None:
+    table = outcomes([made("grpo", 0, [0.3], **DIVERGED), made("grpo", 1)])
+    figure = outcomes_figure(table, {"main": ["grpo"]})
+    assert marks(figure.axes[0]) == {("X", 2.0), (">", 18.0)}
+
+
+def test_factors_are_series_that_hold_the_own_point_of_the_preset() -> None:
+    table = outcomes([made("grpo")])
+    groups = {"main": ["grpo"], "factors": ["mine", "grpo-epochs-1", "grpo-one-epoch-2"]}
+    assert row_labels(outcomes_figure(table, groups)) == [
+        "main",
+        "GRPO",
+        "factors",
+        "mine",
+        "updates by epochs (mini-batches of 16)",
+        "8 updates (1 epoch)",
+        "32 updates (4 epochs) = GRPO",
+        "updates by mini-batch (1 epoch)",
+        "2 updates (mini-batches of 64)",
+        "8 updates (mini-batches of 16)",
+    ]
+
+
+def test_every_arm_of_the_desk_study_has_a_row_and_says_its_settings() -> None:
+    study = load_study("desk")
+    groups: dict[str, list[str]] = {}
+    for arm in study.arms:
+        if arm.group != "map":
+            groups.setdefault(arm.group, []).append(arm.name)
+    labels = row_labels(outcomes_figure(outcomes([made("grpo")]), groups))
+    assert len(labels) == len(set(labels)) and not set(labels) & {arm.name for arm in study.arms}
+    factors = [name for labels in SERIES["factors"].values() for name in labels]
+    assert set(groups["factors"]) <= set(factors)
+    configs = {entry.arm.name: entry.config for entry in study.entries()}
+    by_epochs, by_mini_batch, mini_batch, *_, failures, sizes, _ = SERIES["factors"].values()
+    for arm, label in by_epochs.items():
+        training = configs[arm].training
+        assert numbers(label)[:2] == [training.updates_per_rollout, training.epochs]
+    for arm, label in by_mini_batch.items():
+        assert numbers(label) == [configs[arm].training.updates_per_rollout, batch(configs[arm])]
+    for arm, label in mini_batch.items():
+        assert numbers(label) == [batch(configs[arm])]
+    for arm, label in failures.items():
+        assert (numbers(label) or [0]) == [round(100 * configs[arm].retrieval.failure_rate)]
+    for arm, label in sizes.items():
+        assert numbers(label) == [configs[arm].rollout.group_size]
+
+
+def numbers(label: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", label)]
+
+
+def batch(config: Any) -> float:
+    """Trajectories of a mini-batch."""
+    trajectories = config.rollout.prompts_per_rollout * config.rollout.group_size
+    return trajectories * config.training.epochs / config.training.updates_per_rollout
+
+
+def test_weights_are_columns_in_order_over_the_steps_that_all_were_given() -> None:
+    runs = [
+        made("llds-action", 0, RISING * 2, "training.steps=36"),
+        made("llds-weight-0.1", 0, FALLING, "training.steps=18", "loss.llds_weight=0.1"),
+        *(made("grpo", seed, RISING, "training.steps=18") for seed in range(3)),
+    ]
+    figure = weights_figure(runs, ["reward", "grad_norm"])
+    assert [axes.get_title() for axes in figure.axes[:3]] == [
+        "weight 0 (GRPO)\n0 of 3 collapse",
+        "weight 0.1\n1 of 1 collapse",
+        "weight 10\n0 of 1 collapse",
+    ]
+    assert len(figure.axes) == 6
+    ends = {line.get_xdata()[-1] for line in figure.axes[2].lines}
+    onset = [line for line in figure.axes[1].lines if line.get_linestyle() == ":"]
+    assert ends == {18} and [line.get_xdata()[0] for line in onset] == [12]
+    runs[2].metrics["grad_norm"] = np.nan
+    assert weights_figure(runs[2:3], ["grad_norm"]).axes
+    with pytest.raises(DataError, match="run the study"):
+        weights_figure([], ["reward"])
+
+
+def test_updates_are_counted_and_coloured_by_their_number_a_rollout() -> None:
+    runs = [
+        made("grpo-one-epoch-4", 0, RISING, "training.epochs=1", "training.updates_per_rollout=4"),
+        *(made("grpo", seed, FALLING) for seed in range(2)),
+    ]
+    for run, updates in zip(runs, (4, 32, 32), strict=True):
+        run.metrics["updates"] = updates * run.metrics["step"]
+    [axes] = updates_figure(runs, ["reward"]).axes
+    slow, fast, *_ = (line for line in axes.lines if line.get_linewidth() > 2)
+    assert slow.get_xdata()[-1] == 4 * len(RISING) and slow.get_linestyle() == "--"
+    assert fast.get_xdata()[0] == 32 and fast.get_linestyle() == "-"
+    assert slow.get_color() != fast.get_color() and axes.get_xscale() == "log"
+    legend = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    assert legend == ["4 a rollout", "32 a rollout", "by epochs", "by mini-batches"]
+    with pytest.raises(DataError, match="run the study"):
+        updates_figure([], ["reward"])
+
+
+def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
+    runs = [
+        made("map-grpo-a", 0, FALLING, "training.learning_rate=1e-4"),
+        made("map-grpo-b", 0, RISING, "training.learning_rate=2e-4"),
+        made("map-llds-a", 0, SAGGING, "training.learning_rate=1e-4"),
+        made("map-llds-a", 1, FALLING, "training.learning_rate=1e-4"),
+        made("map-llds-b", 0, [0.3, 0.3], "training.learning_rate=2e-4", **DIVERGED),
+    ]
+    cells = pd.DataFrame(
+        [
+            (panel, 0, f"map-{panel}-{name}", rate, 32)
+            for panel in ("grpo", "llds", "kl")
+            for name, rate in (("a", 1e-4), ("b", 2e-4))
+        ],
+        columns=["panel", "seed", "method", "learning_rate", "updates_per_rollout"],
+    )
+    figure = map_figure(outcomes(runs), cells)
+    assert texts(figure) == [
+        "0.50 → 0.10\ncollapse at 12\nlikelihood lost",
+        "0.50 → 0.50\nno collapse in 18",
+        "0.50 → 0.23\nno collapse in 18\nfell below half",
+        "collapse at 3\nlikelihood kept",
+        "not run",
+        "not run",
+    ]
+    assert figure.get_suptitle() == "one seed (0)"
+    assert texts(map_figure(outcomes([made("grpo")]), cells)) == ["not run"] * 6
+    with pytest.raises(DataError, match="no map"):
+        map_figure(outcomes(runs), cells.iloc[:0])
+
+
+def test_the_map_of_the_desk_study_is_three_by_three_for_three_methods() -> None:
+    cells = map_cells(load_study("desk"))
+    assert cells.groupby("panel").size().to_dict() == {"grpo": 9, "llds": 9, "kl": 9}
+    assert cells["learning_rate"].nunique() == cells["updates_per_rollout"].nunique() == 3
+    assert not cells.duplicated(["panel", "learning_rate", "updates_per_rollout"]).any()
+    assert set(map_cells(load_study("desk").with_seeds([7, 3]))["seed"]) == {7}
+
+
+def test_cells_of_the_map_that_repeat_another_arm_are_that_arm() -> None:
+    cells = map_cells(load_study("desk"))
+    assert set(cells["seed"]) == {30}
+    filled = cells[~cells["method"].str.startswith("map-")]
+    assert set(filled.drop(columns="seed").itertuples(index=False, name=None)) == {
+        ("grpo", 1.75e-4, 32, "grpo-lr-half"),
+        ("grpo", 3.5e-4, 8, "grpo-epochs-1"),
+        ("grpo", 3.5e-4, 16, "grpo-epochs-2"),
+        ("grpo", 3.5e-4, 32, "grpo"),
+        ("kl", 3.5e-4, 32, "grpo-kl-0.1"),
+        ("llds", 3.5e-4, 32, "llds-action"),  # of which it shows twice the steps
+    }
+
+
+def test_a_cell_without_an_equal_run_of_its_seed_is_missing() -> None:
+    """`odd` differs in another key than those of the grid, `late` in its seed."""
+    slow = "training.learning_rate=1e-4"
+    arms = (
+        Arm("odd", "grpo", (3,), (slow, "loss.kl_weight=1")),
+        Arm("late", "grpo", (4,), (slow,)),
+        Arm("long", "llds-action", (3,), ("training.steps=90",)),
+        Arm("map-grpo-a", "grpo", (3,), group="map"),
+        Arm("map-llds-a", "llds-action", (3,), (slow,), "map"),
+    )
+    cells = map_cells(Study("maps", "desk", "", arms))
+    assert set(cells[["panel", "learning_rate", "method"]].itertuples(index=False, name=None)) == {
+        ("grpo", 3.5e-4, "map-grpo-a"),
+        ("llds", 1e-4, "map-llds-a"),
+        ("llds", 3.5e-4, "long"),
+    }
+
+
+def test_weights_are_ordered_and_other_differences_left_out() -> None:
+    runs = [
+        made("llds-action"),
+        made("llds-weight-0.1", 0, RISING, "loss.llds_weight=0.1"),
+        made("llds-weight-odd", 0, RISING, "loss.llds_weight=0.3", "loss.gate=token"),
+        made("llds-token", 0, RISING, "loss.gate=token"),
+        made("grpo"),
+    ]
+    assert weight_arms(runs) == ["grpo", "llds-weight-0.1", "llds-action"]
+
+
+def test_effects_are_differences_on_shared_seeds() -> None:
+    study = Study("s", "desk", "", (Arm("grpo", "grpo", (0, 1)), Arm("llds-action", "grpo", (0,))))
+    runs = [made("grpo", seed, FALLING, evaluation=evaluation(0.2)) for seed in (0, 1)]
+    runs.append(made("llds-action", 0, evaluation=evaluation(0.5)))
+    runs.append(made("unknown", 0))
+    (row,) = effects(runs, study).itertuples()
+    assert (row.arm, row.seeds, row.collapsed, row.grpo_collapsed) == ("llds-action", 1, 0, 1)
+    # 18 steps without collapse prove 13 free of one; GRPO's reward collapses after 11.
+    assert row.steps_survived == 2 and np.isnan(row.steps_low)
+    assert row.heldout_em == pytest.approx(0.3) and np.isnan(row.last_heldout_em)
+    assert effects([], study).empty
+    # A gain over the seeds that happen to have scores may be chosen by what became of them.
+    runs.append(made("llds-action", 1))
+    (row,) = effects(runs, study).itertuples()
+    assert row.seeds == 2 and np.isnan(row.heldout_em)
+
+
+def test_gradients_are_compared_on_shared_seeds_and_with_the_clip() -> None:
+    runs = [made("grpo", 0, norm=0.2), made("grpo", 1, norm=0.4), made("llds-action", 1, norm=1.2)]
+    table = gradient_sizes(runs, ["grpo", "llds-action"]).set_index("weight")
+    assert table.loc[10.0, "over GRPO's"] == pytest.approx(3)
+    assert table.loc[10.0, "clipped"] == 1 and table.loc[0.0, "clipped"] == 0
+    assert weight_arms([]) == []
+
+
+def test_held_out_scores_of_long_runs_are_those_within_the_usual_steps() -> None:
+    long = evaluation(0.9) | evaluation(0.4, "best-30")
+    runs = [made("grpo", evaluation=evaluation(0.2))]
+    runs.append(made("llds-action", 0, RISING, "training.steps=60", evaluation=long))
+    table = heldout_table(runs, ["grpo", "llds-action"])
+    assert table["all"].tolist() == ["0.200", "0.400"]
+    # Only of the best checkpoint, and where that is early, the whole run says what it was then.
+    for step, em in ((40, None), (30, 0.9)):
+        scores = evaluation(0.9, "best", step) | evaluation(0.4, "last", step)
+        run = made("llds-action", 0, RISING, "training.steps=60", evaluation=scores)
+        assert run.heldout(within=30) == em and run.heldout("last", within=30) is None
+
+
+def test_heldout_table_gives_interval_and_kinds() -> None:
+    runs = [made("grpo", seed, evaluation=evaluation(0.2 + 0.1 * seed)) for seed in range(3)]
+    table = heldout_table(runs, ["grpo", "llds-token"]).set_index("seeds")
+    assert table.loc[3, "all"].startswith("0.300 [")
+    assert table.loc[3, "two-hop"].startswith("0.200 [")
+    assert table.loc[3, "all, sampled"] == table.loc[0, "all"] == "not run"
+
+
+def test_heldout_scores_are_over_the_seeds_that_all_arms_share() -> None:
+    runs = [made("grpo", seed, evaluation=evaluation(0.2 + 0.1 * seed)) for seed in range(3)]
+    runs.append(made("llds-action", 0, evaluation=evaluation(0.4)))
+    table = heldout_table(runs, ["grpo", "llds-action", "llds-token"])
+    assert table["seeds"].tolist() == [1, 1, 0]
+    assert table["all"].tolist() == ["0.200", "0.400", "not run"]
+    assert table["one-hop"].tolist() == ["0.300", "0.500", "not run"]
+
+
+def test_progress_counts_seeds_of_every_arm() -> None:
+    study = load_study("desk")
+    table = study_progress(study, [made("grpo", 0), made("grpo", 1)]).set_index("arm")
+    assert table.loc["grpo", "seeds run"] == "2 of 5"
+    assert table.loc["llds-token", "seeds run"] == "not run"
+    assert len(table) == len(study.arms)
