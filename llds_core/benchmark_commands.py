@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
-from llds_core.runs.deviations import deviations
+from llds_core.runs import Run
+from llds_core.runs.identity import deviations
 
 if TYPE_CHECKING:
     from llds_core.evaluation.evaluate import Plan
@@ -80,7 +81,6 @@ def evaluate_benchmarks(options: argparse.Namespace) -> None:
 
 def _asked(options: argparse.Namespace, agent: str) -> "tuple[Environment, Model, Plan]":
     """Environment, model and plan that the options of a command describe."""
-    from llds_core.evaluation import find_checkpoint
     from llds_core.evaluation.evaluate import Plan
     from llds_core.evaluation.models import open_model
     from llds_core.rollout.environment import build_environment, insisting
@@ -104,8 +104,7 @@ def _asked(options: argparse.Namespace, agent: str) -> "tuple[Environment, Model
     config = load_experiment(name, options.overrides)
     if checkpoint != SMOLLM2:
         # Overrides change how questions are asked, not which run is meant.
-        run = load_experiment(name)
-        checkpoint = find_checkpoint(run, options.seed, options.run_root, checkpoint)
+        checkpoint = Run.load(name, options.seed, options.run_root).checkpoint(checkpoint)
     return build_environment(insisting(config)), open_model(checkpoint, config.training.dtype), plan
 
 

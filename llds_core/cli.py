@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         _take_late_overrides(options, rest)
+        if getattr(options, "quiet", False):
+            os.environ["TQDM_DISABLE"] = "1"
         return options.run(options) or 0
     except LLDSError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -10,6 +10,7 @@ from pathlib import Path
 from llds_core.benchmark_commands import evaluate_benchmarks, is_benchmark
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.errors import ConfigError
+from llds_core.runs import Run
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -138,51 +139,44 @@ def warmstart(options: argparse.Namespace) -> None:
     """Make the start policy."""
     from llds_core.training.warmstart import warmstart
 
-    config = load_experiment(_named(options.experiment), options.overrides)
-    path = warmstart(config, options.run_root, progress=not options.quiet)
-    print(f"start policy: {path}")
+    run = Run.load(_named(options.experiment), 0, options.run_root, options.overrides)
+    print(f"start policy: {warmstart(run)}")
 
 
 def train(options: argparse.Namespace) -> None:
     """Train one run, and evaluate it when asked."""
     from llds_core.machine.jobs import end_with_parent
     from llds_core.machine.launch import Machine, is_launched, launch_training
+    from llds_core.study.runner import make_start_policy
 
-    config = load_experiment(options.experiment, options.overrides)
-    run = {"overrides": options.overrides, "progress": not options.quiet}
-    if config.world_size > 1 and not is_launched():
+    run = Run.load(options.experiment, options.seed, options.run_root, options.overrides)
+    if run.config.world_size > 1 and not is_launched():
         machine = Machine(options.machine_rank, options.main_address, options.main_port)
-        path = launch_training(config, options.seed, options.run_root, machine=machine, **run)
+        if machine.rank == 0 and not run.is_complete():
+            make_start_policy(run)
+        launch_training(run, machine)
     else:
         from llds_core.training.experiment import train
 
         if is_launched():
             end_with_parent()
-        path = train(config, options.seed, options.run_root, **run)
-    print(f"run: {path}")
+        train(run)
+    print(f"run: {run.path}")
     if options.evaluate:
-        _evaluate_ends(config, options)
+        _evaluate_ends(run, options)
 
 
-def _evaluate_ends(config: ExperimentConfig, options: argparse.Namespace) -> None:
+def _evaluate_ends(run: Run, options: argparse.Namespace) -> None:
     from llds_core.evaluation import evaluate_run
 
     checkpoints = ["best", "last"]
-    training, planned = config.training, load_experiment(options.experiment).training.steps
+    training, planned = run.config.training, load_experiment(options.experiment).training.steps
     keeps_all = training.keep_checkpoints * training.save_every >= training.steps
     if training.steps > planned and keeps_all:
         # Comparable with runs of the usual length.
         checkpoints += [f"best-{planned}", f"last-{planned}"]
     for checkpoint in checkpoints:
-        path = evaluate_run(
-            config,
-            options.seed,
-            options.run_root,
-            overrides=options.overrides,
-            checkpoint=checkpoint,
-            progress=not options.quiet,
-        )
-        print(f"evaluation: {path}")
+        print(f"evaluation: {evaluate_run(run, checkpoint)}")
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -192,17 +186,8 @@ def evaluate(options: argparse.Namespace) -> None:
         return
     from llds_core.evaluation import evaluate_run
 
-    config = load_experiment(options.experiment, options.overrides)
-    path = evaluate_run(
-        config,
-        options.seed,
-        options.run_root,
-        overrides=options.overrides,
-        checkpoint=options.checkpoint,
-        split=options.split,
-        progress=not options.quiet,
-    )
-    print(path.read_text("utf-8"))
+    run = Run.load(options.experiment, options.seed, options.run_root, options.overrides)
+    print(evaluate_run(run, options.checkpoint, options.split).read_text("utf-8"))
 
 
 def ask(options: argparse.Namespace) -> None:
@@ -211,10 +196,8 @@ def ask(options: argparse.Namespace) -> None:
     from llds_core.reporting.trajectories import to_ansi
 
     trajectory = ask(
-        load_experiment(options.experiment),
+        Run.load(options.experiment, options.seed, options.run_root),
         options.question,
-        options.seed,
-        options.run_root,
         checkpoint=options.checkpoint,
         temperature=options.temperature,
     )
@@ -241,23 +224,8 @@ def report(options: argparse.Namespace) -> None:
 def reproduce(options: argparse.Namespace) -> None:
     """Run the main job, or with all arms the whole study."""
     from llds_core.machine.launch import Machine
-    from llds_core.study.reproduce import reproduce, reproduce_study
+    from llds_core.study.reproduce import reproduce
 
-    progress = not options.quiet
-    if options.arms == ["all"]:
-        if options.overrides:
-            raise ConfigError(
-                f'"{options.overrides[0]}" with --arms all: a study says itself what it changes; '
-                "leave it out, or name arms"
-            )
-        reproduce_study(
-            options.profile,
-            options.seeds,
-            options.run_root,
-            out_dir=options.out_dir,
-            progress=progress,
-        )
-        return
     reproduce(
         options.profile,
         options.seeds,
@@ -268,7 +236,6 @@ def reproduce(options: argparse.Namespace) -> None:
         retriever_env=options.retriever_env,
         machine=Machine(options.machine_rank, options.main_address, options.main_port),
         out_dir=options.out_dir,
-        progress=progress,
     )
 
 
@@ -285,7 +252,6 @@ def mechanism(options: argparse.Namespace) -> None:
         questions=options.questions,
         last_step=options.last_step,
         smollm2=options.smollm2,
-        progress=not options.quiet,
     )
     if options.publish:
         folder = publish_mechanism(options.run_root, options.profile, options.seed)
@@ -295,11 +261,11 @@ def mechanism(options: argparse.Namespace) -> None:
 def study(options: argparse.Namespace) -> int:
     """Run a study, or show its queue."""
     from llds_core.config.arms import load_study
-    from llds_core.study.runner import run_study, status, what_is_left
+    from llds_core.study.runner import planned_runs, run_study, status, what_is_left
 
     study = load_study(options.study)
     if options.status:
-        table = status(study, options.run_root, options.arms, options.seeds)
+        table = status(planned_runs(study, options.run_root, options.arms, options.seeds))
         print(table.to_string(index=False, float_format="%.1f"))
         print(what_is_left(study, table, options.run_root))
         return 0
@@ -309,7 +275,6 @@ def study(options: argparse.Namespace) -> int:
         arms=options.arms,
         seeds=options.seeds,
         minutes=options.minutes,
-        progress=not options.quiet,
     )
     for failure in failures:
         print(failure, file=sys.stderr)

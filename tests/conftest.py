@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # configuration's business.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 SMOKE_METHODS = ("grpo", "llds-action")
 
@@ -25,12 +26,12 @@ def smoke_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run root with a complete smoke warm start and the runs `smoke/grpo` and `smoke/llds-action`,
     seed 0.
     """
-    from llds_core.config import load_experiment
+    from llds_core.runs import Run
     from llds_core.training.experiment import train
 
     root = tmp_path_factory.mktemp("smoke") / "runs"
     for method in SMOKE_METHODS:
-        train(load_experiment(f"smoke/{method}"), 0, root, progress=False)
+        train(Run.load(f"smoke/{method}", 0, root))
     return root
 
 

@@ -34,7 +34,8 @@ from llds_core.rollout.loop import Rollout
 from llds_core.rollout.prompts import prompt_text
 from llds_core.rollout.protocol import TAGS
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
-from llds_core.runs.checkpoints import build_policy, build_tokenizer, load_policy
+from llds_core.runs import Run
+from llds_core.runs.policies import build_policy, build_tokenizer, load_policy
 from llds_core.seeding import torch_generator
 from llds_core.training.settings import SearchGRPOConfig, search_grpo_config
 from llds_core.training.trainer import (
@@ -42,7 +43,6 @@ from llds_core.training.trainer import (
     rollout_columns,
     trajectory_reward,
 )
-from llds_core.training.warmstart import warmstart_policy_path
 
 REPETITIONS = 3
 COLUMNS = ("measure", "value", "unit", "baseline", "baseline_value", "ratio", "aim")
@@ -115,7 +115,7 @@ def _start_policy(
     config: ExperimentConfig, environment: Environment, run_root: Path, folder: Path
 ) -> tuple[str, str]:
     """Folder of the policy to measure with, and what it is."""
-    path = warmstart_policy_path(run_root, config)
+    path = Run(config, root=run_root).start_policy
     if path.is_dir():
         return str(path), "start policy"
     texts = [prompt_text(q.question, config.rollout.prompt) for q in environment.world.train]

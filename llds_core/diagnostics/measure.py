@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.config import ExperimentConfig
 from llds_core.diagnostics.group_update import group_changes, sample_groups
 from llds_core.diagnostics.likelihood import score_trajectories
 from llds_core.diagnostics.rounds import scripted_rounds
@@ -28,11 +28,11 @@ from llds_core.diagnostics.summary import correlations
 from llds_core.errors import ConfigError, DataError
 from llds_core.files import disk_errors, write_json, write_table
 from llds_core.rollout.environment import Environment, build_environment
-from llds_core.runs import read_manifest, run_path
-from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps, load_policy
+from llds_core.runs import Run
+from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
+from llds_core.runs.policies import load_policy
 from llds_core.runs.provenance import git_state, package_versions
 from llds_core.runs.smollm2 import load_smollm2, quantization, smollm2_file
-from llds_core.training.warmstart import warmstart_policy_path
 
 TABLES = ("likelihood_change", "theorem", "nll_by_round")
 ROLLOUTS = 8  # responses to a question, as the paper's Fig. 3a; a run's own groups may be smaller
@@ -60,7 +60,6 @@ def measure(
     questions: int = 50,
     last_step: int | None = None,
     smollm2: bool = False,
-    progress: bool = True,
 ) -> Path:
     """Measure every stored checkpoint of the runs of `methods`.
 
@@ -72,7 +71,6 @@ def measure(
         questions: the first so many training questions, `ROLLOUTS` responses each.
         last_step: leave out later checkpoints.
         smollm2: score scripted searches with SmolLM2-135M-Instruct as well.
-        progress: show progress.
 
     Returns:
         The folder of the tables.
@@ -84,7 +82,7 @@ def measure(
     """
     if questions < 1:
         raise ConfigError(f"questions is {questions}: measure at least one")
-    configs = [load_experiment(f"{profile}/{method}") for method in methods]
+    runs = [Run.load(f"{profile}/{method}", seed, run_root) for method in methods]
     folder = mechanism_path(run_root, profile, seed)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,14 +94,14 @@ def measure(
             file.unlink()
     write_json(folder / "manifest.json", asked)
     tables = {name: _read(folder / f"{name}.csv") for name in TABLES}
-    environment = build_environment(configs[0])
-    for config in configs:
-        for step, checkpoint in _checkpoints(config, seed, run_root, last_step):
+    environment = build_environment(runs[0].config)
+    for run in runs:
+        config = run.config
+        for step, checkpoint in _checkpoints(run, last_step):
             found = tables["likelihood_change"]
             if len(found) and ((found.method == config.method) & (found.step == step)).any():
                 continue
-            if progress:
-                tqdm.write(f"{config.name} seed {seed}, step {step}")
+            tqdm.write(f"{config.name} seed {seed}, step {step}")
             measured = _measure(config, environment, checkpoint, step, seed, questions)
             for name, frame in measured.items():
                 _label(frame, profile, config.method, seed)
@@ -120,10 +118,7 @@ def measure(
         "profile": profile,
         "seed": seed,
         **asked,
-        "runs": {
-            config.method: read_manifest(run_path(run_root, config, seed))["config_hash"]
-            for config in configs
-        },
+        "runs": {run.config.method: run.manifest()["config_hash"] for run in runs},
         **git_state(),
         "packages": package_versions(),
     }
@@ -145,19 +140,16 @@ def read_mechanism(folder: Path) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def _checkpoints(
-    config: ExperimentConfig, seed: int, run_root: Path, last_step: int | None
-) -> list[tuple[int, Path]]:
+def _checkpoints(run: Run, last_step: int | None) -> list[tuple[int, Path]]:
     """Start policy and stored checkpoints of a run, by step."""
-    run = run_path(run_root, config, seed)
-    steps = checkpoint_steps(run / "checkpoint")
+    steps = checkpoint_steps(run.checkpoints)
     if not steps:
         raise DataError(
-            f"{run} has no checkpoint: run python -m llds_core train {config.name} --seed {seed}"
+            f"{run.path} has no checkpoint: run python -m llds_core train {run.config.name} "
+            f"--seed {run.seed}"
         )
     chosen = [step for step in steps if last_step is None or step <= last_step]
-    start = (0, warmstart_policy_path(run_root, config))
-    return [start, *((step, checkpoint_path(run / "checkpoint", step)) for step in chosen)]
+    return [(0, run.start_policy), *((s, checkpoint_path(run.checkpoints, s)) for s in chosen)]
 
 
 def _measure(

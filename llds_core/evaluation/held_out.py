@@ -5,7 +5,6 @@ is the headline, sampled decoding beside it; first without injected search failu
 failures of training.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,70 +16,18 @@ from scipy.stats import bootstrap
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llds_core.config import ExperimentConfig
-from llds_core.errors import CheckpointError, ConfigError
+from llds_core.errors import ConfigError
 from llds_core.evaluation.models import open_model
 from llds_core.files import write_json
 from llds_core.rollout.environment import Environment, build_environment, insisting
 from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
 from llds_core.rollout.scoring import score
-from llds_core.runs import read_manifest, read_metrics, run_path
-from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
+from llds_core.runs import Run
 from llds_core.seeding import numpy_generator, torch_generator
-from llds_core.training.recorder import best_step
-from llds_core.training.warmstart import warmstart_policy_path
 from llds_core.worlds.records import Question
 
 _KIND = "kind"
-_NAMED = re.compile(r"(best|last)(?:-(\d+))?")
-
-
-def find_checkpoint(
-    config: ExperimentConfig, seed: int, run_root: Path, which: str, overrides: Sequence[str] = ()
-) -> Path:
-    """Resolve `best`, `last`, `start` or a folder to a checkpoint folder; `best-30` and `last-30`
-    are those of the first 30 steps.
-
-    Raises:
-        CheckpointError: when there is none, with the command that makes one.
-    """
-    if which == "start":
-        path = warmstart_policy_path(run_root, config)
-        if not path.is_dir():
-            raise CheckpointError(
-                f"no start policy at {path}: run python -m llds_core warmstart {config.profile}"
-            )
-        return path
-    named = _NAMED.fullmatch(which)
-    if named is None:
-        if not Path(which).is_dir():
-            raise CheckpointError(
-                f'checkpoint "{which}" is no folder: use best, last, best-<steps>, last-<steps>, '
-                "start or an existing folder"
-            )
-        return Path(which)
-    kind, within = named[1], int(named[2]) if named[2] else None
-    run = run_path(run_root, config, seed, overrides)
-    steps = checkpoint_steps(run / "checkpoint")
-    if not steps:
-        raise CheckpointError(
-            f"{run} has no checkpoint: run python -m llds_core train "
-            f"{' '.join([config.name, *overrides])} --seed {seed}"
-        )
-    kept = steps if within is None else [step for step in steps if step <= within]
-    if not kept:
-        raise CheckpointError(
-            f"{run} keeps no checkpoint of its first {within} steps: name at least {steps[0]}"
-        )
-    step = kept[-1]
-    if kind == "best":
-        step = (
-            read_manifest(run).get("best_step", step)
-            if within is None
-            else best_step(read_metrics(run), kept)
-        )
-    return checkpoint_path(run / "checkpoint", step)
 
 
 def choose_questions(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
@@ -113,7 +60,6 @@ def run_questions(
     failure_rate: float = 0.0,
     sample: int = 0,
     seed: int = 0,
-    progress: bool = False,
 ) -> list[Trajectory]:
     """One scored trajectory per question, at `temperature` (0 is greedy), with the searches that
     evaluation allows.
@@ -124,9 +70,7 @@ def run_questions(
     stop = StopAtTag(tokenizer)
     trajectories: list[Trajectory] = []
     size = config.evaluation.batch_size
-    for start in tqdm(
-        range(0, len(questions), size), disable=not progress, desc="questions", unit="batch"
-    ):
+    for start in tqdm(range(0, len(questions), size), desc="questions", unit="batch"):
         generator = torch_generator(
             seed, "evaluation", "sampling", sample, start, device=str(model.device)
         )
@@ -181,16 +125,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def evaluate_run(
-    config: ExperimentConfig,
-    seed: int,
-    run_root: Path,
-    *,
-    overrides: Sequence[str] = (),
-    checkpoint: str = "best",
-    split: str = "test",
-    progress: bool = True,
-) -> Path:
+def evaluate_run(run: Run, checkpoint: str = "best", split: str = "test") -> Path:
     """Score a checkpoint of a run on held-out questions and write
     `evaluation-<checkpoint>-<split>.json` beside it.
 
@@ -198,7 +133,7 @@ def evaluate_run(
         CheckpointError: when the checkpoint is missing or cannot be read.
         ConfigError: when the split holds no question.
     """
-    folder = find_checkpoint(config, seed, run_root, checkpoint, overrides)
+    config, folder = run.config, run.checkpoint(checkpoint)
     environment = build_environment(insisting(config))
     questions = choose_questions(
         getattr(environment.world, split), config.evaluation.questions, config.world.seed
@@ -229,16 +164,16 @@ def evaluate_run(
             failure_rate=failure_rate,
             sample=sample,
             seed=config.world.seed,
-            progress=progress,
         )
         results[name] = summarise(trajectories)
-    run = run_path(run_root, config, seed, overrides)
-    target = (run if run.is_dir() else folder) / f"evaluation-{Path(checkpoint).name}-{split}.json"
+    target = (
+        run.path if run.path.is_dir() else folder
+    ) / f"evaluation-{Path(checkpoint).name}-{split}.json"
     write_json(
         target,
         {
             "experiment": config.name,
-            "seed": seed,
+            "seed": run.seed,
             "checkpoint": folder.name,
             "model_digest": opened.digest,
             "max_searches": environment.for_evaluation.config.rollout.max_searches,
@@ -251,13 +186,7 @@ def evaluate_run(
 
 
 def ask(
-    config: ExperimentConfig,
-    question: str,
-    seed: int,
-    run_root: Path,
-    *,
-    checkpoint: str = "best",
-    temperature: float = 0.0,
+    run: Run, question: str, *, checkpoint: str = "best", temperature: float = 0.0
 ) -> Trajectory:
     """Let a trained agent answer `question` and return its trajectory (unscored: no accepted answer
     is known).
@@ -270,11 +199,11 @@ def ask(
         raise ConfigError(
             'the question is empty: write it in quotes, e.g. "which continent is Homs in?"'
         )
-    folder = find_checkpoint(config, seed, run_root, checkpoint)
+    config, folder = run.config, run.checkpoint(checkpoint)
     environment = build_environment(insisting(config)).for_evaluation
     model, tokenizer = open_model(folder, config.training.dtype).load()
-    loop = environment.rollout_loop(tokenizer, seed=seed, failure_rate=0.0)
-    generator = torch_generator(seed, "ask", device=str(model.device))
+    loop = environment.rollout_loop(tokenizer, seed=run.seed, failure_rate=0.0)
+    generator = torch_generator(run.seed, "ask", device=str(model.device))
     sampler = TransformersSampler(model, tokenizer, generator, temperature=temperature)
     item = Question(
         id="ask",
@@ -289,7 +218,6 @@ __all__ = [
     "ask",
     "choose_questions",
     "evaluate_run",
-    "find_checkpoint",
     "interval",
     "run_questions",
     "summarise",

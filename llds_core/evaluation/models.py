@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llds_core.runs.checkpoints import digest_files, load_policy, policy_digest
+from llds_core.runs.policies import digest_files, load_policy, policy_digest
 from llds_core.runs.smollm2 import SMOLLM2, load_smollm2, quantization, smollm2_file
 
 

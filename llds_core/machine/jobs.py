@@ -1,7 +1,8 @@
-"""Runs jobs in child processes, as many at a time as there are GPUs, or else cores, for.
+"""Child processes of this package: `Child` is one, `run_jobs` runs many, as many at a time as there
+are GPUs, or else cores, for.
 
-A job is one configuration and seed. Children hold their own run directory, so a job that was cut is
-simply run again; an interrupted parent interrupts them and waits until their status is written.
+Children hold their own run directory, so a job that was cut is simply run again. An interrupted
+parent interrupts them and waits until their status is written.
 """
 
 import ctypes
@@ -10,59 +11,143 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from llds_core.config import ExperimentConfig
 from llds_core.errors import RunError
 from llds_core.files import disk_errors
-from llds_core.runs import read_metrics, run_path
+from llds_core.runs import Run
 
 _POLL_SECONDS = 1.0
 _STOP_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
 
 
-@dataclass(frozen=True)
-class Job:
-    """One experiment and seed.
+class Child:
+    """A process started here, whose output goes to a file.
 
-    Attributes:
-        config: the resolved configuration, overrides included.
-        seed: the run's seed.
-        overrides: as given by the user; they name the run directory.
-        label: how the job is called in progress and errors.
+    It has a session of its own: Ctrl-C reaches it once, through `stop`, and it can write its status
+    in peace. It ends with its parent.
+
+    Args:
+        command: program and arguments.
+        log: gets standard error, and standard output as well when `all_output`.
+        environment: variables beside those of this process; None takes one away.
+        append: keep what the log holds already.
     """
 
-    config: ExperimentConfig
-    seed: int
-    overrides: tuple[str, ...] = ()
-    label: str = field(default="")
-
-    def __post_init__(self) -> None:
-        if not self.label:
-            object.__setattr__(self, "label", self.config.name)
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        *,
+        environment: Mapping[str, str | None] | None = None,
+        all_output: bool = False,
+        append: bool = False,
+    ) -> None:
+        self.log = log
+        with disk_errors(log):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            # A file: libraries write more than a pipe holds while nobody reads it.
+            output = log.open("ab" if append else "wb")
+        self._begin = output.tell()
+        variables = os.environ | dict(environment or {})
+        with output:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output if all_output else subprocess.DEVNULL,
+                stderr=output,
+                env={name: value for name, value in variables.items() if value is not None},
+                start_new_session=True,
+                preexec_fn=_prepare_child,
+            )
 
     @property
-    def gpus(self) -> int:
-        """GPUs it takes where there are any."""
-        return self.config.hardware.processes
+    def code(self) -> int | None:
+        """Exit code, negative for a signal; None while it runs."""
+        return self.process.poll()
 
-    def path(self, run_root: Path) -> Path:
-        """Its run directory."""
-        return run_path(run_root, self.config, self.seed, self.overrides)
+    @property
+    def output(self) -> str:
+        """What it has written to its log."""
+        return self.log.read_bytes()[self._begin :].decode(errors="replace")
 
-    def messages(self, run_root: Path) -> Path:
-        """What its last process wrote to standard error."""
-        return self.path(run_root) / "messages.txt"
+    def stop(self, *, by: signal.Signals = signal.SIGINT, patience: float = _STOP_SECONDS) -> None:
+        """Ask it to end, wait, and kill it when it has not ended after `patience` seconds."""
+        stop_children([self], by=by, patience=patience)
 
-    def words(self, command: str, run_root: Path) -> list[str]:
-        """Words of `command` for this job, after `python -m llds_core`."""
-        named = [command, self.config.name, *self.overrides]
-        return [*named, "--seed", str(self.seed), "--run-root", str(run_root)]
+    def failure(self) -> str:
+        """Why it ended, in one line: what it said of itself, or the signal that ended it."""
+        lines = [line for line in self.output.splitlines() if line.strip()]
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        code = self.process.returncode
+        if code < 0:
+            # It had no time to say why.
+            name = signal.strsignal(-code)
+            errors = [f"ended by signal {-code} ({name}), e.g. for lack of memory"]
+        return [f"exit code {code}", *lines, *errors][-1]
+
+
+def stop_children(
+    children: Iterable[Child],
+    *,
+    by: signal.Signals = signal.SIGINT,
+    patience: float = _STOP_SECONDS,
+) -> None:
+    """Stop what is still running, all at the same time; see `Child.stop`."""
+    running = [child.process for child in children if child.code is None]
+    for process in running:
+        process.send_signal(by)
+    for process in running:
+        try:
+            process.wait(timeout=patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _prepare_child() -> None:
+    """In a child, before it runs: it hears the interrupt of `stop`, which a parent started in the
+    background (`nohup … &`) makes its children ignore.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to end this process when its parent is killed, so that no orphan holds a run
+    directory.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command of this package about one run.
+
+    Attributes:
+        run: what it is about.
+        words: the command, after `python -m llds_core`.
+        messages: gets standard error.
+        gpus: GPUs it takes where there are any.
+    """
+
+    run: Run
+    words: tuple[str, ...]
+    messages: Path
+    gpus: int
+
+    @classmethod
+    def of(cls, run: Run, command: str, *extra: str) -> "Job":
+        """`command` about `run`, with further arguments."""
+        return cls(
+            run, (*run.command(command), *extra), run.messages, run.config.hardware.processes
+        )
 
 
 def usable_cores() -> int:
@@ -92,29 +177,21 @@ def places(job: Job) -> list[dict[str, str]]:
     """Environment variables of each job that can run at a time: its GPUs, or its share of cores."""
     if gpus := visible_gpus():
         return [{"CUDA_VISIBLE_DEVICES": ",".join(of_job)} for of_job in gpu_sets(gpus, job.gpus)]
-    threads = job.config.training.threads * job.config.hardware.processes
+    threads = job.run.config.training.threads * job.run.config.hardware.processes
     return [{} for _ in range(max(1, usable_cores() // threads))]
 
 
 def run_jobs(
     jobs: Sequence[Job],
-    command: str,
-    run_root: Path,
     *,
-    progress: bool,
-    extra: Sequence[str] = (),
     done: Callable[[Job], None] | None = None,
     failed: Callable[[Job, RunError], None] | None = None,
     may_start: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Run `python -m llds_core <command>` for every job, in order.
+    """Run every job, in order.
 
     Args:
-        jobs: what to run.
-        command: `train` or `evaluate`.
-        run_root: folder of all runs.
-        progress: show a bar per run (`train` only).
-        extra: further arguments of the command.
+        jobs: what to run, all with the same sizes.
         done: called with each job that succeeded.
         failed: called with each job that failed; without it, a failure stops the rest.
         may_start: asked before each start; after a no, what runs is finished and the rest left.
@@ -125,10 +202,9 @@ def run_jobs(
     if not jobs:
         return
     waiting = list(jobs)
-    running: dict[subprocess.Popen, Job] = {}
-    taken: dict[subprocess.Popen, dict[str, str]] = {}
+    running: list[tuple[Job, Child, dict[str, str]]] = []
     free = places(jobs[0])
-    bars = ProgressBars(run_root) if progress and command == "train" else None
+    bars = ProgressBars()
     try:
         while waiting or running:
             while waiting and free:
@@ -136,170 +212,72 @@ def run_jobs(
                     waiting.clear()
                     break
                 job, place = waiting.pop(0), free.pop(0)
-                process = _start(job, command, run_root, extra, place)
-                running[process], taken[process] = job, place
+                running.append((job, _start(job, place), place))
             time.sleep(_POLL_SECONDS)
-            if bars:
-                bars.refresh(running.values())
-            for process in [process for process in running if process.poll() is not None]:
-                job = running.pop(process)
-                free.append(taken.pop(process))
-                if bars:
-                    bars.finish(job)
-                if process.returncode == 0:
+            bars.refresh(job.run for job, _, _ in running if job.words[0] == "train")
+            for ended in [entry for entry in running if entry[1].code is not None]:
+                running.remove(ended)
+                job, child, place = ended
+                free.append(place)
+                bars.finish(job.run)
+                if child.code == 0:
                     if done:
                         done(job)
                     continue
-                error = _failure(process, job, command, run_root)
+                error = RunError(
+                    f"{job.words[0]} {job.run.title} failed: {child.failure()} "
+                    f"(log: {job.run.path / 'log.txt'}, all of it: {job.messages})"
+                )
                 if failed is None:
                     raise error
                 failed(job, error)
     finally:
-        stop(running)
-        if bars:
-            bars.close()
+        stop_children(child for _, child, _ in running)
+        bars.close()
 
 
-def _start(
-    job: Job, command: str, run_root: Path, extra: Sequence[str], place: dict[str, str]
-) -> subprocess.Popen:
-    words = job.words(command, run_root)
-    arguments = [sys.executable, "-m", "llds_core", *words, "--quiet", *extra]
+def _start(job: Job, place: Mapping[str, str]) -> Child:
     # The thread count is part of a run; the environment must not add threads of its own.
-    environment = os.environ | {"OMP_NUM_THREADS": str(job.config.training.threads)} | place
-    path = job.messages(run_root)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A file: libraries write more than a pipe holds while nobody reads it.
-        messages = path.open("wb")
-    with messages:
-        return subprocess.Popen(
-            arguments,
-            stdout=subprocess.DEVNULL,
-            stderr=messages,
-            env=environment,
-            # A session of its own: Ctrl-C reaches it once, through `stop`, and it can write its
-            # status in peace.
-            start_new_session=True,
-            preexec_fn=prepare_child,
-        )
-
-
-def make_start_policy(job: Job, run_root: Path, *, progress: bool) -> None:
-    """Make the policy that `job` starts from, unless it is there.
-
-    On a GPU a child makes it: this process would keep its share of the memory while others train.
-
-    Raises:
-        LLDSError: when it cannot be made or had.
-    """
-    from llds_core.training.warmstart import start_policy, warmstart_policy_path
-
-    gpus = visible_gpus() if job.config.warm_starts else []
-    if not gpus or warmstart_policy_path(run_root, job.config).is_dir():
-        start_policy(job.config, run_root, progress=progress)
-        return
-    words = ["warmstart", job.config.name, *job.overrides, "--run-root", str(run_root)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "llds_core", *words, *([] if progress else ["--quiet"])],
-        stdout=subprocess.DEVNULL,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": gpus[0]},
-        start_new_session=True,
-        preexec_fn=prepare_child,
-    )
-    try:
-        code = process.wait()
-    finally:
-        stop([process])
-    if code:
-        raise RunError(f"the start policy of {job.config.profile} failed: see the line above")
-
-
-def prepare_child() -> None:
-    """In a child, before it runs.
-
-    It hears the interrupt of `stop`, which a parent started in the background (`nohup … &`) makes
-    its children ignore; and it ends with its parent.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    end_with_parent()
-
-
-def end_with_parent() -> None:
-    """Ask the kernel to end this process when its parent is killed, so that no orphan holds a run
-    directory.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def stop(processes: Iterable[subprocess.Popen]) -> None:
-    """Interrupt what is still running and wait for its status to be written."""
-    for process in processes:
-        process.send_signal(signal.SIGINT)
-    for process in processes:
-        try:
-            process.wait(timeout=_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _failure(process: subprocess.Popen, job: Job, command: str, run_root: Path) -> RunError:
-    messages = job.messages(run_root)
-    lines = [line for line in messages.read_text("utf-8", "replace").splitlines() if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if process.returncode < 0:
-        # It had no time to say why.
-        number = -process.returncode
-        errors = [f"ended by signal {number} ({signal.strsignal(number)}), e.g. for lack of memory"]
-    reason = [f"exit code {process.returncode}", *lines, *errors][-1]
-    log = job.path(run_root) / "log.txt"
-    return RunError(
-        f"{command} {job.label} seed {job.seed} failed: {reason} (log: {log}, all of it: "
-        f"{messages})"
-    )
+    threads = {"OMP_NUM_THREADS": str(job.run.config.training.threads)}
+    command = [sys.executable, "-m", "llds_core", *job.words, "--quiet"]
+    return Child(command, job.messages, environment=threads | dict(place))
 
 
 class ProgressBars:
-    """One progress bar per running job, fed from the metrics on disk."""
+    """One progress bar per running run, fed from the metrics on disk."""
 
-    def __init__(self, run_root: Path) -> None:
-        self._run_root = run_root
-        self._bars: dict[Job, tqdm] = {}
+    def __init__(self) -> None:
+        self._bars: dict[Path, tqdm] = {}
 
-    def refresh(self, jobs: Iterable[Job]) -> None:
-        """Show the last row of every running job."""
-        for job in jobs:
-            if job not in self._bars:
-                title = f"{job.label} seed {job.seed}"
-                total = job.config.training.steps
-                self._bars[job] = tqdm(total=total, desc=title, unit="step")
-            self._update(job)
+    def refresh(self, runs: Iterable[Run]) -> None:
+        """Show the last row of every running run."""
+        for run in runs:
+            if run.path not in self._bars:
+                total = run.config.training.steps
+                self._bars[run.path] = tqdm(total=total, desc=run.title, unit="step")
+            self._update(run)
 
-    def finish(self, job: Job) -> None:
-        """Leave the bar of a job that has ended as it is."""
-        if job in self._bars:
-            self._update(job)
-            self._bars.pop(job).close()
+    def finish(self, run: Run) -> None:
+        """Leave the bar of a run that has ended as it is."""
+        if run.path in self._bars:
+            self._update(run)
+            self._bars.pop(run.path).close()
 
     def close(self) -> None:
         """Leave all bars as they are."""
-        for job in list(self._bars):
-            self.finish(job)
+        for bar in self._bars.values():
+            bar.close()
+        self._bars.clear()
 
-    def _update(self, job: Job) -> None:
-        bar = self._bars[job]
-        rows = read_metrics(job.path(self._run_root))
-        if not rows or rows[-1]["step"] == bar.n:
-            return
-        row = rows[-1]
-        shown = {
-            "reward": row["reward"],
-            "loglik": row["loglik_correct"],
-            "entropy": row["entropy"],
-        }
-        bar.set_postfix(
-            {key: "–" if value is None else f"{value:.3f}" for key, value in shown.items()}
-        )
-        bar.update(row["step"] - bar.n)
+    def _update(self, run: Run) -> None:
+        bar, rows = self._bars[run.path], run.metrics()
+        if rows and rows[-1]["step"] != bar.n:
+            bar.set_postfix(shown_metrics(rows[-1]))
+            bar.update(rows[-1]["step"] - bar.n)
+
+
+def shown_metrics(row: Mapping[str, float | None]) -> dict[str, str]:
+    """What a progress bar shows of a metrics row."""
+    named = {"reward": "reward", "loglik": "loglik_correct", "entropy": "entropy"}
+    shown = {label: row[name] for label, name in named.items()}
+    return {name: "–" if value is None else f"{value:.3f}" for name, value in shown.items()}

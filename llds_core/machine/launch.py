@@ -7,24 +7,20 @@ each, with its `--machine-rank` and the address of the first. The output of the 
 status and why, is written here.
 """
 
-import fcntl
 import importlib.resources
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, RunError
-from llds_core.files import disk_errors, write_json
-from llds_core.machine.jobs import Job, ProgressBars, make_start_policy, prepare_child, stop
-from llds_core.runs import is_complete, read_manifest, run_path
+from llds_core.machine.jobs import Child, ProgressBars
+from llds_core.runs import Run, end_run
 
 _POLL_SECONDS = 0.5
 _LOST = "another process of this run has ended"
@@ -111,70 +107,45 @@ def sharding_file(sharding: str) -> Path:
     return Path(str(file))
 
 
-def launch_training(
-    config: ExperimentConfig,
-    seed: int,
-    run_root: Path,
-    *,
-    overrides: Sequence[str] = (),
-    progress: bool = True,
-    machine: Machine = ALONE,
-) -> Path:
-    """Train `config` with `seed` in processes of its own; see `train`.
-
-    Returns:
-        The run directory.
+def launch_training(run: Run, machine: Machine = ALONE) -> None:
+    """Train `run`, whose start policy is there, in processes of its own; see `train`.
 
     Raises:
         RunError: when a process fails or is killed, naming which and why.
     """
-    path = run_path(run_root, config, seed, overrides)
-    if is_complete(path, config):
-        return path
-    job = Job(config, seed, tuple(overrides))
-    if machine.rank == 0:
-        make_start_policy(job, run_root, progress=progress)
+    if run.is_complete():
+        return
     import torch
 
-    arguments = [*job.words("train", run_root), "--quiet"]
-    command = launch_command(config, arguments, machine, on_gpu=torch.cuda.is_available())
-    bars = ProgressBars(run_root) if progress and machine.rank == 0 else None
-    log = path / f"processes-{machine.rank}.log"
-    with disk_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-        output = log.open("ab")
-    begin = output.tell()
-    with output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            env=os.environ | {"OMP_NUM_THREADS": str(config.training.threads)},
-            # A session of its own: Ctrl-C reaches every process once, through the launcher.
-            start_new_session=True,
-            preexec_fn=prepare_child,
-        )
+    arguments = [*run.command("train"), "--quiet"]
+    command = launch_command(run.config, arguments, machine, on_gpu=torch.cuda.is_available())
+    bars = ProgressBars()
+    child = Child(
+        command,
+        run.path / f"processes-{machine.rank}.log",
+        environment={"OMP_NUM_THREADS": str(run.config.training.threads)},
+        all_output=True,
+        append=True,
+    )
     interrupted = False
     try:
-        while process.poll() is None:
-            if bars:
-                bars.refresh([job])
+        while child.code is None:
+            if machine.rank == 0:
+                bars.refresh([run])
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         interrupted = True
         raise
     finally:
-        stop([process])
-        if bars:
-            bars.close()
+        child.stop()
+        bars.close()
         if interrupted and machine.rank == 0:
-            _settle(path, "interrupted", "stopped by the user")
-    if process.returncode:
-        reason = _reason(log.read_bytes()[begin:].decode(errors="replace"))
+            end_run(run.path, "interrupted", "stopped by the user")
+    if child.code:
+        reason = _reason(child.output)
         if machine.rank == 0:
-            _settle(path, "failed", reason)
-        raise RunError(f"train {config.name} seed {seed} failed: {reason} (log: {log})")
-    return path
+            end_run(run.path, "failed", reason)
+        raise RunError(f"train {run.title} failed: {reason} (log: {child.log})")
 
 
 def _reason(output: str) -> str:
@@ -191,19 +162,3 @@ def _reason(output: str) -> str:
     # A defect: the last line of the first traceback names it.
     defects = [line for line in lines if _EXCEPTION.match(line)]
     return (defects or errors or lines or ["no output"])[0]
-
-
-def _settle(path: Path, status: str, reason: str) -> None:
-    """Write how a run ended that its processes have left, unless another command holds it."""
-    if not (path / "manifest.json").exists():
-        return
-    with disk_errors(path), (path / "lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        manifest = read_manifest(path)
-        if manifest["status"] in ("running", "failed"):
-            finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            ending = {"status": status, "finished": finished, "reason": reason}
-            write_json(path / "manifest.json", manifest | ending)

@@ -112,7 +112,7 @@ def policy_shape(policy: PolicyConfig) -> ModelShape:
         CheckpointError: when a folder's `config.json` cannot be read.
     """
     if policy.path is None:
-        from llds_core.runs.checkpoints import policy_architecture
+        from llds_core.runs.policies import policy_architecture
 
         return shape_of(policy_architecture(policy, policy.vocab_size))
     folder = Path(policy.path)

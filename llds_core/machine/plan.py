@@ -24,7 +24,7 @@ from llds_core.machine.plan_memory import (
 from llds_core.machine.plan_time import throughput
 from llds_core.machine.sizing import WIKIPEDIA_PASSAGES, index_size
 from llds_core.runs import DEFAULT_ROOT
-from llds_core.runs.deviations import deviations
+from llds_core.runs.identity import deviations
 from llds_core.worlds.sources import SOURCES, needs
 
 _E5_DIMENSION = 768

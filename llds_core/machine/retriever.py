@@ -5,9 +5,7 @@ there, in an environment of its own where one is given, and stopped at the end, 
 is. On Linux the kernel stops it when this process is killed.
 """
 
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,8 +14,7 @@ from pathlib import Path
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, RetrieverChangedError, RetrieverError, RunError
-from llds_core.files import disk_errors
-from llds_core.machine.jobs import prepare_child
+from llds_core.machine.jobs import Child
 from llds_core.retrieval.health import Health, ask_health, local_address
 
 START_SECONDS = 3600.0
@@ -69,26 +66,16 @@ def running_retriever(
             f'"make retriever PROFILE={config.profile} BACKEND=dense", or set service.url'
         )
     command = _command(config, overrides, address, environment)
-    with disk_errors(log):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        output = log.open("w", encoding="utf-8")
-    with output:
-        print(f"retriever starts at {url} (log: {log})", flush=True)
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=_environment(),
-            start_new_session=True,
-            preexec_fn=prepare_child,
-        )
-        try:
-            _wait(process, url, corpus, log, patience)
-            yield
-        finally:
-            stop(process)
-            print("retriever stopped", flush=True)
+    print(f"retriever starts at {url} (log: {log})", flush=True)
+    # Without what names our own environment, which may not be its own.
+    own = {"VIRTUAL_ENV": None, "PYTHONHOME": None}
+    child = Child(command, log, environment=own, all_output=True)
+    try:
+        _wait(child, url, corpus, patience)
+        yield
+    finally:
+        child.stop(by=signal.SIGTERM, patience=_STOP_SECONDS)
+        print("retriever stopped", flush=True)
 
 
 def wait_for_service(url: str, corpus: str, *, patience: float = START_SECONDS) -> None:
@@ -126,17 +113,6 @@ def check_service(url: str, found: Health, corpus: str) -> None:
         )
 
 
-def stop(process: subprocess.Popen) -> None:
-    """End a process that was started here, politely first."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout=_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
 def _settled(url: str, patience: float) -> Health:
     """What is at `url`, once it is neither loading nor stopping."""
     until = time.monotonic() + patience
@@ -169,20 +145,11 @@ def _command(
     ]
 
 
-def _environment() -> dict[str, str]:
-    """Without what names our own environment, which may not be its own."""
-    left_out = ("VIRTUAL_ENV", "PYTHONHOME")
-    return {name: value for name, value in os.environ.items() if name not in left_out}
-
-
-def _wait(process: subprocess.Popen, url: str, corpus: str, log: Path, patience: float) -> None:
+def _wait(child: Child, url: str, corpus: str, patience: float) -> None:
     started = reported = time.monotonic()
     while True:
-        if process.poll() is not None:
-            raise RunError(
-                f"the retriever ended with exit code {process.returncode}: {_last_line(log)} "
-                f"(log: {log})"
-            )
+        if child.code is not None:
+            raise RunError(f"the retriever ended: {child.failure()} (log: {child.log})")
         found = ask_health(url)
         if found.state == "ready":
             check_service(url, found, corpus)
@@ -190,14 +157,10 @@ def _wait(process: subprocess.Popen, url: str, corpus: str, log: Path, patience:
         now = time.monotonic()
         if now - started > patience:
             raise RetrieverError(
-                f"the retriever was not ready after {patience:g} s ({found.state}): look into {log}"
+                f"the retriever was not ready after {patience:g} s ({found.state}): look into "
+                f"{child.log}"
             )
         if now - reported > _REPORT_SECONDS:
             reported = now
             print(f"   {found.state} for {now - started:.0f} s", flush=True)
         time.sleep(_POLL_SECONDS)
-
-
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ")[:300] if lines else "it wrote nothing"

@@ -56,7 +56,6 @@ def ensure_mechanism(
     run_root: Path,
     *,
     questions: int = 16,
-    progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """Read the mechanism tables of all seeds that were measured; what the first lacks is measured
     where checkpoints are stored.
@@ -69,7 +68,6 @@ def ensure_mechanism(
         seeds: seeds of the runs; of others than the first what is there is read.
         run_root: folder of all runs.
         questions: how many to measure where nothing was measured before.
-        progress: show progress.
 
     Raises:
         DataError: when nothing is published, or a run has no checkpoint.
@@ -80,7 +78,7 @@ def ensure_mechanism(
     done, asked = covered(folders[0])
     if made_here and not is_published(run_root, profile) and not set(methods) <= set(done):
         questions = asked or questions
-        measure(profile, methods, seeds[0], run_root, questions=questions, progress=progress)
+        measure(profile, methods, seeds[0], run_root, questions=questions)
     found = [read_mechanism(folder) for folder in folders if folder.is_dir()]
     if not found:
         raise DataError(

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import io
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from llds_core.config import load_experiment
 from llds_core.config.arms import Study, load_study, studies
 from llds_core.diagnostics.metrics import METRICS
-from llds_core.errors import DataError, TrainingDivergedError
-from llds_core.runs import (
-    FINAL,
-    has_diverged,
-    is_complete,
-    read_manifest,
-    read_metrics,
-    run_path,
-)
+from llds_core.errors import DataError
+from llds_core.runs import FINAL, read_manifest, read_metrics
+from llds_core.runs import Run as PlannedRun
 from llds_core.runs.identity import diverged
 
 PUBLISHED = Path("results/published")
-_logger = logging.getLogger("llds_core")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +134,9 @@ class Run:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
+StoredRun = Run
+
+
 def _step(checkpoint: str) -> int:
     """Step of a checkpoint by its name, `step-<n>`."""
     return int(checkpoint.rpartition("-")[2])
@@ -182,16 +176,11 @@ def load_runs(
     runs = []
     for method in methods:
         for seed in seeds:
-            config = load_experiment(f"{profile}/{method}", overrides)
-            path = run_path(Path(run_root), config, seed, overrides)
-            if not (path / "manifest.json").exists():
-                command = " ".join(
-                    [config.name, *overrides, f"--seed {seed} --run-root {run_root}"]
-                )
-                raise DataError(
-                    f"no run at {path}: make it with python -m llds_core train {command}"
-                )
-            runs.append(load_run(path))
+            run = PlannedRun.load(f"{profile}/{method}", seed, run_root, overrides)
+            if not run.exists:
+                command = " ".join(run.command("train"))
+                raise DataError(f"no run at {run.path}: make it with python -m llds_core {command}")
+            runs.append(load_run(run.path))
     return runs
 
 
@@ -225,7 +214,7 @@ def load_study_runs(run_root: Path, study: Study) -> list[Run]:
         return sorted(found, key=lambda run: (order.index(run.arm), run.seed))
     runs = []
     for entry in study.entries():
-        path = run_path(Path(run_root), entry.config, entry.seed, entry.arm.overrides)
+        path = PlannedRun(entry.config, entry.seed, Path(run_root), entry.arm.overrides).path
         if (path / "manifest.json").exists() and (run := load_run(path)).is_result:
             manifest = run.manifest | {"arm": entry.arm.name}
             runs.append(Run(path, manifest, run.metrics).first(entry.config.training.steps))
@@ -264,45 +253,14 @@ def study_runs(
         study, root = load_study(profile), project_path(published)
         if stored := load_study_runs(run_root, study):
             return stored
-        configs = [load_experiment(f"{profile}/{method}") for method in methods]
-        own = [run_path(Path(run_root), config, seed) for config in configs for seed in seeds]
-        if is_published(root, profile) and not any(path.exists() for path in own):
+        own = [
+            PlannedRun.load(f"{profile}/{method}", seed, run_root)
+            for method in methods
+            for seed in seeds
+        ]
+        if is_published(root, profile) and not any(run.path.exists() for run in own):
             print(f"run_root holds no run of study {profile}: shown are those of {published}")
             return load_study_runs(root, study)
-    return load_runs(run_root, profile, methods, seeds, overrides)
-
-
-def ensure_runs(
-    profile: str,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    run_root: Path,
-    overrides: Sequence[str] = (),
-    progress: bool = True,
-) -> list[Run]:
-    """Train what is missing or unfinished, then read the runs; complete runs are only read.
-
-    A run that diverged is a result too: it is read as far as it went.
-
-    Raises:
-        RunError: when a run is being trained by another process, or cannot be written.
-        DataError: when a stored run is damaged.
-        ConfigError: for an unknown profile, method or override.
-    """
-    published = is_published(run_root, profile)
-    configs = [load_experiment(f"{profile}/{method}", overrides) for method in methods]
-    for config in configs if not published else ():
-        for seed in seeds:
-            path = run_path(Path(run_root), config, seed, overrides)
-            if is_complete(path, config) or has_diverged(path):
-                continue
-            # Imported here: it brings torch, which reading runs does without.
-            from llds_core.training.experiment import train
-
-            try:
-                train(config, seed, Path(run_root), overrides=overrides, progress=progress)
-            except TrainingDivergedError as error:
-                _logger.warning("%s seed %d diverged: %s", config.name, seed, error)
     return load_runs(run_root, profile, methods, seeds, overrides)
 
 

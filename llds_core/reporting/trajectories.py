@@ -20,6 +20,7 @@ from llds_core.reporting.figures import method_label
 from llds_core.reporting.store import Run
 from llds_core.retrieval.base import Hit
 from llds_core.rollout.protocol import ANSWER, FEEDBACK, Action, Trajectory, search_observation
+from llds_core.runs import Run as PlannedRun
 from llds_core.worlds.records import Question
 
 BlockKind = Literal["question", "policy", "observation", "answer"]
@@ -167,14 +168,15 @@ def answer_with(
         CheckpointError: when a run has no checkpoint, or it cannot be read.
     """
     # Imported here: they bring torch, which showing a stored trajectory does without.
-    from llds_core.evaluation import find_checkpoint, run_questions
+    from llds_core.evaluation import run_questions
     from llds_core.rollout.environment import build_environment
-    from llds_core.runs.checkpoints import load_policy
+    from llds_core.runs.policies import load_policy
 
     shown = []
     for run, which in [(run, "start") for run in runs[:1]] + [(run, "best") for run in runs]:
         config = ExperimentConfig.from_dict(run.manifest["config"])
-        folder = find_checkpoint(config, run.seed, run_root, which, overrides)
+        made = PlannedRun(config, run.seed, Path(run_root), tuple(overrides))
+        folder = made.checkpoint(which)
         model, tokenizer = load_policy(folder, config.training.dtype)
         environment = build_environment(config)
         [trajectory] = run_questions(environment, model, tokenizer, [question], temperature=0.0)

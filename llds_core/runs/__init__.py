@@ -1,32 +1,32 @@
 """One folder per run: what it is, what it left behind, and how it is continued.
 
-Checkpoints and policies need torch and transformers and are imported from their own modules.
+Policies need torch and transformers and are imported from `llds_core.runs.policies`.
 """
 
-from llds_core.runs.directory import (
+from llds_core.runs.directory import RunDirectory, end_run
+from llds_core.runs.identity import check_recorded, deviations
+from llds_core.runs.run import (
     DEFAULT_ROOT,
     FINAL,
     STATUSES,
-    RunDirectory,
-    has_diverged,
-    is_complete,
+    Run,
+    best_step,
     read_manifest,
     read_metrics,
     read_trajectories,
-    run_path,
 )
-from llds_core.runs.identity import check_recorded
 
 __all__ = [
     "DEFAULT_ROOT",
     "FINAL",
     "STATUSES",
+    "Run",
     "RunDirectory",
+    "best_step",
     "check_recorded",
-    "has_diverged",
-    "is_complete",
+    "deviations",
+    "end_run",
     "read_manifest",
     "read_metrics",
     "read_trajectories",
-    "run_path",
 ]

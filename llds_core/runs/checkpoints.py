@@ -1,177 +1,23 @@
-"""Policies on disk: building, loading, and checkpoints that are either whole or absent.
+"""Checkpoints that are either whole or absent.
 
 A checkpoint is written into a hidden folder and renamed when it is complete, so that a killed
-process leaves at most
-a hidden leftover behind. Names count rollout steps: `step-000012`.
+process leaves at most a hidden leftover behind. Names count rollout steps: `step-000012`.
 """
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from tokenizers import AddedToken, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2Tokenizer,
-)
-from transformers.utils import logging as transformers_logging
 
-from llds_core.config.load import PolicyConfig
 from llds_core.errors import CheckpointError, RunError
-from llds_core.seeding import child_seed
 
-# A bar per file of weights says nothing about a training run.
-transformers_logging.disable_progress_bar()
-
-PAD, END = "<|endoftext|>", "<|im_end|>"
 _PREFIX = "step-"
 _CHECKPOINT = re.compile(rf"{_PREFIX}(\d{{6,}})")
-# What transformers reads of a folder; optimizer states and results may lie beside it.
-POLICY_FILES = (
-    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
-    *("pytorch_model*.bin", "tokenizer*.json", "*.jinja", "special_tokens_map.json"),
-    *("added_tokens.json", "vocab.json", "merges.txt", "*.model"),
-)
-_LOADING_ERRORS = (
-    AttributeError,
-    EOFError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    TypeError,
-    ValueError,
-)
-
-
-def build_tokenizer(
-    texts: Iterable[str], vocab_size: int, tags: Iterable[str]
-) -> PreTrainedTokenizerBase:
-    """Train a byte-level BPE tokenizer on `texts`; each of `tags` is one ordinary, decodable token.
-
-    It is Qwen2's tokenizer class with a vocabulary of its own: `AutoTokenizer` picks the class by
-    the model's type, and any other one would come back from disk splitting text differently.
-    """
-    tag_tokens = [AddedToken(tag, normalized=False, special=False) for tag in tags]
-    empty = Qwen2Tokenizer(pad_token=PAD, eos_token=END, unk_token=PAD)
-    trained = empty.train_new_from_iterator(
-        texts,
-        vocab_size - len(tag_tokens),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    trained.add_tokens(tag_tokens)
-    return trained
-
-
-def policy_architecture(
-    config: PolicyConfig, vocab_size: int, **special_tokens: int | None
-) -> Qwen2Config:
-    """The architecture that `config` describes; `special_tokens` are ids as `Qwen2Config` names
-    them.
-    """
-    return Qwen2Config(
-        vocab_size=vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.key_value_heads,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        initializer_range=config.initializer_range,
-        **special_tokens,
-    )
-
-
-def build_policy(
-    config: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> PreTrainedModel:
-    """Return a randomly initialised Qwen2 policy for `tokenizer`, deterministic in `seed`."""
-    architecture = policy_architecture(
-        config,
-        len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    # transformers initialises from the global generator; fork it so that nothing else sees the
-    # seed.
-    with torch.random.fork_rng():
-        torch.manual_seed(child_seed(seed, "policy", "init"))
-        return Qwen2ForCausalLM(architecture)
-
-
-def load_policy(
-    path: str | Path, dtype: str = "float32"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a policy and its tokenizer.
-
-    Raises:
-        CheckpointError: when the folder is missing, truncated or not a causal language model.
-    """
-    if Path(path).exists():
-        for name in ("config.json", "tokenizer.json"):
-            if not (Path(path) / name).is_file():
-                raise CheckpointError(
-                    f"{path} holds no {name}: name a checkpoint folder such as "
-                    "…/checkpoint/step-000012"
-                )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), output_loading_info=True
-        )
-    except _LOADING_ERRORS as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(
-            f"checkpoint {path} cannot be loaded ({reason}): delete it to fall back to an earlier "
-            "one, or name another"
-        ) from error
-    # transformers draws missing weights at random and only warns.
-    absent = set(report["missing_keys"]) - set(model.all_tied_weights_keys)
-    if absent:
-        raise CheckpointError(
-            f"checkpoint {path} lacks {len(absent)} weights, {min(absent)} first: it is damaged or "
-            "of another architecture; name another"
-        )
-    return model, tokenizer
-
-
-def policy_digest(folder: Path) -> str:
-    """Sixteen hex digits that change with any file of a policy: weights, settings, tokenizer.
-
-    Raises:
-        CheckpointError: when the folder holds no weights.
-    """
-    files = sorted({file for pattern in POLICY_FILES for file in folder.glob(pattern)})
-    if not any(file.suffix in (".safetensors", ".bin") for file in files):
-        raise CheckpointError(f"{folder} holds no weights: name a checkpoint folder")
-    return digest_files(files)
-
-
-def digest_files(files: Iterable[Path]) -> str:
-    """Sixteen hex digits of names, sizes and contents."""
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-        with file.open("rb") as content:
-            while block := content.read(2**24):
-                digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

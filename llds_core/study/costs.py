@@ -9,8 +9,7 @@ from llds_core.machine.doctor.gpu import REPORTED_SHARE
 from llds_core.machine.doctor.probes import Gpus, find_gpus
 from llds_core.machine.layouts import fitting_layouts, nearest_fitting
 from llds_core.machine.plan import Plan, plan
-from llds_core.runs.deviations import deviations
-from llds_core.runs.identity import flat
+from llds_core.runs.identity import deviations, flat
 
 
 def layout_overrides(experiment: str, layout: str | None) -> list[str]:

@@ -1,13 +1,11 @@
-"""`reproduce`: the main job of a profile, from nothing to figures.
+"""`reproduce`: the main job of a profile, from nothing to figures and a verdict.
 
 Checks the machine, says what is left to do and what it costs, starts the search service the profile
-needs, makes the start policy, trains every arm (one at a time on each set of GPUs, or as many as
-there are cores for), scores the checkpoints, runs the notebooks and lists what was made. What it
-started is stopped, however it ends. The same command goes on where it was stopped: what is finished
-is read off the runs and results on disk and not done again.
+needs, makes the start policy, trains every arm, scores the checkpoints, runs the notebooks and says
+what was found. What it started is stopped, however it ends. The same command goes on where it was
+stopped: what is finished is read off the runs and results on disk and not done again.
 """
 
-import json
 import signal
 import threading
 import time
@@ -15,125 +13,105 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from llds_core.config import ExperimentConfig, load_experiment, methods
+from llds_core.config import methods
 from llds_core.config.arms import load_study, studies
-from llds_core.errors import CheckpointError, ConfigError, DataError, LLDSError, RunError
+from llds_core.errors import CheckpointError, ConfigError, DataError, RunError
 from llds_core.machine.doctor import examine
-from llds_core.machine.jobs import Job, make_start_policy, run_jobs, visible_gpus
-from llds_core.machine.launch import Machine
+from llds_core.machine.jobs import Job, run_jobs, visible_gpus
+from llds_core.machine.launch import ALONE, Machine
 from llds_core.machine.retriever import running_retriever, wait_for_service
-from llds_core.runs import has_diverged, is_complete
+from llds_core.reporting.notebooks import MAIN_ARMS, is_rendered, report
+from llds_core.reporting.store import StoredRun, load_run, read_published
+from llds_core.runs import Run
 from llds_core.runs.identity import FREE
-from llds_core.study.benchmark_jobs import benchmark_jobs, is_answered, run_benchmarks
 from llds_core.study.costs import layout_overrides, say_costs, say_what_else
-
-_CHECKPOINTS = ("best", "last")
+from llds_core.study.published import publish_mechanism, write_tables
+from llds_core.study.runner import make_start_policy, planned_runs, run_study, status
+from llds_core.study.scoring import has_benchmarks, is_scored, score
+from llds_core.study.verdict import verdict, write_page
 
 
 def reproduce(
     profile: str,
     seeds: Sequence[int],
-    run_root: Path,
+    root: Path,
     *,
-    arms: Sequence[str] = ("grpo", "llds-action"),
+    arms: Sequence[str] = MAIN_ARMS,
     overrides: Sequence[str] = (),
     layout: str | None = None,
     retriever_env: Path | None = None,
-    machine: Machine | None = None,
+    machine: Machine = ALONE,
     out_dir: Path | None = None,
-    progress: bool = True,
 ) -> Path:
     """Run the main job of `profile`.
 
     Args:
         profile: name of a profile.
         seeds: seeds of every arm.
-        run_root: folder of all runs.
-        arms: methods to run; with an arm or group of the profile's study among them, see
+        root: folder of all runs.
+        arms: methods to run. With an arm or group of the profile's study among them, or `all`, see
             `reproduce_study`.
         overrides: dotted overrides of every run.
         layout: GPUs to run on; None for those that the profile names.
         retriever_env: virtual environment of the search service; None for this one.
-        machine: this machine of several, of which all but the first only train; None for one.
+        machine: this machine of several, of which all but the first only train.
         out_dir: folder of the rendered output; None for `results/<profile>`.
-        progress: show progress.
 
     Returns:
         The path of the index that lists every artefact; of the run root on all machines but the
         first.
-
-    Raises:
-        ConfigError: for an unknown profile, arm or override, or a machine that cannot run it.
-        RunError: when a run fails, naming its log.
-        RetrieverError: when the search service does not come up or searches another corpus.
     """
-    from llds_core.reporting.notebooks import is_rendered, report
-
-    if profile in studies() and any(arm.partition("@")[0] not in methods() for arm in arms):
+    out_dir = Path("results") / profile if out_dir is None else out_dir
+    if list(arms) == ["all"] or (
+        profile in studies() and any(arm.partition("@")[0] not in methods() for arm in arms)
+    ):
         if given := [*overrides, *([layout] if layout else [])]:
             raise ConfigError(
                 f'"{given[0]}" with arms of study {profile}: a study says itself what it changes; '
                 "leave it out, or name methods"
             )
-        return reproduce_study(
-            profile, seeds, run_root, arms=arms, out_dir=out_dir, progress=progress
-        )
-    machine = machine or Machine()
+        return reproduce_study(profile, seeds, root, arms=arms, out_dir=out_dir)
     as_printed = all(override.partition("=")[0].strip() in FREE for override in overrides)
-    overrides = [*layout_overrides(f"{profile}/{arms[0]}", layout), *overrides]
-    configs = [load_experiment(f"{profile}/{arm}", overrides) for arm in arms]
-    jobs = [Job(config, seed, tuple(overrides)) for seed in seeds for config in configs]
-    out_dir = Path("results") / profile if out_dir is None else out_dir
-    started = time.perf_counter()
-    training = [job for job in jobs if not _is_trained(job, run_root)]
-    if not training and not _unscored(jobs, run_root):
+    overrides = (*layout_overrides(f"{profile}/{arms[0]}", layout), *overrides)
+    runs = [Run.load(f"{profile}/{arm}", seed, root, overrides) for seed in seeds for arm in arms]
+    clock = _Clock()
+    left = [run for run in runs if not run.is_finished()]
+    if not left and is_scored(runs):
         index = out_dir / "index.json"
-        if is_rendered(index, [job.path(run_root) for job in jobs]):
+        if is_rendered(index, [run.path for run in runs]):
             _section("everything is there already")
-            _list(index)
-            return index
-    _check_machine(configs[0], run_root, machine, runs=max(1, len(training)))
+            return _conclude(index, [load_run(run.path) for run in runs])
+    _check_machine(runs[0], machine, runs=max(1, len(left)))
     _section("cost")
-    say_costs(configs, run_root, len(training))
-    service = _search_service(configs[0], overrides, run_root, retriever_env, machine)
-    with stopping_on_signals(), service:
+    say_costs([run.config for run in runs[: len(arms)]], root, len(left))
+    with stopping_on_signals(), _search_service(runs[0], retriever_env, machine):
         if machine.rank:
-            _train(jobs, training, run_root, machine, progress=False)
-            return run_root
+            _train(runs, left, machine)
+            return root
         _section("start policy")
-        make_start_policy(jobs[0], run_root, progress=progress)
-        _minutes(started)
+        make_start_policy(runs[0])
+        clock.say()
         _section(f"training {', '.join(arms)}; seeds {', '.join(map(str, seeds))}")
-        _train(jobs, training, run_root, machine, progress=progress)
-        _minutes(started)
-        _section("benchmarks" if _has_benchmarks(configs[0]) else "held-out questions")
-        _score(jobs, run_root, as_printed=as_printed, progress=progress)
-        _minutes(started)
+        _train(runs, left, machine)
+        clock.say()
+        _section("benchmarks" if has_benchmarks(runs[0].config) else "held-out questions")
+        score(runs, as_printed=as_printed)
+        clock.say()
         _section("notebooks and figures")
-        index = report(
-            profile,
-            list(seeds),
-            run_root,
-            out_dir,
-            methods=arms,
-            overrides=overrides,
-            progress=progress,
-        )
-    _minutes(started)
-    _list(index)
-    if configs[0].hardware.gpu_memory_gib is None and visible_gpus():
-        say_what_else(run_root)
-    return index
+        index = report(profile, list(seeds), root, out_dir, methods=arms, overrides=overrides)
+    clock.say()
+    if runs[0].config.hardware.gpu_memory_gib is None and visible_gpus():
+        say_what_else(root)
+    return _conclude(index, [load_run(run.path) for run in runs])
 
 
 def reproduce_study(
     profile: str,
     seeds: Sequence[int],
-    run_root: Path,
+    root: Path,
     *,
-    arms: Sequence[str] | None = None,
-    out_dir: Path | None = None,
-    progress: bool = True,
+    arms: Sequence[str],
+    out_dir: Path,
 ) -> Path:
     """Run the study of `profile` from nothing: hours, resumable.
 
@@ -145,35 +123,29 @@ def reproduce_study(
     Args:
         profile: name of a profile that has a study.
         seeds: seeds to run: an arm for which the study plans n takes the first n of them.
-        run_root: folder of all runs.
-        arms: arms or groups to run, beside the main arms, with which all others are compared; None
-            for all.
-        out_dir: folder of the output; None for `results/<profile>`.
-        progress: show progress.
+        root: folder of all runs.
+        arms: arms or groups to run, beside the main arms, with which all others are compared, or
+            `all`.
+        out_dir: folder of the output.
 
     Returns:
         The path of the index that lists every artefact.
 
     Raises:
-        ConfigError: for a profile without a study, an unknown arm, or a machine that cannot run it.
         RunError: when runs or measurements fail, after all others are done and drawn.
     """
     from llds_core.diagnostics.measure import measure
-    from llds_core.reporting.notebooks import MAIN_ARMS, report
-    from llds_core.study.published import publish_mechanism, write_tables
-    from llds_core.study.runner import run_study, status
 
     study = load_study(profile).with_seeds(seeds)
-    wanted = [*MAIN_ARMS, *arms] if arms else None
+    wanted = None if list(arms) == ["all"] else [*MAIN_ARMS, *arms]
     chosen = study.chosen(wanted)
-    started = time.perf_counter()
-    _check_machine(load_experiment(f"{profile}/{MAIN_ARMS[0]}"), run_root, Machine())
-    out_dir = Path("results") / profile if out_dir is None else out_dir
+    clock = _Clock()
+    _check_machine(Run.load(f"{profile}/{MAIN_ARMS[0]}", root=root), ALONE)
     published = out_dir / "published"
     _section(f"study {study.name}: {len(chosen)} arms; seeds {', '.join(map(str, seeds))}")
-    failures = run_study(study, run_root, arms=wanted, published=published, progress=progress)
-    _minutes(started)
-    main = status(study, run_root, MAIN_ARMS, published=published)
+    failures = run_study(study, root, arms=wanted, published=published)
+    clock.say()
+    main = status(planned_runs(study, root, MAIN_ARMS), published)
     left = set(main["seed"][main["state"] != "published"])
     # In the order given: single runs are shown of the first.
     finished = [seed for seed in study.chosen(MAIN_ARMS)[0].seeds if seed not in left]
@@ -183,20 +155,30 @@ def reproduce_study(
     smollm2 = _has_smollm2()
     for seed in finished:
         try:
-            measure(profile, MAIN_ARMS, seed, run_root, smollm2=smollm2, progress=progress)
-            publish_mechanism(run_root, profile, seed, published)
+            measure(profile, MAIN_ARMS, seed, root, smollm2=smollm2)
+            publish_mechanism(root, profile, seed, published)
             smollm2 = False  # its script is the same for every seed
         except (CheckpointError, DataError) as error:
             # Of a run that diverged before its first checkpoint, for one.
             failures.append(f"mechanism of seed {seed}: {error}")
     write_tables(published, profile)
-    _minutes(started)
+    clock.say()
     _section("notebooks and figures")
-    index = report(profile, finished, published, out_dir, methods=MAIN_ARMS, progress=progress)
-    _minutes(started)
-    _list(index)
+    index = report(profile, finished, published, out_dir, methods=MAIN_ARMS)
+    clock.say()
+    runs = [run for run in read_published(profile, published) if run.arm in MAIN_ARMS]
+    _conclude(index, runs)
     if failures:
         raise _failed(failures)
+    return index
+
+
+def _conclude(index: Path, runs: Sequence[StoredRun]) -> Path:
+    """Say what was found, and which page shows it."""
+    found = verdict(runs)
+    page = write_page(index, found)
+    _section("verdict")
+    print(f"{found}\nopen {page}", flush=True)
     return index
 
 
@@ -237,105 +219,42 @@ def stopping_on_signals() -> Iterator[None]:
             signal.signal(sig, handler)
 
 
-def _is_trained(job: Job, run_root: Path) -> bool:
-    path = job.path(run_root)
-    try:
-        return is_complete(path, job.config) or has_diverged(path)
-    except LLDSError:
-        return False  # its own process says what is wrong with it
-
-
-def _train(
-    jobs: Sequence[Job],
-    left: Sequence[Job],
-    run_root: Path,
-    machine: Machine,
-    *,
-    progress: bool,
-) -> None:
+def _train(runs: Sequence[Run], left: Sequence[Run], machine: Machine) -> None:
     """Train what is left; a run that diverges is a result, and the others go on."""
 
     def failed(job: Job, error: RunError) -> None:
-        if not has_diverged(job.path(run_root)):
+        if not job.run.has_diverged():
             raise error
-        print(f"   {job.label} seed {job.seed} diverged; the others go on", flush=True)
+        print(f"   {job.run.title} diverged; the others go on", flush=True)
 
-    if len(left) < len(jobs):
-        print(f"   {len(jobs) - len(left)} of {len(jobs)} runs are there already", flush=True)
+    if len(left) < len(runs):
+        print(f"   {len(runs) - len(left)} of {len(runs)} runs are there already", flush=True)
     extra: list[str] = []
-    if jobs[0].config.hardware.nodes > 1:
+    if runs[0].config.hardware.nodes > 1:
         extra = ["--machine-rank", str(machine.rank), "--main-address", machine.main_address]
         extra += ["--main-port", str(machine.main_port)]
-    run_jobs(left, "train", run_root, progress=progress, extra=extra, failed=failed)
-
-
-def _has_benchmarks(config: ExperimentConfig) -> bool:
-    return config.world.name == "files"
-
-
-def _unscored(jobs: Sequence[Job], run_root: Path) -> bool:
-    """Whether a score is missing."""
-    if _has_benchmarks(jobs[0].config):
-        return not all(is_answered(job, run_root) for job in benchmark_jobs(jobs, run_root))
-    return any(_held_out_left(jobs, which, run_root) for which in _CHECKPOINTS)
-
-
-def _score(jobs: Sequence[Job], run_root: Path, *, as_printed: bool, progress: bool) -> None:
-    if _has_benchmarks(jobs[0].config):
-        asked = benchmark_jobs(jobs, run_root)
-        run_benchmarks(asked, run_root, as_method=as_printed, progress=progress)
-        return
-    for which in _CHECKPOINTS:
-        left = _held_out_left(jobs, which, run_root)
-        run_jobs(left, "evaluate", run_root, progress=progress, extra=["--checkpoint", which])
-
-
-def _held_out_left(jobs: Sequence[Job], which: str, run_root: Path) -> list[Job]:
-    """Runs whose checkpoint `which` has no score yet; a run that has no checkpoint has none."""
-    from llds_core.evaluation import find_checkpoint
-
-    left = []
-    for job in jobs:
-        try:
-            folder = find_checkpoint(job.config, job.seed, run_root, which, job.overrides)
-        except CheckpointError:
-            continue
-        file = job.path(run_root) / f"evaluation-{which}-test.json"
-        manifest = job.path(run_root) / "manifest.json"
-        if (
-            not file.exists()
-            or json.loads(file.read_text("utf-8"))["checkpoint"] != folder.name
-            or file.stat().st_mtime_ns < manifest.stat().st_mtime_ns
-        ):
-            left.append(job)
-    return left
+    run_jobs([Job.of(run, "train", *extra) for run in left], failed=failed)
 
 
 def _search_service(
-    config: ExperimentConfig,
-    overrides: Sequence[str],
-    run_root: Path,
-    environment: Path | None,
-    machine: Machine,
+    run: Run, environment: Path | None, machine: Machine
 ) -> AbstractContextManager[None]:
-    if config.retrieval.backend != "server":
+    if run.config.retrieval.backend != "server":
         return nullcontext()
     from llds_core.rollout.environment import corpus_identity
 
     _section("search service")
-    corpus = corpus_identity(config, progress=True)
+    corpus = corpus_identity(run.config)
     if machine.rank:
-        wait_for_service(config.service.url, corpus)
+        wait_for_service(run.config.service.url, corpus)
         return nullcontext()
-    log = run_root / config.profile / "retriever.log"
-    return running_retriever(config, corpus, overrides, log, environment=environment)
+    log = run.root / run.config.profile / "retriever.log"
+    return running_retriever(run.config, corpus, run.overrides, log, environment=environment)
 
 
-def _check_machine(
-    config: ExperimentConfig, run_root: Path, machine: Machine, *, runs: int = 1
-) -> None:
+def _check_machine(run: Run, machine: Machine, *, runs: int = 1) -> None:
     _section("machine")
-    findings = examine(config, run_root, runs=runs)
+    findings = examine(run.config, run.root, runs=runs)
     if machine.rank:
         # The first machine starts it, and is waited for.
         findings = [finding for finding in findings if finding.check != "retriever"]
@@ -343,22 +262,19 @@ def _check_machine(
         print(finding.line())
     failed = [finding for finding in findings if finding.status == "fail"]
     if failed:
-        raise ConfigError(f"this machine cannot run {config.profile}: {failed[0].line()}")
+        raise ConfigError(f"this machine cannot run {run.config.profile}: {failed[0].line()}")
 
 
 def _section(title: str) -> None:
     print(f"\n== {title}", flush=True)
 
 
-def _minutes(started: float) -> None:
-    print(f"   {(time.perf_counter() - started) / 60:.1f} minutes so far", flush=True)
+class _Clock:
+    """Says how long the job has taken."""
 
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
 
-def _list(index: Path) -> None:
-    content = json.loads(index.read_text("utf-8"))
-    _section(f"made in {index.parent}")
-    for artefact in content["artefacts"]:
-        print(f"{artefact['kind']:10} {index.parent / artefact['path']}")
-    for run in content["runs"]:
-        print(f"run        {run['path']} ({run['status']})")
-    print(f"index      {index}")
+    def say(self) -> None:
+        """Print one line."""
+        print(f"   {(time.perf_counter() - self._started) / 60:.1f} minutes so far", flush=True)

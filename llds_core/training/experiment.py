@@ -26,84 +26,62 @@ from llds_core.rollout.samplers import (
 )
 from llds_core.rollout.scoring import score
 from llds_core.rollout.vllm_sampler import Engine, VLLMSampler
-from llds_core.runs import RunDirectory, is_complete, run_path
+from llds_core.runs import Run, RunDirectory
 from llds_core.runs.checkpoints import (
     check_checkpoint,
     checkpoint_path,
     checkpoint_steps,
-    policy_digest,
     read_checkpoint_extra,
     remove_leftovers,
 )
+from llds_core.runs.policies import policy_digest
 from llds_core.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.training.processes import Processes, check_world_size, ending_together
-from llds_core.training.recorder import Follow, Recorder, has_collapsed
+from llds_core.training.recorder import FollowRun, Recorder, has_collapsed
 from llds_core.training.settings import search_grpo_config
 from llds_core.training.trainer import SearchGRPOTrainer
 from llds_core.training.vllm_engine import check_vllm, engine_options, open_engine
-from llds_core.training.warmstart import (
-    load_start_policy,
-    start_policy,
-    warmstart_policy_path,
-)
+from llds_core.training.warmstart import load_start_policy, start_policy
 
 _logger = logging.getLogger("llds_core")
 
 
-def train(
-    config: ExperimentConfig,
-    seed: int,
-    run_root: Path,
-    *,
-    overrides: Sequence[str] = (),
-    progress: bool = True,
-    after_step: Callable[[dict[str, Any]], None] | None = None,
-) -> Path:
-    """Train `config` with `seed`, or continue, or return at once when the run is complete.
+def train(run: Run, *, after_step: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Train `run`, or continue it, or return at once when it is complete.
 
     Args:
-        config: the resolved experiment.
-        seed: moves data order, sampling and injected search failures; world and start policy stay.
-        run_root: folder of all runs.
-        overrides: as given by the user; they name the run directory.
-        progress: show a progress bar.
+        run: what to train; its seed moves data order, sampling and injected search failures, while
+            world and start policy stay.
         after_step: called with each step's metrics, after they are on disk.
-
-    Returns:
-        The run directory.
 
     Raises:
         RunError: when the directory is in use, not writable or holds another configuration.
         CheckpointError: when the last checkpoint cannot be read.
         TrainingDivergedError: when updates stay non-finite.
     """
+    config = run.config
     processes = check_world_size(config)
-    path = run_path(run_root, config, seed, overrides)
-    if processes.decide(lambda: is_complete(path, config)):
-        return path
-    _need_start_policy(config, run_root, processes, progress=progress)
-    command = _command(config, seed, run_root, overrides)
-    run: RunDirectory | None = None
+    if processes.decide(run.is_complete):
+        return
+    _need_start_policy(run, processes)
+    directory: RunDirectory | None = None
 
     def claim() -> None:
-        nonlocal run
-        run = RunDirectory(path, config, seed, command=command)
+        nonlocal directory
+        directory = RunDirectory(run.path, config, run.seed, command=_command(run))
 
     processes.decide(claim)
-    with run or nullcontext(), ending_together(processes):
+    with directory or nullcontext(), ending_together(processes):
         torch.set_num_threads(config.training.threads)
-        start = processes.decide(lambda: _begin(run, config, run_root, processes))
+        start = processes.decide(lambda: _begin(run, directory, processes))
         if start.collapsed:
-            return path
-        recorder = run and Recorder(
-            run, config, start.done, progress=progress, after_step=after_step
-        )
-        trainer = _build_trainer(config, seed, path, run_root, start, processes, recorder)
+            return
+        recorder = directory and Recorder(directory, config, start.done, after_step=after_step)
+        trainer = _build_trainer(run, start, processes, recorder)
         if start.resume:
             trainer.nonfinite_in_a_row = read_checkpoint_extra(start.resume)["nonfinite_in_a_row"]
-            _logger.info("continuing %s after step %d", path, start.done)
+            _logger.info("continuing %s after step %d", run.path, start.done)
         trainer.train(resume_from_checkpoint=str(start.resume) if start.resume else None)
-    return path
 
 
 @dataclass(frozen=True)
@@ -123,98 +101,84 @@ class _Start:
     streams: str
 
 
-def _need_start_policy(
-    config: ExperimentConfig, run_root: Path, processes: Processes, *, progress: bool
-) -> None:
+def _need_start_policy(run: Run, processes: Processes) -> None:
     """Make the start policy where one process can; several need it made."""
-    if processes.count == 1 or not config.warm_starts:
-        processes.decide(lambda: start_policy(config, run_root, progress=progress))
-    elif not processes.decide(lambda: warmstart_policy_path(run_root, config).is_dir()):
+    if processes.count == 1 or not run.config.warm_starts:
+        processes.decide(lambda: start_policy(run))
+    elif not processes.decide(lambda: run.start_policy.is_dir()):
+        profile = run.config.profile
         raise RunError(
-            f"{config.profile} has no start policy in {run_root}, and several processes cannot "
-            f"make one: python -m llds_core warmstart {config.profile} --run-root {run_root}"
+            f"{profile} has no start policy in {run.root}, and several processes cannot make one: "
+            f"python -m llds_core warmstart {profile} --run-root {run.root}"
         )
 
 
-def _begin(
-    run: RunDirectory, config: ExperimentConfig, run_root: Path, processes: Processes
-) -> _Start:
+def _begin(run: Run, directory: RunDirectory, processes: Processes) -> _Start:
     """Bring the run directory to its last checkpoint."""
-    start = warmstart_policy_path(run_root, config)
-    run.update(start_policy=str(start))
-    run.record_policy(policy_digest(start))
+    start = run.start_policy
+    directory.update(start_policy=str(start))
+    directory.record_policy(policy_digest(start))
     remove_leftovers(run.checkpoints)
     steps = checkpoint_steps(run.checkpoints)
     resume = checkpoint_path(run.checkpoints, steps[-1]) if steps else None
     done = steps[-1] if steps else 0
     if resume:
         check_checkpoint(resume)
-    streams = _streams(run, config, done, processes)
-    run.truncate(done)
-    run.collapsed = has_collapsed(run, config)
-    return _Start(done, resume, run.collapsed, streams)
+    streams = _streams(directory, run.config, done, processes)
+    directory.truncate(done)
+    directory.collapsed = has_collapsed(directory, run.config)
+    return _Start(done, resume, directory.collapsed, streams)
 
 
-def _streams(run: RunDirectory, config: ExperimentConfig, done: int, processes: Processes) -> str:
+def _streams(
+    directory: RunDirectory, config: ExperimentConfig, done: int, processes: Processes
+) -> str:
     """The random streams this run samples from: those it began with, and they are noted."""
     several = processes.count > 1
     streams = config.rollout.streams
     if streams == "auto":
         # vLLM gives every trajectory a seed of its own.
         new = "trajectory" if several or config.sampler.backend == "vllm" else "rollout"
-        streams = run.manifest.get("streams", "rollout") if done else new
+        streams = directory.manifest.get("streams", "rollout") if done else new
     if several and streams == "rollout":
         raise RunError(
-            f"{run.path} samples a whole rollout from one random stream, which {processes.count} "
-            "processes cannot share: continue it with hardware.processes=1, or begin a run with "
-            "rollout.streams=trajectory"
+            f"{directory.path} samples a whole rollout from one random stream, which "
+            f"{processes.count} processes cannot share: continue it with hardware.processes=1, or "
+            "begin a run with rollout.streams=trajectory"
         )
-    run.update(streams=streams)
+    directory.update(streams=streams)
     return streams
 
 
-def _command(config: ExperimentConfig, seed: int, run_root: Path, overrides: Sequence[str]) -> str:
-    return " ".join(
-        [
-            "python -m llds_core train",
-            config.name,
-            *overrides,
-            f"--seed {seed}",
-            f"--run-root {run_root}",
-        ]
-    )
+def _command(run: Run) -> str:
+    return " ".join(["python -m llds_core", *run.command("train")])
 
 
 def _build_trainer(
-    config: ExperimentConfig,
-    seed: int,
-    path: Path,
-    run_root: Path,
-    start: _Start,
-    processes: Processes,
-    recorder: "Recorder | None",
+    run: Run, start: _Start, processes: Processes, recorder: Recorder | None
 ) -> SearchGRPOTrainer:
-    check_vllm(config, warmstart_policy_path(run_root, config))
+    config = run.config
+    check_vllm(config, run.start_policy)
     # Before the model, which sharding by DeepSpeed changes while it is loaded.
-    arguments = search_grpo_config(config, seed, path / "checkpoint")
+    arguments = search_grpo_config(config, run.seed, run.checkpoints)
     environment = build_environment(config)
-    model, tokenizer = load_start_policy(environment, run_root)
-    processes.decide(lambda: recorder.run.record_corpus(environment.retriever.identity))
+    model, tokenizer = load_start_policy(run, environment)
+    processes.decide(lambda: recorder.directory.record_corpus(environment.retriever.identity))
     if recorder is not None and start.resume:
         # A process killed right after its last save has not ranked it.
         recorder.saved(start.done)
     rollout = SearchRollout(
-        environment, tokenizer, seed, streams=start.streams, rank=processes.rank
+        environment, tokenizer, run.seed, streams=start.streams, rank=processes.rank
     )
     with engine_options(config):
         trainer = SearchGRPOTrainer(
             model=model,
             args=arguments,
-            train_dataset=training_rows(environment, seed),
+            train_dataset=training_rows(environment, run.seed),
             processing_class=tokenizer,
             rollout=rollout,
             on_step=recorder,
-            callbacks=[Follow(config, processes, recorder)],
+            callbacks=[FollowRun(config, processes, recorder)],
         )
     if config.sampler.backend == "vllm":
         rollout.engine = open_engine(trainer)

@@ -3,8 +3,7 @@ end of a run whose collapse is proved.
 """
 
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -14,34 +13,20 @@ from transformers import TrainerCallback
 from llds_core.config import ExperimentConfig
 from llds_core.diagnostics.phases import collapse_step
 from llds_core.rollout.protocol import Trajectory
-from llds_core.runs import RunDirectory, read_metrics
+from llds_core.runs import RunDirectory, best_step, read_metrics
 from llds_core.runs.checkpoints import checkpoint_steps, rotate_checkpoints
 from llds_core.training.processes import Processes
 
 _logger = logging.getLogger("llds_core")
-BEST_WINDOW = 4  # steps whose mean reward ranks a checkpoint
 
 
-def has_collapsed(run: RunDirectory, config: ExperimentConfig) -> bool:
+def has_collapsed(directory: RunDirectory, config: ExperimentConfig) -> bool:
     """Whether a run that is to stop after its collapse has proved it."""
-    rows = read_metrics(run.path)
+    rows = read_metrics(directory.path)
     if not config.diagnostics.stop_after_collapse or not rows:
         return False
     rewards = pd.Series([row["reward"] for row in rows], [row["step"] for row in rows])
     return collapse_step(rewards, config.diagnostics.window) is not None
-
-
-def best_step(metrics: Sequence[Mapping[str, Any]], kept: Sequence[int]) -> int:
-    """Of the steps `kept`, all with metrics, the one with the highest mean reward of its last
-    `BEST_WINDOW` steps; of several the first.
-    """
-    rewards = {row["step"]: row["reward"] for row in metrics}
-
-    def recent(step: int) -> float:
-        window = [s for s in range(step - BEST_WINDOW + 1, step + 1) if s in rewards]
-        return sum(rewards[s] for s in window) / len(window) if window else float("-inf")
-
-    return max(kept, key=recent)
 
 
 class Recorder:
@@ -51,30 +36,22 @@ class Recorder:
 
     def __init__(
         self,
-        run: RunDirectory,
+        directory: RunDirectory,
         config: ExperimentConfig,
         done: int,
         *,
-        progress: bool,
-        after_step: Callable[[dict[str, Any]], None] | None,
+        after_step: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        self.run = run
+        self.directory = directory
         self._config = config
         self._after_step = after_step
-        self._started = time.perf_counter()
-        self._bar = tqdm(
-            total=config.training.steps,
-            initial=done,
-            desc=f"{config.name}",
-            unit="step",
-            disable=not progress,
-        )
+        self._bar = tqdm(total=config.training.steps, initial=done, desc=config.name, unit="step")
 
     def __call__(self, row: dict[str, Any], trajectories: list[Trajectory]) -> None:
         """A step has ended: put its metrics and a few of its trajectories on disk."""
         stored = trajectories[: self._config.training.trajectories_per_step]
-        self.run.append_trajectories(trajectory_record(t, row["step"]) for t in stored)
-        self.run.append_metrics(row)
+        self.directory.append_trajectories(trajectory_record(t, row["step"]) for t in stored)
+        self.directory.append_metrics(row)
         gap, alarm = row["sampler_gap"], self._config.sampler.gap_alarm
         # Written so that NaN warns too.
         if gap is not None and not gap <= alarm:
@@ -101,16 +78,17 @@ class Recorder:
 
     def saved(self, step: int) -> None:
         """A checkpoint of `step` is on disk: rank it and drop old ones."""
-        best = best_step(read_metrics(self.run.path), checkpoint_steps(self.run.checkpoints))
-        rotate_checkpoints(self.run.checkpoints, self._config.training.keep_checkpoints, best)
-        self.run.update(best_step=best, last_step=step)
+        folder = self.directory.checkpoints
+        best = best_step(read_metrics(self.directory.path), checkpoint_steps(folder))
+        rotate_checkpoints(folder, self._config.training.keep_checkpoints, best)
+        self.directory.update(best_step=best, last_step=step)
 
     def close(self) -> None:
         """Training is over."""
         self._bar.close()
 
 
-class Follow(TrainerCallback):
+class FollowRun(TrainerCallback):
     """Forwards what happens in the trainer to the recorder, which one process has; ends a run whose
     collapse is proved, in all of them.
     """
@@ -131,9 +109,9 @@ class Follow(TrainerCallback):
             control.should_save |= collapsed
 
     def _note_collapse(self) -> bool:
-        run = self._recorder.run
-        run.collapsed = has_collapsed(run, self._config)
-        return run.collapsed
+        directory = self._recorder.directory
+        directory.collapsed = has_collapsed(directory, self._config)
+        return directory.collapsed
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A checkpoint was written."""

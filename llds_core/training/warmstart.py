@@ -9,8 +9,6 @@ name takes as few tokens in a held-out question as in a training one; a pre-trai
 own.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,135 +33,87 @@ from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.environment import Environment, build_retriever, build_world
 from llds_core.rollout.prompts import encode_prompt, prompt_text
 from llds_core.rollout.protocol import TAGS
-from llds_core.runs import RunDirectory, check_recorded, read_manifest
+from llds_core.runs import Run, RunDirectory, check_recorded, read_manifest
 from llds_core.runs.checkpoints import (
     AtomicCheckpointMixin,
-    build_policy,
-    build_tokenizer,
     check_checkpoint,
     checkpoint_path,
     checkpoint_steps,
-    load_policy,
-    policy_digest,
     remove_leftovers,
     rotate_checkpoints,
 )
-from llds_core.runs.start_policy import pretrained_folder
+from llds_core.runs.given_policy import given_policy
+from llds_core.runs.policies import (
+    build_policy,
+    build_tokenizer,
+    load_policy,
+    policy_digest,
+)
 from llds_core.seeding import child_seed, numpy_generator
 from llds_core.training.settings import OneGPUMixin
 from llds_core.training.traces import Trace, make_traces
 from llds_core.worlds.atlas import World
 
 _logger = logging.getLogger("llds_core")
-_SECTIONS = ("world", "policy", "warmstart")
-_OF_SECTION = {
-    "retrieval": ("backend", "top_k", "title_weight"),
-    "rollout": ("prompt", "max_observation_tokens"),
-}
 # Batches sorted by length together: enough for little padding, few enough for varied batches.
 _BUCKET = 16
 
 
-def warmstart_path(run_root: Path, config: ExperimentConfig) -> Path:
-    """Run directory of the warm start that `config` needs; another world or policy is another
-    folder.
-    """
-    sections = [*_SECTIONS, "dense"] if config.retrieval.backend == "dense" else _SECTIONS
-    shared = _shared(config).to_dict()
-    values = {section: shared[section] for section in sections}
-    # What it does not depend on stays out of its name, settings of the future included.
-    for section, keys in _OF_SECTION.items():
-        values[section] = {key: shared[section][key] for key in keys}
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-    return run_root / config.profile / f"warmstart-{digest}"
-
-
-def warmstart_policy_path(run_root: Path, config: ExperimentConfig) -> Path:
-    """Folder of the policy that runs of `config` start from, whether warm-started here (and then
-    perhaps not there yet) or given by `policy.path`.
-
-    Raises:
-        LLDSError: when the given policy cannot be had (see `pretrained_folder`).
-    """
-    if config.warm_starts:
-        return warmstart_path(run_root, config) / "policy"
-    return pretrained_folder(config, run_root)
-
-
-def start_policy(config: ExperimentConfig, run_root: Path, *, progress: bool = True) -> Path:
-    """Folder of the policy that runs of `config` start from, warm-started first where that is due.
+def start_policy(run: Run) -> Path:
+    """Folder of the policy that `run` starts from, warm-started first where that is due.
 
     Raises:
         LLDSError: when it cannot be made or had.
     """
-    if config.warm_starts:
-        return warmstart(config, run_root, progress=progress)
-    return pretrained_folder(config, run_root)
+    return warmstart(run) if run.config.warm_starts else run.start_policy
 
 
-def warmstart(config: ExperimentConfig, run_root: Path, *, progress: bool = True) -> Path:
-    """Train the profile's start policy, or continue, or return at once when it is there.
-
-    Args:
-        config: any experiment of the profile.
-        run_root: folder of all runs.
-        progress: show a progress bar.
+def warmstart(run: Run) -> Path:
+    """Train the start policy of `run`, or continue, or return at once when it is there.
 
     Returns:
         The folder of the policy, loadable with `AutoModelForCausalLM` and `AutoTokenizer`.
 
     Raises:
-        ConfigError: when the profile's runs start from `policy.path` as it is.
+        ConfigError: when the run starts from `policy.path` as it is.
         RunError: when it began with another policy, corpus or configuration.
     """
-    if not config.warm_starts:
+    if not run.config.warm_starts:
         raise ConfigError(
-            f"runs of {config.profile} start from policy.path={config.policy.path} as it is, and "
-            "there is nothing to make: set training.warmstart=true to warm-start it first"
+            f"runs of {run.config.profile} start from policy.path={run.config.policy.path} as it "
+            "is, and there is nothing to make: set training.warmstart=true to warm-start it first"
         )
-    path = warmstart_path(run_root, config)
-    policy = path / "policy"
-    given = pretrained_folder(config, run_root) if config.policy.path else None
+    path, policy = run.warmstart_path, run.start_policy
+    given = given_policy(run.config, run.root) if run.config.policy.path else None
     if policy.is_dir() and (manifest := read_manifest(path))["status"] == "complete":
         if given:
             check_recorded(path, manifest, "policy", policy_digest(given))
         return policy
-    config = _shared(config)
-    with RunDirectory(path, config, config.warmstart.seed) as run:
+    config = run.warmstart_config
+    with RunDirectory(path, config, config.warmstart.seed) as directory:
         torch.set_num_threads(config.warmstart.threads)
         if given:
-            run.record_policy(policy_digest(given))
-        trainer = _build_trainer(config, run, given, progress=progress)
-        remove_leftovers(run.checkpoints)
-        steps = checkpoint_steps(run.checkpoints)
-        resume = checkpoint_path(run.checkpoints, steps[-1]) if steps else None
+            directory.record_policy(policy_digest(given))
+        trainer = _build_trainer(config, directory, given)
+        remove_leftovers(directory.checkpoints)
+        steps = checkpoint_steps(directory.checkpoints)
+        resume = checkpoint_path(directory.checkpoints, steps[-1]) if steps else None
         if resume:
             check_checkpoint(resume)
-        run.truncate(steps[-1] if steps else 0)
+        directory.truncate(steps[-1] if steps else 0)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         trainer.model.save_pretrained(policy)
         trainer.processing_class.save_pretrained(policy)
     return policy
 
 
-def _shared(config: ExperimentConfig) -> ExperimentConfig:
-    """The part of `config` that the start policy depends on; everything else at its default."""
-    values = config.to_dict()
-    # `data` and `service` say where things are found, not what they are: no part of a name.
-    sections = ("world", "data", "dense", "service", "policy", "warmstart")
-    kept = {section: values[section] for section in sections}
-    for section, keys in _OF_SECTION.items():
-        kept[section] = {key: values[section][key] for key in keys}
-    return ExperimentConfig.from_dict({"profile": config.profile, "method": "warmstart", **kept})
-
-
 def _build_trainer(
-    config: ExperimentConfig, run: RunDirectory, given: Path | None, *, progress: bool
+    config: ExperimentConfig, directory: RunDirectory, given: Path | None
 ) -> "WarmstartTrainer":
     settings = config.warmstart
     world = build_world(config)
     engine = build_retriever(config, world)
-    run.record_corpus(engine.identity)
+    directory.record_corpus(engine.identity)
     retriever = FailingRetriever(
         engine,
         failure_rate=settings.failure_rate,
@@ -187,7 +137,7 @@ def _build_trainer(
     _logger.info("warm start: %d traces, vocabulary %d", len(traces), len(tokenizer))
     batches = _batches(traces, config, tokenizer)
     arguments = WarmstartArguments(
-        output_dir=str(run.checkpoints),
+        output_dir=str(directory.checkpoints),
         max_steps=settings.steps,
         per_device_train_batch_size=1,  # an item of the data set is a whole batch
         learning_rate=settings.learning_rate,
@@ -212,7 +162,7 @@ def _build_trainer(
         train_dataset=batches,
         data_collator=lambda items: items[0],
         processing_class=tokenizer,
-        callbacks=[_Log(run, arguments.max_steps, progress=progress)],
+        callbacks=[_Log(directory, arguments.max_steps)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -310,21 +260,15 @@ class WarmstartTrainer(AtomicCheckpointMixin, Trainer):
 class _Log(TrainerCallback):
     """Writes losses to the run directory, shows progress and keeps the last two checkpoints."""
 
-    def __init__(self, run: RunDirectory, steps: int, *, progress: bool) -> None:
-        self._run = run
+    def __init__(self, directory: RunDirectory, steps: int) -> None:
+        self._directory = directory
         self._steps = steps
-        self._progress = progress
         self._bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar where a resumed run stands."""
-        self._bar = tqdm(
-            total=self._steps,
-            initial=state.global_step,
-            desc="warm start",
-            unit="step",
-            disable=not self._progress,
-        )
+        done = state.global_step
+        self._bar = tqdm(total=self._steps, initial=done, desc="warm start", unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
@@ -341,14 +285,14 @@ class _Log(TrainerCallback):
         """Store the mean loss since the last log."""
         if logs and "loss" in logs:
             keys = ("loss", "learning_rate", "grad_norm")
-            self._run.append_metrics(
+            self._directory.append_metrics(
                 {"step": state.global_step, **{key: logs[key] for key in keys if key in logs}}
             )
             self._bar.set_postfix(loss=f"{logs['loss']:.3f}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep few checkpoints."""
-        rotate_checkpoints(self._run.checkpoints, keep=2, best=None)
+        rotate_checkpoints(self._directory.checkpoints, keep=2, best=None)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""
@@ -356,9 +300,9 @@ class _Log(TrainerCallback):
 
 
 def load_start_policy(
-    environment: Environment, run_root: Path
+    run: Run, environment: Environment
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the policy that runs in `environment` start from.
+    """Load the policy that `run` starts from.
 
     Its weights are float32 whatever `training.dtype` says: that is what the forward and backward
     passes compute in. In bfloat16 a weight has eight bits, and an update of a learning rate of 1e-6
@@ -367,14 +311,12 @@ def load_start_policy(
     Raises:
         CheckpointError: when it cannot be read, or was warm-started on another corpus.
     """
-    config = environment.config
-    path = warmstart_policy_path(run_root, config)
-    if config.warm_starts:
-        trained_on = read_manifest(path.parent).get("corpus")
-        if trained_on != environment.retriever.identity:
+    if run.config.warm_starts:
+        trained_on = read_manifest(run.warmstart_path).get("corpus")
+        corpus = environment.retriever.identity
+        if trained_on != corpus:
             raise CheckpointError(
-                f"the start policy in {path.parent} was made on corpus {trained_on}, the world is "
-                "now "
-                f"{environment.retriever.identity}: delete that folder to make it again"
+                f"the start policy in {run.warmstart_path} was made on corpus {trained_on}, the "
+                f"world is now {corpus}: delete that folder to make it again"
             )
-    return load_policy(path)
+    return load_policy(run.start_policy)

@@ -8,8 +8,7 @@ import pytest
 from llds_core.config import load_experiment, methods, printed_experiment, profiles, variants
 from llds_core.errors import ConfigError
 from llds_core.runs import RunDirectory, read_manifest
-from llds_core.runs.deviations import deviations
-from llds_core.runs.identity import flat
+from llds_core.runs.identity import deviations, flat
 from llds_core.worlds.sources import SOURCES, needs
 
 PRESETS = importlib.resources.files("llds_core") / "presets"

@@ -19,7 +19,7 @@ from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
 from llds_core.config import PolicyConfig
-from llds_core.runs.checkpoints import build_policy, build_tokenizer
+from llds_core.runs.policies import build_policy, build_tokenizer
 
 TESTED = "1.16.0"
 ADVICE = (

@@ -14,7 +14,7 @@ from llds_core.retrieval.base import Hit
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.protocol import TAGS
 from llds_core.rollout.samplers import Generation, StopAtTag
-from llds_core.runs.checkpoints import build_policy, build_tokenizer
+from llds_core.runs.policies import build_policy, build_tokenizer
 from llds_core.worlds.records import Question
 
 LIMITS = ("rollout.max_action_tokens=12", "rollout.max_total_tokens=300")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from llds_core.config import PolicyConfig
 from llds_core.retrieval.encoder import Encoder
 from llds_core.rollout.prompts import prompt_text
-from llds_core.runs.checkpoints import build_policy, build_tokenizer
+from llds_core.runs.policies import build_policy, build_tokenizer
 from llds_core.worlds.atlas import build_atlas
 from llds_core.worlds.benchmarks import BENCHMARKS, CORPUS_FILE, MIX_COUNTS, MIX_FILE
 from llds_core.worlds.records import Passage, Question, write_corpus

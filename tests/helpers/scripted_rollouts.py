@@ -13,7 +13,7 @@ from llds_core.rollout.protocol import (
     Trajectory,
 )
 from llds_core.rollout.samplers import Generation, StopAtTag
-from llds_core.runs.checkpoints import build_tokenizer
+from llds_core.runs.policies import build_tokenizer
 from llds_core.worlds.records import Passage, Question
 
 TEXTS = ["<search>where is it</search>. then</answer>. so it is where it was"] * 20

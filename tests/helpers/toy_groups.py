@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from llds_core.retrieval import Hit
 from llds_core.rollout.protocol import TAGS, Action, Trajectory
-from llds_core.runs.checkpoints import build_tokenizer
+from llds_core.runs.policies import build_tokenizer
 from llds_core.worlds.records import Question
 
 TEXTS = ["<search>where is it</search>. then</answer>. so it is where it was"] * 20

@@ -26,7 +26,7 @@ from llds_core.rollout.protocol import (
     search_observation,
 )
 from llds_core.rollout.scoring import score
-from llds_core.runs.checkpoints import END, PAD
+from llds_core.runs.policies import END, PAD
 
 # Turns and limits
 

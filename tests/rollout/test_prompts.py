@@ -4,7 +4,7 @@ import pytest
 
 from llds_core.rollout.prompts import encode_prompt, prompt_text
 from llds_core.rollout.protocol import TAGS
-from llds_core.runs.checkpoints import build_tokenizer
+from llds_core.runs.policies import build_tokenizer
 
 TEMPLATES = pytest.mark.parametrize("template", ["short", "search-r1"])
 

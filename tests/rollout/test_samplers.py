@@ -11,7 +11,7 @@ from llds_core.retrieval import FailingRetriever, Hit
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.protocol import TAGS
 from llds_core.rollout.samplers import Generation, StopAtTag, TransformersSampler
-from llds_core.runs.checkpoints import build_policy, build_tokenizer
+from llds_core.runs.policies import build_policy, build_tokenizer
 from llds_core.worlds.records import Question
 
 TEXTS = ["<search>where is it</search>. then</answer>. so it is where it was"] * 20

@@ -23,7 +23,7 @@ from llds_core.rollout.vllm_sampler import (
     VLLMSampler,
     logprobs_mode,
 )
-from llds_core.runs.checkpoints import build_tokenizer
+from llds_core.runs.policies import build_tokenizer
 
 TEXTS = ["<search>where is it</search>. then</answer>. so it is where it was"] * 20
 TOKENIZER = build_tokenizer(TEXTS, 400, TAGS)

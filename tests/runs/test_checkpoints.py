@@ -15,16 +15,18 @@ from llds_core.evaluation import find_checkpoint
 from llds_core.rollout.protocol import TAGS
 from llds_core.runs import run_path
 from llds_core.runs.checkpoints import (
+    checkpoint_path,
+    checkpoint_steps,
+    read_checkpoint_extra,
+    remove_leftovers,
+    rotate_checkpoints,
+)
+from llds_core.runs.policies import (
     END,
     PAD,
     build_policy,
     build_tokenizer,
-    checkpoint_path,
-    checkpoint_steps,
     load_policy,
-    read_checkpoint_extra,
-    remove_leftovers,
-    rotate_checkpoints,
 )
 
 TOKENIZER = build_tokenizer(["which city is where and why"] * 3, 400, TAGS)

@@ -24,7 +24,8 @@ from llds_core.rollout.protocol import TAGS
 from llds_core.rollout.samplers import StopAtTag
 from llds_core.runs import read_manifest, read_metrics
 from llds_core.runs import smollm2 as packaged
-from llds_core.runs.checkpoints import checkpoint_path, load_policy
+from llds_core.runs.checkpoints import checkpoint_path
+from llds_core.runs.policies import load_policy
 from llds_core.runs.smollm2 import load_smollm2, quantization, smollm2_file, unpack_smollm2
 from llds_core.training.warmstart import warmstart_policy_path
 from llds_core.worlds.atlas import build_atlas

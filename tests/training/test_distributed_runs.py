@@ -16,7 +16,8 @@ from test_resume import assert_same_run, fresh_root, rows
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
 from llds_core.runs import read_manifest, read_metrics, read_trajectories, run_path
-from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps, load_policy
+from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
+from llds_core.runs.policies import load_policy
 from llds_core.training import experiment
 
 # The format reward differs inside groups, which the smoke policy's answers hardly ever do.

@@ -19,8 +19,9 @@ from llds_core.errors import CheckpointError, ConfigError, DownloadError, RunErr
 from llds_core.evaluation import evaluate_run
 from llds_core.rollout.prompts import encode_prompt
 from llds_core.runs import read_manifest, read_metrics, read_trajectories
-from llds_core.runs.checkpoints import checkpoint_path, load_policy, policy_digest
-from llds_core.runs.start_policy import pretrained_folder
+from llds_core.runs.checkpoints import checkpoint_path
+from llds_core.runs.given_policy import pretrained_folder
+from llds_core.runs.policies import load_policy, policy_digest
 from llds_core.training import experiment
 from llds_core.training.warmstart import (
     start_policy,

@@ -27,7 +27,8 @@ from llds_core.errors import TrainingDivergedError
 from llds_core.rollout.protocol import TAGS
 from llds_core.runs import RunDirectory, read_manifest, read_metrics, read_trajectories
 from llds_core.runs import checkpoints as checkpoints_module
-from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps, load_policy
+from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
+from llds_core.runs.policies import load_policy
 from llds_core.training import experiment, recorder, warmstart
 
 TIMING = re.compile("seconds|per_second")

