@@ -245,13 +245,16 @@ def ensure_runs(
         # Loads torch, which reading runs does without.
         from llds_core.training.experiment import train
 
-        for method in methods:
-            for seed in seeds:
-                run = Run.load(f"{profile}/{method}", seed, run_root, overrides)
-                if run.is_complete() or run.has_diverged():
-                    continue
-                try:
-                    train(run)
-                except TrainingDivergedError as error:
-                    _logger.warning("%s diverged: %s", run.title, error)
+        runs = [
+            Run.load(f"{profile}/{method}", seed, run_root, overrides)
+            for method in methods
+            for seed in seeds
+        ]
+        for run in runs:
+            if run.is_complete() or run.has_diverged():
+                continue
+            try:
+                train(run)
+            except TrainingDivergedError as error:
+                _logger.warning("%s diverged: %s", run.title, error)
     return load_runs(run_root, profile, methods, seeds, overrides)

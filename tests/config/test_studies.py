@@ -11,7 +11,7 @@ from llds_core.errors import ConfigError
 from llds_core.reporting.store import load_run, load_study_runs, read_published
 from llds_core.runs.identity import FREE, flat
 from llds_core.study.published import publish_run
-from llds_core.study.runner import run_study, status, study_jobs
+from llds_core.study.runner import planned_runs, run_study, status
 
 SMALL = """
 description: two arms on two seeds
@@ -36,7 +36,7 @@ def test_studies_that_ship_are_valid_and_name_their_arms_once(name: str) -> None
         entries = study.entries()
         assert len({(entry.arm.name, entry.seed) for entry in entries}) == len(entries)
         # Two entries in one folder would overwrite each other, or publish one run twice.
-        folders = [job.path(Path("runs")) for job in study_jobs(study)]
+        folders = [run.path for run in planned_runs(study, Path("runs"))]
         assert len(set(folders)) == len(folders)
 
 
@@ -167,7 +167,7 @@ def test_a_study_runs_what_is_left_and_publishes_it(
 
 def test_a_time_limit_starts_nothing_more(smoke_runs: Path, tmp_path: Path) -> None:
     study = load_study(written(tmp_path))
-    assert run_study(study, smoke_runs, published=tmp_path, minutes=0, progress=False) == []
+    assert run_study(study, smoke_runs, published=tmp_path, minutes=0) == []
     assert not (tmp_path / "smoke").exists()
 
 

@@ -34,7 +34,7 @@ def stored(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tables(stored: Path) -> dict[str, pd.DataFrame]:
-    measure("smoke", METHODS, 0, stored, questions=6, progress=False)
+    measure("smoke", METHODS, 0, stored, questions=6)
     return read_mechanism(mechanism_path(stored, "smoke", 0))
 
 
@@ -59,7 +59,7 @@ def test_the_start_policy_is_the_same_for_all_methods(tables) -> None:
 
 def test_what_is_measured_is_not_measured_again(tables, stored, monkeypatch) -> None:
     monkeypatch.setattr("llds_core.diagnostics.measure._measure", None)
-    folder = measure("smoke", METHODS, 0, stored, questions=6, progress=False)
+    folder = measure("smoke", METHODS, 0, stored, questions=6)
     again = read_mechanism(folder)
     assert {name: len(again[name]) for name in TABLES} == {
         name: len(tables[name]) for name in TABLES
@@ -70,7 +70,7 @@ def test_what_is_measured_is_not_measured_again(tables, stored, monkeypatch) -> 
 
 def test_figures_and_summary_come_from_the_tables(tables, stored) -> None:
     runs = load_runs(stored, "smoke", METHODS, [0])
-    found = ensure_mechanism("smoke", METHODS, [0, 1], stored, questions=6, progress=False)
+    found = ensure_mechanism("smoke", METHODS, [0, 1], stored, questions=6)
     assert mechanism_summary(found).count("GRPO") >= 2
     shares = share_table(found["likelihood_change"])
     assert (shares["measured"] <= shares["questions"]).all()
@@ -83,14 +83,14 @@ def test_figures_and_summary_come_from_the_tables(tables, stored) -> None:
 def test_another_number_of_questions_starts_anew(tables, stored, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     shutil.copytree(stored, root)
-    folder = measure("smoke", ["grpo"], 0, root, questions=3, progress=False)
+    folder = measure("smoke", ["grpo"], 0, root, questions=3)
     changes = read_mechanism(folder)["likelihood_change"]
     assert set(changes["method"]) == {"grpo"} and changes["question_id"].nunique() == 3
 
 
 def test_missing_runs_and_senseless_numbers_are_one_line(tmp_path: Path, capsys) -> None:
     with pytest.raises(DataError, match="llds_core train smoke/grpo --seed 0"):
-        measure("smoke", ["grpo"], 0, tmp_path, progress=False)
+        measure("smoke", ["grpo"], 0, tmp_path)
     with pytest.raises(ConfigError, match="questions is 0"):
         measure("smoke", ["grpo"], 0, tmp_path, questions=0)
     with pytest.raises(DataError, match="llds_core mechanism"):

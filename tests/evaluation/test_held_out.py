@@ -9,6 +9,7 @@ from given_policies import save_llama
 from llds_core.config import load_experiment
 from llds_core.evaluation import evaluate, evaluate_run, held_out
 from llds_core.evaluation.evaluate import Plan, evaluate_benchmarks
+from llds_core.runs import Run
 
 _SEARCH = "<search> Homs </search>"
 _ROOM = "rollout.max_total_tokens=900"
@@ -47,9 +48,7 @@ def test_a_checkpoint_of_another_architecture_is_evaluated_as_what_it_is(tmp_pat
         "smoke/grpo",
         ["evaluation.questions=2", "evaluation.samples=0", "rollout.max_action_tokens=4"],
     )
-    path = evaluate_run(
-        config, 0, tmp_path / "runs", checkpoint=str(llama), split="dev", progress=False
-    )
+    path = evaluate_run(Run(config, 0, tmp_path / "runs"), str(llama), "dev")
     found = json.loads(path.read_text())
     assert found["checkpoint"] == "llama" and found["max_searches"] == 2
     assert found["results"]["greedy"]["all"]["n"] == 2

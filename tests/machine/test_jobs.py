@@ -8,12 +8,12 @@ from llds_core.config import load_experiment
 from llds_core.errors import RunError, TrainingDivergedError
 from llds_core.machine import jobs
 from llds_core.machine.jobs import Job, gpu_sets
-from llds_core.runs import RunDirectory, has_diverged
-from llds_core.study.benchmark_jobs import BenchmarkJob
-from llds_core.training.warmstart import warmstart_policy_path
+from llds_core.runs import Run, RunDirectory
+from llds_core.study import runner
+from llds_core.study.scoring import benchmark_job
 
-SMOKE = load_experiment("smoke/grpo")
-FOUR = load_experiment("paper-3b/grpo", layout="4x80")
+SMOKE = Run(load_experiment("smoke/grpo"))
+FOUR = Run(load_experiment("paper-3b/grpo", layout="4x80"))
 
 
 @pytest.mark.parametrize(
@@ -32,41 +32,42 @@ def test_gpus_are_divided_among_jobs(gpus: str, wanted: int, sets: list[str]) ->
 
 def test_a_single_gpu_trains_one_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "visible_gpus", lambda: ["0"])
-    assert jobs.places(Job(SMOKE, 0)) == [{"CUDA_VISIBLE_DEVICES": "0"}]
+    assert jobs.places(Job.of(SMOKE, "train")) == [{"CUDA_VISIBLE_DEVICES": "0"}]
 
 
 def test_eight_gpus_train_two_runs_of_four_or_answer_in_eight_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(jobs, "visible_gpus", lambda: list("01234567"))
-    sets = [place["CUDA_VISIBLE_DEVICES"] for place in jobs.places(Job(FOUR, 0))]
+    sets = [place["CUDA_VISIBLE_DEVICES"] for place in jobs.places(Job.of(FOUR, "train"))]
     assert sets == ["0,1,2,3", "4,5,6,7"]
-    assert len(jobs.places(BenchmarkJob(FOUR, 0, part=(1, 8)))) == 8
+    part = Job(FOUR, ("evaluate", "--shard", "1/8"), FOUR.messages, gpus=1)
+    assert len(jobs.places(part)) == 8
 
 
 def test_on_a_gpu_a_child_makes_the_start_policy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A parent that had made it would keep GPU memory while others train."""
-    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["0", "1"])
-    config = load_experiment("smoke/grpo", ["warmstart.steps=2", "warmstart.save_every=2"])
-    job = Job(config, 0, ("warmstart.steps=2", "warmstart.save_every=2"))
+    monkeypatch.setattr(runner, "visible_gpus", lambda: ["0", "1"])
+    overrides = ("warmstart.steps=2", "warmstart.save_every=2")
+    run = Run.load("smoke/grpo", 0, tmp_path, overrides)
     with monkeypatch.context() as here:
         here.setattr("llds_core.training.warmstart.warmstart", pytest.fail)
-        jobs.make_start_policy(job, tmp_path, progress=False)
-    assert (warmstart_policy_path(tmp_path, config) / "config.json").is_file()
-    broken = Job(config, 0, ("warmstart.steps=none",))
-    with pytest.raises(RunError, match="the start policy of smoke failed"):
-        jobs.make_start_policy(broken, tmp_path / "other", progress=False)
+        runner.make_start_policy(run)
+    assert (run.start_policy / "config.json").is_file()
+    broken = Run(run.config, 0, tmp_path / "other", ("warmstart.steps=none",))
+    with pytest.raises(RunError, match="the start policy of smoke failed: warmstart"):
+        runner.make_start_policy(broken)
 
 
 @pytest.mark.parametrize(("samples", "modes"), [(2, "greedy,sampled --samples 2"), (0, "")])
 def test_benchmarks_are_asked_as_evaluation_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int, modes: str
+    monkeypatch: pytest.MonkeyPatch, samples: int, modes: str
 ) -> None:
-    config = load_experiment("paper-3b/grpo", [f"evaluation.samples={samples}"])
-    monkeypatch.setattr(BenchmarkJob, "checkpoint", lambda self, root: root / "step-000015")
-    words = " ".join(BenchmarkJob(config, 0).words("evaluate", tmp_path))
+    run = Run.load("paper-3b/grpo", overrides=[f"evaluation.samples={samples}"])
+    monkeypatch.setattr(Run, "checkpoint", lambda self, which: Path("step-000015"))
+    words = " ".join(benchmark_job(run).words)
     assert f"--mode {modes}" in words if modes else "--mode" not in words
 
 
@@ -83,19 +84,17 @@ def test_without_gpus_there_are_as_many_as_cores_for_their_threads(
 ) -> None:
     monkeypatch.setattr(jobs, "visible_gpus", list)
     monkeypatch.setattr(jobs, "usable_cores", lambda: 6)
-    two = load_experiment("smoke/grpo", ["training.threads=2"])
-    assert jobs.places(Job(two, 0)) == [{}, {}, {}]
+    two = Run.load("smoke/grpo", overrides=["training.threads=2"])
+    assert jobs.places(Job.of(two, "train")) == [{}, {}, {}]
 
 
 def test_a_run_that_diverged_is_a_result(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    assert not has_diverged(path)
-    with pytest.raises(ValueError), RunDirectory(path, SMOKE, 0, command="again"):
-        raise ValueError("a defect")
-    assert not has_diverged(path)
-    with pytest.raises(TrainingDivergedError), RunDirectory(path, SMOKE, 0, command="again"):
-        raise TrainingDivergedError("5 updates in a row were not finite")
-    assert has_diverged(path)
+    run = Run(SMOKE.config, 0, tmp_path)
+    assert not run.has_diverged()
+    for error, is_result in ((ValueError("a defect"), False), (TrainingDivergedError("5"), True)):
+        with pytest.raises(type(error)), RunDirectory(run.path, run.config, 0, command="again"):
+            raise error
+        assert run.has_diverged() == run.is_finished() == is_result
 
 
 @pytest.mark.parametrize(
@@ -115,4 +114,4 @@ def test_a_failed_job_says_why(
     script.chmod(0o755)
     monkeypatch.setattr(jobs.sys, "executable", str(script))
     with pytest.raises(RunError, match=f"train smoke/grpo seed 0 failed: {reason}"):
-        jobs.run_jobs([Job(SMOKE, 0)], "train", tmp_path, progress=False)
+        jobs.run_jobs([Job.of(Run(SMOKE.config, 0, tmp_path), "train")])

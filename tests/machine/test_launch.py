@@ -7,8 +7,8 @@ from run_helpers import CONFIG, one_line
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
-from llds_core.machine.launch import Machine, _reason, _settle, launch_command
-from llds_core.runs import RunDirectory, read_manifest
+from llds_core.machine.launch import Machine, _reason, launch_command
+from llds_core.runs import RunDirectory, end_run, read_manifest
 
 WORK = ["train", "smoke/grpo", "--quiet"]
 KILLED = """W1121 elastic/api.py:1051] Sending process 7 closing signal SIGTERM
@@ -108,12 +108,12 @@ def test_reason_of_a_defect_is_its_exception() -> None:
 
 def test_status_of_a_run_whose_processes_were_killed_is_written_for_them(tmp_path: Path) -> None:
     with RunDirectory(tmp_path, CONFIG, 0) as run:
-        _settle(tmp_path, "failed", "not while it is held")
+        end_run(tmp_path, "failed", "not while it is held")
         assert read_manifest(tmp_path)["status"] == "running"
         run.update(status="running")
     manifest = (tmp_path / "manifest.json").read_text("utf-8")
     (tmp_path / "manifest.json").write_text(manifest.replace("complete", "running"), "utf-8")
-    _settle(tmp_path, "failed", "process 1 was killed by SIGKILL")
+    end_run(tmp_path, "failed", "process 1 was killed by SIGKILL")
     assert read_manifest(tmp_path)["status"] == "failed"
     assert read_manifest(tmp_path)["reason"] == "process 1 was killed by SIGKILL"
     assert read_manifest(tmp_path)["finished"]
@@ -122,5 +122,5 @@ def test_status_of_a_run_whose_processes_were_killed_is_written_for_them(tmp_pat
 def test_complete_run_keeps_its_status(tmp_path: Path) -> None:
     with RunDirectory(tmp_path, CONFIG, 0):
         pass
-    _settle(tmp_path, "failed", "too late")
+    end_run(tmp_path, "failed", "too late")
     assert read_manifest(tmp_path)["status"] == "complete"

@@ -9,7 +9,7 @@ from llds_core.config import load_experiment
 from llds_core.machine.model_shapes import policy_shape
 from llds_core.machine.plan import plan
 from llds_core.machine.plan_time import UNCERTAINTY, step_tokens, throughput
-from llds_core.runs import RunDirectory, run_path
+from llds_core.runs import Run, RunDirectory
 
 CONTRACT = {
     "fits",
@@ -137,7 +137,7 @@ def test_tokens_of_a_step_stay_within_the_limits() -> None:
 def test_measured_runs_come_before_stated_numbers(tmp_path) -> None:
     config = load_experiment("smoke/grpo")
     for seed, seconds in enumerate((2.0, 4.0)):
-        with RunDirectory(run_path(tmp_path, config, seed), config, seed) as run:
+        with RunDirectory(Run(config, seed, tmp_path).path, config, seed) as run:
             run.append_metrics(
                 {
                     "step": 1,

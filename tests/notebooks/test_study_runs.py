@@ -11,7 +11,6 @@ from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import DataError
 from llds_core.files import write_json
 from llds_core.reporting.store import Run, study_runs
-from llds_core.runs import run_path
 from llds_core.study.published import publish_run, write_runs_table
 
 MAIN = ["grpo", "llds-action"]
@@ -36,7 +35,7 @@ def published(tmp_path: Path) -> Path:
 def stored(run_root: Path, method: str, seed: int) -> Path:
     """A run as `reproduce` leaves it."""
     config = load_experiment(f"desk/{method}")
-    path = run_path(run_root, config, seed)
+    path = Run(config, seed, run_root).path
     path.mkdir(parents=True)
     write_json(
         path / "manifest.json",

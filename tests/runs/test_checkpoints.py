@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from llds_core.config import PolicyConfig, load_experiment
 from llds_core.errors import CheckpointError
-from llds_core.evaluation import find_checkpoint
 from llds_core.rollout.protocol import TAGS
-from llds_core.runs import run_path
+from llds_core.runs import Run
 from llds_core.runs.checkpoints import (
     checkpoint_path,
     checkpoint_steps,
@@ -223,23 +222,23 @@ def test_leftovers_of_killed_saves_and_deletions_are_removed(tmp_path: Path) -> 
 def test_looking_for_a_checkpoint_leaves_a_save_in_progress_alone(tmp_path: Path) -> None:
     """Evaluating a run that is still training must not delete what the run is writing."""
     config = load_experiment("smoke/grpo")
-    folder = make(run_path(tmp_path, config, 0) / "checkpoint", 1)
+    folder = make(Run(config, 0, tmp_path).path / "checkpoint", 1)
     (folder / ".partial-2").mkdir()
-    assert find_checkpoint(config, 0, tmp_path, "last") == checkpoint_path(folder, 1)
+    assert Run(config, 0, tmp_path).checkpoint("last") == checkpoint_path(folder, 1)
     assert (folder / ".partial-2").is_dir()
 
 
 def test_best_and_last_of_the_first_steps(tmp_path: Path) -> None:
     config = load_experiment("smoke/grpo")
-    run = run_path(tmp_path, config, 0)
+    run = Run(config, 0, tmp_path).path
     folder = make(run / "checkpoint", 4, 8, 12)
     rewards = [0.1, 0.1, 0.1, 0.1, 0.4, 0.4, 0.4, 0.4, 0.2, 0.2, 0.2, 0.2]
     rows = [{"step": step, "reward": reward} for step, reward in enumerate(rewards, 1)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     for which, step in (("best-7", 4), ("best-12", 8), ("last-9", 8), ("last-12", 12)):
-        assert find_checkpoint(config, 0, tmp_path, which) == checkpoint_path(folder, step)
+        assert Run(config, 0, tmp_path).checkpoint(which) == checkpoint_path(folder, step)
     with pytest.raises(CheckpointError, match="first 3 steps: name at least 4"):
-        find_checkpoint(config, 0, tmp_path, "best-3")
+        Run(config, 0, tmp_path).checkpoint("best-3")
 
 
 def test_copy_made_by_the_user_is_no_checkpoint(tmp_path: Path) -> None:

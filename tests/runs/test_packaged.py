@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from given_policies import smollm2_absent
-from run_helpers import no_space, one_line
+from run_helpers import no_space, one_line, train_run
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from llds_core.config import load_experiment
@@ -22,12 +22,11 @@ from llds_core.retrieval.bm25 import BM25Retriever
 from llds_core.rollout.prompts import encode_prompt
 from llds_core.rollout.protocol import TAGS
 from llds_core.rollout.samplers import StopAtTag
-from llds_core.runs import read_manifest, read_metrics
+from llds_core.runs import Run, read_manifest, read_metrics
 from llds_core.runs import smollm2 as packaged
 from llds_core.runs.checkpoints import checkpoint_path
 from llds_core.runs.policies import load_policy
 from llds_core.runs.smollm2 import load_smollm2, quantization, smollm2_file, unpack_smollm2
-from llds_core.training.warmstart import warmstart_policy_path
 from llds_core.worlds.atlas import build_atlas
 
 installed = pytest.mark.skipif(bool(smollm2_absent()), reason=smollm2_absent())
@@ -88,8 +87,8 @@ def smol(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packaged, "load_smollm2", load)
-        folder = warmstart_policy_path(root, config)
-    assert warmstart_policy_path(root, config) == folder  # and nothing is unpacked again
+        folder = Run(config, 0, root).start_policy
+    assert Run(config, 0, root).start_policy == folder  # and nothing is unpacked again
     (tokenizer,) = tokenizers
     yield root, folder, tokenizer
     shutil.rmtree(root)  # gigabytes
@@ -145,7 +144,6 @@ def test_the_unpacked_tokenizer_is_that_of_the_package(smol):
 @installed
 def test_smol_is_warm_started_trained_and_evaluated(smol):
     from llds_core.evaluation import evaluate_run
-    from llds_core.training.experiment import train
 
     root, given, _ = smol
     changed = [
@@ -159,16 +157,16 @@ def test_smol_is_warm_started_trained_and_evaluated(smol):
         *("training.warmup_steps=0", "evaluation.questions=2", "evaluation.samples=0"),
     ]
     config = load_experiment("smol/llds-action", changed)
-    run = train(config, 0, root, overrides=changed, progress=False)
+    run = train_run(config, 0, root, changed)
     assert read_manifest(run)["status"] == "complete"
     (row,) = read_metrics(run)
     assert row["gated_fraction_first"] == 0 and row["nonfinite_updates"] == 0
-    start = warmstart_policy_path(root, config)
+    start = Run(config, 0, root).start_policy
     trained = checkpoint_path(run / "checkpoint", 1)
     policies = [load_policy(folder)[0].state_dict() for folder in (given, start, trained)]
     for before, after in pairwise(policies):
         assert not torch.equal(before["lm_head.weight"], after["lm_head.weight"])
     assert (trained / "tokenizer.json").read_bytes() == (given / "tokenizer.json").read_bytes()
-    path = evaluate_run(config, 0, root, overrides=changed, checkpoint="last", progress=False)
+    path = evaluate_run(Run(config, 0, root, tuple(changed)), "last")
     found = json.loads(path.read_text())
     assert found["max_searches"] == 2 and found["results"]["greedy"]["all"]["n"] == 2

@@ -17,10 +17,10 @@ from llds_core.config import load_experiment
 from llds_core.errors import DataError, RunError
 from llds_core.files import write_json
 from llds_core.runs import (
+    STATUSES,
+    Run,
     RunDirectory,
-    is_complete,
     read_manifest,
-    run_path,
 )
 from llds_core.runs import directory as runs
 from llds_core.runs.identity import same_run
@@ -115,7 +115,7 @@ def test_status_says_how_the_run_ended(
         assert seen is error
     manifest = read_manifest(tmp_path)
     assert (manifest["status"], manifest["reason"]) == (status, reason)
-    assert manifest["finished"] is not None and manifest["status"] in runs.STATUSES
+    assert manifest["finished"] is not None and manifest["status"] in STATUSES
 
 
 def test_continued_run_is_running_again_and_keeps_its_start(tmp_path: Path) -> None:
@@ -151,9 +151,9 @@ def test_run_is_closed_when_its_last_write_fails(
     with pytest.raises(RunError), RunDirectory(tmp_path, CONFIG, 0) as run:
         monkeypatch.setattr(runs.os, "replace", no_space)
     try:
-        assert run._lock.closed
+        assert not run._lock.is_locked
     finally:
-        run._lock.close()
+        run._lock.release()
         _drop_handlers(tmp_path)
 
 
@@ -233,8 +233,8 @@ def test_other_seed_is_refused(tmp_path: Path) -> None:
 
 def test_path_names_the_overrides_that_make_another_run(tmp_path: Path) -> None:
     """In one order, in characters every file system takes, without those that change nothing."""
-    one = run_path(tmp_path, CONFIG, 2, ["loss.gate=token", "training.steps=9", "policy.path=a/b"])
-    two = run_path(tmp_path, CONFIG, 2, ["policy.path=a/b", "loss.gate = token"])
+    one = Run(CONFIG, 2, tmp_path, ("loss.gate=token", "training.steps=9", "policy.path=a/b")).path
+    two = Run(CONFIG, 2, tmp_path, ("policy.path=a/b", "loss.gate = token")).path
     assert one == two == tmp_path / "smoke" / "grpo+loss.gate=token+policy.path=a_b" / "seed2"
 
 
@@ -349,19 +349,20 @@ def test_folder_that_may_not_be_written_is_a_run_error(
 
 def test_many_overrides_give_a_name_that_file_systems_accept_and_that_tells_them_apart() -> None:
     many = [f"world.key{index}=123456789" for index in range(30)]
-    paths = {run_path(Path("r"), CONFIG, 0, [*many, f"loss.llds_weight={w}"]) for w in (1, 2)}
+    paths = {Run(CONFIG, 0, Path("r"), (*many, f"loss.llds_weight={w}")).path for w in (1, 2)}
     assert len(paths) == 2
     assert all(len(part.encode()) < 255 for path in paths for part in path.parts)
 
 
 def test_a_collapsed_run_is_complete_only_for_who_stops_there(tmp_path: Path) -> None:
     stopping = load_experiment("smoke/grpo", ["diagnostics.stop_after_collapse=true"])
-    with RunDirectory(tmp_path, stopping, 0, command="again") as run:
-        run.append_metrics({"step": 1})
-        run.collapsed = True
-    assert read_manifest(tmp_path)["status"] == "collapsed"
-    assert is_complete(tmp_path, stopping) and not is_complete(tmp_path, CONFIG)
-    manifest = read_manifest(tmp_path)
+    run = Run(stopping, 0, tmp_path)
+    with RunDirectory(run.path, stopping, 0, command="again") as directory:
+        directory.append_metrics({"step": 1})
+        directory.collapsed = True
+    assert run.manifest()["status"] == "collapsed"
+    assert run.is_complete() and not Run(CONFIG, 0, tmp_path).is_complete()
+    manifest = run.manifest()
     assert same_run(manifest, stopping, 1) and not same_run(manifest, CONFIG, 1)
     assert same_run(manifest, CONFIG, CONFIG.training.steps)
     other = load_experiment("smoke/grpo", ["loss.clip_low=0.1"])

@@ -85,7 +85,6 @@ class Place:
             self.run_root,
             overrides=self.overrides,
             out_dir=self.folder / "out",
-            progress=False,
         )
 
 
@@ -122,7 +121,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     config = load_experiment("paper-3b/grpo", overrides)
     passages = build_world(config).passages
     write_published_vectors(Path(config.dense.vectors), Encoder(config.dense), passages)
-    build_index(passages, config.dense, folder / "index", progress=False)
+    build_index(passages, config.dense, folder / "index")
     return Place(folder, overrides)
 
 
@@ -221,6 +220,6 @@ def test_a_machine_that_lacks_something_starts_nothing(
 ) -> None:
     overrides = [*place.overrides, f"dense.path={tmp_path}/none"]
     with pytest.raises(ConfigError, match=r"cannot run paper-3b: fail  index: .*none holds none"):
-        reproduce("paper-3b", [0], tmp_path / "runs", overrides=overrides, progress=False)
+        reproduce("paper-3b", [0], tmp_path / "runs", overrides=overrides)
     assert "retriever starts" not in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()

@@ -3,7 +3,7 @@ the rest will take.
 """
 
 import json
-import subprocess
+import shlex
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from llds_core.config import load_experiment
 from llds_core.config.arms import Arm, Study
 from llds_core.errors import DataError, RunError, TrainingDivergedError
 from llds_core.machine import jobs
-from llds_core.machine.jobs import Job
+from llds_core.machine.jobs import Child, Job
 from llds_core.reporting.store import load_run, read_published
-from llds_core.runs import RunDirectory, read_manifest, read_metrics
+from llds_core.runs import RunDirectory
 from llds_core.runs.identity import same_run
 from llds_core.study import runner as queue
 from llds_core.study.published import publish_run
-from llds_core.study.runner import run_study, status, what_is_left
+from llds_core.study.runner import planned_runs, run_study, status, what_is_left
 
 STUDY = Study("two", "smoke", "", (Arm("grpo", "grpo", (0,)), Arm("llds", "llds-action", (0,))))
 KILLED = KeyboardInterrupt("without a word")
@@ -38,28 +38,29 @@ class Children:
         self.error: BaseException | None = error
         self.started: list[str] = []
 
-    def __call__(self, job: Job, command: str, run_root: Path, *_: object) -> subprocess.Popen:
-        self.started.append(job.label)
-        error, path = None, job.path(run_root)
-        if job.label == "grpo":
+    def __call__(self, job: Job, place: object) -> Child:
+        run = job.run
+        self.started.append(run.arm)
+        error = None
+        if run.arm == "grpo":
             error, self.error = self.error, None
-        done = len(read_metrics(path))
-        steps = 1 if error else job.config.training.steps
+        done = len(run.metrics())
+        steps = 1 if error else run.config.training.steps
         with (
             suppress(type(error)) if error else nullcontext(),
-            RunDirectory(path, job.config, job.seed, command="again") as run,
+            RunDirectory(run.path, run.config, run.seed, command="again") as directory,
         ):
             for step in range(done + 1, steps + 1):
                 row = {"step": step, "updates": step, "reward": 0.5}
-                run.append_metrics(row | {"rollout_seconds": 1.0, "update_seconds": 1.0})
+                directory.append_metrics(row | {"rollout_seconds": 1.0, "update_seconds": 1.0})
             if error:
                 raise error
         if error is KILLED:
-            manifest = read_manifest(path) | {"status": "running", "reason": None}
-            (path / "manifest.json").write_text(json.dumps(manifest), "utf-8")
-        job.messages(run_root).write_text(f"error: {error}\n" if error else "", "utf-8")
+            manifest = run.manifest() | {"status": "running", "reason": None}
+            (run.path / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+        said = f"echo {shlex.quote(f'error: {error}')} >&2; " if error else ""
         ending = "kill -9 $$" if error is KILLED else f"exit {2 if error else 0}"
-        return subprocess.Popen(["sh", "-c", ending])
+        return Child(["sh", "-c", said + ending], job.messages)
 
 
 @pytest.fixture
@@ -74,11 +75,11 @@ def children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def study(folder: Path) -> list[str]:
-    return run_study(STUDY, folder / "runs", published=folder / "published", progress=False)
+    return run_study(STUDY, folder / "runs", published=folder / "published")
 
 
 def states(folder: Path) -> dict[str, str]:
-    table = status(STUDY, folder / "runs", published=folder / "published")
+    table = status(planned_runs(STUDY, folder / "runs"), folder / "published")
     return dict(zip(table["arm"], table["state"], strict=True))
 
 
@@ -126,11 +127,11 @@ def test_a_run_that_diverged_is_published_and_not_run_again(
 def test_a_run_that_cannot_be_read_stops_no_other(
     children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def started(job: Job, command: str, run_root: Path, *_: object) -> subprocess.Popen:
-        process = children(job, command, run_root)
-        if job.label == "grpo":
-            (job.path(run_root) / "manifest.json").write_text("{", "utf-8")
-        return process
+    def started(job: Job, place: object) -> Child:
+        child = children(job, place)
+        if job.run.arm == "grpo":
+            (job.run.path / "manifest.json").write_text("{", "utf-8")
+        return child
 
     monkeypatch.setattr(jobs, "_start", started)
     assert len(study(tmp_path)) == 1
@@ -185,6 +186,6 @@ def test_published_runs_show_their_steps_and_minutes_wherever_the_runs_are(
     children: Children, tmp_path: Path
 ) -> None:
     study(tmp_path)
-    table = status(STUDY, tmp_path / "elsewhere", published=tmp_path / "published")
+    table = status(planned_runs(STUDY, tmp_path / "elsewhere"), tmp_path / "published")
     assert table["state"].tolist() == ["waiting", "published"]
     assert table["steps"].tolist() == [0, 3] and table["minutes"].tolist() == [0, 6 / 60]

@@ -11,6 +11,7 @@ from llds_core.errors import ConfigError, RetrieverError, RunError
 from llds_core.evaluation import choose_questions, evaluate_run, interval
 from llds_core.machine.doctor import examine, machine
 from llds_core.rollout.environment import build_environment
+from llds_core.runs import Run
 from llds_core.study.reproduce import reproduce
 
 
@@ -20,7 +21,7 @@ def made(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reproduce")
     shutil.copytree(smoke_runs, folder / "runs")
     shutil.rmtree(folder / "runs/smoke/llds-action")
-    reproduce("smoke", [0], folder / "runs", out_dir=folder / "out", progress=False)
+    reproduce("smoke", [0], folder / "runs", out_dir=folder / "out")
     return folder
 
 
@@ -55,7 +56,7 @@ def test_a_failing_run_ends_reproduce_with_its_reason(made: Path, tmp_path: Path
     (run / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}), "utf-8")
     (run / "checkpoint/step-000003/optimizer.pt").unlink()
     with pytest.raises(RunError, match=r"train smoke/grpo seed 0 failed.*optimizer\.pt"):
-        reproduce("smoke", [0], tmp_path / "runs", out_dir=tmp_path / "out", progress=False)
+        reproduce("smoke", [0], tmp_path / "runs", out_dir=tmp_path / "out")
 
 
 def test_doctor_finds_this_machine_fit(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_reproduce_refuses_a_machine_that_cannot_run_it(
 ) -> None:
     monkeypatch.setattr(machine, "NEEDED_DISK_GIB", 1e9)
     with pytest.raises(ConfigError, match="disk"):
-        reproduce("smoke", [0], tmp_path / "runs", out_dir=tmp_path / "out", progress=False)
+        reproduce("smoke", [0], tmp_path / "runs", out_dir=tmp_path / "out")
     assert not (tmp_path / "runs").exists()
 
 
@@ -92,8 +93,8 @@ def test_interval_holds_the_mean_and_shrinks_to_it() -> None:
 def test_evaluating_twice_gives_the_same_numbers(smoke_runs: Path, tmp_path: Path) -> None:
     shutil.copytree(smoke_runs, tmp_path / "runs")
     config = load_experiment("smoke/grpo")
-    first = evaluate_run(config, 0, tmp_path / "runs", progress=False).read_bytes()
-    assert evaluate_run(config, 0, tmp_path / "runs", progress=False).read_bytes() == first
+    first = evaluate_run(Run(config, 0, tmp_path / "runs")).read_bytes()
+    assert evaluate_run(Run(config, 0, tmp_path / "runs")).read_bytes() == first
 
 
 def test_scores_need_an_answer_to_every_search(smoke_runs: Path, tmp_path: Path) -> None:
@@ -102,4 +103,4 @@ def test_scores_need_an_answer_to_every_search(smoke_runs: Path, tmp_path: Path)
     nobody = ["retrieval.backend=server", "service.url=http://127.0.0.1:9", "service.tries=1"]
     config = load_experiment("smoke/grpo", [*nobody, "service.on_failure=empty"])
     with pytest.raises(RetrieverError, match="gave no valid answer"):
-        evaluate_run(config, 0, tmp_path / "runs", progress=False)
+        evaluate_run(Run(config, 0, tmp_path / "runs"))

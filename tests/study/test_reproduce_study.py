@@ -16,7 +16,7 @@ from llds_core.reporting.store import Run, read_published
 from llds_core.study import reproduce as reproduction
 from llds_core.study.published import publish_run
 from llds_core.study.reproduce import reproduce, reproduce_study
-from llds_core.study.runner import study_jobs
+from llds_core.study.runner import planned_runs
 
 
 class Made:
@@ -41,20 +41,20 @@ class Made:
         self, study: Study, run_root: Path, *, arms: Sequence[str] | None, published: Path, **_: Any
     ) -> list[str]:
         failures = []
-        for job in study_jobs(study, arms):
-            if (job.label, job.seed) in self.failing:
-                failures.append(f"train {job.label} seed {job.seed} failed")
+        for planned in planned_runs(study, run_root, arms):
+            if (planned.arm, planned.seed) in self.failing:
+                failures.append(f"train {planned.title} failed")
                 continue
-            config = job.config
+            config = planned.config
             manifest = {
-                **{"profile": config.profile, "method": config.method, "seed": job.seed},
+                **{"profile": config.profile, "method": config.method, "seed": planned.seed},
                 **{"status": "complete", "config": config.to_dict(), "config_hash": config.hash()},
                 "evaluation": {},
             }
             steps = range(1, config.training.steps + 1)
             metrics = pd.DataFrame(dict.fromkeys(METRICS, 1.0), steps).assign(step=steps)
             run = Run(run_root, manifest, metrics)
-            publish_run(run, job.label, published)
+            publish_run(run, planned.arm, published)
         return failures
 
     def measure(
@@ -65,7 +65,6 @@ class Made:
         run_root: Path,
         *,
         smollm2: bool,
-        progress: bool,
     ) -> None:
         assert (profile, list(methods)) == ("desk", ["grpo", "llds-action"])
         if seed in self.unmeasured:
@@ -82,7 +81,8 @@ class Made:
     ) -> Path:
         self.reported.append(seeds)
         index = out_dir / "index.json"
-        index.write_text(json.dumps({"artefacts": [], "runs": []}), "utf-8")
+        content = {"profile": profile, "artefacts": [], "runs": []}
+        index.write_text(json.dumps(content), "utf-8")
         return index
 
 
@@ -90,10 +90,10 @@ class Made:
 def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     stub = Made()
     monkeypatch.setattr(reproduction, "examine", lambda *_, **__: [])
-    monkeypatch.setattr("llds_core.study.runner.run_study", stub.run_study)
+    monkeypatch.setattr("llds_core.study.reproduce.run_study", stub.run_study)
     monkeypatch.setattr("llds_core.diagnostics.measure.measure", stub.measure)
-    monkeypatch.setattr("llds_core.reporting.notebooks.report", stub.report)
-    monkeypatch.setattr("llds_core.study.published.write_tables", lambda *_: None)
+    monkeypatch.setattr("llds_core.study.reproduce.report", stub.report)
+    monkeypatch.setattr("llds_core.study.reproduce.write_tables", lambda *_: None)
     monkeypatch.setattr("llds_core.runs.smollm2.smollm2_file", lambda: Path("smollm2.gguf"))
     return stub
 
@@ -191,9 +191,9 @@ def test_what_failed_is_named_after_the_rest_is_measured_and_drawn(
 ) -> None:
     made.failing, made.unmeasured = {("grpo", 1), ("llds-token", 0)}, {2}
     with pytest.raises(RunError, match=r"3 runs or measurements failed, .*grpo seed 1 failed"):
-        reproduce_study("desk", [0, 1, 2, 3], tmp_path, out_dir=tmp_path / "out")
+        reproduce_study("desk", [0, 1, 2, 3], tmp_path, arms=["all"], out_dir=tmp_path / "out")
     assert made.measured == [0, 3] and made.reported == [[0, 2, 3]]
     made.failing = {("grpo", seed) for seed in range(2)}
     with pytest.raises(RunError, match=r"2 runs .*grpo seed 0 failed"):
-        reproduce_study("desk", [0, 1], tmp_path, out_dir=tmp_path / "other")
+        reproduce_study("desk", [0, 1], tmp_path, arms=["all"], out_dir=tmp_path / "other")
     assert len(made.reported) == 1

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_helpers import train_run
 from shared_trainers import differing, spawn, wait
 from test_resume import assert_same_run, fresh_root, rows
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
-from llds_core.runs import read_manifest, read_metrics, read_trajectories, run_path
+from llds_core.runs import Run, read_manifest, read_metrics, read_trajectories
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.runs.policies import load_policy
 from llds_core.training import experiment
@@ -40,11 +41,11 @@ def train_smoke(root: Path, world: int, dies_in: int | None = None, rank: int = 
 
         experiment.SearchRollout.__call__ = last
     config = load_experiment("smoke/llds-action", overrides)
-    experiment.train(config, 0, root, overrides=overrides, progress=False)
+    train_run(config, 0, root, overrides)
 
 
 def smoke_path(root: Path) -> Path:
-    return run_path(root, load_experiment("smoke/llds-action"), 0, _RUN)
+    return Run(load_experiment("smoke/llds-action"), 0, root, _RUN).path
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,6 @@ def test_command_says_which_process_was_killed_or_that_it_was_interrupted(
 def test_wrong_number_of_processes_is_refused_in_one_line(tmp_path: Path) -> None:
     config = load_experiment("smoke/grpo", ["hardware.processes=2"])
     with pytest.raises(ConfigError, match="ask for 2 processes, but 1 run") as error:
-        experiment.train(config, 0, tmp_path, progress=False)
+        train_run(config, 0, tmp_path)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())

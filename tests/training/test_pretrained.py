@@ -10,7 +10,7 @@ import pytest
 import torch
 from given_policies import save_llama
 from huggingface_hub import errors as hub_errors
-from run_helpers import one_line
+from run_helpers import one_line, train_run
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from llds_core.cli import main
@@ -18,16 +18,13 @@ from llds_core.config import load_experiment
 from llds_core.errors import CheckpointError, ConfigError, DownloadError, RunError
 from llds_core.evaluation import evaluate_run
 from llds_core.rollout.prompts import encode_prompt
-from llds_core.runs import read_manifest, read_metrics, read_trajectories
+from llds_core.runs import Run, read_manifest, read_metrics, read_trajectories
 from llds_core.runs.checkpoints import checkpoint_path
-from llds_core.runs.given_policy import pretrained_folder
+from llds_core.runs.given_policy import given_policy
 from llds_core.runs.policies import load_policy, policy_digest
-from llds_core.training import experiment
 from llds_core.training.warmstart import (
     start_policy,
     warmstart,
-    warmstart_path,
-    warmstart_policy_path,
 )
 
 _SMALL = (
@@ -44,7 +41,7 @@ def overrides(policy: Path, *extra: str) -> list[str]:
 def train(root: Path, policy: Path, *extra: str) -> Path:
     changed = overrides(policy, *extra)
     config = load_experiment("smoke/llds-action", changed)
-    return experiment.train(config, 0, root, overrides=changed, progress=False)
+    return train_run(config, 0, root, changed)
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +94,7 @@ def test_its_checkpoints_are_evaluated(trained: Path, llama: Path) -> None:
     config = load_experiment("smoke/llds-action", [*changed, "evaluation.questions=4"])
     root = trained.parents[2]
     for checkpoint in ("last", "start"):
-        path = evaluate_run(
-            config, 0, root, overrides=changed, checkpoint=checkpoint, progress=False
-        )
+        path = evaluate_run(Run(config, 0, root, tuple(changed)), checkpoint)
         assert json.loads(path.read_text())["results"]["greedy"]["all"]["n"] == 4
 
 
@@ -113,7 +108,7 @@ def test_stopped_and_resumed_it_is_bit_identical(
     changed = overrides(llama)
     config = load_experiment("smoke/llds-action", changed)
     with pytest.raises(KeyboardInterrupt):
-        experiment.train(config, 0, tmp_path, overrides=changed, progress=False, after_step=stop)
+        train_run(config, 0, tmp_path, changed, after_step=stop)
     run = train(tmp_path, llama)
     assert read_manifest(run)["resumed"]
     one, other = (checkpoint_path(path / "checkpoint", 2) for path in (run, trained))
@@ -140,8 +135,8 @@ def test_a_given_policy_is_warm_started_when_asked(llama: Path, tmp_path: Path) 
         "warmstart.learning_rate=1e-3",
     ]
     config = load_experiment("smoke/grpo", changed)
-    folder = start_policy(config, tmp_path, progress=False)
-    assert folder == warmstart_policy_path(tmp_path, config)
+    folder = start_policy(Run(config, 0, tmp_path))
+    assert folder == Run(config, 0, tmp_path).start_policy
     assert read_manifest(folder.parent)["policy"] == policy_digest(llama)
     given, made = load_policy(llama), load_policy(folder)
     assert made[1].get_vocab() == given[1].get_vocab()
@@ -151,7 +146,7 @@ def test_a_given_policy_is_warm_started_when_asked(llama: Path, tmp_path: Path) 
     ]
     assert all(moved)
     # The start policy itself is what the run's manifest names.
-    run = experiment.train(config, 0, tmp_path, overrides=changed, progress=False)
+    run = train_run(config, 0, tmp_path, changed)
     assert read_manifest(run)["policy"] == policy_digest(folder)
 
 
@@ -160,13 +155,13 @@ def test_a_warm_start_of_another_policy_is_refused(tmp_path: Path) -> None:
     changed = [f"policy.path={policy}", "training.warmstart=true", "warmstart.batch_size=1"]
     changed += ["warmstart.steps=1"]
     config = load_experiment("smoke/grpo", changed)
-    start_policy(config, tmp_path / "runs", progress=False)
+    start_policy(Run(config, 0, tmp_path / "runs"))
     shutil.rmtree(policy)
     save_llama(policy, seed=1)
     with pytest.raises(RunError, match="began with policy") as error:
-        start_policy(config, tmp_path / "runs", progress=False)
+        start_policy(Run(config, 0, tmp_path / "runs"))
     one_line(error)
-    assert warmstart_path(tmp_path / "runs", config).is_dir()
+    assert Run(config, 0, tmp_path / "runs").warmstart_path.is_dir()
 
 
 def test_a_missing_folder_names_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -174,7 +169,7 @@ def test_a_missing_folder_names_the_command(tmp_path: Path, capsys: pytest.Captu
     assert main([*arguments, "--run-root", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "policy.path=data/policy/nothing is no folder: run make data PROFILE=smoke" in err
+    assert "policy.path=data/policy/nothing is not a folder: run make data PROFILE=smoke" in err
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path, llama: Path) -> None:
@@ -204,7 +199,7 @@ def test_a_model_that_the_hub_does_not_give_is_one_line(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     config = load_experiment("smoke/grpo", ["policy.path=owner/gated"])
     with pytest.raises(DownloadError, match=said) as caught:
-        pretrained_folder(config, tmp_path)
+        given_policy(config, tmp_path)
     assert one_line(caught).startswith("policy.path=owner/gated is no folder here, and owner/gated")
 
 
@@ -219,7 +214,7 @@ def test_a_model_of_the_hub_is_taken_from_its_cache(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     config = load_experiment("smoke/grpo", ["policy.path=owner/model"])
-    assert pretrained_folder(config, tmp_path) == tmp_path / "snapshot"
+    assert given_policy(config, tmp_path) == tmp_path / "snapshot"
     assert "*.safetensors" in asked["owner/model"] and "config.json" in asked["owner/model"]
 
 
@@ -231,5 +226,5 @@ def test_questions_from_files_have_no_traces_to_warm_start_on() -> None:
 def test_a_policy_that_is_taken_as_it_is_has_no_warm_start(tmp_path: Path) -> None:
     config = load_experiment("smoke/grpo", ["policy.path=a/b"])
     with pytest.raises(ConfigError, match="to warm-start it first") as error:
-        warmstart(config, tmp_path, progress=False)
+        warmstart(Run(config, 0, tmp_path))
     one_line(error)

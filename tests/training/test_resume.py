@@ -20,12 +20,13 @@ from typing import Any
 
 import pytest
 import torch
+from run_helpers import train_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llds_core.config import load_experiment
 from llds_core.errors import TrainingDivergedError
 from llds_core.rollout.protocol import TAGS
-from llds_core.runs import RunDirectory, read_manifest, read_metrics, read_trajectories
+from llds_core.runs import Run, RunDirectory, read_manifest, read_metrics, read_trajectories
 from llds_core.runs import checkpoints as checkpoints_module
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.runs.policies import load_policy
@@ -110,9 +111,9 @@ def _child(root: Path, method: str, place: str | None, overrides: tuple[str, ...
         _PLACES[place]()
     config = load_experiment(f"smoke/{method}", overrides)
     if place is not None and place.startswith("warm start"):
-        warmstart.warmstart(config, root, progress=False)
+        warmstart.warmstart(Run(config, 0, root))
     else:
-        experiment.train(config, 0, root, overrides=overrides, progress=False)
+        train_run(config, 0, root, overrides)
 
 
 def in_child(
@@ -180,12 +181,12 @@ def test_killed_and_reissued_warm_start_gives_the_same_policy(
     smoke_runs: Path, tmp_path: Path, place: str
 ) -> None:
     config = load_experiment("smoke/grpo")
-    run = warmstart.warmstart_path(tmp_path, config)
+    run = Run(config, 0, tmp_path).warmstart_path
     assert in_child(tmp_path, "grpo", place) == -signal.SIGKILL
     assert read_manifest(run)["status"] == "running"
     assert in_child(tmp_path, "grpo", "warm start, resumed") == 0
     assert read_manifest(run)["status"] == "complete"
-    expected = warmstart.warmstart_policy_path(smoke_runs, config)
+    expected = Run(config, 0, smoke_runs).start_policy
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (run / "policy" / name).read_bytes() == (expected / name).read_bytes(), name
     assert rows(run) == rows(expected.parent)
@@ -269,12 +270,12 @@ def test_longer_run_continues_a_shorter_one(smoke_runs: Path, tmp_path: Path) ->
     complete = smoke_runs / "smoke" / "grpo" / "seed0"
     shutil.copytree(complete, root / "smoke" / "grpo" / "seed0")
     longer = load_experiment("smoke/grpo", ["training.steps=4"])
-    path = experiment.train(longer, 0, root, overrides=["training.steps=4"], progress=False)
+    path = train_run(longer, 0, root, ["training.steps=4"])
     assert path == root / "smoke" / "grpo" / "seed0"
     assert rows(path)[:3] == rows(complete)
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4]
     direct = fresh_root(smoke_runs, tmp_path / "direct")
-    again = experiment.train(longer, 0, direct, overrides=["training.steps=4"], progress=False)
+    again = train_run(longer, 0, direct, ["training.steps=4"])
     assert rows(again) == rows(path)
 
 
@@ -292,7 +293,7 @@ def test_a_proved_collapse_ends_the_run_with_a_checkpoint_even_after_a_kill(
         return 1 if len(reward) >= 2 else None
 
     monkeypatch.setattr(recorder, "collapse_step", collapses_at_two)
-    path = experiment.train(config, 0, root, overrides=overrides, progress=False)
+    path = train_run(config, 0, root, overrides)
     assert judged == [[1], [1, 2]]
     assert read_manifest(path)["status"] == "collapsed"
     assert [row["step"] for row in read_metrics(path)] == [1, 2]
@@ -300,7 +301,7 @@ def test_a_proved_collapse_ends_the_run_with_a_checkpoint_even_after_a_kill(
     # Killed between the last step and the final status: nothing is trained any more.
     manifest = read_manifest(path) | {"status": "running"}
     (path / "manifest.json").write_text(json.dumps(manifest))
-    assert experiment.train(config, 0, root, overrides=overrides, progress=False) == path
+    assert train_run(config, 0, root, overrides) == path
     assert read_manifest(path)["status"] == "collapsed"
     assert len(read_metrics(path)) == 2
 
@@ -360,7 +361,7 @@ def test_diverged_run_ends_failed_with_its_last_checkpoint_intact(
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "SearchGRPOTrainer", Poisoned)
         with pytest.raises(TrainingDivergedError, match="at step 2"):
-            experiment.train(config, 0, root, overrides=overrides, progress=False)
+            train_run(config, 0, root, overrides)
     (run,) = (root / "smoke").glob("llds-action+*/seed0")
     manifest = read_manifest(run)
     assert manifest["status"] == "failed"
@@ -369,7 +370,7 @@ def test_diverged_run_ends_failed_with_its_last_checkpoint_intact(
     model, _ = load_policy(checkpoint_path(run / "checkpoint", 1))
     assert all(torch.isfinite(p).all() for p in model.parameters())
     # Re-issued without the fault, it ends like a run that never had it.
-    experiment.train(config, 0, root, overrides=overrides, progress=False)
+    train_run(config, 0, root, overrides)
     assert_same_run(run, smoke_runs / "smoke" / "llds-action" / "seed0")
 
 
@@ -377,7 +378,7 @@ def test_complete_run_is_returned_untouched(smoke_runs: Path) -> None:
     run = smoke_runs / "smoke" / "grpo" / "seed0"
     before = (run / "manifest.json").read_bytes(), (run / "metrics.jsonl").stat().st_mtime_ns
     config = load_experiment("smoke/grpo")
-    assert experiment.train(config, 0, smoke_runs, progress=False) == run
+    assert train_run(config, 0, smoke_runs) == run
     after = (run / "manifest.json").read_bytes(), (run / "metrics.jsonl").stat().st_mtime_ns
     assert before == after
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_helpers import train_run
 from trl.generation import vllm_generation
 
 from llds_core.config import load_experiment
@@ -19,7 +20,7 @@ from llds_core.errors import ConfigError, SamplerError
 from llds_core.rollout.samplers import TransformersSampler
 from llds_core.runs import read_metrics
 from llds_core.runs.policies import load_policy
-from llds_core.training.experiment import SearchRollout, train
+from llds_core.training.experiment import SearchRollout
 from llds_core.training.settings import search_grpo_config
 from llds_core.training.vllm_engine import check_vllm, server_command
 
@@ -117,7 +118,7 @@ def test_each_rollout_uses_the_trained_weights_pushed_once(
 
     monkeypatch.setattr(SearchRollout, "__call__", watched)
     config = load_experiment("smoke/grpo", ["training.steps=2", *VLLM])
-    path = train(config, 0, smoke_runs, overrides=["training.steps=2", *VLLM], progress=False)
+    path = train_run(config, 0, smoke_runs, ["training.steps=2", *VLLM])
     (engine,) = vllm.made
     assert engine.options["gpu_memory_utilization"] == 0.4
     assert engine.options["max_model_len"] == config.rollout.max_total_tokens
@@ -164,7 +165,7 @@ def test_log_probabilities_of_other_weights_raise_the_alarm(
     monkeypatch.setattr(SearchRollout, "__call__", corrupted)
     overrides = ["training.steps=1"]
     config = load_experiment("smoke/grpo", overrides)
-    path = train(config, 7, smoke_runs, overrides=overrides, progress=False)
+    path = train_run(config, 7, smoke_runs, overrides)
     (row,) = read_metrics(path)
     assert row["sampler_gap"] == pytest.approx(0.25, abs=1e-5)
     (line,) = [text for text in (path / "log.txt").read_text().splitlines() if "gap_alarm" in text]
