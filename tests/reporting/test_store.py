@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from llds_core.errors import ConfigError, DataError, TrainingDivergedError
-from llds_core.reporting.store import ensure_runs, load_run, load_runs
+from llds_core.reporting.store import load_run, load_runs
+from llds_core.study.runner import ensure_runs
 from llds_core.runs import read_metrics
 
 
