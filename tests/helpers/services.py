@@ -25,8 +25,9 @@ from llds_core.worlds.records import Passage, write_corpus
 PASSAGES = tuple(Passage(f"p{i}", f"title{i}", f"text about word{i} and all") for i in range(60))
 ENGINE = BM25Retriever(PASSAGES)
 IDENTITY = ServiceIdentity(ENGINE.identity, "corpus-a", "bm25", len(PASSAGES))
+PATIENCE = 120.0  # seconds until a test gives up; a busy machine only makes it later
 # Short pauses: what is tested is how often and what, not how long.
-SETTINGS = ServiceConfig(timeout_seconds=5.0, backoff_seconds=0.001, batch_window_ms=1.0)
+SETTINGS = ServiceConfig(timeout_seconds=PATIENCE, backoff_seconds=0.001, batch_window_ms=1.0)
 
 
 class Recorder:
@@ -153,26 +154,26 @@ class Process:
 
     def ended(self) -> tuple[int, str]:
         """Exit code and standard error, once it has ended."""
-        _, errors = self._process.communicate(timeout=60)
+        _, errors = self._process.communicate(timeout=PATIENCE)
         return self._process.returncode, errors
 
 
 def post(url: str, **payload) -> requests.Response:
-    return requests.post(f"{url}/retrieve", json=payload, timeout=20)
+    return requests.post(f"{url}/retrieve", json=payload, timeout=PATIENCE)
 
 
 def send_raw(url: str, body: bytes, **headers: str) -> requests.Response:
-    return requests.post(f"{url}/retrieve", data=body, headers=headers, timeout=60)
+    return requests.post(f"{url}/retrieve", data=body, headers=headers, timeout=PATIENCE)
 
 
 def metric(url: str, name: str) -> float:
-    for line in requests.get(f"{url}/metrics", timeout=10).text.splitlines():
+    for line in requests.get(f"{url}/metrics", timeout=PATIENCE).text.splitlines():
         if line.startswith(f"{name} "):
             return float(line.rsplit(" ", 1)[1])
     raise AssertionError(f"no {name}")
 
 
-def eventually(check: Callable[[], bool], seconds: float = 20.0) -> None:
+def eventually(check: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Wait until `check` holds; a slow machine only makes it later."""
     until = time.monotonic() + seconds
     while not check():

@@ -4,6 +4,7 @@ Children are forked from a server that has only imported the package. The enviro
 their place, as `torchrun` would.
 """
 
+import math
 import multiprocessing
 import os
 import socket
@@ -13,12 +14,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import rounding
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from scripted import build, largest_difference, policy, settings, trajectories, weights
 from torch.distributed.tensor import DTensor
 
+from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, LLDSError, TrainingDivergedError
 from llds_core.rollout.loop import Rollout
 from llds_core.runs.checkpoints import check_checkpoint, checkpoint_path
@@ -62,7 +65,7 @@ def spawn(world: int, work: Callable, *arguments: Any) -> list[multiprocessing.P
     return started
 
 
-def wait(processes: Sequence[multiprocessing.Process], seconds: float = 240) -> list[int | None]:
+def wait(processes: Sequence[multiprocessing.Process], seconds: float = 900) -> list[int | None]:
     """Exit codes; None for a process that had to be ended."""
     codes = []
     for process in processes:
@@ -262,13 +265,20 @@ def _diverge(folder: Path, place: Processes) -> dict[str, Any]:
 # Wall time, and how much padding the shares of a mini-batch need.
 _OWN = {"padding", "rollout_seconds", "retrieval_seconds", "update_seconds", "trajectories"}
 _OWN |= {"rollout_tokens_per_second", "update_tokens_per_second"}
-# What float32 leaves of extremes of exponentials, and of sums over whole responses.
-_SUMS = ("ratio_max", "ratio_min", "loglik_change_correct", "loglik_change_incorrect")
+# Rounding itself, or its exponential: what it may be for one token.
+_OF_A_TOKEN = {"sampler_gap", "sampler_gap_max", "ratio_max", "ratio_min"}
+_OF_A_RESPONSE = {"loglik_change_correct", "loglik_change_incorrect"}
+# Means of many numbers. Everything else is counted, and equal.
+_MEANS = {name for name in METRICS if name.startswith("loglik_")} - _OF_A_RESPONSE
+_MEANS |= {"entropy", "kl", "hidden_similarity", "loss", "llds_penalty", "answer_weight"}
+_MEANS |= {"grad_norm", "grad_norm_max"}
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Metrics of two rows that differ by more than 1e-6, or 1e-5 where they are sums."""
+    """Metrics of two rows that differ by more than rounding; counts, by anything at all."""
     assert one.keys() == other.keys()
+    bounds = dict.fromkeys(_OF_A_TOKEN, rounding.LOGPROB)
+    bounds |= dict.fromkeys(_OF_A_RESPONSE, rounding.LOGPROB * math.sqrt(one["response_length"]))
     return {
         name: (value, other[name])
         for name, value in one.items()
@@ -276,6 +286,7 @@ def differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any
         and value != other[name]
         and (
             None in (value, other[name])
-            or abs(value - other[name]) > (1e-5 if name in _SUMS else 1e-6) * max(1, abs(value))
+            or abs(value - other[name])
+            > bounds.get(name, rounding.PASS if name in _MEANS else 0) * max(1, abs(value))
         )
     }

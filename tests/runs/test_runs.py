@@ -35,7 +35,7 @@ from llds_core.config import load_experiment
 from llds_core.runs import RunDirectory
 held = RunDirectory(Path(sys.argv[1]), load_experiment("smoke/grpo"), 0)
 print("held", flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 

@@ -16,6 +16,7 @@ from services import (
     ENGINE,
     IDENTITY,
     PASSAGES,
+    PATIENCE,
     SETTINGS,
     Process,
     Recorder,
@@ -125,7 +126,7 @@ def test_concurrent_requests_share_a_search_and_get_their_own_answers() -> None:
     """Different numbers of passages, with and without scores, in one search for the most."""
     engine = Recorder()
     with (
-        running(engine, replace(SETTINGS, batch_window_ms=500.0)) as url,
+        running(engine, replace(SETTINGS, batch_window_ms=2000.0)) as url,
         ThreadPoolExecutor(8) as pool,
     ):
         answers = list(
@@ -145,11 +146,11 @@ def test_concurrent_requests_share_a_search_and_get_their_own_answers() -> None:
 
 def test_health_answers_while_a_search_runs() -> None:
     release = threading.Event()
-    engine = Recorder(lambda queries: release.wait(20))
+    engine = Recorder(lambda queries: release.wait(PATIENCE))
     with running(engine) as url, ThreadPoolExecutor(1) as pool:
         searching = pool.submit(post, url, queries=["word1"])
         eventually(lambda: engine.calls)
-        assert requests.get(f"{url}/health", timeout=10).status_code == 200
+        assert requests.get(f"{url}/health", timeout=PATIENCE).status_code == 200
         assert metric(url, "retriever_in_flight") == 1
         release.set()
         assert searching.result().status_code == 200
@@ -157,7 +158,7 @@ def test_health_answers_while_a_search_runs() -> None:
 
 def test_nobody_searches_for_a_client_that_gave_up() -> None:
     release = threading.Event()
-    engine = Recorder(lambda queries: release.wait(20))
+    engine = Recorder(lambda queries: release.wait(PATIENCE))
     with (
         running(engine, replace(SETTINGS, batch_window_ms=0.0)) as url,
         ThreadPoolExecutor(2) as pool,
@@ -178,7 +179,7 @@ def test_nobody_searches_for_a_client_that_gave_up() -> None:
 def test_too_many_waiting_queries_are_told_to_come_later() -> None:
     """One of 2 queries is searched, 4 × 2 may wait, and the next is refused."""
     release = threading.Event()
-    engine = Recorder(lambda queries: release.wait(20))
+    engine = Recorder(lambda queries: release.wait(PATIENCE))
     settings = replace(SETTINGS, max_queries=2, batch_window_ms=0.0)
     with running(engine, settings) as url, ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(post, url, queries=["word1", "word2"])]
@@ -277,7 +278,7 @@ def test_the_application_alone_is_ready_at_once() -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_finishes_what_was_accepted_and_is_a_success(tmp_path: Path, how: int) -> None:
-    with Process(tmp_path, search_seconds=1.0) as process, ThreadPoolExecutor(1) as pool:
+    with Process(tmp_path, search_seconds=3.0) as process, ThreadPoolExecutor(1) as pool:
         searching = pool.submit(post, process.url, queries=["word3"], topk=1)
         eventually(lambda: metric(process.url, "retriever_in_flight") == 1)
         process.stop(how)
@@ -288,7 +289,7 @@ def test_a_stop_finishes_what_was_accepted_and_is_a_success(tmp_path: Path, how:
 
 
 def test_a_stop_while_loading_is_a_stop(tmp_path: Path) -> None:
-    process = Process(tmp_path, load_seconds=60.0)
+    process = Process(tmp_path, load_seconds=600.0)
     process.start()
 
     def loading() -> bool:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import requests
 from services import (
+    PATIENCE,
     SETTINGS,
     eventually,
     metric,
@@ -91,7 +92,7 @@ def test_a_body_over_the_limit_is_refused_with_and_without_its_length(url) -> No
 def exchange(url: str, *parts: bytes, pause: float = 0.0) -> bytes:
     """Everything a server sends over one connection until it closes it."""
     host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
         for part in parts:
             connection.sendall(part)
             time.sleep(pause)
@@ -129,7 +130,7 @@ def test_a_head_that_drips_after_an_answer_is_given_up(monkeypatch: pytest.Monke
                     answer += connection.recv(1 << 16)
                 assert b" 200 " in answer
             connection.sendall(b"GET /health HT")
-            connection.settimeout(10)
+            connection.settimeout(PATIENCE)
             assert connection.recv(100) == b""
 
 

@@ -12,6 +12,7 @@ from services import (
     ENGINE,
     IDENTITY,
     PASSAGES,
+    PATIENCE,
     SETTINGS,
     Process,
     post,
@@ -37,9 +38,9 @@ QUERIES = repeated([f"word{i} text" for i in range(60)], 200)
 @pytest.mark.parametrize("on_failure", ["raise", "empty"])
 def test_every_search_under_faults_is_right_or_ends_as_told(on_failure: str) -> None:
     """Two tries only, so that some do fail for good; none is lost and none is wrong."""
-    with running() as service, FaultyFront(service, stall_seconds=1.0) as front:
+    with running() as service, FaultyFront(service, stall_seconds=2.0) as front:
         settings = settings_for(
-            front.url, tries=2, timeout_seconds=0.4, cache_size=0, on_failure=on_failure
+            front.url, tries=2, timeout_seconds=1.0, cache_size=0, on_failure=on_failure
         )
         expected = ENGINE.search(QUERIES, 3)
 
@@ -76,7 +77,7 @@ def test_enough_tries_answer_everything_and_batches_stay_whole() -> None:
 def test_many_clients_at_once_each_get_their_own_answers() -> None:
     with running() as url:
         tally = run_searches(
-            settings_for(url, timeout_seconds=60.0, cache_size=0),
+            settings_for(url, cache_size=0),
             repeated(QUERIES, 1000),
             ENGINE,
             3,
@@ -193,11 +194,14 @@ def test_hostile_requests_leave_the_service_alive_and_small(tmp_path: Path) -> N
         url = f"{process.url}/retrieve"
         post(process.url, queries=["word1"])
         before, _ = memory_mib(process.pid)
-        assert requests.post(url, data=block * 100, timeout=60).status_code == 413
-        assert requests.post(url, data=(block for _ in range(100)), timeout=60).status_code == 413
+        assert requests.post(url, data=block * 100, timeout=PATIENCE).status_code == 413
+        assert (
+            requests.post(url, data=(block for _ in range(100)), timeout=PATIENCE).status_code
+            == 413
+        )
         _, after_sizes = memory_mib(process.pid)
         for body in bodies:
-            assert requests.post(url, data=body, timeout=60).status_code == 400
+            assert requests.post(url, data=body, timeout=PATIENCE).status_code == 400
         _, after_all = memory_mib(process.pid)
         assert post(process.url, queries=["word3"]).json()["result"][0][0]["id"] == "p3"
     assert after_sizes - before < 30
@@ -210,14 +214,14 @@ def test_a_flood_of_hostile_requests_does_not_keep_others_out() -> None:
 
     def flood(url: str, body: bytes) -> None:
         while not stop.is_set():
-            assert requests.post(f"{url}/retrieve", data=body, timeout=60).status_code >= 400
+            assert requests.post(f"{url}/retrieve", data=body, timeout=PATIENCE).status_code >= 400
 
     with running() as url, ThreadPoolExecutor(4) as pool:
         flooding = [
             pool.submit(flood, url, body)
             for body in (b"[" * 100_000, b"\xff" * 100_000, b'{"queries": 1}', b"x" * (9 << 20))
         ]
-        client = RetrieverClient(settings_for(url, timeout_seconds=60.0, tries=1))
+        client = RetrieverClient(settings_for(url, tries=1))
         assert client.search(QUERIES, 3) == ENGINE.search(QUERIES, 3)
         stop.set()
         for future in flooding:

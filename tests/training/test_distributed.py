@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import assert_same_gradients
 from scripted import largest_difference
 from shared_trainers import (
     CASES,
@@ -75,8 +76,7 @@ def same_step(alone: dict[str, Any], shares: list[dict[str, Any]]) -> None:
     for other in shares:
         assert len(other["gradients"]) == len(alone["gradients"]) == 4
         for mine, theirs in zip(alone["gradients"], other["gradients"], strict=True):
-            for name, gradient in mine.items():
-                torch.testing.assert_close(theirs[name], gradient, atol=1e-6, rtol=0)
+            assert_same_gradients(mine, theirs)
         assert not differing(other["row"], alone["row"])
     assert (
         max(float(g.abs().max()) for update in alone["gradients"] for g in update.values()) > 0.01

@@ -205,7 +205,7 @@ def test_a_killed_call_is_continued_by_the_next(hub, tmp_path):
         stderr=subprocess.PIPE,
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not any(p.stat().st_size >= 10_000 for p in tmp_path.rglob("part_ab.part")):
             assert time.monotonic() < deadline and process.poll() is None, process.stderr.read()
             time.sleep(0.05)
