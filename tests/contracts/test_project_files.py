@@ -3,6 +3,8 @@
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,6 @@ import yaml
 from llds_core.runs import smollm2 as packaged
 
 ROOT = Path(__file__).parents[2]
-tomllib = pytest.importorskip("tomllib", reason="tomllib is part of Python 3.11")
 
 
 def _project() -> dict:
@@ -35,7 +36,8 @@ def test_environment_yml_python_satisfies_the_project() -> None:
 
 def test_the_users_packages_are_all_declared() -> None:
     project = _project()
-    declared = [*project["dependencies"], *project["optional-dependencies"]["gpu"]]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["run"], *extras["gpu"]]
     names = {re.match(r"[a-z0-9-]+", requirement)[0] for requirement in declared}
     wanted = [
         "jupyterlab",
@@ -91,3 +93,37 @@ def test_make_passes_layout_and_retriever_environment_through() -> None:
 def test_make_without_them_uses_one_environment_and_the_profiles_layout() -> None:
     said = _dry_run("reproduce", "PROFILE=paper-3b")
     assert "--layout" not in said and "retriever" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [
+        ("setup", "cpu"),
+        ("setup PROFILE=paper-3b", "gpu"),
+        ("reproduce PROFILE=smol LAYOUT=1x80", "gpu"),
+        ("plan PROFILE=paper-3b LAYOUT=4x80", "cpu"),  # asks, and runs nothing
+        ("setup EXTRAS=gpu,deepspeed", "gpu,deepspeed"),
+    ],
+)
+def test_gpu_packages_come_where_gpus_are_to_be_used(
+    tmp_path: Path, words: str, extra: str
+) -> None:
+    said = _dry_run(*words.split(), f"ENV={tmp_path}", "ACTIVE=")
+    assert f'-e ".[{extra},dev,smol]"' in said
+    assert f"touch {tmp_path}/.llds-core-{extra.replace(',', '+')}-" in said
+
+
+def test_cpu_packages_are_not_written_over_gpu_packages(tmp_path: Path) -> None:
+    (tmp_path / "lib/python3.11/site-packages/faiss_gpu-1.15.1.dist-info").mkdir(parents=True)
+    assert '-e ".[gpu,dev,smol]"' in _dry_run("test", f"ENV={tmp_path}")
+
+
+def test_an_old_python_is_refused_in_one_line(tmp_path: Path) -> None:
+    old = tmp_path / "python3"
+    as_old = 'import sys; sys.version_info = (3, 10, 1); sys.version = "3.10.1"; exec(sys.argv[2])'
+    old.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{as_old}' \"$@\"\n", "utf-8")
+    old.chmod(0o755)
+    words = ["make", "setup", f"PYTHON={old}", f"ENV={tmp_path / 'env'}", "ACTIVE="]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Python 3.10.1 is too old" in done.stderr
+    assert not (tmp_path / "env").exists()

@@ -7,8 +7,8 @@ import pytest
 
 from llds_core.errors import ConfigError, DataError, TrainingDivergedError
 from llds_core.reporting.store import load_run, load_runs
-from llds_core.study.runner import ensure_runs
 from llds_core.runs import read_metrics
+from llds_core.study.runner import ensure_runs
 
 
 def copied(smoke_runs, tmp_path):
