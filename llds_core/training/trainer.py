@@ -43,8 +43,8 @@ from llds_core.losses import answer_weight_ramp, clamped_reference, llds_penalty
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.masks import pad_right, validate_response_masks
 from llds_core.rollout.protocol import Trajectory
-from llds_core.runs.checkpoints import AtomicCheckpointMixin
 from llds_core.seeding import torch_generator
+from llds_core.training.checkpointing import AtomicCheckpointMixin
 from llds_core.training.micro_batches import gather_batch, penalty_tokens, trim
 from llds_core.training.policy_head import PolicyHeadOutput, add_policy_head, policy_labels
 from llds_core.training.settings import SearchGRPOConfig

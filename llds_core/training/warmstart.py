@@ -35,7 +35,6 @@ from llds_core.rollout.prompts import encode_prompt, prompt_text
 from llds_core.rollout.protocol import TAGS
 from llds_core.runs import Run, RunDirectory, check_recorded, read_manifest
 from llds_core.runs.checkpoints import (
-    AtomicCheckpointMixin,
     check_checkpoint,
     checkpoint_path,
     checkpoint_steps,
@@ -50,6 +49,7 @@ from llds_core.runs.policies import (
     policy_digest,
 )
 from llds_core.seeding import child_seed, numpy_generator
+from llds_core.training.checkpointing import AtomicCheckpointMixin
 from llds_core.training.settings import OneGPUMixin
 from llds_core.training.traces import Trace, make_traces
 from llds_core.worlds.atlas import World
