@@ -1,6 +1,7 @@
-"""Who may import whom, what an import costs, and how long a module may be."""
+"""The house: which room stands on which floor, what an import costs, how long a file may be."""
 
 import ast
+import graphlib
 import importlib.resources
 import re
 import subprocess
@@ -11,123 +12,80 @@ import pytest
 
 PACKAGE = Path(str(importlib.resources.files("llds_core")))
 MODULES = sorted(PACKAGE.rglob("*.py"))
-NAMES = [path.relative_to(PACKAGE).as_posix() for path in MODULES]
-HEAVY = ("vllm", "trl", "faiss", "torch", "transformers")
+HEAVY = ("vllm", "trl", "faiss", "torch", "transformers", "pandas")
 
-# A room may import rooms of lower layers, itself, and nothing else of the package.
-LAYERS = (
-    {
-        "errors",
-        "files",
-        "markdown",
-        "seeding",
-        "config",
-        "config_checks",
-        "config_sections",
-        "studies",
-        "checkpoints",
-        "packaged",
-        "deviations",
-        "provenance",
-        "run_identity",
-        "runs",
-    },
-    {"worlds", "retrieval", "rewards", "losses"},
-    {"rollout"},
-    {"diagnostics"},
-    {"training"},
-    {"evaluation", "mechanism", "reporting"},
-    {
-        "cli",
-        "cli_options",
-        "commands",
-        "reproduce",
-        "jobs",
-        "layouts",
-        "model_shapes",
-        "plan",
-        "plan_memory",
-        "plan_time",
-        "launch",
-        "queue",
-        "bench",
-        "bench_baselines",
-        "benchmark_commands",
-        "benchmark_jobs",
-        "retriever_process",
-        "costs",
-        "slurm",
-        "bench_faults",
-        "bench_service",
-        "bench_engines",
-        "bench_retrieval",
-        "doctor",
-        "__main__",
-    },
+# A room imports rooms of lower floors, and none of its own floor.
+FLOORS = (
+    {"errors", "seeding", "losses"},
+    {"files", "config"},
+    {"worlds"},
+    {"runs", "retrieval"},
+    {"rollout", "serving", "machine"},
+    {"diagnostics", "evaluation"},
+    {"training", "reporting"},
+    {"study", "bench"},
+    {"__main__"},
 )
-LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-# Within a layer, or stricter than the layers.
-ALLOWED = {
-    "errors": set(),
-    "files": {"errors"},
-    "markdown": set(),
-    "seeding": set(),
-    "provenance": set(),
-    "config": {"errors", "config_checks", "config_sections"},
-    "config_sections": set(),
-    "studies": {"config", "errors"},
-    "config_checks": {"errors", "config"},  # config for its types only
-    "checkpoints": {"config", "errors", "seeding"},
-    "packaged": {"errors"},
-    "deviations": {"config", "run_identity"},
-    "runs": {"config", "deviations", "errors", "files", "provenance", "run_identity"},
-    "run_identity": {"config", "errors"},
-    "losses": set(),
-    "rewards": set(),
-    "worlds": {"errors", "files", "seeding", "config", "runs", "rewards"},
-    "retrieval": {"errors", "files", "markdown", "seeding", "config", "worlds"},
-    "evaluation": {room for room in LEVEL if LEVEL[room] < 5},
-    "mechanism": {room for room in LEVEL if LEVEL[room] < 5},
-    "reporting": {room for room in LEVEL if LEVEL[room] < 5} | {"evaluation", "mechanism"},
-    "__main__": {"cli"},
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS, 1) for room in rooms}
+# Packages that only these rooms import.
+OWNERS = {
+    "trl": {"training", "bench"},  # the bench measures TRL's own trainer beside ours
+    "vllm": {"rollout"},
+    "faiss": {"retrieval"},
+    "fastapi": {"serving"},
+    "papermill": {"reporting"},
+    "typer": {"__main__"},
 }
 
 
-def room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {name_of(path): path for path in MODULES}
+EACH = pytest.mark.parametrize("path", MODULES, ids=list(NAMES))
+
+
+def room(name: str) -> str:
+    return name.split(".")[1] if "." in name else ""
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of the modules that `path` imports anywhere, lazily or not."""
+    """Full names of what `path` imports anywhere, lazily or not."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name} imports relatively: write the full name"
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
-def rooms_of(path: Path) -> set[str]:
-    found = {name.split(".")[1] for name in imported(path) if name.startswith("llds_core.")}
-    return found & set(LEVEL) - {room(path)}
+def test_every_room_has_a_floor() -> None:
+    assert {room(name) for name in NAMES} - {""} == set(FLOOR)
 
 
-def test_every_room_has_a_layer() -> None:
-    rooms = {room(path) for path in MODULES} - {"__init__", "presets"}
-    assert rooms == set(LEVEL)
+@EACH
+def test_a_room_imports_rooms_of_lower_floors_only(path: Path) -> None:
+    own = room(name_of(path))
+    used = {room(name) for name in imported(path) if name.startswith("llds_core.")} & set(FLOOR)
+    assert {other for other in used - {own} if FLOOR[other] >= FLOOR.get(own, 0)} == set()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=NAMES)
-def test_imports_point_downwards(path: Path) -> None:
-    if path.parent == PACKAGE and path.name == "__init__.py":
-        allowed: set[str] = set()
-    else:
-        own = room(path)
-        below = {other for other in LEVEL if LEVEL[other] < LEVEL[own] or LEVEL[own] == 6}
-        allowed = ALLOWED.get(own, below)
-    assert rooms_of(path) <= allowed
+def test_no_files_import_each_other_in_a_circle() -> None:
+    # The face of a room hands names on and is no further file of a loop.
+    files = {name for name, path in NAMES.items() if path.name != "__init__.py"}
+    graphlib.TopologicalSorter(
+        {name: imported(NAMES[name]) & files - {name} for name in files}
+    ).prepare()
+
+
+def test_no_two_files_share_a_name_and_none_is_named_like_the_standard_library() -> None:
+    names = [path.stem for path in MODULES if path.stem != "__init__" and path.stem != "__main__"]
+    assert sorted(names) == sorted(set(names))
+    assert not set(names) & set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize(
@@ -138,17 +96,19 @@ def test_losses_need_torch_and_nothing_else(path: Path) -> None:
     assert roots - set(sys.stdlib_module_names) <= {"torch", "llds_core"}
 
 
-@pytest.mark.parametrize("name", ["vllm", "trl", "faiss"])
-def test_no_module_imports_a_heavy_package_beside_its_owners(name: str) -> None:
-    """`trl` belongs to training, and to the bench that measures its stock trainer beside ours."""
-    owners = {room(path) for path in MODULES if name in {n.split(".")[0] for n in imported(path)}}
-    assert (
-        owners <= {"trl": {"training", "bench"}, "vllm": {"rollout"}, "faiss": {"retrieval"}}[name]
-    )
+@pytest.mark.parametrize("package", OWNERS)
+def test_a_package_is_imported_by_its_owners_only(package: str) -> None:
+    users = {
+        room(name)
+        for name, path in NAMES.items()
+        if package in {found.split(".")[0] for found in imported(path)}
+    }
+    assert users <= OWNERS[package]
 
 
 @pytest.mark.parametrize(
-    "module", ["llds_core", "llds_core.config", "llds_core.runs", "llds_core.cli"]
+    "module",
+    [f"llds_core{name}" for name in ("", ".config", ".runs", ".worlds", ".retrieval", ".__main__")],
 )
 def test_light_modules_load_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])"
@@ -156,28 +116,25 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(
-            path,
-            id=name,
-        )
-        for path, name in zip(MODULES, NAMES, strict=True)
-    ],
-)
-def test_no_module_is_longer_than_400_lines(path: Path) -> None:
+@EACH
+def test_no_file_is_longer_than_400_lines(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= 400
 
 
-@pytest.mark.parametrize("path", MODULES, ids=NAMES)
-def test_no_module_names_a_file_outside_the_project(path: Path) -> None:
+def test_the_house_stays_small() -> None:
+    assert sum(len(path.read_text("utf-8").splitlines()) for path in MODULES) <= 16_000
+    readme = PACKAGE.parent / "README.md"
+    assert len(readme.read_text("utf-8").splitlines()) <= 220 and readme.stat().st_size <= 15_000
+
+
+@EACH
+def test_no_file_names_a_path_outside_the_project(path: Path) -> None:
     absolute = re.compile(r"""(?<![\w.:/…])/(work|home|root|Users|mnt|opt|data|shared)(/|\b)""")
     assert not absolute.findall(path.read_text("utf-8"))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=NAMES)
-def test_no_module_draws_from_a_global_generator(path: Path) -> None:
+@EACH
+def test_no_file_draws_from_a_global_generator(path: Path) -> None:
     """Streams of `llds_core.seeding` only; `build_policy` forks the global one for transformers."""
     text = path.read_text("utf-8")
     drawn = re.findall(
@@ -185,5 +142,5 @@ def test_no_module_draws_from_a_global_generator(path: Path) -> None:
         text,
         re.M,
     )
-    drawn += re.findall(r"torch\.manual_seed", text) if path.name != "checkpoints.py" else []
+    drawn += re.findall(r"torch\.manual_seed", text) if path.name != "policies.py" else []
     assert not drawn
