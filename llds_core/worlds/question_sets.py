@@ -1,0 +1,192 @@
+"""The seven benchmarks and the training mix of Search-R1 as questions, and the world made of them.
+
+A benchmark is a JSON-lines file of FlashRAG (`id`, `question`, `golden_answers`, `metadata`); the
+training mix is Search-R1's parquet file, with a column `data_source` besides. Every question knows
+its benchmark (`metadata["benchmark"]`, also its `kind`) and its group. Of a source's own metadata
+only plain values are kept: several benchmarks attach the paragraphs that hold the answer.
+
+Licences: the questions as collected by FlashRAG are CC BY-SA 4.0, the passages (Wikipedia of
+December 2018) CC BY-SA.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llds_core.errors import DataError
+from llds_core.seeding import child_seed
+from llds_core.worlds.atlas import World
+from llds_core.worlds.records import Passage, Question, check_new, question_of, read_rows, shown
+
+MIX_COUNTS = {"nq": 79_168, "hotpotqa": 90_447}
+
+# Where `make data` puts things, below the data folder.
+CORPUS_FILE = "corpus/wiki-18.jsonl"
+QUESTIONS_FOLDER = "questions"
+MIX_FILE = "train/train.parquet"
+
+_COLUMNS = ["id", "question", "golden_answers", "data_source"]  # the prompt is made here
+_LONGEST = 200  # characters of a metadata value that is kept
+_logger = logging.getLogger("llds_core")
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """One benchmark.
+
+    Attributes:
+        name: as in tables and metadata.
+        title: as its authors write it.
+        group: `general` or `multi-hop`, as the papers average.
+        split: the one that is scored: test where there is one with answers, else dev.
+        questions: how many the papers score.
+        source: its name in FlashRAG's repository and in Search-R1's `data_source`.
+    """
+
+    name: str
+    title: str
+    group: Literal["general", "multi-hop"]
+    split: Literal["test", "dev"]
+    questions: int
+    source: str
+
+    @property
+    def file(self) -> str:
+        """Its path in FlashRAG's repository."""
+        return f"{self.source}/{self.split}.jsonl"
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What each of its questions carries."""
+        hops = "multi" if self.group == "multi-hop" else "single"
+        return {"benchmark": self.name, "kind": self.name, "group": self.group, "hops": hops}
+
+
+QUESTION_SETS = {
+    one.name: one
+    for one in (
+        QuestionSet("nq", "NQ", "general", "test", 3_610, "nq"),
+        QuestionSet("triviaqa", "TriviaQA", "general", "test", 11_313, "triviaqa"),
+        QuestionSet("popqa", "PopQA", "general", "test", 14_267, "popqa"),
+        QuestionSet("hotpotqa", "HotpotQA", "multi-hop", "dev", 7_405, "hotpotqa"),
+        QuestionSet("2wiki", "2WikiMultiHopQA", "multi-hop", "dev", 12_576, "2wikimultihopqa"),
+        QuestionSet("musique", "MuSiQue", "multi-hop", "dev", 2_417, "musique"),
+        QuestionSet("bamboogle", "Bamboogle", "multi-hop", "test", 125, "bamboogle"),
+    )
+}
+GENERAL = tuple(one.name for one in QUESTION_SETS.values() if one.group == "general")
+MULTI_HOP = tuple(one.name for one in QUESTION_SETS.values() if one.group == "multi-hop")
+_BY_SOURCE = {one.source: one for one in QUESTION_SETS.values()}
+
+
+def load_question_set(name: str, path: str | Path) -> tuple[Question, ...]:
+    """Read the benchmark `name`, a key of `QUESTION_SETS`, from its JSON-lines file."""
+    known = QUESTION_SETS[name]
+    rows = ((where, row | {"data_source": known.source}) for where, row in read_rows(Path(path)))
+    return _to_questions(Path(path), rows, known.questions)
+
+
+def load_mix(path: str | Path) -> tuple[Question, ...]:
+    """Read Search-R1's training mix, NQ and then HotpotQA, from its parquet file."""
+    return _to_questions(Path(path), _read_parquet(Path(path)), sum(MIX_COUNTS.values()))
+
+
+def build_files_world(
+    folder: str | Path,
+    *,
+    passages: Sequence[Passage],
+    seed: int = 0,
+    dev_fraction: float = 0.0,
+) -> World:
+    """Build the world of downloaded files: train on the mix, test on the seven benchmarks.
+
+    Args:
+        folder: what `make data` filled.
+        passages: the corpus.
+        seed: root seed of the dev split.
+        dev_fraction: expected share of training questions held out as dev questions, in [0, 1);
+            the papers hold out none.
+    """
+    folder = Path(folder)
+    splits: dict[bool, list[Question]] = {False: [], True: []}
+    for question in load_mix(_present(folder, MIX_FILE)):
+        share = child_seed(seed, "files", "split", question.id) / 2**63
+        splits[share < dev_fraction].append(question)
+    test: list[Question] = []
+    for name, known in QUESTION_SETS.items():
+        test += load_question_set(name, _present(folder, f"{QUESTIONS_FOLDER}/{known.file}"))
+    return World(
+        name="files",
+        passages=passages,
+        train=tuple(splits[False]),
+        dev=tuple(splits[True]),
+        test=tuple(test),
+        answers_by_kind={},
+    )
+
+
+def _present(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise DataError(f"{path} is missing: fetch it with python -m llds_core data <profile>")
+    return path
+
+
+def _read_parquet(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of Search-R1's parquet file, each after where it stands."""
+    import pyarrow
+    from pyarrow.parquet import read_table
+
+    try:
+        rows = read_table(path, columns=_COLUMNS).to_pylist()
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(
+            f"{path}: cannot be read as Search-R1's parquet file ({reason}): check the path, or "
+            "fetch it again"
+        ) from error
+    return [(f"{path} row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def _to_questions(
+    path: Path, rows: Iterable[tuple[str, dict[str, Any]]], expected: int
+) -> tuple[Question, ...]:
+    """Turn rows, each after where it stands, into questions; the papers have `expected`."""
+    questions: list[Question] = []
+    seen: dict[str, str] = {}
+    for where, row in rows:
+        question = _read_question(row, where)
+        check_new(question.id, where, seen)
+        questions.append(question)
+    if not questions:
+        raise DataError(f"{path}: holds no question: give another file")
+    if len(questions) != expected:
+        _logger.warning("%s: %s questions, the papers have %s", path, len(questions), expected)
+    return tuple(questions)
+
+
+def _read_question(row: dict[str, Any], where: str) -> Question:
+    source, answers = row["data_source"], row.get("golden_answers")
+    known = _BY_SOURCE.get(str(source))
+    if known is None:
+        raise DataError(
+            f'{where}: "data_source" is {shown(source)}: it takes one of {", ".join(_BY_SOURCE)}'
+        )
+    if isinstance(answers, list):  # a blank answer beside others answers nothing
+        filled = [one for one in answers if not isinstance(one, str) or one.strip()]
+        row = row | {"golden_answers": filled}
+    question = question_of(row, where)
+    plain = {key: value for key, value in question.metadata.items() if _is_plain(value)}
+    # Ids start anew in every source.
+    identity = f"{known.name}/{question.id}"
+    return Question(identity, question.question, question.golden_answers, plain | known.metadata)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, bool | int | str) and len(json.dumps(value)) <= _LONGEST
