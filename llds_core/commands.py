@@ -101,8 +101,14 @@ def _named(given: str) -> str:
 def data(options: argparse.Namespace) -> int:
     """Fetch what a profile needs; 1 when the user says no."""
     from llds_core.retrieval.vectors import read_index_manifest
-    from llds_core.worlds.downloads import check_room, describe, download, plan
-    from llds_core.worlds.sources import SOURCES, needs
+    from llds_core.worlds.downloads import (
+        SOURCES,
+        check_room,
+        describe,
+        download,
+        find_missing,
+        needs,
+    )
 
     names = needs(options.profile, options.only)
     copied = options.folder / SOURCES["index"].folder
@@ -112,7 +118,7 @@ def data(options: argparse.Namespace) -> int:
     if not names:
         print(f"{options.profile} needs no download: its world is built on this machine")
         return 0
-    items = plan(names, options.folder)
+    items = find_missing(names, options.folder)
     if not items:
         print(f"{', '.join(names)}: complete in {options.folder}")
         return 0

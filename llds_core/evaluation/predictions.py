@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llds_core.errors import DataError, RunError
-from llds_core.files import disk_errors, write_json
-from llds_core.worlds.records import write_lines
+from llds_core.files import disk_errors, write_json, write_text
 
 Key = tuple[str, str, str, int]
 Shard = tuple[int, int]
@@ -165,7 +164,7 @@ def merge(folder: Path, keys: Sequence[Key]) -> dict[Key, dict[str, Any]]:
             locks.enter_context(locked(shard))
             rows |= read_predictions(shard, keys)
         lines = (json.dumps(rows[key], ensure_ascii=False) for key in keys if key in rows)
-        write_lines(folder / MAIN, lines)
+        write_text(folder / MAIN, "".join(f"{line}\n" for line in lines))
         with disk_errors(folder):
             for shard in shards:
                 shard.unlink()

@@ -12,10 +12,7 @@ from typing import TypeVar
 
 from llds_core.errors import ConfigError, did_you_mean
 from llds_core.evaluation.held_out import choose_questions
-from llds_core.worlds.atlas import World
-from llds_core.worlds.atlas_questions import KINDS
-from llds_core.worlds.benchmarks import BENCHMARKS, GENERAL, MULTI_HOP
-from llds_core.worlds.records import Question
+from llds_core.worlds import GENERAL, KINDS, MULTI_HOP, QUESTION_SETS, Question, World
 
 ALL = "all"
 _TWO_HOP = tuple(kind for kind in KINDS if kind.startswith("city-") and kind != "city-country")
@@ -26,7 +23,7 @@ _AVERAGES: dict[str, dict[str, tuple[str, ...]]] = {
         "two_hop": _TWO_HOP,
         ALL: KINDS,
     },
-    "files": {"general": GENERAL, "multi_hop": MULTI_HOP, ALL: tuple(BENCHMARKS)},
+    "files": {"general": GENERAL, "multi_hop": MULTI_HOP, ALL: tuple(QUESTION_SETS)},
 }
 _Value = TypeVar("_Value")
 

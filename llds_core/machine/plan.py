@@ -25,7 +25,7 @@ from llds_core.machine.plan_time import throughput
 from llds_core.machine.sizing import WIKIPEDIA_PASSAGES, index_size
 from llds_core.runs import DEFAULT_ROOT
 from llds_core.runs.identity import deviations
-from llds_core.worlds.sources import SOURCES, needs
+from llds_core.worlds.downloads import SOURCES, needs
 
 _E5_DIMENSION = 768
 _E5_BYTES = 437_955_512  # model.safetensors of intfloat/e5-base-v2

@@ -17,8 +17,7 @@ from llds_core.reporting.figures import method_label
 from llds_core.reporting.paper_numbers import AVERAGES, paper_table
 from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import PUBLISHED, Run
-from llds_core.worlds.atlas_questions import KINDS
-from llds_core.worlds.benchmarks import BENCHMARKS
+from llds_core.worlds import KINDS, QUESTION_SETS
 
 NOT_RUN = "not run"
 TABLES = {"table1": "llds_table1", "table2": "llds_table2", "table4": "llds_table4"}
@@ -78,7 +77,7 @@ def paper_comparison(name: str, evaluations: pd.DataFrame) -> pd.DataFrame:
         method = METHODS.get(printed["method"])
         mine = greedy[(greedy["profile"] == profile) & (greedy["method"] == method)]
         kept = {key: printed[key] for key in ("model", "variant", "method", "source")}
-        for benchmark in (*BENCHMARKS, *AVERAGES):
+        for benchmark in (*QUESTION_SETS, *AVERAGES):
             asked = mine[mine["benchmark"] == _AVERAGE_NAMES.get(benchmark, benchmark)]
             ours = _ours(asked)
             delta = {"delta": ours["ours"] - printed[benchmark]}
@@ -225,8 +224,8 @@ def save_table(
 
 
 def _title(benchmark: str) -> str:
-    if benchmark in BENCHMARKS:
-        return BENCHMARKS[benchmark].title
+    if benchmark in QUESTION_SETS:
+        return QUESTION_SETS[benchmark].title
     return {"general_average": "general", "multi_hop_average": "multi-hop"}.get(
         benchmark, benchmark
     )

@@ -12,12 +12,12 @@ from importlib.resources import files
 import pandas as pd
 
 from llds_core.errors import ConfigError, DataError, did_you_mean
-from llds_core.worlds.benchmarks import BENCHMARKS
+from llds_core.worlds import QUESTION_SETS
 
 AVERAGES = ("general_average", "multi_hop_average", "average")
 _RESULTS = (
     *("model", "variant", "training", "method"),
-    *BENCHMARKS,
+    *QUESTION_SETS,
     *AVERAGES,
     *("check", "bamboogle_n", "origin", "source"),
 )
@@ -41,7 +41,7 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 # Largest value of the columns that hold numbers.
 _LARGEST = (
-    dict.fromkeys((*BENCHMARKS, *AVERAGES), 1.0)
+    dict.fromkeys((*QUESTION_SETS, *AVERAGES), 1.0)
     | {"llds_weight": 1.0, "collapse_step": 1e5, "stable_until": 1e5, "steps": 1e5}
     | {name: 100.0 for name in _MATHS if name != "average"}
 )
@@ -109,12 +109,12 @@ def _numbers(cells: pd.Series, largest: float, file: str) -> pd.Series:
 def main_results() -> pd.DataFrame:
     """LLDS's Tables 1, 2 and 4 in long form: `model`, `variant`, `method`, `benchmark`, `em` in
     [0, 1] and `source`, one row a printed score of a benchmark; averages are left to
-    `llds_core.worlds.benchmarks`.
+    `llds_core.worlds.QUESTION_SETS`.
     """
     wide = pd.concat([paper_table(name) for name in MAIN_TABLES], ignore_index=True)
     long = wide.melt(
         id_vars=["model", "variant", "method", "source"],
-        value_vars=list(BENCHMARKS),
+        value_vars=list(QUESTION_SETS),
         var_name="benchmark",
         value_name="em",
     ).dropna(subset="em")

@@ -19,12 +19,12 @@ from tqdm.auto import tqdm
 
 from llds_core.config import DenseConfig
 from llds_core.errors import DataError, RunError
-from llds_core.files import replacing
+from llds_core.files import replacing, write_text
 from llds_core.retrieval.encoder import Encoder
 from llds_core.retrieval.files import file_hash
 from llds_core.retrieval.passage_file import passages_hash
 from llds_core.retrieval.published_vectors import PublishedVectors
-from llds_core.worlds.records import Passage, write_lines
+from llds_core.worlds.records import Passage
 
 SCHEMA_VERSION = 1
 
@@ -119,7 +119,8 @@ def write_index_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     Raises:
         RunError: when it cannot be written.
     """
-    write_lines(folder / "manifest.json", [json.dumps(manifest, indent=1, ensure_ascii=False)])
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    write_text(folder / "manifest.json", f"{text}\n")
 
 
 def vector_source(

@@ -14,7 +14,7 @@ from llds_core.retrieval.base import Retriever
 from llds_core.retrieval.bm25 import BM25Retriever
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.loop import RolloutLoop
-from llds_core.worlds.atlas import World, build_atlas
+from llds_core.worlds import CORPUS_FILE, World, build_atlas, build_files_world
 
 if TYPE_CHECKING:
     from llds_core.retrieval.passage_file import PassageFile
@@ -128,8 +128,6 @@ def _atlas(config: ExperimentConfig) -> World:
 
 
 def _files(config: ExperimentConfig) -> World:
-    from llds_core.worlds.benchmarks import build_files_world
-
     return build_files_world(
         Path(config.data.folder),
         passages=_corpus(config),
@@ -140,7 +138,6 @@ def _files(config: ExperimentConfig) -> World:
 
 def _corpus(config: ExperimentConfig, progress: bool = False) -> "PassageFile":
     from llds_core.retrieval.passage_file import PassageFile
-    from llds_core.worlds.benchmarks import CORPUS_FILE
 
     return PassageFile(Path(config.data.folder) / CORPUS_FILE, progress=progress)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import CheckpointError, DownloadError
+from llds_core.files import hub_errors
 from llds_core.runs.policies import POLICY_FILES
 from llds_core.runs.smollm2 import PACKAGE, SMOLLM2, VERSION, unpack_smollm2
-from llds_core.worlds.hub import hub_errors
 
 
 def given_policy(config: ExperimentConfig, root: Path) -> Path:

@@ -24,6 +24,7 @@ from llds_core.config import load_experiment, profiles
 from llds_core.errors import ConfigError, DataError, DownloadError, RunError, did_you_mean
 from llds_core.files import disk_errors, hub_errors, write_text
 
+Kind = Literal["dataset", "model"]
 _FILES_WORLD = ("questions", "train", "encoder", "corpus", "index")  # small ones first
 _CHUNK = 1 << 23
 
@@ -33,7 +34,7 @@ class Source:
     """What is taken from one repository of the hub; `sources.yaml` explains and lists them all."""
 
     repo: str
-    kind: Literal["dataset", "model"]
+    kind: Kind
     revision: str
     files: list[str]
     folder: str
@@ -84,7 +85,7 @@ def needs(profile: str, only: Sequence[str] = ()) -> tuple[str, ...]:
 
 
 def list_files(
-    repo: str, kind: Literal["dataset", "model"], revision: str | None, *, timeout: float = 30.0
+    repo: str, kind: Kind, revision: str | None, *, timeout: float = 30.0
 ) -> dict[str, int]:
     """Paths and sizes in bytes of the files of a repository that the hub would give us.
 

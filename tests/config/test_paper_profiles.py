@@ -9,7 +9,7 @@ from llds_core.config import load_experiment, methods, printed_experiment, profi
 from llds_core.errors import ConfigError
 from llds_core.runs import RunDirectory, read_manifest
 from llds_core.runs.identity import deviations, flat
-from llds_core.worlds.sources import SOURCES, needs
+from llds_core.worlds.downloads import SOURCES, needs
 
 PRESETS = importlib.resources.files("llds_core") / "presets"
 PAPER = [name for name in profiles() if name.startswith("paper-")]

@@ -1,7 +1,6 @@
 """A model hub on the loopback: the few answers that `huggingface_hub` asks for, over real HTTP.
 
-Large files are redirected to a content store that answers ranges, as on the real hub. Faults are
-switched on by attributes.
+Faults are switched on by attributes.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-_API = re.compile(r"/api/(datasets|models)/([^/]+/[^/]+)(?:/revision/([^/]+)|/(auth-check))")
+_API = re.compile(r"/api/(dataset|model)s/([^/]+/[^/]+)/(revision|tree|auth-check)/?(.*)")
 _FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
@@ -24,48 +23,34 @@ class FakeHub(ThreadingHTTPServer):
         repos: content by (kind, repository), then by path.
         revisions: the only commit of each repository.
         gated: repositories that give no file.
+        corrupt: paths whose first byte is wrong.
         break_after: bytes of a content after which the connection is cut, once each.
         stall_after: bytes after which nothing more comes.
-        down: hang up on every request.
-        corrupt: paths whose first byte is wrong.
-        ranges: path and `Range` header of every content asked for.
+        asked: path and `Range` header of every content sent.
     """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
         self.repos: dict[tuple[str, str], dict[str, bytes]] = {}
         self.revisions: dict[tuple[str, str], str] = {}
         self.gated: set[str] = set()
+        self.corrupt: set[str] = set()
         self.break_after: dict[str, int] = {}
         self.stall_after: dict[str, int] = {}
-        self.down = False
-        self.corrupt: set[str] = set()
-        self.ranges: list[tuple[str, str | None]] = []
+        self.asked: list[tuple[str, str | None]] = []
         self.released = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def add(self, kind: str, repo: str, revision: str, files: dict[str, bytes]) -> None:
-        self.repos[kind, repo] = files
-        self.revisions[kind, repo] = revision
 
     def handle_error(self, request, client_address) -> None:
         """A client that went away is part of the tests."""
 
 
-def is_large(path: str) -> bool:
-    return not path.endswith((".json", ".txt"))
-
-
 @contextmanager
 def running() -> Iterator[FakeHub]:
     hub = FakeHub()
-    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
+    threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield hub
     finally:
@@ -85,101 +70,58 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = urlsplit(self.path).path
-        if self.server.down:
-            self.close_connection = True
-        elif match := _API.fullmatch(path):
-            self._api(*match.groups())
-        elif match := _FILE.fullmatch(path):
-            self._file(*match.groups())
-        elif path.startswith("/store/"):
-            _, _, kind, owner, name, rest = path.split("/", 5)
-            self._content(rest, self.server.repos[kind, f"{owner}/{name}"][rest])
+        path, hub = urlsplit(self.path).path, self.server
+        file = _FILE.fullmatch(path)
+        kind, repo, topic, rest = (_API.fullmatch(path) or file).groups()
+        if file:
+            kind = "dataset" if kind else "model"
+        files, revision = hub.repos.get((kind, repo)), hub.revisions.get((kind, repo))
+        if files is None:
+            self._send(404, {"X-Error-Code": "RepoNotFound"})
+        elif repo in hub.gated and (file or topic == "auth-check"):
+            self._send(403, {"X-Error-Code": "GatedRepo"})
+        elif (topic if file else rest or revision) != revision:
+            self._send(404, {"X-Error-Code": "RevisionNotFound"})
+        elif file:
+            self._send_file(rest, files[rest], revision)
         else:
-            self._refuse(404, "NotFound")
+            entries = [_entry(name, content) for name, content in files.items()]
+            info = {"id": repo, "sha": revision, "gated": repo in hub.gated, "siblings": entries}
+            body = json.dumps(entries if topic == "tree" else info).encode()
+            self._send(200, {"Content-Type": "application/json"}, body)
 
-    def _api(self, folder: str, repo: str, revision: str | None, auth: str | None) -> None:
-        kind = folder.removesuffix("s")
-        if (kind, repo) not in self.server.repos:
-            self._refuse(404, "RepoNotFound")
-        elif auth:
-            if repo in self.server.gated:
-                self._refuse(403, "GatedRepo")
-            else:
-                self._send(b"{}", {})
-        elif revision != self.server.revisions[kind, repo]:
-            self._refuse(404, "RevisionNotFound")
-        else:
-            files = self.server.repos[kind, repo].items()
-            body = {
-                "id": repo,
-                "sha": revision,
-                "gated": "manual" if repo in self.server.gated else False,
-                "siblings": [_entry(path, content) for path, content in files],
-            }
-            self._send(json.dumps(body).encode(), {"Content-Type": "application/json"})
-
-    def _file(self, dataset: str | None, repo: str, revision: str, path: str) -> None:
-        kind = "dataset" if dataset else "model"
-        content = self.server.repos.get((kind, repo), {}).get(path)
-        if repo in self.server.gated:
-            self._refuse(403, "GatedRepo")
-        elif content is None:
-            self._refuse(404, "EntryNotFound")
-        elif is_large(path):
-            self.send_response(302)
-            self.send_header("Location", f"{self.server.url}/store/{kind}/{repo}/{path}")
-            self.send_header("Content-Length", "0")
-            self.send_header("X-Repo-Commit", revision)
-            self.send_header("X-Linked-Size", str(len(content)))
-            self.send_header("X-Linked-Etag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.end_headers()
-        else:
-            self._content(path, content, {"X-Repo-Commit": revision, "ETag": f'"{_blob(content)}"'})
-
-    def _content(self, path: str, content: bytes, headers: dict[str, str] | None = None) -> None:
-        asked = self.headers.get("Range")
+    def _send_file(self, path: str, content: bytes, revision: str) -> None:
+        asked, etag = self.headers.get("Range"), _entry(path, content)
         if self.command == "GET":
-            self.server.ranges.append((path, asked))
+            self.server.asked.append((path, asked))
+        headers = {"X-Repo-Commit": revision, "ETag": etag.get("lfs", {}).get("oid", etag["oid"])}
         if path in self.server.corrupt:
             content = bytes([content[0] ^ 1]) + content[1:]
         start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
-        self._send(content[start:], headers or {}, status=206 if asked else 200, path=path)
+        self._send(206 if asked else 200, headers, content[start:], path)
 
-    def _send(
-        self, body: bytes, headers: dict[str, str], *, status: int = 200, path: str = ""
-    ) -> None:
+    def _send(self, status: int, headers: dict[str, str], body: bytes = b"", path="") -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "HEAD":
-            return
-        if path in self.server.break_after:
-            self.wfile.write(body[: self.server.break_after.pop(path)])
-            self.close_connection = True
-        elif path in self.server.stall_after:
-            self.wfile.write(body[: self.server.stall_after[path]])
+        hub = self.server
+        stall, cut = hub.stall_after.get(path), None
+        if self.command == "GET":
+            cut = hub.break_after.pop(path, None) if stall is None else stall
+            self.wfile.write(body[:cut])
+        if cut is not None:
             self.wfile.flush()
-            self.server.released.wait(30)
             self.close_connection = True
-        else:
-            self.wfile.write(body)
-
-    def _refuse(self, status: int, code: str) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+            if stall is not None:
+                hub.released.wait(30)
 
 
 def _entry(path: str, content: bytes) -> dict:
-    entry = {"rfilename": path, "size": len(content), "blobId": _blob(content)}
-    if is_large(path):
+    """As of a tree and of `siblings` at once; what is not text is large."""
+    size, oid = len(content), hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    entry = {"type": "file", "path": path, "rfilename": path, "size": size, "oid": oid}
+    if not path.endswith((".json", ".txt")):
         digest = hashlib.sha256(content).hexdigest()
-        entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
+        entry["lfs"] = {"oid": digest, "sha256": digest, "size": size, "pointerSize": 134}
     return entry
-
-
-def _blob(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

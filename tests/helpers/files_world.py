@@ -3,7 +3,8 @@ policy of Qwen2's architecture and tokenizer class whose tags are several tokens
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import faiss
@@ -14,24 +15,16 @@ from llds_core.config import PolicyConfig
 from llds_core.retrieval.encoder import Encoder
 from llds_core.rollout.prompts import prompt_text
 from llds_core.runs.policies import build_policy, build_tokenizer
-from llds_core.worlds.atlas import build_atlas
-from llds_core.worlds.benchmarks import BENCHMARKS, CORPUS_FILE, MIX_COUNTS, MIX_FILE
-from llds_core.worlds.records import Passage, Question, write_corpus
-
-
-def mix_row(source: str, index: int, question: Question) -> dict:
-    """A row of Search-R1's training mix."""
-    answers = list(question.golden_answers)
-    return {
-        "id": f"train_{index}",
-        "question": question.question,
-        "golden_answers": answers,
-        "data_source": source,
-        "prompt": [{"role": "user", "content": prompt_text(question.question, "search-r1")}],
-        "ability": "fact-reasoning",
-        "reward_model": {"style": "rule", "ground_truth": {"target": answers}},
-        "extra_info": {"index": index, "split": "train"},
-    }
+from llds_core.worlds import (
+    CORPUS_FILE,
+    MIX_FILE,
+    QUESTION_SETS,
+    QUESTIONS_FOLDER,
+    Passage,
+    Question,
+    build_atlas,
+    write_corpus,
+)
 
 
 def write_files_world(folder: Path, *, train: int = 12, test: int = 2) -> None:
@@ -40,23 +33,25 @@ def write_files_world(folder: Path, *, train: int = 12, test: int = 2) -> None:
     Passages and questions are the atlas's.
     """
     atlas = build_atlas(cities=40, countries="cities")
-    for file in (CORPUS_FILE, MIX_FILE):
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
     write_corpus(folder / CORPUS_FILE, atlas.passages)
     questions = iter((*atlas.train, *atlas.test))
-    rows = [
-        mix_row(source, index, next(questions)) for source in MIX_COUNTS for index in range(train)
-    ]
+    rows = []
+    for source in ("nq", "hotpotqa"):
+        rows += [row | {"data_source": source} for row in _rows("train", train, questions)]
+    (folder / MIX_FILE).parent.mkdir()
     pq.write_table(pa.Table.from_pylist(rows), folder / MIX_FILE)
-    for benchmark in BENCHMARKS.values():
-        file = folder / "questions" / benchmark.file
+    for known in QUESTION_SETS.values():
+        file = folder / QUESTIONS_FOLDER / known.file
         file.parent.mkdir(parents=True, exist_ok=True)
-        asked = [next(questions) for _ in range(test)]
-        lines = [
-            {"id": f"test_{i}", "question": q.question, "golden_answers": list(q.golden_answers)}
-            for i, q in enumerate(asked)
-        ]
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+        lines = [json.dumps(row) + "\n" for row in _rows("test", test, questions)]
+        file.write_text("".join(lines), "utf-8")
+
+
+def _rows(split: str, count: int, questions: Iterator[Question]) -> list[dict]:
+    return [
+        {"id": f"{split}_{i}", "question": q.question, "golden_answers": list(q.golden_answers)}
+        for i, q in enumerate(islice(questions, count))
+    ]
 
 
 def write_published_vectors(file: Path, encoder: Encoder, passages: Sequence[Passage]) -> None:

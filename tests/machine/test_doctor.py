@@ -14,7 +14,7 @@ from llds_core.machine.plan import plan
 from llds_core.retrieval.health import Health
 from llds_core.retrieval.passage_file import PassageFile
 from llds_core.retrieval.wire import ServiceIdentity
-from llds_core.worlds.benchmarks import CORPUS_FILE
+from llds_core.worlds import CORPUS_FILE
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 79.1, 78.5)
 # The sizes of Qwen2.5-3B.

@@ -27,8 +27,8 @@ from llds_core.reporting.evaluations import (
     score_lines,
 )
 from llds_core.reporting.store import Run
+from llds_core.worlds import QUESTION_SETS
 from llds_core.worlds.atlas_questions import KINDS
-from llds_core.worlds.benchmarks import BENCHMARKS
 
 NONE = pd.DataFrame(columns=SCORE_COLUMNS)
 SCORES = ("em", "f1", "sub_em", "em_tagged", "valid_answers", "searches")
@@ -44,7 +44,7 @@ def summary(ems, method="grpo", seed=0, agent="policy"):
     means = {"general": np.mean(ems[:3]), "multi_hop": np.mean(ems[3:]), "all": np.mean(ems)}
     scores = {
         "benchmarks": {
-            name: entry(em, n=100, seconds=1.0) for name, em in zip(BENCHMARKS, ems, strict=True)
+            name: entry(em, n=100, seconds=1.0) for name, em in zip(QUESTION_SETS, ems, strict=True)
         },
         "averages": {name: entry(mean) for name, mean in means.items()},
     }

@@ -28,7 +28,7 @@ from llds_core.runs import read_manifest, read_metrics, run_path
 from llds_core.runs.checkpoints import checkpoint_steps
 from llds_core.study import reproduce as reproduction
 from llds_core.study.reproduce import reproduce
-from llds_core.worlds.benchmarks import BENCHMARKS
+from llds_core.worlds import QUESTION_SETS
 
 ROOT = Path(__file__).parents[2]
 ARMS = ("grpo", "llds-action")
@@ -180,7 +180,7 @@ def test_both_policies_answer_the_seven_benchmarks(place: Place, finished: Path)
     for arm in ARMS:
         (file,) = place.run(arm).glob("benchmarks/step-*/summary.json")
         summary = json.loads(file.read_text("utf-8"))
-        assert summary["benchmarks"] == list(BENCHMARKS) and summary["answers"] == 2 * 7
+        assert summary["benchmarks"] == list(QUESTION_SETS) and summary["answers"] == 2 * 7
         assert list(summary["modes"]) == ["greedy", "sampled"]
         assert summary["method"] == arm
     # Overridden values are not the paper's: its tables must not count them.

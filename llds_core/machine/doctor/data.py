@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
+
 from llds_core.config import ExperimentConfig
 from llds_core.machine.doctor.findings import Finding
 from llds_core.machine.doctor.probes import Probes
 from llds_core.retrieval.encoder import PACKAGED
 from llds_core.runs.smollm2 import PACKAGE, SMOLLM2
-from llds_core.worlds.benchmarks import BENCHMARKS, CORPUS_FILE, MIX_FILE, QUESTIONS_FOLDER
-from llds_core.worlds.hub import is_cached
-from llds_core.worlds.sources import SOURCES, Source
+from llds_core.worlds import CORPUS_FILE, MIX_FILE, QUESTION_SETS, QUESTIONS_FOLDER
+from llds_core.worlds.downloads import SOURCES, Source
 
 
 def data_findings(config: ExperimentConfig, probes: Probes) -> list[Finding]:
@@ -28,7 +29,7 @@ def data_findings(config: ExperimentConfig, probes: Probes) -> list[Finding]:
 
 
 _WORLD = {
-    "questions": [f"{QUESTIONS_FOLDER}/{benchmark.file}" for benchmark in BENCHMARKS.values()],
+    "questions": [f"{QUESTIONS_FOLDER}/{one.file}" for one in QUESTION_SETS.values()],
     "train": [MIX_FILE],
     "corpus": [CORPUS_FILE],
 }
@@ -70,7 +71,7 @@ def _model(check: str, named: str, config: ExperimentConfig, probes: Probes) -> 
     if named.count("/") != 1 or named.startswith((".", "~", "/")):
         fix = "name a folder that holds a model, or a model of the hub"
         return Finding(check, "fail", f"{named} is no folder", fix)
-    if is_cached(named, "config.json"):
+    if isinstance(try_to_load_from_cache(named, "config.json"), str):
         return Finding(check, "ok", f"{named}, in the hub's cache")
     problem = probes.hub_problem(named, "model", None)
     if problem:

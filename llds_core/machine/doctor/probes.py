@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llds_core.errors import DownloadError
 from llds_core.retrieval.health import Health, ask_health
-from llds_core.worlds.hub import Kind, check_access
+from llds_core.worlds.downloads import Kind, list_files
 
 GIB = 2**30
 _PROBE_SECONDS = 120
@@ -106,7 +106,7 @@ def host_memory() -> float | None:
 def hub_problem(repo: str, kind: Kind, revision: str | None) -> str:
     """Why the hub would not give `repo`; empty when it would."""
     try:
-        check_access(repo, kind, revision)
+        list_files(repo, kind, revision, timeout=10.0)
     except DownloadError as error:
         return str(error)
     return ""

@@ -13,7 +13,7 @@ from llds_core.retrieval.index import describe_index
 from llds_core.retrieval.passage_file import StoredMap, stored_map
 from llds_core.retrieval.vectors import read_index_manifest
 from llds_core.rollout.environment import index_path
-from llds_core.worlds.benchmarks import CORPUS_FILE
+from llds_core.worlds import CORPUS_FILE
 
 
 def search_findings(config: ExperimentConfig, probes: Probes) -> list[Finding]:

@@ -8,10 +8,6 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from llds_core.errors import ConfigError, DataError
-from llds_core.rollout.rewards import exact_match
-from llds_core.worlds import benchmarks
 from llds_core.worlds.benchmarks import (
     BENCHMARKS,
     GENERAL,
@@ -24,6 +20,10 @@ from llds_core.worlds.benchmarks import (
     load_mix,
     multi_hop_average,
 )
+
+from llds_core.errors import ConfigError, DataError
+from llds_core.rollout.rewards import exact_match
+from llds_core.worlds import benchmarks
 from llds_core.worlds.records import Passage, Question, write_corpus
 
 NQ_ROW = {"id": "test_0", "question": "who?", "golden_answers": ["Röntgen", "Roentgen"]}
