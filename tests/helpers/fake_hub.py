@@ -24,23 +24,20 @@ class FakeHub(ThreadingHTTPServer):
         revisions: the only commit of each repository.
         gated: repositories that give no file.
         corrupt: paths whose first byte is wrong.
-        break_after: bytes of a content after which the connection is cut, once each.
-        stall_after: bytes after which nothing more comes.
-        asked: path and `Range` header of every content sent.
+        stall_after: bytes of a path after which nothing more comes.
+        asked: paths of all contents sent.
     """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
         self.repos: dict[tuple[str, str], dict[str, bytes]] = {}
         self.revisions: dict[tuple[str, str], str] = {}
         self.gated: set[str] = set()
         self.corrupt: set[str] = set()
-        self.break_after: dict[str, int] = {}
         self.stall_after: dict[str, int] = {}
-        self.asked: list[tuple[str, str | None]] = []
+        self.asked: list[str] = []
         self.released = threading.Event()
 
     def handle_error(self, request, client_address) -> None:
@@ -91,30 +88,25 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {"Content-Type": "application/json"}, body)
 
     def _send_file(self, path: str, content: bytes, revision: str) -> None:
-        asked, etag = self.headers.get("Range"), _entry(path, content)
-        if self.command == "GET":
-            self.server.asked.append((path, asked))
-        headers = {"X-Repo-Commit": revision, "ETag": etag.get("lfs", {}).get("oid", etag["oid"])}
-        if path in self.server.corrupt:
+        entry, hub = _entry(path, content), self.server
+        if path in hub.corrupt:
             content = bytes([content[0] ^ 1]) + content[1:]
-        start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
-        self._send(206 if asked else 200, headers, content[start:], path)
+        etag = entry["lfs"]["oid"] if "lfs" in entry else entry["oid"]
+        stall = hub.stall_after.get(path)
+        if self.command == "GET":
+            hub.asked.append(path)
+        self._send(200, {"X-Repo-Commit": revision, "ETag": etag}, content, stall)
+        if self.command == "GET" and stall:
+            self.wfile.flush()
+            hub.released.wait(30)
 
-    def _send(self, status: int, headers: dict[str, str], body: bytes = b"", path="") -> None:
+    def _send(self, status: int, headers: dict[str, str], body=b"", stall=None) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        hub = self.server
-        stall, cut = hub.stall_after.get(path), None
         if self.command == "GET":
-            cut = hub.break_after.pop(path, None) if stall is None else stall
-            self.wfile.write(body[:cut])
-        if cut is not None:
-            self.wfile.flush()
-            self.close_connection = True
-            if stall is not None:
-                hub.released.wait(30)
+            self.wfile.write(body[:stall])
 
 
 def _entry(path: str, content: bytes) -> dict:

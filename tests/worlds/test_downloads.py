@@ -44,10 +44,11 @@ def tar_gz(content: bytes) -> bytes:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_hub.FakeHub]:
     with fake_hub.running() as hub:
+        url = f"http://127.0.0.1:{hub.server_port}"
         constants = huggingface_hub.constants
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
         # Waits between the library's tries.
@@ -119,8 +120,7 @@ def test_a_lost_shortened_or_newly_listed_file_is_fetched(hub, tmp_path, monkeyp
     (tmp_path / "questions/popqa/test.jsonl").write_bytes(b"")
     hub.asked.clear()
     fetch(tmp_path, "questions")
-    fetched = {path for path, _ in hub.asked}
-    assert fetched == {"nq/test.jsonl", "popqa/test.jsonl", "bamboogle/test.jsonl"}
+    assert set(hub.asked) == {"nq/test.jsonl", "popqa/test.jsonl", "bamboogle/test.jsonl"}
     assert not find_missing(["questions"], tmp_path)
 
 
@@ -136,7 +136,7 @@ def test_a_sentence_encoder_arrives_whole(hub, tmp_path):
     hub.repos[source.kind, source.repo] = files
     fetch(tmp_path, "encoder")
     fetched = {path for path in files if (tmp_path / source.folder / path).is_file()}
-    assert {path for path in files if not path.endswith(".md")} == fetched
+    assert set(files) - fetched == {".gitattributes", "README.md"}
 
 
 def test_an_index_whose_vectors_were_taken_may_be_deleted(hub, tmp_path, capsys):
@@ -152,14 +152,6 @@ def test_an_index_whose_vectors_were_taken_may_be_deleted(hub, tmp_path, capsys)
     assert "its vectors are in" in capsys.readouterr().out and not hub.asked
 
 
-def test_a_broken_connection_is_continued_not_begun_again(hub, tmp_path):
-    hub.break_after["part_aa"] = 20_000
-    fetch(tmp_path, "index")
-    asked = [range_ for path, range_ in hub.asked if path == "part_aa"]
-    assert asked == [None, "bytes=20000-"]
-    assert (tmp_path / "index/e5_Flat.index").read_bytes() == INDEX
-
-
 def test_a_killed_call_is_continued_by_the_next(hub, tmp_path):
     """Killed in the middle of the second part: the first is not fetched again."""
     hub.stall_after["part_ab"] = 10_000
@@ -168,13 +160,17 @@ def test_a_killed_call_is_continued_by_the_next(hub, tmp_path):
         "from llds_core.cli import main\n"
         f"main(['data', 'paper-3b', '--only', 'index', '--yes', '--folder', {str(tmp_path)!r}])"
     )
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": huggingface_hub.constants.ENDPOINT,
+        "HF_HUB_OFFLINE": "0",
+    }
     process = subprocess.Popen([sys.executable, "-c", code], env=environment)
     try:
         deadline = time.monotonic() + 60
         while not (
             list(tmp_path.rglob("part_aa"))
-            and any(p.stat().st_size >= 9_000 for p in tmp_path.rglob("*.incomplete"))
+            and any(p.stat().st_size >= 8_000 for p in tmp_path.rglob("*.incomplete"))
         ):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.05)
@@ -189,7 +185,7 @@ def test_a_killed_call_is_continued_by_the_next(hub, tmp_path):
     (item,) = find_missing(["index"], tmp_path)
     assert item.download == len(INDEX) - CUT
     fetch(tmp_path, "index")
-    assert hub.asked == [("part_ab", None)]
+    assert hub.asked == ["part_ab"]
     assert (tmp_path / "index/e5_Flat.index").read_bytes() == INDEX
     assert not list(tmp_path.rglob("*.incomplete"))
 
