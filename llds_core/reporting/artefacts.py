@@ -18,7 +18,9 @@ KINDS = {".png": "figure", ".pdf": "figure", ".csv": "data", ".ipynb": "notebook
 _RECORDS = "index.jsonl"
 
 
-def save_table(table: pd.DataFrame, out_dir: Path, name: str, runs: Sequence[StoredRun] = ()) -> Path:
+def save_table(
+    table: pd.DataFrame, out_dir: Path, name: str, runs: Sequence[StoredRun] = ()
+) -> Path:
     """Write `name`.csv under `out_dir`, record it, and return its path.
 
     Args:

@@ -257,7 +257,9 @@ def averages_figure(data: pd.DataFrame) -> Figure:
     return figure
 
 
-def desk_scores(runs: Sequence[StoredRun], baselines: pd.DataFrame | None, profile: str) -> pd.DataFrame:
+def desk_scores(
+    runs: Sequence[StoredRun], baselines: pd.DataFrame | None, profile: str
+) -> pd.DataFrame:
     """Held-out greedy scores of the best checkpoint of runs, and of `published_baselines`, one row
     per kind of question and average.
 

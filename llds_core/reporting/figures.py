@@ -300,7 +300,7 @@ def draw_mean(
     table = table.dropna(axis=1, how="all")
     table = table.loc[: min((table[seed].last_valid_index() for seed in table), default=0)]
     bounded = band and table.shape[1] >= SEEDS_FOR_INTERVAL
-    style = {"linewidth": _BOLD, "markersize": 3, "markeredgewidth": 0} | style
+    style = {"linewidth": _BOLD, "markersize": 4.5, "markeredgewidth": 0} | style
     empty = table.isna().all(axis=1)
     # Seaborn draws on across steps without a value: what lies between gaps is drawn by itself.
     for number, (_, part) in enumerate(table[~empty].groupby(empty.cumsum())):

@@ -86,7 +86,9 @@ def ensure_mechanism(
             f"no checkpoint of seeds {', '.join(map(str, seeds))} is measured: run python -m "
             f"llds_core mechanism {profile}"
         )
-    return {name: pd.concat([tables[name] for tables in found]) for name in found[0]}
+    return {
+        name: pd.concat([tables[name] for tables in found], ignore_index=True) for name in found[0]
+    }
 
 
 def before_collapse(

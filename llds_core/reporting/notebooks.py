@@ -150,7 +150,7 @@ def is_rendered(index: Path, runs: Sequence[Path]) -> bool:
     return all(source.stat().st_mtime_ns <= made for source in sources)
 
 
-def report_published(profile: str, published: Path = PUBLISHED, *, progress: bool = True) -> Path:
+def report_published(profile: str, published: Path = PUBLISHED) -> Path:
     """Redraw what is published from the runs stored there: tables, claims, figures, README.
 
     Returns:
