@@ -154,7 +154,7 @@ def paper_table(name: str) -> pd.DataFrame:
     """One of `TABLES` as printed, with where each row was read; NaN where nothing is printed."""
     path = files("llds_core") / "reporting" / "paper_numbers" / f"{TABLES[name]}.csv"
     with path.open(encoding="utf-8") as file:
-        return pd.read_csv(file)
+        return pd.read_csv(file).fillna({"variant": ""})  # of models that have none
 
 
 def paper_comparison(name: str, evaluations: pd.DataFrame) -> pd.DataFrame:

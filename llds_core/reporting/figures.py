@@ -5,7 +5,7 @@ Nothing here measures anything: curves come from the metrics of runs, phases fro
 """
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ METHOD_COLOURS = {
     "lite-ppo": "#E69F00",
     "gspo": "#8C6D31",
     "gspo-llds": "#333333",
+    "smollm2": "#777777",
 }
 METHOD_LABELS = {
     "grpo": "GRPO",
@@ -56,6 +57,7 @@ METHOD_LABELS = {
     "lite-ppo": "Lite PPO",
     "gspo": "GSPO",
     "gspo-llds": "GSPO + LLDS",
+    "smollm2": "SmolLM2-135M",
 }
 # Arms of a study; a name that ends in its setting is found by what stands before it.
 _ARM_LABELS = {
@@ -112,9 +114,13 @@ def method_label(method: str) -> str:
     return method
 
 
-def method_colour(method: str) -> str:
-    """The colour of a method; grey for what has none."""
-    return METHOD_COLOURS.get(method, GREY)
+def method_colours(methods: Iterable[str]) -> dict[str, str]:
+    """Colours of `methods` in their order; what has no fixed one takes the next of a scale."""
+    order = dict.fromkeys(methods)
+    others = [method for method in order if method not in METHOD_COLOURS]
+    scale = sns.color_palette("viridis_r", len(others)).as_hex()
+    chosen = METHOD_COLOURS | dict(zip(others, scale, strict=True))
+    return {method: chosen[method] for method in order}
 
 
 def metric_label(metric: str) -> str:
@@ -125,8 +131,7 @@ def metric_label(metric: str) -> str:
 def axis_label(metric: str) -> str:
     """Label and unit on lines of their own; a unit that the label already says is left out."""
     label, unit = metric_label(metric), METRICS[metric].unit
-    lines = textwrap.wrap(label, 24)
-    return "\n".join(lines if unit in label else [*lines, f"({unit})"])
+    return "\n".join(textwrap.wrap(label, 24) + ([] if unit in label else [f"({unit})"]))
 
 
 @contextmanager
@@ -171,7 +176,7 @@ def curves_figure(
     data = curves_data(runs, panels)
     if data.empty:
         raise DataError("none of the runs has a finished step: train at least one step first")
-    colours = _colours(list(dict.fromkeys(run.arm for run in runs)))
+    colours = method_colours(run.arm for run in runs)
     collapses = [
         (run, collapse_step(run.metrics.set_index("step")["reward"], run.window)) for run in runs
     ]
@@ -205,30 +210,25 @@ def curves_figure(
         if any(step is not None for _, step in collapses):
             handles.append(handle("collapse onset", GREY, linestyle=":", linewidth=1.5))
         legend_above(figure, handles)
-        _shade_phases(figure, list(shown.values()), runs)
+        _shade_phases(figure, shown.values(), runs)
     return figure
 
 
-def _shade_phases(figure: Figure, panels: Sequence[Axes], runs: Sequence[StoredRun]) -> None:
+def _shade_phases(figure: Figure, panels: Iterable[Axes], runs: Sequence[StoredRun]) -> None:
     """Colour the background by the phases of one run; a single phase needs no shade."""
     run = next((run for run in runs if run.arm == BASELINE), runs[0])
     phases = detect_phases(run.metrics, window=run.window)
     if len(phases) < 2:
         return
-    for axes in panels:
-        for phase in phases:
-            span = (phase.first - 0.5, phase.last + 0.5)
-            axes.axvspan(*span, color=_PHASE_SHADES[phase.name], linewidth=0, zorder=0)
-    figure.legend(
-        handles=[
-            Patch(facecolor=_PHASE_SHADES[phase.name], edgecolor="#BBBBBB", label=phase.name)
-            for phase in phases
-        ],
-        title=f"background: phases of {method_label(run.arm)}, seed {run.seed}",
-        loc="outside lower center",
-        ncols=len(phases),
-        frameon=False,
-    )
+    patches = []
+    for phase in phases:
+        colour = _PHASE_SHADES[phase.name]
+        patches.append(Patch(facecolor=colour, edgecolor="#BBBBBB", label=phase.name))
+        for axes in panels:
+            axes.axvspan(phase.first - 0.5, phase.last + 0.5, color=colour, linewidth=0, zorder=0)
+    title = f"background: phases of {method_label(run.arm)}, seed {run.seed}"
+    style = {"loc": "outside lower center", "ncols": len(phases), "frameon": False}
+    figure.legend(handles=patches, title=title, **style)
 
 
 def save_figure(
@@ -251,14 +251,6 @@ def save_figure(
     write_table(paths[2], data)
     record(paths, runs)
     return paths
-
-
-def _colours(arms: Sequence[str]) -> dict[str, str]:
-    """Methods keep their colour; other arms share a scale in the order they are given."""
-    others = [arm for arm in arms if arm not in METHOD_COLOURS]
-    scale = sns.color_palette("viridis_r", len(others)).as_hex()
-    chosen = METHOD_COLOURS | dict(zip(others, scale, strict=True))
-    return {arm: chosen[arm] for arm in arms}
 
 
 def draw_seeds(

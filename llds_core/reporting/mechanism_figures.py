@@ -27,7 +27,7 @@ from llds_core.reporting.figures import (
     handle,
     legend_above,
     log_scale,
-    method_colour,
+    method_colours,
     method_label,
     share_scale,
     student_bounds,
@@ -122,7 +122,7 @@ def likelihood_change_figure(changes: pd.DataFrame) -> Figure:
     measured = changes[(changes["optimizer"] == OPTIMIZER) & changes["delta"].notna()]
     if measured.empty:
         raise DataError("every group had a single outcome: nothing changes, measure more questions")
-    colours = _colours(measured)
+    colours = method_colours(measured["method"])
     with theme():
         figure, grid = _panels(len(colours) + 2, width=0.85 * _PANEL[0])
         share, states = grid[-2:]
@@ -130,22 +130,14 @@ def likelihood_change_figure(changes: pd.DataFrame) -> Figure:
             own = measured[measured["method"] == method]
             own = own[own["seed"] == own["seed"].min()]
             order = own.groupby("step")["delta"].rank("first", pct=True)
-            sns.lineplot(
-                own,
-                x=order,
-                y="delta",
-                hue="step",
-                palette="flare",
-                estimator=None,
-                legend="full",
-                ax=axes,
-            )
+            style = {"hue": "step", "palette": "flare", "legend": "full", "estimator": None}
+            sns.lineplot(own, x=order, y="delta", ax=axes, **style)
             axes.legend(title="step", fontsize=6, title_fontsize=7, ncols=2, frameon=False)
             axes.set_title(method_label(method), fontsize="medium")
             axes.set(xlabel=f"questions of seed {own['seed'].min()}, sorted", ylabel=_CHANGE)
         for method, group in share_table(changes).groupby("method", sort=False):
             by_seed = group.pivot(index="step", columns="seed", values="share")
-            draw_seeds(share, by_seed, method_colour(str(method)), marker="o")
+            draw_seeds(share, by_seed, colours[method], marker="o")
         share.set(xlabel="step", ylabel="share of questions\nwith a fall", ylim=(0, 1))
         style = {"hue": "method", "palette": colours, "s": 7, "alpha": 0.4, "linewidth": 0}
         sns.scatterplot(measured, x="similarity", y="delta", legend=False, ax=states, **style)
@@ -161,7 +153,8 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
     """Fig. 6: negative log-likelihood against search rounds, by position and by total, at the first
     and at the last checkpoint of every seed; lines as in `draw_seeds`.
     """
-    rounds = _ends(rounds)
+    rounds = _label_ends(rounds)
+    colours = method_colours(rounds["method"])
     titles = {
         "position": ("rounds before the action", "actions by position"),
         "total": ("search rounds of the response", "whole responses"),
@@ -171,30 +164,20 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
         for axes, (view, (label, title)) in zip(grid, titles.items(), strict=True):
             log_scale(axes)
             for (method, end), group in rounds[rounds["view"] == view].groupby(["method", "end"]):
-                draw_seeds(
-                    axes,
-                    group.pivot(index="rounds", columns="seed", values="nll"),
-                    method_colour(str(method)),
-                    marker="o",
-                    linestyle=":" if end == "first" else "-",
-                    label=_end_label(str(method), str(end), group["step"]),
-                )
+                by_seed = group.pivot(index="rounds", columns="seed", values="nll")
+                label = f"{method_label(str(method))}, {end}"
+                if end != "scripted":  # where seeds collapse, their last checkpoints differ
+                    label += f": step {span(group['step'], 0)}"
+                style = {"marker": "o", "linestyle": ":" if end == "first" else "-"}
+                draw_seeds(axes, by_seed, colours[method], label=label, **style)
             axes.set(xlabel=label, ylabel="negative log-likelihood\n(nats per token)", title=title)
             axes.xaxis.get_major_locator().set_params(integer=True)
-        figure.legend(
-            *grid[0].get_legend_handles_labels(), title=_KEPT, loc="outside right", frameon=False
-        )
+        entries = grid[0].get_legend_handles_labels()
+        figure.legend(*entries, title=_KEPT, loc="outside right", frameon=False)
     return figure
 
 
-def _end_label(method: str, end: str, steps: pd.Series) -> str:
-    """Name of a method with the checkpoints that are drawn, which differ where seeds collapse."""
-    if end == "scripted":
-        return "SmolLM2-135M, scripted"
-    return f"{method_label(method)}, {end}: step {span(steps, 0)}"
-
-
-def _ends(rounds: pd.DataFrame) -> pd.DataFrame:
+def _label_ends(rounds: pd.DataFrame) -> pd.DataFrame:
     """Rows of the first and the last checkpoint of every run, named in the column `end`."""
     steps = rounds.groupby(["method", "seed"])["step"]
     first, last = steps.transform("min"), steps.transform("max")
@@ -214,7 +197,7 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
     the sign is the expected one.
     """
     theorem = theorem.dropna(subset=["spearman"])
-    colours = _colours(theorem)
+    colours = method_colours(theorem["method"])
     factors = [name for name in _FACTOR_LABELS if name in set(theorem["factor"])]
     expected = theorem.groupby("factor")["expected"].first()[factors]
     optimizers = list(dict.fromkeys(theorem["optimizer"]))
@@ -227,20 +210,14 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
             part = theorem[theorem["optimizer"] == optimizer]
             axes.barh(factors, expected, height=0.95, color="#EEF3EA", zorder=0, linewidth=0)
             sns.stripplot(part, dodge=True, jitter=False, size=3, alpha=0.35, ax=axes, **common)
-            sns.pointplot(
-                part.groupby(["factor", "method", "seed"], as_index=False)["spearman"].mean(),
-                errorbar=student_bounds,
-                dodge=0.8 * (1 - 1 / len(colours)),  # as stripplot does
-                linestyle="none",
-                markers="D",
-                markersize=6,
-                err_kws={"linewidth": 2},
-                ax=axes,
-                **common,
-            )
+            means = part.groupby(["factor", "method", "seed"], as_index=False)["spearman"].mean()
+            style = {"linestyle": "none", "markers": "D", "markersize": 6}
+            style |= {"errorbar": student_bounds, "err_kws": {"linewidth": 2}}
+            dodge = 0.8 * (1 - 1 / len(colours))  # as stripplot does
+            sns.pointplot(means, dodge=dodge, ax=axes, **style, **common)
             axes.axvline(0, color=GREY, linewidth=1)
-            axes.set(xlim=(-1.02, 1.02), title=optimizer, xlabel="rank correlation with the change")
-            axes.set_ylabel("")
+            axes.set(xlim=(-1.02, 1.02), title=optimizer, ylabel="")
+            axes.set_xlabel("rank correlation with the change")
         grid[0].set_yticks(range(len(factors)), [_FACTOR_LABELS[name] for name in factors])
         legend_above(figure, _handles(colours, marker="D"), _KEPT)
     return figure
@@ -286,11 +263,12 @@ def first_action_figure(data: pd.DataFrame) -> Figure:
             axes.set_ylabel("log-likelihood of actions\n(nats per token)")
             axes.set_title(method_label(method), fontsize="medium")
         share_scale(grid)
+        colours = method_colours(data["method"])
         for (method, metric), table in tables.items():
             if metric in _SEARCHES:
                 name, style = _SEARCHES[metric]
                 label = f"{method_label(method)}: {name}"
-                draw_seeds(searches, table, method_colour(method), label=label, **style)
+                draw_seeds(searches, table, colours[method], label=label, **style)
         searches.set(ylim=(0, 1), ylabel="incorrect responses whose first\nsearch matches")
         searches.legend(fontsize=6, frameon=False)
         for axes in (*grid, searches):
@@ -309,11 +287,6 @@ def _panels(
     for axes in grid:
         sns.despine(ax=axes)
     return figure, grid
-
-
-def _colours(table: pd.DataFrame) -> dict[str, str]:
-    """Colours of the methods of a table, in its order."""
-    return {method: method_colour(method) for method in dict.fromkeys(table["method"])}
 
 
 def _handles(colours: Mapping[str, str], **style: str) -> list[Line2D]:

@@ -54,19 +54,10 @@ def report(
     overrides: Sequence[str] = (),
     notebooks_dir: Path | None = None,
 ) -> Path:
-    """Run every notebook and write `index.json`.
+    """Run every notebook and write `index.json`; return its path.
 
-    Args:
-        profile: name of a profile.
-        seeds: seeds of every method.
-        run_root: folder of all runs; what is missing is trained.
-        out_dir: folder of the output; None for `results/<profile>`.
-        methods: methods to compare.
-        overrides: changes to every run.
-        notebooks_dir: folder of `NN_topic.ipynb`; None for those of the project.
-
-    Returns:
-        The path of the index.
+    Runs that are missing below `run_root` are trained. `out_dir` is `results/<profile>` unless
+    given, `notebooks_dir`, with files `NN_topic.ipynb`, that of the project.
 
     Raises:
         ConfigError: for an unknown profile or method, no seed, a folder without notebooks, or a
@@ -120,19 +111,15 @@ def _missing_needs(
     # Imported here: it brings torch.
     from llds_core.diagnostics.measure import mechanism_path
 
-    missing = {}
     published = is_published(run_root, profile)
-    if published:
-        missing["policies"] = "trained policies are not published"
+    missing = {"policies": "trained policies are not published"} if published else {}
     large = load_experiment(f"{profile}/{method}").policy.path
     measured = any(mechanism_path(run_root, profile, seed).is_dir() for seed in seeds)
     # Nobody measures published runs, a checkpoint of a large policy takes hours, and measurements
     # know no overrides.
     if overrides or ((published or large) and not measured):
-        missing["measurements"] = (
-            "no checkpoint of these seeds is measured "
-            f"(python -m llds_core mechanism {profile} does it)"
-        )
+        command = f"python -m llds_core mechanism {profile} does it"
+        missing["measurements"] = f"no checkpoint of these seeds is measured ({command})"
     return missing
 
 

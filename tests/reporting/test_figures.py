@@ -15,7 +15,6 @@ from llds_core.reporting.figures import (
     METHOD_LABELS,
     curves_data,
     curves_figure,
-    method_label,
     save_figure,
 )
 from llds_core.reporting.store import StoredRun, load_runs
