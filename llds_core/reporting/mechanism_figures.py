@@ -196,7 +196,6 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
     means of their checkpoints, with Student's 95 % interval from three seeds on; on the shaded side
     the sign is the expected one.
     """
-    theorem = theorem.dropna(subset=["spearman"])
     colours = method_colours(theorem["method"])
     factors = [name for name in _FACTOR_LABELS if name in set(theorem["factor"])]
     expected = theorem.groupby("factor")["expected"].first()[factors]

@@ -40,8 +40,8 @@ class _ThisPython(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        """The specification, made here; the kernel itself writes only errors to the screen."""
-        return KernelSpec(**get_kernel_dict(extra_arguments=["--log-level=ERROR"]))
+        """The specification, made here; the kernel's own log stays off the screen."""
+        return KernelSpec(**get_kernel_dict(extra_arguments=["--log-level=CRITICAL"]))
 
 
 def report(

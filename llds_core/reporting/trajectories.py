@@ -28,10 +28,8 @@ _ENDS = {"answer": "answered", "turns": "out of turns", "length": "out of room"}
 
 
 class _Author(NamedTuple):
-    """How the text of one author looks; the colours are readable on white and black."""
-
     name: str
-    background: str
+    background: str  # readable on white and black, as is the border
     border: str
     ansi: str
 
@@ -55,9 +53,9 @@ class Block(NamedTuple):
 
 def blocks(trajectory: Trajectory | Mapping[str, Any]) -> list[Block]:
     """Split a trajectory, or its stored record, into question, policy, observation and answer."""
-    stored = _as_record(trajectory)
-    actions = stored["actions"]
-    result = [Block("question", stored["question"])]
+    trajectory = _as_trajectory(trajectory)
+    actions = trajectory.actions
+    result = [Block("question", trajectory.question.question)]
     for i, action in enumerate(actions):
         before, tag, after = action.text.rpartition(f"<{ANSWER}>")
         if action.kind == "answer" and tag:
@@ -66,7 +64,7 @@ def blocks(trajectory: Trajectory | Mapping[str, Any]) -> list[Block]:
         else:
             result.append(Block("policy", action.text))
         # The last action gets an observation only when that is what filled the context.
-        if action.kind != "answer" and (i + 1 < len(actions) or stored["stop_reason"] == "length"):
+        if action.kind != "answer" and (i + 1 < len(actions) or trajectory.stop_reason == "length"):
             text = search_observation(action.hits) if action.executed else FEEDBACK
             note = "(injected failure: unrelated passages)\n" if action.retrieval_failed else ""
             result.append(Block("observation", note + text.strip()))
@@ -105,13 +103,12 @@ def to_ansi(trajectory: Trajectory | Mapping[str, Any], color: bool = True) -> s
 
 def outcome(trajectory: Trajectory | Mapping[str, Any]) -> str:
     """One line: how it ended and, where the accepted answers are known, whether it was right."""
-    stored = _as_record(trajectory)
-    searches = sum(action.executed for action in stored["actions"])
-    line = f"{_ENDS.get(stored['stop_reason'], 'unfinished')}, {searches} searches"
-    accepted = [answer for answer in stored["golden_answers"] if answer != "?"]
+    trajectory = _as_trajectory(trajectory)
+    line = f"{_ENDS.get(trajectory.stop_reason, 'unfinished')}, {trajectory.searches} searches"
+    accepted = [answer for answer in trajectory.question.golden_answers if answer != "?"]
     if accepted:
-        verdict = "correct" if stored["correct"] else "not correct"
-        line += f", {verdict} (accepted: {', '.join(accepted)}), reward {stored['reward']:g}"
+        verdict = "correct" if trajectory.correct else "not correct"
+        line += f", {verdict} (accepted: {', '.join(accepted)}), reward {trajectory.reward:g}"
     return line
 
 
@@ -120,10 +117,7 @@ def save_trajectories(
 ) -> list[Path]:
     """Write and record `name`.html and, with one row per block, `name`.csv; return their paths.
 
-    Args:
-        shown: run, title and trajectory, in the order of the page.
-        out_dir: folder, made when missing.
-        name: file name without suffix.
+    `shown` are run, title and trajectory in the order of the page.
     """
     rows = [
         {"profile": run.profile, "method": run.method, "seed": run.seed, "title": title}
@@ -151,11 +145,7 @@ def answer_with(
 ) -> list[tuple[StoredRun, str, Trajectory]]:
     """Let the start policy, then the best checkpoint of every run, answer `question` greedily.
 
-    Returns:
-        Run, title and scored trajectory, as `save_trajectories` takes them.
-
-    Raises:
-        CheckpointError: when a run has no checkpoint, or it cannot be read.
+    Returns run, title and scored trajectory, as `save_trajectories` takes them.
     """
     # Imported here: they bring torch, which showing a stored trajectory does without.
     from llds_core.evaluation import run_questions
@@ -175,19 +165,18 @@ def answer_with(
     return shown
 
 
-def _as_record(trajectory: Trajectory | Mapping[str, Any]) -> Mapping[str, Any]:
-    """A stored record with its actions as `Action`; a trajectory in the same form."""
-    if isinstance(trajectory, Trajectory):
-        question = trajectory.question
-        return {**vars(trajectory), "question": question.question} | {
-            "golden_answers": question.golden_answers
-        }
+def _as_trajectory(shown: Trajectory | Mapping[str, Any]) -> Trajectory:
+    """A stored record as a trajectory, as far as it is shown."""
+    if isinstance(shown, Trajectory):
+        return shown
     # Records leave out scores: they are no part of what the policy saw.
     actions = [
         Action(**{**stored, "hits": tuple(Hit(**{"score": 0.0, **hit}) for hit in stored["hits"])})
-        for stored in trajectory["actions"]
+        for stored in shown["actions"]
     ]
-    return {**trajectory, "actions": actions}
+    question = Question("", shown["question"], tuple(shown["golden_answers"]))
+    end = {key: shown[key] for key in ("stop_reason", "correct", "reward")}
+    return Trajectory(question, 0, [], actions=actions, **end)
 
 
 def _style(kind: str) -> str:
