@@ -8,7 +8,7 @@ import pytest
 
 from llds_core.errors import ConfigError, DataError
 from llds_core.reporting.artefacts import save_table
-from llds_core.reporting.benchmarks import (
+from llds_core.reporting.benchmark_scores import (
     COMPARISON_COLUMNS,
     METHODS,
     NOT_RUN,
