@@ -59,29 +59,6 @@ METHOD_LABELS = {
     "gspo-llds": "GSPO + LLDS",
     "smollm2": "SmolLM2-135M",
 }
-# Arms of a study; a name that ends in its setting is found by what stands before it.
-_ARM_LABELS = {
-    "llds-action-long": "GRPO + LLDS (action gate), long",
-    "llds-preserved": "LLDS, normaliser: preserved tokens",
-    "llds-positive": "LLDS, groups without variance left out",
-    "llds-ma-fixed": "LLDS-MA, answer weight fixed at 0.5",
-    "grpo-lr-half": "GRPO, half the learning rate",
-    "grpo-lr-seventh": "GRPO, a seventh of the learning rate",
-    "grpo-large-batch": "GRPO, mini-batches of 32",
-    "grpo-grad-clip": "GRPO, gradient clipped at 0.1",
-    "grpo-top-p": "GRPO, top-p 0.95",
-    "grpo-no-negative": "GRPO, no negative advantages",
-}
-_SETTING_LABELS = {
-    "llds-weight-": "LLDS, weight {}",
-    "grpo-kl-": "GRPO, KL weight {}",
-    "grpo-epochs-": "GRPO, epochs a rollout: {}",
-    "grpo-one-epoch-": "GRPO, updates in one epoch: {}",
-    "grpo-mini-batch-": "GRPO, mini-batches of {}",
-    "grpo-entropy-": "GRPO, entropy bonus {}",
-    "grpo-failure-": "GRPO, share of failing searches {}",
-    "grpo-group-": "GRPO, groups of {}",
-}
 _METRIC_LABELS = {
     "loglik_correct": "log-likelihood of correct responses",
     "loglik_incorrect": "log-likelihood of incorrect responses",
@@ -104,14 +81,8 @@ _BY_FACTORS = ("entropy", "grad_norm")
 
 
 def method_label(method: str) -> str:
-    """How a method, or an arm of a study, is called in figures and text."""
-    named = METHOD_LABELS | _ARM_LABELS
-    if method in named:
-        return named[method]
-    for start, label in _SETTING_LABELS.items():
-        if method.startswith(start):
-            return label.format(method.removeprefix(start))
-    return method
+    """How a method is called in figures and text."""
+    return METHOD_LABELS.get(method, method)
 
 
 def method_colours(methods: Iterable[str]) -> dict[str, str]:
