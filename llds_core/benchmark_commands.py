@@ -49,7 +49,7 @@ def evaluate_benchmarks(options: argparse.Namespace) -> None:
     """Score any model over benchmarks."""
     from llds_core.evaluation.agents import POLICY
     from llds_core.evaluation.evaluate import evaluate_benchmarks as evaluate
-    from llds_core.reporting.evaluations import publish_evaluation, score_lines
+    from llds_core.reporting.benchmark_scores import publish_evaluation, score_lines
 
     if options.merge and options.shard:
         raise ConfigError("--merge puts shards together: leave out --shard")

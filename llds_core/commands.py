@@ -215,7 +215,7 @@ def report(options: argparse.Namespace) -> None:
     from llds_core.reporting.notebooks import report, report_published
 
     if options.published:
-        print(f"redrawn: {report_published(options.profile, progress=not options.quiet)}")
+        print(f"redrawn: {report_published(options.profile)}")
         return
     report(
         options.profile,
@@ -223,7 +223,6 @@ def report(options: argparse.Namespace) -> None:
         options.run_root,
         options.out_dir,
         methods=options.arms,
-        progress=not options.quiet,
     )
 
 

@@ -14,6 +14,22 @@ from llds_core.errors import DownloadError, LLDSError, RunError
 if TYPE_CHECKING:
     import pandas as pd
 
+NOTEBOOKS = Path("notebooks")
+_MARKER = NOTEBOOKS / "00_quickstart.ipynb"
+
+
+def project_path(path: str | Path) -> Path:
+    """Resolve `path` against the root of the project, from there as well as from `notebooks/`.
+
+    Absolute paths stay. Outside of a project, relative ones count from the working directory.
+    """
+    return _root() / path
+
+
+def _root() -> Path:
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / _MARKER).exists()), here)
+
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:

@@ -1,16 +1,20 @@
 """Figures: one theme, one fixed colour per method, beside every picture the numbers that drew it.
 
-Nothing here measures anything: curves come from `Run.metrics`, phases from `diagnostics.phases`.
+Nothing here measures anything: curves come from the metrics of runs, phases from
+`diagnostics.phases`.
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -24,11 +28,12 @@ from matplotlib.ticker import (
 )
 
 from llds_core.diagnostics.metrics import METRICS
-from llds_core.diagnostics.phases import WINDOW, Phase, collapse_step, detect_phases
+from llds_core.diagnostics.phases import collapse_step, detect_phases
 from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.files import disk_errors, write_table
+from llds_core.reporting.artefacts import record
 from llds_core.reporting.stats import student_interval
-from llds_core.reporting.store import Run
+from llds_core.reporting.store import StoredRun
 
 BASELINE = "grpo"
 # Okabe and Ito's palette, told apart by colour-blind readers and in grey.
@@ -39,9 +44,9 @@ METHOD_COLOURS = {
     "llds-token": "#009E73",
     "llds-ma": "#CC79A7",
     "lite-ppo": "#E69F00",
-    "lp-reg": "#7A5195",
     "gspo": "#8C6D31",
     "gspo-llds": "#333333",
+    "smollm2": "#777777",
 }
 METHOD_LABELS = {
     "grpo": "GRPO",
@@ -50,40 +55,18 @@ METHOD_LABELS = {
     "llds-token": "GRPO + LLDS (token gate)",
     "llds-ma": "GRPO + LLDS-MA",
     "lite-ppo": "Lite PPO",
-    "lp-reg": "Lp-Reg",
     "gspo": "GSPO",
     "gspo-llds": "GSPO + LLDS",
+    "smollm2": "SmolLM2-135M",
 }
-# Arms of a study; a name that ends in its setting is found by what stands before it.
-_ARM_LABELS = {
-    "llds-action-long": "GRPO + LLDS (action gate), long",
-    "llds-preserved": "LLDS, normaliser: preserved tokens",
-    "llds-positive": "LLDS, groups without variance left out",
-    "llds-ma-fixed": "LLDS-MA, answer weight fixed at 0.5",
-    "grpo-lr-half": "GRPO, half the learning rate",
-    "grpo-lr-seventh": "GRPO, a seventh of the learning rate",
-    "grpo-large-batch": "GRPO, mini-batches of 32",
-    "grpo-grad-clip": "GRPO, gradient clipped at 0.1",
-    "grpo-top-p": "GRPO, top-p 0.95",
-    "grpo-no-negative": "GRPO, no negative advantages",
-}
-_SETTING_LABELS = {
-    "llds-weight-": "LLDS, weight {}",
-    "grpo-kl-": "GRPO, KL weight {}",
-    "grpo-epochs-": "GRPO, epochs a rollout: {}",
-    "grpo-one-epoch-": "GRPO, updates in one epoch: {}",
-    "grpo-mini-batch-": "GRPO, mini-batches of {}",
-    "grpo-entropy-": "GRPO, entropy bonus {}",
-    "grpo-failure-": "GRPO, share of failing searches {}",
-    "grpo-group-": "GRPO, groups of {}",
-}
-METRIC_LABELS = {
+_METRIC_LABELS = {
     "loglik_correct": "log-likelihood of correct responses",
     "loglik_incorrect": "log-likelihood of incorrect responses",
     "grad_norm": "gradient norm",
     "valid_searches": "valid searches per trajectory",
     "invalid_actions": "invalid actions per trajectory",
 }
+GREY = "#555555"
 _PHASE_SHADES = {
     "stagnation": "#FFFFFF",
     "decay": "#FAF3DF",
@@ -91,81 +74,69 @@ _PHASE_SHADES = {
     "collapse": "#F0DCDA",
 }
 _PANEL = (3.9, 2.75)  # inches
+_BOLD = 2.2
 SEEDS_FOR_INTERVAL = 3
 _LINEAR_TO = 0.1
 _BY_FACTORS = ("entropy", "grad_norm")
 
 
 def method_label(method: str) -> str:
-    """How a method, or an arm of a study, is called in figures and text."""
-    named = METHOD_LABELS | _ARM_LABELS
-    if method in named:
-        return named[method]
-    for start, label in _SETTING_LABELS.items():
-        if method.startswith(start):
-            return label.format(method.removeprefix(start))
-    return method
+    """How a method is called in figures and text."""
+    return METHOD_LABELS.get(method, method)
+
+
+def method_colours(methods: Iterable[str]) -> dict[str, str]:
+    """Colours of `methods` in their order; what has no fixed one takes the next of a scale."""
+    order = dict.fromkeys(methods)
+    others = [method for method in order if method not in METHOD_COLOURS]
+    scale = sns.color_palette("viridis_r", len(others)).as_hex()
+    chosen = METHOD_COLOURS | dict(zip(others, scale, strict=True))
+    return {method: chosen[method] for method in order}
 
 
 def metric_label(metric: str) -> str:
     """Name of a metric for an axis, without its unit."""
-    return METRIC_LABELS.get(metric, metric.replace("_", " "))
+    return _METRIC_LABELS.get(metric, metric.replace("_", " "))
 
 
 def axis_label(metric: str) -> str:
     """Label and unit on lines of their own; a unit that the label already says is left out."""
     label, unit = metric_label(metric), METRICS[metric].unit
-    lines = textwrap.wrap(label, 24)
-    return "\n".join(lines if unit in label else [*lines, f"({unit})"])
+    return "\n".join(textwrap.wrap(label, 24) + ([] if unit in label else [f"({unit})"]))
 
 
-def curves_data(runs: Sequence[Run], panels: Sequence[str]) -> pd.DataFrame:
-    """Return what `curves_figure` draws: one row per run, step and metric.
+@contextmanager
+def theme(*, grid: bool = False) -> Iterator[None]:
+    """The look of all figures; `grid` draws lines behind them."""
+    style = sns.axes_style("whitegrid" if grid else "ticks")
+    with style, sns.plotting_context("paper", font_scale=1.05):
+        yield
 
-    Raises:
-        ConfigError: for a metric that does not exist.
-    """
+
+def curves_data(runs: Sequence[StoredRun], panels: Sequence[str]) -> pd.DataFrame:
+    """Return what `curves_figure` draws: one row per run, step and metric."""
     for panel in panels:
         if panel not in METRICS:
             raise ConfigError(f'unknown metric "{panel}": {did_you_mean(panel, METRICS)}')
-    columns = ["profile", "method", "seed", "step", "metric", "value"]
     parts = [
-        pd.DataFrame(
-            {
-                "profile": run.profile,
-                "method": run.arm,
-                "seed": run.seed,
-                "step": run.metrics["step"],
-                "metric": panel,
-                "value": run.metrics[panel],
-            }
+        run.metrics.melt("step", [panel], var_name="metric").assign(
+            profile=run.profile, method=run.arm, seed=run.seed
         )
         for run in runs
         for panel in panels
-        if len(run.metrics)
     ]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    columns = ["profile", "method", "seed", "step", "metric", "value"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
 def curves_figure(
-    runs: Sequence[Run],
-    panels: Sequence[str],
-    *,
-    window: int = WINDOW,
-    same_scale: Sequence[str] = (),
+    runs: Sequence[StoredRun], panels: Sequence[str], *, same_scale: Sequence[str] = ()
 ) -> Figure:
-    """Draw one panel per metric against the step.
+    """Draw one panel per metric against the step, lines as in `draw_seeds`.
 
-    Thin lines are seeds, bold lines the mean of those that have a value; from three seeds on a band
-    gives Student's 95 % interval of that mean. What changes by factors has a logarithmic axis, see
-    `scale_axis` and `seed_means`. Dotted verticals mark where a run collapses. Shades are the
-    phases of the first GRPO run, or of the first run without one.
-
-    Args:
-        runs: any number of methods and seeds.
-        panels: names of metrics.
-        window: steps of the means that phases are judged on.
-        same_scale: panels that are to be compared: one y axis, see `share_scale`.
+    What changes by factors has a logarithmic axis, see `scale_axis`; panels of `same_scale` are to
+    be compared and get one, see `share_scale`. Dotted verticals mark where a run collapses. Shades
+    are the phases of the first GRPO run, or of the first run without one.
 
     Raises:
         ConfigError: for a metric that does not exist, or no panel.
@@ -176,61 +147,68 @@ def curves_figure(
     data = curves_data(runs, panels)
     if data.empty:
         raise DataError("none of the runs has a finished step: train at least one step first")
+    colours = method_colours(run.arm for run in runs)
+    collapses = [
+        (run, collapse_step(run.metrics.set_index("step")["reward"], run.window)) for run in runs
+    ]
     columns = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
     rows = -(-len(panels) // columns)
-    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.1):
-        width, height = _PANEL
-        shaded = _shaded_run(runs)
-        phases = detect_phases(shaded.metrics, window=window)
-        legends = 1.0 if len(phases) > 1 else 0.4
-        size = (width * columns, height * rows + legends)
+    with theme():
+        size = (_PANEL[0] * columns, _PANEL[1] * rows + 1)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        colours = _colours(list(dict.fromkeys(run.arm for run in runs)))
-        collapses = [(run, collapse_step(_by_step(run, "reward"), window)) for run in runs]
-        for axes, panel in zip(grid, panels, strict=False):
-            _shade(axes, phases)
-            shown = data[data["metric"] == panel]
-            scale_axis(axes, panel, shown["value"])
-            _draw(axes, shown, colours)
+        shown = dict(zip(panels, grid, strict=False))
+        for panel, axes in shown.items():
+            values = data[data["metric"] == panel]
+            scale_axis(axes, panel, values["value"])
+            marker = "o" if values["step"].nunique() <= 40 else ""
+            for arm, group in values.groupby("method", sort=False):
+                table = group.pivot(index="step", columns="seed", values="value")
+                draw_seeds(axes, table, colours[str(arm)], marker=marker)
             for run, step in collapses:
                 if step is not None:
                     axes.axvline(step, color=colours[run.arm], linestyle=":", linewidth=1.5)
-            axes.set_xlabel("step")
-            axes.set_ylabel(axis_label(panel))
+            axes.set(xlabel="step", ylabel=axis_label(panel))
             axes.set_xlim(data["step"].min() - 0.5, data["step"].max() + 0.5)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axes.margins(y=0.12)
             sns.despine(ax=axes)
-        share_scale(
-            [axes for axes, panel in zip(grid, panels, strict=False) if panel in same_scale]
-        )
+        share_scale([axes for panel, axes in shown.items() if panel in same_scale])
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
         figure.align_ylabels()
-        collapsed = any(step is not None for _, step in collapses)
-        _legend(figure, colours, collapsed=collapsed)
-        _phase_legend(figure, shaded, phases)
+        handles = [handle(method_label(arm), colour) for arm, colour in colours.items()]
+        if any(step is not None for _, step in collapses):
+            handles.append(handle("collapse onset", GREY, linestyle=":", linewidth=1.5))
+        legend_above(figure, handles)
+        _shade_phases(figure, shown.values(), runs)
     return figure
 
 
+def _shade_phases(figure: Figure, panels: Iterable[Axes], runs: Sequence[StoredRun]) -> None:
+    """Colour the background by the phases of one run; a single phase needs no shade."""
+    run = next((run for run in runs if run.arm == BASELINE), runs[0])
+    phases = detect_phases(run.metrics, window=run.window)
+    if len(phases) < 2:
+        return
+    patches = []
+    for phase in phases:
+        colour = _PHASE_SHADES[phase.name]
+        patches.append(Patch(facecolor=colour, edgecolor="#BBBBBB", label=phase.name))
+        for axes in panels:
+            axes.axvspan(phase.first - 0.5, phase.last + 0.5, color=colour, linewidth=0, zorder=0)
+    title = f"background: phases of {method_label(run.arm)}, seed {run.seed}"
+    style = {"loc": "outside lower center", "ncols": len(phases), "frameon": False}
+    figure.legend(handles=patches, title=title, **style)
+
+
 def save_figure(
-    figure: Figure, data: pd.DataFrame, out_dir: Path, name: str, runs: Sequence[Run]
+    figure: Figure, data: pd.DataFrame, out_dir: Path, name: str, runs: Sequence[StoredRun]
 ) -> list[Path]:
-    """Write `name`.png, .pdf and .csv under `out_dir`; the same runs give the same bytes.
+    """Write and record `name`.png, .pdf and .csv; the same runs give the same bytes.
 
-    Args:
-        figure: the picture.
-        data: the numbers that drew it.
-        out_dir: folder, made when missing.
-        name: file name without suffix.
-        runs: where the numbers come from; their fingerprints go into the picture's metadata.
-
-    Returns:
-        The three paths.
-
-    Raises:
-        RunError: when the folder cannot be written.
+    `data` are the numbers that drew the figure, `runs` where they come from: their fingerprints go
+    into the picture's metadata. Returns the three paths.
     """
     sources = "; ".join(f"{run.name} {run.fingerprint}" for run in runs)
     paths = [out_dir / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")]
@@ -241,31 +219,9 @@ def save_figure(
         pdf = {"Title": name, "Subject": sources, "Creator": "llds_core", "CreationDate": None}
         with mpl.rc_context({"pdf.fonttype": 42}):
             figure.savefig(paths[1], metadata=pdf)
-        write_table(paths[2], data)
+    write_table(paths[2], data)
+    record(paths, runs)
     return paths
-
-
-def _colours(arms: Sequence[str]) -> dict[str, str]:
-    """Methods keep their colour; other arms share a scale in the order they are given."""
-    others = [arm for arm in arms if arm not in METHOD_COLOURS]
-    scale = sns.color_palette("viridis_r", len(others)).as_hex()
-    chosen = METHOD_COLOURS | dict(zip(others, scale, strict=True))
-    return {arm: chosen[arm] for arm in arms}
-
-
-def _by_step(run: Run, metric: str) -> pd.Series:
-    return run.metrics.set_index("step")[metric]
-
-
-def _shaded_run(runs: Sequence[Run]) -> Run:
-    return next((run for run in runs if run.arm == BASELINE), runs[0])
-
-
-def _draw(axes: Axes, data: pd.DataFrame, colours: Mapping[str, str]) -> None:
-    marker = "o" if data["step"].nunique() <= 40 else ""
-    for method, group in data.groupby("method", sort=False):
-        table = group.pivot(index="step", columns="seed", values="value")
-        draw_seeds(axes, table, colours[str(method)], marker=marker)
 
 
 def draw_seeds(
@@ -277,45 +233,68 @@ def draw_seeds(
     linestyle: str = "-",
     label: str | None = None,
 ) -> None:
-    """Draw a thin line a seed, their mean in bold and, from three seeds on, its interval, as in
-    `seed_means`.
-
-    Args:
-        axes: where.
-        table: values by step or another number (rows) and seed (columns).
-        colour: of everything.
-        marker: of the mean.
-        linestyle: of the lines.
-        label: of the mean in a legend.
+    """Draw a thin line per seed of `table`, by step or another number (rows) and seed (columns),
+    and the mean of the seeds as in `draw_mean`. NaN makes a gap.
     """
-    for _, values in table.items():
-        axes.plot(table.index, values, color=colour, linewidth=0.8, alpha=0.45, linestyle=linestyle)
-    means = seed_means(axes, table)
-    style = {"color": colour, "linewidth": 2.2, "linestyle": linestyle, "label": label}
-    axes.plot(means.index, means["mean"], marker=marker, markersize=3, **style)
-    if means["low"].notna().any():
-        # Three seeds can give an interval beside which the lines would be flat: they set the axis.
-        limits = axes.dataLim.frozen()
-        band = {"color": colour, "alpha": 0.18, "linewidth": 0}
-        axes.fill_between(means.index, means["low"], means["high"], **band)
-        axes.dataLim.set(limits)
+    thin = {"color": colour, "linewidth": 0.8, "alpha": 0.45, "linestyle": linestyle}
+    axes.plot(table.index, table.to_numpy(float), **thin)
+    # An interval of three seeds may be so wide that the lines beside it would look flat: the lines
+    # set the limits of the axis.
+    limits = axes.dataLim.frozen()
+    draw_mean(axes, table, colour, marker=marker, linestyle=linestyle, label=label)
+    axes.dataLim.set(limits)
 
 
-def seed_means(axes: Axes, table: pd.DataFrame) -> pd.DataFrame:
-    """Columns `mean`, `low` and `high`: the mean of the seeds of a table and Student's 95 %
-    interval, from three seeds on. On a logarithmic axis the mean is the geometric one, and the
-    interval that of logarithms.
+def draw_mean(
+    axes: Axes,
+    table: pd.DataFrame,
+    colour: str,
+    *,
+    band: bool = True,
+    label: str | None = None,
+    **style: Any,
+) -> None:
+    """Draw the mean of the seeds of a table in bold and, from three on, Student's 95 % interval.
 
-    Rows end with the shortest seed, as a mean beyond it would be that of the survivors. A seed
-    without a value is left out.
+    On a logarithmic axis the mean is the geometric one, and the interval that of logarithms. The
+    line ends with the shortest seed, as a mean beyond it would be that of the survivors; a seed
+    without any value is left out.
     """
     table = table.dropna(axis=1, how="all")
-    table = table.loc[: min((table[s].last_valid_index() for s in table.columns), default=0)]
-    by_factors = axes.get_yscale() == "log"
-    values = np.log(table) if by_factors else table
-    columns = np.array([values.mean(axis=1), *_intervals(values)])
-    names = ["mean", "low", "high"]
-    return pd.DataFrame((np.exp(columns) if by_factors else columns).T, table.index, names)
+    table = table.loc[: min((table[seed].last_valid_index() for seed in table), default=0)]
+    bounded = band and table.shape[1] >= SEEDS_FOR_INTERVAL
+    style = {"linewidth": _BOLD, "markersize": 4.5, "markeredgewidth": 0} | style
+    empty = table.isna().all(axis=1)
+    # Seaborn draws on across steps without a value: what lies between gaps is drawn by itself.
+    for number, (_, part) in enumerate(table[~empty].groupby(empty.cumsum())):
+        values = part.stack().dropna()
+        sns.lineplot(
+            x=values.index.get_level_values(0),
+            y=values.to_numpy(),
+            errorbar=student_bounds if bounded else None,
+            err_kws={"alpha": 0.18, "linewidth": 0},
+            color=colour,
+            label=None if number else label,
+            legend=False,
+            ax=axes,
+            **style,
+        )
+
+
+def student_bounds(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval as seaborn wants it; NaN below three values, for no interval."""
+    found = student_interval(values)
+    return (found.low, found.high) if found.n >= SEEDS_FOR_INTERVAL else (np.nan, np.nan)
+
+
+def handle(label: str, colour: str, **style: Any) -> Line2D:
+    """An entry of a legend: a bold line unless `style` says otherwise."""
+    return Line2D([], [], label=label, color=colour, **{"linewidth": _BOLD, **style})
+
+
+def legend_above(figure: Figure, handles: Sequence[Artist], title: str | None = None) -> None:
+    """Put a legend of at most four columns above all panels."""
+    figure.legend(handles=handles, title=title, loc="outside upper center", ncols=4, frameon=False)
 
 
 def scale_axis(axes: Axes, metric: str, values: pd.Series) -> None:
@@ -336,63 +315,15 @@ def share_scale(panels: Sequence[Axes]) -> None:
     """Give all `panels` one y axis: linear around 0, logarithmic beyond, so that small values are
     told apart beside large ones. It ends at 0 where no line is above.
     """
-    ticks = {"base": 10, "linthresh": _LINEAR_TO, "subs": [1, 2, 3, 5]}
+    if not len(panels):
+        return
     for axes in panels:
         axes.set_yscale("symlog", linthresh=_LINEAR_TO, linscale=0.3)
+        ticks = {"base": 10, "linthresh": _LINEAR_TO, "subs": [1, 2, 3, 5]}
         axes.yaxis.set_major_locator(SymmetricalLogLocator(**ticks))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.autoscale(axis="y")
-    if not len(panels):
-        return
-    limits = [axes.get_ylim() for axes in panels]
-    low, high = min(low for low, _ in limits), max(high for _, high in limits)
-    curves = (
-        line for axes in panels for line in axes.lines if line.get_transform() == axes.transData
-    )
-    if not any((np.asarray(line.get_ydata()) > 0).any() for line in curves):
-        high = 0
+    low, high = np.array([axes.get_ylim() for axes in panels]).T
+    above = max(axes.dataLim.ymax for axes in panels) > 0
     for axes in panels:
-        axes.set_ylim(low, high)
-
-
-def _intervals(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Student's 95 % interval of every row with enough seeds; NaN elsewhere."""
-    bounds = np.full((2, len(table)), np.nan)
-    for row, values in enumerate(table.to_numpy(float)):
-        found = student_interval(values)
-        if found.n >= SEEDS_FOR_INTERVAL:
-            bounds[:, row] = found.low, found.high
-    return bounds[0], bounds[1]
-
-
-def _shade(axes: Axes, phases: Sequence[Phase]) -> None:
-    """Colour the background by phase; a run with a single phase needs no shade."""
-    for phase in phases if len(phases) > 1 else ():
-        span = (phase.first - 0.5, phase.last + 0.5)
-        axes.axvspan(*span, color=_PHASE_SHADES[phase.name], linewidth=0, zorder=0)
-
-
-def _legend(figure: Figure, colours: Mapping[str, str], *, collapsed: bool) -> None:
-    handles = [
-        Line2D([], [], color=colour, linewidth=2.2, label=method_label(arm))
-        for arm, colour in colours.items()
-    ]
-    if collapsed:
-        handles.append(Line2D([], [], color="#555555", linestyle=":", label="collapse onset"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
-
-
-def _phase_legend(figure: Figure, run: Run, phases: Sequence[Phase]) -> None:
-    if len(phases) < 2:
-        return
-    patches = [
-        Patch(facecolor=_PHASE_SHADES[phase.name], edgecolor="#BBBBBB", label=phase.name)
-        for phase in phases
-    ]
-    figure.legend(
-        handles=patches,
-        title=f"background: phases of {method_label(run.arm)}, seed {run.seed}",
-        loc="outside lower center",
-        ncols=len(patches),
-        frameon=False,
-    )
+        axes.set_ylim(low.min(), high.max() if above else 0)

@@ -1,9 +1,8 @@
 """Figures of the mechanism: Figures 3, 5, 6 and 9 of arXiv 2512.04220 and a check of its theorem.
 
 The numbers come from `llds_core.diagnostics.measure` (checkpoints measured one by one) and from the
-metrics
-of runs. A collapsed policy hardly has a correct response whose likelihood could fall: figures and
-summary are of tables that went through `before_collapse`, as claims are.
+metrics of runs. A collapsed policy hardly has a correct response whose likelihood could fall:
+figures and tables are of what went through `before_collapse`, as claims are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,27 +13,34 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from llds_core.config import load_experiment
 from llds_core.diagnostics.measure import covered, measure, mechanism_path, read_mechanism
 from llds_core.diagnostics.summary import negative_share
 from llds_core.errors import DataError
 from llds_core.markdown import span
-from llds_core.reporting import run_view as claim_evidence
+from llds_core.reporting import run_view
 from llds_core.reporting.figures import (
-    METHOD_COLOURS,
-    SEEDS_FOR_INTERVAL,
+    GREY,
     draw_seeds,
+    handle,
+    legend_above,
     log_scale,
+    method_colours,
     method_label,
+    share_scale,
+    student_bounds,
+    theme,
 )
 from llds_core.reporting.run_view import Measured
-from llds_core.reporting.stats import student_interval
-from llds_core.reporting.store import Run, is_published
+from llds_core.reporting.store import StoredRun, is_published
 
-PANEL = (3.9, 3.0)  # inches
 OPTIMIZER = "adamw"  # that of training; each response was counted once for every optimizer
+_PANEL = (3.9, 3.0)  # inches
 _KEPT = "checkpoints before the collapse of their run"
+_KEYS = ["profile", "method", "seed", "step"]
+_CHANGE = "change of log-likelihood\n(nats per response)"
 _FACTOR_LABELS = {
     "driver": "driver score of Theorem 4.2",
     "pull": "pull of incorrect tokens",
@@ -47,180 +53,131 @@ _FACTOR_LABELS = {
     "loglik_correct": "control: log-likelihood of correct",
     "correct": "control: number of correct",
 }
+_ACTIONS = {
+    "loglik_correct_first": ("correct, first", "#0072B2", "-"),
+    "loglik_correct_later": ("correct, later", "#0072B2", "--"),
+    "loglik_incorrect_first": ("incorrect, first", "#D55E00", "-"),
+    "loglik_incorrect_later": ("incorrect, later", "#D55E00", "--"),
+}
+_SEARCHES = {
+    "first_search_equal": ("same documents", {"marker": "o"}),
+    "first_search_similar": ("at least half the same", {"linestyle": ":"}),
+}
 
 
 def ensure_mechanism(
-    profile: str,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    run_root: Path,
-    *,
-    questions: int = 16,
+    profile: str, methods: Sequence[str], seeds: Sequence[int], run_root: Path, questions: int = 16
 ) -> dict[str, pd.DataFrame]:
-    """Read the mechanism tables of all seeds that were measured; what the first lacks is measured
-    where checkpoints are stored.
-
-    A policy that was not made here may be large: those are measured by command only.
-
-    Args:
-        profile: name of a profile.
-        methods: methods whose runs are looked at.
-        seeds: seeds of the runs; of others than the first what is there is read.
-        run_root: folder of all runs.
-        questions: how many to measure where nothing was measured before.
+    """Read the mechanism tables of all seeds that were measured. What the first seed lacks is
+    measured where checkpoints are stored, on so many questions if it has no table yet; those of a
+    policy that was not made here may be large and are measured by command only.
 
     Raises:
-        DataError: when nothing is published, or a run has no checkpoint.
+        DataError: when nothing is measured, or a run has no checkpoint.
     """
-    run_root = Path(run_root)
     made_here = not load_experiment(f"{profile}/{methods[0]}").policy.path
-    folders = [mechanism_path(run_root, profile, seed) for seed in seeds]
+    folders = [mechanism_path(Path(run_root), profile, seed) for seed in seeds]
     done, asked = covered(folders[0])
     if made_here and not is_published(run_root, profile) and not set(methods) <= set(done):
-        questions = asked or questions
-        measure(profile, methods, seeds[0], run_root, questions=questions)
+        measure(profile, methods, seeds[0], Path(run_root), questions=asked or questions)
     found = [read_mechanism(folder) for folder in folders if folder.is_dir()]
     if not found:
         raise DataError(
             f"no checkpoint of seeds {', '.join(map(str, seeds))} is measured: run python -m "
             f"llds_core mechanism {profile}"
         )
-    return {name: pd.concat([tables[name] for tables in found]) for name in found[0]}
+    return {
+        name: pd.concat([tables[name] for tables in found], ignore_index=True) for name in found[0]
+    }
 
 
 def before_collapse(
-    tables: Mapping[str, pd.DataFrame], runs: Sequence[Run]
+    tables: Mapping[str, pd.DataFrame], runs: Sequence[StoredRun]
 ) -> dict[str, pd.DataFrame]:
-    """Leave out the checkpoints that a run reached once its reward had collapsed.
-
-    Args:
-        tables: what `ensure_mechanism` returns.
-        runs: where collapses are looked up; what was measured without one of these is kept.
-    """
+    """Leave out of all tables the checkpoints that one of `runs` reached after its collapse."""
     measured = [Measured(run, run.window) for run in runs]
-    return {name: claim_evidence.before_collapse(table, measured) for name, table in tables.items()}
+    return {name: run_view.before_collapse(table, measured) for name, table in tables.items()}
 
 
-def share_table(changes: pd.DataFrame, optimizer: str = OPTIMIZER) -> pd.DataFrame:
-    """Share of questions whose correct responses lose likelihood, a row a method and checkpoint.
+def share_table(changes: pd.DataFrame) -> pd.DataFrame:
+    """Share of questions whose correct responses lose likelihood, one row per checkpoint.
 
     Columns `profile`, `method`, `seed`, `step` and those of `negative_share`.
     """
-    keys = ["profile", "method", "seed", "step"]
-    chosen = changes[changes["optimizer"] == optimizer]
-    rows = [
-        dict(zip(keys, key, strict=True)) | negative_share(group)
-        for key, group in chosen.groupby(keys, sort=False)
-    ]
-    return pd.DataFrame(rows)
+    groups = changes[changes["optimizer"] == OPTIMIZER].groupby(_KEYS, sort=False)
+    return pd.DataFrame(
+        [dict(zip(_KEYS, key, strict=True)) | negative_share(group) for key, group in groups]
+    )
 
 
-def likelihood_change_figure(changes: pd.DataFrame, optimizer: str = OPTIMIZER) -> Figure:
+def likelihood_change_figure(changes: pd.DataFrame) -> Figure:
     """Fig. 3: change of each question under one update, share that falls, similarity of states.
 
-    Changes are those of the first seed; the share is a thin line a seed, their mean as long as all
-    have a checkpoint and, from three seeds on, Student's 95 % interval; the states are of all.
+    Changes are those of the first seed, a line per checkpoint; shares are drawn as in `draw_seeds`;
+    the states are of all seeds.
 
     Raises:
         DataError: when no question could be measured.
     """
-    measured = changes[(changes["optimizer"] == optimizer) & changes["delta"].notna()]
+    measured = changes[(changes["optimizer"] == OPTIMIZER) & changes["delta"].notna()]
     if measured.empty:
         raise DataError("every group had a single outcome: nothing changes, measure more questions")
-    methods = list(dict.fromkeys(measured["method"]))
-    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.05):
-        width, height = PANEL
-        columns = len(methods) + 2
-        figure = Figure(figsize=(width * columns * 0.85, height), layout="constrained")
-        grid = figure.subplots(1, columns)
-        for axes, method in zip(grid, methods, strict=False):
+    colours = method_colours(measured["method"])
+    with theme():
+        figure, grid = _panels(len(colours) + 2, width=0.85 * _PANEL[0])
+        share, states = grid[-2:]
+        for axes, method in zip(grid, colours, strict=False):
             own = measured[measured["method"] == method]
-            seed = own["seed"].min()
-            _sorted_changes(axes, own[own["seed"] == seed])
+            own = own[own["seed"] == own["seed"].min()]
+            order = own.groupby("step")["delta"].rank("first", pct=True)
+            style = {"hue": "step", "palette": "flare", "legend": "full", "estimator": None}
+            sns.lineplot(own, x=order, y="delta", ax=axes, **style)
+            axes.legend(title="step", fontsize=6, title_fontsize=7, ncols=2, frameon=False)
             axes.set_title(method_label(method), fontsize="medium")
-            axes.set_xlabel(f"questions of seed {seed}, sorted")
-        shares = share_table(changes, optimizer)
-        for method, group in shares.groupby("method", sort=False):
-            colour = METHOD_COLOURS.get(str(method), "#555555")
+            axes.set(xlabel=f"questions of seed {own['seed'].min()}, sorted", ylabel=_CHANGE)
+        for method, group in share_table(changes).groupby("method", sort=False):
             by_seed = group.pivot(index="step", columns="seed", values="share")
-            draw_seeds(grid[-2], by_seed, colour, marker="o")
-        grid[-2].set(xlabel="step", ylabel="share of questions\nwith a fall", ylim=(0, 1))
-        for method, group in measured.groupby("method", sort=False):
-            colour = METHOD_COLOURS.get(str(method), "#555555")
-            grid[-1].scatter(
-                group["similarity"],
-                group["delta"],
-                s=7,
-                alpha=0.4,
-                color=colour,
-                label=method_label(str(method)),
-            )
-        grid[-1].axhline(0, color="#777777", linewidth=0.8)
-        grid[-1].set_yscale("symlog", linthresh=0.1)
-        grid[-1].set_xlabel("similarity of correct and\nincorrect states (cosine)")
-        grid[-1].set_ylabel("change of log-likelihood\n(nats per response)")
-        handles, labels = grid[-1].get_legend_handles_labels()
-        style = {"loc": "outside upper center", "ncols": len(methods), "frameon": False}
-        figure.legend(handles, labels, title=_KEPT, **style)
-        for axes in grid:
-            sns.despine(ax=axes)
+            draw_seeds(share, by_seed, colours[method], marker="o")
+        share.set(xlabel="step", ylabel="share of questions\nwith a fall", ylim=(0, 1))
+        style = {"hue": "method", "palette": colours, "s": 7, "alpha": 0.4, "linewidth": 0}
+        sns.scatterplot(measured, x="similarity", y="delta", legend=False, ax=states, **style)
+        states.set(xlabel="similarity of correct and\nincorrect states (cosine)", ylabel=_CHANGE)
+        for axes in (*grid[:-2], states):
+            axes.set_yscale("symlog", linthresh=0.1)
+            axes.axhline(0, color="#777777", linewidth=0.8)
+        legend_above(figure, _handles(colours, marker="o", linestyle=""), _KEPT)
     return figure
-
-
-def _sorted_changes(axes: Axes, measured: pd.DataFrame) -> None:
-    """Questions sorted by their change, a line a checkpoint."""
-    steps = sorted(measured["step"].unique())
-    colours = sns.color_palette("flare", len(steps))
-    for step, colour in zip(steps, colours, strict=True):
-        values = np.sort(measured.loc[measured["step"] == step, "delta"])
-        position = (np.arange(len(values)) + 0.5) / len(values)
-        axes.plot(position, values, color=colour, linewidth=1.3, label=f"{step:.0f}")
-    axes.axhline(0, color="#777777", linewidth=0.8)
-    axes.set_yscale("symlog", linthresh=0.1)
-    axes.set_ylabel("change of log-likelihood\n(nats per response)")
-    axes.legend(title="step", fontsize=6, title_fontsize=7, ncols=2, frameon=False)
 
 
 def rounds_figure(rounds: pd.DataFrame) -> Figure:
     """Fig. 6: negative log-likelihood against search rounds, by position and by total, at the first
     and at the last checkpoint of every seed; lines as in `draw_seeds`.
     """
-    rounds = _ends(rounds)
-    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.05):
-        width, height = PANEL
-        figure = Figure(figsize=(width * 2 + 2.6, height), layout="constrained")
-        grid = figure.subplots(1, 2)
-        titles = {
-            "position": ("rounds before the action", "actions by position"),
-            "total": ("search rounds of the response", "whole responses"),
-        }
+    rounds = _label_ends(rounds)
+    colours = method_colours(rounds["method"])
+    titles = {
+        "position": ("rounds before the action", "actions by position"),
+        "total": ("search rounds of the response", "whole responses"),
+    }
+    with theme():
+        figure, grid = _panels(2, width=_PANEL[0] + 1.3)
         for axes, (view, (label, title)) in zip(grid, titles.items(), strict=True):
             log_scale(axes)
             for (method, end), group in rounds[rounds["view"] == view].groupby(["method", "end"]):
-                draw_seeds(
-                    axes,
-                    group.pivot(index="rounds", columns="seed", values="nll"),
-                    METHOD_COLOURS.get(str(method), "#555555"),
-                    marker="o",
-                    linestyle=":" if end == "first" else "-",
-                    label=_end_label(str(method), str(end), group["step"]),
-                )
+                by_seed = group.pivot(index="rounds", columns="seed", values="nll")
+                label = f"{method_label(str(method))}, {end}"
+                if end != "scripted":  # where seeds collapse, their last checkpoints differ
+                    label += f": step {span(group['step'], 0)}"
+                style = {"marker": "o", "linestyle": ":" if end == "first" else "-"}
+                draw_seeds(axes, by_seed, colours[method], label=label, **style)
             axes.set(xlabel=label, ylabel="negative log-likelihood\n(nats per token)", title=title)
             axes.xaxis.get_major_locator().set_params(integer=True)
-            sns.despine(ax=axes)
-        handles, labels = grid[0].get_legend_handles_labels()
-        figure.legend(handles, labels, title=_KEPT, loc="outside right", frameon=False)
+        entries = grid[0].get_legend_handles_labels()
+        figure.legend(*entries, title=_KEPT, loc="outside right", frameon=False)
     return figure
 
 
-def _end_label(method: str, end: str, steps: pd.Series) -> str:
-    """Name of a method with the checkpoints that are drawn, which differ where seeds collapse."""
-    if end == "scripted":
-        return "SmolLM2-135M, scripted"
-    return f"{method_label(method)}, {end}: step {span(steps, 0)}"
-
-
-def _ends(rounds: pd.DataFrame) -> pd.DataFrame:
+def _label_ends(rounds: pd.DataFrame) -> pd.DataFrame:
     """Rows of the first and the last checkpoint of every run, named in the column `end`."""
     steps = rounds.groupby(["method", "seed"])["step"]
     first, last = steps.transform("min"), steps.transform("max")
@@ -235,72 +192,101 @@ def _ends(rounds: pd.DataFrame) -> pd.DataFrame:
 def theorem_figure(theorem: pd.DataFrame) -> Figure:
     """Rank correlation of the measured change with each cause that the theorem names.
 
-    One panel an optimizer; a faint dot a checkpoint, a marker the mean over seeds of the means of
-    their checkpoints, with Student's 95 % interval from three seeds on; on the shaded side the sign
-    is the one expected.
+    One panel per optimizer; a faint dot per checkpoint, a diamond for the mean over seeds of the
+    means of their checkpoints, with Student's 95 % interval from three seeds on; on the shaded side
+    the sign is the expected one.
     """
-    optimizers = list(dict.fromkeys(theorem["optimizer"]))
+    colours = method_colours(theorem["method"])
     factors = [name for name in _FACTOR_LABELS if name in set(theorem["factor"])]
-    methods = list(dict.fromkeys(theorem["method"]))
-    with sns.axes_style("whitegrid"), sns.plotting_context("paper", font_scale=1.05):
+    expected = theorem.groupby("factor")["expected"].first()[factors]
+    optimizers = list(dict.fromkeys(theorem["optimizer"]))
+    common = {"x": "spearman", "y": "factor", "hue": "method", "palette": colours}
+    common |= {"order": factors, "legend": False}
+    with theme(grid=True):
         figure = Figure(figsize=(4.6 * len(optimizers) + 1.5, 4.2), layout="constrained")
         grid = figure.subplots(1, len(optimizers), sharey=True, squeeze=False).ravel()
         for axes, optimizer in zip(grid, optimizers, strict=True):
-            for row, factor in enumerate(factors):
-                part = theorem[
-                    (theorem["optimizer"] == optimizer) & (theorem["factor"] == factor)
-                ].dropna(subset=["spearman"])
-                expected = part["expected"].iloc[0] if len(part) else 0
-                axes.barh(row, expected, height=0.95, color="#EEF3EA", zorder=0, linewidth=0)
-                for offset, method in zip(_offsets(methods), methods, strict=True):
-                    found = part.loc[part["method"] == method]
-                    colour, y = METHOD_COLOURS.get(method, "#555555"), row + offset
-                    dots = {"linestyle": "none", "marker": ".", "alpha": 0.35}
-                    axes.plot(found["spearman"], [y] * len(found), color=colour, **dots)
-                    mean = student_interval(found.groupby("seed")["spearman"].mean())
-                    if mean.n >= SEEDS_FOR_INTERVAL:
-                        axes.plot([mean.low, mean.high], [y, y], color=colour, linewidth=2)
-                    axes.plot(mean.estimate, y, color=colour, marker="D", markersize=6)
-            axes.axvline(0, color="#555555", linewidth=1)
-            axes.set(xlim=(-1.02, 1.02), title=optimizer, xlabel="rank correlation with the change")
+            part = theorem[theorem["optimizer"] == optimizer]
+            axes.barh(factors, expected, height=0.95, color="#EEF3EA", zorder=0, linewidth=0)
+            sns.stripplot(part, dodge=True, jitter=False, size=3, alpha=0.35, ax=axes, **common)
+            means = part.groupby(["factor", "method", "seed"], as_index=False)["spearman"].mean()
+            style = {"linestyle": "none", "markers": "D", "markersize": 6}
+            style |= {"errorbar": student_bounds, "err_kws": {"linewidth": 2}}
+            dodge = 0.8 * (1 - 1 / len(colours))  # as stripplot does
+            sns.pointplot(means, dodge=dodge, ax=axes, **style, **common)
+            axes.axvline(0, color=GREY, linewidth=1)
+            axes.set(xlim=(-1.02, 1.02), title=optimizer, ylabel="")
+            axes.set_xlabel("rank correlation with the change")
         grid[0].set_yticks(range(len(factors)), [_FACTOR_LABELS[name] for name in factors])
-        grid[0].set_ylim(len(factors) - 0.5, -0.5)
-        for method in methods:
-            colour = METHOD_COLOURS.get(method, "#555555")
-            grid[0].plot([], [], color=colour, marker="D", label=method_label(method))
-        handles, labels = grid[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, title=_KEPT, loc="outside upper center", ncols=2, frameon=False
-        )
+        legend_above(figure, _handles(colours, marker="D"), _KEPT)
     return figure
 
 
-def _offsets(methods: Sequence[str]) -> np.ndarray:
-    return (np.arange(len(methods)) - (len(methods) - 1) / 2) * 0.4
+def first_action_data(runs: Sequence[StoredRun], changes: pd.DataFrame) -> pd.DataFrame:
+    """What `first_action_figure` draws: `profile`, `method`, `seed`, `step`, `metric` and `value`.
+
+    From runs, the log-likelihoods of first and later actions up to the collapse. From a table of
+    `measure`, `first_search_equal` and `first_search_similar`: shares of incorrect responses whose
+    first search found the same documents as a correct one's, or half of them; searches that were
+    made to fail are left out.
+    """
+    parts = []
+    for run in runs:
+        measured = Measured(run, run.window)
+        kept = measured.rows.iloc[: measured.before_collapse]
+        part = kept.melt("step", list(_ACTIONS), var_name="metric")
+        parts.append(part.assign(profile=run.profile, method=run.arm, seed=run.seed))
+    once = changes[changes["optimizer"] == OPTIMIZER]
+    reached = [f"first_search_reached_{name}" for name in ("equal", "similar", "incorrect")]
+    counts = once.groupby(_KEYS, sort=False)[reached].sum()
+    total = counts.pop("first_search_reached_incorrect").replace(0, np.nan)
+    shares = counts.div(total, axis=0).set_axis(list(_SEARCHES), axis=1)
+    parts.append(shares.reset_index().melt(_KEYS, var_name="metric"))
+    return pd.concat(parts, ignore_index=True)[[*_KEYS, "metric", "value"]]
 
 
-def mechanism_summary(tables: Mapping[str, pd.DataFrame]) -> str:
-    """Markdown: what the tables say, a sentence a question."""
-    lines = []
-    shares = share_table(tables["likelihood_change"])
-    for method, group in shares.groupby("method", sort=False):
-        runs = group.groupby("seed")
-        first, last = runs.first().sum(), runs.last().sum()
-        lines.append(
-            f"**{method_label(str(method))}**, {runs.ngroups} of the seeds: one update lowers the "
-            f"likelihood of the correct responses of {first['negative']:.0f} of "
-            f"{first['measured']:.0f} questions at the start, and of {last['negative']:.0f} of "
-            f"{last['measured']:.0f} at the last checkpoints before a collapse; the largest share "
-            f"of a checkpoint is {group['share'].max():.2f}."
-        )
-    theorem = tables["theorem"].dropna(subset=["spearman"])
-    driver = theorem[theorem["factor"] == "driver"]
-    for (method, optimizer), group in driver.groupby(["method", "optimizer"]):
-        right = int((np.sign(group["spearman"]) == group["expected"]).sum())
-        sure = int((group["high"] < 0).sum())
-        lines.append(
-            f"Driver score against measured change, {method_label(str(method))}, {optimizer}: "
-            f"median rank correlation {group['spearman'].median():.2f}, with the expected sign at "
-            f"{right} of {len(group)} checkpoints, and an interval below zero at {sure}."
-        )
-    return "\n".join(f"- {line}" for line in lines)
+def first_action_figure(data: pd.DataFrame) -> Figure:
+    """Fig. 5: one panel per method with the likelihoods of first and later actions, one with how
+    often a wrong response began as a right one; lines as in `draw_seeds`.
+    """
+    tables = {
+        key: group.pivot(index="step", columns="seed", values="value")
+        for key, group in data.groupby(["method", "metric"])
+    }
+    methods = list(dict.fromkeys(data.loc[data["metric"].isin(_ACTIONS), "method"]))
+    with theme():
+        figure, (*grid, searches) = _panels(len(methods) + 1, height=_PANEL[1] + 0.5)
+        for axes, method in zip(grid, methods, strict=True):
+            for metric, (_, colour, line) in _ACTIONS.items():
+                draw_seeds(axes, tables[method, metric], colour, linestyle=line)
+            axes.set_ylabel("log-likelihood of actions\n(nats per token)")
+            axes.set_title(method_label(method), fontsize="medium")
+        share_scale(grid)
+        colours = method_colours(data["method"])
+        for (method, metric), table in tables.items():
+            if metric in _SEARCHES:
+                name, style = _SEARCHES[metric]
+                label = f"{method_label(method)}: {name}"
+                draw_seeds(searches, table, colours[method], label=label, **style)
+        searches.set(ylim=(0, 1), ylabel="incorrect responses whose first\nsearch matches")
+        searches.legend(fontsize=6, frameon=False)
+        for axes in (*grid, searches):
+            axes.set_xlabel("step, up to the collapse")
+        handles = [handle(name, colour, linestyle=line) for name, colour, line in _ACTIONS.values()]
+        legend_above(figure, handles, "response, action")
+    return figure
+
+
+def _panels(
+    columns: int, *, width: float = _PANEL[0], height: float = _PANEL[1]
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a row of panels; sizes are of a panel, in inches."""
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    grid = list(figure.subplots(1, columns, squeeze=False).ravel())
+    for axes in grid:
+        sns.despine(ax=axes)
+    return figure, grid
+
+
+def _handles(colours: Mapping[str, str], **style: str) -> list[Line2D]:
+    return [handle(method_label(method), colour, **style) for method, colour in colours.items()]

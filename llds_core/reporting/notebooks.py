@@ -3,37 +3,36 @@
 Each notebook goes through papermill with the standard parameters, in a kernel of this very Python,
 whatever kernels the machine has installed. Beside the executed copy lies its HTML. `index.json`
 names every artefact with its notebook and the runs it came from.
+
+A notebook may say in its metadata what it needs beside the metrics of runs, and is left out where
+that is missing: `{"llds": {"needs": ["policies"]}}`, or `measurements` of checkpoints.
 """
 
 import json
+import logging
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import nbformat
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, DataError, RunError, did_you_mean
-from llds_core.files import disk_errors, write_json, write_text
-from llds_core.reporting.store import PUBLISHED, Run, is_published, load_runs, read_published
+from llds_core.files import NOTEBOOKS, disk_errors, project_path, write_json, write_text
+from llds_core.reporting.artefacts import KINDS, run_name, take_records
+from llds_core.reporting.store import PUBLISHED, StoredRun, is_published, load_runs, read_published
 from llds_core.study.published import update_readme, write_tables
 
-NOTEBOOKS = Path("notebooks")
-_MARKER = NOTEBOOKS / "00_quickstart.ipynb"
 MAIN_ARMS = ("grpo", "llds-action")
-# They talk to trained policies, which are not published.
-_NEED_POLICIES = ("00_quickstart.ipynb",)
-# They show measurements on checkpoints, which nobody makes for published runs, and of which one of
-# a large policy takes hours.
-_NEED_MEASUREMENTS = ("03_mechanism.ipynb",)
-# Without ipywidgets a progress bar is a line of text, which is all it has to be.
+# What a reader can do nothing about: no widgets for a bar, pictures without a text for the blind.
 warnings.filterwarnings("ignore", message="IProgress not found")
-_KINDS = {".png": "figure", ".pdf": "figure", ".csv": "data", ".ipynb": "notebook", ".html": "page"}
+for _name in ("papermill", "traitlets"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 class _ThisPython(AsyncKernelManager):
@@ -41,16 +40,8 @@ class _ThisPython(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        """The specification, made here."""
-        return KernelSpec(**get_kernel_dict())
-
-
-def project_path(path: str | Path) -> Path:
-    """Resolve `path` against the root of the project, from there as well as from `notebooks/`.
-
-    Absolute paths stay. Outside of a project, relative ones count from the working directory.
-    """
-    return _root() / path
+        """The specification, made here; the kernel's own log stays off the screen."""
+        return KernelSpec(**get_kernel_dict(extra_arguments=["--log-level=CRITICAL"]))
 
 
 def report(
@@ -59,25 +50,14 @@ def report(
     run_root: Path,
     out_dir: Path | None = None,
     *,
-    methods: Sequence[str] = ("grpo", "llds-action"),
+    methods: Sequence[str] = MAIN_ARMS,
     overrides: Sequence[str] = (),
     notebooks_dir: Path | None = None,
-    progress: bool = True,
 ) -> Path:
-    """Run every notebook and write `index.json`.
+    """Run every notebook and write `index.json`; return its path.
 
-    Args:
-        profile: name of a profile.
-        seeds: seeds of every method.
-        run_root: folder of all runs; what is missing is trained.
-        out_dir: folder of the output; None for `results/<profile>`.
-        methods: methods to compare.
-        overrides: changes to every run.
-        notebooks_dir: folder of `NN_topic.ipynb`; None for those of the project.
-        progress: show progress.
-
-    Returns:
-        The path of the index.
+    Runs that are missing below `run_root` are trained. `out_dir` is `results/<profile>` unless
+    given, `notebooks_dir`, with files `NN_topic.ipynb`, that of the project.
 
     Raises:
         ConfigError: for an unknown profile or method, no seed, a folder without notebooks, or a
@@ -88,29 +68,20 @@ def report(
     if not seeds or not methods:
         raise ConfigError("a report needs at least one seed and one method: give --seeds, e.g. 0")
     for method in methods:
-        config = load_experiment(f"{profile}/{method}", overrides)
-    folder = _short(project_path(notebooks_dir or NOTEBOOKS))
-    sources = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    published = is_published(project_path(run_root), profile)
-    left_out = _NEED_POLICIES if published else ()
-    if published or config.policy.path or overrides:
-        from llds_core.diagnostics.measure import mechanism_path
-
-        # Measurements know no overrides.
-        folders = [mechanism_path(project_path(run_root), profile, seed) for seed in seeds]
-        if overrides or not any(map(Path.is_dir, folders)):
-            left_out += _NEED_MEASUREMENTS
-            print(
-                f"{_NEED_MEASUREMENTS[0]} is left out: no checkpoint of these seeds is "
-                f"measured (python -m llds_core mechanism {profile} does it)"
-            )
-    sources = [source for source in sources if source.name not in left_out]
+        load_experiment(f"{profile}/{method}", overrides)
+    folder = project_path(notebooks_dir or NOTEBOOKS)
+    missing = _missing_needs(profile, methods[0], seeds, project_path(run_root), overrides)
+    sources = []
+    for source in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        if lacking := sorted(missing.keys() & _read_needs(source)):
+            print(f"{source.name} is left out: {missing[lacking[0]]}")
+        else:
+            sources.append(source)
     if not sources:
         raise ConfigError(
             f"{folder} holds no notebook NN_topic.ipynb: run this in the project's folder"
         )
-    out_dir = Path("results") / profile if out_dir is None else out_dir
-    target = Path(out_dir)
+    target = Path("results") / profile if out_dir is None else Path(out_dir)
     parameters = {
         "profile": profile,
         "methods": list(methods),
@@ -119,17 +90,37 @@ def report(
         "run_root": _portable(run_root),
         "out_dir": _portable(target),
     }
-    made: dict[str, list[Path]] = {}
+    take_records(target)  # those of an earlier call that failed
+    artefacts = []
     for source in sources:
-        before = _snapshot(target)
-        run_notebook(source, parameters, target / "notebooks", progress=progress)
-        after = _snapshot(target)
-        made[source.name] = [path for path in after if before.get(path) != after[path]]
-    index = target / "index.json"
+        pages = run_notebook(source, parameters, target / "notebooks")
+        artefacts += _list_artefacts(source.name, target, pages)
     runs = load_runs(project_path(run_root), profile, methods, seeds, overrides)
-    artefacts = _artefacts(made, target, runs)
+    paths = {run_name(run): str(run.path) for run in runs}
+    for artefact in artefacts:
+        artefact["runs"] = [path for name, path in paths.items() if name in artefact["runs"]]
+    index = target / "index.json"
     write_json(index, {"profile": profile, "artefacts": artefacts, "runs": _described(runs)})
     return index
+
+
+def _missing_needs(
+    profile: str, method: str, seeds: Sequence[int], run_root: Path, overrides: Sequence[str]
+) -> dict[str, str]:
+    """What a notebook may need and does not find, each with what to say of it."""
+    # Imported here: it brings torch.
+    from llds_core.diagnostics.measure import mechanism_path
+
+    published = is_published(run_root, profile)
+    missing = {"policies": "trained policies are not published"} if published else {}
+    large = load_experiment(f"{profile}/{method}").policy.path
+    measured = any(mechanism_path(run_root, profile, seed).is_dir() for seed in seeds)
+    # Nobody measures published runs, a checkpoint of a large policy takes hours, and measurements
+    # know no overrides.
+    if overrides or ((published or large) and not measured):
+        command = f"python -m llds_core mechanism {profile} does it"
+        missing["measurements"] = f"no checkpoint of these seeds is measured ({command})"
+    return missing
 
 
 def is_rendered(index: Path, runs: Sequence[Path]) -> bool:
@@ -146,7 +137,7 @@ def is_rendered(index: Path, runs: Sequence[Path]) -> bool:
     return all(source.stat().st_mtime_ns <= made for source in sources)
 
 
-def report_published(profile: str, published: Path = PUBLISHED, *, progress: bool = True) -> Path:
+def report_published(profile: str, published: Path = PUBLISHED) -> Path:
     """Redraw what is published from the runs stored there: tables, claims, figures, README.
 
     Returns:
@@ -165,7 +156,7 @@ def report_published(profile: str, published: Path = PUBLISHED, *, progress: boo
     out_dir = Path("results") / profile / "published"
     # What an earlier call drew may be of runs that are no longer published.
     shutil.rmtree(project_path(out_dir), ignore_errors=True)
-    report(profile, seeds, root, out_dir, methods=main, progress=progress)
+    report(profile, seeds, root, out_dir, methods=main)
     target = root / profile / "figures"
     with disk_errors(target):
         shutil.rmtree(target, ignore_errors=True)
@@ -178,9 +169,7 @@ def report_published(profile: str, published: Path = PUBLISHED, *, progress: boo
     return root / profile
 
 
-def run_notebook(
-    source: Path, parameters: Mapping[str, Any], out_dir: Path, *, progress: bool = True
-) -> list[Path]:
+def run_notebook(source: Path, parameters: Mapping[str, Any], out_dir: Path) -> list[Path]:
     """Execute one notebook from the project's root; write the executed copy and its HTML.
 
     Returns:
@@ -192,9 +181,16 @@ def run_notebook(
         RunError: when a cell fails; the executed copy up to there is kept.
     """
     import papermill
+    from nbconvert import HTMLExporter
     from papermill.exceptions import PapermillExecutionError
 
-    _check_parameters(source, parameters)
+    _read_needs(source)  # papermill's own errors are no single lines
+    declared = papermill.inspect_notebook(source)
+    for name in parameters:
+        if name not in declared:
+            raise ConfigError(
+                f'notebook {source.name} has no parameter "{name}": {did_you_mean(name, declared)}'
+            )
     executed = out_dir / source.name
     with disk_errors(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -205,9 +201,9 @@ def run_notebook(
             dict(parameters),
             kernel_name="python3",
             kernel_manager_class=_ThisPython,
-            cwd=_root(),
+            cwd=project_path("."),
             coalesce_streams=True,
-            progress_bar={"desc": source.stem} if progress else False,
+            progress_bar={"desc": source.stem},
         )
     except PapermillExecutionError as error:
         reason = " ".join(f"{error.ename}: {error.evalue}".split())
@@ -221,98 +217,45 @@ def run_notebook(
         raise RunError(
             f"notebook {source.name} lost its kernel: {reason} (free memory, then run it again)"
         ) from error
-    return [executed, _write_html(executed)]
+    page, _ = HTMLExporter().from_filename(str(executed))
+    write_text(executed.with_suffix(".html"), page)
+    return [executed, executed.with_suffix(".html")]
 
 
-def _check_parameters(source: Path, parameters: Mapping[str, Any]) -> None:
-    import papermill
-
+def _read_needs(source: Path) -> set[str]:
+    """What a notebook says it needs, see above."""
     try:
-        declared = papermill.inspect_notebook(source)
+        return set(nbformat.read(source, 4).metadata.get("llds", {}).get("needs", ()))
     except FileNotFoundError:
         raise ConfigError(f"no notebook at {source}: name one of the folder {NOTEBOOKS}") from None
     except ValueError as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(f"{source} is not a notebook ({reason}): restore it") from error
-    for name in parameters:
-        if name not in declared:
-            raise ConfigError(
-                f'notebook {source.name} has no parameter "{name}": {did_you_mean(name, declared)}'
-            )
 
 
-def _write_html(notebook: Path) -> Path:
-    import nbformat
-    from nbconvert import HTMLExporter
-
-    page, _ = HTMLExporter().from_notebook_node(nbformat.read(notebook, as_version=4))
-    path = notebook.with_suffix(".html")
-    write_text(path, page)
-    return path
-
-
-def _artefacts(
-    made: Mapping[str, Sequence[Path]], root: Path, runs: Sequence[Run]
-) -> list[dict[str, Any]]:
-    """Every file by notebook. A table names its runs, and so speaks for the files it drew; one
-    without the columns of runs has none.
-    """
-    by_key = {(run.profile, run.arm, run.seed): str(run.path) for run in runs}
-    entries = []
-    for notebook, paths in made.items():
-        tables = {
-            path.with_suffix(""): _runs_of(path, by_key) for path in paths if path.suffix == ".csv"
+def _list_artefacts(notebook: str, target: Path, pages: Sequence[Path]) -> list[dict[str, Any]]:
+    """What a notebook recorded, and its pages, which show the runs of all of it."""
+    found = take_records(target)
+    shown = {run for entry in found.values() for run in entry["runs"]}
+    found |= {page: {"kind": KINDS[page.suffix], "runs": shown} for page in pages}
+    return [
+        {
+            "path": path.relative_to(target).as_posix(),
+            "kind": entry["kind"],
+            "bytes": path.stat().st_size,
+            "notebook": notebook,
+            "runs": entry["runs"],
         }
-        of_notebook = [
-            run for run in by_key.values() if any(run in held for held in tables.values())
-        ]
-        entries += [
-            {
-                "path": path.relative_to(root).as_posix(),
-                "kind": _KINDS.get(path.suffix, "file"),
-                "bytes": path.stat().st_size,
-                "notebook": notebook,
-                "runs": tables.get(path.with_suffix(""), of_notebook),
-            }
-            for path in sorted(paths)
-        ]
-    return entries
+        for path, entry in sorted(found.items())
+    ]
 
 
-def _runs_of(table: Path, by_key: Mapping[tuple[str, str, int], str]) -> list[str]:
-    columns = ["profile", "method", "seed"]
-    header = set(pd.read_csv(table, nrows=0))
-    if "runs" in header:
-        named = {name for cell in pd.read_csv(table)["runs"] for name in cell.split(";")}
-        return [path for (_, arm, seed), path in by_key.items() if f"{arm}-seed{seed}" in named]
-    if not set(columns) <= header:
-        return []  # numbers of a paper
-    keys = pd.read_csv(table, usecols=columns).drop_duplicates()
-    present = set(keys[columns].itertuples(index=False, name=None))
-    return [path for key, path in by_key.items() if key in present]
-
-
-def _described(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _described(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
     kept = ("profile", "method", "seed", "config_hash", "status")
     return [{"path": str(run.path)} | {key: run.manifest[key] for key in kept} for run in runs]
 
 
-def _snapshot(folder: Path) -> dict[Path, int]:
-    """Time of the last change of every file below `folder`, in nanoseconds."""
-    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def _portable(path: Path) -> str:
     """`path` from the project's root when below it: executed notebooks then name no machine."""
-    absolute = Path(path).absolute()
-    return str(absolute.relative_to(_root()) if absolute.is_relative_to(_root()) else absolute)
-
-
-def _short(path: Path) -> Path:
-    """`path` from the working directory when below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _root() -> Path:
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / _MARKER).exists()), here)
+    absolute, root = Path(path).absolute(), project_path(".")
+    return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)

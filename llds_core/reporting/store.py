@@ -14,6 +14,7 @@ import pandas as pd
 from llds_core.config.arms import Study, load_study, studies
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import DataError
+from llds_core.files import project_path
 from llds_core.runs import FINAL, read_manifest, read_metrics
 from llds_core.runs import Run as PlannedRun
 from llds_core.runs.identity import diverged
@@ -247,9 +248,6 @@ def study_runs(
         ConfigError: for an unknown profile, method or override.
     """
     if profile in studies() and not overrides:
-        # Imported here: it imports this module.
-        from llds_core.reporting.notebooks import project_path
-
         study, root = load_study(profile), project_path(published)
         if stored := load_study_runs(run_root, study):
             return stored

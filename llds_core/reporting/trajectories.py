@@ -8,55 +8,54 @@ Observations are rebuilt from the hits; the policy may have seen a shorter one, 
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from llds_core.config import ExperimentConfig
 from llds_core.files import write_table, write_text
+from llds_core.reporting.artefacts import record
 from llds_core.reporting.figures import method_label
-from llds_core.reporting.store import Run
+from llds_core.reporting.store import StoredRun
 from llds_core.retrieval.base import Hit
 from llds_core.rollout.protocol import ANSWER, FEEDBACK, Action, Trajectory, search_observation
 from llds_core.runs import Run as PlannedRun
 from llds_core.worlds.records import Question
 
-BlockKind = Literal["question", "policy", "observation", "answer"]
-_NAMES: dict[BlockKind, str] = {
-    "question": "question",
-    "policy": "written by the policy",
-    "observation": "observation: inserted, not trained on",
-    "answer": "answer",
-}
-_COLOURS: dict[BlockKind, tuple[str, str]] = {  # background, border: readable on white and black
-    "question": ("#F2F2F2", "#8A8A8A"),
-    "policy": ("#DCEBF7", "#0072B2"),
-    "observation": ("#FBEBD0", "#E69F00"),
-    "answer": ("#D5EFE5", "#009E73"),
-}
-_ANSI: dict[BlockKind, str] = {
-    "question": "\033[1m",
-    "policy": "\033[34m",
-    "observation": "\033[33m",
-    "answer": "\033[1;32m",
-}
 _RESET = "\033[0m"
+_ENDS = {"answer": "answered", "turns": "out of turns", "length": "out of room"}
 
 
-@dataclass(frozen=True)
-class Block:
-    """A stretch of text with one author."""
+class _Author(NamedTuple):
+    name: str
+    background: str  # readable on white and black, as is the border
+    border: str
+    ansi: str
 
-    kind: BlockKind
+
+_AUTHORS = {
+    "question": _Author("question", "#F2F2F2", "#8A8A8A", "\033[1m"),
+    "policy": _Author("written by the policy", "#DCEBF7", "#0072B2", "\033[34m"),
+    "observation": _Author(
+        "observation: inserted, not trained on", "#FBEBD0", "#E69F00", "\033[33m"
+    ),
+    "answer": _Author("answer", "#D5EFE5", "#009E73", "\033[1;32m"),
+}
+
+
+class Block(NamedTuple):
+    """A stretch of text with one author, a key of `_AUTHORS`."""
+
+    kind: str
     text: str
 
 
 def blocks(trajectory: Trajectory | Mapping[str, Any]) -> list[Block]:
     """Split a trajectory, or its stored record, into question, policy, observation and answer."""
-    question, actions, stop_reason = _parts(trajectory)
-    result = [Block("question", question)]
+    trajectory = _as_trajectory(trajectory)
+    actions = trajectory.actions
+    result = [Block("question", trajectory.question.question)]
     for i, action in enumerate(actions):
         before, tag, after = action.text.rpartition(f"<{ANSWER}>")
         if action.kind == "answer" and tag:
@@ -65,7 +64,7 @@ def blocks(trajectory: Trajectory | Mapping[str, Any]) -> list[Block]:
         else:
             result.append(Block("policy", action.text))
         # The last action gets an observation only when that is what filled the context.
-        if action.kind != "answer" and (i + 1 < len(actions) or stop_reason == "length"):
+        if action.kind != "answer" and (i + 1 < len(actions) or trajectory.stop_reason == "length"):
             text = search_observation(action.hits) if action.executed else FEEDBACK
             note = "(injected failure: unrelated passages)\n" if action.retrieval_failed else ""
             result.append(Block("observation", note + text.strip()))
@@ -75,10 +74,9 @@ def blocks(trajectory: Trajectory | Mapping[str, Any]) -> list[Block]:
 def to_html(trajectory: Trajectory | Mapping[str, Any]) -> str:
     """Return a self-contained HTML fragment with a legend and the outcome."""
     parts = blocks(trajectory)
-    shown = dict.fromkeys(block.kind for block in parts)
     legend = " ".join(
-        f'<span style="{_style(kind)};padding:1px 6px">{html.escape(_NAMES[kind])}</span>'
-        for kind in shown
+        f'<span style="{_style(kind)};padding:1px 6px">{html.escape(_AUTHORS[kind].name)}</span>'
+        for kind in dict.fromkeys(block.kind for block in parts)
     )
     body = "".join(
         f'<div style="{_style(block.kind)};padding:6px 10px;margin:4px 0;white-space:pre-wrap;'
@@ -97,49 +95,34 @@ def to_ansi(trajectory: Trajectory | Mapping[str, Any], color: bool = True) -> s
     lines = []
     for block in blocks(trajectory):
         text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in block.text)
-        start, end = (_ANSI[block.kind], _RESET) if color else ("", "")
-        lines.append(f"{start}[{_NAMES[block.kind]}]\n{text.strip()}{end}")
+        author = _AUTHORS[block.kind]
+        start, end = (author.ansi, _RESET) if color else ("", "")
+        lines.append(f"{start}[{author.name}]\n{text.strip()}{end}")
     return "\n\n".join([*lines, outcome(trajectory)])
 
 
 def outcome(trajectory: Trajectory | Mapping[str, Any]) -> str:
     """One line: how it ended and, where the accepted answers are known, whether it was right."""
-    record = _record(trajectory)
-    ends = {"answer": "answered", "turns": "out of turns", "length": "out of room"}
-    line = f"{ends.get(record['stop_reason'], 'unfinished')}, {record['searches']} searches"
-    accepted = [answer for answer in record["golden_answers"] if answer != "?"]
+    trajectory = _as_trajectory(trajectory)
+    line = f"{_ENDS.get(trajectory.stop_reason, 'unfinished')}, {trajectory.searches} searches"
+    accepted = [answer for answer in trajectory.question.golden_answers if answer != "?"]
     if accepted:
-        verdict = "correct" if record["correct"] else "not correct"
-        line += f", {verdict} (accepted: {', '.join(accepted)}), reward {record['reward']:g}"
+        verdict = "correct" if trajectory.correct else "not correct"
+        line += f", {verdict} (accepted: {', '.join(accepted)}), reward {trajectory.reward:g}"
     return line
 
 
 def save_trajectories(
-    shown: Sequence[tuple[Run, str, Trajectory | Mapping[str, Any]]], out_dir: Path, name: str
+    shown: Sequence[tuple[StoredRun, str, Trajectory | Mapping[str, Any]]], out_dir: Path, name: str
 ) -> list[Path]:
-    """Write `name`.html and, with one row a block, `name`.csv under `out_dir`.
+    """Write and record `name`.html and, with one row per block, `name`.csv; return their paths.
 
-    Args:
-        shown: run, title and trajectory, in the order of the page.
-        out_dir: folder, made when missing.
-        name: file name without suffix.
-
-    Returns:
-        The two paths.
-
-    Raises:
-        RunError: when the folder cannot be written.
+    `shown` are run, title and trajectory in the order of the page.
     """
     rows = [
-        {
-            "profile": run.profile,
-            "method": run.method,
-            "seed": run.seed,
-            "title": title,
-            "block": number,
-            "kind": block.kind,
-            "text": block.text,
-        }
+        {"profile": run.profile, "method": run.method, "seed": run.seed, "title": title}
+        | {"block": number}
+        | block._asdict()
         for run, title, trajectory in shown
         for number, block in enumerate(blocks(trajectory))
     ]
@@ -153,19 +136,16 @@ def save_trajectories(
     paths = [out_dir / f"{name}.html", out_dir / f"{name}.csv"]
     write_text(paths[0], page)
     write_table(paths[1], pd.DataFrame(rows), float_format=None)
+    record(paths, [run for run, _, _ in shown])
     return paths
 
 
 def answer_with(
-    runs: Sequence[Run], question: Question, run_root: Path, overrides: Sequence[str] = ()
-) -> list[tuple[Run, str, Trajectory]]:
+    runs: Sequence[StoredRun], question: Question, run_root: Path, overrides: Sequence[str] = ()
+) -> list[tuple[StoredRun, str, Trajectory]]:
     """Let the start policy, then the best checkpoint of every run, answer `question` greedily.
 
-    Returns:
-        Run, title and scored trajectory, as `save_trajectories` takes them.
-
-    Raises:
-        CheckpointError: when a run has no checkpoint, or it cannot be read.
+    Returns run, title and scored trajectory, as `save_trajectories` takes them.
     """
     # Imported here: they bring torch, which showing a stored trajectory does without.
     from llds_core.evaluation import run_questions
@@ -185,33 +165,23 @@ def answer_with(
     return shown
 
 
-def _parts(trajectory: Trajectory | Mapping[str, Any]) -> tuple[str, list[Action], str | None]:
-    if isinstance(trajectory, Trajectory):
-        return trajectory.question.question, trajectory.actions, trajectory.stop_reason
-    actions = []
-    for stored in trajectory["actions"]:
-        # Records leave out scores: they are no part of what the policy saw.
-        hits = tuple(Hit(**{"score": 0.0, **hit}) for hit in stored["hits"])
-        actions.append(Action(**{**stored, "hits": hits}))
-    return trajectory["question"], actions, trajectory["stop_reason"]
+def _as_trajectory(shown: Trajectory | Mapping[str, Any]) -> Trajectory:
+    """A stored record as a trajectory, as far as it is shown."""
+    if isinstance(shown, Trajectory):
+        return shown
+    # Records leave out scores: they are no part of what the policy saw.
+    actions = [
+        Action(**{**stored, "hits": tuple(Hit(**{"score": 0.0, **hit}) for hit in stored["hits"])})
+        for stored in shown["actions"]
+    ]
+    question = Question("", shown["question"], tuple(shown["golden_answers"]))
+    end = {key: shown[key] for key in ("stop_reason", "correct", "reward")}
+    return Trajectory(question, 0, [], actions=actions, **end)
 
 
-def _record(trajectory: Trajectory | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(trajectory, Trajectory):
-        return {
-            "stop_reason": trajectory.stop_reason,
-            "searches": trajectory.searches,
-            "golden_answers": trajectory.question.golden_answers,
-            "correct": trajectory.correct,
-            "reward": trajectory.reward,
-        }
-    searches = sum(action["executed"] for action in trajectory["actions"])
-    return {**trajectory, "searches": searches}
-
-
-def _style(kind: BlockKind) -> str:
-    background, border = _COLOURS[kind]
-    return f"background:{background};border-left:4px solid {border};color:#111"
+def _style(kind: str) -> str:
+    author = _AUTHORS[kind]
+    return f"background:{author.background};border-left:4px solid {author.border};color:#111"
 
 
 def _escape(text: str) -> str:

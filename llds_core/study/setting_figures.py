@@ -15,9 +15,9 @@ from llds_core.reporting.figures import (
     BASELINE,
     METHOD_COLOURS,
     axis_label,
+    draw_mean,
     draw_seeds,
     scale_axis,
-    seed_means,
 )
 from llds_core.reporting.run_view import Measured
 from llds_core.reporting.store import Run
@@ -56,8 +56,7 @@ def weights_figure(runs: Sequence[Run], panels: Sequence[str]) -> Figure:
             for axes, (weight, table) in zip(line, tables.items(), strict=True):
                 scale_axis(axes, panel, pd.concat(tables.values()).stack())
                 same = smallest[smallest.columns.intersection(table.columns)]
-                reference = seed_means(axes, same)["mean"]
-                axes.plot(reference, color="#AAAAAA", linewidth=1.6, zorder=1)
+                draw_mean(axes, same, "#AAAAAA", band=False, linewidth=1.6, zorder=1)
                 arm = BASELINE if weight == 0 else "llds-action"
                 draw_seeds(axes, table, METHOD_COLOURS[arm])
                 for run in columns[weight]:

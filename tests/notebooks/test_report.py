@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from llds_core.errors import ConfigError, DataError, RunError
-from llds_core.reporting.notebooks import project_path, report, run_notebook
+from llds_core.files import project_path
+from llds_core.reporting.notebooks import report, run_notebook
 from llds_core.reporting.store import load_run
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ def made(smoke_runs, tmp_path_factory):
         patch.chdir(ROOT)
         patch.setenv("JUPYTER_PATH", str(jupyter))
         out_dir = tmp_path_factory.mktemp("report")
-        report("smoke", [0], smoke_runs, out_dir, methods=METHODS, progress=False)
+        report("smoke", [0], smoke_runs, out_dir, methods=METHODS)
     return out_dir
 
 
@@ -78,42 +79,54 @@ def test_notebooks_draw_the_metrics_of_the_runs(made, smoke_runs):
             )
 
 
-def test_an_unknown_parameter_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r'02_entropy\.ipynb has no parameter "seed".*"seeds"'):
-        run_notebook(ROOT / "notebooks" / "02_entropy.ipynb", {"seed": 1}, tmp_path)
-    assert not any(tmp_path.iterdir())
+def test_what_a_notebook_needs_and_does_not_find_leaves_it_out(smoke_runs, tmp_path, capfd):
+    written(tmp_path, "profile: str = ''  # made up", needs=["measurements"])
+    values = {"notebooks_dir": tmp_path, "overrides": ["training.steps=3"]}
+    with pytest.raises(ConfigError, match="holds no notebook"):
+        report("smoke", [0], smoke_runs, tmp_path / "out", **values)
+    said = "07_broken.ipynb is left out: no checkpoint of these seeds is measured"
+    assert said in capfd.readouterr().out
 
 
-def written(folder, *cells):
+def written(folder, *cells, needs=()):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook.metadata["llds"] = {"needs": list(needs)}
     notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "P"}
     path = folder / "07_broken.ipynb"
     nbformat.write(notebook, path)
     return path
 
 
-def test_a_failing_notebook_names_itself_the_cell_and_the_error(tmp_path):
+def test_a_failing_notebook_names_itself_the_cell_and_the_error(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
     path = written(tmp_path, "x = 1", "raise ValueError('two\\nlines')")
     with pytest.raises(RunError) as caught:
-        run_notebook(path, {}, tmp_path / "out", progress=False)
+        run_notebook(path, {}, tmp_path / "out")
     message = str(caught.value)
     assert "07_broken.ipynb failed in cell 2: ValueError: two lines" in message
     assert "\n" not in message and (tmp_path / "out" / "07_broken.ipynb").exists()
+    assert capfd.readouterr() == ("", "")  # nothing from kernel or papermill
 
 
 def test_a_kernel_that_dies_is_an_error_of_ours(tmp_path):
     path = written(tmp_path, "import os; os._exit(3)")
     with pytest.raises(RunError, match=r"07_broken\.ipynb lost its kernel"):
-        run_notebook(path, {}, tmp_path / "out", progress=False)
+        run_notebook(path, {}, tmp_path / "out")
 
 
-def test_what_is_no_notebook_is_refused(tmp_path):
+def test_what_cannot_be_run_is_refused(tmp_path):
     broken = tmp_path / "00_broken.ipynb"
     broken.write_text("{")
-    with pytest.raises(DataError, match="is not a notebook"):
-        run_notebook(broken, {}, tmp_path / "out")
-    with pytest.raises(ConfigError, match="no notebook at"):
-        run_notebook(tmp_path / "01_none.ipynb", {}, tmp_path / "out")
+    entropy = ROOT / "notebooks" / "02_entropy.ipynb"
+    unknown = r'02_entropy\.ipynb has no parameter "seed".*"seeds"'
+    for path, values, error, words in (
+        (broken, {}, DataError, "is not a notebook"),
+        (tmp_path / "01_none.ipynb", {}, ConfigError, "no notebook at"),
+        (entropy, {"seed": 1}, ConfigError, unknown),
+    ):
+        with pytest.raises(error, match=words):
+            run_notebook(path, values, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_report_of_nothing_is_refused(tmp_path):

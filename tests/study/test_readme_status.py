@@ -20,8 +20,11 @@ from published_study import (
 from llds_core.config.arms import load_study
 from llds_core.diagnostics.phases import collapse_step
 from llds_core.reporting.claim_values import rises_then_collapses
-from llds_core.reporting.first_action import first_action_data
-from llds_core.reporting.mechanism_figures import before_collapse, share_table
+from llds_core.reporting.mechanism_figures import (
+    before_collapse,
+    first_action_data,
+    share_table,
+)
 from llds_core.reporting.run_view import Measured
 from llds_core.reporting.stats import mcnemar, student_interval
 from llds_core.study.claim_rules import SURGE

@@ -7,26 +7,25 @@ import pandas as pd
 import pytest
 
 from llds_core.errors import ConfigError, DataError
-from llds_core.reporting.benchmark_figures import averages_data, averages_figure
-from llds_core.reporting.benchmark_tables import (
+from llds_core.reporting.artefacts import save_table
+from llds_core.reporting.benchmark_scores import (
     COMPARISON_COLUMNS,
     METHODS,
     NOT_RUN,
+    SCORE_COLUMNS,
     TABLES,
+    averages_data,
+    averages_figure,
     comparison_view,
     desk_scores,
     desk_view,
     paper_comparison,
-    published_baselines,
-    save_table,
-)
-from llds_core.reporting.evaluations import (
-    SCORE_COLUMNS,
     publish_evaluation,
+    published_baselines,
     published_evaluations,
     score_lines,
 )
-from llds_core.reporting.store import Run
+from llds_core.reporting.store import StoredRun
 from llds_core.worlds import QUESTION_SETS
 from llds_core.worlds.atlas_questions import KINDS
 
@@ -177,7 +176,7 @@ def run(seed, em, arm="grpo"):
     results = {"greedy": kinds | {"all": {"em": 9.0}}}
     evaluation = {"best": {"results": results}}
     manifest = {"profile": "desk", "method": arm, "seed": seed, "evaluation": evaluation}
-    return Run(None, manifest, pd.DataFrame())
+    return StoredRun(None, manifest, pd.DataFrame())
 
 
 def test_desk_averages_are_over_kinds_and_seeds():
@@ -193,7 +192,9 @@ def test_desk_averages_are_over_kinds_and_seeds():
 
 
 def test_desk_rows_that_were_not_run_say_so():
-    nothing = Run(None, {"profile": "desk", "method": "grpo", "seed": 0, "evaluation": {}}, None)
+    nothing = StoredRun(
+        None, {"profile": "desk", "method": "grpo", "seed": 0, "evaluation": {}}, None
+    )
     rows = desk_view(desk_scores([nothing], None, "desk")).to_dict("records")
     assert rows[0]["seeds"] == 1 and [row["method"] for row in rows[1:]] == [
         f"SmolLM2 {name}" for name in ("direct", "rag", "search-o1", "search-r1")

@@ -1,0 +1,351 @@
+"""Benchmarks: scores as they are published, the paper's tables and Figure 1 with ours beside them,
+and the same table at desk scale.
+
+What was not run says so. A delta is ours minus published. Deltas and intervals are of exact match,
+greedy; averages are unweighted means of sets, and exist only where all of their sets were run.
+
+    <published>/<profile>/evaluations/<method or baseline>-seed<k>.json
+"""
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from llds_core.errors import ConfigError, DataError
+from llds_core.evaluation.agents import BASELINES, POLICY
+from llds_core.evaluation.baseline_runs import score_rows
+from llds_core.evaluation.suites import average_members, averages
+from llds_core.files import disk_errors, write_json
+from llds_core.reporting.figures import (
+    METHOD_COLOURS,
+    METHOD_LABELS,
+    legend_above,
+    method_label,
+    theme,
+)
+from llds_core.reporting.stats import student_interval
+from llds_core.reporting.store import PUBLISHED, StoredRun
+from llds_core.worlds import QUESTION_SETS
+from llds_core.worlds.atlas_questions import KINDS
+
+NOT_RUN = "not run"
+TABLES = {"table1": "llds_table1", "table2": "llds_table2", "table4": "llds_table4"}
+AVERAGES = ("general_average", "multi_hop_average", "average")
+PROFILES = {
+    ("Qwen2.5-3B", "base"): "paper-3b",
+    ("Qwen2.5-3B", "instruct"): "paper-3b-instruct",
+    ("Qwen2.5-7B", "base"): "paper-7b",
+    ("Qwen2.5-7B", "instruct"): "paper-7b-instruct",
+    ("Llama-3.2-3B", "base"): "paper-llama3.2-3b",
+}
+# What the tables call a method, and what we call it; the others are not ours to run.
+METHODS = {
+    "Direct Inference": "direct",
+    "Search-o1": "search-o1",
+    "RAG": "rag",
+    "Search-R1-GRPO": "grpo",
+    "GRPO": "grpo",
+    "GRPO+LLDS": "llds-action",
+    "GRPO-LLDS": "llds-action",
+    "GRPO+LLDS-MA": "llds-ma",
+    "GRPO-LLDS-MA": "llds-ma",
+    "Search-R1-GSPO": "gspo",
+    "GSPO+LLDS": "gspo-llds",
+}
+SCORE_COLUMNS = (
+    *("profile", "method", "seed", "mode", "benchmark"),
+    *("n", "em", "em_low", "em_high", "f1", "sub_em", "deviations"),
+)
+COMPARISON_COLUMNS = (
+    *("table", "model", "variant", "method", "benchmark", "published"),
+    *("ours", "ours_low", "ours_high", "delta", "n", "seeds", "status", "source"),
+)
+DESK_COLUMNS = (
+    *("profile", "method", "seed", "benchmark", "mode", "n", "em", "em_low", "em_high"),
+    *("f1", "sub_em", "valid_answers", "searches", "status"),
+)
+_SHOWN = ("benchmark", "mode", "n", "em", "f1", "sub_em", "valid_answers", "searches")
+# Averages as an evaluation names them, and as the published tables do.
+_AVERAGE_NAMES = dict(
+    zip(AVERAGES, ("average_general", "average_multi_hop", "average"), strict=True)
+)
+_TITLES = {name: benchmark.title for name, benchmark in QUESTION_SETS.items()}
+_TITLES |= {"general_average": "general", "multi_hop_average": "multi-hop", "average": "average"}
+_DESK_AVERAGES = {"average_one_hop": "one-hop", "average_two_hop": "two-hop", "average": "all"}
+_FIGURE_METHODS = ("grpo", "llds-action", "llds-ma", "gspo", "gspo-llds")
+_FIGURE_LABELS = METHOD_LABELS | {"llds-action": "GRPO + LLDS"}
+_BAR = 0.17  # of the distance between two models
+
+
+def score_lines(folder: Path) -> str:
+    """The scores of an evaluation as a table for a terminal."""
+    table = pd.DataFrame(score_rows(_read_scores(folder / "summary.json")))
+    interval = [f"[{row.em_low:.3f}, {row.em_high:.3f}]" for row in table.itertuples()]
+    shown = table[list(_SHOWN)]
+    shown.insert(4, "95 %", interval)
+    return shown.to_string(index=False, float_format=lambda value: f"{value:.3f}")
+
+
+def publish_evaluation(
+    folder: Path, published: Path = PUBLISHED, *, name: str | None = None
+) -> Path:
+    """Copy the summary of an evaluation below `published`, a root of published results or of runs;
+    return the file. It is named by what was evaluated: `name`, or the method or baseline.
+
+    Raises:
+        ConfigError: when the summary says neither baseline nor method.
+        DataError: when there is no summary.
+    """
+    summary = _read_scores(folder / "summary.json")
+    if name is None:
+        name = summary["method"] if summary["agent"] == POLICY else summary["agent"]
+    if name is None:
+        raise ConfigError(f"{folder} does not say what was trained: evaluate it with --method")
+    identity, deviations = summary["identity"], list(summary.get("deviations", ()))
+    if identity["limit"] is not None and not any("evaluation.questions" in d for d in deviations):
+        deviations.append(f"{summary['questions']} questions instead of all")
+    if identity["split"] != "test":
+        deviations.append(f"the {identity['split']} split instead of test")
+    target = published / summary["profile"] / "evaluations"
+    with disk_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+    path = target / f"{name}-seed{summary['run_seed']}.json"
+    write_json(path, summary | {"deviations": deviations})
+    return path
+
+
+def published_evaluations(*roots: Path) -> pd.DataFrame:
+    """Every score stored in `roots`, one row per benchmark and average; `method` may be a baseline.
+
+    Of the same run the score in the last root counts.
+    """
+    found = {
+        file.relative_to(root): file
+        for root in roots or (PUBLISHED,)
+        for file in sorted(root.glob("*/evaluations/*.json"))
+    }
+    rows = []
+    for file in found.values():
+        summary = _read_scores(file)
+        known = {"profile": summary["profile"], "method": file.stem.rpartition("-seed")[0]}
+        known |= {"seed": summary["run_seed"]}
+        known |= {"deviations": "; ".join(summary.get("deviations", ()))}
+        rows += [row | known for row in score_rows(summary)]
+    return pd.DataFrame(rows, columns=SCORE_COLUMNS)
+
+
+def _read_scores(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} holds no scores ({error}): evaluate again") from error
+
+
+def paper_table(name: str) -> pd.DataFrame:
+    """One of `TABLES` as printed, with where each row was read; NaN where nothing is printed."""
+    path = files("llds_core") / "reporting" / "paper_numbers" / f"{TABLES[name]}.csv"
+    with path.open(encoding="utf-8") as file:
+        return pd.read_csv(file).fillna({"variant": ""})  # of models that have none
+
+
+def paper_comparison(name: str, evaluations: pd.DataFrame) -> pd.DataFrame:
+    """One of `TABLES` in long form, one row per method and benchmark or average, with the greedy
+    scores of `published_evaluations` beside it: of several seeds the mean and the interval.
+
+    Returns:
+        `COMPARISON_COLUMNS`; numbers are NaN, and `status` says so, where nothing was run; what
+        was run otherwise than printed says how.
+    """
+    greedy = evaluations[evaluations["mode"] == "greedy"]
+    rows = []
+    for printed in paper_table(name).to_dict("records"):
+        profile = PROFILES.get((printed["model"], printed["variant"]))
+        method = METHODS.get(printed["method"])
+        mine = greedy[(greedy["profile"] == profile) & (greedy["method"] == method)]
+        for benchmark in (*QUESTION_SETS, *AVERAGES):
+            ours = _ours(mine[mine["benchmark"] == _AVERAGE_NAMES.get(benchmark, benchmark)])
+            score = printed[benchmark]
+            row = {"table": name, "benchmark": benchmark, "published": score}
+            rows.append(printed | row | ours | {"delta": ours["ours"] - score})
+    return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
+
+
+def _ours(asked: pd.DataFrame) -> dict[str, Any]:
+    if asked.empty:
+        return {"ours": np.nan, "n": 0, "seeds": 0, "status": NOT_RUN}
+    low, high = _bounds(asked)
+    deviations = "; ".join(sorted(set(asked["deviations"]) - {""}))
+    return {
+        "ours": asked["em"].mean(),
+        "ours_low": low,
+        "ours_high": high,
+        "n": int(asked["n"].iloc[0]),
+        "seeds": len(asked),
+        "status": f"run with {deviations}" if deviations else "run",
+    }
+
+
+def comparison_view(comparison: pd.DataFrame) -> pd.DataFrame:
+    """A comparison as one reads it, a method per row: what is printed, and below it, where it was
+    run, ours with interval and delta; elsewhere `ours` says that it was not run.
+    """
+    rows = []
+    keys = ["model", "variant", "method"]
+    for labels, group in comparison.groupby(keys, sort=False):
+        cells = group.set_index("benchmark").rename(_TITLES)
+        ran = cells[cells["status"] != NOT_RUN]
+        ours = f"{len(ran)} of {len(cells)}" if len(ran) else NOT_RUN
+        printed = cells["published"].map(_number).to_dict()
+        rows.append(dict(zip(keys, labels, strict=True)) | printed | {"ours": ours})
+        if len(ran):
+            how = ran["status"].iloc[0].removeprefix("run").replace(" with ", ", ", 1)
+            label = {"model": "", "variant": "", "method": f"ours (delta){how}"}
+            rows.append(label | {name: _with_delta(cell) for name, cell in cells.iterrows()})
+    return pd.DataFrame(rows).fillna("")
+
+
+def averages_data(comparisons: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Rows of Figure 1: overall averages of trained policies, methods by our names."""
+    table = pd.concat(comparisons, ignore_index=True)
+    table = table.assign(method=table["method"].map(METHODS))
+    chosen = table[(table["benchmark"] == "average") & table["method"].isin(_FIGURE_METHODS)]
+    return chosen.drop(columns=["table", "benchmark"]).reset_index(drop=True)
+
+
+def averages_figure(data: pd.DataFrame) -> Figure:
+    """Figure 1: bars are published averages, a diamond is ours with its 95 % interval."""
+    with theme():
+        figure = Figure(figsize=(8.6, 3.9), layout="constrained")
+        axes = figure.subplots()
+        models = data.groupby(["model", "variant"], sort=False)
+        for place, (_, group) in enumerate(models):
+            group = group.set_index("method").reindex(
+                [method for method in _FIGURE_METHODS if method in set(group["method"])]
+            )
+            x = place + (np.arange(len(group)) - (len(group) - 1) / 2) * _BAR
+            colours = [METHOD_COLOURS[method] for method in group.index]
+            bars = axes.bar(x, group["published"], 0.92 * _BAR, color=colours)
+            axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=6.5)
+            error = [group["ours"] - group["ours_low"], group["ours_high"] - group["ours"]]
+            style = {"fmt": "D", "color": "black", "mfc": "white", "ms": 4.5, "capsize": 2}
+            axes.errorbar(x, group["ours"], error, **style)
+        axes.set_xticks(range(len(models)), ["\n".join(name) for name in models.groups])
+        axes.tick_params(axis="x", length=0)
+        axes.set_ylabel("exact match, average\nof seven benchmarks (share)")
+        axes.set_ylim(0, 1.12 * float(np.nanmax(data[["published", "ours_high"]])))
+        sns.despine(ax=axes)
+        handles: list[Patch | Line2D] = [
+            Patch(color=METHOD_COLOURS[method], label=f"{_FIGURE_LABELS[method]}, published")
+            for method in _FIGURE_METHODS
+            if method in set(data["method"])
+        ]
+        missing = int((data["status"] == NOT_RUN).sum())
+        label = "ours, 95 % interval" if missing < len(data) else f"ours: {NOT_RUN}"
+        if 0 < missing < len(data):
+            label += f" ({missing} of {len(data)} {NOT_RUN})"
+        marker = {"marker": "D", "color": "black", "markerfacecolor": "white", "linestyle": ""}
+        legend_above(figure, [*handles, Line2D([], [], label=label, **marker)])
+    return figure
+
+
+def desk_scores(
+    runs: Sequence[StoredRun], baselines: pd.DataFrame | None, profile: str
+) -> pd.DataFrame:
+    """Held-out greedy scores of the best checkpoint of runs, and of `published_baselines`, one row
+    per kind of question and average.
+
+    Returns:
+        `DESK_COLUMNS`. What was not evaluated has one row that says so. Runs keep no answers: their
+        averages have no interval, and of their scores only exact match is there.
+    """
+    rows = [row for run in runs for row in _score_run(run)]
+    if baselines is None:
+        blank = {"profile": profile, "mode": "greedy", "benchmark": "average", "status": NOT_RUN}
+        rows += [blank | {"method": f"SmolLM2 {name}"} for name in BASELINES]
+    else:
+        chosen = baselines[baselines["mode"] == "greedy"]
+        labels = {"method": "SmolLM2 " + chosen["baseline"], "profile": profile, "status": "run"}
+        rows += chosen.assign(**labels).to_dict("records")
+    return pd.DataFrame(rows, columns=DESK_COLUMNS)
+
+
+def _score_run(run: StoredRun) -> list[dict[str, Any]]:
+    known = {"profile": run.profile, "method": run.arm, "seed": run.seed, "mode": "greedy"}
+    scores = run.evaluation.get("best", {}).get("results", {}).get("greedy", {})
+    if not scores:
+        return [known | {"benchmark": "average", "status": NOT_RUN}]
+    known["status"] = "run"
+    kinds = {kind: scores[kind] for kind in KINDS if kind in scores}
+    rows = [
+        known
+        | {"benchmark": kind, "em_low": entry["low"], "em_high": entry["high"]}
+        | {key: entry[key] for key in ("n", "em", "searches")}
+        for kind, entry in kinds.items()
+    ]
+    means, searches = (
+        averages("atlas", {kind: entry[key] for kind, entry in kinds.items()})
+        for key in ("em", "searches")
+    )
+    for name, members in average_members("atlas").items():
+        if means[name] is not None:
+            count = {"benchmark": "average" if name == "all" else f"average_{name}"}
+            count |= {"n": sum(kinds[kind]["n"] for kind in members)}
+            rows.append(known | count | {"em": means[name], "searches": searches[name]})
+    return rows
+
+
+def desk_view(scores: pd.DataFrame) -> pd.DataFrame:
+    """Desk scores as one reads them, a method per row: the mean over seeds by kind, and of the
+    averages the 95 % interval too, over seeds, or over questions where there is one seed.
+    """
+    rows = []
+    for method, group in scores.groupby("method", sort=False):
+        row = {"method": method_label(str(method)), "seeds": group["seed"].nunique() or "–"}
+        ran = group[group["status"] != NOT_RUN]
+        for name, title in ({kind: kind for kind in KINDS} | _DESK_AVERAGES).items():
+            found = ran[ran["benchmark"] == name]
+            row[title] = _number(found["em"].mean()) if len(found) else NOT_RUN
+            if len(found) and name in _DESK_AVERAGES:
+                low, high = _bounds(found)
+                row[title] += "" if pd.isna(low) else f" [{low:.3f}, {high:.3f}]"
+        overall = group[group["benchmark"] == "average"].mean(numeric_only=True)
+        row["contained"] = _number(overall["sub_em"])
+        row["in tags"] = _number(overall["valid_answers"])
+        row["searches"] = _number(overall["searches"], digits=1)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def published_baselines(profile: str, published: Path = PUBLISHED) -> pd.DataFrame | None:
+    """The table of baselines of a profile, None when there is none."""
+    path = published / profile / "baselines.csv"
+    return pd.read_csv(path) if path.exists() else None
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return "–" if pd.isna(value) else f"{value:.{digits}f}"
+
+
+def _with_delta(cell: pd.Series) -> str:
+    if cell["status"] == NOT_RUN:
+        return NOT_RUN
+    delta = "" if pd.isna(cell["delta"]) else f" ({cell['delta']:+.3f})"
+    return f"{cell['ours']:.3f} [{cell['ours_low']:.3f}, {cell['ours_high']:.3f}]{delta}"
+
+
+def _bounds(scores: pd.DataFrame) -> tuple[float, float]:
+    """95 % interval of a mean: over questions for one seed, over seeds for more."""
+    if len(scores) > 1:
+        over_seeds = student_interval(scores["em"].to_numpy())
+        return over_seeds.low, over_seeds.high
+    low, high = scores[["em_low", "em_high"]].iloc[0]
+    return low, high
