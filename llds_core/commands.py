@@ -260,7 +260,7 @@ def mechanism(options: argparse.Namespace) -> None:
 
 def study(options: argparse.Namespace) -> int:
     """Run a study, or show its queue."""
-    from llds_core.config.arms import load_study
+    from llds_core.config import load_study
     from llds_core.study.runner import planned_runs, run_study, status, what_is_left
 
     study = load_study(options.study)

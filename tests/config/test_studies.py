@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from llds_core.cli import main
-from llds_core.config.arms import load_study, studies
+from llds_core.config import load_study, studies
 from llds_core.errors import ConfigError
 from llds_core.reporting.store import load_run, load_study_runs, read_published
 from llds_core.runs.identity import FREE, flat

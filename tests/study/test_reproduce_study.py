@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from llds_core.cli import main
-from llds_core.config.arms import Study, load_study
+from llds_core.config import Study, load_study
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, DataError, RunError
 from llds_core.reporting.store import Run, read_published
