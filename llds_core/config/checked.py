@@ -71,8 +71,6 @@ def _describe(cls: type, error: ErrorDetails) -> str:
 
 def _keys(cls: Any, loc: tuple[int | str, ...]) -> list[str]:
     """Keys of the dataclass at `loc` in `cls`."""
-    for part in loc:
-        # A number is an item of a tuple[Item, ...].
-        in_tuple = isinstance(part, int)
-        cls = typing.get_args(cls)[0] if in_tuple else typing.get_type_hints(cls)[part]
+    for part in loc:  # a number is an item of a tuple[Item, ...]
+        cls = typing.get_args(cls)[0] if isinstance(part, int) else typing.get_type_hints(cls)[part]
     return [field.name for field in dataclasses.fields(cls)]
