@@ -372,14 +372,14 @@ def bench(
         bench(profile, run_root, out or Path("results/bench.csv"))
 
 
-_COMMANDS = {
+COMMANDS = {
     "start": (doctor, data, reproduce),
     "train": (warmstart, train),
     "look": (ask, evaluate, baselines, report),
     "study": (study, mechanism, publish),
     "machine": (plan, slurm, index, retriever, bench),
 }
-for _panel, _functions in _COMMANDS.items():
+for _panel, _functions in COMMANDS.items():
     for _function in _functions:
         app.command(rich_help_panel=_panel)(_function)
 

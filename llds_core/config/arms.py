@@ -6,7 +6,7 @@ of its finished groups.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import Field, StrictInt
@@ -40,7 +40,7 @@ class Arm:
     """What the arm sets, and to which value, where it is compared with others."""
 
 
-@checked
+@dataclass(frozen=True)
 class Entry:
     """One run of a study: an arm, a seed and the configuration they make."""
 

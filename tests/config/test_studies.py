@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llds_core.cli import main
+from llds_core.__main__ import main
 from llds_core.config import load_study, studies
 from llds_core.errors import ConfigError
 from llds_core.reporting.store import load_run, load_study_runs, read_published

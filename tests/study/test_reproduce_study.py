@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from llds_core.cli import main
+from llds_core.__main__ import main
 from llds_core.config import Study, load_study
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, DataError, RunError
