@@ -1,8 +1,388 @@
-"""`python -m llds_core`."""
+"""The command line: `llds <command>`, or `python -m llds_core <command>`.
 
+A command is a function, and its docstring the help. Every mistake a user can make ends in one line
+on standard error and exit code 2; a failed check of `doctor` in exit code 1; Ctrl-C in exit code
+130 with the command that resumes. Heavy modules are imported by the commands.
+"""
+
+import json
+import os
+import shlex
 import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
 
-from llds_core.cli import main
+import typer
+from typer import Argument, Option
+
+from llds_core.config import load_experiment, profiles
+from llds_core.config.options import (
+    Address,
+    AnyExperiment,
+    Benchmarks,
+    Checkpoint,
+    Experiment,
+    Json,
+    Layout,
+    Limit,
+    Method,
+    Mode,
+    Overrides,
+    Port,
+    Profile,
+    Publish,
+    Quiet,
+    Rank,
+    Root,
+    Samples,
+    Seed,
+    Split,
+    words,
+)
+from llds_core.errors import ConfigError, LLDSError
+from llds_core.runs import DEFAULT_ROOT as ROOT
+from llds_core.runs import Run
+from llds_core.study.commands import baselines, mechanism, publish, report, reproduce, slurm, study
+
+_PROGRAM = "llds" if Path(sys.argv[0]).name == "llds" else "python -m llds_core"
+
+app = typer.Typer(
+    add_completion=False,
+    help="Reproduce and measure the death spiral of search agents (arXiv 2512.04220).",
+    epilog="Example: llds train desk/llds-action training.learning_rate=1e-4 --seed 3",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    _quiet_libraries()
+    try:
+        command = typer.main.get_command(app)
+        with command.make_context(_PROGRAM, words.copy()) as context:
+            return command.invoke(context) or 0
+    except typer.Exit as end:  # of --help
+        return end.exit_code
+    except (LLDSError, typer.TyperException) as error:
+        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of our output has closed it, as `head` does; Python would complain on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (KeyboardInterrupt, typer.Abort):
+        print(f"\nstopped; to continue: {_PROGRAM} {shlex.join(words)}", file=sys.stderr)
+        return 130
+
+
+def _any_experiment(given: str) -> str:
+    """The experiment meant by a profile or an experiment: of a profile, any will do."""
+    return given if "/" in given else f"{given}/grpo"
+
+
+def _quiet_libraries() -> None:
+    """Silence what no user can act on, in this process and its children."""
+    # ipykernel loads a debugger, which no notebook uses and which warns of frozen modules.
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    # TRL calls rollout functions experimental; a contract test watches them.
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+
+
+def doctor(
+    profile: Profile = "desk",
+    *,
+    overrides: Overrides,
+    layout: Layout = None,
+    json_: Json = False,
+    run_root: Root = ROOT,
+) -> int:
+    """Check that this machine can run a profile."""
+    from llds_core.machine.doctor import examine
+
+    findings = examine(load_experiment(f"{profile}/grpo", overrides, layout), run_root)
+    if json_:
+        print(json.dumps([finding.to_dict() for finding in findings], indent=1))
+    else:
+        print("\n".join(finding.line() for finding in findings))
+    return int(any(finding.status == "fail" for finding in findings))
+
+
+def data(
+    profile: Profile,
+    folder: Annotated[Path, Option(help="where to put it")] = Path("data"),
+    yes: Annotated[bool, Option("--yes", help="do not ask before fetching")] = False,
+    only: Annotated[str, Option(metavar="PART,PART", help="e.g. questions,train")] = "",
+    quiet: Quiet = False,
+) -> int:
+    """Fetch what a profile needs from the model hub."""
+    from llds_core.retrieval.vectors import read_index_manifest
+    from llds_core.worlds.downloads import check_room, describe, download, plan
+    from llds_core.worlds.sources import SOURCES, needs
+
+    names = needs(profile, words(only))
+    copied = folder / SOURCES["index"].folder
+    if "index" in names and not only and (read_index_manifest(copied) or {}).get("index"):
+        print(f"index: its vectors are in {copied} already; --only index fetches it again")
+        names = tuple(name for name in names if name != "index")
+    if not names:
+        print(f"{profile} needs no download: its world is built on this machine")
+        return 0
+    items = plan(names, folder)
+    if not items:
+        print(f"{', '.join(names)}: complete in {folder}")
+        return 0
+    print(describe(items, folder))
+    check_room(items, folder)
+    if not yes and not sys.stdin.isatty():
+        raise ConfigError("no terminal to confirm on: pass --yes")
+    if not yes and not typer.confirm("fetch?"):
+        print("nothing was fetched")
+        return 1
+    download(items, folder)
+    return 0
+
+
+def warmstart(
+    experiment: AnyExperiment, overrides: Overrides, run_root: Root = ROOT, quiet: Quiet = False
+) -> None:
+    """Train the policy that all runs of a profile start from."""
+    from llds_core.training.warmstart import warmstart
+
+    run = Run.load(_any_experiment(experiment), 0, run_root, overrides)
+    print(f"start policy: {warmstart(run)}")
+
+
+def train(
+    experiment: Experiment,
+    overrides: Overrides,
+    seed: Seed = 0,
+    evaluate: Annotated[bool, Option("--evaluate", help="then score best and last")] = False,
+    machine_rank: Rank = 0,
+    main_address: Address = "127.0.0.1",
+    main_port: Port = 29500,
+    run_root: Root = ROOT,
+    quiet: Quiet = False,
+) -> None:
+    """Train one experiment; the same command resumes it."""
+    from llds_core.machine.jobs import end_with_parent
+    from llds_core.machine.launch import Machine, is_launched, launch_training
+    from llds_core.study.runner import make_start_policy
+
+    run = Run.load(experiment, seed, run_root, overrides)
+    if run.config.world_size > 1 and not is_launched():
+        machine = Machine(machine_rank, main_address, main_port)
+        if machine.rank == 0 and not run.is_complete():
+            make_start_policy(run)
+        launch_training(run, machine)
+    else:
+        from llds_core.training.experiment import train
+
+        if is_launched():
+            end_with_parent()
+        train(run)
+    print(f"run: {run.path}")
+    if evaluate:
+        from llds_core.evaluation import evaluate_ends
+
+        for path in evaluate_ends(run):
+            print(f"evaluation: {path}")
+
+
+def ask(
+    experiment: Experiment,
+    question: Annotated[str, Argument(help="in quotes")],
+    seed: Seed = 0,
+    temperature: Annotated[float, Option(help="0 is greedy")] = 0.0,
+    checkpoint: Checkpoint = "best",
+    run_root: Root = ROOT,
+    quiet: Quiet = False,
+) -> None:
+    """Show a trained agent think, search and answer."""
+    from llds_core.evaluation import ask
+    from llds_core.reporting.trajectories import to_ansi
+
+    run = Run.load(experiment, seed, run_root)
+    trajectory = ask(run, question, checkpoint=checkpoint, temperature=temperature)
+    print(to_ansi(trajectory, color=sys.stdout.isatty()))
+
+
+def evaluate(
+    context: typer.Context,
+    experiment: AnyExperiment,
+    overrides: Overrides,
+    seed: Seed = 0,
+    split: Split = "test",
+    checkpoint: Checkpoint = "best",
+    run_root: Root = ROOT,
+    quiet: Quiet = False,
+    benchmarks: Benchmarks = "",
+    limit: Limit = None,
+    mode: Mode = "greedy",
+    samples: Samples = 1,
+    method: Method = None,
+    baseline: Annotated[str, Option(help="direct, rag, search-o1 or search-r1")] = "policy",
+    out: Annotated[Path | None, Option(help="folder of predictions and summary")] = None,
+    shard: Annotated[str, Option(metavar="I/N", help="answer every n-th question")] = "",
+    merge: Annotated[bool, Option("--merge", help="put shards together, answer nothing")] = False,
+    publish: Publish = False,
+) -> None:
+    """Score the checkpoint of a run, or with a profile alone any model over benchmarks.
+
+    A run takes the options up to --quiet; those below belong to benchmarks.
+    """
+    from llds_core.evaluation import evaluate_benchmarks, evaluate_run
+    from llds_core.evaluation.evaluate import Plan
+    from llds_core.evaluation.models import open_asked
+    from llds_core.evaluation.predictions import parse_shard
+    from llds_core.reporting.evaluations import publish_evaluation, score_lines
+    from llds_core.runs import deviations
+
+    profile, separator, name = experiment.partition("/")
+    if separator:
+        options = [each.name or "" for each in context.command.params]
+        for option in options[options.index("benchmarks") :]:
+            source = context.get_parameter_source(option)
+            if source and source.name == "COMMANDLINE":
+                raise ConfigError(
+                    f"--{option} belongs to benchmarks: write evaluate {profile} --method {name}"
+                )
+        run = Run.load(experiment, seed, run_root, overrides)
+        print(evaluate_run(run, checkpoint, split).read_text("utf-8"))
+        return
+    part = parse_shard(shard) if shard else None
+    if part and (merge or publish):
+        option = "merge" if merge else "publish"
+        raise ConfigError(f"--{option} takes the answers of all shards: leave out --shard")
+    plan = Plan(baseline, words(benchmarks), limit, words(mode), samples, split, seed)
+    environment, model = open_asked(profile, overrides, method, checkpoint, seed, run_root)
+    about = {"method": method, "run_seed": seed, "deviations": deviations(environment.config)}
+    folder = evaluate_benchmarks(
+        environment, model, plan, out=out, shard=part, evaluate=not merge, about=about
+    )
+    if part:
+        print(f"shard {shard}: {folder}")
+        return
+    print(score_lines(folder))
+    print(f"summary: {folder / 'summary.json'}")
+    if publish:
+        print(f"published: {publish_evaluation(folder)}")
+
+
+def plan(
+    experiment: AnyExperiment,
+    overrides: Overrides,
+    layout: Layout = None,
+    gpus: Annotated[int | None, Option(help="GPUs of each node, instead of a layout")] = None,
+    gpu_memory_gib: Annotated[float | None, Option(help="memory of each GPU")] = None,
+    nodes: Annotated[int, Option(help="machines")] = 1,
+    json_: Json = False,
+    run_root: Root = ROOT,
+) -> int:
+    """Say what a run takes: memory, disk, time, downloads."""
+    from llds_core.machine.layouts import nearest_fitting, on_gpus
+    from llds_core.machine.plan import plan
+
+    name = _any_experiment(experiment)
+    if gpus is None and gpu_memory_gib is None:
+        config = load_experiment(name, overrides, layout)
+    elif layout:
+        raise ConfigError(f'--layout is "{layout}" and names the GPUs already: leave out --gpus')
+    elif gpus is None or gpu_memory_gib is None:
+        raise ConfigError("--gpus and --gpu-memory-gib belong together: give both")
+    else:
+        config = on_gpus(name, overrides, gpus=gpus, gpu_memory_gib=gpu_memory_gib, nodes=nodes)
+    result = plan(config, run_root)
+    if json_:
+        print(json.dumps(result.to_dict(), indent=1))
+        return int(not result.fits)
+    if not result.fits:
+        nearest = nearest_fitting(config, overrides)
+        advice = f"--layout {nearest} is the nearest that fits" if nearest else "no layout fits"
+        raise ConfigError(f"{result.reason}: {advice}")
+    print(result.text())
+    return 0
+
+
+def index(
+    profile: Profile,
+    overrides: Overrides,
+    sizes: Annotated[bool, Option("--sizes", help="print sizes over Wikipedia only")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build the dense index of a profile: resumable."""
+    from llds_core.machine.sizing import size_table
+    from llds_core.retrieval.index import build_index
+    from llds_core.rollout.environment import build_world, index_folder
+
+    if sizes:
+        print(size_table())
+        return
+    config = load_experiment(f"{profile}/grpo", overrides)
+    world = build_world(config)
+    folder = index_folder(config, world)
+    build_index(world.passages, config.dense, folder)
+    print(f"index: {folder}")
+
+
+def retriever(
+    profile: Profile,
+    overrides: Overrides,
+    backend: Annotated[Literal["bm25", "dense"] | None, Option(help="if not the profile's")] = None,
+    host: Annotated[str, Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, Option(help="port to listen on; 0 takes a free one")] = 8000,
+) -> None:
+    """Serve the search engine of a profile over HTTP."""
+    chosen = [f"retrieval.backend={backend}"] if backend else []
+    config = load_experiment(f"{profile}/grpo", [*overrides, *chosen])
+    if config.retrieval.backend == "server":
+        raise ConfigError(
+            'retrieval.backend is "server", which is what this starts: add --backend bm25 or dense'
+        )
+    from llds_core.rollout.environment import build_served
+    from llds_core.serving.server import serve
+
+    serve(partial(build_served, config), config.service, host=host, port=port)
+
+
+def bench(
+    profile: Annotated[str, Option(help=f"one of: {', '.join(profiles())}")] = "desk",
+    retrieval: Annotated[bool, Option("--retrieval", help="measure search engines")] = False,
+    size: Annotated[int, Option(help="--retrieval: vectors of the large corpus")] = 1_000_000,
+    service: Annotated[bool, Option("--service", help="measure the service under load")] = False,
+    out: Annotated[Path | None, Option(help="CSV file (default: in results)")] = None,
+    run_root: Root = ROOT,
+    quiet: Quiet = False,
+) -> None:
+    """Measure speed against named baselines, side by side."""
+    if retrieval:
+        from llds_core.bench.retrieval import bench_retrieval
+
+        table = out or Path("results/bench_retrieval.csv")
+        bench_retrieval(table, table.with_suffix(".cache"), size=size)
+    elif service:
+        from llds_core.bench.service import bench_service
+
+        bench_service(profile, out or Path("results/bench_service.csv"))
+    else:
+        from llds_core.bench.speed import bench
+
+        bench(profile, run_root, out or Path("results/bench.csv"))
+
+
+COMMANDS = {
+    "start": (doctor, data, reproduce),
+    "train": (warmstart, train),
+    "look": (ask, evaluate, baselines, report),
+    "study": (study, mechanism, publish),
+    "machine": (plan, slurm, index, retriever, bench),
+}
+for _panel, _functions in COMMANDS.items():
+    for _function in _functions:
+        app.command(rich_help_panel=_panel)(_function)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,7 @@
 """The command line: one line and exit code 2 for every mistake, nothing lost."""
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llds_core.cli import build_parser, main
-from llds_core.runs import RunDirectory, read_manifest
+from llds_core.__main__ import COMMANDS, main
+from llds_core.runs import Run, RunDirectory, read_manifest
 from llds_core.runs.checkpoints import checkpoint_steps
 
 
@@ -39,7 +40,18 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["reproduce", "dsk"], "desk"),
         (["reproduce", "smoke", "--seeds", "0,x"], "--seeds"),
         (["reproduce", "smoke", "--arms", "gpro"], "smoke/grpo"),
-        (["trian"], "train"),
+        (["train", "desk/grpo", "training.steps"], 'has no "="'),
+        (["train"], "Missing argument"),
+        (["trian"], "Did you mean 'train'"),
+        (["retriever", "desk", "--backend", "bm52"], "'bm25'"),
+        (["evaluate", "desk/grpo", "--limit", "0"], "evaluate desk --method grpo"),
+        (["evaluate", "desk/grpo", "--publish"], "--publish belongs to benchmarks"),
+        (["evaluate", "desk", "--shard", "3"], "--shard"),
+        (["evaluate", "desk", "--shard", "1/2", "--merge"], "leave out --shard"),
+        (["evaluate", "desk"], "of which run"),
+        (["plan", "desk", "--gpus", "0", "--gpu-memory-gib", "80"], "at least 1"),
+        (["plan", "desk", "--gpus", "4"], "give both"),
+        (["data", "paper-3b", "--only", "questons"], "questions"),
     ],
 )
 def test_mistakes_end_in_one_line_that_names_what_is_valid(
@@ -168,30 +180,44 @@ def test_ask_shows_policy_and_observations(
     assert "Which country is Homs in?" in shown and "written by the policy" in shown
 
 
-def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    commands = [
-        "doctor",
-        "warmstart",
-        "train",
-        "evaluate",
-        "ask",
-        "report",
-        "reproduce",
-        "publish",
-        "bench",
-        "study",
-        "mechanism",
-    ]
-    for command in commands:
-        with pytest.raises(SystemExit) as stopped:
-            build_parser().parse_args([command, "--help"])
-        assert stopped.value.code == 0
-        assert "usage: python -m llds_core " + command in capsys.readouterr().out
-
-
-def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_explains_itself_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    assert "commands:" in capsys.readouterr().out
+    overview = capsys.readouterr().out
+    for panel, functions in COMMANDS.items():
+        assert f"─ {panel} ─" in overview
+        for function in functions:
+            assert f" {function.__name__} " in overview
+            assert main([function.__name__, "--help"]) == 0
+            shown = " ".join(capsys.readouterr().out.split())
+            assert f"Usage: python -m llds_core {function.__name__}" in shown
+            assert function.__doc__.splitlines()[0] in shown
+
+
+def test_overrides_may_follow_options_and_quiet_hides_bars(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import llds_core.training.warmstart
+
+    runs: list[Run] = []
+    monkeypatch.setattr(llds_core.training.warmstart, "warmstart", runs.append)
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    options = ["--run-root", str(tmp_path), "warmstart.steps=3", "--quiet", "warmstart.seed=4"]
+    assert main(["warmstart", "smoke", "world.seed=1", *options]) == 0
+    assert runs[0].overrides == ("world.seed=1", "warmstart.steps=3", "warmstart.seed=4")
+    assert os.environ["TQDM_DISABLE"] == "1"
+
+
+def test_a_stopped_command_says_how_to_continue(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import llds_core.training.warmstart
+
+    def stop(run: Run) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llds_core.training.warmstart, "warmstart", stop)
+    assert main(["warmstart", "smoke", "--quiet"]) == 130
+    assert "to continue: python -m llds_core warmstart smoke --quiet" in capsys.readouterr().err
 
 
 def test_a_reader_that_stops_reading_is_no_error() -> None:

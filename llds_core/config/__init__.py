@@ -1,7 +1,7 @@
 """Every value a user can set: sections, profiles, methods, and the arms of studies."""
 
+from llds_core.config.arms import Arm, Entry, Study, load_study, studies
 from llds_core.config.load import (
-    ExperimentConfig,
     layouts,
     load_experiment,
     methods,
@@ -9,6 +9,7 @@ from llds_core.config.load import (
     profiles,
     variants,
 )
+from llds_core.config.schema import ExperimentConfig
 from llds_core.config.sections import (
     DataConfig,
     DenseConfig,
@@ -28,9 +29,11 @@ from llds_core.config.sections import (
 )
 
 __all__ = [
+    "Arm",
     "DataConfig",
     "DenseConfig",
     "DiagnosticsConfig",
+    "Entry",
     "EvaluationConfig",
     "ExperimentConfig",
     "HardwareConfig",
@@ -41,13 +44,16 @@ __all__ = [
     "RolloutConfig",
     "SamplerConfig",
     "ServiceConfig",
+    "Study",
     "TrainingConfig",
     "WarmstartConfig",
     "WorldConfig",
     "layouts",
     "load_experiment",
+    "load_study",
     "methods",
     "printed_experiment",
     "profiles",
+    "studies",
     "variants",
 ]

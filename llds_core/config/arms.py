@@ -5,40 +5,39 @@ file, and inside a group seed by seed, so that a study that is stopped early has
 of its finished groups.
 """
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.resources import files
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import yaml
+from pydantic import Field, StrictInt
 
-from llds_core.config.load import ExperimentConfig, load_experiment
+from llds_core.config.checked import checked
+from llds_core.config.load import PRESETS, load_experiment, preset_names
+from llds_core.config.schema import ExperimentConfig, parse_yaml
 from llds_core.errors import ConfigError, closest, did_you_mean
 
-_STUDIES = files("llds_core") / "presets" / "studies"
 
-
-@dataclass(frozen=True)
+@checked
 class Arm:
-    """One setting of a study.
-
-    Attributes:
-        name: unique in the study; names published runs.
-        method: preset of the method.
-        seeds: seeds to run.
-        overrides: laid over the method, those of the study included.
-        group: arms that are run, and drawn, together.
-        note: what the arm is for.
-    """
+    """One setting of a study."""
 
     name: str
+    """Unique in the study; names published runs."""
     method: str
-    seeds: tuple[int, ...]
+    """Preset of the method."""
+    seeds: tuple[StrictInt, ...]
     overrides: tuple[str, ...] = ()
+    """Laid over the method, those of the study included."""
     group: str = "main"
+    """Arms that are run, and drawn, together."""
     note: str = ""
+    """What the arm is for."""
+    label: str = ""
+    """Name in figures and tables."""
+    series: str = ""
+    """Arms along which `varies` runs, drawn as one line."""
+    varies: dict[str, int | float | str] = Field(default_factory=dict)
+    """What the arm sets, and to which value, where it is compared with others."""
 
 
 @dataclass(frozen=True)
@@ -50,43 +49,45 @@ class Entry:
     config: ExperimentConfig
 
 
-@dataclass(frozen=True)
+@checked
 class Study:
     """A named queue of arms on one profile."""
 
     name: str
     profile: str
-    description: str
-    arms: tuple[Arm, ...]
+    description: str = ""
+    arms: tuple[Arm, ...] = ()
+    overrides: tuple[str, ...] = ()
+    """Of every arm, which has them among its own."""
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise ValueError("it has no arms: list them under arms")
+        names = [arm.name for arm in self.arms]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f'the arm "{name}" is there twice: choose another name')
 
     def with_seeds(self, seeds: Sequence[int]) -> "Study":
         """The same arms on other seeds: an arm that has n takes the first n of `seeds`."""
         given = tuple(dict.fromkeys(seeds))
-        arms = [dataclasses.replace(arm, seeds=given[: len(arm.seeds)]) for arm in self.arms]
-        return dataclasses.replace(self, arms=tuple(arms))
+        arms = [replace(arm, seeds=given[: len(arm.seeds)]) for arm in self.arms]
+        return replace(self, arms=tuple(arms))
 
     def chosen(self, names: Sequence[str] | None = None) -> list[Arm]:
-        """Arms in the order of the file, restricted to `names` (arms or groups) where given.
-
-        Raises:
-            ConfigError: for an arm that is not in the study.
-        """
-        valid = [*dict.fromkeys(arm.group for arm in self.arms), *(arm.name for arm in self.arms)]
+        """Arms in the order of the file, restricted to `names` (arms or groups) where given."""
+        valid = [*(arm.group for arm in self.arms), *(arm.name for arm in self.arms)]
         for wanted in names or ():
             if wanted not in valid:
-                raise ConfigError(
-                    f'study {self.name} has no arm or group "{wanted}": {_hint(wanted, valid)}'
-                )
+                near = closest(wanted, valid)
+                hint = f'did you mean "{near}"?' if near else "--status lists them"
+                raise ConfigError(f'study {self.name} has no arm or group "{wanted}": {hint}')
         return [arm for arm in self.arms if not names or arm.name in names or arm.group in names]
 
     def entries(
         self, arms: Sequence[str] | None = None, seeds: Sequence[int] | None = None
     ) -> list[Entry]:
-        """The runs in order, restricted to `arms` (names or groups) and `seeds` where given.
-
-        Raises:
-            ConfigError: for an arm that is not in the study, or nothing to run.
-        """
+        """The runs in order, restricted to `arms` (names or groups) and `seeds` where given."""
         chosen = self.chosen(arms)
         queue = []
         for group in dict.fromkeys(arm.group for arm in self.arms):
@@ -103,90 +104,35 @@ class Study:
 
 def studies() -> list[str]:
     """Names of the studies that ship with the package."""
-    return sorted(
-        path.name.removesuffix(".yaml")
-        for path in _STUDIES.iterdir()
-        if path.name.endswith(".yaml")
-    )
+    return preset_names("studies")
 
 
 def load_study(name: str) -> Study:
     """Read a study by name, or from a YAML file.
 
     Raises:
-        ConfigError: for an unknown study, or a file that is none: what is wrong and where.
+        ConfigError: for an unknown study, or a file that is not one: what is wrong and where.
     """
     if name in studies():
-        text = (_STUDIES / f"{name}.yaml").read_text("utf-8")
+        text = (PRESETS / "studies" / f"{name}.yaml").read_text("utf-8")
     elif name.endswith((".yaml", ".yml")) and Path(name).is_file():
         text = Path(name).read_text("utf-8")
     else:
         raise ConfigError(f'unknown study "{name}": {did_you_mean(name, studies())}')
+    values = parse_yaml(text, f"study {name}")
+    if not isinstance(values, dict):
+        raise ConfigError(f"study {name} is {values!r}, not a mapping: write key: value lines")
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"study {name} is not valid YAML ({' '.join(str(error).split())[:120]}): correct it"
-        ) from error
-    return _parse(name, values)
+        study = Study(**{"name": Path(name).stem} | {str(key): values[key] for key in values})
+        arms = tuple(_with_overrides(arm, study.overrides) for arm in study.arms)
+        for arm in arms:
+            load_experiment(f"{study.profile}/{arm.method}", arm.overrides)
+    except ConfigError as error:
+        raise ConfigError(f"study {name}: {error}") from None
+    return replace(study, arms=arms)
 
 
-def _parse(name: str, values: Any) -> Study:
-    values = _mapping(values, f"study {name}", {"description", "profile", "overrides", "arms"})
-    shared = _strings(values.get("overrides", []), f"study {name}: overrides")
-    arms = values.get("arms")
-    if not isinstance(arms, list) or not arms:
-        raise ConfigError(f"study {name} has no arms: list them under arms")
-    fields = {field.name for field in dataclasses.fields(Arm)}
-    parsed: dict[str, Arm] = {}
-    for index, entry in enumerate(arms, 1):
-        where = f"study {name}, arm {index}"
-        entry = _mapping(entry, where, fields)
-        for key in ("name", "method", "seeds"):
-            if key not in entry:
-                raise ConfigError(f"{where} has no {key}: add it")
-        seeds = entry["seeds"]
-        if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
-            raise ConfigError(f"{where}: seeds is {seeds!r}: give a list of numbers")
-        own = _strings(entry.get("overrides", []), f"{where}: overrides")
-        arm = Arm(
-            name=str(entry["name"]),
-            method=str(entry["method"]),
-            seeds=tuple(seeds),
-            overrides=_merge_overrides(shared, own),
-            group=str(entry.get("group", "main")),
-            note=str(entry.get("note", "")),
-        )
-        if arm.name in parsed:
-            raise ConfigError(f'{where}: the name "{arm.name}" is taken: choose another')
-        parsed[arm.name] = arm
-        load_experiment(f"{values.get('profile')}/{arm.method}", arm.overrides)
-    return Study(
-        Path(name).stem, values["profile"], str(values.get("description", "")), (*parsed.values(),)
-    )
-
-
-def _hint(wanted: str, names: Sequence[str]) -> str:
-    near = closest(wanted, names)
-    return f'did you mean "{near}"?' if near else "--status lists them"
-
-
-def _merge_overrides(shared: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
-    """Overrides of a study and of an arm; the arm's win."""
-    merged = {override.partition("=")[0].strip(): override for override in (*shared, *own)}
-    return tuple(merged.values())
-
-
-def _mapping(value: Any, where: str, keys: Iterable[str]) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} is {value!r}, not a mapping: write key: value lines")
-    for key in value:
-        if key not in keys:
-            raise ConfigError(f'{where} has an unknown key "{key}": {did_you_mean(key, keys)}')
-    return value
-
-
-def _strings(value: Any, where: str) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ConfigError(f"{where} is {value!r}: give a list of section.key=value")
-    return value
+def _with_overrides(arm: Arm, shared: Sequence[str]) -> Arm:
+    """The arm with overrides of its study below its own."""
+    last = {override.partition("=")[0].strip(): override for override in (*shared, *arm.overrides)}
+    return replace(arm, overrides=tuple(last.values()))

@@ -1,47 +1,47 @@
-"""Sections of an `ExperimentConfig`: every value a user can set, with its default.
+"""Sections of an `ExperimentConfig`: every value a user can set, with its default and range."""
 
-Ranges are in `llds_core.config.checks`.
-"""
-
-from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field, StrictBool, StrictInt
 
-@dataclass(frozen=True)
+from llds_core.config.checked import Number, checked
+
+
+@checked
 class WorldConfig:
     """The world of facts: passages and questions."""
 
     name: Literal["atlas", "files"] = "atlas"
     """`atlas` is built here; `files` reads what `make data` put into `data.folder`."""
-    seed: int = 0
-    cities: int | None = 1200
+    seed: StrictInt = Field(default=0, ge=0)
+    cities: StrictInt | None = Field(default=1200, ge=1)
     """Number of most populous cities; null takes all of them."""
     countries: Literal["all", "cities"] = "all"
     """Every country, or those of the chosen cities only."""
-    dev_fraction: float = 0.1
-    test_fraction: float = 0.1
+    dev_fraction: Number = Field(default=0.1, ge=0, le=0.5)
+    test_fraction: Number = Field(default=0.1, ge=0, le=0.5)
 
 
-@dataclass(frozen=True)
+@checked
 class DataConfig:
     """Downloaded files, for the world `files`."""
 
     folder: str = "data"
 
 
-@dataclass(frozen=True)
+@checked
 class RetrievalConfig:
     """The search engine behind `<search>`."""
 
     backend: Literal["bm25", "dense", "server"] = "bm25"
     """`server` asks a running `llds_core retriever` (or Search-R1's own) over HTTP."""
-    top_k: int = 3
-    title_weight: int = 2
-    failure_rate: float = 0.0
+    top_k: StrictInt = Field(default=3, ge=1, le=100)
+    title_weight: StrictInt = Field(default=2, ge=1, le=10)
+    failure_rate: Number = Field(default=0.0, ge=0, le=1)
     """Share of training searches that return unrelated passages, in [0, 1]."""
 
 
-@dataclass(frozen=True)
+@checked
 class DenseConfig:
     """Sentence encoder and vector index of the dense backend."""
 
@@ -51,25 +51,25 @@ class DenseConfig:
     """Commit of the encoder on the hub; null takes the newest."""
     query_prefix: str = "query: "
     passage_prefix: str = "passage: "
-    max_tokens: int = 256
-    batch_size: int = 64
+    max_tokens: StrictInt = Field(default=256, ge=8, le=8192)
+    batch_size: StrictInt = Field(default=64, ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    half: bool = False
+    half: StrictBool = False
     """Encode, and search on a GPU, in 16 bits."""
     engine: Literal["faiss", "torch"] = "faiss"
     """`torch` multiplies matrices, without faiss; flat indexes only."""
     index: Literal["flat", "ivf-pq", "hnsw"] = "flat"
-    hnsw_neighbours: int = 64
-    hnsw_build_depth: int = 200
-    hnsw_search_depth: int = 256
-    ivf_lists: int | None = None
+    hnsw_neighbours: StrictInt = Field(default=64, ge=4, le=256)
+    hnsw_build_depth: StrictInt = Field(default=200, ge=8)
+    hnsw_search_depth: StrictInt = Field(default=256, ge=1)
+    ivf_lists: StrictInt | None = Field(default=None, ge=1)
     """Cells of the coarse quantiser; null takes about 4 √n."""
-    ivf_probes: int = 256
-    pq_bytes: int = 64
+    ivf_probes: StrictInt = Field(default=256, ge=1)
+    pq_bytes: StrictInt = Field(default=64, ge=1, le=1024)
     """Bytes a vector takes after product quantisation; must divide its dimension."""
-    pq_rescore: int = 10
+    pq_rescore: StrictInt = Field(default=10, ge=1, le=100)
     """Candidates per passage asked for, scored again with the stored vectors."""
-    shard_passages: int = 100_000
+    shard_passages: StrictInt = Field(default=100_000, ge=1)
     """Passages encoded between two writes to disk: what a kill can cost."""
     path: str | None = None
     """Folder of a built index; null builds one under the run root."""
@@ -78,101 +78,122 @@ class DenseConfig:
     instead of encoding; null encodes."""
 
 
-@dataclass(frozen=True)
+@checked
 class ServiceConfig:
     """The retriever as a service: what a client does when it answers late, wrongly or never."""
 
     url: str = "http://127.0.0.1:8000"
-    timeout_seconds: float = 10.0
-    tries: int = 8
+    timeout_seconds: Number = Field(default=10.0, ge=0.01, le=3600)
+    tries: StrictInt = Field(default=8, ge=1, le=100)
     """Eight bridge an outage of about 20 seconds, such as a restart; a large index needs more."""
-    backoff_seconds: float = 0.2
+    backoff_seconds: Number = Field(default=0.2, ge=0, le=60)
     """Wait before the second try; doubles with every further one up to ten seconds, with jitter."""
     on_failure: Literal["raise", "empty"] = "raise"
     """`empty` turns a search that failed for good into a logged empty observation."""
-    request_queries: int = 128
+    request_queries: StrictInt = Field(default=128, ge=1)
     """Queries that a client sends in one request: few enough for a slow engine to answer in time.
     """
-    cache_size: int = 10_000
+    cache_size: StrictInt = Field(default=10_000, ge=0)
     """Answers kept per client; 0 for none."""
-    batch_window_ms: float = 2.0
+    batch_window_ms: Number = Field(default=2.0, ge=0, le=1000)
     """Server: how long it waits to put concurrent requests into one batch."""
-    max_queries: int = 4096
+    max_queries: StrictInt = Field(default=4096, ge=1)
     """Server: queries in one request."""
-    max_query_chars: int = 65_536
+    max_query_chars: StrictInt = Field(default=65_536, ge=1)
     """Server: length of a query."""
-    max_top_k: int = 100
+    max_top_k: StrictInt = Field(default=100, ge=1, le=10_000)
     """Server: passages per query."""
-    max_hits: int = 50_000
+    max_hits: StrictInt = Field(default=50_000, ge=1)
     """Server: passages in one answer."""
-    max_body_mib: float = 8.0
+    max_body_mib: Number = Field(default=8.0, ge=0.001, le=1024)
     """Server: size of one request."""
 
 
-@dataclass(frozen=True)
+@checked
 class PolicyConfig:
     """The policy network: a Qwen2 architecture made here, or `path` to load one."""
 
     path: str | None = None
     """Checkpoint folder or hub id, or `smollm2`, the packaged model; null builds the
     architecture below and warm-starts it."""
-    vocab_size: int = 3000
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    layers: int = 4
-    heads: int = 4
-    key_value_heads: int = 2
-    initializer_range: float = 0.02
+    vocab_size: StrictInt = Field(default=3000, ge=300)
+    hidden_size: StrictInt = Field(default=128, ge=8)
+    intermediate_size: StrictInt = Field(default=384, ge=8)
+    layers: StrictInt = Field(default=4, ge=1)
+    heads: StrictInt = Field(default=4, ge=1)
+    key_value_heads: StrictInt = Field(default=2, ge=1)
+    initializer_range: Number = Field(default=0.02, ge=0, le=1)
     """Standard deviation of the initial weights; small models train faster from larger ones."""
 
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.heads or self.heads % self.key_value_heads:
+            raise ValueError(
+                f"policy.hidden_size={self.hidden_size}, heads={self.heads} and key_value_heads="
+                f"{self.key_value_heads} do not divide: hidden_size by heads, heads by "
+                "key_value_heads"
+            )
+        if self.hidden_size // self.heads % 2:
+            raise ValueError(
+                f"policy.hidden_size={self.hidden_size} / heads={self.heads} is odd, and rotary "
+                "positions pair numbers up: choose sizes with an even quotient"
+            )
 
-@dataclass(frozen=True)
+
+@checked
 class WarmstartConfig:
     """Supervised training on scripted search traces that turns a random policy, or a pre-trained
     one, into one that can search.
     """
 
-    seed: int = 0
-    steps: int = 800
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    warmup_steps: int = 50
-    weight_decay: float = 0.01
-    observation_weight: float = 0.2
+    seed: StrictInt = Field(default=0, ge=0)
+    steps: StrictInt = Field(default=800, ge=1)
+    batch_size: StrictInt = Field(default=32, ge=1)
+    learning_rate: Number = Field(default=2e-3, ge=0, le=1)
+    warmup_steps: StrictInt = Field(default=50, ge=0)
+    weight_decay: Number = Field(default=0.01, ge=0, le=1)
+    observation_weight: Number = Field(default=0.2, ge=0, le=1)
     """Loss weight of retrieved tokens relative to policy tokens, in [0, 1]."""
-    early_answer_rate: float = 0.35
+    early_answer_rate: Number = Field(default=0.35, ge=0, le=1)
     """Share of two-hop traces that stop after one search and guess."""
-    wrong_answer_rate: float = 0.17
+    wrong_answer_rate: Number = Field(default=0.17, ge=0, le=1)
     """Share of the other traces that end in a wrong answer of the right kind."""
-    failure_rate: float = 0.2
+    failure_rate: Number = Field(default=0.2, ge=0, le=1)
     """Share of scripted searches that return unrelated passages."""
-    retry_rate: float = 0.5
+    retry_rate: Number = Field(default=0.5, ge=0, le=0.95)
     """Share of failed scripted searches that are repeated; after the others the trace guesses."""
-    save_every: int = 200
-    threads: int = 2
+    save_every: StrictInt = Field(default=200, ge=1)
+    threads: StrictInt = Field(default=2, ge=1, le=256)
 
 
-@dataclass(frozen=True)
+@checked
 class RolloutConfig:
     """The Search-R1 rollout: batch, turns, lengths and sampling."""
 
-    prompts_per_rollout: int = 16
-    group_size: int = 8
-    max_searches: int = 3
-    max_action_tokens: int = 48
-    max_observation_tokens: int = 160
-    max_total_tokens: int = 640
+    prompts_per_rollout: StrictInt = Field(default=16, ge=1)
+    group_size: StrictInt = Field(default=8, ge=2)
+    max_searches: StrictInt = Field(default=3, ge=0, le=20)
+    """0 is for agents of an evaluation that may not search."""
+    max_action_tokens: StrictInt = Field(default=48, ge=1)
+    max_observation_tokens: StrictInt = Field(default=160, ge=1)
+    max_total_tokens: StrictInt = Field(default=640, ge=2)
     """Prompt and response together."""
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: Number = Field(default=1.0, ge=0.01, le=10)
+    top_p: Number = Field(default=1.0, ge=0.01, le=1)
     prompt: Literal["short", "search-r1"] = "short"
     streams: Literal["auto", "rollout", "trajectory"] = "auto"
     """Random numbers of the transformers sampler: one stream for a whole rollout, or one for each
     trajectory, which is then the same on any number of processes. `auto` is `trajectory` on several
     processes, else `rollout`; a run keeps what it began with."""
 
+    def __post_init__(self) -> None:
+        if self.max_total_tokens <= self.max_action_tokens:
+            raise ValueError(
+                f"rollout.max_total_tokens={self.max_total_tokens} leaves no room beside "
+                f"rollout.max_action_tokens={self.max_action_tokens}: raise it"
+            )
 
-@dataclass(frozen=True)
+
+@checked
 class SamplerConfig:
     """What samples the rollouts."""
 
@@ -180,29 +201,29 @@ class SamplerConfig:
     mode: Literal["colocate", "server"] = "colocate"
     """vLLM: in the trainer's own processes, or in a server that must be running (`vllm serve`)."""
     server_url: str = "http://127.0.0.1:8001"
-    tensor_parallel: int = 1
+    tensor_parallel: StrictInt = Field(default=1, ge=1, le=64)
     """vLLM: GPUs that share one copy of the policy."""
-    memory_share: float = 0.35
+    memory_share: Number = Field(default=0.35, ge=0.01, le=0.95)
     """vLLM, colocated: share of each GPU's memory for its weights and KV cache."""
-    gap_alarm: float = 0.05
+    gap_alarm: Number = Field(default=0.05, ge=0)
     """Mean absolute difference, in nats a token, between the sampler's and the trainer's
     log-probabilities above which a step warns."""
 
 
-@dataclass(frozen=True)
+@checked
 class RewardConfig:
     """The outcome reward."""
 
     kind: Literal["em", "f1", "format"] = "em"
-    structure: float = 0.2
+    structure: Number = Field(default=0.2, ge=0, le=1)
     """Format reward only: credit for a valid sequence of blocks."""
-    final: float = 0.1
+    final: Number = Field(default=0.1, ge=0, le=1)
     """Format reward only: credit for an answer in an invalid sequence."""
-    retrieval: float = 0.0
+    retrieval: Number = Field(default=0.0, ge=0, le=1)
     """Format reward only: credit when a gold answer was retrieved."""
 
 
-@dataclass(frozen=True)
+@checked
 class LossConfig:
     """The objective: clipped surrogate, KL, entropy bonus and the LLDS penalty."""
 
@@ -211,91 +232,98 @@ class LossConfig:
         "token-mean"
     )
     ratio: Literal["token", "sequence"] = "token"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    kl_weight: float = 0.001
-    kl_clamp: float | None = None
+    clip_low: Number = Field(default=0.2, ge=0, le=1)
+    clip_high: Number = Field(default=0.2, ge=0)
+    kl_weight: Number = Field(default=0.001, ge=0)
+    kl_clamp: Number | None = Field(default=None, ge=1e-6)
     """k3 above this value pulls no more, as in the official code (10); null never lets go."""
-    entropy_weight: float = 0.0
-    llds_weight: float = 0.0
+    entropy_weight: Number = Field(default=0.0, ge=0)
+    llds_weight: Number = Field(default=0.0, ge=0)
     gate: Literal["action", "response", "token"] = "action"
     normalizer: Literal["preserved", "all"] = "preserved"
     preserve: Literal["nonnegative", "positive"] = "nonnegative"
-    gate_threshold: float = 0.0
-    answer_weight: float = 1.0
+    gate_threshold: Number = Field(default=0.0, ge=0)
+    answer_weight: Number = Field(default=1.0, ge=0, le=1)
     answer_ramp: Literal["none", "paper", "code"] = "none"
     """LLDS-MA: how the answer weight follows the mean number of searches."""
-    negative_advantages: bool = True
+    negative_advantages: StrictBool = True
     """False sets negative advantages of the surrogate to zero: incorrect responses push nothing
     down."""
 
+    def __post_init__(self) -> None:
+        if self.ratio == "sequence" and self.aggregate != "seq-mean-token-mean":
+            raise ValueError(
+                f"loss.ratio=sequence (GSPO) with loss.aggregate={self.aggregate} weights "
+                "sequences by length: set loss.aggregate=seq-mean-token-mean"
+            )
 
-@dataclass(frozen=True)
+
+@checked
 class TrainingConfig:
     """Optimisation, checkpoints and limits."""
 
-    warmstart: bool = False
+    warmstart: StrictBool = False
     """Warm-start the policy of `policy.path` too; otherwise runs start from it as it is."""
-    steps: int = 24
+    steps: StrictInt = Field(default=24, ge=1)
     """Rollouts, each followed by `updates_per_rollout` optimizer steps."""
-    updates_per_rollout: int = 32
-    epochs: int = 4
+    updates_per_rollout: StrictInt = Field(default=32, ge=1)
+    epochs: StrictInt = Field(default=4, ge=1)
     """Passes over each rollout; the updates are divided evenly among them."""
-    micro_batch_size: int = 16
-    learning_rate: float = 2e-4
-    warmup_steps: int = 1
+    micro_batch_size: StrictInt = Field(default=16, ge=1)
+    learning_rate: Number = Field(default=2e-4, ge=0, le=1)
+    warmup_steps: StrictInt = Field(default=1, ge=0)
     """Linear warm-up in steps (rollouts), then constant."""
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    save_every: int = 4
+    weight_decay: Number = Field(default=0.01, ge=0, le=1)
+    max_grad_norm: Number = Field(default=1.0, ge=1e-9)
+    save_every: StrictInt = Field(default=4, ge=1)
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: StrictInt = Field(default=2, ge=1)
     """Latest checkpoints kept beside the best one."""
-    max_nonfinite_updates: int = 5
+    max_nonfinite_updates: StrictInt = Field(default=5, ge=1)
     """Non-finite updates in a row after which the run stops as failed."""
-    trajectories_per_step: int = 4
+    trajectories_per_step: StrictInt = Field(default=4, ge=0)
     """Full trajectories stored per step."""
-    threads: int = 1
+    threads: StrictInt = Field(default=1, ge=1, le=256)
     """CPU threads of torch. They change floating-point bits, so they belong to the run."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What matrix products are computed in. Trained weights are float32 either way; evaluation
     loads them in this type."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: StrictBool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
     """`adamw-8bit` keeps the moments in 8 bits (bitsandbytes); not what the papers ran."""
 
 
-@dataclass(frozen=True)
+@checked
 class HardwareConfig:
     """Processes that train together, one per GPU, and how they share the model."""
 
-    nodes: int = 1
-    processes: int = 1
+    nodes: StrictInt = Field(default=1, ge=1, le=1024)
+    processes: StrictInt = Field(default=1, ge=1, le=64)
     """Per node."""
-    gpu_memory_gib: float | None = None
+    gpu_memory_gib: Number | None = Field(default=None, ge=1, le=1024)
     """Of each GPU; what `plan` and `doctor` check against. Null on a CPU."""
     sharding: Literal["none", "fsdp2", "zero3"] = "none"
 
 
-@dataclass(frozen=True)
+@checked
 class DiagnosticsConfig:
     """Rules that judge a run."""
 
-    window: int = 3
+    window: StrictInt = Field(default=3, ge=1, le=100)
     """Steps of the trailing means on which phases, collapse and spiral are judged."""
-    stop_after_collapse: bool = False
+    stop_after_collapse: StrictBool = False
     """End a run, with status `collapsed`, once its collapse is proved."""
 
 
-@dataclass(frozen=True)
+@checked
 class EvaluationConfig:
     """Held-out evaluation."""
 
-    questions: int | None = 200
+    questions: StrictInt | None = Field(default=200, ge=1)
     """Questions per split, spread evenly over the kinds; null takes all."""
-    batch_size: int = 100
-    samples: int = 1
+    batch_size: StrictInt = Field(default=100, ge=1)
+    samples: StrictInt = Field(default=1, ge=0)
     """Sampled trajectories per question beside the greedy one; 0 for greedy only."""
-    max_searches: int | None = None
+    max_searches: StrictInt | None = Field(default=None, ge=1, le=20)
     """Searches a trajectory may make; null allows those of training."""

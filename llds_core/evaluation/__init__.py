@@ -10,6 +10,7 @@ from llds_core.evaluation.evaluate import evaluate_benchmarks
 from llds_core.evaluation.held_out import (
     ask,
     choose_questions,
+    evaluate_ends,
     evaluate_run,
     interval,
     run_questions,
@@ -21,6 +22,7 @@ __all__ = [
     "ask",
     "choose_questions",
     "evaluate_benchmarks",
+    "evaluate_ends",
     "evaluate_run",
     "interval",
     "run_questions",

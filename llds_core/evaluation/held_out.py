@@ -6,7 +6,7 @@ failures of training.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from scipy.stats import bootstrap
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
 from llds_core.evaluation.models import open_model
 from llds_core.files import write_json
@@ -222,3 +223,17 @@ __all__ = [
     "run_questions",
     "summarise",
 ]
+
+
+def evaluate_ends(run: Run) -> Iterator[Path]:
+    """Score the best and the last checkpoint of a run on test questions; where it is longer than
+    its profile plans and keeps all checkpoints, those of the planned steps too.
+    """
+    checkpoints = ["best", "last"]
+    training, planned = run.config.training, load_experiment(run.config.name).training.steps
+    keeps_all = training.keep_checkpoints * training.save_every >= training.steps
+    if training.steps > planned and keeps_all:
+        # Comparable with runs of the usual length.
+        checkpoints += [f"best-{planned}", f"last-{planned}"]
+    for checkpoint in checkpoints:
+        yield evaluate_run(run, checkpoint)

@@ -1,6 +1,6 @@
 """The model an evaluation asks for: its weights, and digits that change with any of its files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -8,6 +8,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from llds_core.config import load_experiment
+from llds_core.errors import ConfigError
+from llds_core.rollout.environment import Environment, build_environment, insisting
+from llds_core.runs import Run
 from llds_core.runs.policies import digest_files, load_policy, policy_digest
 from llds_core.runs.smollm2 import SMOLLM2, load_smollm2, quantization, smollm2_file
 
@@ -51,6 +55,34 @@ def open_model(checkpoint: Path | str, dtype: str) -> Model:
         return Model(SMOLLM2, digest_files([smollm2_file()]), load)
     folder = Path(checkpoint)
     return Model(folder.resolve().name, policy_digest(folder), load)
+
+
+def open_asked(
+    profile: str,
+    overrides: Sequence[str],
+    method: str | None,
+    checkpoint: str,
+    seed: int,
+    run_root: Path,
+) -> tuple[Environment, Model]:
+    """The world of a profile, and the model that a command asks about it: a checkpoint of the run
+    of `method`, any folder, or `smollm2`.
+
+    Raises:
+        ConfigError: when it is not said which run is meant.
+        CheckpointError: when there is no such checkpoint.
+    """
+    if checkpoint in ("best", "last") and method is None:
+        raise ConfigError(
+            f"--checkpoint {checkpoint} of which run? give --method, or a folder, or smollm2"
+        )
+    name = f"{profile}/{method or 'grpo'}"
+    config = load_experiment(name, overrides)
+    policy: Path | str = checkpoint
+    if checkpoint != SMOLLM2:
+        # Overrides change how questions are asked, not which run is meant.
+        policy = Run.load(name, seed, run_root).checkpoint(checkpoint)
+    return build_environment(insisting(config)), open_model(policy, config.training.dtype)
 
 
 def describe(model: Model) -> dict[str, object]:

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from llds_core.errors import DataError, RunError
+from llds_core.errors import ConfigError, DataError, RunError
 from llds_core.files import disk_errors, write_json, write_text
 
 Key = tuple[str, str, str, int]
@@ -30,6 +30,14 @@ _KEYS = ("benchmark", "id", "mode", "sample")
 def key_of(row: Mapping[str, Any]) -> Key:
     """Benchmark, question, mode and sample: what a line is the answer of."""
     return tuple(row[name] for name in _KEYS)
+
+
+def parse_shard(shard: str) -> Shard:
+    """Read a part and how many there are, `i/n`."""
+    number, _, count = shard.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise ConfigError(f'--shard is "{shard}": give a part and how many there are, e.g. 1/4')
+    return int(number), int(count)
 
 
 def predictions_file(folder: Path, shard: Shard | None = None) -> Path:

@@ -77,6 +77,8 @@ def on_gpus(
         ConfigError: for an unknown experiment or override, or GPUs that the mini-batch cannot be
             divided among.
     """
+    if gpus < 1 or nodes < 1:
+        raise ConfigError(f"{nodes} nodes of {gpus} GPUs: give numbers of at least 1")
     overrides = list(overrides)
     machines = [
         f"hardware.nodes={nodes}",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from llds_core.config.arms import Study, load_study, studies
+from llds_core.config import Study, load_study, studies
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import DataError
 from llds_core.files import project_path

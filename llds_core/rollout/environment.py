@@ -5,7 +5,6 @@ demonstrations.
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,11 +12,10 @@ from llds_core.config import ExperimentConfig
 from llds_core.retrieval.base import Retriever
 from llds_core.retrieval.bm25 import BM25Retriever
 from llds_core.retrieval.failures import FailingRetriever
+from llds_core.retrieval.passage_file import PassageFile, passages_hash
+from llds_core.retrieval.wire import ServiceIdentity
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.worlds import CORPUS_FILE, World, build_atlas, build_files_world
-
-if TYPE_CHECKING:
-    from llds_core.retrieval.passage_file import PassageFile
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,19 @@ def build_environment(config: ExperimentConfig) -> Environment:
     """Build world and search engine of `config`."""
     world = build_world(config)
     return Environment(config, world, build_retriever(config, world))
+
+
+def build_served(config: ExperimentConfig) -> tuple[Retriever, ServiceIdentity]:
+    """The search engine of `config` for a service, and what the service says it is."""
+    environment = build_environment(config)
+    passages = environment.world.passages
+    identity = ServiceIdentity(
+        index=environment.retriever.identity,
+        corpus=passages_hash(passages)[:16],
+        backend=config.retrieval.backend,
+        passages=len(passages),
+    )
+    return environment.retriever, identity
 
 
 def build_world(config: ExperimentConfig) -> World:
@@ -136,9 +147,7 @@ def _files(config: ExperimentConfig) -> World:
     )
 
 
-def _corpus(config: ExperimentConfig, progress: bool = False) -> "PassageFile":
-    from llds_core.retrieval.passage_file import PassageFile
-
+def _corpus(config: ExperimentConfig, progress: bool = False) -> PassageFile:
     return PassageFile(Path(config.data.folder) / CORPUS_FILE, progress=progress)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from llds_core.config.arms import load_study, studies
+from llds_core.config import load_study, studies
 from llds_core.errors import DataError
 from llds_core.files import disk_errors, replacing, write_json, write_table
 from llds_core.markdown import bounded, markdown_table, span

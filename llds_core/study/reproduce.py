@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from llds_core.config import methods
-from llds_core.config.arms import load_study, studies
+from llds_core.config import load_study, methods, studies
 from llds_core.errors import CheckpointError, ConfigError, DataError, RunError
 from llds_core.machine.doctor import examine
 from llds_core.machine.jobs import Job, run_jobs, visible_gpus

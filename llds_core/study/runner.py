@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from llds_core.config.arms import Study
+from llds_core.config import Study
 from llds_core.errors import DataError, RunError, TrainingDivergedError
 from llds_core.machine.jobs import Child, Job, places, run_jobs, visible_gpus
 from llds_core.reporting.store import (

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from llds_core.config.arms import Entry, Study
+from llds_core.config import Entry, Study
 from llds_core.markdown import bounded
 from llds_core.reporting.claim_values import best_gain, final_gain
 from llds_core.reporting.figures import BASELINE, method_label

@@ -22,15 +22,12 @@ POLICIES = {
 }
 
 
-def test_the_five_models_of_the_paper_have_a_profile() -> None:
-    assert set(PAPER) == set(POLICIES)
-
-
 def test_every_value_names_its_source() -> None:
     text = (PRESETS / "profiles" / "paper-3b.yaml").read_text("utf-8")
     values = [line for line in text.splitlines() if re.match(r"(  \w+|layout|\w+: \{)", line)]
     without = [line for line in values if not re.search(r"# \[(P|S|C|ours)\]", line)]
     assert len(values) > 50 and not without
+    assert set(PAPER) == set(POLICIES)
 
 
 @pytest.mark.parametrize("profile", PAPER)
@@ -98,42 +95,48 @@ def test_unknown_variant_names_the_nearest() -> None:
 # Deviations
 
 
-def test_the_profile_itself_and_where_it_runs_are_no_deviation() -> None:
-    for overrides in (
-        [],
-        ["hardware.processes=1", "hardware.sharding=none", "training.micro_batch_size=2"],
-        ["policy.path=Qwen/Qwen2.5-3B", "sampler.backend=transformers"],
-    ):
-        assert deviations(load_experiment("paper-3b/grpo", overrides)) == []
+@pytest.mark.parametrize(
+    ("overrides", "found"),
+    [
+        ([], []),
+        # Where it runs is no deviation.
+        (
+            [
+                "hardware.processes=1",
+                "hardware.sharding=none",
+                "training.micro_batch_size=2",
+                "policy.path=Qwen/Qwen2.5-3B",
+                "sampler.backend=transformers",
+            ],
+            [],
+        ),
+        (
+            ["rollout.group_size=10", "training.steps=100"],
+            ["rollout.group_size is 10 instead of 5", "training.steps is 100 instead of 1005"],
+        ),
+        (
+            ["service.on_failure=empty", "service.tries=3"],
+            ["service.on_failure is empty instead of raise"],
+        ),
+    ],
+)
+def test_what_changes_the_mathematics_is_named_with_both_values(
+    overrides: list[str], found: list[str]
+) -> None:
+    assert deviations(load_experiment("paper-3b/grpo", overrides)) == found
 
 
-def test_what_changes_the_mathematics_is_named_with_both_values() -> None:
-    config = load_experiment("paper-3b/grpo", ["rollout.group_size=10", "training.steps=100"])
-    assert deviations(config) == [
-        "rollout.group_size is 10 instead of 5",
-        "training.steps is 100 instead of 1005",
-    ]
-
-
-def test_searches_that_may_be_lost_are_named() -> None:
-    config = load_experiment("paper-3b/grpo", ["service.on_failure=empty", "service.tries=3"])
-    assert deviations(config) == ["service.on_failure is empty instead of raise"]
-
-
-def test_eight_bit_moments_of_a_layout_are_named() -> None:
+def test_eight_bit_moments_and_another_model_are_named() -> None:
     (line,) = deviations(load_experiment("paper-3b/grpo", layout="1x80"))
     assert "8-bit Adam" in line
+    (line,) = deviations(load_experiment("paper-3b/grpo", ["policy.path=my/other-3b"]))
+    assert "my/other-3b" in line
 
 
 def test_micro_batches_count_where_each_is_a_mean_of_its_own() -> None:
     config = load_experiment("paper-3b/grpo@official", layout="1x141")
     assert deviations(config) == ["training.micro_batch_size is 8 instead of 16"]
     assert deviations(load_experiment("paper-3b/grpo@official")) == []
-
-
-def test_another_model_of_the_same_size_is_named() -> None:
-    (line,) = deviations(load_experiment("paper-3b/grpo", ["policy.path=my/other-3b"]))
-    assert "my/other-3b" in line
 
 
 def test_the_manifest_of_a_run_holds_its_deviations(tmp_path) -> None:

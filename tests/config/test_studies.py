@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llds_core.cli import main
-from llds_core.config.arms import load_study, studies
+from llds_core.__main__ import main
+from llds_core.config import load_study, studies
 from llds_core.errors import ConfigError
 from llds_core.reporting.store import load_run, load_study_runs, read_published
 from llds_core.runs.identity import FREE, flat
@@ -22,6 +22,7 @@ arms:
   - {name: grpo, method: grpo, seeds: [0, 1], overrides: [diagnostics.stop_after_collapse=false]}
   - {name: llds-action, method: llds-action, seeds: [0, 1]}
 """
+ARM = "profile: smoke\narms: [{name: a, method: grpo,"
 
 
 def written(folder: Path, text: str = SMALL) -> str:
@@ -86,13 +87,8 @@ def test_a_study_on_other_seeds_gives_each_arm_as_many_as_it_planned() -> None:
 def test_runs_go_group_by_group_and_seed_by_seed(tmp_path: Path) -> None:
     study = load_study(written(tmp_path))
     order = [(entry.arm.name, entry.seed) for entry in study.entries()]
-    assert order == [
-        ("late", 0),
-        ("grpo", 0),
-        ("llds-action", 0),
-        ("grpo", 1),
-        ("llds-action", 1),
-    ]
+    later = [("grpo", 0), ("llds-action", 0), ("grpo", 1), ("llds-action", 1)]
+    assert order == [("late", 0), *later]
     assert [entry.arm.name for entry in study.entries(["main"], [1])] == ["grpo", "llds-action"]
     grpo, llds = study.entries(["main"], [1])
     assert not grpo.config.diagnostics.stop_after_collapse
@@ -105,25 +101,22 @@ def test_runs_go_group_by_group_and_seed_by_seed(tmp_path: Path) -> None:
         ("[1]", "not a mapping"),
         ("profile: smoke\narms: []", "has no arms"),
         ("profile: smoke\narm: []", 'unknown key "arm": did you mean "arms"'),
-        ("profile: smoke\narms: [{name: a, method: grpo}]", "arm 1 has no seeds"),
-        ("profile: smoke\narms: [{name: a, method: grpo, seeds: 3}]", "list of numbers"),
+        ("arms: [{name: a, method: grpo, seeds: [0]}]", '"profile" is missing'),
+        ("profile: smoke\narms: [{name: a, method: grpo}]", r'"arms\[0\].seeds" is missing'),
+        ("profile: smoke\narms: [{nam: a}]", r'key "arms\[0\].nam": did you mean "arms\[0\].name"'),
+        (f"{ARM} seeds: 3}}]", "valid list"),
+        (f"{ARM} seeds: [x]}}]", "valid integer"),
+        (f"{ARM} seeds: [0], overrides: {{a: 1}}}}]", "valid list"),
+        (f"{ARM} seeds: [0], overrides: [a]}}]", "section.key=value"),
+        (f"{ARM} seeds: [0]}}, {{name: a, method: grpo, seeds: [0]}}]", "is there twice"),
         ("profile: smoke\narms: [{name: a, method: grp, seeds: [0]}]", "did you mean"),
-        (
-            "profile: smoke\narms: [{name: a, method: grpo, seeds: [0], overrides: {a: 1}}]",
-            "section.key=value",
-        ),
-        (
-            "profile: smoke\narms: [{name: a, method: grpo, seeds: [0]}, "
-            "{name: a, method: grpo, seeds: [0]}]",
-            "is taken",
-        ),
         ("a: [", "not valid YAML"),
     ],
 )
-def test_a_study_that_is_none_is_refused_in_one_line(
+def test_a_file_that_is_not_a_study_is_refused_in_one_line(
     tmp_path: Path, text: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises(ConfigError, match=f"study .*{message}") as error:
         load_study(written(tmp_path, text))
     assert "\n" not in str(error.value)
 

@@ -34,7 +34,7 @@ OWNERS = {
     "faiss": {"retrieval"},
     "fastapi": {"serving"},
     "papermill": {"reporting"},
-    "typer": {"__main__"},
+    "typer": {"__main__", "config", "study"},
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llds_core.cli import main
+from llds_core.__main__ import main
 from llds_core.diagnostics.measure import TABLES, measure, mechanism_path, read_mechanism
 from llds_core.errors import ConfigError, DataError
 from llds_core.reporting.mechanism_figures import (

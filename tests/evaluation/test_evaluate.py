@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from evaluation_worlds import LIMITS, environment, lines, model, save_policy
 
-from llds_core.cli import main
+from llds_core.__main__ import main
 from llds_core.errors import CheckpointError, ConfigError, DataError, RunError
 from llds_core.evaluation.baseline_runs import COLUMNS, run_baselines
 from llds_core.evaluation.evaluate import Plan, evaluate_benchmarks

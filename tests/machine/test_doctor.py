@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from files_world import write_files_world
 
-from llds_core.cli import main
+from llds_core.__main__ import main
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.machine.doctor import Finding, Gpu, Gpus, Probes, examine, probes
 from llds_core.machine.plan import plan

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llds_core.cli import main
+from llds_core.__main__ import main
 from llds_core.config import load_experiment
 from llds_core.machine.model_shapes import policy_shape
 from llds_core.machine.plan import plan

@@ -5,8 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llds_core.config import load_experiment
-from llds_core.config.arms import load_study
+from llds_core.config import load_experiment, load_study
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import DataError
 from llds_core.files import write_json

@@ -27,7 +27,7 @@ from services import (
     serving,
 )
 
-from llds_core.cli import main
+from llds_core.__main__ import main
 from llds_core.errors import ConfigError
 from llds_core.retrieval import Hit
 from llds_core.retrieval.wire import IDENTITY_HEADER, SearchRequest

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llds_core.cli import main
+from llds_core.__main__ import main
 from llds_core.config import layouts, load_experiment
 from llds_core.errors import ConfigError
 from llds_core.machine.doctor import Gpu, Gpus

@@ -10,8 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llds_core.config import load_experiment
-from llds_core.config.arms import Arm, Study
+from llds_core.config import Arm, Study, load_experiment
 from llds_core.errors import DataError, RunError, TrainingDivergedError
 from llds_core.machine import jobs
 from llds_core.machine.jobs import Child, Job

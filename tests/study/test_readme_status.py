@@ -17,7 +17,7 @@ from published_study import (
     span,
 )
 
-from llds_core.config.arms import load_study
+from llds_core.config import load_study
 from llds_core.diagnostics.phases import collapse_step
 from llds_core.reporting.claim_values import rises_then_collapses
 from llds_core.reporting.mechanism_figures import (

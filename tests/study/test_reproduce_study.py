@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from llds_core.cli import main
-from llds_core.config.arms import Study, load_study
+from llds_core.__main__ import main
+from llds_core.config import Study, load_study
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, DataError, RunError
 from llds_core.reporting.store import Run, read_published

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llds_core.config import load_experiment
-from llds_core.config.arms import Arm, Study, load_study
+from llds_core.config import Arm, Study, load_experiment, load_study
 from llds_core.errors import DataError
 from llds_core.reporting.store import Run
 from llds_core.study.setting_figures import updates_figure, weights_figure

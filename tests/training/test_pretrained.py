@@ -13,7 +13,7 @@ from huggingface_hub import errors as hub_errors
 from run_helpers import one_line, train_run
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from llds_core.cli import main
+from llds_core.__main__ import main
 from llds_core.config import load_experiment
 from llds_core.errors import CheckpointError, ConfigError, DownloadError, RunError
 from llds_core.evaluation import evaluate_run

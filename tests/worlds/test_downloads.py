@@ -18,7 +18,7 @@ import fake_hub
 import huggingface_hub.constants
 import pytest
 
-from llds_core.cli import main
+from llds_core.__main__ import main
 from llds_core.config import DenseConfig
 from llds_core.errors import DataError, DownloadError, RunError
 from llds_core.retrieval.encoder import PACKAGED, encoder_folder
@@ -157,7 +157,7 @@ def test_a_killed_call_is_continued_by_the_next(hub, tmp_path):
     hub.stall_after["part_ab"] = 10_000
     code = (
         "import huggingface_hub.constants as c; c.DOWNLOAD_CHUNK_SIZE = 1000\n"
-        "from llds_core.cli import main\n"
+        "from llds_core.__main__ import main\n"
         f"main(['data', 'paper-3b', '--only', 'index', '--yes', '--folder', {str(tmp_path)!r}])"
     )
     environment = {

@@ -1,0 +1,179 @@
+"""One frozen `ExperimentConfig` owns every value a user can set.
+
+It checks its values, alone and against each other, whenever one is made. Sizes are derived here and
+nowhere else: a *step* is one rollout and all of its updates, an *update* is one optimizer step on
+one mini-batch.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from llds_core.config.checked import checked
+from llds_core.config.sections import (
+    DataConfig,
+    DenseConfig,
+    DiagnosticsConfig,
+    EvaluationConfig,
+    HardwareConfig,
+    LossConfig,
+    PolicyConfig,
+    RetrievalConfig,
+    RewardConfig,
+    RolloutConfig,
+    SamplerConfig,
+    ServiceConfig,
+    TrainingConfig,
+    WarmstartConfig,
+    WorldConfig,
+)
+from llds_core.errors import ConfigError
+
+_VLLM_MAX_TEMPERATURE = 2
+
+
+@checked
+class ExperimentConfig:
+    """A whole experiment."""
+
+    profile: str
+    method: str
+    world: WorldConfig = WorldConfig()
+    data: DataConfig = DataConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    dense: DenseConfig = DenseConfig()
+    service: ServiceConfig = ServiceConfig()
+    policy: PolicyConfig = PolicyConfig()
+    warmstart: WarmstartConfig = WarmstartConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    reward: RewardConfig = RewardConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self) -> None:
+        for problem in _misfits(self):
+            raise ValueError(problem)
+
+    @property
+    def name(self) -> str:
+        """`<profile>/<method>`."""
+        return f"{self.profile}/{self.method}"
+
+    @property
+    def warm_starts(self) -> bool:
+        """Whether runs start from a policy that is first trained on scripted traces."""
+        return not self.policy.path or self.training.warmstart
+
+    @property
+    def trajectories_per_rollout(self) -> int:
+        """Trajectories sampled per step."""
+        return self.rollout.prompts_per_rollout * self.rollout.group_size
+
+    @property
+    def world_size(self) -> int:
+        """Processes of all nodes together."""
+        return self.hardware.nodes * self.hardware.processes
+
+    @property
+    def mini_batch_size(self) -> int:
+        """Trajectories per optimizer step."""
+        sampled = self.trajectories_per_rollout * self.training.epochs
+        return sampled // self.training.updates_per_rollout
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dict, the inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ExperimentConfig":
+        """Build from a nested mapping; unknown keys and wrong types raise `ConfigError`."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"the experiment is {values!r}, not a mapping: write section: values")
+        return cls(**{str(key): value for key, value in values.items()})
+
+    def to_yaml(self) -> str:
+        """YAML text, the inverse of `from_yaml`."""
+        return str(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+    @classmethod
+    def from_yaml(cls, text: str) -> "ExperimentConfig":
+        """Parse YAML text written by `to_yaml`."""
+        return cls.from_dict(parse_yaml(text, "experiment"))
+
+    def hash(self, *sections: str) -> str:
+        """Twelve hex digits that change when any value changes, or any value of `sections` when
+        given.
+        """
+        values = self.to_dict()
+        chosen = {key: values[key] for key in sections} if sections else values
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """The value of a YAML text; `what` names it in the error."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{what} is not valid YAML ({' '.join(str(error).split())[:120]}): correct it"
+        ) from error
+
+
+def _misfits(config: ExperimentConfig) -> Iterator[str]:
+    """Values of several sections that do not fit together."""
+    training, sampler, world = config.training, config.sampler, config.world_size
+    updates, total = training.updates_per_rollout, config.trajectories_per_rollout * training.epochs
+    if config.rollout.max_searches < 1:
+        yield "rollout.max_searches is 0: an agent in training needs at least 1"
+    if total % updates:
+        yield (
+            f"{config.trajectories_per_rollout} trajectories × {training.epochs} epochs do not "
+            f"divide into training.updates_per_rollout={updates}: choose a divisor of {total}"
+        )
+    if updates % training.epochs:
+        yield (
+            f"training.updates_per_rollout={updates} is not a multiple of training.epochs="
+            f"{training.epochs}: every epoch makes the same number of updates"
+        )
+    if config.mini_batch_size % (training.micro_batch_size * world):
+        processes = f" on {world} processes" if world > 1 else ""
+        share = "its quotient by the processes" if world > 1 else f"{config.mini_batch_size}"
+        yield (
+            f"training.micro_batch_size={training.micro_batch_size}{processes} does not divide the "
+            f"mini-batch of {config.mini_batch_size} trajectories: choose a divisor of {share}"
+        )
+    if config.hardware.sharding == "zero3" and sampler.backend == "transformers":
+        yield (
+            "hardware.sharding=zero3 with sampler.backend=transformers has no whole policy to "
+            "sample from: set sampler.backend=vllm, or hardware.sharding=fsdp2"
+        )
+    if sampler.backend == "vllm" and config.rollout.temperature > _VLLM_MAX_TEMPERATURE:
+        yield (
+            f"rollout.temperature={config.rollout.temperature} with sampler.backend=vllm: vLLM "
+            f"takes at most {_VLLM_MAX_TEMPERATURE}"
+        )
+    colocated = sampler.backend == "vllm" and sampler.mode == "colocate"
+    if colocated and world % sampler.tensor_parallel:
+        yield (
+            f"sampler.tensor_parallel={sampler.tensor_parallel} does not divide the {world} "
+            "training processes that a colocated vLLM shares: choose a divisor of "
+            f"{world} or sampler.mode=server"
+        )
+    if training.warmstart and config.world.name == "files":
+        yield (
+            "training.warmstart=true with world.name=files: questions from files have no scripted "
+            "traces; set training.warmstart=false"
+        )
+    if config.loss.llds_weight > 0 and updates < 2:
+        yield (
+            f"loss.llds_weight > 0 with training.updates_per_rollout={updates} is always zero (no "
+            "update has moved the policy yet): set training.updates_per_rollout >= 2"
+        )

@@ -1,0 +1,208 @@
+"""Commands of the main job and of studies, and those that make tables; `llds_core.__main__` offers
+them.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from llds_core.config import load_experiment, load_study
+from llds_core.config.options import (
+    Address,
+    Arms,
+    Benchmarks,
+    Checkpoint,
+    Layout,
+    Limit,
+    Method,
+    Mode,
+    OutDir,
+    Overrides,
+    Port,
+    Profile,
+    Publish,
+    Quiet,
+    Rank,
+    Root,
+    Samples,
+    Seed,
+    Seeds,
+    Split,
+    StudyArms,
+    numbers,
+    words,
+)
+from llds_core.runs import DEFAULT_ROOT as ROOT
+
+
+def reproduce(
+    profile: Profile = "desk",
+    *,
+    overrides: Overrides,
+    seeds: Seeds = "0",
+    arms: StudyArms = "grpo,llds-action",
+    layout: Layout = None,
+    retriever_env: Annotated[Path | None, Option(help="environment of the search service")] = None,
+    machine_rank: Rank = 0,
+    main_address: Address = "127.0.0.1",
+    main_port: Port = 29500,
+    out_dir: OutDir = None,
+    run_root: Root = ROOT,
+    quiet: Quiet = False,
+) -> None:
+    """Do the main job: checks, start policy, all runs, notebooks, figures."""
+    from llds_core.machine.launch import Machine
+    from llds_core.study.reproduce import reproduce
+
+    reproduce(
+        profile,
+        numbers(seeds),
+        run_root,
+        arms=words(arms),
+        overrides=overrides,
+        layout=layout,
+        retriever_env=retriever_env,
+        machine=Machine(machine_rank, main_address, main_port),
+        out_dir=out_dir,
+    )
+
+
+def baselines(
+    profile: Profile,
+    overrides: Overrides,
+    baselines: Annotated[str, Option(metavar="NAME,NAME")] = "direct,rag,search-o1,search-r1",
+    seed: Seed = 0,
+    split: Split = "test",
+    checkpoint: Checkpoint = "best",
+    run_root: Root = ROOT,
+    quiet: Quiet = False,
+    benchmarks: Benchmarks = "",
+    limit: Limit = None,
+    mode: Mode = "greedy",
+    samples: Samples = 1,
+    method: Method = None,
+    publish: Publish = False,
+) -> None:
+    """Answer questions with a model as it is, in several ways."""
+    from llds_core.evaluation import evaluate
+    from llds_core.evaluation.baseline_runs import run_baselines
+    from llds_core.evaluation.models import open_asked
+    from llds_core.reporting.store import PUBLISHED
+
+    plan = evaluate.Plan("policy", words(benchmarks), limit, words(mode), samples, split, seed)
+    environment, model = open_asked(profile, overrides, method, checkpoint, seed, run_root)
+    folder = (PUBLISHED if publish else evaluate.ROOT) / profile
+    print(f"table: {run_baselines(environment, model, plan, words(baselines), folder)}")
+
+
+def report(
+    profile: Profile,
+    published: Annotated[bool, Option("--published", help="of results/published alone")] = False,
+    seeds: Seeds = "0",
+    arms: Arms = "grpo,llds-action",
+    out_dir: OutDir = None,
+    run_root: Root = ROOT,
+    quiet: Quiet = False,
+) -> None:
+    """Run the notebooks and write figures, tables and the index of a profile."""
+    from llds_core.reporting.notebooks import report, report_published
+
+    if published:
+        print(f"redrawn: {report_published(profile)}")
+    else:
+        report(profile, numbers(seeds), run_root, out_dir, methods=words(arms))
+
+
+def study(
+    study: Annotated[str, Argument(help="name of a study, e.g. desk, or a YAML file")],
+    arms: StudyArms = "",
+    seeds: Annotated[str, Option(metavar="N,N", help="only these")] = "",
+    status: Annotated[bool, Option("--status", help="show the queue and run nothing")] = False,
+    minutes: Annotated[float | None, Option(help="start no further run after this time")] = None,
+    run_root: Root = ROOT,
+    quiet: Quiet = False,
+) -> int:
+    """Run what is left of a study and publish each run as it ends."""
+    from llds_core.study import runner
+
+    planned, chosen = load_study(study), words(arms) or None
+    only = numbers(seeds) if seeds else None
+    if status:
+        table = runner.status(runner.planned_runs(planned, run_root, chosen, only))
+        print(table.to_string(index=False, float_format="%.1f"))
+        print(runner.what_is_left(planned, table, run_root))
+        return 0
+    failures = runner.run_study(planned, run_root, arms=chosen, seeds=only, minutes=minutes)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return 2 if failures else 0
+
+
+def mechanism(
+    profile: Profile,
+    seed: Seed = 0,
+    arms: Arms = "grpo,llds-action",
+    questions: Annotated[int, Option(help="number of training questions, from the first")] = 50,
+    last_step: Annotated[int | None, Option(help="leave out later steps")] = None,
+    smollm2: Annotated[bool, Option("--smollm2", help="SmolLM2-135M on scripts too")] = False,
+    publish: Publish = False,
+    run_root: Root = ROOT,
+    quiet: Quiet = False,
+) -> None:
+    """Measure why likelihood falls, on the checkpoints of stored runs."""
+    from llds_core.diagnostics.measure import measure
+    from llds_core.study.published import publish_mechanism
+
+    folder = measure(
+        profile,
+        words(arms),
+        seed,
+        run_root,
+        questions=questions,
+        last_step=last_step,
+        smollm2=smollm2,
+    )
+    if publish:
+        folder = publish_mechanism(run_root, profile, seed)
+    print(f"tables: {folder}")
+
+
+def publish(
+    profile: Profile, seeds: Seeds = "0", arms: Arms = "grpo,llds-action", run_root: Root = ROOT
+) -> None:
+    """Copy runs into results/published and update the README."""
+    from llds_core.files import write_text
+    from llds_core.reporting.store import PUBLISHED
+    from llds_core.study.published import publish, update_readme, write_tables
+
+    table = publish(run_root, profile, words(arms), numbers(seeds))
+    write_tables(PUBLISHED, profile)
+    readme = Path("README.md")
+    write_text(readme, update_readme(readme))
+    print(f"published: {table}")
+
+
+def slurm(
+    profile: Profile,
+    overrides: Overrides,
+    hours: Annotated[int, Option(help="wall time to ask for")] = 24,
+    layout: Layout = None,
+    seeds: Seeds = "0",
+    arms: Arms = "grpo,llds-action",
+    run_root: Root = ROOT,
+) -> None:
+    """Print the main job as a Slurm batch script."""
+    from llds_core.machine.slurm import batch_script
+
+    script = batch_script(
+        load_experiment(f"{profile}/grpo", overrides, layout),
+        arms=words(arms),
+        seeds=numbers(seeds),
+        run_root=run_root,
+        overrides=overrides,
+        layout=layout,
+        hours=hours,
+    )
+    print(script, end="")
