@@ -31,6 +31,7 @@ class Arm:
         overrides: laid over the method, those of the study included.
         group: arms that are run, and drawn, together.
         note: what the arm is for.
+        label: how figures and tables call it.
     """
 
     name: str
@@ -39,6 +40,24 @@ class Arm:
     overrides: tuple[str, ...] = ()
     group: str = "main"
     note: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Arms that vary one thing, in its order.
+
+    Attributes:
+        name: in tables and legends.
+        title: in figures.
+        arms: what a figure calls each arm; empty for the label of the arm.
+        figures: where it is drawn: `weights`, `factors`, `updates` or `map`.
+    """
+
+    name: str
+    title: str
+    arms: Mapping[str, str]
+    figures: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,16 @@ class Study:
     profile: str
     description: str
     arms: tuple[Arm, ...]
+    series: tuple[Series, ...] = ()
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """How figures and tables call each arm."""
+        return {arm.name: arm.label or arm.name for arm in self.arms}
+
+    def drawn(self, figure: str) -> tuple[Series, ...]:
+        """Series of a figure."""
+        return tuple(series for series in self.series if figure in series.figures)
 
     def with_seeds(self, seeds: Sequence[int]) -> "Study":
         """The same arms on other seeds: an arm that has n takes the first n of `seeds`."""
@@ -132,7 +161,7 @@ def load_study(name: str) -> Study:
 
 
 def _parse(name: str, values: Any) -> Study:
-    values = _mapping(values, f"study {name}", {"description", "profile", "overrides", "arms"})
+    values = _mapping(values, f"study {name}", {"description", "profile", "overrides", "arms", "series"})
     shared = _strings(values.get("overrides", []), f"study {name}: overrides")
     arms = values.get("arms")
     if not isinstance(arms, list) or not arms:
@@ -156,14 +185,33 @@ def _parse(name: str, values: Any) -> Study:
             overrides=_merge_overrides(shared, own),
             group=str(entry.get("group", "main")),
             note=str(entry.get("note", "")),
+            label=str(entry.get("label", "")),
         )
         if arm.name in parsed:
             raise ConfigError(f'{where}: the name "{arm.name}" is taken: choose another')
         parsed[arm.name] = arm
         load_experiment(f"{values.get('profile')}/{arm.method}", arm.overrides)
     return Study(
-        Path(name).stem, values["profile"], str(values.get("description", "")), (*parsed.values(),)
+        Path(name).stem,
+        values["profile"],
+        str(values.get("description", "")),
+        (*parsed.values(),),
+        tuple(_series(name, entry, parsed) for entry in values.get("series", ())),
     )
+
+
+def _series(study: str, entry: Any, arms: Iterable[str]) -> Series:
+    where = f"study {study}: a series"
+    fields = [field.name for field in dataclasses.fields(Series)]
+    entry = _mapping(entry, where, fields)
+    if set(entry) != set(fields):
+        raise ConfigError(f"{where} has keys {', '.join(entry)}: give {', '.join(fields)}")
+    labels = entry["arms"]
+    labels = labels if isinstance(labels, dict) else dict.fromkeys(labels, "")
+    for arm in labels:
+        if arm not in arms:
+            raise ConfigError(f'{where} has an unknown arm "{arm}": {_hint(arm, [*arms])}')
+    return Series(str(entry["name"]), str(entry["title"]), labels, tuple(entry["figures"]))
 
 
 def _hint(wanted: str, names: Sequence[str]) -> str:
