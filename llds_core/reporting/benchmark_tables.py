@@ -16,7 +16,7 @@ from llds_core.files import write_table
 from llds_core.reporting.figures import method_label
 from llds_core.reporting.paper_numbers import AVERAGES, paper_table
 from llds_core.reporting.stats import student_interval
-from llds_core.reporting.store import PUBLISHED, Run
+from llds_core.reporting.store import PUBLISHED, StoredRun
 from llds_core.worlds.atlas_questions import KINDS
 from llds_core.worlds.benchmarks import BENCHMARKS
 
@@ -119,7 +119,7 @@ def comparison_view(comparison: pd.DataFrame) -> pd.DataFrame:
 
 
 def desk_scores(
-    runs: Sequence[Run],
+    runs: Sequence[StoredRun],
     baselines: pd.DataFrame | None,
     profile: str,
     checkpoint: str = "best",
@@ -149,7 +149,7 @@ def desk_scores(
     return pd.DataFrame(rows, columns=DESK_COLUMNS)
 
 
-def _run_rows(run: Run, checkpoint: str, mode: str) -> list[dict[str, object]]:
+def _run_rows(run: StoredRun, checkpoint: str, mode: str) -> list[dict[str, object]]:
     known = {"profile": run.profile, "method": run.arm, "seed": run.seed, "mode": mode}
     scores = run.evaluation.get(checkpoint, {}).get("results", {}).get(mode, {})
     if not scores:
@@ -203,7 +203,7 @@ def published_baselines(profile: str, published: Path = PUBLISHED) -> pd.DataFra
 
 
 def save_table(
-    table: pd.DataFrame, out_dir: Path, name: str, runs: Sequence[Run] | None = None
+    table: pd.DataFrame, out_dir: Path, name: str, runs: Sequence[StoredRun] | None = None
 ) -> Path:
     """Write `name`.csv under `out_dir`; return its path.
 

@@ -1,6 +1,6 @@
 """Figures: one theme, one fixed colour per method, beside every picture the numbers that drew it.
 
-Nothing here measures anything: curves come from `Run.metrics`, phases from `diagnostics.phases`.
+Nothing here measures anything: curves come from stored runs, phases from `diagnostics.phases`.
 """
 
 import textwrap
@@ -28,7 +28,7 @@ from llds_core.diagnostics.phases import WINDOW, Phase, collapse_step, detect_ph
 from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.files import disk_errors, write_table
 from llds_core.reporting.stats import student_interval
-from llds_core.reporting.store import Run
+from llds_core.reporting.store import StoredRun
 
 BASELINE = "grpo"
 # Okabe and Ito's palette, told apart by colour-blind readers and in grey.
@@ -119,7 +119,7 @@ def axis_label(metric: str) -> str:
     return "\n".join(lines if unit in label else [*lines, f"({unit})"])
 
 
-def curves_data(runs: Sequence[Run], panels: Sequence[str]) -> pd.DataFrame:
+def curves_data(runs: Sequence[StoredRun], panels: Sequence[str]) -> pd.DataFrame:
     """Return what `curves_figure` draws: one row per run, step and metric.
 
     Raises:
@@ -148,7 +148,7 @@ def curves_data(runs: Sequence[Run], panels: Sequence[str]) -> pd.DataFrame:
 
 
 def curves_figure(
-    runs: Sequence[Run],
+    runs: Sequence[StoredRun],
     panels: Sequence[str],
     *,
     window: int = WINDOW,
@@ -215,7 +215,7 @@ def curves_figure(
 
 
 def save_figure(
-    figure: Figure, data: pd.DataFrame, out_dir: Path, name: str, runs: Sequence[Run]
+    figure: Figure, data: pd.DataFrame, out_dir: Path, name: str, runs: Sequence[StoredRun]
 ) -> list[Path]:
     """Write `name`.png, .pdf and .csv under `out_dir`; the same runs give the same bytes.
 
@@ -253,11 +253,11 @@ def _colours(arms: Sequence[str]) -> dict[str, str]:
     return {arm: chosen[arm] for arm in arms}
 
 
-def _by_step(run: Run, metric: str) -> pd.Series:
+def _by_step(run: StoredRun, metric: str) -> pd.Series:
     return run.metrics.set_index("step")[metric]
 
 
-def _shaded_run(runs: Sequence[Run]) -> Run:
+def _shaded_run(runs: Sequence[StoredRun]) -> StoredRun:
     return next((run for run in runs if run.arm == BASELINE), runs[0])
 
 
@@ -382,7 +382,7 @@ def _legend(figure: Figure, colours: Mapping[str, str], *, collapsed: bool) -> N
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
 
 
-def _phase_legend(figure: Figure, run: Run, phases: Sequence[Phase]) -> None:
+def _phase_legend(figure: Figure, run: StoredRun, phases: Sequence[Phase]) -> None:
     if len(phases) < 2:
         return
     patches = [

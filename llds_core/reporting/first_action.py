@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from llds_core.reporting.figures import METHOD_COLOURS, draw_seeds, method_label, share_scale
 from llds_core.reporting.mechanism_figures import OPTIMIZER, PANEL
 from llds_core.reporting.run_view import Measured
-from llds_core.reporting.store import Run
+from llds_core.reporting.store import StoredRun
 
 _KEYS = ["profile", "method", "seed", "step"]
 _ACTIONS = {
@@ -28,7 +28,7 @@ _SEARCHES = {
 }
 
 
-def first_action_data(runs: Sequence[Run], changes: pd.DataFrame) -> pd.DataFrame:
+def first_action_data(runs: Sequence[StoredRun], changes: pd.DataFrame) -> pd.DataFrame:
     """What `first_action_figure` draws: `profile`, `method`, `seed`, `step`, `metric` and `value`.
 
     Args:
@@ -39,7 +39,7 @@ def first_action_data(runs: Sequence[Run], changes: pd.DataFrame) -> pd.DataFram
     """
     parts = []
     for run in runs:
-        measured = Measured(run, run.window)
+        measured = Measured(run)
         kept = measured.rows.iloc[: measured.before_collapse]
         part = kept.melt("step", list(_ACTIONS), var_name="metric")
         parts.append(part.assign(profile=run.profile, method=run.arm, seed=run.seed))

@@ -30,7 +30,7 @@ from llds_core.reporting.figures import (
 )
 from llds_core.reporting.run_view import Measured
 from llds_core.reporting.stats import student_interval
-from llds_core.reporting.store import Run, is_published
+from llds_core.reporting.store import StoredRun, is_published
 
 PANEL = (3.9, 3.0)  # inches
 OPTIMIZER = "adamw"  # that of training; each response was counted once for every optimizer
@@ -89,7 +89,7 @@ def ensure_mechanism(
 
 
 def before_collapse(
-    tables: Mapping[str, pd.DataFrame], runs: Sequence[Run]
+    tables: Mapping[str, pd.DataFrame], runs: Sequence[StoredRun]
 ) -> dict[str, pd.DataFrame]:
     """Leave out the checkpoints that a run reached once its reward had collapsed.
 
@@ -97,7 +97,7 @@ def before_collapse(
         tables: what `ensure_mechanism` returns.
         runs: where collapses are looked up; what was measured without one of these is kept.
     """
-    measured = [Measured(run, run.window) for run in runs]
+    measured = [Measured(run) for run in runs]
     return {name: claim_evidence.before_collapse(table, measured) for name, table in tables.items()}
 
 

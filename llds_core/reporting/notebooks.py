@@ -20,7 +20,7 @@ from jupyter_client.manager import AsyncKernelManager
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, DataError, RunError, did_you_mean
 from llds_core.files import disk_errors, write_json, write_text
-from llds_core.reporting.store import PUBLISHED, Run, is_published, load_runs, read_published
+from llds_core.reporting.store import PUBLISHED, StoredRun, is_published, load_runs, read_published
 from llds_core.study.published import update_readme, write_tables
 
 NOTEBOOKS = Path("notebooks")
@@ -252,7 +252,7 @@ def _write_html(notebook: Path) -> Path:
 
 
 def _artefacts(
-    made: Mapping[str, Sequence[Path]], root: Path, runs: Sequence[Run]
+    made: Mapping[str, Sequence[Path]], root: Path, runs: Sequence[StoredRun]
 ) -> list[dict[str, Any]]:
     """Every file by notebook. A table names its runs, and so speaks for the files it drew; one
     without the columns of runs has none.
@@ -292,7 +292,7 @@ def _runs_of(table: Path, by_key: Mapping[tuple[str, str, int], str]) -> list[st
     return [path for key, path in by_key.items() if key in present]
 
 
-def _described(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _described(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
     kept = ("profile", "method", "seed", "config_hash", "status")
     return [{"path": str(run.path)} | {key: run.manifest[key] for key in kept} for run in runs]
 

@@ -21,7 +21,7 @@ from llds_core.reporting.figures import BASELINE, method_label, metric_label
 from llds_core.reporting.mechanism_figures import OPTIMIZER
 from llds_core.reporting.run_view import Measured
 from llds_core.reporting.stats import student_interval
-from llds_core.reporting.store import Run
+from llds_core.reporting.store import StoredRun
 from llds_core.study.study_tables import gradient_sizes
 
 _COLLAPSE_METRICS = ("reward", "loglik_correct", "loglik_incorrect", "grad_norm")
@@ -30,12 +30,12 @@ _CHANGES = "From the first {window} steps to the last: "
 _VIEWS = {"position": "before an action", "total": "in a whole response"}
 
 
-def runs_table(runs: Sequence[Run], *, window: int = WINDOW) -> pd.DataFrame:
+def runs_table(runs: Sequence[StoredRun], *, window: int = WINDOW) -> pd.DataFrame:
     """One row a run: status, steps, reward at its best and at the end, decline and collapse."""
     return pd.DataFrame([_row(run, window) for run in runs])
 
 
-def collapse_summary(runs: Sequence[Run], *, window: int = WINDOW) -> str:
+def collapse_summary(runs: Sequence[StoredRun], *, window: int = WINDOW) -> str:
     """Markdown: per method, how many runs collapse and how reward and likelihood went."""
     lines = []
     for method, group in _by_method(runs).items():
@@ -53,7 +53,7 @@ def collapse_summary(runs: Sequence[Run], *, window: int = WINDOW) -> str:
     return _bullets(lines)
 
 
-def gradient_summary(runs: Sequence[Run], *, window: int = WINDOW) -> str:
+def gradient_summary(runs: Sequence[StoredRun], *, window: int = WINDOW) -> str:
     """Markdown: per method, the span of the gradient norm, and how it first compares to GRPO's."""
     groups = _by_method(runs)
     sizes = gradient_sizes(runs, list(groups)).set_index("arm")["over GRPO's"]
@@ -72,7 +72,9 @@ def gradient_summary(runs: Sequence[Run], *, window: int = WINDOW) -> str:
     return _bullets(lines)
 
 
-def behaviour_summary(runs: Sequence[Run], panels: Sequence[str], *, window: int = WINDOW) -> str:
+def behaviour_summary(
+    runs: Sequence[StoredRun], panels: Sequence[str], *, window: int = WINDOW
+) -> str:
     """Markdown: per method, how each of `panels` moved from the first steps to the last."""
     lines = []
     for method, group in _by_method(runs).items():
@@ -85,7 +87,7 @@ def behaviour_summary(runs: Sequence[Run], panels: Sequence[str], *, window: int
     return _bullets(lines)
 
 
-def phases_summary(run: Run, *, window: int = WINDOW) -> str:
+def phases_summary(run: StoredRun, *, window: int = WINDOW) -> str:
     """Markdown: the phases of one run, or that it is too short to have any."""
     found = detect_phases(run.metrics, window=window)
     title = f"{method_label(run.arm)}, seed {run.seed}"
@@ -121,7 +123,7 @@ def measured_summary(changes: pd.DataFrame) -> str:
 
 
 def first_action_summary(
-    runs: Sequence[Run], changes: pd.DataFrame, *, window: int = WINDOW
+    runs: Sequence[StoredRun], changes: pd.DataFrame, *, window: int = WINDOW
 ) -> str:
     """Markdown: per method, the likelihood of first and later actions up to a collapse, and how
     many incorrect responses began with a search that found what a correct one's found.
@@ -214,12 +216,12 @@ def factors_summary(theorem: pd.DataFrame) -> str:
     return _bullets(lines)
 
 
-def dilution_summary(runs: Sequence[Run]) -> str:
+def dilution_summary(runs: Sequence[StoredRun]) -> str:
     """Markdown: LLDS beside GRPO at a seventh of the learning rate, on the seeds that both have, up
     to the last step that both have.
     """
     arms = {
-        arm: {run.seed: Measured(run, run.window) for run in runs if run.arm == arm}
+        arm: {run.seed: Measured(run) for run in runs if run.arm == arm}
         for arm in ("llds-action", "grpo-lr-seventh")
     }
     seeds = sorted(set.intersection(*(set(found) for found in arms.values())))
@@ -250,7 +252,7 @@ def dilution_summary(runs: Sequence[Run]) -> str:
     return _bullets(lines)
 
 
-def _row(run: Run, window: int) -> dict[str, object]:
+def _row(run: StoredRun, window: int) -> dict[str, object]:
     reward = _series(run, "reward")
     means = windowed_mean(reward.to_numpy(float), min(window, max(len(reward), 1)))
     return {
@@ -266,7 +268,7 @@ def _row(run: Run, window: int) -> dict[str, object]:
     }
 
 
-def _start(run: Run, name: PhaseName, window: int) -> int | None:
+def _start(run: StoredRun, name: PhaseName, window: int) -> int | None:
     """First step of a phase of `run`, or None when it has no such phase."""
     phases = detect_phases(run.metrics, window=window)
     return next((phase.first for phase in phases if phase.name == name), None)
@@ -282,18 +284,20 @@ def _counted(steps: Mapping[int, int | None], total: int) -> str:
     return f"{len(found)} of {total} runs" + (f" ({', '.join(found)})" if found else "")
 
 
-def _changes(runs: Sequence[Run], metrics: Sequence[str], window: int) -> str:
+def _changes(runs: Sequence[StoredRun], metrics: Sequence[str], window: int) -> str:
     return "; ".join(_change(runs, metric, window) for metric in metrics)
 
 
-def _change(runs: Sequence[Run], metric: str, window: int) -> str:
+def _change(runs: Sequence[StoredRun], metric: str, window: int) -> str:
     """`_moved` with name and unit of the metric."""
     label, unit = metric_label(metric), METRICS[metric].unit
     moved = _moved(runs, metric, window)
     return f"{label} {moved}" + (f" {unit}" if "→" in moved and unit not in label else "")
 
 
-def _moved(runs: Sequence[Run], metric: str, window: int, *, to_collapse: bool = False) -> str:
+def _moved(
+    runs: Sequence[StoredRun], metric: str, window: int, *, to_collapse: bool = False
+) -> str:
     """How the runs' mean of `metric` moved from the first window with values to the last one, of
     the whole run or before its collapse.
     """
@@ -307,13 +311,13 @@ def _moved(runs: Sequence[Run], metric: str, window: int, *, to_collapse: bool =
     return f"{first:.3g} → {last:.3g}"
 
 
-def _means(run: Run, metric: str, window: int) -> np.ndarray:
+def _means(run: StoredRun, metric: str, window: int) -> np.ndarray:
     """Means of a metric over `window` steps, without those that have no value."""
     means = windowed_mean(_series(run, metric).to_numpy(float), window)
     return means[~np.isnan(means)]
 
 
-def _too_short(method: str, group: Sequence[Run], window: int) -> str:
+def _too_short(method: str, group: Sequence[StoredRun], window: int) -> str:
     most = max(len(run.metrics) for run in group)
     return (
         f"**{method_label(method)}**: {most} steps, too few to judge "
@@ -321,14 +325,14 @@ def _too_short(method: str, group: Sequence[Run], window: int) -> str:
     )
 
 
-def _by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    groups: dict[str, list[Run]] = {}
+def _by_method(runs: Sequence[StoredRun]) -> dict[str, list[StoredRun]]:
+    groups: dict[str, list[StoredRun]] = {}
     for run in runs:
         groups.setdefault(run.arm, []).append(run)
     return groups
 
 
-def _series(run: Run, metric: str) -> pd.Series:
+def _series(run: StoredRun, metric: str) -> pd.Series:
     return run.metrics.set_index("step")[metric]
 
 

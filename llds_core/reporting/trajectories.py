@@ -17,7 +17,7 @@ import pandas as pd
 from llds_core.config import ExperimentConfig
 from llds_core.files import write_table, write_text
 from llds_core.reporting.figures import method_label
-from llds_core.reporting.store import Run
+from llds_core.reporting.store import StoredRun
 from llds_core.retrieval.base import Hit
 from llds_core.rollout.protocol import ANSWER, FEEDBACK, Action, Trajectory, search_observation
 from llds_core.runs import Run as PlannedRun
@@ -115,7 +115,7 @@ def outcome(trajectory: Trajectory | Mapping[str, Any]) -> str:
 
 
 def save_trajectories(
-    shown: Sequence[tuple[Run, str, Trajectory | Mapping[str, Any]]], out_dir: Path, name: str
+    shown: Sequence[tuple[StoredRun, str, Trajectory | Mapping[str, Any]]], out_dir: Path, name: str
 ) -> list[Path]:
     """Write `name`.html and, with one row a block, `name`.csv under `out_dir`.
 
@@ -157,8 +157,8 @@ def save_trajectories(
 
 
 def answer_with(
-    runs: Sequence[Run], question: Question, run_root: Path, overrides: Sequence[str] = ()
-) -> list[tuple[Run, str, Trajectory]]:
+    runs: Sequence[StoredRun], question: Question, run_root: Path, overrides: Sequence[str] = ()
+) -> list[tuple[StoredRun, str, Trajectory]]:
     """Let the start policy, then the best checkpoint of every run, answer `question` greedily.
 
     Returns:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from llds_core.diagnostics.metrics import METRICS
-from llds_core.reporting.store import Run
+from llds_core.reporting.store import StoredRun
 
 WINDOW = 3
 STEPS = 30
@@ -27,7 +27,7 @@ def made(arm, seed, columns, *, status="complete", reason=None, **config):
     settings = {name: {**CONFIG[name], **config.get(name, {})} for name in CONFIG}
     settings["training"].setdefault("steps", len(metrics))
     manifest = {"profile": "desk", "method": arm, "seed": seed, "status": status, "arm": arm}
-    return Run(Path(f"{arm}{seed}"), manifest | {"config": settings, "reason": reason}, metrics)
+    return StoredRun(Path(f"{arm}{seed}"), manifest | {"config": settings, "reason": reason}, metrics)
 
 
 def fallen(arm, seed, at=COLLAPSE, *, columns=None, cut=None, **values):
@@ -54,7 +54,7 @@ def fallen(arm, seed, at=COLLAPSE, *, columns=None, cut=None, **values):
         "grad_norm": 0.3 + noise + 0.5 * past,
     }
     run = made(arm, seed, story | (columns or {}), **values)
-    return run if cut is None else Run(run.path, run.manifest, run.metrics.iloc[:cut])
+    return run if cut is None else StoredRun(run.path, run.manifest, run.metrics.iloc[:cut])
 
 
 def stable(arm, seed, steps=STEPS, level=0.7, *, columns=None, **values):

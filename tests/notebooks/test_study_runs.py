@@ -10,7 +10,7 @@ from llds_core.config.arms import load_study
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import DataError
 from llds_core.files import write_json
-from llds_core.reporting.store import Run, study_runs
+from llds_core.reporting.store import StoredRun, study_runs
 from llds_core.study.published import publish_run, write_runs_table
 
 MAIN = ["grpo", "llds-action"]
@@ -27,7 +27,7 @@ def published(tmp_path: Path) -> Path:
     }
     metrics = pd.DataFrame(dict.fromkeys(METRICS, 1.0), range(1, 31)).assign(step=range(1, 31))
     root = tmp_path / "published"
-    publish_run(Run(tmp_path, manifest, metrics), "grpo", root)
+    publish_run(StoredRun(tmp_path, manifest, metrics), "grpo", root)
     write_runs_table(root, "desk")
     return root
 
@@ -35,7 +35,7 @@ def published(tmp_path: Path) -> Path:
 def stored(run_root: Path, method: str, seed: int) -> Path:
     """A run as `reproduce` leaves it."""
     config = load_experiment(f"desk/{method}")
-    path = Run(config, seed, run_root).path
+    path = StoredRun(config, seed, run_root).path
     path.mkdir(parents=True)
     write_json(
         path / "manifest.json",

@@ -26,7 +26,7 @@ from llds_core.reporting.evaluations import (
     published_evaluations,
     score_lines,
 )
-from llds_core.reporting.store import Run
+from llds_core.reporting.store import StoredRun
 from llds_core.worlds.atlas_questions import KINDS
 from llds_core.worlds.benchmarks import BENCHMARKS
 
@@ -177,7 +177,7 @@ def run(seed, em, arm="grpo"):
     results = {"greedy": kinds | {"all": {"em": 9.0}}}
     evaluation = {"best": {"results": results}}
     manifest = {"profile": "desk", "method": arm, "seed": seed, "evaluation": evaluation}
-    return Run(None, manifest, pd.DataFrame())
+    return StoredRun(None, manifest, pd.DataFrame())
 
 
 def test_desk_averages_are_over_kinds_and_seeds():
@@ -193,7 +193,7 @@ def test_desk_averages_are_over_kinds_and_seeds():
 
 
 def test_desk_rows_that_were_not_run_say_so():
-    nothing = Run(None, {"profile": "desk", "method": "grpo", "seed": 0, "evaluation": {}}, None)
+    nothing = StoredRun(None, {"profile": "desk", "method": "grpo", "seed": 0, "evaluation": {}}, None)
     rows = desk_view(desk_scores([nothing], None, "desk")).to_dict("records")
     assert rows[0]["seeds"] == 1 and [row["method"] for row in rows[1:]] == [
         f"SmolLM2 {name}" for name in ("direct", "rag", "search-o1", "search-r1")

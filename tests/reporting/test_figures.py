@@ -18,7 +18,7 @@ from llds_core.reporting.figures import (
     method_label,
     save_figure,
 )
-from llds_core.reporting.store import Run, load_runs
+from llds_core.reporting.store import StoredRun, load_runs
 from llds_core.reporting.summaries import (
     behaviour_summary,
     collapse_summary,
@@ -37,7 +37,7 @@ def made_run(method="grpo", seed=0, *, reward=None, loglik=None):
     metrics["loglik_correct"] = -0.5 if loglik is None else loglik
     metrics["entropy"] = np.linspace(1, 2, len(reward)) + seed
     manifest = {"profile": "desk", "method": method, "seed": seed, "status": "complete"}
-    return Run(Path(f"{method}{seed}"), manifest | {"config_hash": "abc"}, metrics)
+    return StoredRun(Path(f"{method}{seed}"), manifest | {"config_hash": "abc"}, metrics)
 
 
 COLLAPSING = [0.6] * 6 + [0.0] * 12

@@ -15,14 +15,14 @@ from llds_core.reporting.mechanism_figures import (
     rounds_figure,
     theorem_figure,
 )
-from llds_core.reporting.store import Run
+from llds_core.reporting.store import StoredRun
 
 STEPS = (0, 4, 8, 12, 16)
 STABLE = [0.5] * 16
 COLLAPSING = [0.5] * 8 + [0.0] * 8  # by windows of 3 from step 10 on
 
 
-def made(seed: int, reward: list[float] = STABLE, **manifest: Any) -> Run:
+def made(seed: int, reward: list[float] = STABLE, **manifest: Any) -> StoredRun:
     steps = np.arange(1, len(reward) + 1)
     likelihoods = {
         f"loglik_{outcome}_{which}": -0.1 * steps
@@ -37,7 +37,7 @@ def made(seed: int, reward: list[float] = STABLE, **manifest: Any) -> Run:
         "config": {"diagnostics": {"window": 3}},
     } | manifest
     metrics = pd.DataFrame({"step": steps, "reward": reward, **likelihoods})
-    return Run(Path("nowhere"), manifest, metrics)
+    return StoredRun(Path("nowhere"), manifest, metrics)
 
 
 def tables(seeds: int) -> dict[str, pd.DataFrame]:

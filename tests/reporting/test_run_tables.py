@@ -7,7 +7,7 @@ from claim_worlds import COLLAPSE, STEPS, WINDOW, fallen, made, stable
 
 from llds_core.reporting.run_tables import PHASE_COLUMNS, phase_row
 from llds_core.reporting.run_view import Measured
-from llds_core.reporting.store import Run
+from llds_core.reporting.store import StoredRun
 from llds_core.study.study_tables import collapse_kind, map_kinds, outcomes
 
 STEP = np.arange(1, STEPS + 1)
@@ -15,7 +15,7 @@ STEP = np.arange(1, STEPS + 1)
 
 @pytest.fixture(autouse=True)
 def window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "window", WINDOW)
+    monkeypatch.setattr(StoredRun, "window", WINDOW)
 
 
 def test_a_collapse_has_phases_in_order_and_a_spiral() -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from llds_core.config import load_experiment
 from llds_core.diagnostics.metrics import METRICS
-from llds_core.reporting.store import Run
+from llds_core.reporting.store import StoredRun
 from llds_core.reporting.summaries import (
     dilution_summary,
     factors_summary,
@@ -20,12 +20,12 @@ from llds_core.reporting.summaries import (
 FALLING = [0.6] * 6 + [0.0] * 12  # collapses at step 8
 
 
-def made_run(method: str = "grpo", seed: int = 0, **metrics: object) -> Run:
+def made_run(method: str = "grpo", seed: int = 0, **metrics: object) -> StoredRun:
     table = pd.DataFrame(np.nan, index=range(18), columns=list(METRICS))
     table = table.assign(**{"step": range(1, 19), "reward": 0.6} | metrics)
     config = load_experiment(f"desk/{method}").to_dict()
     manifest = {"profile": "desk", "method": method, "seed": seed, "config": config}
-    return Run(Path(f"{method}{seed}"), manifest | {"status": "complete"}, table)
+    return StoredRun(Path(f"{method}{seed}"), manifest | {"status": "complete"}, table)
 
 
 def made_changes(method: str, seed: int, step: int, *, equal: int, incorrect: int) -> pd.DataFrame:
@@ -51,7 +51,7 @@ def test_llds_is_told_beside_a_gradient_that_is_diluted_as_much() -> None:
     slow = np.r_[np.full(6, 0.6), np.full(12, 0.3)]
     for seed in range(2):
         run = made_run("grpo", seed, reward=slow, entropy=np.linspace(0.1, 0.4, 18))
-        runs.append(Run(run.path, run.manifest | {"arm": "grpo-lr-seventh"}, run.metrics))
+        runs.append(StoredRun(run.path, run.manifest | {"arm": "grpo-lr-seventh"}, run.metrics))
     llds, lower, gain = dilution_summary(runs).splitlines()
     assert "seeds 0, 1: best reward 0.40, last reward 0.40, last entropy 1 times" in llds
     assert "best reward 0.60, last reward 0.30, last entropy 3.2 times" in lower

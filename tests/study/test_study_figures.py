@@ -11,7 +11,7 @@ import pytest
 from llds_core.config import load_experiment
 from llds_core.config.arms import Arm, Study, load_study
 from llds_core.errors import DataError
-from llds_core.reporting.store import Run
+from llds_core.reporting.store import StoredRun
 from llds_core.study.setting_figures import updates_figure, weights_figure
 from llds_core.study.study_figures import (
     SERIES,
@@ -37,7 +37,7 @@ DIVERGED = {"status": "failed", "reason": "TrainingDivergedError: loss was not f
 
 def made(
     arm: str, seed: int = 0, reward: list[float] = RISING, *overrides: str, **more: Any
-) -> Run:
+) -> StoredRun:
     config = load_experiment(
         "desk/grpo" if arm.startswith("grpo") else "desk/llds-action", overrides
     )
@@ -63,7 +63,7 @@ def made(
         "config_hash": config.hash(),
         "evaluation": more.get("evaluation", {}),
     }
-    return Run(Path("nowhere"), manifest, metrics)
+    return StoredRun(Path("nowhere"), manifest, metrics)
 
 
 def evaluation(em: float, checkpoint: str = "best", step: int = 40) -> dict[str, Any]:
