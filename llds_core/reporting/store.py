@@ -14,8 +14,7 @@ import pandas as pd
 from llds_core.config.arms import Study, load_study, studies
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import DataError
-from llds_core.runs import FINAL, read_manifest, read_metrics
-from llds_core.runs import StoredRun as PlannedRun
+from llds_core.runs import FINAL, Run, read_manifest, read_metrics
 from llds_core.runs.identity import diverged
 
 PUBLISHED = Path("results/published")
@@ -139,9 +138,6 @@ class StoredRun:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
-StoredRun = Run
-
-
 def _step(checkpoint: str) -> int:
     """Step of a checkpoint by its name, `step-<n>`."""
     return int(checkpoint.rpartition("-")[2])
@@ -183,7 +179,7 @@ def load_runs(
     runs = []
     for method in methods:
         for seed in seeds:
-            run = PlannedRun.load(f"{profile}/{method}", seed, run_root, overrides)
+            run = Run.load(f"{profile}/{method}", seed, run_root, overrides)
             if not run.exists:
                 command = " ".join(run.command("train"))
                 raise DataError(f"no run at {run.path}: make it with python -m llds_core {command}")
@@ -223,7 +219,7 @@ def load_study_runs(run_root: Path, study: Study) -> list[StoredRun]:
         return sorted(found, key=lambda run: (order.index(run.arm), run.seed))
     runs = []
     for entry in study.entries():
-        path = PlannedRun(entry.config, entry.seed, Path(run_root), entry.arm.overrides).path
+        path = Run(entry.config, entry.seed, Path(run_root), entry.arm.overrides).path
         if (path / "manifest.json").exists() and (run := load_run(path)).is_result:
             named = {"arm": entry.arm.name, "label": study.labels[entry.arm.name]}
             whole = StoredRun(path, run.manifest | named, run.metrics)
@@ -264,7 +260,7 @@ def study_runs(
         if stored := load_study_runs(run_root, study):
             return stored
         own = [
-            PlannedRun.load(f"{profile}/{method}", seed, run_root)
+            Run.load(f"{profile}/{method}", seed, run_root)
             for method in methods
             for seed in seeds
         ]
