@@ -143,6 +143,8 @@ def gradient_sizes(runs: Sequence[StoredRun], arms: Sequence[str]) -> pd.DataFra
     rows = []
     for arm in arms:
         chosen = [run for run in runs if run.arm == arm]
+        if not chosen:
+            continue
         ratios = [
             first[arm, run.seed] / first[BASELINE, run.seed]
             for run in chosen
