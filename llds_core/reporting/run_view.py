@@ -11,6 +11,7 @@ reward declines for good. A value that a run cannot show is NaN, an outcome None
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -69,6 +70,13 @@ class Measured:
     def name(self) -> str:
         """`<arm>-seed<k>`."""
         return f"{self.run.arm}-seed{self.run.seed}"
+
+    def minutes(self) -> float:
+        """Minutes from its start to its end."""
+        began, ended = (
+            datetime.fromisoformat(self.run.manifest[key]) for key in ("started", "finished")
+        )
+        return (ended - began).total_seconds() / 60
 
     def setting(self, section: str, key: str) -> Any:
         """A value of its configuration."""

@@ -154,9 +154,8 @@ def load_run(path: Path) -> StoredRun:
     others = [name for name in table.columns if name not in METRICS]
     table = table.reindex(columns=[*METRICS, *others])
     numbers = table[list(METRICS)].apply(pd.to_numeric, errors="coerce").astype(float)
-    return StoredRun(
-        path, manifest, pd.concat([numbers, table[others]], axis=1).astype({"step": int})
-    )
+    metrics = pd.concat([numbers, table[others]], axis=1).astype({"step": int})
+    return StoredRun(path, manifest, metrics)
 
 
 def load_runs(
@@ -260,9 +259,7 @@ def study_runs(
         if stored := load_study_runs(run_root, study):
             return stored
         own = [
-            Run.load(f"{profile}/{method}", seed, run_root)
-            for method in methods
-            for seed in seeds
+            Run.load(f"{profile}/{method}", seed, run_root) for method in methods for seed in seeds
         ]
         if is_published(root, profile) and not any(run.path.exists() for run in own):
             print(f"run_root holds no run of study {profile}: shown are those of {published}")
@@ -277,7 +274,7 @@ def find_published(published: Path, profile: str, arm: str, seed: int) -> Stored
         DataError: when it is damaged.
     """
     manifest = published / profile / "runs" / f"{arm}-seed{seed}.json"
-    return _read_published_run(manifest) if manifest.exists() else None
+    return read_published_run(manifest) if manifest.exists() else None
 
 
 def read_published(profile: str, published: Path = PUBLISHED) -> list[StoredRun]:
@@ -287,13 +284,18 @@ def read_published(profile: str, published: Path = PUBLISHED) -> list[StoredRun]
         DataError: when there is none, or one is damaged.
     """
     folder = published / profile / "runs"
-    runs = [_read_published_run(manifest) for manifest in sorted(folder.glob("*.json"))]
+    runs = [read_published_run(manifest) for manifest in sorted(folder.glob("*.json"))]
     if not runs:
         raise DataError(f"{folder} holds no published run: publish one first")
     return sorted(runs, key=lambda run: (run.arm, run.seed))
 
 
-def _read_published_run(manifest: Path) -> StoredRun:
+def read_published_run(manifest: Path) -> StoredRun:
+    """Read one published run by its manifest.
+
+    Raises:
+        DataError: when it is damaged.
+    """
     try:
         table = gzip.decompress(manifest.with_suffix(".csv.gz").read_bytes())
         values = json.loads(manifest.read_text("utf-8"))

@@ -1,7 +1,10 @@
 """What claims are checked against, what it says of one, and what a rule is."""
 
+import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +16,7 @@ from llds_core.reporting.run_view import Measured, Measureds
 from llds_core.reporting.stats import Interval, student_interval
 from llds_core.reporting.store import StoredRun
 
+_logger = logging.getLogger("llds_core")
 SEEDS = 3  # without which a mean or a share says nothing
 
 
@@ -76,6 +80,30 @@ class Evidence:
     def steps(self) -> int:
         """Rows that the baseline was given; 0 without a run of it."""
         return max((run.planned for run in self.arm(BASELINE).values()), default=0)
+
+
+def published_mechanism(published: Path, profile: str) -> dict[str, pd.DataFrame]:
+    """Mechanism tables of the published seeds; empty when there are none.
+
+    Only seeds that were measured alike are put together: those with the most rollouts per question,
+    and of these with the most questions. A warning names the seeds that this leaves out.
+    """
+    folders: dict[tuple[int, int], list[Path]] = {}
+    for manifest in sorted((published / profile).glob("mechanism-seed*/manifest.json")):
+        values = json.loads(manifest.read_text("utf-8"))
+        # Tables without the key are of groups as large as in training at the time.
+        measured = (values.get("rollouts", 4), values["questions"])
+        folders.setdefault(measured, []).append(manifest.parent)
+    chosen = folders.pop(max(folders)) if folders else []
+    if folders:
+        left = ", ".join(folder.name for others in folders.values() for folder in others)
+        _logger.warning("%s: measured on fewer rollouts or questions, left out", left)
+    names = {file.stem: None for folder in chosen for file in sorted(folder.glob("*.csv"))}
+    files = {name: [folder / f"{name}.csv" for folder in chosen] for name in names}
+    return {
+        name: pd.concat(map(pd.read_csv, filter(Path.exists, parts)), ignore_index=True)
+        for name, parts in files.items()
+    }
 
 
 class Rule(BaseModel):

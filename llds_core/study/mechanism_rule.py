@@ -57,17 +57,21 @@ class Mechanism(Bounded):
             last = frame[frame["step"] == frame.groupby("seed")["step"].transform("max")]
             rounds = last.sort_values("rounds").groupby("seed")["nll"]
             return (rounds.last() - rounds.first())[rounds.size() > 1].to_dict()
+        shares = self.by_checkpoint(evidence).groupby(level="seed")
+        if self.mechanism == "drop_share_growth":
+            return (shares.last() - shares.first())[shares.size() > 1].to_dict()
+        return shares.last().to_dict()
+
+    def by_checkpoint(self, evidence: Evidence) -> pd.Series:
+        """A share by seed and step: of matching first searches, or of likelihoods that drop."""
         if self.mechanism == "searches_match":
             names = ["first_search_reached_equal", "first_search_reached_incorrect"]
             counts = self._rows(evidence, "likelihood_change", "adamw", *names)
             sums = counts.groupby(["seed", "step"])[names].sum().sort_index()
-            return (sums[names[0]] / sums[names[1]]).groupby(level="seed").last().to_dict()
+            return sums[names[0]] / sums[names[1]]
         frame = self._rows(evidence, "likelihood_change", "adamw", "delta").dropna(subset="delta")
         drops = frame.assign(drops=frame["delta"] < 0).groupby(["seed", "step"])["drops"].mean()
-        shares = drops.sort_index().groupby(level="seed")
-        if self.mechanism == "drop_share":
-            return shares.last().to_dict()
-        return (shares.last() - shares.first())[shares.size() > 1].to_dict()
+        return drops.sort_index()
 
     def _rows(self, evidence: Evidence, name: str, optimizer: str, *columns: str) -> pd.DataFrame:
         """Rows of a frame on checkpoints before the collapse; none without the columns."""
