@@ -206,10 +206,11 @@ def ask(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Run the notebooks."""
-    from llds_core.reporting.notebooks import report, report_published
+    from llds_core.reporting.notebooks import report
+    from llds_core.study.published import report_published
 
     if options.published:
-        print(f"redrawn: {report_published(options.profile, progress=not options.quiet)}")
+        print(f"redrawn: {report_published(options.profile)}")
         return
     report(
         options.profile,
@@ -283,14 +284,11 @@ def study(options: argparse.Namespace) -> int:
 
 def publish(options: argparse.Namespace) -> None:
     """Copy runs into the published results."""
-    from llds_core.files import write_text
     from llds_core.reporting.store import PUBLISHED
-    from llds_core.study.published import publish, update_readme, write_tables
+    from llds_core.study.published import publish, write_tables
 
     table = publish(options.run_root, options.profile, options.arms, options.seeds)
     write_tables(PUBLISHED, options.profile)
-    readme = Path("README.md")
-    write_text(readme, update_readme(readme))
     print(f"published: {table}")
 
 

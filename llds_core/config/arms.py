@@ -88,6 +88,11 @@ class Study:
         """Series of a figure."""
         return tuple(series for series in self.series if figure in series.figures)
 
+    @property
+    def only_on_map(self) -> set[str]:
+        """Arms that are nothing but cells of the map: those of the map's own group."""
+        return {arm.name for arm in self.arms if arm.group == "map"}
+
     def with_seeds(self, seeds: Sequence[int]) -> "Study":
         """The same arms on other seeds: an arm that has n takes the first n of `seeds`."""
         given = tuple(dict.fromkeys(seeds))
@@ -161,7 +166,8 @@ def load_study(name: str) -> Study:
 
 
 def _parse(name: str, values: Any) -> Study:
-    values = _mapping(values, f"study {name}", {"description", "profile", "overrides", "arms", "series"})
+    keys = {"description", "profile", "overrides", "arms", "series"}
+    values = _mapping(values, f"study {name}", keys)
     shared = _strings(values.get("overrides", []), f"study {name}: overrides")
     arms = values.get("arms")
     if not isinstance(arms, list) or not arms:

@@ -35,7 +35,7 @@ def run_row(run: StoredRun) -> dict[str, Any]:
         "steps": measured.length,
         "updates": int(metrics["updates"].iloc[-1]),
         "collapsed": measured.collapse is not None,
-        "collapse_step": measured.step_at(measured.collapse),
+        "collapse_step": measured.collapse_step,
         "loglik_decline_step": measured.phase_start("decay"),
         "reward_decline_step": measured.step_at(measured.decline("reward")),
         "best_reward": round(measured.best("reward"), 4),
@@ -75,7 +75,7 @@ def phase_row(run: StoredRun) -> dict[str, Any]:
         "steps": measured.length,
         "decay": measured.phase_start("decay"),
         "acceleration": measured.phase_start("acceleration"),
-        "collapse": measured.step_at(measured.collapse),
+        "collapse": measured.collapse_step,
         "loglik_decline": measured.step_at(loglik),
         "reward_decline": measured.step_at(reward),
         "likelihood_lead": reward - loglik if both else None,
@@ -110,7 +110,7 @@ def _outcome(measured: Measured, steps: int) -> dict[str, object]:
     run = measured.run
     loglik = measured.rows.set_index("step")["loglik_correct"]
     loglik = loglik.iloc[: min(steps, measured.before_collapse)].dropna()
-    collapse = measured.step_at(measured.collapse)
+    collapse = measured.collapse_step
     return {
         "profile": run.profile,
         "method": run.arm,

@@ -148,6 +148,11 @@ class Measured:
         return self.length if row is None and diverged(self.run.manifest) else row
 
     @property
+    def collapse_step(self) -> int | None:
+        """Step of the collapse."""
+        return self.step_at(self.collapse)
+
+    @property
     def before_collapse(self) -> int:
         """Rows before its collapse; all of them without one."""
         return self.length if self.collapse is None else self.collapse
@@ -359,9 +364,7 @@ def before_collapse(table: pd.DataFrame, runs: Iterable[Measured]) -> pd.DataFra
         runs: where collapses are looked up; what was measured without one of these is kept.
     """
     ends = {
-        (run.run.arm, run.run.seed): run.step_at(run.collapse)
-        for run in runs
-        if run.collapse is not None
+        (run.run.arm, run.run.seed): run.collapse_step for run in runs if run.collapse is not None
     }
     keys = zip(table["method"], table["seed"], strict=True)
     return table[table["step"].to_numpy() < [ends.get(key, np.inf) for key in keys]]

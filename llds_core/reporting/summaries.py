@@ -16,13 +16,12 @@ from llds_core.diagnostics.phases import (
     windowed_mean,
 )
 from llds_core.markdown import bounded
-from llds_core.reporting.claim_values import final_gain
 from llds_core.reporting.figures import BASELINE, method_label, metric_label
 from llds_core.reporting.mechanism_figures import OPTIMIZER
-from llds_core.reporting.run_view import Measured
+from llds_core.reporting.run_tables import gradient_sizes
+from llds_core.reporting.run_view import Measured, final_gain
 from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import StoredRun
-from llds_core.study.study_tables import gradient_sizes
 
 _COLLAPSE_METRICS = ("reward", "loglik_correct", "loglik_incorrect", "grad_norm")
 _CHANGES = "From the first {window} steps to the last: "

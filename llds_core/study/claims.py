@@ -12,7 +12,7 @@ each at 95 %, without correction for their number.
 import datetime
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from llds_core.config.arms import Study
 from llds_core.errors import ConfigError, closest, did_you_mean
-from llds_core.markdown import bounded, markdown_table
 from llds_core.reporting.store import StoredRun
 from llds_core.study.evidence import Evidence, Finding, Rule
 from llds_core.study.rules import RULES
@@ -146,19 +145,6 @@ def evaluate_claims(
     return pd.DataFrame([_claim_row(claim, evidence) for claim in claims])
 
 
-def claims_markdown(frame: pd.DataFrame) -> str:
-    """Return the table of `evaluate_claims` as Markdown: claim, reference, verdict, effect with its
-    interval and unit, number of seeds.
-    """
-    rows = []
-    for row in frame.itertuples():
-        effect = "–"
-        if not np.isnan(row.effect):
-            effect = f"{bounded(row.effect, row.low, row.high, '.3g')} {row.effect_unit}"
-        rows.append((row.claim, row.paper_reference, row.verdict, effect, row.seeds))
-    return markdown_table(("claim", "paper", "verdict", "effect [95 % interval]", "seeds"), rows)
-
-
 def _claim_row(claim: Claim, evidence: Evidence) -> dict[str, object]:
     found = claim.check(evidence)
     effect = found.effect if found else None
@@ -200,7 +186,4 @@ def _first_error(error: ValidationError, model: type[BaseModel]) -> str:
         return f'{where}: unknown key "{key}": {did_you_mean(key, model.model_fields)}'
     if first["type"] == "missing":
         return f'{where}: "{key}" is missing: add it'
-    if first["type"] == "literal_error" and isinstance(first["input"], str):
-        names = get_args(model.model_fields[key].annotation)
-        return f'{where}: unknown {key} "{first["input"]}": {did_you_mean(first["input"], names)}'
     return f"{where}: {key} is {first['input']!r}: {first['msg'].lower()}"

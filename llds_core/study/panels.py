@@ -109,9 +109,8 @@ def outcomes_figure(table: pd.DataFrame, study: Study) -> Figure:
 def _rows(study: Study) -> list[_Row]:
     """Arms of a group that are in none of its series come before its series."""
     groups: dict[str, list[str]] = {}
-    on_map = {arm for series in study.drawn("map") for arm in series.arms}
     for arm in study.arms:
-        if arm.name not in on_map:
+        if arm.name not in study.only_on_map:
             groups.setdefault(arm.group, []).append(arm.name)
     rows = []
     for heading, arms in groups.items():
@@ -266,8 +265,7 @@ def weights_figure(runs: Sequence[StoredRun], panels: Sequence[str]) -> Figure:
                 draw_seeds(axes, table, METHOD_COLOURS["llds-action" if weight else BASELINE])
                 for run in columns[weight]:
                     if run.collapse is not None:
-                        step = run.step_at(run.collapse)
-                        axes.axvline(step, color=_INK, linestyle=":", linewidth=1)
+                        axes.axvline(run.collapse_step, color=_INK, linestyle=":", linewidth=1)
                 sns.despine(ax=axes)
         for axes, weight in zip(grid[0], weights, strict=True):
             found = [run.collapse is not None for run in columns[weight]]

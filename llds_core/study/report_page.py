@@ -18,12 +18,12 @@ import pandas as pd
 
 from llds_core.config.arms import Study, load_study
 from llds_core.errors import DataError
-from llds_core.markdown import bounded, markdown_table
+from llds_core.markdown import bounded
 from llds_core.reporting.run_tables import outcomes, usual_steps
 from llds_core.reporting.run_view import Measured
 from llds_core.reporting.stats import censored_median, mcnemar, student_interval
 from llds_core.reporting.store import read_published, read_published_run
-from llds_core.study.claims import claims_markdown, load_claims
+from llds_core.study.claims import load_claims
 from llds_core.study.evidence import Evidence, published_mechanism
 from llds_core.study.mechanism_rule import Mechanism
 from llds_core.study.tables import map_cells
@@ -57,11 +57,16 @@ def _render(template: str, published: Path, profile: str) -> str:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters.update(
-        num=number, span=span, listed=listed, word=word, mean=mean, percent=percent
-    )
+    filters = (number, span, listed, word, mean, percent, censored_median)
+    environment.filters.update({one.__name__: one for one in filters})
+    environment.globals["bounded"] = bounded
     text = (_REPORTS / template).read_text("utf-8")
-    return environment.from_string(text).render(study=PublishedStudy(published, profile))
+    study = PublishedStudy(published, profile)
+    try:
+        return environment.from_string(text).render(study=study)
+    except (jinja2.UndefinedError, LookupError) as error:
+        lacks = f"{study.folder} lacks what {template} asks for ({error})"
+        raise DataError(f"{lacks}: publish the whole study") from error
 
 
 class PublishedStudy:
@@ -81,9 +86,11 @@ class PublishedStudy:
         for run in self._stored:
             self.arms.setdefault(run.arm, {})[run.seed] = Measured(run)
 
-    def table(self, name: str) -> pd.DataFrame:
-        """A published table."""
-        return pd.read_csv(self.folder / f"{name}.csv")
+    def table(self, name: str, *, cells: bool = True) -> pd.DataFrame:
+        """A published table, with or without the arms that are only cells of the map."""
+        table = pd.read_csv(self.folder / f"{name}.csv")
+        arms = table["method" if "method" in table else "arm"] if not cells else pd.Series()
+        return table if cells else table[~arms.isin(self.plan.only_on_map)]
 
     def rows(self, name: str, arm: str) -> pd.DataFrame:
         """Rows of a published table that are about an arm."""
@@ -109,10 +116,14 @@ class PublishedStudy:
                     found.append(value(*arguments) if callable(value) else value)
         return found
 
+    def collapsing(self, *arms: str) -> list[Measured]:
+        """Runs of some arms that collapse, by arm and seed."""
+        found = [run for arm in arms for _, run in sorted(self.arms[arm].items())]
+        return [run for run in found if run.collapse is not None]
+
     def collapses(self, arm: str) -> list[int]:
         """Steps at which runs of an arm collapse."""
-        steps = [run.step_at(run.collapse) for _, run in sorted(self.arms[arm].items())]
-        return [step for step in steps if step is not None]
+        return [run.collapse_step for run in self.collapsing(arm)]
 
     def collapsed(self, arm: str) -> str:
         """`k of n`: how many seeds of an arm collapse."""
@@ -122,11 +133,6 @@ class PublishedStudy:
         """A lead of `phases.csv` for the runs of an arm that collapse, by seed."""
         rows = self.rows("phases", arm).sort_values("seed")
         return rows.loc[rows["collapse"].notna(), column].tolist()
-
-    def other_collapses(self, arm: str) -> list[Measured]:
-        """Runs of all other arms that collapse."""
-        others = [run for name, runs in self.arms.items() if name != arm for run in runs.values()]
-        return [run for run in others if run.collapse is not None]
 
     def claim(self, start: str) -> Any:
         """The row of `claims.csv` whose claim begins like this."""
@@ -141,6 +147,16 @@ class PublishedStudy:
         row = self.claim(start)
         bounds = sorted(sign * row[name] for name in ("low", "high"))
         return interval(sign * row["effect"], *bounds, digits)
+
+    def bounds(self, table: str, arm: str, name: str) -> list[float]:
+        """Mean and bounds of a difference in `effects.csv`: `steps` survived or `last_reward`."""
+        [row] = self.rows(table, arm).to_dict("records")
+        first = "steps_survived" if name == "steps" else name
+        return [row[first], row[f"{name}_low"], row[f"{name}_high"]]
+
+    def mean(self, column: str, arm: str) -> float:
+        """Mean of a column of `runs.csv` over the seeds of an arm."""
+        return float(self.rows("runs", arm)[column].mean())
 
     def verdicts(self, *, ours: bool) -> pd.Series:
         """How many claims came out how: `holds`, `does not hold`, `not tested`."""
@@ -177,39 +193,27 @@ class PublishedStudy:
         shares = rule.by_checkpoint(evidence).groupby(level="seed")
         return (shares.last() if last else shares.first()).tolist()
 
-    def alone(self, name: str) -> Measured:
-        """A run that was made to be timed."""
-        return Measured(read_published_run(self.folder / "alone" / f"{name}.json"))
+    def cell(self, panel: str, updates: int, rate: float) -> pd.Series:
+        """The run of one cell of the map."""
+        found = self.on_map.set_index(["panel", "updates_per_rollout", "learning_rate"])
+        return found.loc[(panel, updates, rate)]
+
+    def steps_below_half(self, arm: str) -> list[int]:
+        """Steps at which the windowed reward of a single run is below half of its best."""
+        [run] = self.arms[arm].values()
+        means = run.means("reward")
+        return run.rows["step"][means < np.nanmax(means) / 2].tolist()
+
+    @property
+    def alone(self) -> list[Measured]:
+        """Runs that were made to be timed, by name."""
+        manifests = sorted((self.folder / "alone").glob("*.json"))
+        return [Measured(read_published_run(manifest)) for manifest in manifests]
 
     @property
     def history(self) -> Sequence[Any]:
         """How the claims changed: `date` and `change`."""
         return load_claims(self.plan).history
-
-    @property
-    def figures(self) -> list[str]:
-        """Names of the published figures."""
-        return sorted(file.stem for file in (self.folder / "figures").glob("*.png"))
-
-    def arms_table(self) -> str:
-        """Markdown: one row per arm that is not only a cell of the map."""
-        on_map = [arm for series in self.plan.drawn("map") for arm in series.arms]
-        table = self.table("runs")
-        return arms_markdown(table[~table["method"].isin(on_map)])
-
-    def effects_table(self) -> str:
-        """Markdown of `effects.csv`, without cells of the map."""
-        on_map = [arm for series in self.plan.drawn("map") for arm in series.arms]
-        table = self.table("effects")
-        return effects_markdown(table[~table["arm"].isin(on_map)])
-
-    def phases_table(self) -> str:
-        """Markdown of `phases.csv`: the runs that collapse."""
-        return phases_markdown(self.table("phases"))
-
-    def claims_table(self) -> str:
-        """Markdown of `claims.csv`."""
-        return claims_markdown(self.table("claims"))
 
 
 def number(value: float, digits: int = 2, *, plus: bool = False) -> str:
@@ -248,94 +252,3 @@ def percent(value: float) -> str:
 def word(count: int) -> str:
     """A small number in words."""
     return _WORDS[count] if count < len(_WORDS) else str(count)
-
-
-def arms_markdown(table: pd.DataFrame) -> str:
-    """Markdown of `runs.csv`, one row per arm: how many seeds collapsed, rewards, scores."""
-    columns = (
-        "arm",
-        "seeds",
-        "steps",
-        "collapsed",
-        "collapse step, median",
-        "reward: start policy → best → last window",
-        "lowest after best, of best",
-        "entropy, highest over first",
-        "held-out EM, best → last checkpoint",
-    )
-    rows = []
-    for arm, group in table.groupby("method", sort=False):
-        rewards = group[["start_reward", "best_reward", "final_reward"]].mean()
-        scores = group[["heldout_em", "last_heldout_em"]].astype(float).mean()
-        rows.append(
-            (
-                arm,
-                len(group),
-                span(group["steps"], 0, "–"),
-                f"{int(group['collapsed'].sum())} of {len(group)}",
-                censored_median(group["collapse_step"]),
-                " → ".join(f"{reward:.2f}" for reward in rewards),
-                f"{group['lowest_after_best'].mean():.2f}",
-                span(group["entropy_growth"], 1, "–"),
-                " → ".join("not run" if np.isnan(em) else f"{em:.3f}" for em in scores),
-            )
-        )
-    return markdown_table(columns, rows)
-
-
-def effects_markdown(table: pd.DataFrame) -> str:
-    """Markdown of `effects`, one row per arm."""
-    columns = (
-        "arm",
-        "what it is",
-        "collapsed, GRPO on the same seeds",
-        "steps survived [95 %]",
-        "best reward",
-        "last reward [95 %]",
-        "held-out EM, best / last",
-    )
-    rows = []
-    for row in table.itertuples():
-        scores = (row.heldout_em, row.last_heldout_em)
-        rows.append(
-            (
-                row.arm,
-                row.note if isinstance(row.note, str) else "",
-                f"{row.collapsed} of {row.seeds}, {row.grpo_collapsed} of {row.seeds}",
-                bounded(row.steps_survived, row.steps_low, row.steps_high, "+.3g"),
-                f"{row.best_reward:+.2f}",
-                bounded(row.last_reward, row.last_reward_low, row.last_reward_high, "+.2f"),
-                " / ".join("–" if np.isnan(em) else f"{em:+.3f}" for em in scores),
-            )
-        )
-    return markdown_table(columns, rows)
-
-
-def phases_markdown(table: pd.DataFrame) -> str:
-    """Markdown of those rows of `phases.csv` whose run collapsed, by arm and seed."""
-    columns = (
-        "run",
-        "decay",
-        "acceleration",
-        "collapse",
-        "likelihood declines",
-        "reward declines",
-        "lead by declines / by halves",
-        "spiral conditions that fail",
-    )
-    rows = []
-    for row in table[table["collapse"].notna()].itertuples():
-        steps = (row.decay, row.acceleration, row.collapse, row.loglik_decline, row.reward_decline)
-        leads = (row.likelihood_lead, row.halfway_lead)
-        failed = "too few windows" if np.isnan(row.spiral) else "none"
-        if isinstance(row.spiral_failed, str):
-            failed = row.spiral_failed.replace(";", ", ")
-        rows.append(
-            (
-                f"{row.method}-seed{row.seed}",
-                *("–" if np.isnan(step) else f"{step:.0f}" for step in steps),
-                " / ".join("–" if np.isnan(lead) else f"{lead:+.0f}" for lead in leads),
-                failed,
-            )
-        )
-    return markdown_table(columns, rows)

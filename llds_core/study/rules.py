@@ -16,16 +16,16 @@ None, its effect is told. Survival is compared up to a common horizon: a run tha
 within its steps counts as "at least so long", never as a collapse (see `stats`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import AfterValidator, field_validator
+from pydantic import AfterValidator
 
 from llds_core.config import load_experiment
 from llds_core.diagnostics.metrics import METRICS
-from llds_core.errors import ConfigError, closest, did_you_mean
+from llds_core.errors import ConfigError, did_you_mean
 from llds_core.reporting import run_view
 from llds_core.reporting.figures import BASELINE
 from llds_core.reporting.run_view import SURGE, Measured, paired_survival
@@ -52,13 +52,16 @@ from llds_core.study.evidence import (
 from llds_core.study.mechanism_rule import Mechanism
 
 
-def _check_metric(name: str) -> str:
-    if name not in METRICS:
-        raise ConfigError(f'unknown metric "{name}": {did_you_mean(name, METRICS)}')
-    return name
+def _one_of(names: Iterable[str]) -> AfterValidator:
+    """Refuse other names than these, with the nearest."""
 
+    def check(name: str) -> str:
+        if name not in names:
+            raise ConfigError(f'unknown name "{name}": {did_you_mean(name, names)}')
+        return name
 
-Metric = Annotated[str, AfterValidator(_check_metric)]
+    return AfterValidator(check)
+
 
 MOST = 0.8
 _ALPHA = 0.05
@@ -89,7 +92,7 @@ OUTCOMES: dict[str, Callable[[Measured, int], bool | None]] = {
     "spirals": _spirals,
     "no_spiral": lambda run, steps: not run.spiral.fires if run.spiral.judged else None,
 }
-Outcome = Literal["survives", "calm", "rises_then_collapses", "all_phases", "spirals", "no_spiral"]
+Outcome = Annotated[str, _one_of(OUTCOMES)]
 
 
 class Count(Rule):
@@ -181,6 +184,19 @@ class Longer(Rule):
         return found if fell or found is None else replace(found, holds=None)
 
 
+# Of a single run, with the metrics that the measure is about.
+MEASURES: dict[str, Callable[..., float]] = {
+    "early_rise": Measured.early_rise,
+    "likelihood_gap": Measured.likelihood_gap,
+    "likelihood_gap_growth": Measured.likelihood_gap_growth,
+    "first_action_gap": Measured.first_action_gap,
+    "first_action_fall": Measured.first_action_fall,
+    "change": Measured.change,
+    "relative_change": Measured.relative_change,
+    "gradient_growth": Measured.gradient_growth,
+}
+
+
 class Effect(Bounded):
     """The mean of a measure over the seeds of `arm` lies beyond a bound.
 
@@ -192,25 +208,17 @@ class Effect(Bounded):
         ratio: the measure is a logarithm; effect and bound are the ratio that it stands for.
     """
 
-    effect: Literal[
-        "early_rise",
-        "likelihood_gap",
-        "likelihood_gap_growth",
-        "first_action_gap",
-        "first_action_fall",
-        "change",
-        "relative_change",
-        "gradient_growth",
-    ]
+    effect: Annotated[str, _one_of(MEASURES)]
     arm: str
-    metrics: tuple[Metric, ...] = ()
+    metrics: tuple[Annotated[str, _one_of(METRICS)], ...] = ()
     collapsing: bool = False
     ratio: bool = False
 
     def check(self, evidence: Evidence) -> Finding | None:
         """Apply the rule."""
         runs = evidence.collapsing(self.arm) if self.collapsing else evidence.arm(self.arm)
-        values = {s: getattr(run, self.effect)(*self.metrics) for s, run in runs.items()}
+        measure = MEASURES[self.effect]
+        values = {s: measure(run, *self.metrics) for s, run in runs.items()}
         found = mean_finding(values, [runs], self.beyond)
         if found is None or not self.ratio:
             return found
@@ -234,9 +242,7 @@ PAIRS: dict[str, Callable[[Measured, Measured, int], float]] = {
     "heldout_best": lambda a, b, steps: _score(a, "best", steps) - _score(b, "best", steps),
     "heldout_last": lambda a, b, steps: _score(a, "last", steps) - _score(b, "last", steps),
 }
-Pair = Literal[
-    "final_reward", "best_reward", "likelihood_kept", "searches", "heldout_best", "heldout_last"
-]
+Pair = Annotated[str, _one_of(PAIRS)]
 
 
 class Paired(Bounded):
@@ -284,7 +290,7 @@ class Leads(Rule):
     before the reward is. The effect is that lead, in steps.
     """
 
-    leads: Metric
+    leads: Annotated[str, _one_of(METRICS)]
     arm: str
     leaves: Literal["maximum", "minimum"]
 
@@ -304,22 +310,17 @@ class Leads(Rule):
         return finding(lead.n / len(runs) >= MOST and lead.low > 0, lead, runs.values())
 
 
+_SETTINGS = flat(load_experiment("smoke/grpo").to_dict())
+
+
 class Trend(Rule):
     """Survival goes with a setting in the direction `sign`, within a seed and a learning rate; None
     without three settings there, or without a trend to speak of because nothing collapses.
     """
 
-    trend: str
+    trend: Annotated[str, _one_of(_SETTINGS)]
     arms: tuple[str, ...]
     sign: Literal[-1, 1]
-
-    @field_validator("trend")
-    @classmethod
-    def _check_setting(cls, value: str) -> str:
-        keys = flat(load_experiment("smoke/grpo").to_dict())
-        if value not in keys:
-            raise ConfigError(f'unknown setting "{value}": did you mean "{closest(value, keys)}"?')
-        return value
 
     def check(self, evidence: Evidence) -> Finding | None:
         """Apply the rule."""

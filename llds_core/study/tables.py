@@ -2,20 +2,17 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import pandas as pd
 
-from llds_core.config.arms import Entry, Study
+from llds_core.config.arms import Study
 from llds_core.markdown import bounded
 from llds_core.reporting.figures import BASELINE, method_label
 from llds_core.reporting.run_tables import usual_steps
 from llds_core.reporting.run_view import Measured, best_gain, final_gain, paired_survival
 from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import StoredRun
-from llds_core.runs.identity import changed_keys
 
 
 def effects(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
@@ -111,41 +108,20 @@ def heldout_table(
 
 
 def map_cells(study: Study) -> pd.DataFrame:
-    """Cells of the study's map, whose panels are series of the figure `map`: `panel`, `seed`,
-    `learning_rate`, `updates_per_rollout` and `method`, the arm to show there, of that seed only.
-
-    A cell of the grid that the map leaves out is another arm that makes the same run with the map's
-    seed, however many steps it takes; where there is none, it is missing.
+    """Cells of the study's map, whose panels are the series of the figure `map`: `panel`, `seed`,
+    `learning_rate`, `updates_per_rollout` and `method`, the arm to show there, of the seeds that
+    all arms of the panel have.
     """
-    entries = study.entries()
-    own = {
-        (series.name, *_place(entry)): entry
-        for series in study.drawn("map")
-        for entry in entries
-        if entry.arm.name in series.arms
-    }
-    # Cells of a panel agree in all other keys, and epochs follow from updates.
-    panels = {(panel, seed): entry.config for (panel, seed, *_), entry in own.items()}
-    rates = dict.fromkeys(rate for _, _, rate, _ in own)
-    epochs = {updates: entry.config.training.epochs for (*_, updates), entry in own.items()}
-    arms = {place: entry.arm.name for place, entry in own.items()}
-    for (panel, seed), rate, updates in product(panels, rates, epochs):
-        if (panel, seed, rate, updates) in own:
-            continue
-        config = panels[panel, seed]
-        values = {"epochs": epochs[updates], "updates_per_rollout": updates, "learning_rate": rate}
-        config = replace(config, training=replace(config.training, **values))
-        for entry in entries:
-            if entry.seed == seed and not changed_keys({"config": entry.config.to_dict()}, config):
-                arms.setdefault((panel, seed, rate, updates), entry.arm.name)
+    seeds = {arm.name: set(arm.seeds) for arm in study.arms}
     columns = ["panel", "seed", "learning_rate", "updates_per_rollout", "method"]
-    return pd.DataFrame([(*place, arm) for place, arm in arms.items()], columns=columns)
-
-
-def _place(entry: Entry) -> tuple[int, float, int]:
-    """Seed, learning rate and updates per rollout."""
-    training = entry.config.training
-    return entry.seed, training.learning_rate, training.updates_per_rollout
+    rows = []
+    for series in study.drawn("map"):
+        shared = set.intersection(*(seeds[arm] for arm in series.arms))
+        for entry in study.entries([*series.arms], sorted(shared)):
+            training = entry.config.training
+            place = (entry.seed, training.learning_rate, training.updates_per_rollout)
+            rows.append((series.name, *place, entry.arm.name))
+    return pd.DataFrame(rows, columns=columns)
 
 
 def map_kinds(table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
