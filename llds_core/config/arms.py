@@ -51,7 +51,7 @@ class Series:
         name: in tables and legends.
         title: in figures.
         arms: what a figure calls each arm; empty for the label of the arm.
-        figures: where it is drawn: `weights`, `factors`, `updates` or `map`.
+        figures: where it is drawn: `weight`, `updates`, `map`, or a group whose arms it shows.
     """
 
     name: str

@@ -16,6 +16,7 @@ COLLAPSE = 20
 CONFIG = {
     "loss": {"llds_weight": 0.0},
     "training": {"updates_per_rollout": 16, "learning_rate": 1e-4},
+    "diagnostics": {"window": WINDOW},
 }
 
 
@@ -27,7 +28,9 @@ def made(arm, seed, columns, *, status="complete", reason=None, **config):
     settings = {name: {**CONFIG[name], **config.get(name, {})} for name in CONFIG}
     settings["training"].setdefault("steps", len(metrics))
     manifest = {"profile": "desk", "method": arm, "seed": seed, "status": status, "arm": arm}
-    return StoredRun(Path(f"{arm}{seed}"), manifest | {"config": settings, "reason": reason}, metrics)
+    return StoredRun(
+        Path(f"{arm}{seed}"), manifest | {"config": settings, "reason": reason}, metrics
+    )
 
 
 def fallen(arm, seed, at=COLLAPSE, *, columns=None, cut=None, **values):
@@ -113,7 +116,7 @@ ARMS = {
     "grpo-entropy-0.01": arm(stable, *THREE),
     "grpo-epochs-1": arm(fallen, *THREE, at=23, training={"updates_per_rollout": 8}),
     "grpo-long-epochs-1": arm(stable, *THREE, steps=4 * STEPS, training={"updates_per_rollout": 4}),
-    "grpo-epochs-4": arm(fallen, *THREE, at=17, training={"updates_per_rollout": 32}),
+    "grpo-epochs-2": arm(fallen, *THREE, at=17, training={"updates_per_rollout": 32}),
     "grpo-one-epoch-1": arm(stable, *TWO, training={"updates_per_rollout": 1}),
     "grpo-one-epoch-4": arm(fallen, *TWO, at=25, training={"updates_per_rollout": 4}),
     "grpo-one-epoch-32": arm(fallen, *TWO, at=17, training={"updates_per_rollout": 32}),

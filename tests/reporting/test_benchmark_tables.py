@@ -193,7 +193,9 @@ def test_desk_averages_are_over_kinds_and_seeds():
 
 
 def test_desk_rows_that_were_not_run_say_so():
-    nothing = StoredRun(None, {"profile": "desk", "method": "grpo", "seed": 0, "evaluation": {}}, None)
+    nothing = StoredRun(
+        None, {"profile": "desk", "method": "grpo", "seed": 0, "evaluation": {}}, None
+    )
     rows = desk_view(desk_scores([nothing], None, "desk")).to_dict("records")
     assert rows[0]["seeds"] == 1 and [row["method"] for row in rows[1:]] == [
         f"SmolLM2 {name}" for name in ("direct", "rag", "search-o1", "search-r1")
