@@ -33,14 +33,12 @@ class Interval:
         low: lower bound; NaN when the values do not determine one.
         high: upper bound.
         n: values, or pairs of values, behind it.
-        method: how the bounds were found; empty when there are none.
     """
 
     estimate: float
     low: float
     high: float
     n: int
-    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def student_interval(values: Sequence[float]) -> Interval:
         return Interval(estimate, np.nan, np.nan, len(present))
     mean = float(present.mean())
     half = stats.t.ppf((1 + _LEVEL) / 2, len(present) - 1) * float(stats.sem(present))
-    return Interval(mean, mean - half, mean + half, len(present), "Student's t")
+    return Interval(mean, mean - half, mean + half, len(present))
 
 
 def proportion_interval(k: int, n: int) -> Interval:
@@ -96,7 +94,7 @@ def proportion_interval(k: int, n: int) -> Interval:
     bounds = stats.binomtest(k, n).proportion_ci(_LEVEL, method="wilson")
     # At 0 and n the bound is the share itself, which rounding may miss.
     low, high = min(float(bounds.low), k / n), max(float(bounds.high), k / n)
-    return Interval(k / n, low, high, n, "Wilson")
+    return Interval(k / n, low, high, n)
 
 
 def paired_proportions(first: Mapping[int, bool], second: Mapping[int, bool]) -> Interval:
@@ -128,7 +126,7 @@ def paired_proportions(first: Mapping[int, bool], second: Mapping[int, bool]) ->
 
     low = difference - reach(one.estimate - one.low, other.high - other.estimate)
     high = difference + reach(one.high - one.estimate, other.estimate - other.low)
-    return Interval(difference, low, high, n, "Newcombe")
+    return Interval(difference, low, high, n)
 
 
 def mcnemar(first: Mapping[int, bool], second: Mapping[int, bool]) -> float:
@@ -230,7 +228,7 @@ def spearman_trend(
     # Rounding must not make an arrangement as extreme as the observed one look less so.
     extreme = np.abs(np.mean(permuted, axis=0)) >= abs(estimate) - 1e-9
     return Trend(
-        Interval(estimate, float(low), float(high), n, "percentile bootstrap within strata"),
+        Interval(estimate, float(low), float(high), n),
         float((extreme.sum() + 1) / (_RESAMPLES + 1)),
         _least_p(groups),
     )

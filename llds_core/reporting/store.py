@@ -144,11 +144,7 @@ def _step(checkpoint: str) -> int:
 
 
 def load_run(path: Path) -> StoredRun:
-    """Read the run directory `path`.
-
-    Raises:
-        DataError: when it is no run directory, or its manifest or metrics are damaged.
-    """
+    """Read the run directory `path`."""
     manifest = read_manifest(path)
     table = pd.DataFrame(read_metrics(path))
     others = [name for name in table.columns if name not in METRICS]
@@ -168,10 +164,6 @@ def load_runs(
     """Read the runs of `profile` by method, then seed.
 
     A folder of published results is read like a folder of runs; its methods are arms.
-
-    Raises:
-        DataError: when one is missing, naming the command that makes it, or cannot be read.
-        ConfigError: for an unknown profile, method or override.
     """
     if is_published(run_root, profile):
         return _choose_published(Path(run_root), profile, methods, seeds)
@@ -246,10 +238,6 @@ def study_runs(
         run_root: folder of all runs, or published ones.
         overrides: changes to the runs; a study takes none.
         published: root of the published results, from the project's root.
-
-    Raises:
-        DataError: when there is nothing, naming the command that makes it, or it cannot be read.
-        ConfigError: for an unknown profile, method or override.
     """
     if profile in studies() and not overrides:
         # Imported here: it imports this module.
@@ -268,21 +256,13 @@ def study_runs(
 
 
 def find_published(published: Path, profile: str, arm: str, seed: int) -> StoredRun | None:
-    """Read one published run, None when there is none.
-
-    Raises:
-        DataError: when it is damaged.
-    """
+    """Read one published run, None when there is none."""
     manifest = published / profile / "runs" / f"{arm}-seed{seed}.json"
     return read_published_run(manifest) if manifest.exists() else None
 
 
 def read_published(profile: str, published: Path = PUBLISHED) -> list[StoredRun]:
-    """Read the published runs of a profile, by arm and seed.
-
-    Raises:
-        DataError: when there is none, or one is damaged.
-    """
+    """Read the published runs of a profile, by arm and seed."""
     folder = published / profile / "runs"
     runs = [read_published_run(manifest) for manifest in sorted(folder.glob("*.json"))]
     if not runs:
@@ -291,11 +271,7 @@ def read_published(profile: str, published: Path = PUBLISHED) -> list[StoredRun]
 
 
 def read_published_run(manifest: Path) -> StoredRun:
-    """Read one published run by its manifest.
-
-    Raises:
-        DataError: when it is damaged.
-    """
+    """Read one published run by its manifest."""
     try:
         table = gzip.decompress(manifest.with_suffix(".csv.gz").read_bytes())
         values = json.loads(manifest.read_text("utf-8"))

@@ -101,9 +101,6 @@ def load_claims(study: Study, text: str | None = None) -> Claims:
     Args:
         study: its arms are those that rules may name.
         text: YAML; None for the file that ships with the package.
-
-    Raises:
-        ConfigError: for an unknown rule, measure, key or arm: which claim, and the nearest name.
     """
     if text is None:
         text = (_CLAIMS / f"{study.name}.yaml").read_text("utf-8")
@@ -137,9 +134,6 @@ def evaluate_claims(
         One row per claim. `effect` with its 95 % interval `low`, `high` is in `effect_unit`, and
         NaN where nothing was found; `seeds` counts seeds, `runs` names runs as `<arm>-seed<k>`,
         joined by ";".
-
-    Raises:
-        DataError: for runs of several profiles or windows, or two of one arm and seed.
     """
     evidence = Evidence(runs, mechanism)
     return pd.DataFrame([_claim_row(claim, evidence) for claim in claims])

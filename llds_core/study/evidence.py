@@ -42,9 +42,6 @@ class Evidence:
 
     Attributes:
         mechanism: frames of measurements on checkpoints by name.
-
-    Raises:
-        DataError: for runs of several profiles or windows, or two of one arm and seed.
     """
 
     def __init__(self, runs: Sequence[StoredRun], mechanism: Mapping[str, pd.DataFrame]) -> None:

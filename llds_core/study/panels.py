@@ -67,9 +67,6 @@ def outcomes_figure(table: pd.DataFrame, study: Study) -> Figure:
         table: what `outcomes` returns.
         study: its arms from top to bottom, those of its map left out; an arm without runs is named
             "not run". A group for which the study has series is shown by series.
-
-    Raises:
-        DataError: when no arm has a run.
     """
     rows = _rows(study)
     if not table["method"].isin([row.arm for row in rows]).any():
@@ -167,9 +164,6 @@ def map_figure(table: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, st
         table: what `outcomes` returns, of equally many steps each.
         cells: what `map_cells` returns; only its seeds are shown.
         titles: of panels, by their name.
-
-    Raises:
-        DataError: when the study has no map.
     """
     if cells.empty:
         raise DataError("the study has no map: name one with series of the figure map")
@@ -237,9 +231,6 @@ def weights_figure(runs: Sequence[StoredRun], panels: Sequence[str]) -> Figure:
     Args:
         runs: what differs in nothing but the weight.
         panels: names of metrics.
-
-    Raises:
-        DataError: without a run.
     """
     if not runs:
         raise DataError("no run of any weight: run the study first")
@@ -303,9 +294,6 @@ def updates_figure(
         runs: of the series.
         panels: names of metrics.
         series: of the figure `updates`, two at most.
-
-    Raises:
-        DataError: without a run.
     """
     if not runs:
         raise DataError("no run of any number of updates: run the study first")

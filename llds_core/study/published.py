@@ -46,10 +46,6 @@ def publish_run(run: StoredRun, arm: str | None = None, published: Path = PUBLIS
 
     Returns:
         The manifest written.
-
-    Raises:
-        DataError: when the run is not finished, or failed without having diverged.
-        RunError: when the folder cannot be written.
     """
     if not run.is_result:
         raise DataError(f"{run.path} is {run.status}: finish it before publishing")
@@ -77,10 +73,6 @@ def publish(
 
     Returns:
         The path of `runs.csv`.
-
-    Raises:
-        DataError: when a run is missing or not finished.
-        RunError: when the folder cannot be written.
     """
     for run in load_runs(run_root, profile, methods, seeds):
         publish_run(run, published=published)
@@ -114,11 +106,7 @@ def write_tables(published: Path, profile: str) -> None:
 
 
 def publish_mechanism(run_root: Path, profile: str, seed: int, published: Path = PUBLISHED) -> Path:
-    """Copy the mechanism tables of a seed; return the folder.
-
-    Raises:
-        DataError: when they were not measured.
-    """
+    """Copy the mechanism tables of a seed; return the folder."""
     name = f"mechanism-seed{seed}"
     source, target = run_root / profile / name, published / profile / name
     if not (source / "manifest.json").exists():
@@ -136,10 +124,6 @@ def report_published(profile: str, published: Path = PUBLISHED) -> Path:
 
     Returns:
         The published folder of the profile.
-
-    Raises:
-        DataError: when nothing is published.
-        RunError: when a notebook fails or a folder cannot be written.
     """
     root = project_path(published)
     runs = read_published(profile, root)

@@ -224,7 +224,7 @@ class Effect(Bounded):
             return found
         log = found.effect
         low, high = float(np.exp(log.low)), float(np.exp(log.high))
-        ratio = Interval(float(np.exp(log.estimate)), low, high, log.n, log.method)
+        ratio = Interval(float(np.exp(log.estimate)), low, high, log.n)
         return replace(found, effect=ratio, holds=self.beyond(ratio))
 
 
