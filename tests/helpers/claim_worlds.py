@@ -124,12 +124,13 @@ ARMS = {
 EM = {"grpo": 0.2, "llds-action": 0.3, "llds-response": 0.28, "llds-token": 0.25, "llds-ma": 0.4}
 
 
-def study(without=(), scores=None, **changes):
-    """Runs of `ARMS`, without some, with some replaced (an underscore stands for a hyphen), each
-    with its `scores`, those of `heldout()` for None.
+def study(without=(), scores=None, only=None, **changes):
+    """Runs of `ARMS`, without some or `only` some, with some replaced (an underscore stands for a
+    hyphen), each with its `scores`, those of `heldout()` for None.
     """
     arms = ARMS | {name.replace("_", "-"): make for name, make in changes.items()}
-    runs = [run for name, make in arms.items() if name not in without for run in make(name)]
+    names = [name for name in arms if name not in without and (not only or name in only)]
+    runs = [run for name in names for run in arms[name](name)]
     for (arm, seed, checkpoint), em in (heldout() if scores is None else scores).items():
         for run in runs:
             if (run.arm, run.seed) == (arm, seed):

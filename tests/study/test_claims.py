@@ -47,7 +47,6 @@ def late(values, at=COLLAPSE + 2):
 
 STEP = np.arange(1, STEPS + 1)
 DIPPED = {"reward": np.where(STEP < COLLAPSE, 0.6 - 0.01 * STEP, 0.0)}
-SHORTER = {"llds_action": arm(stable, *SIX, steps=STEPS, loss=weighted(2))}
 WORSE = arm(fallen, *SIX, at=16)
 CURES = {
     "a KL weight of 0.01": "kl-0.01",
@@ -198,8 +197,10 @@ def checked(start, without=(), **given):
     names = ("likelihood_change", "theorem", "nll_by_round")
     frames = mechanism(**{name: given.pop(name) for name in names if name in given})
     frames = {name: frame for name, frame in frames.items() if name not in without}
-    evidence = Evidence(study(without, given.pop("heldout", None), **given), frames)
-    found = claim_named(start).check(evidence)
+    claim = claim_named(start)
+    arms = {"grpo"}.union(*(rule.named_arms() for rule in claim.rule))
+    runs = study(without, given.pop("heldout", None), arms, **given)
+    found = claim.check(Evidence(runs, frames))
     return VERDICTS[None if found is None else found.holds]
 
 
