@@ -237,7 +237,7 @@ def evaluate(
     from llds_core.evaluation.evaluate import Plan
     from llds_core.evaluation.models import open_asked
     from llds_core.evaluation.predictions import parse_shard
-    from llds_core.reporting.evaluations import publish_evaluation, score_lines
+    from llds_core.reporting.benchmark_scores import publish_evaluation, score_lines
     from llds_core.runs import deviations
 
     profile, separator, name = experiment.partition("/")

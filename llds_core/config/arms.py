@@ -8,8 +8,9 @@ of its finished groups.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, StrictInt
+from pydantic import BeforeValidator, StrictInt
 
 from llds_core.config.checked import checked
 from llds_core.config.load import PRESETS, load_experiment, preset_names
@@ -34,10 +35,24 @@ class Arm:
     """What the arm is for."""
     label: str = ""
     """Name in figures and tables."""
-    series: str = ""
-    """Arms along which `varies` runs, drawn as one line."""
-    varies: dict[str, int | float | str] = Field(default_factory=dict)
-    """What the arm sets, and to which value, where it is compared with others."""
+
+
+def _as_mapping(arms: object) -> object:
+    return dict.fromkeys(arms, "") if isinstance(arms, list) else arms
+
+
+@checked
+class Series:
+    """Arms that vary one thing, in its order."""
+
+    name: str
+    """In tables and legends."""
+    title: str
+    """In figures."""
+    arms: Annotated[dict[str, str], BeforeValidator(_as_mapping)]
+    """What a figure calls each arm; empty for the label of the arm."""
+    figures: tuple[str, ...]
+    """Where it is drawn: `weight`, `updates`, `map`, or a group whose arms it shows."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,7 @@ class Study:
     arms: tuple[Arm, ...] = ()
     overrides: tuple[str, ...] = ()
     """Of every arm, which has them among its own."""
+    series: tuple[Series, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.arms:
@@ -67,6 +83,25 @@ class Study:
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f'the arm "{name}" is there twice: choose another name')
+        for series in self.series:
+            for arm in series.arms:
+                if arm not in names:
+                    hint = did_you_mean(arm, names)
+                    raise ValueError(f'series "{series.name}" has an unknown arm "{arm}": {hint}')
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """How figures and tables call each arm."""
+        return {arm.name: arm.label or arm.name for arm in self.arms}
+
+    def drawn(self, figure: str) -> tuple[Series, ...]:
+        """Series of a figure."""
+        return tuple(series for series in self.series if figure in series.figures)
+
+    @property
+    def only_on_map(self) -> set[str]:
+        """Arms that are nothing but cells of the map: those of the map's own group."""
+        return {arm.name for arm in self.arms if arm.group == "map"}
 
     def with_seeds(self, seeds: Sequence[int]) -> "Study":
         """The same arms on other seeds: an arm that has n takes the first n of `seeds`."""

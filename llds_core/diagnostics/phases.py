@@ -116,11 +116,10 @@ def judged_rows(rows: int, collapse: int | None, window: int) -> int:
 def windowed_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Trailing mean over `window` values (n,) that skips NaN; NaN before the first full window."""
     means = np.full(len(values), np.nan)
-    for row in range(window - 1, len(values)):
-        present = values[row - window + 1 : row + 1]
-        present = present[~np.isnan(present)]
-        if len(present):
-            means[row] = present.mean()
+    if len(values) >= window:
+        windows = np.lib.stride_tricks.sliding_window_view(np.asarray(values, float), window)
+        sums, counts = np.nansum(windows, axis=1), (~np.isnan(windows)).sum(axis=1)
+        np.divide(sums, counts, out=means[window - 1 :], where=counts > 0)
     return means
 
 

@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from llds_core.diagnostics.phases import collapse_step
+from llds_core.diagnostics.phases import collapse_step, windowed_mean
 from llds_core.errors import ConfigError
 
 ConditionName = Literal["persistent decay", "confidence erosion", "self-amplification"]
@@ -124,13 +124,13 @@ def death_spiral(metrics: pd.DataFrame, *, window: int) -> SpiralTest:
     steps = table.index.to_numpy(int)
     names = ("loglik_change_correct", "loglik_incorrect", "hidden_similarity")
     series = [table[name].to_numpy(float) for name in names]
-    windows = len(steps) // window
-    first = len(steps) - windows * window
-    means = [_block_means(values[first:], window) for values in series]
+    # Consecutive windows, the last of which ends with the last step.
+    first = len(steps) % window
+    means = [windowed_mean(values, window)[first + window - 1 :: window] for values in series]
     return SpiralTest(
         _on_steps(spiral_conditions(*means), steps[first::window]),
         _on_steps(spiral_conditions(*series), steps),
-        windows,
+        len(means[0]),
         collapse,
     )
 
@@ -182,12 +182,3 @@ def _on_steps(found: SpiralConditions, steps: np.ndarray) -> SpiralConditions:
 
     conditions = (found.decay, found.erosion, found.amplification)
     return SpiralConditions(*(Condition(c.name, step(c.onset), step(c.broken)) for c in conditions))
-
-
-def _block_means(values: np.ndarray, window: int) -> np.ndarray:
-    """Means of consecutive windows, (n / window,); NaN for a window without a value."""
-    blocks = values.reshape(-1, window)
-    counts = (~np.isnan(blocks)).sum(1)
-    return np.divide(
-        np.nansum(blocks, 1), counts, out=np.full(len(blocks), np.nan), where=counts > 0
-    )

@@ -24,7 +24,7 @@ import pandas as pd
 from llds_core.config import ExperimentConfig
 from llds_core.machine.model_shapes import ModelShape
 from llds_core.machine.plan_memory import key_value_bytes
-from llds_core.reporting.store import PUBLISHED, Run, load_run, read_published
+from llds_core.reporting.store import PUBLISHED, StoredRun, load_run, read_published
 from llds_core.runs.identity import flat
 
 UNCERTAINTY = 2.5
@@ -133,7 +133,7 @@ def _measured(config: ExperimentConfig, run_root: Path) -> Throughput | None:
     )
 
 
-def _stored(profile: str, run_root: Path) -> list[Run]:
+def _stored(profile: str, run_root: Path) -> list[StoredRun]:
     runs = [load_run(path.parent) for path in run_root.glob(f"{profile}/*/seed*/metrics.jsonl")]
     if not (PUBLISHED / profile / "runs").is_dir():
         return runs

@@ -95,7 +95,7 @@ def before_collapse(
     tables: Mapping[str, pd.DataFrame], runs: Sequence[StoredRun]
 ) -> dict[str, pd.DataFrame]:
     """Leave out of all tables the checkpoints that one of `runs` reached after its collapse."""
-    measured = [Measured(run, run.window) for run in runs]
+    measured = [Measured(run) for run in runs]
     return {name: run_view.before_collapse(table, measured) for name, table in tables.items()}
 
 
@@ -232,7 +232,7 @@ def first_action_data(runs: Sequence[StoredRun], changes: pd.DataFrame) -> pd.Da
     """
     parts = []
     for run in runs:
-        measured = Measured(run, run.window)
+        measured = Measured(run)
         kept = measured.rows.iloc[: measured.before_collapse]
         part = kept.melt("step", list(_ACTIONS), var_name="metric")
         parts.append(part.assign(profile=run.profile, method=run.arm, seed=run.seed))

@@ -10,7 +10,6 @@ that is missing: `{"llds": {"needs": ["policies"]}}`, or `measurements` of check
 
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,8 +24,7 @@ from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, DataError, RunError, did_you_mean
 from llds_core.files import NOTEBOOKS, disk_errors, project_path, write_json, write_text
 from llds_core.reporting.artefacts import KINDS, run_name, take_records
-from llds_core.reporting.store import PUBLISHED, StoredRun, is_published, load_runs, read_published
-from llds_core.study.published import update_readme, write_tables
+from llds_core.reporting.store import StoredRun, is_published, load_runs
 
 MAIN_ARMS = ("grpo", "llds-action")
 # What a reader can do nothing about: no widgets for a bar, pictures without a text for the blind.
@@ -135,38 +133,6 @@ def is_rendered(index: Path, runs: Sequence[Path]) -> bool:
     sources += project_path(NOTEBOOKS).glob("*.ipynb")
     made = index.stat().st_mtime_ns
     return all(source.stat().st_mtime_ns <= made for source in sources)
-
-
-def report_published(profile: str, published: Path = PUBLISHED) -> Path:
-    """Redraw what is published from the runs stored there: tables, claims, figures, README.
-
-    Returns:
-        The published folder of the profile.
-
-    Raises:
-        DataError: when nothing is published.
-        RunError: when a notebook fails or a folder cannot be written.
-    """
-    root = project_path(published)
-    runs = read_published(profile, root)
-    write_tables(root, profile)
-    arms = {run.arm for run in runs}
-    main = [arm for arm in MAIN_ARMS if arm in arms]
-    seeds = sorted({run.seed for run in runs if run.arm in main})
-    out_dir = Path("results") / profile / "published"
-    # What an earlier call drew may be of runs that are no longer published.
-    shutil.rmtree(project_path(out_dir), ignore_errors=True)
-    report(profile, seeds, root, out_dir, methods=main)
-    target = root / profile / "figures"
-    with disk_errors(target):
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        for file in sorted((project_path(out_dir) / "figures").iterdir()):
-            if file.suffix in (".png", ".csv"):
-                shutil.copy(file, target / file.name)
-    readme = project_path("README.md")
-    write_text(readme, update_readme(readme, root))
-    return root / profile
 
 
 def run_notebook(source: Path, parameters: Mapping[str, Any], out_dir: Path) -> list[Path]:

@@ -15,16 +15,15 @@ from llds_core.config import Study, load_study, studies
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import DataError
 from llds_core.files import project_path
-from llds_core.runs import FINAL, read_manifest, read_metrics
-from llds_core.runs import Run as PlannedRun
+from llds_core.runs import FINAL, Run, read_manifest, read_metrics
 from llds_core.runs.identity import diverged
 
 PUBLISHED = Path("results/published")
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """One stored run.
+class StoredRun:
+    """One stored run, finished or not, published or as it was made.
 
     Attributes:
         path: its directory.
@@ -50,6 +49,11 @@ class Run:
     def arm(self) -> str:
         """Its arm in a study; a run outside of studies is an arm by its method."""
         return self.manifest.get("arm", self.method)
+
+    @property
+    def label(self) -> str:
+        """How its study calls its arm; empty outside of studies."""
+        return self.manifest.get("label", "")
 
     @property
     def window(self) -> int:
@@ -106,11 +110,11 @@ class Run:
             return None
         return round(results["results"][mode][kind]["em"], 4)
 
-    def first(self, steps: int | None) -> "Run":
+    def first(self, steps: int | None) -> "StoredRun":
         """The run as it was after so many steps; all of it for None."""
         if steps is None:
             return self
-        return Run(self.path, self.manifest, self.metrics[self.metrics["step"] <= steps])
+        return StoredRun(self.path, self.manifest, self.metrics[self.metrics["step"] <= steps])
 
     @property
     def seed(self) -> int:
@@ -135,26 +139,20 @@ class Run:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
-StoredRun = Run
-
-
 def _step(checkpoint: str) -> int:
     """Step of a checkpoint by its name, `step-<n>`."""
     return int(checkpoint.rpartition("-")[2])
 
 
-def load_run(path: Path) -> Run:
-    """Read the run directory `path`.
-
-    Raises:
-        DataError: when it is no run directory, or its manifest or metrics are damaged.
-    """
+def load_run(path: Path) -> StoredRun:
+    """Read the run directory `path`."""
     manifest = read_manifest(path)
     table = pd.DataFrame(read_metrics(path))
     others = [name for name in table.columns if name not in METRICS]
     table = table.reindex(columns=[*METRICS, *others])
     numbers = table[list(METRICS)].apply(pd.to_numeric, errors="coerce").astype(float)
-    return Run(path, manifest, pd.concat([numbers, table[others]], axis=1).astype({"step": int}))
+    metrics = pd.concat([numbers, table[others]], axis=1).astype({"step": int})
+    return StoredRun(path, manifest, metrics)
 
 
 def load_runs(
@@ -163,21 +161,17 @@ def load_runs(
     methods: Sequence[str],
     seeds: Sequence[int],
     overrides: Sequence[str] = (),
-) -> list[Run]:
+) -> list[StoredRun]:
     """Read the runs of `profile` by method, then seed.
 
     A folder of published results is read like a folder of runs; its methods are arms.
-
-    Raises:
-        DataError: when one is missing, naming the command that makes it, or cannot be read.
-        ConfigError: for an unknown profile, method or override.
     """
     if is_published(run_root, profile):
         return _choose_published(Path(run_root), profile, methods, seeds)
     runs = []
     for method in methods:
         for seed in seeds:
-            run = PlannedRun.load(f"{profile}/{method}", seed, run_root, overrides)
+            run = Run.load(f"{profile}/{method}", seed, run_root, overrides)
             if not run.exists:
                 command = " ".join(run.command("train"))
                 raise DataError(f"no run at {run.path}: make it with python -m llds_core {command}")
@@ -192,7 +186,7 @@ def is_published(root: Path, profile: str) -> bool:
 
 def _choose_published(
     root: Path, profile: str, arms: Sequence[str], seeds: Sequence[int]
-) -> list[Run]:
+) -> list[StoredRun]:
     present = {(run.arm, run.seed): run for run in read_published(profile, root)}
     for arm in arms:
         if not any((arm, seed) in present for seed in seeds):
@@ -203,7 +197,7 @@ def _choose_published(
     return [present[arm, seed] for arm in arms for seed in seeds if (arm, seed) in present]
 
 
-def load_study_runs(run_root: Path, study: Study) -> list[Run]:
+def load_study_runs(run_root: Path, study: Study) -> list[StoredRun]:
     """Read what there is of a study, in its order, as runs that carry the name of their arm.
 
     From published results, whatever their seeds, or from runs as they were made; a run that is
@@ -212,13 +206,16 @@ def load_study_runs(run_root: Path, study: Study) -> list[Run]:
     if is_published(run_root, study.profile):
         order = [arm.name for arm in study.arms]
         found = [run for run in read_published(study.profile, Path(run_root)) if run.arm in order]
+        for run in found:
+            run.manifest["label"] = study.labels[run.arm]
         return sorted(found, key=lambda run: (order.index(run.arm), run.seed))
     runs = []
     for entry in study.entries():
-        path = PlannedRun(entry.config, entry.seed, Path(run_root), entry.arm.overrides).path
+        path = Run(entry.config, entry.seed, Path(run_root), entry.arm.overrides).path
         if (path / "manifest.json").exists() and (run := load_run(path)).is_result:
-            manifest = run.manifest | {"arm": entry.arm.name}
-            runs.append(Run(path, manifest, run.metrics).first(entry.config.training.steps))
+            named = {"arm": entry.arm.name, "label": study.labels[entry.arm.name]}
+            whole = StoredRun(path, run.manifest | named, run.metrics)
+            runs.append(whole.first(entry.config.training.steps))
     return runs
 
 
@@ -230,7 +227,7 @@ def study_runs(
     overrides: Sequence[str] = (),
     *,
     published: Path = PUBLISHED,
-) -> list[Run]:
+) -> list[StoredRun]:
     """What there is of the study of `profile`, else the runs of `methods`; nothing is trained.
 
     Where `run_root` holds neither, the published study stands in, and a line says so.
@@ -242,19 +239,13 @@ def study_runs(
         run_root: folder of all runs, or published ones.
         overrides: changes to the runs; a study takes none.
         published: root of the published results, from the project's root.
-
-    Raises:
-        DataError: when there is nothing, naming the command that makes it, or it cannot be read.
-        ConfigError: for an unknown profile, method or override.
     """
     if profile in studies() and not overrides:
         study, root = load_study(profile), project_path(published)
         if stored := load_study_runs(run_root, study):
             return stored
         own = [
-            PlannedRun.load(f"{profile}/{method}", seed, run_root)
-            for method in methods
-            for seed in seeds
+            Run.load(f"{profile}/{method}", seed, run_root) for method in methods for seed in seeds
         ]
         if is_published(root, profile) and not any(run.path.exists() for run in own):
             print(f"run_root holds no run of study {profile}: shown are those of {published}")
@@ -262,33 +253,26 @@ def study_runs(
     return load_runs(run_root, profile, methods, seeds, overrides)
 
 
-def find_published(published: Path, profile: str, arm: str, seed: int) -> Run | None:
-    """Read one published run, None when there is none.
-
-    Raises:
-        DataError: when it is damaged.
-    """
+def find_published(published: Path, profile: str, arm: str, seed: int) -> StoredRun | None:
+    """Read one published run, None when there is none."""
     manifest = published / profile / "runs" / f"{arm}-seed{seed}.json"
-    return _read_published_run(manifest) if manifest.exists() else None
+    return read_published_run(manifest) if manifest.exists() else None
 
 
-def read_published(profile: str, published: Path = PUBLISHED) -> list[Run]:
-    """Read the published runs of a profile, by arm and seed.
-
-    Raises:
-        DataError: when there is none, or one is damaged.
-    """
+def read_published(profile: str, published: Path = PUBLISHED) -> list[StoredRun]:
+    """Read the published runs of a profile, by arm and seed."""
     folder = published / profile / "runs"
-    runs = [_read_published_run(manifest) for manifest in sorted(folder.glob("*.json"))]
+    runs = [read_published_run(manifest) for manifest in sorted(folder.glob("*.json"))]
     if not runs:
         raise DataError(f"{folder} holds no published run: publish one first")
     return sorted(runs, key=lambda run: (run.arm, run.seed))
 
 
-def _read_published_run(manifest: Path) -> Run:
+def read_published_run(manifest: Path) -> StoredRun:
+    """Read one published run by its manifest."""
     try:
         table = gzip.decompress(manifest.with_suffix(".csv.gz").read_bytes())
         values = json.loads(manifest.read_text("utf-8"))
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"{manifest} or its metrics are damaged ({error}): restore them") from error
-    return Run(manifest.parent, values, pd.read_csv(io.BytesIO(table)))
+    return StoredRun(manifest.parent, values, pd.read_csv(io.BytesIO(table)))

@@ -67,7 +67,7 @@ def changes_table(runs: Sequence[StoredRun], metrics: Sequence[str]) -> pd.DataF
 
 
 def _moved(runs: Sequence[StoredRun], metric: str) -> str:
-    means = [Measured(run, run.window).means(metric) for run in runs]
+    means = [Measured(run).means(metric) for run in runs]
     ends = [found[[0, -1]] for each in means if len(found := each[~np.isnan(each)])]
     return "{:.3g} → {:.3g}".format(*np.mean(ends, axis=0)) if ends else "never measured"
 

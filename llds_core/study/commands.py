@@ -107,7 +107,8 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Run the notebooks and write figures, tables and the index of a profile."""
-    from llds_core.reporting.notebooks import report, report_published
+    from llds_core.reporting.notebooks import report
+    from llds_core.study.published import report_published
 
     if published:
         print(f"redrawn: {report_published(profile)}")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from llds_core.diagnostics.metrics import METRICS
-from llds_core.reporting.store import Run
+from llds_core.reporting.store import StoredRun
 
 WINDOW = 3
 STEPS = 30
@@ -16,6 +16,7 @@ COLLAPSE = 20
 CONFIG = {
     "loss": {"llds_weight": 0.0},
     "training": {"updates_per_rollout": 16, "learning_rate": 1e-4},
+    "diagnostics": {"window": WINDOW},
 }
 
 
@@ -27,7 +28,9 @@ def made(arm, seed, columns, *, status="complete", reason=None, **config):
     settings = {name: {**CONFIG[name], **config.get(name, {})} for name in CONFIG}
     settings["training"].setdefault("steps", len(metrics))
     manifest = {"profile": "desk", "method": arm, "seed": seed, "status": status, "arm": arm}
-    return Run(Path(f"{arm}{seed}"), manifest | {"config": settings, "reason": reason}, metrics)
+    return StoredRun(
+        Path(f"{arm}{seed}"), manifest | {"config": settings, "reason": reason}, metrics
+    )
 
 
 def fallen(arm, seed, at=COLLAPSE, *, columns=None, cut=None, **values):
@@ -54,7 +57,7 @@ def fallen(arm, seed, at=COLLAPSE, *, columns=None, cut=None, **values):
         "grad_norm": 0.3 + noise + 0.5 * past,
     }
     run = made(arm, seed, story | (columns or {}), **values)
-    return run if cut is None else Run(run.path, run.manifest, run.metrics.iloc[:cut])
+    return run if cut is None else StoredRun(run.path, run.manifest, run.metrics.iloc[:cut])
 
 
 def stable(arm, seed, steps=STEPS, level=0.7, *, columns=None, **values):
@@ -113,7 +116,7 @@ ARMS = {
     "grpo-entropy-0.01": arm(stable, *THREE),
     "grpo-epochs-1": arm(fallen, *THREE, at=23, training={"updates_per_rollout": 8}),
     "grpo-long-epochs-1": arm(stable, *THREE, steps=4 * STEPS, training={"updates_per_rollout": 4}),
-    "grpo-epochs-4": arm(fallen, *THREE, at=17, training={"updates_per_rollout": 32}),
+    "grpo-epochs-2": arm(fallen, *THREE, at=17, training={"updates_per_rollout": 32}),
     "grpo-one-epoch-1": arm(stable, *TWO, training={"updates_per_rollout": 1}),
     "grpo-one-epoch-4": arm(fallen, *TWO, at=25, training={"updates_per_rollout": 4}),
     "grpo-one-epoch-32": arm(fallen, *TWO, at=17, training={"updates_per_rollout": 32}),
@@ -121,12 +124,13 @@ ARMS = {
 EM = {"grpo": 0.2, "llds-action": 0.3, "llds-response": 0.28, "llds-token": 0.25, "llds-ma": 0.4}
 
 
-def study(without=(), scores=None, **changes):
-    """Runs of `ARMS`, without some, with some replaced (an underscore stands for a hyphen), each
-    with its `scores`, those of `heldout()` for None.
+def study(without=(), scores=None, only=None, **changes):
+    """Runs of `ARMS`, without some or `only` some, with some replaced (an underscore stands for a
+    hyphen), each with its `scores`, those of `heldout()` for None.
     """
     arms = ARMS | {name.replace("_", "-"): make for name, make in changes.items()}
-    runs = [run for name, make in arms.items() if name not in without for run in make(name)]
+    names = [name for name in arms if name not in without and (not only or name in only)]
+    runs = [run for name in names for run in arms[name](name)]
     for (arm, seed, checkpoint), em in (heldout() if scores is None else scores).items():
         for run in runs:
             if (run.arm, run.seed) == (arm, seed):

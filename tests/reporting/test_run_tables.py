@@ -5,22 +5,15 @@ import pandas as pd
 import pytest
 from claim_worlds import COLLAPSE, STEPS, WINDOW, fallen, made, stable
 
-from llds_core.reporting.run_tables import PHASE_COLUMNS, phase_row
+from llds_core.reporting.run_tables import outcomes, phase_row
 from llds_core.reporting.run_view import Measured
-from llds_core.reporting.store import Run
-from llds_core.study.study_tables import collapse_kind, map_kinds, outcomes
+from llds_core.study.tables import map_kinds
 
 STEP = np.arange(1, STEPS + 1)
 
 
-@pytest.fixture(autouse=True)
-def window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "window", WINDOW)
-
-
 def test_a_collapse_has_phases_in_order_and_a_spiral() -> None:
     row = phase_row(fallen("grpo", 0))
-    assert tuple(row) == PHASE_COLUMNS
     assert row["decay"] < row["acceleration"] < row["collapse"] <= COLLAPSE + WINDOW
     assert row["likelihood_lead"] == row["reward_decline"] - row["loglik_decline"] > 0
     assert row["halfway_lead"] is not None
@@ -51,14 +44,14 @@ def test_what_did_not_occur_is_empty() -> None:
 
 def test_the_lowest_reward_after_the_best_is_a_share_of_it() -> None:
     reward = np.r_[np.full(6, 0.1), np.full(6, 0.5), np.full(6, 0.2), np.full(6, 0.4)]
-    run = Measured(made("grpo", 0, {"reward": reward}), WINDOW)
+    run = Measured(made("grpo", 0, {"reward": reward}))
     assert run.lowest_after_best() == pytest.approx(0.4)
-    assert np.isnan(Measured(made("grpo", 0, {"reward": np.zeros(9)}), WINDOW).lowest_after_best())
+    assert np.isnan(Measured(made("grpo", 0, {"reward": np.zeros(9)})).lowest_after_best())
 
 
 def test_entropy_grows_from_its_first_window_to_its_highest() -> None:
     entropy = np.repeat([0.5, 2.0, 1.0], WINDOW)
-    run = Measured(made("grpo", 0, {"reward": np.ones(3 * WINDOW), "entropy": entropy}), WINDOW)
+    run = Measured(made("grpo", 0, {"reward": np.ones(3 * WINDOW), "entropy": entropy}))
     assert run.entropy_growth() == 4 and run.entropy_growth(WINDOW) == 1
     assert np.isnan(run.entropy_growth(WINDOW - 1))
 
@@ -66,10 +59,10 @@ def test_entropy_grows_from_its_first_window_to_its_highest() -> None:
 def test_the_kind_of_a_collapse_is_whether_likelihood_was_lost_against_its_noise() -> None:
     noise = 0.01 * (-1.0) ** STEP
     kept, lost = (
-        Measured(fallen("grpo", 0, columns={"loglik_correct": values}), WINDOW)
+        Measured(fallen("grpo", 0, columns={"loglik_correct": values}))
         for values in (-0.2 + noise, -0.2 - 0.01 * STEP + noise)
     )
-    assert (collapse_kind(kept), collapse_kind(lost)) == ("likelihood kept", "likelihood lost")
+    assert (kept.collapse_kind(), lost.collapse_kind()) == ("likelihood kept", "likelihood lost")
 
 
 def test_the_map_in_words_says_what_each_panel_does_with_a_cell() -> None:
@@ -100,6 +93,6 @@ def test_what_falls_together_leads_by_nothing_however_noisy(noise: float, bias: 
         rng = np.random.default_rng([seed, int(1000 * noise)])
         reward = 0.5 - 0.45 * way + rng.normal(0, noise, STEPS)
         columns = {"reward": reward, "entropy": 0.5 + way + rng.normal(0, 0.01, STEPS)}
-        run = Measured(fallen("grpo", seed, columns=columns), WINDOW)
+        run = Measured(fallen("grpo", seed, columns=columns))
         leads.append(run.halfway("reward", 1) - run.halfway("entropy", -1))
     assert abs(np.mean(leads)) <= bias

@@ -25,11 +25,14 @@ from claim_worlds import (
     weighted,
 )
 
+from llds_core.config.arms import load_study
 from llds_core.errors import ConfigError, DataError
-from llds_core.reporting.run_view import Evidence, Measured
-from llds_core.study.claim_list import CLAIMS
-from llds_core.study.claims import COLUMNS, claims_markdown, evaluate_claims
+from llds_core.reporting.run_view import Measured
+from llds_core.study.claims import evaluate_claims, load_claims
+from llds_core.study.evidence import Evidence
 
+DESK = load_study("desk")
+CLAIMS = load_claims(DESK).claims
 VERDICTS = {None: "not tested", True: "holds", False: "does not hold"}
 
 
@@ -44,7 +47,6 @@ def late(values, at=COLLAPSE + 2):
 
 STEP = np.arange(1, STEPS + 1)
 DIPPED = {"reward": np.where(STEP < COLLAPSE, 0.6 - 0.01 * STEP, 0.0)}
-SHORTER = {"llds_action": arm(stable, *SIX, steps=STEPS, loss=weighted(2))}
 WORSE = arm(fallen, *SIX, at=16)
 CURES = {
     "a KL weight of 0.01": "kl-0.01",
@@ -172,9 +174,9 @@ CASES = {
     "More updates on a rollout, by more epochs": (
         {
             "grpo_epochs_1": arm(fallen, *THREE, at=14, training={"updates_per_rollout": 8}),
-            "grpo_epochs_4": arm(stable, *THREE, training={"updates_per_rollout": 32}),
+            "grpo_epochs_2": arm(stable, *THREE, training={"updates_per_rollout": 32}),
         },
-        ["grpo-epochs-4"],
+        ["grpo-epochs-2"],
     ),
     "More updates on a rollout, by smaller": (
         {
@@ -195,14 +197,16 @@ def checked(start, without=(), **given):
     names = ("likelihood_change", "theorem", "nll_by_round")
     frames = mechanism(**{name: given.pop(name) for name in names if name in given})
     frames = {name: frame for name, frame in frames.items() if name not in without}
-    evidence = Evidence(study(without, given.pop("heldout", None), **given), frames, WINDOW)
-    found = claim_named(start).check(evidence)
+    claim = claim_named(start)
+    arms = {"grpo"}.union(*(rule.named_arms() for rule in claim.rule))
+    runs = study(without, given.pop("heldout", None), arms, **given)
+    found = claim.check(Evidence(runs, frames))
     return VERDICTS[None if found is None else found.holds]
 
 
 @pytest.fixture(scope="module")
 def table():
-    return evaluate_claims(study(), mechanism(), window=WINDOW)
+    return evaluate_claims(CLAIMS, study(), mechanism())
 
 
 def test_every_claim_has_its_cases():
@@ -226,14 +230,13 @@ def test_a_claim_without_its_runs_is_not_tested(start):
 
 
 def test_without_runs_nothing_is_tested():
-    empty = evaluate_claims([], {}, window=WINDOW)
-    assert tuple(empty.columns) == COLUMNS and len(empty) == len(CLAIMS)
+    empty = evaluate_claims(CLAIMS, [], {})
     assert (empty.verdict == "not tested").all() and (empty.seeds == 0).all()
     assert empty.effect.isna().all() and (empty.runs == "").all()
 
 
 def test_the_table_names_its_runs_and_is_the_same_twice(table):
-    assert table.equals(evaluate_claims(study(), mechanism(), window=WINDOW))
+    assert table.equals(evaluate_claims(CLAIMS, study(), mechanism()))
     [row] = table[table.claim.str.startswith("The paper's smaller")].itertuples()
     assert row.runs.split(";") == [
         *(f"llds-weight-0.01-seed{seed}" for seed in THREE),
@@ -241,13 +244,6 @@ def test_the_table_names_its_runs_and_is_the_same_twice(table):
         *(f"grpo-seed{seed}" for seed in THREE),
     ]
     assert (row.seeds, row.effect_unit) == (3, "steps") and row.rule
-
-
-def test_markdown_shows_effect_interval_and_seeds(table):
-    text = claims_markdown(table)
-    assert "| holds | 1 [0.61, 1] share of seeds | 6 |" in text
-    assert len(text.splitlines()) == len(CLAIMS) + 2
-    assert "| not tested | – | 0 |" in claims_markdown(evaluate_claims([], {}, window=WINDOW))
 
 
 def test_a_cure_counts_only_when_watched_as_long_as_grpo():
@@ -271,32 +267,60 @@ def test_a_diverged_run_collapses_and_a_broken_one_is_left_out():
     diverged = made("grpo", 0, columns, status="failed", reason="TrainingDivergedError: loss")
     broken = made("grpo", 1, columns, status="failed", reason="OSError: disk")
     running = made("grpo", 2, columns, status="running")
-    evidence = Evidence([diverged, broken, running], {}, WINDOW)
+    evidence = Evidence([diverged, broken, running], {})
     assert list(evidence.arm("grpo")) == [0]
     survival = evidence.arm("grpo")[0].survival()
     assert (survival.steps, survival.collapsed) == (12, True)
 
 
 def test_a_run_proves_no_more_than_its_windows_allow():
-    run = Measured(stable("grpo", 0), WINDOW)
+    run = Measured(stable("grpo", 0))
     assert run.survival().steps == STEPS - 2 * WINDOW + 1 and not run.survival().collapsed
     assert run.collapsed_by(STEPS) is False and run.collapsed_by(STEPS + 1) is None
 
 
 def test_ambiguous_runs_and_windows_are_refused():
     with pytest.raises(DataError, match="grpo seed 0 is given twice"):
-        evaluate_claims([fallen("grpo", 0), fallen("grpo", 0)], {}, window=WINDOW)
+        Evidence([fallen("grpo", 0), fallen("grpo", 0)], {})
     other = fallen("grpo", 1)
     other.manifest["profile"] = "smoke"
     with pytest.raises(DataError, match="profiles desk, smoke"):
-        evaluate_claims([fallen("grpo", 0), other], {}, window=WINDOW)
-    with pytest.raises(ConfigError, match="window is 0"):
-        evaluate_claims([], {}, window=0)
+        Evidence([fallen("grpo", 0), other], {})
+    longer = fallen("grpo", 1)
+    longer.manifest["config"]["diagnostics"]["window"] = 4
+    with pytest.raises(DataError, match=r"differ in diagnostics\.window"):
+        Evidence([fallen("grpo", 0), longer], {})
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("{cuont: survives, arm: grpo}", 'unknown rule "cuont": did you mean "count"?'),
+        ("{count: survivs, arm: grpo}", 'unknown name "survivs": did you mean "survives"?'),
+        ("{count: calm, amr: grpo}", 'unknown key "amr": did you mean "arm"?'),
+        ("{count: calm}", '"arm" is missing: add it'),
+        ("{count: calm, arm: gpro}", 'unknown arm "gpro": did you mean "grpo"?'),
+        ("{leads: entrpy, arm: grpo, leaves: maximum}", 'did you mean "entropy"?'),
+        ("{trend: loss.lds_weight, arms: [grpo], sign: 1}", 'did you mean "loss.llds_weight"?'),
+        ("{trend: loss.llds_weight, arms: [grpo], sign: 2}", "sign is 2: input should be -1 or 1"),
+        ("3", "a rule is 3"),
+    ],
+)
+def test_a_wrong_rule_is_refused_in_one_line(rule, message):
+    text = f"claims:\n  - {{claim: c, paper: p, means: m, unit: u, rule: {rule}}}"
+    with pytest.raises(ConfigError) as refused:
+        load_claims(DESK, text)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_changes_of_the_claims_are_dated():
+    dates = [change.date for change in load_claims(DESK).history]
+    assert len(dates) == 5 and dates == sorted(dates)
 
 
 def test_a_mean_on_the_right_side_is_not_enough():
     uneven = {("llds-action", s, f"best-{STEPS}"): 0.2 + (0.3 if s == 0 else 0) for s in SIX}
-    evidence = Evidence(study(scores=heldout() | uneven), {}, WINDOW)
+    evidence = Evidence(study(scores=heldout() | uneven), {})
     found = claim_named("LLDS improves").check(evidence)
     assert found.effect.estimate > 0 > found.effect.low and not found.holds
 
@@ -367,7 +391,7 @@ def test_what_no_outcome_could_show_is_not_tested():
     assert checked("Fewer LLDS", **five) == "not tested"
     two = {
         "grpo_epochs_1": arm(fallen, *TWO, at=23, training={"updates_per_rollout": 8}),
-        "grpo_epochs_4": arm(fallen, *TWO, at=17, training={"updates_per_rollout": 32}),
+        "grpo_epochs_2": arm(fallen, *TWO, at=17, training={"updates_per_rollout": 32}),
     }
     assert checked("More updates on a rollout, by more epochs", **two) == "not tested"
     censored = {

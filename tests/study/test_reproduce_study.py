@@ -12,7 +12,7 @@ from llds_core.__main__ import main
 from llds_core.config import Study, load_study
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, DataError, RunError
-from llds_core.reporting.store import Run, read_published
+from llds_core.reporting.store import StoredRun, read_published
 from llds_core.study import reproduce as reproduction
 from llds_core.study.published import publish_run
 from llds_core.study.reproduce import reproduce, reproduce_study
@@ -53,7 +53,7 @@ class Made:
             }
             steps = range(1, config.training.steps + 1)
             metrics = pd.DataFrame(dict.fromkeys(METRICS, 1.0), steps).assign(step=steps)
-            run = Run(run_root, manifest, metrics)
+            run = StoredRun(run_root, manifest, metrics)
             publish_run(run, planned.arm, published)
         return failures
 

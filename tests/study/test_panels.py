@@ -1,4 +1,4 @@
-"""Outcomes of arms, their figures and tables, from made-up runs."""
+"""Figures and tables of a study, from made-up runs."""
 
 import re
 from pathlib import Path
@@ -9,24 +9,15 @@ import pandas as pd
 import pytest
 
 from llds_core.config import Arm, Study, load_experiment, load_study
+from llds_core.config.arms import Series
 from llds_core.errors import DataError
-from llds_core.reporting.store import Run
-from llds_core.study.setting_figures import updates_figure, weights_figure
-from llds_core.study.study_figures import (
-    SERIES,
-    map_figure,
-    outcomes_figure,
-)
-from llds_core.study.study_tables import (
-    effects,
-    gradient_sizes,
-    heldout_table,
-    map_cells,
-    outcomes,
-    study_progress,
-    weight_arms,
-)
+from llds_core.reporting.run_tables import gradient_sizes, outcomes
+from llds_core.reporting.store import StoredRun
+from llds_core.runs.identity import FREE, flat
+from llds_core.study.panels import map_figure, outcomes_figure, updates_figure, weights_figure
+from llds_core.study.tables import effects, heldout_table, map_cells, study_progress
 
+DESK = load_study("desk")
 RISING = [0.3, 0.4] + [0.5] * 16
 FALLING = [0.3, 0.4] + [0.5] * 8 + [0.1] * 8
 SAGGING = [0.3, 0.4] + [0.5] * 11 + [0.1] * 3 + [0.3] * 2
@@ -36,7 +27,7 @@ DIVERGED = {"status": "failed", "reason": "TrainingDivergedError: loss was not f
 
 def made(
     arm: str, seed: int = 0, reward: list[float] = RISING, *overrides: str, **more: Any
-) -> Run:
+) -> StoredRun:
     config = load_experiment(
         "desk/grpo" if arm.startswith("grpo") else "desk/llds-action", overrides
     )
@@ -62,13 +53,19 @@ def made(
         "config_hash": config.hash(),
         "evaluation": more.get("evaluation", {}),
     }
-    return Run(Path("nowhere"), manifest, metrics)
+    return StoredRun(Path("nowhere"), manifest, metrics)
 
 
 def evaluation(em: float, checkpoint: str = "best", step: int = 40) -> dict[str, Any]:
     kinds = {"all": em, "1-hop": em + 0.1, "2-hop": em - 0.1}
     results = {kind: {"em": value, "n": 10} for kind, value in kinds.items()}
     return {checkpoint: {"checkpoint": f"step-{step:06d}", "results": {"greedy": results}}}
+
+
+def small(series: tuple[Series, ...] = (), **groups: list[str]) -> Study:
+    """A study of these arms by group."""
+    arms = [Arm(arm, "grpo", (0,), group=group) for group in groups for arm in groups[group]]
+    return Study("small", "desk", "", tuple(arms), series)
 
 
 def marks(axes: Any) -> set[tuple[str, float]]:
@@ -118,28 +115,26 @@ def test_a_run_that_diverged_collapsed_at_the_step_it_did_not_make() -> None:
 
 def test_a_run_without_collapse_is_drawn_open_where_it_ended() -> None:
     table = outcomes([made("grpo", 0, FALLING), made("grpo", 1), made("llds-action")])
-    groups = {"main": ["grpo", "llds-action"], "gates": ["llds-token"]}
-    figure = outcomes_figure(table, groups)
+    figure = outcomes_figure(table, small(main=["grpo", "llds-action"], gates=["llds-token"]))
     assert marks(figure.axes[0]) == {("o", 12.0), (">", 18.0)}
     labels = row_labels(figure)
-    assert (labels[0], labels[3]) == ("main", "gates") and labels[4].endswith("(token gate)")
+    assert labels == ["main", "grpo", "llds-action", "gates", "llds-token"]
     assert texts(figure) == ["not run"]
     with pytest.raises(DataError, match="run the study"):
-        outcomes_figure(table, {"main": ["nothing"]})
+        outcomes_figure(table, small(main=["nothing"]))
 
 
 def test_a_collapse_without_loss_of_likelihood_is_crossed() -> None:
     other = made("grpo-kl-0", 0, FALLING)
     other.metrics["loglik_correct"] = -0.2
-    figure = outcomes_figure(outcomes([made("grpo"), other]), {"a": ["grpo", "grpo-kl-0"]})
+    figure = outcomes_figure(outcomes([made("grpo"), other]), small(main=["grpo", "grpo-kl-0"]))
     assert marks(figure.axes[0]) == {(">", 18.0), ("X", 12.0)}
-    assert row_labels(figure) == ["a", "GRPO", "GRPO, KL weight 0"]
 
 
 def test_a_run_that_lost_most_of_its_reward_outside_the_rule_has_its_own_mark() -> None:
     table = outcomes([made("grpo", 0, SAGGING), made("grpo", 1)])
     assert table["collapse_step"].isna().all()
-    figure = outcomes_figure(table, {"main": ["grpo"]})
+    figure = outcomes_figure(table, small(main=["grpo"]))
     assert marks(figure.axes[0]) == {("v", 18.0), (">", 18.0)}
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "not by the rule, but fell below half of its best" in named
@@ -148,60 +143,64 @@ def test_a_run_that_lost_most_of_its_reward_outside_the_rule_has_its_own_mark() 
 def test_a_run_of_many_times_the_usual_steps_stands_at_the_edge() -> None:
     runs = [made("grpo"), made("llds-action", 0, RISING * 2), made("llds-action-long", 0, LONG)]
     arms = [run.arm for run in runs]
-    figure = outcomes_figure(outcomes(runs), {"main": arms})
+    figure = outcomes_figure(outcomes(runs), small(main=arms))
     assert marks(figure.axes[0]) == {(">", 18.0), (">", 36.0)}
     assert texts(figure) == ["step 54 →"] and figure.axes[0].get_xlim()[1] < 40
     # Where every run collapsed nothing is known to be usual.
     both = outcomes([made("grpo", 0, FALLING), made("grpo", 1, [*RISING, *FALLING])])
-    assert texts(outcomes_figure(both, {"main": ["grpo"]})) == []
+    assert texts(outcomes_figure(both, small(main=["grpo"]))) == []
 
 
 def test_a_diverged_run_without_a_slope_is_drawn() -> None:
     table = outcomes([made("grpo", 0, [0.3], **DIVERGED), made("grpo", 1)])
-    figure = outcomes_figure(table, {"main": ["grpo"]})
+    figure = outcomes_figure(table, small(main=["grpo"]))
     assert marks(figure.axes[0]) == {("X", 2.0), (">", 18.0)}
 
 
-def test_factors_are_series_that_hold_the_own_point_of_the_preset() -> None:
-    table = outcomes([made("grpo")])
-    groups = {"main": ["grpo"], "factors": ["mine", "grpo-epochs-1", "grpo-one-epoch-2"]}
-    assert row_labels(outcomes_figure(table, groups)) == [
-        "main",
-        "GRPO",
-        "factors",
-        "mine",
-        "updates by epochs (mini-batches of 16)",
-        "8 updates (1 epoch)",
-        "32 updates (4 epochs) = GRPO",
-        "updates by mini-batch (1 epoch)",
-        "2 updates (mini-batches of 64)",
-        "8 updates (mini-batches of 16)",
-    ]
+def test_a_group_is_shown_by_the_series_that_are_drawn_for_it() -> None:
+    series = Series("s", "updates", {"few": "8 updates", "grpo": "32 updates"}, ("factors",))
+    study = small((series,), main=["grpo"], factors=["mine", "few"])
+    labels = row_labels(outcomes_figure(outcomes([made("grpo")]), study))
+    assert labels == ["main", "grpo", "factors", "mine", "updates", "8 updates", "32 updates"]
 
 
 def test_every_arm_of_the_desk_study_has_a_row_and_says_its_settings() -> None:
-    study = load_study("desk")
-    groups: dict[str, list[str]] = {}
-    for arm in study.arms:
-        if arm.group != "map":
-            groups.setdefault(arm.group, []).append(arm.name)
-    labels = row_labels(outcomes_figure(outcomes([made("grpo")]), groups))
-    assert len(labels) == len(set(labels)) and not set(labels) & {arm.name for arm in study.arms}
-    factors = [name for labels in SERIES["factors"].values() for name in labels]
-    assert set(groups["factors"]) <= set(factors)
-    configs = {entry.arm.name: entry.config for entry in study.entries()}
-    by_epochs, by_mini_batch, mini_batch, *_, failures, sizes, _ = SERIES["factors"].values()
-    for arm, label in by_epochs.items():
+    labels = row_labels(outcomes_figure(outcomes([made("grpo")]), DESK))
+    assert len(labels) == len(set(labels)) and not set(labels) & set(DESK.labels)
+    in_series = {arm for series in DESK.drawn("factors") for arm in series.arms}
+    assert {arm.name for arm in DESK.arms if arm.group == "factors"} <= in_series
+    configs = {entry.arm.name: entry.config for entry in DESK.entries()}
+    by_name = {series.name: series.arms for series in DESK.series}
+    for arm, label in by_name["by epochs"].items():
         training = configs[arm].training
         assert numbers(label)[:2] == [training.updates_per_rollout, training.epochs]
-    for arm, label in by_mini_batch.items():
+    for arm, label in by_name["by mini-batches"].items():
         assert numbers(label) == [configs[arm].training.updates_per_rollout, batch(configs[arm])]
-    for arm, label in mini_batch.items():
+    for arm, label in by_name["mini-batch"].items():
         assert numbers(label) == [batch(configs[arm])]
-    for arm, label in failures.items():
+    for arm, label in by_name["search failures"].items():
         assert (numbers(label) or [0]) == [round(100 * configs[arm].retrieval.failure_rate)]
-    for arm, label in sizes.items():
+    for arm, label in by_name["group size"].items():
         assert numbers(label) == [configs[arm].rollout.group_size]
+
+
+def test_series_of_the_desk_study_vary_nothing_else() -> None:
+    configs = {entry.arm.name: entry.config for entry in DESK.entries()}
+    [weight] = DESK.drawn("weight")
+    weights = [configs[arm].loss.llds_weight for arm in weight.arms]
+    assert weights == sorted(set(weights))
+    # Without a penalty its normaliser counts for nothing.
+    free = {"loss.llds_weight", "loss.normalizer"} | FREE
+    assert all(differing(configs, arm, "llds-action") <= free for arm in weight.arms)
+    grid = {"training.learning_rate", "training.updates_per_rollout", "training.epochs"} | FREE
+    for panel in DESK.drawn("map"):
+        first = next(iter(panel.arms))
+        assert all(differing(configs, arm, first) <= grid for arm in panel.arms)
+
+
+def differing(configs: dict[str, Any], one: str, other: str) -> set[str]:
+    first, second = (flat(configs[arm].to_dict()) for arm in (one, other))
+    return {key for key in first if first[key] != second[key]} - {"method", "name"}
 
 
 def numbers(label: str) -> list[int]:
@@ -243,15 +242,16 @@ def test_updates_are_counted_and_coloured_by_their_number_a_rollout() -> None:
     ]
     for run, updates in zip(runs, (4, 32, 32), strict=True):
         run.metrics["updates"] = updates * run.metrics["step"]
-    [axes] = updates_figure(runs, ["reward"]).axes
+    ways = DESK.drawn("updates")
+    [axes] = updates_figure(runs, ["reward"], ways).axes
     slow, fast, *_ = (line for line in axes.lines if line.get_linewidth() > 2)
     assert slow.get_xdata()[-1] == 4 * len(RISING) and slow.get_linestyle() == "--"
     assert fast.get_xdata()[0] == 32 and fast.get_linestyle() == "-"
     assert slow.get_color() != fast.get_color() and axes.get_xscale() == "log"
     legend = [text.get_text() for text in axes.figure.legends[0].get_texts()]
-    assert legend == ["4 a rollout", "32 a rollout", "by epochs", "by mini-batches"]
+    assert legend == ["4 per rollout", "32 per rollout", "by epochs", "by mini-batches"]
     with pytest.raises(DataError, match="run the study"):
-        updates_figure([], ["reward"])
+        updates_figure([], ["reward"], ways)
 
 
 def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
@@ -270,7 +270,7 @@ def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
         ],
         columns=["panel", "seed", "method", "learning_rate", "updates_per_rollout"],
     )
-    figure = map_figure(outcomes(runs), cells)
+    figure = map_figure(outcomes(runs), cells, {})
     assert texts(figure) == [
         "0.50 → 0.10\ncollapse at 12\nlikelihood lost",
         "0.50 → 0.50\nno collapse in 18",
@@ -280,60 +280,19 @@ def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
         "not run",
     ]
     assert figure.get_suptitle() == "one seed (0)"
-    assert texts(map_figure(outcomes([made("grpo")]), cells)) == ["not run"] * 6
+    assert texts(map_figure(outcomes([made("grpo")]), cells, {})) == ["not run"] * 6
     with pytest.raises(DataError, match="no map"):
-        map_figure(outcomes(runs), cells.iloc[:0])
+        map_figure(outcomes(runs), cells.iloc[:0], {})
 
 
 def test_the_map_of_the_desk_study_is_three_by_three_for_three_methods() -> None:
-    cells = map_cells(load_study("desk"))
+    cells = map_cells(DESK)
     assert cells.groupby("panel").size().to_dict() == {"grpo": 9, "llds": 9, "kl": 9}
     assert cells["learning_rate"].nunique() == cells["updates_per_rollout"].nunique() == 3
     assert not cells.duplicated(["panel", "learning_rate", "updates_per_rollout"]).any()
-    assert set(map_cells(load_study("desk").with_seeds([7, 3]))["seed"]) == {7}
-
-
-def test_cells_of_the_map_that_repeat_another_arm_are_that_arm() -> None:
-    cells = map_cells(load_study("desk"))
     assert set(cells["seed"]) == {30}
-    filled = cells[~cells["method"].str.startswith("map-")]
-    assert set(filled.drop(columns="seed").itertuples(index=False, name=None)) == {
-        ("grpo", 1.75e-4, 32, "grpo-lr-half"),
-        ("grpo", 3.5e-4, 8, "grpo-epochs-1"),
-        ("grpo", 3.5e-4, 16, "grpo-epochs-2"),
-        ("grpo", 3.5e-4, 32, "grpo"),
-        ("kl", 3.5e-4, 32, "grpo-kl-0.1"),
-        ("llds", 3.5e-4, 32, "llds-action"),  # of which it shows twice the steps
-    }
-
-
-def test_a_cell_without_an_equal_run_of_its_seed_is_missing() -> None:
-    """`odd` differs in another key than those of the grid, `late` in its seed."""
-    slow = "training.learning_rate=1e-4"
-    arms = (
-        Arm("odd", "grpo", (3,), (slow, "loss.kl_weight=1")),
-        Arm("late", "grpo", (4,), (slow,)),
-        Arm("long", "llds-action", (3,), ("training.steps=90",)),
-        Arm("map-grpo-a", "grpo", (3,), group="map"),
-        Arm("map-llds-a", "llds-action", (3,), (slow,), "map"),
-    )
-    cells = map_cells(Study("maps", "desk", "", arms))
-    assert set(cells[["panel", "learning_rate", "method"]].itertuples(index=False, name=None)) == {
-        ("grpo", 3.5e-4, "map-grpo-a"),
-        ("llds", 1e-4, "map-llds-a"),
-        ("llds", 3.5e-4, "long"),
-    }
-
-
-def test_weights_are_ordered_and_other_differences_left_out() -> None:
-    runs = [
-        made("llds-action"),
-        made("llds-weight-0.1", 0, RISING, "loss.llds_weight=0.1"),
-        made("llds-weight-odd", 0, RISING, "loss.llds_weight=0.3", "loss.gate=token"),
-        made("llds-token", 0, RISING, "loss.gate=token"),
-        made("grpo"),
-    ]
-    assert weight_arms(runs) == ["grpo", "llds-weight-0.1", "llds-action"]
+    assert set(map_cells(DESK.with_seeds([7, 3]))["seed"]) == {7}
+    assert map_cells(small(main=["grpo"])).empty
 
 
 def test_effects_are_differences_on_shared_seeds() -> None:
@@ -358,7 +317,7 @@ def test_gradients_are_compared_on_shared_seeds_and_with_the_clip() -> None:
     table = gradient_sizes(runs, ["grpo", "llds-action"]).set_index("weight")
     assert table.loc[10.0, "over GRPO's"] == pytest.approx(3)
     assert table.loc[10.0, "clipped"] == 1 and table.loc[0.0, "clipped"] == 0
-    assert weight_arms([]) == []
+    assert gradient_sizes(runs, ["nothing"]).empty
 
 
 def test_held_out_scores_of_long_runs_are_those_within_the_usual_steps() -> None:
@@ -392,8 +351,7 @@ def test_heldout_scores_are_over_the_seeds_that_all_arms_share() -> None:
 
 
 def test_progress_counts_seeds_of_every_arm() -> None:
-    study = load_study("desk")
-    table = study_progress(study, [made("grpo", 0), made("grpo", 1)]).set_index("arm")
+    table = study_progress(DESK, [made("grpo", 0), made("grpo", 1)]).set_index("arm")
     assert table.loc["grpo", "seeds run"] == "2 of 5"
     assert table.loc["llds-token", "seeds run"] == "not run"
-    assert len(table) == len(study.arms)
+    assert len(table) == len(DESK.arms)

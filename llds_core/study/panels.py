@@ -1,0 +1,334 @@
+"""Figures of a study: what each arm did to the collapse, its map, and its settings in their order.
+
+A run that did not collapse within its steps is censored there and drawn as an open triangle: it may
+have collapsed later. One that lost more than half of its best reward, but not by the strict rule of
+`diagnostics.phases`, has a mark of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+from llds_core.config.arms import Series, Study
+from llds_core.errors import DataError
+from llds_core.reporting.figures import (
+    BASELINE,
+    METHOD_COLOURS,
+    axis_label,
+    draw_seeds,
+    scale_axis,
+    seed_means,
+)
+from llds_core.reporting.run_tables import usual_steps
+from llds_core.reporting.run_view import Measured
+from llds_core.reporting.stats import censored_median
+from llds_core.reporting.store import StoredRun
+
+_SEED_ALPHA = 0.75
+_FADED = "#777777"
+_INK = "#555555"
+_FELL_BELOW = 0.5  # of the best windowed reward
+# What became of a run: colour, marker, fill and name in the legend.
+_OUTCOMES = {
+    "likelihood lost": ("#D55E00", "o", "full", "collapsed, likelihood lost"),
+    "likelihood kept": ("#D55E00", "X", "full", "collapsed, likelihood kept"),
+    "fell": ("#AA4499", "v", "full", "not by the rule, but fell below half of its best"),
+    "none": ("#0072B2", ">", "none", "no collapse to its last step"),
+}
+_COLLAPSED = _OUTCOMES["likelihood lost"][0]
+_REWARD_SPAN = 0.4
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the figure: an arm, or a heading without one."""
+
+    label: str
+    arm: str | None = None
+    weight: str = "normal"
+    style: str = "normal"
+
+
+def outcomes_figure(table: pd.DataFrame, study: Study) -> Figure:
+    """Draw collapse step and likelihood slope of every run, one row per arm, under group headings.
+
+    Vertical lines repeat GRPO's runs in every row. The axis of steps ends at twice the steps of the
+    shortest run without a collapse; later ends and collapses stand there, with their steps.
+
+    Args:
+        table: what `outcomes` returns.
+        study: its arms from top to bottom, those of its map left out; an arm without runs is named
+            "not run". A group for which the study has series is shown by series.
+    """
+    rows = _rows(study)
+    if not table["method"].isin([row.arm for row in rows]).any():
+        raise DataError("none of the arms has a run: run the study first")
+    end = _axis_end(table)
+    with sns.axes_style("whitegrid"), sns.plotting_context("paper", font_scale=1.05):
+        figure = Figure(figsize=(9.6, 0.25 * len(rows) + 1.9), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        for _, run in table[table["method"] == BASELINE].iterrows():
+            line = {"color": _COLLAPSED, "alpha": 0.2, "linewidth": 1.2, "zorder": 0}
+            for axes, place in ((left, run["collapse_step"]), (right, run["slope"])):
+                if not np.isnan(place):
+                    axes.axvline(place, **line)
+        for place, row in enumerate(rows):
+            if row.arm is not None:
+                _draw_row(left, right, place, table[table["method"] == row.arm], end)
+        left.set_yticks(range(len(rows)), [row.label for row in rows])
+        for text, row in zip(left.get_yticklabels(), rows, strict=True):
+            text.set(fontweight=row.weight, fontstyle=row.style)
+        left.set_ylim(len(rows) - 0.5, -0.5)
+        left.set_xlim(0, end * 1.05)
+        left.set_xlabel("step of the collapse, or last step")
+        right.set_xlabel(
+            "slope of the log-likelihood of correct\nresponses (nats per token, ten steps)"
+        )
+        right.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        right.axvline(0, color=_INK, linewidth=1)
+        handles = [
+            Line2D([], [], color=c, marker=m, fillstyle=f, linestyle="none", label=label)
+            for c, m, f, label in _OUTCOMES.values()
+        ]
+        handles.append(Line2D([], [], color=_COLLAPSED, alpha=0.3, label="GRPO's runs"))
+        figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def _rows(study: Study) -> list[_Row]:
+    """Arms of a group that are in none of its series come before its series."""
+    groups: dict[str, list[str]] = {}
+    for arm in study.arms:
+        if arm.name not in study.only_on_map:
+            groups.setdefault(arm.group, []).append(arm.name)
+    rows = []
+    for heading, arms in groups.items():
+        series = study.drawn(heading)
+        in_series = {arm for one in series for arm in one.arms}
+        rows.append(_Row(heading, weight="bold"))
+        rows += [_Row(study.labels[arm], arm) for arm in arms if arm not in in_series]
+        for one in series:
+            rows.append(_Row(one.title, style="italic"))
+            rows += [_Row(label or study.labels[arm], arm) for arm, label in one.arms.items()]
+    return rows
+
+
+def _axis_end(table: pd.DataFrame) -> float:
+    """Where the axis of steps ends: a single run much longer than the usual would squeeze all."""
+    last = table["collapse_step"].fillna(table["steps"]).max()
+    whole = table.loc[table["collapse_step"].isna(), "steps"]
+    return min(last, 2 * whole.min()) if len(whole) else last
+
+
+def _draw_row(left: Axes, right: Axes, row: int, runs: pd.DataFrame, end: float) -> None:
+    plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    if runs.empty:
+        left.text(1, row, "not run", va="center", fontsize=8, color=_FADED, bbox=plain)
+    offsets = (np.arange(len(runs)) - (len(runs) - 1) / 2) * 0.18
+    steps = runs["collapse_step"].fillna(runs["steps"])
+    for offset, step, (_, run) in zip(offsets, steps, runs.iterrows(), strict=True):
+        colour, marker, fill, _ = _OUTCOMES[_outcome(run)]
+        style = {"color": colour, "marker": marker, "fillstyle": fill, "markersize": 5}
+        style |= {"alpha": _SEED_ALPHA, "linestyle": "none"}
+        left.plot(min(step, end), row + offset, **style)
+        right.plot(run["slope"], row + offset, **style)
+    beyond = steps[steps > end]
+    if len(beyond):
+        span = "–".join(f"{step:.0f}" for step in dict.fromkeys([beyond.min(), beyond.max()]))
+        text = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 8}
+        left.annotate(f"step {span} →", (end, row), (-7, 0), bbox=plain, **text)
+
+
+def _outcome(run: pd.Series) -> str:
+    if not np.isnan(run["collapse_step"]):
+        return run["kind"]
+    return "fell" if run["lowest_after_best"] < _FELL_BELOW else "none"
+
+
+def map_figure(table: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """Draw updates per rollout against learning rate, one panel per method: where it learns and
+    where it breaks.
+
+    Colour is the last reward (mean over a window) minus that of the start policy, on a fixed scale;
+    the text says best and last reward and what became of the run, or that the cell was not run.
+
+    Args:
+        table: what `outcomes` returns, of equally many steps each.
+        cells: what `map_cells` returns; only its seeds are shown.
+        titles: of panels, by their name.
+    """
+    if cells.empty:
+        raise DataError("the study has no map: name one with series of the figure map")
+    rates = sorted(cells["learning_rate"].unique())
+    updates = sorted(cells["updates_per_rollout"].unique())
+    panels = cells["panel"].unique()
+    with sns.axes_style("white"), sns.plotting_context("paper", font_scale=1.05):
+        figure = Figure(figsize=(3.4 * len(panels) + 1, 3.5), layout="constrained")
+        grid = figure.subplots(1, len(panels), squeeze=False, sharey=True).ravel()
+        found = table.drop(columns=["learning_rate", "updates_per_rollout"])
+        for axes, panel in zip(grid, panels, strict=True):
+            shown = cells[cells["panel"] == panel].merge(found, on=["method", "seed"], how="left")
+            gain = shown.assign(gain=shown["final_reward"] - shown["start_reward"]).pivot_table(
+                index="updates_per_rollout", columns="learning_rate", values="gain", dropna=False
+            )
+            gain = gain.reindex(index=updates, columns=rates)
+            scale = {"cmap": "RdBu", "vmin": -_REWARD_SPAN, "vmax": _REWARD_SPAN}
+            image = axes.imshow(gain, origin="lower", aspect="auto", **scale)
+            # What was not run is no white cell, which would be a reward that stayed as it was.
+            axes.patch.set(facecolor="#EFEFEF", hatch="///", edgecolor="#CFCFCF")
+            for (row, update), (column, rate) in product(enumerate(updates), enumerate(rates)):
+                here = shown["updates_per_rollout"].eq(update) & shown["learning_rate"].eq(rate)
+                cell = shown[here].dropna(subset=["steps"])
+                dark = abs(gain.iloc[row, column]) > 0.7 * _REWARD_SPAN
+                ink = _FADED if cell.empty else "white" if dark else "black"
+                text = {"ha": "center", "va": "center", "fontsize": 7.5, "color": ink}
+                axes.text(column, row, _cell(cell), **text)
+            axes.set_xticks(range(len(rates)), [f"{rate:.3g}" for rate in rates])
+            axes.set_yticks(range(len(updates)), updates)
+            axes.set_xlabel("learning rate")
+            axes.set_title(titles.get(panel, panel))
+        grid[0].set_ylabel("updates per rollout")
+        seeds = cells["seed"].unique()
+        name = f"one seed ({seeds[0]})" if len(seeds) == 1 else f"{len(seeds)} seeds"
+        figure.suptitle(name, fontsize=9)
+        figure.colorbar(image, ax=list(grid), label="last reward minus the start policy's")
+    return figure
+
+
+def _cell(runs: pd.DataFrame) -> str:
+    if runs.empty:
+        return "not run"
+    collapsed = runs["collapse_step"].notna()
+    rewards = runs[["best_reward", "final_reward"]].mean()
+    # A run that diverges before its first full window has no mean reward.
+    lines = [] if rewards.isna().all() else [" → ".join(f"{reward:.2f}" for reward in rewards)]
+    of = f" ({collapsed.sum()} of {len(runs)})" if len(runs) > 1 else ""
+    if collapsed.any():
+        kinds = runs.loc[collapsed, "kind"].unique()
+        lines.append(f"collapse at {censored_median(runs['collapse_step'])}{of}")
+        lines.append(kinds[0] if len(kinds) == 1 else "likelihood lost or kept")
+    else:
+        lines.append(f"no collapse in {runs['steps'].max():.0f}")
+        if (runs["lowest_after_best"] < _FELL_BELOW).any():
+            lines.append("fell below half")
+    return "\n".join(lines)
+
+
+def weights_figure(runs: Sequence[StoredRun], panels: Sequence[str]) -> Figure:
+    """Draw metrics against the step, one row per metric, one column per penalty weight.
+
+    Lines as in `draw_seeds`, over the steps that every run was given; dotted verticals mark
+    collapses, and a grey line repeats the mean of the smallest weight over the same seeds.
+
+    Args:
+        runs: what differs in nothing but the weight.
+        panels: names of metrics.
+    """
+    if not runs:
+        raise DataError("no run of any weight: run the study first")
+    steps = usual_steps(runs)
+    columns: dict[float, list[Measured]] = {}
+    for run in runs:
+        measured = Measured(run.first(steps))
+        columns.setdefault(measured.setting("loss", "llds_weight"), []).append(measured)
+    weights = sorted(columns)
+    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=0.95):
+        size = (max(1.45 * len(weights) + 0.9, 5.5), 1.6 * len(panels) + 1.0)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(len(panels), len(weights), squeeze=False, sharex=True, sharey="row")
+        for line, panel in zip(grid, panels, strict=True):
+            line[0].set_ylabel(axis_label(panel))
+            tables = {weight: _by_step(columns[weight], panel) for weight in weights}
+            smallest = tables[weights[0]]
+            for axes, (weight, table) in zip(line, tables.items(), strict=True):
+                scale_axis(axes, panel, pd.concat(tables.values()).stack())
+                same = smallest[smallest.columns.intersection(table.columns)]
+                reference = seed_means(axes, same)["mean"]
+                axes.plot(reference, color="#AAAAAA", linewidth=1.6, zorder=1)
+                draw_seeds(axes, table, METHOD_COLOURS["llds-action" if weight else BASELINE])
+                for run in columns[weight]:
+                    if run.collapse is not None:
+                        axes.axvline(run.collapse_step, color=_INK, linestyle=":", linewidth=1)
+                sns.despine(ax=axes)
+        for axes, weight in zip(grid[0], weights, strict=True):
+            found = [run.collapse is not None for run in columns[weight]]
+            name = "0 (GRPO)" if weight == 0 else f"{weight:g}"
+            axes.set_title(f"weight {name}\n{sum(found)} of {len(found)} collapse", fontsize=8)
+        figure.supxlabel("step", fontsize=9)
+        figure.align_ylabels()
+        handles = [
+            Line2D([], [], color=_INK, linewidth=0.8, alpha=0.6, label="a seed"),
+            Line2D([], [], color=_INK, linewidth=2.2, label="mean"),
+            Line2D([], [], color="#AAAAAA", linewidth=1.6, label=f"mean of weight {weights[0]:g}"),
+            Line2D([], [], color=_INK, linestyle=":", label="collapse onset"),
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def _by_step(runs: Sequence[Measured], metric: str) -> pd.DataFrame:
+    """Metric by step (rows) and seed (columns)."""
+    return pd.DataFrame({run.run.seed: run.rows.set_index("step")[metric] for run in runs})
+
+
+def updates_figure(
+    runs: Sequence[StoredRun], panels: Sequence[str], series: Sequence[Series]
+) -> Figure:
+    """Draw metrics against the optimizer updates made so far, one colour per number of updates on
+    a rollout.
+
+    Values are trailing means over the runs' window, lines as in `draw_seeds`, one style per series,
+    a way to change that number: an arm of several has that of the first. Runs that reach the same
+    place after as many updates are slowed down by fewer updates per rollout; runs that do not are
+    changed.
+
+    Args:
+        runs: of the series.
+        panels: names of metrics.
+        series: of the figure `updates`, two at most.
+    """
+    if not runs:
+        raise DataError("no run of any number of updates: run the study first")
+    styles = dict(zip((one.name for one in series), ("-", "--"), strict=False))
+    style_of = {arm: styles[one.name] for one in reversed(series) for arm in one.arms}
+    arms: dict[tuple[int, str], list[Measured]] = {}
+    for run in map(Measured, runs):
+        updates = run.setting("training", "updates_per_rollout")
+        arms.setdefault((updates, run.run.arm), []).append(run)
+    numbers = sorted({updates for updates, _ in arms})
+    palette = sns.color_palette("viridis_r", len(numbers)).as_hex()
+    colours = dict(zip(numbers, palette, strict=True))
+    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.05):
+        figure = Figure(figsize=(3.6 * len(panels), 3.9), layout="constrained")
+        grid = figure.subplots(1, len(panels), squeeze=False).ravel()
+        for axes, panel in zip(grid, panels, strict=True):
+            scale_axis(axes, panel, pd.concat([run.metrics[panel] for run in runs]))
+            for (updates, arm), chosen in sorted(arms.items(), key=lambda item: item[0]):
+                table = pd.DataFrame(
+                    {
+                        run.run.seed: pd.Series(run.means(panel), index=run.rows["updates"])
+                        for run in chosen
+                    }
+                )
+                draw_seeds(axes, table, colours[updates], linestyle=style_of[arm])
+            axes.set(xlabel="optimizer updates so far", ylabel=axis_label(panel), xscale="log")
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            sns.despine(ax=axes)
+        handles = [
+            Line2D([], [], color=colour, linewidth=2.2, label=f"{number} per rollout")
+            for number, colour in colours.items()
+        ]
+        handles += [
+            Line2D([], [], color=_INK, linestyle=style, label=name)
+            for name, style in styles.items()
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+    return figure

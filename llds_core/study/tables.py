@@ -1,0 +1,169 @@
+"""Tables of a study: what each arm did to the collapse and to held-out scores, and its map."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from llds_core.config.arms import Study
+from llds_core.markdown import bounded
+from llds_core.reporting.figures import BASELINE, method_label
+from llds_core.reporting.run_tables import usual_steps
+from llds_core.reporting.run_view import Measured, best_gain, final_gain, paired_survival
+from llds_core.reporting.stats import student_interval
+from llds_core.reporting.store import StoredRun
+
+
+def effects(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
+    """One row per arm of the study that shares seeds with GRPO: what it changes, seed by seed.
+
+    Returns:
+        Columns `group`, `arm`, `seeds` that it shares with GRPO, how many of them have `collapsed`
+        and of GRPO's (`grpo_collapsed`), then means of differences from GRPO's run of the seed:
+        `steps_survived` up to the common horizon with Student's 95 % interval, `best_reward` of a
+        window, `last_reward`, windowed, at the last step that both have with Student's interval,
+        and held-out exact match of the best and the last checkpoint (`heldout_em`,
+        `last_heldout_em`), all within the steps that both were given; NaN where it was not measured
+        on every seed. Last the `note` on the arm.
+    """
+    arms: dict[str, dict[int, Measured]] = {name: {} for name in study.labels}
+    known = [run for run in runs if run.arm in arms]
+    for run in known:
+        arms[run.arm][run.seed] = Measured(run)
+    base, steps = arms.get(BASELINE, {}), usual_steps(known)
+    rows = []
+    for arm in study.arms:
+        own = {seed: run for seed, run in arms[arm.name].items() if seed in base}
+        if arm.name != BASELINE and own:
+            row = {"group": arm.group, "arm": arm.name, **_effect(own, base, steps)}
+            rows.append(row | {"note": arm.note})
+    return pd.DataFrame(rows)
+
+
+def _effect(
+    own: Mapping[int, Measured], base: Mapping[int, Measured], steps: int
+) -> dict[str, object]:
+    pairs = [(run, base[seed]) for seed, run in own.items()]
+    survived = student_interval([*paired_survival(own, base).values()])
+    last = student_interval([final_gain(*pair) for pair in pairs])
+    return {
+        "seeds": len(pairs),
+        "collapsed": sum(bool(run.collapsed_by(steps)) for run, _ in pairs),
+        "grpo_collapsed": sum(bool(other.collapsed_by(steps)) for _, other in pairs),
+        "steps_survived": survived.estimate,
+        "steps_low": survived.low,
+        "steps_high": survived.high,
+        "best_reward": student_interval([best_gain(*pair) for pair in pairs]).estimate,
+        "last_reward": last.estimate,
+        "last_reward_low": last.low,
+        "last_reward_high": last.high,
+        "heldout_em": _heldout_gain(pairs, "best", steps),
+        "last_heldout_em": _heldout_gain(pairs, "last", steps),
+    }
+
+
+def _heldout_gain(pairs: Sequence[tuple[Measured, Measured]], checkpoint: str, steps: int) -> float:
+    scores = [[each.run.heldout(checkpoint, within=steps) for each in pair] for pair in pairs]
+    # Which seeds lack a score may depend on what became of them: a late best checkpoint does.
+    known = all(None not in pair for pair in scores)
+    return float(np.mean([one - other for one, other in scores])) if known else np.nan
+
+
+def heldout_table(
+    runs: Sequence[StoredRun], arms: Sequence[str], *, checkpoint: str = "best"
+) -> pd.DataFrame:
+    """Held-out exact match by question kind, one row per arm: the shape of the paper's Table 3.
+
+    Args:
+        runs: runs with their evaluation.
+        arms: rows; an arm without evaluation says "not run".
+        checkpoint: `best` or `last` within the steps that every run was given.
+
+    Returns:
+        Columns `arm`, `seeds`, and mean [95 % interval over seeds] of one-hop, two-hop and all
+        questions, greedy, then sampled at temperature 1, and of all questions greedy with the
+        search failures of training. Rows are over the seeds that all arms with a run share.
+    """
+    columns = {
+        f"{kind}{suffix}": (mode, key)
+        for suffix, mode in (("", "greedy"), (", sampled", "sampled_1"))
+        for kind, key in (("one-hop", "1-hop"), ("two-hop", "2-hop"), ("all", "all"))
+    }
+    columns["all, with failures"] = ("greedy_with_failures", "all")
+    steps = usual_steps(runs)
+    by_arm = {arm: {run.seed for run in runs if run.arm == arm} for arm in arms}
+    shared = set.intersection(*filter(None, by_arm.values())) if any(by_arm.values()) else set()
+    rows = []
+    for arm in arms:
+        chosen = [run for run in runs if run.arm == arm and run.seed in shared]
+        row: dict[str, object] = {"arm": method_label(arm), "seeds": len(chosen)}
+        for name, (mode, kind) in columns.items():
+            values = [run.heldout(checkpoint, mode, kind, within=steps) for run in chosen]
+            found = student_interval([value for value in values if value is not None])
+            text = bounded(found.estimate, found.low, found.high, ".3f")
+            row[name] = text if found.n else "not run"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def map_cells(study: Study) -> pd.DataFrame:
+    """Cells of the study's map, whose panels are the series of the figure `map`: `panel`, `seed`,
+    `learning_rate`, `updates_per_rollout` and `method`, the arm to show there, of the seeds that
+    all arms of the panel have.
+    """
+    seeds = {arm.name: set(arm.seeds) for arm in study.arms}
+    columns = ["panel", "seed", "learning_rate", "updates_per_rollout", "method"]
+    rows = []
+    for series in study.drawn("map"):
+        shared = set.intersection(*(seeds[arm] for arm in series.arms))
+        for entry in study.entries([*series.arms], sorted(shared)):
+            training = entry.config.training
+            place = (entry.seed, training.learning_rate, training.updates_per_rollout)
+            rows.append((series.name, *place, entry.arm.name))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def map_kinds(table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """What became of each cell of the map: which kind of collapse which panel cures.
+
+    Args:
+        table: what `outcomes` returns, of equally many steps each.
+        cells: what `map_cells` returns.
+
+    Returns:
+        One row per cell, columns `updates per rollout`, `learning rate` and the panels: the
+        collapse step and its kind, or "no collapse" with the lowest reward after the best as a
+        share of it, and by what entropy grew; or "not run".
+    """
+    found = table.set_index(["method", "seed"])
+    fates = [_fate(found, cell.method, cell.seed) for cell in cells.itertuples()]
+    names = {"updates_per_rollout": "updates per rollout", "learning_rate": "learning rate"}
+    wide = cells.assign(outcome=fates).pivot_table(
+        index=list(names), columns="panel", values="outcome", aggfunc="; ".join, sort=False
+    )
+    return wide.sort_index().rename_axis(columns=None).reset_index().rename(columns=names)
+
+
+def _fate(table: pd.DataFrame, arm: str, seed: int) -> str:
+    if (arm, seed) not in table.index:
+        return "not run"
+    run = table.loc[(arm, seed)]
+    entropy = f"entropy × {run['entropy_growth']:.1f}"
+    if not run["kind"]:
+        return f"no collapse, lowest {run['lowest_after_best']:.2f} of the best, {entropy}"
+    return f"collapse at {run['collapse_step']:.0f}, {run['kind']}, {entropy}"
+
+
+def study_progress(study: Study, runs: Sequence[StoredRun]) -> pd.DataFrame:
+    """One row per arm: seeds run of seeds planned, and what it is for."""
+    done = Counter(run.arm for run in runs)
+    return pd.DataFrame(
+        {
+            "group": arm.group,
+            "arm": arm.name,
+            "seeds run": f"{done[arm.name]} of {len(arm.seeds)}" if done[arm.name] else "not run",
+            "note": arm.note,
+        }
+        for arm in study.arms
+    )
