@@ -119,8 +119,14 @@ def data(
 ) -> int:
     """Fetch what a profile needs from the model hub."""
     from llds_core.retrieval.vectors import read_index_manifest
-    from llds_core.worlds.downloads import check_room, describe, download, plan
-    from llds_core.worlds.sources import SOURCES, needs
+    from llds_core.worlds.downloads import (
+        SOURCES,
+        check_room,
+        describe,
+        download,
+        find_missing,
+        needs,
+    )
 
     names = needs(profile, words(only))
     copied = folder / SOURCES["index"].folder
@@ -130,7 +136,7 @@ def data(
     if not names:
         print(f"{profile} needs no download: its world is built on this machine")
         return 0
-    items = plan(names, folder)
+    items = find_missing(names, folder)
     if not items:
         print(f"{', '.join(names)}: complete in {folder}")
         return 0

@@ -200,7 +200,7 @@ def test_a_model_that_the_hub_does_not_give_is_one_line(
     config = load_experiment("smoke/grpo", ["policy.path=owner/gated"])
     with pytest.raises(DownloadError, match=said) as caught:
         given_policy(config, tmp_path)
-    assert one_line(caught).startswith("policy.path=owner/gated is no folder here, and owner/gated")
+    assert one_line(caught).startswith("policy.path=owner/gated is not a folder here, and owner")
 
 
 def test_a_model_of_the_hub_is_taken_from_its_cache(

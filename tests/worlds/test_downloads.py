@@ -275,8 +275,9 @@ def test_a_small_disk_is_refused_before_anything_is_fetched(hub, tmp_path, capsy
 def test_nothing_is_fetched_without_consent(hub, tmp_path, capsys, monkeypatch):
     arguments = ["paper-3b", "--folder", str(tmp_path)]
     assert "--yes" in one_line(capsys, *arguments)
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr("builtins.input", lambda prompt: "")
+    terminal = io.StringIO("\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", terminal)
     assert main(["data", *arguments]) == 1
     assert not hub.asked and not list(tmp_path.iterdir())
 
