@@ -30,8 +30,8 @@ from llds_core.losses import group_advantages, policy_loss
 from llds_core.losses.aggregate import upcast
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.protocol import Trajectory
+from llds_core.rollout.rewards import score
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
-from llds_core.rollout.scoring import score
 from llds_core.seeding import torch_generator
 from llds_core.worlds.records import Question
 

@@ -13,13 +13,12 @@ the official LLDS code clamps after it, where an overflow has already spoilt the
 import torch
 
 from llds_core.losses.aggregate import aggregate as reduce
-from llds_core.losses.aggregate import upcast
-from llds_core.losses.checks import (
-    check_at_least,
-    check_between,
+from llds_core.losses.aggregate import (
     check_choice,
+    check_range,
     check_rows,
     check_same_shape,
+    upcast,
 )
 
 _MAX_LOG_RATIO = 20.0
@@ -69,8 +68,8 @@ def policy_loss(
     check_same_shape(
         logprobs_BT=logprobs_BT, old_logprobs_BT=old_logprobs_BT, response_mask_BT=response_mask_BT
     )
-    check_between("clip_low", clip_low, 0, 1)
-    check_at_least("clip_high", clip_high, 0)
+    check_range("clip_low", clip_low, 0, 1)
+    check_range("clip_high", clip_high, 0)
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip is {dual_clip}: give a number above 1, or None")
     if advantages.dim() == 1:

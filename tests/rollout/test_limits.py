@@ -25,7 +25,7 @@ from llds_core.rollout.protocol import (
     TAGS,
     search_observation,
 )
-from llds_core.rollout.scoring import score
+from llds_core.rollout.rewards import score
 from llds_core.runs.policies import END, PAD
 
 # Turns and limits

@@ -27,7 +27,7 @@ from llds_core.rollout.protocol import (
     block_sequence,
     search_observation,
 )
-from llds_core.rollout.scoring import score
+from llds_core.rollout.rewards import score
 from llds_core.worlds.records import Passage, Question
 
 # (a) Tokens
