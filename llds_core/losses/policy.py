@@ -93,11 +93,12 @@ def policy_loss(
     bounded = torch.zeros_like(mask)
     if dual_clip is not None:
         bound = -advantages * dual_clip
-        bounded = (advantages < 0) & (losses.detach() > bound)
+        bounded = mask & (advantages < 0) & (losses.detach() > bound)
         losses = torch.where(bounded, bound, losses)
     value = reduce(losses, mask, aggregate, denominator)
     count = mask.sum().clamp(min=1)
-    active = clipped.detach() > unclipped.detach()
+    # A sequence ratio reaches observation tokens too: they are not counted.
+    active = mask & (clipped.detach() > unclipped.detach())
     ratios = rho.detach()[mask] if mask.any() else rho.new_ones(1)
     return value, {
         "clip_fraction": active.sum() / count,
