@@ -28,8 +28,6 @@ from llds_core.rollout.protocol import (
 from llds_core.rollout.rewards import score
 from llds_core.runs.policies import END, PAD
 
-# Turns and limits
-
 
 def test_specification_hand_case() -> None:
     """Two searching turns: search, invalid, answer; one search run; three generations and chunks.
