@@ -12,26 +12,23 @@ value and gradient, so that the same numbers hold for every method's checkpoint.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llds_core.config import RewardConfig
 from llds_core.diagnostics.likelihood import evaluation_mode, policy_actions, policy_states
 from llds_core.diagnostics.searches import first_search_matches
 from llds_core.diagnostics.theorem import driver_score, prediction_errors
-from llds_core.errors import ConfigError, did_you_mean
 from llds_core.losses import group_advantages, policy_loss
 from llds_core.losses.aggregate import upcast
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.protocol import Trajectory
+from llds_core.rollout.rewards import score
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
-from llds_core.rollout.scoring import score
 from llds_core.seeding import torch_generator
 from llds_core.worlds.records import Question
 
@@ -55,53 +52,6 @@ _MEASURED = (
     "error_product",
     "state_cosine",
 )
-
-
-def likelihood_change(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    loop: RolloutLoop,
-    questions: Sequence[Question],
-    *,
-    learning_rate: float,
-    optimizer: Optimizer = "adamw",
-    group_size: int = 8,
-    step: int = 0,
-    seed: int = 0,
-    reward: RewardConfig | None = None,
-    progress: bool = False,
-) -> pd.DataFrame:
-    """Sample a group per question and measure one update on each group alone (Fig. 3a).
-
-    `sample_groups` followed by `group_changes`; call those to try two optimizers on one sample.
-
-    Returns:
-        The frame of `group_changes`.
-
-    Raises:
-        ConfigError: for an unknown optimizer, a learning rate that is not positive, or a group
-            size below 2.
-    """
-    _optimizer_class(optimizer, learning_rate)
-    groups = sample_groups(
-        model,
-        tokenizer,
-        loop,
-        questions,
-        group_size=group_size,
-        step=step,
-        seed=seed,
-        reward=reward,
-    )
-    return group_changes(
-        model,
-        groups,
-        pad_id=tokenizer.pad_token_id,
-        learning_rate=learning_rate,
-        optimizer=optimizer,
-        step=step,
-        progress=progress,
-    )
 
 
 def sample_groups(
@@ -132,12 +82,7 @@ def sample_groups(
 
     Returns:
         One list per question, in their order.
-
-    Raises:
-        ConfigError: when `group_size` is below 2.
     """
-    if group_size < 2:
-        raise ConfigError(f"group_size is {group_size}: a group needs at least 2 trajectories")
     generator = torch_generator(seed, "likelihood-change", step, device=str(model.device))
     sampler = TransformersSampler(model, tokenizer, generator, stop=StopAtTag(tokenizer))
     groups: list[list[Trajectory]] = []
@@ -161,7 +106,6 @@ def group_changes(
     learning_rate: float,
     optimizer: Optimizer = "adamw",
     step: int = 0,
-    progress: bool = False,
 ) -> pd.DataFrame:
     """Update on each group alone, from the same weights every time, and measure what it changed.
 
@@ -175,7 +119,6 @@ def group_changes(
         optimizer: `adamw`, whose first step moves every weight by about the learning rate whatever
             the gradient's size, or `sgd`, which follows the gradient.
         step: copied into the frame.
-        progress: show a bar.
 
     Returns:
         One row per group. `question_id`, `kind`, `step`, `optimizer`; `correct` and `incorrect`
@@ -189,14 +132,10 @@ def group_changes(
         `first_search_equal` and `first_search_similar` of `first_search_incorrect`, and after
         `first_search_reached_` the same without responses whose first search was made to fail; 0
         for skipped groups.
-
-    Raises:
-        ConfigError: for an unknown optimizer or a learning rate that is not positive.
     """
-    make = _optimizer_class(optimizer, learning_rate)
     rows = []
     with evaluation_mode(model), _restored(model) as undo:
-        for group in tqdm(groups, disable=not progress, desc="questions", unit="question"):
+        for group in groups:
             correct = [t.correct for t in group]
             row: dict[str, Any] = {
                 "question_id": group[0].question.id,
@@ -207,17 +146,17 @@ def group_changes(
                 "incorrect": len(group) - sum(correct),
                 "skipped": len(set(correct)) == 1,
                 **dict.fromkeys(_MEASURED, np.nan),
-                **_search_matches(group),
+                **_count_search_matches(group),
             }
             if not row["skipped"]:
-                weights = list(model.parameters())
-                row |= _one_update(model, group, make(weights, learning_rate), pad_id)
+                fresh = _make_optimizer(optimizer, model, learning_rate)
+                row |= _one_update(model, group, fresh, pad_id)
                 undo()
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _search_matches(group: Sequence[Trajectory]) -> dict[str, int]:
+def _count_search_matches(group: Sequence[Trajectory]) -> dict[str, int]:
     """Columns of `first_search_matches`, over the whole group and without injected failures, which
     return unrelated documents to the same query.
     """
@@ -225,20 +164,16 @@ def _search_matches(group: Sequence[Trajectory]) -> dict[str, int]:
     return {
         f"{prefix}{name}": count
         for prefix, chosen in (("first_search_", group), ("first_search_reached_", reached))
-        for name, count in asdict(first_search_matches(chosen, max(1, len(chosen)))).items()
+        for name, count in first_search_matches(chosen).items()
     }
 
 
-def _optimizer_class(name: str, learning_rate: float) -> Any:
-    known = {
-        "adamw": lambda weights, rate: torch.optim.AdamW(weights, lr=rate, weight_decay=0.0),
-        "sgd": lambda weights, rate: torch.optim.SGD(weights, lr=rate),
-    }
-    if name not in known:
-        raise ConfigError(f'optimizer is "{name}": {did_you_mean(name, known)}')
-    if not learning_rate > 0:
-        raise ConfigError(f"learning_rate is {learning_rate}: an update needs a positive one")
-    return known[name]
+def _make_optimizer(
+    name: Optimizer, model: PreTrainedModel, learning_rate: float
+) -> torch.optim.Optimizer:
+    if name == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=learning_rate)
+    return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
 
 
 @contextmanager

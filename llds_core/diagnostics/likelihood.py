@@ -11,7 +11,6 @@ serves everything that looks at a checkpoint from outside.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -20,8 +19,6 @@ from transformers import PreTrainedModel
 from llds_core.losses.aggregate import upcast
 from llds_core.rollout.masks import validate_response_masks
 from llds_core.rollout.protocol import Trajectory
-
-Which = Literal["all", "first", "later"]
 
 _LOGITS_AT_ONCE = 2**24  # tokens × vocabulary: 64 MiB a tensor in float32
 
@@ -36,15 +33,12 @@ class Scored:
             here.
         entropies: (T,) entropies of the next-token distributions.
         action_ids: (T,) index 1..K of the action each token belongs to.
-        states: (T, D) last-layer states, after the final norm, at the positions that predict
-            the tokens; None unless asked for.
     """
 
     trajectory: Trajectory
     logprobs: torch.Tensor
     entropies: torch.Tensor
     action_ids: torch.Tensor
-    states: torch.Tensor | None = None
 
 
 def score_trajectories(
@@ -53,7 +47,6 @@ def score_trajectories(
     *,
     pad_id: int,
     batch_size: int = 16,
-    with_states: bool = False,
 ) -> list[Scored]:
     """Score the policy tokens of `trajectories`, in evaluation mode and without gradients.
 
@@ -65,16 +58,10 @@ def score_trajectories(
         trajectories: finished trajectories, in any order.
         pad_id: any token id; it fills the right of shorter rows, where no causal model looks.
         batch_size: rows of a forward pass, at least 1.
-        with_states: also keep the predicting states.
 
     Returns:
         One result per trajectory, in the order given.
-
-    Raises:
-        ValueError: when a trajectory has no prompt or no policy token, or `batch_size` is below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: score at least 1 trajectory at a time")
     order = sorted(range(len(trajectories)), key=lambda i: trajectories[i].total_tokens)
     results: dict[int, Scored] = {}
     with evaluation_mode(model), torch.no_grad():
@@ -84,13 +71,10 @@ def score_trajectories(
             states, labels = policy_states(model, batch, pad_id=pad_id)
             logprobs, entropies = _project(model, states, labels)
             lengths = [sum(t.response_mask) for t in batch]
-            kept = upcast(states).cpu().split(lengths) if with_states else [None] * len(batch)
             for row, trajectory, *values in zip(
-                rows, batch, logprobs.split(lengths), entropies.split(lengths), kept, strict=True
+                rows, batch, logprobs.split(lengths), entropies.split(lengths), strict=True
             ):
-                results[row] = Scored(
-                    trajectory, *values[:2], policy_actions(trajectory), values[2]
-                )
+                results[row] = Scored(trajectory, *values, policy_actions(trajectory))
     return [results[row] for row in range(len(trajectories))]
 
 
@@ -108,15 +92,12 @@ def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
 def policy_states(
     model: PreTrainedModel, trajectories: Sequence[Trajectory], *, pad_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Last-layer states that predict the policy tokens, one trajectory after the other.
+    """Last-layer states (after the final norm) that predict the policy tokens, in order.
 
     Keeps the graph unless gradients are off.
 
     Returns:
         States (N, D) and the policy tokens (N,) they predict, N over all trajectories.
-
-    Raises:
-        ValueError: when a trajectory has no prompt or no policy token.
     """
     validate_response_masks(
         [t.completion_ids for t in trajectories], [t.response_mask for t in trajectories]
@@ -157,58 +138,3 @@ def _project(
         logprobs.append(log_softmax.gather(1, wanted[:, None]).squeeze(1))
         entropies.append(-(log_softmax.exp() * log_softmax).sum(-1))
     return torch.cat(logprobs).cpu(), torch.cat(entropies).cpu()
-
-
-def total_logprob(scored: Scored) -> float:
-    """Summed log-probability of all policy tokens, not normalised by length."""
-    return scored.logprobs.double().sum().item()
-
-
-def action_sums(scored: Scored) -> torch.Tensor:
-    """Summed log-probability of each action, (K,) in float64."""
-    actions = scored.action_ids
-    sums = torch.zeros(int(actions.max()), dtype=torch.float64)
-    return sums.index_add(0, actions - 1, scored.logprobs.double())
-
-
-def action_means(scored: Scored) -> torch.Tensor:
-    """Mean log-probability per token of each action, (K,) in float64."""
-    return action_sums(scored) / torch.bincount(scored.action_ids - 1)
-
-
-def token_mean(scored: Sequence[Scored], which: Which = "all") -> float:
-    """Mean log-probability per token, pooled over trajectories.
-
-    Args:
-        scored: any number of trajectories; a long one weighs more than a short one.
-        which: tokens of `all` actions, the `first` one, or the `later` ones.
-
-    Returns:
-        Nats per token; NaN when there is no such token.
-    """
-    values = [s.logprobs[_chosen(s, which)].double() for s in scored]
-    return torch.cat([torch.zeros(0, dtype=torch.float64), *values]).mean().item()
-
-
-def _chosen(scored: Scored, which: Which) -> torch.Tensor:
-    first = scored.action_ids == 1
-    return {"all": torch.ones_like(first), "first": first, "later": ~first}[which]
-
-
-def summed_change(before: Scored, after: Scored, which: Which = "all") -> float:
-    """Change of the summed log-probability of one trajectory from one policy to another.
-
-    Args:
-        before: scored under the earlier policy.
-        after: the same trajectory scored under the later one.
-        which: tokens that count, see `token_mean`.
-
-    Raises:
-        ValueError: when the two score different trajectories.
-    """
-    if before.trajectory is not after.trajectory:
-        raise ValueError(
-            "before and after score different trajectories: score the same list under both policies"
-        )
-    change = after.logprobs.double() - before.logprobs.double()
-    return change[_chosen(before, which)].sum().item()

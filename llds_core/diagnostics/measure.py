@@ -1,8 +1,8 @@
 """`mechanism`: the studies of why likelihood falls, on the checkpoints along stored runs.
 
     <run root>/<profile>/mechanism-seed<k>/
-        likelihood_change.csv   Figs 3a, 3b and 5: a row a checkpoint, question and optimizer
-        theorem.csv             rank correlations of the change with its causes, a row a factor
+        likelihood_change.csv   Figs 3a, 3b and 5: one row per checkpoint, question and optimizer
+        theorem.csv             rank correlations of the change with its causes
         nll_by_round.csv        Fig. 6: negative log-likelihood against search rounds
         manifest.json           what was measured, with which code
 
@@ -11,7 +11,7 @@ changed: then all are.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from llds_core.config import ExperimentConfig
 from llds_core.diagnostics.group_update import group_changes, sample_groups
-from llds_core.diagnostics.likelihood import score_trajectories
+from llds_core.diagnostics.likelihood import Scored, score_trajectories
 from llds_core.diagnostics.rounds import scripted_rounds
 from llds_core.diagnostics.searches import nll_by_round
 from llds_core.diagnostics.summary import correlations
@@ -47,7 +46,7 @@ def mechanism_path(root: Path, profile: str, seed: int) -> Path:
 
 def covered(folder: Path) -> tuple[list[str], int | None]:
     """Methods that the tables of `folder` cover to their end, and the number of their questions."""
-    manifest = _manifest(folder)
+    manifest = _read_manifest(folder)
     return [*manifest.get("runs", ())], manifest.get("questions")
 
 
@@ -74,11 +73,6 @@ def measure(
 
     Returns:
         The folder of the tables.
-
-    Raises:
-        ConfigError: when `questions` is not positive, or SmolLM2 is wanted and not installed.
-        DataError: when a run is missing.
-        CheckpointError: when a checkpoint cannot be read.
     """
     if questions < 1:
         raise ConfigError(f"questions is {questions}: measure at least one")
@@ -87,33 +81,26 @@ def measure(
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     asked = {"questions": questions, "rollouts": ROLLOUTS}
-    before = _manifest(folder)
+    before = _read_manifest(folder)
     if {name: before.get(name) for name in asked} != asked:
         # Shares and correlations over other responses are not to be mixed with these.
         for file in folder.iterdir():
             file.unlink()
     write_json(folder / "manifest.json", asked)
-    tables = {name: _read(folder / f"{name}.csv") for name in TABLES}
+    tables = {name: _read_table(folder / f"{name}.csv") for name in TABLES}
     environment = build_environment(runs[0].config)
     for run in runs:
-        config = run.config
+        method = run.config.method
+        found = tables["likelihood_change"]
+        done = set(found[found["method"] == method].get("step", ()))
         for step, checkpoint in _checkpoints(run, last_step):
-            found = tables["likelihood_change"]
-            if len(found) and ((found.method == config.method) & (found.step == step)).any():
-                continue
-            tqdm.write(f"{config.name} seed {seed}, step {step}")
-            measured = _measure(config, environment, checkpoint, step, seed, questions)
-            for name, frame in measured.items():
-                _label(frame, profile, config.method, seed)
-                tables[name] = pd.concat([tables[name], frame], ignore_index=True)
-            _write(folder, tables)
-    if smollm2 and not (
-        len(tables["nll_by_round"]) and (tables["nll_by_round"].method == "smollm2").any()
-    ):
-        frame = _smollm2_rounds(environment, questions)
-        _label(frame, profile, "smollm2", seed)
-        tables["nll_by_round"] = pd.concat([tables["nll_by_round"], frame], ignore_index=True)
-        _write(folder, tables)
+            if step not in done:
+                tqdm.write(f"{run.config.name} seed {seed}, step {step}")
+                frames = _measure(run, environment, checkpoint, step, questions)
+                _add(frames, tables, folder, (profile, method, seed))
+    if smollm2 and "smollm2" not in tables["nll_by_round"]["method"].tolist():
+        frames = {"nll_by_round": _smollm2_rounds(environment, questions)}
+        _add(frames, tables, folder, (profile, "smollm2", seed))
     manifest: dict[str, Any] = {
         "profile": profile,
         "seed": seed,
@@ -129,12 +116,8 @@ def measure(
 
 
 def read_mechanism(folder: Path) -> dict[str, pd.DataFrame]:
-    """Read the tables of `measure`, or published ones.
-
-    Raises:
-        DataError: when there is none.
-    """
-    tables = {name: _read(folder / f"{name}.csv") for name in TABLES}
+    """Read the tables of `measure`, or published ones."""
+    tables = {name: _read_table(folder / f"{name}.csv") for name in TABLES}
     if all(table.empty for table in tables.values()):
         raise DataError(f"{folder} holds no measurement: run python -m llds_core mechanism")
     return tables
@@ -153,35 +136,26 @@ def _checkpoints(run: Run, last_step: int | None) -> list[tuple[int, Path]]:
 
 
 def _measure(
-    config: ExperimentConfig,
-    environment: Environment,
-    checkpoint: Path,
-    step: int,
-    seed: int,
-    questions: int,
+    run: Run, environment: Environment, checkpoint: Path, step: int, questions: int
 ) -> dict[str, pd.DataFrame]:
+    config = run.config
     torch.set_num_threads(config.training.threads)
     model, tokenizer = load_policy(checkpoint, config.training.dtype)
     failure_rate = config.retrieval.failure_rate
-    loop = environment.rollout_loop(tokenizer, seed=seed, failure_rate=failure_rate)
     groups = sample_groups(
         model,
         tokenizer,
-        loop,
+        environment.rollout_loop(tokenizer, seed=run.seed, failure_rate=failure_rate),
         environment.world.train[:questions],
         group_size=ROLLOUTS,
         step=step,
-        seed=seed,
+        seed=run.seed,
         reward=config.reward,
     )
+    pad_id, rate = tokenizer.pad_token_id, config.training.learning_rate
     changes = [
         group_changes(
-            model,
-            groups,
-            pad_id=tokenizer.pad_token_id,
-            learning_rate=config.training.learning_rate,
-            optimizer=optimizer,
-            step=step,
+            model, groups, pad_id=pad_id, learning_rate=rate, optimizer=optimizer, step=step
         )
         for optimizer in _OPTIMIZERS
     ]
@@ -189,43 +163,45 @@ def _measure(
         correlations(change).assign(step=step, optimizer=optimizer)
         for change, optimizer in zip(changes, _OPTIMIZERS, strict=True)
     ]
-    trajectories = [trajectory for group in groups for trajectory in group]
-    scored = score_trajectories(model, trajectories, pad_id=tokenizer.pad_token_id)
-    rounds = [nll_by_round(scored, view) for view in ("position", "total")]
+    scored = score_trajectories(model, [t for group in groups for t in group], pad_id=pad_id)
     return {
         "likelihood_change": pd.concat(changes, ignore_index=True),
         "theorem": pd.concat(factors, ignore_index=True),
-        "nll_by_round": pd.concat(rounds, ignore_index=True).assign(step=step),
+        "nll_by_round": _rounds(scored, step),
     }
 
 
 def _smollm2_rounds(environment: Environment, questions: int) -> pd.DataFrame:
     model, tokenizer = load_smollm2()
-    trajectories = scripted_rounds(
-        tokenizer,
-        environment.retriever,
-        environment.world.train[:questions],
-        top_k=environment.config.retrieval.top_k,
-    )
+    asked, top_k = environment.world.train[:questions], environment.config.retrieval.top_k
+    trajectories = scripted_rounds(tokenizer, environment.retriever, asked, top_k=top_k)
     scored = score_trajectories(model, trajectories, pad_id=tokenizer.pad_token_id, batch_size=4)
+    return _rounds(scored, 0)
+
+
+def _rounds(scored: Sequence[Scored], step: int) -> pd.DataFrame:
     views = [nll_by_round(scored, view) for view in ("position", "total")]
-    return pd.concat(views, ignore_index=True).assign(step=0)
+    return pd.concat(views, ignore_index=True).assign(step=step)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _add(
+    frames: Mapping[str, pd.DataFrame],
+    tables: dict[str, pd.DataFrame],
+    folder: Path,
+    keys: tuple[str, str, int],
+) -> None:
+    """Append what was measured to the tables, and write them."""
+    for name, frame in frames.items():
+        for position, (key, value) in enumerate(zip(_KEYS, keys, strict=True)):
+            frame.insert(position, key, value)
+        tables[name] = pd.concat([tables[name], frame], ignore_index=True)
+        write_table(folder / f"{name}.csv", tables[name])
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
-def _label(frame: pd.DataFrame, profile: str, method: str, seed: int) -> None:
-    for position, value in enumerate((profile, method, seed)):
-        frame.insert(position, _KEYS[position], value)
-
-
-def _read(path: Path) -> pd.DataFrame:
+def _read_table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=_KEYS)
-
-
-def _write(folder: Path, tables: dict[str, pd.DataFrame]) -> None:
-    for name, table in tables.items():
-        write_table(folder / f"{name}.csv", table)

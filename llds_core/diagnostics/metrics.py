@@ -21,33 +21,21 @@ class Metric:
     name: str
     unit: str
     meaning: str
-    policy: Policy
+    policy: Policy = "old"
 
 
 _NATS = "nats per token"
 _DEFINITIONS = (
     Metric("step", "steps", "rollouts made so far, this one included", "none"),
     Metric("updates", "updates", "optimizer steps made so far, skipped ones included", "none"),
-    Metric("reward", "reward", "mean reward of the rollout", "old"),
-    Metric("em", "share", "share of trajectories whose answer matches exactly", "old"),
-    Metric(
-        "loglik_correct",
-        _NATS,
-        "mean log-likelihood of policy tokens of correct trajectories",
-        "old",
-    ),
-    Metric(
-        "loglik_incorrect",
-        _NATS,
-        "mean log-likelihood of policy tokens of incorrect trajectories",
-        "old",
-    ),
-    Metric("loglik_correct_first", _NATS, "as loglik_correct, first actions only", "old"),
-    Metric("loglik_correct_later", _NATS, "as loglik_correct, all actions but the first", "old"),
-    Metric("loglik_incorrect_first", _NATS, "as loglik_incorrect, first actions only", "old"),
-    Metric(
-        "loglik_incorrect_later", _NATS, "as loglik_incorrect, all actions but the first", "old"
-    ),
+    Metric("reward", "reward", "mean reward of the rollout"),
+    Metric("em", "share", "share of trajectories whose answer matches exactly"),
+    Metric("loglik_correct", _NATS, "mean log-likelihood of policy tokens of correct trajectories"),
+    Metric("loglik_incorrect", _NATS, "as loglik_correct, incorrect trajectories"),
+    Metric("loglik_correct_first", _NATS, "as loglik_correct, first actions only"),
+    Metric("loglik_correct_later", _NATS, "as loglik_correct, all actions but the first"),
+    Metric("loglik_incorrect_first", _NATS, "as loglik_incorrect, first actions only"),
+    Metric("loglik_incorrect_later", _NATS, "as loglik_incorrect, all actions but the first"),
     Metric(
         "loglik_change_correct",
         "nats per trajectory",
@@ -57,8 +45,7 @@ _DEFINITIONS = (
     Metric(
         "loglik_change_incorrect",
         "nats per trajectory",
-        "mean change of the summed log-probability of incorrect trajectories over the step's "
-        "updates",
+        "as loglik_change_correct, incorrect trajectories",
         "new",
     ),
     Metric(
@@ -66,29 +53,18 @@ _DEFINITIONS = (
         "cosine",
         "mean over (correct, incorrect) pairs of a group of the cosine of mean-pooled last-layer "
         "states of policy tokens",
-        "old",
     ),
-    Metric("entropy", _NATS, "mean entropy of the next-token distribution at policy tokens", "old"),
+    Metric("entropy", _NATS, "mean entropy of the next-token distribution at policy tokens"),
     Metric(
-        "kl",
-        _NATS,
-        "mean k3 estimate of the divergence from the start policy at policy tokens",
-        "old",
+        "kl", _NATS, "mean k3 estimate of the divergence from the start policy at policy tokens"
     ),
     Metric(
         "sampler_gap",
         _NATS,
         "mean absolute difference between the sampler's log-probabilities, at its temperature, and "
         "the trainer's own of the same policy tokens",
-        "old",
     ),
-    Metric(
-        "sampler_gap_max",
-        _NATS,
-        "largest absolute difference between the sampler's and the trainer's log-probability of a "
-        "policy token",
-        "old",
-    ),
+    Metric("sampler_gap_max", _NATS, "largest such difference of a policy token of the step"),
     Metric("loss", "loss", "mean total loss of the step's updates", "during"),
     Metric(
         "grad_norm",
@@ -96,24 +72,14 @@ _DEFINITIONS = (
         "mean total gradient norm before clipping, finite updates only",
         "during",
     ),
-    Metric(
-        "grad_norm_max",
-        "norm",
-        "largest total gradient norm before clipping, finite updates only",
-        "during",
-    ),
+    Metric("grad_norm_max", "norm", "as grad_norm, the largest", "during"),
     Metric(
         "ratio_max",
         "ratio",
         "largest likelihood ratio of a policy token to the policy that sampled",
         "during",
     ),
-    Metric(
-        "ratio_min",
-        "ratio",
-        "smallest likelihood ratio of a policy token to the policy that sampled",
-        "during",
-    ),
+    Metric("ratio_min", "ratio", "as ratio_max, the smallest", "during"),
     Metric(
         "clip_fraction", "share", "share of policy tokens whose surrogate was clipped", "during"
     ),
@@ -135,30 +101,24 @@ _DEFINITIONS = (
         "gated_fraction in the first mini-batch of the rollout: the canary, 0 on CPU in float32",
         "during",
     ),
-    Metric(
-        "preserved_fraction", "share", "share of policy tokens in preserved trajectories", "old"
-    ),
-    Metric(
-        "answer_weight", "weight", "LLDS weight of answer tokens relative to other tokens", "old"
-    ),
-    Metric("response_length", "tokens", "mean policy tokens of a trajectory", "old"),
-    Metric("observation_length", "tokens", "mean observation tokens of a trajectory", "old"),
-    Metric("valid_searches", "searches", "mean executed searches of a trajectory", "old"),
-    Metric("valid_answers", "share", "share of trajectories that end in an answer", "old"),
+    Metric("preserved_fraction", "share", "share of policy tokens in preserved trajectories"),
+    Metric("answer_weight", "weight", "LLDS weight of answer tokens relative to other tokens"),
+    Metric("response_length", "tokens", "mean policy tokens of a trajectory"),
+    Metric("observation_length", "tokens", "mean observation tokens of a trajectory"),
+    Metric("valid_searches", "searches", "mean executed searches of a trajectory"),
+    Metric("valid_answers", "share", "share of trajectories that end in an answer"),
     Metric(
         "invalid_actions",
         "actions",
         "mean actions of a trajectory that were neither search nor answer",
-        "old",
     ),
     Metric(
         "failed_searches",
         "share",
         "share of executed searches that returned injected, unrelated passages",
-        "old",
     ),
-    Metric("empty_searches", "share", "share of executed searches that returned nothing", "old"),
-    Metric("zero_variance_groups", "share", "share of groups whose rewards are all equal", "old"),
+    Metric("empty_searches", "share", "share of executed searches that returned nothing"),
+    Metric("zero_variance_groups", "share", "share of groups whose rewards are all equal"),
     Metric(
         "padding",
         "share",

@@ -10,14 +10,12 @@ are measured.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
 import torch
 
 from llds_core.diagnostics.likelihood import Scored
-from llds_core.errors import ConfigError, did_you_mean
 from llds_core.rollout.protocol import Action, Trajectory
 
 View = Literal["position", "total"]
@@ -26,53 +24,32 @@ _JACCARD = 0.5
 _ROUND_COLUMNS = ["view", "rounds", "nll", "entropy", "tokens", "trajectories"]
 
 
-@dataclass(frozen=True)
-class SearchMatches:
-    """Counts over the incorrect responses of groups with at least one correct response.
-
-    Attributes:
-        incorrect: such responses.
-        equal: those whose first search returned the same set of documents as that of a correct one.
-        similar: those where the two sets have a Jaccard index of at least 0.5.
-    """
-
-    incorrect: int
-    equal: int
-    similar: int
-
-
-def first_search_matches(trajectories: Sequence[Trajectory], group_size: int) -> SearchMatches:
-    """Count incorrect responses that begin like a correct one (Fig. 5).
+def first_search_matches(group: Sequence[Trajectory]) -> dict[str, int]:
+    """Count the incorrect responses of a group that begin like a correct one (Fig. 5).
 
     The first action of a response has to be an executed search; documents count by id, whatever
     their order. Two searches that both find nothing are equal.
 
     Args:
-        trajectories: scored; every `group_size` of them answer one question.
-        group_size: trajectories per question.
+        group: scored responses to one question.
 
-    Raises:
-        ConfigError: when the trajectories do not divide into groups.
+    Returns:
+        `incorrect` responses; of them `equal`, whose first search returned the same set of
+        documents as that of a correct one, and `similar`, with a Jaccard index of at least 0.5.
+        All 0 without a correct response.
     """
-    if group_size < 1 or len(trajectories) % group_size:
-        raise ConfigError(
-            f"{len(trajectories)} trajectories do not divide into groups of {group_size}: "
-            "pass whole groups and their size"
-        )
-    incorrect = equal = similar = 0
-    for start in range(0, len(trajectories), group_size):
-        group = trajectories[start : start + group_size]
-        found = [ids for t in group if t.correct and (ids := _first_documents(t)) is not None]
-        if not any(t.correct for t in group):
-            continue
-        for trajectory in group:
-            if not trajectory.correct:
-                incorrect += 1
-                ids = _first_documents(trajectory)
-                if ids is not None:
-                    equal += ids in found
-                    similar += any(_jaccard(ids, other) >= _JACCARD for other in found)
-    return SearchMatches(incorrect, equal, similar)
+    counts = {"incorrect": 0, "equal": 0, "similar": 0}
+    if not any(t.correct for t in group):
+        return counts
+    found = [ids for t in group if t.correct and (ids := _first_documents(t)) is not None]
+    for trajectory in group:
+        if not trajectory.correct:
+            counts["incorrect"] += 1
+            ids = _first_documents(trajectory)
+            if ids is not None:
+                counts["equal"] += ids in found
+                counts["similar"] += any(_jaccard(ids, other) >= _JACCARD for other in found)
+    return counts
 
 
 def _first_documents(trajectory: Trajectory) -> frozenset[str] | None:
@@ -99,12 +76,7 @@ def nll_by_round(scored: Sequence[Scored], view: View = "position") -> pd.DataFr
         trajectories, `tokens` and `trajectories`; ascending in `rounds`, and empty without any.
         The entropy is the NLL that the model's own samples would have there: where actions are
         scripted, the part of the NLL that is not the script's fault.
-
-    Raises:
-        ConfigError: for an unknown view.
     """
-    if view not in ("position", "total"):
-        raise ConfigError(f'view is "{view}": {did_you_mean(view, ("position", "total"))}')
     collected: defaultdict[int, list[torch.Tensor]] = defaultdict(list)
     for item in scored:
         rounds = item.trajectory.searches

@@ -80,15 +80,7 @@ def driver_score(
 
     Returns:
         The score; NaN where there is no correct, or for the factors no wrong, response.
-
-    Raises:
-        ValueError: when there are not as many states, errors and rows.
     """
-    if not len(states_ND) == len(errors_NV) == len(rows_N):
-        raise ValueError(
-            f"{len(states_ND)} states, {len(errors_NV)} errors and {len(rows_N)} rows: give one "
-            "each per policy token"
-        )
     alpha_NN = (errors_NV @ errors_NV.T).double()
     inner_NN = (states_ND @ states_ND.T).double()
     weights_N = advantages_B.double()[rows_N] / len(rows_N)

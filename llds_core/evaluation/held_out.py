@@ -22,8 +22,8 @@ from llds_core.evaluation.models import open_model
 from llds_core.files import write_json
 from llds_core.rollout.environment import Environment, build_environment, insisting
 from llds_core.rollout.protocol import Trajectory
+from llds_core.rollout.rewards import score
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
-from llds_core.rollout.scoring import score
 from llds_core.runs import Run
 from llds_core.seeding import numpy_generator, torch_generator
 from llds_core.worlds.records import Question

@@ -7,8 +7,7 @@ against.
 from llds_core.losses.advantages import group_advantages
 from llds_core.losses.aggregate import aggregate
 from llds_core.losses.kl import clamped_reference, kl_k3
-from llds_core.losses.llds import answer_weight_ramp, llds_penalty
-from llds_core.losses.masks import action_ids
+from llds_core.losses.llds import action_ids, answer_weight_ramp, llds_penalty
 from llds_core.losses.policy import policy_loss
 
 __all__ = [

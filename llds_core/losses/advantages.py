@@ -12,7 +12,7 @@
 
 import torch
 
-from llds_core.losses.checks import check_at_least, check_choice, check_rows
+from llds_core.losses.aggregate import check_choice, check_range, check_rows
 
 
 def group_advantages(
@@ -45,10 +45,10 @@ def group_advantages(
     """
     check_choice("mean", mean, ("group", "batch", "none"))
     check_choice("std", std, ("group", "batch", "none"))
-    check_at_least("eps", eps, 0)
+    check_range("eps", eps, 0)
     if rewards_B.dim() != 1 or not len(rewards_B):
         raise ValueError(
-            f"rewards_B has shape {tuple(rewards_B.shape)}: give (B,), one reward a trajectory"
+            f"rewards_B has shape {tuple(rewards_B.shape)}: give (B,), one reward per trajectory"
         )
     check_rows(rewards_B, group_ids_B=group_ids_B)
     rewards = rewards_B if rewards_B.dtype == torch.float64 else rewards_B.float()

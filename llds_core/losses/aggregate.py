@@ -12,9 +12,9 @@ weighs more in a micro-batch with few tokens. Here `denominator` carries the cou
 mini-batch instead.
 """
 
-import torch
+import math
 
-from llds_core.losses.checks import check_choice, check_denominator, check_same_shape
+import torch
 
 MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant")
 
@@ -77,3 +77,48 @@ def positive(count: float | torch.Tensor) -> float | torch.Tensor:
 def upcast(tensor: torch.Tensor) -> torch.Tensor:
     """Half precision to float32, for sums and small differences; other types are left alone."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+# What every loss checks of its arguments: one line, the value seen, what to do.
+
+
+def check_choice(name: str, value: str, options: tuple[str, ...]) -> None:
+    """Raise `ValueError` unless `value` is one of `options`."""
+    if value not in options:
+        raise ValueError(f'{name} is "{value}": choose one of {", ".join(options)}')
+
+
+def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raise `ValueError` unless `value` lies in [`low`, `high`]; NaN does not."""
+    if not low <= value <= high:
+        wanted = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise ValueError(f"{name} is {value}: give a number {wanted}")
+
+
+def check_same_shape(**tensors: torch.Tensor) -> None:
+    """Raise `ValueError` unless the first tensor is (B, T) and the others have its shape."""
+    (first, expected), *others = tensors.items()
+    if expected.dim() != 2:
+        raise ValueError(f"{first} has shape {tuple(expected.shape)}: give (trajectories, tokens)")
+    for name, tensor in others:
+        if tensor.shape != expected.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}: "
+                f"give {tuple(expected.shape)}, the shape of {first}"
+            )
+
+
+def check_rows(expected: torch.Tensor, **others: torch.Tensor) -> None:
+    """Raise `ValueError` unless all `others` have shape (B,) for `expected` of B rows."""
+    for name, tensor in others.items():
+        if tensor.shape != expected.shape[:1]:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}: "
+                f"give ({len(expected)},), one value per trajectory"
+            )
+
+
+def check_denominator(denominator: float | torch.Tensor | None) -> None:
+    """Raise `ValueError` for a negative or NaN number; a tensor passes: reading it stalls a GPU."""
+    if denominator is not None and not isinstance(denominator, torch.Tensor):
+        check_range("denominator", denominator, 0)

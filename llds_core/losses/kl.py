@@ -9,8 +9,7 @@ feel nothing; without the clamp they feel an exponential pull. `clamp` chooses.
 
 import torch
 
-from llds_core.losses.aggregate import aggregate, upcast
-from llds_core.losses.checks import check_same_shape
+from llds_core.losses.aggregate import aggregate, check_same_shape, upcast
 
 
 def kl_k3(

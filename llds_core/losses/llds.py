@@ -26,16 +26,15 @@ least two updates per rollout.
 
 import torch
 
-from llds_core.losses.aggregate import positive, upcast
-from llds_core.losses.checks import (
-    check_at_least,
-    check_between,
+from llds_core.losses.aggregate import (
     check_choice,
     check_denominator,
+    check_range,
     check_rows,
     check_same_shape,
+    positive,
+    upcast,
 )
-from llds_core.losses.masks import action_ids
 
 GATES = ("action", "response", "token")
 
@@ -93,8 +92,8 @@ def llds_penalty(
         logprobs_BT=logprobs_BT, old_logprobs_BT=old_logprobs_BT, response_mask_BT=response_mask_BT
     )
     check_rows(logprobs_BT, advantages_B=advantages_B)
-    check_between("answer_weight", answer_weight, 0, 1)
-    check_at_least("gate_threshold", gate_threshold, 0)
+    check_range("answer_weight", answer_weight, 0, 1)
+    check_range("gate_threshold", gate_threshold, 0)
     check_denominator(denominator)
     if answer_mask_BT is not None:
         check_same_shape(logprobs_BT=logprobs_BT, answer_mask_BT=answer_mask_BT)
@@ -129,6 +128,25 @@ def llds_penalty(
     }
 
 
+def action_ids(response_mask_BT: torch.Tensor) -> torch.Tensor:
+    """Number the actions of each trajectory.
+
+    Args:
+        response_mask_BT: (B, T), 1 on policy tokens, 0 on observations and padding.
+
+    Returns:
+        (B, T) int64: 0 outside actions, 1..K on the K maximal runs of policy tokens, from the left.
+
+    Raises:
+        ValueError: when the mask is not two-dimensional.
+    """
+    check_same_shape(response_mask_BT=response_mask_BT)
+    mask = response_mask_BT.bool()
+    starts = mask.clone()
+    starts[:, 1:] &= ~mask[:, :-1]
+    return starts.cumsum(1) * mask
+
+
 def answer_weight_ramp(searches: float, *, ramp: str = "paper", budget: float = 2.0) -> float:
     """Answer weight of LLDS-MA for a mean of `searches` valid searches per trajectory.
 
@@ -149,7 +167,7 @@ def answer_weight_ramp(searches: float, *, ramp: str = "paper", budget: float = 
         ValueError: for an unknown ramp or values out of range.
     """
     check_choice("ramp", ramp, ("paper", "code"))
-    check_at_least("searches", searches, 0)
+    check_range("searches", searches, 0)
     start = 0.0 if ramp == "paper" else 1.0
     if not budget > start:
         raise ValueError(f'budget is {budget} with ramp "{ramp}": give a number above {start:g}')

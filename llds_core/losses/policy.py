@@ -13,13 +13,12 @@ the official LLDS code clamps after it, where an overflow has already spoilt the
 import torch
 
 from llds_core.losses.aggregate import aggregate as reduce
-from llds_core.losses.aggregate import upcast
-from llds_core.losses.checks import (
-    check_at_least,
-    check_between,
+from llds_core.losses.aggregate import (
     check_choice,
+    check_range,
     check_rows,
     check_same_shape,
+    upcast,
 )
 
 _MAX_LOG_RATIO = 20.0
@@ -69,8 +68,8 @@ def policy_loss(
     check_same_shape(
         logprobs_BT=logprobs_BT, old_logprobs_BT=old_logprobs_BT, response_mask_BT=response_mask_BT
     )
-    check_between("clip_low", clip_low, 0, 1)
-    check_at_least("clip_high", clip_high, 0)
+    check_range("clip_low", clip_low, 0, 1)
+    check_range("clip_high", clip_high, 0)
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip is {dual_clip}: give a number above 1, or None")
     if advantages.dim() == 1:
@@ -94,11 +93,12 @@ def policy_loss(
     bounded = torch.zeros_like(mask)
     if dual_clip is not None:
         bound = -advantages * dual_clip
-        bounded = (advantages < 0) & (losses.detach() > bound)
+        bounded = mask & (advantages < 0) & (losses.detach() > bound)
         losses = torch.where(bounded, bound, losses)
     value = reduce(losses, mask, aggregate, denominator)
     count = mask.sum().clamp(min=1)
-    active = clipped.detach() > unclipped.detach()
+    # A sequence ratio reaches observation tokens too: they are not counted.
+    active = mask & (clipped.detach() > unclipped.detach())
     ratios = rho.detach()[mask] if mask.any() else rho.new_ones(1)
     return value, {
         "clip_fraction": active.sum() / count,

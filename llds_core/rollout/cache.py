@@ -7,6 +7,7 @@ and holes (columns that a row has only as padding) can be squeezed out.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
@@ -14,11 +15,14 @@ from transformers.cache_utils import Cache, DynamicLayer
 _SPARE_COLUMNS = 64
 
 
-class _GrowingLayer(DynamicLayer):
+class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
     """Keeps spare columns behind what it holds; `keys` and `values` are views without them."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
@@ -69,6 +73,10 @@ class RowCache:
         self.mask = torch.zeros(rows, 0, dtype=torch.long, device=device)
 
     @property
+    def _layers(self) -> list[_GrowingLayer]:
+        return cast("list[_GrowingLayer]", self.states.layers)
+
+    @property
     def is_empty(self) -> bool:
         """Whether no token was fed yet."""
         return self.mask.shape[1] == 0
@@ -77,7 +85,7 @@ class RowCache:
         """Keep `rows`, in that order; a row may be named more than once."""
         chosen = torch.tensor(rows, device=self.mask.device)
         self.mask = self.mask[chosen]
-        for layer in self.states.layers:
+        for layer in self._layers:
             layer.replace(layer.keys[chosen], layer.values[chosen])
 
     def squeeze(self) -> None:
@@ -88,14 +96,14 @@ class RowCache:
         # Stable: real tokens stay in order, holes go to the end.
         order = self.mask.argsort(dim=1, descending=True, stable=True)[:, :width]
         self.mask = self.mask.gather(1, order)
-        for layer in self.states.layers:
+        for layer in self._layers:
             index = order[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
             layer.replace(layer.keys.gather(2, index), layer.values.gather(2, index))
 
     def park(self, rows: Sequence[int]) -> Parked:
         """Return a copy of `rows`, to be merged back later."""
         chosen = torch.tensor(rows, device=self.mask.device)
-        states = [(layer.keys[chosen], layer.values[chosen]) for layer in self.states.layers]
+        states = [(layer.keys[chosen], layer.values[chosen]) for layer in self._layers]
         return Parked(states, self.mask[chosen])
 
     def merge(self, parked: Sequence[Parked], order: Sequence[int]) -> None:
@@ -105,7 +113,7 @@ class RowCache:
         chosen = torch.tensor(order, device=self.mask.device)
         masks = [self.mask, *(part.mask for part in parts)]
         self.mask = torch.cat([_widen(mask[..., None], width)[..., 0] for mask in masks])[chosen]
-        for number, layer in enumerate(self.states.layers):
+        for number, layer in enumerate(self._layers):
             keys = [layer.keys, *(part.states[number][0] for part in parts)]
             values = [layer.values, *(part.states[number][1] for part in parts)]
             layer.replace(

@@ -83,7 +83,21 @@ def build_world(config: ExperimentConfig) -> World:
     Raises:
         DataError: when the world is `files` and a file is missing or broken.
     """
-    return _WORLDS[config.world.name](config)
+    settings = config.world
+    if settings.name == "files":
+        return build_files_world(
+            Path(config.data.folder),
+            passages=_corpus(config),
+            seed=settings.seed,
+            dev_fraction=settings.dev_fraction,
+        )
+    return build_atlas(
+        cities=settings.cities,
+        countries=settings.countries,
+        seed=settings.seed,
+        dev_fraction=settings.dev_fraction,
+        test_fraction=settings.test_fraction,
+    )
 
 
 def build_retriever(config: ExperimentConfig, world: World) -> Retriever:
@@ -94,7 +108,15 @@ def build_retriever(config: ExperimentConfig, world: World) -> Retriever:
         ConfigError: when an index belongs to another corpus or encoder.
         RetrieverError: when the service does not answer.
     """
-    return _RETRIEVERS[config.retrieval.backend](config, world)
+    if config.retrieval.backend == "dense":
+        from llds_core.retrieval.dense import open_dense
+
+        return open_dense(world.passages, config.dense, index_folder(config, world))
+    if config.retrieval.backend == "server":
+        from llds_core.retrieval.client import RetrieverClient
+
+        return RetrieverClient(config.service, corpus=passages_hash(world.passages)[:16])
+    return BM25Retriever(world.passages, title_weight=config.retrieval.title_weight)
 
 
 def index_folder(config: ExperimentConfig, world: World) -> Path:
@@ -103,8 +125,6 @@ def index_folder(config: ExperimentConfig, world: World) -> Path:
     """
     if config.dense.path:
         return Path(config.dense.path)
-    from llds_core.retrieval.passage_file import passages_hash
-
     return index_path(config, world.name, passages_hash(world.passages))
 
 
@@ -114,59 +134,16 @@ def index_path(config: ExperimentConfig, world: str, corpus: str) -> Path:
     return INDEX_ROOT / f"{world}-{corpus[:12]}-{encoder[-60:]}"
 
 
-def corpus_identity(config: ExperimentConfig, *, progress: bool = False) -> str:
+def corpus_identity(config: ExperimentConfig) -> str:
     """Name of the corpus of `config`, as a search service gives it; questions are not read.
 
     Raises:
         DataError: when the corpus is missing or broken.
     """
-    from llds_core.retrieval.passage_file import passages_hash
-
     files = config.world.name == "files"
-    passages = _corpus(config, progress) if files else build_world(config).passages
+    passages = _corpus(config) if files else build_world(config).passages
     return passages_hash(passages)[:16]
 
 
-def _atlas(config: ExperimentConfig) -> World:
-    settings = config.world
-    return build_atlas(
-        cities=settings.cities,
-        countries=settings.countries,
-        seed=settings.seed,
-        dev_fraction=settings.dev_fraction,
-        test_fraction=settings.test_fraction,
-    )
-
-
-def _files(config: ExperimentConfig) -> World:
-    return build_files_world(
-        Path(config.data.folder),
-        passages=_corpus(config),
-        seed=config.world.seed,
-        dev_fraction=config.world.dev_fraction,
-    )
-
-
-def _corpus(config: ExperimentConfig, progress: bool = False) -> PassageFile:
-    return PassageFile(Path(config.data.folder) / CORPUS_FILE, progress=progress)
-
-
-def _bm25(config: ExperimentConfig, world: World) -> Retriever:
-    return BM25Retriever(world.passages, title_weight=config.retrieval.title_weight)
-
-
-def _dense(config: ExperimentConfig, world: World) -> Retriever:
-    from llds_core.retrieval.dense import open_dense
-
-    return open_dense(world.passages, config.dense, index_folder(config, world))
-
-
-def _server(config: ExperimentConfig, world: World) -> Retriever:
-    from llds_core.retrieval.client import RetrieverClient
-    from llds_core.retrieval.passage_file import passages_hash
-
-    return RetrieverClient(config.service, corpus=passages_hash(world.passages)[:16])
-
-
-_WORLDS = {"atlas": _atlas, "files": _files}
-_RETRIEVERS = {"bm25": _bm25, "dense": _dense, "server": _server}
+def _corpus(config: ExperimentConfig) -> PassageFile:
+    return PassageFile(Path(config.data.folder) / CORPUS_FILE)

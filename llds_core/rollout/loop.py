@@ -3,13 +3,14 @@
 At most `max_searches` turns may search; a trajectory still open after them gets one last turn whose
 search is not executed (Search-R1, arXiv 2503.09516, `search_r1/llm_agent/generation.py`). Deltas
 from the official loop: sampled ids are kept instead of encoding text again, generation stops at the
-closing tag, and the context is never cut from the
-left: a trajectory without room for another action ends with `length`.
+closing tag, and the context is never cut from the left: a trajectory without room for another
+action ends with `length`.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -148,7 +149,7 @@ class RolloutLoop:
         """Parse and execute one action per active row; return the seconds of searching."""
         parsed = []
         for generation in generations:
-            text = self._tokenizer.decode(generation.token_ids)
+            text = cast("str", self._tokenizer.decode(generation.token_ids))
             parsed.append((*parse_action(text), text))
         searching = [
             i
@@ -202,7 +203,7 @@ class RolloutLoop:
         action = trajectory.actions[-1]
         if action.executed:
             text = information(format_hits(action.hits) if refined is None else refined)
-            tokens = self._tokenizer.encode(text, add_special_tokens=False)
+            tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         else:
             tokens = self._feedback
         tokens = tokens[: min(self._config.max_observation_tokens, max(self._room(trajectory), 0))]

@@ -1,10 +1,12 @@
 """The prompt a policy sees: instructions once, then the question.
 
 Two wordings: `search-r1` explains the protocol to a pre-trained model (after Search-R1, arXiv
-    2503.09516, in our own
-words); `short` is for policies that were warm-started on the protocol and need only the question. A
-chat template is applied when the tokenizer has one, as the official code does for base models too.
+2503.09516, in our own words); `short` is for policies that were warm-started on the protocol and
+need only the question. A chat template is applied when the tokenizer has one, as the official code
+does for base models too.
 """
+
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -37,8 +39,9 @@ def encode_prompt(question: str, template: str, tokenizer: PreTrainedTokenizerBa
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return token ids of one user message, through the chat template when there is one."""
     if tokenizer.chat_template is None:
-        return tokenizer.encode(text, add_special_tokens=False)
+        return cast("list[int]", tokenizer.encode(text, add_special_tokens=False))
     messages = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(
+    ids = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=False
     )
+    return cast("list[int]", ids)

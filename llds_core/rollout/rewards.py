@@ -9,6 +9,9 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
+from llds_core.config import RewardConfig
+from llds_core.rollout.protocol import Trajectory, block_sequence
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _BLOCK_CODES = {"think": "T", "search": "S", "information": "I", "answer": "A", "text": "?"}
@@ -59,25 +62,18 @@ def valid_block_sequence(blocks: Sequence[str]) -> bool:
     Args:
         blocks: names in order out of `think`, `search`, `information`, `answer`, and `text` for
             text other than white space outside all of them.
-
-    Raises:
-        ValueError: for another name.
     """
-    unknown = [block for block in blocks if block not in _BLOCK_CODES]
-    if unknown:
-        raise ValueError(f'block is "{unknown[0]}": choose from {", ".join(_BLOCK_CODES)}')
-    return re.fullmatch(r"T(SIT)*A", "".join(map(_BLOCK_CODES.get, blocks))) is not None
+    codes = "".join(_BLOCK_CODES[block] for block in blocks)
+    return re.fullmatch(r"T(SIT)*A", codes) is not None
 
 
 def format_reward(
     prediction: str | None,
     golden_answers: Sequence[str],
+    credits: RewardConfig,
     *,
     valid_format: bool,
     retrieved: bool = False,
-    structure: float = 0.2,
-    final: float = 0.1,
-    retrieval: float = 0.0,
 ) -> float:
     """Reward that adds credit for form to exact match (Search-R1 v0.3, `qa_em_format.py`).
 
@@ -90,24 +86,47 @@ def format_reward(
     Args:
         prediction: the final answer, or None.
         golden_answers: accepted answers.
+        credits: has `structure`, `final` and `retrieval`, each in [0, 1].
         valid_format: see `valid_block_sequence`.
         retrieved: a golden answer stood in a retrieved passage.
-        structure: credit for a valid form, in [0, 1].
-        final: credit for a wrong answer in an invalid form, in [0, 1].
-        retrieval: credit for having retrieved a golden answer, in [0, 1].
 
     Raises:
-        ValueError: when there is no golden answer, or a credit lies outside [0, 1].
+        ValueError: when there is no golden answer.
     """
     _some(golden_answers)
-    for name, credit in (("structure", structure), ("final", final), ("retrieval", retrieval)):
-        if not 0 <= credit <= 1:
-            raise ValueError(f"{name} is {credit}: give a number from 0 to 1")
     if prediction is not None and exact_match(prediction, golden_answers):
-        return 1.0 if valid_format else 1.0 - structure
+        return 1.0 if valid_format else 1.0 - credits.structure
     if valid_format:
-        return structure + (retrieval if retrieved else 0.0)
-    return 0.0 if prediction is None else final
+        return credits.structure + (credits.retrieval if retrieved else 0.0)
+    return 0.0 if prediction is None else credits.final
+
+
+def score(trajectory: Trajectory, config: RewardConfig) -> None:
+    """Set `correct` (exact match) and `reward` (as configured) of a finished trajectory.
+
+    Only what the policy wrote is scored; no answer earns nothing.
+    """
+    golden = trajectory.question.golden_answers
+    answer = trajectory.answer
+    trajectory.correct = answer is not None and exact_match(answer, golden) == 1.0
+    if config.kind == "format":
+        valid = valid_block_sequence(block_sequence(trajectory))
+        found = _retrieved(trajectory)
+        trajectory.reward = format_reward(
+            answer, golden, config, valid_format=valid, retrieved=found
+        )
+    elif config.kind == "f1":
+        trajectory.reward = 0.0 if answer is None else f1_score(answer, golden)
+    else:
+        trajectory.reward = float(trajectory.correct)
+
+
+def _retrieved(trajectory: Trajectory) -> bool:
+    """Whether a retrieved passage contains an accepted answer."""
+    texts = [normalize_answer(hit.contents) for action in trajectory.actions for hit in action.hits]
+    wanted = [normalize_answer(answer) for answer in trajectory.question.golden_answers]
+    # An answer such as "The" normalises to nothing, which every text contains.
+    return any(answer in text for answer in wanted if answer for text in texts)
 
 
 def _some(golden_answers: Sequence[str]) -> Sequence[str]:

@@ -9,7 +9,7 @@ nothing is ever decoded and encoded again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class StopAtTag:
         self._closing = {index for index, piece in enumerate(pieces) if ">" in piece}
         self._window = 4 * max(map(len, tags))
 
-    def __call__(self, token_ids: Sequence[int]) -> bool:
+    def __call__(self, token_ids: list[int]) -> bool:
         """Whether the last of `token_ids` completes a stop tag."""
         if token_ids[-1] not in self._closing:
             return False
@@ -185,7 +185,7 @@ class TransformersSession:
         """Sample one action for each of `rows`, at most `budgets` (>= 1) tokens each."""
         model = self._sampler.model
         training = model.training
-        model.eval()
+        model.train(False)
         dtype = self._sampler.autocast
         try:
             with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
@@ -297,4 +297,5 @@ class TransformersSession:
         hidden = output.last_hidden_state
         if last is not None:
             hidden = hidden[torch.arange(len(last), device=hidden.device), last][:, None]
-        return self._sampler.model.get_output_embeddings()(hidden)
+        head = self._sampler.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        return cast("torch.Tensor", head(hidden))

@@ -190,7 +190,7 @@ class ColocatedEngine:
 
     def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Completion]:
         """See `Engine`."""
-        return self._shared((requests, options))
+        return self._shared((requests, options)) or []
 
     def _shared(
         self, own: tuple[Sequence[Request], Mapping[str, Any]] | None
@@ -221,7 +221,7 @@ class ColocatedEngine:
     def _complete(
         self, requests: Sequence[Request], options: Mapping[str, Any]
     ) -> list[Completion]:
-        from vllm import SamplingParams
+        from vllm import SamplingParams  # type: ignore[import-not-found, unused-ignore]
 
         outputs = self._generation.llm.generate(
             [{"prompt_token_ids": request.token_ids} for request in requests],

@@ -18,13 +18,13 @@ from llds_core.errors import ConfigError, RunError
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.prompts import prompt_text
+from llds_core.rollout.rewards import score
 from llds_core.rollout.samplers import (
     Sampler,
     StopAtTag,
     TransformersSampler,
     end_of_sequence_ids,
 )
-from llds_core.rollout.scoring import score
 from llds_core.rollout.vllm_sampler import Engine, VLLMSampler
 from llds_core.runs import Run, RunDirectory
 from llds_core.runs.checkpoints import (

@@ -6,8 +6,7 @@ import torch
 from toy_groups import trajectory
 
 from llds_core.diagnostics.likelihood import Scored, policy_actions
-from llds_core.diagnostics.searches import SearchMatches, first_search_matches, nll_by_round
-from llds_core.errors import ConfigError
+from llds_core.diagnostics.searches import first_search_matches, nll_by_round
 
 
 def searched(*found, correct=False):
@@ -25,40 +24,31 @@ def scored(actions, *, found=None, entropy=0.0):
 RIGHT = searched("123", None, correct=True)
 
 
-def test_matches_count_sets_not_lists():
-    """Found 1 2 3; the wrong ones 3 2 1 (equal), 1 2 4 (2 of 4 in common), and no search."""
-    wrong = [searched("321", None), searched("124", None), searched(None)]
-    assert first_search_matches([RIGHT, *wrong], 4) == SearchMatches(3, 1, 2)
+NOTHING = searched((), None, correct=True)
+UNSEARCHED = searched(None, correct=True)
+OTHER = searched("789", None, correct=True)
+WRONG = searched("123", None)
 
 
-def test_groups_of_one_outcome_do_not_count():
-    wrong = searched("123", None)
-    assert first_search_matches([RIGHT, RIGHT, wrong, wrong], 2) == SearchMatches(0, 0, 0)
-    assert first_search_matches([RIGHT, wrong, wrong, wrong], 2) == SearchMatches(1, 1, 1)
-
-
-def test_only_the_first_action_can_match():
-    late = searched("9", "123", None)
-    invalid_first = searched(None, "123", None)
-    assert first_search_matches([RIGHT, late, invalid_first], 3) == SearchMatches(2, 0, 0)
-
-
-def test_any_correct_response_of_the_group_can_be_matched():
-    other = searched("789", None, correct=True)
-    unsearched = searched(None, correct=True)
-    wrong = searched("987", None)
-    assert first_search_matches([RIGHT, unsearched, other, wrong], 4) == SearchMatches(1, 1, 1)
-
-
-def test_two_searches_that_find_nothing_are_equal():
-    nothing = searched((), None, correct=True)
-    assert first_search_matches([nothing, searched((), None)], 2) == SearchMatches(1, 1, 1)
-    assert first_search_matches([nothing, searched("1", None)], 2) == SearchMatches(1, 0, 0)
-
-
-def test_trajectories_have_to_divide_into_groups():
-    with pytest.raises(ConfigError, match="3 trajectories do not divide into groups of 2"):
-        first_search_matches([RIGHT] * 3, 2)
+@pytest.mark.parametrize(
+    ("group", "counts"),
+    [
+        # Sets, not lists: 3 2 1 is equal, 1 2 4 has 2 of 4 in common, the last searched nothing.
+        ([RIGHT, searched("321", None), searched("124", None), searched(None)], (3, 1, 2)),
+        # Groups of one outcome do not count.
+        ([RIGHT, RIGHT], (0, 0, 0)),
+        ([WRONG, WRONG], (0, 0, 0)),
+        # Only the first action can match, ...
+        ([RIGHT, searched("9", "123", None), searched(None, "123", None)], (2, 0, 0)),
+        # ... and any correct response of the group be matched.
+        ([RIGHT, UNSEARCHED, OTHER, searched("987", None)], (1, 1, 1)),
+        # Two searches that find nothing are equal.
+        ([NOTHING, searched((), None)], (1, 1, 1)),
+        ([NOTHING, searched("1", None)], (1, 0, 0)),
+    ],
+)
+def test_incorrect_responses_that_begin_like_a_correct_one_are_counted(group, counts):
+    assert tuple(first_search_matches(group).values()) == counts
 
 
 ITEMS = [
@@ -98,8 +88,3 @@ def test_an_action_that_did_not_search_adds_no_round():
 
 def test_nothing_scored_makes_an_empty_frame():
     assert nll_by_round([]).columns.tolist() == nll_by_round(ITEMS).columns.tolist()
-
-
-def test_an_unknown_view_is_refused():
-    with pytest.raises(ConfigError, match='view is "positon": did you mean "position"'):
-        nll_by_round(ITEMS, "positon")

@@ -142,14 +142,3 @@ def test_a_group_without_contrast_has_no_factors():
     assert math.isnan(none.driver) and math.isnan(none.error_product)
     every = driver_score(states, errors, rows, advantages, torch.tensor([True, True]))
     assert every.driver == 0 and math.isnan(every.state_cosine)
-
-
-def test_missing_errors_are_refused():
-    with pytest.raises(ValueError, match="2 states, 1 errors and 2 rows"):
-        driver_score(
-            torch.ones(2, 1),
-            torch.ones(1, 2),
-            torch.tensor([0, 1]),
-            torch.ones(2),
-            torch.tensor([True, False]),
-        )

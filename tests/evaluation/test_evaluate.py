@@ -60,7 +60,6 @@ def test_the_summary_counts_what_is_in_the_lines(whole):
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_the_batch_size_changes_no_answer(whole, tmp_path, batch):
-    """Float noise of padding could tip a tie; this policy has none."""
     evaluate(tmp_path, batch=batch)
     assert lines(tmp_path / "predictions.jsonl") == lines(whole / "predictions.jsonl")
 

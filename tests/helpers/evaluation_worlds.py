@@ -31,7 +31,10 @@ def environment(*overrides: str) -> Environment:
 
 @cache
 def policy() -> PreTrainedModel:
-    """An untrained policy that likes tags, so that some of its actions are valid."""
+    """An untrained policy that likes tags, so that some of its actions are valid.
+
+    In float64, where no token hangs on the order in which a sum is taken, nor on the batch.
+    """
     sizes = PolicyConfig(
         vocab_size=300,
         hidden_size=32,
@@ -41,7 +44,7 @@ def policy() -> PreTrainedModel:
         key_value_heads=2,
         initializer_range=0.3,
     )
-    model = build_policy(sizes, TOKENIZER, 0).eval()
+    model = build_policy(sizes, TOKENIZER, 0).eval().double()
     with torch.no_grad():
         model.get_input_embeddings().weight[TOKENIZER.convert_tokens_to_ids(list(TAGS))] *= 2
     return model

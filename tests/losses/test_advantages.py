@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llds_core.losses import group_advantages
@@ -64,12 +64,9 @@ def test_grpo_uses_the_unbiased_deviation_of_the_group(rewards, expected):
     assert advantages(rewards) == close(expected)
 
 
-@pytest.mark.parametrize(("reward", "expected"), [(1.0, 0.999999), (0.0, 0.0)])
-def test_group_of_one_keeps_its_reward(reward, expected):
-    assert advantages([reward]) == close([expected])
-
-
-def test_group_of_one_keeps_its_reward_beside_larger_groups():
+def test_group_of_one_keeps_its_reward():
+    assert advantages([1.0]) == close([0.999999])
+    assert advantages([0.0]) == [0.0]
     assert advantages([1, 1, 0], [7, 3, 3]) == close([0.999999, 0.707106, -0.707106])
 
 
@@ -78,34 +75,23 @@ def test_eps_is_added_to_the_deviation():
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("mean", "std", "mixed", "equal"),
     [
+        # Lite PPO, GRPO, batch normalisation, Dr. GRPO.
+        ("group", "batch", [1.45651, *[-0.485503] * 3, *[0.971006] * 2, *[-0.971006] * 2], 0),
+        ("group", "group", [1.499997, *[-0.499999] * 3, *[0.866024] * 2, *[-0.866024] * 2], 0),
         (
-            {"mean": "group", "std": "batch"},
-            [1.45651, -0.485503, -0.485503, -0.485503, *[0.971006] * 2, *[-0.971006] * 2, *[0] * 4],
+            "batch",
+            "batch",
+            [0.809172, *[-1.132841] * 3, *[0.809172] * 2, *[-1.132841] * 2],
+            0.809172,
         ),
-        (
-            {"mean": "group", "std": "group"},
-            [
-                1.499997,
-                -0.499999,
-                -0.499999,
-                -0.499999,
-                *[0.866024] * 2,
-                *[-0.866024] * 2,
-                *[0] * 4,
-            ],
-        ),
-        (
-            {"mean": "batch", "std": "batch"},
-            [0.809172, *[-1.132841] * 3, *[0.809172] * 2, *[-1.132841] * 2, *[0.809172] * 4],
-        ),
-        ({"mean": "group", "std": "none"}, [0.75, *[-0.25] * 3, *[0.5] * 2, *[-0.5] * 2, *[0] * 4]),
+        ("group", "none", [0.75, *[-0.25] * 3, *[0.5] * 2, *[-0.5] * 2], 0),
     ],
-    ids=["lite-ppo", "grpo", "batch-norm", "dr-grpo"],
 )
-def test_means_and_deviations_combine_as_the_methods_do(options, expected):
-    assert advantages(THREE_GROUPS, THREE_IDS, **options) == close(expected)
+def test_means_and_deviations_combine_as_the_methods_do(mean, std, mixed, equal):
+    found = advantages(THREE_GROUPS, THREE_IDS, mean=mean, std=std)
+    assert found == close([*mixed, *[equal] * 4])
 
 
 @pytest.mark.parametrize(
@@ -135,7 +121,6 @@ def test_equal_rewards_have_exactly_zero_advantage(dtype, reward, options, size)
     assert torch.equal(values, torch.zeros(size, dtype=dtype))
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     trajectories,
     st.sampled_from(["group", "batch", "none"]),
@@ -147,7 +132,6 @@ def test_advantages_equal_a_plain_python_transcription(pairs, mean, std):
     assert advantages(rewards, ids, mean=mean, std=std) == pytest.approx(expected, abs=1e-6)
 
 
-@settings(deadline=None, max_examples=40)
 @given(trajectories, st.randoms(use_true_random=False))
 def test_order_and_labels_of_groups_do_not_matter(pairs, random):
     order = random.sample(range(len(pairs)), len(pairs))
@@ -157,7 +141,6 @@ def test_order_and_labels_of_groups_do_not_matter(pairs, random):
     assert moved == pytest.approx([plain[i] for i in order], abs=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
 @given(trajectories, trajectories)
 def test_group_advantages_ignore_other_groups(pairs, others):
     rewards, ids = zip(*pairs, strict=True)
@@ -171,20 +154,3 @@ def test_low_precision_rewards_are_computed_in_float32(dtype):
     values = group_advantages(torch.tensor([1, 0, 0, 0, 1], dtype=dtype), torch.zeros(5).long())
     assert values.dtype == torch.float32
     assert values.tolist() == pytest.approx([1.095443, *[-0.730295] * 3, 1.095443], abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("rewards", "ids", "options", "message"),
-    [
-        ([1.0], [0], {"mean": "median"}, 'mean is "median": choose one of group, batch, none'),
-        ([1.0], [0], {"std": "running"}, 'std is "running": choose one of'),
-        ([1.0], [0], {"eps": -1.0}, "eps is -1.0: give a number of at least 0"),
-        ([1.0, 0.0], [0], {}, r"group_ids_B has shape \(1,\): give \(2,\)"),
-        ([[1.0]], [0], {}, r"rewards_B has shape \(1, 1\): give \(B,\)"),
-        ([], [], {}, r"rewards_B has shape \(0,\)"),
-        ([1.0, float("nan")], [0, 0], {}, r"rewards_B\[1\] is nan: give finite rewards"),
-    ],
-)
-def test_unusable_input_is_refused_with_advice(rewards, ids, options, message):
-    with pytest.raises(ValueError, match=message):
-        group_advantages(torch.tensor(rewards), torch.tensor(ids), **options)

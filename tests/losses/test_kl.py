@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llds_core.losses import aggregate, clamped_reference, kl_k3
+from llds_core.losses import clamped_reference, kl_k3
 
 
 def pair(logprob: float, ref: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,12 +32,6 @@ def test_value_and_gradient_match_hand_computation(logprob, ref, value, gradient
     assert current.grad.item() == pytest.approx(gradient, abs=1e-6)
 
 
-def test_reference_gets_no_gradient():
-    current, reference = pair(-1.0, -1.5)
-    kl_k3(current, reference)[0].sum().backward()
-    assert reference.grad is None
-
-
 def test_token_means_of_the_three_estimators_are_reported():
     current = torch.tensor([[-1.0, -1.5, -1.0, 9.0]])
     reference = torch.tensor([[-1.5, -1.0, -1.5, 0.0]])
@@ -47,42 +41,9 @@ def test_token_means_of_the_three_estimators_are_reported():
     assert metrics["k3"].item() == pytest.approx((2 * 0.106531 + 0.148721) / 3, abs=1e-6)
 
 
-def test_metrics_are_detached_scalars():
-    _, metrics = kl_k3(*pair(-1.0, -1.5))
-    assert all(m.dim() == 0 and not m.requires_grad for m in metrics.values())
-
-
 def test_small_differences_keep_their_value_in_float32():
     values, _ = kl_k3(torch.tensor([[0.0]]), torch.tensor([[1e-3]]))
     assert values.item() == pytest.approx(1e-6 / 2, rel=1e-3)
-
-
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf"), 1e30])
-def test_tokens_outside_the_mask_leak_into_nothing(poison):
-    mask = torch.tensor([[1, 0]])
-    current = torch.tensor([[-1.0, poison]], requires_grad=True)
-    values, metrics = kl_k3(current, torch.tensor([[-1.5, 0.0]]), mask)
-    aggregate(values, mask, "token-mean").backward()
-    assert values[0].tolist() == pytest.approx([0.106531, 0.0], abs=1e-6)
-    assert current.grad[0].tolist() == pytest.approx([0.393469, 0.0], abs=1e-6)
-    assert metrics["k3"].item() == pytest.approx(0.106531, abs=1e-6)
-
-
-def test_bfloat16_is_computed_in_float32_and_its_gradient_returns_in_bfloat16():
-    current = torch.tensor([[-1.0]], dtype=torch.bfloat16, requires_grad=True)
-    values, _ = kl_k3(current, torch.tensor([[-1.5]], dtype=torch.bfloat16))
-    values.sum().backward()
-    assert values.dtype == torch.float32
-    assert values.item() == pytest.approx(0.106531, abs=1e-6)
-    assert current.grad.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("shape", [(1, 2), (2, 1), (1,)])
-def test_other_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match="ref_logprobs_BT has shape"):
-        kl_k3(torch.zeros(1, 1), torch.zeros(shape))
-    with pytest.raises(ValueError, match="response_mask_BT has shape"):
-        kl_k3(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(shape))
 
 
 def test_a_clamped_value_has_no_gradient_and_others_keep_theirs():

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from llds_core.losses import answer_weight_ramp, llds_penalty
+from llds_core.losses import action_ids, answer_weight_ramp, llds_penalty
 
 # Three trajectories of seven tokens. Row 0: two actions around an observation, with total losses of
 # likelihood 0.3 and -0.4; row 1: one action with 0.2; row 2 has a negative advantage.
@@ -152,18 +154,6 @@ def test_nothing_to_preserve_gives_zero_with_a_graph(mask, advantages, normalize
     assert all(m.isfinite() for m in metrics.values())
 
 
-def test_batch_without_columns_gives_zero():
-    value, _, metrics = penalty(torch.zeros(2, 0), torch.zeros(2, 0), torch.ones(2))
-    assert value == 0.0
-    assert metrics["preserved_actions"].item() == 0
-
-
-def test_old_logprobs_get_no_gradient():
-    logprobs, old = (OLD - DELTA).requires_grad_(), OLD.clone().requires_grad_()
-    llds_penalty(logprobs, old, MASK, ADVANTAGES)[0].backward()
-    assert old.grad is None
-
-
 @pytest.mark.parametrize(
     ("gate", "tokens", "actions", "total"),
     [("action", 3, 2, 0.7), ("response", 2, 1, 0.2), ("token", 4, 3, 1.2)],
@@ -199,11 +189,6 @@ def test_every_action_of_an_open_response_counts_as_gated():
     assert metrics["gated_tokens"].item() == 1
 
 
-def test_metrics_are_detached_scalars():
-    _, _, metrics = penalty()
-    assert all(m.dim() == 0 and not m.requires_grad for m in metrics.values())
-
-
 def test_response_gate_is_neither_above_nor_below_the_action_gate():
     # Open response over a closed action, then closed response over an open action.
     mask = [[1, 0, 1, 1]]
@@ -226,6 +211,25 @@ def test_bfloat16_gate_is_decided_in_float32():
     assert logprobs.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.int32, torch.float32])
+def test_actions_are_runs_of_policy_tokens_numbered_from_the_left(dtype):
+    mask = torch.tensor([[1, 1, 0, 0, 1, 0, 1], [0, 1, 1, 1, 0, 0, 0], [0] * 7]).to(dtype)
+    ids = action_ids(mask)
+    assert ids.tolist() == [[1, 1, 0, 0, 2, 0, 3], [0, 1, 1, 1, 0, 0, 0], [0] * 7]
+    assert ids.dtype == torch.int64 and mask.dtype == dtype
+    assert action_ids(torch.zeros(2, 0)).shape == (2, 0)
+
+
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=9))
+def test_action_ids_equal_a_scan_from_left_to_right(row):
+    ids, count, before = [], 0, 0
+    for bit in row:
+        count += bit and not before
+        ids.append(count if bit else 0)
+        before = bit
+    assert action_ids(torch.tensor([row])).tolist() == [ids]
+
+
 @pytest.mark.parametrize(
     ("searches", "paper", "code"),
     [(0, 0, 0), (0.5, 0.25, 0), (1, 0.5, 0), (1.5, 0.75, 0.5), (2, 1, 1), (3, 1, 1)],
@@ -239,45 +243,3 @@ def test_answer_weight_ramps_match_their_published_values(searches, paper, code)
 @pytest.mark.parametrize(("searches", "expected"), [(1, 0), (2, 0.5), (3, 1), (4, 1)])
 def test_code_ramp_with_half_the_slope_ends_at_three_searches(searches, expected):
     assert answer_weight_ramp(searches, ramp="code", budget=3.0) == expected
-
-
-@pytest.mark.parametrize(
-    ("searches", "options", "message"),
-    [
-        (1.0, {"ramp": "linear"}, 'ramp is "linear": choose one of paper, code'),
-        (-1.0, {}, "searches is -1.0: give a number of at least 0"),
-        (float("nan"), {}, "searches is nan"),
-        (1.0, {"budget": 0.0}, 'budget is 0.0 with ramp "paper": give a number above 0'),
-        (
-            1.0,
-            {"ramp": "code", "budget": 1.0},
-            'budget is 1.0 with ramp "code": give a number above 1',
-        ),
-    ],
-)
-def test_unusable_ramps_are_refused_with_advice(searches, options, message):
-    with pytest.raises(ValueError, match=message):
-        answer_weight_ramp(searches, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"gate": "chunk"}, 'gate is "chunk": choose one of action, response, token'),
-        ({"normalizer": "batch"}, 'normalizer is "batch": choose one of preserved, all'),
-        ({"preserve": "correct"}, 'preserve is "correct": choose one of nonnegative, positive'),
-        ({"answer_weight": 1.5}, "answer_weight is 1.5: give a number from 0 to 1"),
-        ({"answer_weight": float("nan")}, "answer_weight is nan"),
-        ({"gate_threshold": -0.1}, "gate_threshold is -0.1: give a number of at least 0"),
-        ({"denominator": -1}, "denominator is -1: give a number of at least 0"),
-        (
-            {"answer_mask_BT": torch.zeros(3, 2)},
-            r"answer_mask_BT has shape \(3, 2\): give \(3, 7\)",
-        ),
-        ({"mask": torch.zeros(3)}, r"response_mask_BT has shape \(3,\): give \(3, 7\)"),
-        ({"advantages": torch.zeros(3, 7)}, r"advantages_B has shape \(3, 7\): give \(3,\)"),
-    ],
-)
-def test_unusable_input_is_refused_with_advice(options, message):
-    with pytest.raises(ValueError, match=message):
-        penalty(**options)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llds_core.losses import llds_penalty
@@ -101,7 +101,6 @@ def slow_penalty(case: Case, gate, normalizer, preserve, threshold, weight) -> f
     return total / max(1, preserved if normalizer == "preserved" else everything)
 
 
-@settings(deadline=None, max_examples=120)
 @given(
     cases(),
     st.sampled_from(GATES),
@@ -125,7 +124,6 @@ def test_penalty_equals_a_plain_python_transcription(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(deadline=None, max_examples=40)
 @given(cases(), st.sampled_from(GATES))
 def test_unchanged_policy_has_zero_penalty_and_gradient(dtype, case, gate):
     case = replace(case, logprobs=case.old).to(dtype)
@@ -136,24 +134,16 @@ def test_unchanged_policy_has_zero_penalty_and_gradient(dtype, case, gate):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(deadline=None, max_examples=60)
 @given(cases(), st.sampled_from(GATES), st.sampled_from(NORMALIZERS))
-def test_penalty_pushes_log_probabilities_only_up(dtype, case, gate, normalizer):
-    value, gradient, _ = evaluate(case.to(dtype), gate=gate, normalizer=normalizer)
-    assert value >= 0.0
-    assert (gradient <= 0).all()
-
-
-@settings(deadline=None, max_examples=60)
-@given(cases(), st.sampled_from(GATES))
-def test_only_losing_policy_tokens_of_preserved_trajectories_get_a_gradient(case, gate):
-    _, gradient, metrics = evaluate(case, gate=gate)
-    allowed = case.preserved & (case.old > case.logprobs)
-    assert torch.equal(gradient[~allowed], torch.zeros_like(gradient[~allowed]))
+def test_only_losing_policy_tokens_of_preserved_trajectories_are_pushed_and_only_up(
+    dtype, case, gate, normalizer
+):
+    value, gradient, metrics = evaluate(case.to(dtype), gate=gate, normalizer=normalizer)
+    assert value >= 0.0 and (gradient <= 0).all()
+    assert not gradient[~(case.preserved & (case.old > case.logprobs))].any()
     assert metrics["gated_tokens"].item() == (gradient != 0).sum().item()
 
 
-@settings(deadline=None, max_examples=60)
 @given(cases(), st.sampled_from(GATES))
 def test_gradient_does_not_depend_on_the_size_of_the_loss(case, gate):
     _, gradient, _ = evaluate(case, gate=gate)
@@ -164,23 +154,6 @@ def test_gradient_does_not_depend_on_the_size_of_the_loss(case, gate):
     assert set(gradient.unique().tolist()) <= {0.0, gradient.min().item()}
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    cases(),
-    st.sampled_from(GATES),
-    st.sampled_from([float("nan"), float("inf"), -float("inf"), 1e30, -7.0]),
-    st.sampled_from(["logprobs", "old"]),
-)
-def test_observation_tokens_change_nothing(case, gate, poison, where):
-    expected = evaluate(case, gate=gate)
-    poisoned = getattr(case, where).masked_fill(case.mask == 0, poison)
-    value, gradient, metrics = evaluate(replace(case, **{where: poisoned}), gate=gate)
-    assert value == expected[0]
-    assert torch.equal(gradient, expected[1])
-    assert metrics == expected[2]
-
-
-@settings(deadline=None, max_examples=40)
 @given(cases(), st.sampled_from(GATES), st.floats(-8, 8))
 def test_trajectories_that_are_not_preserved_change_nothing(case, gate, shift):
     expected = evaluate(case, gate=gate)
@@ -190,34 +163,27 @@ def test_trajectories_that_are_not_preserved_change_nothing(case, gate, shift):
     assert torch.equal(gradient, expected[1])
 
 
-@settings(deadline=None, max_examples=40)
-@given(cases(), st.sampled_from(GATES), st.sampled_from(NORMALIZERS), st.integers(1, 5))
-def test_padding_does_not_matter(case, gate, normalizer, columns):
-    expected = evaluate(case, gate=gate, normalizer=normalizer)
-    wide = Case(
-        *(
-            torch.nn.functional.pad(tensor, (0, columns)) if tensor.dim() == 2 else tensor
-            for tensor in vars(case).values()
-        )
-    )
-    value, gradient, metrics = evaluate(wide, gate=gate, normalizer=normalizer)
-    assert value == pytest.approx(expected[0], abs=1e-6)
-    assert torch.equal(gradient[:, :-columns], expected[1])
-    assert metrics == expected[2]
-
-
-@settings(deadline=None, max_examples=40)
-@given(cases(), st.sampled_from(GATES), st.randoms(use_true_random=False))
-def test_row_order_does_not_matter(case, gate, random):
+@given(
+    cases(),
+    st.sampled_from(GATES),
+    st.sampled_from(NORMALIZERS),
+    st.integers(1, 5),
+    st.randoms(use_true_random=False),
+)
+def test_padding_and_row_order_do_not_matter(case, gate, normalizer, columns, random):
     order = random.sample(range(len(case.mask)), len(case.mask))
-    value, gradient, metrics = evaluate(case, gate=gate)
-    moved = evaluate(case.rows(order), gate=gate)
-    assert moved[0] == pytest.approx(value, abs=1e-6)
-    assert torch.equal(moved[1], gradient[order])
-    assert moved[2] == metrics
+    value, gradient, metrics = evaluate(case, gate=gate, normalizer=normalizer)
+    moved = case.rows(order)
+    wide = (
+        torch.nn.functional.pad(tensor, (0, columns)) if tensor.dim() == 2 else tensor
+        for tensor in vars(moved).values()
+    )
+    found = evaluate(Case(*wide), gate=gate, normalizer=normalizer)
+    assert found[0] == pytest.approx(value, abs=1e-6)
+    assert torch.equal(found[1][:, :-columns], gradient[order])
+    assert found[2] == metrics
 
 
-@settings(deadline=None, max_examples=60)
 @given(cases(), st.sampled_from(GATES), st.sampled_from(NORMALIZERS), st.integers(1, 3))
 def test_micro_batches_add_up_to_the_mini_batch(case, gate, normalizer, size):
     value, gradient, metrics = evaluate(case, gate=gate, normalizer=normalizer)
@@ -230,7 +196,6 @@ def test_micro_batches_add_up_to_the_mini_batch(case, gate, normalizer, size):
         assert sum(part[2][name].item() for part in parts) == metrics[name].item()
 
 
-@settings(deadline=None, max_examples=40)
 @given(cases(), st.sampled_from(GATES))
 def test_normalizers_differ_by_the_preserved_share(case, gate):
     assume(case.preserved.any())
@@ -240,7 +205,6 @@ def test_normalizers_differ_by_the_preserved_share(case, gate):
     assert everything == pytest.approx(preserved * share, abs=1e-6)
 
 
-@settings(deadline=None, max_examples=60)
 @given(cases())
 def test_token_gate_bounds_the_other_gates_from_above(case):
     token = evaluate(case, gate="token")[0]
@@ -248,7 +212,6 @@ def test_token_gate_bounds_the_other_gates_from_above(case):
     assert evaluate(case, gate="response")[0] <= token
 
 
-@settings(deadline=None, max_examples=40)
 @given(cases())
 def test_gates_agree_when_every_token_is_an_action_of_its_own(case):
     assume(case.mask.shape[1] > 1)
@@ -257,7 +220,6 @@ def test_gates_agree_when_every_token_is_an_action_of_its_own(case):
     assert evaluate(alternating, gate="action")[0] == evaluate(alternating, gate="token")[0]
 
 
-@settings(deadline=None, max_examples=40)
 @given(cases(), st.sampled_from(GATES))
 def test_bfloat16_equals_float32_on_the_same_numbers(case, gate):
     value, gradient, metrics = evaluate(case.to(torch.bfloat16), gate=gate)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llds_core.losses import policy_loss
@@ -29,7 +29,9 @@ def random_case(rows: int, width: int, seed: int) -> tuple[torch.Tensor, ...]:
     old = -torch.rand(rows, width, generator=generator, dtype=torch.float64)
     logprobs = old + torch.randn(rows, width, generator=generator, dtype=torch.float64) / 2
     advantages = torch.randn(rows, generator=generator, dtype=torch.float64)
-    return logprobs, old, advantages, torch.rand(rows, width, generator=generator) < 0.6
+    mask = torch.rand(rows, width, generator=generator) < 0.6
+    mask[0] &= seed % 3 > 0  # every third case has a row without a policy token
+    return logprobs, old, advantages, mask
 
 
 def value_and_gradient(logprobs, *others, **options) -> tuple[float, torch.Tensor]:
@@ -103,18 +105,9 @@ def test_gradient_is_minus_advantage_times_ratio_or_zero_when_clipped(
 
 
 def test_first_update_has_the_gradient_of_reinforce():
-    logprobs, _, advantages, mask = random_case(3, 5, 0)
+    logprobs, _, advantages, mask = random_case(3, 5, 1)
     _, gradient = value_and_gradient(logprobs, logprobs, advantages, mask)
     assert torch.allclose(gradient, -advantages[:, None] * mask / mask.sum())
-
-
-def test_old_logprobs_and_advantages_get_no_gradient():
-    logprobs, old, advantages, mask = random_case(2, 3, 0)
-    for tensor in (logprobs, old, advantages):
-        tensor.requires_grad_()
-    policy_loss(logprobs, old, advantages, mask)[0].backward()
-    assert old.grad is None
-    assert advantages.grad is None
 
 
 def test_metrics_count_policy_tokens_only():
@@ -136,11 +129,6 @@ def test_metrics_count_policy_tokens_only():
     assert {name: m.item() for name, m in metrics.items()} == pytest.approx(expected)
 
 
-def test_metrics_are_detached_scalars():
-    _, _, metrics = of_ratio(1.5, 1.0)
-    assert all(m.dim() == 0 and not m.requires_grad for m in metrics.values())
-
-
 @pytest.mark.parametrize(("sign", "rho"), [(1.0, math.exp(20)), (-1.0, math.exp(-20))])
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 def test_huge_log_ratios_are_clamped_before_the_exponential(sign, rho, ratio):
@@ -150,21 +138,6 @@ def test_huge_log_ratios_are_clamped_before_the_exponential(sign, rho, ratio):
     value, gradient = value_and_gradient(logprobs, old, advantages, mask, **options)
     assert value == pytest.approx(rho, rel=1e-5)
     assert torch.equal(gradient, torch.zeros(1, 2))
-
-
-@pytest.mark.parametrize("ratio", ["token", "sequence"])
-@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf"), 7.0])
-def test_observation_tokens_change_nothing_and_get_no_gradient(ratio, poison):
-    logprobs, old, advantages, mask = random_case(3, 6, 1)
-    per_token = advantages[:, None].expand_as(old)
-    expected = value_and_gradient(logprobs, old, per_token, mask, ratio=ratio)
-    poisoned = [tensor.masked_fill(~mask, poison) for tensor in (logprobs, old, per_token)]
-    value, gradient = value_and_gradient(*poisoned, mask, ratio=ratio)
-    metrics = policy_loss(*poisoned, mask, ratio=ratio)[1]
-    assert value == expected[0]
-    assert torch.equal(gradient, expected[1])
-    assert torch.equal(gradient[~mask], torch.zeros_like(gradient[~mask]))
-    assert all(m.isfinite() for m in metrics.values())
 
 
 @pytest.mark.parametrize(
@@ -202,24 +175,6 @@ def test_token_form_of_gspo_has_the_gradient_of_the_sequence_form():
     assert torch.allclose(token_form, logprobs.grad)
 
 
-@pytest.mark.parametrize("options", [{}, GSPO])
-def test_row_without_policy_tokens_changes_nothing(options):
-    logprobs, old, advantages, mask = random_case(3, 4, 3)
-    mask[1] = False
-    value, gradient = value_and_gradient(logprobs, old, advantages, mask, **options)
-    others = [tensor[[0, 2]] for tensor in (logprobs, old, advantages, mask)]
-    assert value == pytest.approx(value_and_gradient(*others, **options)[0])
-    assert torch.equal(gradient[1], torch.zeros(4, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("options", [{}, GSPO])
-def test_batch_without_policy_tokens_has_zero_loss_with_a_graph(options):
-    logprobs, old, advantages, mask = random_case(2, 3, 4)
-    value, gradient = value_and_gradient(logprobs, old, advantages, mask & False, **options)
-    assert value == 0.0
-    assert torch.equal(gradient, torch.zeros_like(gradient))
-
-
 def test_advantages_per_token_equal_the_broadcast_ones():
     logprobs, old, advantages, mask = random_case(3, 4, 5)
     per_token = advantages[:, None].repeat(1, 4)
@@ -236,7 +191,6 @@ def test_advantages_per_token_act_on_their_own_token():
     assert gradient.tolist() == [[-1.5, 0.5]]
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     st.integers(0, 9999),
     st.sampled_from(["token", "sequence"]),
@@ -260,7 +214,6 @@ def test_loss_equals_a_plain_python_transcription(seed, ratio, mode, dual, clips
     assert loss.item() == pytest.approx(expected, abs=1e-12)
 
 
-@settings(deadline=None, max_examples=30)
 @given(
     st.integers(0, 9999),
     st.integers(1, 4),
@@ -277,57 +230,3 @@ def test_micro_batches_add_up_to_the_mini_batch(seed, size, ratio, mode):
     parts = [value_and_gradient(*part, **options) for part in splits]
     assert sum(part[0] for part in parts) == pytest.approx(value, abs=1e-12)
     assert torch.allclose(torch.cat([part[1] for part in parts]), gradient, atol=1e-12)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(0, 9999), st.sampled_from(["token", "sequence"]))
-def test_padding_and_row_order_do_not_matter(seed, ratio):
-    case = random_case(4, 5, seed)
-    order = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
-    value, gradient = value_and_gradient(*case, ratio=ratio)
-    logprobs, old, mask = (torch.nn.functional.pad(case[i], (0, 2))[order] for i in (0, 1, 3))
-    moved, moved_gradient = value_and_gradient(logprobs, old, case[2][order], mask, ratio=ratio)
-    assert moved == pytest.approx(value, abs=1e-12)
-    assert torch.allclose(moved_gradient[:, :5], gradient[order], atol=1e-12)
-
-
-def test_bfloat16_equals_float32_on_the_same_numbers():
-    case = [tensor.to(torch.bfloat16) for tensor in random_case(3, 6, 6)[:3]]
-    mask = torch.ones(3, 6)
-    value, gradient = value_and_gradient(*case, mask)
-    expected, expected_gradient = value_and_gradient(*(t.float() for t in case), mask)
-    assert value == expected
-    assert gradient.dtype == torch.bfloat16
-    assert torch.equal(gradient, expected_gradient.to(torch.bfloat16))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"ratio": "row"}, 'ratio is "row": choose one of token, sequence'),
-        ({"aggregate": "mean"}, 'mode is "mean": choose one of token-mean'),
-        ({"aggregate": "constant"}, "denominator is None"),
-        ({"clip_low": -0.1}, "clip_low is -0.1: give a number from 0 to 1"),
-        ({"clip_low": 1.1}, "clip_low is 1.1: give a number from 0 to 1"),
-        ({"clip_high": -0.1}, "clip_high is -0.1: give a number of at least 0"),
-        ({"dual_clip": 1.0}, "dual_clip is 1.0: give a number above 1, or None"),
-    ],
-)
-def test_unusable_options_are_refused_with_advice(options, message):
-    with pytest.raises(ValueError, match=message):
-        of_ratio(1.0, 1.0, **options)
-
-
-@pytest.mark.parametrize(
-    ("shapes", "message"),
-    [
-        (((2,), (2,), (2,), (2,)), r"logprobs_BT has shape \(2,\): give \(trajectories, tokens\)"),
-        (((2, 3), (2, 4), (2,), (2, 3)), r"old_logprobs_BT has shape \(2, 4\): give \(2, 3\)"),
-        (((2, 3), (2, 3), (3,), (2, 3)), r"advantages has shape \(3,\): give \(2,\)"),
-        (((2, 3), (2, 3), (2, 1), (2, 3)), r"advantages has shape \(2, 1\): give \(2, 3\)"),
-        (((2, 3), (2, 3), (2,), (1, 3)), r"response_mask_BT has shape \(1, 3\): give \(2, 3\)"),
-    ],
-)
-def test_unequal_shapes_are_refused_with_advice(shapes, message):
-    with pytest.raises(ValueError, match=message):
-        policy_loss(*(torch.zeros(shape) for shape in shapes))

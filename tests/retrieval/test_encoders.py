@@ -128,6 +128,7 @@ def test_any_text_has_a_vector_of_length_1(encoder: Encoder, texts: list[str]) -
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.lists(st.floats(-1e6, 1e6, width=32), min_size=3, max_size=3), min_size=1, max_size=5

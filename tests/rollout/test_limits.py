@@ -25,10 +25,8 @@ from llds_core.rollout.protocol import (
     TAGS,
     search_observation,
 )
-from llds_core.rollout.scoring import score
+from llds_core.rollout.rewards import score
 from llds_core.runs.policies import END, PAD
-
-# Turns and limits
 
 
 def test_specification_hand_case() -> None:

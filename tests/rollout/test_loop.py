@@ -15,7 +15,6 @@ from scripted_rollouts import (
     Script,
     action_tokens,
     encode,
-    limits,
     one,
     run,
 )
@@ -27,7 +26,7 @@ from llds_core.rollout.protocol import (
     block_sequence,
     search_observation,
 )
-from llds_core.rollout.scoring import score
+from llds_core.rollout.rewards import score
 from llds_core.worlds.records import Passage, Question
 
 # (a) Tokens
@@ -162,23 +161,23 @@ def test_forged_information_block_makes_the_form_invalid() -> None:
     assert trajectory.reward == pytest.approx(0.8) and trajectory.searches == 0
 
 
-def test_search_without_hits_is_followed_by_an_information_block() -> None:
-    """The policy was shown an empty block: its form is as valid as with passages."""
-    script = ["<think>so</think>" + SEARCH, "<think>it</think>" + ANSWER]
-    trajectory = one(script, hits=())
-    assert block_sequence(trajectory) == [
-        *("think", "search", "information", "think", "answer"),
-    ]
-
-
-def test_search_that_is_not_executed_has_no_information_block() -> None:
-    trajectory = one([SEARCH, SEARCH], limits(max_searches=1))
-    assert block_sequence(trajectory) == ["search", "information", "search"]
-
-
-def test_text_outside_blocks_is_a_block_of_its_own() -> None:
-    trajectory = one(["so <think>it</think> \n was" + ANSWER])
-    assert block_sequence(trajectory) == ["text", "think", "text", "answer"]
+@pytest.mark.parametrize(
+    ("script", "blocks"),
+    [
+        # The policy was shown an empty block: its form is as valid as with passages.
+        (
+            ["<think>so</think>" + SEARCH, "<think>it</think>" + ANSWER],
+            ["think", "search", "information", "think", "answer"],
+        ),
+        # The last search is not executed and shows nothing.
+        ([SEARCH, SEARCH, SEARCH], ["search", "information", "search", "information", "search"]),
+        (["so <think>it</think> \n was" + ANSWER], ["text", "think", "text", "answer"]),
+    ],
+)
+def test_blocks_are_those_of_the_actions_and_of_what_was_shown(
+    script: Script, blocks: list[str]
+) -> None:
+    assert block_sequence(one(script, hits=())) == blocks
 
 
 def test_golden_answer_without_content_is_not_retrieved_by_every_passage() -> None:
@@ -197,20 +196,10 @@ def test_golden_answer_without_content_is_not_retrieved_by_every_passage() -> No
 def test_actions_and_observations_alternate(tokenizer) -> None:
     """1: action, observation, action, ...; 2: numbers of actions count maximal policy runs."""
     trajectory = one([SEARCH, "so", ANSWER], tokenizer=tokenizer)
-    observed = [
-        encode(search_observation([HIT]), tokenizer),
-        encode(FEEDBACK, tokenizer),
-    ]
-    actions = [encode(text, tokenizer) for text in (SEARCH, "so", ANSWER)]
-    wanted = [*actions[0], *observed[0], *actions[1], *observed[1], *actions[2]]
-    assert trajectory.completion_ids == wanted
-    numbers = [
-        (1, actions[0]),
-        (0, observed[0]),
-        (2, actions[1]),
-        (0, observed[1]),
-        (3, actions[2]),
-    ]
+    texts = [SEARCH, search_observation([HIT]), "so", FEEDBACK, ANSWER]
+    parts = [encode(text, tokenizer) for text in texts]
+    assert trajectory.completion_ids == [token for ids in parts for token in ids]
+    numbers = zip((1, 0, 2, 0, 3), parts, strict=True)
     assert trajectory.action_ids == [number for number, ids in numbers for _ in ids]
 
 

@@ -37,11 +37,7 @@ def test_trajectory_without_tokens_has_no_policy_token() -> None:
         validate_response_masks([[]], [[]])
 
 
-def test_pad_right_fills_with_zeros() -> None:
-    """(1, 2, 3) and (4) at width 4."""
+def test_pad_right_fills_with_zeros_and_never_cuts() -> None:
     padded = pad_right([[1, 2, 3], [4]], dtype=torch.long, width=4)
     assert padded.tolist() == [[1, 2, 3, 0], [4, 0, 0, 0]] and padded.dtype == torch.long
-
-
-def test_pad_right_never_cuts() -> None:
     assert pad_right([[1.0, 2.0]], dtype=torch.float32, width=1).tolist() == [[1.0, 2.0]]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llds_core.config import RewardConfig
 from llds_core.rollout.rewards import (
     exact_match,
     f1_score,
@@ -45,47 +46,29 @@ def test_exact_match_ignores_case_ascii_punctuation_and_outer_space(text):
 
 
 @pytest.mark.parametrize(
-    ("prediction", "golden", "expected"),
+    ("metric", "prediction", "golden", "expected"),
     [
-        ("the beatles", ["Queen", "Beatles"], 1.0),
-        ("beatles band", ["Beatles"], 0.0),
-        ("A", ["the"], 1.0),  # nothing is left of either
-        ("O’Brien", ["O'Brien"], 0.0),
-        ("", ["Paris"], 0.0),
+        (exact_match, "the beatles", ["Queen", "Beatles"], 1.0),
+        (exact_match, "beatles band", ["Beatles"], 0.0),
+        (exact_match, "A", ["the"], 1.0),  # nothing is left of either
+        (exact_match, "O’Brien", ["O'Brien"], 0.0),
+        (exact_match, "", ["Paris"], 0.0),
+        (sub_exact_match, "in Paris, France", ["Lyon", "paris"], 1.0),
+        (sub_exact_match, "Paris", ["Paris France"], 0.0),
+        (sub_exact_match, "Paris", ["The"], 0.0),  # an empty string is contained in every text
+        (sub_exact_match, "an", ["The"], 1.0),
+        (f1_score, "The Beatles", ["beatles"], 1.0),
+        (f1_score, "john paul", ["john lennon"], 0.5),
+        (f1_score, "john", ["john winston lennon"], 0.5),
+        (f1_score, "b b c", ["b c c"], 2 / 3),  # repeated tokens match once each
+        (f1_score, "john", ["paul", "john lennon"], 2 / 3),  # best over the golden answers
+        (f1_score, "paul", ["john"], 0.0),
+        (f1_score, "the", ["an"], 1.0),
+        (f1_score, "the", ["john"], 0.0),
     ],
 )
-def test_exact_match_compares_normalised_strings(prediction, golden, expected):
-    assert exact_match(prediction, golden) == expected
-
-
-@pytest.mark.parametrize(
-    ("prediction", "golden", "expected"),
-    [
-        ("in Paris, France", ["Lyon", "paris"], 1.0),
-        ("Paris", ["Paris France"], 0.0),
-        ("Paris", ["The"], 0.0),  # an empty string is contained in every text
-        ("an", ["The"], 1.0),
-    ],
-)
-def test_sub_exact_match_wants_a_golden_answer_inside(prediction, golden, expected):
-    assert sub_exact_match(prediction, golden) == expected
-
-
-@pytest.mark.parametrize(
-    ("prediction", "golden", "expected"),
-    [
-        ("The Beatles", ["beatles"], 1.0),
-        ("john paul", ["john lennon"], 0.5),
-        ("john", ["john winston lennon"], 0.5),
-        ("b b c", ["b c c"], 2 / 3),  # repeated tokens match once each
-        ("john", ["paul", "john lennon"], 2 / 3),  # best over the golden answers
-        ("paul", ["john"], 0.0),
-        ("the", ["an"], 1.0),
-        ("the", ["john"], 0.0),
-    ],
-)
-def test_f1_scores_shared_tokens(prediction, golden, expected):
-    assert f1_score(prediction, golden) == pytest.approx(expected)
+def test_metrics_compare_normalised_strings(metric, prediction, golden, expected):
+    assert metric(prediction, golden) == pytest.approx(expected)
 
 
 @settings(deadline=None, max_examples=60)
@@ -98,15 +81,22 @@ def test_f1_is_symmetric_bounded_and_one_on_exact_match(left, right):
         assert score == 1.0
 
 
-@pytest.mark.parametrize("metric", [exact_match, sub_exact_match, f1_score])
+def reward(prediction, golden=("Paris",), valid=True, retrieved=False, **credits):
+    config = RewardConfig(**credits)
+    return format_reward(prediction, golden, config, valid_format=valid, retrieved=retrieved)
+
+
+@pytest.mark.parametrize("metric", [exact_match, sub_exact_match, f1_score, reward])
 @pytest.mark.parametrize("golden", [[], (), "Paris"])
-def test_metrics_refuse_a_missing_list_of_golden_answers(metric, golden):
+def test_a_missing_list_of_golden_answers_is_refused(metric, golden):
     with pytest.raises(ValueError, match=r"golden_answers is .*: give a list of at least one"):
         metric("Paris", golden)
+    with pytest.raises(ValueError, match="golden_answers is"):
+        reward(None, golden)
 
 
 @pytest.mark.parametrize(
-    ("prediction", "valid_format", "retrieved", "expected"),
+    ("prediction", "valid", "retrieved", "expected"),
     [
         ("Paris", True, False, 1.0),
         ("Paris", True, True, 1.0),
@@ -114,56 +104,29 @@ def test_metrics_refuse_a_missing_list_of_golden_answers(metric, golden):
         ("Lyon", True, False, 0.2),
         ("Lyon", True, True, 0.25),
         ("Lyon", False, True, 0.1),
+        ("", False, False, 0.1),  # wrong, and not missing
         (None, True, False, 0.2),
         (None, True, True, 0.25),
         (None, False, True, 0.0),
     ],
 )
-def test_format_reward_follows_its_table(prediction, valid_format, retrieved, expected):
-    reward = format_reward(
-        prediction, ["Paris"], valid_format=valid_format, retrieved=retrieved, retrieval=0.05
-    )
-    assert reward == pytest.approx(expected)
+def test_format_reward_follows_its_table(prediction, valid, retrieved, expected):
+    found = reward(prediction, valid=valid, retrieved=retrieved, retrieval=0.05)
+    assert found == pytest.approx(expected)
+    if retrieved and valid and prediction != "Paris":
+        assert reward(prediction, valid=valid, retrieved=True) == 0.2  # earns nothing by default
 
 
-def test_retrieval_earns_nothing_by_default():
-    assert format_reward("Lyon", ["Paris"], valid_format=True, retrieved=True) == 0.2
-
-
-def test_an_empty_answer_is_wrong_and_not_missing():
-    assert format_reward("", ["Paris"], valid_format=False) == 0.1
-
-
-@pytest.mark.parametrize("prediction", [None, "Paris"])
-def test_format_reward_refuses_missing_golden_answers(prediction):
-    with pytest.raises(ValueError, match="golden_answers is"):
-        format_reward(prediction, [], valid_format=True)
-
-
-@pytest.mark.parametrize("name", ["structure", "final", "retrieval"])
-@pytest.mark.parametrize("credit", [-0.1, 1.1, float("nan")])
-def test_format_reward_refuses_credits_outside_zero_and_one(name, credit):
-    with pytest.raises(ValueError, match=rf"{name} is .*: give a number from 0 to 1"):
-        format_reward("Paris", ["Paris"], valid_format=True, **{name: credit})
-
-
-@pytest.mark.parametrize("searches", [0, 1, 2, 5])
-def test_any_number_of_search_rounds_is_valid(searches):
-    rounds = ["search", "information", "think"] * searches
-    assert valid_block_sequence(["think", *rounds, "answer"])
-
-
-@pytest.mark.parametrize("position", range(len(ONE_SEARCH) + 1))
-def test_stray_text_anywhere_is_invalid(position):
-    assert not valid_block_sequence([*ONE_SEARCH[:position], "text", *ONE_SEARCH[position:]])
+def test_valid_blocks_are_any_number_of_rounds_without_stray_text():
+    for searches in (0, 1, 2, 5):
+        rounds = ["search", "information", "think"] * searches
+        assert valid_block_sequence(["think", *rounds, "answer"])
+    for position in range(len(ONE_SEARCH) + 1):
+        stray = [*ONE_SEARCH[:position], "text", *ONE_SEARCH[position:]]
+        assert not valid_block_sequence(stray)
 
 
 def test_short_sequences_are_valid_only_as_the_automaton_allows():
     names = ["think", "search", "information", "answer", "text"]
     short = itertools.chain.from_iterable(itertools.product(names, repeat=n) for n in range(6))
     assert [s for s in short if valid_block_sequence(s)] == [("think", "answer"), tuple(ONE_SEARCH)]
-
-
-def test_unknown_block_name_is_refused():
-    with pytest.raises(ValueError, match='block is "thinking": choose from think, search'):
-        valid_block_sequence(["thinking", "answer"])

@@ -241,9 +241,9 @@ def test_processes_that_share_a_policy_wait_for_the_last_turn(
 
     def all_gather_object(found: list[Any], own: Any, group: Any) -> None:
         shared[place.rank] = own
-        barrier.wait(10)
+        barrier.wait(120)
         found[:] = shared
-        barrier.wait(10)
+        barrier.wait(120)
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda group: place.rank)
@@ -262,7 +262,7 @@ def test_processes_that_share_a_policy_wait_for_the_last_turn(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(240)
         assert not thread.is_alive()
     assert [[c.token_ids for c in turn] for turn in made[0]] == [
         [[0], [100]],
@@ -282,7 +282,7 @@ class Client:
 
     def generate(self, prompts: list[list[int]], max_tokens: int, generation_kwargs: dict) -> dict:
         assert generation_kwargs["stop"] == list(STOP_TAGS)
-        self.together.wait(10)  # both rows are asked at the same time
+        self.together.wait(120)  # both rows are asked at the same time
         seed = generation_kwargs["seed"]
         return {
             "completion_ids": [[seed] * max_tokens],

@@ -14,7 +14,7 @@ from run_helpers import no_space, one_line, train_run
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from llds_core.config import load_experiment
-from llds_core.diagnostics.likelihood import score_trajectories, token_mean
+from llds_core.diagnostics.likelihood import score_trajectories
 from llds_core.diagnostics.rounds import scripted_rounds
 from llds_core.diagnostics.searches import nll_by_round
 from llds_core.errors import ConfigError, RunError
@@ -113,7 +113,7 @@ def test_the_real_model_reads_and_writes(smol):
     made = scripted_rounds(tokenizer, engine, [asked], rounds=(1,), top_k=1)
     scored = score_trajectories(model, made, pad_id=tokenizer.pad_token_id)
     # Random weights would find log(49152) = 10.8 nats.
-    assert 0.5 < -token_mean(scored) < 4
+    assert 0.5 < -scored[0].logprobs.mean() < 4
     assert nll_by_round(scored, "total")["rounds"].tolist() == [1]
 
 

@@ -1,0 +1,208 @@
+"""What holds for every loss: what it never reads, what gets no gradient, what it refuses."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llds_core.losses import (
+    action_ids,
+    aggregate,
+    answer_weight_ramp,
+    group_advantages,
+    kl_k3,
+    llds_penalty,
+    policy_loss,
+)
+
+GSPO = {"ratio": "sequence", "aggregate": "seq-mean-token-mean"}
+
+
+def _aggregate(mode):
+    count = 30.0 if mode == "constant" else None
+    return lambda logprobs, old, advantages, mask: (aggregate(logprobs, mask, mode, count), {})
+
+
+def _kl(logprobs, old, advantages, mask):
+    values, metrics = kl_k3(logprobs, old, mask)
+    return aggregate(values, mask, "token-mean"), metrics
+
+
+def _policy(**options):
+    # One advantage per token, so that those outside the mask can be spoiled as well.
+    return lambda logprobs, old, advantages, mask: policy_loss(
+        logprobs, old, advantages, mask, **options
+    )
+
+
+def _llds(logprobs, old, advantages, mask):
+    return llds_penalty(logprobs, old, mask, torch.arange(len(mask)) - 1.0)
+
+
+MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant")
+LOSSES = {mode: _aggregate(mode) for mode in MODES} | {
+    "kl": _kl,
+    "policy": _policy(),
+    "gspo": _policy(**GSPO),
+    "llds": _llds,
+}
+every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+
+def draw(rows: int = 3, width: int = 6, seed: int = 1) -> list[torch.Tensor]:
+    """Log-probabilities now and then, one advantage per token, and the mask."""
+    generator = torch.Generator().manual_seed(seed)
+    old = -torch.rand(rows, width, generator=generator, dtype=torch.float64)
+    logprobs = old + torch.randn(rows, width, generator=generator, dtype=torch.float64) / 2
+    advantages = torch.randn(rows, 1, generator=generator, dtype=torch.float64).expand(rows, width)
+    return [logprobs, old, advantages, torch.rand(rows, width, generator=generator) < 0.6]
+
+
+def evaluate(loss, logprobs, *others) -> tuple[torch.Tensor, torch.Tensor, dict]:
+    logprobs = logprobs.clone().requires_grad_()
+    value, metrics = loss(logprobs, *others)
+    value.backward()
+    return value.detach(), logprobs.grad, metrics
+
+
+@every_loss
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e30, 7.0])
+def test_nothing_outside_the_mask_is_read_or_moved(loss, poison):
+    *tensors, mask = draw()
+    value, gradient, metrics = evaluate(loss, *tensors, mask)
+    poisoned = evaluate(loss, *(t.masked_fill(~mask, poison) for t in tensors), mask)
+    assert poisoned[0] == value
+    assert torch.equal(poisoned[1], gradient)
+    assert poisoned[2] == metrics
+    assert not gradient[~mask].any() and gradient[mask].any()
+
+
+@every_loss
+@pytest.mark.parametrize("shape", [(2, 3), (2, 0)])
+def test_without_a_token_the_loss_is_zero_and_has_a_graph(loss, shape):
+    values = torch.full(shape, math.nan)
+    value, gradient, metrics = evaluate(loss, values, values, values, torch.zeros(shape))
+    assert value == 0
+    assert torch.equal(gradient, torch.zeros(shape))
+    assert all(m.isfinite() for m in metrics.values())
+
+
+@every_loss
+def test_metrics_are_detached_scalars_and_constants_get_no_gradient(loss):
+    logprobs, old, advantages, mask = draw()
+    old, advantages = old.requires_grad_(), advantages.clone().requires_grad_()
+    _, _, metrics = evaluate(loss, logprobs, old, advantages, mask)
+    assert all(m.dim() == 0 and not m.requires_grad for m in metrics.values())
+    assert old.grad is None and advantages.grad is None
+
+
+@every_loss
+def test_bfloat16_is_computed_in_float32_and_its_gradient_returns_in_bfloat16(loss):
+    *tensors, mask = draw()
+    half = [tensor.to(torch.bfloat16) for tensor in tensors]
+    value, gradient, _ = evaluate(loss, *half, mask)
+    expected, expected_gradient, _ = evaluate(loss, *(t.float() for t in half), mask)
+    assert value.dtype == torch.float32 and value == expected
+    assert gradient.dtype == torch.bfloat16
+    assert torch.equal(gradient, expected_gradient.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "llds"])
+@given(rows=st.integers(1, 5), width=st.integers(1, 6), seed=st.integers(0, 999))
+def test_padding_and_row_order_do_not_matter(name, rows, width, seed):
+    """Of LLDS see its properties."""
+    *tensors, mask = draw(rows, width, seed)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    wide = [torch.nn.functional.pad(t, (0, 3), value=7.0)[order] for t in tensors]
+    value, gradient, _ = evaluate(LOSSES[name], *tensors, mask)
+    moved = evaluate(LOSSES[name], *wide, torch.nn.functional.pad(mask, (0, 3))[order])
+    assert moved[0].item() == pytest.approx(value.item(), abs=1e-12)
+    torch.testing.assert_close(moved[1][:, :width], gradient[order], atol=1e-12, rtol=0)
+
+
+ONE = torch.ones(1, 1)
+GRID = torch.zeros(2, 3)
+ROWS = torch.zeros(2)
+
+
+def of_policy(**options):
+    return lambda: policy_loss(ONE, ONE, torch.ones(1), ONE, **options)
+
+
+def of_llds(mask=GRID, advantages=ROWS, **options):
+    return lambda: llds_penalty(GRID, GRID, mask, advantages, **options)
+
+
+def of_shapes(*shapes):
+    return lambda: policy_loss(*(torch.zeros(shape) for shape in shapes))
+
+
+def of_rewards(rewards, ids=(0,), **options):
+    return lambda: group_advantages(torch.tensor(rewards), torch.tensor(ids), **options)
+
+
+def of_mode(mode, denominator=None, mask=GRID):
+    return lambda: aggregate(GRID, mask, mode, denominator)
+
+
+def of_kl(reference=ONE, mask=ONE):
+    return lambda: kl_k3(ONE, reference, mask)
+
+
+REFUSED = [
+    (of_rewards([1.0], mean="median"), 'mean is "median": choose one of group, batch, none'),
+    (of_rewards([1.0], std="running"), 'std is "running": choose one of'),
+    (of_rewards([1.0], eps=-1.0), "eps is -1.0: give a number of at least 0"),
+    (of_rewards([1.0, 0.0]), r"group_ids_B has shape \(1,\): give \(2,\)"),
+    (of_rewards([[1.0]]), r"rewards_B has shape \(1, 1\): give \(B,\)"),
+    (of_rewards([], ()), r"rewards_B has shape \(0,\)"),
+    (of_rewards([1.0, math.nan], (0, 0)), r"rewards_B\[1\] is nan: give finite rewards"),
+    (lambda: action_ids(torch.ones(3)), r"response_mask_BT has shape \(3,\): give \(traj"),
+    (of_mode("mean"), 'mode is "mean": choose one of token-mean, seq-mean-token-mean'),
+    (of_mode("token-mean", mask=ROWS), r"mask_BT has shape \(2,\): give \(2, 3\)"),
+    (of_mode("token-mean", -1.0), "denominator is -1.0: give a number of at least 0"),
+    (of_mode("token-mean", math.nan), "denominator is nan"),
+    (of_mode("constant"), "denominator is None .*: give trajectories × generation budget"),
+    (of_mode("constant", 0), "denominator is 0 .*: give trajectories × generation budget"),
+    *((of_kl(reference=torch.zeros(s)), "ref_logprobs_BT has") for s in ((1, 2), (2, 1), (1,))),
+    *((of_kl(mask=torch.zeros(s)), "response_mask_BT has") for s in ((1, 2), (2, 1), (1,))),
+    (of_policy(ratio="row"), 'ratio is "row": choose one of token, sequence'),
+    (of_policy(aggregate="mean"), 'mode is "mean": choose one of token-mean'),
+    (of_policy(aggregate="constant"), "denominator is None"),
+    (of_policy(clip_low=-0.1), "clip_low is -0.1: give a number from 0 to 1"),
+    (of_policy(clip_low=1.1), "clip_low is 1.1: give a number from 0 to 1"),
+    (of_policy(clip_high=-0.1), "clip_high is -0.1: give a number of at least 0"),
+    (of_policy(dual_clip=1.0), "dual_clip is 1.0: give a number above 1, or None"),
+    (of_shapes((2,), (2,), (2,), (2,)), r"logprobs_BT has shape \(2,\): give \(trajectories, to"),
+    (of_shapes((2, 3), (2, 4), (2,), (2, 3)), r"old_logprobs_BT has shape \(2, 4\): give \(2, 3\)"),
+    (of_shapes((2, 3), (2, 3), (3,), (2, 3)), r"advantages has shape \(3,\): give \(2,\)"),
+    (of_shapes((2, 3), (2, 3), (2, 1), (2, 3)), r"advantages has shape \(2, 1\): give \(2, 3\)"),
+    (of_shapes((2, 3), (2, 3), (2,), (1, 3)), r"response_mask_BT has shape \(1, 3\): give \(2, 3"),
+    (of_llds(gate="chunk"), 'gate is "chunk": choose one of action, response, token'),
+    (of_llds(normalizer="batch"), 'normalizer is "batch": choose one of preserved, all'),
+    (of_llds(preserve="right"), 'preserve is "right": choose one of nonnegative, positive'),
+    (of_llds(answer_weight=1.5), "answer_weight is 1.5: give a number from 0 to 1"),
+    (of_llds(answer_weight=math.nan), "answer_weight is nan"),
+    (of_llds(gate_threshold=-0.1), "gate_threshold is -0.1: give a number of at least 0"),
+    (of_llds(denominator=-1), "denominator is -1: give a number of at least 0"),
+    (of_llds(answer_mask_BT=ONE), r"answer_mask_BT has shape \(1, 1\): give \(2, 3\)"),
+    (of_llds(mask=ROWS), r"response_mask_BT has shape \(2,\): give \(2, 3\)"),
+    (of_llds(advantages=GRID), r"advantages_B has shape \(2, 3\): give \(2,\)"),
+    (lambda: answer_weight_ramp(1, ramp="linear"), 'ramp is "linear": choose one of paper, code'),
+    (lambda: answer_weight_ramp(-1.0), "searches is -1.0: give a number of at least 0"),
+    (lambda: answer_weight_ramp(math.nan), "searches is nan"),
+    (lambda: answer_weight_ramp(1, budget=0.0), 'budget is 0.0 with ramp "paper": give .* above 0'),
+    (
+        lambda: answer_weight_ramp(1, ramp="code", budget=1.0),
+        'budget is 1.0 with ramp "code"',
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_unusable_input_is_refused_in_one_line_with_advice(call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
