@@ -21,11 +21,15 @@ from llds_core.config.arms import Series, Study
 from llds_core.errors import DataError
 from llds_core.reporting.figures import (
     BASELINE,
+    GREY,
     METHOD_COLOURS,
     axis_label,
+    draw_mean,
     draw_seeds,
+    handle,
+    legend_above,
     scale_axis,
-    seed_means,
+    theme,
 )
 from llds_core.reporting.run_tables import usual_steps
 from llds_core.reporting.run_view import Measured
@@ -34,7 +38,7 @@ from llds_core.reporting.store import StoredRun
 
 _SEED_ALPHA = 0.75
 _FADED = "#777777"
-_INK = "#555555"
+_PALE = "#AAAAAA"
 _FELL_BELOW = 0.5  # of the best windowed reward
 # What became of a run: colour, marker, fill and name in the legend.
 _OUTCOMES = {
@@ -72,7 +76,7 @@ def outcomes_figure(table: pd.DataFrame, study: Study) -> Figure:
     if not table["method"].isin([row.arm for row in rows]).any():
         raise DataError("none of the arms has a run: run the study first")
     end = _axis_end(table)
-    with sns.axes_style("whitegrid"), sns.plotting_context("paper", font_scale=1.05):
+    with theme(grid=True):
         figure = Figure(figsize=(9.6, 0.25 * len(rows) + 1.9), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for _, run in table[table["method"] == BASELINE].iterrows():
@@ -93,7 +97,7 @@ def outcomes_figure(table: pd.DataFrame, study: Study) -> Figure:
             "slope of the log-likelihood of correct\nresponses (nats per token, ten steps)"
         )
         right.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        right.axvline(0, color=_INK, linewidth=1)
+        right.axvline(0, color=GREY, linewidth=1)
         handles = [
             Line2D([], [], color=c, marker=m, fillstyle=f, linestyle="none", label=label)
             for c, m, f, label in _OUTCOMES.values()
@@ -240,7 +244,7 @@ def weights_figure(runs: Sequence[StoredRun], panels: Sequence[str]) -> Figure:
         measured = Measured(run.first(steps))
         columns.setdefault(measured.setting("loss", "llds_weight"), []).append(measured)
     weights = sorted(columns)
-    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=0.95):
+    with theme():
         size = (max(1.45 * len(weights) + 0.9, 5.5), 1.6 * len(panels) + 1.0)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(len(panels), len(weights), squeeze=False, sharex=True, sharey="row")
@@ -251,12 +255,11 @@ def weights_figure(runs: Sequence[StoredRun], panels: Sequence[str]) -> Figure:
             for axes, (weight, table) in zip(line, tables.items(), strict=True):
                 scale_axis(axes, panel, pd.concat(tables.values()).stack())
                 same = smallest[smallest.columns.intersection(table.columns)]
-                reference = seed_means(axes, same)["mean"]
-                axes.plot(reference, color="#AAAAAA", linewidth=1.6, zorder=1)
+                draw_mean(axes, same, _PALE, band=False, linewidth=1.6, zorder=1)
                 draw_seeds(axes, table, METHOD_COLOURS["llds-action" if weight else BASELINE])
                 for run in columns[weight]:
                     if run.collapse is not None:
-                        axes.axvline(run.collapse_step, color=_INK, linestyle=":", linewidth=1)
+                        axes.axvline(run.collapse_step, color=GREY, linestyle=":", linewidth=1)
                 sns.despine(ax=axes)
         for axes, weight in zip(grid[0], weights, strict=True):
             found = [run.collapse is not None for run in columns[weight]]
@@ -265,12 +268,12 @@ def weights_figure(runs: Sequence[StoredRun], panels: Sequence[str]) -> Figure:
         figure.supxlabel("step", fontsize=9)
         figure.align_ylabels()
         handles = [
-            Line2D([], [], color=_INK, linewidth=0.8, alpha=0.6, label="a seed"),
-            Line2D([], [], color=_INK, linewidth=2.2, label="mean"),
-            Line2D([], [], color="#AAAAAA", linewidth=1.6, label=f"mean of weight {weights[0]:g}"),
-            Line2D([], [], color=_INK, linestyle=":", label="collapse onset"),
+            handle("a seed", GREY, linewidth=0.8, alpha=0.6),
+            handle("mean", GREY),
+            handle(f"mean of weight {weights[0]:g}", _PALE, linewidth=1.6),
+            handle("collapse onset", GREY, linestyle=":", linewidth=1),
         ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+        legend_above(figure, handles)
     return figure
 
 
@@ -306,7 +309,7 @@ def updates_figure(
     numbers = sorted({updates for updates, _ in arms})
     palette = sns.color_palette("viridis_r", len(numbers)).as_hex()
     colours = dict(zip(numbers, palette, strict=True))
-    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.05):
+    with theme():
         figure = Figure(figsize=(3.6 * len(panels), 3.9), layout="constrained")
         grid = figure.subplots(1, len(panels), squeeze=False).ravel()
         for axes, panel in zip(grid, panels, strict=True):
@@ -322,13 +325,9 @@ def updates_figure(
             axes.set(xlabel="optimizer updates so far", ylabel=axis_label(panel), xscale="log")
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             sns.despine(ax=axes)
-        handles = [
-            Line2D([], [], color=colour, linewidth=2.2, label=f"{number} per rollout")
-            for number, colour in colours.items()
+        handles = [handle(f"{number} per rollout", colour) for number, colour in colours.items()]
+        ways = [
+            handle(name, GREY, linestyle=style, linewidth=1.5) for name, style in styles.items()
         ]
-        handles += [
-            Line2D([], [], color=_INK, linestyle=style, label=name)
-            for name, style in styles.items()
-        ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+        legend_above(figure, [*handles, *ways])
     return figure

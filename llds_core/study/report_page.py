@@ -123,7 +123,8 @@ class PublishedStudy:
 
     def collapses(self, arm: str) -> list[int]:
         """Steps at which runs of an arm collapse."""
-        return [run.collapse_step for run in self.collapsing(arm)]
+        steps = [run.collapse_step for run in self.collapsing(arm)]
+        return [step for step in steps if step is not None]
 
     def collapsed(self, arm: str) -> str:
         """`k of n`: how many seeds of an arm collapse."""
@@ -145,8 +146,8 @@ class PublishedStudy:
     def effect(self, start: str, digits: int = 2, sign: int = 1) -> str:
         """`effect [low, high]` of a claim, or of its contrary with `sign` -1."""
         row = self.claim(start)
-        bounds = sorted(sign * row[name] for name in ("low", "high"))
-        return interval(sign * row["effect"], *bounds, digits)
+        low, high = sorted(sign * row[name] for name in ("low", "high"))
+        return interval(sign * row["effect"], low, high, digits)
 
     def bounds(self, table: str, arm: str, name: str) -> list[float]:
         """Mean and bounds of a difference in `effects.csv`: `steps` survived or `last_reward`."""
@@ -185,7 +186,7 @@ class PublishedStudy:
         found = found.drop(columns=["learning_rate", "updates_per_rollout"])
         return map_cells(self.plan).merge(found, on=["method", "seed"], how="left")
 
-    def checkpoints(self, measure: str, arm: str, *, last: bool) -> list[float]:
+    def checkpoints(self, measure: Any, arm: str, *, last: bool) -> list[float]:
         """A share at the first or the last measured checkpoint before the collapse, by seed."""
         tables = published_mechanism(self.folder.parent, self.folder.name)
         evidence = Evidence(self._stored, tables)

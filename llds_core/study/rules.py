@@ -125,7 +125,7 @@ class Count(Rule):
         shown = [(run, value) for run, value in shown if value is not None]
         if len(shown) < self.least:
             return None
-        share = proportion_interval(sum(value for _, value in shown), len(shown))
+        share = proportion_interval(sum(bool(value) for _, value in shown), len(shown))
         holds: bool | None = share.estimate >= MOST
         if holds and len(shown) < self.to_hold:
             holds = None
@@ -273,15 +273,16 @@ class Ordered(Rule):
     def check(self, evidence: Evidence) -> Finding | None:
         """Apply the rule."""
         pairs = [(self.arms[0], self.arms[-1]), *zip(self.arms, self.arms[1:], strict=False)]
-        found = [
-            Paired(paired=self.ordered, arm=one, against=other, above=0).check(evidence)
-            for one, other in pairs
-        ]
-        ends = found[0]
-        if ends is None or None in found:
-            return None
-        runs = tuple(dict.fromkeys(name for each in found for name in each.runs))
-        ordered = all(each.effect.estimate >= 0 for each in found[1:])
+        findings = []
+        for one, other in pairs:
+            rule = Paired(paired=self.ordered, arm=one, against=other, above=0)
+            found = rule.check(evidence)
+            if found is None:
+                return None
+            findings.append(found)
+        ends, *steps = findings
+        ordered = all(found.effect.estimate >= 0 for found in steps)
+        runs = tuple(dict.fromkeys(name for found in findings for name in found.runs))
         return replace(ends, holds=ends.holds and ordered, runs=runs)
 
 
@@ -342,7 +343,7 @@ class Trend(Rule):
             for value, run in pairs
         ]
         survivals = [run.survival() for _, run, _ in kept]
-        steps = restricted_steps(survivals, common_horizon(survivals))
+        steps = restricted_steps(survivals, common_horizon(survivals)).tolist()
         values, _, places = zip(*kept, strict=True) if kept else ((), (), ())
         found = spearman_trend(values, steps, places)
         if np.isnan(found.p):
