@@ -239,10 +239,13 @@ def evaluate(
 
     A run takes the options up to --quiet; those below belong to benchmarks.
     """
-    from llds_core.evaluation import evaluate_benchmarks, evaluate_run
-    from llds_core.evaluation.evaluate import Plan
-    from llds_core.evaluation.models import open_asked
-    from llds_core.evaluation.predictions import parse_shard
+    from llds_core.evaluation import (
+        EvaluationPlan,
+        evaluate_questions,
+        evaluate_run,
+        open_asked,
+        parse_shard,
+    )
     from llds_core.reporting.benchmark_scores import publish_evaluation, score_lines
     from llds_core.runs import deviations
 
@@ -262,10 +265,10 @@ def evaluate(
     if part and (merge or publish):
         option = "merge" if merge else "publish"
         raise ConfigError(f"--{option} takes the answers of all shards: leave out --shard")
-    plan = Plan(baseline, words(benchmarks), limit, words(mode), samples, split, seed)
+    plan = EvaluationPlan(baseline, words(benchmarks), limit, words(mode), samples, split, seed)
     environment, model = open_asked(profile, overrides, method, checkpoint, seed, run_root)
     about = {"method": method, "run_seed": seed, "deviations": deviations(environment.config)}
-    folder = evaluate_benchmarks(
+    folder = evaluate_questions(
         environment, model, plan, out=out, shard=part, evaluate=not merge, about=about
     )
     if part:

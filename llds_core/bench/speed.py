@@ -26,7 +26,7 @@ from trl import GRPOTrainer
 
 from llds_core.bench.search_r1 import ReencodingRollout
 from llds_core.config import ExperimentConfig, load_experiment
-from llds_core.evaluation.models import open_model
+from llds_core.evaluation import open_model
 from llds_core.files import cell, write_cells
 from llds_core.machine.jobs import usable_cores
 from llds_core.rollout.environment import Environment, build_environment

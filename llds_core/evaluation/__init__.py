@@ -1,30 +1,43 @@
-"""Evaluation: held-out questions of runs, benchmarks, and baselines that need no training.
+"""Evaluation: any model over questions, with every trajectory on disk.
 
-`held_out` scores the checkpoints of runs, as `train --evaluate` and `reproduce` do. `evaluate` runs
-any model over benchmarks, with every trajectory on disk: `suites` says which questions and which
-averages, `agents` how a question is answered, `predictions` keeps the lines, `scores` sums up.
+`evaluate` is the one evaluator: `benchmark_sets` says which questions and which averages, `agents`
+how a question is answered, `predictions` keeps the lines, `scores` sums up. `held_out` scores the
+checkpoints of runs with it, and `baselines` compares agents that need no training.
 """
 
-from llds_core.evaluation.agents import BASELINES
-from llds_core.evaluation.evaluate import evaluate_benchmarks
-from llds_core.evaluation.held_out import (
-    ask,
-    choose_questions,
-    evaluate_ends,
-    evaluate_run,
-    interval,
-    run_questions,
-    summarise,
+from llds_core.evaluation.agents import BASELINES, POLICY
+from llds_core.evaluation.baselines import run_baselines
+from llds_core.evaluation.benchmark_sets import average_members, averages, choose_questions
+from llds_core.evaluation.evaluate import (
+    MODES,
+    ROOT,
+    Evaluation,
+    EvaluationPlan,
+    evaluate_questions,
 )
+from llds_core.evaluation.held_out import ask, evaluate_ends, evaluate_run
+from llds_core.evaluation.models import Model, open_asked, open_model
+from llds_core.evaluation.predictions import parse_shard
+from llds_core.evaluation.scores import score_rows
 
 __all__ = [
     "BASELINES",
+    "MODES",
+    "POLICY",
+    "ROOT",
+    "Evaluation",
+    "EvaluationPlan",
+    "Model",
     "ask",
+    "average_members",
+    "averages",
     "choose_questions",
-    "evaluate_benchmarks",
     "evaluate_ends",
+    "evaluate_questions",
     "evaluate_run",
-    "interval",
-    "run_questions",
-    "summarise",
+    "open_asked",
+    "open_model",
+    "parse_shard",
+    "run_baselines",
+    "score_rows",
 ]

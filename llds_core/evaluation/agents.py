@@ -66,6 +66,7 @@ Search query: {query}
 Documents:
 {documents}
 """
+_TEMPLATES = {"direct": _DIRECT, "rag": _RAG, "search-o1": _AGENTIC}
 _TAG = re.compile("|".join(map(re.escape, TAGS)))
 
 Names = tuple[str | int, ...]
@@ -75,13 +76,10 @@ SamplerFor = Callable[[Sequence[Names]], Sampler]
 
 def prompt_digest(agent: str, config: RolloutConfig) -> str:
     """Twelve hex digits of the wording an agent uses."""
-    texts = {
-        "direct": [_DIRECT],
-        "rag": [_RAG],
-        "search-o1": [_AGENTIC, _REFINE, NO_FACTS],
-        "search-r1": [prompt_text("?", "search-r1")],
-        POLICY: [prompt_text("?", config.prompt)],
-    }[agent]
+    if agent in _TEMPLATES:
+        texts = [_TEMPLATES[agent], *([_REFINE, NO_FACTS] if agent == "search-o1" else [])]
+    else:
+        texts = [prompt_text("?", config.prompt if agent == POLICY else "search-r1")]
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
 
 
@@ -90,35 +88,39 @@ def agent_loop(
     environment: Environment,
     tokenizer: PreTrainedTokenizerBase,
     sampler_for: SamplerFor,
+    failure_rate: float = 0.0,
+    seed: int = 0,
 ) -> RolloutLoop:
-    """The loop that plays an agent; searches never fail on purpose.
+    """The loop that plays an agent.
 
     Args:
         agent: `policy` or one of `BASELINES`.
         environment: world, search engine and limits.
         tokenizer: of the model.
         sampler_for: makes the sampler of whatever the agent generates outside of its trajectories.
+        failure_rate: probability that a search fails on purpose, in [0, 1].
+        seed: root seed of these failures.
     """
-    limits, top_k = environment.config.rollout, environment.config.retrieval.top_k
-    options = {}
+    limits = environment.config.rollout
+    encode = refine = None
+    if agent in _TEMPLATES:
+        encode = partial(_prompts, _TEMPLATES[agent], environment, tokenizer)
     if agent in ("direct", "rag"):
         limits = replace(limits, max_searches=0)
-        prompts = _direct_prompts if agent == "direct" else partial(_rag_prompts, environment)
-        options = {"encode": partial(prompts, tokenizer)}
     elif agent == "search-o1":
-        options = {
-            "encode": partial(_agentic_prompts, limits.max_searches, tokenizer),
-            "refine": _Refiner(tokenizer, limits, sampler_for),
-        }
+        refine = partial(_condensed, tokenizer, limits, sampler_for)
     elif agent == "search-r1":
         limits = replace(limits, prompt="search-r1")
-    engine = FailingRetriever(environment.retriever, failure_rate=0.0, passages=(), seed=0)
-    return RolloutLoop(tokenizer, engine, limits, top_k=top_k, **options)
-
-
-def searches_of(agent: str, trajectory: Trajectory) -> int:
-    """Searches that went into an answer, the one of `rag` included."""
-    return trajectory.searches + (agent == "rag")
+    engine = FailingRetriever(
+        environment.retriever,
+        failure_rate=failure_rate,
+        passages=environment.world.passages,
+        seed=seed,
+    )
+    top_k = environment.config.retrieval.top_k
+    return RolloutLoop(
+        tokenizer, engine, limits, top_k=top_k, seed=seed, encode=encode, refine=refine
+    )
 
 
 def answer_of(
@@ -132,7 +134,7 @@ def answer_of(
     last = trajectory.actions[-1]
     if agent != POLICY and last.kind == "invalid":
         ids = trajectory.completion_ids[last.start : last.end]
-        text = _TAG.sub("\n", tokenizer.decode(ids, skip_special_tokens=True))
+        text = _TAG.sub("\n", _decoded(ids, tokenizer))
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if lines:
             return lines[-1], "fallback"
@@ -145,97 +147,82 @@ def segments(
     """The whole trajectory in order, as texts with a kind: `prompt`, `policy`, then what came back:
     `observation` (with `documents` before it when it was condensed from them) or `feedback`.
     """
-    parts = [("prompt", trajectory.prompt_ids)]
-    ends = [action.start for action in trajectory.actions[1:]] + [len(trajectory.completion_ids)]
+    ids = trajectory.completion_ids
+    parts = [("prompt", str(tokenizer.decode(trajectory.prompt_ids)))]
+    ends = [action.start for action in trajectory.actions[1:]] + [len(ids)]
     for action, end in zip(trajectory.actions, ends, strict=True):
-        parts.append(("policy", trajectory.completion_ids[action.start : action.end]))
+        parts.append(("policy", str(tokenizer.decode(ids[action.start : action.end]))))
+        if action.executed and agent == "search-o1":
+            parts.append(("documents", format_hits(action.hits)))
         came_back = "observation" if action.executed else "feedback"
-        parts.append((came_back, trajectory.completion_ids[action.end : end]))
-    written = [{"kind": kind, "text": tokenizer.decode(ids)} for kind, ids in parts if ids]
-    if agent != "search-o1":
-        return written
-    found = iter(action for action in trajectory.actions if action.executed)
-    result = []
-    for part in written:
-        if part["kind"] == "observation":
-            result.append({"kind": "documents", "text": format_hits(next(found).hits)})
-        result.append(part)
-    return result
+        parts.append((came_back, str(tokenizer.decode(ids[action.end : end]))))
+    return [{"kind": kind, "text": text} for kind, text in parts if text]
 
 
-def _direct_prompts(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
+def _prompts(
+    template: str,
+    environment: Environment,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
 ) -> list[list[int]]:
-    return [encode_text(_filled(_DIRECT, question=q.question), tokenizer) for q in questions]
-
-
-def _rag_prompts(
-    environment: Environment, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
-) -> list[list[int]]:
-    config = environment.config
-    found = environment.retriever.search([q.question for q in questions], config.retrieval.top_k)
-    room = config.rollout.max_observation_tokens
-    texts = [
-        _filled(
-            _RAG, documents=_cut(format_hits(hits).strip(), room, tokenizer), question=q.question
-        )
-        for q, hits in zip(questions, found, strict=True)
-    ]
-    return [encode_text(text, tokenizer) for text in texts]
-
-
-def _agentic_prompts(
-    searches: int, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
-) -> list[list[int]]:
+    """Token ids of a template for each question, with what its search finds where that is asked."""
+    rollout = environment.config.rollout
+    documents = [""] * len(questions)
+    if "{documents}" in template:
+        top_k = environment.config.retrieval.top_k
+        found = environment.retriever.search([q.question for q in questions], top_k)
+        room = rollout.max_observation_tokens
+        documents = [_cut(format_hits(hits).strip(), room, tokenizer) for hits in found]
+    values = {"searches": str(rollout.max_searches)}
     return [
-        encode_text(_filled(_AGENTIC, searches=str(searches), question=q.question), tokenizer)
-        for q in questions
+        encode_text(_filled(template, question=q.question, documents=text, **values), tokenizer)
+        for q, text in zip(questions, documents, strict=True)
     ]
 
 
-class _Refiner:
+def _condensed(
+    tokenizer: PreTrainedTokenizerBase,
+    limits: RolloutConfig,
+    sampler_for: SamplerFor,
+    trajectories: Sequence[Trajectory],
+) -> list[str]:
     """Search-o1's reading of documents: the model condenses them in a context of its own."""
+    names = [
+        (t.question.metadata["kind"], t.question.id, t.sample, "refine", len(t.actions))
+        for t in trajectories
+    ]
+    prompts = [_refine_prompt(trajectory, tokenizer, limits) for trajectory in trajectories]
+    budgets = [limits.max_observation_tokens] * len(prompts)
+    made = sampler_for(names).session(prompts).generate(range(len(prompts)), budgets)
+    return [_decoded(each.token_ids, tokenizer).strip() or NO_FACTS for each in made]
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, limits: RolloutConfig, sampler_for: SamplerFor
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._limits = limits
-        self._sampler_for = sampler_for
 
-    def __call__(self, trajectories: Sequence[Trajectory]) -> list[str]:
-        names = [
-            (t.question.metadata["kind"], t.question.id, t.sample, "refine", len(t.actions))
-            for t in trajectories
-        ]
-        prompts = [self._prompt(trajectory) for trajectory in trajectories]
-        budget = self._limits.max_observation_tokens
-        session = self._sampler_for(names).session(prompts)
-        made = session.generate(range(len(prompts)), [budget] * len(prompts))
-        texts = [self._tokenizer.decode(g.token_ids, skip_special_tokens=True) for g in made]
-        return [text.strip() or NO_FACTS for text in texts]
+def _refine_prompt(
+    trajectory: Trajectory, tokenizer: PreTrainedTokenizerBase, limits: RolloutConfig
+) -> list[int]:
+    search = trajectory.actions[-1]
+    documents = format_hits(search.hits).strip() or "(none)"
+    reasoning = _decoded(trajectory.completion_ids[: search.end], tokenizer)
+    # The end of the reasoning is what the query came from: a long one loses its beginning.
+    reasoning = _cut(reasoning, limits.max_total_tokens // 4, tokenizer, keep="end")
+    text = _filled(
+        _REFINE,
+        nothing=NO_FACTS,
+        question=trajectory.question.question,
+        reasoning=reasoning.strip(),
+        query=search.content,
+        documents=_cut(documents, limits.max_observation_tokens, tokenizer),
+    )
+    return encode_text(text, tokenizer)
 
-    def _prompt(self, trajectory: Trajectory) -> list[int]:
-        limits, search = self._limits, trajectory.actions[-1]
-        documents = format_hits(search.hits).strip() or "(none)"
-        written = trajectory.completion_ids[: search.end]
-        reasoning = self._tokenizer.decode(written, skip_special_tokens=True)
-        # The end of the reasoning is what the query came from: a long one loses its beginning.
-        reasoning = _cut(reasoning, limits.max_total_tokens // 4, self._tokenizer, keep="end")
-        text = _filled(
-            _REFINE,
-            nothing=NO_FACTS,
-            question=trajectory.question.question,
-            reasoning=reasoning.strip(),
-            query=search.content,
-            documents=_cut(documents, limits.max_observation_tokens, self._tokenizer),
-        )
-        return encode_text(text, self._tokenizer)
+
+def _decoded(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _filled(template: str, **values: str) -> str:
     """Fill in what is in braces once; what is filled in may hold braces itself."""
-    if "question" in values and not values["question"].strip().endswith("?"):
+    if not values["question"].strip().endswith("?"):
         values["question"] = f"{values['question'].strip()}?"
     return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], template)
 
@@ -244,4 +231,4 @@ def _cut(text: str, tokens: int, tokenizer: PreTrainedTokenizerBase, keep: str =
     ids = tokenizer.encode(text, add_special_tokens=False)
     if len(ids) <= tokens:
         return text
-    return tokenizer.decode(ids[:tokens] if keep == "start" else ids[-tokens:])
+    return str(tokenizer.decode(ids[:tokens] if keep == "start" else ids[-tokens:]))

@@ -1,28 +1,26 @@
-"""Any model over benchmarks: greedy and sampled, resumable, in shards, every trajectory on disk.
+"""Any model over questions: greedy and sampled, resumable, in shards, every trajectory on disk.
 
-What an answer depends on is the question, not the batch it is in: sampled decoding draws from a
-stream named by seed, mode, benchmark, question and sample. Batch size, shards and kills therefore
-change no draw. Padding changes the order in which a row's numbers are added, so that two batchings
-give equal text up to the rounding of floats: where two tokens are all but equally likely, rounding
-may decide.
+An answer depends on its question, not on the batch around it: sampled decoding draws from a stream
+named by seed, mode, benchmark, question and sample. Batch size, shards and kills therefore change
+no draw. Padding changes the order in which numbers are added, so two batchings give equal text up
+to floating-point rounding: where two tokens are almost equally likely, rounding may decide.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from llds_core.config import ExperimentConfig
-from llds_core.errors import ConfigError, did_you_mean
+from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.evaluation.agents import (
     BASELINES,
     POLICY,
@@ -30,61 +28,63 @@ from llds_core.evaluation.agents import (
     agent_loop,
     answer_of,
     prompt_digest,
-    searches_of,
     segments,
 )
+from llds_core.evaluation.benchmark_sets import benchmark_names, benchmark_of, choose
 from llds_core.evaluation.models import Model, describe
 from llds_core.evaluation.predictions import (
+    KEYS,
     Key,
-    PredictionWriter,
+    Row,
     Shard,
-    locked,
-    merge,
+    append_predictions,
     open_evaluation,
     predictions_file,
     read_predictions,
+    writing,
 )
-from llds_core.evaluation.scores import score_answer, summarise_predictions
-from llds_core.evaluation.suites import benchmark_names, benchmark_of, choose, digest
+from llds_core.evaluation.scores import score_answer, summarise
 from llds_core.files import write_json
 from llds_core.rollout.environment import Environment
 from llds_core.rollout.protocol import Trajectory
-from llds_core.rollout.samplers import Sampler, StopAtTag, TransformersSampler
+from llds_core.rollout.samplers import StopAtTag, TransformersSampler
 from llds_core.runs.provenance import command_line, git_state, hardware, package_versions
-from llds_core.seeding import numpy_generator
+from llds_core.seeding import numpy_generator, torch_generator
 from llds_core.worlds.records import Question
 
 ROOT = Path("results/evaluations")
-MODES = ("greedy", "sampled")
+GREEDY, FAILING, SAMPLED = "greedy", "greedy_with_failures", "sampled"
+MODES = (GREEDY, FAILING, SAMPLED)
 SCHEMA_VERSION = 1
 _LIMITS = ("max_searches", "max_action_tokens", "max_observation_tokens", "max_total_tokens")
-_SAMPLING = ("temperature", "top_p")
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """What is asked, and how.
 
     Attributes:
         agent: `policy`, the trained protocol, or one of `BASELINES`.
         benchmarks: names; none for all of the world.
         limit: questions in all, spread evenly over the benchmarks; None for every question.
-        modes: of `greedy` and `sampled`.
+        modes: of `MODES`: greedy decoding, the same with the search failures of training, and
+            sampled decoding.
         samples: answers per question with sampled decoding.
         split: `dev` or `test`.
-        seed: root seed of sampled decoding.
-
-    Raises:
-        ConfigError: for an unknown agent or mode, or a number below 1.
+        seed: root seed of sampled decoding and of search failures.
+        draws: what has a random stream of its own in sampled decoding: a `question`, or a `batch`
+            of them in their order, drawn from the whole distribution whatever `rollout.top_p` is,
+            as the published held-out scores of runs are.
     """
 
     agent: str = POLICY
     benchmarks: tuple[str, ...] = ()
     limit: int | None = None
-    modes: tuple[str, ...] = ("greedy",)
+    modes: tuple[str, ...] = (GREEDY,)
     samples: int = 1
     split: Literal["dev", "test"] = "test"
     seed: int = 0
+    draws: Literal["question", "batch"] = "question"
 
     def __post_init__(self) -> None:
         if self.agent != POLICY and self.agent not in BASELINES:
@@ -102,185 +102,197 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Task:
-    question: Question
-    mode: str
-    sample: int
+class Evaluation:
+    """A model, questions and how they are asked; `answer` keeps every answer in a folder.
+
+    Attributes:
+        environment: world and search engine, as `Environment.for_evaluation` has them.
+        model: what answers.
+        plan: how questions are asked.
+        questions: what is asked.
+    """
+
+    environment: Environment
+    model: Model
+    plan: EvaluationPlan
+    questions: Sequence[Question]
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes an answer. Threads, device and shards do not."""
+        config, plan = self.environment.config, self.plan
+        sampled, failing = SAMPLED in plan.modes, FAILING in plan.modes
+        batches = sampled and plan.draws == "batch"
+        names = [*_LIMITS, *(["temperature"] if sampled else [])]
+        if sampled and plan.draws == "question":
+            names.append("top_p")
+        asked = [[benchmark_of(q), q.id, q.question, *q.golden_answers] for q in self.questions]
+        return {
+            "model": self.model.digest,
+            "dtype": config.training.dtype,
+            "agent": plan.agent,
+            "prompt": prompt_digest(plan.agent, config.rollout),
+            "benchmarks": ",".join(plan.benchmarks) or "all",
+            "split": plan.split,
+            "limit": plan.limit,
+            "questions": _digits(asked, 16),
+            "modes": ",".join(plan.modes),
+            "samples": plan.samples if sampled else 0,
+            "seed": plan.seed if sampled or failing else None,
+            "retriever": self.environment.retriever.identity,
+            "retrieval.top_k": config.retrieval.top_k,
+            **{f"rollout.{name}": getattr(config.rollout, name) for name in names},
+            **({"retrieval.failure_rate": config.retrieval.failure_rate} if failing else {}),
+            **({"evaluation.batch_size": config.evaluation.batch_size} if batches else {}),
+        }
 
     @property
-    def key(self) -> Key:
-        return (benchmark_of(self.question), self.question.id, self.mode, self.sample)
+    def digits(self) -> str:
+        """Eight hex digits of `identity`, for folders."""
+        return _digits(self.identity, 8)
+
+    def asked(self, shard: Shard | None = None) -> dict[Key, Question]:
+        """What is to be answered, in order; of a shard every n-th question."""
+        questions = self.questions if shard is None else self.questions[shard[0] - 1 :: shard[1]]
+        samples = {SAMPLED: range(1, self.plan.samples + 1)}
+        return {
+            (benchmark_of(question), question.id, mode, sample): question
+            for mode in self.plan.modes
+            for sample in samples.get(mode, [0])
+            for question in questions
+        }
+
+    def answer(
+        self, folder: Path, *, shard: Shard | None = None, evaluate: bool = True
+    ) -> list[Row]:
+        """Answer every question, of a shard if given, that has no answer in `folder` yet; return
+        the answers in order, and raise a `DataError` where one is missing.
+        """
+        config = self.environment.config
+        if config.retrieval.backend == "server" and config.service.on_failure == "empty":
+            raise ConfigError(
+                "service.on_failure=empty would score questions whose search was never answered: "
+                "set it to raise (answers so far are kept, and the same command goes on)"
+            )
+        about = {"command": command_line(), "profile": config.profile}
+        open_evaluation(folder, self.identity, about | describe(self.model) | _code())
+        path, asked = predictions_file(folder, shard), self.asked(shard)
+        with writing(path):
+            done = read_predictions(folder, self.asked())
+            if evaluate and asked.keys() - done.keys():
+                for lines in self._rest(asked, done):
+                    append_predictions(path, lines.values())
+                    done |= lines
+        rows = [done[key] for key in asked if key in done]
+        if len(rows) < len(asked):
+            raise DataError(
+                f"{len(rows)} of {len(asked)} answers are there: evaluate the rest with the same "
+                "command"
+            )
+        return rows
+
+    def _rest(
+        self, asked: Mapping[Key, Question], done: Mapping[Key, Row]
+    ) -> Iterator[dict[Key, Row]]:
+        """Batch by batch the answers that are not `done`."""
+        config, plan = self.environment.config, self.plan
+        torch.set_num_threads(config.training.threads)
+        model, tokenizer = self.model.load()
+        make = partial(TransformersSampler, model, tokenizer, stop=StopAtTag(tokenizer))
+        size = config.evaluation.batch_size
+        bar = tqdm(total=len(asked.keys() - done.keys()), desc=plan.agent, unit="answer")
+        for (mode, _), group in groupby(asked, key=lambda key: key[2:]):
+            sampler_for = partial(self._sampler, make, mode)
+            rate = config.retrieval.failure_rate if mode == FAILING else 0.0
+            loop = agent_loop(plan.agent, self.environment, tokenizer, sampler_for, rate, plan.seed)
+            # Questions that share a stream are answered in the batches that they were first in.
+            keys = [key for key in group if plan.draws == "batch" or key not in done]
+            for start in range(0, len(keys), size):
+                batch = keys[start : start + size]
+                if done.keys() >= set(batch):
+                    continue
+                started = time.perf_counter()
+                sampler = sampler_for([(key[0], key[1], key[3]) for key in batch], start)
+                made = loop.run([(asked[key], key[3]) for key in batch], sampler)
+                seconds = (time.perf_counter() - started) / len(batch)
+                lines: dict[Key, Row] = {
+                    key: prediction(plan.agent, key, trajectory, tokenizer, seconds)
+                    for key, trajectory in zip(batch, made.trajectories, strict=True)
+                    if key not in done
+                }
+                bar.update(len(lines))
+                yield lines
+        bar.close()
+
+    def _sampler(
+        self,
+        make: Callable[..., TransformersSampler],
+        mode: str,
+        names: Sequence[Names],
+        start: int = 0,
+    ) -> TransformersSampler:
+        """Sampler of a batch whose rows are named by `names`; the first is the question `start`."""
+        config, seed = self.environment.config.rollout, self.plan.seed
+        if mode != SAMPLED:
+            return make(None, temperature=0.0)
+        if self.plan.draws == "batch":
+            device = str(self.model.load()[0].device)
+            stream = torch_generator(
+                seed, "evaluation", "sampling", names[0][-1], start, device=device
+            )
+            return make(stream, temperature=config.temperature)
+        streams = [numpy_generator(seed, "benchmarks", mode, *name) for name in names]
+        return make(None, temperature=config.temperature, top_p=config.top_p, streams=streams)
 
 
-def evaluate_benchmarks(
+def evaluate_questions(
     environment: Environment,
     model: Model,
-    plan: Plan,
+    plan: EvaluationPlan,
     *,
     out: Path | None = None,
     shard: Shard | None = None,
     evaluate: bool = True,
     about: Mapping[str, Any] | None = None,
-    progress: bool = True,
 ) -> Path:
-    """Answer every question that has no answer yet, and sum up.
+    """Answer every question that has no answer yet, write `summary.json`, and return the folder.
 
     Args:
         environment: world and search engine.
         model: what answers.
         plan: what is asked.
-        out: folder; None for `results/evaluations/<profile>/<model>/<agent>-<digits>`.
-        shard: number from 1 and how many: answer every n-th question, and sum up nothing.
-        evaluate: False only merges shards and sums up.
-        about: entries that the summary gets besides, such as the method that was trained.
-        progress: show a progress bar.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ConfigError: for an unknown benchmark, one without questions, a shard that does not exist,
-            or searches that may be lost.
-        RunError: when the folder holds another evaluation, is being written, or cannot be.
-        DataError: when a file there is damaged, or answers are missing.
-        CheckpointError: when the model cannot be loaded.
+        out: folder; None for `results/evaluations/<profile>/<model>/<agent>-<digits>`, where the
+            same command finds it again.
+        shard: answer only its questions, and sum up nothing.
+        evaluate: False only sums up what shards have answered.
+        about: further entries of the summary, such as the method that was trained.
     """
-    environment = environment.for_evaluation
-    config = environment.config
-    if config.retrieval.backend == "server" and config.service.on_failure == "empty":
-        raise ConfigError(
-            "service.on_failure=empty would score questions whose search was never answered: set "
-            "it to raise (answers so far are kept, and the same command goes on)"
-        )
     if shard and not 1 <= shard[0] <= shard[1]:
         raise ConfigError(f"--shard is {shard[0]}/{shard[1]}: count from 1/{shard[1]}")
-    questions = choose(
-        environment.world, plan.split, plan.benchmarks, plan.limit, config.world.seed
-    )
-    identity = _identity(environment, model, plan, questions)
-    folder = out or default_folder(config, model, plan, identity)
-    made_by = {"command": command_line(), "profile": config.profile} | describe(model) | _code()
-    open_evaluation(folder, identity, made_by)
-    tasks = [task for _, task in _tasks(plan, questions)]
-    keys = [task.key for task in tasks]
-    mine = [task for index, task in _tasks(plan, questions) if _is_mine(index, shard)]
-    path = predictions_file(folder, shard)
-    with locked(path):
-        if shard:
-            done = read_predictions(predictions_file(folder), keys) | read_predictions(path, keys)
-        else:
-            done = merge(folder, keys)
-        left = [task for task in mine if task.key not in done]
-        if left and evaluate:
-            _answer(environment, model, plan, left, path, progress=progress)
-        if shard is None:
-            rows = list(read_predictions(path, keys).values())
-            scores = summarise_predictions(rows, keys, environment.world.name)
-            summary = {"profile": config.profile, "agent": plan.agent} | dict(about or {})
-            summary |= describe(model) | _counts(environment, rows)
-            summary |= {"identity": identity, "modes": scores} | _code()
-            write_json(folder / "summary.json", summary)
+    environment = environment.for_evaluation
+    config, world = environment.config, environment.world
+    questions = choose(world, plan.split, plan.benchmarks, plan.limit, config.world.seed)
+    evaluation = Evaluation(environment, model, plan, questions)
+    folder = out or ROOT / config.profile / model.label / f"{plan.agent}-{evaluation.digits}"
+    rows = evaluation.answer(folder, shard=shard, evaluate=evaluate)
+    if shard is None:
+        present = {row["benchmark"] for row in rows}
+        summary = {
+            "profile": config.profile,
+            "agent": plan.agent,
+            **(about or {}),
+            **describe(model),
+            "world": world.name,
+            "benchmarks": [name for name in benchmark_names(world.name) if name in present],
+            "questions": len(questions),
+            "answers": len(rows),
+            "seconds": round(sum(row["seconds"] for row in rows), 1),
+            "identity": evaluation.identity,
+            "modes": summarise(rows, world.name),
+            **_code(),
+        }
+        write_json(folder / "summary.json", summary)
     return folder
-
-
-def default_folder(
-    config: ExperimentConfig, model: Model, plan: Plan, identity: Mapping[str, Any]
-) -> Path:
-    """Where an evaluation goes that is given no folder: the same command finds it again, another
-    evaluation has another one.
-    """
-    digits = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
-    return ROOT / config.profile / model.label / f"{plan.agent}-{digits}"
-
-
-def _identity(
-    environment: Environment, model: Model, plan: Plan, questions: Sequence[Question]
-) -> dict[str, Any]:
-    """Everything that changes an answer. Batch size, threads, device and shards do not."""
-    config = environment.config
-    rollout = config.rollout
-    names = (*_LIMITS, *_SAMPLING) if "sampled" in plan.modes else _LIMITS
-    return {
-        "model": model.digest,
-        "dtype": config.training.dtype,
-        "agent": plan.agent,
-        "prompt": prompt_digest(plan.agent, rollout),
-        "benchmarks": ",".join(plan.benchmarks) or "all",
-        "split": plan.split,
-        "limit": plan.limit,
-        "questions": digest(questions),
-        "modes": ",".join(plan.modes),
-        "samples": plan.samples if "sampled" in plan.modes else 0,
-        "seed": plan.seed if "sampled" in plan.modes else None,
-        "retriever": environment.retriever.identity,
-        "retrieval.top_k": config.retrieval.top_k,
-    } | {f"rollout.{name}": getattr(rollout, name) for name in names}
-
-
-def _tasks(plan: Plan, questions: Sequence[Question]) -> list[tuple[int, _Task]]:
-    """What is to be answered, with the number of its question."""
-    samples = {"greedy": [0], "sampled": list(range(1, plan.samples + 1))}
-    return [
-        (index, _Task(question, mode, sample))
-        for mode in plan.modes
-        for sample in samples[mode]
-        for index, question in enumerate(questions)
-    ]
-
-
-def _is_mine(index: int, shard: Shard | None) -> bool:
-    return shard is None or index % shard[1] == shard[0] - 1
-
-
-def _answer(
-    environment: Environment,
-    model: Model,
-    plan: Plan,
-    tasks: Sequence[_Task],
-    path: Path,
-    *,
-    progress: bool,
-) -> None:
-    config = environment.config
-    torch.set_num_threads(config.training.threads)
-    network, tokenizer = model.load()
-    stop = StopAtTag(tokenizer)
-    bar = tqdm(total=len(tasks), disable=not progress, desc=plan.agent, unit="answer")
-    with PredictionWriter(path) as writer, bar:
-        for mode, of_mode in groupby(tasks, key=lambda task: task.mode):
-            sampler_for = partial(_sampler, network, tokenizer, stop, config, mode, plan.seed)
-            loop = agent_loop(plan.agent, environment, tokenizer, sampler_for)
-            left = list(of_mode)
-            size = config.evaluation.batch_size
-            for batch in (left[start : start + size] for start in range(0, len(left), size)):
-                started = time.perf_counter()
-                sampler = sampler_for([(*task.key[:2], task.sample) for task in batch])
-                made = loop.run([(task.question, task.sample) for task in batch], sampler)
-                seconds = (time.perf_counter() - started) / len(batch)
-                pairs = zip(batch, made.trajectories, strict=True)
-                writer.append(
-                    prediction(plan.agent, task.key, trajectory, tokenizer, seconds)
-                    for task, trajectory in pairs
-                )
-                bar.update(len(batch))
-
-
-def _sampler(
-    network: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    stop: StopAtTag,
-    config: ExperimentConfig,
-    mode: str,
-    seed: int,
-    names: Sequence[Names],
-) -> Sampler:
-    streams = [numpy_generator(seed, "benchmarks", mode, *parts) for parts in names]
-    temperature, top_p = (config.rollout.temperature, config.rollout.top_p)
-    if mode == "greedy":
-        temperature, top_p = 0.0, 1.0
-    return TransformersSampler(
-        network, tokenizer, None, temperature=temperature, top_p=top_p, stop=stop, streams=streams
-    )
 
 
 def prediction(
@@ -294,31 +306,20 @@ def prediction(
     question = trajectory.question
     answer, status = answer_of(agent, trajectory, tokenizer)
     return {
-        "benchmark": key[0],
-        "id": key[1],
-        "mode": key[2],
-        "sample": key[3],
+        **dict(zip(KEYS, key, strict=True)),
         "question": question.question,
         "golden_answers": list(question.golden_answers),
         "prediction": answer,
         "status": status,
         **score_answer(answer, question.golden_answers),
-        "searches": searches_of(agent, trajectory),
+        "searches": trajectory.searches + (agent == "rag"),  # which searches before its turn
         "seconds": round(seconds, 3),
         "segments": segments(agent, trajectory, tokenizer),
     }
 
 
-def _counts(environment: Environment, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    world = environment.world.name
-    present = {row["benchmark"] for row in rows}
-    return {
-        "world": world,
-        "benchmarks": [name for name in benchmark_names(world) if name in present],
-        "questions": len({(row["benchmark"], row["id"]) for row in rows}),
-        "answers": len(rows),
-        "seconds": round(sum(row["seconds"] for row in rows), 1),
-    }
+def _digits(value: object, count: int) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:count]
 
 
 def _code() -> dict[str, Any]:

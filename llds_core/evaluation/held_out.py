@@ -1,228 +1,88 @@
 """Held-out evaluation of a checkpoint, and asking it a single question.
 
 Every question counts, none is dropped; questions are spread evenly over the kinds. Greedy decoding
-is the headline, sampled decoding beside it; first without injected search failures, then with the
-failures of training.
+is the headline; beside it the same with the search failures of training, and sampled decoding.
+
+    evaluation-<checkpoint>-<split>.json              the scores
+    held-out/<checkpoint>-<digits>/predictions.jsonl  every answer
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from scipy.stats import bootstrap
-from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import Literal
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
+from llds_core.evaluation.benchmark_sets import choose_questions
+from llds_core.evaluation.evaluate import (
+    FAILING,
+    GREEDY,
+    SAMPLED,
+    Evaluation,
+    EvaluationPlan,
+)
 from llds_core.evaluation.models import open_model
+from llds_core.evaluation.predictions import Row
+from llds_core.evaluation.scores import (
+    METRICS,
+    by_question,
+    interval,
+    resampled_means,
+)
 from llds_core.files import write_json
-from llds_core.rollout.environment import Environment, build_environment, insisting
+from llds_core.rollout.environment import build_environment, insisting
 from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.rewards import score
-from llds_core.rollout.samplers import StopAtTag, TransformersSampler
+from llds_core.rollout.samplers import TransformersSampler
 from llds_core.runs import Run
 from llds_core.seeding import numpy_generator, torch_generator
 from llds_core.worlds.records import Question
 
-_KIND = "kind"
+Scores = dict[str, dict[str, dict[str, float]]]
 
 
-def choose_questions(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
-    """Up to `limit` questions, spread as evenly over the kinds as they allow; deterministic in
-    `seed`.
-    """
-    by_kind: dict[str, list[Question]] = defaultdict(list)
-    for question in questions:
-        by_kind[question.metadata[_KIND]].append(question)
-    shuffled = []
-    for kind in sorted(by_kind):
-        order = numpy_generator(seed, "evaluation", kind).permutation(len(by_kind[kind]))
-        shuffled.append([by_kind[kind][i] for i in order])
-    mixed = [
-        group[rank]
-        for rank in range(max(map(len, shuffled), default=0))
-        for group in shuffled
-        if rank < len(group)
-    ]
-    return mixed[:limit]
-
-
-def run_questions(
-    environment: Environment,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    *,
-    temperature: float,
-    failure_rate: float = 0.0,
-    sample: int = 0,
-    seed: int = 0,
-) -> list[Trajectory]:
-    """One scored trajectory per question, at `temperature` (0 is greedy), with the searches that
-    evaluation allows.
-    """
-    environment = environment.for_evaluation
-    config = environment.config
-    loop = environment.rollout_loop(tokenizer, seed=seed, failure_rate=failure_rate)
-    stop = StopAtTag(tokenizer)
-    trajectories: list[Trajectory] = []
-    size = config.evaluation.batch_size
-    for start in tqdm(range(0, len(questions), size), desc="questions", unit="batch"):
-        generator = torch_generator(
-            seed, "evaluation", "sampling", sample, start, device=str(model.device)
-        )
-        sampler = TransformersSampler(
-            model, tokenizer, generator, temperature=temperature, stop=stop
-        )
-        tasks = [(question, sample) for question in questions[start : start + size]]
-        trajectories += loop.run(tasks, sampler).trajectories
-    for trajectory in trajectories:
-        score(trajectory, config.reward)
-    return trajectories
-
-
-def summarise(trajectories: Sequence[Trajectory]) -> dict[str, dict[str, float | int]]:
-    """Exact match by question kind, by hops and over all: `n`, `em`, `low`, `high` (95 %
-    bootstrap), `searches`.
-    """
-    groups: dict[str, list[Trajectory]] = defaultdict(list)
-    for trajectory in trajectories:
-        metadata = trajectory.question.metadata
-        for name in ("all", f"{metadata['hops']}-hop", metadata[_KIND]):
-            groups[name].append(trajectory)
-    return {name: _summary(group) for name, group in sorted(groups.items())}
-
-
-def _summary(group: Sequence[Trajectory]) -> dict[str, float | int]:
-    correct = np.array([float(t.correct) for t in group])
-    low, high = interval(correct)
-    searches = float(np.mean([t.searches for t in group]))
-    return {
-        "n": len(group),
-        "em": float(correct.mean()),
-        "low": low,
-        "high": high,
-        "searches": searches,
-    }
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `values` (n,); the mean itself when they
-    are all equal.
-    """
-    if len(values) < 2 or np.all(values == values[0]):
-        return float(values.mean()), float(values.mean())
-    result = bootstrap(
-        (values,),
-        np.mean,
-        method="percentile",
-        rng=numpy_generator(0, "bootstrap"),
-        n_resamples=2000,
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def evaluate_run(run: Run, checkpoint: str = "best", split: str = "test") -> Path:
+def evaluate_run(
+    run: Run, checkpoint: str = "best", split: Literal["dev", "test"] = "test"
+) -> Path:
     """Score a checkpoint of a run on held-out questions and write
-    `evaluation-<checkpoint>-<split>.json` beside it.
-
-    Raises:
-        CheckpointError: when the checkpoint is missing or cannot be read.
-        ConfigError: when the split holds no question.
+    `evaluation-<checkpoint>-<split>.json` beside it. Answers that are there are not made again.
     """
     config, folder = run.config, run.checkpoint(checkpoint)
-    environment = build_environment(insisting(config))
-    questions = choose_questions(
-        getattr(environment.world, split), config.evaluation.questions, config.world.seed
+    environment = build_environment(insisting(config)).for_evaluation
+    settings = config.evaluation
+    plan = EvaluationPlan(
+        limit=settings.questions,
+        modes=(GREEDY, FAILING, SAMPLED) if settings.samples else (GREEDY, FAILING),
+        samples=max(1, settings.samples),
+        split=split,
+        seed=config.world.seed,
+        draws="batch",
     )
+    questions = choose_questions(getattr(environment.world, split), plan.limit, plan.seed)
     if not questions:
         raise ConfigError(
             f"the {split} split of this world holds no question: raise world.{split}_fraction"
         )
-    torch.set_num_threads(config.training.threads)
-    opened = open_model(folder, config.training.dtype)
-    model, tokenizer = opened.load()
-    modes = {
-        "greedy": (0.0, 0.0, 0),
-        "greedy_with_failures": (0.0, config.retrieval.failure_rate, 0),
-    }
-    modes |= {
-        f"sampled_{k}": (config.rollout.temperature, 0.0, k)
-        for k in range(1, config.evaluation.samples + 1)
-    }
-    results: dict[str, Any] = {}
-    for name, (temperature, failure_rate, sample) in modes.items():
-        trajectories = run_questions(
-            environment,
-            model,
-            tokenizer,
-            questions,
-            temperature=temperature,
-            failure_rate=failure_rate,
-            sample=sample,
-            seed=config.world.seed,
-        )
-        results[name] = summarise(trajectories)
-    target = (
-        run.path if run.path.is_dir() else folder
-    ) / f"evaluation-{Path(checkpoint).name}-{split}.json"
+    model = open_model(folder, config.training.dtype)
+    evaluation = Evaluation(environment, model, plan, questions)
+    beside = run.path if run.path.is_dir() else folder
+    rows = evaluation.answer(beside / "held-out" / f"{folder.name}-{evaluation.digits}")
+    target = beside / f"evaluation-{Path(checkpoint).name}-{split}.json"
     write_json(
         target,
         {
             "experiment": config.name,
             "seed": run.seed,
             "checkpoint": folder.name,
-            "model_digest": opened.digest,
-            "max_searches": environment.for_evaluation.config.rollout.max_searches,
+            "model_digest": model.digest,
+            "max_searches": environment.config.rollout.max_searches,
             "split": split,
             "questions": len(questions),
-            "results": results,
+            "results": held_out_scores(rows, questions),
         },
     )
     return target
-
-
-def ask(
-    run: Run, question: str, *, checkpoint: str = "best", temperature: float = 0.0
-) -> Trajectory:
-    """Let a trained agent answer `question` and return its trajectory (unscored: no accepted answer
-    is known).
-
-    Raises:
-        ConfigError: for an empty question.
-        CheckpointError: when the run has no checkpoint.
-    """
-    if not question.strip():
-        raise ConfigError(
-            'the question is empty: write it in quotes, e.g. "which continent is Homs in?"'
-        )
-    config, folder = run.config, run.checkpoint(checkpoint)
-    environment = build_environment(insisting(config)).for_evaluation
-    model, tokenizer = open_model(folder, config.training.dtype).load()
-    loop = environment.rollout_loop(tokenizer, seed=run.seed, failure_rate=0.0)
-    generator = torch_generator(run.seed, "ask", device=str(model.device))
-    sampler = TransformersSampler(model, tokenizer, generator, temperature=temperature)
-    item = Question(
-        id="ask",
-        question=question,
-        golden_answers=("?",),
-        metadata={_KIND: "ask", "hops": 0, "steps": []},
-    )
-    return loop.run([(item, 0)], sampler).trajectories[0]
-
-
-__all__ = [
-    "ask",
-    "choose_questions",
-    "evaluate_run",
-    "interval",
-    "run_questions",
-    "summarise",
-]
 
 
 def evaluate_ends(run: Run) -> Iterator[Path]:
@@ -237,3 +97,62 @@ def evaluate_ends(run: Run) -> Iterator[Path]:
         checkpoints += [f"best-{planned}", f"last-{planned}"]
     for checkpoint in checkpoints:
         yield evaluate_run(run, checkpoint)
+
+
+def held_out_scores(rows: Sequence[Row], questions: Sequence[Question]) -> Scores:
+    """Exact match by mode (`sampled_<k>` for the k-th sample) and by question kind, by hops and
+    over `all`: `n`, `em`, `low`, `high` (95 % bootstrap), `searches`.
+    """
+    hops = {question.id: f"{question.metadata['hops']}-hop" for question in questions}
+    by_mode: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        mode = f"{SAMPLED}_{row['sample']}" if row["mode"] == SAMPLED else row["mode"]
+        for name in ("all", hops[row["id"]], row["benchmark"]):
+            by_mode[mode][name].append(row)
+    return {
+        mode: {name: _entry(group) for name, group in sorted(groups.items())}
+        for mode, groups in by_mode.items()
+    }
+
+
+def _entry(rows: Sequence[Row]) -> dict[str, float]:
+    values = by_question(rows)
+    means = dict(zip(METRICS, values.mean(0).tolist(), strict=True))
+    low, high = interval(resampled_means(values[:, :1], numpy_generator(0, "bootstrap")))
+    return {
+        "n": len(values),
+        "em": means["em"],
+        "low": float(low[0]),
+        "high": float(high[0]),
+        "searches": means["searches"],
+    }
+
+
+def ask(
+    run: Run,
+    question: str | Question,
+    *,
+    checkpoint: str = "best",
+    temperature: float = 0.0,
+) -> Trajectory:
+    """Let a trained agent answer `question` and return its trajectory, scored when the question
+    comes with accepted answers.
+    """
+    if isinstance(question, str) and not question.strip():
+        raise ConfigError(
+            'the question is empty: write it in quotes, e.g. "which continent is Homs in?"'
+        )
+    config, folder = run.config, run.checkpoint(checkpoint)
+    environment = build_environment(insisting(config)).for_evaluation
+    model, tokenizer = open_model(folder, config.training.dtype).load()
+    loop = environment.rollout_loop(tokenizer, seed=run.seed, failure_rate=0.0)
+    generator = torch_generator(run.seed, "ask", device=str(model.device))
+    sampler = TransformersSampler(model, tokenizer, generator, temperature=temperature)
+    asked = question
+    if isinstance(asked, str):
+        metadata = {"kind": "ask", "hops": 0, "steps": []}
+        asked = Question(id="ask", question=asked, golden_answers=("?",), metadata=metadata)
+    [trajectory] = loop.run([(asked, 0)], sampler).trajectories
+    if isinstance(question, Question):
+        score(trajectory, config.reward)
+    return trajectory

@@ -1,4 +1,4 @@
-"""The model an evaluation asks for: its weights, and digits that change with any of its files."""
+"""The model an evaluation asks: its weights, and digits that change with any of its files."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,19 +37,14 @@ class Model:
 
 
 def open_model(checkpoint: Path | str, dtype: str) -> Model:
-    """Find a model: a folder of a causal language model, or `smollm2` for the packaged one.
-
-    Raises:
-        CheckpointError: when the folder holds no weights.
-        ConfigError: when SmolLM2 is wanted and not installed.
-    """
+    """Find a model: a folder of a causal language model, or `smollm2` for the packaged one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     @cache
     def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         packaged = checkpoint == SMOLLM2
         model, tokenizer = load_smollm2(dtype) if packaged else load_policy(checkpoint, dtype)
-        return model.to(device).eval(), tokenizer
+        return model.eval().to(device=device), tokenizer
 
     if checkpoint == SMOLLM2:
         return Model(SMOLLM2, digest_files([smollm2_file()]), load)
@@ -67,10 +62,6 @@ def open_asked(
 ) -> tuple[Environment, Model]:
     """The world of a profile, and the model that a command asks about it: a checkpoint of the run
     of `method`, any folder, or `smollm2`.
-
-    Raises:
-        ConfigError: when it is not said which run is meant.
-        CheckpointError: when there is no such checkpoint.
     """
     if checkpoint in ("best", "last") and method is None:
         raise ConfigError(
@@ -87,5 +78,7 @@ def open_asked(
 
 def describe(model: Model) -> dict[str, object]:
     """What a manifest says about a model."""
-    packaged = {"quantization": quantization(smollm2_file())} if model.name == SMOLLM2 else {}
-    return {"model": model.name, "model_digest": model.digest} | packaged
+    about: dict[str, object] = {"model": model.name, "model_digest": model.digest}
+    if model.name == SMOLLM2:
+        about["quantization"] = quantization(smollm2_file())
+    return about

@@ -1,4 +1,4 @@
-"""Scores of predictions: per benchmark and averaged, with 95 % bootstrap intervals.
+"""Scores of predictions, with 95 % bootstrap intervals.
 
 What is resampled are questions: the samples of one question are averaged first. An average over
 benchmarks is the unweighted mean of theirs, in every resample too.
@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from llds_core.errors import DataError
-from llds_core.evaluation.predictions import Key, key_of
-from llds_core.evaluation.suites import averages, benchmark_names
+from llds_core.evaluation.benchmark_sets import ALL, average_members, averages, benchmark_names
+from llds_core.evaluation.predictions import Row
 from llds_core.rollout.rewards import exact_match, f1_score, sub_exact_match
 from llds_core.seeding import numpy_generator
 
@@ -33,33 +32,14 @@ def score_answer(prediction: str | None, golden_answers: Sequence[str]) -> dict[
     }
 
 
-def summarise_predictions(
-    rows: Sequence[Mapping[str, Any]], expected: Sequence[Key], world: str
-) -> dict[str, Any]:
-    """Scores by mode: `benchmarks` by name and `averages` by name, None where a set is missing.
-
-    Args:
-        rows: lines of predictions.
-        expected: what was asked.
-        world: name of the world, which says what is averaged.
-
-    Returns:
-        Of a benchmark `n` questions, the `METRICS` and of some `<metric>_low` and `_high`, and
-        `seconds`.
-
-    Raises:
-        DataError: when a question has no line, or a line no question.
-    """
-    found = {key_of(row) for row in rows}
-    if found != set(expected) or len(rows) != len(expected):
-        raise DataError(
-            f"{len(found & set(expected))} of {len(expected)} answers are there: evaluate the rest "
-            "with the same command"
-        )
-    by_mode: dict[str, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+def by_question(rows: Sequence[Row]) -> np.ndarray:
+    """Values (n, M) of `METRICS`, the mean over the samples of each of n questions."""
+    samples: dict[str, list[list[float]]] = defaultdict(list)
     for row in rows:
-        by_mode[row["mode"]][row["benchmark"]].append(row)
-    return {mode: _summary(groups, world) for mode, groups in by_mode.items()}
+        tagged = row["status"] == "answer"
+        derived = {"em_tagged": row["em"] * tagged, "valid_answers": float(tagged)}
+        samples[row["id"]].append([float({**row, **derived}[name]) for name in METRICS])
+    return np.array([np.mean(values, axis=0) for values in samples.values()])
 
 
 def resampled_means(values: np.ndarray, stream: np.random.Generator) -> np.ndarray:
@@ -73,44 +53,75 @@ def resampled_means(values: np.ndarray, stream: np.random.Generator) -> np.ndarr
     return np.concatenate(parts)
 
 
-def _summary(groups: Mapping[str, Sequence[Mapping[str, Any]]], world: str) -> dict[str, Any]:
+def interval(resamples: np.ndarray) -> np.ndarray:
+    """95 % percentile intervals (2, M), low and high, of means resampled R times (R, M)."""
+    return np.percentile(resamples, [2.5, 97.5], axis=0)
+
+
+def summarise(rows: Sequence[Row], world: str) -> dict[str, Any]:
+    """Scores by mode: `benchmarks` by name and `averages` by name, None where a set is missing.
+
+    Args:
+        rows: lines of predictions.
+        world: name of the world, which says what is averaged.
+
+    Returns:
+        For a benchmark its number `n` of questions, the `METRICS`, for some of them
+        `<metric>_low` and `<metric>_high`, and `seconds`.
+    """
+    by_mode: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        by_mode[row["mode"]][row["benchmark"]].append(row)
+    return {mode: _of_mode(groups, world) for mode, groups in by_mode.items()}
+
+
+def _of_mode(groups: Mapping[str, Sequence[Row]], world: str) -> dict[str, Any]:
     benchmarks, means, resamples = {}, {}, {}
     for name in benchmark_names(world):
         if name not in groups:
             continue
-        values = _by_question(groups[name])
+        values = by_question(groups[name])
         means[name] = values.mean(0)
         columns = values[:, : len(WITH_INTERVAL)]
         resamples[name] = resampled_means(columns, numpy_generator(0, "bootstrap", name))
         seconds = sum(row["seconds"] for row in groups[name])
         benchmarks[name] = {"n": len(values)} | _entry(means[name], resamples[name])
         benchmarks[name]["seconds"] = round(seconds, 2)
-    mean_of = averages(world, means)
     resampled = averages(world, resamples)
     return {
         "benchmarks": benchmarks,
         "averages": {
             name: None if mean is None else _entry(mean, resampled[name])
-            for name, mean in mean_of.items()
+            for name, mean in averages(world, means).items()
         },
     }
 
 
-def _by_question(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Values (n, M) of `METRICS`, the mean over the samples of each question."""
-    samples: dict[str, list[list[float]]] = defaultdict(list)
-    for row in rows:
-        tagged = row["status"] == "answer"
-        derived = {"em_tagged": row["em"] * tagged, "valid_answers": float(tagged)}
-        samples[row["id"]].append([float((row | derived)[name]) for name in METRICS])
-    return np.array([np.mean(values, axis=0) for values in samples.values()])
-
-
 def _entry(means: np.ndarray, resamples: np.ndarray) -> dict[str, float]:
     entry: dict[str, float] = {}
-    low, high = np.percentile(resamples, [2.5, 97.5], axis=0)
+    low, high = interval(resamples)
     for column, name in enumerate(METRICS):
         entry[name] = float(means[column])
         if name in WITH_INTERVAL:
             entry |= {f"{name}_low": float(low[column]), f"{name}_high": float(high[column])}
     return entry
+
+
+def score_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a table, made of one summary: for each mode the benchmarks, then `average_<name>`
+    for each average that exists and `average` over all.
+    """
+    world = summary["world"]
+    rows = []
+    for mode, scores in summary["modes"].items():
+        asked = scores["benchmarks"]
+        entries = {name: asked[name] for name in benchmark_names(world) if name in asked}
+        for name, members in average_members(world).items():
+            if (entry := scores["averages"][name]) is not None:
+                label = "average" if name == ALL else f"average_{name}"
+                entries[label] = entry | {"n": sum(asked[member]["n"] for member in members)}
+        rows += [
+            {"baseline": summary["agent"], "benchmark": name, "mode": mode} | entry
+            for name, entry in entries.items()
+        ]
+    return rows

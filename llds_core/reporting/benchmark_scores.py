@@ -21,9 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from llds_core.errors import ConfigError, DataError
-from llds_core.evaluation.agents import BASELINES, POLICY
-from llds_core.evaluation.baseline_runs import score_rows
-from llds_core.evaluation.suites import average_members, averages
+from llds_core.evaluation import BASELINES, POLICY, average_members, averages, score_rows
 from llds_core.files import disk_errors, write_json
 from llds_core.reporting.figures import (
     METHOD_COLOURS,

@@ -147,20 +147,16 @@ def answer_with(
 
     Returns run, title and scored trajectory, as `save_trajectories` takes them.
     """
-    # Imported here: they bring torch, which showing a stored trajectory does without.
-    from llds_core.evaluation import run_questions
-    from llds_core.rollout.environment import build_environment
-    from llds_core.runs.policies import load_policy
+    # Imported here: it brings torch, which showing a stored trajectory does without.
+    from llds_core.evaluation import ask
 
     shown = []
     for run, which in [(run, "start") for run in runs[:1]] + [(run, "best") for run in runs]:
         config = ExperimentConfig.from_dict(run.manifest["config"])
         made = PlannedRun(config, run.seed, Path(run_root), tuple(overrides))
-        folder = made.checkpoint(which)
-        model, tokenizer = load_policy(folder, config.training.dtype)
-        environment = build_environment(config)
-        [trajectory] = run_questions(environment, model, tokenizer, [question], temperature=0.0)
-        title = f"{method_label(run.method)}, seed {run.seed}, {folder.name.replace('-', ' ')}"
+        trajectory = ask(made, question, checkpoint=which)
+        step = made.checkpoint(which).name.replace("-", " ")
+        title = f"{method_label(run.method)}, seed {run.seed}, {step}"
         shown.append((run, "before training" if which == "start" else title, trajectory))
     return shown
 

@@ -86,14 +86,12 @@ def baselines(
     publish: Publish = False,
 ) -> None:
     """Answer questions with a model as it is, in several ways."""
-    from llds_core.evaluation import evaluate
-    from llds_core.evaluation.baseline_runs import run_baselines
-    from llds_core.evaluation.models import open_asked
+    from llds_core.evaluation import POLICY, ROOT, EvaluationPlan, open_asked, run_baselines
     from llds_core.reporting.store import PUBLISHED
 
-    plan = evaluate.Plan("policy", words(benchmarks), limit, words(mode), samples, split, seed)
+    plan = EvaluationPlan(POLICY, words(benchmarks), limit, words(mode), samples, split, seed)
     environment, model = open_asked(profile, overrides, method, checkpoint, seed, run_root)
-    folder = (PUBLISHED if publish else evaluate.ROOT) / profile
+    folder = (PUBLISHED if publish else ROOT) / profile
     print(f"table: {run_baselines(environment, model, plan, words(baselines), folder)}")
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from evaluation_worlds import HOSTILE, TOKENIZER, Engine, Script, environment, question
 
+from llds_core.evaluation import agents
 from llds_core.evaluation.agents import (
     BASELINES,
     NO_FACTS,
@@ -12,7 +13,6 @@ from llds_core.evaluation.agents import (
     agent_loop,
     answer_of,
     prompt_digest,
-    searches_of,
     segments,
 )
 from llds_core.evaluation.evaluate import prediction
@@ -39,17 +39,18 @@ def play(agent, *texts, hits=HITS, helper=(), overrides=ROOM):
     return trajectory, asked, reader, engine, names
 
 
+def line(agent, trajectory):
+    return prediction(agent, ("city-country", "q0", "greedy", 0), trajectory, TOKENIZER, 0.5)
+
+
 def test_direct_gets_the_question_alone_and_one_turn():
     trajectory, asked, _, engine, _ = play("direct", ANSWER)
     assert "where is {it}?" in asked.prompts[0] and "<answer>" in asked.prompts[0]
     assert "search" not in asked.prompts[0] and engine.queries == []
     assert answer_of("direct", trajectory, TOKENIZER) == ("Paris", "answer")
-    assert searches_of("direct", trajectory) == 0
-
-
-def test_a_search_of_direct_is_not_run():
-    trajectory, _, _, engine, _ = play("direct", SEARCH)
-    assert engine.queries == [] and searches_of("direct", trajectory) == 0
+    assert line("direct", trajectory)["searches"] == 0
+    trajectory, _, _, engine, _ = play("direct", SEARCH)  # which is not run
+    assert engine.queries == [] and line("direct", trajectory)["searches"] == 0
     assert answer_of("direct", trajectory, TOKENIZER) == (None, "turns")
 
 
@@ -58,11 +59,8 @@ def test_rag_searches_the_question_once_and_reads_the_passages_in_its_prompt():
     assert engine.queries == ["where is {it}"]
     assert "Doc 1(Title: Lyon) Lyon lies in {France}." in asked.prompts[0]
     assert "Doc 2(Title: Nice)" in asked.prompts[0] and "where is {it}?" in asked.prompts[0]
-    assert searches_of("rag", trajectory) == 1
+    assert line("rag", trajectory)["searches"] == 1
     assert answer_of("rag", trajectory, TOKENIZER) == ("Paris", "answer")
-
-
-def test_rag_cuts_long_passages():
     long = (Hit("a", "Long", "word " * 2000, 1.0),)
     _, asked, _, _, _ = play("rag", ANSWER, hits=long)
     assert len(TOKENIZER.encode(asked.prompts[0])) < 800
@@ -73,7 +71,7 @@ def test_search_o1_condenses_what_was_found_before_it_goes_on():
         "search-o1", SEARCH, "<think>so</think><search>Nice</search>", ANSWER,
         helper=("Lyon is in France.", ""),
     )  # fmt: skip
-    assert engine.queries == ["Lyon", "Nice"] and searches_of("search-o1", trajectory) == 2
+    assert engine.queries == ["Lyon", "Nice"] and line("search-o1", trajectory)["searches"] == 2
     assert "2 times" in asked.prompts[0]
     first, second = reader.prompts
     assert "Doc 1(Title: Lyon) Lyon lies in {France}." in first and "Search query: Lyon" in first
@@ -114,8 +112,8 @@ def test_without_tags_every_baseline_answers_with_its_last_line(agent):
     text = "I think so.\n</think>It is Paris\n\n"
     trajectory, *_ = play(agent, *[text] * (searches + 1))
     assert answer_of(agent, trajectory, TOKENIZER) == ("It is Paris", "fallback")
-    line = prediction(agent, ("city-country", "q0", "greedy", 0), trajectory, TOKENIZER, 0.5)
-    assert (line["em"], line["sub_em"], line["status"]) == (0.0, 1.0, "fallback")
+    row = line(agent, trajectory)
+    assert (row["em"], row["sub_em"], row["status"]) == (0.0, 1.0, "fallback")
 
 
 def test_the_trained_protocol_has_no_fall_back():
@@ -130,9 +128,9 @@ def test_answers_in_passages_do_not_count(agent):
         agent, *[SEARCH] * turns, hits=(HOSTILE,), helper=[HOSTILE.text] * 2
     )
     assert len(engine.queries) == (1 if agent == "rag" else 2)
-    line = prediction(agent, ("city-country", "q0", "greedy", 0), trajectory, TOKENIZER, 0.5)
-    assert any("<answer>Paris</answer>" in part["text"] for part in line["segments"])
-    assert (line["prediction"], line["em"], line["sub_em"]) == (None, 0.0, 0.0)
+    row = line(agent, trajectory)
+    assert any("<answer>Paris</answer>" in part["text"] for part in row["segments"])
+    assert (row["prediction"], row["em"], row["sub_em"]) == (None, 0.0, 0.0)
 
 
 def test_another_wording_is_another_evaluation(monkeypatch):
@@ -140,5 +138,5 @@ def test_another_wording_is_another_evaluation(monkeypatch):
     digests = {prompt_digest(agent, config) for agent in (*BASELINES, POLICY)}
     assert len(digests) == 5
     before = prompt_digest("rag", config)
-    monkeypatch.setattr("llds_core.evaluation.agents._RAG", "Read {documents}: {question}")
+    monkeypatch.setitem(agents._TEMPLATES, "rag", "Read {documents}: {question}")
     assert prompt_digest("rag", config) != before

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,20 +12,28 @@ from pathlib import Path
 
 import pytest
 from evaluation_worlds import LIMITS, environment, lines, model, save_policy
+from run_helpers import one_line
 
 from llds_core.__main__ import main
 from llds_core.errors import CheckpointError, ConfigError, DataError, RunError
-from llds_core.evaluation.baseline_runs import COLUMNS, run_baselines
-from llds_core.evaluation.evaluate import Plan, evaluate_benchmarks
-from llds_core.evaluation.models import open_model
+from llds_core.evaluation import (
+    EvaluationPlan,
+    Model,
+    evaluate_questions,
+    open_model,
+    run_baselines,
+)
+from llds_core.evaluation.baselines import COLUMNS
+from llds_core.evaluation.benchmark_sets import choose
 
-PLAN = Plan(limit=14, modes=("greedy", "sampled"), samples=2)
+PLAN = EvaluationPlan(limit=14, modes=("greedy", "sampled"), samples=2)
 ROOT = Path(__file__).parents[2]
+WORLD = environment().world
 
 
 def evaluate(out, plan=PLAN, *, batch=16, **options):
     world = environment(f"evaluation.batch_size={batch}")
-    return evaluate_benchmarks(world, model(), plan, out=out, progress=False, **options)
+    return evaluate_questions(world, model(), plan, out=out, **options)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +43,7 @@ def whole(tmp_path_factory):
 
 
 def test_every_question_has_its_lines_and_its_whole_trajectory(whole):
-    rows = lines(whole / "predictions.jsonl")
+    rows = lines(whole)
     assert len(rows) == 14 + 2 * 14
     for row in rows:
         kinds = [part["kind"] for part in row["segments"]]
@@ -47,7 +56,7 @@ def test_every_question_has_its_lines_and_its_whole_trajectory(whole):
 
 def test_the_summary_counts_what_is_in_the_lines(whole):
     summary = json.loads((whole / "summary.json").read_text())
-    rows = lines(whole / "predictions.jsonl")
+    rows = lines(whole)
     assert (summary["questions"], summary["answers"]) == (14, 42)
     for mode in ("greedy", "sampled"):
         for name, scores in summary["modes"][mode]["benchmarks"].items():
@@ -61,20 +70,24 @@ def test_the_summary_counts_what_is_in_the_lines(whole):
 @pytest.mark.parametrize("batch", [1, 5])
 def test_the_batch_size_changes_no_answer(whole, tmp_path, batch):
     evaluate(tmp_path, batch=batch)
-    assert lines(tmp_path / "predictions.jsonl") == lines(whole / "predictions.jsonl")
+    assert lines(tmp_path) == lines(whole)
 
 
-def test_shards_give_what_one_process_gives(whole, tmp_path):
+def test_shards_and_a_call_for_the_rest_give_what_one_process_gives(whole, tmp_path):
     for number in (3, 1):
         evaluate(tmp_path, shard=(number, 3))
     assert not (tmp_path / "summary.json").exists()
     with pytest.raises(DataError, match="27 of 42 answers are there"):
         evaluate(tmp_path, evaluate=False)
+    rest = shutil.copytree(tmp_path, tmp_path / "rest")
+    evaluate(rest)
     evaluate(tmp_path, shard=(2, 3))
     evaluate(tmp_path, evaluate=False)
-    assert lines(tmp_path / "predictions.jsonl") == lines(whole / "predictions.jsonl")
-    one, other = (json.loads((f / "summary.json").read_text()) for f in (tmp_path, whole))
-    assert strip(one["modes"]) == strip(other["modes"])
+    other = json.loads((whole / "summary.json").read_text())
+    for folder in (rest, tmp_path):
+        assert sorted(lines(folder), key=str) == sorted(lines(whole), key=str)
+        summary = json.loads((folder / "summary.json").read_text())
+        assert strip(summary["modes"]) == strip(other["modes"])
 
 
 def strip(value):
@@ -84,78 +97,69 @@ def strip(value):
     return {key: strip(item) for key, item in value.items() if key != "seconds"}
 
 
-def test_a_call_without_shard_answers_what_the_shards_have_not(whole, tmp_path):
-    evaluate(tmp_path, shard=(2, 3))
-    evaluate(tmp_path)
-    rows, expected = (lines(f / "predictions.jsonl") for f in (tmp_path, whole))
-    assert sorted(rows, key=json.dumps) == sorted(expected, key=json.dumps)
-
-
 def test_a_finished_evaluation_loads_no_model_and_says_the_same(tmp_path):
-    plan = Plan(limit=7)
+    plan = EvaluationPlan(limit=7)
     evaluate(tmp_path, plan)
     before = (tmp_path / "predictions.jsonl").read_bytes()
     world = environment("evaluation.batch_size=16")
-    unloadable = model().__class__("tiny", model().digest, lambda: pytest.fail("loaded"))
-    evaluate_benchmarks(world, unloadable, plan, out=tmp_path, progress=False)
+    unloadable = Model("tiny", model().digest, lambda: pytest.fail("loaded"))
+    evaluate_questions(world, unloadable, plan, out=tmp_path)
     assert (tmp_path / "predictions.jsonl").read_bytes() == before
 
 
 def test_another_model_setting_or_set_of_questions_is_refused(whole):
     world = environment("evaluation.batch_size=16")
     for plan, other, words in (
-        (Plan(limit=13, modes=PLAN.modes, samples=2), model(), "limit=14, now 13"),
-        (Plan(limit=14, modes=PLAN.modes, samples=3), model(), "samples=2, now 3"),
-        (Plan(limit=14, modes=PLAN.modes, samples=2, seed=1), model(), "seed=0, now 1"),
+        (EvaluationPlan(limit=13, modes=PLAN.modes, samples=2), model(), "limit=14, now 13"),
+        (EvaluationPlan(limit=14, modes=PLAN.modes, samples=3), model(), "samples=2, now 3"),
+        (EvaluationPlan(limit=14, modes=PLAN.modes, samples=2, seed=1), model(), "seed=0, now 1"),
         (PLAN, model("f" * 16), "model='0123456789abcdef', now 'ffffffff"),
     ):
         with pytest.raises(RunError, match=words):
-            evaluate_benchmarks(world, other, plan, out=whole, progress=False)
+            evaluate_questions(world, other, plan, out=whole)
     with pytest.raises(RunError, match=r"rollout\.max_searches=2, now 4"):
-        evaluate_benchmarks(
-            environment("rollout.max_searches=4"), model(), PLAN, out=whole, progress=False
-        )
+        evaluate_questions(environment("rollout.max_searches=4"), model(), PLAN, out=whole)
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("call", "words"),
     [
-        ({"agent": "serch-o1"}, 'did you mean "search-o1"'),
-        ({"modes": ("greddy",)}, 'did you mean "greedy"'),
-        ({"modes": ("greedy", "greedy")}, "each mode once"),
-        ({"limit": 0}, "--limit is 0"),
-        ({"samples": 0}, "--samples is 0"),
+        (lambda: EvaluationPlan(agent="serch-o1"), 'did you mean "search-o1"'),
+        (lambda: EvaluationPlan(modes=("greddy",)), 'did you mean "greedy"'),
+        (lambda: EvaluationPlan(modes=("greedy", "greedy")), "each mode once"),
+        (lambda: EvaluationPlan(limit=0), "--limit is 0"),
+        (lambda: EvaluationPlan(samples=0), "--samples is 0"),
+        (lambda: choose(WORLD, "test", ("city-contry",), None, 0), 'did you mean "city-country"'),
+        (lambda: choose(WORLD, "test", ("nq",), None, 0), "valid: city-capital"),
+        (lambda: choose(WORLD, "test", (), 3, 0), "--limit 3 leaves no question"),
+        (lambda: evaluate(Path("none"), shard=(4, 3)), "--shard is 4/3"),
+        (lambda: evaluate_lossy(Path("none")), "set it to raise"),
     ],
 )
-def test_plans_that_make_no_sense_are_refused(values, words):
-    with pytest.raises(ConfigError, match=words):
-        Plan(**values)
+def test_what_makes_no_sense_is_refused(call, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        call()
+    one_line(caught)
+    assert not Path("none").exists()
 
 
-def test_a_shard_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="--shard is 4/3"):
-        evaluate(tmp_path, shard=(4, 3))
-
-
-def test_searches_that_may_be_lost_are_refused(tmp_path):
+def evaluate_lossy(out):
     world = environment("service.on_failure=empty")
     served = replace(world.config, retrieval=replace(world.config.retrieval, backend="server"))
-    world = replace(world, config=served)
-    with pytest.raises(ConfigError, match="set it to raise"):
-        evaluate_benchmarks(world, model(), PLAN, out=tmp_path, progress=False)
-    assert not list(tmp_path.iterdir())
+    evaluate_questions(replace(world, config=served), model(), PLAN, out=out)
 
 
 def test_baselines_write_one_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     world = environment("evaluation.batch_size=16", "rollout.max_total_tokens=1500")
     names = ["direct", "rag", "search-o1", "search-r1"]
-    table = run_baselines(world, model(), Plan(limit=7), names, tmp_path / "t", progress=False)
+    table = run_baselines(world, model(), EvaluationPlan(limit=7), names, tmp_path / "t")
     rows = table.read_text().splitlines()
     assert rows[0] == ",".join(COLUMNS) and len(rows) == 1 + 4 * (7 + 3)
     manifest = json.loads((tmp_path / "t" / "baselines.json").read_text())
-    assert list(manifest["baselines"]) == names and manifest["questions"] == 7
-    assert all("git_commit" in about for about in manifest["baselines"].values())
+    assert list(manifest["baselines"]) == names
+    for about in manifest["baselines"].values():
+        assert about["questions"] == 7 and "git_commit" in about
 
 
 def test_a_killed_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
@@ -177,9 +181,9 @@ def test_a_killed_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
     with file.open("ab") as end:
         end.write(b'{"benchmark": "city-cap')
     assert main([*command, str(out)]) == 0
-    assert file.read_bytes().startswith(kept) and len(lines(file)) == 42
+    assert file.read_bytes().startswith(kept) and len(lines(out)) == 42
     assert main([*command, str(tmp_path / "again")]) == 0
-    assert lines(file) == lines(tmp_path / "again" / "predictions.jsonl")
+    assert lines(out) == lines(tmp_path / "again")
 
 
 def test_a_model_is_known_by_its_files(tmp_path):
@@ -199,7 +203,7 @@ def test_a_model_is_known_by_its_files(tmp_path):
     ("arguments", "words"),
     [
         (["smoke"], "--checkpoint best of which run"),
-        (["smoke", "--checkpoint", "nowhere"], 'checkpoint "nowhere" is no folder'),
+        (["smoke", "--checkpoint", "nowhere"], 'checkpoint "nowhere" is not a folder'),
         (["smoke", "--method", "grpo"], "python -m llds_core train smoke/grpo"),
         (["smoke", "--shard", "1-2"], "1/4"),
         (["smoke", "--shard", "1/2", "--merge"], "leave out --shard"),

@@ -1,54 +1,119 @@
-"""Evaluation with more searches than training allows, and of models made elsewhere."""
+"""Held-out scores of runs: what is drawn, what is written, and what may not be lost."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
-from evaluation_worlds import TOKENIZER, Script, environment, model, policy
+from evaluation_worlds import TOKENIZER, Script, environment, lines, model, policy
 from given_policies import save_llama
 
 from llds_core.config import load_experiment
-from llds_core.evaluation import evaluate, evaluate_run, held_out
-from llds_core.evaluation.evaluate import Plan, evaluate_benchmarks
+from llds_core.errors import RetrieverError
+from llds_core.evaluation import (
+    Evaluation,
+    EvaluationPlan,
+    ask,
+    evaluate,
+    evaluate_questions,
+    evaluate_run,
+)
+from llds_core.rollout.samplers import TransformersSampler
 from llds_core.runs import Run
-
-_SEARCH = "<search> Homs </search>"
-_ROOM = "rollout.max_total_tokens=900"
+from llds_core.seeding import torch_generator
 
 
 @pytest.mark.parametrize(("allowed", "searches"), [("null", 2), ("4", 4), ("1", 1)])
-def test_held_out_questions_get_the_searches_of_evaluation(monkeypatch, allowed, searches):
-    world = environment(_ROOM, f"evaluation.max_searches={allowed}")
-    monkeypatch.setattr(
-        held_out, "TransformersSampler", lambda *args, **options: Script(*[_SEARCH] * 5)
+def test_questions_get_the_searches_of_evaluation(tmp_path, monkeypatch, allowed, searches):
+    world = environment(
+        "rollout.max_total_tokens=900",
+        *("evaluation.batch_size=1", f"evaluation.max_searches={allowed}"),
     )
-    (made,) = held_out.run_questions(
-        world, policy(), TOKENIZER, world.world.test[:1], temperature=0.0
-    )
-    assert (made.searches, made.stop_reason) == (searches, "turns")
+    scripted = lambda *args, **options: Script(*["<search> Homs </search>"] * 5)  # noqa: E731
+    monkeypatch.setattr(evaluate, "TransformersSampler", scripted)
+    folder = evaluate_questions(world, model(), EvaluationPlan(limit=7), out=tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["identity"]["rollout.max_searches"] == searches
+    assert {(row["searches"], row["status"]) for row in lines(folder)} == {(searches, "turns")}
     assert world.config.rollout.max_searches == 2  # training is as it was
 
 
-@pytest.mark.parametrize(("allowed", "searches"), [("null", 2), ("4", 4)])
-def test_benchmarks_get_the_searches_of_evaluation(tmp_path, monkeypatch, allowed, searches):
-    world = environment(_ROOM, "evaluation.batch_size=1", f"evaluation.max_searches={allowed}")
-    monkeypatch.setattr(
-        evaluate, "TransformersSampler", lambda *args, **options: Script(*[_SEARCH] * 5)
+@pytest.mark.parametrize("killed", [None, 17, 33])
+def test_sampled_answers_draw_batch_by_batch_from_the_streams_of_published_scores(tmp_path, killed):
+    world = environment("evaluation.batch_size=5", "rollout.top_p=0.5")
+    plan = EvaluationPlan(modes=("greedy", "sampled"), samples=2, seed=3, draws="batch")
+    questions = world.world.test[:12]
+    evaluation = Evaluation(world, model(), plan, questions)
+    evaluation.answer(tmp_path)
+    if killed:
+        file = tmp_path / "predictions.jsonl"
+        whole = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(whole[:killed]) + whole[killed][:9])
+        evaluation.answer(tmp_path)
+    loop = world.rollout_loop(TOKENIZER, seed=0, failure_rate=0.0)
+    expected = []
+    for sample in (1, 2):
+        for start in (0, 5, 10):
+            stream = torch_generator(3, "evaluation", "sampling", sample, start)
+            sampler = TransformersSampler(policy(), TOKENIZER, stream, temperature=1.0)
+            tasks = [(question, sample) for question in questions[start : start + 5]]
+            expected += [t.completion_ids for t in loop.run(tasks, sampler).trajectories]
+    made = ["".join(part["text"] for part in row["segments"][1:]) for row in lines(tmp_path)]
+    assert made[12:] == [TOKENIZER.decode(ids) for ids in expected]
+
+
+def test_failing_searches_are_an_evaluation_of_their_own(tmp_path):
+    world = environment("retrieval.failure_rate=1")
+    plan = EvaluationPlan(modes=("greedy", "greedy_with_failures"))
+    rows = Evaluation(world, model(), plan, world.world.test).answer(tmp_path)
+    true, failed = (
+        [row for row in rows if row["mode"] == mode and row["searches"]] for mode in plan.modes
     )
-    plan = Plan(limit=7)
-    folder = evaluate_benchmarks(world, model(), plan, out=tmp_path, progress=False)
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["identity"]["rollout.max_searches"] == searches
-    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-    assert {row["searches"] for row in rows} == {searches}
+    assert len(true) == len(failed) and "Doc 1" in str(true)
+    for one, other in zip(true, failed, strict=True):
+        shown = [
+            next(part["text"] for part in row["segments"] if part["kind"] == "observation")
+            for row in (one, other)
+        ]
+        found = "Doc 1" in shown[0]  # a search that finds nothing cannot fail
+        assert one["id"] == other["id"] and (shown[0] != shown[1]) == found
 
 
 def test_a_checkpoint_of_another_architecture_is_evaluated_as_what_it_is(tmp_path):
     llama = save_llama(tmp_path / "llama")
-    config = load_experiment(
-        "smoke/grpo",
-        ["evaluation.questions=2", "evaluation.samples=0", "rollout.max_action_tokens=4"],
-    )
-    path = evaluate_run(Run(config, 0, tmp_path / "runs"), str(llama), "dev")
-    found = json.loads(path.read_text())
+    changed = ["evaluation.questions=2", "evaluation.samples=0", "rollout.max_action_tokens=4"]
+    run = Run.load("smoke/grpo", 0, tmp_path / "runs", changed)
+    found = json.loads(evaluate_run(run, str(llama), "dev").read_text())
     assert found["checkpoint"] == "llama" and found["max_searches"] == 2
     assert found["results"]["greedy"]["all"]["n"] == 2
+
+
+def test_evaluating_again_gives_the_same_numbers_for_every_mode_and_group(smoke_runs, tmp_path):
+    run = Run(load_experiment("smoke/grpo"), 0, shutil.copytree(smoke_runs, tmp_path / "runs"))
+    path = evaluate_run(run)
+    first = path.read_bytes()
+    assert evaluate_run(run).read_bytes() == first
+    shutil.rmtree(run.path / "held-out")
+    assert evaluate_run(run).read_bytes() == first
+    results = json.loads(first)["results"]
+    assert list(results) == ["greedy", "greedy_with_failures", "sampled_1"]
+    for groups in results.values():
+        assert groups["all"]["n"] == groups["1-hop"]["n"] + groups["2-hop"]["n"] == 16
+        assert set(groups["all"]) == {"n", "em", "low", "high", "searches"}
+
+
+def test_a_question_with_answers_is_scored_when_asked(smoke_runs):
+    run = Run(load_experiment("smoke/grpo"), 0, smoke_runs)
+    question = environment().world.test[0]
+    answer = ask(run, question.question, checkpoint="start").answer
+    asked = replace(question, golden_answers=(answer or "?",))
+    assert ask(run, asked, checkpoint="start").correct == (answer is not None)
+
+
+def test_scores_need_an_answer_to_every_search(smoke_runs, tmp_path):
+    """A run may go on without one, but it would count as a wrong answer."""
+    shutil.copytree(smoke_runs, tmp_path / "runs")
+    nobody = ["retrieval.backend=server", "service.url=http://127.0.0.1:9", "service.tries=1"]
+    config = load_experiment("smoke/grpo", [*nobody, "service.on_failure=empty"])
+    with pytest.raises(RetrieverError, match="gave no valid answer"):
+        evaluate_run(Run(config, 0, tmp_path / "runs"))

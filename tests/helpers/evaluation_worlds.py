@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llds_core.config import PolicyConfig, load_experiment
-from llds_core.evaluation.models import Model
+from llds_core.evaluation import Model
 from llds_core.retrieval.base import Hit
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.protocol import TAGS
@@ -36,13 +36,8 @@ def policy() -> PreTrainedModel:
     In float64, where no token hangs on the order in which a sum is taken, nor on the batch.
     """
     sizes = PolicyConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        layers=2,
-        heads=4,
-        key_value_heads=2,
-        initializer_range=0.3,
+        **{"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "layers": 2},
+        **{"heads": 4, "key_value_heads": 2, "initializer_range": 0.3},
     )
     model = build_policy(sizes, TOKENIZER, 0).eval().double()
     with torch.no_grad():
@@ -62,9 +57,10 @@ def save_policy(folder: Path) -> Path:
     return folder
 
 
-def lines(file: Path) -> list[dict]:
-    """Predictions without the time they took."""
-    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+def lines(folder: Path) -> list[dict]:
+    """Predictions of an evaluation, without the time they took."""
+    files = sorted(folder.glob("predictions*.jsonl"))
+    rows = [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 

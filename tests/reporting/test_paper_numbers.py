@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llds_core.evaluation.suites import averages
+from llds_core.evaluation import averages
 from llds_core.reporting.benchmark_scores import AVERAGES, TABLES
 from llds_core.worlds import QUESTION_SETS
 

@@ -7,11 +7,8 @@ from pathlib import Path
 import pytest
 
 from llds_core.config import load_experiment
-from llds_core.errors import ConfigError, RetrieverError, RunError
-from llds_core.evaluation import choose_questions, evaluate_run, interval
+from llds_core.errors import ConfigError, RunError
 from llds_core.machine.doctor import examine, machine
-from llds_core.rollout.environment import build_environment
-from llds_core.runs import Run
 from llds_core.study.reproduce import reproduce
 
 
@@ -71,36 +68,3 @@ def test_reproduce_refuses_a_machine_that_cannot_run_it(
     with pytest.raises(ConfigError, match="disk"):
         reproduce("smoke", [0], tmp_path / "runs", out_dir=tmp_path / "out")
     assert not (tmp_path / "runs").exists()
-
-
-def test_evaluation_spreads_questions_over_kinds_and_drops_none() -> None:
-    questions = build_environment(load_experiment("smoke/grpo")).world.train
-    chosen = choose_questions(questions, 14, 0)
-    kinds = [question.metadata["kind"] for question in chosen]
-    assert len(chosen) == 14 and all(kinds.count(kind) == 2 for kind in kinds)
-    assert len(choose_questions(questions, None, 0)) == len(questions)
-    assert chosen == choose_questions(questions, 14, 0)
-
-
-def test_interval_holds_the_mean_and_shrinks_to_it() -> None:
-    import numpy as np
-
-    low, high = interval(np.array([0.0, 1.0] * 50))
-    assert 0.38 < low < 0.5 < high < 0.62
-    assert interval(np.ones(5)) == (1.0, 1.0)
-
-
-def test_evaluating_twice_gives_the_same_numbers(smoke_runs: Path, tmp_path: Path) -> None:
-    shutil.copytree(smoke_runs, tmp_path / "runs")
-    config = load_experiment("smoke/grpo")
-    first = evaluate_run(Run(config, 0, tmp_path / "runs")).read_bytes()
-    assert evaluate_run(Run(config, 0, tmp_path / "runs")).read_bytes() == first
-
-
-def test_scores_need_an_answer_to_every_search(smoke_runs: Path, tmp_path: Path) -> None:
-    """A run may go on without one, but it would count as a wrong answer."""
-    shutil.copytree(smoke_runs, tmp_path / "runs")
-    nobody = ["retrieval.backend=server", "service.url=http://127.0.0.1:9", "service.tries=1"]
-    config = load_experiment("smoke/grpo", [*nobody, "service.on_failure=empty"])
-    with pytest.raises(RetrieverError, match="gave no valid answer"):
-        evaluate_run(Run(config, 0, tmp_path / "runs"))

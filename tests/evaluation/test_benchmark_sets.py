@@ -3,15 +3,8 @@
 import pytest
 from evaluation_worlds import environment
 
-from llds_core.errors import ConfigError
-from llds_core.evaluation.suites import (
-    average_members,
-    averages,
-    benchmark_names,
-    benchmark_of,
-    choose,
-    digest,
-)
+from llds_core.evaluation import average_members, averages, choose_questions
+from llds_core.evaluation.benchmark_sets import benchmark_names, benchmark_of, choose
 from llds_core.worlds import QUESTION_SETS
 
 WORLD = environment().world
@@ -21,6 +14,8 @@ def test_averages_of_the_papers_are_unweighted_means_of_sets():
     scores = {name: 0.1 * (i + 1) for i, name in enumerate(QUESTION_SETS)}
     found = averages("files", scores)
     assert found == pytest.approx({"general": 0.2, "multi_hop": 0.55, "all": 0.4})
+    found = averages("files", scores | {"2wiki": None})
+    assert found == {"general": pytest.approx(0.2), "multi_hop": None, "all": None}
 
 
 def test_averages_are_those_that_the_paper_prints():
@@ -28,13 +23,6 @@ def test_averages_are_those_that_the_paper_prints():
     values = (0.462, 0.627, 0.468, 0.443, 0.447, 0.197, 0.444)
     found = averages("files", dict(zip(QUESTION_SETS, values, strict=True)))
     assert found == pytest.approx({"general": 0.519, "multi_hop": 0.38275, "all": 0.4411}, abs=1e-4)
-
-
-def test_an_average_needs_all_of_its_sets():
-    scores = {"nq": 0.1, "triviaqa": 0.2, "popqa": 0.3, "hotpotqa": 0.4}
-    found = averages("files", scores)
-    assert found["general"] == pytest.approx(0.2)
-    assert found["multi_hop"] is None and found["all"] is None
 
 
 def test_averages_of_the_atlas_are_over_kinds_by_their_hops():
@@ -53,19 +41,9 @@ def test_questions_of_chosen_benchmarks_only_and_all_of_them():
 
 
 def test_a_limit_is_spread_evenly_and_a_larger_one_begins_with_the_smaller():
-    seven, fourteen = (choose(WORLD, "test", (), limit, 0) for limit in (7, 14))
+    seven, fourteen = (choose_questions(WORLD.train, limit, 0) for limit in (7, 14))
     assert sorted(map(benchmark_of, seven)) == sorted(benchmark_names("atlas"))
-    assert fourteen[:7] == seven and digest(fourteen) != digest(seven)
-
-
-@pytest.mark.parametrize(
-    ("names", "limit", "words"),
-    [
-        (("city-contry",), None, 'did you mean "city-country"'),
-        (("nq",), None, "valid: city-capital"),
-        ((), 3, "--limit 3 leaves no question"),
-    ],
-)
-def test_what_cannot_be_asked_is_refused(names, limit, words):
-    with pytest.raises(ConfigError, match=words):
-        choose(WORLD, "test", names, limit, 0)
+    kinds = [benchmark_of(question) for question in fourteen]
+    assert len(kinds) == 14 and all(kinds.count(kind) == 2 for kind in kinds)
+    assert fourteen[:7] == seven and fourteen == choose_questions(WORLD.train, 14, 0)
+    assert len(choose_questions(WORLD.train, None, 0)) == len(WORLD.train)

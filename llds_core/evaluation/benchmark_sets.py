@@ -5,13 +5,12 @@ An average is the unweighted mean of its sets, whatever their sizes, as the pape
 exists only where every one of its sets was asked.
 """
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llds_core.errors import ConfigError, did_you_mean
-from llds_core.evaluation.held_out import choose_questions
+from llds_core.seeding import numpy_generator
 from llds_core.worlds import GENERAL, KINDS, MULTI_HOP, QUESTION_SETS, Question, World
 
 ALL = "all"
@@ -25,7 +24,6 @@ _AVERAGES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "files": {"general": GENERAL, "multi_hop": MULTI_HOP, ALL: tuple(QUESTION_SETS)},
 }
-_Value = TypeVar("_Value")
 
 
 def benchmark_names(world: str) -> tuple[str, ...]:
@@ -38,7 +36,7 @@ def average_members(world: str) -> dict[str, tuple[str, ...]]:
     return _AVERAGES[world]
 
 
-def averages(world: str, scores: Mapping[str, _Value]) -> dict[str, _Value | None]:
+def averages(world: str, scores: Mapping[str, Any]) -> dict[str, Any]:
     """Unweighted means over sets, of numbers or arrays; None where a set has no score."""
     return {
         name: sum(scores[member] for member in members) / len(members)
@@ -53,10 +51,25 @@ def benchmark_of(question: Question) -> str:
     return question.metadata["kind"]
 
 
+def choose_questions(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
+    """Up to `limit` questions, spread as evenly over the kinds as they allow; deterministic in
+    `seed`, and a larger limit begins with the questions of a smaller one.
+    """
+    by_kind: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        by_kind[benchmark_of(question)].append(question)
+    ranked = []
+    for kind, group in by_kind.items():
+        order = numpy_generator(seed, "evaluation", kind).permutation(len(group))
+        ranked += [(rank, kind, group[index]) for rank, index in enumerate(order)]
+    ranked.sort(key=lambda entry: entry[:2])
+    return [question for _, _, question in ranked[:limit]]
+
+
 def choose(
     world: World, split: str, names: Sequence[str], limit: int | None, seed: int
 ) -> list[Question]:
-    """Questions of a split, of these benchmarks; up to `limit` in all, spread evenly over them.
+    """Questions of some benchmarks; up to `limit` in all, spread evenly over them.
 
     Args:
         world: where the questions are.
@@ -64,9 +77,6 @@ def choose(
         names: benchmarks; none for all.
         limit: None for every question.
         seed: which questions a limit takes.
-
-    Raises:
-        ConfigError: for an unknown benchmark, or one of which no question is left.
     """
     valid = benchmark_names(world.name)
     for name in names:
@@ -84,9 +94,3 @@ def choose(
     if empty and (names or not chosen):
         raise ConfigError(f"the {split} split holds no question of {min(empty)}: leave it out")
     return chosen
-
-
-def digest(questions: Iterable[Question]) -> str:
-    """Sixteen hex digits of questions and accepted answers, in their order."""
-    rows = [[benchmark_of(q), q.id, q.question, *q.golden_answers] for q in questions]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
