@@ -15,7 +15,7 @@ from pathlib import Path
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, RetrieverChangedError, RetrieverError, RunError
 from llds_core.machine.jobs import Child
-from llds_core.retrieval.health import Health, ask_health, local_address
+from llds_core.retrieval import Health, ask_health, local_address
 
 START_SECONDS = 3600.0
 """Until it must be ready: an exact index over Wikipedia is 65 GB to be read from disk."""
@@ -116,10 +116,10 @@ def check_service(url: str, found: Health, corpus: str) -> None:
 def _settled(url: str, patience: float) -> Health:
     """What is at `url`, once it is neither loading nor stopping."""
     until = time.monotonic() + patience
-    while (found := ask_health(url, timeout=10)).state in ("loading", "stopping"):
+    while (found := ask_health(url, timeout=10)).state == "loading":
         if time.monotonic() > until:
             raise RetrieverError(
-                f"retriever at {url} was still {found.state} after {patience:g} s: look into its "
+                f"retriever at {url} was still loading after {patience:g} s: look into its "
                 "log, or stop it"
             )
         time.sleep(_POLL_SECONDS)

@@ -73,8 +73,6 @@ def index_size(
         gpu = None
     elif settings.index == "ivf-pq":
         built = memory = gpu = _codes(settings, passages, dimension)
-    elif settings.engine == "torch":
-        memory = 0  # mapped from disk
     return IndexSize(
         text=round(passages * text_bytes),
         offsets=8 * (passages + 1 + HEADER),
@@ -91,7 +89,6 @@ def size_table(passages: int = WIKIPEDIA_PASSAGES, dimension: int = 768) -> str:
     kinds = {
         "flat": settings,
         "flat, 16 bits": replace(settings, half=True),
-        "flat, torch": replace(settings, engine="torch"),
         "hnsw": replace(settings, index="hnsw"),
         "ivf-pq": replace(settings, index="ivf-pq"),
         "ivf-pq, 16 bits": replace(settings, index="ivf-pq", half=True),

@@ -1,7 +1,6 @@
 """What a search engine is to the rest of the package: queries in, ranked hits out.
 
-Also the text a policy gets to see for a list of hits, and the key by which injected failures are
-drawn.
+Also the text a policy sees for a list of hits, and the key by which injected failures are drawn.
 """
 
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class SearchKey:
-    """Names one search of one run, whatever order searches are run in.
+    """Names one search of one run, in whatever order searches are run.
 
     Attributes:
         seed: root seed of the run.
@@ -51,9 +50,7 @@ class Retriever(Protocol):
 
     @property
     def identity(self) -> str:
-        """Changes with the corpus or anything that changes what is found; `unknown` if it cannot
-        be told.
-        """
+        """Changes with the corpus or anything that changes what is found."""
         ...
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:

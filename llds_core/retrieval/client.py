@@ -1,4 +1,7 @@
-"""A search engine that is somewhere else: the client of the search service.
+"""A search engine that is somewhere else: the client of the search service, in Search-R1's terms.
+
+    request   {"queries": [str, …], "topk": int, "return_scores": true}
+    answer    {"result": [[{"document": {"id": str, "contents": str}, "score": float}, …], …]}
 
 What goes wrong on the way is tried again a bounded number of times, with growing pauses: refused
 and dropped connections, silence, server errors, answers that are not as agreed. What stays wrong is
@@ -7,34 +10,94 @@ logged and counted. A service that comes back with another corpus is an error al
 hits come from two corpora would be worse than none.
 """
 
+import hashlib
+import json
 import logging
+import socket
 import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+from urllib.parse import urlsplit
 
-from requests import Response
+import requests
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic_core import from_json
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
+from urllib3.exceptions import HTTPError, MaxRetryError
 
 from llds_core.config import ServiceConfig
-from llds_core.errors import RetrieverChangedError, RetrieverError
+from llds_core.errors import ConfigError, RetrieverChangedError, RetrieverError
 from llds_core.retrieval.base import Hit, check_k
-from llds_core.retrieval.transport import RefusedError, Transport
-from llds_core.retrieval.wire import (
-    IDENTITY_HEADER,
-    ServiceIdentity,
-    parse_answer,
-    parse_identity,
-    query_bytes,
-    render_request,
-)
+from llds_core.worlds.records import shown, split_contents
+
+IDENTITY_HEADER = "X-Retriever-Identity"
+"""Header of every answer that says which index was searched."""
 
 UNKNOWN = "unknown"
 """Identity of a service that does not tell, such as Search-R1's own."""
 
-_OVERHEAD = 256  # bytes of a request beside its queries
-_SMALLER = (400, 413, 422)  # refusals that part of the request may not deserve
-
+_LATER = {408, 429, *range(500, 600)}  # statuses that are about this moment, not about the request
+_NO_SUCH_PAGE = (404, 405)
 _logger = logging.getLogger("llds_core")
+_T = TypeVar("_T")
+
+
+class ServiceIdentity(BaseModel):
+    """What a service searches, as `/health` says it.
+
+    Attributes:
+        index: changes with corpus, search engine or settings.
+        corpus: changes with the passages or their order.
+        backend: name of the search engine.
+        passages: how many there are.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    index: str
+    corpus: str
+    backend: str
+    passages: int
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    id: str | int | None = None  # some published corpora number their passages
+    contents: str
+
+
+class _Item(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    document: _Document
+    score: FiniteFloat
+
+
+class _Answer(BaseModel):
+    result: list[list[_Item]]
+
+    def hits(self, queries: int, k: int, *, need_ids: bool) -> list[list[Hit]]:
+        """The hits of `queries` queries, at most `k` each; a `ValueError` when they are not that.
+
+        A document without an id, as Search-R1's BM25 server sends it, gets the hash of its text.
+        """
+        if len(self.result) != queries or any(len(items) > k for items in self.result):
+            raise ValueError(f"not {queries} lists of at most {k} passages")
+        documents = [item.document for items in self.result for item in items]
+        if need_ids and any(document.id is None for document in documents):
+            raise ValueError("a document without an id")
+        return [[_hit(item) for item in items] for items in self.result]
+
+
+def _hit(item: _Item) -> Hit:
+    id_, contents = item.document.id, item.document.contents
+    if id_ is None:
+        id_ = hashlib.sha256(contents.encode()).hexdigest()[:16]
+    return Hit(str(id_), *split_contents(contents), item.score)
 
 
 class RetrieverClient:
@@ -43,30 +106,32 @@ class RetrieverClient:
     Args:
         settings: address, patience and limits.
         corpus: what the service must search, as it names its corpus; None takes any.
-        seed: root of the jitter of the pauses, which changes no result.
-        sleep: waits some seconds.
 
     Raises:
-        ConfigError: when the address is no URL.
+        ConfigError: when the address is not a URL.
 
     Attributes:
         failed: queries answered with an empty list because the service did not answer them.
     """
 
-    def __init__(
-        self,
-        settings: ServiceConfig,
-        *,
-        corpus: str | None = None,
-        seed: int = 0,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
+    def __init__(self, settings: ServiceConfig, *, corpus: str | None = None) -> None:
+        # Search-R1's settings end with the path.
+        self.url = settings.url.rstrip("/").removesuffix("/retrieve").rstrip("/")
+        _host_and_port(self.url)
         self._settings = settings
         self._corpus = corpus
-        self._transport = Transport(settings, seed=seed, sleep=sleep)
+        # Without jitter: urllib3 draws it from Python's global generator.
+        self._retry = Retry(
+            total=settings.tries - 1,
+            backoff_factor=settings.backoff_seconds,
+            backoff_max=10,
+            retry_after_max=60,
+            allowed_methods=None,
+        )
+        self._session = _session()
+        self._session.mount(self.url, HTTPAdapter(pool_connections=1, pool_maxsize=64))
         self._lock = threading.Lock()
         self._identity: str | None = None
-        self._cache: OrderedDict[tuple[str, int, str], list[Hit]] = OrderedDict()
         self.failed = 0
 
     @property
@@ -78,23 +143,11 @@ class RetrieverClient:
             RetrieverError: when the service does not answer.
         """
         if self._identity is None:
-            identity = self._ask_identity()
-            with self._lock:
-                self._identity = self._identity or identity
+            self._identity = self._call("GET", "/health", self._read_identity)
         return self._identity
 
-    @property
-    def requests(self) -> int:
-        """HTTP requests sent."""
-        return self._transport.requests
-
-    @property
-    def retries(self) -> int:
-        """HTTP requests that were sent because another had failed."""
-        return self._transport.retries
-
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Return up to `k` hits per query, best first.
+        """Return up to `k` hits per query, best first; a repeated query is asked once.
 
         Raises:
             ConfigError: when `k` is not a positive integer.
@@ -102,107 +155,180 @@ class RetrieverClient:
             RetrieverError: when it gave no valid answer, unless `service.on_failure` is "empty".
         """
         check_k(k)
+        settings = self._settings
+        asked = list(dict.fromkeys(queries))
+        size = max(1, min(settings.request_queries, settings.max_queries, settings.max_hits // k))
         found: dict[str, list[Hit]] = {}
-        missing = []
-        for query in dict.fromkeys(queries):
-            hits = self._remembered(query, k)
-            if hits is None:
-                missing.append(query)
-            else:
-                found[query] = hits
-        for part in self._parts(missing, k):
-            found |= self._search_part(part, k)
+        for start in range(0, len(asked), size):
+            part = asked[start : start + size]
+            found |= zip(part, self._search_part(part, k), strict=True)
         return [list(found[query]) for query in queries]
 
-    def close(self) -> None:
-        """Close the connections; a later search opens new ones."""
-        self._transport.close()
-
-    def _parts(self, queries: list[str], k: int) -> Iterator[list[str]]:
-        """`queries` in requests of a size that the service takes."""
-        settings = self._settings
-        most = min(settings.request_queries, settings.max_queries, settings.max_hits // k)
-        most = max(1, most)
-        room = settings.max_body_mib * 2**20 - _OVERHEAD
-        part: list[str] = []
-        taken = 0
-        for query in queries:
-            size = query_bytes(query)
-            if part and (len(part) == most or taken + size > room):
-                yield part
-                part, taken = [], 0
-            part.append(query)
-            taken += size
-        if part:
-            yield part
-
-    def _search_part(self, part: list[str], k: int) -> dict[str, list[Hit]]:
-        settings = self._settings
+    def _search_part(self, part: list[str], k: int) -> list[list[Hit]]:
+        request = {"queries": part, "topk": k, "return_scores": True}
+        # Half a surrogate pair, which a policy may write, becomes a question mark.
+        body = json.dumps(request, ensure_ascii=False).encode("utf-8", "replace")
         try:
-            results = self._ask(part, k, self.identity)
+            identity = self.identity
+
+            def read(response: requests.Response) -> list[list[Hit]]:
+                self._check_status(response)
+                serving = response.headers.get(IDENTITY_HEADER, UNKNOWN)
+                if serving != identity:
+                    raise RetrieverChangedError(
+                        f"retriever at {self.url} now searches index {serving}, this run began "
+                        f'with {identity}: start that one with "make retriever PROFILE=…"'
+                    )
+                answer = _Answer.model_validate_json(response.content)
+                return answer.hits(len(part), k, need_ids=identity != UNKNOWN)
+
+            return self._call("POST", "/retrieve", read, body)
         except RetrieverChangedError:
             raise
         except RetrieverError as error:
-            if isinstance(error, RefusedError) and error.status in _SMALLER and len(part) > 1:
-                # The service's limits are lower than ours, or a single query is at fault.
-                half = len(part) // 2
-                return self._search_part(part[:half], k) | self._search_part(part[half:], k)
-            if settings.on_failure == "raise":
+            if self._settings.on_failure == "raise":
                 raise
             _logger.warning("%d searches find nothing: %s", len(part), error)
             with self._lock:
                 self.failed += len(part)
-            return {query: [] for query in part}
-        self._remember(part, k, results)
-        return dict(zip(part, results, strict=True))
+            return [[] for _ in part]
 
-    def _ask(self, part: list[str], k: int, identity: str) -> list[list[Hit]]:
-        def read(response: Response, body: bytes) -> list[list[Hit]]:
-            serving = response.headers.get(IDENTITY_HEADER, UNKNOWN)
-            if serving != identity:
-                raise RetrieverChangedError(
-                    f"retriever at {self._transport.url} now searches index {serving}, this run "
-                    f'began with {identity}: start that one with "make retriever PROFILE=…"'
-                )
-            return parse_answer(body, len(part), k, need_ids=identity != UNKNOWN)
-
-        return self._transport.call("POST", "/retrieve", read, render_request(part, k))
-
-    def _ask_identity(self) -> str:
-        def read(response: Response, body: bytes) -> ServiceIdentity | None:
-            return parse_identity(body)
-
-        url = self._transport.url
-        try:
-            found = self._transport.call("GET", "/health", read)
-        except RefusedError as error:
-            if error.status not in (404, 405):
-                raise
-            found = None
+    def _read_identity(self, response: requests.Response) -> str:
+        found = None
+        if response.status_code not in _NO_SUCH_PAGE:
+            self._check_status(response)
+            row = from_json(response.content)
+            with suppress(ValidationError):  # a page of another kind of server
+                found = ServiceIdentity.model_validate(row)
         if found is None:
             _logger.warning(
-                "retriever at %s does not say what it searches: a change would go unnoticed", url
+                "retriever at %s does not say what it searches: a change would go unnoticed",
+                self.url,
             )
             return UNKNOWN
         if self._corpus is not None and found.corpus != self._corpus:
             raise RetrieverChangedError(
-                f"retriever at {url} searches corpus {found.corpus}, this run is about "
+                f"retriever at {self.url} searches corpus {found.corpus}, this run is about "
                 f'{self._corpus}: start one for its profile with "make retriever PROFILE=…"'
             )
         return found.index
 
-    def _remembered(self, query: str, k: int) -> list[Hit] | None:
-        key = (query, k, self._identity or UNKNOWN)
-        with self._lock:
-            if key not in self._cache:
-                return None
-            self._cache.move_to_end(key)
-            return self._cache[key]
+    def _check_status(self, response: requests.Response) -> None:
+        if response.status_code != 200:
+            raise RetrieverError(
+                f"retriever at {self.url} refuses the request (status {response.status_code} "
+                f"{shown(response.text)}): check service.url and the limits it was started with"
+            )
 
-    def _remember(self, part: list[str], k: int, results: list[list[Hit]]) -> None:
-        settings = self._settings
-        with self._lock:
-            for query, hits in zip(part, results, strict=True):
-                self._cache[query, k, self._identity or UNKNOWN] = hits
-            while len(self._cache) > settings.cache_size:
-                self._cache.popitem(last=False)
+    def _call(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[requests.Response], _T],
+        body: bytes | None = None,
+    ) -> _T:
+        """Return what `read` makes of the answer; a `ValueError` of it is a failed try."""
+        retry = self._retry
+        while True:
+            answered = None
+            try:
+                response = self._session.request(
+                    method,
+                    self.url + path,
+                    data=body,
+                    headers={"Content-Type": "application/json"},
+                    timeout=self._settings.timeout_seconds,
+                    allow_redirects=False,
+                )
+                if response.status_code not in _LATER:
+                    return read(response)
+                answered = response.raw
+                failure = f"status {response.status_code} {shown(response.text)}"
+            except requests.Timeout:
+                failure = f"no answer within {self._settings.timeout_seconds:g} s"
+            except requests.RequestException as error:
+                refused = "refused" in str(error)
+                failure = (
+                    "connection refused" if refused else f"connection lost, {shown(str(error))}"
+                )
+            except ValidationError as error:
+                failure = f"a broken answer: {error.errors()[0]['msg']}"
+            except ValueError as error:
+                failure = f"a broken answer: {error}"
+            try:
+                retry = retry.increment(method, path, error=HTTPError(failure))
+            except MaxRetryError:
+                raise RetrieverError(
+                    f"retriever at {self.url} gave no valid answer ({self._settings.tries} tries, "
+                    f'the last: {failure}): start it with "make retriever PROFILE=…" or set '
+                    "retrieval.backend=bm25"
+                ) from None
+            _logger.info("retriever at %s: %s; trying again", self.url, failure)
+            with suppress(HTTPError):  # a Retry-After that is not a number
+                retry.sleep(answered)
+
+
+@dataclass(frozen=True)
+class Health:
+    """What is at an address.
+
+    Attributes:
+        state: `ready` or `loading` for a service of ours; `unnamed` for one that searches but does
+            not say what, such as Search-R1's own; `foreign` for anything else that listens there;
+            `silent` when nothing does.
+        identity: what a ready service searches.
+    """
+
+    state: Literal["ready", "loading", "unnamed", "foreign", "silent"]
+    identity: ServiceIdentity | None = None
+
+
+def ask_health(url: str, *, timeout: float = 3.0) -> Health:
+    """Ask once what is at `url`, waiting at most `timeout` seconds for each answer."""
+    try:
+        with _session() as session:
+            answer = session.get(f"{url}/health", timeout=timeout, allow_redirects=False)
+            if answer.status_code in _NO_SUCH_PAGE:
+                query = {"queries": ["capital"], "topk": 1, "return_scores": True}
+                found = session.post(f"{url}/retrieve", json=query, timeout=timeout)
+                _Answer.model_validate_json(found.content).hits(1, 1, need_ids=False)
+                return Health("unnamed")
+        if answer.status_code == 200:
+            return Health("ready", ServiceIdentity.model_validate_json(answer.content))
+        return Health("loading" if answer.json()["status"] == "loading" else "foreign")
+    except requests.ConnectionError:
+        return Health("silent")
+    except (requests.RequestException, ValueError, TypeError, KeyError):
+        return Health("foreign")
+
+
+def local_address(url: str) -> tuple[str, int] | None:
+    """Host and port of `url` when it is on this machine (a loopback address or its own name), else
+    None.
+
+    Raises:
+        ConfigError: when `url` is not a URL.
+    """
+    host, port = _host_and_port(url)
+    names = {socket.gethostname().lower(), socket.getfqdn().lower()}
+    # Slurm names nodes without their domain.
+    names |= {name.split(".")[0] for name in names if not name[:1].isdigit()}
+    return (host, port) if host in names | {"localhost", "127.0.0.1", "::1"} else None
+
+
+def _host_and_port(url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port if parts.port is not None else 80
+    except ValueError:
+        host, port = None, 0
+    if not host or not port or parts.scheme not in ("http", "https"):
+        raise ConfigError(f'service.url is "{url}": write it as http://127.0.0.1:8000')
+    return host, port
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    # Environment variables are not configuration here, and a proxy cannot reach this machine.
+    session.trust_env = False
+    return session

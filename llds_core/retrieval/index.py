@@ -1,32 +1,35 @@
-"""Building an index: encode a corpus, then arrange its vectors for searching.
+"""The index of a corpus: passages as vectors, arranged by FAISS for searching.
 
-    flat      the stored vectors themselves, compared one by one: exact, no file of its own
+    manifest.json            what the index was made from
+    vectors-00000.npy        vectors in the order of the corpus; a killed build loses one such shard
+    index.faiss              of `hnsw` and `ivf-pq`; a `flat` index is the vectors themselves
+
+    flat      every vector is compared: exact
     hnsw      a graph of neighbours over full vectors: fast and nearly exact, the largest in memory
-    ivf-pq    vectors as a few bytes in cells: the smallest, its candidates are compared again
-              with the stored vectors
+    ivf-pq    vectors as a few bytes in cells: the smallest
 
-One folder holds one index; another kind over the same vectors costs no second encoding. Memory is
-bounded by the index itself, plus a block of vectors, plus for `ivf-pq` the sample it is trained on.
-The step after encoding is not divided: killed, it starts over.
+With `dense.vectors` a flat FAISS index that somebody else published takes the place of the shards
+and is opened where it lies. The file says nothing of its corpus and encoder, so some of its vectors
+are compared with what the encoder at hand makes of the same passages.
 """
 
+import json
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from llds_core.config import DenseConfig
-from llds_core.errors import ConfigError
+from llds_core.errors import ConfigError, DataError, RunError
+from llds_core.files import disk_errors, replacing, write_json
 from llds_core.retrieval.encoder import Encoder
-from llds_core.retrieval.faiss_files import import_faiss, write_faiss
-from llds_core.retrieval.files import building
-from llds_core.retrieval.vectors import StoredVectors, encode_corpus, write_index_manifest
+from llds_core.retrieval.passage_file import passages_hash
 from llds_core.seeding import numpy_generator
-from llds_core.worlds.records import Passage
+from llds_core.worlds.records import Passage, shown
 
 if TYPE_CHECKING:
     import faiss
@@ -34,9 +37,27 @@ if TYPE_CHECKING:
 PQ_CENTROIDS = 256
 """Values of one byte of a product-quantised vector: also the fewest passages `ivf-pq` takes."""
 
-_BLOCK = 16_384  # vectors added at a time
-_POINTS = 40  # training vectors a cell; k-means gains little from more
-_INDEX_FILE = "index.faiss"
+SHARD = 20_000
+"""Passages per shard."""
+
+_VERSION = 2
+_POINTS = 40  # training vectors per cell; k-means gains little from more
+_CHECKED = 32  # published vectors that are compared
+_APART = 0.1  # largest distance of two encodings of a passage; 16 bits against 32 give under 0.05
+# What vectors depend on, as messages name it. An encoder is its hash, because a folder may move.
+_SOURCES = {
+    "passages": "passages",
+    "corpus_hash": "corpus",
+    "encoder_hash": "dense.encoder",
+    "passage_prefix": "dense.passage_prefix",
+    "max_tokens": "dense.max_tokens",
+    "half": "dense.half",
+    "vectors": "dense.vectors",
+}
+
+
+Blocks = Callable[[], Iterator[np.ndarray]]
+"""All vectors of a corpus in order, as blocks (at most `SHARD`, dimension)."""
 
 
 def build_index(
@@ -45,74 +66,138 @@ def build_index(
     folder: Path,
     *,
     encoder: Encoder | None = None,
-    wait: bool = False,
-    progress: bool = True,
 ) -> dict[str, Any]:
-    """Build the index of `settings` in `folder`, continuing what a killed build left there.
+    """Build the index of `settings` in `folder` and return its manifest.
 
-    Finished shards are checked and kept, damaged ones encoded again. Nothing is done when the
-    index is there and whole.
+    What a killed build left is continued, a build in another process is waited for, and nothing is
+    done when the index is there. Another kind over the same vectors costs no second encoding.
 
     Args:
         passages: the corpus, in memory or a `PassageFile`.
         settings: encoder and index.
         folder: made when missing.
         encoder: the encoder of `settings`, if it is loaded already.
-        wait: wait for another process that builds there instead of refusing.
-        progress: show progress bars.
-
-    Returns:
-        The manifest.
 
     Raises:
-        ConfigError: when there is no passage, a value does not fit the corpus or the encoder, or
-            a package is missing.
-        RunError: when the folder holds vectors of something else, another process builds there,
-            or it cannot be written.
-        DataError: when the manifest there is damaged.
+        ConfigError: when a value does not fit the corpus or the encoder, or a package or the file
+            of `dense.vectors` is missing.
+        RunError: when the folder holds an index of something else or cannot be written.
+        DataError: when the manifest is damaged, or `dense.vectors` is of another corpus or encoder.
     """
     if not len(passages):
         raise ConfigError("a corpus of 0 passages: give the index something to find")
-    with building(folder, wait=wait):
-        encoder = encoder or Encoder(settings)
-        check_index_settings(settings, len(passages), encoder.dimension)
-        manifest = encode_corpus(passages, encoder, settings, folder, progress=progress)
-        described = describe_index(settings, len(passages))
-        old = manifest.get("index")
-        if (
-            old
-            and all(old.get(key) == value for key, value in described.items())
-            and _is_there(folder, old)
-        ):
+    encoder = encoder or Encoder(settings)
+    index = _empty_index(settings, len(passages), encoder.dimension)
+    source, kind = index_source(passages, encoder, settings), index_kind(settings, len(passages))
+    file = folder / "index.faiss"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        unfinished = {"schema_version": _VERSION, **source, "index": None}
+        manifest = read_index_manifest(folder) or unfinished
+        _check_source(folder, manifest, source)
+        if not manifest["index"]:
+            write_json(folder / "manifest.json", unfinished)
+        if settings.vectors is None:
+            _encode(passages, encoder, settings, folder)
+        if manifest["index"] == kind and _size(file) == manifest["bytes"]:
             return manifest
-        if old:
-            manifest["index"] = None
-            write_index_manifest(folder, manifest)
-        entry = described | {"file": None, "bytes": 0, "faiss": None}
+        write_json(folder / "manifest.json", unfinished)
+        blocks = _blocks(passages, encoder, settings, folder)
         if settings.index == "flat":
-            (folder / _INDEX_FILE).unlink(missing_ok=True)  # of another kind, built before
+            file.unlink(missing_ok=True)  # of another kind
         else:
-            library = import_faiss()
-            index = make_index(StoredVectors(folder, manifest), settings, progress=progress)
-            write_faiss(index, folder / _INDEX_FILE)
-            size = (folder / _INDEX_FILE).stat().st_size
-            entry |= {"file": _INDEX_FILE, "bytes": size, "faiss": library.__version__}
-        manifest["index"] = entry
-        manifest["built"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        write_index_manifest(folder, manifest)
+            _write_faiss(_fill(index, blocks, settings, len(passages)), file)
+        manifest = unfinished | {"index": kind, "bytes": _size(file)}
+        write_json(folder / "manifest.json", manifest)
     return manifest
 
 
-def describe_index(settings: DenseConfig, passages: int) -> dict[str, Any]:
-    """The kind of the index with every parameter it is built with."""
-    described: dict[str, Any] = {"index": settings.index}
+def open_index(
+    passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
+) -> "faiss.Index":
+    """Open the finished index in `folder`; files of FAISS are mapped into memory, not read."""
+    index = _empty_index(settings, len(passages), encoder.dimension)
+    kind = index_kind(settings, len(passages))
+    checked_manifest(folder, index_source(passages, encoder, settings), kind)
+    if settings.index != "flat":
+        advice = "build the index again (the vectors are kept)"
+        return _read_faiss(folder / "index.faiss", index, len(passages), advice)
+    if settings.vectors is not None:
+        return _open_published(Path(settings.vectors), passages, encoder)
+    return _fill(index, _blocks(passages, encoder, settings, folder), settings, len(passages))
+
+
+def read_index_manifest(folder: Path) -> dict[str, Any] | None:
+    """Read the manifest of an index; None when there is none.
+
+    Raises:
+        DataError: when it is damaged or of another version.
+    """
+    file = folder / "manifest.json"
+    try:
+        manifest = json.loads(file.read_text("utf-8"))
+        if manifest["schema_version"] != _VERSION:
+            raise ValueError(f"schema version {manifest['schema_version']}, not {_VERSION}")
+        if missing := {*_SOURCES, "index"} - manifest.keys():
+            raise ValueError(f'no "{min(missing)}"')
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{file} is not a manifest of an index ({error}): delete the folder, or name another "
+            "with dense.path"
+        ) from error
+    return manifest
+
+
+def checked_manifest(folder: Path, source: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Read the manifest of an index that should be finished, of `kind` and made from `source`.
+
+    Raises:
+        RunError: when there is none, it is not finished, or is of something else.
+        DataError: when the manifest is damaged.
+    """
+    manifest = read_index_manifest(folder)
+    if manifest is None:
+        raise RunError(f"{folder} holds no index: build one there, or name another with dense.path")
+    _check_source(folder, manifest, source)
+    if not manifest["index"]:
+        raise RunError(f"{folder} holds no finished index: build it again, which continues it")
+    if manifest["index"] != kind:
+        raise RunError(
+            f"{folder} holds the index {manifest['index']}, not {kind}: set dense.index and its "
+            "parameters back, or build the index again (the vectors are kept)"
+        )
+    return manifest
+
+
+def index_source(
+    passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig
+) -> dict[str, Any]:
+    """What the index of `passages` is made from, as its manifest records it."""
+    return {
+        "passages": len(passages),
+        "corpus_hash": passages_hash(passages),
+        "encoder": settings.encoder,
+        "encoder_hash": encoder.hash,
+        "dimension": encoder.dimension,
+        "query_prefix": settings.query_prefix,
+        "passage_prefix": settings.passage_prefix,
+        "max_tokens": settings.max_tokens,
+        "half": settings.half,
+        "vectors": Path(settings.vectors).name if settings.vectors else None,
+    }
+
+
+def index_kind(settings: DenseConfig, passages: int) -> str:
+    """What `faiss.index_factory` calls the index, then what else it is built with."""
     if settings.index == "hnsw":
-        described["hnsw_neighbours"] = settings.hnsw_neighbours
-        described["hnsw_build_depth"] = settings.hnsw_build_depth
-    elif settings.index == "ivf-pq":
-        described["ivf_lists"] = cells(settings, passages)
-        described["pq_bytes"] = settings.pq_bytes
-    return described
+        return f"HNSW{settings.hnsw_neighbours} depth {settings.hnsw_build_depth}"
+    if settings.index == "ivf-pq":
+        # np: not polysemous, which would train for hours and serves another way of searching.
+        return f"IVF{cells(settings, passages)},PQ{settings.pq_bytes}np"
+    return "Flat"
 
 
 def cells(settings: DenseConfig, passages: int) -> int:
@@ -122,93 +207,154 @@ def cells(settings: DenseConfig, passages: int) -> int:
     return max(1, min(round(4 * math.sqrt(passages)), passages // _POINTS))
 
 
-def check_index_settings(settings: DenseConfig, passages: int, dimension: int) -> None:
-    """Raise a `ConfigError` for settings that do not fit the corpus, the encoder or each other."""
-    if settings.engine == "torch" and settings.index != "flat":
+def import_faiss() -> Any:
+    """Return the module `faiss`; a `ConfigError` where it is not installed."""
+    try:
+        import faiss
+    except ImportError:
         raise ConfigError(
-            f'dense.engine is "torch" with dense.index={settings.index}: set dense.index=flat, or '
-            "dense.engine=faiss"
-        )
-    if settings.index != "ivf-pq":
-        return
-    if passages < PQ_CENTROIDS:
-        raise ConfigError(
-            f"dense.index=ivf-pq needs {PQ_CENTROIDS} passages to learn from and the corpus has "
-            f"{passages}: set dense.index=flat"
-        )
-    if dimension % settings.pq_bytes:
-        fitting = [n for n in range(1, dimension + 1) if dimension % n == 0 and n <= 128]
-        raise ConfigError(
-            f"dense.pq_bytes={settings.pq_bytes} does not divide vectors of {dimension} numbers: "
-            f"choose one of {', '.join(map(str, fitting))}"
-        )
-    if cells(settings, passages) > passages:
-        raise ConfigError(
-            f"dense.ivf_lists={settings.ivf_lists} with {passages} passages: set it to null, or to "
-            f"{passages} or less"
-        )
+            "faiss is not installed: pip install faiss-cpu, or set retrieval.backend=bm25"
+        ) from None
+    return faiss
 
 
-def make_index(
-    vectors: StoredVectors, settings: DenseConfig, *, progress: bool = False
-) -> "faiss.Index":
-    """Return the FAISS index of `settings` over `vectors`, for inner products.
+def _check_source(folder: Path, manifest: dict[str, Any], source: dict[str, Any]) -> None:
+    for key, name in _SOURCES.items():
+        if (found := manifest.get(key)) != source[key]:
+            raise RunError(
+                f"{folder} was built with {name} {shown(found)}, now {shown(source[key])}: set it "
+                "back, or build another index in another folder (dense.path)"
+            )
 
-    Raises:
-        ConfigError: when faiss is not installed.
-    """
+
+def _empty_index(settings: DenseConfig, passages: int, dimension: int) -> "faiss.Index":
+    """The FAISS index of `settings` for inner products; a `ConfigError` where it does not fit."""
     faiss = import_faiss()
-    if settings.index == "flat":
-        return _flat(faiss, vectors)
+    if settings.index == "ivf-pq":
+        if passages < (least := max(PQ_CENTROIDS, settings.ivf_lists or 0)):
+            raise ConfigError(
+                f"dense.index=ivf-pq with dense.ivf_lists={settings.ivf_lists} needs {least} "
+                f"passages to learn from and the corpus has {passages}: set dense.index=flat"
+            )
+        if dimension % settings.pq_bytes:
+            raise ConfigError(
+                f"dense.pq_bytes={settings.pq_bytes} does not divide vectors of {dimension} "
+                f"numbers: set it to e.g. {math.gcd(dimension, 64)}"
+            )
+    name = index_kind(settings, passages).split()[0]
+    index = faiss.index_factory(dimension, name, faiss.METRIC_INNER_PRODUCT)
     if settings.index == "hnsw":
-        index = faiss.IndexHNSWFlat(
-            vectors.dimension, settings.hnsw_neighbours, faiss.METRIC_INNER_PRODUCT
-        )
         index.hnsw.efConstruction = settings.hnsw_build_depth
-    else:
-        index = _trained(faiss, vectors, settings)
-    with tqdm(
-        total=len(vectors), desc=f"building {settings.index}", unit="passage", disable=not progress
-    ) as bar:
-        for block in vectors.blocks(_BLOCK):
-            index.add(block)
-            bar.update(len(block))
     return index
 
 
-def _flat(faiss: Any, vectors: StoredVectors) -> "faiss.IndexFlatIP":
-    """A flat index filled in place: adding block by block would reserve up to twice the memory."""
-    index = faiss.IndexFlatIP(vectors.dimension)
-    size = len(vectors) * vectors.dimension * 4
-    index.codes.resize(size)
-    index.ntotal = len(vectors)
-    stored = faiss.rev_swig_ptr(index.codes.data(), size).view(np.float32)
-    stored = stored.reshape(len(vectors), vectors.dimension)
-    start = 0
-    for block in vectors.blocks(_BLOCK):
-        stored[start : start + len(block)] = block
-        start += len(block)
+def _encode(
+    passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
+) -> None:
+    """Write the shards that are missing or damaged, in the encoder's own precision."""
+    dtype = np.float16 if settings.half else np.float32
+    for path, start, stop in tqdm(_shards(folder, len(passages)), "encoding", unit=" shards"):
+        if _read_shard(path, (stop - start, encoder.dimension)) is None:
+            with replacing(path) as file:
+                np.save(file, encoder.encode_passages(passages[start:stop]).astype(dtype))
+
+
+def _shards(folder: Path, passages: int) -> list[tuple[Path, int, int]]:
+    """The file of each shard, its first passage and the one after its last."""
+    starts = range(0, passages, SHARD)
+    return [
+        (folder / f"vectors-{number:05d}.npy", start, min(start + SHARD, passages))
+        for number, start in enumerate(starts)
+    ]
+
+
+def _read_shard(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """A shard, mapped into memory; None when it is missing, truncated or of another shape."""
+    try:
+        shard = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return shard if shard.shape == shape else None
+
+
+def _blocks(
+    passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
+) -> Blocks:
+    shards = _shards(folder, len(passages))
+    if settings.vectors is not None:
+        published = _open_published(Path(settings.vectors), passages, encoder)
+        return lambda: (published.reconstruct_n(a, b - a) for _, a, b in shards)
+    stored = [_read_shard(path, (b - a, encoder.dimension)) for path, a, b in shards]
+    for (path, _, _), shard in zip(shards, stored, strict=True):
+        if shard is None:
+            raise DataError(
+                f"{path} is missing or damaged: build the index again, which encodes only that"
+            )
+    return lambda: iter(stored)
+
+
+def _fill(index: "faiss.Index", blocks: Blocks, settings: DenseConfig, count: int) -> "faiss.Index":
+    """Train `index` where it has to learn, and add `count` vectors."""
+    if settings.index == "flat":
+        # Reserved: growing while vectors are added would take twice the memory.
+        index.codes.resize(count * index.code_size)
+        index.codes.clear()
+    elif settings.index == "ivf-pq":
+        # FAISS warns of small samples; the manifest says how many passages there are.
+        index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
+        stride = max(1, count // (_POINTS * max(index.nlist, PQ_CENTROIDS)))
+        index.train(np.concatenate([block[::stride] for block in blocks()]).astype(np.float32))
+    for block in tqdm(blocks(), f"filling {settings.index}", unit=" shards"):
+        index.add(np.asarray(block, np.float32))
     return index
 
 
-def _trained(faiss: Any, vectors: StoredVectors, settings: DenseConfig) -> "faiss.IndexIVFPQ":
-    """An empty `ivf-pq` index, trained on a sample drawn from a stream of its own."""
-    count = cells(settings, len(vectors))
-    quantizer = faiss.IndexFlatIP(vectors.dimension)
-    index = faiss.IndexIVFPQ(
-        quantizer, vectors.dimension, count, settings.pq_bytes, 8, faiss.METRIC_INNER_PRODUCT
-    )
-    # faiss prints a warning for small samples; the manifest says how many passages there are.
-    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
-    wanted = min(len(vectors), max(count, PQ_CENTROIDS) * _POINTS)
-    random = numpy_generator(0, "dense", "train")
-    sample = random.choice(len(vectors), wanted, replace=False, shuffle=False)
-    index.train(vectors.rows(np.sort(sample)))
+def _open_published(path: Path, passages: Sequence[Passage], encoder: Encoder) -> "faiss.Index":
+    """Map somebody else's flat index into memory and compare some of its vectors with our own."""
+    advice = "fetch that of this corpus (make data), or set dense.vectors=null to encode it"
+    if not path.is_file():
+        raise ConfigError(f"dense.vectors is {path}, which does not exist: {advice}")
+    flat = import_faiss().IndexFlatIP(encoder.dimension)
+    index = _read_faiss(path, flat, len(passages), advice)
+    drawn = numpy_generator(0, "dense", "published").integers(len(passages), size=_CHECKED)
+    places = sorted({0, len(passages) - 1, *drawn.tolist()})
+    theirs = np.stack([index.reconstruct(place) for place in places])
+    ours = encoder.encode_passages([passages[place] for place in places])
+    wrong = ~(np.linalg.norm(theirs - ours, axis=1) < _APART)  # numbers that are not finite, too
+    if wrong.any():
+        first = places[int(wrong.argmax())]
+        raise DataError(
+            f"{path}: vector {first} is not that of passage {passages[first].id!r} ({wrong.sum()} "
+            f"of {len(places)} differ), so it is of another corpus, encoder or prefix: {advice}"
+        )
     return index
 
 
-def _is_there(folder: Path, entry: dict[str, Any]) -> bool:
-    if entry["file"] is None:
-        return True
-    file = folder / entry["file"]
-    return file.exists() and file.stat().st_size == entry["bytes"]
+def _read_faiss(path: Path, like: "faiss.Index", passages: int, advice: str) -> "faiss.Index":
+    """Map the file of an index of the kind and dimension of `like` with `passages` vectors."""
+    faiss = import_faiss()
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise DataError(f"{path} is missing, damaged or not an index of FAISS: {advice}") from error
+    fits = (index.ntotal, index.d, index.metric_type) == (passages, like.d, like.metric_type)
+    if not fits or type(index) is not type(like):
+        raise DataError(
+            f"{path} holds {index.ntotal} vectors of {index.d} numbers ({type(index).__name__}), "
+            f"not {passages} of {like.d} ({type(like).__name__}): {advice}"
+        )
+    return index
+
+
+def _write_faiss(index: "faiss.Index", path: Path) -> None:
+    """Write an index to a file, whole or not at all."""
+    with replacing(path) as file:
+        try:
+            import_faiss().write_index(index, file.name)
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n")[-1]
+            raise RunError(f"cannot write to {path} ({reason}): free space") from error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

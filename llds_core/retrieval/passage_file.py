@@ -3,7 +3,7 @@
 The file stays on disk; memory holds a map of where its lines begin. The map is built once, while
 every line is checked, and is kept beside the file:
 
-    corpus.jsonl                one passage a line, see `llds_core.worlds.records`
+    corpus.jsonl                one passage per line, see `llds_core.worlds.records`
     corpus.jsonl.offsets.npy    int64: eight numbers that say what the map belongs to, the first
                                 byte of each passage, the size of the file
 
@@ -14,10 +14,9 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -30,7 +29,7 @@ HEADER = 8
 """Leading numbers of a map: version, size, time of change, passages, and the hash in four."""
 
 _VERSION = 1
-_REPORT = 1000  # lines between two updates of the progress bar
+_BLOCK = 1000  # passages read at a time
 
 
 class PassageFile(Sequence[Passage]):
@@ -38,8 +37,6 @@ class PassageFile(Sequence[Passage]):
 
     Args:
         path: the corpus.
-        offsets: where its map is kept; None for beside it.
-        progress: show a progress bar while the map is built.
 
     Raises:
         DataError: when the file is missing or unreadable, a line is no passage, an id occurs
@@ -50,11 +47,9 @@ class PassageFile(Sequence[Passage]):
         hash: SHA-256 of ids, titles and texts in their order; see `passages_hash`.
     """
 
-    def __init__(
-        self, path: str | Path, *, offsets: Path | None = None, progress: bool = False
-    ) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.offsets_path = offsets or _map_path(self.path)
+        self.offsets_path = _map_path(self.path)
         try:
             self._file = self.path.open("rb")
         except OSError as error:
@@ -63,7 +58,7 @@ class PassageFile(Sequence[Passage]):
         stored = _read_map(self.offsets_path, os.fstat(self._file.fileno()))
         if stored is None:
             with replacing(self.offsets_path) as file:
-                np.save(file, _scan(self.path, progress))
+                np.save(file, _scan(self.path))
             stored = _read_map(self.offsets_path, os.fstat(self._file.fileno()))
         if stored is None:
             raise DataError(f"{self.path} changed while it was read: start again when it is whole")
@@ -89,32 +84,27 @@ class PassageFile(Sequence[Passage]):
         return self._read(place, place + 1)[0]
 
     def __iter__(self) -> Iterator[Passage]:
-        for start in range(0, len(self), _REPORT):
-            yield from self._read(start, min(start + _REPORT, len(self)))
+        for start in range(0, len(self), _BLOCK):
+            yield from self._read(start, min(start + _BLOCK, len(self)))
 
     def _read(self, start: int, stop: int) -> list[Passage]:
         """Passages `start` to `stop`, in one read; safe from several threads and processes."""
         bounds = self._offsets[start : stop + 1].tolist()
         first, last = bounds[0], bounds[-1]
         try:
-            # One read returns at most 2 GiB.
-            block = b"".join(_pieces(self._file.fileno(), first, last))
+            block = os.pread(self._file.fileno(), last - first, first)
+            if len(block) < last - first:
+                raise OSError(0, "it became shorter since it was opened")
         except OSError as error:
             raise _unreadable(self.path, error) from error
-        where = f"{self.path} at byte"
         return [
-            parse_passage(block[a - first : b - first], f"{where} {a}") for a, b in pairwise(bounds)
+            parse_passage(block[a - first : b - first], f"{self.path} at byte {a}")
+            for a, b in pairwise(bounds)
         ]
 
 
-@dataclass(frozen=True)
-class StoredMap:
-    """What the map of a corpus file says about it.
-
-    Attributes:
-        passages: how many there are.
-        hash: as `PassageFile.hash`.
-    """
+class StoredMap(NamedTuple):
+    """What the map of a corpus file says about it: how many passages, and `PassageFile.hash`."""
 
     passages: int
     hash: str
@@ -166,80 +156,49 @@ def _read_map(path: Path, corpus: os.stat_result) -> np.ndarray | None:
     return stored if whole else None
 
 
-def _scan(path: Path, progress: bool) -> np.ndarray:
+def _scan(path: Path) -> np.ndarray:
     """Check every line of a corpus; return its map."""
-    starts, ids = array("q"), array("q")  # eight bytes a number, a list would take five times that
+    # Eight bytes per number; a list would take five times that.
+    starts, lines, ids = array("q"), array("q"), array("q")
     digest = hashlib.sha256()
+    position = 0
     try:
-        with (
-            path.open("rb") as file,
-            tqdm(
-                total=path.stat().st_size,
-                desc=f"reading {path.name}",
-                unit="B",
-                unit_scale=True,
-                disable=not progress,
-            ) as bar,
-        ):
+        with path.open("rb") as file:
             corpus = os.fstat(file.fileno())
-            position = 0
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(tqdm(file, f"reading {path.name}", unit=" lines"), 1):
                 if line.strip():
                     passage = parse_passage(line, f"{path}:{number}")
                     starts.append(position)
+                    lines.append(number)
                     ids.append(hash(passage.id))
                     digest.update(_canonical(passage))
                 position += len(line)
-                if number % _REPORT == 0:
-                    bar.update(position - bar.n)
-            bar.update(position - bar.n)
     except OSError as error:
         raise _unreadable(path, error) from error
     if not len(starts):
-        raise DataError(f"{path}: holds no passage: give a file with one JSON object a line")
-    _check_ids(path, np.frombuffer(starts, np.int64), np.frombuffer(ids, np.int64))
+        raise DataError(f"{path}: holds no passage: give a file with one JSON object per line")
+    _check_ids(path, starts, lines, np.frombuffer(ids, np.int64))
     header = [_VERSION, corpus.st_size, corpus.st_mtime_ns, len(starts)]
     words = np.frombuffer(digest.digest(), "<i8")
     return np.concatenate([header, words, starts, [corpus.st_size]], dtype=np.int64)
 
 
-def _check_ids(path: Path, starts: np.ndarray, hashes: np.ndarray) -> None:
-    """Raise for an id that occurs twice: eight bytes an id, and a look into the file for doubts."""
+def _check_ids(path: Path, starts: array, lines: array, hashes: np.ndarray) -> None:
+    """Raise for an id that occurs twice; ids of one hash are looked up in the file."""
     order = np.argsort(hashes, kind="stable")
     doubtful = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
     with path.open("rb") as file:
 
-        def parsed(place: int) -> Passage:
-            file.seek(int(starts[place]))
-            return parse_passage(file.readline(), str(path))
+        def id_of(place: int) -> str:
+            file.seek(starts[place])
+            return parse_passage(file.readline(), str(path)).id
 
-        for index in doubtful.tolist():
-            first, second = order[index], order[index + 1]
-            id_ = parsed(first).id
-            if id_ == parsed(second).id:
+        for first, second in zip(order[doubtful], order[doubtful + 1], strict=True):
+            if id_of(first) == id_of(second):
                 raise DataError(
-                    f"{path}:{_line(path, starts[second])}: the id {id_!r} is taken by line "
-                    f"{_line(path, starts[first])}: give every passage its own id"
+                    f"{path}:{lines[second]}: the id {id_of(second)!r} is taken by line "
+                    f"{lines[first]}: give every passage its own id"
                 )
-
-
-def _line(path: Path, position: int) -> int:
-    """Number of the line that begins at byte `position`."""
-    number = 1
-    with path.open("rb") as file:
-        while position > 0 and (block := file.read(min(1 << 20, int(position)))):
-            number += block.count(b"\n")
-            position -= len(block)
-    return number
-
-
-def _pieces(descriptor: int, first: int, last: int) -> Iterator[bytes]:
-    while first < last:
-        piece = os.pread(descriptor, min(last - first, 1 << 30), first)
-        if not piece:
-            raise OSError(0, "it became shorter since it was opened")
-        yield piece
-        first += len(piece)
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

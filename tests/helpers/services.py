@@ -1,4 +1,4 @@
-"""Real services on loopback: in a thread, and in a process of their own that can be killed."""
+"""Real services on loopback, in a thread or in a process of their own, and servers that misbehave."""
 
 import json
 import os
@@ -11,23 +11,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import requests
 
 from llds_core.config import ServiceConfig
-from llds_core.retrieval import BM25Retriever, Hit
-from llds_core.retrieval.wire import ServiceIdentity
-from llds_core.serving.app import RetrieverService
-from llds_core.serving.server import StoppableServer, url_of
+from llds_core.retrieval import BM25Retriever, Hit, ServiceIdentity
+from llds_core.serving import SearchService, http_server
 from llds_core.worlds.records import Passage, write_corpus
 
 PASSAGES = tuple(Passage(f"p{i}", f"title{i}", f"text about word{i} and all") for i in range(60))
 ENGINE = BM25Retriever(PASSAGES)
-IDENTITY = ServiceIdentity(ENGINE.identity, "corpus-a", "bm25", len(PASSAGES))
-PATIENCE = 120.0  # seconds until a test gives up; a busy machine only makes it later
+IDENTITY = ServiceIdentity(
+    index=ENGINE.identity, corpus="corpus-a", backend="bm25", passages=len(PASSAGES)
+)
 # Short pauses: what is tested is how often and what, not how long.
-SETTINGS = ServiceConfig(timeout_seconds=PATIENCE, backoff_seconds=0.001, batch_window_ms=1.0)
+SETTINGS = ServiceConfig(timeout_seconds=5.0, backoff_seconds=0.001, batch_window_ms=1.0)
 
 
 class Recorder:
@@ -44,12 +44,12 @@ class Recorder:
 
 
 @contextmanager
-def serving(service: RetrieverService) -> Iterator[str]:
+def serving(service: SearchService) -> Iterator[str]:
     """Run `service` in a thread; yield its address."""
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
-        server = StoppableServer(service)
+        server = http_server(service)
         thread = threading.Thread(target=server.run, args=([listener],))
-        url = url_of(listener)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread.start()
         try:
             yield url
@@ -60,10 +60,10 @@ def serving(service: RetrieverService) -> Iterator[str]:
 
 @contextmanager
 def running(
-    engine=ENGINE, settings: ServiceConfig = SETTINGS, identity: ServiceIdentity = IDENTITY, **more
+    engine=ENGINE, settings: ServiceConfig = SETTINGS, identity: ServiceIdentity = IDENTITY
 ) -> Iterator[str]:
     """A service that is open already."""
-    service = RetrieverService(settings, **more)
+    service = SearchService(settings)
     service.open(engine, identity)
     with serving(service) as url:
         yield url
@@ -76,24 +76,21 @@ def settings_for(url: str, **values) -> ServiceConfig:
 _PROGRAM = """
 import sys, time
 from llds_core.config import ServiceConfig
-from llds_core.retrieval import BM25Retriever
-from llds_core.serving.server import serve
-from llds_core.retrieval.wire import ServiceIdentity
+from llds_core.retrieval import BM25Retriever, ServiceIdentity
+from llds_core.serving import serve
 from llds_core.worlds.records import read_corpus
 
-class Slow:
-    def __init__(self, engine, seconds):
-        self.engine, self.seconds = engine, seconds
+class Slow(BM25Retriever):
     def search(self, queries, k):
-        time.sleep(self.seconds)
-        return self.engine.search(queries, k)
+        time.sleep(float(sys.argv[3]))
+        return super().search(queries, k)
 
 def load():
-    passages = read_corpus(sys.argv[1])
-    engine = BM25Retriever(passages)
-    identity = ServiceIdentity(engine.identity, "corpus", "bm25", len(passages))
     time.sleep(float(sys.argv[4]))
-    return Slow(engine, float(sys.argv[3])), identity
+    engine = Slow(read_corpus(sys.argv[1]))
+    return engine, ServiceIdentity(
+        index=engine.identity, corpus="corpus", backend="bm25", passages=60
+    )
 
 serve(load, ServiceConfig(), port=int(sys.argv[2]))
 """
@@ -103,15 +100,10 @@ class Process:
     """A service in a process of its own, on a port that stays its own when it starts again."""
 
     def __init__(
-        self,
-        folder: Path,
-        passages: Sequence[Passage] = PASSAGES,
-        *,
-        search_seconds: float = 0.0,
-        load_seconds: float = 0.0,
+        self, folder: Path, *, search_seconds: float = 0.0, load_seconds: float = 0.0
     ) -> None:
         self.corpus = folder / "corpus.jsonl"
-        write_corpus(self.corpus, passages)
+        write_corpus(self.corpus, PASSAGES)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -120,7 +112,8 @@ class Process:
 
     def __enter__(self) -> "Process":
         self.start()
-        self.wait_until_ready()
+        line = self._process.stdout.readline()
+        assert "ready" in line, self._process.communicate()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,10 +132,6 @@ class Process:
             text=True,
         )
 
-    def wait_until_ready(self) -> None:
-        line = self._process.stdout.readline()
-        assert "ready" in line, self._process.communicate()
-
     def kill(self) -> None:
         """As `kill -9` does."""
         if self._process is not None:
@@ -154,26 +143,15 @@ class Process:
 
     def ended(self) -> tuple[int, str]:
         """Exit code and standard error, once it has ended."""
-        _, errors = self._process.communicate(timeout=PATIENCE)
+        _, errors = self._process.communicate(timeout=60)
         return self._process.returncode, errors
 
 
 def post(url: str, **payload) -> requests.Response:
-    return requests.post(f"{url}/retrieve", json=payload, timeout=PATIENCE)
+    return requests.post(f"{url}/retrieve", json=payload, timeout=20)
 
 
-def send_raw(url: str, body: bytes, **headers: str) -> requests.Response:
-    return requests.post(f"{url}/retrieve", data=body, headers=headers, timeout=PATIENCE)
-
-
-def metric(url: str, name: str) -> float:
-    for line in requests.get(f"{url}/metrics", timeout=PATIENCE).text.splitlines():
-        if line.startswith(f"{name} "):
-            return float(line.rsplit(" ", 1)[1])
-    raise AssertionError(f"no {name}")
-
-
-def eventually(check: Callable[[], bool], seconds: float = PATIENCE) -> None:
+def eventually(check: Callable[[], bool], seconds: float = 20.0) -> None:
     """Wait until `check` holds; a slow machine only makes it later."""
     until = time.monotonic() + seconds
     while not check():
@@ -195,8 +173,6 @@ class Scripted:
 
     @contextmanager
     def serve(self) -> Iterator[str]:
-        from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -221,15 +197,12 @@ class Scripted:
                     return
                 status, headers, text = answer
                 self.send_response(status)
-                for name, value in headers.items():
+                for name, value in ({"Content-Length": str(len(text))} | headers).items():
                     self.send_header(name, value)
-                if "Content-Length" not in headers:
-                    self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
                 self.wfile.write(text)
 
-            def do_POST(self) -> None:
-                self.do_GET()
+            do_POST = do_GET
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads, server.block_on_close = True, False

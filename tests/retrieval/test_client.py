@@ -1,28 +1,26 @@
 """The client of the search service: right answers or a named error, whatever the server does."""
 
+import json
+import logging
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
-from client_scripts import (
-    DEAD,
-    client_of,
-    health,
-    right,
-)
+from client_scripts import DEAD, HEADERS, answers, client_of, drops, health, item, right, says
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from services import (
-    ENGINE,
-    PASSAGES,
-    SETTINGS,
-    Scripted,
-    running,
-)
+from services import ENGINE, IDENTITY, PASSAGES, Recorder, Scripted, running, settings_for
 
-from llds_core.errors import ConfigError
-from llds_core.retrieval import FailingRetriever, Hit, SearchKey
-from llds_core.retrieval.wire import parse_answer, render_answer
+from llds_core.errors import ConfigError, LLDSError, RetrieverChangedError, RetrieverError
+from llds_core.retrieval import (
+    FailingRetriever,
+    Hit,
+    RetrieverClient,
+    SearchKey,
+    ask_health,
+    local_address,
+)
+from llds_core.retrieval.client import IDENTITY_HEADER, UNKNOWN
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +41,36 @@ def test_it_finds_what_the_engine_finds(url) -> None:
 
 @pytest.mark.parametrize("k", [0, -1, 2.0, True])
 def test_a_bad_k_is_refused_before_anything_is_sent(k) -> None:
-    client = client_of(DEAD)
-    with pytest.raises(ConfigError, match=r"retrieval\.top_k"):
-        client.search(["a"], k)
-    assert client.requests == 0
+    server = Scripted(health, right)
+    with server.serve() as url, pytest.raises(ConfigError, match=r"retrieval\.top_k"):
+        client_of(url).search(["a"], k)
+    assert not server.requests
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\n"), max_size=20),
-    st.text(st.characters(exclude_categories=("Cs",)), max_size=40),
-    st.floats(allow_nan=False, allow_infinity=False),
-)
-def test_a_hit_survives_the_journey(title: str, text: str, score: float) -> None:
-    hit = Hit("id", title, text, score)
-    assert parse_answer(render_answer([[hit]], return_scores=True), 1, 1, need_ids=True) == [[hit]]
+def test_hits_survive_the_journey() -> None:
+    class Fixed:
+        hits: list[Hit] = []
+
+        def search(self, queries, k):
+            return [self.hits for _ in queries]
+
+    engine = Fixed()
+    with running(engine) as url:
+        client = client_of(url)
+
+        @settings(max_examples=60, deadline=None)
+        @given(
+            st.text(
+                st.characters(exclude_categories=("Cs",), exclude_characters="\n"), max_size=20
+            ),
+            st.text(st.characters(exclude_categories=("Cs",)), max_size=40),
+            st.floats(allow_nan=False, allow_infinity=False),
+        )
+        def survives(title: str, text: str, score: float) -> None:
+            engine.hits = [Hit("id", title, text, score), Hit("é", "t", "", -score)]
+            assert client.search(["a"], 2) == [engine.hits]
+
+        survives()
 
 
 def test_failures_on_purpose_wrap_it_as_any_engine(url) -> None:
@@ -81,10 +94,9 @@ def test_failures_on_purpose_wrap_it_as_any_engine(url) -> None:
     ("limits", "sizes"),
     [
         ({"max_queries": 4}, [4, 4, 2]),
+        ({"request_queries": 6}, [6, 4]),
         ({"max_hits": 9}, [3, 3, 3, 1]),
         ({"max_hits": 1}, [1] * 10),
-        # 256 bytes are for the rest of the request, and a query of one letter takes 5.
-        ({"max_body_mib": (256 + 26) / 2**20}, [5, 5]),
     ],
 )
 def test_large_batches_are_split_into_requests_the_service_takes(
@@ -93,49 +105,33 @@ def test_large_batches_are_split_into_requests_the_service_takes(
     queries = list("abcdefghij")
     server = Scripted(health, right)
     with server.serve() as url:
-        client = client_of(url, **limits)
-        assert client.search(queries, 3) == ENGINE.search(queries, 3)
+        assert client_of(url, **limits).search(queries, 3) == ENGINE.search(queries, 3)
     sent = [request["queries"] for _, path, request in server.requests if path == "/retrieve"]
     assert [len(part) for part in sent] == sizes
     assert [query for part in sent for query in part] == queries
 
 
-def test_a_service_with_lower_limits_than_ours_gets_smaller_requests() -> None:
-    with running(settings=replace(SETTINGS, max_queries=3)) as url:
-        queries = [f"word{i}" for i in range(20)]
-        assert client_of(url).search(queries, 2) == ENGINE.search(queries, 2)
-
-
-def test_connections_are_used_again(url) -> None:
+def test_connections_are_used_again() -> None:
     server = Scripted(health, right)
     with server.serve() as url:
-        client = client_of(url, cache_size=0)
+        client = client_of(url)
         for i in range(20):
             client.search([f"word{i}"], 1)
     assert len(server.requests) == 21 and server.connections == 1
 
 
-def test_a_repeated_query_is_asked_once_and_answered_everywhere(url) -> None:
-    server = Scripted(health, right)
-    with server.serve() as url:
-        client = client_of(url, cache_size=3)
-        first = client.search(["word1", "word2", "word1"], 2)
-        assert first[0] == first[2] and first == ENGINE.search(["word1", "word2", "word1"], 2)
-        first[0].clear()  # a caller's own list
-        assert client.search(["word1"], 2) == ENGINE.search(["word1"], 2)
-        assert client.requests == 2
-        client.search(["word1"], 3)  # more passages are another search
-        client.search(["word3"], 2)  # the fourth answer; word2 was used longest ago
-        assert client.requests == 4
-        client.search(["word1"], 2)
-        assert client.requests == 4
-        client.search(["word2"], 2)
-        assert client.requests == 5
-    assert server.requests[1][2]["queries"] == ["word1", "word2"]
+def test_a_repeated_query_is_asked_once_and_answered_everywhere() -> None:
+    engine = Recorder()
+    with running(engine) as address:
+        found = client_of(address).search(["word2", "word1", "text", "word1"], 5)
+    assert engine.calls == [(["word2", "word1", "text"], 5)]
+    assert found == ENGINE.search(["word2", "word1", "text", "word1"], 5)
+    found[1].clear()  # a caller's own list
+    assert found[3]
 
 
 def test_threads_may_share_a_client(url) -> None:
-    client = client_of(url, cache_size=10)
+    client = client_of(url)
     queries = [f"word{i % 60}" for i in range(400)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda query: client.search([query], 2)[0], queries))
@@ -147,10 +143,13 @@ def test_addresses_may_end_as_those_of_search_r1(url, tail: str) -> None:
     assert client_of(url + tail).search(["word1"], 1) == ENGINE.search(["word1"], 1)
 
 
-@pytest.mark.parametrize("bad", ["", "localhost:8000", "ftp://a", "http://", "http://a:99999"])
+@pytest.mark.parametrize(
+    "bad", ["", "localhost:8000", "ftp://a", "http://", "http://a:99999", "http://a:0"]
+)
 def test_an_address_that_is_none_is_refused_at_once(bad: str) -> None:
-    with pytest.raises(ConfigError, match=r"service\.url"):
-        client_of(bad)
+    for call in (client_of, local_address):
+        with pytest.raises(ConfigError, match=r"service\.url"):
+            call(bad)
 
 
 def test_environment_variables_do_not_lead_elsewhere(url, monkeypatch) -> None:
@@ -158,3 +157,179 @@ def test_environment_variables_do_not_lead_elsewhere(url, monkeypatch) -> None:
     monkeypatch.setenv("ALL_PROXY", DEAD)
     monkeypatch.setenv("NO_PROXY", "")
     assert client_of(url).search(["word1"], 1) == ENGINE.search(["word1"], 1)
+
+
+# What is tried again
+
+PASSING = {
+    "dropped": drops,
+    "500": says(500, b"oh"),
+    "502": says(502),
+    "503": says(503, b'{"error": "loading"}'),
+    "503 until a time that is none": says(503, b"", {"Retry-After": "soon"}),
+    "429": says(429),
+    "half an answer": says(200, b'{"result": [[{"docu'),
+    "fewer bytes than announced": says(200, b"{", {"Content-Length": "100", "Connection": "close"}),
+    "no JSON": says(200, b"<html>"),
+    "not UTF-8": says(200, b"\xff"),
+    "too deep": says(200, b"[" * 100_000),
+    "another object": says(200, b'{"hits": []}'),
+    "no list": says(200, answers({})),
+    "too few results": says(200, answers([[item()]])),
+    "too many results": says(200, answers([[], [], []])),
+    "too many passages": says(200, answers([[item()] * 3, []])),
+    "results that are none": says(200, answers([[], "x"])),
+    "an item that is none": says(200, answers([[], ["x"]])),
+    "no document": says(200, answers([[], [{"score": 1.0}]])),
+    "documents without scores": says(200, answers([[], [{"id": "p", "contents": "x"}]])),
+    "no id": says(200, answers([[], [item(document={"id": None})]])),
+    "an id that is none": says(200, answers([[], [item(document={"id": ["p"]})]])),
+    "contents that are none": says(200, answers([[], [item(document={"contents": 3})]])),
+    "a score that is none": says(200, answers([[], [item(score="1.0")]])),
+    "a true score": says(200, answers([[], [item(score=True)]])),
+    "NaN": says(200, answers([[], [item(score=float("nan"))]])),
+    "infinity": says(200, answers([[], [item(score=float("inf"))]])),
+    "garbled compression": says(200, b"xyz", {"Content-Encoding": "gzip"}),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+def test_what_may_pass_is_tried_again(fault) -> None:
+    server = Scripted(health, fault, fault, right)
+    with server.serve() as url:
+        client = client_of(url, tries=3)
+        assert client.search(["word1", "word2"], 2) == ENGINE.search(["word1", "word2"], 2)
+        assert client.failed == 0
+    assert len(server.requests) == 4
+
+
+def test_silence_is_tried_again() -> None:
+    release = threading.Event()
+
+    def silent(method, path, request):
+        release.wait(10)
+        return drops(method, path, request)
+
+    server = Scripted(health, silent, right)
+    with server.serve() as url:
+        client = client_of(url, timeout_seconds=0.3)
+        assert client.search(["word1"], 2) == ENGINE.search(["word1"], 2)
+        assert len(server.requests) == 3
+        release.set()
+
+
+def pauses(monkeypatch, tries: int, script) -> list[float]:
+    slept: list[float] = []
+    monkeypatch.setattr("urllib3.util.retry.time.sleep", slept.append)
+    with Scripted(health, script).serve() as url, pytest.raises(RetrieverError):
+        client_of(url, tries=tries, backoff_seconds=0.2).search(["a"], 1)
+    return slept
+
+
+def test_pauses_double_up_to_ten_seconds(monkeypatch) -> None:
+    """After a second try at once."""
+    assert pauses(monkeypatch, 9, drops) == pytest.approx([0.4, 0.8, 1.6, 3.2, 6.4, 10, 10])
+
+
+@pytest.mark.parametrize(("header", "pause"), [("3", 3), ("9999", 60)])
+def test_the_service_may_ask_for_a_longer_pause(monkeypatch, header: str, pause: float) -> None:
+    assert pauses(monkeypatch, 2, says(503, b"", {"Retry-After": header})) == [pause]
+
+
+# What ends
+
+
+@pytest.mark.parametrize("status", [301, 307, 400, 401, 404, 413, 422])
+def test_a_refusal_is_not_repeated_and_a_redirect_not_followed(status: int) -> None:
+    server = Scripted(health, says(status, b'{"error": "as told"}', {"Location": DEAD}))
+    with (
+        server.serve() as url,
+        pytest.raises(RetrieverError, match=rf"status {status}.*as told.*service\.url"),
+    ):
+        client_of(url).search(["word1"], 1)
+    assert len(server.requests) == 2
+
+
+def test_a_dead_service_is_one_line_that_says_what_to_do() -> None:
+    with pytest.raises(RetrieverError) as caught:
+        client_of(DEAD, tries=3).search(["word1"], 1)
+    assert isinstance(caught.value, LLDSError) and isinstance(caught.value, ConnectionError)
+    assert str(caught.value) == (
+        f"retriever at {DEAD} gave no valid answer (3 tries, the last: connection refused): "
+        'start it with "make retriever PROFILE=…" or set retrieval.backend=bm25'
+    )
+
+
+def test_failed_searches_may_be_empty_counted_and_logged(caplog) -> None:
+    """The next time the service may be there."""
+    server = Scripted(health, says(500), says(500), right)
+    with server.serve() as url:
+        client = client_of(url, tries=2, on_failure="empty")
+        with caplog.at_level(logging.WARNING, "llds_core"):
+            assert client.search(["word1", "word2"], 2) == [[], []]
+        assert client.failed == 2
+        assert "2 searches find nothing" in caplog.text and url in caplog.text
+        assert client.search(["word1", "word2"], 2) == ENGINE.search(["word1", "word2"], 2)
+        assert client.failed == 2
+    dead = client_of(DEAD, tries=1, on_failure="empty")
+    assert dead.search(["a", "b", "a"], 1) == [[], [], []] and dead.failed == 2
+
+
+# Whom it asks
+
+
+@pytest.mark.parametrize("on_failure", ["raise", "empty"])
+def test_another_corpus_in_the_middle_of_a_run_ends_it(on_failure: str) -> None:
+    other = says(200, answers([[]]), {IDENTITY_HEADER: "another"})
+    with Scripted(health, right, other).serve() as url:
+        client = client_of(url, on_failure=on_failure)
+        assert client.search(["word1"], 1) == ENGINE.search(["word1"], 1)
+        with pytest.raises(RetrieverChangedError, match=rf"another.*{IDENTITY.index}"):
+            client.search(["word2"], 1)
+
+
+def test_the_wrong_corpus_is_refused_from_the_beginning(url) -> None:
+    with pytest.raises(RetrieverChangedError, match=r"corpus-a.*corpus-b.*make retriever"):
+        RetrieverClient(settings_for(url), corpus="corpus-b").search(["word1"], 1)
+    assert RetrieverClient(settings_for(url), corpus="corpus-a").identity == IDENTITY.index
+
+
+def official(method: str, path: str, request: dict):
+    """Search-R1's own server: no `/health`, no header, numbers as ids or none at all."""
+    if path != "/retrieve":
+        return 404, {}, b'{"detail":"Not Found"}'
+    assert request["return_scores"] is True
+    _, _, body = right(method, path, request)
+    result = json.loads(body)["result"]
+    for items in result:
+        for place, row in enumerate(items):
+            row["document"]["id"] = None if place else 7
+    return 200, {}, answers(result)
+
+
+def test_search_r1s_own_server_is_asked_too(caplog) -> None:
+    with Scripted(official).serve() as url, caplog.at_level(logging.WARNING, "llds_core"):
+        client = client_of(url)
+        (found,) = client.search(["text"], 3)
+        assert client.identity == UNKNOWN
+        assert ask_health(url).state == "unnamed"
+    expected = ENGINE.search(["text"], 3)[0]
+    assert [(h.title, h.text, h.score) for h in found] == [
+        (h.title, h.text, h.score) for h in expected
+    ]
+    assert found[0].id == "7" and len({h.id for h in found}) == 3
+    assert "does not say what it searches" in caplog.text
+
+
+def test_a_health_page_of_something_else_is_an_unknown_service() -> None:
+    with Scripted(says(200, b'{"status": "UP"}')).serve() as url:
+        assert client_of(url).identity == UNKNOWN
+        assert ask_health(url).state == "foreign"
+
+
+def test_health_is_asked_without_patience(url) -> None:
+    assert ask_health(url).identity == IDENTITY and ask_health(DEAD).state == "silent"
+    with Scripted(says(503, b'{"status": "loading"}')).serve() as loading:
+        assert ask_health(loading).state == "loading"
+    with Scripted(says(200, b"<html>", HEADERS)).serve() as other:
+        assert ask_health(other).state == "foreign"

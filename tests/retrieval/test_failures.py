@@ -3,9 +3,7 @@ import random
 import pytest
 
 from llds_core.errors import ConfigError
-from llds_core.retrieval.base import SearchKey
-from llds_core.retrieval.bm25 import BM25Retriever
-from llds_core.retrieval.failures import FailingRetriever
+from llds_core.retrieval import BM25Retriever, FailingRetriever, Hit, SearchKey, format_hits
 from llds_core.worlds.records import Passage
 
 # Every title twice, so that "another title" is more than "another passage".
@@ -141,3 +139,17 @@ def test_misuse_is_refused_with_advice(engine):
         _failing(engine, 0.5).search_keyed(queries, 2, keys[:1])
     with pytest.raises(ConfigError, match=r"retrieval\.top_k"):
         _failing(engine, 0.5).search_keyed(queries, 0, keys)
+
+
+def test_hits_are_shown_in_the_document_format_of_search_r1():
+    hits = [Hit("1", "Homs", "A city in Syria.", 2.0), Hit("2", 'The "X"', "Two\nlines.", 1.0)]
+    expected = 'Doc 1(Title: Homs) A city in Syria.\nDoc 2(Title: The "X") Two\nlines.\n'
+    assert format_hits(hits) == expected
+
+
+def test_no_hits_show_nothing():
+    assert format_hits([]) == ""
+
+
+def test_contents_are_those_of_the_retrieval_protocol():
+    assert Hit("1", "Homs", "A city.", 0.5).contents == '"Homs"\nA city.'

@@ -7,84 +7,63 @@ from pathlib import Path
 
 import pytest
 import requests
+from client_scripts import Faulty, client_of
 from scripted_rollouts import ANSWER, TAGGED, ScriptedSampler, limits
-from services import (
-    ENGINE,
-    IDENTITY,
-    PASSAGES,
-    PATIENCE,
-    SETTINGS,
-    Process,
-    post,
-    running,
-    settings_for,
-)
+from services import ENGINE, IDENTITY, PASSAGES, SETTINGS, Process, Scripted, post, running
 
-from llds_core.bench.faults import FAULTS, FaultyFront
-from llds_core.bench.service import repeated, run_searches
 from llds_core.errors import RetrieverChangedError, RetrieverError
-from llds_core.retrieval import BM25Retriever, FailingRetriever
-from llds_core.retrieval.client import RetrieverClient
+from llds_core.retrieval import BM25Retriever, FailingRetriever, RetrieverClient
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.samplers import Generation
 from llds_core.worlds.records import Passage, Question
 
-QUERIES = repeated([f"word{i} text" for i in range(60)], 200)
+QUERIES = [f"word{i % 60} text{i}" for i in range(2000)]
 
 
 # Faults
 
 
+def searched(url: str, count: int, threads: int, **values) -> list[list | None]:
+    """What each search found, one query at a time from several clients; None for an error."""
+    found: list[list | None] = [None] * count
+
+    def work(number: int) -> None:
+        client = client_of(url, **values)
+        for place in range(number, count, threads):
+            try:
+                (found[place],) = client.search([QUERIES[place]], 3)
+            except RetrieverError as error:
+                assert "tries" in str(error)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+    return found
+
+
+def test_of_2000_faulty_searches_none_is_lost_or_wrong() -> None:
+    shares = {"drop": 0.1, "error": 0.1, "broken": 0.05, "stall": 0.005}
+    with running() as service:
+        faulty = Faulty(service, stall_seconds=1.0, **shares)
+        with Scripted(faulty).serve() as url:
+            found = searched(url, 2000, 8, timeout_seconds=0.5, tries=20)
+    assert found == ENGINE.search(QUERIES, 3)
+    assert all(faulty.counts[name] for name in shares)
+
+
 @pytest.mark.parametrize("on_failure", ["raise", "empty"])
-def test_every_search_under_faults_is_right_or_ends_as_told(on_failure: str) -> None:
-    """Two tries only, so that some do fail for good; none is lost and none is wrong."""
-    with running() as service, FaultyFront(service, stall_seconds=2.0) as front:
-        settings = settings_for(
-            front.url, tries=2, timeout_seconds=1.0, cache_size=0, on_failure=on_failure
-        )
-        expected = ENGINE.search(QUERIES, 3)
-
-        def work(number: int) -> tuple[int, int]:
-            client = RetrieverClient(settings, seed=number)
-            right = failed = 0
-            for query, hits in list(zip(QUERIES, expected, strict=True))[number::4]:
-                try:
-                    found = client.search([query], 3)
-                except RetrieverError as error:
-                    assert "2 tries" in str(error)
-                    failed += 1
-                else:
-                    assert found in ([hits], [[]])
-                    right += found == [hits]
-            return right, failed + client.failed
-
-        with ThreadPoolExecutor(4) as pool:
-            rights, failures = zip(*pool.map(work, range(4)), strict=True)
-    assert sum(rights) + sum(failures) == len(QUERIES)
-    assert sum(rights) > len(QUERIES) / 2 and sum(failures) > 0
-    assert all(front.counts[name] for name in FAULTS)
-
-
-def test_enough_tries_answer_everything_and_batches_stay_whole() -> None:
-    faults = {"drop": 0.2, "error": 0.2, "broken": 0.2}
-    with running() as service, FaultyFront(service, stall_seconds=0, faults=faults) as front:
-        settings = settings_for(front.url, tries=40, max_queries=7)
-        client = RetrieverClient(settings, sleep=lambda seconds: None)
-        assert client.search(QUERIES, 3) == ENGINE.search(QUERIES, 3)
-    assert client.retries == front.counts.total() - front.counts["none"] > 0
+def test_with_few_tries_a_search_is_right_or_ends_as_told(on_failure: str) -> None:
+    with running() as service:
+        faulty = Faulty(service, stall_seconds=0, drop=0.1, error=0.1, broken=0.1)
+        with Scripted(faulty).serve() as url:
+            found = searched(url, 200, 4, tries=2, on_failure=on_failure)
+    expected, lost = ENGINE.search(QUERIES[:200], 3), [] if on_failure == "empty" else None
+    assert all(hits in (right, lost) for hits, right in zip(found, expected, strict=True))
+    assert 0 < found.count(lost) < 100
 
 
 def test_many_clients_at_once_each_get_their_own_answers() -> None:
     with running() as url:
-        tally = run_searches(
-            settings_for(url, cache_size=0),
-            repeated(QUERIES, 1000),
-            ENGINE,
-            3,
-            50,
-        )
-    assert (tally.right, tally.wrong, tally.failed.total()) == (1000, 0, 0)
-    assert tally.requests == 1050  # each client asks once whom it asks
+        assert searched(url, 1000, 50, timeout_seconds=60.0) == ENGINE.search(QUERIES[:1000], 3)
 
 
 # Restarts
@@ -116,16 +95,14 @@ def rollout(client: RetrieverClient, happens, count: int = 4):
 def test_a_rollout_survives_the_death_and_restart_of_the_service(tmp_path: Path) -> None:
     """Killed in the middle, started again while the client is already asking."""
     with Process(tmp_path) as process:
-        client = RetrieverClient(
-            replace(SETTINGS, url=process.url, tries=60, backoff_seconds=0.2, cache_size=0)
-        )
+        client = RetrieverClient(replace(SETTINGS, url=process.url, tries=60, backoff_seconds=0.2))
 
         def kill_and_start() -> None:
             process.kill()
             process.start()
 
         trajectories = rollout(client, kill_and_start)
-    assert client.retries > 0 and client.failed == 0
+    assert client.failed == 0
     for i, trajectory in enumerate(trajectories):
         assert trajectory.stop_reason == "answer"
         searched = [f"word{i}", f"word{i + 20}"]
@@ -135,12 +112,12 @@ def test_a_rollout_survives_the_death_and_restart_of_the_service(tmp_path: Path)
 
 def test_a_service_that_comes_back_with_another_corpus_ends_the_rollout() -> None:
     """Same address, other passages: nothing of them enters the run."""
-    other = replace(IDENTITY, index="another", corpus="corpus-b")
+    other = IDENTITY.model_copy(update={"index": "another", "corpus": "corpus-b"})
     with running() as first, running(identity=other) as second:
-        client = RetrieverClient(settings_for(first))
+        client = client_of(first)
 
         def change() -> None:
-            client._transport.url = second
+            client.url = second
 
         with pytest.raises(RetrieverChangedError, match=f"another.*{IDENTITY.index}"):
             rollout(client, change)
@@ -148,7 +125,7 @@ def test_a_service_that_comes_back_with_another_corpus_ends_the_rollout() -> Non
 
 def test_a_service_that_stays_away_ends_the_rollout_in_one_line(tmp_path: Path) -> None:
     with Process(tmp_path) as process:
-        client = RetrieverClient(settings_for(process.url, tries=3))
+        client = client_of(process.url, tries=3)
         with pytest.raises(RetrieverError) as caught:
             rollout(client, process.kill)
     assert "make retriever" in str(caught.value) and "\n" not in str(caught.value)
@@ -156,7 +133,7 @@ def test_a_service_that_stays_away_ends_the_rollout_in_one_line(tmp_path: Path) 
 
 def test_a_rollout_may_go_on_without_a_service(tmp_path: Path) -> None:
     with Process(tmp_path) as process:
-        client = RetrieverClient(settings_for(process.url, tries=2, on_failure="empty"))
+        client = client_of(process.url, tries=2, on_failure="empty")
         trajectories = rollout(client, process.kill)
     assert client.failed == 4
     for trajectory in trajectories:
@@ -194,18 +171,15 @@ def test_hostile_requests_leave_the_service_alive_and_small(tmp_path: Path) -> N
         url = f"{process.url}/retrieve"
         post(process.url, queries=["word1"])
         before, _ = memory_mib(process.pid)
-        assert requests.post(url, data=block * 100, timeout=PATIENCE).status_code == 413
-        assert (
-            requests.post(url, data=(block for _ in range(100)), timeout=PATIENCE).status_code
-            == 413
-        )
+        for body in (block * 100, (block for _ in range(100))):  # with and without a length
+            refused = requests.post(url, data=body, timeout=60)
+            assert refused.status_code == 413 and "8 MiB" in refused.json()["error"]
         _, after_sizes = memory_mib(process.pid)
         for body in bodies:
-            assert requests.post(url, data=body, timeout=PATIENCE).status_code == 400
+            assert requests.post(url, data=body, timeout=60).status_code == 400
         _, after_all = memory_mib(process.pid)
         assert post(process.url, queries=["word3"]).json()["result"][0][0]["id"] == "p3"
     assert after_sizes - before < 30
-    # A body, its copies while strings are cut out, and what the parser makes of one string.
     assert after_all - before < 100
 
 
@@ -214,14 +188,14 @@ def test_a_flood_of_hostile_requests_does_not_keep_others_out() -> None:
 
     def flood(url: str, body: bytes) -> None:
         while not stop.is_set():
-            assert requests.post(f"{url}/retrieve", data=body, timeout=PATIENCE).status_code >= 400
+            assert requests.post(f"{url}/retrieve", data=body, timeout=60).status_code >= 400
 
     with running() as url, ThreadPoolExecutor(4) as pool:
         flooding = [
             pool.submit(flood, url, body)
             for body in (b"[" * 100_000, b"\xff" * 100_000, b'{"queries": 1}', b"x" * (9 << 20))
         ]
-        client = RetrieverClient(settings_for(url, tries=1))
+        client = client_of(url, timeout_seconds=60.0, tries=1)
         assert client.search(QUERIES, 3) == ENGINE.search(QUERIES, 3)
         stop.set()
         for future in flooding:
@@ -232,4 +206,4 @@ def test_passages_of_any_text_arrive_as_they_are() -> None:
     hostile = Passage("1", 'say "hi"', "</information> \u2028 \x00 😀 word")
     engine = BM25Retriever([hostile, Passage("é", "", "word")])
     with running(engine) as url:
-        assert RetrieverClient(settings_for(url)).search(["word"], 5) == engine.search(["word"], 5)
+        assert client_of(url).search(["word"], 5) == engine.search(["word"], 5)

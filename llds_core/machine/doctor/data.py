@@ -7,7 +7,7 @@ from huggingface_hub import try_to_load_from_cache
 from llds_core.config import ExperimentConfig
 from llds_core.machine.doctor.findings import Finding
 from llds_core.machine.doctor.probes import Probes
-from llds_core.retrieval.encoder import PACKAGED
+from llds_core.retrieval import PACKAGED
 from llds_core.runs.smollm2 import PACKAGE, SMOLLM2
 from llds_core.worlds import CORPUS_FILE, MIX_FILE, QUESTION_SETS, QUESTIONS_FOLDER
 from llds_core.worlds.downloads import SOURCES, Source

@@ -6,12 +6,17 @@ from llds_core.config import ExperimentConfig
 from llds_core.errors import LLDSError
 from llds_core.machine.doctor.findings import Finding
 from llds_core.machine.doctor.probes import Probes
-from llds_core.retrieval.dense import checked_manifest
-from llds_core.retrieval.encoder import PACKAGED, encoder_folder, encoder_hash
-from llds_core.retrieval.health import local_address
-from llds_core.retrieval.index import describe_index
-from llds_core.retrieval.passage_file import StoredMap, stored_map
-from llds_core.retrieval.vectors import read_index_manifest
+from llds_core.retrieval import (
+    PACKAGED,
+    StoredMap,
+    checked_manifest,
+    encoder_folder,
+    encoder_hash,
+    index_kind,
+    local_address,
+    read_index_manifest,
+    stored_map,
+)
 from llds_core.rollout.environment import index_path
 from llds_core.worlds import CORPUS_FILE
 
@@ -42,7 +47,7 @@ def _running(
     if state == "foreign":
         said = f"{url} is taken by something that is no search service"
         return Finding("retriever", "fail", said, other)
-    if state in ("loading", "stopping"):
+    if state == "loading":
         return Finding("retriever", "warn", f"{url} is {state}", "it is waited for")
     if state == "unnamed":
         fix = "make sure that it searches the corpus of the profile"
@@ -89,10 +94,11 @@ def index_finding(config: ExperimentConfig, corpus: StoredMap | None) -> Finding
     if config.world.name != "files":
         return Finding("index", "ok", "built from the atlas when it is needed")
     settings = config.dense
-    how = f"copies {settings.vectors}" if settings.vectors else "hours on a GPU"
-    fix = f"python -m llds_core index {config.profile} ({how}; resumable)"
+    how = f"checks {settings.vectors}" if settings.vectors else "hours on a GPU; resumable"
+    fix = f"python -m llds_core index {config.profile} ({how})"
     if settings.vectors and not Path(settings.vectors).is_file():
         fix = f"make data PROFILE={config.profile}; then {fix}"
+        return Finding("index", "fail", f"{settings.vectors} does not exist", fix)
     if settings.path is None and corpus is None:
         return Finding("index", "fail", "the corpus was never indexed here", fix)
     folder = Path(settings.path) if settings.path else index_path(config, "files", corpus.hash)
@@ -106,12 +112,13 @@ def index_finding(config: ExperimentConfig, corpus: StoredMap | None) -> Finding
             "passage_prefix": settings.passage_prefix,
             "max_tokens": settings.max_tokens,
             "half": settings.half,
+            "vectors": settings.vectors and Path(settings.vectors).name,
         }
         if corpus:
             source |= {"passages": corpus.passages, "corpus_hash": corpus.hash}
         if settings.encoder == PACKAGED or Path(settings.encoder).expanduser().is_dir():
             source["encoder_hash"] = encoder_hash(encoder_folder(settings))
-        checked_manifest(folder, source, describe_index(settings, source["passages"]))
+        checked_manifest(folder, source, index_kind(settings, source["passages"]))
     except LLDSError as error:
         said, _, advice = str(error).partition(": ")
         return Finding("index", "fail", said, advice or fix)
