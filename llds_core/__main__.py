@@ -282,8 +282,7 @@ def plan(
     run_root: Root = ROOT,
 ) -> int:
     """Say what a run takes: memory, disk, time, downloads."""
-    from llds_core.machine.layouts import nearest_fitting, on_gpus
-    from llds_core.machine.plan import plan
+    from llds_core.machine.plan import advice, estimate, on_gpus
 
     name = _any_experiment(experiment)
     if gpus is None and gpu_memory_gib is None:
@@ -294,14 +293,12 @@ def plan(
         raise ConfigError("--gpus and --gpu-memory-gib belong together: give both")
     else:
         config = on_gpus(name, overrides, gpus=gpus, gpu_memory_gib=gpu_memory_gib, nodes=nodes)
-    result = plan(config, run_root)
+    result = estimate(config, run_root)
     if json_:
         print(json.dumps(result.to_dict(), indent=1))
         return int(not result.fits)
     if not result.fits:
-        nearest = nearest_fitting(config, overrides)
-        advice = f"--layout {nearest} is the nearest that fits" if nearest else "no layout fits"
-        raise ConfigError(f"{result.reason}: {advice}")
+        raise ConfigError(f"{result.reason}: {advice(config, overrides)}")
     print(result.text())
     return 0
 
@@ -309,17 +306,12 @@ def plan(
 def index(
     profile: Profile,
     overrides: Overrides,
-    sizes: Annotated[bool, Option("--sizes", help="print sizes over Wikipedia only")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Build the dense index of a profile: resumable."""
-    from llds_core.machine.sizing import size_table
     from llds_core.retrieval.index import build_index
     from llds_core.rollout.environment import build_world, index_folder
 
-    if sizes:
-        print(size_table())
-        return
     config = load_experiment(f"{profile}/grpo", overrides)
     world = build_world(config)
     folder = index_folder(config, world)

@@ -11,6 +11,7 @@ The step after encoding is not divided: killed, it starts over.
 """
 
 import math
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,12 +32,22 @@ from llds_core.worlds.records import Passage
 if TYPE_CHECKING:
     import faiss
 
+INDEX_ROOT = Path("results/indexes")
+
 PQ_CENTROIDS = 256
 """Values of one byte of a product-quantised vector: also the fewest passages `ivf-pq` takes."""
 
 _BLOCK = 16_384  # vectors added at a time
 _POINTS = 40  # training vectors a cell; k-means gains little from more
 _INDEX_FILE = "index.faiss"
+
+
+def index_path(settings: DenseConfig, world: str, corpus: str) -> Path:
+    """Where the index over the corpus of hash `corpus` is when `dense.path` does not say: a folder
+    of corpus and encoder, because indexes belong to these and not to runs.
+    """
+    encoder = re.sub(r"[^A-Za-z0-9.-]+", "-", settings.encoder).strip("-.").lower()
+    return INDEX_ROOT / f"{world}-{corpus[:12]}-{encoder[-60:]}"
 
 
 def build_index(

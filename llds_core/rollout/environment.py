@@ -2,7 +2,6 @@
 demonstrations.
 """
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,10 +44,6 @@ class Environment:
         return RolloutLoop(
             tokenizer, failing, self.config.rollout, top_k=self.config.retrieval.top_k, seed=seed
         )
-
-
-# Indexes belong to corpora, not to runs, so they have a place of their own.
-INDEX_ROOT = Path("results/indexes")
 
 
 def insisting(config: ExperimentConfig) -> ExperimentConfig:
@@ -103,15 +98,10 @@ def index_folder(config: ExperimentConfig, world: World) -> Path:
     """
     if config.dense.path:
         return Path(config.dense.path)
+    from llds_core.retrieval.index import index_path
     from llds_core.retrieval.passage_file import passages_hash
 
-    return index_path(config, world.name, passages_hash(world.passages))
-
-
-def index_path(config: ExperimentConfig, world: str, corpus: str) -> Path:
-    """Where the dense index over the corpus of hash `corpus` is when `dense.path` does not say."""
-    encoder = re.sub(r"[^A-Za-z0-9.-]+", "-", config.dense.encoder).strip("-.").lower()
-    return INDEX_ROOT / f"{world}-{corpus[:12]}-{encoder[-60:]}"
+    return index_path(config.dense, world.name, passages_hash(world.passages))
 
 
 def corpus_identity(config: ExperimentConfig, *, progress: bool = False) -> str:
