@@ -311,7 +311,9 @@ def _measure_updates(updates: _Updates) -> list[Measure]:
 class _UntrimmedTrainer(GRPOTrainer):
     """TRL's own path on the same trajectories; its statistics are not kept, as ours are not."""
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._metrics["train"].clear()
         return loss

@@ -283,7 +283,7 @@ def on_gpus(
         (laid.hardware.gpu_memory_gib, name)
         for name, laid in _laid_out(experiment, overrides).items()
         if (laid.hardware.nodes, laid.hardware.processes) == (nodes, gpus)
-        and laid.hardware.gpu_memory_gib <= gpu_memory_gib
+        and (laid.hardware.gpu_memory_gib or 0) <= gpu_memory_gib
     ]
     if suited:
         return load_experiment(experiment, [*overrides, *machines], layout=max(suited)[1])
