@@ -118,21 +118,9 @@ def data(
     quiet: Quiet = False,
 ) -> int:
     """Fetch what a profile needs from the model hub."""
-    from llds_core.retrieval.vectors import read_index_manifest
-    from llds_core.worlds.downloads import (
-        SOURCES,
-        check_room,
-        describe,
-        download,
-        find_missing,
-        needs,
-    )
+    from llds_core.worlds.downloads import check_room, describe, download, find_missing, needs
 
     names = needs(profile, words(only))
-    copied = folder / SOURCES["index"].folder
-    if "index" in names and not only and (read_index_manifest(copied) or {}).get("index"):
-        print(f"index: its vectors are in {copied} already; --only index fetches it again")
-        names = tuple(name for name in names if name != "index")
     if not names:
         print(f"{profile} needs no download: its world is built on this machine")
         return 0
@@ -291,8 +279,7 @@ def plan(
     run_root: Root = ROOT,
 ) -> int:
     """Say what a run takes: memory, disk, time, downloads."""
-    from llds_core.machine.layouts import nearest_fitting, on_gpus
-    from llds_core.machine.plan import plan
+    from llds_core.machine.plan import advice, estimate, on_gpus
 
     name = _any_experiment(experiment)
     if gpus is None and gpu_memory_gib is None:
@@ -303,14 +290,12 @@ def plan(
         raise ConfigError("--gpus and --gpu-memory-gib belong together: give both")
     else:
         config = on_gpus(name, overrides, gpus=gpus, gpu_memory_gib=gpu_memory_gib, nodes=nodes)
-    result = plan(config, run_root)
+    result = estimate(config, run_root)
     if json_:
         print(json.dumps(result.to_dict(), indent=1))
         return int(not result.fits)
     if not result.fits:
-        nearest = nearest_fitting(config, overrides)
-        advice = f"--layout {nearest} is the nearest that fits" if nearest else "no layout fits"
-        raise ConfigError(f"{result.reason}: {advice}")
+        raise ConfigError(f"{result.reason}: {advice(config, overrides)}")
     print(result.text())
     return 0
 
@@ -318,17 +303,12 @@ def plan(
 def index(
     profile: Profile,
     overrides: Overrides,
-    sizes: Annotated[bool, Option("--sizes", help="print sizes over Wikipedia only")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Build the dense index of a profile: resumable."""
-    from llds_core.machine.sizing import size_table
     from llds_core.retrieval.index import build_index
     from llds_core.rollout.environment import build_world, index_folder
 
-    if sizes:
-        print(size_table())
-        return
     config = load_experiment(f"{profile}/grpo", overrides)
     world = build_world(config)
     folder = index_folder(config, world)
@@ -351,34 +331,21 @@ def retriever(
             'retrieval.backend is "server", which is what this starts: add --backend bm25 or dense'
         )
     from llds_core.rollout.environment import build_served
-    from llds_core.serving.server import serve
+    from llds_core.serving.app import serve
 
     serve(partial(build_served, config), config.service, host=host, port=port)
 
 
 def bench(
     profile: Annotated[str, Option(help=f"one of: {', '.join(profiles())}")] = "desk",
-    retrieval: Annotated[bool, Option("--retrieval", help="measure search engines")] = False,
-    size: Annotated[int, Option(help="--retrieval: vectors of the large corpus")] = 1_000_000,
-    service: Annotated[bool, Option("--service", help="measure the service under load")] = False,
-    out: Annotated[Path | None, Option(help="CSV file (default: in results)")] = None,
+    out: Annotated[Path, Option(help="CSV file")] = Path("results/bench.csv"),
     run_root: Root = ROOT,
     quiet: Quiet = False,
 ) -> None:
     """Measure speed against named baselines, side by side."""
-    if retrieval:
-        from llds_core.bench.retrieval import bench_retrieval
+    from llds_core.bench.speed import bench
 
-        table = out or Path("results/bench_retrieval.csv")
-        bench_retrieval(table, table.with_suffix(".cache"), size=size)
-    elif service:
-        from llds_core.bench.service import bench_service
-
-        bench_service(profile, out or Path("results/bench_service.csv"))
-    else:
-        from llds_core.bench.speed import bench
-
-        bench(profile, run_root, out or Path("results/bench.csv"))
+    bench(profile, run_root, out)
 
 
 COMMANDS = {

@@ -1,5 +1,6 @@
 """The rollout that `bench` compares with: Search-R1's loop, written out for anyone to read."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class ReencodingRollout:
         tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         self._config = config
-        self._model = model
+        self._model: Any = model  # whose class knows `generate`
         self._tokenizer = tokenizer
         self._retriever = FailingRetriever(
             environment.retriever,
@@ -61,7 +62,8 @@ class ReencodingRollout:
                     continue
                 observation = search_observation(found[row]) if row in found else FEEDBACK
                 tokens = tokenizer.encode(observation, add_special_tokens=False)
-                longer = texts[row] + tokenizer.decode(tokens[: limits.max_observation_tokens])
+                (seen,) = tokenizer.batch_decode([tokens[: limits.max_observation_tokens]])
+                longer = texts[row] + seen
                 length = len(tokenizer.encode(longer, add_special_tokens=False))
                 if turn < limits.max_searches:
                     texts[row] = longer
@@ -103,7 +105,7 @@ class ReencodingRollout:
         return [_cut_after_tag(reply) for reply in replies]
 
     def _search(
-        self, tasks: Tasks, active: list[int], parsed: list[tuple[str, str]], turn: int
+        self, tasks: Tasks, active: list[int], parsed: Sequence[tuple[str, str]], turn: int
     ) -> dict[int, Any]:
         pairs = zip(active, parsed, strict=True)
         wanted = {row: query for row, (kind, query) in pairs if kind == "search" and query}

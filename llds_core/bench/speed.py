@@ -1,11 +1,12 @@
 """Speed against named baselines, measured side by side in one process.
 
 Ratios are what counts: a candidate and its baseline run alternately on the same inputs with the
-same threads, so that a busy machine slows both. Baselines are written out here, the rollout as
-Search-R1 does it and the update as TRL's own trainer does it, so that anyone can read what is
+same threads, so that a busy machine slows both. Baselines are written out, the rollout as Search-R1
+does it (`search_r1`) and the update as TRL's own trainer does it, so that anyone can read what is
 compared. Nothing here is used by training.
 """
 
+import itertools
 import statistics
 import subprocess
 import sys
@@ -13,14 +14,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
@@ -45,7 +46,6 @@ from llds_core.training.trainer import (
 )
 
 REPETITIONS = 3
-COLUMNS = ("measure", "value", "unit", "baseline", "baseline_value", "ratio", "aim")
 
 
 @dataclass(frozen=True)
@@ -60,54 +60,43 @@ class Measure:
     ratio: float | None = None
     aim: str = ""
 
-    def cells(self) -> list[str]:
-        """Cells as text, in the order of `COLUMNS`."""
-        return [cell(getattr(self, name)) for name in COLUMNS]
+
+COLUMNS = tuple(field.name for field in fields(Measure))
 
 
-def bench(profile: str, run_root: Path, out: Path, *, progress: bool = True) -> None:
+def bench(profile: str, run_root: Path, out: Path) -> None:
     """Measure `profile` on this machine; write a CSV to `out` and print it as a table.
 
-    Args:
-        profile: sizes, limits and threads; its start policy is used when it is under `run_root`.
-        run_root: folder of all runs.
-        out: the CSV file.
-        progress: show a progress bar.
-
-    Raises:
-        ConfigError: for an unknown profile.
-        RunError: when `out` cannot be written.
+    The start policy of the profile is measured when it is under `run_root`, else a random one.
     """
     config = load_experiment(f"{profile}/llds-action")
     threads = torch.get_num_threads()
     torch.set_num_threads(config.training.threads)
     try:
-        with tqdm(total=4, desc=f"bench {profile}", disable=not progress) as bar:
-            measures = _measures(config, run_root, bar)
+        with tempfile.TemporaryDirectory() as folder:
+            measures = _measure(config, run_root, Path(folder))
     finally:
         torch.set_num_threads(threads)
-    rows = [list(COLUMNS), *(measure.cells() for measure in measures)]
-    write_cells(out, rows)
-    print(_table(rows))
+    rows = [[cell(value) for value in astuple(measure)] for measure in measures]
+    write_cells(out, [COLUMNS, *rows])
+    print(pd.DataFrame(rows, columns=list(COLUMNS)).to_string(index=False))
 
 
-def _measures(config: ExperimentConfig, run_root: Path, bar: tqdm) -> list[Measure]:
+def _measure(config: ExperimentConfig, run_root: Path, folder: Path) -> list[Measure]:
     environment = build_environment(config)
-    with tempfile.TemporaryDirectory() as folder:
-        path, policy_name = _start_policy(config, environment, run_root, Path(folder))
-        measures = [
-            Measure("policy", policy_name, ""),
-            Measure("threads", config.training.threads, "threads"),
-        ]
-        bar.set_postfix_str("import")
-        measures.append(_import_time())
+    path, name = _start_policy(config, environment, run_root, folder)
+    measures = [
+        Measure("policy", name, ""),
+        Measure("threads", config.training.threads, "threads"),
+    ]
+    with tqdm(total=3, desc=f"bench {config.profile}") as bar:
+        measures.append(_measure_import())
         bar.update()
-        bar.set_postfix_str("rollout")
-        measure, rollout = _rollout_speed(config, environment, path)
+        measure, rollout = _measure_rollout(config, environment, path)
         measures.append(measure)
         bar.update()
-        bar.set_postfix_str("update")
-        measures += _update_speed(config, rollout, path, Path(folder), bar)
+        measures += _measure_updates(_Updates(_smaller(config), rollout, path, folder))
+        bar.update()
     return measures
 
 
@@ -127,7 +116,9 @@ def _start_policy(
     return str(folder / "policy"), "random initialisation"
 
 
-def interleaved(candidates: Sequence[Callable[[], float]], repetitions: int) -> list[float]:
+def interleaved(
+    candidates: Sequence[Callable[[], float]], repetitions: int = REPETITIONS
+) -> list[float]:
     """Median over `repetitions` of each candidate, taken in turns after one unmeasured round."""
     found: list[list[float]] = [[] for _ in candidates]
     for repetition in range(repetitions + 1):
@@ -140,47 +131,42 @@ def interleaved(candidates: Sequence[Callable[[], float]], repetitions: int) -> 
     return [statistics.median(values) for values in found]
 
 
-def _import_time() -> Measure:
-    def seconds(code: str) -> Callable[[], float]:
-        def measure() -> float:
-            started = time.perf_counter()
-            subprocess.run([sys.executable, "-c", code], check=True)
-            return time.perf_counter() - started
+def _measure_import() -> Measure:
+    def seconds(code: str) -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - started
 
-        return measure
-
-    ours, empty = interleaved([seconds("import llds_core"), seconds("pass")], REPETITIONS)
+    ours, empty = interleaved([lambda: seconds("import llds_core"), lambda: seconds("pass")])
     return Measure("import llds_core", ours, "s", "python -c pass", empty, ours / empty, "< 2 s")
 
 
-def _rollout_speed(
+def _measure_rollout(
     config: ExperimentConfig, environment: Environment, path: str
 ) -> tuple[Measure, Rollout]:
+    """The speed of rollouts, and one of them."""
     model, tokenizer = open_model(path, config.training.dtype).load()
     questions = environment.world.train[: config.rollout.prompts_per_rollout]
     tasks = [(question, i) for question in questions for i in range(config.rollout.group_size)]
     loop = environment.rollout_loop(tokenizer, seed=0, failure_rate=config.retrieval.failure_rate)
-    stop = StopAtTag(tokenizer)
-    last: list[Rollout] = []
-    turn = iter(range(10**6))
+    stop, turns = StopAtTag(tokenizer), itertools.count()
+    baseline = ReencodingRollout(config, environment, model, tokenizer)
 
-    def ours() -> float:
-        generator = torch_generator(0, "bench", next(turn), device=str(model.device))
+    def ours() -> Rollout:
+        generator = torch_generator(0, "bench", next(turns), device=str(model.device))
         sampler = TransformersSampler(
             model, tokenizer, generator, temperature=config.rollout.temperature, stop=stop
         )
+        return loop.run(tasks, sampler, step=1)
+
+    def speed(run: Callable[[], object]) -> float:
         started = time.perf_counter()
-        last[:] = [loop.run(tasks, sampler, step=1)]
+        run()
         return len(tasks) / (time.perf_counter() - started)
 
-    baseline = ReencodingRollout(config, environment, model, tokenizer)
-
-    def theirs() -> float:
-        started = time.perf_counter()
-        baseline.run(tasks)
-        return len(tasks) / (time.perf_counter() - started)
-
-    value, reference = interleaved([ours, theirs], REPETITIONS)
+    value, reference = interleaved(
+        [lambda: speed(ours), lambda: speed(lambda: baseline.run(tasks))]
+    )
     measure = Measure(
         "rollout",
         value,
@@ -190,13 +176,144 @@ def _rollout_speed(
         value / reference,
         ">= 3 x",
     )
-    return measure, last[0]
+    return measure, ours()
+
+
+class _Updates:
+    """The updates of one step on trajectories that are there already, timed.
+
+    Attributes:
+        tokens: that all updates train on.
+        padding: share of positions, in the last step of our trainer.
+        whole_padding: the same when all trajectories are padded to the longest.
+    """
+
+    def __init__(self, config: ExperimentConfig, rollout: Rollout, path: str, folder: Path) -> None:
+        made = rollout.trajectories[: config.trajectories_per_rollout]
+        for index, trajectory in enumerate(made):
+            # Rewards of a start policy may all be equal; the work does not depend on them.
+            trajectory.reward = float(index % 2)
+            trajectory.correct = bool(index % 2)
+        total = sum(trajectory.total_tokens for trajectory in made)
+        width = max(len(t.prompt_ids) for t in made) + max(len(t.completion_ids) for t in made)
+        self.config = config
+        self.tokens = total * config.training.epochs
+        self.padding = 0.0
+        self.whole_padding = 1 - total / (width * len(made))
+        self._rollout = Rollout(made, rollout.seconds, rollout.retrieval_seconds)
+        self._path = path
+        self._folder = folder
+
+    def ours(self, weight: float) -> float:
+        """Seconds of this package's trainer with an LLDS penalty of `weight`."""
+        model, tokenizer = load_policy(self._path)  # in float32, as runs do
+        trainer = SearchGRPOTrainer(
+            model=model,
+            args=self._settings(weight),
+            train_dataset=self._prompts(),
+            processing_class=tokenizer,
+            rollout=lambda given, policy, step: self._rollout,
+            on_step=self._record,
+        )
+        return _train_seconds(trainer)
+
+    def on_threads(self, threads: int) -> float:
+        """Seconds of this package's trainer with the penalty of the configuration."""
+        torch.set_num_threads(threads)
+        try:
+            return self.ours(self.config.loss.llds_weight)
+        finally:
+            torch.set_num_threads(self.config.training.threads)
+
+    def trl(self) -> float:
+        """Seconds of TRL's own trainer, without a penalty."""
+        model, tokenizer = load_policy(self._path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
+            trainer = _UntrimmedTrainer(
+                model=model,
+                args=self._settings(0.0),
+                reward_funcs=[trajectory_reward],
+                train_dataset=self._prompts(),
+                processing_class=tokenizer,
+                rollout_func=lambda prompts, owner: rollout_columns(self._rollout.trajectories),
+            )
+        return _train_seconds(trainer)
+
+    def _record(self, row: dict[str, Any], trajectories: object) -> None:
+        self.padding = row["padding"]
+
+    def _settings(self, weight: float) -> SearchGRPOConfig:
+        args = search_grpo_config(self.config, 0, self._folder / "checkpoint")
+        args.llds_weight = weight
+        args.max_steps = self.config.training.updates_per_rollout
+        args.save_strategy = "no"
+        return args
+
+    def _prompts(self) -> Dataset:
+        """One row per prompt."""
+        return Dataset.from_dict(
+            {"prompt": [str(i) for i in range(self.config.rollout.prompts_per_rollout)]}
+        )
+
+
+def _measure_updates(updates: _Updates) -> list[Measure]:
+    threads, cores = updates.config.training.threads, usable_cores()
+    ours, without, trl, all_cores = interleaved(
+        [
+            lambda: updates.on_threads(threads),
+            lambda: updates.ours(0.0),
+            updates.trl,
+            lambda: updates.on_threads(cores),
+        ]
+    )
+    padding, whole, tokens = updates.padding, updates.whole_padding, updates.tokens
+    return [
+        Measure(
+            "padding",
+            padding,
+            "share of positions",
+            "rollout padded to its longest trajectory",
+            whole,
+            padding / whole if whole else None,
+            "<= 0.15",
+        ),
+        Measure(
+            "step time with LLDS",
+            ours,
+            f"s for {updates.config.training.updates_per_rollout} updates",
+            "the same with weight 0",
+            without,
+            ours / without,
+            "<= 1.03 x",
+        ),
+        Measure(
+            "update",
+            tokens / ours,
+            "tokens/s",
+            "TRL's trainer: full width, its own pass for old log-probabilities",
+            tokens / trl,
+            trl / ours,
+            ">= 1.5 x",
+        ),
+        Measure(
+            "update on all cores",
+            tokens / all_cores,
+            f"tokens/s on {cores} threads",
+            "the profile's threads",
+            tokens / ours,
+            ours / all_cores,
+            "> 1 x",
+        ),
+    ]
 
 
 class _UntrimmedTrainer(GRPOTrainer):
     """TRL's own path on the same trajectories; its statistics are not kept, as ours are not."""
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._metrics["train"].clear()
         return loss
@@ -205,165 +322,18 @@ class _UntrimmedTrainer(GRPOTrainer):
         """No message leaves the machine."""
 
 
-def _update_speed(
-    config: ExperimentConfig, rollout: Rollout, path: str, folder: Path, bar: tqdm
-) -> list[Measure]:
-    config = _smaller(config)
-    made = rollout.trajectories[: config.trajectories_per_rollout]
-    rollout = Rollout(made, rollout.seconds, rollout.retrieval_seconds)
-    for index, trajectory in enumerate(made):
-        # Rewards of a start policy may all be equal; the work of an update does not depend on them.
-        trajectory.reward = float(index % 2)
-        trajectory.correct = bool(index % 2)
-    tokens = sum(t.total_tokens for t in made) * config.training.epochs
-
-    def settings(weight: float) -> SearchGRPOConfig:
-        args = search_grpo_config(config, 0, folder / "checkpoint")
-        args.llds_weight = weight
-        args.max_steps = config.training.updates_per_rollout
-        args.save_strategy = "no"
-        return args
-
-    padding: list[float] = []
-
-    def ours(weight: float) -> Callable[[], float]:
-        def measure() -> float:
-            rows: list[dict[str, Any]] = []
-            model, tokenizer = load_policy(path)  # in float32, as runs do
-            trainer = SearchGRPOTrainer(
-                model=model,
-                args=settings(weight),
-                train_dataset=_prompts(config),
-                processing_class=tokenizer,
-                rollout=lambda given, policy, step: rollout,
-                on_step=lambda row, trajectories: rows.append(row),
-            )
-            seconds = _train_seconds(trainer)
-            padding[:] = [rows[0]["padding"]]
-            return seconds
-
-        return measure
-
-    def theirs() -> float:
-        model, tokenizer = load_policy(path)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
-            trainer = _UntrimmedTrainer(
-                model=model,
-                args=settings(0.0),
-                reward_funcs=[trajectory_reward],
-                train_dataset=_prompts(config),
-                processing_class=tokenizer,
-                rollout_func=lambda prompts, owner: rollout_columns(rollout.trajectories),
-            )
-        return _train_seconds(trainer)
-
-    penalised, cores = ours(config.loss.llds_weight), usable_cores()
-
-    def on_all_cores() -> float:
-        torch.set_num_threads(cores)
-        try:
-            return penalised()
-        finally:
-            torch.set_num_threads(config.training.threads)
-
-    with_penalty, without, untrimmed, all_cores = interleaved(
-        [penalised, ours(0.0), theirs, on_all_cores], REPETITIONS
-    )
-    bar.update(2)
-    prompts = max(len(t.prompt_ids) for t in made)
-    width = prompts + max(len(t.completion_ids) for t in made)
-    whole = 1 - sum(t.total_tokens for t in made) / (width * len(made))
-    return [
-        Measure(
-            "padding",
-            padding[0],
-            "share of positions",
-            "rollout padded to its longest trajectory",
-            whole,
-            padding[0] / whole if whole else None,
-            "<= 0.15",
-        ),
-        Measure(
-            "step time with LLDS",
-            with_penalty,
-            f"s for {config.training.updates_per_rollout} updates",
-            "the same with weight 0",
-            without,
-            with_penalty / without,
-            "<= 1.03 x",
-        ),
-        Measure(
-            "update",
-            tokens / with_penalty,
-            "tokens/s",
-            "TRL's trainer: full width, its own pass for old log-probabilities",
-            tokens / untrimmed,
-            untrimmed / with_penalty,
-            ">= 1.5 x",
-        ),
-        Measure(
-            "update on all cores",
-            tokens / all_cores,
-            f"tokens/s on {cores} threads",
-            "the profile's threads",
-            tokens / with_penalty,
-            with_penalty / all_cores,
-            "> 1 x",
-        ),
-    ]
-
-
 def _smaller(config: ExperimentConfig) -> ExperimentConfig:
     """A step with fewer prompts and updates: mini-batches and epochs stay as they are."""
-    training, rollout = config.training, config.rollout
-    per_epoch = training.updates_per_rollout // training.epochs
+    prompts, updates = config.rollout.prompts_per_rollout, config.training.updates_per_rollout
     for factor in (4, 2):
-        if rollout.prompts_per_rollout % factor == 0 and per_epoch % factor == 0:
-            return replace(
-                config,
-                rollout=replace(rollout, prompts_per_rollout=rollout.prompts_per_rollout // factor),
-                training=replace(
-                    training, updates_per_rollout=training.updates_per_rollout // factor
-                ),
-            )
+        if prompts % factor == 0 and (updates // config.training.epochs) % factor == 0:
+            rollout = replace(config.rollout, prompts_per_rollout=prompts // factor)
+            training = replace(config.training, updates_per_rollout=updates // factor)
+            return replace(config, rollout=rollout, training=training)
     return config
 
 
-class _Stopwatch(TrainerCallback):
-    """Seconds from the first update to the last: setting a trainer up is not its speed."""
-
-    def __init__(self) -> None:
-        self.started = self.seconds = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.started = time.perf_counter()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds = time.perf_counter() - self.started
-
-
 def _train_seconds(trainer: GRPOTrainer) -> float:
-    watch = _Stopwatch()
-    trainer.add_callback(watch)
+    """Seconds from the first update to the last: setting a trainer up is not its speed."""
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return watch.seconds
-
-
-def _prompts(config: ExperimentConfig) -> Dataset:
-    """One row per prompt; the trajectories are there already."""
-    return Dataset.from_dict(
-        {"prompt": [str(i) for i in range(config.rollout.prompts_per_rollout)]}
-    )
-
-
-def _table(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return trainer.train().metrics["train_runtime"]

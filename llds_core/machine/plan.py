@@ -1,65 +1,63 @@
-"""`plan`: what a run takes, before anything starts. Arithmetic only: no GPU, no network.
+"""`plan`: what a run takes, before anything starts, and which layout of GPUs it fits on.
 
-Memory is in `plan_memory`, time in `plan_time`, shapes of models in `model_shapes`. Not counted:
-evaluation, the start policy, and whatever other processes hold on the same GPUs. The retriever is
-assumed to search in main memory, as the paper profiles set it.
+Arithmetic only: no GPU, no network. Evaluation and the start policy are not counted. Time is that
+of stored runs with the same profile, sizes and hardware, else a stated speed with wide bounds.
 """
 
-import os
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llds_core.config import ExperimentConfig
-from llds_core.machine.model_shapes import ModelShape, policy_shape
-from llds_core.machine.plan_memory import (
+import pandas as pd
+import psutil
+
+from llds_core.config import ExperimentConfig, layouts, load_experiment
+from llds_core.errors import ConfigError
+from llds_core.machine.memory import (
+    E5_DIMENSION,
     GIB,
-    USABLE,
+    WIKIPEDIA_PASSAGES,
+    ModelShape,
     checkpoint_bytes,
     gpu_memory,
     host_memory,
+    index_bytes,
     key_value_bytes,
+    policy_shape,
 )
-from llds_core.machine.plan_time import throughput
-from llds_core.machine.sizing import WIKIPEDIA_PASSAGES, index_size
-from llds_core.runs import DEFAULT_ROOT
-from llds_core.runs.identity import deviations
+from llds_core.runs import DEFAULT_ROOT, deviations, read_manifest, read_metrics
+from llds_core.runs.identity import flat
 from llds_core.worlds.downloads import SOURCES, needs
 
-_E5_DIMENSION = 768
+UNCERTAINTY = 2.5
+"""Factor between a stated time and each of its bounds."""
+# Operations per second of a whole step, sampling and searches included. GPU: a fifth of what an
+# H100's datasheet gives for dense bfloat16, by which 200 steps of 3B take 4.5 hours on eight; users
+# of Search-R1 report 2 to 7 (github.com/PeterGriffinJin/Search-R1/issues/1). CPU: desk, one core.
+_GPU_SPEED, _CPU_SPEED = 2e14, 5e10
+_PROMPT = {"search-r1": 200, "short": 20}  # tokens
+_SEARCHES, _ACTION, _OBSERVATION = 1.5, 60, 450  # mean searches, and tokens of each part
+# Sections and keys that decide how long a step takes.
+_TIMED = ("policy.", "rollout.", "sampler.backend", "hardware.processes", "hardware.nodes")
+_TIMED_TRAINING = ("updates_per_rollout", "epochs", "micro_batch_size", "dtype", "threads")
+_COLUMNS = ("rollout_seconds", "update_seconds", "response_length", "observation_length")
+_PUBLISHED = Path("results/published")
 _E5_BYTES = 437_955_512  # model.safetensors of intfloat/e5-base-v2
-_PUBLISHED_HALF = 2  # bytes of a parameter as published on the hub
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run takes.
+class Estimate:
+    """What a run takes; `downloads_gb` in 10^9 bytes, None where only the hub knows.
 
-    Attributes:
-        experiment: `<profile>/<method>`.
-        fits: whether it can run on the hardware it names; without GPUs, on this machine.
-        reason: one line that says why not; empty when it fits.
-        gpus: of all nodes.
-        gpu_memory_gib: of each GPU by part, and `total`, its highest moment: parts of updates and
-            of rollouts are not there together. Empty without GPUs.
-        gpu_moments_gib: `update`, `rollout` and `limit`, what may be filled.
-        host_memory_gib: main memory of the node that needs most.
-        host_memory_parts_gib: the same by part.
-        disk_gib: downloads, index and checkpoints of one run.
-        disk_parts_gib: the same by part.
-        downloads_gb: by source, in 10^9 bytes; null where only the hub knows.
-        tokens_per_step: expected tokens of a rollout.
-        hours: expected, of training.
-        hours_range: its bounds.
-        gpu_hours: hours × GPUs.
-        throughput: whether `measured` or `stated`, from what, and seconds a step.
-        deviations: what differs from the profile as printed.
+    Parts of updates and of rollouts are not on a GPU together: `gpu_moments_gib` has the sum of
+    each. Main memory is that of the node that needs most.
     """
 
     experiment: str
     fits: bool
-    reason: str
+    reason: str  # why it does not fit
     gpus: int
     gpu_memory_gib: dict[str, float]
     gpu_moments_gib: dict[str, float]
@@ -80,100 +78,65 @@ class Plan:
         return asdict(self)
 
     def text(self) -> str:
-        """Lines for a terminal."""
-        lines = [f"{self.experiment} on {_gpus(self.gpus)}"]
-        if self.gpus:
-            lines.append(_row("each GPU", self.gpu_memory_gib, "GiB"))
-            moments = self.gpu_moments_gib
-            lines.append(
-                f"{'':12} updates {moments['update']:.1f}, rollouts {moments['rollout']:.1f}, of "
-                f"{moments['limit']:.1f} GiB that may be filled"
-            )
-        lines += [
-            _row(
-                "main memory", self.host_memory_parts_gib | {"total": self.host_memory_gib}, "GiB"
-            ),
-            _row("disk", self.disk_parts_gib | {"total": self.disk_gib}, "GiB"),
-        ]
-        if self.downloads_gb:
-            lines.append(_row("downloads", self.downloads_gb, "GB"))
-        low, high = self.hours_range
-        lines += [
-            f"{'tokens':12} {self.tokens_per_step:,} a step",
-            f"{'time':12} {_hours(self.hours)} ({_hours(low)} to {_hours(high)})"
-            + (f", {self.gpu_hours:,.0f} GPU-hours" if self.gpus else ""),
-            f"{'':12} {self.throughput['kind']}: {self.throughput['source']}",
-        ]
-        lines += [f"{'deviation':12} {deviation}" for deviation in self.deviations]
-        return "\n".join(lines)
+        """Lines for a terminal: the same names, without what is empty."""
+        shown = {name: _shown(value) for name, value in asdict(self).items()}
+        return "\n".join(f"{name:22} {text}" for name, text in shown.items() if text)
+
+    def time(self, runs: int = 1) -> str:
+        """Hours of so many runs, with bounds and GPU-hours."""
+        low, high = (runs * hours for hours in self.hours_range)
+        gpu_hours = f", {runs * self.gpu_hours:,.0f} GPU-hours" if self.gpus else ""
+        return f"{runs * self.hours:,.1f} h ({low:,.1f} to {high:,.1f}){gpu_hours}"
 
 
-def plan(config: ExperimentConfig, run_root: Path = DEFAULT_ROOT) -> Plan:
-    """Work out what `config` takes.
-
-    Args:
-        config: the experiment; `hardware.gpu_memory_gib` says whether there are GPUs.
-        run_root: stored runs, whose measured times come before stated ones.
-
-    Raises:
-        ConfigError: when the shape of the policy is not known.
-        CheckpointError: when the policy's folder cannot be read.
-    """
+def estimate(config: ExperimentConfig, run_root: Path = DEFAULT_ROOT) -> Estimate:
+    """Work out what `config` takes, and how long by the runs under `run_root`."""
     shape = policy_shape(config.policy)
     gpus = 0 if config.hardware.gpu_memory_gib is None else config.world_size
-    memory = gpu_memory(config, shape)
-    limit = round(USABLE * (config.hardware.gpu_memory_gib or 0) * GIB)
-    host = host_memory(config, shape, _retriever_bytes(config))
-    reason = _gpu_reason(config, shape) if gpus else _host_reason(config, sum(host.values()))
+    parts, moments = gpu_memory(config, shape) if gpus else ({}, {})
+    host = host_memory(config, shape)
     downloads = _downloads(config, shape)
     disk = {name: size for name, size in downloads.items() if size is not None}
     if config.world.name == "files":
-        index = index_size(config.dense, WIKIPEDIA_PASSAGES, _E5_DIMENSION)
-        disk["own index"] = index.disk - index.text
+        disk["own index"] = index_bytes(config.dense)
     # The best one and the one being written come on top of the latest.
     disk["checkpoints"] = (config.training.keep_checkpoints + 2) * checkpoint_bytes(config, shape)
-    rate = throughput(config, shape, run_root)
-    hours, low, high = (
-        config.training.steps * seconds / 3600
-        for seconds in (rate.seconds, rate.fastest, rate.slowest)
-    )
-    return Plan(
+    tokens, seconds, throughput = _measured(config, run_root) or _stated(config, shape)
+    low, hours, high = (config.training.steps * value / 3600 for value in seconds)
+    reason = _gpu_reason(config, shape, parts, moments) if gpus else _host_reason(config, host)
+    return Estimate(
         experiment=config.name,
         fits=not reason,
         reason=reason,
         gpus=gpus,
-        gpu_memory_gib=_gib(memory.parts | {"total": memory.total}) if gpus else {},
-        gpu_moments_gib=_gib({"update": memory.update, "rollout": memory.rollout, "limit": limit})
-        if gpus
-        else {},
+        gpu_memory_gib=_gib(parts),
+        gpu_moments_gib=_gib(moments),
         host_memory_gib=sum(host.values()) / GIB,
         host_memory_parts_gib=_gib(host),
         disk_gib=sum(disk.values()) / GIB,
         disk_parts_gib=_gib(disk),
-        downloads_gb={
-            name: None if size is None else size / 1e9 for name, size in downloads.items()
-        },
-        tokens_per_step=rate.tokens,
+        downloads_gb={n: None if size is None else size / 1e9 for n, size in downloads.items()},
+        tokens_per_step=tokens,
         hours=hours,
         hours_range=(low, high),
         gpu_hours=hours * gpus,
-        throughput={"kind": rate.kind, "source": rate.source, "seconds_per_step": rate.seconds},
+        throughput=throughput | {"seconds_per_step": seconds[1]},
         deviations=deviations(config),
     )
 
 
-def _gpu_reason(config: ExperimentConfig, shape: ModelShape) -> str:
-    memory = gpu_memory(config, shape)
-    capacity = config.hardware.gpu_memory_gib
-    limit = USABLE * capacity * GIB
-    if memory.total > limit:
-        moment = "updates" if memory.update >= memory.rollout else "rollouts"
+def _gpu_reason(
+    config: ExperimentConfig, shape: ModelShape, parts: dict[str, int], moments: dict[str, int]
+) -> str:
+    """Why the GPUs are too small; empty when they are not."""
+    if parts["total"] > moments["limit"]:
+        moment = "updates" if moments["update"] >= moments["rollout"] else "rollouts"
         return (
-            f"{config.name} needs {memory.total / GIB:.1f} GiB on each GPU during {moment}, and "
-            f"{limit / GIB:.1f} of {capacity:g} GiB may be filled"
+            f"{config.name} needs {parts['total'] / GIB:.1f} GiB on each GPU during {moment}, and "
+            f"{moments['limit'] / GIB:.1f} of {config.hardware.gpu_memory_gib:g} GiB may be filled"
         )
     longest = config.rollout.max_total_tokens * key_value_bytes(config, shape)
-    cache = memory.parts["kv_cache"] * config.sampler.tensor_parallel
+    cache = parts["kv_cache"] * config.sampler.tensor_parallel
     if config.sampler.backend == "vllm" and config.sampler.mode == "colocate" and cache < longest:
         return (
             f"{config.name} leaves vLLM {cache / GIB:.2f} GiB of KV cache, and one longest "
@@ -182,51 +145,183 @@ def _gpu_reason(config: ExperimentConfig, shape: ModelShape) -> str:
     return ""
 
 
-def _host_reason(config: ExperimentConfig, needed: int) -> str:
-    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _host_reason(config: ExperimentConfig, host: dict[str, int]) -> str:
+    needed, here = sum(host.values()) / GIB, psutil.virtual_memory().total / GIB
     if needed <= here:
         return ""
-    return (
-        f"{config.name} needs {needed / GIB:.1f} GiB of main memory, and this machine has "
-        f"{here / GIB:.1f}"
-    )
-
-
-def _retriever_bytes(config: ExperimentConfig) -> int:
-    if config.world.name != "files" or config.retrieval.backend == "bm25":
-        return 0
-    return index_size(config.dense, WIKIPEDIA_PASSAGES, _E5_DIMENSION).memory
+    return f"{config.name} needs {needed:.1f} GiB of main memory, and this machine has {here:.1f}"
 
 
 def _downloads(config: ExperimentConfig, shape: ModelShape) -> dict[str, int | None]:
-    """Bytes by source as they end up on disk; None where only the hub knows."""
+    """Bytes by source as they end up on disk; policies are published in two bytes per number."""
     known = {
         "encoder": _E5_BYTES,
         "corpus": SOURCES["corpus"].unpacked,
-        "index": WIKIPEDIA_PASSAGES * _E5_DIMENSION * 4,
+        "index": WIKIPEDIA_PASSAGES * E5_DIMENSION * 4,
     }
     policies = [name for name, source in SOURCES.items() if source.folder.startswith("policy/")]
-    known |= dict.fromkeys(policies, _PUBLISHED_HALF * shape.parameters)
+    known |= dict.fromkeys(policies, 2 * shape.parameters)
     return {name: known.get(name) for name in needs(config.profile)}
+
+
+Rate = tuple[int, tuple[float, float, float], dict[str, str]]
+"""Tokens per step, seconds per step (lowest, expected, highest), and where they are from."""
+
+
+def _stated(config: ExperimentConfig, shape: ModelShape) -> Rate:
+    """Sampling and scoring take 2 operations per parameter and token, training 6 per epoch, 8 where
+    activations are computed again.
+    """
+    rollout, training = config.rollout, config.training
+    action = min(_ACTION, rollout.max_action_tokens)
+    turn = action + min(_OBSERVATION, rollout.max_observation_tokens)
+    length = _PROMPT[rollout.prompt] + min(_SEARCHES, rollout.max_searches) * turn + action
+    tokens = round(config.trajectories_per_rollout * min(length, rollout.max_total_tokens))
+    scored = 3 if config.loss.kl_weight > 0 else 2  # before and after the updates
+    passes = 1 + scored + (4 if training.gradient_checkpointing else 3) * training.epochs
+    gpus = 0 if config.hardware.gpu_memory_gib is None else config.world_size
+    speed = gpus * _GPU_SPEED or _CPU_SPEED
+    seconds = 2 * shape.parameters * tokens * passes / speed
+    source = f"{speed:.0e} operations/s assumed, bounds a factor {UNCERTAINTY} apart"
+    bounds = (seconds / UNCERTAINTY, seconds, seconds * UNCERTAINTY)
+    return tokens, bounds, {"kind": "stated", "source": source}
+
+
+def _measured(config: ExperimentConfig, run_root: Path) -> Rate | None:
+    tables = [table.reindex(columns=_COLUMNS) for table in _stored_steps(config, run_root)]
+    steps = [table.apply(pd.to_numeric, errors="coerce") for table in tables]
+    means = pd.Series(
+        [(table["rollout_seconds"] + table["update_seconds"]).mean() for table in steps],
+        dtype=float,
+    ).dropna()
+    if means.empty:
+        return None
+    lengths = pd.concat([table["response_length"] + table["observation_length"] for table in steps])
+    tokens = config.trajectories_per_rollout * (lengths.mean() + _PROMPT[config.rollout.prompt])
+    source = f"mean of {len(means)} stored runs of {config.profile} with these sizes"
+    bounds = (float(means.min()), float(means.mean()), float(means.max()))
+    return round(tokens), bounds, {"kind": "measured", "source": source}
+
+
+def _stored_steps(config: ExperimentConfig, run_root: Path) -> Iterable[pd.DataFrame]:
+    """Metrics of stored and published runs whose steps cost what those of `config` do."""
+    for path in sorted(run_root.glob(f"{config.profile}/*/seed*/metrics.jsonl")):
+        if _is_alike(read_manifest(path.parent), config):
+            yield pd.DataFrame(read_metrics(path.parent))
+    for path in sorted((_PUBLISHED / config.profile / "runs").glob("*.json")):
+        if _is_alike(json.loads(path.read_text("utf-8")), config):
+            yield pd.read_csv(path.with_suffix(".csv.gz"))
+
+
+def _is_alike(manifest: dict[str, Any], config: ExperimentConfig) -> bool:
+    defaults = flat(ExperimentConfig(config.profile, config.method).to_dict())
+    before = defaults | flat(manifest["config"])
+    timed = [f"training.{key}" for key in _TIMED_TRAINING]
+    return all(
+        before.get(key) == value
+        for key, value in flat(config.to_dict()).items()
+        if key.startswith(_TIMED) or key in timed
+    )
 
 
 def _gib(sizes: Mapping[str, int]) -> dict[str, float]:
     return {name: size / GIB for name, size in sizes.items()}
 
 
-def _gpus(count: int) -> str:
-    return f"{count} GPU{'s' if count > 1 else ''}" if count else "the CPU"
+def _shown(value: Any) -> str:
+    match value:
+        case dict():
+            return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
+        case list() | tuple():
+            return ", ".join(map(_shown, value))
+        case float():
+            return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
+        case None:
+            return "?"
+        case _:
+            return str(value)
 
 
-def _row(title: str, values: Mapping[str, float | None], unit: str) -> str:
-    return f"{title:12} " + ", ".join(_cells(values)) + f" {unit}"
+def _laid_out(experiment: str, overrides: Iterable[str] = ()) -> dict[str, ExperimentConfig]:
+    """`experiment` on every layout whose processes its mini-batch divides among."""
+    configs = {}
+    for name in layouts():
+        try:
+            configs[name] = load_experiment(experiment, list(overrides), layout=name)
+        except ConfigError:
+            continue
+    return configs
 
 
-def _cells(values: Mapping[str, float | None]) -> Iterable[str]:
-    for name, value in values.items():
-        number = "?" if value is None else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
-        yield f"{name.replace('_', ' ')} {number}"
+def advice(config: ExperimentConfig, overrides: Sequence[str] = ()) -> str:
+    """Which layouts `config` fits on, for a message that says why it does not fit on its own."""
+    on_layouts = _laid_out(config.name, overrides)
+    fitting = [name for name, laid in on_layouts.items() if estimate(laid).fits]
+    return f"it fits on layout {' or '.join(fitting)}" if fitting else "it fits on no layout"
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.2g} min"
+def on_gpus(
+    experiment: str,
+    overrides: Sequence[str] = (),
+    *,
+    gpus: int,
+    gpu_memory_gib: float,
+    nodes: int = 1,
+) -> ExperimentConfig:
+    """Build `experiment` for `nodes` machines of `gpus` GPUs each: with the layout for such
+    machines, else sharded over the GPUs, with the largest micro-batch that fits.
+    """
+    if gpus < 1 or nodes < 1:
+        raise ConfigError(f"{nodes} nodes of {gpus} GPUs: give numbers of at least 1")
+    machines = [
+        f"hardware.nodes={nodes}",
+        f"hardware.processes={gpus}",
+        f"hardware.gpu_memory_gib={gpu_memory_gib}",
+    ]
+    plain = load_experiment(experiment, overrides)
+    suited = [
+        (laid.hardware.gpu_memory_gib, name)
+        for name, laid in _laid_out(experiment, overrides).items()
+        if (laid.hardware.nodes, laid.hardware.processes) == (nodes, gpus)
+        and (laid.hardware.gpu_memory_gib or 0) <= gpu_memory_gib
+    ]
+    if suited:
+        return load_experiment(experiment, [*overrides, *machines], layout=max(suited)[1])
+    share, rest = divmod(plain.mini_batch_size, nodes * gpus)
+    if rest:
+        raise ConfigError(
+            f"a mini-batch of {plain.mini_batch_size} trajectories does not divide among "
+            f"{nodes * gpus} GPUs: choose a number that divides it"
+        )
+    sharding = f"hardware.sharding={'fsdp2' if nodes * gpus > 1 else 'none'}"
+    settings = [*machines, sharding, "training.gradient_checkpointing=true"]
+    sizes = [n for n in range(plain.training.micro_batch_size, 0, -1) if share % n == 0]
+    for size in sizes or [1]:
+        micro_batch = f"training.micro_batch_size={size}"
+        config = load_experiment(experiment, [*settings, micro_batch, *overrides])
+        if estimate(config).fits:
+            break
+    return config
+
+
+def layout_overrides(experiment: str, layout: str | None) -> list[str]:
+    """What `layout` changes against the layout of the profile, as overrides for every process and
+    notebook of a job; nothing for None.
+    """
+    if layout is None:
+        return []
+    before = flat(load_experiment(experiment).to_dict())
+    after = flat(load_experiment(experiment, layout=layout).to_dict())
+    return [f"{key}={json.dumps(after[key])}" for key in after if after[key] != before[key]]
+
+
+def say_costs(configs: Sequence[ExperimentConfig], run_root: Path, left: int) -> None:
+    """Print what `left` runs of `configs` take; refuse GPUs that are too small."""
+    planned = estimate(configs[0], run_root)
+    if planned.gpus and not planned.fits:
+        raise ConfigError(f"{planned.reason}: {advice(configs[0])}")
+    print(planned.text())
+    runs = f"{left} run{'' if left == 1 else 's'} left"
+    print(f"{runs}: {planned.time(left)}, without evaluation", flush=True)
+    for deviation in sorted({line for config in configs for line in deviations(config)}):
+        print(f"deviates from the paper: {deviation}")

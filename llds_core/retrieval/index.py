@@ -15,6 +15,7 @@ are compared with what the encoder at hand makes of the same passages.
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ from llds_core.worlds.records import Passage, shown
 
 if TYPE_CHECKING:
     import faiss
+
+INDEX_ROOT = Path("results/indexes")
 
 PQ_CENTROIDS = 256
 """Values of one byte of a product-quantised vector: also the fewest passages `ivf-pq` takes."""
@@ -58,6 +61,14 @@ _SOURCES = {
 
 Blocks = Callable[[], Iterator[np.ndarray]]
 """All vectors of a corpus in order, as blocks (at most `SHARD`, dimension)."""
+
+
+def index_path(settings: DenseConfig, world: str, corpus: str) -> Path:
+    """Where the index over the corpus of hash `corpus` is when `dense.path` does not say: a folder
+    of corpus and encoder, because indexes belong to these and not to runs.
+    """
+    encoder = re.sub(r"[^A-Za-z0-9.-]+", "-", settings.encoder).strip("-.").lower()
+    return INDEX_ROOT / f"{world}-{corpus[:12]}-{encoder[-60:]}"
 
 
 def build_index(

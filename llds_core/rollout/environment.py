@@ -2,7 +2,6 @@
 demonstrations.
 """
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from llds_core.config import ExperimentConfig
 from llds_core.retrieval.base import Retriever
 from llds_core.retrieval.bm25 import BM25Retriever
+from llds_core.retrieval.client import ServiceIdentity
 from llds_core.retrieval.failures import FailingRetriever
+from llds_core.retrieval.index import index_path
 from llds_core.retrieval.passage_file import PassageFile, passages_hash
-from llds_core.retrieval.wire import ServiceIdentity
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.worlds import CORPUS_FILE, World, build_atlas, build_files_world
 
@@ -45,10 +45,6 @@ class Environment:
         return RolloutLoop(
             tokenizer, failing, self.config.rollout, top_k=self.config.retrieval.top_k, seed=seed
         )
-
-
-# Indexes belong to corpora, not to runs, so they have a place of their own.
-INDEX_ROOT = Path("results/indexes")
 
 
 def insisting(config: ExperimentConfig) -> ExperimentConfig:
@@ -125,13 +121,7 @@ def index_folder(config: ExperimentConfig, world: World) -> Path:
     """
     if config.dense.path:
         return Path(config.dense.path)
-    return index_path(config, world.name, passages_hash(world.passages))
-
-
-def index_path(config: ExperimentConfig, world: str, corpus: str) -> Path:
-    """Where the dense index over the corpus of hash `corpus` is when `dense.path` does not say."""
-    encoder = re.sub(r"[^A-Za-z0-9.-]+", "-", config.dense.encoder).strip("-.").lower()
-    return INDEX_ROOT / f"{world}-{corpus[:12]}-{encoder[-60:]}"
+    return index_path(config.dense, world.name, passages_hash(world.passages))
 
 
 def corpus_identity(config: ExperimentConfig) -> str:

@@ -11,7 +11,7 @@ it is only asked for tokens. Deltas from what TRL itself does with vLLM:
   ids, by the rule of the transformers sampler, so that both backends end an action alike.
 * ids and log-probabilities are those of the sampled tokens. Log-probabilities are taken at the
   sampling temperature and not renormalised to a nucleus, as with transformers, wherever vLLM has a
-  mode for that: see `logprobs_mode`.
+  mode for that: see `machine.vllm_server.logprobs_mode`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,16 +53,6 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Completion]:
         """Complete `requests`, in order; `options` are vLLM's own and hold for all of them."""
-
-
-def logprobs_mode(temperature: float) -> Literal["raw_logprobs", "processed_logprobs"]:
-    """vLLM's mode whose log-probabilities are those of the transformers sampler.
-
-    Raw ones ignore the nucleus and the temperature: exact at temperature 1, whatever the nucleus.
-    Processed ones are taken after both: exact without a nucleus, whatever the temperature. With
-    both, vLLM has no such mode, and the processed ones are renormalised to the nucleus.
-    """
-    return "raw_logprobs" if temperature == 1 else "processed_logprobs"
 
 
 class VLLMSampler:

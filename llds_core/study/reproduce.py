@@ -16,14 +16,14 @@ from pathlib import Path
 from llds_core.config import load_study, methods, studies
 from llds_core.errors import CheckpointError, ConfigError, DataError, RunError
 from llds_core.machine.doctor import examine
-from llds_core.machine.jobs import Job, run_jobs, visible_gpus
+from llds_core.machine.jobs import Job, run_jobs
 from llds_core.machine.launch import ALONE, Machine
+from llds_core.machine.plan import layout_overrides, say_costs
 from llds_core.machine.retriever import running_retriever, wait_for_service
 from llds_core.reporting.notebooks import MAIN_ARMS, is_rendered, report
 from llds_core.reporting.store import StoredRun, load_run, read_published
 from llds_core.runs import Run
 from llds_core.runs.identity import FREE
-from llds_core.study.costs import layout_overrides, say_costs, say_what_else
 from llds_core.study.published import publish_mechanism, write_tables
 from llds_core.study.runner import make_start_policy, planned_runs, run_study, status
 from llds_core.study.scoring import has_benchmarks, is_scored, score
@@ -99,8 +99,6 @@ def reproduce(
         _section("notebooks and figures")
         index = report(profile, list(seeds), root, out_dir, methods=arms, overrides=overrides)
     clock.say()
-    if runs[0].config.hardware.gpu_memory_gib is None and visible_gpus():
-        say_what_else(root)
     return _conclude(index, [load_run(run.path) for run in runs])
 
 

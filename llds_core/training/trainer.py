@@ -394,6 +394,6 @@ def rollout_columns(trajectories: Sequence[Trajectory]) -> dict[str, list]:
     }
 
 
-def trajectory_reward(trajectory_reward: list[float], **kwargs: Any) -> list[float]:
+def trajectory_reward(trajectory_reward: list[float | None], **kwargs: Any) -> list[float | None]:
     """TRL's reward function: the reward the rollout has already set."""
     return trajectory_reward

@@ -1,12 +1,10 @@
 """What TRL leaves open about its vLLM engine: whether it can start, its dtype and log-prob mode."""
 
 import importlib.util
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import requests
 from trl import GRPOTrainer
@@ -15,7 +13,8 @@ from trl.generation.vllm_client import VLLMClient
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, SamplerError
-from llds_core.rollout.vllm_sampler import ColocatedEngine, Engine, ServerEngine, logprobs_mode
+from llds_core.machine.vllm_server import logprobs_mode, server_command
+from llds_core.rollout.vllm_sampler import ColocatedEngine, Engine, ServerEngine
 
 _HEALTH_SECONDS = 10.0
 _MOST_SEQUENCES = 512  # decoded at a time; the rest waits
@@ -48,23 +47,6 @@ def check_vllm(config: ExperimentConfig, policy: Path) -> None:
                 f"no vLLM server answers at sampler.server_url={sampler.server_url}: start it "
                 f"with {server_command(config, policy)}"
             ) from error
-
-
-def server_command(config: ExperimentConfig, policy: Path | str) -> str:
-    """Shell command of the vLLM server that `config` expects, serving the start policy."""
-    sampler = config.sampler
-    arguments = {
-        "port": urlparse(sampler.server_url).port,
-        "tensor-parallel-size": sampler.tensor_parallel,
-        "max-model-len": config.rollout.max_total_tokens,
-        "dtype": config.training.dtype,
-        "logprobs-mode": logprobs_mode(config.rollout.temperature),
-        "weight-transfer-config": '{"backend": "nccl"}',
-    }
-    words = ["vllm", "serve", str(policy)]
-    words += [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
-    # Weights are pushed through endpoints that vLLM only opens in this mode.
-    return f"VLLM_SERVER_DEV_MODE=1 {shlex.join(words)}"
 
 
 @contextmanager

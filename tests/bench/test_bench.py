@@ -29,7 +29,7 @@ def test_bench_writes_every_row_with_the_random_policy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "bench.csv"
-    bench("smoke", tmp_path / "runs", out, progress=False)
+    bench("smoke", tmp_path / "runs", out)
     rows = read(out)
     assert set(rows) == ROWS
     assert rows["policy"]["value"] == "random initialisation"

@@ -1,4 +1,4 @@
-"""Real services on loopback, in a thread or in a process of their own, and servers that misbehave."""
+"""Real services on loopback, in a thread or a process, and servers that misbehave."""
 
 import json
 import os
@@ -202,7 +202,7 @@ class Scripted:
                 self.end_headers()
                 self.wfile.write(text)
 
-            do_POST = do_GET
+            do_POST = do_GET  # noqa: N815
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads, server.block_on_close = True, False

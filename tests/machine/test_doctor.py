@@ -2,20 +2,25 @@
 
 import json
 import socket
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from files_world import write_files_world
 
 from llds_core.__main__ import main
 from llds_core.config import ExperimentConfig, load_experiment
-from llds_core.machine.doctor import Finding, Gpu, Gpus, Probes, examine, probes
-from llds_core.machine.plan import plan
-from llds_core.retrieval.health import Health
+from llds_core.machine import doctor, gpu_probe
+from llds_core.machine.doctor import Finding, examine
+from llds_core.machine.gpu_probe import Gpu, Gpus
+from llds_core.machine.plan import estimate
+from llds_core.retrieval import Health, ServiceIdentity
 from llds_core.retrieval.passage_file import PassageFile
-from llds_core.retrieval.wire import ServiceIdentity
 from llds_core.worlds import CORPUS_FILE
 
+GIB = 2**30
 H100 = Gpu("NVIDIA H100 80GB HBM3", 79.1, 78.5)
 # The sizes of Qwen2.5-3B.
 QWEN = {
@@ -80,18 +85,29 @@ def experiment(data: Path, index: Path, *more: str) -> ExperimentConfig:
     return load_experiment("paper-3b/grpo", overrides)
 
 
-def machine(**changes: object) -> Probes:
-    """A machine that can run everything."""
-    settings = {
-        "gpus": lambda: GOOD,
-        "installed": lambda package: "999",
-        "free_disk": lambda path: 2000.0,
-        "host_memory": lambda: 2000.0,
-        "hub_problem": lambda repo, kind, revision: "",
-        "health": lambda url: Health("silent"),
-        "port_is_free": lambda host, port: True,
-    }
-    return Probes(**settings | changes)
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A machine that can run everything; call it with functions of `doctor` that say otherwise."""
+
+    def change(**changes: object) -> None:
+        for name, answer in changes.items():
+            monkeypatch.setattr(doctor, name, answer)
+
+    change(
+        find_gpus=lambda: GOOD,
+        installed=lambda package: "999",
+        hub_problem=lambda repo, kind, revision: "",
+        ask_health=lambda url: Health("silent"),
+        is_free=lambda host, port: True,
+    )
+    has_gib(monkeypatch, memory=2000, disk=2000)
+    return change
+
+
+def has_gib(monkeypatch: pytest.MonkeyPatch, *, memory: float, disk: float) -> None:
+    ram, free = SimpleNamespace(total=memory * GIB), SimpleNamespace(free=disk * GIB)
+    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: ram)
+    monkeypatch.setattr(doctor.psutil, "disk_usage", lambda path: free)
 
 
 @pytest.fixture
@@ -101,8 +117,8 @@ def ready(data: Path, tmp_path: Path) -> ExperimentConfig:
     return experiment(data, tmp_path / "index")
 
 
-def failures(config: ExperimentConfig, run_root: Path, **changes: object) -> list[Finding]:
-    findings = examine(config, run_root, probes=machine(**changes))
+def failures(config: ExperimentConfig, run_root: Path) -> list[Finding]:
+    findings = examine(config, run_root)
     for finding in findings:
         assert "\n" not in finding.line()
         assert bool(finding.fix) == (finding.status != "ok"), finding
@@ -114,8 +130,15 @@ def only(findings: list[Finding]) -> Finding:
     return findings[0]
 
 
-def test_a_machine_with_everything_passes(ready: ExperimentConfig, tmp_path: Path) -> None:
+def test_a_machine_with_everything_passes(ready, tmp_path: Path, machine) -> None:
     assert failures(ready, tmp_path) == []
+    newer = Gpus("2.13.0", "13.0", "600", (14, 1), (H100,) * 8)
+    machine(find_gpus=lambda: newer)  # of the same CUDA
+    assert failures(ready, tmp_path) == []
+
+
+def with_cuda(*gpus: Gpu) -> Gpus:
+    return Gpus("2.13.0", "13.0", "580", (13, 0), gpus)
 
 
 @pytest.mark.parametrize(
@@ -129,21 +152,16 @@ def test_a_machine_with_everything_passes(ready: ExperimentConfig, tmp_path: Pat
             "driver 550.54 supports CUDA 12.4, torch 2.13.0 was built for 13.0",
             "one for CUDA 13",
         ),
-        (Gpus("2.13.0", "13.0", "580", (13, 0), ()), "CUDA", "no GPU", "CUDA_VISIBLE_DEVICES"),
+        (with_cuda(), "CUDA", "no GPU", "CUDA_VISIBLE_DEVICES"),
+        (with_cuda(H100, H100), "GPUs", "2 × NVIDIA H100", "4 per node are needed"),
         (
-            Gpus("2.13.0", "13.0", "580", (13, 0), (H100,) * 2),
-            "GPUs",
-            "2 × NVIDIA H100",
-            "4 a node are needed",
-        ),
-        (
-            Gpus("2.13.0", "13.0", "580", (13, 0), (Gpu("RTX 4090", 23.6, 23.0),) * 4),
+            with_cuda(*[Gpu("RTX 4090", 23.6, 23.0)] * 4),
             "GPU memory",
             "23.6 GiB on RTX 4090",
-            "counts on 79 GiB",
+            "79 GiB are needed: choose another layout",
         ),
         (
-            Gpus("2.13.0", "13.0", "580", (13, 0), (H100, H100, H100, Gpu("H100", 79.1, 3.0))),
+            with_cuda(H100, H100, H100, Gpu("H100", 79.1, 3.0)),
             "GPU memory",
             "3.0 of 79.1 GiB free",
             "nvidia-smi",
@@ -152,64 +170,58 @@ def test_a_machine_with_everything_passes(ready: ExperimentConfig, tmp_path: Pat
     ],
 )
 def test_gpus_that_cannot_train_it(
-    ready: ExperimentConfig, tmp_path: Path, gpus: Gpus, check: str, found: str, fix: str
+    ready, tmp_path: Path, machine, gpus: Gpus, check: str, found: str, fix: str
 ) -> None:
-    finding = only(failures(ready, tmp_path, gpus=lambda: gpus))
+    machine(find_gpus=lambda: gpus)
+    finding = only(failures(ready, tmp_path))
     assert finding.check == check and found in finding.found and fix in finding.fix
 
 
-def test_a_newer_driver_of_the_same_cuda_is_fine(ready: ExperimentConfig, tmp_path: Path) -> None:
-    gpus = Gpus("2.13.0", "13.0", "600", (14, 1), (H100,) * 8)
-    assert failures(ready, tmp_path, gpus=lambda: gpus) == []
+def test_gpus_are_not_asked_for_a_profile_of_the_cpu(tmp_path: Path, machine) -> None:
+    machine(find_gpus=None)
+    assert failures(load_experiment("smoke/grpo"), tmp_path) == []
 
 
-def test_gpus_are_not_asked_for_a_profile_of_the_cpu(tmp_path: Path) -> None:
-    def never() -> Gpus:
-        raise AssertionError("asked")
-
-    assert failures(load_experiment("smoke/grpo"), tmp_path, gpus=never) == []
-
-
-def test_packages_are_those_the_profile_uses(ready: ExperimentConfig, tmp_path: Path) -> None:
+def test_packages_are_those_the_profile_uses(ready, tmp_path: Path, machine) -> None:
     without = {"vllm", "bitsandbytes", "deepspeed"}
+    project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    declared = [f'{text}; extra == "{extra}"' for extra in extras for text in extras[extra]]
+    machine(
+        requires=lambda package: [*project["dependencies"], *declared],
+        installed=lambda package: None if package in without else "999",
+    )
+    folders = Path(ready.data.folder), Path(ready.dense.path)
+    for settings, missing in (
+        ((), {"vllm"}),
+        (("hardware.sharding=zero3",), {"vllm", "deepspeed"}),
+        (
+            ("sampler.backend=transformers", "training.optimizer=adamw-8bit"),
+            {"bitsandbytes"},
+        ),
+    ):
+        checks = {finding.check for finding in failures(experiment(*folders, *settings), tmp_path)}
+        assert checks & without == missing
 
-    def installed(package: str) -> str | None:
-        return None if package in without else "999"
 
-    assert only(failures(ready, tmp_path, installed=installed)).check == "vllm"
-    other = ("sampler.backend=transformers", "training.optimizer=adamw-8bit")
-    config = experiment(Path(ready.data.folder), Path(ready.dense.path), *other)
-    checks = [finding.check for finding in failures(config, tmp_path, installed=installed)]
-    assert "bitsandbytes" in checks and not {"vllm", "deepspeed"} & {*checks}
-    config = experiment(Path(ready.data.folder), Path(ready.dense.path), "hardware.sharding=zero3")
-    checks = [finding.check for finding in failures(config, tmp_path, installed=installed)]
-    assert {"vllm", "deepspeed"} <= {*checks}
-
-
-def test_a_version_other_than_the_pin_is_a_warning(ready: ExperimentConfig, tmp_path: Path) -> None:
-    found = examine(ready, tmp_path, probes=machine(installed=lambda package: "0.0.1"))
-    trl = next(finding for finding in found if finding.check == "trl")
+def test_a_version_other_than_the_pin_is_a_warning(ready, tmp_path: Path, machine) -> None:
+    machine(installed=lambda package: "0.0.1")
+    trl = next(finding for finding in examine(ready, tmp_path) if finding.check == "trl")
     assert trl.status == "warn" and "tested with trl==" in trl.fix
 
 
-def test_too_little_disk_and_memory_for_what_the_plan_counts(
-    ready: ExperimentConfig, tmp_path: Path
+def test_memory_and_the_disk_of_all_runs_are_those_of_the_plan(
+    ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = plan(ready)
+    planned = estimate(ready)
     checkpoints = planned.disk_parts_gib["checkpoints"]
-    finding = only(failures(ready, tmp_path, free_disk=lambda path: checkpoints))
-    assert finding.check == "disk" and f"{checkpoints + 1:.0f} GiB are needed" in finding.fix
-    findings = examine(ready, tmp_path, probes=machine(host_memory=lambda: 32.0))
-    memory = next(finding for finding in findings if finding.check == "memory")
-    assert memory.status == "warn" and f"{planned.host_memory_gib:.0f} GiB" in memory.fix
-
-
-def test_disk_is_for_all_runs(ready: ExperimentConfig, tmp_path: Path) -> None:
-    checkpoints = plan(ready).disk_parts_gib["checkpoints"]
-    probes = machine(free_disk=lambda path: 3 * checkpoints + 1.5)
+    has_gib(monkeypatch, memory=32, disk=3 * checkpoints + 1.5)
     for runs, status in ((3, "ok"), (4, "fail")):
-        findings = examine(ready, tmp_path, runs=runs, probes=probes)
-        assert next(f.status for f in findings if f.check == "disk") == status
+        found = {finding.check: finding for finding in examine(ready, tmp_path, runs=runs)}
+        assert found["disk"].status == status
+    assert f"{4 * checkpoints + 1:.0f} GiB are needed" in found["disk"].fix
+    assert found["memory"].status == "warn"
+    assert f"{planned.host_memory_gib:.0f} GiB are needed" in found["memory"].fix
 
 
 def test_missing_data_names_the_command_that_fetches_it(data: Path, tmp_path: Path) -> None:
@@ -221,35 +233,31 @@ def test_missing_data_names_the_command_that_fetches_it(data: Path, tmp_path: Pa
     assert {"data: questions", "data: train", "policy", "encoder"} < checks.keys()
 
 
-def test_a_gated_model_without_access(data: Path, ready: ExperimentConfig, tmp_path: Path) -> None:
-    """What the hub says of it, and only of what is not here yet."""
+def test_policies_that_cannot_be_had(data: Path, ready, tmp_path: Path, machine) -> None:
+    """What the hub says of a gated one, and only of what is not here yet."""
     asked = []
 
     def gated(repo: str, kind: str, revision: str | None) -> str:
         asked.append(repo)
         return f"{repo} is gated: accept its licence"
 
-    config = experiment(data, Path(ready.dense.path), "policy.path=meta-llama/Llama-3.2-3B")
-    finding = only(failures(config, tmp_path, hub_problem=gated))
+    machine(hub_problem=gated)
+    index = Path(ready.dense.path)
+    config = experiment(data, index, "policy.path=meta-llama/Llama-3.2-3B")
+    finding = only(failures(config, tmp_path))
     assert finding.check == "policy" and finding.fix.startswith("meta-llama/Llama-3.2-3B is gated")
     assert asked == ["meta-llama/Llama-3.2-3B"]
-
-
-def test_a_policy_folder_without_weights(
-    data: Path, ready: ExperimentConfig, tmp_path: Path
-) -> None:
-    empty = tmp_path / "policy"
-    empty.mkdir()
-    (empty / "config.json").write_text("{}")
-    config = experiment(data, Path(ready.dense.path), f"policy.path={empty}")
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy/config.json").write_text("{}")
+    config = experiment(data, index, f"policy.path={tmp_path}/policy")
     assert "holds no tokenizer.json" in only(failures(config, tmp_path)).found
 
 
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        (None, "holds none"),
-        ({"index": None}, "unfinished"),
+        (None, "holds no finished one"),
+        ({"index": None}, "holds no finished one"),
         ({"corpus_hash": "0" * 64}, "was built with"),
         ({"encoder_hash": "0" * 64}, "was built with"),
         ({"half": True}, "was built with"),
@@ -266,7 +274,7 @@ def test_an_index_that_is_missing_or_of_something_else(
     assert finding.check == "index" and found in finding.found
 
 
-def test_a_missing_index_is_copied_from_the_published_one(data: Path, tmp_path: Path) -> None:
+def test_a_missing_index_is_made_of_the_published_one(data: Path, tmp_path: Path) -> None:
     def fix(vectors: str) -> str:
         config = experiment(data, tmp_path / "index", f"dense.vectors={vectors}")
         return only(failures(config, tmp_path)).fix
@@ -279,31 +287,33 @@ def test_a_missing_index_is_copied_from_the_published_one(data: Path, tmp_path: 
     assert "hours on a GPU" in fix("null")
 
 
-def test_a_retriever_on_another_corpus(ready: ExperimentConfig, tmp_path: Path) -> None:
-    other = Health("ready", ServiceIdentity("index", "0" * 16, "dense", 63))
-    finding = only(failures(ready, tmp_path, health=lambda url: other))
-    mine = PassageFile(Path(ready.data.folder) / CORPUS_FILE).hash[:16]
-    assert f"searches corpus {'0' * 16}, this profile is about {mine}" in finding.found
-    right = Health("ready", ServiceIdentity("index", mine, "dense", 63))
-    assert failures(ready, tmp_path, health=lambda url: right) == []
-
-
-def test_the_address_of_the_retriever(data: Path, ready: ExperimentConfig, tmp_path: Path) -> None:
-    taken = only(failures(ready, tmp_path, health=lambda url: Health("foreign")))
-    assert "no search service" in taken.found
-    busy = only(failures(ready, tmp_path, port_is_free=lambda host, port: False))
-    assert "port 8000 is in use" in busy.found
+def test_what_answers_at_the_address_of_the_retriever(
+    data: Path, ready, tmp_path: Path, machine
+) -> None:
+    mine = PassageFile(data / CORPUS_FILE).hash[:16]
+    for corpus, expected in (("0" * 16, 1), (mine, 0)):
+        health = Health("ready", ServiceIdentity("index", corpus, "dense", 63))
+        machine(ask_health=lambda url, health=health: health)
+        found = failures(ready, tmp_path)
+        assert len(found) == expected
+        for finding in found:
+            assert f"searches corpus {corpus}, this profile is about {mine}" in finding.found
+    machine(ask_health=lambda url: Health("foreign"))
+    assert "not a search service" in only(failures(ready, tmp_path)).found
+    machine(ask_health=lambda url: Health("silent"), is_free=lambda host, port: False)
+    assert "port 8000 is in use" in only(failures(ready, tmp_path)).found
     far = experiment(data, Path(ready.dense.path), "service.url=http://10.0.0.1:8000")
     assert "not this machine" in only(failures(far, tmp_path)).found
 
 
-def test_a_vllm_server_that_does_not_answer(
-    data: Path, ready: ExperimentConfig, tmp_path: Path
-) -> None:
-    config = experiment(data, Path(ready.dense.path), "sampler.mode=server")
-    (finding,) = [f for f in failures(config, tmp_path) if f.check == "vLLM server"]
-    assert "VLLM_SERVER_DEV_MODE=1 vllm serve " in finding.fix
-    assert "--port 8001" in finding.fix and "--logprobs-mode" in finding.fix
+def test_a_vllm_server_that_does_not_answer(data: Path, ready, tmp_path: Path) -> None:
+    """Its log-probabilities are raw at temperature 1, whatever the nucleus, else processed."""
+    for temperature, mode in (("1.0", "raw"), ("0.7", "processed")):
+        settings = ("sampler.mode=server", f"rollout.temperature={temperature}")
+        config = experiment(data, Path(ready.dense.path), *settings)
+        (finding,) = [f for f in failures(config, tmp_path) if f.check == "vLLM server"]
+        assert "VLLM_SERVER_DEV_MODE=1 vllm serve " in finding.fix
+        assert "--port 8001" in finding.fix and f"--logprobs-mode {mode}_logprobs" in finding.fix
 
 
 def test_the_command_prints_a_list_and_tells_by_its_exit_code(
@@ -314,19 +324,21 @@ def test_the_command_prints_a_list_and_tells_by_its_exit_code(
     assert findings and all(f.keys() == {"check", "status", "found", "fix"} for f in findings)
     words = ["doctor", "smoke", "policy.path=no/such/policy", "--run-root", str(tmp_path)]
     assert main(words) == 1
-    assert "fail  policy: no/such/policy is no folder – name a folder" in capsys.readouterr().out
+    said = "fail  policy: no/such/policy is not a folder – name a folder"
+    assert said in capsys.readouterr().out
 
 
 def test_a_probe_that_dies_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho libcuda is broken >&2\nexit 3\n")
     python.chmod(0o755)
-    monkeypatch.setattr(probes.sys, "executable", str(python))
-    assert probes.find_gpus().error == "libcuda is broken"
+    monkeypatch.setattr(gpu_probe.sys, "executable", str(python))
+    assert gpu_probe.find_gpus().error == "libcuda is broken"
 
 
-def test_a_port_in_use_is_seen() -> None:
+def test_a_port_in_use_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        assert not probes.port_is_free("127.0.0.1", port)
-    assert probes.port_is_free("127.0.0.1", port)
+        assert not doctor.is_free("127.0.0.1", port)
+    assert doctor.is_free("127.0.0.1", port)

@@ -21,7 +21,6 @@ from llds_core.rollout.vllm_sampler import (
     Request,
     ServerEngine,
     VLLMSampler,
-    logprobs_mode,
 )
 from llds_core.runs.policies import build_tokenizer
 
@@ -141,11 +140,6 @@ def test_the_engine_is_asked_to_keep_stop_strings() -> None:
     assert options["stop_token_ids"] == [EOS]
     assert options["skip_special_tokens"] is False
     assert options["logprobs"] == 0
-
-
-def test_log_probabilities_are_not_renormalised_to_a_nucleus_at_temperature_one() -> None:
-    assert logprobs_mode(1.0) == "raw_logprobs"
-    assert logprobs_mode(0.7) == "processed_logprobs"
 
 
 @dataclass

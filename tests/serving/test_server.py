@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from llds_core.cli import main
 from services import (
     ENGINE,
     IDENTITY,
@@ -24,7 +25,6 @@ from services import (
     serving,
 )
 
-from llds_core.cli import main
 from llds_core.errors import ConfigError
 from llds_core.retrieval import Hit
 from llds_core.retrieval.client import IDENTITY_HEADER

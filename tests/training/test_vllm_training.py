@@ -17,12 +17,13 @@ from trl.generation import vllm_generation
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, SamplerError
+from llds_core.machine.vllm_server import server_command
 from llds_core.rollout.samplers import TransformersSampler
 from llds_core.runs import read_metrics
 from llds_core.runs.policies import load_policy
 from llds_core.training.experiment import SearchRollout
 from llds_core.training.settings import search_grpo_config
-from llds_core.training.vllm_engine import check_vllm, server_command
+from llds_core.training.vllm_engine import check_vllm
 
 VLLM = ["sampler.backend=vllm", "sampler.memory_share=0.4"]
 

@@ -1,4 +1,4 @@
-"""What a job costs, what else a machine could run, and the same job as a batch script."""
+"""The main job as a batch script."""
 
 import subprocess
 from pathlib import Path
@@ -6,63 +6,8 @@ from pathlib import Path
 import pytest
 
 from llds_core.__main__ import main
-from llds_core.config import layouts, load_experiment
-from llds_core.errors import ConfigError
-from llds_core.machine.doctor import Gpu, Gpus
-from llds_core.machine.plan import plan
+from llds_core.config import load_experiment
 from llds_core.machine.slurm import batch_script
-from llds_core.study.costs import layout_overrides, say_costs, say_what_else
-
-
-@pytest.mark.parametrize("layout", layouts())
-@pytest.mark.parametrize("name", ["paper-3b/llds-action", "paper-7b-instruct/grpo"])
-def test_a_layout_as_overrides_is_the_layout(name: str, layout: str) -> None:
-    overrides = layout_overrides(name, layout)
-    assert load_experiment(name, overrides) == load_experiment(name, layout=layout)
-
-
-def test_the_layout_of_the_profile_changes_nothing() -> None:
-    assert (
-        layout_overrides("paper-3b/grpo", None) == layout_overrides("paper-3b/grpo", "4x80") == []
-    )
-
-
-def test_costs_are_those_of_the_plan_for_every_run_left(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    configs = [load_experiment(f"paper-3b/{arm}", layout="1x80") for arm in ("grpo", "llds-action")]
-    say_costs(configs, tmp_path, 3)
-    said = capsys.readouterr().out
-    planned = plan(configs[0], tmp_path)
-    assert f"3 runs left: {3 * planned.hours:,.1f} h" in said
-    assert f"{3 * planned.gpu_hours:,.0f} GPU-hours" in said
-    assert "deviates from the paper: 8-bit Adam" in said
-
-
-def test_gpus_that_are_too_small_are_refused_with_the_nearest_layout(tmp_path: Path) -> None:
-    config = load_experiment("paper-7b/grpo", ["hardware.gpu_memory_gib=24"])
-    with pytest.raises(ConfigError, match=r"GiB on each GPU.*LAYOUT=\w+ is the nearest that fits"):
-        say_costs([config], tmp_path, 1)
-
-
-def test_a_machine_with_a_gpu_is_told_what_it_could_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    say_what_else(tmp_path, Gpus(gpus=(Gpu("H200", 139.8, 139.0),)))
-    said = capsys.readouterr().out
-    assert "1 × H200" in said
-    lines = {line.split()[0]: line for line in said.splitlines() if line.startswith("   ")}
-    assert "LAYOUT=1x141" in lines["paper-3b"] and "GPU-hours" in lines["paper-3b"]
-    assert "8-bit Adam" in lines["paper-7b"] and "desk" not in lines
-    say_what_else(tmp_path, Gpus(gpus=(Gpu("RTX 4090", 23.6, 23.0),)))
-    assert "no: its smallest layout does not fit here" in capsys.readouterr().out
-
-
-def test_a_machine_without_a_gpu_is_told_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    say_what_else(tmp_path, Gpus())
-    assert capsys.readouterr().out == ""
 
 
 def script(layout: str, *overrides: str) -> str:

@@ -1,0 +1,250 @@
+"""The arithmetic of memory against bytes that are really there."""
+
+import contextlib
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import Qwen2ForCausalLM
+
+from llds_core.config import DenseConfig, ExperimentConfig, PolicyConfig, load_experiment
+from llds_core.errors import CheckpointError, ConfigError
+from llds_core.machine.memory import (
+    GIB,
+    checkpoint_bytes,
+    gpu_memory,
+    index_bytes,
+    key_value_bytes,
+    policy_shape,
+    update_parts,
+)
+from llds_core.runs.policies import policy_architecture
+from llds_core.training.policy_head import add_policy_head, policy_labels
+
+ROWS, WIDTH, SCORED = 4, 128, 64
+SIZES = [
+    *("policy.hidden_size=64", "policy.intermediate_size=176", "policy.layers=6"),
+    *("policy.heads=4", "policy.key_value_heads=2", "policy.vocab_size=500"),
+    *(f"training.micro_batch_size={ROWS}", f"rollout.max_total_tokens={WIDTH}"),
+    *("rollout.max_searches=1", f"rollout.max_action_tokens={SCORED // 2}"),
+]
+
+
+def tiny(*overrides: str) -> tuple[ExperimentConfig, Qwen2ForCausalLM]:
+    config = load_experiment("smoke/grpo", [*SIZES, *overrides])
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(policy_architecture(config.policy, config.policy.vocab_size))
+    add_policy_head(model)
+    return config, model.train()
+
+
+def parts(*overrides: str, layout: str | None = None):
+    config = load_experiment("paper-3b/grpo", overrides, layout)
+    return config, policy_shape(config.policy)
+
+
+def size(tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def test_weights_gradients_and_moments_are_exact() -> None:
+    config, model = tiny()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(input_ids=torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
+    optimizer.step()
+    states = optimizer.state.values()
+    predicted = update_parts(config, policy_shape(config.policy))
+    assert predicted["weights"] == size(model.parameters())
+    assert predicted["gradients"] == size(p.grad for p in model.parameters())
+    assert predicted["optimizer"] == size(s[name] for s in states for name in s if name != "step")
+
+
+def measured(
+    model, *, mixed: bool, rows: int = ROWS, width: int = WIDTH, scored: int = SCORED
+) -> tuple[int, int]:
+    """Bytes kept after a forward pass, and at the highest point of it and the backward pass."""
+    vocabulary = model.config.vocab_size
+    ids = torch.randint(0, vocabulary, (rows, width), generator=torch.Generator().manual_seed(0))
+    attention = torch.ones_like(ids)
+    attention[0, :3] = 0
+    labels = policy_labels(ids, torch.ones(rows, scored, dtype=torch.long))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    autocast = torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()
+    options = {"activities": [ProfilerActivity.CPU], "profile_memory": True}
+    with profile(**options) as forward, autocast:
+        out = model(input_ids=ids, attention_mask=attention, policy_labels=labels)
+        loss = out.log_probs.sum()
+        del out
+    with profile(**options) as backward:
+        loss.backward()
+    kept, highest = sums(forward)
+    return kept, max(highest, kept + sums(backward)[1])
+
+
+def sums(profiled) -> tuple[int, int]:
+    events = profiled.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    now = highest = 0
+    for _, change in changes:
+        now += change
+        highest = max(highest, now)
+    return now, highest
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_and_logits_are_within_the_stated_error(checkpointing, dtype) -> None:
+    recompute = f"training.gradient_checkpointing={str(checkpointing).lower()}"
+    config, model = tiny(recompute, f"training.dtype={dtype}")
+    shape = policy_shape(config.policy)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    kept, highest = measured(model, mixed=dtype == "bfloat16")
+    predicted = update_parts(config, shape)
+    # Autocast copies the matrices of the layers alone.
+    casts = predicted["casts"] - 2 * shape.matrix if dtype == "bfloat16" else 0
+    if not checkpointing:
+        assert predicted["activations"] + casts == pytest.approx(kept, rel=0.05)
+    else:
+        plain = load_experiment("smoke/grpo", [*SIZES, f"training.dtype={dtype}"])
+        assert kept < predicted["activations"] < update_parts(plain, shape)["activations"] / 2
+    together = predicted["activations"] + predicted["logits"] + casts
+    assert 0.85 * highest < together < 1.4 * highest
+
+
+def test_a_large_vocabulary_weighs_as_much_as_its_gradients() -> None:
+    """The gradients of the one matrix as input and as output meet: 2 × 40,000 × 256 numbers."""
+    wide = ("policy.hidden_size=256", "policy.layers=1", "policy.vocab_size=40000")
+    few = ("training.micro_batch_size=1", "rollout.max_total_tokens=32")
+    for sizes, scored in ((few, 4), ((), SCORED)):
+        actions = f"rollout.max_action_tokens={scored // 2}"
+        config, model = tiny(*wide, *sizes, actions)
+        rows, width = config.training.micro_batch_size, config.rollout.max_total_tokens
+        _, highest = measured(model, mixed=False, rows=rows, width=width, scored=scored)
+        predicted = update_parts(config, policy_shape(config.policy))
+        assert 0.85 * highest < predicted["activations"] + predicted["logits"] < 1.4 * highest
+        assert highest > 2 * 4 * 40_000 * 256
+
+
+def test_the_cache_of_a_token_is_as_large_as_the_model_makes_it() -> None:
+    config, model = tiny()
+    with torch.no_grad():
+        cache = model(input_ids=torch.arange(10)[None], use_cache=True).past_key_values
+    layers = size([layer for one in cache.layers for layer in (one.keys, one.values)])
+    assert key_value_bytes(config, policy_shape(config.policy)) == layers // 10
+
+
+@pytest.mark.parametrize(("layout", "gpus"), [("4x80", 4), ("8x80", 8), ("2x8x80", 16)])
+def test_processes_that_shard_share_each_state(layout: str, gpus: int) -> None:
+    config, shape = parts(layout=layout)
+    found = update_parts(config, shape)
+    share = shape.parameters // gpus
+    assert [found[name] // share for name in ("weights", "gradients", "reference")] == [4, 4, 4]
+    assert found["optimizer"] == pytest.approx(8 * share)
+    assert update_parts(*parts("loss.kl_weight=0", layout=layout))["reference"] == 0
+
+
+def test_more_gpus_take_less_of_each_and_a_larger_share_more() -> None:
+    four, eight, more = (
+        gpu_memory(*parts(*overrides, layout=layout))[1]
+        for layout, overrides in (
+            ("4x80", []),
+            ("8x80", []),
+            ("4x80", ["sampler.memory_share=0.5"]),
+        )
+    )
+    assert eight["update"] < four["update"] and eight["rollout"] < four["rollout"]
+    assert more["rollout"] - four["rollout"] == pytest.approx(0.1 * 79 * GIB, abs=2)
+    assert more["update"] == four["update"]
+
+
+def test_the_larger_moment_is_the_total() -> None:
+    found, moments = gpu_memory(*parts(layout="1x80"))
+    named = set(found) - {"vllm_weights", "kv_cache", "total"}
+    assert moments["update"] == sum(found[name] for name in named)
+    assert found["total"] == max(moments["update"], moments["rollout"])
+
+
+def test_a_server_takes_nothing_of_the_trainers_gpus() -> None:
+    found, moments = gpu_memory(*parts("sampler.mode=server"))
+    assert found["vllm_weights"] == found["kv_cache"] == 0
+    assert moments["rollout"] < gpu_memory(*parts())[1]["rollout"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "size"),
+    [("sharding=none", 12), ("sharding=zero3", 12), ("sharding=fsdp2", 16)],
+)
+def test_a_checkpoint_holds_weights_and_moments(setting: str, size: int) -> None:
+    """Under FSDP2 the weights twice: for everyone, and in its own form."""
+    config, shape = parts(f"hardware.{setting}")
+    assert checkpoint_bytes(config, shape) == size * shape.parameters
+    config, shape = parts(f"hardware.{setting}", "training.optimizer=adamw-8bit")
+    assert checkpoint_bytes(config, shape) == (size - 6) * shape.parameters + 6 * shape.matrix
+
+
+# Parameters, and those outside of the embeddings, in 10^9, as the model cards print them
+# (Qwen/Qwen2.5-3B, Qwen/Qwen2.5-7B, meta-llama/Llama-3.2-3B, HuggingFaceTB/SmolLM2-135M).
+@pytest.mark.parametrize(
+    ("path", "parameters", "rest"),
+    [
+        ("data/policy/qwen2.5-3b", 3.09, 2.77),
+        ("Qwen/Qwen2.5-3B-Instruct", 3.09, 2.77),
+        ("data/policy/qwen2.5-7b", 7.61, 6.53),
+        ("data/policy/llama-3.2-3b", 3.21, None),
+        ("smollm2", 0.135, None),
+    ],
+)
+def test_parameters_are_as_many_as_published(path, parameters, rest) -> None:
+    shape = policy_shape(PolicyConfig(path=path))
+    digits = 2 if parameters > 1 else 3
+    found = round(shape.parameters / 1e9, digits)
+    assert found in (parameters, round(parameters + 0.01, 2))
+    if rest:
+        embeddings = shape.matrix * (1 if shape.tied else 2)
+        assert round((shape.parameters - embeddings) / 1e9, 2) == rest
+
+
+def test_a_folder_speaks_for_itself_and_unknown_models_are_named(tmp_path) -> None:
+    config, _ = tiny()
+    policy_architecture(config.policy, 500).save_pretrained(tmp_path / "model")
+    assert policy_shape(PolicyConfig(path=str(tmp_path / "model"))) == policy_shape(config.policy)
+    with pytest.raises(ConfigError, match=r"mistral-7b.*qwen2\.5-3b"):
+        policy_shape(PolicyConfig(path="my/mistral-7b"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nothing"}))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        policy_shape(PolicyConfig(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("Flat", DenseConfig()),
+        ("HNSW16", DenseConfig(index="hnsw", hnsw_neighbours=16)),
+        ("HNSW64", DenseConfig(index="hnsw")),
+        ("IVF2,PQ8", DenseConfig(index="ivf-pq", pq_bytes=8)),
+    ],
+)
+def test_an_index_is_as_large_as_faiss_makes_it(name: str, settings: DenseConfig) -> None:
+    """To 3 %: the levels of a graph are drawn, and tables of cells are not counted."""
+    faiss = pytest.importorskip("faiss", reason="needs faiss")
+    count, dimension = 20_000, 32
+    vectors = np.random.default_rng(0).normal(size=(count, dimension)).astype(np.float32)
+    index = faiss.index_factory(dimension, name)
+    index.train(vectors)
+    if "HNSW" in name:
+        index.hnsw.efConstruction = 8
+    index.add(vectors)
+    tables = 256 * dimension * 4 if "PQ" in name else 0
+    found = len(faiss.serialize_index(index)) - tables
+    assert index_bytes(settings, count, dimension) == pytest.approx(found, rel=0.03)
+
+
+def test_the_published_index_has_its_known_size() -> None:
+    """21,015,324 × 768 × 4 bytes: the flat index that Search-R1 distributes."""
+    assert index_bytes(DenseConfig()) == 64_559_075_328
+    assert math.isclose(index_bytes(DenseConfig(index="ivf-pq")), 72 * 21_015_324)
