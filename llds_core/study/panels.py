@@ -260,6 +260,7 @@ def weights_figure(runs: Sequence[StoredRun], panels: Sequence[str]) -> Figure:
                 for run in columns[weight]:
                     if run.collapse is not None:
                         axes.axvline(run.collapse_step, color=GREY, linestyle=":", linewidth=1)
+                axes.set_xlabel("")
                 sns.despine(ax=axes)
         for axes, weight in zip(grid[0], weights, strict=True):
             found = [run.collapse is not None for run in columns[weight]]
