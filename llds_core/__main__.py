@@ -57,11 +57,11 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     _quiet_libraries()
     try:
         command = typer.main.get_command(app)
-        with command.make_context(_PROGRAM, words.copy()) as context:
+        with command.make_context(_PROGRAM, given.copy()) as context:
             return command.invoke(context) or 0
     except typer.Exit as end:  # of --help
         return end.exit_code
@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has closed it, as `head` does; Python would complain on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (KeyboardInterrupt, typer.Abort):
-        print(f"\nstopped; to continue: {_PROGRAM} {shlex.join(words)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"\nstopped; to continue: {_PROGRAM} {shlex.join(given)}", file=sys.stderr)
         return 130
 
 
@@ -132,7 +132,7 @@ def data(
     check_room(items, folder)
     if not yes and not sys.stdin.isatty():
         raise ConfigError("no terminal to confirm on: pass --yes")
-    if not yes and not typer.confirm("fetch?"):
+    if not yes and input("fetch? [y/N] ").strip().lower() not in ("y", "yes"):
         print("nothing was fetched")
         return 1
     download(items, folder)
