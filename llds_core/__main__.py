@@ -118,9 +118,7 @@ def data(
     quiet: Quiet = False,
 ) -> int:
     """Fetch what a profile needs from the model hub."""
-    from llds_core.retrieval.vectors import read_index_manifest
     from llds_core.worlds.downloads import (
-        SOURCES,
         check_room,
         describe,
         download,
@@ -129,10 +127,6 @@ def data(
     )
 
     names = needs(profile, words(only))
-    copied = folder / SOURCES["index"].folder
-    if "index" in names and not only and (read_index_manifest(copied) or {}).get("index"):
-        print(f"index: its vectors are in {copied} already; --only index fetches it again")
-        names = tuple(name for name in names if name != "index")
     if not names:
         print(f"{profile} needs no download: its world is built on this machine")
         return 0
@@ -320,7 +314,7 @@ def index(
 ) -> None:
     """Build the dense index of a profile: resumable."""
     from llds_core.machine.sizing import size_table
-    from llds_core.retrieval.index import build_index
+    from llds_core.retrieval import build_index
     from llds_core.rollout.environment import build_world, index_folder
 
     if sizes:
@@ -348,34 +342,21 @@ def retriever(
             'retrieval.backend is "server", which is what this starts: add --backend bm25 or dense'
         )
     from llds_core.rollout.environment import build_served
-    from llds_core.serving.server import serve
+    from llds_core.serving import serve
 
     serve(partial(build_served, config), config.service, host=host, port=port)
 
 
 def bench(
     profile: Annotated[str, Option(help=f"one of: {', '.join(profiles())}")] = "desk",
-    retrieval: Annotated[bool, Option("--retrieval", help="measure search engines")] = False,
-    size: Annotated[int, Option(help="--retrieval: vectors of the large corpus")] = 1_000_000,
-    service: Annotated[bool, Option("--service", help="measure the service under load")] = False,
-    out: Annotated[Path | None, Option(help="CSV file (default: in results)")] = None,
+    out: Annotated[Path, Option(help="CSV file")] = Path("results/bench.csv"),
     run_root: Root = ROOT,
     quiet: Quiet = False,
 ) -> None:
     """Measure speed against named baselines, side by side."""
-    if retrieval:
-        from llds_core.bench.retrieval import bench_retrieval
+    from llds_core.bench.speed import bench
 
-        table = out or Path("results/bench_retrieval.csv")
-        bench_retrieval(table, table.with_suffix(".cache"), size=size)
-    elif service:
-        from llds_core.bench.service import bench_service
-
-        bench_service(profile, out or Path("results/bench_service.csv"))
-    else:
-        from llds_core.bench.speed import bench
-
-        bench(profile, run_root, out or Path("results/bench.csv"))
+    bench(profile, run_root, out)
 
 
 COMMANDS = {

@@ -11,9 +11,7 @@ from llds_core.__main__ import main
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.machine.doctor import Finding, Gpu, Gpus, Probes, examine, probes
 from llds_core.machine.plan import plan
-from llds_core.retrieval.health import Health
-from llds_core.retrieval.passage_file import PassageFile
-from llds_core.retrieval.wire import ServiceIdentity
+from llds_core.retrieval import Health, PassageFile, ServiceIdentity, encoder_hash
 from llds_core.worlds import CORPUS_FILE
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 79.1, 78.5)
@@ -48,24 +46,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_index_manifest(folder: Path, data: Path, **changes: object) -> None:
     """A finished flat index over the corpus of `data`, as its manifest tells it."""
-    from llds_core.retrieval.encoder import encoder_hash
-
     passages = PassageFile(data / CORPUS_FILE)
     manifest = {
-        "schema_version": 1,
+        "schema_version": 2,
         "passages": len(passages),
         "dimension": 8,
-        "dtype": "float32",
-        "shard_passages": 100,
-        "shards": [],
         "corpus_hash": passages.hash,
         "encoder_hash": encoder_hash(data / "encoder/e5-base-v2"),
         "passage_prefix": "passage: ",
         "max_tokens": 256,
         "half": False,
-        "index": {"index": "flat", "file": None, "bytes": 0},
+        "vectors": "e5_Flat.index",
+        "index": "Flat",
+        "bytes": 0,
     }
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "e5_Flat.index").touch()
     (folder / "manifest.json").write_text(json.dumps(manifest | changes))
 
 
@@ -75,6 +71,7 @@ def experiment(data: Path, index: Path, *more: str) -> ExperimentConfig:
         f"policy.path={data}/policy/qwen2.5-3b",
         f"dense.encoder={data}/encoder/e5-base-v2",
         f"dense.path={index}",
+        f"dense.vectors={index}/e5_Flat.index",
         *more,
     ]
     return load_experiment("paper-3b/grpo", overrides)
@@ -253,7 +250,7 @@ def test_a_policy_folder_without_weights(
         ({"corpus_hash": "0" * 64}, "was built with"),
         ({"encoder_hash": "0" * 64}, "was built with"),
         ({"half": True}, "was built with"),
-        ({"index": {"index": "hnsw", "file": None, "bytes": 0}}, "dense.index=hnsw, now flat"),
+        ({"index": "HNSW64 depth 200"}, "holds the index HNSW64 depth 200, not Flat"),
         ({"schema_version": 7}, "schema version 7"),
     ],
 )
@@ -266,7 +263,7 @@ def test_an_index_that_is_missing_or_of_something_else(
     assert finding.check == "index" and found in finding.found
 
 
-def test_a_missing_index_is_copied_from_the_published_one(data: Path, tmp_path: Path) -> None:
+def test_a_missing_index_is_that_of_the_published_one(data: Path, tmp_path: Path) -> None:
     def fix(vectors: str) -> str:
         config = experiment(data, tmp_path / "index", f"dense.vectors={vectors}")
         return only(failures(config, tmp_path)).fix
@@ -274,17 +271,21 @@ def test_a_missing_index_is_copied_from_the_published_one(data: Path, tmp_path: 
     published = tmp_path / "e5_Flat.index"
     assert fix(str(published)).startswith("make data PROFILE=paper-3b; then python -m llds_core")
     published.write_bytes(b"")
-    copied = f"python -m llds_core index paper-3b (copies {published}; resumable)"
-    assert fix(str(published)) == copied
+    checked = f"python -m llds_core index paper-3b (checks {published})"
+    assert fix(str(published)) == checked
     assert "hours on a GPU" in fix("null")
 
 
 def test_a_retriever_on_another_corpus(ready: ExperimentConfig, tmp_path: Path) -> None:
-    other = Health("ready", ServiceIdentity("index", "0" * 16, "dense", 63))
+    other = Health(
+        "ready", ServiceIdentity(index="index", corpus="0" * 16, backend="dense", passages=63)
+    )
     finding = only(failures(ready, tmp_path, health=lambda url: other))
     mine = PassageFile(Path(ready.data.folder) / CORPUS_FILE).hash[:16]
     assert f"searches corpus {'0' * 16}, this profile is about {mine}" in finding.found
-    right = Health("ready", ServiceIdentity("index", mine, "dense", 63))
+    right = Health(
+        "ready", ServiceIdentity(index="index", corpus=mine, backend="dense", passages=63)
+    )
     assert failures(ready, tmp_path, health=lambda url: right) == []
 
 

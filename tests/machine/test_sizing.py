@@ -9,8 +9,7 @@ from dense_worlds import FAKE, FakeEncoder, passages
 
 from llds_core.config import DenseConfig
 from llds_core.machine.sizing import WIKIPEDIA_PASSAGES, index_size, size_table
-from llds_core.retrieval.index import build_index
-from llds_core.retrieval.passage_file import PassageFile
+from llds_core.retrieval import PassageFile, build_index
 from llds_core.worlds.records import write_corpus
 
 faiss = pytest.importorskip("faiss", reason="needs faiss")
@@ -34,11 +33,11 @@ def test_files_have_the_size_that_was_foretold(
     """Stored vectors and offsets to the byte; FAISS files to their header of some hundred bytes,
     graphs to 2 %, because the levels of their nodes are drawn.
     """
-    settings = replace(kind, half=half, shard_passages=1000)
+    settings = replace(kind, half=half)
     write_corpus(tmp_path / "corpus.jsonl", passages(COUNT))
     corpus = PassageFile(tmp_path / "corpus.jsonl")
     folder = tmp_path / "index"
-    build_index(corpus, settings, folder, encoder=FakeEncoder(DIMENSION), progress=False)
+    build_index(corpus, settings, folder, encoder=FakeEncoder(DIMENSION))
     text = corpus.path.stat().st_size
     size = index_size(settings, COUNT, DIMENSION, text_bytes=text / COUNT)
     assert size.text == text
@@ -73,8 +72,6 @@ def test_wikipedia_takes_what_the_arithmetic_says() -> None:
     half = index_size(DenseConfig(half=True), WIKIPEDIA_PASSAGES, 768)
     assert half.vectors == half.gpu == 32_279_537_664
     assert half.memory == flat.memory
-    torch = index_size(DenseConfig(engine="torch"), WIKIPEDIA_PASSAGES, 768)
-    assert torch.memory == 0
     # 64 neighbours: 4 (128 + 64 / 63) + 12 = 528.06 bytes a passage.
     graph = index_size(DenseConfig(index="hnsw"), WIKIPEDIA_PASSAGES, 768)
     assert graph.index - flat.memory == pytest.approx(528.06 * WIKIPEDIA_PASSAGES, rel=1e-4)
@@ -87,5 +84,5 @@ def test_wikipedia_takes_what_the_arithmetic_says() -> None:
 def test_the_table_has_a_row_for_every_kind() -> None:
     table = size_table()
     assert "21,015,324 passages × 768" in table
-    assert table.count("\n| ") == 7
+    assert table.count("\n| ") == 6
     assert "| flat | 13.9 | 0.2 | 64.6 | 0.0 | 78.6 | 64.6 | 64.6 |" in table

@@ -20,9 +20,7 @@ from files_world import write_files_world, write_policy, write_published_vectors
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
 from llds_core.reporting import notebooks
-from llds_core.retrieval.encoder import Encoder
-from llds_core.retrieval.health import ask_health
-from llds_core.retrieval.index import build_index
+from llds_core.retrieval import Encoder, ask_health, build_index
 from llds_core.rollout.environment import build_world
 from llds_core.runs import read_manifest, read_metrics, run_path
 from llds_core.runs.checkpoints import checkpoint_steps

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from llds_core.errors import DownloadError
-from llds_core.retrieval.health import Health, ask_health
+from llds_core.retrieval import Health, ask_health
 from llds_core.worlds.downloads import Kind, list_files
 
 GIB = 2**30

@@ -98,7 +98,6 @@ def index_finding(config: ExperimentConfig, corpus: StoredMap | None) -> Finding
     fix = f"python -m llds_core index {config.profile} ({how})"
     if settings.vectors and not Path(settings.vectors).is_file():
         fix = f"make data PROFILE={config.profile}; then {fix}"
-        return Finding("index", "fail", f"{settings.vectors} does not exist", fix)
     if settings.path is None and corpus is None:
         return Finding("index", "fail", "the corpus was never indexed here", fix)
     folder = Path(settings.path) if settings.path else index_path(config, "files", corpus.hash)
@@ -108,6 +107,8 @@ def index_finding(config: ExperimentConfig, corpus: StoredMap | None) -> Finding
             return Finding("index", "fail", f"{folder} holds none", fix)
         if not manifest.get("index"):
             return Finding("index", "fail", f"{folder} holds an unfinished one", fix)
+        if settings.vectors and not Path(settings.vectors).is_file():
+            return Finding("index", "fail", f"{settings.vectors} does not exist", fix)
         source = manifest | {
             "passage_prefix": settings.passage_prefix,
             "max_tokens": settings.max_tokens,
