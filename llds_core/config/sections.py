@@ -56,8 +56,6 @@ class DenseConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     half: StrictBool = False
     """Encode, and search on a GPU, in 16 bits."""
-    engine: Literal["faiss", "torch"] = "faiss"
-    """`torch` multiplies matrices, without faiss; flat indexes only."""
     index: Literal["flat", "ivf-pq", "hnsw"] = "flat"
     hnsw_neighbours: StrictInt = Field(default=64, ge=4, le=256)
     hnsw_build_depth: StrictInt = Field(default=200, ge=8)
@@ -67,15 +65,11 @@ class DenseConfig:
     ivf_probes: StrictInt = Field(default=256, ge=1)
     pq_bytes: StrictInt = Field(default=64, ge=1, le=1024)
     """Bytes a vector takes after product quantisation; must divide its dimension."""
-    pq_rescore: StrictInt = Field(default=10, ge=1, le=100)
-    """Candidates per passage asked for, scored again with the stored vectors."""
-    shard_passages: StrictInt = Field(default=100_000, ge=1)
-    """Passages encoded between two writes to disk: what a kill can cost."""
     path: str | None = None
     """Folder of a built index; null builds one under the run root."""
     vectors: str | None = None
-    """Flat FAISS index of the same corpus and encoder, made elsewhere: building takes its vectors
-    instead of encoding; null encodes."""
+    """Flat FAISS index of the same corpus and encoder, made elsewhere: it is opened where it lies,
+    and other indexes are built from its vectors; null encodes."""
 
 
 @checked
@@ -87,14 +81,12 @@ class ServiceConfig:
     tries: StrictInt = Field(default=8, ge=1, le=100)
     """Eight bridge an outage of about 20 seconds, such as a restart; a large index needs more."""
     backoff_seconds: Number = Field(default=0.2, ge=0, le=60)
-    """Wait before the second try; doubles with every further one up to ten seconds, with jitter."""
+    """The second try comes at once, the third after twice this; doubles up to ten seconds."""
     on_failure: Literal["raise", "empty"] = "raise"
     """`empty` turns a search that failed for good into a logged empty observation."""
     request_queries: StrictInt = Field(default=128, ge=1)
     """Queries that a client sends in one request: few enough for a slow engine to answer in time.
     """
-    cache_size: StrictInt = Field(default=10_000, ge=0)
-    """Answers kept per client; 0 for none."""
     batch_window_ms: Number = Field(default=2.0, ge=0, le=1000)
     """Server: how long it waits to put concurrent requests into one batch."""
     max_queries: StrictInt = Field(default=4096, ge=1)

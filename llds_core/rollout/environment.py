@@ -8,12 +8,17 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from llds_core.config import ExperimentConfig
-from llds_core.retrieval.base import Retriever
-from llds_core.retrieval.bm25 import BM25Retriever
-from llds_core.retrieval.client import ServiceIdentity
-from llds_core.retrieval.failures import FailingRetriever
+from llds_core.retrieval import (
+    BM25Retriever,
+    DenseRetriever,
+    FailingRetriever,
+    PassageFile,
+    Retriever,
+    RetrieverClient,
+    ServiceIdentity,
+    passages_hash,
+)
 from llds_core.retrieval.index import index_path
-from llds_core.retrieval.passage_file import PassageFile, passages_hash
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.worlds import CORPUS_FILE, World, build_atlas, build_files_world
 
@@ -105,12 +110,8 @@ def build_retriever(config: ExperimentConfig, world: World) -> Retriever:
         RetrieverError: when the service does not answer.
     """
     if config.retrieval.backend == "dense":
-        from llds_core.retrieval.dense import open_dense
-
-        return open_dense(world.passages, config.dense, index_folder(config, world))
+        return DenseRetriever(world.passages, config.dense, index_folder(config, world))
     if config.retrieval.backend == "server":
-        from llds_core.retrieval.client import RetrieverClient
-
         return RetrieverClient(config.service, corpus=passages_hash(world.passages)[:16])
     return BM25Retriever(world.passages, title_weight=config.retrieval.title_weight)
 

@@ -16,8 +16,7 @@ from llds_core.machine import doctor, gpu_probe
 from llds_core.machine.doctor import Finding, examine
 from llds_core.machine.gpu_probe import Gpu, Gpus
 from llds_core.machine.plan import estimate
-from llds_core.retrieval import Health, ServiceIdentity
-from llds_core.retrieval.passage_file import PassageFile
+from llds_core.retrieval import Health, PassageFile, ServiceIdentity
 from llds_core.worlds import CORPUS_FILE
 
 GIB = 2**30
@@ -53,24 +52,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_index_manifest(folder: Path, data: Path, **changes: object) -> None:
     """A finished flat index over the corpus of `data`, as its manifest tells it."""
-    from llds_core.retrieval.encoder import encoder_hash
-
     passages = PassageFile(data / CORPUS_FILE)
     manifest = {
-        "schema_version": 1,
+        "schema_version": 2,
         "passages": len(passages),
         "dimension": 8,
-        "dtype": "float32",
-        "shard_passages": 100,
-        "shards": [],
         "corpus_hash": passages.hash,
         "encoder_hash": encoder_hash(data / "encoder/e5-base-v2"),
         "passage_prefix": "passage: ",
         "max_tokens": 256,
         "half": False,
-        "index": {"index": "flat", "file": None, "bytes": 0},
+        "vectors": "e5_Flat.index",
+        "index": "Flat",
+        "bytes": 0,
     }
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "e5_Flat.index").touch()
     (folder / "manifest.json").write_text(json.dumps(manifest | changes))
 
 
@@ -80,6 +77,7 @@ def experiment(data: Path, index: Path, *more: str) -> ExperimentConfig:
         f"policy.path={data}/policy/qwen2.5-3b",
         f"dense.encoder={data}/encoder/e5-base-v2",
         f"dense.path={index}",
+        f"dense.vectors={index}/e5_Flat.index",
         *more,
     ]
     return load_experiment("paper-3b/grpo", overrides)
@@ -261,7 +259,7 @@ def test_policies_that_cannot_be_had(data: Path, ready, tmp_path: Path, machine)
         ({"corpus_hash": "0" * 64}, "was built with"),
         ({"encoder_hash": "0" * 64}, "was built with"),
         ({"half": True}, "was built with"),
-        ({"index": {"index": "hnsw", "file": None, "bytes": 0}}, "dense.index=hnsw, now flat"),
+        ({"index": "HNSW64 depth 200"}, "holds the index HNSW64 depth 200, not Flat"),
         ({"schema_version": 7}, "schema version 7"),
     ],
 )
@@ -282,8 +280,8 @@ def test_a_missing_index_is_made_of_the_published_one(data: Path, tmp_path: Path
     published = tmp_path / "e5_Flat.index"
     assert fix(str(published)).startswith("make data PROFILE=paper-3b; then python -m llds_core")
     published.write_bytes(b"")
-    copied = f"python -m llds_core index paper-3b (copies {published}; resumable)"
-    assert fix(str(published)) == copied
+    checked = f"python -m llds_core index paper-3b (checks {published})"
+    assert fix(str(published)) == checked
     assert "hours on a GPU" in fix("null")
 
 
@@ -292,7 +290,8 @@ def test_what_answers_at_the_address_of_the_retriever(
 ) -> None:
     mine = PassageFile(data / CORPUS_FILE).hash[:16]
     for corpus, expected in (("0" * 16, 1), (mine, 0)):
-        health = Health("ready", ServiceIdentity("index", corpus, "dense", 63))
+        identity = ServiceIdentity(index="index", corpus=corpus, backend="dense", passages=63)
+        health = Health("ready", identity)
         machine(ask_health=lambda url, health=health: health)
         found = failures(ready, tmp_path)
         assert len(found) == expected

@@ -16,6 +16,7 @@ from services import (
     ENGINE,
     IDENTITY,
     PASSAGES,
+    PATIENCE,
     SETTINGS,
     Process,
     Recorder,
@@ -25,6 +26,7 @@ from services import (
     serving,
 )
 
+from llds_core.__main__ import main
 from llds_core.errors import ConfigError
 from llds_core.retrieval import Hit
 from llds_core.retrieval.client import IDENTITY_HEADER
@@ -104,7 +106,7 @@ def test_concurrent_requests_share_a_search_and_get_their_own_answers() -> None:
     """Different numbers of passages, with and without scores, in one search for the most."""
     engine = Recorder()
     with (
-        running(engine, replace(SETTINGS, batch_window_ms=500.0)) as url,
+        running(engine, replace(SETTINGS, batch_window_ms=2000.0)) as url,
         ThreadPoolExecutor(8) as pool,
     ):
         answers = list(
@@ -125,7 +127,7 @@ def test_concurrent_requests_share_a_search_and_get_their_own_answers() -> None:
 def test_batches_are_bounded_and_too_many_waiting_queries_are_told_to_come_later() -> None:
     """One of 2 queries is searched, 4 × 2 may wait, the next is refused; health answers."""
     release = threading.Event()
-    engine = Recorder(lambda queries: release.wait(20))
+    engine = Recorder(lambda queries: release.wait(PATIENCE))
     settings = replace(SETTINGS, max_queries=2, max_hits=6, batch_window_ms=0.0)
     service = SearchService(settings)
     service.open(engine, IDENTITY)
@@ -140,7 +142,7 @@ def test_batches_are_bounded_and_too_many_waiting_queries_are_told_to_come_later
         eventually(lambda: len(service._batcher._waiting) == 8)
         refused = post(url, queries=["word3"])
         assert refused.status_code == 503 and refused.headers["Retry-After"] == "1"
-        assert requests.get(f"{url}/health", timeout=10).status_code == 200
+        assert requests.get(f"{url}/health", timeout=PATIENCE).status_code == 200
         release.set()
         assert {future.result().status_code for future in waiting} == {200}
         assert post(url, queries=["word3"]).status_code == 200
@@ -150,7 +152,7 @@ def test_batches_are_bounded_and_too_many_waiting_queries_are_told_to_come_later
 
 def test_nobody_searches_for_a_client_that_gave_up() -> None:
     release = threading.Event()
-    engine = Recorder(lambda queries: release.wait(20))
+    engine = Recorder(lambda queries: release.wait(PATIENCE))
     settings = replace(SETTINGS, batch_window_ms=0.0)
     with running(engine, settings) as url, ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, url, queries=["word1"])
@@ -234,7 +236,7 @@ def deep(depth: int) -> bytes:
     ids=range(32),
 )
 def test_what_is_not_as_agreed_is_refused_in_one_line(url, body: bytes, named: str) -> None:
-    response = requests.post(f"{url}/retrieve", data=body, timeout=60)
+    response = requests.post(f"{url}/retrieve", data=body, timeout=PATIENCE)
     assert response.status_code == 400
     assert list(response.json()) == ["error"]
     assert named in response.json()["error"] and "\n" not in response.json()["error"]
@@ -250,7 +252,7 @@ def test_punctuation_of_json_within_queries_is_text(url) -> None:
 def exchange(url: str, *parts: bytes) -> bytes:
     """Everything a server sends over one connection until it closes it."""
     host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
         for part in parts:
             connection.sendall(part)
         received = b""
@@ -303,9 +305,9 @@ def test_loading_is_said() -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_finishes_what_was_accepted_and_is_a_success(tmp_path: Path, how: int) -> None:
-    with Process(tmp_path, search_seconds=1.5) as process, ThreadPoolExecutor(1) as pool:
+    with Process(tmp_path, search_seconds=3.0) as process, ThreadPoolExecutor(1) as pool:
         searching = pool.submit(post, process.url, queries=["word3"], topk=1)
-        time.sleep(0.7)  # sent by then, and not answered
+        time.sleep(1.5)  # sent by then, and not answered
         process.stop(how)
         assert searching.result().json()["result"][0][0]["id"] == "p3"
         assert process.ended() == (0, "")
@@ -314,7 +316,7 @@ def test_a_stop_finishes_what_was_accepted_and_is_a_success(tmp_path: Path, how:
 
 
 def test_a_stop_while_loading_is_a_stop(tmp_path: Path) -> None:
-    process = Process(tmp_path, load_seconds=60.0)
+    process = Process(tmp_path, load_seconds=600.0)
     process.start()
 
     def loading() -> bool:

@@ -139,19 +139,6 @@ def test_a_sentence_encoder_arrives_whole(hub, tmp_path):
     assert set(files) - fetched == {".gitattributes", "README.md"}
 
 
-def test_an_index_whose_vectors_were_taken_may_be_deleted(hub, tmp_path, capsys):
-    arguments = ["data", "paper-3b", "--folder", str(tmp_path), "--yes", "--quiet"]
-    assert main(arguments) == 0
-    (tmp_path / "index/e5_Flat.index").unlink()
-    finished = {"schema_version": 1, "passages": 0, "dimension": 2, "dtype": "float32"}
-    finished |= {"shard_passages": 1, "shards": [], "index": {"index": "flat"}}
-    (tmp_path / "index/manifest.json").write_text(json.dumps(finished))
-    hub.asked.clear()
-    capsys.readouterr()
-    assert main(arguments) == 0
-    assert "its vectors are in" in capsys.readouterr().out and not hub.asked
-
-
 def test_a_killed_call_is_continued_by_the_next(hub, tmp_path):
     """Killed in the middle of the second part: the first is not fetched again."""
     hub.stall_after["part_ab"] = 10_000
