@@ -16,7 +16,7 @@ from llds_core.machine import doctor, gpu_probe
 from llds_core.machine.doctor import Finding, examine
 from llds_core.machine.gpu_probe import Gpu, Gpus
 from llds_core.machine.plan import estimate
-from llds_core.retrieval import Health, PassageFile, ServiceIdentity
+from llds_core.retrieval import Health, PassageFile, ServiceIdentity, encoder_hash
 from llds_core.worlds import CORPUS_FILE
 
 GIB = 2**30

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import requests
-from llds_core.cli import main
 from services import (
     ENGINE,
     IDENTITY,

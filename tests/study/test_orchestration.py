@@ -24,7 +24,7 @@ from llds_core.retrieval import ask_health
 from llds_core.retrieval.encoder import Encoder
 from llds_core.retrieval.index import build_index
 from llds_core.rollout.environment import build_world
-from llds_core.runs import read_manifest, read_metrics, run_path
+from llds_core.runs import Run, read_manifest, read_metrics
 from llds_core.runs.checkpoints import checkpoint_steps
 from llds_core.study import reproduce as reproduction
 from llds_core.study.reproduce import reproduce
@@ -59,7 +59,7 @@ class Place:
 
     def run(self, arm: str) -> Path:
         config = load_experiment(f"paper-3b/{arm}", self.overrides)
-        return run_path(self.run_root, config, 0, self.overrides)
+        return Run(config, 0, self.run_root, tuple(self.overrides)).path
 
     def retriever(self) -> str:
         config = load_experiment("paper-3b/grpo", self.overrides)

@@ -8,7 +8,8 @@ import pytest
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, RunError
-from llds_core.machine.doctor import examine, machine
+from llds_core.machine import doctor
+from llds_core.machine.doctor import examine
 from llds_core.study.reproduce import reproduce
 
 
@@ -64,7 +65,7 @@ def test_doctor_finds_this_machine_fit(tmp_path: Path) -> None:
 def test_reproduce_refuses_a_machine_that_cannot_run_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "NEEDED_DISK_GIB", 1e9)
+    monkeypatch.setattr(doctor, "_DISK_GIB", 1e9)
     with pytest.raises(ConfigError, match="disk"):
         reproduce("smoke", [0], tmp_path / "runs", out_dir=tmp_path / "out")
     assert not (tmp_path / "runs").exists()
