@@ -125,15 +125,19 @@ def study(
 ) -> int:
     """Run what is left of a study and publish each run as it ends."""
     from llds_core.study import runner
+    from llds_core.study.published import published_root
 
     planned, chosen = load_study(study), words(arms) or None
+    published = published_root(planned)
     only = numbers(seeds) if seeds else None
     if status:
-        table = runner.status(runner.planned_runs(planned, run_root, chosen, only))
+        table = runner.status(runner.planned_runs(planned, run_root, chosen, only), published)
         print(table.to_string(index=False, float_format="%.1f"))
-        print(runner.what_is_left(planned, table, run_root))
+        print(runner.what_is_left(planned, table, run_root, published))
         return 0
-    failures = runner.run_study(planned, run_root, arms=chosen, seeds=only, minutes=minutes)
+    failures = runner.run_study(
+        planned, run_root, arms=chosen, seeds=only, published=published, minutes=minutes
+    )
     for failure in failures:
         print(failure, file=sys.stderr)
     return 2 if failures else 0

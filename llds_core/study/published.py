@@ -11,7 +11,8 @@
         runs/<arm>-seed<k>.json        manifest, with the held-out evaluation
         mechanism-seed<k>/             measurements on checkpoints
 
-An arm is a setting of a study: a method, or a method with overrides.
+An arm is a setting of a study: a method, or a method with overrides. A study that is not named as
+its profile has a folder of its own: `results/published/<study>/<profile>/`.
 """
 
 import gzip
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from llds_core.config import load_study, studies
+from llds_core.config import Study, load_study, studies
 from llds_core.errors import DataError
 from llds_core.files import disk_errors, replacing, write_json, write_table, write_text
 from llds_core.reporting.notebooks import MAIN_ARMS, project_path, report
@@ -34,6 +35,11 @@ from llds_core.study.tables import effects
 
 # What a reader of another machine has no use for.
 _LOCAL_KEYS = ("command", "start_policy")
+
+
+def published_root(study: Study) -> Path:
+    """Root of the published results of a study."""
+    return PUBLISHED if study.name == study.profile else PUBLISHED / study.name
 
 
 def publish_run(run: StoredRun, arm: str | None = None, published: Path = PUBLISHED) -> Path:
@@ -87,17 +93,22 @@ def write_runs_table(published: Path, profile: str) -> Path:
     return path
 
 
-def write_tables(published: Path, profile: str) -> None:
-    """Write `runs.csv`, `phases.csv` and, for a profile with a study, `effects.csv` and
-    `claims.csv` anew.
+def write_tables(published: Path, profile: str, study: Study | None = None) -> None:
+    """Write `runs.csv`, `phases.csv` and, of a study, `effects.csv` and `claims.csv` anew.
+
+    Args:
+        published: root of the published results.
+        profile: name of a profile.
+        study: what the runs are of; None for the study that is named as the profile, if any.
     """
     write_runs_table(published, profile)
     folder, runs = published / profile, read_published(profile, published)
     phases = pd.DataFrame([phase_row(run) for run in runs]).astype(object)
     write_table(folder / "phases.csv", phases, float_format=None)
-    if profile not in studies():
+    if study is None and profile in studies():
+        study = load_study(profile)
+    if study is None:
         return
-    study = load_study(profile)
     write_table(folder / "effects.csv", effects(runs, study), "%.4g")
     if has_claims(study.name):
         claims = load_claims(study).claims
@@ -119,18 +130,23 @@ def publish_mechanism(run_root: Path, profile: str, seed: int, published: Path =
     return target
 
 
-def report_published(profile: str, published: Path = PUBLISHED) -> Path:
+def report_published(name: str) -> Path:
     """Redraw what is published from the runs stored there: tables, claims, figures, report, README.
 
+    Args:
+        name: of a study, or of a profile without one.
+
     Returns:
-        The published folder of the profile.
+        The published folder.
     """
-    root = project_path(published)
+    study = load_study(name) if name in studies() else None
+    profile = study.profile if study else name
+    root = project_path(published_root(study) if study else PUBLISHED)
     runs = read_published(profile, root)
-    write_tables(root, profile)
+    write_tables(root, profile, study)
     main = [arm for arm in MAIN_ARMS if any(run.arm == arm for run in runs)]
     seeds = sorted({run.seed for run in runs if run.arm in main})
-    out_dir = Path("results") / profile / "published"
+    out_dir = Path("results") / name / "published"
     # What an earlier call drew may be of runs that are no longer published.
     shutil.rmtree(project_path(out_dir), ignore_errors=True)
     report(profile, seeds, root, out_dir, methods=main)
@@ -141,8 +157,8 @@ def report_published(profile: str, published: Path = PUBLISHED) -> Path:
         for file in sorted((project_path(out_dir) / "figures").iterdir()):
             if file.suffix in (".png", ".csv"):
                 shutil.copy(file, target / file.name)
-    if has_report(profile):
-        write_text(root / profile / "REPORT.md", render_report(root, profile))
+    if study and has_report(study):
+        write_text(root / profile / "REPORT.md", render_report(root, study))
         readme = project_path("README.md")
-        write_text(readme, update_readme(readme, root, profile))
+        write_text(readme, update_readme(readme, root, study))
     return root / profile

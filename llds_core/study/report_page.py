@@ -16,7 +16,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from llds_core.config.arms import Study, load_study
+from llds_core.config.arms import Study
 from llds_core.errors import DataError
 from llds_core.markdown import bounded
 from llds_core.reporting.run_tables import outcomes, usual_steps
@@ -33,23 +33,28 @@ _BLOCK = re.compile(r"(<!-- status:begin -->\n).*?(<!-- status:end -->)", re.DOT
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def has_report(study: str) -> bool:
+def has_report(study: Study) -> bool:
     """Whether there is a page about a study."""
-    return (_REPORTS / f"{study}.md").is_file()
+    return (_REPORTS / f"{study.name}.md").is_file()
 
 
-def render_report(published: Path, profile: str) -> str:
-    """The text of `REPORT.md` of a profile with a study, from its published results."""
-    return _render(f"{profile}.md", published, profile)
+def render_report(published: Path, study: Study) -> str:
+    """The text of `REPORT.md` of a study, from its published results."""
+    return _render(f"{study.name}.md", published, study)
 
 
-def update_readme(readme: Path, published: Path, profile: str) -> str:
-    """The text of `readme` with the block between its two status markers made anew."""
-    status = _render(f"{profile}-status.md", published, profile)
-    return _BLOCK.sub(lambda block: block[1] + status + block[2], readme.read_text("utf-8"))
+def update_readme(readme: Path, published: Path, study: Study) -> str:
+    """The text of `readme` with the block between its two status markers made anew, if the study
+    has one.
+    """
+    text, template = readme.read_text("utf-8"), f"{study.name}-status.md"
+    if not (_REPORTS / template).is_file():
+        return text
+    status = _render(template, published, study)
+    return _BLOCK.sub(lambda block: block[1] + status + block[2], text)
 
 
-def _render(template: str, published: Path, profile: str) -> str:
+def _render(template: str, published: Path, plan: Study) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -61,7 +66,7 @@ def _render(template: str, published: Path, profile: str) -> str:
     environment.filters.update({one.__name__: one for one in filters})
     environment.globals["bounded"] = bounded
     text = (_REPORTS / template).read_text("utf-8")
-    study = PublishedStudy(published, profile)
+    study = PublishedStudy(published, plan)
     try:
         return environment.from_string(text).render(study=study)
     except (jinja2.UndefinedError, LookupError) as error:
@@ -78,10 +83,10 @@ class PublishedStudy:
         arms: runs of each arm by seed.
     """
 
-    def __init__(self, published: Path, profile: str) -> None:
-        self.folder = published / profile
-        self.plan: Study = load_study(profile)
-        self._stored = read_published(profile, published)
+    def __init__(self, published: Path, plan: Study) -> None:
+        self.folder = published / plan.profile
+        self.plan = plan
+        self._stored = read_published(plan.profile, published)
         self.arms: dict[str, dict[int, Measured]] = {}
         for run in self._stored:
             self.arms.setdefault(run.arm, {})[run.seed] = Measured(run)

@@ -7,22 +7,29 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llds_core.config.arms import load_study
+from llds_core.config.arms import Arm, Study, load_study
 from llds_core.errors import DataError
 from llds_core.reporting.store import find_published, load_run, load_runs, read_published
 from llds_core.study.evidence import published_mechanism
-from llds_core.study.published import publish, publish_mechanism, publish_run, write_tables
+from llds_core.study.published import (
+    publish,
+    publish_mechanism,
+    publish_run,
+    published_root,
+    write_tables,
+)
 from llds_core.study.report_page import PublishedStudy, number, render_report, span, update_readme
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "results/published"
+DESK = load_study("desk")
 
 
 def test_the_report_and_the_readme_say_what_is_published() -> None:
     report = PUBLISHED / "desk/REPORT.md"
-    assert render_report(PUBLISHED, "desk") == report.read_text("utf-8")
+    assert render_report(PUBLISHED, DESK) == report.read_text("utf-8")
     readme = ROOT / "README.md"
-    assert update_readme(readme, PUBLISHED, "desk") == readme.read_text("utf-8")
+    assert update_readme(readme, PUBLISHED, DESK) == readme.read_text("utf-8")
 
 
 def test_the_tables_in_git_equal_the_runs_in_git(tmp_path: Path) -> None:
@@ -69,6 +76,20 @@ def test_an_arm_is_published_and_read_under_its_own_name(smoke_runs: Path, tmp_p
         load_runs(tmp_path, "smoke", ["llds-action"], [0])
 
 
+def test_a_study_that_is_not_named_as_its_profile_has_a_folder_of_its_own(
+    smoke_runs: Path, tmp_path: Path
+) -> None:
+    arms = [Arm(arm, arm, (0,)) for arm in ("grpo", "llds-action")]
+    study = Study("second", "smoke", arms=tuple(arms))
+    root = published_root(study)
+    assert (root, published_root(DESK)) == (Path("results/published/second"), root.parent)
+    for arm in study.labels:
+        publish_run(load_run(smoke_runs / "smoke" / arm / "seed0"), arm, tmp_path / root)
+    write_tables(tmp_path / root, "smoke", study)
+    assert pd.read_csv(tmp_path / root / "smoke/effects.csv")["arm"].tolist() == ["llds-action"]
+    assert not (tmp_path / root / "smoke/claims.csv").exists()
+
+
 def test_damaged_published_metrics_are_named(smoke_runs: Path, tmp_path: Path) -> None:
     publish(smoke_runs, "smoke", ["grpo"], [0], published=tmp_path)
     (tmp_path / "smoke/runs/grpo-seed0.csv.gz").write_bytes(b"torn")
@@ -101,7 +122,7 @@ def test_a_report_of_too_little_says_what_is_missing(tmp_path: Path) -> None:
         shutil.copy(file, tmp_path / "desk/runs")
     write_tables(tmp_path, "desk")
     with pytest.raises(DataError, match="publish the whole study"):
-        render_report(tmp_path, "desk")
+        render_report(tmp_path, DESK)
 
 
 def test_numbers_are_printed_as_in_prose() -> None:
@@ -110,9 +131,9 @@ def test_numbers_are_printed_as_in_prose() -> None:
 
 
 def test_tables_of_the_report_leave_out_what_is_only_a_cell_of_the_map() -> None:
-    study = PublishedStudy(PUBLISHED, "desk")
+    study = PublishedStudy(PUBLISHED, DESK)
     left = set(study.table("runs")["method"]) - set(study.table("runs", cells=False)["method"])
-    assert left == load_study("desk").only_on_map
+    assert left == DESK.only_on_map
     with pytest.raises(DataError, match='claims begin with "LLDS"'):
         study.claim("LLDS")
     assert isinstance(study.claim("LLDS survives"), pd.Series)
