@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from llds_core.cli import main
+from llds_core.__main__ import main
 from services import (
     ENGINE,
     IDENTITY,
