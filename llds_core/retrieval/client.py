@@ -45,7 +45,11 @@ _logger = logging.getLogger("llds_core")
 _T = TypeVar("_T")
 
 
-class ServiceIdentity(BaseModel):
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class ServiceIdentity(_Strict):
     """What a service searches, as `/health` says it.
 
     Attributes:
@@ -55,49 +59,39 @@ class ServiceIdentity(BaseModel):
         passages: how many there are.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True)
-
     index: str
     corpus: str
     backend: str
     passages: int
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class _Document(_Strict):
     id: str | int | None = None  # some published corpora number their passages
     contents: str
 
 
-class _Item(BaseModel):
-    model_config = ConfigDict(strict=True)
-
+class _Item(_Strict):
     document: _Document
     score: FiniteFloat
 
+    def hit(self) -> Hit:
+        """The passage; without an id, as Search-R1's BM25 server sends it, by its text's hash."""
+        id_, contents = self.document.id, self.document.contents
+        if id_ is None:
+            id_ = hashlib.sha256(contents.encode()).hexdigest()[:16]
+        return Hit(str(id_), *split_contents(contents), self.score)
 
-class _Answer(BaseModel):
+
+class _Answer(_Strict):
     result: list[list[_Item]]
 
     def hits(self, queries: int, k: int, *, need_ids: bool) -> list[list[Hit]]:
-        """The hits of `queries` queries, at most `k` each; a `ValueError` when they are not that.
-
-        A document without an id, as Search-R1's BM25 server sends it, gets the hash of its text.
-        """
+        """The hits of `queries` queries, at most `k` each, else a `ValueError`."""
         if len(self.result) != queries or any(len(items) > k for items in self.result):
             raise ValueError(f"not {queries} lists of at most {k} passages")
-        documents = [item.document for items in self.result for item in items]
-        if need_ids and any(document.id is None for document in documents):
+        if need_ids and any(item.document.id is None for items in self.result for item in items):
             raise ValueError("a document without an id")
-        return [[_hit(item) for item in items] for items in self.result]
-
-
-def _hit(item: _Item) -> Hit:
-    id_, contents = item.document.id, item.document.contents
-    if id_ is None:
-        id_ = hashlib.sha256(contents.encode()).hexdigest()[:16]
-    return Hit(str(id_), *split_contents(contents), item.score)
+        return [[item.hit() for item in items] for items in self.result]
 
 
 class RetrieverClient:

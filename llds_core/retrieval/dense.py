@@ -66,13 +66,10 @@ class DenseRetriever:
             self._index = _on_gpus(self._index, settings)
         self._lock = threading.Lock()  # an index on a GPU answers one thread at a time
         named = index_source(passages, self._encoder, settings)
-        del named["encoder"]  # known by its hash
-        named["index"] = index_kind(settings, len(passages))
-        named["depth"] = {"hnsw": settings.hnsw_search_depth, "ivf-pq": settings.ivf_probes}.get(
-            settings.index
-        )
-        named = json.dumps(named, sort_keys=True)
-        self.identity = hashlib.sha256(named.encode()).hexdigest()[:16]
+        del named["encoder"]  # a path, which may change; its hash is named too
+        depths = {"hnsw": settings.hnsw_search_depth, "ivf-pq": settings.ivf_probes}
+        named |= {"index": index_kind(settings, len(passages)), "depth": depths.get(settings.index)}
+        self.identity = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Return up to `k` hits per query, best first; none for a blank query.

@@ -40,7 +40,7 @@ INDEX_ROOT = Path("results/indexes")
 PQ_CENTROIDS = 256
 """Values of one byte of a product-quantised vector: also the fewest passages `ivf-pq` takes."""
 
-SHARD = 20_000
+SHARD = 5_000
 """Passages per shard."""
 
 _VERSION = 2

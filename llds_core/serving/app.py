@@ -143,7 +143,6 @@ class _BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body, size, more = bytearray(), 0, True
-        status, said = 413, f"a body of more than {self._limit / 2**20:g} MiB: send fewer queries"
         try:
             async with asyncio.timeout(_BODY_SECONDS):
                 # Who sends too much reads the answer only after that: it is taken and dropped.
@@ -155,11 +154,12 @@ class _BodyLimit:
                     if size <= self._limit:
                         body += message["body"]
         except TimeoutError:
-            if size <= self._limit:
-                status, said = 408, f"no whole body within {_BODY_SECONDS:g} s: send it faster"
-        if more or size > self._limit:
-            response = JSONResponse({"error": said}, status, {"Connection": "close"})
-            await response(scope, receive, send)
+            said = f"no whole body within {_BODY_SECONDS:g} s: send it faster"
+            await _closing(408, said)(scope, receive, send)
+            return
+        if size > self._limit:
+            said = f"a body of more than {self._limit / 2**20:g} MiB: send fewer queries"
+            await _closing(413, said)(scope, receive, send)
             return
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
@@ -167,6 +167,10 @@ class _BodyLimit:
             return whole.pop() if whole else await receive()
 
         await self._app(scope, replay, send)
+
+
+def _closing(status: int, said: str) -> JSONResponse:
+    return JSONResponse({"error": said}, status, {"Connection": "close"})
 
 
 @dataclass(frozen=True)

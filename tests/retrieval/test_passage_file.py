@@ -127,7 +127,7 @@ def test_bad_files_are_named_with_their_line(tmp_path: Path) -> None:
     good = '{"id": "1", "contents": "\\"a\\"\\nb"}\n'
     assert "corpus.jsonl:3: not JSON" in failure(path, good + "\n{oops\n")
     assert 'corpus.jsonl:2: no "contents"' in failure(path, good + '{"id": "2"}')
-    assert "corpus.jsonl:2: not UTF-8" in failure(path, good.encode() + b"\xff\xfe\n")
+    assert "corpus.jsonl:2: not JSON in UTF-8" in failure(path, good.encode() + b"\xff\xfe\n")
     assert "holds no passage" in failure(path, "\n \n")
     other = good.replace('"1"', '"2"')
     message = failure(path, f"\n{good}{other}\n{good}")
