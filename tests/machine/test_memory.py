@@ -232,7 +232,7 @@ def test_a_folder_speaks_for_itself_and_unknown_models_are_named(tmp_path) -> No
 def test_an_index_is_as_large_as_faiss_makes_it(name: str, settings: DenseConfig) -> None:
     """To 3 %: the levels of a graph are drawn, and tables of cells are not counted."""
     faiss = pytest.importorskip("faiss", reason="needs faiss")
-    count, dimension = 20_000, 32
+    count, dimension = 4_000, 32
     vectors = np.random.default_rng(0).normal(size=(count, dimension)).astype(np.float32)
     index = faiss.index_factory(dimension, name)
     index.train(vectors)
