@@ -2,36 +2,26 @@
 
 `evaluate` is the one evaluator: `benchmark_sets` says which questions and which averages, `agents`
 how a question is answered, `predictions` keeps the lines, `scores` sums up. `held_out` scores the
-checkpoints of runs with it, and `baselines` compares agents that need no training.
+checkpoints of runs with it.
 """
 
 from llds_core.evaluation.agents import BASELINES, POLICY
-from llds_core.evaluation.baselines import run_baselines
-from llds_core.evaluation.benchmark_sets import average_members, averages, choose_questions
-from llds_core.evaluation.evaluate import (
-    MODES,
-    ROOT,
-    Evaluation,
-    EvaluationPlan,
-    evaluate_questions,
-)
+from llds_core.evaluation.benchmark_sets import AVERAGES, averages
+from llds_core.evaluation.evaluate import ROOT, EvaluationPlan, evaluate_questions, run_baselines
 from llds_core.evaluation.held_out import ask, evaluate_ends, evaluate_run
 from llds_core.evaluation.models import Model, open_asked, open_model
 from llds_core.evaluation.predictions import parse_shard
 from llds_core.evaluation.scores import score_rows
 
 __all__ = [
+    "AVERAGES",
     "BASELINES",
-    "MODES",
     "POLICY",
     "ROOT",
-    "Evaluation",
     "EvaluationPlan",
     "Model",
     "ask",
-    "average_members",
     "averages",
-    "choose_questions",
     "evaluate_ends",
     "evaluate_questions",
     "evaluate_run",

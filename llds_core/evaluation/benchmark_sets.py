@@ -1,8 +1,8 @@
 """Which questions are asked, and which averages are taken: the benchmarks of a world.
 
-In the world of files these are the seven sets of the papers, in the atlas its kinds of question.
-An average is the unweighted mean of its sets, whatever their sizes, as the papers take it; it
-exists only where every one of its sets was asked.
+In the world of files these are the seven sets of the papers, in the atlas its kinds of question; a
+question names its own as `kind`. An average is the unweighted mean of its sets, whatever their
+sizes, as the papers take it; it exists only where every one of its sets was asked.
 """
 
 from collections import defaultdict
@@ -14,9 +14,8 @@ from llds_core.seeding import numpy_generator
 from llds_core.worlds import GENERAL, KINDS, MULTI_HOP, QUESTION_SETS, Question, World
 
 ALL = "all"
-_TWO_HOP = tuple(kind for kind in KINDS if kind.startswith("city-") and kind != "city-country")
-# Averages by world: name and members, in the order of tables.
-_AVERAGES: dict[str, dict[str, tuple[str, ...]]] = {
+_TWO_HOP = ("city-capital", "city-currency", "city-continent")
+AVERAGES: dict[str, dict[str, tuple[str, ...]]] = {
     "atlas": {
         "one_hop": tuple(kind for kind in KINDS if kind not in _TWO_HOP),
         "two_hop": _TWO_HOP,
@@ -24,16 +23,7 @@ _AVERAGES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "files": {"general": GENERAL, "multi_hop": MULTI_HOP, ALL: tuple(QUESTION_SETS)},
 }
-
-
-def benchmark_names(world: str) -> tuple[str, ...]:
-    """Benchmarks of a world, in the order of tables."""
-    return _AVERAGES[world][ALL]
-
-
-def average_members(world: str) -> dict[str, tuple[str, ...]]:
-    """Members of every average of a world; `all` comes last."""
-    return _AVERAGES[world]
+"""By world the averages and their members, in the order of tables; `all` comes last."""
 
 
 def averages(world: str, scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,13 +32,8 @@ def averages(world: str, scores: Mapping[str, Any]) -> dict[str, Any]:
         name: sum(scores[member] for member in members) / len(members)
         if all(scores.get(member) is not None for member in members)
         else None
-        for name, members in _AVERAGES[world].items()
+        for name, members in AVERAGES[world].items()
     }
-
-
-def benchmark_of(question: Question) -> str:
-    """The benchmark a question belongs to."""
-    return question.metadata["kind"]
 
 
 def choose_questions(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
@@ -57,7 +42,7 @@ def choose_questions(questions: Sequence[Question], limit: int | None, seed: int
     """
     by_kind: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
-        by_kind[benchmark_of(question)].append(question)
+        by_kind[question.metadata["kind"]].append(question)
     ranked = []
     for kind, group in by_kind.items():
         order = numpy_generator(seed, "evaluation", kind).permutation(len(group))
@@ -69,23 +54,17 @@ def choose_questions(questions: Sequence[Question], limit: int | None, seed: int
 def choose(
     world: World, split: str, names: Sequence[str], limit: int | None, seed: int
 ) -> list[Question]:
-    """Questions of some benchmarks; up to `limit` in all, spread evenly over them.
-
-    Args:
-        world: where the questions are.
-        split: `dev` or `test`.
-        names: benchmarks; none for all.
-        limit: None for every question.
-        seed: which questions a limit takes.
+    """Questions of the benchmarks `names` in `dev` or `test`, of all where none is named. A `limit`
+    counts them all, is spread evenly, and takes those that `seed` says.
     """
-    valid = benchmark_names(world.name)
+    valid = AVERAGES[world.name][ALL]
     for name in names:
         if name not in valid:
             raise ConfigError(f'unknown benchmark "{name}": {did_you_mean(name, valid)}')
     wanted = set(names or valid)
-    of_split = [q for q in getattr(world, split) if benchmark_of(q) in wanted]
+    of_split = [q for q in getattr(world, split) if q.metadata["kind"] in wanted]
     chosen = choose_questions(of_split, limit, seed)
-    empty = wanted - {benchmark_of(question) for question in chosen}
+    empty = wanted - {question.metadata["kind"] for question in chosen}
     if empty and limit is not None and limit < len(wanted):
         raise ConfigError(
             f"--limit {limit} leaves no question of {min(empty)}: ask at least {len(wanted)}, or "

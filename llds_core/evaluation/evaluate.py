@@ -10,30 +10,21 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from llds_core.errors import ConfigError, DataError, did_you_mean
-from llds_core.evaluation.agents import (
-    BASELINES,
-    POLICY,
-    Names,
-    agent_loop,
-    answer_of,
-    prompt_digest,
-    segments,
-)
-from llds_core.evaluation.benchmark_sets import benchmark_names, benchmark_of, choose
-from llds_core.evaluation.models import Model, describe
+from llds_core.evaluation.agents import BASELINES, POLICY, Agent, Names, prompt_digest
+from llds_core.evaluation.benchmark_sets import ALL, AVERAGES, choose
+from llds_core.evaluation.models import Model
 from llds_core.evaluation.predictions import (
-    KEYS,
     Key,
     Row,
     Shard,
@@ -43,11 +34,10 @@ from llds_core.evaluation.predictions import (
     read_predictions,
     writing,
 )
-from llds_core.evaluation.scores import score_answer, summarise
-from llds_core.files import write_json
+from llds_core.evaluation.scores import score_rows, summarise
+from llds_core.files import write_json, write_table
 from llds_core.rollout.environment import Environment
-from llds_core.rollout.protocol import Trajectory
-from llds_core.rollout.samplers import StopAtTag, TransformersSampler
+from llds_core.rollout.samplers import Sampler, StopAtTag, TransformersSampler
 from llds_core.runs.provenance import command_line, git_state, hardware, package_versions
 from llds_core.seeding import numpy_generator, torch_generator
 from llds_core.worlds.records import Question
@@ -55,7 +45,10 @@ from llds_core.worlds.records import Question
 ROOT = Path("results/evaluations")
 GREEDY, FAILING, SAMPLED = "greedy", "greedy_with_failures", "sampled"
 MODES = (GREEDY, FAILING, SAMPLED)
-SCHEMA_VERSION = 1
+BASELINE_COLUMNS = (
+    *("baseline", "benchmark", "n", "em", "em_low", "em_high", "f1", "sub_em"),
+    *("valid_answers", "searches", "mode", "em_tagged"),
+)
 _LIMITS = ("max_searches", "max_action_tokens", "max_observation_tokens", "max_total_tokens")
 
 
@@ -103,13 +96,8 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model, questions and how they are asked; `answer` keeps every answer in a folder.
-
-    Attributes:
-        environment: world and search engine, as `Environment.for_evaluation` has them.
-        model: what answers.
-        plan: how questions are asked.
-        questions: what is asked.
+    """A model, questions and how they are asked; `answer` keeps every answer in a folder. Of the
+    environment it takes what `Environment.for_evaluation` gives.
     """
 
     environment: Environment
@@ -126,7 +114,7 @@ class Evaluation:
         names = [*_LIMITS, *(["temperature"] if sampled else [])]
         if sampled and plan.draws == "question":
             names.append("top_p")
-        asked = [[benchmark_of(q), q.id, q.question, *q.golden_answers] for q in self.questions]
+        asked = [[q.metadata["kind"], q.id, q.question, *q.golden_answers] for q in self.questions]
         return {
             "model": self.model.digest,
             "dtype": config.training.dtype,
@@ -153,20 +141,20 @@ class Evaluation:
 
     def asked(self, shard: Shard | None = None) -> dict[Key, Question]:
         """What is to be answered, in order; of a shard every n-th question."""
-        questions = self.questions if shard is None else self.questions[shard[0] - 1 :: shard[1]]
-        samples = {SAMPLED: range(1, self.plan.samples + 1)}
+        first, step = shard or (1, 1)
+        samples = range(1, self.plan.samples + 1)
         return {
-            (benchmark_of(question), question.id, mode, sample): question
+            (question.metadata["kind"], question.id, mode, sample): question
             for mode in self.plan.modes
-            for sample in samples.get(mode, [0])
-            for question in questions
+            for sample in (samples if mode == SAMPLED else [0])
+            for question in self.questions[first - 1 :: step]
         }
 
     def answer(
         self, folder: Path, *, shard: Shard | None = None, evaluate: bool = True
     ) -> list[Row]:
-        """Answer every question, of a shard if given, that has no answer in `folder` yet; return
-        the answers in order, and raise a `DataError` where one is missing.
+        """Answer every question, of a shard if given, that has no answer in `folder` yet, or with
+        `evaluate=False` none; return the answers in order and refuse where one is missing.
         """
         config = self.environment.config
         if config.retrieval.backend == "server" and config.service.on_failure == "empty":
@@ -175,7 +163,7 @@ class Evaluation:
                 "set it to raise (answers so far are kept, and the same command goes on)"
             )
         about = {"command": command_line(), "profile": config.profile}
-        open_evaluation(folder, self.identity, about | describe(self.model) | _code())
+        open_evaluation(folder, self.identity, about | self.model.about | _code())
         path, asked = predictions_file(folder, shard), self.asked(shard)
         with writing(path):
             done = read_predictions(folder, self.asked())
@@ -199,12 +187,13 @@ class Evaluation:
         torch.set_num_threads(config.training.threads)
         model, tokenizer = self.model.load()
         make = partial(TransformersSampler, model, tokenizer, stop=StopAtTag(tokenizer))
+        agent = Agent(plan.agent, self.environment, tokenizer)
         size = config.evaluation.batch_size
         bar = tqdm(total=len(asked.keys() - done.keys()), desc=plan.agent, unit="answer")
         for (mode, _), group in groupby(asked, key=lambda key: key[2:]):
             sampler_for = partial(self._sampler, make, mode)
             rate = config.retrieval.failure_rate if mode == FAILING else 0.0
-            loop = agent_loop(plan.agent, self.environment, tokenizer, sampler_for, rate, plan.seed)
+            loop = agent.loop(sampler_for, rate, plan.seed)
             # Questions that share a stream are answered in the batches that they were first in.
             keys = [key for key in group if plan.draws == "batch" or key not in done]
             for start in range(0, len(keys), size):
@@ -213,11 +202,11 @@ class Evaluation:
                     continue
                 started = time.perf_counter()
                 sampler = sampler_for([(key[0], key[1], key[3]) for key in batch], start)
-                made = loop.run([(asked[key], key[3]) for key in batch], sampler)
+                made = loop.run([(asked[key], key[3]) for key in batch], sampler).trajectories
                 seconds = (time.perf_counter() - started) / len(batch)
-                lines: dict[Key, Row] = {
-                    key: prediction(plan.agent, key, trajectory, tokenizer, seconds)
-                    for key, trajectory in zip(batch, made.trajectories, strict=True)
+                lines = {
+                    key: agent.prediction(key, trajectory, seconds)
+                    for key, trajectory in zip(batch, made, strict=True)
                     if key not in done
                 }
                 bar.update(len(lines))
@@ -225,21 +214,15 @@ class Evaluation:
         bar.close()
 
     def _sampler(
-        self,
-        make: Callable[..., TransformersSampler],
-        mode: str,
-        names: Sequence[Names],
-        start: int = 0,
-    ) -> TransformersSampler:
+        self, make: Callable[..., Sampler], mode: str, names: Sequence[Names], start: int = 0
+    ) -> Sampler:
         """Sampler of a batch whose rows are named by `names`; the first is the question `start`."""
         config, seed = self.environment.config.rollout, self.plan.seed
         if mode != SAMPLED:
             return make(None, temperature=0.0)
         if self.plan.draws == "batch":
-            device = str(self.model.load()[0].device)
-            stream = torch_generator(
-                seed, "evaluation", "sampling", names[0][-1], start, device=device
-            )
+            device, sample = str(self.model.load()[0].device), names[0][-1]
+            stream = torch_generator(seed, "evaluation", "sampling", sample, start, device=device)
             return make(stream, temperature=config.temperature)
         streams = [numpy_generator(seed, "benchmarks", mode, *name) for name in names]
         return make(None, temperature=config.temperature, top_p=config.top_p, streams=streams)
@@ -258,17 +241,12 @@ def evaluate_questions(
     """Answer every question that has no answer yet, write `summary.json`, and return the folder.
 
     Args:
-        environment: world and search engine.
-        model: what answers.
-        plan: what is asked.
-        out: folder; None for `results/evaluations/<profile>/<model>/<agent>-<digits>`, where the
+        out: None for `results/evaluations/<profile>/<model>/<agent>-<digits>`, where the
             same command finds it again.
         shard: answer only its questions, and sum up nothing.
         evaluate: False only sums up what shards have answered.
         about: further entries of the summary, such as the method that was trained.
     """
-    if shard and not 1 <= shard[0] <= shard[1]:
-        raise ConfigError(f"--shard is {shard[0]}/{shard[1]}: count from 1/{shard[1]}")
     environment = environment.for_evaluation
     config, world = environment.config, environment.world
     questions = choose(world, plan.split, plan.benchmarks, plan.limit, config.world.seed)
@@ -281,9 +259,9 @@ def evaluate_questions(
             "profile": config.profile,
             "agent": plan.agent,
             **(about or {}),
-            **describe(model),
+            **model.about,
             "world": world.name,
-            "benchmarks": [name for name in benchmark_names(world.name) if name in present],
+            "benchmarks": [name for name in AVERAGES[world.name][ALL] if name in present],
             "questions": len(questions),
             "answers": len(rows),
             "seconds": round(sum(row["seconds"] for row in rows), 1),
@@ -295,27 +273,23 @@ def evaluate_questions(
     return folder
 
 
-def prediction(
-    agent: str,
-    key: Key,
-    trajectory: Trajectory,
-    tokenizer: PreTrainedTokenizerBase,
-    seconds: float,
-) -> dict[str, Any]:
-    """One line of predictions."""
-    question = trajectory.question
-    answer, status = answer_of(agent, trajectory, tokenizer)
-    return {
-        **dict(zip(KEYS, key, strict=True)),
-        "question": question.question,
-        "golden_answers": list(question.golden_answers),
-        "prediction": answer,
-        "status": status,
-        **score_answer(answer, question.golden_answers),
-        "searches": trajectory.searches + (agent == "rag"),  # which searches before its turn
-        "seconds": round(seconds, 3),
-        "segments": segments(agent, trajectory, tokenizer),
-    }
+def run_baselines(
+    environment: Environment, model: Model, plan: EvaluationPlan, names: Sequence[str], folder: Path
+) -> Path:
+    """Answer with each of the baselines `names`, whatever agent `plan` names. Write `baselines.csv`
+    (a row per baseline, mode and benchmark, then the averages) and `baselines.json` (the summaries
+    without scores) into `folder`, and return the table.
+    """
+    plans = [replace(plan, agent=name) for name in names]
+    folders = [evaluate_questions(environment, model, each) for each in plans]
+    summaries = [json.loads((found / "summary.json").read_text("utf-8")) for found in folders]
+    rows = [row for summary in summaries for row in score_rows(summary)]
+    path = folder / "baselines.csv"
+    write_table(path, pd.DataFrame(rows, columns=BASELINE_COLUMNS))
+    for summary in summaries:
+        del summary["modes"]
+    write_json(folder / "baselines.json", {"baselines": dict(zip(names, summaries, strict=True))})
+    return path
 
 
 def _digits(value: object, count: int) -> str:
@@ -324,7 +298,7 @@ def _digits(value: object, count: int) -> str:
 
 def _code() -> dict[str, Any]:
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1,
         **git_state(),
         "packages": package_versions(),
         "hardware": hardware(),

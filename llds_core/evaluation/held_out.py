@@ -15,31 +15,18 @@ from typing import Literal
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
 from llds_core.evaluation.benchmark_sets import choose_questions
-from llds_core.evaluation.evaluate import (
-    FAILING,
-    GREEDY,
-    SAMPLED,
-    Evaluation,
-    EvaluationPlan,
-)
+from llds_core.evaluation.evaluate import FAILING, GREEDY, SAMPLED, Evaluation, EvaluationPlan
 from llds_core.evaluation.models import open_model
 from llds_core.evaluation.predictions import Row
-from llds_core.evaluation.scores import (
-    METRICS,
-    by_question,
-    interval,
-    resampled_means,
-)
+from llds_core.evaluation.scores import drawn, entry
 from llds_core.files import write_json
 from llds_core.rollout.environment import build_environment, insisting
 from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.rewards import score
 from llds_core.rollout.samplers import TransformersSampler
 from llds_core.runs import Run
-from llds_core.seeding import numpy_generator, torch_generator
+from llds_core.seeding import torch_generator
 from llds_core.worlds.records import Question
-
-Scores = dict[str, dict[str, dict[str, float]]]
 
 
 def evaluate_run(
@@ -68,20 +55,18 @@ def evaluate_run(
     evaluation = Evaluation(environment, model, plan, questions)
     beside = run.path if run.path.is_dir() else folder
     rows = evaluation.answer(beside / "held-out" / f"{folder.name}-{evaluation.digits}")
+    scores = {
+        "experiment": config.name,
+        "seed": run.seed,
+        "checkpoint": folder.name,
+        "model_digest": model.digest,
+        "max_searches": environment.config.rollout.max_searches,
+        "split": split,
+        "questions": len(questions),
+        "results": held_out_scores(rows, questions),
+    }
     target = beside / f"evaluation-{Path(checkpoint).name}-{split}.json"
-    write_json(
-        target,
-        {
-            "experiment": config.name,
-            "seed": run.seed,
-            "checkpoint": folder.name,
-            "model_digest": model.digest,
-            "max_searches": environment.config.rollout.max_searches,
-            "split": split,
-            "questions": len(questions),
-            "results": held_out_scores(rows, questions),
-        },
-    )
+    write_json(target, scores)
     return target
 
 
@@ -99,7 +84,9 @@ def evaluate_ends(run: Run) -> Iterator[Path]:
         yield evaluate_run(run, checkpoint)
 
 
-def held_out_scores(rows: Sequence[Row], questions: Sequence[Question]) -> Scores:
+def held_out_scores(
+    rows: Sequence[Row], questions: Sequence[Question]
+) -> dict[str, dict[str, dict[str, float]]]:
     """Exact match by mode (`sampled_<k>` for the k-th sample) and by question kind, by hops and
     over `all`: `n`, `em`, `low`, `high` (95 % bootstrap), `searches`.
     """
@@ -116,24 +103,13 @@ def held_out_scores(rows: Sequence[Row], questions: Sequence[Question]) -> Score
 
 
 def _entry(rows: Sequence[Row]) -> dict[str, float]:
-    values = by_question(rows)
-    means = dict(zip(METRICS, values.mean(0).tolist(), strict=True))
-    low, high = interval(resampled_means(values[:, :1], numpy_generator(0, "bootstrap")))
-    return {
-        "n": len(values),
-        "em": means["em"],
-        "low": float(low[0]),
-        "high": float(high[0]),
-        "searches": means["searches"],
-    }
+    found, n = entry(*drawn(rows)), len({row["id"] for row in rows})
+    names = {"em": "em", "low": "em_low", "high": "em_high", "searches": "searches"}
+    return {"n": n} | {ours: found[name] for ours, name in names.items()}
 
 
 def ask(
-    run: Run,
-    question: str | Question,
-    *,
-    checkpoint: str = "best",
-    temperature: float = 0.0,
+    run: Run, question: str | Question, *, checkpoint: str = "best", temperature: float = 0.0
 ) -> Trajectory:
     """Let a trained agent answer `question` and return its trajectory, scored when the question
     comes with accepted answers.
@@ -148,11 +124,9 @@ def ask(
     loop = environment.rollout_loop(tokenizer, seed=run.seed, failure_rate=0.0)
     generator = torch_generator(run.seed, "ask", device=str(model.device))
     sampler = TransformersSampler(model, tokenizer, generator, temperature=temperature)
-    asked = question
-    if isinstance(asked, str):
-        metadata = {"kind": "ask", "hops": 0, "steps": []}
-        asked = Question(id="ask", question=asked, golden_answers=("?",), metadata=metadata)
-    [trajectory] = loop.run([(asked, 0)], sampler).trajectories
     if isinstance(question, Question):
+        [trajectory] = loop.run([(question, 0)], sampler).trajectories
         score(trajectory, config.reward)
-    return trajectory
+        return trajectory
+    asked = Question("ask", question, ("?",), {"kind": "ask", "hops": 0, "steps": []})
+    return loop.run([(asked, 0)], sampler).trajectories[0]

@@ -35,6 +35,14 @@ class Model:
         """Name and first digits, for folders."""
         return f"{self.name}-{self.digest[:8]}"
 
+    @property
+    def about(self) -> dict[str, object]:
+        """What a manifest says."""
+        about: dict[str, object] = {"model": self.name, "model_digest": self.digest}
+        if self.name == SMOLLM2:
+            about["quantization"] = quantization(smollm2_file())
+        return about
+
 
 def open_model(checkpoint: Path | str, dtype: str) -> Model:
     """Find a model: a folder of a causal language model, or `smollm2` for the packaged one."""
@@ -58,7 +66,7 @@ def open_asked(
     method: str | None,
     checkpoint: str,
     seed: int,
-    run_root: Path,
+    root: Path,
 ) -> tuple[Environment, Model]:
     """The world of a profile, and the model that a command asks about it: a checkpoint of the run
     of `method`, any folder, or `smollm2`.
@@ -72,13 +80,5 @@ def open_asked(
     policy: Path | str = checkpoint
     if checkpoint != SMOLLM2:
         # Overrides change how questions are asked, not which run is meant.
-        policy = Run.load(name, seed, run_root).checkpoint(checkpoint)
+        policy = Run.load(name, seed, root).checkpoint(checkpoint)
     return build_environment(insisting(config)), open_model(policy, config.training.dtype)
-
-
-def describe(model: Model) -> dict[str, object]:
-    """What a manifest says about a model."""
-    about: dict[str, object] = {"model": model.name, "model_digest": model.digest}
-    if model.name == SMOLLM2:
-        about["quantization"] = quantization(smollm2_file())
-    return about

@@ -12,7 +12,7 @@ evaluation: `manifest.json` says which, and any other is refused.
 
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,16 +33,15 @@ KEYS = ("benchmark", "id", "mode", "sample")
 def parse_shard(shard: str) -> Shard:
     """Read a part and how many there are, `i/n`."""
     number, _, count = shard.partition("/")
-    if not (number.isdecimal() and count.isdecimal()):
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise ConfigError(f'--shard is "{shard}": give a part and how many there are, e.g. 1/4')
     return int(number), int(count)
 
 
 def predictions_file(folder: Path, shard: Shard | None = None) -> Path:
     """File that a shard, or a process that answers everything, writes."""
-    return folder / (
-        f"predictions-{shard[0]}-of-{shard[1]}.jsonl" if shard else "predictions.jsonl"
-    )
+    part = f"-{shard[0]}-of-{shard[1]}" if shard else ""
+    return folder / f"predictions{part}.jsonl"
 
 
 def open_evaluation(folder: Path, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
@@ -62,30 +61,27 @@ def open_evaluation(folder: Path, identity: Mapping[str, Any], about: Mapping[st
         raise DataError(f"{path} is not a manifest ({error}): delete the folder") from None
     now = json.loads(json.dumps(dict(identity)))
     for key in (*now, *before):
-        if before.get(key) != now.get(key):
+        old, new = before.get(key), now.get(key)
+        if old != new:
             raise RunError(
-                f"{folder} holds an evaluation with {key}={before.get(key)!r}, now "
-                f"{now.get(key)!r}: choose another folder with --out, or delete it"
+                f"{folder} holds an evaluation with {key}={old!r}, now {new!r}: choose another "
+                "folder with --out, or delete it"
             )
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Hold a predictions file for writing, and cut off what a killed process left torn."""
-    # The kernel frees the lock of a killed process.
-    lock = FileLock(path.with_name(f".{path.stem}.lock"), timeout=0)
     with disk_errors(path):
-        try:
-            lock.acquire()
+        try:  # the kernel frees the lock of a killed process
+            lock = FileLock(path.with_name(f".{path.stem}.lock")).acquire(blocking=False)
         except Timeout:
             raise RunError(f"{path} is being written by another process: wait for it") from None
-    try:
+    with lock:
         if path.exists():
             with disk_errors(path):
                 os.truncate(path, _whole(path))
         yield
-    finally:
-        lock.release()
 
 
 def append_predictions(path: Path, rows: Iterable[Row]) -> None:
@@ -96,14 +92,11 @@ def append_predictions(path: Path, rows: Iterable[Row]) -> None:
         os.fsync(file.fileno())
 
 
-def read_predictions(folder: Path, asked: Collection[Key]) -> dict[Key, Row]:
-    """The answers so far, of all shards; torn ends are left out.
-
-    Raises a `DataError` that names a line which is not a prediction, repeats one, or answers what
-    was not asked.
+def read_predictions(folder: Path, asked: Container[Key]) -> dict[Key, Row]:
+    """The answers so far, of all shards; torn ends are left out, and a line that is not the answer
+    to what was asked is refused.
     """
     rows: dict[Key, Row] = {}
-    known = set(asked)
     for path in sorted(folder.glob("predictions*.jsonl")):
         of_file: dict[Key, Row] = {}
         for number, line in enumerate(path.read_bytes()[: _whole(path)].splitlines(), start=1):
@@ -114,7 +107,7 @@ def read_predictions(folder: Path, asked: Collection[Key]) -> dict[Key, Row]:
                 raise DataError(
                     f"{path}:{number} is not a prediction ({line[:60]!r}): delete the line"
                 ) from None
-            if key not in known or key in of_file:
+            if key not in asked or key in of_file:
                 wrong = "is there twice" if key in of_file else "was not asked"
                 name = "/".join(map(str, key))
                 raise DataError(f"{path}:{number}: {name} {wrong}: delete the line")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llds_core.evaluation.benchmark_sets import ALL, average_members, averages, benchmark_names
+from llds_core.evaluation.benchmark_sets import ALL, AVERAGES, averages
 from llds_core.evaluation.predictions import Row
 from llds_core.rollout.rewards import exact_match, f1_score, sub_exact_match
 from llds_core.seeding import numpy_generator
@@ -23,12 +23,10 @@ _CHUNK = 2**22  # numbers drawn at a time
 
 def score_answer(prediction: str | None, golden_answers: Sequence[str]) -> dict[str, float]:
     """Exact match, token F1 and containment of one answer; no answer scores 0."""
-    if prediction is None:
-        return dict.fromkeys(WITH_INTERVAL, 0.0)
+    measures = zip(WITH_INTERVAL, (exact_match, f1_score, sub_exact_match), strict=True)
     return {
-        "em": exact_match(prediction, golden_answers),
-        "f1": f1_score(prediction, golden_answers),
-        "sub_em": sub_exact_match(prediction, golden_answers),
+        name: 0.0 if prediction is None else measure(prediction, golden_answers)
+        for name, measure in measures
     }
 
 
@@ -58,16 +56,29 @@ def interval(resamples: np.ndarray) -> np.ndarray:
     return np.percentile(resamples, [2.5, 97.5], axis=0)
 
 
+def drawn(rows: Sequence[Row], *stream: str) -> tuple[np.ndarray, np.ndarray]:
+    """Means (M,) of `METRICS` over questions, and their resampled means (R, 3) where an interval
+    is given; `stream` names what is drawn from.
+    """
+    values = by_question(rows)
+    random = numpy_generator(0, "bootstrap", *stream)
+    return values.mean(0), resampled_means(values[:, : len(WITH_INTERVAL)], random)
+
+
+def entry(means: np.ndarray, resamples: np.ndarray) -> dict[str, float]:
+    """`METRICS` by name, with `<metric>_low` and `<metric>_high` where an interval is given."""
+    result: dict[str, float] = {}
+    low, high = interval(resamples)
+    for column, name in enumerate(METRICS):
+        result[name] = float(means[column])
+        if name in WITH_INTERVAL:
+            result |= {f"{name}_low": float(low[column]), f"{name}_high": float(high[column])}
+    return result
+
+
 def summarise(rows: Sequence[Row], world: str) -> dict[str, Any]:
-    """Scores by mode: `benchmarks` by name and `averages` by name, None where a set is missing.
-
-    Args:
-        rows: lines of predictions.
-        world: name of the world, which says what is averaged.
-
-    Returns:
-        For a benchmark its number `n` of questions, the `METRICS`, for some of them
-        `<metric>_low` and `<metric>_high`, and `seconds`.
+    """Scores by mode: of `benchmarks` by name, with their number `n` of questions and `seconds`,
+    and of the `averages` of `world` by name, None where a set is missing.
     """
     by_mode: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
@@ -77,51 +88,37 @@ def summarise(rows: Sequence[Row], world: str) -> dict[str, Any]:
 
 def _of_mode(groups: Mapping[str, Sequence[Row]], world: str) -> dict[str, Any]:
     benchmarks, means, resamples = {}, {}, {}
-    for name in benchmark_names(world):
-        if name not in groups:
-            continue
-        values = by_question(groups[name])
-        means[name] = values.mean(0)
-        columns = values[:, : len(WITH_INTERVAL)]
-        resamples[name] = resampled_means(columns, numpy_generator(0, "bootstrap", name))
-        seconds = sum(row["seconds"] for row in groups[name])
-        benchmarks[name] = {"n": len(values)} | _entry(means[name], resamples[name])
-        benchmarks[name]["seconds"] = round(seconds, 2)
+    for name in (name for name in AVERAGES[world][ALL] if name in groups):
+        means[name], resamples[name] = drawn(groups[name], name)
+        benchmarks[name] = {
+            "n": len({row["id"] for row in groups[name]}),
+            **entry(means[name], resamples[name]),
+            "seconds": round(sum(row["seconds"] for row in groups[name]), 2),
+        }
     resampled = averages(world, resamples)
     return {
         "benchmarks": benchmarks,
         "averages": {
-            name: None if mean is None else _entry(mean, resampled[name])
+            name: None if mean is None else entry(mean, resampled[name])
             for name, mean in averages(world, means).items()
         },
     }
-
-
-def _entry(means: np.ndarray, resamples: np.ndarray) -> dict[str, float]:
-    entry: dict[str, float] = {}
-    low, high = interval(resamples)
-    for column, name in enumerate(METRICS):
-        entry[name] = float(means[column])
-        if name in WITH_INTERVAL:
-            entry |= {f"{name}_low": float(low[column]), f"{name}_high": float(high[column])}
-    return entry
 
 
 def score_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of a table, made of one summary: for each mode the benchmarks, then `average_<name>`
     for each average that exists and `average` over all.
     """
-    world = summary["world"]
-    rows = []
+    sets, rows = AVERAGES[summary["world"]], []
     for mode, scores in summary["modes"].items():
         asked = scores["benchmarks"]
-        entries = {name: asked[name] for name in benchmark_names(world) if name in asked}
-        for name, members in average_members(world).items():
-            if (entry := scores["averages"][name]) is not None:
+        entries = {name: asked[name] for name in sets[ALL] if name in asked}
+        for name, members in sets.items():
+            if (mean := scores["averages"][name]) is not None:
                 label = "average" if name == ALL else f"average_{name}"
-                entries[label] = entry | {"n": sum(asked[member]["n"] for member in members)}
+                entries[label] = mean | {"n": sum(asked[member]["n"] for member in members)}
         rows += [
-            {"baseline": summary["agent"], "benchmark": name, "mode": mode} | entry
-            for name, entry in entries.items()
+            {"baseline": summary["agent"], "benchmark": name, "mode": mode} | found
+            for name, found in entries.items()
         ]
     return rows

@@ -13,22 +13,12 @@ of an entity depend on the seed and the entity alone, not on how many cities the
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from llds_core.seeding import child_seed
-from llds_core.worlds.atlas_facts import (
-    TABLES,
-    City,
-    Country,
-    load_cities,
-    load_countries,
-)
-from llds_core.worlds.atlas_questions import (
-    KINDS,
-    answers_about,
-    city_questions,
-    country_questions,
-)
+from llds_core.worlds.atlas_facts import TABLES, City, Country, load_cities, load_countries
+from llds_core.worlds.atlas_questions import KINDS, city_questions, country_questions
 from llds_core.worlds.records import Passage, Question
 from llds_core.worlds.text import fold
 
@@ -37,16 +27,11 @@ _TEXTS: dict[str, list[str]] = TABLES["passages"]
 
 @dataclass(frozen=True)
 class World:
-    """A closed world of facts.
+    """A closed world of facts: everything that search can find, read lazily where there are
+    millions, and the questions to learn from, to choose settings with and to report.
 
-    Attributes:
-        name: e.g. `atlas`.
-        passages: everything that search can find; read lazily where there are millions.
-        train: questions to learn from.
-        dev: questions to choose settings with.
-        test: questions to report.
-        answers_by_kind: usual answers per `kind` of question, sorted; of all countries there are,
-            so that the smallest world too has a plausible wrong answer.
+    `answers_by_kind` has the usual answers per `kind` of question, sorted; of all countries there
+    are, so that the smallest world too has a plausible wrong answer.
     """
 
     name: str
@@ -101,14 +86,12 @@ def build_atlas(
     for country in nations:
         split = _split(fold(country.name), seed, dev_fraction, test_fraction)
         splits[split] += country_questions(country, titles, seed=seed)
-    return World(
-        name="atlas",
-        passages=tuple(passages),
-        train=tuple(splits["train"]),
-        dev=tuple(splits["dev"]),
-        test=tuple(splits["test"]),
-        answers_by_kind=_answers_by_kind(every_country),
-    )
+    answers_by_kind = {}
+    for kind in KINDS:
+        found = (country.facts[kind.partition("-")[2]][:1] for country in every_country.values())
+        answers_by_kind[kind] = tuple(sorted(set(chain.from_iterable(found))))
+    train, dev, test = map(tuple, splits.values())
+    return World("atlas", tuple(passages), train, dev, test, answers_by_kind)
 
 
 def _split(name: str, seed: int, dev_fraction: float, test_fraction: float) -> str:
@@ -152,20 +135,15 @@ def _city_passage(city: City, country: Country, titles: Mapping[str, str], seed:
     wording = _draw(variant, _TEXTS["city"], _TEXTS["people"])
     place = f"{city.state}, {country.in_prose}" if city.state else country.in_prose
     text = wording.format(name=city.name, place=place, people=city.people)
-    id_ = f"city-{city.id}"
-    return Passage(id_, titles[id_], text)
+    return Passage(f"city-{city.id}", titles[f"city-{city.id}"], text)
 
 
 def _country_passage(country: Country, titles: Mapping[str, str], seed: int) -> Passage:
     variant = child_seed(seed, "atlas", "passage", "country", country.iso)
-    known = [topic for topic in ("capital", "currency") if answers_about(country, topic)]
-    facts = _TEXTS[" and ".join(known)] if known else [""]
-    text = _draw(variant, _TEXTS["country"], facts).format(
-        name=country.in_prose,
-        continent=country.continents[0],
-        capital="".join(country.capitals[:1]),
-        currency="".join(country.currencies[:1]),
-    )
+    usual = {topic: names[0] for topic, names in country.facts.items() if names}
+    known = " and ".join(topic for topic in ("capital", "currency") if topic in usual)
+    wording = _draw(variant, _TEXTS["country"], _TEXTS[known] if known else [""])
+    text = wording.format(name=country.in_prose, **usual)
     id_ = f"country-{country.iso}"
     return Passage(id_, titles[id_], text[0].upper() + text[1:])
 
@@ -173,14 +151,3 @@ def _country_passage(country: Country, titles: Mapping[str, str], seed: int) -> 
 def _draw(variant: int, first: Sequence[str], second: Sequence[str]) -> str:
     """Two sentences, each in one of its wordings."""
     return first[variant % len(first)] + second[variant // len(first) % len(second)]
-
-
-def _answers_by_kind(countries: dict[str, Country]) -> dict[str, tuple[str, ...]]:
-    result = {}
-    for kind in KINDS:
-        topic = kind.partition("-")[2]
-        usual = {
-            names[0] for country in countries.values() if (names := answers_about(country, topic))
-        }
-        result[kind] = tuple(sorted(usual))
-    return result

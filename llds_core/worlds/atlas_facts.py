@@ -7,6 +7,7 @@ other true names, written out by hand: the alternate names in the data mix spell
 nicknames and airport codes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -20,51 +21,37 @@ TABLES = yaml.safe_load((files("llds_core") / "worlds" / "atlas.yaml").read_text
 
 @dataclass(frozen=True)
 class Country:
-    """A country or territory; a tuple holds accepted names, the usual first, none if unknown."""
+    """A country or territory by ISO code. Its `facts` are the accepted names of its `country`,
+    `capital`, `currency` and `continent`, the usual one first, none if unknown.
+    """
 
     iso: str
-    names: tuple[str, ...]
-    capitals: tuple[str, ...]
-    currencies: tuple[str, ...]
-    continents: tuple[str, ...]
+    facts: dict[str, tuple[str, ...]]
 
     @property
     def name(self) -> str:
         """The usual name, without article."""
-        return self.names[0]
+        return self.facts["country"][0]
 
     @property
     def in_prose(self) -> str:
         """The name as it stands inside a sentence: "the Gambia", "Mali"."""
-        name = self.name
-        last_word = name.rpartition(" ")[2]
-        needs_article = (
-            last_word in TABLES["article_endings"]
-            or name in TABLES["article_names"]
-            or "Republic of" in name
-        )
-        return f"the {name}" if needs_article else name
+        ends_so = self.name.endswith(tuple(TABLES["article_endings"]))
+        if ends_so or self.name in TABLES["article_names"] or "Republic of" in self.name:
+            return f"the {self.name}"
+        return self.name
 
 
 @dataclass(frozen=True)
 class City:
-    """A city.
-
-    Attributes:
-        id: GeoNames id.
-        name: as GeoNames spells it, accents included.
-        iso: code of the country.
-        population: rounded to three figures, never 0.
-        state: name of the state in the United States, empty elsewhere.
-        region: GeoNames code of the first-level division, e.g. `PK.04`.
-    """
+    """A city by its GeoNames id, with accents in its name and the code of its country."""
 
     id: str
     name: str
     iso: str
-    population: int
-    state: str
-    region: str
+    population: int  # rounded to three figures, never 0
+    state: str  # its name in the United States, empty elsewhere
+    region: str  # GeoNames code of the first-level division, e.g. `PK.04`
 
     @property
     def people(self) -> str:
@@ -92,13 +79,13 @@ def load_countries() -> dict[str, Country]:
         currencies = [currency, *TABLES["currency_aliases"].get(code, ()), code]
         if code in adjectives:
             currencies.append(f"{adjectives[code]} {currency.lower()}")
-        countries[iso] = Country(
-            iso,
-            _spellings(name, *TABLES["country_aliases"].get(iso, ())),
-            _spellings(capital, *TABLES["capital_aliases"].get(iso, ())) if capital else (),
-            _spellings(*currencies) if currency else (),
-            (continents[record["continentcode"]],),
-        )
+        facts = {
+            "country": [name, *TABLES["country_aliases"].get(iso, ())],
+            "capital": [capital, *TABLES["capital_aliases"].get(iso, ())] if capital else [],
+            "currency": currencies if currency else [],
+            "continent": [continents[record["continentcode"]]],
+        }
+        countries[iso] = Country(iso, {topic: _spellings(names) for topic, names in facts.items()})
     return countries
 
 
@@ -117,7 +104,7 @@ def load_cities() -> list[City]:
             id=str(record["geonameid"]),
             name=record["name"],
             iso=iso,
-            population=_three_figures(record["population"]),
+            population=int(float(f"{record['population']:.3g}")),
             state=states[code] if iso == "US" else "",
             region=f"{iso}.{code}",
         )
@@ -126,10 +113,6 @@ def load_cities() -> list[City]:
     return list(cities.values())
 
 
-def _three_figures(population: int) -> int:
-    return int(float(f"{population:.3g}"))
-
-
-def _spellings(*names: str) -> tuple[str, ...]:
+def _spellings(names: Iterable[str]) -> tuple[str, ...]:
     """Return `names` and their forms without accents, each once, in order."""
     return tuple(dict.fromkeys(form for name in names for form in (name, strip_accents(name))))

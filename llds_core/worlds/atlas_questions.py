@@ -19,16 +19,6 @@ _WORDINGS: dict[str, list[str]] = TABLES["wordings"]
 KINDS = tuple(_WORDINGS)
 
 
-def answers_about(country: Country, topic: str) -> tuple[str, ...]:
-    """Return the answers about `country` for one of `country capital currency continent`."""
-    return {
-        "country": country.names,
-        "capital": country.capitals,
-        "currency": country.currencies,
-        "continent": country.continents,
-    }[topic]
-
-
 def city_questions(
     city: City,
     alike: Sequence[City],
@@ -44,7 +34,7 @@ def city_questions(
         city: the subject.
         alike: every city that the wording fits, `city` among them; the answers of all count.
         countries: by ISO code.
-        titles: passage titles by passage id.
+        titles: by passage id.
         repeated: whether the name needs the population beside it.
         seed: root seed of the wordings.
     """
@@ -55,16 +45,15 @@ def city_questions(
     questions = []
     for kind in KINDS[:4]:
         topic = kind.partition("-")[2]
-        own = answers_about(country, topic)
+        own = country.facts[topic]
         if not own:
             continue
-        others = (answers_about(countries[other.iso], topic) for other in alike)
+        others = (countries[other.iso].facts[topic] for other in alike)
         golden = tuple(dict.fromkeys((*own, *chain.from_iterable(others))))
-        if topic == "country":
-            steps, bridge = [to_country], ()
-        else:
-            to_answer = _step(country.name, f"country-{country.iso}", titles, own[0])
-            steps, bridge = [dict(to_country), to_answer], country.names
+        steps, bridge = [dict(to_country)], ()
+        if topic != "country":
+            steps.append(_step(country.name, f"country-{country.iso}", titles, own[0]))
+            bridge = country.facts["country"]
         questions += _question(kind, city.id, subject, golden, bridge, steps, seed)
     return questions
 
@@ -73,20 +62,14 @@ def country_questions(country: Country, titles: Mapping[str, str], *, seed: int)
     """Return the one-hop questions about `country`."""
     questions = []
     for kind in KINDS[4:]:
-        golden = answers_about(country, kind.partition("-")[2])
-        if golden:
+        if golden := country.facts[kind.partition("-")[2]]:
             steps = [_step(country.name, f"country-{country.iso}", titles, golden[0])]
             questions += _question(kind, country.iso, country.in_prose, golden, (), steps, seed)
     return questions
 
 
-def _step(query: str, passage_id: str, titles: Mapping[str, str], answer: str) -> dict[str, str]:
-    return {
-        "query": query,
-        "title": titles[passage_id],
-        "passage_id": passage_id,
-        "answer": answer,
-    }
+def _step(query: str, passage: str, titles: Mapping[str, str], answer: str) -> dict[str, str]:
+    return {"query": query, "title": titles[passage], "passage_id": passage, "answer": answer}
 
 
 def _question(

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -42,6 +42,10 @@ class Source:
     result: str = ""
     unpacked: int = 0
 
+    def staging(self, folder: Path) -> Path:
+        """Where its files arrive."""
+        return folder / ".incoming" / self.repo.replace("/", "--") / self.revision[:12]
+
 
 _LIST = (package_files("llds_core") / "worlds" / "sources.yaml").read_text("utf-8")
 SOURCES = {name: Source(**source) for name, source in yaml.safe_load(_LIST).items()}
@@ -49,13 +53,8 @@ SOURCES = {name: Source(**source) for name, source in yaml.safe_load(_LIST).item
 
 @dataclass(frozen=True)
 class Item:
-    """One source that is not complete yet; sizes in bytes.
-
-    Attributes:
-        name: key of `SOURCES`.
-        files: its files and their sizes, as the hub announces them.
-        download: what is still to transfer.
-        room: disk that it takes on top of what is there, while it is put together.
+    """A source that is not complete yet, with its files as the hub announces them; what is still to
+    transfer, and the disk that it takes meanwhile on top of what is there. Sizes in bytes.
     """
 
     name: str
@@ -105,62 +104,77 @@ def list_files(
 
 def find_missing(names: Sequence[str], folder: Path) -> list[Item]:
     """Ask the hub what is still missing in `folder` of the sources `names`."""
-    manifest = read_manifest(folder)
-    return [
-        _find_files(name, folder)
-        for name in names
-        if not _is_complete(manifest.get(name, {}), SOURCES[name], folder)
-    ]
+    manifest, items = read_manifest(folder), []
+    for name in names:
+        source, entry = SOURCES[name], manifest.get(name, {})
+        known = entry.get("source") == asdict(source)
+        if known and not _lacking(entry["files"], folder / source.folder):
+            continue
+        files = _announced(source)
+        wanted = _wanted(source, files, folder)
+        download = sum(_lacking(wanted, source.staging(folder)).values())
+        # On top: the parts that are appended to the first, or what comes out of the archive.
+        made = {"keep": 0, "join": sum(list(files.values())[1:]), "unpack": source.unpacked}
+        items.append(Item(name, files, download, download + (made[source.make] if wanted else 0)))
+    return items
 
 
-def _find_files(name: str, folder: Path) -> Item:
-    source, files = SOURCES[name], {}
-    announced = list_files(source.repo, source.kind, source.revision)
+def _announced(source: Source) -> dict[str, int]:
+    """The files of a source and their sizes; a wildcard stays within one folder."""
+    listed = list_files(source.repo, source.kind, source.revision)
+    files: dict[str, int] = {}
     for pattern in source.files:
-        # A wildcard stays within one folder.
-        depth, found = pattern.count("/"), fnmatch.filter(announced, pattern)
-        matching = {path: announced[path] for path in found if path.count("/") == depth}
-        if not matching:
+        found = [
+            path
+            for path in fnmatch.filter(listed, pattern)
+            if path.count("/") == pattern.count("/")
+        ]
+        if not found:
             raise DownloadError(
                 f"{source.repo} holds no {pattern} at revision {source.revision}: check its page "
                 "on huggingface.co"
             )
-        files |= matching
-    wanted, staging = _wanted(source, files, folder), _staging(source, folder)
-    download = sum(files[path] for path in wanted if not _has(staging / path, files[path]))
-    # On top: the parts that are appended to the first, or what comes out of the archive.
-    made = {"keep": 0, "join": sum(list(files.values())[1:]), "unpack": source.unpacked}
-    return Item(name, files, download, download + (made[source.make] if wanted else 0))
+        files |= {path: listed[path] for path in found}
+    return files
 
 
-def _wanted(source: Source, files: dict[str, int], folder: Path) -> list[str]:
+def _wanted(source: Source, files: dict[str, int], folder: Path) -> dict[str, int]:
     """Files that have to be in `.incoming`, to be moved or put together."""
     target = folder / source.folder
     if source.make == "keep":
-        return [path for path, size in files.items() if not _has(target / path, size)]
+        return _lacking(files, target)
     total = sum(files.values()) if source.make == "join" else source.unpacked
-    if _has(target / source.result, total):
-        return []
-    begun = source.make == "join" and (_staging(source, folder) / source.result).exists()
-    return list(files)[1:] if begun else list(files)
+    if not _lacking({source.result: total}, target):
+        return {}
+    begun = source.make == "join" and (source.staging(folder) / source.result).exists()
+    return dict(list(files.items())[begun:])  # the first part has become the result
+
+
+def _lacking(files: dict[str, int], folder: Path) -> dict[str, int]:
+    """Those of `files` that are not in `folder` with their size."""
+    return {
+        path: size
+        for path, size in files.items()
+        if not (folder / path).is_file() or (folder / path).stat().st_size != size
+    }
 
 
 def describe(items: Sequence[Item], folder: Path) -> str:
     """What would be fetched, line by line, and the disk it takes."""
     lines = [
-        f"{item.name:<20} {SOURCES[item.name].repo:<30} {gigabytes(item.download):>9} to download"
+        f"{item.name:<20} {SOURCES[item.name].repo:<30} {gigabytes(item.download):>9} to download\n"
         for item in items
     ]
-    lines.append(
-        f"together {gigabytes(sum(item.download for item in items))} to download; takes up to "
-        f"{gigabytes(sum(item.room for item in items))} of the {gigabytes(_free(folder))} free at "
-        f"{folder}"
+    download = gigabytes(sum(item.download for item in items))
+    room = gigabytes(sum(item.room for item in items))
+    return (
+        f"{''.join(lines)}together {download} to download; takes up to {room} of the "
+        f"{gigabytes(_free(folder))} free at {folder}"
     )
-    return "\n".join(lines)
 
 
 def check_room(items: Sequence[Item], folder: Path) -> None:
-    """Refuse with a `RunError` when the disk is too small."""
+    """Refuse a disk that is too small."""
     needed, free = sum(item.room for item in items), _free(folder)
     if needed > free:
         raise RunError(
@@ -180,7 +194,7 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
-def download(items: Sequence[Item], folder: Path, say: Callable[[str], None] = print) -> None:
+def download(items: Sequence[Item], folder: Path) -> None:
     """Fetch, verify and put together `items`; the manifest tells what is complete."""
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -191,30 +205,33 @@ def download(items: Sequence[Item], folder: Path, say: Callable[[str], None] = p
     with lock:
         for item in items:
             source = SOURCES[item.name]
-            say(f"{item.name}: {gigabytes(item.download)} from {source.repo}")
+            print(f"{item.name}: {gigabytes(item.download)} from {source.repo}")
             with hub_errors(source.repo, source.kind, source.revision):
-                _fetch(source, item.files, folder)
-                _record(item.name, item.files, folder)
-                shutil.rmtree(_staging(source, folder), ignore_errors=True)
-            say(f"{item.name}: complete")
+                if wanted := _wanted(source, item.files, folder):
+                    _fetch(source, item.files, list(wanted), folder)
+                _record(item, folder)
+                shutil.rmtree(source.staging(folder), ignore_errors=True)
+            print(f"{item.name}: complete")
 
 
-def _fetch(source: Source, files: dict[str, int], folder: Path) -> None:
-    from huggingface_hub import snapshot_download
+def _fetch(source: Source, files: dict[str, int], wanted: list[str], folder: Path) -> None:
+    from huggingface_hub import HfApi, snapshot_download
 
-    staging, wanted = _staging(source, folder), _wanted(source, files, folder)
-    if not wanted:
-        return
+    staging = source.staging(folder)
+    of_repo: Any = {"repo_type": source.kind, "revision": source.revision, "local_dir": staging}
     for stale in staging.rglob("*.incomplete"):  # a kill leaves it, and the hub never continues it
         stale.unlink()
-    snapshot_download(
-        source.repo,
-        repo_type=source.kind,
-        revision=source.revision,
-        local_dir=staging,
-        allow_patterns=wanted,
-    )
-    _verify(source, staging)
+    snapshot_download(source.repo, allow_patterns=wanted, **of_repo)
+    damaged = [
+        one["path"] for one in HfApi().verify_repo_checksums(source.repo, **of_repo).mismatches
+    ]
+    for path in damaged:
+        (staging / path).unlink()
+    if damaged:
+        raise DownloadError(
+            f"{source.repo}: {damaged[0]} arrived with another checksum than the hub announced: it "
+            "was deleted, run the same command again"
+        )
     if source.make == "join":
         _join(files, staging, staging / source.result)
     elif source.make == "unpack":
@@ -223,22 +240,6 @@ def _fetch(source: Source, files: dict[str, int], folder: Path) -> None:
         target = folder / source.folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         (staging / path).replace(target)
-
-
-def _verify(source: Source, staging: Path) -> None:
-    """Compare what arrived with the hub's checksums; what differs is deleted."""
-    from huggingface_hub import HfApi
-
-    verified = HfApi().verify_repo_checksums(
-        source.repo, repo_type=source.kind, revision=source.revision, local_dir=staging
-    )
-    for one in verified.mismatches:
-        (staging / one["path"]).unlink()
-    if verified.mismatches:
-        raise DownloadError(
-            f"{source.repo}: {verified.mismatches[0]['path']} arrived with another checksum than "
-            "the hub announced: it was deleted, run the same command again"
-        )
 
 
 def _join(parts: dict[str, int], staging: Path, joined: Path) -> None:
@@ -287,26 +288,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path} is damaged: delete it and run the same command again") from error
 
 
-def _record(name: str, files: dict[str, int], folder: Path) -> None:
-    source = SOURCES[name]
+def _record(item: Item, folder: Path) -> None:
+    source, files = SOURCES[item.name], item.files
     if source.make != "keep":
         files = {source.result: (folder / source.folder / source.result).stat().st_size}
-    sources = read_manifest(folder) | {name: {"source": asdict(source), "files": files}}
+    sources = read_manifest(folder) | {item.name: {"source": asdict(source), "files": files}}
     text = json.dumps({"schema_version": 2, "sources": sources}, indent=1, sort_keys=True)
     write_text(folder / "manifest.json", f"{text}\n")
-
-
-def _is_complete(entry: dict[str, Any], source: Source, folder: Path) -> bool:
-    """Whether the manifest records the source as it is today, and its files have their sizes."""
-    target = folder / source.folder
-    return entry.get("source") == asdict(source) and all(
-        _has(target / path, size) for path, size in entry["files"].items()
-    )
-
-
-def _has(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size
-
-
-def _staging(source: Source, folder: Path) -> Path:
-    return folder / ".incoming" / source.repo.replace("/", "--") / source.revision[:12]

@@ -36,23 +36,14 @@ _logger = logging.getLogger("llds_core")
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """One benchmark.
-
-    Attributes:
-        name: as in tables and metadata.
-        title: as its authors write it.
-        group: `general` or `multi-hop`, as the papers average.
-        split: the one that is scored: test where there is one with answers, else dev.
-        questions: how many the papers score.
-        source: its name in FlashRAG's repository and in Search-R1's `data_source`.
-    """
+    """One benchmark: its name in tables and metadata, and its title as its authors write it."""
 
     name: str
     title: str
-    group: Literal["general", "multi-hop"]
-    split: Literal["test", "dev"]
-    questions: int
-    source: str
+    group: Literal["general", "multi-hop"]  # as the papers average
+    split: Literal["test", "dev"]  # scored is test where there is one with answers
+    questions: int  # that the papers score
+    source: str  # its name in FlashRAG's repository and in Search-R1's `data_source`
 
     @property
     def file(self) -> str:
@@ -83,24 +74,20 @@ MULTI_HOP = tuple(one.name for one in QUESTION_SETS.values() if one.group == "mu
 _BY_SOURCE = {one.source: one for one in QUESTION_SETS.values()}
 
 
-def load_question_set(name: str, path: str | Path) -> tuple[Question, ...]:
+def load_question_set(name: str, path: Path) -> tuple[Question, ...]:
     """Read the benchmark `name`, a key of `QUESTION_SETS`, from its JSON-lines file."""
     known = QUESTION_SETS[name]
-    rows = ((where, row | {"data_source": known.source}) for where, row in read_rows(Path(path)))
-    return _to_questions(Path(path), rows, known.questions)
+    rows = ((where, row | {"data_source": known.source}) for where, row in read_rows(path))
+    return _to_questions(path, rows, known.questions)
 
 
-def load_mix(path: str | Path) -> tuple[Question, ...]:
+def load_mix(path: Path) -> tuple[Question, ...]:
     """Read Search-R1's training mix, NQ and then HotpotQA, from its parquet file."""
-    return _to_questions(Path(path), _read_parquet(Path(path)), sum(MIX_COUNTS.values()))
+    return _to_questions(path, _read_parquet(path), sum(MIX_COUNTS.values()))
 
 
 def build_files_world(
-    folder: str | Path,
-    *,
-    passages: Sequence[Passage],
-    seed: int = 0,
-    dev_fraction: float = 0.0,
+    folder: Path, *, passages: Sequence[Passage], seed: int = 0, dev_fraction: float = 0.0
 ) -> World:
     """Build the world of downloaded files: train on the mix, test on the seven benchmarks.
 
@@ -111,7 +98,6 @@ def build_files_world(
         dev_fraction: expected share of training questions held out as dev questions, in [0, 1);
             the papers hold out none.
     """
-    folder = Path(folder)
     splits: dict[bool, list[Question]] = {False: [], True: []}
     for question in load_mix(_present(folder, MIX_FILE)):
         share = child_seed(seed, "files", "split", question.id) / 2**63
@@ -119,14 +105,7 @@ def build_files_world(
     test: list[Question] = []
     for name, known in QUESTION_SETS.items():
         test += load_question_set(name, _present(folder, f"{QUESTIONS_FOLDER}/{known.file}"))
-    return World(
-        name="files",
-        passages=passages,
-        train=tuple(splits[False]),
-        dev=tuple(splits[True]),
-        test=tuple(test),
-        answers_by_kind={},
-    )
+    return World("files", passages, tuple(splits[False]), tuple(splits[True]), tuple(test), {})
 
 
 def _present(folder: Path, name: str) -> Path:

@@ -23,12 +23,8 @@ _SHOWN = 60  # characters of a bad value that a message repeats
 
 @dataclass(frozen=True)
 class Passage:
-    """One retrievable document.
-
-    Attributes:
-        id: unique in its corpus.
-        title: one line.
-        text: any text; it is data, never markup, whatever tags it holds.
+    """One retrievable document, by an id that is unique in its corpus. The title is one line; the
+    text is data, never markup, whatever tags it holds.
     """
 
     id: str
@@ -43,13 +39,9 @@ class Passage:
 
 @dataclass(frozen=True)
 class Question:
-    """One question and every answer that counts as correct.
-
-    Attributes:
-        id: unique in its set.
-        question: the question as asked.
-        golden_answers: accepted answers, the usual one first; never empty.
-        metadata: whatever the source knows; the atlas gives `kind`, `hops`, `entity` and `steps`.
+    """One question, by an id that is unique in its set, and every answer that counts as correct,
+    the usual one first. In `metadata` is whatever the source knows: `kind` and `hops` always, of
+    the atlas `entity` and `steps` too.
     """
 
     id: str
@@ -97,16 +89,13 @@ def write_corpus(path: str | Path, passages: Iterable[Passage]) -> None:
     """Write `passages` as JSON lines; the file appears whole or not at all."""
     with replacing(Path(path), make_folder=True) as file:
         for passage in passages:
-            file.write(f"{_passage_line(passage)}\n".encode())
-
-
-def _passage_line(passage: Passage) -> str:
-    if "\n" in passage.title:
-        raise DataError(
-            f"the title of passage {passage.id} holds a newline: {shown(passage.title)}: "
-            "put it on one line"
-        )
-    return json.dumps({"id": passage.id, "contents": passage.contents}, ensure_ascii=False)
+            if "\n" in passage.title:
+                raise DataError(
+                    f"the title of passage {passage.id} holds a newline: {shown(passage.title)}: "
+                    "put it on one line"
+                )
+            row = {"id": passage.id, "contents": passage.contents}
+            file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
 
 
 def read_corpus(path: str | Path) -> tuple[Passage, ...]:

@@ -2,15 +2,14 @@
 
 import hashlib
 import re
-import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 import pytest
 
 from llds_core.config import load_experiment
 from llds_core.rollout import environment
 from llds_core.rollout.rewards import exact_match, normalize_answer
-from llds_core.worlds import KINDS, Question, World, build_atlas
+from llds_core.worlds import Question, World, build_atlas
 from llds_core.worlds.atlas_facts import load_cities, load_countries
 from llds_core.worlds.text import fold
 
@@ -56,18 +55,6 @@ def test_the_worlds_of_the_profiles_are_the_published_ones(profile: str, digest:
     assert hashlib.sha256(repr(content).encode()).hexdigest() == digest
 
 
-def test_the_desk_world_has_the_size_and_kinds_it_promises(desk: World):
-    assert len(desk.passages) == 1446
-    counts = Counter(question.metadata["kind"] for question in asked_in(desk))
-    assert set(counts) == set(KINDS)
-    # Some cities give their country away; capitals are never asked for themselves.
-    assert 1150 < counts["city-country"] < 1200
-    assert 1000 < counts["city-capital"] < 1200
-    assert 220 < counts["country-capital"] <= counts["country-currency"] <= 246
-    lengths = [len(passage.text.split()) for passage in desk.passages]
-    assert statistics.median(lengths) <= 15 and max(lengths) <= 35
-
-
 def test_ids_titles_and_steps_are_unique(full: World, questions: list[Question]):
     passages = full.passages
     assert len(passages) > 34_000 and len(questions) > 130_000
@@ -96,17 +83,6 @@ def test_steps_lead_from_the_question_over_passages_to_its_answer(desk: World):
         name, _, fact = re.match(r"(.*?)( ([\d,]+))?$", steps[0]["query"]).groups()
         assert name in question.question
         assert fact is None or f"{name} (about {fact} people)" in question.question
-
-
-def test_every_kind_is_worded_in_several_ways_and_asks(desk: World):
-    frames: dict[str, set[str]] = {kind: set() for kind in KINDS}
-    for question in asked_in(desk):
-        assert question.question.endswith("?") and question.question == question.question.strip()
-        name = question.metadata["steps"][0]["query"]
-        frame = question.question.replace(name, "X").replace("the X", "X")
-        if "X" in frame:
-            frames[question.metadata["kind"]].add(frame)
-    assert all(len(found) >= 4 for found in frames.values()), frames
 
 
 def test_no_question_holds_an_answer_or_the_country_on_the_way(questions: list[Question]):
@@ -143,15 +119,6 @@ def test_a_question_fits_no_city_with_another_answer(questions: list[Question]):
     lebanon = [q for q in questions if q.metadata["steps"][0]["query"].startswith("Lebanon ")]
     assert lebanon and all("Lebanon (about " in q.question for q in lebanon)
     assert all(q.metadata["steps"][0]["title"] != "Lebanon" for q in lebanon)
-
-
-@pytest.mark.parametrize(
-    "name", ["Mexico City", "Kuwait City", "Guatemala City", "Luxembourg", "Singapore", "Djibouti"]
-)
-def test_cities_that_name_their_country_are_not_asked_about(name: str, questions: list[Question]):
-    # Mexico City itself may still be asked for, as the capital of Mexico.
-    asked = [q for q in questions if q.metadata["steps"][0]["query"].startswith(name)]
-    assert not [q for q in asked if q.metadata["kind"].startswith("city-")]
 
 
 def test_splits_share_no_name_and_no_entity(full: World):

@@ -4,66 +4,55 @@ from llds_core.rollout.rewards import exact_match
 from llds_core.worlds.atlas_facts import TABLES, load_cities, load_countries
 from llds_core.worlds.text import fold, strip_accents, words
 
+COUNTRIES = load_countries()
+
 
 @pytest.mark.parametrize(
     ("iso", "fact", "answers"),
     [
-        ("US", "names", ["United States", "USA", "the United States of America", "US"]),
-        ("GB", "names", ["United Kingdom", "UK", "Britain"]),
-        ("NL", "names", ["Netherlands", "The Netherlands"]),
-        ("ST", "capitals", ["Sao Tome", "São Tomé"]),
-        ("BR", "capitals", ["Brasilia", "Brasília"]),
-        ("US", "capitals", ["Washington", "Washington, D.C.", "Washington DC"]),
-        ("CW", "capitals", ["Willemstad"]),
-        ("KZ", "capitals", ["Astana"]),
-        ("US", "currencies", ["Dollar", "US dollar", "USD"]),
-        ("AU", "currencies", ["Dollar", "Australian Dollar"]),
-        ("CN", "currencies", ["Yuan Renminbi", "Renminbi", "Yuan"]),
-        ("FR", "continents", ["Europe"]),
-        ("PA", "continents", ["North America"]),
+        ("US", "country", ["United States", "USA", "the United States of America", "US"]),
+        ("GB", "country", ["United Kingdom", "UK", "Britain"]),
+        ("NL", "country", ["Netherlands", "The Netherlands"]),
+        ("ST", "capital", ["Sao Tome", "São Tomé"]),
+        ("BR", "capital", ["Brasilia", "Brasília"]),
+        ("US", "capital", ["Washington", "Washington, D.C.", "Washington DC"]),
+        ("CW", "capital", ["Willemstad"]),
+        ("KZ", "capital", ["Astana"]),
+        ("US", "currency", ["Dollar", "US dollar", "USD"]),
+        ("AU", "currency", ["Dollar", "Australian Dollar"]),
+        ("CN", "currency", ["Yuan Renminbi", "Renminbi", "Yuan"]),
+        ("FR", "continent", ["Europe"]),
+        ("PA", "continent", ["North America"]),
     ],
 )
-def test_true_answers_are_accepted(iso: str, fact: str, answers: list[str]):
-    accepted = getattr(load_countries()[iso], fact)
+def test_true_answers_are_accepted_and_others_not(iso: str, fact: str, answers: list[str]):
+    accepted = COUNTRIES[iso].facts[fact]
     assert [answer for answer in answers if not exact_match(answer, accepted)] == []
-
-
-def test_false_answers_are_not():
-    countries = load_countries()
-    assert not exact_match("US dollar", countries["AU"].currencies)
-    assert not exact_match("North Korea", countries["KR"].names)
+    assert not exact_match({"AU": "US dollar", "GB": "Ireland"}.get(iso, "no"), accepted)
 
 
 def test_countries_are_inhabited_and_every_city_has_one():
-    countries, cities = load_countries(), load_cities()
-    assert countries.keys().isdisjoint({"AN", "CS", "AQ", "BV", "HM", "UM"})
-    assert all(city.iso in countries and city.population for city in cities)
+    cities = load_cities()
+    assert COUNTRIES.keys().isdisjoint({"AN", "CS", "AQ", "BV", "HM", "UM"})
+    assert all(city.iso in COUNTRIES and city.population for city in cities)
     populations = [city.population for city in cities]
     assert populations == sorted(populations, reverse=True)
 
 
 def test_names_read_well_inside_a_sentence():
-    prose = [load_countries()[iso].in_prose for iso in ("US", "CD", "NL", "PH", "SB", "ML", "IE")]
-    assert prose == [
-        "the United States",
-        "the Democratic Republic of the Congo",
-        "the Netherlands",
-        "the Philippines",
-        "the Solomon Islands",
-        "Mali",
-        "Ireland",
-    ]
+    prose = [COUNTRIES[iso].in_prose for iso in ("US", "CD", "NL", "SB", "ML")]
+    assert prose[:2] == ["the United States", "the Democratic Republic of the Congo"]
+    assert prose[2:] == ["the Netherlands", "the Solomon Islands", "Mali"]
 
 
 def test_tables_hold_no_entry_that_nothing_reads():
-    countries = load_countries()
-    assert (TABLES["country_names"] | TABLES["country_aliases"]).keys() <= countries.keys()
+    assert (TABLES["country_names"] | TABLES["country_aliases"]).keys() <= COUNTRIES.keys()
     capitals = TABLES["capital_aliases"] | TABLES["capitals"]
-    assert all(countries[iso].capitals for iso in capitals)
-    used = {name for country in countries.values() for name in country.currencies}
+    assert all(COUNTRIES[iso].facts["capital"] for iso in capitals)
+    used = {name for country in COUNTRIES.values() for name in country.facts["currency"]}
     for table in ("currencies", "currency_aliases", "currency_adjectives"):
         assert TABLES[table].keys() <= used
-    names = {country.name for country in countries.values()}
+    names = {country.name for country in COUNTRIES.values()}
     assert set(TABLES["article_names"]) <= names
     assert set(TABLES["article_endings"]) <= {name.rpartition(" ")[2] for name in names}
 
