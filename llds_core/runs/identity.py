@@ -13,40 +13,29 @@ from typing import Any
 from llds_core.config import ExperimentConfig, methods, printed_experiment, profiles, variants
 from llds_core.errors import RunError, TrainingDivergedError
 
-# Keys that may change when a run is continued.
-FREE = {
-    "training.steps",
-    "training.keep_checkpoints",
-    "training.trajectories_per_step",
-    "diagnostics.stop_after_collapse",
-    # How the same mini-batches are spread over processes and passes: rounding apart, the same run.
-    # `hardware.sharding` is none of them, because it decides the form of the checkpoints.
-    "hardware.nodes",
-    "hardware.processes",
-    "hardware.gpu_memory_gib",
-    "training.micro_batch_size",
-    "training.gradient_checkpointing",
-    # Where vLLM runs, how much memory it gets, and when its gap to the trainer is worth a warning.
-    # What samples (`sampler.backend`) belongs to the run.
-    "sampler.mode",
-    "sampler.server_url",
-    "sampler.tensor_parallel",
-    "sampler.memory_share",
-    "sampler.gap_alarm",
-    # Where and how patiently the search service is asked; what it finds is checked by its corpus.
-    "service.url",
-    "service.timeout_seconds",
-    "service.tries",
-    "service.backoff_seconds",
-    "service.request_queries",
-    "service.batch_window_ms",
-    "service.max_queries",
-    "service.max_query_chars",
-    "service.max_top_k",
-    "service.max_hits",
-    "service.max_body_mib",
-}
 
+def _keys(sections: Mapping[str, str]) -> set[str]:
+    return {f"{section}.{key}" for section, keys in sections.items() for key in keys.split()}
+
+
+# Keys that may change when a run is continued.
+FREE = _keys(
+    {
+        "diagnostics": "stop_after_collapse",
+        # How the same mini-batches are spread over processes and passes: rounding apart, the same
+        # run. `hardware.sharding` is none of them, because it decides the form of the checkpoints.
+        "training": "steps keep_checkpoints trajectories_per_step micro_batch_size"
+        " gradient_checkpointing",
+        "hardware": "nodes processes gpu_memory_gib",
+        # Where vLLM runs, how much memory it gets, and when its gap to the trainer is worth a
+        # warning. What samples (`sampler.backend`) belongs to the run.
+        "sampler": "mode server_url tensor_parallel memory_share gap_alarm",
+        # Where and how patiently the search service is asked; what it finds is checked by its
+        # corpus.
+        "service": "url timeout_seconds tries backoff_seconds request_queries batch_window_ms"
+        " max_queries max_query_chars max_top_k max_hits max_body_mib",
+    }
+)
 # With a token mean per micro-batch these change the objective itself.
 _COMPOSITION = {"hardware.nodes", "hardware.processes", "training.micro_batch_size"}
 
@@ -56,11 +45,15 @@ def same_run(manifest: Mapping[str, Any], config: ExperimentConfig, steps: int) 
 
     One that failed is finished only if it diverged: a full disk or a killed process is no result.
     """
-    status = manifest["status"]
-    ended_early = status == "collapsed" and config.diagnostics.stop_after_collapse
-    long_enough = steps >= config.training.steps or ended_early
-    finished = (status in ("complete", "collapsed") and long_enough) or diverged(manifest)
-    return finished and not changed_keys(manifest, config)
+    ended = complete(manifest, config, steps) or diverged(manifest)
+    return ended and not changed_keys(manifest, config)
+
+
+def complete(manifest: Mapping[str, Any], config: ExperimentConfig, steps: int) -> bool:
+    """Whether a run of `steps` steps has all of them, or ended early because it collapsed."""
+    if manifest["status"] == "collapsed" and config.diagnostics.stop_after_collapse:
+        return True
+    return manifest["status"] in ("complete", "collapsed") and steps >= config.training.steps
 
 
 def diverged(manifest: Mapping[str, Any]) -> bool:
@@ -87,11 +80,7 @@ def changed_keys(
 
 
 def check_recorded(path: Path, manifest: Mapping[str, Any], what: str, now: str) -> None:
-    """Check that what a run began with is what is there now; an older manifest may not say.
-
-    Raises:
-        RunError: when it is another one.
-    """
+    """Check that what a run began with is what is there now; an older manifest may not say."""
     before = manifest.get(what, now)
     if before != now:
         raise RunError(
@@ -101,17 +90,12 @@ def check_recorded(path: Path, manifest: Mapping[str, Any], what: str, now: str)
 
 
 def check_same(path: Path, manifest: Mapping[str, Any], config: ExperimentConfig) -> None:
-    """Check that a run directory holds the run that `config` asks for.
-
-    Raises:
-        RunError: naming the first key that differs.
-    """
+    """Check that a run directory holds the run that `config` asks for."""
     if changed := changed_keys(manifest, config):
         key, before, now = changed[0]
         raise RunError(
-            f"{path} was made with {key}={before!r}, now {now!r}: delete the "
-            "folder, or choose another "
-            "with --run-root"
+            f"{path} was made with {key}={before!r}, now {now!r}: delete the folder, or choose "
+            "another with --run-root"
         )
 
 
@@ -119,32 +103,22 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """One level of dotted keys from a nested mapping."""
     result: dict[str, Any] = {}
     for key, value in values.items():
-        result |= (
-            flat(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{key}": value}
-        )
+        name = f"{prefix}{key}"
+        result |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return result
 
 
 # Sections and keys that change nothing but speed, memory, or what is measured beside the run.
 _NEUTRAL_SECTIONS = ("hardware", "sampler", "diagnostics", "service", "data", "profile", "method")
-_NEUTRAL = {
-    "training.micro_batch_size",
-    "training.gradient_checkpointing",
-    "training.threads",
-    "training.save_every",
-    "training.keep_checkpoints",
-    "training.trajectories_per_step",
-    "training.max_nonfinite_updates",
-    "dense.device",
-    "dense.batch_size",
-    "dense.path",
-    "dense.vectors",
-    "evaluation.batch_size",
-    "warmstart.threads",
-    "warmstart.save_every",
-}
+_NEUTRAL = _keys(
+    {
+        "training": "micro_batch_size gradient_checkpointing threads save_every keep_checkpoints"
+        " trajectories_per_step max_nonfinite_updates",
+        "dense": "device batch_size path vectors",
+        "evaluation": "batch_size",
+        "warmstart": "threads save_every",
+    }
+)
 _NAMES = {
     ("training.optimizer", "adamw-8bit"): "8-bit Adam: moments in 8 instead of 32 bits",
     ("training.dtype", "float32"): "float32 arithmetic instead of bfloat16",
@@ -177,11 +151,8 @@ def _is_neutral(key: str, before: Any, now: Any, config: ExperimentConfig) -> bo
         return _model(before) == _model(now)
     if key == "retrieval.backend":
         return {before, now} <= {"dense", "server"}
-    return (
-        key in _NEUTRAL
-        or key in FREE - {"training.steps"}
-        or key.split(".")[0] in (_NEUTRAL_SECTIONS)
-    )
+    neutral = _NEUTRAL | FREE - {"training.steps"}
+    return key in neutral or key.split(".")[0] in _NEUTRAL_SECTIONS
 
 
 def _model(path: str | None) -> str | None:

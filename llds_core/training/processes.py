@@ -9,7 +9,6 @@ one that has given up.
 import os
 import re
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,11 +38,6 @@ class Processes:
     rank: int = 0
     count: int = 1
 
-    @property
-    def is_first(self) -> bool:
-        """Whether this process owns the run directory."""
-        return self.rank == 0
-
     def decide(self, decision: Callable[[], T]) -> T:
         """Return what `decision` returns in the first process; raise what it raises there.
 
@@ -52,7 +46,7 @@ class Processes:
         if self.count == 1:
             return decision()
         outcome: list[Any] = [None, None]
-        if self.is_first:
+        if self.rank == 0:
             try:
                 outcome[0] = decision()
             except LLDSError as error:
@@ -116,33 +110,25 @@ def ending_together(processes: Processes) -> Iterator[None]:
         yield
         return
 
-    # Signals belong to the main thread.
-    in_main = threading.current_thread() is threading.main_thread()
-
     def stop(number: int, frame: object) -> None:
-        raise RunError(_lost("the launcher stopped this one"))
+        raise _lost("the launcher stopped this one")
 
-    before = signal.signal(signal.SIGTERM, stop) if in_main else None
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     except BaseException as error:
-        if in_main:
-            # This process ends by itself, once it has written why.
-            before = signal.SIG_IGN
-        if (
-            isinstance(error, RuntimeError)
-            and not isinstance(error, LLDSError)
-            and _LOST.search(str(error))
-        ):
-            raise RunError(_lost(" ".join(str(error).split())[:120])) from error
+        # This process ends by itself, once it has written why.
+        before = signal.SIG_IGN
+        ours = isinstance(error, LLDSError) or not isinstance(error, RuntimeError)
+        if not ours and _LOST.search(str(error)):
+            raise _lost(" ".join(str(error).split())[:120]) from error
         raise
     finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before)
 
 
-def _lost(reason: str) -> str:
-    return (
+def _lost(reason: str) -> RunError:
+    return RunError(
         f"another process of this run has ended ({reason}): issue the same command again; the last "
         "checkpoint is intact"
     )

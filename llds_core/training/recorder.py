@@ -19,6 +19,7 @@ from llds_core.runs.checkpoints import checkpoint_steps, rotate_checkpoints
 from llds_core.training.processes import Processes
 
 _logger = logging.getLogger("llds_core")
+_ACTION = ("kind", "content", "text", "start", "end", "executed", "retrieval_failed")
 
 
 def has_collapsed(directory: RunDirectory, config: ExperimentConfig) -> bool:
@@ -46,7 +47,7 @@ class Recorder:
         self.directory = directory
         self._config = config
         self._after_step = after_step
-        self._bar = tqdm(total=config.training.steps, initial=done, desc=config.name, unit="step")
+        self.bar = tqdm(total=config.training.steps, initial=done, desc=config.name, unit="step")
 
     def __call__(self, row: dict[str, Any], trajectories: list[Trajectory]) -> None:
         """A step has ended: put its metrics and a few of its trajectories on disk."""
@@ -65,8 +66,8 @@ class Recorder:
                 row["sampler_gap_max"],
                 alarm,
             )
-        self._bar.set_postfix(shown_metrics(row))
-        self._bar.update()
+        self.bar.set_postfix(shown_metrics(row))
+        self.bar.update()
         if self._after_step is not None:
             self._after_step(row)
 
@@ -76,10 +77,6 @@ class Recorder:
         best = best_step(read_metrics(self.directory.path), checkpoint_steps(folder))
         rotate_checkpoints(folder, self._config.training.keep_checkpoints, best)
         self.directory.update(best_step=best, last_step=step)
-
-    def close(self) -> None:
-        """Training is over."""
-        self._bar.close()
 
 
 class FollowRun(TrainerCallback):
@@ -115,7 +112,7 @@ class FollowRun(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Training is over."""
         if self._recorder is not None:
-            self._recorder.close()
+            self._recorder.bar.close()
 
 
 def trajectory_record(trajectory: Trajectory, step: int) -> dict[str, Any]:
@@ -132,18 +129,8 @@ def trajectory_record(trajectory: Trajectory, step: int) -> dict[str, Any]:
         "correct": trajectory.correct,
         "stop_reason": trajectory.stop_reason,
         "actions": [
-            {
-                "kind": action.kind,
-                "content": action.content,
-                "text": action.text,
-                "start": action.start,
-                "end": action.end,
-                "executed": action.executed,
-                "retrieval_failed": action.retrieval_failed,
-                "hits": [
-                    {"id": hit.id, "title": hit.title, "text": hit.text} for hit in action.hits
-                ],
-            }
+            {name: getattr(action, name) for name in _ACTION}
+            | {"hits": [{"id": h.id, "title": h.title, "text": h.text} for h in action.hits]}
             for action in trajectory.actions
         ],
         "prompt_ids": trajectory.prompt_ids,

@@ -1,21 +1,15 @@
 """From an `ExperimentConfig` to the trainer's `SearchGRPOConfig`: the one place where TRL's options
-are set.
+are set, those included whose defaults would change the objective without a word.
 
-TRL's defaults that would change the objective without a word are set here explicitly: mixed
-precision, gradient checkpointing, the KL weight and its bias correction, the schedule, the vLLM
-importance correction.
-
-`training.dtype=bfloat16` is mixed precision: matrix products of the forward and backward passes run
-in bfloat16 (autocast), while weights, gradients and moments stay in float32, as under the official
-code's FSDP, and log-probabilities are never rounded to 16 bits. Old, reference and new
-log-probabilities come from the same modules, weights and autocast on the same rows and widths, so
-that bfloat16 rounds them alike and the gate canary (`gated_fraction_first`) is exactly 0 as in
-float32 wherever a kernel gives equal outputs for equal inputs. Tests hold the CPU to that; a GPU is
-asked by the canary itself.
+`training.dtype=bfloat16` is mixed precision: products of the forward and backward passes run in
+bfloat16 (autocast); weights, gradients and moments stay in float32, as under the official code's
+FSDP, and log-probabilities are never rounded to 16 bits. Old, reference and new log-probabilities
+come from the same modules, weights and autocast on the same rows and widths, so that the gate
+canary (`gated_fraction_first`) is exactly 0 wherever a kernel gives equal outputs for equal inputs.
 """
 
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,45 +45,32 @@ class OneGPUMixin:
 
 @dataclass
 class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
-    """`GRPOConfig` with the LLDS penalty and rollout-level bookkeeping.
+    """`GRPOConfig` with the LLDS penalty (see `llds_core.config.LossConfig`) and rollout-level
+    bookkeeping.
 
     Raises:
         ConfigError: when `updates_per_rollout` disagrees with the batch sizes, or the penalty could
             never act.
     """
 
-    updates_per_rollout: int = field(
-        default=1, metadata={"help": "Optimizer steps per rollout, all epochs."}
-    )
-    llds_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the LLDS penalty; 0 measures it only."}
-    )
-    llds_gate: str = field(default="action", metadata={"help": "action, response or token."})
-    llds_normalizer: str = field(
-        default="preserved", metadata={"help": "preserved (paper) or all (official code)."}
-    )
-    llds_preserve: str = field(
-        default="nonnegative", metadata={"help": "nonnegative or positive advantages."}
-    )
-    llds_gate_threshold: float = field(
-        default=0.0, metadata={"help": "Loss of log-probability that opens a gate."}
-    )
-    llds_answer_weight: float = field(
-        default=1.0, metadata={"help": "Penalty weight of answer tokens (LLDS-MA)."}
-    )
-    llds_answer_ramp: str = field(
-        default="none", metadata={"help": "none, paper or code: ramp of that weight."}
-    )
-    negative_advantages: bool = field(
-        default=True, metadata={"help": "False: the surrogate's advantages are cut at 0."}
-    )
-    kl_clamp: float | None = field(
-        default=None, metadata={"help": "k3 above this value has no gradient; None: never."}
-    )
-    root_seed: int = field(default=0, metadata={"help": "Root of the run's random streams."})
-    max_nonfinite_updates: int = field(
-        default=5, metadata={"help": "Skipped updates in a row that end the run."}
-    )
+    updates_per_rollout: int = 1
+    """Optimizer steps per rollout, all epochs."""
+    llds_weight: float = 0.0
+    """Weight of the LLDS penalty; 0 measures it only."""
+    llds_gate: str = "action"
+    llds_normalizer: str = "preserved"
+    llds_preserve: str = "nonnegative"
+    llds_gate_threshold: float = 0.0
+    llds_answer_weight: float = 1.0
+    """Penalty weight of answer tokens (LLDS-MA)."""
+    llds_answer_ramp: str = "none"
+    negative_advantages: bool = True
+    """False: the surrogate's advantages are cut at 0."""
+    kl_clamp: float | None = None
+    """k3 above this value has no gradient; None: never."""
+    root_seed: int = 0
+    max_nonfinite_updates: int = 5
+    """Skipped updates in a row that end the run."""
 
     @property
     def device(self) -> torch.device:
@@ -104,10 +85,9 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
         if rest or per_epoch * self.num_iterations != self.updates_per_rollout:
             raise ConfigError(
                 f"updates_per_rollout={self.updates_per_rollout}, but steps_per_generation="
-                f"{self.steps_per_generation}, "
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps} and "
-                f"num_iterations={self.num_iterations} make {per_epoch * self.num_iterations}: set "
-                "them to agree"
+                f"{self.steps_per_generation}, gradient_accumulation_steps="
+                f"{self.gradient_accumulation_steps} and num_iterations={self.num_iterations} make "
+                f"{per_epoch * self.num_iterations}: set them to agree"
             )
         if self.llds_weight > 0 and self.updates_per_rollout < 2:
             raise ConfigError(
@@ -116,9 +96,9 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
             )
         if self.save_strategy == "steps" and self.save_steps % self.updates_per_rollout:
             raise ConfigError(
-                f"save_steps={self.save_steps} is not a multiple of "
-                f"updates_per_rollout={self.updates_per_rollout}: "
-                "a checkpoint inside a rollout could not be resumed exactly"
+                f"save_steps={self.save_steps} is not a multiple of updates_per_rollout="
+                f"{self.updates_per_rollout}: a checkpoint inside a rollout could not be resumed "
+                "exactly"
             )
 
 
@@ -208,15 +188,10 @@ def _sampler_settings(config: ExperimentConfig, *, on_gpu: bool) -> dict[str, An
     sampler = config.sampler
     if sampler.backend != "vllm":
         return {}
+    chosen = {"use_vllm": True, "vllm_mode": sampler.mode}
     if sampler.mode == "server":
-        return {
-            "use_vllm": True,
-            "vllm_mode": "server",
-            "vllm_server_base_url": sampler.server_url,
-        }
-    return {
-        "use_vllm": True,
-        "vllm_mode": "colocate",
+        return chosen | {"vllm_server_base_url": sampler.server_url}
+    return chosen | {
         "vllm_gpu_memory_utilization": sampler.memory_share,
         "vllm_tensor_parallel_size": sampler.tensor_parallel,
         "vllm_max_model_length": config.rollout.max_total_tokens,

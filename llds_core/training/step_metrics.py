@@ -8,7 +8,7 @@ row never shows the last micro-batch's value for the step's.
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +19,14 @@ from llds_core.rollout.loop import Rollout
 Row = dict[str, float | int | None]
 # Numerators, denominators, extremes, and the pooled state of each trajectory by its row.
 Part = tuple[dict[str, float], dict[str, float], dict[str, float], dict[int, torch.Tensor]]
+
+
+class Clip(NamedTuple):
+    """How the objective clips its ratios: per `token` or per `sequence`."""
+
+    low: float
+    high: float
+    ratio: str
 
 
 class StepMetrics:
@@ -81,38 +89,36 @@ class StepMetrics:
         self,
         micro: dict[str, Any],
         logprobs: torch.Tensor,
+        *,
         loss: torch.Tensor,
-        penalty: torch.Tensor,
-        penalty_metrics: dict[str, torch.Tensor],
-        clip: tuple[float, float, str],
+        penalty: tuple[torch.Tensor, dict[str, torch.Tensor]],
+        clip: Clip,
         first_update: bool,
     ) -> None:
-        """Take one micro-batch of one update."""
+        """Take one micro-batch of one update; `penalty` is what `llds_penalty` returned."""
         mask = _policy_mask(micro)
         log_ratio = logprobs - micro["old_per_token_logps"]
-        clip_low, clip_high, level = clip
-        if level == "sequence":
+        if clip.ratio == "sequence":
             mean = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
             log_ratio = mean.expand_as(mask)
         ratio = log_ratio.exp()
         advantages = micro["advantages"][:, None]
-        clipped = ((ratio < 1 - clip_low) & (advantages < 0)) | (
-            (ratio > 1 + clip_high) & (advantages > 0)
+        clipped = ((ratio < 1 - clip.low) & (advantages < 0)) | (
+            (ratio > 1 + clip.high) & (advantages > 0)
         )
         self._add_masked("clip_fraction", clipped.float(), mask)
         if mask.any():
             self._extreme("ratio_max", ratio[mask].max().item(), max)
             self._extreme("ratio_min", ratio[mask].min().item(), min)
-        gated, preserved = (
-            penalty_metrics[key].item() for key in ("gated_tokens", "preserved_tokens")
-        )
+        value, counts = penalty
+        gated, preserved = (counts[key].item() for key in ("gated_tokens", "preserved_tokens"))
         self._add("gated_fraction", gated, preserved)
         self._add("preserved_fraction", preserved, int(mask.sum()))
         if first_update:
             self._add("gated_fraction_first", gated, preserved)
         # Micro-batches of an update add up: the counts are set by `add_update`.
         self._sums["loss"] += loss.item()
-        self._sums["llds_penalty"] += penalty.item()
+        self._sums["llds_penalty"] += value.item()
         self._sums["trained_tokens"] += int(
             micro["prompt_mask"].sum() + micro["completion_mask"].sum()
         )
@@ -155,32 +161,28 @@ class StepMetrics:
         trajectories, rollout = self.trajectories, self._rollout
         count = len(trajectories)
         groups = [trajectories[i : i + self._group_size] for i in range(0, count, self._group_size)]
+        actions = [action for t in trajectories for action in t.actions]
         searches = sum(t.searches for t in trajectories)
+        tokens = sum(len(t.response_mask) for t in trajectories)
         policy_tokens = sum(sum(t.response_mask) for t in trajectories)
         update_seconds = time.perf_counter() - self._started
+        totals = {
+            "reward": sum(t.reward for t in trajectories),
+            "em": sum(t.correct for t in trajectories),
+            "response_length": policy_tokens,
+            "observation_length": tokens - policy_tokens,
+            "valid_searches": searches,
+            "valid_answers": sum(t.answer is not None for t in trajectories),
+            "invalid_actions": sum(a.kind == "invalid" for a in actions),
+        }
         values: Row = {name: self._mean(name) for name in METRICS}
-        values |= self._extremes
+        values |= self._extremes | {name: total / count for name, total in totals.items()}
         values |= {
             "step": self._step,
             "updates": updates,
-            "reward": sum(t.reward for t in trajectories) / count,
-            "em": sum(t.correct for t in trajectories) / count,
             "hidden_similarity": self._similarity(groups),
-            "response_length": policy_tokens / count,
-            "observation_length": sum(
-                len(t.response_mask) - sum(t.response_mask) for t in trajectories
-            )
-            / count,
-            "valid_searches": searches / count,
-            "valid_answers": sum(t.answer is not None for t in trajectories) / count,
-            "invalid_actions": sum(a.kind == "invalid" for t in trajectories for a in t.actions)
-            / count,
-            "failed_searches": _ratio(
-                sum(a.retrieval_failed for t in trajectories for a in t.actions), searches
-            ),
-            "empty_searches": _ratio(
-                sum(a.executed and not a.hits for t in trajectories for a in t.actions), searches
-            ),
+            "failed_searches": _ratio(sum(a.retrieval_failed for a in actions), searches),
+            "empty_searches": _ratio(sum(a.executed and not a.hits for a in actions), searches),
             "zero_variance_groups": sum(len({t.reward for t in group}) == 1 for group in groups)
             / len(groups),
             "nonfinite_updates": int(self._sums["nonfinite_updates"]),

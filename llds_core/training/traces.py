@@ -50,26 +50,17 @@ _QUERIES = (
     "where is {query}",
     "facts about {query}",
 )
-_TOPICS = {
-    "country": "country",
-    "capital": "capital",
-    "currency": "currency",
-    "continent": "continent",
-}
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One demonstration: the question and alternating policy and observation texts.
-
-    Attributes:
-        question: the question asked.
-        segments: (text, written by the policy) in order.
-        correct: whether the final answer is accepted.
+    """One demonstration: alternating policy and observation texts, and whether its answer is
+    right.
     """
 
     question: Question
     segments: tuple[tuple[str, bool], ...]
+    """(text, written by the policy) in order."""
     correct: bool
 
 
@@ -78,23 +69,13 @@ def make_traces(
 ) -> list[Trace]:
     """Return `count` traces over training questions, every question before any is repeated.
 
-    Deterministic in `config.seed`; all searches are run in batches, one batch a turn.
+    Deterministic in `config.seed`; searches are run in batches, one per turn.
     """
     random = numpy_generator(config.seed, "warmstart", "traces")
     questions = list(_cycle(world.train, count, random))
     # Hops are scripted per trace, but searched together: trace by trace would cost a call each.
-    scripts = [
-        _Script(
-            index,
-            question,
-            config,
-            numpy_generator(config.seed, "warmstart", "trace", index),
-            world,
-        )
-        for index, question in enumerate(questions)
-    ]
-    active = scripts
-    turn = 0
+    scripts = [_Script(index, question, config, world) for index, question in enumerate(questions)]
+    active, turn = scripts, 0
     while active:
         keys = [SearchKey(config.seed, s.index, s.question.id, 0, turn) for s in active]
         found, failed = retriever.search_keyed([s.query for s in active], top_k, keys)
@@ -125,7 +106,6 @@ class _Script:
         index: int,
         question: Question,
         config: WarmstartConfig,
-        random: np.random.Generator,
         world: World,
     ) -> None:
         self.index = index
@@ -134,7 +114,7 @@ class _Script:
         self.correct = False
         self.query: str | None = None
         self._config = config
-        self._random = random
+        self._random = numpy_generator(config.seed, "warmstart", "trace", index)
         self._world = world
         self._hops = question.metadata["steps"]
         self._hop = 0
@@ -167,9 +147,8 @@ class _Script:
     def _search(self, thoughts: Sequence[str], **fields: str) -> None:
         hop = self._hops[self._hop]
         name = self._hops[self._hop - 1]["query"] if fields else hop["query"]
-        topic = _TOPICS[self.question.metadata["kind"].rpartition("-")[2]]
-        if self._hop + 1 < len(self._hops):
-            topic = "country"
+        last = self._hop + 1 == len(self._hops)
+        topic = self.question.metadata["kind"].rpartition("-")[2] if last else "country"
         thought = self._pick(thoughts).format(name=name, **fields)
         self.query = self._pick(_QUERIES).format(query=hop["query"], topic=topic)
         self.segments.append((f"<think> {thought} </think>\n<search> {self.query} </search>", True))

@@ -49,7 +49,7 @@ from llds_core.training.micro_batches import gather_batch, penalty_tokens, trim
 from llds_core.training.policy_head import PolicyHeadOutput, add_policy_head, policy_labels
 from llds_core.training.settings import SearchGRPOConfig
 from llds_core.training.sharding import WholePolicy, copy_to_sharded
-from llds_core.training.step_metrics import StepMetrics
+from llds_core.training.step_metrics import Clip, StepMetrics
 
 RolloutFunction = Callable[[Sequence[dict[str, Any]], PreTrainedModel, int], Rollout]
 StepFunction = Callable[[dict[str, float | int | None], list[Trajectory]], None]
@@ -199,7 +199,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
                 trim(batch, by_length[start : start + size])
                 for start in range(0, len(by_length), size)
             ]
-            penalty_count = self._penalty_counts(window)
+            # The denominator of the penalty is the whole mini-batch's count.
+            penalized = sum(penalty_tokens(micro, self.args).sum() for micro in window)
+            penalty_count = self._per_process(penalized)
             tokens = self._per_process(sum(micro["policy_mask"].sum() for micro in window))
             for micro in window:
                 micro["penalty_count"] = penalty_count
@@ -212,10 +214,6 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self.metrics.close_rollout(micro_batches, answer_weight)
         return micro_batches
 
-    def _penalty_counts(self, window: list[dict[str, Any]]) -> torch.Tensor:
-        """Denominator of the penalty: the whole mini-batch's count, per process."""
-        return self._per_process(sum(penalty_tokens(micro, self.args).sum() for micro in window))
-
     def _per_process(self, count: torch.Tensor) -> torch.Tensor:
         """The sum of all processes' counts, shared among them: gradients are averaged over them."""
         total = self.accelerator.reduce(count.float(), reduction="sum")
@@ -226,9 +224,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             return self.args.llds_answer_weight
         searches = torch.tensor(float(sum(t.searches for t in trajectories)) / len(trajectories))
         mean = self.accelerator.gather(searches.to(self.accelerator.device)).mean().item()
-        return (
-            answer_weight_ramp(mean, ramp=self.args.llds_answer_ramp) * self.args.llds_answer_weight
-        )
+        ramp = answer_weight_ramp(mean, ramp=self.args.llds_answer_ramp)
+        return ramp * self.args.llds_answer_weight
 
     @torch.no_grad()
     def _add_log_probabilities(self, micro: dict[str, Any]) -> None:
@@ -290,7 +287,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self._captured = None
         args = self.args
         with torch.set_grad_enabled(args.llds_weight > 0):
-            penalty, penalty_metrics = llds_penalty(
+            penalty, counts = llds_penalty(
                 logprobs,
                 inputs["old_per_token_logps"],
                 inputs["policy_mask"],
@@ -305,10 +302,13 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             )
         loss = policy_loss + args.llds_weight * penalty if args.llds_weight > 0 else policy_loss
         self._loss_is_finite &= bool(torch.isfinite(loss))
-        first = self.state.global_step % self.updates_per_step == 0
-        clip = (self.epsilon_low, self.epsilon_high, self.importance_sampling_level)
         self.metrics.add_micro_batch(
-            inputs, logprobs.detach(), loss.detach(), penalty.detach(), penalty_metrics, clip, first
+            inputs,
+            logprobs.detach(),
+            loss=loss.detach(),
+            penalty=(penalty.detach(), counts),
+            clip=Clip(self.epsilon_low, self.epsilon_high, self.importance_sampling_level),
+            first_update=self.state.global_step % self.updates_per_step == 0,
         )
         return loss
 
@@ -338,8 +338,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         if self.nonfinite_in_a_row >= self.args.max_nonfinite_updates:
             raise TrainingDivergedError(
                 f"loss or gradient was not finite for {self.nonfinite_in_a_row} updates in a row "
-                f"at step {self.step}: "
-                "lower training.learning_rate; the last checkpoint is intact"
+                f"at step {self.step}: lower training.learning_rate; the last checkpoint is intact"
             )
         return norm
 

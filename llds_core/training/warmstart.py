@@ -1,17 +1,15 @@
 """Warm start: supervised training on scripted search traces, from which a random policy learns to
 search, or a pre-trained one the protocol.
 
-The result belongs to a profile and is shared by all of its runs, so that runs of different methods
-and seeds are paired. It is a run directory of its own and is resumed like one. Plain next-token
-prediction on policy tokens, with retrieved tokens at a lower weight: reading them is how a small
-model learns to copy from them. The tokenizer of a policy made here sees the corpus too, so that a
-name takes as few tokens in a held-out question as in a training one; a pre-trained policy keeps its
-own.
+The result is shared by all runs of a profile, which are paired thereby. It is a run directory of
+its own and is resumed like one. The loss is next-token prediction on policy tokens, with retrieved
+tokens at a lower weight: reading them is how a small model learns to copy from them. The tokenizer
+of a policy made here sees the corpus too, so that a name takes as few tokens in a held-out question
+as in a training one; a pre-trained policy keeps its own.
 """
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +32,9 @@ from llds_core.rollout.environment import Environment, build_retriever, build_wo
 from llds_core.rollout.prompts import encode_prompt, prompt_text
 from llds_core.rollout.protocol import TAGS
 from llds_core.runs import Run, RunDirectory, check_recorded, read_manifest
-from llds_core.runs.checkpoints import (
-    check_checkpoint,
-    checkpoint_path,
-    checkpoint_steps,
-    remove_leftovers,
-    rotate_checkpoints,
-)
+from llds_core.runs.checkpoints import rotate_checkpoints
 from llds_core.runs.given_policy import given_policy
-from llds_core.runs.policies import (
-    build_policy,
-    build_tokenizer,
-    load_policy,
-    policy_digest,
-)
+from llds_core.runs.policies import build_policy, build_tokenizer, load_policy, policy_digest
 from llds_core.seeding import child_seed, numpy_generator
 from llds_core.training.checkpointing import AtomicCheckpointMixin
 from llds_core.training.settings import OneGPUMixin
@@ -60,11 +47,7 @@ _BUCKET = 16
 
 
 def start_policy(run: Run) -> Path:
-    """Folder of the policy that `run` starts from, warm-started first where that is due.
-
-    Raises:
-        LLDSError: when it cannot be made or had.
-    """
+    """Folder of the policy that `run` starts from, warm-started first where that is due."""
     return warmstart(run) if run.config.warm_starts else run.start_policy
 
 
@@ -90,18 +73,16 @@ def warmstart(run: Run) -> Path:
             check_recorded(path, manifest, "policy", policy_digest(given))
         return policy
     config = run.warmstart_config
+    steps = config.warmstart.steps
     with RunDirectory(path, config, config.warmstart.seed) as directory:
         torch.set_num_threads(config.warmstart.threads)
         if given:
-            directory.record_policy(policy_digest(given))
+            directory.record("policy", policy_digest(given))
         trainer = _build_trainer(config, directory, given)
-        remove_leftovers(directory.checkpoints)
-        steps = checkpoint_steps(directory.checkpoints)
-        resume = checkpoint_path(directory.checkpoints, steps[-1]) if steps else None
-        if resume:
-            check_checkpoint(resume)
-        directory.truncate(steps[-1] if steps else 0)
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        done, resume = directory.rewind()
+        with tqdm(total=steps, initial=done, desc="warm start", unit="step") as bar:
+            trainer.add_callback(_Log(directory, bar))
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         trainer.model.save_pretrained(policy)
         trainer.processing_class.save_pretrained(policy)
     return policy
@@ -113,29 +94,19 @@ def _build_trainer(
     settings = config.warmstart
     world = build_world(config)
     engine = build_retriever(config, world)
-    directory.record_corpus(engine.identity)
+    directory.record("corpus", engine.identity)
     retriever = FailingRetriever(
-        engine,
-        failure_rate=settings.failure_rate,
-        passages=world.passages,
-        seed=settings.seed,
+        engine, failure_rate=settings.failure_rate, passages=world.passages, seed=settings.seed
     )
-    traces = make_traces(
-        world,
-        retriever,
-        settings,
-        top_k=config.retrieval.top_k,
-        count=settings.steps * settings.batch_size,
-    )
+    count = settings.steps * settings.batch_size
+    traces = make_traces(world, retriever, settings, top_k=config.retrieval.top_k, count=count)
     if given:
         model, tokenizer = load_policy(given)
     else:
-        tokenizer = build_tokenizer(
-            _tokenizer_texts(config, world, traces), config.policy.vocab_size, TAGS
-        )
+        texts = _tokenizer_texts(config, world, traces)
+        tokenizer = build_tokenizer(texts, config.policy.vocab_size, TAGS)
         model = build_policy(config.policy, tokenizer, settings.seed)
     _logger.info("warm start: %d traces, vocabulary %d", len(traces), len(tokenizer))
-    batches = _batches(traces, config, tokenizer)
     arguments = WarmstartArguments(
         output_dir=str(directory.checkpoints),
         max_steps=settings.steps,
@@ -159,10 +130,9 @@ def _build_trainer(
     trainer = WarmstartTrainer(
         model=model,
         args=arguments,
-        train_dataset=batches,
+        train_dataset=_batches(traces, config, tokenizer),
         data_collator=lambda items: items[0],
         processing_class=tokenizer,
-        callbacks=[_Log(directory, arguments.max_steps)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -183,17 +153,13 @@ def _batches(
     """Padded batches of similar lengths in random order: `input_ids`, `attention_mask`, `weights`,
     each (B, T).
     """
-    settings = config.warmstart
+    size = config.warmstart.batch_size
     encoded = [_encode(trace, config, tokenizer) for trace in traces]
-    random = numpy_generator(settings.seed, "warmstart", "batches")
+    random = numpy_generator(config.warmstart.seed, "warmstart", "batches")
     batches = []
-    for start in range(0, len(encoded), settings.batch_size * _BUCKET):
-        bucket = sorted(
-            encoded[start : start + settings.batch_size * _BUCKET], key=lambda pair: len(pair[0])
-        )
-        groups = [
-            bucket[i : i + settings.batch_size] for i in range(0, len(bucket), settings.batch_size)
-        ]
+    for start in range(0, len(encoded), size * _BUCKET):
+        bucket = sorted(encoded[start : start + size * _BUCKET], key=lambda pair: len(pair[0]))
+        groups = [bucket[i : i + size] for i in range(0, len(bucket), size)]
         batches += [
             _pad(groups[i], tokenizer.pad_token_id) for i in random.permutation(len(groups))
         ]
@@ -227,7 +193,6 @@ def _pad(rows: Sequence[tuple[list[int], list[float]]], pad_id: int) -> dict[str
     }
 
 
-@dataclass
 class WarmstartArguments(OneGPUMixin, TrainingArguments):
     """`TrainingArguments` of one GPU."""
 
@@ -260,28 +225,15 @@ class WarmstartTrainer(AtomicCheckpointMixin, Trainer):
 class _Log(TrainerCallback):
     """Writes losses to the run directory, shows progress and keeps the last two checkpoints."""
 
-    def __init__(self, directory: RunDirectory, steps: int) -> None:
+    def __init__(self, directory: RunDirectory, bar: tqdm) -> None:
         self._directory = directory
-        self._steps = steps
-        self._bar: tqdm | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar where a resumed run stands."""
-        done = state.global_step
-        self._bar = tqdm(total=self._steps, initial=done, desc="warm start", unit="step")
+        self._bar = bar
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
         self._bar.update()
 
-    def on_log(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Store the mean loss since the last log."""
         if logs and "loss" in logs:
             keys = ("loss", "learning_rate", "grad_norm")
@@ -293,10 +245,6 @@ class _Log(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep few checkpoints."""
         rotate_checkpoints(self._directory.checkpoints, keep=2, best=None)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        self._bar.close()
 
 
 def load_start_policy(

@@ -3,9 +3,7 @@
 from typing import Any
 
 import torch
-from scripted import (
-    build,
-)
+from scripted import build
 from trl import GRPOTrainer
 
 from llds_core.training.trainer import SearchGRPOTrainer
@@ -19,12 +17,15 @@ class NoPenaltyCode(SearchGRPOTrainer):
 
 
 class Recorded(SearchGRPOTrainer):
-    """Keeps inputs, log-probabilities, loss and its gradient by them of every micro-batch."""
+    """Keeps inputs, log-probabilities, loss and its gradient by them of every micro-batch, the
+    gradients of every update, and the row of every step.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.records: list[dict[str, Any]] = []
         self.gradients: list[dict[str, torch.Tensor]] = []
-        super().__init__(*args, **kwargs)
+        self.rows: list[dict[str, Any]] = []
+        super().__init__(*args, on_step=lambda row, made: self.rows.append(row), **kwargs)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
         result = super()._get_per_token_logps_and_entropies(*args, **kwargs)

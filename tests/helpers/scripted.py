@@ -16,25 +16,18 @@ from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import TAGS, Action, Trajectory
 from llds_core.runs.policies import build_policy, build_tokenizer, load_policy
 from llds_core.training.settings import SearchGRPOConfig, search_grpo_config
-from llds_core.training.trainer import SearchGRPOTrainer
+from llds_core.training.trainer import SearchGRPOTrainer, rollout_columns, trajectory_reward
 from llds_core.worlds.records import Question
 
 GROUP = 4
 PROMPTS = 4
 TOKENIZER = build_tokenizer(["which city is where and why"] * 3, 300, TAGS)
 POLICY = PolicyConfig(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=48,
-    layers=2,
-    heads=2,
-    key_value_heads=1,
-    initializer_range=0.15,
+    **{"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.15},
+    **{"layers": 2, "heads": 2, "key_value_heads": 1},
 )
 _BASE = (
-    "training.warmup_steps=0",
-    "training.learning_rate=5e-4",
-    "training.save_every=100",
+    *("training.warmup_steps=0", "training.learning_rate=5e-4", "training.save_every=100"),
     "rollout.max_action_tokens=8",
 )
 
@@ -106,10 +99,9 @@ def rollout(rows: Sequence[dict[str, Any]], model: torch.nn.Module, step: int) -
     return Rollout(made, 0.5, 0.1)
 
 
-def dataset(rows: int) -> Dataset:
-    return Dataset.from_dict(
-        {"prompt": [f"q{i}" for i in range(rows)], "question": list(range(rows))}
-    )
+def dataset(args: SearchGRPOConfig) -> Dataset:
+    rows = range(args.max_steps // args.updates_per_rollout * PROMPTS)
+    return Dataset.from_dict({"prompt": [f"q{i}" for i in rows], "question": list(rows)})
 
 
 def build(
@@ -118,14 +110,12 @@ def build(
     model: torch.nn.Module | None = None,
     **options: Any,
 ) -> SearchGRPOTrainer:
-    steps = args.max_steps // args.updates_per_rollout
-    options.setdefault("rollout", rollout)
     return cls(
         model=model if model is not None else policy(),
         args=args,
-        train_dataset=dataset(steps * PROMPTS),
+        train_dataset=dataset(args),
         processing_class=TOKENIZER,
-        **options,
+        **({"rollout": rollout} | options),
     )
 
 
@@ -133,26 +123,14 @@ def stock(args: SearchGRPOConfig) -> GRPOTrainer:
     """TRL's own trainer on the same trajectories."""
 
     def rollout_func(prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:
-        made = trajectories(
-            trainer.state.global_step // args.updates_per_rollout + 1, len(prompts) // GROUP
-        )
-        return {
-            "prompt_ids": [t.prompt_ids for t in made],
-            "completion_ids": [t.completion_ids for t in made],
-            "logprobs": [t.sampler_logprobs for t in made],
-            "env_mask": [t.response_mask for t in made],
-            "trajectory_reward": [t.reward for t in made],
-        }
+        step = trainer.state.global_step // args.updates_per_rollout + 1
+        return rollout_columns(trajectories(step, len(prompts) // GROUP))
 
-    def reward(trajectory_reward: list[float], **kwargs: Any) -> list[float]:
-        return trajectory_reward
-
-    steps = args.max_steps // args.updates_per_rollout
     return GRPOTrainer(
         model=policy(),
         args=args,
-        reward_funcs=[reward],
-        train_dataset=dataset(steps * PROMPTS),
+        reward_funcs=[trajectory_reward],
+        train_dataset=dataset(args),
         processing_class=TOKENIZER,
         rollout_func=rollout_func,
     )

@@ -21,6 +21,7 @@ from accelerate.utils import DistributedType
 from scripted import build, largest_difference, policy, settings, trajectories, weights
 from torch.distributed.tensor import DTensor
 
+from llds_core.config import load_experiment
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, LLDSError, TrainingDivergedError
 from llds_core.rollout.loop import Rollout
@@ -33,8 +34,8 @@ from llds_core.training.processes import (
 )
 from llds_core.training.trainer import SearchGRPOTrainer
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["llds_core.training.experiment", "llds_core.training.trainer"])
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(["llds_core.training.experiment", "llds_core.training.trainer"])
 
 _PENALTY = ("loss.llds_weight=1.5", "loss.answer_ramp=paper", "loss.answer_weight=0.5")
 CASES: dict[str, tuple[str, ...]] = {
@@ -59,7 +60,7 @@ def spawn(world: int, work: Callable, *arguments: Any) -> list[multiprocessing.P
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
         environment = {key: str(value) for key, value in place.items()} if world > 1 else {}
-        process = PROCESSES.Process(target=_run, args=(environment, work, arguments))
+        process = _FORKED.Process(target=_run, args=(environment, work, arguments))
         process.start()
         started.append(process)
     return started
@@ -85,11 +86,27 @@ def _run(environment: dict[str, str], work: Callable, arguments: tuple) -> None:
         raise SystemExit(2) from None
 
 
-def case_settings(case: str, folder: Path, world: int, *overrides: str) -> Any:
-    """Settings of a case: two mini-batches of 8 trajectories an epoch, two epochs."""
+def case_trainer(
+    case: str,
+    folder: Path,
+    processes: Processes,
+    *overrides: str,
+    cls: type["WholeGradients"],
+    model: torch.nn.Module | None = None,
+) -> "WholeGradients":
+    """A trainer of a case: two mini-batches of 8 trajectories an epoch, two epochs."""
+
+    def rollout(mine: Sequence[dict], policy: torch.nn.Module, step: int) -> Rollout:
+        share = slice(processes.rank * len(mine), (processes.rank + 1) * len(mine))
+        trainer.sampled = largest_difference(start_weights(), policy.state_dict())
+        return Rollout(trajectories(step)[share], 0.5 + processes.rank, 0.1)
+
     values = ("training.steps=1", "training.micro_batch_size=2", *CASES[case], *overrides)
+    world = f"hardware.processes={processes.count}"
     # Where a gradient is mere rounding, Adam divides rounding by rounding.
-    return settings(folder, f"hardware.processes={world}", *values, adam_epsilon=1e-5)
+    args = settings(folder, world, *values, adam_epsilon=1e-5)
+    trainer = build(args, cls, model, rollout=rollout)
+    return trainer
 
 
 def compute(
@@ -101,30 +118,15 @@ def compute(
         The last metrics row, gradients and rows of every update, the weights, and how far the
         policy that sampled the last rollout was from the start policy.
     """
-    rows: list[dict[str, Any]] = []
-    sampled: list[float] = []
-    start = start_weights()
-
-    def rollout(mine: Sequence[dict], model: torch.nn.Module, step: int) -> Rollout:
-        made = trajectories(step)
-        share = slice(processes.rank * len(mine), (processes.rank + 1) * len(mine))
-        sampled.append(largest_difference(start, model.state_dict()))
-        return Rollout(made[share], 0.5 + processes.rank, 0.1)
-
-    args = case_settings(case, folder, processes.count, *overrides)
-    trainer = build(
-        args,
-        WholeGradients,
-        rollout=rollout,
-        on_step=lambda row, made: rows.append(row | {"trajectories": len(made)}),
-    )
+    start_weights()
+    trainer = case_trainer(case, folder, processes, *overrides, cls=WholeGradients)
     trainer.train(str(checkpoint_path(folder, resume)) if resume is not None else None)
     return {
-        "row": rows[-1],
+        "row": trainer.row,
         "gradients": trainer.gradients,
         "inputs": trainer.composition,
         "weights": {name: whole(value) for name, value in trainer.model.state_dict().items()},
-        "sampled": sampled[-1],
+        "sampled": trainer.sampled,
         "scores": trainer.scores[0],
     }
 
@@ -140,13 +142,16 @@ def start_weights() -> dict[str, torch.Tensor]:
 
 
 class WholeGradients(SearchGRPOTrainer):
-    """Keeps the gradient of each update, and which rows make it up."""
+    """Keeps the gradient of each update, which rows make it up, and the row of the last step."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.gradients: list[dict[str, torch.Tensor]] = []
         self.composition: list[tuple[int, list[int]]] = []
         self.scores: list[torch.Tensor] = []
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, on_step=self._keep, **kwargs)
+
+    def _keep(self, row: dict[str, Any], made: list[Any]) -> None:
+        self.row = row | {"trajectories": len(made)}
 
     def _forward(self, model: Any, micro: dict[str, Any]) -> Any:
         output = super()._forward(model, micro)
@@ -179,7 +184,7 @@ class OneIsNotFinite(WholeGradients):
 def compute_all(folder: Path) -> None:
     """Every case in this process's place; then decisions that one process takes for all."""
     start_weights()
-    place = check_world_size_of(2)
+    place = check_world_size(load_experiment("smoke/grpo", ["hardware.processes=2"]))
     results: dict[str, Any] = {}
     with ending_together(place):
         for case in CASES:
@@ -234,26 +239,13 @@ def _sharding() -> Processes:
     return launched_processes()
 
 
-def check_world_size_of(world: int) -> Processes:
-    """The place of this process among `world`."""
-    from llds_core.config import load_experiment
-
-    return check_world_size(load_experiment("smoke/grpo", [f"hardware.processes={world}"]))
-
-
 def _refuse() -> None:
     raise ConfigError("the first process says no")
 
 
 def _diverge(folder: Path, place: Processes) -> dict[str, Any]:
-    args = case_settings("token-mean", folder, place.count, "training.max_nonfinite_updates=2")
-
-    def rollout(mine: Sequence[dict], model: torch.nn.Module, step: int) -> Rollout:
-        made = trajectories(step)
-        return Rollout(made[place.rank * len(mine) : (place.rank + 1) * len(mine)], 0.5, 0.1)
-
-    start = policy()
-    trainer = build(args, OneIsNotFinite, start, rollout=rollout)
+    start, limit = policy(), "training.max_nonfinite_updates=2"
+    trainer = case_trainer("token-mean", folder, place, limit, cls=OneIsNotFinite, model=start)
     try:
         trainer.train()
     except TrainingDivergedError as error:

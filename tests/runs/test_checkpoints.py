@@ -2,14 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from run_helpers import CONFIG as SMOKE
+from run_helpers import one_line
 from safetensors.torch import load_file, save_file
 
-from llds_core.config import PolicyConfig, load_experiment
+from llds_core.config import PolicyConfig
 from llds_core.errors import CheckpointError
 from llds_core.rollout.protocol import TAGS
 from llds_core.runs import Run
@@ -20,15 +21,10 @@ from llds_core.runs.checkpoints import (
     remove_leftovers,
     rotate_checkpoints,
 )
-from llds_core.runs.policies import (
-    END,
-    PAD,
-    build_policy,
-    build_tokenizer,
-    load_policy,
-)
+from llds_core.runs.policies import END, PAD, build_policy, build_tokenizer, load_policy
 
-TOKENIZER = build_tokenizer(["which city is where and why"] * 3, 400, TAGS)
+TEXTS = ["which city is where and why"] * 3
+TOKENIZER = build_tokenizer(TEXTS, 400, TAGS)
 CONFIG = PolicyConfig(
     vocab_size=400, hidden_size=32, intermediate_size=48, layers=2, heads=2, key_value_heads=1
 )
@@ -65,69 +61,39 @@ def test_any_text_survives_encoding(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode(text, add_special_tokens=False)) == text
 
 
-def test_padding_and_end_are_different_tokens() -> None:
-    assert TOKENIZER.pad_token == PAD and TOKENIZER.eos_token == END
-    assert TOKENIZER.pad_token_id != TOKENIZER.eos_token_id
-
-
-def test_vocabulary_keeps_to_its_size() -> None:
+def test_tokenizer_keeps_to_its_size_is_deterministic_and_survives_storage(whole: Path) -> None:
     texts = ["".join(chr(97 + (i * j) % 23) for j in range(3, 9)) for i in range(300)]
     assert len(build_tokenizer(texts, 350, TAGS)) == 350
-
-
-def test_tokenizer_is_deterministic() -> None:
-    again = build_tokenizer(["which city is where and why"] * 3, 400, TAGS)
-    assert again.get_vocab() == TOKENIZER.get_vocab()
-
-
-def test_tokenizer_survives_storage(whole: Path) -> None:
+    assert build_tokenizer(TEXTS, 400, TAGS).get_vocab() == TOKENIZER.get_vocab()
     _, loaded = load_policy(whole)
-    text = f"is <search>where's 1234, the city?</search>\n\n  “it” ({END}) WHICH. x2\t!!\n"
+    text = f"is <search>where's 1234, the city?</search>\n\n  “it” ({END}) e\u0301. x2\t!!\n"
     assert loaded.encode(text) == TOKENIZER.encode(text)
-    assert (loaded.pad_token_id, loaded.eos_token_id) == (
-        TOKENIZER.pad_token_id,
-        TOKENIZER.eos_token_id,
-    )
+    for one in (TOKENIZER, loaded):
+        assert (one.pad_token, one.eos_token) == (PAD, END)
+        assert one.pad_token_id != one.eos_token_id
 
 
 # Building and loading
 
 
-def test_policy_is_deterministic_in_its_seed() -> None:
-    first, second, other = (
-        build_policy(CONFIG, TOKENIZER, seed).state_dict() for seed in (3, 3, 4)
-    )
+def test_policy_is_deterministic_in_its_seed_and_leaves_the_global_generator_alone(
+    whole: Path,
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        before = torch.random.get_rng_state()
+        first = build_policy(CONFIG, TOKENIZER, 3).state_dict()
+        load_policy(whole)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        torch.manual_seed(2)
+        second, other = (build_policy(CONFIG, TOKENIZER, seed).state_dict() for seed in (3, 4))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
 
 
-def test_policy_does_not_depend_on_the_global_generator() -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        first = build_policy(CONFIG, TOKENIZER, 3).get_input_embeddings().weight
-        torch.manual_seed(2)
-        second = build_policy(CONFIG, TOKENIZER, 3).get_input_embeddings().weight
-    assert torch.equal(first, second)
-
-
-def test_building_does_not_disturb_the_global_generator() -> None:
-    before = torch.random.get_rng_state()
-    build_policy(CONFIG, TOKENIZER, 0)
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_loading_does_not_disturb_the_global_generator(whole: Path) -> None:
-    before = torch.random.get_rng_state()
-    load_policy(whole)
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def test_loaded_policy_equals_the_stored_one(whole: Path) -> None:
+def test_loaded_policy_equals_the_stored_one_in_the_type_asked_for(whole: Path) -> None:
     stored, (loaded, _) = build_policy(CONFIG, TOKENIZER, 0).state_dict(), load_policy(whole)
     assert all(torch.equal(value, stored[name]) for name, value in loaded.state_dict().items())
-
-
-def test_policy_is_loaded_in_the_type_asked_for(whole: Path) -> None:
     assert load_policy(whole, "bfloat16")[0].dtype == torch.bfloat16
 
 
@@ -137,47 +103,18 @@ def test_policy_is_loaded_in_the_type_asked_for(whole: Path) -> None:
 def refused(path: Path) -> str:
     with pytest.raises(CheckpointError) as error:
         load_policy(path)
-    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    assert str(path) in one_line(error)
     return str(error.value)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 @pytest.mark.parametrize(
     "file", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"]
 )
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_truncated_file_is_refused(copy: Path, file: str, share: float) -> None:
     content = (copy / file).read_bytes()
     (copy / file).write_bytes(content[: int(len(content) * share)])
     assert "cannot be loaded" in refused(copy)
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
-def test_missing_file_is_refused(copy: Path, file: str) -> None:
-    (copy / file).unlink()
-    assert file in refused(copy)
-
-
-def test_empty_folder_is_refused_with_advice(tmp_path: Path) -> None:
-    assert "holds no config.json" in refused(tmp_path)
-
-
-def test_missing_folder_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "nowhere")
-
-
-def test_weight_of_another_shape_is_refused(copy: Path) -> None:
-    change_weights(copy, lambda weights: weights.update({"model.norm.weight": torch.ones(5)}))
-    refused(copy)
-
-
-def test_missing_weight_is_refused(copy: Path) -> None:
-    change_weights(copy, lambda weights: weights.pop("model.layers.0.mlp.down_proj.weight"))
-    refused(copy)
-
-
-def test_missing_tokenizer_is_refused(copy: Path) -> None:
-    (copy / "tokenizer.json").unlink()
-    refused(copy)
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])
@@ -186,10 +123,22 @@ def test_json_of_another_form_is_refused(copy: Path, file: str) -> None:
     refused(copy)
 
 
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_missing_file_is_refused(copy: Path, file: str) -> None:
+    (copy / file).unlink()
+    assert file in refused(copy)
+
+
+def test_missing_folder_and_missing_or_misshapen_weight_are_refused(
+    copy: Path, tmp_path: Path
+) -> None:
+    refused(tmp_path / "nowhere")
+    file = copy / "model.safetensors"
+    weights = load_file(file)
+    lost = {name: w for name, w in weights.items() if "layers.0.mlp.down_proj" not in name}
+    for changed in (lost, weights | {"model.norm.weight": torch.ones(5)}):
+        save_file(changed, file, metadata={"format": "pt"})
+        refused(copy)
 
 
 # Folders of checkpoints
@@ -202,11 +151,10 @@ def make(folder: Path, *steps: int) -> Path:
     return folder
 
 
-def test_steps_are_sorted_as_numbers(tmp_path: Path) -> None:
-    assert checkpoint_steps(make(tmp_path, 12, 2, 1_234_567)) == [2, 12, 1_234_567]
-
-
-def test_no_folder_has_no_checkpoints(tmp_path: Path) -> None:
+def test_steps_are_sorted_as_numbers_and_copies_by_the_user_are_none(tmp_path: Path) -> None:
+    make(tmp_path, 12, 2, 1_234_567)
+    (tmp_path / "step-000001.bak").mkdir()
+    assert checkpoint_steps(tmp_path) == [2, 12, 1_234_567]
     assert checkpoint_steps(tmp_path / "none") == []
 
 
@@ -214,37 +162,23 @@ def test_leftovers_of_killed_saves_and_deletions_are_removed(tmp_path: Path) -> 
     make(tmp_path, 1)
     for name in (".partial-2", ".partial-delete-3"):
         (tmp_path / name / "checkpoint-8").mkdir(parents=True)
-        (tmp_path / name / "checkpoint-8" / "half").write_text("x", "utf-8")
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 
-def test_looking_for_a_checkpoint_leaves_a_save_in_progress_alone(tmp_path: Path) -> None:
-    """Evaluating a run that is still training must not delete what the run is writing."""
-    config = load_experiment("smoke/grpo")
-    folder = make(Run(config, 0, tmp_path).path / "checkpoint", 1)
-    (folder / ".partial-2").mkdir()
-    assert Run(config, 0, tmp_path).checkpoint("last") == checkpoint_path(folder, 1)
-    assert (folder / ".partial-2").is_dir()
-
-
 def test_best_and_last_of_the_first_steps(tmp_path: Path) -> None:
-    config = load_experiment("smoke/grpo")
-    run = Run(config, 0, tmp_path).path
-    folder = make(run / "checkpoint", 4, 8, 12)
+    run = Run(SMOKE, 0, tmp_path)
+    folder = make(run.checkpoints, 4, 8, 12)
+    # Evaluating a run that is still training must not delete what the run is writing.
+    (folder / ".partial-2").mkdir()
     rewards = [0.1, 0.1, 0.1, 0.1, 0.4, 0.4, 0.4, 0.4, 0.2, 0.2, 0.2, 0.2]
     rows = [{"step": step, "reward": reward} for step, reward in enumerate(rewards, 1)]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    for which, step in (("best-7", 4), ("best-12", 8), ("last-9", 8), ("last-12", 12)):
-        assert Run(config, 0, tmp_path).checkpoint(which) == checkpoint_path(folder, step)
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+    for which, step in (("best-7", 4), ("best-12", 8), ("last-9", 8), ("last", 12)):
+        assert run.checkpoint(which) == checkpoint_path(folder, step)
+    assert (folder / ".partial-2").is_dir()
     with pytest.raises(CheckpointError, match="first 3 steps: name at least 4"):
-        Run(config, 0, tmp_path).checkpoint("best-3")
-
-
-def test_copy_made_by_the_user_is_no_checkpoint(tmp_path: Path) -> None:
-    make(tmp_path, 1)
-    (tmp_path / "step-000001.bak").mkdir()
-    assert checkpoint_steps(tmp_path) == [1]
+        run.checkpoint("best-3")
 
 
 @pytest.mark.parametrize(
@@ -278,15 +212,10 @@ def test_deletion_killed_half_way_leaves_no_half_checkpoint(
     assert checkpoint_steps(tmp_path) == [2]
 
 
-def test_extra_state_is_read_back(tmp_path: Path) -> None:
-    (tmp_path / "extra.json").write_text(json.dumps({"a": 1}), "utf-8")
-    assert read_checkpoint_extra(tmp_path) == {"a": 1}
-
-
 @pytest.mark.parametrize("content", [None, b"", b'{"a": ', b"\xff\xfe"])
 def test_missing_or_damaged_extra_state_is_refused(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "extra.json").write_bytes(content)
     with pytest.raises(CheckpointError, match="not a whole checkpoint") as error:
         read_checkpoint_extra(tmp_path)
-    assert "\n" not in str(error.value)
+    one_line(error)

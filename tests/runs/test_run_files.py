@@ -7,57 +7,30 @@ import pytest
 from run_helpers import no_space, one_line
 
 from llds_core.errors import DataError, RunError
-from llds_core.runs import (
-    RunDirectory,
-    read_metrics,
-    read_trajectories,
-)
+from llds_core.runs import RunDirectory, read_metrics, read_trajectories
 from llds_core.runs import directory as runs
 
-# Metrics
+LINES = b'{"step": 1, "a": "\xc3\xa9"}\n{"step": 2, "a": "\xc3\xa9"}\n'
+MEMBERS = [gzip.compress(f'{{"step": {step}, "text": "{"x" * 40}"}}\n'.encode()) for step in (1, 2)]
 
 
-def test_metrics_are_read_back_in_order(run: RunDirectory) -> None:
-    rows = [{"step": 1, "loss": 0.5, "note": "ça"}, {"step": 2, "loss": -1.0}]
-    for row in rows:
-        run.append_metrics(row)
-    assert read_metrics(run.path) == rows
-
-
-def test_metrics_are_on_disk_when_the_call_returns(run: RunDirectory) -> None:
-    run.append_metrics({"step": 1})
-    assert (run.path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n'
-
-
-def test_metrics_are_synced_to_the_disk(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_on_disk_when_the_call_returns(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_metrics(run.path) == []
     synced: list[int] = []
     monkeypatch.setattr(runs.os, "fsync", synced.append)
-    run.append_metrics({"step": 1})
-    assert len(synced) == 1
-
-
-def test_damaged_last_line_that_was_written_whole_is_no_tear(tmp_path: Path) -> None:
-    """A kill tears a line before its newline; garbage with one was put there by something else."""
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n', "utf-8")
-    with pytest.raises(DataError, match=r"metrics\.jsonl:2"):
-        read_metrics(tmp_path)
+    run.append_metrics({"step": 1, "a": "é"})
+    run.append_metrics({"step": 2, "a": "é"})
+    assert (run.path / "metrics.jsonl").read_bytes() == LINES
+    assert len(synced) == 2
 
 
 def test_non_finite_numbers_are_stored_as_null(run: RunDirectory) -> None:
     run.append_metrics({"step": 1, "a": float("nan"), "b": [float("inf"), {"c": -float("inf")}]})
     assert read_metrics(run.path) == [{"step": 1, "a": None, "b": [None, {"c": None}]}]
-
-
-def test_non_finite_numbers_in_the_manifest_are_stored_as_null(run: RunDirectory) -> None:
     run.update(best_score=float("nan"))
     assert "NaN" not in (run.path / "manifest.json").read_text("utf-8")
-
-
-def test_run_without_metrics_has_none(tmp_path: Path) -> None:
-    assert read_metrics(tmp_path) == []
-
-
-LINES = b'{"step": 1, "a": "\xc3\xa9"}\n{"step": 2, "a": "\xc3\xa9"}\n'
 
 
 @pytest.mark.parametrize("cut", range(len(LINES) + 1))
@@ -71,17 +44,17 @@ def test_metrics_torn_anywhere_read_up_to_the_tear(tmp_path: Path, cut: int) -> 
 @pytest.mark.parametrize(
     "bad", ["{", "[1]", "3", '{"loss": 1}', '{"step": "1"}', "\x00", '{"step": 1}{"step": 2}']
 )
-def test_damaged_earlier_line_is_named_with_its_number(tmp_path: Path, bad: str) -> None:
-    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{bad}\n{{"step": 3}}\n', "utf-8")
+@pytest.mark.parametrize("after", ['{"step": 3}\n', ""])
+def test_damaged_line_is_named_with_its_number(tmp_path: Path, bad: str, after: str) -> None:
+    """The last one too: a kill tears a line before its newline."""
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{bad}\n{after}', "utf-8")
     with pytest.raises(DataError, match=r"metrics\.jsonl:2 is not a metrics row") as error:
         read_metrics(tmp_path)
     one_line(error)
 
 
-# Trajectories
-
-
 def test_trajectories_are_read_back_over_several_appends(run: RunDirectory) -> None:
+    assert read_trajectories(run.path) == []
     run.append_trajectories([{"step": 1, "text": "</answer>\n"}, {"step": 1}])
     run.append_trajectories([{"step": 2, "reward": float("nan")}])
     assert read_trajectories(run.path) == [
@@ -91,22 +64,7 @@ def test_trajectories_are_read_back_over_several_appends(run: RunDirectory) -> N
     ]
 
 
-def test_run_without_trajectories_has_none(tmp_path: Path) -> None:
-    assert read_trajectories(tmp_path) == []
-
-
-MEMBERS = [gzip.compress(f'{{"step": {step}, "text": "{"x" * 40}"}}\n'.encode()) for step in (1, 2)]
-
-
-@pytest.mark.parametrize(
-    "kept",
-    [
-        pytest.param(
-            kept,
-        )
-        for kept in range(len(MEMBERS[1]))
-    ],
-)
+@pytest.mark.parametrize("kept", range(len(MEMBERS[1])))
 def test_trajectories_torn_anywhere_read_up_to_the_tear(tmp_path: Path, kept: int) -> None:
     """The first member is whole and always read; the second when only its end is lost."""
     (tmp_path / "rollouts.jsonl.gz").write_bytes(MEMBERS[0] + MEMBERS[1][:kept])
@@ -114,24 +72,20 @@ def test_trajectories_torn_anywhere_read_up_to_the_tear(tmp_path: Path, kept: in
     assert steps in ([1], [1, 2]) and (kept > 20 or steps == [1])
 
 
-def test_file_that_is_no_gzip_is_named(tmp_path: Path) -> None:
-    (tmp_path / "rollouts.jsonl.gz").write_bytes(b"plain text")
+@pytest.mark.parametrize(
+    "content", [b"plain text", MEMBERS[0][:10] + b"\xff" + MEMBERS[0][11:] + MEMBERS[1]]
+)
+def test_trajectories_damaged_elsewhere_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "rollouts.jsonl.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"rollouts\.jsonl\.gz is damaged") as error:
         read_trajectories(tmp_path)
     one_line(error)
 
 
-def test_damaged_middle_is_named(tmp_path: Path) -> None:
-    content = bytearray(MEMBERS[0] + MEMBERS[1])
-    content[10] = 0xFF
-    (tmp_path / "rollouts.jsonl.gz").write_bytes(content)
-    with pytest.raises(DataError, match="damaged"):
-        read_trajectories(tmp_path)
-
-
 # Truncation
 
 
+@pytest.fixture
 def filled(run: RunDirectory) -> RunDirectory:
     for step in (1, 2, 3):
         run.append_metrics({"step": step})
@@ -140,31 +94,30 @@ def filled(run: RunDirectory) -> RunDirectory:
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 9])
-def test_truncation_keeps_rows_up_to_the_step(run: RunDirectory, step: int) -> None:
-    filled(run).truncate(step)
+def test_truncation_keeps_rows_up_to_the_step(filled: RunDirectory, step: int) -> None:
+    filled.truncate(step)
     left = [s for s in (1, 2, 3) if s <= step]
-    assert [row["step"] for row in read_metrics(run.path)] == left
-    assert [row["step"] for row in read_trajectories(run.path)] == [s for s in left for _ in (0, 1)]
+    assert [row["step"] for row in read_metrics(filled.path)] == left
+    found = [row["step"] for row in read_trajectories(filled.path)]
+    assert found == [s for s in left for _ in (0, 1)]
 
 
-def test_rows_appended_after_truncating_a_torn_file_are_whole(run: RunDirectory) -> None:
+def test_rows_appended_after_truncating_a_torn_file_are_whole(filled: RunDirectory) -> None:
     """What a killed process left half written is gone before anything is appended to it."""
-    filled(run)
     for name in ("metrics.jsonl", "rollouts.jsonl.gz"):
-        content = (run.path / name).read_bytes()
-        (run.path / name).write_bytes(content[:-4])
-    run.truncate(2)
-    run.append_metrics({"step": 3, "again": True})
-    run.append_trajectories([{"step": 3, "again": True}])
-    assert read_metrics(run.path)[-1] == {"step": 3, "again": True}
-    assert [row["step"] for row in read_trajectories(run.path)] == [1, 1, 2, 2, 3]
+        content = (filled.path / name).read_bytes()
+        (filled.path / name).write_bytes(content[:-4])
+    filled.truncate(2)
+    filled.append_metrics({"step": 3, "again": True})
+    filled.append_trajectories([{"step": 3, "again": True}])
+    assert read_metrics(filled.path)[-1] == {"step": 3, "again": True}
+    assert [row["step"] for row in read_trajectories(filled.path)] == [1, 1, 2, 2, 3]
 
 
 def test_failed_truncation_leaves_the_old_files(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+    filled: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    filled(run)
     with monkeypatch.context() as patch, pytest.raises(RunError):
         patch.setattr(runs.os, "replace", no_space)
-        run.truncate(1)
-    assert len(read_metrics(run.path)) == 3 and len(read_trajectories(run.path)) == 6
+        filled.truncate(1)
+    assert len(read_metrics(filled.path)) == 3 and len(read_trajectories(filled.path)) == 6

@@ -2,6 +2,7 @@
 end of one is the end of all.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +25,46 @@ from shared_trainers import (
 from llds_core.training.processes import Processes
 
 
+def computed_by_two(folder: Path, work: Callable) -> list[dict[str, Any]]:
+    """What two processes have computed, by rank."""
+    assert wait(spawn(2, work, folder)) == [0, 0]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two processes have computed, by rank."""
-    folder = tmp_path_factory.mktemp("two")
-    assert wait(spawn(2, compute_all, folder)) == [0, 0]
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    return computed_by_two(tmp_path_factory.mktemp("two"), compute_all)
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two processes with a sharded model have computed, by rank."""
-    folder = tmp_path_factory.mktemp("sharded")
-    assert wait(spawn(2, compute_sharded, folder)) == [0, 0]
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    """With a sharded model."""
+    return computed_by_two(tmp_path_factory.mktemp("sharded"), compute_sharded)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("shares", "case"),
+    [*(("two", case) for case in CASES), *(("sharded", case) for case in SHARDED)],
+)
 def test_two_processes_give_the_gradient_and_metrics_of_one(
-    two: list[dict[str, Any]], tmp_path: Path, case: str
+    request: pytest.FixtureRequest, tmp_path: Path, shares: str, case: str
 ) -> None:
-    same_step(compute(case, tmp_path, Processes()), [results[case] for results in two])
-
-
-@pytest.mark.parametrize("case", SHARDED)
-def test_sharded_model_gives_the_gradient_and_metrics_of_one_process(
-    sharded: list[dict[str, Any]], tmp_path: Path, case: str
-) -> None:
-    same_step(compute(case, tmp_path, Processes()), [results[case] for results in sharded])
+    alone = compute(case, tmp_path, Processes())
+    for results in request.getfixturevalue(shares):
+        other = results[case]
+        assert len(other["gradients"]) == len(alone["gradients"]) == 4
+        for mine, theirs in zip(alone["gradients"], other["gradients"], strict=True):
+            assert_same_gradients(mine, theirs)
+        assert not differing(other["row"], alone["row"])
+    largest = (g.abs().max().item() for update in alone["gradients"] for g in update.values())
+    assert max(largest) > 0.01
 
 
 def test_sharding_rounds_no_log_probability_to_16_bits(tmp_path: Path) -> None:
     """accelerate would: to steps as large as what an update changes."""
-    assert wait(spawn(2, compute_sharded_in_bfloat16, tmp_path)) == [0, 0]
+    shares = computed_by_two(tmp_path, compute_sharded_in_bfloat16)
     alone = compute("action-preserved", tmp_path, Processes(), "training.dtype=bfloat16")
-    for rank in range(2):
-        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=False)
+    for found in shares:
         scores = found["scores"][found["scores"] != 0]
         assert scores.dtype == torch.float32
         assert (scores != scores.bfloat16().float()).float().mean() > 0.9
@@ -70,17 +75,6 @@ def test_sharding_rounds_no_log_probability_to_16_bits(tmp_path: Path) -> None:
             for gradients in (alone["gradients"][0], first)
         )
         assert torch.cosine_similarity(mine, theirs, dim=0) > 0.999
-
-
-def same_step(alone: dict[str, Any], shares: list[dict[str, Any]]) -> None:
-    for other in shares:
-        assert len(other["gradients"]) == len(alone["gradients"]) == 4
-        for mine, theirs in zip(alone["gradients"], other["gradients"], strict=True):
-            assert_same_gradients(mine, theirs)
-        assert not differing(other["row"], alone["row"])
-    assert (
-        max(float(g.abs().max()) for update in alone["gradients"] for g in update.values()) > 0.01
-    )
 
 
 def test_sharded_run_samples_from_the_whole_present_policy(
@@ -115,27 +109,14 @@ def rows_of(inputs: list[tuple[int, list[int]]], update: int) -> list[int]:
     return [row for number, rows in inputs if number == update for row in rows]
 
 
-def test_metrics_speak_of_all_trajectories_and_of_the_slowest_process(
-    two: list[dict[str, Any]],
-) -> None:
+def test_what_one_process_knows_or_decides_holds_for_all(two: list[dict[str, Any]]) -> None:
     for results in two:
         row = results["token-mean"]["row"]
         assert row["trajectories"] == 16
-        assert row["rollout_seconds"] == 1.5
-
-
-def test_the_first_process_decides_for_all_and_its_refusal_reaches_all(
-    two: list[dict[str, Any]],
-) -> None:
-    for results in two:
+        assert row["rollout_seconds"] == 1.5  # of the slowest
         assert results["decided"] == "by 0"
         assert results["refused"] == "the first process says no"
-
-
-def test_a_loss_that_is_not_finite_in_one_process_skips_the_update_in_all(
-    two: list[dict[str, Any]],
-) -> None:
-    for results in two:
+        # A loss that is not finite in one process skips the update in all.
         assert "2 updates in a row" in results["diverged"]["error"]
         assert results["diverged"]["updates"] == 2
         assert results["diverged"]["moved"] == 0.0

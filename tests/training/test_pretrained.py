@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import huggingface_hub
@@ -10,7 +12,7 @@ import pytest
 import torch
 from given_policies import save_llama
 from huggingface_hub import errors as hub_errors
-from run_helpers import one_line, train_run
+from run_helpers import one_line
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from llds_core.__main__ import main
@@ -18,30 +20,26 @@ from llds_core.config import load_experiment
 from llds_core.errors import CheckpointError, ConfigError, DownloadError, RunError
 from llds_core.evaluation import evaluate_run
 from llds_core.rollout.prompts import encode_prompt
-from llds_core.runs import Run, read_manifest, read_metrics, read_trajectories
+from llds_core.runs import Run, read_manifest, read_trajectories
 from llds_core.runs.checkpoints import checkpoint_path
 from llds_core.runs.given_policy import given_policy
 from llds_core.runs.policies import load_policy, policy_digest
-from llds_core.training.warmstart import (
-    start_policy,
-    warmstart,
-)
+from llds_core.training.experiment import train
+from llds_core.training.warmstart import start_policy, warmstart
 
 _SMALL = (
     *("training.steps=2", "training.updates_per_rollout=2", "training.epochs=1"),
     *("rollout.prompts_per_rollout=2", "rollout.group_size=2", "training.micro_batch_size=2"),
     *("rollout.max_action_tokens=6", "rollout.max_total_tokens=1100", "rollout.prompt=search-r1"),
 )
+_WARM = (
+    *("training.warmstart=true", "warmstart.steps=2", "warmstart.batch_size=2"),
+    *("warmstart.save_every=1", "warmstart.learning_rate=1e-3"),
+)
 
 
-def overrides(policy: Path, *extra: str) -> list[str]:
-    return [*_SMALL, f"policy.path={policy}", *extra]
-
-
-def train(root: Path, policy: Path, *extra: str) -> Path:
-    changed = overrides(policy, *extra)
-    config = load_experiment("smoke/llds-action", changed)
-    return train_run(config, 0, root, changed)
+def run_from(policy: Path, root: Path, *extra: str) -> Run:
+    return Run.load("smoke/llds-action", 0, root, [*_SMALL, f"policy.path={policy}", *extra])
 
 
 @pytest.fixture(scope="module")
@@ -50,36 +48,33 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("trained"), llama)
+def trained(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = run_from(llama, tmp_path_factory.mktemp("trained"))
+    train(run)
+    return run
 
 
-def test_training_moves_every_weight_of_a_given_llama(llama: Path, trained: Path) -> None:
-    manifest = read_manifest(trained)
+def test_training_moves_every_weight_of_a_given_llama(llama: Path, trained: Run) -> None:
+    manifest = trained.manifest()
     assert (manifest["status"], manifest["start_policy"]) == ("complete", str(llama))
     assert manifest["policy"] == policy_digest(llama)
-    before, after = (
-        load_policy(llama)[0],
-        load_policy(checkpoint_path(trained / "checkpoint", 2))[0],
-    )
+    before, after = load_policy(llama)[0], load_policy(trained.checkpoint("last"))[0]
     assert isinstance(after, LlamaForCausalLM)
     for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
         assert not torch.equal(old, new), name
-    row = read_metrics(trained)[-1]
+    row = trained.metrics()[-1]
     assert row["gated_fraction_first"] == 0 and row["kl"] >= 0
 
 
-def test_prompts_go_through_its_chat_template(llama: Path, trained: Path) -> None:
-    first = read_trajectories(trained)[0]
-    tokenizer = AutoTokenizer.from_pretrained(llama)
-    assert first["prompt_ids"] == encode_prompt(first["question"], "search-r1", tokenizer)
-    text = tokenizer.decode(first["prompt_ids"])
-    assert text.startswith("<|im_start|>user\n") and text.endswith("<|im_start|>assistant\n")
-
-
-def test_its_tokenizer_comes_back_from_a_checkpoint_as_it_was(llama: Path, trained: Path) -> None:
+def test_its_tokenizer_and_chat_template_are_used_and_stored_as_they_were(
+    llama: Path, trained: Run
+) -> None:
     given = AutoTokenizer.from_pretrained(llama)
-    stored = AutoTokenizer.from_pretrained(checkpoint_path(trained / "checkpoint", 2))
+    first = read_trajectories(trained.path)[0]
+    assert first["prompt_ids"] == encode_prompt(first["question"], "search-r1", given)
+    text = given.decode(first["prompt_ids"])
+    assert text.startswith("<|im_start|>user\n") and text.endswith("<|im_start|>assistant\n")
+    stored = AutoTokenizer.from_pretrained(trained.checkpoint("last"))
     assert type(stored) is type(given)
     assert stored.special_tokens_map == given.special_tokens_map
     assert (stored.eos_token_id, stored.pad_token_id) == (given.eos_token_id, given.pad_token_id)
@@ -89,79 +84,55 @@ def test_its_tokenizer_comes_back_from_a_checkpoint_as_it_was(llama: Path, train
     assert stored.decode(stored.encode(text)) == text
 
 
-def test_its_checkpoints_are_evaluated(trained: Path, llama: Path) -> None:
-    changed = overrides(llama)
-    config = load_experiment("smoke/llds-action", [*changed, "evaluation.questions=4"])
-    root = trained.parents[2]
-    for checkpoint in ("last", "start"):
-        path = evaluate_run(Run(config, 0, root, tuple(changed)), checkpoint)
-        assert json.loads(path.read_text())["results"]["greedy"]["all"]["n"] == 4
+@pytest.mark.parametrize("checkpoint", ["last", "start"])
+def test_its_checkpoints_are_evaluated(trained: Run, llama: Path, checkpoint: str) -> None:
+    overrides = [*trained.overrides, "evaluation.questions=4"]
+    config = load_experiment("smoke/llds-action", overrides)
+    path = evaluate_run(Run(config, 0, trained.root, trained.overrides), checkpoint)
+    assert json.loads(path.read_text())["results"]["greedy"]["all"]["n"] == 4
 
 
-def test_stopped_and_resumed_it_is_bit_identical(
-    llama: Path, trained: Path, tmp_path: Path
-) -> None:
+def test_stopped_and_resumed_it_is_bit_identical(llama: Path, trained: Run, tmp_path: Path) -> None:
     def stop(row: dict) -> None:
         if row["step"] == 2:
             raise KeyboardInterrupt
 
-    changed = overrides(llama)
-    config = load_experiment("smoke/llds-action", changed)
+    run = run_from(llama, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        train_run(config, 0, tmp_path, changed, after_step=stop)
-    run = train(tmp_path, llama)
-    assert read_manifest(run)["resumed"]
-    one, other = (checkpoint_path(path / "checkpoint", 2) for path in (run, trained))
-    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
-    assert read_trajectories(run) == read_trajectories(trained)
-
-
-def test_another_policy_behind_the_same_path_is_refused(tmp_path: Path) -> None:
-    policy = save_llama(tmp_path / "llama")
-    before = policy_digest(policy)
-    train(tmp_path / "runs", policy, "training.steps=1")
-    shutil.rmtree(policy)
-    save_llama(policy, seed=1)
-    with pytest.raises(RunError, match=f"began with policy {before}, now") as error:
-        train(tmp_path / "runs", policy, "training.steps=2")
-    one_line(error)
+        train(run, after_step=stop)
+    train(run)
+    assert run.manifest()["resumed"]
+    files = [checkpoint_path(each.checkpoints, 2) / "model.safetensors" for each in (run, trained)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert read_trajectories(run.path) == read_trajectories(trained.path)
 
 
 def test_a_given_policy_is_warm_started_when_asked(llama: Path, tmp_path: Path) -> None:
-    changed = [
-        *_SMALL,
-        *(f"policy.path={llama}", "training.warmstart=true"),
-        *("warmstart.steps=2", "warmstart.batch_size=2", "warmstart.save_every=1"),
-        "warmstart.learning_rate=1e-3",
-    ]
-    config = load_experiment("smoke/grpo", changed)
-    folder = start_policy(Run(config, 0, tmp_path))
-    assert folder == Run(config, 0, tmp_path).start_policy
+    run = run_from(llama, tmp_path, *_WARM)
+    folder = start_policy(run)
+    assert folder == run.start_policy
     assert read_manifest(folder.parent)["policy"] == policy_digest(llama)
     given, made = load_policy(llama), load_policy(folder)
     assert made[1].get_vocab() == given[1].get_vocab()
-    moved = [
-        not torch.equal(old, new)
-        for old, new in zip(given[0].parameters(), made[0].parameters(), strict=True)
-    ]
-    assert all(moved)
+    for old, new in zip(given[0].parameters(), made[0].parameters(), strict=True):
+        assert not torch.equal(old, new)
     # The start policy itself is what the run's manifest names.
-    run = train_run(config, 0, tmp_path, changed)
-    assert read_manifest(run)["policy"] == policy_digest(folder)
+    train(run)
+    assert run.manifest()["policy"] == policy_digest(folder)
 
 
-def test_a_warm_start_of_another_policy_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("make", "extra"), [(train, ()), (start_policy, _WARM)])
+def test_another_policy_behind_the_same_path_is_refused(
+    tmp_path: Path, make: Callable[[Run], Any], extra: tuple[str, ...]
+) -> None:
     policy = save_llama(tmp_path / "llama")
-    changed = [f"policy.path={policy}", "training.warmstart=true", "warmstart.batch_size=1"]
-    changed += ["warmstart.steps=1"]
-    config = load_experiment("smoke/grpo", changed)
-    start_policy(Run(config, 0, tmp_path / "runs"))
+    before = policy_digest(policy)
+    make(run_from(policy, tmp_path / "runs", *extra, "training.steps=1"))
     shutil.rmtree(policy)
     save_llama(policy, seed=1)
-    with pytest.raises(RunError, match="began with policy") as error:
-        start_policy(Run(config, 0, tmp_path / "runs"))
+    with pytest.raises(RunError, match=f"began with policy {before}, now") as error:
+        make(run_from(policy, tmp_path / "runs", *extra))
     one_line(error)
-    assert Run(config, 0, tmp_path / "runs").warmstart_path.is_dir()
 
 
 def test_a_missing_folder_names_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -176,29 +147,19 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path, llama: Path) -> Non
     shutil.copytree(llama, tmp_path / "empty")
     (tmp_path / "empty" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="holds no weights"):
-        train(tmp_path / "runs", tmp_path / "empty")
+        train(run_from(tmp_path / "empty", tmp_path / "runs"))
 
 
-def _response(status: int) -> httpx.Response:
-    return httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co/x"))
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (hub_errors.GatedRepoError("no", response=_response(403)), "is gated: accept its licence"),
-        (hub_errors.RepositoryNotFoundError("no", response=_response(404)), "is not on the hub"),
-    ],
-)
 def test_a_model_that_the_hub_does_not_give_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, said: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refuse(*args: object, **kwargs: object) -> str:
-        raise error
+        response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co/x"))
+        raise hub_errors.GatedRepoError("no", response=response)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     config = load_experiment("smoke/grpo", ["policy.path=owner/gated"])
-    with pytest.raises(DownloadError, match=said) as caught:
+    with pytest.raises(DownloadError, match="is gated: accept its licence") as caught:
         given_policy(config, tmp_path)
     assert one_line(caught).startswith("policy.path=owner/gated is not a folder here, and owner")
 

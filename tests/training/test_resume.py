@@ -5,7 +5,6 @@ an exact place without paying for imports each time. Two tests kill a real comma
 """
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -13,118 +12,84 @@ import signal
 import subprocess
 import sys
 import time
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from run_helpers import CONFIG as SMOKE
 from run_helpers import train_run
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from shared_trainers import spawn, wait
+from transformers import PreTrainedModel
 
 from llds_core.config import load_experiment
 from llds_core.errors import TrainingDivergedError
-from llds_core.rollout.protocol import TAGS
 from llds_core.runs import Run, RunDirectory, read_manifest, read_metrics, read_trajectories
-from llds_core.runs import checkpoints as checkpoints_module
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.runs.policies import load_policy
-from llds_core.training import experiment, recorder, warmstart
+from llds_core.training import experiment, recorder
+from llds_core.training.trainer import SearchGRPOTrainer
+from llds_core.training.warmstart import WarmstartTrainer, warmstart
 
 TIMING = re.compile("seconds|per_second")
 PATIENCE = 600  # seconds until a test gives up; a busy machine only makes it later
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["llds_core.training.experiment", "llds_core.training.trainer"])
 
 
-def die(*args: Any, **kwargs: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _on_call(number: int, original: Callable) -> Callable:
-    calls = iter(range(1, 10**9))
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) == number:
-            die()
-        return original(*args, **kwargs)
-
-    return counted
-
-
-def _kill_after(owner: Any, name: str, number: int) -> None:
+def _kill(owner: Any, name: str, number: int, *, after: bool = False) -> None:
+    """Die in call `number` of an attribute of `owner`, before or after it has done its work."""
     original = getattr(owner, name)
     calls = iter(range(1, 10**9))
 
     def counted(*args: Any, **kwargs: Any) -> Any:
+        last = next(calls) == number
+        if last and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
         result = original(*args, **kwargs)
-        if next(calls) == number:
-            die()
+        if last:
+            os.kill(os.getpid(), signal.SIGKILL)
         return result
 
     setattr(owner, name, counted)
 
 
-# Where a child dies: (owner, attribute, call that does not return).
-_PLACES: dict[str, Callable[[], None]] = {
-    "second rollout": lambda: setattr(
-        experiment.SearchRollout, "__call__", _on_call(2, experiment.SearchRollout.__call__)
+# Where a child dies: (owner, attribute, call).
+_PLACES: dict[str, tuple[Any, str, int]] = {
+    "second rollout": (experiment.SearchRollout, "__call__", 2),
+    "between updates": (SearchGRPOTrainer, "_clip_grad_norm", 7),
+    "before the row is written": (RunDirectory, "append_metrics", 2),
+    "after the row, before the checkpoint": (RunDirectory, "append_metrics", 2),
+    "inside the checkpoint": (SearchGRPOTrainer, "checkpoint_extra", 2),
+    "before ranking the last checkpoint": (recorder.Recorder, "saved", 3),
+    "before the leftover of a checkpoint is removed": (shutil, "rmtree", 2),
+}
+_WARM_PLACES: dict[str, tuple[Any, str, int]] = {
+    "between updates": (WarmstartTrainer, "compute_loss", 33),
+    "inside the checkpoint": (WarmstartTrainer, "checkpoint_extra", 2),
+    "after the weights of the policy": (
+        PreTrainedModel,
+        "save_pretrained",
+        3,
     ),
-    "between updates": lambda: setattr(
-        experiment.SearchGRPOTrainer,
-        "_clip_grad_norm",
-        _on_call(7, experiment.SearchGRPOTrainer._clip_grad_norm),
-    ),
-    "before the row is written": lambda: setattr(
-        RunDirectory, "append_metrics", _on_call(2, RunDirectory.append_metrics)
-    ),
-    "after the row, before the checkpoint": lambda: _kill_after(RunDirectory, "append_metrics", 2),
-    "inside the checkpoint": lambda: setattr(
-        experiment.SearchGRPOTrainer,
-        "checkpoint_extra",
-        _on_call(2, experiment.SearchGRPOTrainer.checkpoint_extra),
-    ),
-    "before ranking the last checkpoint": lambda: setattr(
-        experiment.Recorder, "saved", _on_call(3, experiment.Recorder.saved)
-    ),
-    "before the leftover of a checkpoint is removed": lambda: setattr(
-        checkpoints_module.shutil, "rmtree", _on_call(2, shutil.rmtree)
-    ),
-    "warm start, between updates": lambda: setattr(
-        warmstart.WarmstartTrainer,
-        "compute_loss",
-        _on_call(33, warmstart.WarmstartTrainer.compute_loss),
-    ),
-    "warm start, inside the checkpoint": lambda: setattr(
-        warmstart.WarmstartTrainer,
-        "checkpoint_extra",
-        _on_call(2, warmstart.WarmstartTrainer.checkpoint_extra),
-    ),
-    "warm start, while the policy is written": lambda: setattr(
-        warmstart.RunDirectory, "update", _on_call(1, RunDirectory.update)
-    ),
+    "before the run ends": (RunDirectory, "update", 2),
 }
 
 
-def _child(root: Path, method: str, place: str | None, overrides: tuple[str, ...]) -> None:
+def _train(root: Path, place: str | None, name: str, overrides: tuple[str, ...]) -> None:
     if place is not None:
-        _PLACES[place]()
-    config = load_experiment(f"smoke/{method}", overrides)
-    if place is not None and place.startswith("warm start"):
-        warmstart.warmstart(Run(config, 0, root))
-    else:
-        train_run(config, 0, root, overrides)
+        _kill(*_PLACES[place], after=place.startswith("after"))
+    train_run(load_experiment(name, overrides), 0, root, overrides)
 
 
-def in_child(
-    root: Path, method: str = "grpo", place: str | None = None, overrides: tuple[str, ...] = ()
-) -> int | None:
-    """Train in another process that dies at `place`; return its exit code."""
-    process = _processes.Process(target=_child, args=(root, method, place, overrides))
-    process.start()
-    process.join(PATIENCE)
-    return process.exitcode
+def _warm_start(root: Path, place: str | None) -> None:
+    if place is not None:
+        _kill(*_WARM_PLACES[place], after=place.startswith("after"))
+    warmstart(Run.load("smoke/grpo", 0, root))
+
+
+def in_child(work: Callable, *arguments: Any) -> int | None:
+    """Exit code of `work(*arguments)` in another process."""
+    return wait(spawn(1, work, *arguments), PATIENCE)[0]
 
 
 def fresh_root(smoke_runs: Path, folder: Path) -> Path:
@@ -153,47 +118,34 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "place",
-    [
-        pytest.param(
-            name,
-        )
-        for name in _PLACES
-        if not name.startswith("warm start")
-    ],
-)
+@pytest.mark.parametrize("place", _PLACES)
 def test_killed_and_reissued_run_is_bit_identical(
     smoke_runs: Path, tmp_path: Path, place: str
 ) -> None:
     root = fresh_root(smoke_runs, tmp_path / "runs")
     run = root / "smoke" / "llds-action" / "seed0"
-    assert in_child(root, "llds-action", place) == -signal.SIGKILL
+    assert in_child(_train, root, place, "smoke/llds-action", ()) == -signal.SIGKILL
     assert read_manifest(run)["status"] == "running"
-    assert in_child(root, "llds-action") == 0
+    assert in_child(_train, root, None, "smoke/llds-action", ()) == 0
     assert_same_run(run, smoke_runs / "smoke" / "llds-action" / "seed0")
     assert not list((run / "checkpoint").glob(".partial*"))
     assert len(read_manifest(run)["resumed"]) == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", [name for name in _PLACES if name.startswith("warm start")])
+@pytest.mark.parametrize("place", _WARM_PLACES)
 def test_killed_and_reissued_warm_start_gives_the_same_policy(
     smoke_runs: Path, tmp_path: Path, place: str
 ) -> None:
-    config = load_experiment("smoke/grpo")
-    run = Run(config, 0, tmp_path).warmstart_path
-    assert in_child(tmp_path, "grpo", place) == -signal.SIGKILL
+    run = Run(SMOKE, 0, tmp_path).warmstart_path
+    assert in_child(_warm_start, tmp_path, place) == -signal.SIGKILL
     assert read_manifest(run)["status"] == "running"
-    assert in_child(tmp_path, "grpo", "warm start, resumed") == 0
+    assert in_child(_warm_start, tmp_path, None) == 0
     assert read_manifest(run)["status"] == "complete"
-    expected = Run(config, 0, smoke_runs).start_policy
+    expected = Run(SMOKE, 0, smoke_runs).start_policy
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (run / "policy" / name).read_bytes() == (expected / name).read_bytes(), name
     assert rows(run) == rows(expected.parent)
-
-
-_PLACES["warm start, resumed"] = lambda: None
 
 
 # --- from outside ---------------------------------------------------------------------------------
@@ -259,7 +211,7 @@ def test_ctrl_c_ends_as_interrupted_with_the_command_that_continues(
     assert manifest["status"] == "interrupted"
     assert manifest["finished"] is not None
     # The lock is free, and a shorter command of the same run continues it.
-    assert in_child(root, "grpo") == 0
+    train_run(SMOKE, 0, root)
     assert read_manifest(run)["status"] == "complete"
 
 
@@ -307,43 +259,6 @@ def test_a_proved_collapse_ends_the_run_with_a_checkpoint_even_after_a_kill(
     assert len(read_metrics(path)) == 2
 
 
-def test_checkpoints_load_with_the_auto_classes(smoke_runs: Path) -> None:
-    run = smoke_runs / "smoke" / "llds-action" / "seed0"
-    steps = checkpoint_steps(run / "checkpoint")
-    assert steps[-1] == 3
-    for step in steps:
-        path = checkpoint_path(run / "checkpoint", step)
-        model = AutoModelForCausalLM.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        text = "<search> a city </search>"
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-        with torch.no_grad():
-            logits = model(torch.tensor([tokenizer.encode(text)])).logits
-        assert torch.isfinite(logits).all()
-
-
-TEXTS = (
-    "Doc 1(Title: São Tomé) It has 71868 people,\nwho don't   mind.\n\n",
-    "\n\n<information>Doc 1(Title: Homs) Homs is a city.</information>\n\n",
-    "e\u0301 and <|endoftext|>",
-)
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_stored_tokenizer_is_the_one_the_warm_start_was_trained_with(
-    tmp_path: Path, text: str
-) -> None:
-    config = load_experiment("smoke/grpo")
-    trained = checkpoints_module.build_tokenizer(TEXTS[:2], config.policy.vocab_size, TAGS)
-    checkpoints_module.build_policy(config.policy, trained, 0).save_pretrained(tmp_path)
-    trained.save_pretrained(tmp_path)
-    model, loaded = load_policy(tmp_path)
-    assert loaded.encode(text) == trained.encode(text)
-    assert max(loaded.encode(text)) < model.config.vocab_size
-    # Qwen2's tokenizer composes accents.
-    assert loaded.decode(loaded.encode(text)) == unicodedata.normalize("NFC", text)
-
-
 def test_diverged_run_ends_failed_with_its_last_checkpoint_intact(
     smoke_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,18 +292,9 @@ def test_diverged_run_ends_failed_with_its_last_checkpoint_intact(
 
 def test_complete_run_is_returned_untouched(smoke_runs: Path) -> None:
     run = smoke_runs / "smoke" / "grpo" / "seed0"
-    before = (run / "manifest.json").read_bytes(), (run / "metrics.jsonl").stat().st_mtime_ns
-    config = load_experiment("smoke/grpo")
-    assert train_run(config, 0, smoke_runs) == run
-    after = (run / "manifest.json").read_bytes(), (run / "metrics.jsonl").stat().st_mtime_ns
-    assert before == after
-
-
-def test_runs_of_one_profile_start_from_the_same_policy(smoke_runs: Path) -> None:
-    paths = {
-        json.loads((smoke_runs / "smoke" / method / "seed0" / "manifest.json").read_text())[
-            "start_policy"
-        ]
-        for method in ("grpo", "llds-action")
-    }
-    assert len(paths) == 1
+    files = [run / name for name in ("manifest.json", "metrics.jsonl", "lock", "log.txt")]
+    before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
+    assert train_run(SMOKE, 0, smoke_runs) == run
+    assert [(file.read_bytes(), file.stat().st_mtime_ns) for file in files] == before
+    other = read_manifest(smoke_runs / "smoke" / "llds-action" / "seed0")
+    assert other["start_policy"] == read_manifest(run)["start_policy"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from recorded import run
 from scripted import GROUP, build, policy, rollout, settings
 
 from llds_core.diagnostics.metrics import METRICS
@@ -40,21 +41,11 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         return rollout(rows, model, step)
 
     def on_step(row: dict[str, Any], made: list[Trajectory]) -> None:
-        found.append(
-            {
-                "row": row,
-                "made": made,
-                "old": before[-1],
-                "new": copy.deepcopy(trainer.model).eval(),
-            }
-        )
+        new = copy.deepcopy(trainer.model).eval()
+        found.append({"row": row, "made": made, "old": before[-1], "new": new})
 
-    args = settings(
-        tmp_path_factory.mktemp("metrics"),
-        f"training.steps={STEPS}",
-        "loss.kl_weight=0.05",
-        method="llds-action",
-    )
+    changed = (f"training.steps={STEPS}", "loss.kl_weight=0.05")
+    args = settings(tmp_path_factory.mktemp("metrics"), *changed, method="llds-action")
     trainer = build(args, rollout=watched, on_step=on_step)
     trainer.train()
     assert [step["row"]["step"] for step in found] == [1, 2, 3]
@@ -84,7 +75,7 @@ def expected(step: dict[str, Any]) -> dict[str, float | None]:
                         "correct": one.correct,
                         "first": one.action_ids[index] == 1,
                         "loglik": old[index].item(),
-                        "gap": abs(one.sampler_logprobs[index] - old[index].item()),
+                        "sampler_gap": abs(one.sampler_logprobs[index] - old[index].item()),
                         "entropy": entropy[index].item(),
                         "kl": torch.tensor(difference).double().expm1().item() - difference,
                     }
@@ -92,13 +83,12 @@ def expected(step: dict[str, Any]) -> dict[str, float | None]:
     values: dict[str, float | None] = {
         "reward": mean([one.reward for one in step["made"]]),
         "response_length": len(tokens) / len(step["made"]),
-        "entropy": mean([token["entropy"] for token in tokens]),
-        "sampler_gap": mean([token["gap"] for token in tokens]),
-        "sampler_gap_max": max(token["gap"] for token in tokens),
-        "kl": mean([token["kl"] for token in tokens]),
+        "sampler_gap_max": max(token["sampler_gap"] for token in tokens),
         "loglik_change_correct": mean(change[True]),
         "loglik_change_incorrect": mean(change[False]),
     }
+    for name in ("entropy", "sampler_gap", "kl"):
+        values[name] = mean([token[name] for token in tokens])
     for name, correct in (("correct", True), ("incorrect", False)):
         of = [token for token in tokens if token["correct"] == correct]
         values[f"loglik_{name}"] = mean([t["loglik"] for t in of])
@@ -129,14 +119,10 @@ def test_row_equals_a_slow_recomputation(steps: list[dict[str, Any]], index: int
         assert row[name] == pytest.approx(value, rel=2e-4, abs=2e-6), name
 
 
-def test_row_has_every_metric_and_no_other(steps: list[dict[str, Any]]) -> None:
-    for step in steps:
-        assert set(step["row"]) == set(METRICS)
-
-
 def test_counts_come_from_the_trajectories(steps: list[dict[str, Any]]) -> None:
     for number, step in enumerate(steps, 1):
         row, made = step["row"], step["made"]
+        assert set(row) == set(METRICS)
         assert row["updates"] == 4 * number
         assert row["em"] == mean([one.correct for one in made])
         assert row["valid_searches"] == mean([len(one.actions) - 1 for one in made])
@@ -148,37 +134,26 @@ def test_counts_come_from_the_trajectories(steps: list[dict[str, Any]]) -> None:
         assert row["zero_variance_groups"] == 0.25
         assert 0.0 < row["padding"] < 0.5
         assert row["ratio_min"] < 1.0 < row["ratio_max"]
-
-
-def test_preserved_fraction_is_the_share_of_tokens_of_nonnegative_advantage(
-    steps: list[dict[str, Any]],
-) -> None:
-    for step in steps:
+        assert row["gpu_memory"] is None  # a CPU has none
+        # Preserved are the tokens of nonnegative advantage.
         kept = total = 0
-        for start in range(0, len(step["made"]), GROUP):
-            group = step["made"][start : start + GROUP]
-            average = mean([one.reward for one in group])
+        for start in range(0, len(made), GROUP):
+            group = made[start : start + GROUP]
             for one in group:
                 total += sum(one.response_mask)
-                kept += sum(one.response_mask) * (one.reward >= average)
-        assert step["row"]["preserved_fraction"] == pytest.approx(kept / total)
+                kept += sum(one.response_mask) * (one.reward >= mean([o.reward for o in group]))
+        assert row["preserved_fraction"] == pytest.approx(kept / total)
 
 
 def test_conditional_means_are_null_when_nothing_meets_the_condition(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = []
-
     def all_wrong(given: Sequence[dict[str, Any]], model: torch.nn.Module, step: int) -> Any:
         made = rollout(given, model, step)
         for one in made.trajectories:
             one.reward, one.correct = 0.0, False
         return made
 
-    build(
-        settings(tmp_path, "training.steps=1", "loss.kl_weight=0"),
-        rollout=all_wrong,
-        on_step=lambda row, made: rows.append(row),
-    ).train()
-    (row,) = rows
+    args = settings(tmp_path, "training.steps=1", "loss.kl_weight=0")
+    (row,) = run(args, rollout=all_wrong).rows
     for name in ("loglik_correct", "loglik_correct_first", "loglik_correct_later"):
         assert row[name] is None
     assert row["loglik_change_correct"] is row["hidden_similarity"] is row["kl"] is None
@@ -201,11 +176,7 @@ def test_parts_of_several_processes_add_up_but_for_what_all_have_counted() -> No
     assert counts == {"entropy": 7.0, "loss": 2.0}  # a mean of all tokens, not of two means
     assert extremes == {"ratio_max": 1.5, "ratio_min": -1.5}
     assert sorted(states) == [0, 1]
-
-
-def test_gpu_memory_is_that_of_the_fullest_process(steps: list[dict[str, Any]]) -> None:
-    assert all(step["row"]["gpu_memory"] is None for step in steps)  # a CPU has none
-    metrics = StepMetrics(Rollout([], 0.0, 0.0), 1, 1)
+    # Of GPU memory, in GiB, the fullest process counts.
     other = StepMetrics(Rollout([], 0.0, 0.0), 1, 1)
     metrics.add_gpu_memory(2 * 2**30)
     other.add_gpu_memory(3 * 2**30)

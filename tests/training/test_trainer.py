@@ -6,14 +6,7 @@ from typing import Any
 import pytest
 import torch
 from recorded import NoPenaltyCode, Recorded, run
-from scripted import (
-    largest_difference,
-    policy,
-    settings,
-    stock,
-    trajectories,
-    weights,
-)
+from scripted import largest_difference, policy, settings, stock, trajectories, weights
 from trl.trainer import grpo_trainer as trl_module
 
 from llds_core.losses import aggregate, answer_weight_ramp, kl_k3, llds_penalty, policy_loss
@@ -37,11 +30,7 @@ def test_weight_zero_is_the_trainer_without_penalty_code_bit_for_bit(
 @pytest.mark.parametrize("mini_batches", [1, 2])
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
 def test_weight_zero_is_stock_trl(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kl: float,
-    mini_batches: int,
-    aggregation: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kl: float, mini_batches: int, aggregation: str
 ) -> None:
     overrides = (
         f"loss.kl_weight={kl}",
@@ -65,15 +54,6 @@ def test_weight_zero_is_stock_trl(
     assert theirs.state.global_step == ours.state.global_step == 4 * mini_batches
     assert largest_difference(weights(ours.model), weights(theirs.model)) < 1e-6
     assert largest_difference(weights(ours.model), weights(policy())) > 1e-4
-
-
-LOSSES = {
-    "token-mean": ("loss.aggregate=token-mean",),
-    "seq-mean-token-mean": ("loss.aggregate=seq-mean-token-mean",),
-    "constant": ("loss.aggregate=constant",),
-    "token-mean-micro": ("loss.aggregate=token-mean-micro",),
-    "gspo": ("loss.aggregate=seq-mean-token-mean", "loss.ratio=sequence"),
-}
 
 
 def reference_loss(record: dict[str, Any], args: Any, logprobs: torch.Tensor) -> torch.Tensor:
@@ -135,28 +115,26 @@ def check_against_losses(trainer: Recorded) -> None:
     assert pushed > 1e-5
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("aggregation", "ratio"),
+    [
+        *(("token-mean", "token"), ("seq-mean-token-mean", "token"), ("constant", "token")),
+        *(("token-mean-micro", "token"), ("seq-mean-token-mean", "sequence")),
+    ],
+)
 def test_loss_and_gradient_equal_the_reference_for_every_loss_type(
-    tmp_path: Path, name: str
+    tmp_path: Path, aggregation: str, ratio: str
 ) -> None:
-    args = settings(
-        tmp_path, *LOSSES[name], "loss.kl_weight=0.02", "training.steps=1", method="llds-action"
-    )
-    check_against_losses(run(args))
+    loss = (f"loss.aggregate={aggregation}", f"loss.ratio={ratio}", "loss.kl_weight=0.02")
+    check_against_losses(run(settings(tmp_path, *loss, "training.steps=1", method="llds-action")))
 
 
 @pytest.mark.parametrize("preserve", ["nonnegative", "positive"])
 def test_without_negative_advantages_the_penalty_still_knows_who_was_wrong(
     tmp_path: Path, preserve: str
 ) -> None:
-    args = settings(
-        tmp_path,
-        "loss.negative_advantages=false",
-        f"loss.preserve={preserve}",
-        "training.steps=1",
-        method="llds-action",
-    )
-    trainer = run(args)
+    loss = ("loss.negative_advantages=false", f"loss.preserve={preserve}")
+    trainer = run(settings(tmp_path, *loss, "training.steps=1", method="llds-action"))
     check_against_losses(trainer)
     batches = [record["inputs"] for record in trainer.records]
     assert any((batch["group_advantages"] < 0).any() for batch in batches)
@@ -216,11 +194,11 @@ def test_loss_and_gradient_equal_the_reference_for_every_gate(
     for record in trainer.records:
         batch = record["inputs"]
         assert batch["answer_weight"] == pytest.approx(0.5 * answer_weight_ramp(searches))
-    assert penalty_counts_are_those_of_the_mini_batch(trainer)
+    check_penalty_counts(trainer, args)
 
 
-def penalty_counts_are_those_of_the_mini_batch(trainer: Recorded) -> bool:
-    args = trainer.args
+def check_penalty_counts(trainer: Recorded, args: Any) -> None:
+    """They are those of the mini-batch."""
     for update in range(args.max_steps):
         window = [r["inputs"] for r in trainer.records if r["update"] == update]
         total = 0
@@ -233,7 +211,6 @@ def penalty_counts_are_those_of_the_mini_batch(trainer: Recorded) -> bool:
             total += int((batch["tool_mask"] * batch["completion_mask"])[kept].sum())
         assert len(window) == args.gradient_accumulation_steps
         assert all(float(batch["penalty_count"]) == total for batch in window)
-    return True
 
 
 def test_batches_carry_every_trajectory_once_an_epoch_with_its_own_tokens(tmp_path: Path) -> None:
@@ -247,14 +224,15 @@ def test_batches_carry_every_trajectory_once_an_epoch_with_its_own_tokens(tmp_pa
             for position, row in enumerate(batch["rows"].tolist()):
                 seen.append(row)
                 one = made[row]
-                real = batch["completion_mask"][position].bool()
-                assert batch["completion_ids"][position][real].tolist() == one.completion_ids
                 prompt = batch["prompt_mask"][position].bool()
                 assert batch["prompt_ids"][position][prompt].tolist() == one.prompt_ids
-                assert batch["tool_mask"][position][real].tolist() == one.response_mask
-                assert batch["action_ids"][position][real].tolist() == one.action_ids
-                first, last = one.answer_span
-                assert batch["answer_mask"][position].nonzero().flatten().tolist() == list(
-                    range(first, last)
-                )
+                real = batch["completion_mask"][position].bool()
+                for key, wanted in (
+                    ("completion_ids", one.completion_ids),
+                    ("tool_mask", one.response_mask),
+                    ("action_ids", one.action_ids),
+                ):
+                    assert batch[key][position][real].tolist() == wanted
+                answer = batch["answer_mask"][position].nonzero().flatten().tolist()
+                assert answer == list(range(*one.answer_span))
         assert sorted(seen) == list(range(16))

@@ -5,17 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from recorded import run
+from recorded import Recorded, run
 from rounding import assert_same_gradients
-from scripted import (
-    TOKENIZER,
-    build,
-    largest_difference,
-    policy,
-    settings,
-    trajectories,
-    weights,
-)
+from scripted import build, largest_difference, settings, trajectories, weights
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
@@ -31,9 +23,7 @@ from llds_core.training.trainer import SearchGRPOTrainer
         ("loss.aggregate=seq-mean-token-mean", "loss.gate=response"),
         ("loss.aggregate=constant", "loss.normalizer=all", "loss.gate=token"),
         ("loss.aggregate=seq-mean-token-mean", "loss.ratio=sequence"),
-        pytest.param(
-            ("loss.entropy_weight=0.5",),
-        ),
+        ("loss.entropy_weight=0.5",),
     ],
 )
 def test_micro_batch_size_does_not_change_the_gradient(
@@ -41,14 +31,8 @@ def test_micro_batch_size_does_not_change_the_gradient(
 ) -> None:
     found = {}
     for size in (1, 2, 8):
-        args = settings(
-            tmp_path / str(size),
-            *overrides,
-            "loss.llds_weight=1.0",
-            "training.steps=1",
-            f"training.micro_batch_size={size}",
-            method="llds-action",
-        )
+        more = ("loss.llds_weight=1.0", f"training.micro_batch_size={size}", "training.steps=1")
+        args = settings(tmp_path / str(size), *overrides, *more, method="llds-action")
         found[size] = run(args).gradients
         assert len(found[size]) == 4
     assert max(g.abs().max().item() for g in found[1][0].values()) > 1e-3
@@ -57,19 +41,21 @@ def test_micro_batch_size_does_not_change_the_gradient(
             assert_same_gradients(one, other)
 
 
-def test_every_parameter_moves(tmp_path: Path) -> None:
-    before = weights(policy())
-    after = weights(run(settings(tmp_path, "training.steps=1", method="llds-action")).model)
-    assert [n for n in before if torch.equal(before[n], after[n])] == []
-
-
-def test_observations_and_padding_get_exactly_no_gradient(tmp_path: Path) -> None:
+def test_first_update_sees_the_old_policy_bit_for_bit_and_no_observation_a_gradient(
+    tmp_path: Path,
+) -> None:
     trainer = run(
-        settings(tmp_path, "training.steps=2", "loss.kl_weight=0.1", method="llds-action")
+        settings(tmp_path, "training.steps=3", "loss.kl_weight=0.1", method="llds-action")
     )
+    assert [row["gated_fraction_first"] for row in trainer.rows] == [0.0, 0.0, 0.0]
+    assert all(row["gated_fraction"] > 0 for row in trainer.rows)
+    assert trainer.rows[0]["kl"] == 0.0 and trainer.rows[1]["kl"] > 0.0
     observed = 0
     for record in trainer.records:
-        mask = (record["inputs"]["tool_mask"] * record["inputs"]["completion_mask"]).bool()
+        batch = record["inputs"]
+        if record["update"] % trainer.updates_per_step == 0:
+            assert torch.equal(record["logprobs"], batch["old_per_token_logps"])
+        mask = (batch["tool_mask"] * batch["completion_mask"]).bool()
         assert record["gradient"][~mask].abs().sum() == 0.0
         observed += int((~mask).sum())
     assert observed > 50
@@ -78,12 +64,7 @@ def test_observations_and_padding_get_exactly_no_gradient(tmp_path: Path) -> Non
 @pytest.mark.parametrize("kl", [0.0, 0.1])
 def test_an_impossible_observation_does_not_spoil_the_update(tmp_path: Path, kl: float) -> None:
     """A collapsing policy may find a retrieved token 150 nats less likely: no reason to skip."""
-
-    rows: list[dict[str, Any]] = []
-    trainer = build(
-        settings(tmp_path, f"loss.kl_weight={kl}", "training.steps=1", method="llds-action"),
-        on_step=lambda row, made: rows.append(row),
-    )
+    args = settings(tmp_path, f"loss.kl_weight={kl}", "training.steps=1", method="llds-action")
     original = GRPOTrainer._get_per_token_logps_and_entropies
 
     def drifted(self: Any, model: Any, ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple:
@@ -103,29 +84,7 @@ def test_an_impossible_observation_does_not_spoil_the_update(tmp_path: Path, kl:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", drifted)
-        trainer.train()
-    assert rows[0]["nonfinite_updates"] == 0
-
-
-def test_first_update_sees_the_old_policy_bit_for_bit(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = []
-    trainer = run(
-        settings(tmp_path, "training.steps=3", "loss.kl_weight=0.02", method="llds-action"),
-        on_step=lambda row, made: rows.append(row),
-    )
-    assert [row["gated_fraction_first"] for row in rows] == [0.0, 0.0, 0.0]
-    assert all(row["gated_fraction"] > 0 for row in rows)
-    for record in trainer.records:
-        if record["update"] % trainer.updates_per_step == 0:
-            assert torch.equal(record["logprobs"], record["inputs"]["old_per_token_logps"])
-
-
-def test_reference_divergence_is_zero_in_the_first_rollout_only(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = []
-    args = settings(tmp_path, "training.steps=2", "loss.kl_weight=0.02")
-    run(args, on_step=lambda row, made: rows.append(row))
-    assert rows[0]["kl"] == 0.0
-    assert rows[1]["kl"] > 0.0
+        assert run(args).rows[0]["nonfinite_updates"] == 0
 
 
 class Snapshots(TrainerCallback):
@@ -152,17 +111,15 @@ def poison(trainer: SearchGRPOTrainer, where: str, updates: set[int]) -> None:
     """Make loss or gradient non-finite in `updates` (counted from 0)."""
 
     def now() -> bool:
-        return torch.is_grad_enabled() and trainer.state.global_step in updates
+        return trainer.state.global_step in updates
 
     if where == "gradient":
         parameter = next(trainer.model.parameters())
-        parameter.register_hook(
-            lambda g: g * float("inf") if trainer.state.global_step in updates else None
-        )
+        parameter.register_hook(lambda g: g * float("inf") if now() else None)
     else:
-        value = float("nan")
-        head = trainer.model.base_model.norm
-        head.register_forward_hook(lambda m, a, out: out * value if now() else None)
+        trainer.model.base_model.norm.register_forward_hook(
+            lambda m, a, out: out * float("nan") if torch.is_grad_enabled() and now() else None
+        )
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -170,13 +127,9 @@ def poison(trainer: SearchGRPOTrainer, where: str, updates: set[int]) -> None:
 def test_non_finite_update_changes_neither_weights_nor_moments(
     tmp_path: Path, where: str, update: int
 ) -> None:
-    rows: list[dict[str, Any]] = []
     snapshots = Snapshots()
-    trainer = build(
-        settings(tmp_path, "training.steps=2", method="llds-action"),
-        callbacks=[snapshots],
-        on_step=lambda row, made: rows.append(row),
-    )
+    args = settings(tmp_path, "training.steps=2", method="llds-action")
+    trainer = build(args, Recorded, callbacks=[snapshots])
     poison(trainer, where, {update})
     trainer.train()
     assert len(snapshots.states) == 9
@@ -187,7 +140,7 @@ def test_non_finite_update_changes_neither_weights_nor_moments(
             torch.equal(before[1][key], after[1][key]) for key in before[1]
         )
         assert same_weights == same_moments == (index == update)
-    assert [row["nonfinite_updates"] for row in rows] == [1, 0]
+    assert [row["nonfinite_updates"] for row in trainer.rows] == [1, 0]
     assert all(torch.isfinite(value).all() for value in weights(trainer.model).values())
     assert trainer.nonfinite_in_a_row == 0
 
@@ -208,10 +161,9 @@ def test_scattered_non_finite_updates_do_not_end_the_run(tmp_path: Path) -> None
 
 
 def test_settings_that_could_never_act_are_refused(tmp_path: Path) -> None:
+    once = ("training.updates_per_rollout=1", "training.epochs=1")
     with pytest.raises(ConfigError, match="updates_per_rollout"):
-        settings(
-            tmp_path, "training.updates_per_rollout=1", "training.epochs=1", method="llds-action"
-        )
+        settings(tmp_path, *once, method="llds-action")
 
 
 def test_rollout_without_a_mask_is_refused(tmp_path: Path) -> None:
@@ -232,4 +184,3 @@ def test_training_moves_no_global_random_stream_it_does_not_own(tmp_path: Path) 
         trainer.train()
         results.append(weights(trainer.model))
     assert largest_difference(*results) == 0.0
-    assert len(TOKENIZER) <= 300

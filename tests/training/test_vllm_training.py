@@ -7,12 +7,13 @@ import logging
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from run_helpers import train_run
+from run_helpers import one_line, train_run
 from trl.generation import vllm_generation
 
 from llds_core.config import load_experiment
@@ -26,13 +27,6 @@ from llds_core.training.settings import search_grpo_config
 from llds_core.training.vllm_engine import check_vllm
 
 VLLM = ["sampler.backend=vllm", "sampler.memory_share=0.4"]
-
-
-class SamplingParams:
-    """vLLM's options of a request, as attributes."""
-
-    def __init__(self, **options: Any) -> None:
-        self.__dict__ |= options
 
 
 class FakeLLM:
@@ -49,9 +43,9 @@ class FakeLLM:
 
     @property
     def llm_engine(self) -> Any:
-        weights = types.SimpleNamespace(load_weights=self._load_weights)
-        runner = types.SimpleNamespace(model_runner=types.SimpleNamespace(model=weights))
-        return types.SimpleNamespace(model_executor=types.SimpleNamespace(driver_worker=runner))
+        weights = SimpleNamespace(load_weights=self._load_weights)
+        runner = SimpleNamespace(model_runner=SimpleNamespace(model=weights))
+        return SimpleNamespace(model_executor=SimpleNamespace(driver_worker=runner))
 
     def _load_weights(self, named: list[tuple[str, torch.Tensor]]) -> None:
         own = dict(self.model.named_parameters())
@@ -65,14 +59,8 @@ class FakeLLM:
     def reset_prefix_cache(self) -> None:
         self.log.append("reset")
 
-    def wake_up(self, tags: list[str]) -> None:
-        self.log.append(f"wake {tags[0]}")
-
-    def sleep(self, level: int) -> None:
-        self.log.append(f"sleep {level}")
-
     def generate(
-        self, prompts: list[dict], sampling_params: list[SamplingParams], use_tqdm: bool
+        self, prompts: list[dict], sampling_params: list[SimpleNamespace], use_tqdm: bool
     ) -> list[Any]:
         self.log.append("generate")
         streams = [np.random.default_rng(asked.seed) for asked in sampling_params]
@@ -83,11 +71,11 @@ class FakeLLM:
         outputs = []
         for action in made:
             places = [
-                {token: types.SimpleNamespace(logprob=value)}
+                {token: SimpleNamespace(logprob=value)}
                 for token, value in zip(action.token_ids, action.logprobs, strict=True)
             ]
-            sample = types.SimpleNamespace(token_ids=action.token_ids, logprobs=places)
-            outputs.append(types.SimpleNamespace(outputs=[sample]))
+            sample = SimpleNamespace(token_ids=action.token_ids, logprobs=places)
+            outputs.append(SimpleNamespace(outputs=[sample]))
         return outputs
 
 
@@ -95,7 +83,7 @@ class FakeLLM:
 def vllm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
     module = types.ModuleType("vllm")
     module.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
-    module.SamplingParams = SamplingParams
+    module.SamplingParams = SimpleNamespace  # a request's options, as attributes
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda: True)
     monkeypatch.setattr(vllm_generation, "LLM", FakeLLM, raising=False)
@@ -121,12 +109,15 @@ def test_each_rollout_uses_the_trained_weights_pushed_once(
     config = load_experiment("smoke/grpo", ["training.steps=2", *VLLM])
     path = train_run(config, 0, smoke_runs, ["training.steps=2", *VLLM])
     (engine,) = vllm.made
-    assert engine.options["gpu_memory_utilization"] == 0.4
-    assert engine.options["max_model_len"] == config.rollout.max_total_tokens
-    assert engine.options["dtype"] == "float32"
-    assert engine.options["logprobs_mode"] == "raw_logprobs"
-    assert engine.options["enable_prefix_caching"]
-    assert engine.options["max_num_seqs"] == min(512, config.trajectories_per_rollout)
+    wanted = {
+        "gpu_memory_utilization": 0.4,
+        "max_model_len": config.rollout.max_total_tokens,
+        "dtype": "float32",
+        "logprobs_mode": "raw_logprobs",
+        "enable_prefix_caching": True,
+        "max_num_seqs": config.trajectories_per_rollout,
+    }
+    assert {name: engine.options[name] for name in wanted} == wanted
     rollouts = " ".join(engine.log).split("weights reset ")
     assert rollouts[0] == "" and len(rollouts) == 3
     for turns in rollouts[1:]:
@@ -174,12 +165,9 @@ def test_log_probabilities_of_other_weights_raise_the_alarm(
     assert "step 1" in line and "0.25" in line and "0.05" in line
 
 
-def test_the_engine_is_left_alone_with_the_transformers_sampler(tmp_path: Path) -> None:
+def test_settings_of_a_server_and_of_no_engine_reach_trl(tmp_path: Path) -> None:
     args = search_grpo_config(load_experiment("smoke/grpo", VLLM[1:]), 0, tmp_path)
     assert not args.use_vllm and args.vllm_gpu_memory_utilization == 0.3
-
-
-def test_server_settings_reach_trl(tmp_path: Path) -> None:
     overrides = [*VLLM, "sampler.mode=server", "sampler.server_url=http://node7:9000"]
     args = search_grpo_config(load_experiment("smoke/grpo", overrides), 0, tmp_path)
     assert (args.use_vllm, args.vllm_mode) == (True, "server")
@@ -192,23 +180,15 @@ def test_a_missing_vllm_is_refused_before_anything_is_loaded(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="vllm is not installed") as error:
         check_vllm(load_experiment("smoke/grpo", VLLM), Path("policy"))
-    assert "\n" not in str(error.value)
+    one_line(error)
     check_vllm(load_experiment("smoke/grpo"), Path("policy"))
 
 
 def test_a_missing_server_is_refused_with_the_command_that_starts_it(vllm: Any) -> None:
     overrides = ["sampler.mode=server", "sampler.server_url=http://127.0.0.1:9", *VLLM]
-    overrides += ["sampler.tensor_parallel=2"]
-    config = load_experiment("smoke/grpo", overrides)
-    with pytest.raises(SamplerError, match="no vLLM server answers") as error:
+    config = load_experiment("smoke/grpo", [*overrides, "sampler.tensor_parallel=2"])
+    with pytest.raises(SamplerError, match=r"no vLLM server answers at .*http://127.0.0.1:9:") as e:
         check_vllm(config, Path("policy"))
-    assert str(error.value).endswith(server_command(config, Path("policy")))
-    assert "\n" not in str(error.value)
-    for part in (
-        "http://127.0.0.1:9:",
-        "serve policy",
-        "--port 9",
-        "--tensor-parallel-size 2",
-        "--dtype float32",
-    ):
-        assert part in str(error.value)
+    assert one_line(e).endswith(server_command(config, Path("policy")))
+    for part in ("serve policy", "--port 9", "--tensor-parallel-size 2", "--dtype float32"):
+        assert part in one_line(e)
