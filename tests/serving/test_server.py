@@ -5,7 +5,9 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,43 +103,50 @@ def test_unknown_paths_and_methods_are_one_line_of_json(url) -> None:
 # Batches
 
 
+@contextmanager
+def blocked(before=lambda queries: None, **limits) -> Iterator[tuple]:
+    """A service whose engine is held by a first request, until it is released."""
+    release = threading.Event()
+
+    def hold(queries) -> None:
+        release.wait(PATIENCE)
+        before(queries)
+
+    engine, service = Recorder(hold), SearchService(replace(SETTINGS, **limits))
+    service.open(engine, IDENTITY)
+    with serving(service) as url, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, url, queries=["word1"])
+        eventually(lambda: engine.calls)
+        yield service, engine, url, release
+        assert first.result().status_code == 200
+
+
 def test_concurrent_requests_share_a_search_and_get_their_own_answers() -> None:
     """Different numbers of passages, with and without scores, in one search for the most."""
-    engine = Recorder()
-    with (
-        running(engine, replace(SETTINGS, batch_window_ms=2000.0)) as url,
-        ThreadPoolExecutor(8) as pool,
-    ):
-        answers = list(
-            pool.map(
-                lambda i: post(
-                    url, queries=[f"word{i}", "text"], topk=i + 1, return_scores=i % 2 == 1
-                ).json()["result"],
-                range(8),
+    with blocked() as (service, engine, url, release), ThreadPoolExecutor(8) as pool:
+        asked = [
+            pool.submit(
+                post, url, queries=[f"word{i}", "text"], topk=i + 1, return_scores=i % 2 == 1
             )
-        )
-    assert len(engine.calls) == 1
-    assert len(engine.calls[0][0]) == 16 and engine.calls[0][1] == 8
+            for i in range(8)
+        ]
+        eventually(lambda: len(service._batcher._waiting) == 8)
+        release.set()
+        answers = [future.result().json()["result"] for future in asked]
+    assert len(engine.calls) == 2
+    assert len(engine.calls[1][0]) == 16 and engine.calls[1][1] == 8
     for i, (own, common) in enumerate(answers):
         first = own[0]["document"] if i % 2 else own[0]
         assert first["id"] == f"p{i}" and len(common) == i + 1
 
 
 def test_batches_are_bounded_and_too_many_waiting_queries_are_told_to_come_later() -> None:
-    """One of 2 queries is searched, 4 × 2 may wait, the next is refused; health answers."""
-    release = threading.Event()
-    engine = Recorder(lambda queries: release.wait(PATIENCE))
-    settings = replace(SETTINGS, max_queries=2, max_hits=6, batch_window_ms=0.0)
-    service = SearchService(settings)
-    service.open(engine, IDENTITY)
-    with serving(service) as url, ThreadPoolExecutor(9) as pool:
-
-        def ask(*queries: str, topk: int):
-            return pool.submit(post, url, queries=queries, topk=topk)
-
-        waiting = [ask("word1", "word2", topk=1)]
-        eventually(lambda: engine.calls)
-        waiting += [ask("word1", topk=3) for _ in range(8)]
+    """4 × 2 queries may wait, the next is refused; health answers."""
+    with (
+        blocked(max_queries=2, max_hits=6) as (service, engine, url, release),
+        ThreadPoolExecutor(8) as pool,
+    ):
+        waiting = [pool.submit(post, url, queries=["word1"], topk=3) for _ in range(8)]
         eventually(lambda: len(service._batcher._waiting) == 8)
         refused = post(url, queries=["word3"])
         assert refused.status_code == 503 and refused.headers["Retry-After"] == "1"
@@ -150,16 +159,11 @@ def test_batches_are_bounded_and_too_many_waiting_queries_are_told_to_come_later
 
 
 def test_nobody_searches_for_a_client_that_gave_up() -> None:
-    release = threading.Event()
-    engine = Recorder(lambda queries: release.wait(PATIENCE))
-    settings = replace(SETTINGS, batch_window_ms=0.0)
-    with running(engine, settings) as url, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(post, url, queries=["word1"])
-        eventually(lambda: engine.calls)
+    with blocked() as (_, engine, url, release):
         with pytest.raises(requests.Timeout):
             requests.post(f"{url}/retrieve", json={"queries": ["word2"]}, timeout=0.3)
         release.set()
-        assert first.result().status_code == post(url, queries=["word3"]).status_code == 200
+        assert post(url, queries=["word3"]).status_code == 200
     assert [queries for queries, _ in engine.calls] == [["word1"], ["word3"]]
 
 
@@ -168,12 +172,12 @@ def test_a_query_that_breaks_the_engine_breaks_its_own_request_only(caplog) -> N
         if "poison" in queries:
             raise ValueError("as told")
 
-    with (
-        running(Recorder(refuse), replace(SETTINGS, batch_window_ms=300.0)) as url,
-        ThreadPoolExecutor(4) as pool,
-    ):
+    with blocked(refuse) as (service, _, url, release), ThreadPoolExecutor(4) as pool:
         queries = ["word1", "poison", "word2", "word3"]
-        answers = list(pool.map(lambda query: post(url, queries=[query]), queries))
+        asked = [pool.submit(post, url, queries=[query]) for query in queries]
+        eventually(lambda: len(service._batcher._waiting) == 4)
+        release.set()
+        answers = [future.result() for future in asked]
     assert [answer.status_code for answer in answers] == [200, 500, 200, 200]
     assert "ValueError" in answers[1].json()["error"]
     assert "as told" in caplog.text
