@@ -5,7 +5,7 @@ Deltas from TRL, each an override of one method:
 
 * `_generate_and_score_completions`, `_generate`: the rollout is ours, and its policy/observation
   mask is checked.
-* `_prepare_inputs`: rows of a mini-batch are sorted by length and micro-batches are trimmed to their
+* `_prepare_inputs`: rows of a mini-batch are sorted by length and a micro-batch is trimmed to its
   longest row; old and reference log-probabilities are computed on exactly the rows, order and width
   that are trained on. TRL pads everything to the longest trajectory and computes them before it
   shuffles; a gate that opens at zero would see the difference.
