@@ -58,12 +58,7 @@ class Processes:
 
 
 def check_world_size(config: ExperimentConfig) -> Processes:
-    """Return the processes of this launch, in contact; they must be those of `config`.
-
-    Raises:
-        ConfigError: when their number is not `hardware.nodes` × `hardware.processes`, or they
-            were not started to shard the model as `hardware.sharding` says.
-    """
+    """Return the processes of this launch, in contact; they must be those of `config`."""
     here = Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     if here.count != config.world_size:
         raise ConfigError(
