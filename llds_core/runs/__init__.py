@@ -8,7 +8,6 @@ from llds_core.runs.identity import check_recorded, deviations
 from llds_core.runs.run import (
     DEFAULT_ROOT,
     FINAL,
-    STATUSES,
     Run,
     best_step,
     read_manifest,
@@ -19,7 +18,6 @@ from llds_core.runs.run import (
 __all__ = [
     "DEFAULT_ROOT",
     "FINAL",
-    "STATUSES",
     "Run",
     "RunDirectory",
     "best_step",

@@ -30,7 +30,6 @@ from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.runs.identity import FREE, check_same, complete, diverged
 
 DEFAULT_ROOT = Path("results/runs")
-STATUSES = ("running", "complete", "collapsed", "failed", "interrupted")
 FINAL = ("complete", "collapsed", "failed")
 BEST_WINDOW = 4  # steps whose mean reward ranks a checkpoint
 _MANIFEST_KEYS = ("status", "profile", "method", "seed", "config", "config_hash")
@@ -204,9 +203,9 @@ class Run:
     def _step(self, kind: str, within: str | None) -> int:
         steps = checkpoint_steps(self.checkpoints)
         if not steps:
-            words = [self.config.name, *self.overrides, "--seed", str(self.seed)]
+            command = " ".join(self.command("train"))
             raise CheckpointError(
-                f"{self.path} has no checkpoint: run python -m llds_core train {' '.join(words)}"
+                f"{self.path} has no checkpoint: run python -m llds_core {command}"
             )
         kept = [step for step in steps if within is None or step <= int(within)]
         if not kept:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, RunError
@@ -25,7 +25,7 @@ from llds_core.runs.checkpoints import checkpoint_steps, read_checkpoint_extra
 from llds_core.runs.policies import policy_digest
 from llds_core.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.training.processes import Processes, check_world_size, ending_together
-from llds_core.training.recorder import FollowRun, Recorder, has_collapsed
+from llds_core.training.recorder import Recorder, StopAfterCollapse, note_collapse
 from llds_core.training.settings import search_grpo_config
 from llds_core.training.trainer import SearchGRPOTrainer
 from llds_core.training.vllm_engine import check_vllm, engine_options, open_engine
@@ -100,8 +100,7 @@ def _begin(run: Run, directory: RunDirectory, processes: Processes) -> _Start:
     directory.record("policy", policy_digest(start))
     streams = _streams(directory, run.config, processes)
     done, resume = directory.rewind()
-    directory.collapsed = has_collapsed(directory, run.config)
-    return _Start(done, resume, directory.collapsed, streams)
+    return _Start(done, resume, note_collapse(directory, run.config), streams)
 
 
 def _streams(directory: RunDirectory, config: ExperimentConfig, processes: Processes) -> str:
@@ -140,6 +139,9 @@ def _build_trainer(
     rollout = SearchRollout(
         environment, tokenizer, run.seed, streams=start.streams, rank=processes.rank
     )
+    callbacks: list[TrainerCallback] = [recorder] if recorder else []
+    if config.diagnostics.stop_after_collapse:
+        callbacks.append(StopAfterCollapse(config, processes, recorder and recorder.directory))
     with engine_options(config):
         trainer = SearchGRPOTrainer(
             model=model,
@@ -148,7 +150,7 @@ def _build_trainer(
             processing_class=tokenizer,
             rollout=rollout,
             on_step=recorder,
-            callbacks=[FollowRun(config, processes, recorder)],
+            callbacks=callbacks,
         )
     if config.sampler.backend == "vllm":
         rollout.engine = open_engine(trainer)

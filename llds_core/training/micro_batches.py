@@ -8,13 +8,8 @@ from accelerate import Accelerator
 from llds_core.training.settings import SearchGRPOConfig
 
 _PER_TOKEN = (
-    "completion_ids",
-    "completion_mask",
-    "tool_mask",
-    "policy_mask",
-    "answer_mask",
-    "action_ids",
-    "sampling_per_token_logps",
+    *("completion_ids", "completion_mask", "tool_mask", "policy_mask", "answer_mask"),
+    *("action_ids", "sampling_per_token_logps"),
 )
 
 
@@ -39,11 +34,8 @@ def penalty_tokens(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tenso
     """Mask (B, T) of the tokens that the denominator of the penalty counts."""
     if args.llds_normalizer == "all":
         return micro["policy_mask"]
-    kept = (
-        micro["group_advantages"] >= 0
-        if args.llds_preserve == "nonnegative"
-        else micro["group_advantages"] > 0
-    )
+    advantages = micro["group_advantages"]
+    kept = advantages >= 0 if args.llds_preserve == "nonnegative" else advantages > 0
     return micro["policy_mask"] * kept[:, None]
 
 

@@ -19,6 +19,7 @@ from trl.kernels import ChunkedLogProbFunction
 
 _IGNORED = -100
 _VOCABULARY_CHUNK = 32768  # TRL's own tile width
+_SCORES = ("log_probs", "entropy")
 
 
 @dataclass
@@ -54,24 +55,14 @@ def add_policy_head(model: PreTrainedModel, *, temperature: float = 1.0) -> None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if labels is None:
             return type(self).forward(self, states)
+        weights = (self.weight, self.bias)
         log_probs, entropy, *_ = ChunkedLogProbFunction.apply(
-            states,
-            self.weight,
-            self.bias,
-            labels,
-            temperature,
-            _VOCABULARY_CHUNK,
-            None,
-            1.0,
-            ("log_probs", "entropy"),
+            states, *weights, labels, temperature, _VOCABULARY_CHUNK, None, 1.0, _SCORES
         )
         return log_probs, entropy
 
     def forward(
-        self: PreTrainedModel,
-        *args: object,
-        policy_labels: torch.Tensor | None = None,
-        **kwargs: object,
+        self: PreTrainedModel, *args: object, policy_labels: torch.Tensor | None = None, **kwargs
     ):
         if policy_labels is None:
             return original(*args, **kwargs)

@@ -57,19 +57,9 @@ class Processes:
         return outcome[0]
 
 
-def launched_processes() -> Processes:
-    """This process as `torchrun` or `accelerate launch` has started it; alone without them."""
-    return Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-
-
 def check_world_size(config: ExperimentConfig) -> Processes:
-    """Return the processes of this launch, in contact; they must be those of `config`.
-
-    Raises:
-        ConfigError: when their number is not `hardware.nodes` × `hardware.processes`, or they
-            were not started to shard the model as `hardware.sharding` says.
-    """
-    here = launched_processes()
+    """Return the processes of this launch, in contact; they must be those of `config`."""
+    here = Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     if here.count != config.world_size:
         raise ConfigError(
             f"hardware.nodes={config.hardware.nodes} × hardware.processes="

@@ -22,16 +22,16 @@ _logger = logging.getLogger("llds_core")
 _ACTION = ("kind", "content", "text", "start", "end", "executed", "retrieval_failed")
 
 
-def has_collapsed(directory: RunDirectory, config: ExperimentConfig) -> bool:
-    """Whether a run that is to stop after its collapse has proved it."""
+def note_collapse(directory: RunDirectory, config: ExperimentConfig) -> bool:
+    """Whether a run that is to stop after its collapse has proved it, which its directory notes."""
     rows = read_metrics(directory.path)
-    if not config.diagnostics.stop_after_collapse or not rows:
-        return False
-    rewards = pd.Series([row["reward"] for row in rows], [row["step"] for row in rows])
-    return collapse_step(rewards, config.diagnostics.window) is not None
+    if config.diagnostics.stop_after_collapse and rows:
+        rewards = pd.Series([row["reward"] for row in rows], [row["step"] for row in rows])
+        directory.collapsed = collapse_step(rewards, config.diagnostics.window) is not None
+    return directory.collapsed
 
 
-class Recorder:
+class Recorder(TrainerCallback):
     """Writes each step to the run directory and keeps the progress bar, the best checkpoint and the
     rotation.
     """
@@ -47,7 +47,7 @@ class Recorder:
         self.directory = directory
         self._config = config
         self._after_step = after_step
-        self.bar = tqdm(total=config.training.steps, initial=done, desc=config.name, unit="step")
+        self._bar = tqdm(total=config.training.steps, initial=done, desc=config.name, unit="step")
 
     def __call__(self, row: dict[str, Any], trajectories: list[Trajectory]) -> None:
         """A step has ended: put its metrics and a few of its trajectories on disk."""
@@ -66,8 +66,8 @@ class Recorder:
                 row["sampler_gap_max"],
                 alarm,
             )
-        self.bar.set_postfix(shown_metrics(row))
-        self.bar.update()
+        self._bar.set_postfix(shown_metrics(row))
+        self._bar.update()
         if self._after_step is not None:
             self._after_step(row)
 
@@ -78,41 +78,31 @@ class Recorder:
         rotate_checkpoints(folder, self._config.training.keep_checkpoints, best)
         self.directory.update(best_step=best, last_step=step)
 
-
-class FollowRun(TrainerCallback):
-    """Forwards what happens in the trainer to the recorder, which one process has; ends a run whose
-    collapse is proved, in all of them.
-    """
-
-    def __init__(
-        self, config: ExperimentConfig, processes: Processes, recorder: Recorder | None
-    ) -> None:
-        self._config = config
-        self._processes = processes
-        self._recorder = recorder
-        self._updates = config.training.updates_per_rollout
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One update has ended, and maybe a step."""
-        if self._config.diagnostics.stop_after_collapse and state.global_step % self._updates == 0:
-            collapsed = self._processes.decide(self._note_collapse)
-            control.should_training_stop |= collapsed
-            control.should_save |= collapsed
-
-    def _note_collapse(self) -> bool:
-        directory = self._recorder.directory
-        directory.collapsed = has_collapsed(directory, self._config)
-        return directory.collapsed
-
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A checkpoint was written."""
-        if self._recorder is not None:
-            self._recorder.saved(state.global_step // self._updates)
+        self.saved(state.global_step // self._config.training.updates_per_rollout)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Training is over."""
-        if self._recorder is not None:
-            self._recorder.bar.close()
+        self._bar.close()
+
+
+class StopAfterCollapse(TrainerCallback):
+    """Ends a run whose collapse is proved, in all processes, with a checkpoint."""
+
+    def __init__(
+        self, config: ExperimentConfig, processes: Processes, directory: RunDirectory | None
+    ) -> None:
+        self._config = config
+        self._processes = processes
+        self._directory = directory
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One update has ended, and maybe a step."""
+        if state.global_step % self._config.training.updates_per_rollout == 0:
+            collapsed = self._processes.decide(lambda: note_collapse(self._directory, self._config))
+            control.should_training_stop |= collapsed
+            control.should_save |= collapsed
 
 
 def trajectory_record(trajectory: Trajectory, step: int) -> dict[str, Any]:

@@ -47,10 +47,6 @@ class OneGPUMixin:
 class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
     """`GRPOConfig` with the LLDS penalty (see `llds_core.config.LossConfig`) and rollout-level
     bookkeeping.
-
-    Raises:
-        ConfigError: when `updates_per_rollout` disagrees with the batch sizes, or the penalty could
-            never act.
     """
 
     updates_per_rollout: int = 1
@@ -103,11 +99,7 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
 
 
 def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) -> SearchGRPOConfig:
-    """Derive the trainer's configuration from `config`; checkpoints go to `output_dir`.
-
-    Raises:
-        ConfigError: when a package that `config` needs is not installed.
-    """
+    """Derive the trainer's configuration from `config`; checkpoints go to `output_dir`."""
     training, loss, rollout = config.training, config.loss, config.rollout
     if training.optimizer == "adamw-8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(

@@ -32,10 +32,8 @@ class Clip(NamedTuple):
 class StepMetrics:
     """Accumulates the metrics of one step; of several processes, each its share.
 
-    Args:
-        rollout: the step's rollout, rewarded; all processes know the whole of it.
-        step: 1-based number of the step.
-        group_size: consecutive trajectories that answer the same question.
+    All of them know the whole rewarded `rollout` of `step` (from 1); `group_size` consecutive
+    trajectories answer the same question.
     """
 
     def __init__(self, rollout: Rollout, step: int, group_size: int) -> None:

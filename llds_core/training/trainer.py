@@ -5,11 +5,10 @@ Deltas from TRL, each an override of one method:
 
 * `_generate_and_score_completions`, `_generate`: the rollout is ours, and its policy/observation
   mask is checked.
-* `_prepare_inputs`: the rollout is cut into mini-batches, rows of a mini-batch are sorted by length
-  and each micro-batch is trimmed to its longest row; old and reference log-probabilities are then
-  computed on exactly the rows, order and width that are trained on. TRL pads everything to the
-  longest trajectory and computes them before it shuffles; a gate that opens at zero would see the
-  difference.
+* `_prepare_inputs`: rows of a mini-batch are sorted by length and a micro-batch is trimmed to its
+  longest row; old and reference log-probabilities are computed on exactly the rows, order and width
+  that are trained on. TRL pads everything to the longest trajectory and computes them before it
+  shuffles; a gate that opens at zero would see the difference.
 * `_get_per_token_logps_and_entropies`: scores policy tokens only (`policy_head`) and keeps what the
   loss computed, so that the penalty costs no second forward pass.
 * `_compute_loss`: TRL's loss plus weight × penalty. With weight 0 nothing is added.
@@ -59,11 +58,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     """GRPO on multi-turn search trajectories, with the LLDS penalty.
 
     Args:
-        model: the policy.
-        args: see `SearchGRPOConfig`.
         train_dataset: rows with `prompt` (text) and whatever `rollout` needs, in the order of
             training.
-        processing_class: the tokenizer.
         rollout: called with the rows of a rollout (each prompt repeated `num_generations` times),
             the policy and the step (1-based); returns one rewarded trajectory per row, in order.
         on_step: called with the metrics and trajectories of each finished step.

@@ -21,15 +21,8 @@ _MOST_SEQUENCES = 512  # decoded at a time; the rest waits
 
 
 def check_vllm(config: ExperimentConfig, policy: Path) -> None:
-    """Refuse, before anything is loaded, a vLLM sampler that could not start.
-
-    Args:
-        config: the experiment; nothing is checked unless its sampler is vLLM.
-        policy: folder or hub name of the start policy, for the advice.
-
-    Raises:
-        ConfigError: when vLLM is not installed.
-        SamplerError: when the server of `sampler.mode=server` does not answer.
+    """Refuse, before anything is loaded, a vLLM sampler that could not start; the advice starts a
+    server with the start policy `policy`.
     """
     sampler = config.sampler
     if sampler.backend != "vllm":

@@ -255,9 +255,6 @@ def load_start_policy(
     Its weights are float32 whatever `training.dtype` says: that is what the forward and backward
     passes compute in. In bfloat16 a weight has eight bits, and an update of a learning rate of 1e-6
     would be rounded away; the official code keeps float32 weights too.
-
-    Raises:
-        CheckpointError: when it cannot be read, or was warm-started on another corpus.
     """
     if run.config.warm_starts:
         trained_on = read_manifest(run.warmstart_path).get("corpus")

@@ -26,12 +26,7 @@ from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, LLDSError, TrainingDivergedError
 from llds_core.rollout.loop import Rollout
 from llds_core.runs.checkpoints import check_checkpoint, checkpoint_path
-from llds_core.training.processes import (
-    Processes,
-    check_world_size,
-    ending_together,
-    launched_processes,
-)
+from llds_core.training.processes import Processes, check_world_size, ending_together
 from llds_core.training.trainer import SearchGRPOTrainer
 
 _FORKED = multiprocessing.get_context("forkserver")
@@ -236,7 +231,7 @@ def _sharding() -> Processes:
     # accelerate shards across GPUs only: told that this is one, its own code runs over gloo.
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
-    return launched_processes()
+    return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
 def _refuse() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from run_helpers import train_run
 from shared_trainers import differing, spawn, wait
-from test_resume import assert_same_run, fresh_root, rows
+from test_resume import assert_same_run, fresh_root, rows, start, wait_until
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
@@ -129,23 +129,6 @@ def processes_of(root: Path) -> dict[str, int]:
     return found
 
 
-def start_command(root: Path) -> subprocess.Popen:
-    """Issue the command for a long run on two processes; return it once it has a checkpoint."""
-    command = [sys.executable, "-m", "llds_core", "train", "smoke/llds-action", *_RUN]
-    command += ["hardware.processes=2", "training.steps=500", "--run-root", str(root), "--quiet"]
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Tests run in the background (`nohup … &`) hand down a SIGINT that is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    while not checkpoint_steps(smoke_path(root) / "checkpoint"):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.1)
-    return process
-
-
 def end_of(process: subprocess.Popen, root: Path) -> str:
     """Standard error of a command that must end soon, and leave no process behind."""
     try:
@@ -162,24 +145,28 @@ def test_command_says_which_process_was_killed_or_that_it_was_interrupted(
 ) -> None:
     root = fresh_root(smoke_runs, tmp_path / "runs")
     path = smoke_path(root)
-    process = start_command(root)
+    words = ("smoke/llds-action", *_RUN, "hardware.processes=2", "training.steps=500")
+    process = start(root, *words)
+    wait_until(lambda: checkpoint_steps(path / "checkpoint"), process)
     os.kill(processes_of(root)["1"], signal.SIGKILL)
     output = end_of(process, root)
     assert process.returncode == 2
     assert "process 1 was killed by SIGKILL" in output
     assert output.count("\n") == 1
     manifest = read_manifest(path)
-    assert manifest["status"] == "failed"
-    assert manifest["reason"] == "process 1 was killed by SIGKILL"
+    assert (manifest["status"], manifest["reason"]) == (
+        "failed",
+        "process 1 was killed by SIGKILL",
+    )
     last = checkpoint_steps(path / "checkpoint")[-1]
     load_policy(checkpoint_path(path / "checkpoint", last))
     assert [row["step"] for row in read_metrics(path)][:last] == list(range(1, last + 1))
 
     # The same command goes on, until Ctrl-C.
-    process = start_command(root)
-    while read_manifest(path)["status"] != "running" or not read_metrics(path)[last:]:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.1)
+    process = start(root, *words)
+    wait_until(
+        lambda: read_manifest(path)["status"] == "running" and read_metrics(path)[last:], process
+    )
     process.send_signal(signal.SIGINT)
     output = end_of(process, root)
     assert process.returncode == 130

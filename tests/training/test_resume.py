@@ -151,27 +151,26 @@ def test_killed_and_reissued_warm_start_gives_the_same_policy(
 # --- from outside ---------------------------------------------------------------------------------
 
 
-def start(root: Path, *extra: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "llds_core", "train", "smoke/grpo", *extra]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+def start(root: Path, *words: str) -> subprocess.Popen:
+    """Issue the command that trains `words` below `root`."""
+    command = [sys.executable, "-m", "llds_core", "train", *words]
     return subprocess.Popen(
         [*command, "--run-root", str(root), "--quiet"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         # Tests run in the background (`nohup … &`) hand down a SIGINT that is ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> bool:
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen) -> None:
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and process.poll() is None:
-        if condition():
-            return True
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
         time.sleep(0.0005)
-    return False
 
 
 @pytest.mark.slow
@@ -180,12 +179,11 @@ def test_command_killed_while_it_writes_a_checkpoint_and_reissued_is_bit_identic
 ) -> None:
     root = fresh_root(smoke_runs, tmp_path / "runs")
     run = root / "smoke" / "grpo" / "seed0"
-    process = start(root)
-    partial = run / "checkpoint" / ".partial-2"
-    wait_until(partial.exists, process)
+    process = start(root, "smoke/grpo")
+    wait_until((run / "checkpoint" / ".partial-2").exists, process)
     process.kill()
     process.communicate()
-    process = start(root)
+    process = start(root, "smoke/grpo")
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert str(run) in out
@@ -199,8 +197,8 @@ def test_ctrl_c_ends_as_interrupted_with_the_command_that_continues(
 ) -> None:
     root = fresh_root(smoke_runs, tmp_path / "runs")
     run = root / "smoke" / "grpo" / "seed0"
-    process = start(root, "training.steps=200")
-    assert wait_until((run / "metrics.jsonl").exists, process)
+    process = start(root, "smoke/grpo", "training.steps=200")
+    wait_until((run / "metrics.jsonl").exists, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130

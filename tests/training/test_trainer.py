@@ -144,13 +144,8 @@ def test_without_negative_advantages_the_penalty_still_knows_who_was_wrong(
 def test_clamped_divergence_has_the_gradient_of_the_reference(tmp_path: Path) -> None:
     """Some tokens drift beyond the clamp, some do not, and every update asks anew which."""
     clamp = 0.0005
-    args = settings(
-        tmp_path,
-        "loss.kl_weight=0.5",
-        f"loss.kl_clamp={clamp}",
-        "training.learning_rate=1e-2",
-        "training.steps=1",
-    )
+    loss = ("loss.kl_weight=0.5", f"loss.kl_clamp={clamp}", "training.learning_rate=1e-2")
+    args = settings(tmp_path, *loss, "training.steps=1")
     trainer = run(args)
     let_go = pulled = 0
     for record in trainer.records:
@@ -175,19 +170,12 @@ def test_clamped_divergence_has_the_gradient_of_the_reference(tmp_path: Path) ->
 def test_loss_and_gradient_equal_the_reference_for_every_gate(
     tmp_path: Path, gate: str, normalizer: str, preserve: str
 ) -> None:
-    args = settings(
-        tmp_path,
-        f"loss.gate={gate}",
-        f"loss.normalizer={normalizer}",
-        f"loss.preserve={preserve}",
-        "loss.llds_weight=1.5",
-        "loss.gate_threshold=0.001",
-        "loss.answer_ramp=paper",
-        "loss.answer_weight=0.5",
-        "loss.clip_high=0.28",
-        "training.steps=1",
-        method="llds-action",
+    loss = (
+        *(f"loss.gate={gate}", f"loss.normalizer={normalizer}", f"loss.preserve={preserve}"),
+        *("loss.llds_weight=1.5", "loss.gate_threshold=0.001", "loss.clip_high=0.28"),
+        *("loss.answer_ramp=paper", "loss.answer_weight=0.5"),
     )
+    args = settings(tmp_path, *loss, "training.steps=1", method="llds-action")
     trainer = run(args)
     check_against_losses(trainer)
     searches = sum(t.searches for t in trajectories(1)) / 16
