@@ -183,7 +183,7 @@ def publish(
     table = publish(run_root, profile, words(arms), numbers(seeds))
     write_tables(PUBLISHED, profile)
     readme = Path("README.md")
-    write_text(readme, update_readme(readme))
+    write_text(readme, update_readme(readme, PUBLISHED, profile))
     print(f"published: {table}")
 
 

@@ -314,7 +314,7 @@ READS = _reads()
 @pytest.mark.parametrize(("section", "name"), [(section, f.name) for section, f in FIELDS])
 def test_every_value_is_read_somewhere(section: str, name: str) -> None:
     """As `….section.field`, or as `config.field` where a function is handed its section alone."""
-    owners = {section, "config", "_config", "settings"}
+    owners = {section, "config", "_config", "settings", "_settings", "credits"}
     assert any((owner, name) in READS for owner in owners), (
         f"nothing reads {section}.{name}: use it or remove it"
     )
