@@ -98,7 +98,11 @@ def estimate(config: ExperimentConfig, run_root: Path = DEFAULT_ROOT) -> Estimat
     downloads = _downloads(config, shape)
     disk = {name: size for name, size in downloads.items() if size is not None}
     if config.world.name == "files":
-        disk["own index"] = index_bytes(config.dense)
+        # Vectors, unless published ones are searched where they lie, and files of other kinds.
+        flat = WIKIPEDIA_PASSAGES * E5_DIMENSION * 4
+        disk["own index"] = (0 if config.dense.vectors else flat) + (
+            0 if config.dense.index == "flat" else index_bytes(config.dense)
+        )
     # The best one and the one being written come on top of the latest.
     disk["checkpoints"] = (config.training.keep_checkpoints + 2) * checkpoint_bytes(config, shape)
     tokens, seconds, throughput = _measured(config, run_root) or _stated(config, shape)

@@ -254,7 +254,7 @@ def test_policies_that_cannot_be_had(data: Path, ready, tmp_path: Path, machine)
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        (None, "holds no finished one"),
+        (None, "e5_Flat.index does not exist"),
         ({"index": None}, "holds no finished one"),
         ({"corpus_hash": "0" * 64}, "was built with"),
         ({"encoder_hash": "0" * 64}, "was built with"),

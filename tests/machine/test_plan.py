@@ -111,6 +111,11 @@ def test_downloads_and_disk_are_the_known_sizes() -> None:
     assert found.downloads_gb["questions"] is None
     assert found.disk_parts_gib["checkpoints"] == 4 * 16 * parameters / 2**30
     assert found.disk_gib == pytest.approx(sum(found.disk_parts_gib.values()))
+    # Published vectors are searched where they lie; encoding makes as many, a graph one more file.
+    assert found.disk_parts_gib["own index"] == 0
+    for overrides, sizes in (["dense.vectors=null"], 1), (["dense.index=hnsw"], 1.17):
+        own = estimate(load_experiment("paper-3b/grpo", overrides)).disk_parts_gib["own index"]
+        assert own == pytest.approx(sizes * 60.125, rel=0.01)
 
 
 # Time
