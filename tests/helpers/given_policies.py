@@ -10,52 +10,36 @@ from llds_core.errors import ConfigError
 from llds_core.runs.smollm2 import smollm2_file
 
 # The special tokens of SmolLM2, in its order; padding is the end token.
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
-def tokenizer(texts: list[str], size: int = 400) -> TokenizersBackend:
+def _tokenizer() -> TokenizersBackend:
     """Byte-level pairs with a chat template; no tag of the protocol is a token of its own."""
+    texts = ["where is the city of Homs", "<search> Homs </search>"] * 3
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=size,
-            special_tokens=list(SPECIAL),
-            initial_alphabet=alphabet,
-            show_progress=False,
-        ),
-    )
+    options = {"special_tokens": SPECIAL, "initial_alphabet": alphabet, "show_progress": False}
+    made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, **options))
+    names = dict(zip(("unk_token", "bos_token", "eos_token"), SPECIAL, strict=True))
     return TokenizersBackend(
-        tokenizer_object=made,
-        unk_token=SPECIAL[0],
-        bos_token=SPECIAL[1],
-        eos_token=SPECIAL[2],
-        pad_token=SPECIAL[2],
-        chat_template=_CHAT,
+        tokenizer_object=made, **names, pad_token=SPECIAL[2], chat_template=_CHAT
     )
 
 
 def save_llama(folder: Path, seed: int = 0) -> Path:
     """A random Llama of 60 k parameters in `folder`, with its tokenizer."""
-    made = tokenizer(["where is the city of Homs", "<search> Homs </search>"] * 3)
+    made = _tokenizer()
     config = LlamaConfig(
-        vocab_size=len(made),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **{"vocab_size": len(made), "hidden_size": 32, "intermediate_size": 48},
+        **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2},
         tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
         initializer_range=0.15,
     )
     with torch.random.fork_rng():

@@ -2,17 +2,20 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_helpers import CONFIG, no_space, one_line
 
 from llds_core.config import load_experiment
 from llds_core.errors import DataError, RunError
+from llds_core.files import write_json
 from llds_core.runs import Run, RunDirectory, read_manifest
 from llds_core.runs import directory as runs
 from llds_core.runs.identity import same_run
@@ -215,37 +218,22 @@ def test_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
 # The disk
 
 
-_WRITES = """
-import sys
-from pathlib import Path
-from llds_core.files import write_json
-print("ready", flush=True)
-sys.stdin.readline()
-for number in range(200):
-    write_json(Path(sys.argv[1]), {"number": number})
-"""
+def _write_often(file: Path, together: Any) -> None:
+    together.wait()
+    for number in range(200):
+        write_json(file, {"number": number})
 
 
 def test_processes_may_write_the_same_json(tmp_path: Path) -> None:
     """As the shards of an evaluation do when they start together."""
-    file = tmp_path / "manifest.json"
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", _WRITES, str(file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
+    forked = multiprocessing.get_context("forkserver")
+    file, together = tmp_path / "manifest.json", forked.Barrier(3)
+    writers = [forked.Process(target=_write_often, args=(file, together)) for _ in range(3)]
     for writer in writers:
-        assert writer.stdout.readline() == "ready\n"
+        writer.start()
     for writer in writers:
-        writer.stdin.write("\n")
-        writer.stdin.flush()
-    for writer in writers:
-        assert writer.communicate()[1] == "" and writer.returncode == 0
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert json.loads(file.read_text()) == {"number": 199}
     assert list(tmp_path.iterdir()) == [file]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_helpers import train_run
+from run_helpers import one_line, train_run
 from shared_trainers import differing, spawn, wait
-from test_resume import assert_same_run, fresh_root, rows, start, wait_until
+from test_resume import assert_same_run, fresh_root, kill, rows, start, wait_until
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
@@ -37,22 +37,13 @@ class InDouble(SearchGRPOTrainer):
         self.ref_model.double()
 
 
-def train_smoke(root: Path, world: int, dies_in: int | None = None, rank: int = 1) -> None:
-    """Train in this process's place; process `rank` is killed at its rollout `dies_in`."""
+def train_smoke(root: Path, world: int, dies_in: int | None = None) -> None:
+    """Train in this process's place; the second process is killed at its rollout `dies_in`."""
     experiment.SearchGRPOTrainer = InDouble
+    if dies_in is not None and os.environ["RANK"] == "1":
+        kill(experiment.SearchRollout, "__call__", dies_in)
     overrides = (*_RUN, f"training.steps={_STEPS}", f"hardware.processes={world}")
-    if dies_in is not None and os.environ["RANK"] == str(rank):
-        calls = iter(range(1, 100))
-        original = experiment.SearchRollout.__call__
-
-        def last(self: Any, *args: Any) -> Any:
-            if next(calls) == dies_in:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(self, *args)
-
-        experiment.SearchRollout.__call__ = last
-    config = load_experiment("smoke/llds-action", overrides)
-    train_run(config, 0, root, overrides)
+    train_run(load_experiment("smoke/llds-action", overrides), 0, root, overrides)
 
 
 def smoke_path(root: Path) -> Path:
@@ -178,5 +169,5 @@ def test_wrong_number_of_processes_is_refused_in_one_line(tmp_path: Path) -> Non
     config = load_experiment("smoke/grpo", ["hardware.processes=2"])
     with pytest.raises(ConfigError, match="ask for 2 processes, but 1 run") as error:
         train_run(config, 0, tmp_path)
-    assert "\n" not in str(error.value)
+    one_line(error)
     assert not list(tmp_path.iterdir())
