@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from llds_core.files import disk_errors, write_table
-from llds_core.reporting.store import StoredRun
+from llds_core.reporting.run_view import StoredRun
 
 KINDS = {".png": "figure", ".pdf": "figure", ".csv": "data", ".ipynb": "notebook", ".html": "page"}
 _RECORDS = "index.jsonl"
@@ -31,7 +31,7 @@ def save_table(
     """
     path = out_dir / f"{name}.csv"
     if runs and "seed" not in table:
-        table = table.assign(runs=";".join(f"{run.arm}-seed{run.seed}" for run in runs))
+        table = table.assign(runs=";".join(run.stem for run in runs))
     write_table(path, table)
     record([path], runs)
     return path

@@ -30,8 +30,9 @@ from llds_core.reporting.figures import (
     method_label,
     theme,
 )
+from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import student_interval
-from llds_core.reporting.store import PUBLISHED, StoredRun
+from llds_core.reporting.store import PUBLISHED
 from llds_core.worlds import QUESTION_SETS
 from llds_core.worlds.atlas_questions import KINDS
 

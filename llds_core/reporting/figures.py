@@ -32,8 +32,8 @@ from llds_core.diagnostics.phases import collapse_step, detect_phases
 from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.files import disk_errors, write_table
 from llds_core.reporting.artefacts import record
+from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import student_interval
-from llds_core.reporting.store import StoredRun
 
 BASELINE = "grpo"
 # Okabe and Ito's palette, told apart by colour-blind readers and in grey.

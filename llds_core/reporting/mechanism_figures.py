@@ -33,8 +33,8 @@ from llds_core.reporting.figures import (
     student_bounds,
     theme,
 )
-from llds_core.reporting.run_view import Measured
-from llds_core.reporting.store import StoredRun, is_published
+from llds_core.reporting.run_view import StoredRun
+from llds_core.reporting.store import is_published
 
 OPTIMIZER = "adamw"  # that of training; each response was counted once for every optimizer
 _PANEL = (3.9, 3.0)  # inches
@@ -95,8 +95,7 @@ def before_collapse(
     tables: Mapping[str, pd.DataFrame], runs: Sequence[StoredRun]
 ) -> dict[str, pd.DataFrame]:
     """Leave out of all tables the checkpoints that one of `runs` reached after its collapse."""
-    measured = [Measured(run) for run in runs]
-    return {name: run_view.before_collapse(table, measured) for name, table in tables.items()}
+    return {name: run_view.before_collapse(table, runs) for name, table in tables.items()}
 
 
 def share_table(changes: pd.DataFrame) -> pd.DataFrame:
@@ -232,8 +231,7 @@ def first_action_data(runs: Sequence[StoredRun], changes: pd.DataFrame) -> pd.Da
     """
     parts = []
     for run in runs:
-        measured = Measured(run)
-        kept = measured.rows.iloc[: measured.before_collapse]
+        kept = run.rows.iloc[: run.before_collapse]
         part = kept.melt("step", list(_ACTIONS), var_name="metric")
         parts.append(part.assign(profile=run.profile, method=run.arm, seed=run.seed))
     once = changes[changes["optimizer"] == OPTIMIZER]

@@ -24,7 +24,8 @@ from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, DataError, RunError, did_you_mean
 from llds_core.files import NOTEBOOKS, disk_errors, project_path, write_json, write_text
 from llds_core.reporting.artefacts import KINDS, run_name, take_records
-from llds_core.reporting.store import StoredRun, is_published, load_runs
+from llds_core.reporting.run_view import StoredRun
+from llds_core.reporting.store import is_published, load_runs
 
 MAIN_ARMS = ("grpo", "llds-action")
 # What a reader can do nothing about: no widgets for a bar, pictures without a text for the blind.

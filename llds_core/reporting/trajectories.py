@@ -17,7 +17,7 @@ from llds_core.config import ExperimentConfig
 from llds_core.files import write_table, write_text
 from llds_core.reporting.artefacts import record
 from llds_core.reporting.figures import method_label
-from llds_core.reporting.store import StoredRun
+from llds_core.reporting.run_view import StoredRun
 from llds_core.retrieval.base import Hit
 from llds_core.rollout.protocol import ANSWER, FEEDBACK, Action, Trajectory, search_observation
 from llds_core.runs import Run as PlannedRun
