@@ -21,13 +21,8 @@ _RECORDS = "index.jsonl"
 def save_table(
     table: pd.DataFrame, out_dir: Path, name: str, runs: Sequence[StoredRun] = ()
 ) -> Path:
-    """Write `name`.csv under `out_dir`, record it, and return its path.
-
-    Args:
-        table: the numbers. A summary, with no column `seed`, gets a column that names its runs.
-        out_dir: folder of the file, made when missing.
-        name: file name without suffix.
-        runs: runs that the numbers come from; none for numbers of a paper.
+    """Write `name`.csv under `out_dir`, record it, and return its path. `runs` are where the
+    numbers come from; a summary, with no column `seed`, gets a column that names them.
     """
     path = out_dir / f"{name}.csv"
     if runs and "seed" not in table:

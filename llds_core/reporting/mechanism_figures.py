@@ -71,9 +71,6 @@ def ensure_mechanism(
     """Read the mechanism tables of all seeds that were measured. What the first seed lacks is
     measured where checkpoints are stored, on so many questions if it has no table yet; those of a
     policy that was not made here may be large and are measured by command only.
-
-    Raises:
-        DataError: when nothing is measured, or a run has no checkpoint.
     """
     made_here = not load_experiment(f"{profile}/{methods[0]}").policy.path
     folders = [mechanism_path(Path(run_root), profile, seed) for seed in seeds]
@@ -99,9 +96,8 @@ def before_collapse(
 
 
 def share_table(changes: pd.DataFrame) -> pd.DataFrame:
-    """Share of questions whose correct responses lose likelihood, one row per checkpoint.
-
-    Columns `profile`, `method`, `seed`, `step` and those of `negative_share`.
+    """Share of questions whose correct responses lose likelihood, one row per checkpoint, with the
+    columns of `negative_share`.
     """
     groups = changes[changes["optimizer"] == OPTIMIZER].groupby(_KEYS, sort=False)
     return pd.DataFrame(
@@ -114,9 +110,6 @@ def likelihood_change_figure(changes: pd.DataFrame) -> Figure:
 
     Changes are those of the first seed, a line per checkpoint; shares are drawn as in `draw_seeds`;
     the states are of all seeds.
-
-    Raises:
-        DataError: when no question could be measured.
     """
     measured = changes[(changes["optimizer"] == OPTIMIZER) & changes["delta"].notna()]
     if measured.empty:
@@ -152,7 +145,14 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
     """Fig. 6: negative log-likelihood against search rounds, by position and by total, at the first
     and at the last checkpoint of every seed; lines as in `draw_seeds`.
     """
-    rounds = _label_ends(rounds)
+    steps = rounds.groupby(["method", "seed"])["step"]
+    ends = {
+        "scripted": rounds["method"] == "smollm2",
+        "first": rounds["step"] == steps.transform("min"),
+        "last": rounds["step"] == steps.transform("max"),
+    }
+    rounds = rounds.assign(end=np.select([*ends.values()], [*ends], default=""))
+    rounds = rounds[rounds["end"] != ""]
     colours = method_colours(rounds["method"])
     titles = {
         "position": ("rounds before the action", "actions by position"),
@@ -160,7 +160,7 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
     }
     with theme():
         figure, grid = _panels(2, width=_PANEL[0] + 1.3)
-        for axes, (view, (label, title)) in zip(grid, titles.items(), strict=True):
+        for axes, (view, (xlabel, title)) in zip(grid, titles.items(), strict=True):
             log_scale(axes)
             for (method, end), group in rounds[rounds["view"] == view].groupby(["method", "end"]):
                 by_seed = group.pivot(index="rounds", columns="seed", values="nll")
@@ -169,23 +169,11 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
                     label += f": step {span(group['step'], 0)}"
                 style = {"marker": "o", "linestyle": ":" if end == "first" else "-"}
                 draw_seeds(axes, by_seed, colours[method], label=label, **style)
-            axes.set(xlabel=label, ylabel="negative log-likelihood\n(nats per token)", title=title)
+            axes.set(xlabel=xlabel, ylabel="negative log-likelihood\n(nats per token)", title=title)
             axes.xaxis.get_major_locator().set_params(integer=True)
         entries = grid[0].get_legend_handles_labels()
         figure.legend(*entries, title=_KEPT, loc="outside right", frameon=False)
     return figure
-
-
-def _label_ends(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the first and the last checkpoint of every run, named in the column `end`."""
-    steps = rounds.groupby(["method", "seed"])["step"]
-    first, last = steps.transform("min"), steps.transform("max")
-    ends = np.select(
-        [rounds["method"] == "smollm2", rounds["step"] == first, rounds["step"] == last],
-        ["scripted", "first", "last"],
-        default="",
-    )
-    return rounds.assign(end=ends)[ends != ""]
 
 
 def theorem_figure(theorem: pd.DataFrame) -> Figure:

@@ -81,20 +81,14 @@ def phase_row(run: StoredRun) -> dict[str, Any]:
 
 
 def outcomes(runs: Sequence[StoredRun], within: int | None = None) -> pd.DataFrame:
-    """One row per run: when it collapsed and how the likelihood of correct responses went.
+    """One row per result among `runs`: when it collapsed and how the likelihood of correct
+    responses went, looking only at the first steps `within`, if given.
 
-    Args:
-        runs: runs; those that did not end, or failed without having diverged, are left out.
-        within: look at so many first steps only; None for whole runs.
-
-    Returns:
-        Columns `profile`, `method` (the arm), `seed`, `steps`, `updates_per_rollout`,
-        `learning_rate`, `collapse_step` (NaN when the run did not collapse), `kind` of collapse,
-        `start_reward` (of the first rollout, before any update), `best_reward` and `final_reward`
-        (means over the run's window), `lowest_after_best` (a share of the best), `entropy_growth`
-        (highest windowed entropy over the first) and `slope` of `loglik_correct` in nats per token
-        and ten steps: a straight line through the steps that all runs were given, up to the
-        collapse.
+    `method` is the arm, `collapse_step` NaN without a collapse. `start_reward` is of the first
+    rollout, before any update, `best_reward` and `final_reward` are means over the run's window,
+    `lowest_after_best` is a share of the best, `entropy_growth` the highest windowed entropy over
+    the first, and `slope` that of `loglik_correct` in nats per token and ten steps: a straight line
+    through the steps that all runs were given, up to the collapse.
     """
     runs = [run for run in runs if run.is_result]
     steps = usual_steps(runs) if within is None else within
@@ -125,11 +119,9 @@ def _outcome(run: StoredRun, steps: int) -> dict[str, object]:
 def gradient_sizes(runs: Sequence[StoredRun], arms: Sequence[str]) -> pd.DataFrame:
     """How large the penalty's gradient is beside that of GRPO, by weight.
 
-    Returns:
-        Columns `arm`, `weight`, `seeds`, `gradient norm` (mean over the first window of steps,
-        before the runs have parted), `over GRPO's` (ratio on the same seeds, geometric mean) and
-        `clipped`: share of steps, within those every run was given, whose mean norm is above the
-        clip.
+    `gradient norm` is the mean over the first window of steps, before the runs have parted, `over
+    GRPO's` its ratio on the same seeds (geometric mean), `clipped` the share of steps, within those
+    every run was given, whose mean norm is above the clip.
     """
     steps, by_arm = usual_steps(runs), by_method(runs)
     base = {run.seed: run.head("grad_norm") for run in by_arm.get(BASELINE, ())}

@@ -147,13 +147,9 @@ class StoredRun:
         *,
         within: int | None = None,
     ) -> float | None:
-        """Exact match on test questions, None when it was not measured.
-
-        Args:
-            checkpoint: `best`, `last`, or as the evaluation names it.
-            mode: `greedy`, `greedy_with_failures` or `sampled_1`.
-            kind: kind of questions; `all` for all.
-            within: only checkpoints of so many first steps; None for the whole run.
+        """Exact match on test questions of a kind, None when it was not measured. `mode` is
+        `greedy`, `greedy_with_failures` or `sampled_1`; with `within` only checkpoints of so many
+        first steps count.
         """
         results = self.evaluation.get(checkpoint)
         if within is not None and self.planned > within:
@@ -290,9 +286,8 @@ class StoredRun:
         return self.length >= row or self.collapse is not None
 
     def survival(self) -> Survival:
-        """Steps before its collapse; without one, those that its length proves free of it.
-
-        A collapse takes two windows to prove, so that the last rows of a run prove nothing.
+        """Steps before its collapse; without one, those that its length proves free of it: a
+        collapse takes two windows to prove, so that the last rows of a run prove nothing.
         """
         if self.collapse is not None:
             return Survival(self.collapse, True)
@@ -346,11 +341,8 @@ class StoredRun:
 
 
 def before_collapse(table: pd.DataFrame, runs: Iterable[StoredRun]) -> pd.DataFrame:
-    """Leave out the checkpoints that a run reached once its reward had collapsed.
-
-    Args:
-        table: measurements with columns `method`, `seed` and `step`.
-        runs: where collapses are looked up; what was measured without one of these is kept.
+    """Leave out the checkpoints that one of `runs` reached once its reward had collapsed. `table`
+    has columns `method`, `seed` and `step`; what was measured of other runs is kept.
     """
     ends = {(run.arm, run.seed): run.collapse_step for run in runs if run.collapse is not None}
     keys = zip(table["method"], table["seed"], strict=True)
