@@ -241,22 +241,23 @@ def averages_figure(data: pd.DataFrame) -> Figure:
 
 
 def desk_scores(
-    runs: Sequence[StoredRun], baselines: pd.DataFrame | None, profile: str
+    runs: Sequence[StoredRun], profile: str, published: Path = PUBLISHED
 ) -> pd.DataFrame:
-    """Held-out greedy scores of the best checkpoint of runs, and of `published_baselines`, one row
-    per kind of question and average.
+    """Held-out greedy scores of the best checkpoint of runs, and of the published baselines, one
+    row per kind of question and average.
 
     Columns are `DESK_COLUMNS`. What was not evaluated has one row that says so. Runs keep no
     answers: their averages have no interval, and of their scores only exact match is there.
     """
     rows = [row for run in runs for row in _score_run(run)]
-    if baselines is None:
+    path = published / profile / "baselines.csv"
+    if path.exists():
+        baselines = pd.read_csv(path).query("mode == 'greedy'")
+        labels = {"method": "SmolLM2 " + baselines["baseline"], "profile": profile, "status": "run"}
+        rows += baselines.assign(**labels).to_dict("records")
+    else:
         blank = {"profile": profile, "mode": "greedy", "benchmark": "average", "status": NOT_RUN}
         rows += [blank | {"method": f"SmolLM2 {name}"} for name in BASELINES]
-    else:
-        chosen = baselines[baselines["mode"] == "greedy"]
-        labels = {"method": "SmolLM2 " + chosen["baseline"], "profile": profile, "status": "run"}
-        rows += chosen.assign(**labels).to_dict("records")
     return pd.DataFrame(rows, columns=DESK_COLUMNS)
 
 
@@ -306,12 +307,6 @@ def desk_view(scores: pd.DataFrame, runs: Sequence[StoredRun] = ()) -> pd.DataFr
         row["searches"] = _number(overall["searches"], digits=1)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def published_baselines(profile: str, published: Path = PUBLISHED) -> pd.DataFrame | None:
-    """The table of baselines of a profile, None when there is none."""
-    path = published / profile / "baselines.csv"
-    return pd.read_csv(path) if path.exists() else None
 
 
 def _number(value: float, digits: int = 3) -> str:

@@ -6,6 +6,7 @@ figures and tables are of what went through `before_collapse`, as claims are.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from llds_core.markdown import span
 from llds_core.reporting import run_view
 from llds_core.reporting.figures import (
     GREY,
+    curves_data,
     draw_seeds,
     handle,
     legend_above,
@@ -217,18 +219,14 @@ def first_action_data(runs: Sequence[StoredRun], changes: pd.DataFrame) -> pd.Da
     first search found the same documents as a correct one's, or half of them; searches that were
     made to fail are left out.
     """
-    parts = []
-    for run in runs:
-        kept = run.rows.iloc[: run.before_collapse]
-        part = kept.melt("step", list(_ACTIONS), var_name="metric")
-        parts.append(part.assign(profile=run.profile, method=run.arm, seed=run.seed))
+    kept = [replace(run, metrics=run.rows.iloc[: run.before_collapse]) for run in runs]
     once = changes[changes["optimizer"] == OPTIMIZER]
     reached = [f"first_search_reached_{name}" for name in ("equal", "similar", "incorrect")]
     counts = once.groupby(_KEYS, sort=False)[reached].sum()
     total = counts.pop("first_search_reached_incorrect").replace(0, np.nan)
     shares = counts.div(total, axis=0).set_axis(list(_SEARCHES), axis=1)
-    parts.append(shares.reset_index().melt(_KEYS, var_name="metric"))
-    return pd.concat(parts, ignore_index=True)[[*_KEYS, "metric", "value"]]
+    shares = shares.reset_index().melt(_KEYS, var_name="metric")
+    return pd.concat([curves_data(kept, list(_ACTIONS)), shares], ignore_index=True)
 
 
 def first_action_figure(data: pd.DataFrame) -> Figure:

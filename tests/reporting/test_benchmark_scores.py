@@ -21,7 +21,6 @@ from llds_core.reporting.benchmark_scores import (
     desk_view,
     paper_comparison,
     publish_evaluation,
-    published_baselines,
     published_evaluations,
     score_lines,
 )
@@ -164,21 +163,21 @@ def run(seed, em=None, **manifest):
     return StoredRun(None, manifest, pd.DataFrame())
 
 
-def test_desk_averages_are_over_kinds_and_seeds():
-    scores = desk_scores([run(1, 0.2), run(2, 0.4)], None, "desk")
+def test_desk_averages_are_over_kinds_and_seeds(tmp_path):
+    scores = desk_scores([run(1, 0.2), run(2, 0.4)], "desk", tmp_path)
     one = scores[(scores["seed"] == 1) & (scores["benchmark"] == "average")].iloc[0]
     assert one["em"] == pytest.approx(0.2 + 0.28 / 7) and one["n"] == 90
     row, *_ = desk_view(scores).to_dict("records")
     assert (row["method"], row["seeds"], row["city-capital"]) == ("GRPO", 2, "0.300")
     assert row["one-hop"].startswith("0.370 [") and row["two-hop"].startswith("0.300 [")
     assert row["all"].startswith("0.340 [") and row["contained"] == "–"
-    single, *_ = desk_view(desk_scores([run(1, 0.2)], None, "desk")).to_dict("records")
+    single, *_ = desk_view(desk_scores([run(1, 0.2)], "desk", tmp_path)).to_dict("records")
     assert single["all"] == "0.240"
 
 
-def test_desk_rows_that_were_not_run_say_so():
+def test_desk_rows_that_were_not_run_say_so(tmp_path):
     runs = [run(0, arm="grpo-kl-0.1", label="GRPO, KL 0.1")]
-    rows = desk_view(desk_scores(runs, None, "desk"), runs).to_dict("records")
+    rows = desk_view(desk_scores(runs, "desk", tmp_path), runs).to_dict("records")
     assert rows[0]["seeds"] == 1 and [row["method"] for row in rows] == [
         "GRPO, KL 0.1",  # as its study calls it
         *(f"SmolLM2 {name}" for name in ("direct", "rag", "search-o1", "search-r1")),
@@ -187,7 +186,6 @@ def test_desk_rows_that_were_not_run_say_so():
 
 
 def test_baselines_stand_below_the_runs(tmp_path):
-    assert published_baselines("desk", tmp_path) is None
     rows = [
         {"baseline": "rag", "mode": mode, "benchmark": name, "n": 9, "searches": 1.0}
         | {"em": 0.1, "em_low": 0.05, "em_high": 0.2, "sub_em": 0.5, "valid_answers": 0.25}
@@ -195,7 +193,7 @@ def test_baselines_stand_below_the_runs(tmp_path):
         for name in (*KINDS, "average_one_hop", "average_two_hop", "average")
     ]
     save_table(pd.DataFrame(rows), tmp_path / "desk", "baselines")
-    scores = desk_scores([run(1, 0.2)], published_baselines("desk", tmp_path), "desk")
+    scores = desk_scores([run(1, 0.2)], "desk", tmp_path)
     assert (scores["profile"] == "desk").all()
     row = desk_view(scores).to_dict("records")[1]
     assert row["method"] == "SmolLM2 rag" and row["all"] == "0.100 [0.050, 0.200]"
