@@ -18,8 +18,9 @@ PATHS = {path.stem: path for folder in (PACKAGED, OTHERS) for path in sorted(fol
 KEYS = ("model", "variant", "training", "method", "policy", "setting", "trick", "quantity")
 MATHS = ["aime24", "aime25", "math500", "minerva", "olympiadbench"]
 # Largest value of the columns that hold numbers.
-LARGEST = dict.fromkeys((*QUESTION_SETS, *PAPER_AVERAGES, "llds_weight"), 1) | dict.fromkeys(MATHS, 100)
+LARGEST = dict.fromkeys((*QUESTION_SETS, *PAPER_AVERAGES, "llds_weight"), 1)
 LARGEST |= dict.fromkeys(("collapse_step", "stable_until", "steps"), 1e5)
+LARGEST |= dict.fromkeys(MATHS, 100)
 
 
 def paper_table(name):
