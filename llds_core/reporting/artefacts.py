@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from llds_core.files import disk_errors, write_table
-from llds_core.reporting.store import StoredRun
+from llds_core.reporting.run_view import StoredRun
 
 KINDS = {".png": "figure", ".pdf": "figure", ".csv": "data", ".ipynb": "notebook", ".html": "page"}
 _RECORDS = "index.jsonl"
@@ -21,17 +21,12 @@ _RECORDS = "index.jsonl"
 def save_table(
     table: pd.DataFrame, out_dir: Path, name: str, runs: Sequence[StoredRun] = ()
 ) -> Path:
-    """Write `name`.csv under `out_dir`, record it, and return its path.
-
-    Args:
-        table: the numbers. A summary, with no column `seed`, gets a column that names its runs.
-        out_dir: folder of the file, made when missing.
-        name: file name without suffix.
-        runs: runs that the numbers come from; none for numbers of a paper.
+    """Write `name`.csv under `out_dir`, record it, and return its path. `runs` are where the
+    numbers come from; a summary, with no column `seed`, gets a column that names them.
     """
     path = out_dir / f"{name}.csv"
     if runs and "seed" not in table:
-        table = table.assign(runs=";".join(f"{run.arm}-seed{run.seed}" for run in runs))
+        table = table.assign(runs=";".join(run.stem for run in runs))
     write_table(path, table)
     record([path], runs)
     return path

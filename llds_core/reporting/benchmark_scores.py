@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from llds_core.errors import ConfigError, DataError
@@ -26,18 +25,19 @@ from llds_core.files import disk_errors, write_json
 from llds_core.reporting.figures import (
     METHOD_COLOURS,
     METHOD_LABELS,
+    handle,
     legend_above,
     method_label,
     theme,
 )
+from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import student_interval
-from llds_core.reporting.store import PUBLISHED, StoredRun
+from llds_core.reporting.store import PUBLISHED
 from llds_core.worlds import QUESTION_SETS
 from llds_core.worlds.atlas_questions import KINDS
 
 NOT_RUN = "not run"
 TABLES = {"table1": "llds_table1", "table2": "llds_table2", "table4": "llds_table4"}
-AVERAGES = ("general_average", "multi_hop_average", "average")
 PROFILES = {
     ("Qwen2.5-3B", "base"): "paper-3b",
     ("Qwen2.5-3B", "instruct"): "paper-3b-instruct",
@@ -71,13 +71,14 @@ DESK_COLUMNS = (
     *("profile", "method", "seed", "benchmark", "mode", "n", "em", "em_low", "em_high"),
     *("f1", "sub_em", "valid_answers", "searches", "status"),
 )
-_SHOWN = ("benchmark", "mode", "n", "em", "f1", "sub_em", "valid_answers", "searches")
-# Averages as an evaluation names them, and as the published tables do.
-_AVERAGE_NAMES = dict(
-    zip(AVERAGES, ("average_general", "average_multi_hop", "average"), strict=True)
-)
+# Averages as the published tables name them: how an evaluation does, and how readers do.
+PAPER_AVERAGES = {
+    "general_average": ("average_general", "general"),
+    "multi_hop_average": ("average_multi_hop", "multi-hop"),
+    "average": ("average", "average"),
+}
 _TITLES = {name: benchmark.title for name, benchmark in QUESTION_SETS.items()}
-_TITLES |= {"general_average": "general", "multi_hop_average": "multi-hop", "average": "average"}
+_TITLES |= {name: title for name, (_, title) in PAPER_AVERAGES.items()}
 _DESK_AVERAGES = {"average_one_hop": "one-hop", "average_two_hop": "two-hop", "average": "all"}
 _FIGURE_METHODS = ("grpo", "llds-action", "llds-ma", "gspo", "gspo-llds")
 _FIGURE_LABELS = METHOD_LABELS | {"llds-action": "GRPO + LLDS"}
@@ -88,7 +89,8 @@ def score_lines(folder: Path) -> str:
     """The scores of an evaluation as a table for a terminal."""
     table = pd.DataFrame(score_rows(_read_scores(folder / "summary.json")))
     interval = [f"[{row.em_low:.3f}, {row.em_high:.3f}]" for row in table.itertuples()]
-    shown = table[list(_SHOWN)]
+    names = ["benchmark", "mode", "n", "em", "f1", "sub_em", "valid_answers", "searches"]
+    shown = table[names].copy()
     shown.insert(4, "95 %", interval)
     return shown.to_string(index=False, float_format=lambda value: f"{value:.3f}")
 
@@ -98,25 +100,18 @@ def publish_evaluation(
 ) -> Path:
     """Copy the summary of an evaluation below `published`, a root of published results or of runs;
     return the file. It is named by what was evaluated: `name`, or the method or baseline.
-
-    Raises:
-        ConfigError: when the summary says neither baseline nor method.
-        DataError: when there is no summary.
     """
     summary = _read_scores(folder / "summary.json")
-    if name is None:
-        name = summary["method"] if summary["agent"] == POLICY else summary["agent"]
-    if name is None:
+    if not (name := name or summary["method" if summary["agent"] == POLICY else "agent"]):
         raise ConfigError(f"{folder} does not say what was trained: evaluate it with --method")
     identity, deviations = summary["identity"], list(summary.get("deviations", ()))
     if identity["limit"] is not None and not any("evaluation.questions" in d for d in deviations):
         deviations.append(f"{summary['questions']} questions instead of all")
     if identity["split"] != "test":
         deviations.append(f"the {identity['split']} split instead of test")
-    target = published / summary["profile"] / "evaluations"
-    with disk_errors(target):
-        target.mkdir(parents=True, exist_ok=True)
-    path = target / f"{name}-seed{summary['run_seed']}.json"
+    path = published / summary["profile"] / "evaluations" / f"{name}-seed{summary['run_seed']}.json"
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, summary | {"deviations": deviations})
     return path
 
@@ -134,9 +129,12 @@ def published_evaluations(*roots: Path) -> pd.DataFrame:
     rows = []
     for file in found.values():
         summary = _read_scores(file)
-        known = {"profile": summary["profile"], "method": file.stem.rpartition("-seed")[0]}
-        known |= {"seed": summary["run_seed"]}
-        known |= {"deviations": "; ".join(summary.get("deviations", ()))}
+        known = {
+            "profile": summary["profile"],
+            "method": file.stem.rpartition("-seed")[0],
+            "seed": summary["run_seed"],
+            "deviations": "; ".join(summary.get("deviations", ())),
+        }
         rows += [row | known for row in score_rows(summary)]
     return pd.DataFrame(rows, columns=SCORE_COLUMNS)
 
@@ -159,9 +157,8 @@ def paper_comparison(name: str, evaluations: pd.DataFrame) -> pd.DataFrame:
     """One of `TABLES` in long form, one row per method and benchmark or average, with the greedy
     scores of `published_evaluations` beside it: of several seeds the mean and the interval.
 
-    Returns:
-        `COMPARISON_COLUMNS`; numbers are NaN, and `status` says so, where nothing was run; what
-        was run otherwise than printed says how.
+    Columns are `COMPARISON_COLUMNS`; numbers are NaN, and `status` says so, where nothing was run;
+    what was run otherwise than printed says how.
     """
     greedy = evaluations[evaluations["mode"] == "greedy"]
     rows = []
@@ -169,27 +166,17 @@ def paper_comparison(name: str, evaluations: pd.DataFrame) -> pd.DataFrame:
         profile = PROFILES.get((printed["model"], printed["variant"]))
         method = METHODS.get(printed["method"])
         mine = greedy[(greedy["profile"] == profile) & (greedy["method"] == method)]
-        for benchmark in (*QUESTION_SETS, *AVERAGES):
-            ours = _ours(mine[mine["benchmark"] == _AVERAGE_NAMES.get(benchmark, benchmark)])
-            score = printed[benchmark]
-            row = {"table": name, "benchmark": benchmark, "published": score}
-            rows.append(printed | row | ours | {"delta": ours["ours"] - score})
+        for benchmark in _TITLES:
+            asked = mine[mine["benchmark"] == PAPER_AVERAGES.get(benchmark, (benchmark,))[0]]
+            row = {"table": name, "benchmark": benchmark, "published": printed[benchmark]}
+            row |= {"ours": asked["em"].mean(), "n": 0, "seeds": len(asked), "status": NOT_RUN}
+            if len(asked):
+                row["ours_low"], row["ours_high"] = _bounds(asked)
+                deviations = "; ".join(sorted(set(asked["deviations"]) - {""}))
+                row["status"] = f"run with {deviations}" if deviations else "run"
+                row["n"] = int(asked["n"].iloc[0])
+            rows.append(printed | row | {"delta": row["ours"] - row["published"]})
     return pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
-
-
-def _ours(asked: pd.DataFrame) -> dict[str, Any]:
-    if asked.empty:
-        return {"ours": np.nan, "n": 0, "seeds": 0, "status": NOT_RUN}
-    low, high = _bounds(asked)
-    deviations = "; ".join(sorted(set(asked["deviations"]) - {""}))
-    return {
-        "ours": asked["em"].mean(),
-        "ours_low": low,
-        "ours_high": high,
-        "n": int(asked["n"].iloc[0]),
-        "seeds": len(asked),
-        "status": f"run with {deviations}" if deviations else "run",
-    }
 
 
 def comparison_view(comparison: pd.DataFrame) -> pd.DataFrame:
@@ -201,9 +188,8 @@ def comparison_view(comparison: pd.DataFrame) -> pd.DataFrame:
     for labels, group in comparison.groupby(keys, sort=False):
         cells = group.set_index("benchmark").rename(_TITLES)
         ran = cells[cells["status"] != NOT_RUN]
-        ours = f"{len(ran)} of {len(cells)}" if len(ran) else NOT_RUN
-        printed = cells["published"].map(_number).to_dict()
-        rows.append(dict(zip(keys, labels, strict=True)) | printed | {"ours": ours})
+        row = dict(zip(keys, labels, strict=True)) | cells["published"].map(_number).to_dict()
+        rows.append(row | {"ours": f"{len(ran)} of {len(cells)}" if len(ran) else NOT_RUN})
         if len(ran):
             how = ran["status"].iloc[0].removeprefix("run").replace(" with ", ", ", 1)
             label = {"model": "", "variant": "", "method": f"ours (delta){how}"}
@@ -226,9 +212,8 @@ def averages_figure(data: pd.DataFrame) -> Figure:
         axes = figure.subplots()
         models = data.groupby(["model", "variant"], sort=False)
         for place, (_, group) in enumerate(models):
-            group = group.set_index("method").reindex(
-                [method for method in _FIGURE_METHODS if method in set(group["method"])]
-            )
+            order = [method for method in _FIGURE_METHODS if method in set(group["method"])]
+            group = group.set_index("method").loc[order]
             x = place + (np.arange(len(group)) - (len(group) - 1) / 2) * _BAR
             colours = [METHOD_COLOURS[method] for method in group.index]
             bars = axes.bar(x, group["published"], 0.92 * _BAR, color=colours)
@@ -241,7 +226,7 @@ def averages_figure(data: pd.DataFrame) -> Figure:
         axes.set_ylabel("exact match, average\nof seven benchmarks (share)")
         axes.set_ylim(0, 1.12 * float(np.nanmax(data[["published", "ours_high"]])))
         sns.despine(ax=axes)
-        handles: list[Patch | Line2D] = [
+        handles = [
             Patch(color=METHOD_COLOURS[method], label=f"{_FIGURE_LABELS[method]}, published")
             for method in _FIGURE_METHODS
             if method in set(data["method"])
@@ -250,29 +235,29 @@ def averages_figure(data: pd.DataFrame) -> Figure:
         label = "ours, 95 % interval" if missing < len(data) else f"ours: {NOT_RUN}"
         if 0 < missing < len(data):
             label += f" ({missing} of {len(data)} {NOT_RUN})"
-        marker = {"marker": "D", "color": "black", "markerfacecolor": "white", "linestyle": ""}
-        legend_above(figure, [*handles, Line2D([], [], label=label, **marker)])
+        ours = handle(label, "black", marker="D", markerfacecolor="white", linestyle="")
+        legend_above(figure, [*handles, ours])
     return figure
 
 
 def desk_scores(
-    runs: Sequence[StoredRun], baselines: pd.DataFrame | None, profile: str
+    runs: Sequence[StoredRun], profile: str, published: Path = PUBLISHED
 ) -> pd.DataFrame:
-    """Held-out greedy scores of the best checkpoint of runs, and of `published_baselines`, one row
-    per kind of question and average.
+    """Held-out greedy scores of the best checkpoint of runs, and of the published baselines, one
+    row per kind of question and average.
 
-    Returns:
-        `DESK_COLUMNS`. What was not evaluated has one row that says so. Runs keep no answers: their
-        averages have no interval, and of their scores only exact match is there.
+    Columns are `DESK_COLUMNS`. What was not evaluated has one row that says so. Runs keep no
+    answers: their averages have no interval, and of their scores only exact match is there.
     """
     rows = [row for run in runs for row in _score_run(run)]
-    if baselines is None:
+    path = published / profile / "baselines.csv"
+    if path.exists():
+        baselines = pd.read_csv(path).query("mode == 'greedy'")
+        labels = {"method": "SmolLM2 " + baselines["baseline"], "profile": profile, "status": "run"}
+        rows += baselines.assign(**labels).to_dict("records")
+    else:
         blank = {"profile": profile, "mode": "greedy", "benchmark": "average", "status": NOT_RUN}
         rows += [blank | {"method": f"SmolLM2 {name}"} for name in BASELINES]
-    else:
-        chosen = baselines[baselines["mode"] == "greedy"]
-        labels = {"method": "SmolLM2 " + chosen["baseline"], "profile": profile, "status": "run"}
-        rows += chosen.assign(**labels).to_dict("records")
     return pd.DataFrame(rows, columns=DESK_COLUMNS)
 
 
@@ -284,30 +269,31 @@ def _score_run(run: StoredRun) -> list[dict[str, Any]]:
     known["status"] = "run"
     kinds = {kind: scores[kind] for kind in KINDS if kind in scores}
     rows = [
-        known
-        | {"benchmark": kind, "em_low": entry["low"], "em_high": entry["high"]}
-        | {key: entry[key] for key in ("n", "em", "searches")}
+        known | entry | {"benchmark": kind, "em_low": entry["low"], "em_high": entry["high"]}
         for kind, entry in kinds.items()
     ]
-    means, searches = (
+    ems, searches = (
         averages("atlas", {kind: entry[key] for kind, entry in kinds.items()})
         for key in ("em", "searches")
     )
     for name, members in AVERAGES["atlas"].items():
-        if means[name] is not None:
-            count = {"benchmark": "average" if name == "all" else f"average_{name}"}
-            count |= {"n": sum(kinds[kind]["n"] for kind in members)}
-            rows.append(known | count | {"em": means[name], "searches": searches[name]})
+        if ems[name] is not None:
+            row = {"benchmark": "average" if name == "all" else f"average_{name}"}
+            row |= {"em": ems[name], "searches": searches[name]}
+            rows.append(known | row | {"n": sum(kinds[kind]["n"] for kind in members)})
     return rows
 
 
-def desk_view(scores: pd.DataFrame) -> pd.DataFrame:
-    """Desk scores as one reads them, a method per row: the mean over seeds by kind, and of the
-    averages the 95 % interval too, over seeds, or over questions where there is one seed.
+def desk_view(scores: pd.DataFrame, runs: Sequence[StoredRun] = ()) -> pd.DataFrame:
+    """Desk scores as one reads them, a method per row, arms as the study of their `runs` calls
+    them: the mean over seeds by kind, and of the averages the 95 % interval too, over seeds, or
+    over questions where there is one seed.
     """
+    labels = {run.arm: run.label for run in runs}
     rows = []
     for method, group in scores.groupby("method", sort=False):
-        row = {"method": method_label(str(method)), "seeds": group["seed"].nunique() or "–"}
+        name = labels.get(method) or method_label(str(method))
+        row = {"method": name, "seeds": group["seed"].nunique() or "–"}
         ran = group[group["status"] != NOT_RUN]
         for name, title in ({kind: kind for kind in KINDS} | _DESK_AVERAGES).items():
             found = ran[ran["benchmark"] == name]
@@ -321,12 +307,6 @@ def desk_view(scores: pd.DataFrame) -> pd.DataFrame:
         row["searches"] = _number(overall["searches"], digits=1)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def published_baselines(profile: str, published: Path = PUBLISHED) -> pd.DataFrame | None:
-    """The table of baselines of a profile, None when there is none."""
-    path = published / profile / "baselines.csv"
-    return pd.read_csv(path) if path.exists() else None
 
 
 def _number(value: float, digits: int = 3) -> str:
@@ -343,7 +323,6 @@ def _with_delta(cell: pd.Series) -> str:
 def _bounds(scores: pd.DataFrame) -> tuple[float, float]:
     """95 % interval of a mean: over questions for one seed, over seeds for more."""
     if len(scores) > 1:
-        over_seeds = student_interval(scores["em"].to_numpy())
-        return over_seeds.low, over_seeds.high
-    low, high = scores[["em_low", "em_high"]].iloc[0]
-    return low, high
+        _, low, high, _ = student_interval(scores["em"].to_numpy())
+        return low, high
+    return tuple(scores[["em_low", "em_high"]].iloc[0])

@@ -28,37 +28,28 @@ from matplotlib.ticker import (
 )
 
 from llds_core.diagnostics.metrics import METRICS
-from llds_core.diagnostics.phases import collapse_step, detect_phases
+from llds_core.diagnostics.phases import collapse_step
 from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.files import disk_errors, write_table
 from llds_core.reporting.artefacts import record
+from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import student_interval
-from llds_core.reporting.store import StoredRun
 
 BASELINE = "grpo"
-# Okabe and Ito's palette, told apart by colour-blind readers and in grey.
-METHOD_COLOURS = {
-    "grpo": "#D55E00",
-    "llds-action": "#0072B2",
-    "llds-response": "#56B4E9",
-    "llds-token": "#009E73",
-    "llds-ma": "#CC79A7",
-    "lite-ppo": "#E69F00",
-    "gspo": "#8C6D31",
-    "gspo-llds": "#333333",
-    "smollm2": "#777777",
+# Label, and a colour of Okabe and Ito's palette, told apart by colour-blind readers and in grey.
+_METHODS = {
+    "grpo": ("GRPO", "#D55E00"),
+    "llds-action": ("GRPO + LLDS (action gate)", "#0072B2"),
+    "llds-response": ("GRPO + LLDS (response gate)", "#56B4E9"),
+    "llds-token": ("GRPO + LLDS (token gate)", "#009E73"),
+    "llds-ma": ("GRPO + LLDS-MA", "#CC79A7"),
+    "lite-ppo": ("Lite PPO", "#E69F00"),
+    "gspo": ("GSPO", "#8C6D31"),
+    "gspo-llds": ("GSPO + LLDS", "#333333"),
+    "smollm2": ("SmolLM2-135M", "#777777"),
 }
-METHOD_LABELS = {
-    "grpo": "GRPO",
-    "llds-action": "GRPO + LLDS (action gate)",
-    "llds-response": "GRPO + LLDS (response gate)",
-    "llds-token": "GRPO + LLDS (token gate)",
-    "llds-ma": "GRPO + LLDS-MA",
-    "lite-ppo": "Lite PPO",
-    "gspo": "GSPO",
-    "gspo-llds": "GSPO + LLDS",
-    "smollm2": "SmolLM2-135M",
-}
+METHOD_LABELS = {name: label for name, (label, _) in _METHODS.items()}
+METHOD_COLOURS = {name: colour for name, (_, colour) in _METHODS.items()}
 _METRIC_LABELS = {
     "loglik_correct": "log-likelihood of correct responses",
     "loglik_incorrect": "log-likelihood of incorrect responses",
@@ -76,7 +67,6 @@ _PHASE_SHADES = {
 _PANEL = (3.9, 2.75)  # inches
 _BOLD = 2.2
 SEEDS_FOR_INTERVAL = 3
-_LINEAR_TO = 0.1
 _BY_FACTORS = ("entropy", "grad_norm")
 
 
@@ -137,10 +127,6 @@ def curves_figure(
     What changes by factors has a logarithmic axis, see `scale_axis`; panels of `same_scale` are to
     be compared and get one, see `share_scale`. Dotted verticals mark where a run collapses. Shades
     are the phases of the first GRPO run, or of the first run without one.
-
-    Raises:
-        ConfigError: for a metric that does not exist, or no panel.
-        DataError: when no run has a step to draw.
     """
     if not panels:
         raise ConfigError('a figure needs at least one metric: name some, e.g. "reward"')
@@ -188,27 +174,25 @@ def curves_figure(
 def _shade_phases(figure: Figure, panels: Iterable[Axes], runs: Sequence[StoredRun]) -> None:
     """Colour the background by the phases of one run; a single phase needs no shade."""
     run = next((run for run in runs if run.arm == BASELINE), runs[0])
-    phases = detect_phases(run.metrics, window=run.window)
-    if len(phases) < 2:
+    if len(run.phases) < 2:
         return
     patches = []
-    for phase in phases:
+    for phase in run.phases:
         colour = _PHASE_SHADES[phase.name]
         patches.append(Patch(facecolor=colour, edgecolor="#BBBBBB", label=phase.name))
         for axes in panels:
             axes.axvspan(phase.first - 0.5, phase.last + 0.5, color=colour, linewidth=0, zorder=0)
     title = f"background: phases of {method_label(run.arm)}, seed {run.seed}"
-    style = {"loc": "outside lower center", "ncols": len(phases), "frameon": False}
+    style = {"loc": "outside lower center", "ncols": len(run.phases), "frameon": False}
     figure.legend(handles=patches, title=title, **style)
 
 
 def save_figure(
     figure: Figure, data: pd.DataFrame, out_dir: Path, name: str, runs: Sequence[StoredRun]
 ) -> list[Path]:
-    """Write and record `name`.png, .pdf and .csv; the same runs give the same bytes.
-
-    `data` are the numbers that drew the figure, `runs` where they come from: their fingerprints go
-    into the picture's metadata. Returns the three paths.
+    """Write and record `name`.png, .pdf and .csv, and return their paths; the same runs give the
+    same bytes. `data` are the numbers that drew the figure, `runs` where they come from: their
+    fingerprints go into the picture's metadata.
     """
     sources = "; ".join(f"{run.name} {run.fingerprint}" for run in runs)
     paths = [out_dir / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")]
@@ -225,23 +209,17 @@ def save_figure(
 
 
 def draw_seeds(
-    axes: Axes,
-    table: pd.DataFrame,
-    colour: str,
-    *,
-    marker: str = "",
-    linestyle: str = "-",
-    label: str | None = None,
+    axes: Axes, table: pd.DataFrame, colour: str, *, linestyle: str = "-", **style: Any
 ) -> None:
     """Draw a thin line per seed of `table`, by step or another number (rows) and seed (columns),
-    and the mean of the seeds as in `draw_mean`. NaN makes a gap.
+    and the mean of the seeds as in `draw_mean`, which has the `style`. NaN makes a gap.
     """
     thin = {"color": colour, "linewidth": 0.8, "alpha": 0.45, "linestyle": linestyle}
     axes.plot(table.index, table.to_numpy(float), **thin)
     # An interval of three seeds may be so wide that the lines beside it would look flat: the lines
     # set the limits of the axis.
     limits = axes.dataLim.frozen()
-    draw_mean(axes, table, colour, marker=marker, linestyle=linestyle, label=label)
+    draw_mean(axes, table, colour, linestyle=linestyle, **style)
     axes.dataLim.set(limits)
 
 
@@ -315,11 +293,11 @@ def share_scale(panels: Sequence[Axes]) -> None:
     """Give all `panels` one y axis: linear around 0, logarithmic beyond, so that small values are
     told apart beside large ones. It ends at 0 where no line is above.
     """
-    if not len(panels):
+    if not panels:
         return
     for axes in panels:
-        axes.set_yscale("symlog", linthresh=_LINEAR_TO, linscale=0.3)
-        ticks = {"base": 10, "linthresh": _LINEAR_TO, "subs": [1, 2, 3, 5]}
+        axes.set_yscale("symlog", linthresh=0.1, linscale=0.3)
+        ticks = {"base": 10, "linthresh": 0.1, "subs": [1, 2, 3, 5]}
         axes.yaxis.set_major_locator(SymmetricalLogLocator(**ticks))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.autoscale(axis="y")

@@ -6,6 +6,7 @@ figures and tables are of what went through `before_collapse`, as claims are.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from llds_core.markdown import span
 from llds_core.reporting import run_view
 from llds_core.reporting.figures import (
     GREY,
+    curves_data,
     draw_seeds,
     handle,
     legend_above,
@@ -33,8 +35,8 @@ from llds_core.reporting.figures import (
     student_bounds,
     theme,
 )
-from llds_core.reporting.run_view import Measured
-from llds_core.reporting.store import StoredRun, is_published
+from llds_core.reporting.run_view import StoredRun
+from llds_core.reporting.store import is_published
 
 OPTIMIZER = "adamw"  # that of training; each response was counted once for every optimizer
 _PANEL = (3.9, 3.0)  # inches
@@ -71,9 +73,6 @@ def ensure_mechanism(
     """Read the mechanism tables of all seeds that were measured. What the first seed lacks is
     measured where checkpoints are stored, on so many questions if it has no table yet; those of a
     policy that was not made here may be large and are measured by command only.
-
-    Raises:
-        DataError: when nothing is measured, or a run has no checkpoint.
     """
     made_here = not load_experiment(f"{profile}/{methods[0]}").policy.path
     folders = [mechanism_path(Path(run_root), profile, seed) for seed in seeds]
@@ -95,14 +94,12 @@ def before_collapse(
     tables: Mapping[str, pd.DataFrame], runs: Sequence[StoredRun]
 ) -> dict[str, pd.DataFrame]:
     """Leave out of all tables the checkpoints that one of `runs` reached after its collapse."""
-    measured = [Measured(run) for run in runs]
-    return {name: run_view.before_collapse(table, measured) for name, table in tables.items()}
+    return {name: run_view.before_collapse(table, runs) for name, table in tables.items()}
 
 
 def share_table(changes: pd.DataFrame) -> pd.DataFrame:
-    """Share of questions whose correct responses lose likelihood, one row per checkpoint.
-
-    Columns `profile`, `method`, `seed`, `step` and those of `negative_share`.
+    """Share of questions whose correct responses lose likelihood, one row per checkpoint, with the
+    columns of `negative_share`.
     """
     groups = changes[changes["optimizer"] == OPTIMIZER].groupby(_KEYS, sort=False)
     return pd.DataFrame(
@@ -115,9 +112,6 @@ def likelihood_change_figure(changes: pd.DataFrame) -> Figure:
 
     Changes are those of the first seed, a line per checkpoint; shares are drawn as in `draw_seeds`;
     the states are of all seeds.
-
-    Raises:
-        DataError: when no question could be measured.
     """
     measured = changes[(changes["optimizer"] == OPTIMIZER) & changes["delta"].notna()]
     if measured.empty:
@@ -153,7 +147,14 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
     """Fig. 6: negative log-likelihood against search rounds, by position and by total, at the first
     and at the last checkpoint of every seed; lines as in `draw_seeds`.
     """
-    rounds = _label_ends(rounds)
+    steps = rounds.groupby(["method", "seed"])["step"]
+    ends = {
+        "scripted": rounds["method"] == "smollm2",
+        "first": rounds["step"] == steps.transform("min"),
+        "last": rounds["step"] == steps.transform("max"),
+    }
+    rounds = rounds.assign(end=np.select([*ends.values()], [*ends], default=""))
+    rounds = rounds[rounds["end"] != ""]
     colours = method_colours(rounds["method"])
     titles = {
         "position": ("rounds before the action", "actions by position"),
@@ -161,7 +162,7 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
     }
     with theme():
         figure, grid = _panels(2, width=_PANEL[0] + 1.3)
-        for axes, (view, (label, title)) in zip(grid, titles.items(), strict=True):
+        for axes, (view, (xlabel, title)) in zip(grid, titles.items(), strict=True):
             log_scale(axes)
             for (method, end), group in rounds[rounds["view"] == view].groupby(["method", "end"]):
                 by_seed = group.pivot(index="rounds", columns="seed", values="nll")
@@ -170,23 +171,11 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
                     label += f": step {span(group['step'], 0)}"
                 style = {"marker": "o", "linestyle": ":" if end == "first" else "-"}
                 draw_seeds(axes, by_seed, colours[method], label=label, **style)
-            axes.set(xlabel=label, ylabel="negative log-likelihood\n(nats per token)", title=title)
+            axes.set(xlabel=xlabel, ylabel="negative log-likelihood\n(nats per token)", title=title)
             axes.xaxis.get_major_locator().set_params(integer=True)
         entries = grid[0].get_legend_handles_labels()
         figure.legend(*entries, title=_KEPT, loc="outside right", frameon=False)
     return figure
-
-
-def _label_ends(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the first and the last checkpoint of every run, named in the column `end`."""
-    steps = rounds.groupby(["method", "seed"])["step"]
-    first, last = steps.transform("min"), steps.transform("max")
-    ends = np.select(
-        [rounds["method"] == "smollm2", rounds["step"] == first, rounds["step"] == last],
-        ["scripted", "first", "last"],
-        default="",
-    )
-    return rounds.assign(end=ends)[ends != ""]
 
 
 def theorem_figure(theorem: pd.DataFrame) -> Figure:
@@ -230,19 +219,14 @@ def first_action_data(runs: Sequence[StoredRun], changes: pd.DataFrame) -> pd.Da
     first search found the same documents as a correct one's, or half of them; searches that were
     made to fail are left out.
     """
-    parts = []
-    for run in runs:
-        measured = Measured(run)
-        kept = measured.rows.iloc[: measured.before_collapse]
-        part = kept.melt("step", list(_ACTIONS), var_name="metric")
-        parts.append(part.assign(profile=run.profile, method=run.arm, seed=run.seed))
+    kept = [replace(run, metrics=run.rows.iloc[: run.before_collapse]) for run in runs]
     once = changes[changes["optimizer"] == OPTIMIZER]
     reached = [f"first_search_reached_{name}" for name in ("equal", "similar", "incorrect")]
     counts = once.groupby(_KEYS, sort=False)[reached].sum()
     total = counts.pop("first_search_reached_incorrect").replace(0, np.nan)
     shares = counts.div(total, axis=0).set_axis(list(_SEARCHES), axis=1)
-    parts.append(shares.reset_index().melt(_KEYS, var_name="metric"))
-    return pd.concat(parts, ignore_index=True)[[*_KEYS, "metric", "value"]]
+    shares = shares.reset_index().melt(_KEYS, var_name="metric")
+    return pd.concat([curves_data(kept, list(_ACTIONS)), shares], ignore_index=True)
 
 
 def first_action_figure(data: pd.DataFrame) -> Figure:

@@ -24,7 +24,7 @@ from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, DataError, RunError, did_you_mean
 from llds_core.files import NOTEBOOKS, disk_errors, project_path, write_json, write_text
 from llds_core.reporting.artefacts import KINDS, run_name, take_records
-from llds_core.reporting.store import StoredRun, is_published, load_runs
+from llds_core.reporting.store import is_published, load_runs
 
 MAIN_ARMS = ("grpo", "llds-action")
 # What a reader can do nothing about: no widgets for a bar, pictures without a text for the blind.
@@ -50,24 +50,17 @@ def report(
     *,
     methods: Sequence[str] = MAIN_ARMS,
     overrides: Sequence[str] = (),
-    notebooks_dir: Path | None = None,
 ) -> Path:
     """Run every notebook and write `index.json`; return its path.
 
     Runs that are missing below `run_root` are trained. `out_dir` is `results/<profile>` unless
-    given, `notebooks_dir`, with files `NN_topic.ipynb`, that of the project.
-
-    Raises:
-        ConfigError: for an unknown profile or method, no seed, a folder without notebooks, or a
-            notebook that lacks a standard parameter.
-        RunError: when a notebook fails, naming it, the cell and the error, or when the output
-            cannot be written.
+    given.
     """
     if not seeds or not methods:
         raise ConfigError("a report needs at least one seed and one method: give --seeds, e.g. 0")
     for method in methods:
         load_experiment(f"{profile}/{method}", overrides)
-    folder = project_path(notebooks_dir or NOTEBOOKS)
+    folder = project_path(NOTEBOOKS)
     missing = _missing_needs(profile, methods[0], seeds, project_path(run_root), overrides)
     sources = []
     for source in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
@@ -92,13 +85,27 @@ def report(
     artefacts = []
     for source in sources:
         pages = run_notebook(source, parameters, target / "notebooks")
-        artefacts += _list_artefacts(source.name, target, pages)
+        found = take_records(target)
+        # The pages show the runs of all that their notebook recorded.
+        shown = {run for entry in found.values() for run in entry["runs"]}
+        found |= {page: {"kind": KINDS[page.suffix], "runs": shown} for page in pages}
+        artefacts += [
+            {
+                "path": path.relative_to(target).as_posix(),
+                "kind": entry["kind"],
+                "bytes": path.stat().st_size,
+                "notebook": source.name,
+                "runs": entry["runs"],
+            }
+            for path, entry in sorted(found.items())
+        ]
     runs = load_runs(project_path(run_root), profile, methods, seeds, overrides)
-    paths = {run_name(run): str(run.path) for run in runs}
     for artefact in artefacts:
-        artefact["runs"] = [path for name, path in paths.items() if name in artefact["runs"]]
+        artefact["runs"] = [str(run.path) for run in runs if run_name(run) in artefact["runs"]]
+    kept = ("profile", "method", "seed", "config_hash", "status")
+    listed = [{"path": str(run.path)} | {key: run.manifest[key] for key in kept} for run in runs]
     index = target / "index.json"
-    write_json(index, {"profile": profile, "artefacts": artefacts, "runs": _described(runs)})
+    write_json(index, {"profile": profile, "artefacts": artefacts, "runs": listed})
     return index
 
 
@@ -136,15 +143,8 @@ def is_rendered(index: Path, runs: Sequence[Path]) -> bool:
 
 
 def run_notebook(source: Path, parameters: Mapping[str, Any], out_dir: Path) -> list[Path]:
-    """Execute one notebook from the project's root; write the executed copy and its HTML.
-
-    Returns:
-        The two paths.
-
-    Raises:
-        ConfigError: for a parameter that the notebook does not declare.
-        DataError: for a file that is no notebook.
-        RunError: when a cell fails; the executed copy up to there is kept.
+    """Execute one notebook from the project's root; write the executed copy, as far as it went
+    where a cell fails, and its HTML. Returns the two paths.
     """
     import papermill
     from nbconvert import HTMLExporter
@@ -172,16 +172,14 @@ def run_notebook(source: Path, parameters: Mapping[str, Any], out_dir: Path) -> 
             progress_bar={"desc": source.stem},
         )
     except PapermillExecutionError as error:
-        reason = " ".join(f"{error.ename}: {error.evalue}".split())
-        raise RunError(
-            f"notebook {source.name} failed in cell {error.exec_count}: {reason} "
-            f"(as far as it went: {executed})"
-        ) from error
+        reason = _in_one_line(f"{error.ename}: {error.evalue}")
+        where = f"notebook {source.name} failed in cell {error.exec_count}"
+        raise RunError(f"{where}: {reason} (as far as it went: {executed})") from error
     except RuntimeError as error:
         # The kernel did not start, or died: nbclient and papermill both say so with this type.
-        reason = " ".join(str(error).split())
         raise RunError(
-            f"notebook {source.name} lost its kernel: {reason} (free memory, then run it again)"
+            f"notebook {source.name} lost its kernel: {_in_one_line(error)} "
+            "(free memory, then run it again)"
         ) from error
     page, _ = HTMLExporter().from_filename(str(executed))
     write_text(executed.with_suffix(".html"), page)
@@ -195,30 +193,12 @@ def _read_needs(source: Path) -> set[str]:
     except FileNotFoundError:
         raise ConfigError(f"no notebook at {source}: name one of the folder {NOTEBOOKS}") from None
     except ValueError as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = _in_one_line(error)[:120]
         raise DataError(f"{source} is not a notebook ({reason}): restore it") from error
 
 
-def _list_artefacts(notebook: str, target: Path, pages: Sequence[Path]) -> list[dict[str, Any]]:
-    """What a notebook recorded, and its pages, which show the runs of all of it."""
-    found = take_records(target)
-    shown = {run for entry in found.values() for run in entry["runs"]}
-    found |= {page: {"kind": KINDS[page.suffix], "runs": shown} for page in pages}
-    return [
-        {
-            "path": path.relative_to(target).as_posix(),
-            "kind": entry["kind"],
-            "bytes": path.stat().st_size,
-            "notebook": notebook,
-            "runs": entry["runs"],
-        }
-        for path, entry in sorted(found.items())
-    ]
-
-
-def _described(runs: Sequence[StoredRun]) -> list[dict[str, Any]]:
-    kept = ("profile", "method", "seed", "config_hash", "status")
-    return [{"path": str(run.path)} | {key: run.manifest[key] for key in kept} for run in runs]
+def _in_one_line(error: object) -> str:
+    return " ".join(str(error).split())
 
 
 def _portable(path: Path) -> str:

@@ -1,14 +1,13 @@
-"""Tables with one row per run: what it came to, its phases, the size of its gradients."""
+"""Tables of runs: one row per run, and small ones beside the figures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from llds_core.reporting.figures import BASELINE, method_label
-from llds_core.reporting.run_view import Measured
-from llds_core.reporting.store import StoredRun
+from llds_core.reporting.figures import BASELINE, method_label, metric_label
+from llds_core.reporting.run_view import StoredRun
 
 
 def usual_steps(runs: Sequence[StoredRun]) -> int:
@@ -20,34 +19,31 @@ def run_row(run: StoredRun) -> dict[str, Any]:
     """One run as a row of `runs.csv`; `method` is the name of its arm.
 
     `heldout_em` is the greedy exact match of the best checkpoint on test questions without injected
-    search failures, `last_heldout_em` that of the last; empty when not evaluated. Rewards are means
-    over the run's window, but `start_reward` that of the first rollout, before any update;
-    `lowest_after_best` is a share of the best, `entropy_growth` the highest windowed entropy over
-    the first.
+    search failures, `last_heldout_em` that of the last; empty when not evaluated. Other columns are
+    those of `outcomes`.
     """
     metrics = run.metrics
-    measured = Measured(run)
     seconds = metrics["rollout_seconds"].sum() + metrics["update_seconds"].sum()
     return {
         "profile": run.profile,
         "method": run.arm,
         "seed": run.seed,
-        "steps": measured.length,
+        "steps": run.length,
         "updates": int(metrics["updates"].iloc[-1]),
-        "collapsed": measured.collapse is not None,
-        "collapse_step": measured.collapse_step,
-        "loglik_decline_step": measured.phase_start("decay"),
-        "reward_decline_step": measured.step_at(measured.decline("reward")),
-        "best_reward": round(measured.best("reward"), 4),
-        "final_reward": round(measured.last("reward"), 4),
+        "collapsed": run.collapse is not None,
+        "collapse_step": run.collapse_step,
+        "loglik_decline_step": run.phase_start("decay"),
+        "reward_decline_step": run.step_at(run.decline("reward")),
+        "best_reward": round(run.best("reward"), 4),
+        "final_reward": round(run.last("reward"), 4),
         "heldout_em": run.heldout(),
         "minutes": round(seconds / 60, 2),
         "status": run.status,
         "start_reward": round(float(metrics["reward"].iloc[0]), 4),
         "last_heldout_em": run.heldout("last"),
         "config_hash": run.manifest["config_hash"],
-        "lowest_after_best": round(measured.lowest_after_best(), 4),
-        "entropy_growth": round(measured.entropy_growth(), 3),
+        "lowest_after_best": round(run.lowest_after_best(), 4),
+        "entropy_growth": round(run.entropy_growth(), 3),
     }
 
 
@@ -62,22 +58,21 @@ def phase_row(run: StoredRun) -> dict[str, Any]:
     window means, `spiral_failed` names the conditions that hold from nowhere to the end (joined by
     ";"); both None where the windows are too few to judge.
     """
-    measured = Measured(run)
-    reward, loglik = (measured.decline(metric) for metric in ("reward", "loglik_correct"))
+    reward, loglik = run.decline("reward"), run.decline("loglik_correct")
     both = reward is not None and loglik is not None
     halfway = None
-    if both and measured.collapse is not None:
-        halfway = measured.halfway("reward") - measured.halfway("loglik_correct")
-    spiral = measured.spiral
+    if both and run.collapse is not None:
+        halfway = run.halfway("reward") - run.halfway("loglik_correct")
+    spiral = run.spiral
     return {
         "method": run.arm,
         "seed": run.seed,
-        "steps": measured.length,
-        "decay": measured.phase_start("decay"),
-        "acceleration": measured.phase_start("acceleration"),
-        "collapse": measured.collapse_step,
-        "loglik_decline": measured.step_at(loglik),
-        "reward_decline": measured.step_at(reward),
+        "steps": run.length,
+        "decay": run.phase_start("decay"),
+        "acceleration": run.phase_start("acceleration"),
+        "collapse": run.collapse_step,
+        "loglik_decline": run.step_at(loglik),
+        "reward_decline": run.step_at(reward),
         "likelihood_lead": reward - loglik if both else None,
         "halfway_lead": halfway,
         "spiral": spiral.windowed.onset if spiral.judged else None,
@@ -86,45 +81,37 @@ def phase_row(run: StoredRun) -> dict[str, Any]:
 
 
 def outcomes(runs: Sequence[StoredRun], within: int | None = None) -> pd.DataFrame:
-    """One row per run: when it collapsed and how the likelihood of correct responses went.
+    """One row per result among `runs`: when it collapsed and how the likelihood of correct
+    responses went, looking only at the first steps `within`, if given.
 
-    Args:
-        runs: runs; those that did not end, or failed without having diverged, are left out.
-        within: look at so many first steps only; None for whole runs.
-
-    Returns:
-        Columns `profile`, `method` (the arm), `seed`, `steps`, `updates_per_rollout`,
-        `learning_rate`, `collapse_step` (NaN when the run did not collapse), `kind` of collapse,
-        `start_reward` (of the first rollout, before any update), `best_reward` and `final_reward`
-        (means over the run's window), `lowest_after_best` (a share of the best), `entropy_growth`
-        (highest windowed entropy over the first) and `slope` of `loglik_correct` in nats per token
-        and ten steps: a straight line through the steps that all runs were given, up to the
-        collapse.
+    `method` is the arm, `collapse_step` NaN without a collapse. `start_reward` is of the first
+    rollout, before any update, `best_reward` and `final_reward` are means over the run's window,
+    `lowest_after_best` is a share of the best, `entropy_growth` the highest windowed entropy over
+    the first, and `slope` that of `loglik_correct` in nats per token and ten steps: a straight line
+    through the steps that all runs were given, up to the collapse.
     """
     runs = [run for run in runs if run.is_result]
     steps = usual_steps(runs) if within is None else within
-    return pd.DataFrame([_outcome(Measured(run.first(within)), steps) for run in runs])
+    return pd.DataFrame([_outcome(run.first(within), steps) for run in runs])
 
 
-def _outcome(measured: Measured, steps: int) -> dict[str, object]:
-    run = measured.run
-    loglik = measured.rows.set_index("step")["loglik_correct"]
-    loglik = loglik.iloc[: min(steps, measured.before_collapse)].dropna()
-    collapse = measured.collapse_step
+def _outcome(run: StoredRun, steps: int) -> dict[str, object]:
+    loglik = run.rows.set_index("step")["loglik_correct"]
+    loglik = loglik.iloc[: min(steps, run.before_collapse)].dropna()
     return {
         "profile": run.profile,
         "method": run.arm,
         "seed": run.seed,
-        "steps": measured.length,
-        "updates_per_rollout": measured.setting("training", "updates_per_rollout"),
-        "learning_rate": measured.setting("training", "learning_rate"),
-        "collapse_step": np.nan if collapse is None else collapse,
-        "kind": measured.collapse_kind(),
-        "start_reward": measured.rows["reward"].iloc[0],
-        "best_reward": measured.best("reward"),
-        "final_reward": measured.last("reward"),
-        "lowest_after_best": measured.lowest_after_best(),
-        "entropy_growth": measured.entropy_growth(),
+        "steps": run.length,
+        "updates_per_rollout": run.setting("training", "updates_per_rollout"),
+        "learning_rate": run.setting("training", "learning_rate"),
+        "collapse_step": np.nan if run.collapse is None else run.collapse_step,
+        "kind": run.collapse_kind(),
+        "start_reward": run.rows["reward"].iloc[0],
+        "best_reward": run.best("reward"),
+        "final_reward": run.last("reward"),
+        "lowest_after_best": run.lowest_after_best(),
+        "entropy_growth": run.entropy_growth(),
         "slope": np.polyfit(loglik.index, loglik, 1)[0] * 10 if len(loglik) > 1 else np.nan,
     }
 
@@ -132,34 +119,97 @@ def _outcome(measured: Measured, steps: int) -> dict[str, object]:
 def gradient_sizes(runs: Sequence[StoredRun], arms: Sequence[str]) -> pd.DataFrame:
     """How large the penalty's gradient is beside that of GRPO, by weight.
 
-    Returns:
-        Columns `arm`, `weight`, `seeds`, `gradient norm` (mean over the first window of steps,
-        before the runs have parted), `over GRPO's` (ratio on the same seeds, geometric mean) and
-        `clipped`: share of steps, within those every run was given, whose mean norm is above the
-        clip.
+    `gradient norm` is the mean over the first window of steps, before the runs have parted, `over
+    GRPO's` its ratio on the same seeds (geometric mean), `clipped` the share of steps, within those
+    every run was given, whose mean norm is above the clip.
     """
-    steps = usual_steps(runs)
-    first = {(r.arm, r.seed): r.metrics["grad_norm"].iloc[: r.window].mean() for r in runs}
+    steps, by_arm = usual_steps(runs), by_method(runs)
+    base = {run.seed: run.head("grad_norm") for run in by_arm.get(BASELINE, ())}
     rows = []
-    for arm in arms:
-        chosen = [run for run in runs if run.arm == arm]
-        if not chosen:
-            continue
-        ratios = [
-            first[arm, run.seed] / first[BASELINE, run.seed]
-            for run in chosen
-            if (BASELINE, run.seed) in first
-        ]
+    for arm, chosen in ((arm, by_arm[arm]) for arm in arms if arm in by_arm):
+        first = {run.seed: run.head("grad_norm") for run in chosen}
+        ratios = [first[seed] / base[seed] for seed in first if seed in base]
         norms = pd.concat([run.metrics["grad_norm"].iloc[:steps] for run in chosen])
-        config = chosen[0].manifest["config"]
         rows.append(
             {
                 "arm": chosen[0].label or method_label(arm),
-                "weight": config["loss"]["llds_weight"],
+                "weight": chosen[0].setting("loss", "llds_weight"),
                 "seeds": len(chosen),
-                "gradient norm": np.mean([first[arm, run.seed] for run in chosen]),
+                "gradient norm": np.mean([*first.values()]),
                 "over GRPO's": np.exp(np.log(ratios).mean()) if ratios else np.nan,
-                "clipped": (norms > config["training"]["max_grad_norm"]).mean(),
+                "clipped": (norms > chosen[0].setting("training", "max_grad_norm")).mean(),
             }
         )
     return pd.DataFrame(rows)
+
+
+def runs_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
+    """One row per run: rewards as means over a window, and the steps at which its phases begin."""
+    phases = {
+        "decay": "likelihood decays",
+        "acceleration": "decays faster",
+        "collapse": "reward collapses",
+        "likelihood_lead": "likelihood declines earlier by",
+    }
+    names = {"best_reward": "best reward", "final_reward": "last reward"} | phases
+    columns = ["method", "seed", "status", "steps", *names]
+    rows = [run_row(run) | phase_row(run) for run in runs if run.length]
+    table = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(phases, "Int64"))
+    return table.assign(method=table["method"].map(method_label)).rename(columns=names)
+
+
+def collapse_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
+    """One row per method: how many runs collapse, at which steps, and by how many steps the
+    decline of likelihood comes before that of reward. Runs shorter than three windows, on which
+    phases cannot be judged, are not counted.
+    """
+
+    def fate(group: Sequence[StoredRun]) -> dict[str, str]:
+        judged = [phase_row(run) for run in group if run.length >= 3 * run.window]
+        found = pd.DataFrame(judged, columns=["seed", "decay", "collapse", "likelihood_lead"])
+        lead = found["likelihood_lead"].dropna()
+        return {
+            "likelihood decays": _count_steps(found["decay"]),
+            "reward collapses": _count_steps(found["collapse"]),
+            "median lead of likelihood": f"{lead.median():g} steps" if len(lead) else "–",
+        }
+
+    return _per_method(runs, fate)
+
+
+def changes_table(runs: Sequence[StoredRun], metrics: Sequence[str]) -> pd.DataFrame:
+    """One row per method: means of metrics over the first window with values and over the last."""
+    return _per_method(
+        runs, lambda group: {metric_label(name): _describe_change(group, name) for name in metrics}
+    )
+
+
+def by_method(runs: Sequence[StoredRun]) -> dict[str, list[StoredRun]]:
+    """Runs by arm, both in their order."""
+    arms: dict[str, list[StoredRun]] = {}
+    for run in runs:
+        arms.setdefault(run.arm, []).append(run)
+    return arms
+
+
+def _per_method(
+    runs: Sequence[StoredRun], describe: Callable[[Sequence[StoredRun]], Mapping[str, str]]
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"method": method_label(method)} | describe(group)
+        for method, group in by_method(runs).items()
+    )
+
+
+def _describe_change(runs: Sequence[StoredRun], metric: str) -> str:
+    means = [run.means(metric) for run in runs]
+    ends = [found[[0, -1]] for each in means if len(found := each[~np.isnan(each)])]
+    return "{:.3g} → {:.3g}".format(*np.mean(ends, axis=0)) if ends else "never measured"
+
+
+def _count_steps(steps: pd.Series) -> str:
+    """`k of n`, with the steps at which it happened."""
+    if steps.empty:
+        return "too few steps to judge"
+    found = ", ".join(f"{step:.0f}" for step in sorted(steps.dropna()))
+    return f"{steps.count()} of {len(steps)}" + (f" (from step {found})" if found else "")

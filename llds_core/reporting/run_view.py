@@ -9,10 +9,13 @@ What is said to come before a collapse is measured up to the collapse, or to the
 reward declines for good. A value that a run cannot show is NaN, an outcome None.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,60 +30,159 @@ from llds_core.diagnostics.phases import (
     windowed_mean,
 )
 from llds_core.diagnostics.spiral import SpiralTest, death_spiral
-from llds_core.reporting.stats import Survival, common_horizon, restricted_steps
-from llds_core.reporting.store import StoredRun
+from llds_core.reporting.stats import Survival
+from llds_core.runs import FINAL
 from llds_core.runs.identity import diverged
 
-Measureds = Mapping[int, "Measured"]  # by seed
-
 SURGE = 2.0  # entropy over that of the first window
-# The paper sees incorrect responses less likely from step 80 of about 200 before the collapse on.
-_EARLY_SHARE = 0.4
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """A stored run and what follows from its metrics."""
+class StoredRun:
+    """One stored run, finished or not, published or as it was made, and what follows from it.
 
-    run: StoredRun
+    Attributes:
+        path: its directory.
+        manifest: what it is and how it was made.
+        metrics: one row per step, one column per metric; NaN where nothing was measured.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    metrics: pd.DataFrame
+
+    # What its manifest says.
+
+    @property
+    def profile(self) -> str:
+        """Profile of the run."""
+        return self.manifest["profile"]
+
+    @property
+    def method(self) -> str:
+        """Method of the run."""
+        return self.manifest["method"]
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return self.manifest["seed"]
+
+    @property
+    def status(self) -> str:
+        """`running`, `complete`, `collapsed`, `failed` or `interrupted`."""
+        return self.manifest["status"]
+
+    @property
+    def arm(self) -> str:
+        """Its arm in a study; a run outside of studies is an arm by its method."""
+        return self.manifest.get("arm", self.method)
+
+    @property
+    def label(self) -> str:
+        """How its study calls its arm; empty outside of studies."""
+        return self.manifest.get("label", "")
+
+    @property
+    def name(self) -> str:
+        """`<profile>/<method>/seed<k>`."""
+        return f"{self.profile}/{self.method}/seed{self.seed}"
+
+    @property
+    def stem(self) -> str:
+        """`<arm>-seed<k>`, the name of its published files."""
+        return f"{self.arm}-seed{self.seed}"
 
     @property
     def window(self) -> int:
         """Steps of the means it is judged on."""
-        return self.run.window
+        return self.setting("diagnostics", "window")
+
+    @property
+    def planned(self) -> int:
+        """Steps it was to make."""
+        return self.setting("training", "steps")
+
+    def setting(self, section: str, key: str) -> Any:
+        """A value of its configuration."""
+        return self.manifest["config"][section][key]
+
+    @property
+    def is_result(self) -> bool:
+        """Whether it ended as a run may: complete, collapsed, or diverged."""
+        return self.status in FINAL and (self.status != "failed" or diverged(self.manifest))
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits of what determines the run: configuration, seed and code."""
+        keys = ("profile", "method", "seed", "config_hash", "git_commit", "git_diff_sha256")
+        parts = [self.manifest.get(key) for key in keys]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+    def minutes(self) -> float:
+        """Minutes from its start to its end."""
+        ends = [datetime.fromisoformat(self.manifest[key]) for key in ("started", "finished")]
+        return (ends[1] - ends[0]).total_seconds() / 60
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """Held-out results on test questions by checkpoint (`best`, `last`, and of the first steps
+        of a long run `best-30`, `last-30`); empty when not evaluated.
+        """
+        if "evaluation" in self.manifest:
+            return self.manifest["evaluation"]
+        files = sorted(self.path.glob("evaluation-*-test.json"))
+        found = {file.name.split("-", 1)[1].removesuffix("-test.json"): file for file in files}
+        return {
+            name: json.loads(file.read_text("utf-8"))
+            for name, file in found.items()
+            if name.startswith(("best", "last"))
+        }
+
+    def heldout(
+        self,
+        checkpoint: str = "best",
+        mode: str = "greedy",
+        kind: str = "all",
+        *,
+        within: int | None = None,
+    ) -> float | None:
+        """Exact match on test questions of a kind, None when it was not measured. `mode` is
+        `greedy`, `greedy_with_failures` or `sampled_1`; with `within` only checkpoints of so many
+        first steps count.
+        """
+        results = self.evaluation.get(checkpoint)
+        if within is not None and self.planned > within:
+            # The best of all steps is the best of the first ones when it is among them.
+            step = int(results["checkpoint"].rpartition("-")[2]) if results else np.inf
+            early = results if checkpoint == "best" and step <= within else None
+            results = self.evaluation.get(f"{checkpoint}-{within}", early)
+        if not results or kind not in results["results"].get(mode, {}):
+            return None
+        return round(results["results"][mode][kind]["em"], 4)
+
+    def first(self, steps: int | None) -> "StoredRun":
+        """The run as it was after so many steps; all of it for None."""
+        if steps is None:
+            return self
+        return replace(self, metrics=self.metrics[self.metrics["step"] <= steps])
+
+    # Rows and means over windows.
 
     @cached_property
     def rows(self) -> pd.DataFrame:
         """Its metrics in the order of steps, indexed 0..n-1."""
-        return self.run.metrics.sort_values("step").reset_index(drop=True)
+        return self.metrics.sort_values("step").reset_index(drop=True)
 
     @property
     def length(self) -> int:
         """Rows it has."""
-        return len(self.rows)
+        return len(self.metrics)
 
     @property
-    def planned(self) -> int:
+    def given(self) -> int:
         """Rows it was given: more than it has when it ended early."""
-        if self.run.status == "complete":
-            return self.length
-        return max(self.length, self.run.planned)
-
-    @property
-    def name(self) -> str:
-        """`<arm>-seed<k>`."""
-        return f"{self.run.arm}-seed{self.run.seed}"
-
-    def minutes(self) -> float:
-        """Minutes from its start to its end."""
-        began, ended = (
-            datetime.fromisoformat(self.run.manifest[key]) for key in ("started", "finished")
-        )
-        return (ended - began).total_seconds() / 60
-
-    def setting(self, section: str, key: str) -> Any:
-        """A value of its configuration."""
-        return self.run.manifest["config"][section][key]
+        return self.length if self.status == "complete" else max(self.length, self.planned)
 
     def step_at(self, row: int | None) -> int | None:
         """Step of a row, None for None; a run that diverged collapsed at the step it never made."""
@@ -88,8 +190,6 @@ class Measured:
             return None
         steps = self.rows["step"]
         return int(steps.iloc[row]) if row < self.length else int(steps.iloc[-1]) + 1
-
-    # Means over windows.
 
     def means(self, metric: str) -> np.ndarray:
         """Trailing means of `metric` over the window, (rows,)."""
@@ -104,6 +204,10 @@ class Measured:
         row = self.length if row is None else row
         first = max(min(row, self.length) - self.window, 0)
         return float(self.rows[metric].iloc[first:row].mean())
+
+    def change(self, metric: str, row: int | None = None) -> float:
+        """Change of `metric` from the first window of the run to the last before `row`."""
+        return self.tail(metric, row) - self.head(metric)
 
     def best(self, metric: str, row: int | None = None) -> float:
         """Highest windowed mean of `metric` before `row`; NaN when there is none."""
@@ -145,7 +249,7 @@ class Measured:
     def collapse(self) -> int | None:
         """Row at which the reward collapses, or the run diverged; None when it did neither."""
         row = collapse_step(self.rows["reward"], self.window)
-        return self.length if row is None and diverged(self.run.manifest) else row
+        return self.length if row is None and diverged(self.manifest) else row
 
     @property
     def collapse_step(self) -> int | None:
@@ -160,7 +264,7 @@ class Measured:
     @cached_property
     def phases(self) -> list[Phase]:
         """Its phases, see `diagnostics.phases`."""
-        return detect_phases(self.run.metrics, window=self.window)
+        return detect_phases(self.metrics, window=self.window)
 
     def phase_start(self, name: str) -> int | None:
         """First step of a phase, None when it has no such phase."""
@@ -169,7 +273,7 @@ class Measured:
     @cached_property
     def spiral(self) -> SpiralTest:
         """The test of Definition 5.1."""
-        return death_spiral(self.run.metrics, window=self.window)
+        return death_spiral(self.metrics, window=self.window)
 
     def collapsed_by(self, row: int) -> bool | None:
         """Whether its first `row` rows prove a collapse; None when it was not watched so long."""
@@ -182,9 +286,8 @@ class Measured:
         return self.length >= row or self.collapse is not None
 
     def survival(self) -> Survival:
-        """Steps before its collapse; without one, those that its length proves free of it.
-
-        A collapse takes two windows to prove, so that the last rows of a run prove nothing.
+        """Steps before its collapse; without one, those that its length proves free of it: a
+        collapse takes two windows to prove, so that the last rows of a run prove nothing.
         """
         if self.collapse is not None:
             return Survival(self.collapse, True)
@@ -200,9 +303,8 @@ class Measured:
         """
         if self.collapse is None:
             return ""
-        metric = "loglik_correct"
-        noise = self.noise(metric, self.collapse) * np.sqrt(2 / self.window)
-        lost = self.tail(metric, self.collapse) - self.head(metric) < -2 * noise
+        noise = self.noise("loglik_correct", self.collapse) * np.sqrt(2 / self.window)
+        lost = self.change("loglik_correct", self.collapse) < -2 * noise
         return "likelihood lost" if lost else "likelihood kept"
 
     def decline(self, metric: str) -> int | None:
@@ -230,17 +332,6 @@ class Measured:
         last = means[np.isfinite(means)][-1]
         return int(np.flatnonzero(means >= (np.nanmax(means) + last) / 2)[-1]) + 1
 
-    # What claims are about.
-
-    def early_rise(self) -> float:
-        """Mean reward of the second and third window, no step of a collapse counted, minus that of
-        the first rollout, which the start policy made. Which windows is not chosen by what they
-        show: the best one rises by chance alone.
-        """
-        reward = self.rows["reward"]
-        end = min(3 * self.window, self.before_collapse)
-        return float(reward.iloc[self.window : end].mean() - reward.iloc[0])
-
     def rises_then_collapses(self) -> bool:
         """Its reward collapses after its mean rose by more than 2 standard deviations of a step."""
         if self.collapse is None:
@@ -248,123 +339,11 @@ class Measured:
         rise = self.best("reward", self.collapse) - self.head("reward")
         return bool(rise > 2 * self.noise("reward", self.collapse))
 
-    def all_phases(self) -> bool | None:
-        """A collapsing run goes through every phase; their order is part of their definition."""
-        names = [phase.name for phase in self.phases]
-        every = ["stagnation", "decay", "acceleration", "collapse"]
-        return names == every if "collapse" in names else None
 
-    def likelihood_gap(self) -> float:
-        """Likelihood of correct minus that of incorrect responses after the early steps, nats per
-        token.
-        """
-        end = self.before_collapse
-        rows = self.rows.iloc[int(_EARLY_SHARE * end) : end]
-        return float((rows["loglik_correct"] - rows["loglik_incorrect"]).mean())
-
-    def likelihood_gap_growth(self) -> float:
-        """Growth of `likelihood_gap` since the first window, nats per token."""
-        start = self.head("loglik_correct") - self.head("loglik_incorrect")
-        return self.likelihood_gap() - start
-
-    def first_action_gap(self) -> float:
-        """Likelihood of later minus that of first actions before the collapse, nats per token."""
-        end = self.before_collapse
-        return self.tail("loglik_correct_later", end) - self.tail("loglik_correct_first", end)
-
-    def first_action_fall(self) -> float:
-        """Growth of `first_action_gap` since the first window, nats per token."""
-        start = self.head("loglik_correct_later") - self.head("loglik_correct_first")
-        return self.first_action_gap() - start
-
-    def change(self, metric: str) -> float:
-        """Change of a metric from the first window of the run to its last."""
-        return self.tail(metric) - self.head(metric)
-
-    def relative_change(self, *metrics: str) -> float:
-        """Relative change of a metric from the first window of a collapsing run to the last before
-        its reward drops; of several metrics the largest, whatever its sign.
-        """
-        drop = self.decline("reward")
-        drop = self.collapse if drop is None else min(drop, self.collapse)
-        if drop < 2 * self.window:
-            return np.nan
-        changes = [self.tail(metric, drop) / self.head(metric) - 1 for metric in metrics]
-        return changes[0] if len(changes) == 1 else float(np.max(np.abs(changes)))
-
-    def gradient_growth(self) -> float:
-        """Logarithm of the highest mean gradient norm around the collapse over the mean of the
-        first third of the steps before it.
-        """
-        start, end = max(self.collapse - self.window, 0), self.collapse + 2 * self.window
-        late = self.means("grad_norm")[start:end]
-        early = self.rows["grad_norm"].iloc[: max(self.collapse // 3, self.window)].mean()
-        return float(np.log(np.nanmax(late) / early)) if np.isfinite(late).any() else np.nan
-
-
-# Pairs of runs of one seed.
-
-
-def final_gain(run: Measured, other: Measured) -> float:
-    """Windowed reward at the last step that both runs have, minus the other's."""
-    end = min(run.length, other.length)
-    return run.tail("reward", end) - other.tail("reward", end)
-
-
-def best_gain(run: Measured, other: Measured) -> float:
-    """Best windowed reward within the steps both were given, minus the other's.
-
-    A run that collapses has fewer windows to be best in, as its best checkpoint has in the paper.
+def before_collapse(table: pd.DataFrame, runs: Iterable[StoredRun]) -> pd.DataFrame:
+    """Leave out the checkpoints that one of `runs` reached once its reward had collapsed. `table`
+    has columns `method`, `seed` and `step`; what was measured of other runs is kept.
     """
-    end = min(run.planned, other.planned)
-    known = run.known_to(end) and other.known_to(end)
-    return run.best("reward", end) - other.best("reward", end) if known else np.nan
-
-
-def likelihood_kept(run: Measured, other: Measured) -> float:
-    """Change of the likelihood of correct responses until the other collapses, minus the other's,
-    nats per token.
-    """
-    end = other.before_collapse
-    if run.length < end:
-        return np.nan
-    changes = [
-        each.tail("loglik_correct", end) - each.head("loglik_correct") for each in (run, other)
-    ]
-    return changes[0] - changes[1]
-
-
-def more_searches(run: Measured, other: Measured) -> float:
-    """Searches in the last window before a collapse, within the steps both were given, minus the
-    other's.
-    """
-    end = min(run.planned, other.planned)
-    own, others = (
-        each.tail("valid_searches", min(end, each.before_collapse)) for each in (run, other)
-    )
-    return own - others
-
-
-def paired_survival(first: Measureds, second: Measureds) -> dict[int, float]:
-    """Steps that `first` survives beyond `second` on each seed they share, up to the horizon to
-    which all these runs were watched.
-    """
-    seeds = sorted(first.keys() & second.keys())
-    survivals = [[arm[seed].survival() for seed in seeds] for arm in (first, second)]
-    horizon = common_horizon([*survivals[0], *survivals[1]])
-    steps = [restricted_steps(each, horizon) for each in survivals]
-    return dict(zip(seeds, steps[0] - steps[1], strict=True))
-
-
-def before_collapse(table: pd.DataFrame, runs: Iterable[Measured]) -> pd.DataFrame:
-    """Leave out the checkpoints that a run reached once its reward had collapsed.
-
-    Args:
-        table: measurements with columns `method`, `seed` and `step`.
-        runs: where collapses are looked up; what was measured without one of these is kept.
-    """
-    ends = {
-        (run.run.arm, run.run.seed): run.collapse_step for run in runs if run.collapse is not None
-    }
+    ends = {(run.arm, run.seed): run.collapse_step for run in runs if run.collapse is not None}
     keys = zip(table["method"], table["seed"], strict=True)
     return table[table["step"].to_numpy() < [ends.get(key, np.inf) for key in keys]]

@@ -7,9 +7,9 @@ Observations are rebuilt from the hits; the policy may have seen a shorter one, 
 """
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -17,30 +17,20 @@ from llds_core.config import ExperimentConfig
 from llds_core.files import write_table, write_text
 from llds_core.reporting.artefacts import record
 from llds_core.reporting.figures import method_label
-from llds_core.reporting.store import StoredRun
-from llds_core.retrieval.base import Hit
-from llds_core.rollout.protocol import ANSWER, FEEDBACK, Action, Trajectory, search_observation
-from llds_core.runs import Run as PlannedRun
+from llds_core.reporting.run_view import StoredRun
+from llds_core.rollout.protocol import ANSWER, FEEDBACK, Trajectory, search_observation
+from llds_core.runs import Run
 from llds_core.worlds.records import Question
 
-_RESET = "\033[0m"
 _ENDS = {"answer": "answered", "turns": "out of turns", "length": "out of room"}
 
 
-class _Author(NamedTuple):
-    name: str
-    background: str  # readable on white and black, as is the border
-    border: str
-    ansi: str
-
-
+# Name, background and border, readable on white and black, and the colour of a terminal.
 _AUTHORS = {
-    "question": _Author("question", "#F2F2F2", "#8A8A8A", "\033[1m"),
-    "policy": _Author("written by the policy", "#DCEBF7", "#0072B2", "\033[34m"),
-    "observation": _Author(
-        "observation: inserted, not trained on", "#FBEBD0", "#E69F00", "\033[33m"
-    ),
-    "answer": _Author("answer", "#D5EFE5", "#009E73", "\033[1;32m"),
+    "question": ("question", "#F2F2F2", "#8A8A8A", "\033[1m"),
+    "policy": ("written by the policy", "#DCEBF7", "#0072B2", "\033[34m"),
+    "observation": ("observation: inserted, not trained on", "#FBEBD0", "#E69F00", "\033[33m"),
+    "answer": ("answer", "#D5EFE5", "#009E73", "\033[1;32m"),
 }
 
 
@@ -51,9 +41,8 @@ class Block(NamedTuple):
     text: str
 
 
-def blocks(trajectory: Trajectory | Mapping[str, Any]) -> list[Block]:
-    """Split a trajectory, or its stored record, into question, policy, observation and answer."""
-    trajectory = _as_trajectory(trajectory)
+def blocks(trajectory: Trajectory) -> list[Block]:
+    """Split a trajectory into question, policy, observation and answer."""
     actions = trajectory.actions
     result = [Block("question", trajectory.question.question)]
     for i, action in enumerate(actions):
@@ -71,39 +60,38 @@ def blocks(trajectory: Trajectory | Mapping[str, Any]) -> list[Block]:
     return result
 
 
-def to_html(trajectory: Trajectory | Mapping[str, Any]) -> str:
+def to_html(trajectory: Trajectory) -> str:
     """Return a self-contained HTML fragment with a legend and the outcome."""
     parts = blocks(trajectory)
     legend = " ".join(
-        f'<span style="{_style(kind)};padding:1px 6px">{html.escape(_AUTHORS[kind].name)}</span>'
+        f'<span style="{_style(kind)};padding:1px 6px">{_AUTHORS[kind][0]}</span>'
         for kind in dict.fromkeys(block.kind for block in parts)
     )
     body = "".join(
         f'<div style="{_style(block.kind)};padding:6px 10px;margin:4px 0;white-space:pre-wrap;'
-        f'overflow-wrap:anywhere;font-family:monospace">{_escape(block.text)}</div>'
+        'overflow-wrap:anywhere;font-family:monospace">'
+        f"{_escape(block.text)}</div>"
         for block in parts
     )
     return (
-        '<div style="max-width:60em;font-size:13px">'
-        f'<p style="margin:4px 0">{legend}</p>{body}'
+        f'<div style="max-width:60em;font-size:13px"><p style="margin:4px 0">{legend}</p>{body}'
         f'<p style="margin:4px 0">{html.escape(outcome(trajectory))}</p></div>'
     )
 
 
-def to_ansi(trajectory: Trajectory | Mapping[str, Any], color: bool = True) -> str:
+def to_ansi(trajectory: Trajectory, color: bool = True) -> str:
     """Return lines for a terminal, coloured when `color`; each block names its author."""
     lines = []
     for block in blocks(trajectory):
         text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in block.text)
-        author = _AUTHORS[block.kind]
-        start, end = (author.ansi, _RESET) if color else ("", "")
-        lines.append(f"{start}[{author.name}]\n{text.strip()}{end}")
+        name, *_, ansi = _AUTHORS[block.kind]
+        start, end = (ansi, "\033[0m") if color else ("", "")
+        lines.append(f"{start}[{name}]\n{text.strip()}{end}")
     return "\n\n".join([*lines, outcome(trajectory)])
 
 
-def outcome(trajectory: Trajectory | Mapping[str, Any]) -> str:
+def outcome(trajectory: Trajectory) -> str:
     """One line: how it ended and, where the accepted answers are known, whether it was right."""
-    trajectory = _as_trajectory(trajectory)
     line = f"{_ENDS.get(trajectory.stop_reason, 'unfinished')}, {trajectory.searches} searches"
     accepted = [answer for answer in trajectory.question.golden_answers if answer != "?"]
     if accepted:
@@ -113,16 +101,12 @@ def outcome(trajectory: Trajectory | Mapping[str, Any]) -> str:
 
 
 def save_trajectories(
-    shown: Sequence[tuple[StoredRun, str, Trajectory | Mapping[str, Any]]], out_dir: Path, name: str
+    shown: Sequence[tuple[StoredRun, str, Trajectory]], out_dir: Path, name: str
 ) -> list[Path]:
-    """Write and record `name`.html and, with one row per block, `name`.csv; return their paths.
-
-    `shown` are run, title and trajectory in the order of the page.
-    """
+    """Write and record `name`.html and, with one row per block, `name`.csv; return their paths."""
     rows = [
         {"profile": run.profile, "method": run.method, "seed": run.seed, "title": title}
-        | {"block": number}
-        | block._asdict()
+        | {"block": number, **block._asdict()}
         for run, title, trajectory in shown
         for number, block in enumerate(blocks(trajectory))
     ]
@@ -144,7 +128,6 @@ def answer_with(
     runs: Sequence[StoredRun], question: Question, run_root: Path, overrides: Sequence[str] = ()
 ) -> list[tuple[StoredRun, str, Trajectory]]:
     """Let the start policy, then the best checkpoint of every run, answer `question` greedily.
-
     Returns run, title and scored trajectory, as `save_trajectories` takes them.
     """
     # Imported here: it brings torch, which showing a stored trajectory does without.
@@ -153,7 +136,7 @@ def answer_with(
     shown = []
     for run, which in [(run, "start") for run in runs[:1]] + [(run, "best") for run in runs]:
         config = ExperimentConfig.from_dict(run.manifest["config"])
-        made = PlannedRun(config, run.seed, Path(run_root), tuple(overrides))
+        made = Run(config, run.seed, Path(run_root), tuple(overrides))
         trajectory = ask(made, question, checkpoint=which)
         step = made.checkpoint(which).name.replace("-", " ")
         title = f"{method_label(run.method)}, seed {run.seed}, {step}"
@@ -161,28 +144,12 @@ def answer_with(
     return shown
 
 
-def _as_trajectory(shown: Trajectory | Mapping[str, Any]) -> Trajectory:
-    """A stored record as a trajectory, as far as it is shown."""
-    if isinstance(shown, Trajectory):
-        return shown
-    # Records leave out scores: they are no part of what the policy saw.
-    actions = [
-        Action(**{**stored, "hits": tuple(Hit(**{"score": 0.0, **hit}) for hit in stored["hits"])})
-        for stored in shown["actions"]
-    ]
-    question = Question("", shown["question"], tuple(shown["golden_answers"]))
-    end = {key: shown[key] for key in ("stop_reason", "correct", "reward")}
-    return Trajectory(question, 0, [], actions=actions, **end)
-
-
 def _style(kind: str) -> str:
-    author = _AUTHORS[kind]
-    return f"background:{author.background};border-left:4px solid {author.border};color:#111"
+    _, background, border, _ = _AUTHORS[kind]
+    return f"background:{background};border-left:4px solid {border};color:#111"
 
 
 def _escape(text: str) -> str:
     # Control characters are not allowed in HTML, whatever a policy may write.
-    visible = "".join(
-        c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
-    return html.escape(visible.strip("\n"))
+    visible = (c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return html.escape("".join(visible).strip("\n"))

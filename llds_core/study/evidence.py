@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict
 
 from llds_core.errors import DataError
 from llds_core.reporting.figures import BASELINE
-from llds_core.reporting.run_view import Measured, Measureds
+from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import Interval, student_interval
-from llds_core.reporting.store import StoredRun
 
 _logger = logging.getLogger("llds_core")
+RunsBySeed = Mapping[int, StoredRun]
 SEEDS = 3  # without which a mean or a share says nothing
 
 
@@ -50,15 +50,15 @@ class Evidence:
             raise DataError(f"the runs are of profiles {', '.join(profiles)}: judge one at a time")
         if len({run.window for run in runs}) > 1:
             raise DataError("the runs differ in diagnostics.window: publish them again")
-        self.arms: dict[str, dict[int, Measured]] = {}
+        self.arms: dict[str, dict[int, StoredRun]] = {}
         for run in runs:
             seeds = self.arms.setdefault(run.arm, {})
             if run.seed in seeds:
                 raise DataError(f"{run.arm} seed {run.seed} is given twice: keep one run of each")
             if run.is_result:
-                seeds[run.seed] = Measured(run)
+                seeds[run.seed] = run
 
-    def arm(self, name: str) -> Measureds:
+    def arm(self, name: str) -> RunsBySeed:
         """Finished runs of an arm by seed; three windows long at least, or collapsed."""
         return {
             seed: run
@@ -66,7 +66,7 @@ class Evidence:
             if run.length >= 3 * run.window or run.collapse is not None
         }
 
-    def collapsing(self, name: str) -> Measureds:
+    def collapsing(self, name: str) -> RunsBySeed:
         """Those runs of an arm whose reward collapses."""
         return {
             seed: run
@@ -76,7 +76,7 @@ class Evidence:
 
     def steps(self) -> int:
         """Rows that the baseline was given; 0 without a run of it."""
-        return max((run.planned for run in self.arm(BASELINE).values()), default=0)
+        return max((run.given for run in self.arm(BASELINE).values()), default=0)
 
 
 def published_mechanism(published: Path, profile: str) -> dict[str, pd.DataFrame]:
@@ -135,7 +135,7 @@ class Bounded(Rule):
 
 
 def mean_finding(
-    values: Mapping[int, float], arms: Sequence[Measureds], verdict: Callable[[Interval], bool]
+    values: Mapping[int, float], arms: Sequence[RunsBySeed], verdict: Callable[[Interval], bool]
 ) -> Finding | None:
     """Finding on the mean of `values` by seed; None below `SEEDS` of them."""
     present = {seed: value for seed, value in values.items() if np.isfinite(value)}
@@ -146,9 +146,9 @@ def mean_finding(
     return finding(verdict(interval), interval, runs)
 
 
-def finding(holds: bool | None, interval: Interval, runs: Iterable[Measured]) -> Finding:
+def finding(holds: bool | None, interval: Interval, runs: Iterable[StoredRun]) -> Finding:
     """Finding that rests on `runs`."""
     runs = list(runs)
-    names = tuple(dict.fromkeys(run.name for run in runs))
-    seeds = frozenset(run.run.seed for run in runs)
+    names = tuple(dict.fromkeys(run.stem for run in runs))
+    seeds = frozenset(run.seed for run in runs)
     return Finding(None if holds is None else bool(holds), interval, seeds, names)

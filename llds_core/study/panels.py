@@ -32,9 +32,8 @@ from llds_core.reporting.figures import (
     theme,
 )
 from llds_core.reporting.run_tables import usual_steps
-from llds_core.reporting.run_view import Measured
+from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import censored_median
-from llds_core.reporting.store import StoredRun
 
 _SEED_ALPHA = 0.75
 _FADED = "#777777"
@@ -239,10 +238,9 @@ def weights_figure(runs: Sequence[StoredRun], panels: Sequence[str]) -> Figure:
     if not runs:
         raise DataError("no run of any weight: run the study first")
     steps = usual_steps(runs)
-    columns: dict[float, list[Measured]] = {}
+    columns: dict[float, list[StoredRun]] = {}
     for run in runs:
-        measured = Measured(run.first(steps))
-        columns.setdefault(measured.setting("loss", "llds_weight"), []).append(measured)
+        columns.setdefault(run.setting("loss", "llds_weight"), []).append(run.first(steps))
     weights = sorted(columns)
     with theme():
         size = (max(1.45 * len(weights) + 0.9, 5.5), 1.6 * len(panels) + 1.0)
@@ -278,9 +276,9 @@ def weights_figure(runs: Sequence[StoredRun], panels: Sequence[str]) -> Figure:
     return figure
 
 
-def _by_step(runs: Sequence[Measured], metric: str) -> pd.DataFrame:
+def _by_step(runs: Sequence[StoredRun], metric: str) -> pd.DataFrame:
     """Metric by step (rows) and seed (columns)."""
-    return pd.DataFrame({run.run.seed: run.rows.set_index("step")[metric] for run in runs})
+    return pd.DataFrame({run.seed: run.rows.set_index("step")[metric] for run in runs})
 
 
 def updates_figure(
@@ -303,10 +301,10 @@ def updates_figure(
         raise DataError("no run of any number of updates: run the study first")
     styles = dict(zip((one.name for one in series), ("-", "--"), strict=False))
     style_of = {arm: styles[one.name] for one in reversed(series) for arm in one.arms}
-    arms: dict[tuple[int, str], list[Measured]] = {}
-    for run in map(Measured, runs):
+    arms: dict[tuple[int, str], list[StoredRun]] = {}
+    for run in runs:
         updates = run.setting("training", "updates_per_rollout")
-        arms.setdefault((updates, run.run.arm), []).append(run)
+        arms.setdefault((updates, run.arm), []).append(run)
     numbers = sorted({updates for updates, _ in arms})
     palette = sns.color_palette("viridis_r", len(numbers)).as_hex()
     colours = dict(zip(numbers, palette, strict=True))
@@ -318,7 +316,7 @@ def updates_figure(
             for (updates, arm), chosen in sorted(arms.items(), key=lambda item: item[0]):
                 table = pd.DataFrame(
                     {
-                        run.run.seed: pd.Series(run.means(panel), index=run.rows["updates"])
+                        run.seed: pd.Series(run.means(panel), index=run.rows["updates"])
                         for run in chosen
                     }
                 )

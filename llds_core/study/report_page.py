@@ -20,7 +20,7 @@ from llds_core.config.arms import Study
 from llds_core.errors import DataError
 from llds_core.markdown import bounded
 from llds_core.reporting.run_tables import outcomes, usual_steps
-from llds_core.reporting.run_view import Measured
+from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import censored_median, mcnemar, student_interval
 from llds_core.reporting.store import read_published, read_published_run
 from llds_core.study.claims import load_claims
@@ -87,9 +87,9 @@ class PublishedStudy:
         self.folder = published / plan.profile
         self.plan = plan
         self._stored = read_published(plan.profile, published)
-        self.arms: dict[str, dict[int, Measured]] = {}
+        self.arms: dict[str, dict[int, StoredRun]] = {}
         for run in self._stored:
-            self.arms.setdefault(run.arm, {})[run.seed] = Measured(run)
+            self.arms.setdefault(run.arm, {})[run.seed] = run
 
     def table(self, name: str, *, cells: bool = True) -> pd.DataFrame:
         """A published table, with or without the arms that are only cells of the map."""
@@ -105,7 +105,7 @@ class PublishedStudy:
     def each(
         self, arms: str | Sequence[str], measure: str, *arguments: Any, like: str = ""
     ) -> list[Any]:
-        """A measure of `Measured` for every run of an arm or several, by seed.
+        """A measure of `StoredRun` for every run of an arm or several, by seed.
 
         Args:
             arms: whose runs.
@@ -121,7 +121,7 @@ class PublishedStudy:
                     found.append(value(*arguments) if callable(value) else value)
         return found
 
-    def collapsing(self, *arms: str) -> list[Measured]:
+    def collapsing(self, *arms: str) -> list[StoredRun]:
         """Runs of some arms that collapse, by arm and seed."""
         found = [run for arm in arms for _, run in sorted(self.arms[arm].items())]
         return [run for run in found if run.collapse is not None]
@@ -211,10 +211,10 @@ class PublishedStudy:
         return run.rows["step"][means < np.nanmax(means) / 2].tolist()
 
     @property
-    def alone(self) -> list[Measured]:
+    def alone(self) -> list[StoredRun]:
         """Runs that were made to be timed, by name."""
         manifests = sorted((self.folder / "alone").glob("*.json"))
-        return [Measured(read_published_run(manifest)) for manifest in manifests]
+        return [read_published_run(manifest) for manifest in manifests]
 
     @property
     def history(self) -> Sequence[Any]:

@@ -26,12 +26,12 @@ from pydantic import AfterValidator
 from llds_core.config import load_experiment
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, did_you_mean
-from llds_core.reporting import run_view
+from llds_core.reporting import claim_measures
+from llds_core.reporting.claim_measures import paired_survival
 from llds_core.reporting.figures import BASELINE
-from llds_core.reporting.run_view import SURGE, Measured, paired_survival
+from llds_core.reporting.run_view import SURGE, StoredRun
 from llds_core.reporting.stats import (
     Interval,
-    common_horizon,
     mcnemar,
     paired_proportions,
     proportion_interval,
@@ -67,28 +67,28 @@ MOST = 0.8
 _ALPHA = 0.05
 
 
-def _survives(run: Measured, steps: int) -> bool | None:
+def _survives(run: StoredRun, steps: int) -> bool | None:
     collapsed = run.collapsed_by(steps)
     return None if collapsed is None or not steps else not collapsed
 
 
-def _calm(run: Measured, steps: int) -> bool | None:
+def _calm(run: StoredRun, steps: int) -> bool | None:
     growth = run.entropy_growth(steps)
     known = bool(steps) and run.known_to(steps) and np.isfinite(growth)
     return bool(growth < SURGE) if known else None
 
 
-def _spirals(run: Measured, steps: int) -> bool | None:
+def _spirals(run: StoredRun, steps: int) -> bool | None:
     judged = run.spiral.judged and run.spiral.collapse is not None
     return run.spiral.fires if judged else None
 
 
 # Of a run and the steps that count; None where the run cannot show it.
-OUTCOMES: dict[str, Callable[[Measured, int], bool | None]] = {
+OUTCOMES: dict[str, Callable[[StoredRun, int], bool | None]] = {
     "survives": _survives,
     "calm": _calm,
     "rises_then_collapses": lambda run, steps: run.rises_then_collapses(),
-    "all_phases": lambda run, steps: run.all_phases(),
+    "all_phases": lambda run, steps: claim_measures.all_phases(run),
     "spirals": _spirals,
     "no_spiral": lambda run, steps: not run.spiral.fires if run.spiral.judged else None,
 }
@@ -131,7 +131,7 @@ class Count(Rule):
             holds = None
         return finding(holds, share, [run for run, _ in shown])
 
-    def _premise(self, run: Measured) -> bool:
+    def _premise(self, run: StoredRun) -> bool:
         return bool(self.where and OUTCOMES[self.where](run, run.length))
 
 
@@ -186,14 +186,14 @@ class Longer(Rule):
 
 # Of a single run, with the metrics that the measure is about.
 MEASURES: dict[str, Callable[..., float]] = {
-    "early_rise": Measured.early_rise,
-    "likelihood_gap": Measured.likelihood_gap,
-    "likelihood_gap_growth": Measured.likelihood_gap_growth,
-    "first_action_gap": Measured.first_action_gap,
-    "first_action_fall": Measured.first_action_fall,
-    "change": Measured.change,
-    "relative_change": Measured.relative_change,
-    "gradient_growth": Measured.gradient_growth,
+    "early_rise": claim_measures.early_rise,
+    "likelihood_gap": claim_measures.likelihood_gap,
+    "likelihood_gap_growth": claim_measures.likelihood_gap_growth,
+    "first_action_gap": claim_measures.first_action_gap,
+    "first_action_fall": claim_measures.first_action_fall,
+    "change": StoredRun.change,
+    "relative_change": claim_measures.relative_change,
+    "gradient_growth": claim_measures.gradient_growth,
 }
 
 
@@ -228,17 +228,17 @@ class Effect(Bounded):
         return replace(found, effect=ratio, holds=self.beyond(ratio))
 
 
-def _score(run: Measured, checkpoint: str, steps: int) -> float:
-    found = run.run.heldout(checkpoint, within=steps)
+def _score(run: StoredRun, checkpoint: str, steps: int) -> float:
+    found = run.heldout(checkpoint, within=steps)
     return np.nan if found is None else found
 
 
 # Of two runs of a seed and the steps that the baseline was given.
-PAIRS: dict[str, Callable[[Measured, Measured, int], float]] = {
-    "final_reward": lambda run, other, steps: run_view.final_gain(run, other),
-    "best_reward": lambda run, other, steps: run_view.best_gain(run, other),
-    "likelihood_kept": lambda run, other, steps: run_view.likelihood_kept(run, other),
-    "searches": lambda run, other, steps: run_view.more_searches(run, other),
+PAIRS: dict[str, Callable[[StoredRun, StoredRun, int], float]] = {
+    "final_reward": lambda run, other, steps: claim_measures.final_gain(run, other),
+    "best_reward": lambda run, other, steps: claim_measures.best_gain(run, other),
+    "likelihood_kept": lambda run, other, steps: claim_measures.likelihood_kept(run, other),
+    "searches": lambda run, other, steps: claim_measures.more_searches(run, other),
     "heldout_best": lambda a, b, steps: _score(a, "best", steps) - _score(b, "best", steps),
     "heldout_last": lambda a, b, steps: _score(a, "last", steps) - _score(b, "last", steps),
 }
@@ -332,9 +332,9 @@ class Trend(Rule):
             if name in self.arms
             for run in evidence.arm(name).values()
         ]
-        strata: dict[tuple[int, float], list[tuple[float, Measured]]] = {}
+        strata: dict[tuple[int, float], list[tuple[float, StoredRun]]] = {}
         for value, run in sorted(settings, key=lambda pair: pair[0]):
-            place = (run.run.seed, float(run.setting("training", "learning_rate")))
+            place = (run.seed, float(run.setting("training", "learning_rate")))
             strata.setdefault(place, []).append((value, run))
         kept = [
             (value, run, place)
@@ -342,8 +342,7 @@ class Trend(Rule):
             if len({value for value, _ in pairs}) > 2
             for value, run in pairs
         ]
-        survivals = [run.survival() for _, run, _ in kept]
-        steps = restricted_steps(survivals, common_horizon(survivals)).tolist()
+        steps = restricted_steps([run.survival() for _, run, _ in kept]).tolist()
         values, _, places = zip(*kept, strict=True) if kept else ((), (), ())
         found = spearman_trend(values, steps, places)
         if np.isnan(found.p):

@@ -8,11 +8,11 @@ import pandas as pd
 
 from llds_core.config.arms import Study
 from llds_core.markdown import bounded
+from llds_core.reporting.claim_measures import best_gain, final_gain, paired_survival
 from llds_core.reporting.figures import BASELINE, method_label
 from llds_core.reporting.run_tables import usual_steps
-from llds_core.reporting.run_view import Measured, best_gain, final_gain, paired_survival
+from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import student_interval
-from llds_core.reporting.store import StoredRun
 
 
 def effects(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
@@ -27,10 +27,10 @@ def effects(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
         `last_heldout_em`), all within the steps that both were given; NaN where it was not measured
         on every seed. Last the `note` on the arm.
     """
-    arms: dict[str, dict[int, Measured]] = {name: {} for name in study.labels}
+    arms: dict[str, dict[int, StoredRun]] = {name: {} for name in study.labels}
     known = [run for run in runs if run.arm in arms]
     for run in known:
-        arms[run.arm][run.seed] = Measured(run)
+        arms[run.arm][run.seed] = run
     base, steps = arms.get(BASELINE, {}), usual_steps(known)
     rows = []
     for arm in study.arms:
@@ -42,7 +42,7 @@ def effects(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
 
 
 def _effect(
-    own: Mapping[int, Measured], base: Mapping[int, Measured], steps: int
+    own: Mapping[int, StoredRun], base: Mapping[int, StoredRun], steps: int
 ) -> dict[str, object]:
     pairs = [(run, base[seed]) for seed, run in own.items()]
     survived = student_interval([*paired_survival(own, base).values()])
@@ -63,8 +63,10 @@ def _effect(
     }
 
 
-def _heldout_gain(pairs: Sequence[tuple[Measured, Measured]], checkpoint: str, steps: int) -> float:
-    scores = [[each.run.heldout(checkpoint, within=steps) for each in pair] for pair in pairs]
+def _heldout_gain(
+    pairs: Sequence[tuple[StoredRun, StoredRun]], checkpoint: str, steps: int
+) -> float:
+    scores = [[each.heldout(checkpoint, within=steps) for each in pair] for pair in pairs]
     # Which seeds lack a score may depend on what became of them: a late best checkpoint does.
     known = all(None not in pair for pair in scores)
     return float(np.mean([one - other for one, other in scores])) if known else np.nan

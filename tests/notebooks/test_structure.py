@@ -21,8 +21,9 @@ def code_cells(path):
     return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
 
 
-def is_parameters(cell):
-    return "parameters" in cell.metadata.get("tags", [])
+def prose(path):
+    cells = nbformat.read(path, 4).cells
+    return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
 def test_valid_and_without_outputs(path):
@@ -45,21 +46,15 @@ def test_few_short_cells_of_calls_instead_of_code(path):
             assert not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.While)), cell.source
 
 
-def test_one_cell_of_literal_parameters(path):
-    tagged = [cell for cell in code_cells(path) if is_parameters(cell)]
-    assert len(tagged) == 1 and is_parameters(code_cells(path)[0])
-    statements = ast.parse(tagged[0].source).body
-    for statement in statements:
+def test_one_cell_of_literal_parameters_with_types_and_help_texts(path):
+    tagged = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
+    assert tagged == code_cells(path)[:1]
+    for statement in ast.parse(tagged[0].source).body:
         assert isinstance(statement, ast.AnnAssign)
         ast.literal_eval(statement.value)
-    assert {statement.target.id for statement in statements} == PARAMETERS
-
-
-def test_every_parameter_has_a_type_and_a_help_text(path):
     found = inspect_notebook(str(path))
     assert found.keys() == PARAMETERS
-    for parameter in found.values():
-        assert parameter["inferred_type_name"] != "None" and len(parameter["help"]) > 10
+    assert all(len(parameter["help"]) > 10 for parameter in found.values())
 
 
 def test_opens_with_what_will_be_seen_and_how_long_it_takes(path):
@@ -71,18 +66,12 @@ def test_opens_with_what_will_be_seen_and_how_long_it_takes(path):
 
 def test_text_states_no_results(path):
     """Numbers with a decimal point are results; those belong into generated text."""
-    for cell in nbformat.read(path, 4).cells:
-        if cell.cell_type == "markdown":
-            prose = re.sub(
-                r"arXiv\s\d+\.\d+|Theorem \d\.\d|CC BY 4\.0|llds_core\.[\w.]+", "", cell.source
-            )
-            assert not re.search(r"\d\.\d", prose), cell.source
+    cited = r"arXiv\s\d+\.\d+|Theorem \d\.\d|CC BY 4\.0|llds_core\.[\w.]+"
+    assert not re.search(r"\d\.\d", re.sub(cited, "", prose(path)))
 
 
 def test_seeds_named_for_the_published_study_are_those_of_its_main_arm(path):
     runs = pd.read_csv(FOLDER.parent / "results" / "published" / "desk" / "runs.csv")
     published = runs.loc[runs["method"] == "grpo", "seed"].tolist()
-    for cell in nbformat.read(path, 4).cells:
-        if cell.cell_type == "markdown":
-            for seeds in re.findall(r"`seeds = (\[.*?\])`", cell.source):
-                assert ast.literal_eval(seeds) == published
+    for seeds in re.findall(r"`seeds = (\[.*?\])`", prose(path)):
+        assert ast.literal_eval(seeds) == published

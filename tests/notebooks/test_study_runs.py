@@ -44,19 +44,14 @@ def stored(run_root: Path, method: str, seed: int) -> Path:
     return run.path
 
 
-def test_without_any_run_the_published_study_is_shown_and_a_line_says_so(
+def test_the_published_study_is_shown_without_any_run_and_a_line_says_so(
     published: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (run,) = study_runs("desk", MAIN, [0], tmp_path / "runs", published=published)
     assert (run.arm, run.seed) == ("grpo", 30)
     assert capsys.readouterr().out.startswith("run_root holds no run of study desk: shown are")
-
-
-def test_published_runs_are_shown_without_a_word(
-    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
     (run,) = study_runs("desk", MAIN, [0], published, published=tmp_path / "none")
-    assert run.seed == 30 and not capsys.readouterr().out
+    assert run.seed == 30 and not capsys.readouterr().out  # asked for by its path
 
 
 def test_main_arms_made_here_are_shown_instead_of_what_is_published(

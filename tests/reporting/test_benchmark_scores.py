@@ -21,11 +21,10 @@ from llds_core.reporting.benchmark_scores import (
     desk_view,
     paper_comparison,
     publish_evaluation,
-    published_baselines,
     published_evaluations,
     score_lines,
 )
-from llds_core.reporting.store import StoredRun
+from llds_core.reporting.run_view import StoredRun
 from llds_core.worlds import QUESTION_SETS
 from llds_core.worlds.atlas_questions import KINDS
 
@@ -62,24 +61,18 @@ def published(tmp_path, *summaries):
 
 
 @pytest.mark.parametrize(
-    ("changes", "status"),
+    ("limit", "split", "deviations", "status"),
     [
-        ({}, "run"),
-        ({"identity": {"limit": 70, "split": "test"}}, "run with 700 questions instead of all"),
-        ({"identity": {"limit": None, "split": "dev"}}, "run with the dev split instead of test"),
-        (
-            {
-                "identity": {"limit": 70, "split": "test"},
-                "deviations": ["evaluation.questions is 70 instead of null"],
-            },
-            "run with evaluation.questions is 70 instead of null",
-        ),
+        (None, "test", [], "run"),
+        (70, "test", [], "run with 700 questions instead of all"),
+        (None, "dev", [], "run with the dev split instead of test"),
+        (70, "test", ["evaluation.questions is 70"], "run with evaluation.questions is 70"),
     ],
 )
-def test_a_part_of_the_questions_is_said(tmp_path, changes, status):
-    table = published(tmp_path, summary([0.5] * 7) | changes)
-    shown = paper_comparison("table1", table)
-    assert set(shown["status"]) == {"not run", status}
+def test_a_part_of_the_questions_is_said(tmp_path, limit, split, deviations, status):
+    said = {"identity": {"limit": limit, "split": split}, "deviations": deviations}
+    table = published(tmp_path, summary([0.5] * 7) | said)
+    assert set(paper_comparison("table1", table)["status"]) == {"not run", status}
 
 
 def cell(table, method, benchmark, variant="instruct"):
@@ -89,8 +82,9 @@ def cell(table, method, benchmark, variant="instruct"):
 
 def test_nothing_run_is_said_in_every_row(tmp_path):
     assert published_evaluations(tmp_path).empty
-    for name in TABLES:
-        table = paper_comparison(name, NONE)
+    tables = {name: paper_comparison(name, NONE) for name in TABLES}
+    assert set(METHODS) <= set(pd.concat(tables.values())["method"])
+    for table in tables.values():
         assert tuple(table.columns) == COMPARISON_COLUMNS
         assert (table["status"] == NOT_RUN).all() and table["ours"].isna().all()
         assert (table["n"] == 0).all() and table["source"].str.contains("arXiv").all()
@@ -126,13 +120,10 @@ def test_several_seeds_are_averaged(tmp_path):
     assert (row["ours_low"], row["ours_high"]) == pytest.approx((0.3406, 0.5394), abs=1e-4)
 
 
-def test_a_baseline_is_published_under_its_own_name(tmp_path):
+def test_a_baseline_is_published_under_its_own_name_a_score_of_nobody_not_at_all(tmp_path):
     found = published(tmp_path, summary([0.1] * 7, method=None, agent="direct"))
     assert set(found["method"]) == {"direct"}
     assert cell(paper_comparison("table1", found), "Direct Inference", "nq")["ours"] == 0.1
-
-
-def test_a_score_of_nobody_is_not_published(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(summary([0.1] * 7, method=None)))
     with pytest.raises(ConfigError, match="--method"):
         publish_evaluation(tmp_path, tmp_path / "published")
@@ -146,14 +137,8 @@ def test_scores_for_a_terminal(tmp_path):
     assert "bamboogle  greedy 100 0.250 [0.240, 0.270]" in text and "average_multi_hop" in text
 
 
-def test_every_method_of_ours_is_one_of_the_tables():
-    printed = {method for name in TABLES for method in paper_comparison(name, NONE)["method"]}
-    assert set(METHODS) <= printed
-
-
 def test_figure_one_shows_published_averages_and_what_was_not_run(tmp_path):
-    tables = [paper_comparison(name, NONE) for name in TABLES]
-    data = averages_data(tables)
+    data = averages_data([paper_comparison(name, NONE) for name in TABLES])
     assert len(data) == 3 + 4 + 2 + 2 + 3 and set(data["status"]) == {NOT_RUN}
     figure = averages_figure(data)
     assert figure.axes[0].get_ylim()[1] == pytest.approx(1.12 * 0.483)
@@ -167,43 +152,40 @@ def test_figure_one_shows_published_averages_and_what_was_not_run(tmp_path):
     assert labels[-1] == f"ours, 95 % interval (13 of 14 {NOT_RUN})"
 
 
-def run(seed, em, arm="grpo"):
-    kinds = {
-        kind: {"n": 10, "em": em, "low": em - 0.1, "high": em + 0.1, "searches": 1.5}
-        for kind in KINDS
-    }
-    kinds["city-country"] = kinds["city-country"] | {"em": em + 0.28, "n": 30}
-    results = {"greedy": kinds | {"all": {"em": 9.0}}}
-    evaluation = {"best": {"results": results}}
-    manifest = {"profile": "desk", "method": arm, "seed": seed, "evaluation": evaluation}
+def run(seed, em=None, **manifest):
+    evaluation = {}
+    if em is not None:
+        entry = {"n": 10, "em": em, "low": em - 0.1, "high": em + 0.1, "searches": 1.5}
+        kinds = dict.fromkeys(KINDS, entry) | {"all": {"em": 9.0}}
+        kinds["city-country"] = entry | {"em": em + 0.28, "n": 30}
+        evaluation = {"best": {"results": {"greedy": kinds}}}
+    manifest |= {"profile": "desk", "method": "grpo", "seed": seed, "evaluation": evaluation}
     return StoredRun(None, manifest, pd.DataFrame())
 
 
-def test_desk_averages_are_over_kinds_and_seeds():
-    scores = desk_scores([run(1, 0.2), run(2, 0.4)], None, "desk")
+def test_desk_averages_are_over_kinds_and_seeds(tmp_path):
+    scores = desk_scores([run(1, 0.2), run(2, 0.4)], "desk", tmp_path)
     one = scores[(scores["seed"] == 1) & (scores["benchmark"] == "average")].iloc[0]
     assert one["em"] == pytest.approx(0.2 + 0.28 / 7) and one["n"] == 90
     row, *_ = desk_view(scores).to_dict("records")
     assert (row["method"], row["seeds"], row["city-capital"]) == ("GRPO", 2, "0.300")
     assert row["one-hop"].startswith("0.370 [") and row["two-hop"].startswith("0.300 [")
     assert row["all"].startswith("0.340 [") and row["contained"] == "–"
-    single, *_ = desk_view(desk_scores([run(1, 0.2)], None, "desk")).to_dict("records")
+    single, *_ = desk_view(desk_scores([run(1, 0.2)], "desk", tmp_path)).to_dict("records")
     assert single["all"] == "0.240"
 
 
-def test_desk_rows_that_were_not_run_say_so():
-    nothing = StoredRun(
-        None, {"profile": "desk", "method": "grpo", "seed": 0, "evaluation": {}}, None
-    )
-    rows = desk_view(desk_scores([nothing], None, "desk")).to_dict("records")
-    assert rows[0]["seeds"] == 1 and [row["method"] for row in rows[1:]] == [
-        f"SmolLM2 {name}" for name in ("direct", "rag", "search-o1", "search-r1")
+def test_desk_rows_that_were_not_run_say_so(tmp_path):
+    runs = [run(0, arm="grpo-kl-0.1", label="GRPO, KL 0.1")]
+    rows = desk_view(desk_scores(runs, "desk", tmp_path), runs).to_dict("records")
+    assert rows[0]["seeds"] == 1 and [row["method"] for row in rows] == [
+        "GRPO, KL 0.1",  # as its study calls it
+        *(f"SmolLM2 {name}" for name in ("direct", "rag", "search-o1", "search-r1")),
     ]
     assert all(row["all"] == row["city-country"] == NOT_RUN for row in rows)
 
 
 def test_baselines_stand_below_the_runs(tmp_path):
-    assert published_baselines("desk", tmp_path) is None
     rows = [
         {"baseline": "rag", "mode": mode, "benchmark": name, "n": 9, "searches": 1.0}
         | {"em": 0.1, "em_low": 0.05, "em_high": 0.2, "sub_em": 0.5, "valid_answers": 0.25}
@@ -211,7 +193,7 @@ def test_baselines_stand_below_the_runs(tmp_path):
         for name in (*KINDS, "average_one_hop", "average_two_hop", "average")
     ]
     save_table(pd.DataFrame(rows), tmp_path / "desk", "baselines")
-    scores = desk_scores([run(1, 0.2)], published_baselines("desk", tmp_path), "desk")
+    scores = desk_scores([run(1, 0.2)], "desk", tmp_path)
     assert (scores["profile"] == "desk").all()
     row = desk_view(scores).to_dict("records")[1]
     assert row["method"] == "SmolLM2 rag" and row["all"] == "0.100 [0.050, 0.200]"

@@ -1,40 +1,34 @@
 """Figures draw the numbers of the runs, and nothing else."""
 
-from pathlib import Path
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
+from claim_worlds import made
 from matplotlib.colors import to_rgba
 from PIL import Image
 
-from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, DataError
-from llds_core.reporting.figures import (
-    METHOD_COLOURS,
-    METHOD_LABELS,
-    curves_data,
-    curves_figure,
-    save_figure,
-)
-from llds_core.reporting.store import StoredRun, load_runs
+from llds_core.reporting.figures import METHOD_COLOURS, curves_data, curves_figure, save_figure
+from llds_core.reporting.store import load_runs
 
 PANELS = ["reward", "loglik_correct", "entropy"]
 
 
-def made_run(method="grpo", seed=0, *, reward=None, loglik=None):
-    reward = [0.6] * 18 if reward is None else reward
-    metrics = pd.DataFrame(np.nan, index=range(len(reward)), columns=list(METRICS))
-    metrics["step"] = range(1, len(reward) + 1)
-    metrics["reward"] = reward
-    metrics["loglik_correct"] = -0.5 if loglik is None else loglik
-    metrics["entropy"] = np.linspace(1, 2, len(reward)) + seed
-    manifest = {"profile": "desk", "method": method, "seed": seed, "status": "complete"}
-    manifest |= {"config_hash": "abc", "config": {"diagnostics": {"window": 3}}}
-    return StoredRun(Path(f"{method}{seed}"), manifest, metrics)
+def made_run(method="grpo", seed=0, **columns):
+    story = {"reward": [0.6] * 18, "loglik_correct": -0.5} | columns
+    story.setdefault("entropy", np.linspace(1, 2, len(story["reward"])) + seed)
+    return made(method, seed, story)
 
 
-COLLAPSING = [0.6] * 6 + [0.0] * 12
+def seeds(metric, *values):
+    """A run per value, which its metric has at every step."""
+    return [made_run(seed=seed, **{metric: [value] * 18}) for seed, value in enumerate(values)]
+
+
+def bold(axes):
+    return max(axes.lines, key=lambda line: line.get_linewidth())
 
 
 def test_the_table_beside_a_figure_equals_the_metrics_of_the_runs(smoke_runs, tmp_path):
@@ -76,15 +70,13 @@ def test_one_panel_per_metric_with_the_colour_of_the_method():
     assert colours == {to_rgba(METHOD_COLOURS["llds-action"])}
 
 
-def test_colours_tell_methods_apart_and_every_one_has_a_label():
+def test_colours_tell_methods_apart():
     assert len(set(METHOD_COLOURS.values())) == len(METHOD_COLOURS)
-    assert METHOD_COLOURS.keys() == METHOD_LABELS.keys()
 
 
 def test_panels_to_be_compared_get_one_axis():
     panels = ["loglik_correct", "loglik_incorrect", "reward"]
-    run = made_run()
-    run.metrics["loglik_incorrect"] = -4.0
+    run = made_run(loglik_incorrect=-4.0)
     axes = curves_figure([run], panels, same_scale=panels[:2]).axes
     assert axes[0].get_ylim() == axes[1].get_ylim() != axes[2].get_ylim()
     low, high = axes[0].get_ylim()
@@ -92,75 +84,65 @@ def test_panels_to_be_compared_get_one_axis():
     assert curves_figure([run], panels).axes[0].get_ylim()[0] > -1
 
 
-def test_three_seeds_get_a_band_around_their_mean_two_do_not():
-    for seeds, bands in ((2, 0), (3, 1)):
-        figure = curves_figure([made_run(seed=seed) for seed in range(seeds)], ["entropy"])
-        axes = figure.axes[0]
-        assert len(axes.collections) == bands
-        bold = max(axes.lines, key=lambda line: line.get_linewidth())
-        values = [np.linspace(1, 2, 18) + seed for seed in range(seeds)]
-        np.testing.assert_allclose(bold.get_ydata(), np.exp(np.log(values).mean(0)))
+@pytest.mark.parametrize(("count", "bands"), [(2, 0), (3, 1)])
+def test_three_seeds_get_a_band_around_their_mean_two_do_not(count, bands):
+    axes = curves_figure([made_run(seed=seed) for seed in range(count)], ["entropy"]).axes[0]
+    assert len(axes.collections) == bands
+    values = [np.linspace(1, 2, 18) + seed for seed in range(count)]
+    np.testing.assert_allclose(bold(axes).get_ydata(), np.exp(np.log(values).mean(0)))
 
 
 def test_a_seed_without_a_metric_leaves_the_mean_to_the_others():
-    runs = [made_run(seed=seed) for seed in range(3)]
-    runs[1].metrics["entropy"] = np.nan
-    axes = curves_figure(runs, ["entropy"]).axes[0]
-    bold = max(axes.lines, key=lambda line: line.get_linewidth())
-    both = np.linspace(1, 2, 18) * (np.linspace(1, 2, 18) + 2)
-    np.testing.assert_allclose(bold.get_ydata(), np.sqrt(both))
+    axes = curves_figure(seeds("entropy", 2.0, np.nan, 8.0), ["entropy"]).axes[0]
+    np.testing.assert_allclose(bold(axes).get_ydata(), 4)
 
 
 def test_lines_set_the_axis_not_an_interval_far_wider():
-    runs = [made_run(seed=seed) for seed in range(3)]
-    for run, reward in zip(runs, (0.2, 0.4, 0.9), strict=True):
-        run.metrics["reward"] = reward
-    axes = curves_figure(runs, ["reward"]).axes[0]
+    axes = curves_figure(seeds("reward", 0.2, 0.4, 0.9), ["reward"]).axes[0]
     [band] = axes.collections
     low, high = axes.get_ylim()
     assert band.get_paths()[0].vertices[:, 1].min() < -0.3
     assert 0 < low < 0.2 and 0.9 < high < 1.1
 
 
-def test_a_metric_that_changes_by_factors_has_a_logarithmic_axis_if_it_can():
+@pytest.mark.parametrize(
+    ("first", "scale", "low"), [(1.0, "log", 0.3575), (0.0, "linear", -2.9683)]
+)
+def test_a_metric_that_changes_by_factors_has_a_logarithmic_axis_if_it_can(first, scale, low):
     """The band is Student's of logarithms there, of values on a linear axis."""
-    runs = [made_run(seed=seed) for seed in range(3)]
-    for first, scale, low in ((1.0, "log", 0.3575), (0.0, "linear", -2.9683)):
-        for run, start in zip(runs, (first, 2.0, 4.0), strict=True):
-            run.metrics["entropy"] = start
-        axes = curves_figure(runs, ["entropy", "reward"]).axes
-        assert (axes[0].get_yscale(), axes[1].get_yscale()) == (scale, "linear")
-        [band] = [patch for patch in axes[0].collections if patch.get_alpha() == 0.18]
-        assert band.get_paths()[0].vertices[:, 1].min() == pytest.approx(low, abs=1e-4)
+    axes = curves_figure(seeds("entropy", first, 2.0, 4.0), ["entropy", "reward"]).axes
+    assert (axes[0].get_yscale(), axes[1].get_yscale()) == (scale, "linear")
+    [band] = [patch for patch in axes[0].collections if patch.get_alpha() == 0.18]
+    assert band.get_paths()[0].vertices[:, 1].min() == pytest.approx(low, abs=1e-4)
 
 
 def test_collapse_and_phases_are_marked_only_where_found():
     stable = curves_figure([made_run()], ["reward"])
     assert not stable.axes[0].patches and len(stable.legends) == 1
-    fallen = curves_figure([made_run(reward=COLLAPSING)], ["reward"])
+    fallen = curves_figure([made_run(reward=[0.6] * 6 + [0.0] * 12)], ["reward"])
     onset = [line for line in fallen.axes[0].lines if line.get_linestyle() == ":"]
     assert [line.get_xdata()[0] for line in onset] == [8]
     names = [text.get_text() for text in fallen.legends[1].get_texts()]
     assert names == ["stagnation", "collapse"] and len(fallen.axes[0].patches) == 2
 
 
-def test_what_cannot_be_drawn_is_refused():
-    with pytest.raises(ConfigError, match='did you mean "reward"'):
-        curves_figure([made_run()], ["rewards"])
-    with pytest.raises(ConfigError, match="at least one metric"):
-        curves_figure([made_run()], [])
-    with pytest.raises(DataError, match="finished step"):
-        curves_figure([made_run(reward=[])], ["reward"])
+@pytest.mark.parametrize(
+    ("panels", "reward", "error", "words"),
+    [
+        (["rewards"], [0.6], ConfigError, 'did you mean "reward"'),
+        ([], [0.6], ConfigError, "at least one metric"),
+        (["reward"], [], DataError, "finished step"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(panels, reward, error, words):
+    with pytest.raises(error, match=words):
+        curves_figure([made_run(reward=reward)], panels)
 
 
 def test_a_step_without_a_value_is_a_gap_in_every_line():
-    runs = [made_run(seed=seed) for seed in range(3)]
-    for run in runs:
-        run.metrics.loc[9, "reward"] = np.nan
+    reward = [0.6] * 9 + [np.nan] + [0.6] * 8
+    runs = [made_run(seed=seed, reward=reward) for seed in range(3)]
     lines = curves_figure(runs, ["reward"]).axes[0].lines
-    assert not any(
-        line.get_xdata()[i] <= 9 and line.get_xdata()[i + 1] >= 11
-        for line in lines
-        for i in range(len(line.get_xdata()) - 1)
-    )
+    steps = [list(line.get_xdata()) for line in lines]
+    assert not any(a <= 9 and b >= 11 for x in steps for a, b in pairwise(x))
     assert sum(line.get_linewidth() > 2 for line in lines) == 2

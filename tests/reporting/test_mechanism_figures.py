@@ -1,8 +1,8 @@
 """Figures of the mechanism leave out what comes after a collapse, from made-up tables and runs."""
 
-from pathlib import Path
 from typing import Any
 
+import claim_worlds
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,29 +16,19 @@ from llds_core.reporting.mechanism_figures import (
     share_table,
     theorem_figure,
 )
-from llds_core.reporting.store import StoredRun
+from llds_core.reporting.run_view import StoredRun
 
 STEPS = (0, 4, 8, 12, 16)
 STABLE = [0.5] * 16
 COLLAPSING = [0.5] * 8 + [0.0] * 8  # by windows of 3 from step 10 on
 
 
-def made(seed: int, reward: list[float] = STABLE, **manifest: Any) -> StoredRun:
-    steps = np.arange(1, len(reward) + 1)
-    likelihoods = {
-        f"loglik_{outcome}_{which}": -0.1 * steps
-        for outcome in ("correct", "incorrect")
-        for which in ("first", "later")
-    }
-    manifest = {
-        "profile": "desk",
-        "method": "grpo",
-        "seed": seed,
-        "status": "complete",
-        "config": {"diagnostics": {"window": 3}},
-    } | manifest
-    metrics = pd.DataFrame({"step": steps, "reward": reward, **likelihoods})
-    return StoredRun(Path("nowhere"), manifest, metrics)
+def made(seed: int, reward: list[float] = STABLE, arm: str = "grpo", **values: Any) -> StoredRun:
+    falling = -0.1 * np.arange(1, len(reward) + 1)
+    names = [f"loglik_{a}_{b}" for a in ("correct", "incorrect") for b in ("first", "later")]
+    return claim_worlds.made(
+        arm, seed, {"reward": reward} | dict.fromkeys(names, falling), **values
+    )
 
 
 def tables(seeds: int) -> dict[str, pd.DataFrame]:
@@ -47,16 +37,10 @@ def tables(seeds: int) -> dict[str, pd.DataFrame]:
         for seed in range(seeds)
         for step in STEPS
     ]
+    first = {"equal": 1, "similar": 2, "incorrect": 4}
+    first = {f"first_search_reached_{name}": count for name, count in first.items()}
     changes = [
-        key
-        | {
-            "optimizer": "adamw",
-            "delta": delta,
-            "similarity": 0.5,
-            "first_search_reached_equal": 1,
-            "first_search_reached_similar": 2,
-            "first_search_reached_incorrect": 4,
-        }
+        key | first | {"optimizer": "adamw", "delta": delta, "similarity": 0.5}
         for key in keys
         for delta in (1.0, 2.0, -1.0 if key["step"] > 9 else 1.0)
     ]
@@ -78,10 +62,6 @@ def tables(seeds: int) -> dict[str, pd.DataFrame]:
     return {name: pd.DataFrame(rows) for name, rows in frames.items()}
 
 
-def labels(figure: Any) -> list[str]:
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-
-
 def test_checkpoints_from_the_collapse_on_are_left_out() -> None:
     runs = [made(0, COLLAPSING), made(1)]
     kept = before_collapse(tables(3), runs)
@@ -95,13 +75,6 @@ def test_a_run_that_diverged_keeps_what_it_measured() -> None:
     why = {"status": "failed", "reason": "TrainingDivergedError: loss was not finite"}
     kept = before_collapse(tables(1), [made(0, **why)])
     assert kept["theorem"]["step"].max() == 16
-
-
-def test_shares_are_of_what_is_left() -> None:
-    runs = [made(seed, COLLAPSING) for seed in range(2)]
-    changes = before_collapse(tables(2), runs)["likelihood_change"]
-    shares = share_table(changes)
-    assert shares["measured"].tolist() == [3] * 6 and not shares["negative"].any()
 
 
 @pytest.mark.parametrize(("seeds", "bands", "bars"), [(2, 0, 0), (3, 1, 1)])
@@ -121,37 +94,38 @@ def test_intervals_are_drawn_from_three_seeds_on(seeds: int, bands: int, bars: i
 def test_the_share_is_a_line_per_seed_and_a_mean_that_ends_with_the_first_of_them() -> None:
     runs = [made(0, COLLAPSING), made(1)]
     changes = before_collapse(tables(2), runs)["likelihood_change"]
+    assert share_table(changes)["measured"].tolist() == [3] * 8
     lines = likelihood_change_figure(changes).axes[-2].lines
     mean = max(lines, key=lambda line: line.get_linewidth())
     assert len(lines) == 3 and mean.get_xdata()[-1] == 8
     assert max(np.nanmax(line.get_ydata()) for line in lines) == pytest.approx(1 / 3)
 
 
-def test_actions_are_drawn_up_to_the_collapse_on_one_scale() -> None:
-    runs = [made(0, COLLAPSING), made(0, method="llds-action")]
-    figure = first_action_figure(first_action_data(runs, tables(1)["likelihood_change"]))
+def test_actions_are_drawn_up_to_the_collapse_on_one_scale_as_their_table_says() -> None:
+    runs = [made(0, COLLAPSING), made(0, arm="llds-action")]
+    data = first_action_data(runs, tables(1)["likelihood_change"])
+    grpo = data[data["method"] == "grpo"].set_index("metric")[["step", "value"]]
+    drawn = grpo.loc["loglik_correct_first"]
+    assert drawn["step"].tolist() == [*range(1, 10)]
+    assert drawn["value"].tolist() == pytest.approx([-0.1 * step for step in range(1, 10)])
+    shares = grpo.loc["first_search_equal"]
+    assert shares["step"].tolist() == [*STEPS]
+    figure = first_action_figure(data)
     ends = [max(line.get_xdata()[-1] for line in axes.lines) for axes in figure.axes[:2]]
     assert ends == [9, 16]
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
-
-
-def test_the_table_of_first_actions_holds_what_is_drawn() -> None:
-    runs = [made(0, COLLAPSING)]
-    data = first_action_data(runs, tables(1)["likelihood_change"])
-    drawn = data[data["metric"] == "loglik_correct_first"]
-    assert drawn["step"].tolist() == [*range(1, 10)]
-    assert drawn["value"].tolist() == pytest.approx([-0.1 * step for step in range(1, 10)])
-    shares = data[data["metric"] == "first_search_equal"]
-    assert shares["step"].tolist() == [*STEPS]
-    figure = first_action_figure(data)
     lines = [line.get_ydata().tolist() for line in figure.axes[-1].lines]
     assert shares["value"].tolist() in lines
 
 
-def test_the_legend_of_search_rounds_names_the_checkpoints() -> None:
+def test_search_rounds_name_their_axes_and_checkpoints() -> None:
     runs = [made(0, COLLAPSING), made(1)]
-    rounds = before_collapse(tables(2), runs)["nll_by_round"]
-    assert labels(rounds_figure(rounds)) == [
+    figure = rounds_figure(before_collapse(tables(2), runs)["nll_by_round"])
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        "rounds before the action",
+        "search rounds of the response",
+    ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "GRPO, first: step 0",
         "GRPO, last: step 8–16",
         "SmolLM2-135M, scripted",

@@ -1,15 +1,22 @@
-"""Rows of single runs, from made-up runs."""
+"""Rows of single runs and tables of several, from made-up runs."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from claim_worlds import COLLAPSE, STEPS, WINDOW, fallen, made, stable
 
-from llds_core.reporting.run_tables import outcomes, phase_row
-from llds_core.reporting.run_view import Measured
+from llds_core.reporting.run_tables import (
+    changes_table,
+    collapse_table,
+    outcomes,
+    phase_row,
+    runs_table,
+)
 from llds_core.study.tables import map_kinds
 
 STEP = np.arange(1, STEPS + 1)
+COLLAPSING = {"reward": np.repeat([0.6, 0.0], [6, 12])}
+STABLE = {"reward": np.full(18, 0.6), "updates": 4}
 
 
 def test_a_collapse_has_phases_in_order_and_a_spiral() -> None:
@@ -28,41 +35,31 @@ def test_both_declines_of_a_lead_are_judged_up_to_the_proof_of_the_collapse() ->
     assert row["likelihood_lead"] == row["reward_decline"] - 19
 
 
-def test_a_condition_that_never_holds_is_named() -> None:
-    row = phase_row(fallen("grpo", 0, columns={"loglik_change_correct": 1.0 + 0.1 * STEP}))
-    assert row["spiral"] is None
-    assert row["spiral_failed"] == "persistent decay;self-amplification"
-
-
-def test_what_did_not_occur_is_empty() -> None:
+def test_what_did_not_occur_is_empty_and_a_condition_that_never_holds_is_named() -> None:
     row = phase_row(stable("grpo", 0))
     names = ("decay", "acceleration", "collapse", "likelihood_lead", "halfway_lead", "spiral")
     assert all(row[name] is None for name in names)
     short = {"reward": np.full(5, 0.5), "loglik_correct": -0.2}
     assert phase_row(made("grpo", 0, short))["spiral_failed"] is None
+    row = phase_row(fallen("grpo", 0, columns={"loglik_change_correct": 1.0 + 0.1 * STEP}))
+    assert row["spiral"] is None
+    assert row["spiral_failed"] == "persistent decay;self-amplification"
 
 
-def test_the_lowest_reward_after_the_best_is_a_share_of_it() -> None:
-    reward = np.r_[np.full(6, 0.1), np.full(6, 0.5), np.full(6, 0.2), np.full(6, 0.4)]
-    run = Measured(made("grpo", 0, {"reward": reward}))
-    assert run.lowest_after_best() == pytest.approx(0.4)
-    assert np.isnan(Measured(made("grpo", 0, {"reward": np.zeros(9)})).lowest_after_best())
-
-
-def test_entropy_grows_from_its_first_window_to_its_highest() -> None:
+def test_how_far_the_reward_fell_and_entropy_grew_is_told_in_ratios() -> None:
+    reward = np.repeat([0.1, 0.5, 0.2, 0.4], 6)
+    assert made("grpo", 0, {"reward": reward}).lowest_after_best() == pytest.approx(0.4)
+    assert np.isnan(made("grpo", 0, {"reward": np.zeros(9)}).lowest_after_best())
     entropy = np.repeat([0.5, 2.0, 1.0], WINDOW)
-    run = Measured(made("grpo", 0, {"reward": np.ones(3 * WINDOW), "entropy": entropy}))
+    run = made("grpo", 0, {"reward": np.ones(3 * WINDOW), "entropy": entropy})
     assert run.entropy_growth() == 4 and run.entropy_growth(WINDOW) == 1
     assert np.isnan(run.entropy_growth(WINDOW - 1))
 
 
-def test_the_kind_of_a_collapse_is_whether_likelihood_was_lost_against_its_noise() -> None:
-    noise = 0.01 * (-1.0) ** STEP
-    kept, lost = (
-        Measured(fallen("grpo", 0, columns={"loglik_correct": values}))
-        for values in (-0.2 + noise, -0.2 - 0.01 * STEP + noise)
-    )
-    assert (kept.collapse_kind(), lost.collapse_kind()) == ("likelihood kept", "likelihood lost")
+@pytest.mark.parametrize(("slope", "kind"), [(0, "likelihood kept"), (-0.01, "likelihood lost")])
+def test_the_kind_of_a_collapse_is_told_against_the_noise(slope: float, kind: str) -> None:
+    values = -0.2 + slope * STEP + 0.01 * (-1.0) ** STEP
+    assert fallen("grpo", 0, columns={"loglik_correct": values}).collapse_kind() == kind
 
 
 def test_the_map_in_words_says_what_each_panel_does_with_a_cell() -> None:
@@ -93,6 +90,34 @@ def test_what_falls_together_leads_by_nothing_however_noisy(noise: float, bias: 
         rng = np.random.default_rng([seed, int(1000 * noise)])
         reward = 0.5 - 0.45 * way + rng.normal(0, noise, STEPS)
         columns = {"reward": reward, "entropy": 0.5 + way + rng.normal(0, 0.01, STEPS)}
-        run = Measured(fallen("grpo", seed, columns=columns))
+        run = fallen("grpo", seed, columns=columns)
         leads.append(run.halfway("reward", 1) - run.halfway("entropy", -1))
     assert abs(np.mean(leads)) <= bias
+
+
+def test_a_run_is_a_row_with_the_steps_of_its_phases() -> None:
+    loglik = {"loglik_correct": np.r_[np.full(4, -0.2), np.linspace(-0.3, -1.6, 14)]}
+    runs = [made("grpo", 0, STABLE | COLLAPSING | loglik), made("llds-action", 1, STABLE)]
+    first, second = runs_table([*runs, made("grpo", 2, {"reward": []})]).to_dict("records")
+    assert (first["method"], first["steps"], first["best reward"]) == ("GRPO", 18, 0.6)
+    assert (first["likelihood decays"], first["reward collapses"]) == (5, 8)
+    assert first["likelihood declines earlier by"] == 2
+    assert second["last reward"] == 0.6 and pd.isna(second["reward collapses"])
+
+
+def test_collapses_are_counted_of_the_runs_that_are_long_enough() -> None:
+    short = {"reward": [0.6, 0.0]}
+    runs = [made("grpo", i, columns) for i, columns in enumerate([COLLAPSING, STABLE, short])]
+    grpo, llds = collapse_table([*runs, made("llds-action", 0, short)]).to_dict("records")
+    assert grpo["reward collapses"] == "1 of 2 (from step 8)"
+    assert grpo["likelihood decays"] == "0 of 2" and grpo["median lead of likelihood"] == "–"
+    assert llds["method"] == "GRPO + LLDS (action gate)"
+    assert llds["reward collapses"] == "too few steps to judge"
+
+
+def test_changes_are_means_over_runs_of_the_first_and_last_window_with_values() -> None:
+    entropy = np.r_[np.nan, np.nan, np.nan, np.arange(15.0)]
+    runs = [made("grpo", 0, STABLE | {"entropy": entropy}), made("grpo", 1, COLLAPSING)]
+    [row] = changes_table(runs, ["reward", "entropy", "grad_norm"]).to_dict("records")
+    assert row["reward"] == "0.6 → 0.3"
+    assert row["entropy"] == "0 → 13" and row["gradient norm"] == "never measured"

@@ -11,15 +11,17 @@ from llds_core.runs import read_metrics
 from llds_core.study.runner import ensure_runs
 
 
+@pytest.fixture
 def copied(smoke_runs, tmp_path):
-    shutil.copytree(smoke_runs / "smoke" / "grpo", tmp_path / "smoke" / "grpo")
-    return tmp_path / "smoke" / "grpo" / "seed0"
+    path = tmp_path / "smoke" / "grpo" / "seed0"
+    shutil.copytree(smoke_runs / "smoke" / "grpo" / "seed0", path)
+    return path
 
 
-def test_a_run_holds_what_its_files_say(smoke_runs):
-    path = smoke_runs / "smoke" / "grpo" / "seed0"
-    run = load_run(path)
-    rows = read_metrics(path)
+def test_runs_come_by_method_then_seed_and_hold_what_their_files_say(smoke_runs):
+    llds, run = load_runs(smoke_runs, "smoke", ["llds-action", "grpo"], [0])
+    assert (llds.name, run.name) == ("smoke/llds-action/seed0", "smoke/grpo/seed0")
+    rows = read_metrics(run.path)
     assert (run.profile, run.method, run.seed, run.status) == ("smoke", "grpo", 0, "complete")
     assert run.metrics["step"].tolist() == [row["step"] for row in rows]
     assert run.metrics["entropy"].tolist() == [row["entropy"] for row in rows]
@@ -27,59 +29,38 @@ def test_a_run_holds_what_its_files_say(smoke_runs):
     assert run.metrics["loglik_correct"].isna().tolist() == nulls
 
 
-def test_the_fingerprint_depends_on_seed_and_configuration(smoke_runs, tmp_path):
-    path = copied(smoke_runs, tmp_path)
-    before = load_run(path).fingerprint
-    assert before == load_run(path).fingerprint and len(before) == 12
-    manifest = json.loads((path / "manifest.json").read_text())
+def test_the_fingerprint_depends_on_seed_and_configuration(copied):
+    before = load_run(copied).fingerprint
+    assert before == load_run(copied).fingerprint and len(before) == 12
+    manifest = json.loads((copied / "manifest.json").read_text())
     for key, value in (("seed", 7), ("config_hash", "other")):
-        (path / "manifest.json").write_text(json.dumps(manifest | {key: value}))
-        assert load_run(path).fingerprint != before
+        (copied / "manifest.json").write_text(json.dumps(manifest | {key: value}))
+        assert load_run(copied).fingerprint != before
 
 
-def test_runs_come_by_method_then_seed(smoke_runs):
-    runs = load_runs(smoke_runs, "smoke", ["llds-action", "grpo"], [0])
-    assert [run.name for run in runs] == ["smoke/llds-action/seed0", "smoke/grpo/seed0"]
-
-
-def test_a_missing_run_names_the_command_that_makes_it(smoke_runs):
-    with pytest.raises(DataError, match=r"train smoke/grpo loss\.kl_weight=0\.1 --seed 5"):
-        load_runs(smoke_runs, "smoke", ["grpo"], [5], ["loss.kl_weight=0.1"])
-
-
-def test_damaged_metrics_name_file_and_line(smoke_runs, tmp_path):
-    path = copied(smoke_runs, tmp_path)
-    metrics = path / "metrics.jsonl"
-    metrics.write_text("garbage\n" + metrics.read_text())
-    with pytest.raises(DataError, match=r"metrics\.jsonl:1"):
-        load_run(path)
-
-
-def test_a_run_without_steps_is_an_empty_table(smoke_runs, tmp_path):
-    path = copied(smoke_runs, tmp_path)
-    (path / "metrics.jsonl").unlink()
-    run = load_run(path)
+def test_a_run_without_steps_is_an_empty_table(copied):
+    (copied / "metrics.jsonl").unlink()
+    run = load_run(copied)
     assert len(run.metrics) == 0 and "reward" in run.metrics
 
 
-def test_an_incomplete_manifest_is_refused(smoke_runs, tmp_path):
-    path = copied(smoke_runs, tmp_path)
-    (path / "manifest.json").write_text('{"profile": "smoke"}')
+def test_what_is_missing_or_damaged_is_named(copied, smoke_runs):
+    with pytest.raises(DataError, match=r"train smoke/grpo loss\.kl_weight=0\.1 --seed 5"):
+        load_runs(smoke_runs, "smoke", ["grpo"], [5], ["loss.kl_weight=0.1"])
+    metrics = copied / "metrics.jsonl"
+    metrics.write_text("garbage\n" + metrics.read_text())
+    with pytest.raises(DataError, match=r"metrics\.jsonl:1"):
+        load_run(copied)
+    (copied / "manifest.json").write_text('{"profile": "smoke"}')
     with pytest.raises(DataError, match='no "status"'):
-        load_run(path)
+        load_run(copied)
 
 
-def test_complete_runs_are_read_not_trained(smoke_runs):
-    metrics = smoke_runs / "smoke" / "grpo" / "seed0" / "metrics.jsonl"
-    before = metrics.stat().st_mtime_ns
-    [run] = ensure_runs("smoke", ["grpo"], [0], smoke_runs)
-    assert metrics.stat().st_mtime_ns == before and run.status == "complete"
-
-
-def test_complete_runs_need_no_checkpoint(smoke_runs, tmp_path, monkeypatch):
-    shutil.rmtree(copied(smoke_runs, tmp_path) / "checkpoint")
+def test_complete_runs_are_read_not_trained_and_need_no_checkpoint(copied, tmp_path, monkeypatch):
+    shutil.rmtree(copied / "checkpoint")
     monkeypatch.setattr("llds_core.training.experiment.train", None)
-    assert len(ensure_runs("smoke", ["grpo"], [0], tmp_path)) == 1
+    [run] = ensure_runs("smoke", ["grpo"], [0], tmp_path)
+    assert run.status == "complete"
 
 
 def test_missing_runs_are_trained_and_diverged_ones_read(smoke_runs, tmp_path, monkeypatch):

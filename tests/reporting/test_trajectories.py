@@ -14,8 +14,6 @@ from llds_core.reporting.trajectories import (
 )
 from llds_core.retrieval.base import Hit
 from llds_core.rollout.protocol import FEEDBACK, Action, Trajectory, search_observation
-from llds_core.runs import read_trajectories
-from llds_core.training.recorder import trajectory_record
 from llds_core.worlds.records import Question
 
 HITS = (Hit("1", "Homs", "<script>alert(1)</script> & </information>", 2.0),)
@@ -48,23 +46,11 @@ def test_the_last_action_has_an_observation_only_when_it_filled_the_context(stop
     assert kinds.count("observation") == observations
 
 
-def test_a_stored_record_shows_as_the_trajectory_it_was():
-    trajectory = made(SEARCH, INVALID, ANSWER, correct=True, reward=1.0)
-    record = trajectory_record(trajectory, 1)
-    assert blocks(record) == blocks(trajectory)
-    assert to_html(record) == to_html(trajectory)
-    assert to_ansi(record) == to_ansi(trajectory)
-
-
-def test_html_shows_markup_as_text():
+def test_html_shows_markup_as_text_and_each_author_in_a_colour():
     page = to_html(made(SEARCH, INVALID, ANSWER))
     for raw in ("<script>", "<i>Homs", "<b>hm", "</information>", "<answer>"):
         assert raw not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;/information&gt;" in page
-
-
-def test_html_gives_each_author_a_colour_and_a_legend():
-    page = to_html(made(SEARCH, ANSWER))
     for name in ("question", "written by the policy", "observation", "answer"):
         assert name in page
     assert len({part.split(";")[0] for part in page.split("background:")[1:]}) == 4
@@ -90,11 +76,6 @@ def test_the_outcome_names_the_verdict_where_there_is_one():
     unscored = made(SEARCH, stop="turns")
     unscored.question = Question("ask", "?", ("?",))
     assert outcome(unscored) == "out of turns, 1 searches"
-
-
-def test_stored_trajectories_of_a_run_can_be_shown(smoke_runs):
-    for record in read_trajectories(smoke_runs / "smoke" / "grpo" / "seed0"):
-        assert to_html(record).startswith("<div") and to_ansi(record, color=False)
 
 
 def test_saved_page_and_table_hold_the_same_blocks(smoke_runs, tmp_path):

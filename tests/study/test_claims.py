@@ -27,7 +27,6 @@ from claim_worlds import (
 
 from llds_core.config.arms import load_study
 from llds_core.errors import ConfigError, DataError
-from llds_core.reporting.run_view import Measured
 from llds_core.study.claims import evaluate_claims, load_claims
 from llds_core.study.evidence import Evidence
 
@@ -274,7 +273,7 @@ def test_a_diverged_run_collapses_and_a_broken_one_is_left_out():
 
 
 def test_a_run_proves_no_more_than_its_windows_allow():
-    run = Measured(stable("grpo", 0))
+    run = stable("grpo", 0)
     assert run.survival().steps == STEPS - 2 * WINDOW + 1 and not run.survival().collapsed
     assert run.collapsed_by(STEPS) is False and run.collapsed_by(STEPS + 1) is None
 
