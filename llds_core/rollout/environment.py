@@ -79,11 +79,7 @@ def build_served(config: ExperimentConfig) -> tuple[Retriever, ServiceIdentity]:
 
 
 def build_world(config: ExperimentConfig) -> World:
-    """Build the world of `config`; deterministic in `world.seed`.
-
-    Raises:
-        DataError: when the world is `files` and a file is missing or broken.
-    """
+    """Build the world of `config`; deterministic in `world.seed`."""
     settings = config.world
     if settings.name == "files":
         return build_files_world(
@@ -104,10 +100,6 @@ def build_world(config: ExperimentConfig) -> World:
 def build_retriever(config: ExperimentConfig, world: World) -> Retriever:
     """Open the search engine over the passages of `world`; a dense index is built when it is not
     there yet.
-
-    Raises:
-        ConfigError: when an index belongs to another corpus or encoder.
-        RetrieverError: when the service does not answer.
     """
     if config.retrieval.backend == "dense":
         return DenseRetriever(world.passages, config.dense, index_folder(config, world))
@@ -126,11 +118,7 @@ def index_folder(config: ExperimentConfig, world: World) -> Path:
 
 
 def corpus_identity(config: ExperimentConfig) -> str:
-    """Name of the corpus of `config`, as a search service gives it; questions are not read.
-
-    Raises:
-        DataError: when the corpus is missing or broken.
-    """
+    """Name of the corpus of `config`, as a search service gives it; questions are not read."""
     files = config.world.name == "files"
     passages = _corpus(config) if files else build_world(config).passages
     return passages_hash(passages)[:16]

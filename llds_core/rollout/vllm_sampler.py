@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -132,25 +132,19 @@ class VLLMSession:
 
     def _action(self, row: int, completion: Completion, budget: int) -> Generation:
         """Cut a completion after the token that ends the action."""
-        ids = completion.token_ids
-        reason: Literal["tag", "eos", "length"] = "length"
-        length = len(ids)
-        for position, token in enumerate(ids):
+        ids, logprobs = completion.token_ids, completion.logprobs
+        for length, token in enumerate(ids, 1):
             if token in self._sampler.eos_ids:
-                reason = "eos"
-            elif self._sampler.stop(ids[: position + 1]):
-                reason = "tag"
-            else:
-                continue
-            length = position + 1
-            break
-        if reason == "length" and length != budget:
+                return Generation(ids[:length], logprobs[:length], "eos")
+            if self._sampler.stop(ids[:length]):
+                return Generation(ids[:length], logprobs[:length], "tag")
+        if len(ids) != budget:
             raise SamplerError(
-                f"vLLM ended row {row} after {length} of {budget} tokens with neither a closing "
+                f"vLLM ended row {row} after {len(ids)} of {budget} tokens with neither a closing "
                 f"tag nor an end token (last ids {ids[-8:]}): compare the server's tokenizer and "
                 "max_model_len with the policy's"
             )
-        return Generation(ids[:length], completion.logprobs[:length], reason)
+        return Generation(ids, logprobs, "length")
 
 
 class ColocatedEngine:
@@ -224,11 +218,9 @@ class ColocatedEngine:
         completions = []
         for output in outputs:
             (sample,) = output.outputs
-            ids = list(sample.token_ids)
-            chosen = [
-                place[token].logprob for token, place in zip(ids, sample.logprobs, strict=True)
-            ]
-            completions.append(Completion(ids, chosen))
+            sampled = zip(sample.token_ids, sample.logprobs, strict=True)
+            chosen = [place[token].logprob for token, place in sampled]
+            completions.append(Completion(list(sample.token_ids), chosen))
         return completions
 
 
