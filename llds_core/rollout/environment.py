@@ -1,6 +1,4 @@
-"""World and search engine of a configuration, built the same way for training, evaluation and
-demonstrations.
-"""
+"""World and search engine of a configuration, for training, evaluation and demonstrations alike."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,9 +96,7 @@ def build_world(config: ExperimentConfig) -> World:
 
 
 def build_retriever(config: ExperimentConfig, world: World) -> Retriever:
-    """Open the search engine over the passages of `world`; a dense index is built when it is not
-    there yet.
-    """
+    """Open the search engine over the passages of `world`; a missing dense index is built."""
     if config.retrieval.backend == "dense":
         return DenseRetriever(world.passages, config.dense, index_folder(config, world))
     if config.retrieval.backend == "server":

@@ -57,9 +57,7 @@ def f1_score(prediction: str, golden_answers: Sequence[str]) -> float:
 
 
 def valid_block_sequence(blocks: Sequence[str]) -> bool:
-    """Whether names of `block_sequence` read think, any number of (search, information, think),
-    then answer.
-    """
+    """Whether names read think, any number of (search, information, think), then answer."""
     return _VALID_FORM.fullmatch(" ".join(blocks)) is not None
 
 
@@ -81,7 +79,6 @@ def format_reward(
 
     Args:
         prediction: the final answer, or None.
-        golden_answers: accepted answers.
         credits: `structure`, `final` and `retrieval`, each in [0, 1].
         valid_format: see `valid_block_sequence`.
         retrieved: a golden answer stood in a retrieved passage.

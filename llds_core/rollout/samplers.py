@@ -3,8 +3,8 @@
 A `Session` holds one context per trajectory and extends it with sampled tokens (`generate`) and
 inserted ones (`append`), so that a backend may keep what it has computed. The transformers backend
 keeps the KV cache across turns, computes a prompt that a group shares once, and stops at the token
-that completes a tag, whatever number of tokens the tag takes. What it returns are the sampled ids;
-nothing is ever decoded and encoded again.
+that completes a tag, whatever number of tokens the tag takes. It returns the sampled ids; nothing
+is ever decoded and encoded again.
 """
 
 from collections.abc import Iterator, Sequence

@@ -4,11 +4,9 @@ TRL builds the engine (in this process, or as the client of a server) and pushes
 it is only asked for tokens. Deltas from what TRL itself does with vLLM:
 
 * the engine wakes, takes the weights once, serves all turns of a rollout and sleeps again; TRL
-  brackets every turn. Between two turns the engine keeps the blocks of its prefix cache, so that a
-  turn computes only what is new.
-* every request has a budget and a seed of its own, and stops at the token that completes a tag.
-  vLLM looks for stop strings in the text it has decoded; what it returns is cut again on the token
-  ids, by the rule of the transformers sampler, so that both backends end an action alike.
+  brackets every turn. Its prefix cache lives in between, so that a turn computes only what is new.
+* every request has a budget and a seed of its own. vLLM looks for stop strings in decoded text;
+  what it returns is cut again on the token ids, so that both backends end an action alike.
 * ids and log-probabilities are those of the sampled tokens. Log-probabilities are taken at the
   sampling temperature and not renormalised to a nucleus, as with transformers, wherever vLLM has a
   mode for that: see `machine.vllm_server.logprobs_mode`.
