@@ -1,11 +1,10 @@
 """Files that appear whole or not at all, and what a disk or a model hub that refuses says."""
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from math import isfinite, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -23,12 +22,9 @@ def project_path(path: str | Path) -> Path:
 
     Absolute paths stay. Outside of a project, relative ones count from the working directory.
     """
-    return _root() / path
-
-
-def _root() -> Path:
     here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / _MARKER).exists()), here)
+    folders = (here, *here.parents)
+    return next((folder for folder in folders if (folder / _MARKER).exists()), here) / path
 
 
 @contextmanager
@@ -47,10 +43,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 def hub_errors(repo: str, kind: str, revision: str | None) -> Iterator[None]:
     """Turn what goes wrong between us and the model hub into one line that says what to do.
 
-    Args:
-        repo: `owner/name`.
-        kind: `dataset` or `model`.
-        revision: a commit or branch; None for the newest.
+    `repo` is `owner/name`, `kind` is `dataset` or `model`; no `revision` means the newest.
     """
     import httpx
     from huggingface_hub import errors
@@ -89,12 +82,7 @@ def hub_errors(repo: str, kind: str, revision: str | None) -> Iterator[None]:
 def replacing(path: Path, *, make_folder: bool = False) -> Iterator[BinaryIO]:
     """Open a file that takes the place of `path` once it is whole and on disk.
 
-    Args:
-        path: the file.
-        make_folder: make the folder of `path` when it is missing, instead of refusing.
-
-    Raises:
-        RunError: when it cannot be written.
+    `make_folder` makes a missing folder of `path`, which is refused otherwise.
     """
     # In the target's folder: a rename is atomic only within one file system. Named by process:
     # shards of an evaluation write the same manifest at the same time.
@@ -114,33 +102,14 @@ def replacing(path: Path, *, make_folder: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by `text` in UTF-8, its folder made when missing.
-
-    Raises:
-        RunError: when it cannot be written.
-    """
+    """Replace a file by `text` in UTF-8, its folder made when missing."""
     with replacing(path, make_folder=True) as file:
         file.write(text.encode())
 
 
 def write_table(path: Path, table: "pd.DataFrame", float_format: str | None = "%.6g") -> None:
-    """Replace a CSV file by `table`, without its index, its folder made when missing.
-
-    Raises:
-        RunError: when it cannot be written.
-    """
+    """Replace a CSV file by `table`, without its index, its folder made when missing."""
     write_text(path, table.to_csv(index=False, float_format=float_format))
-
-
-def write_cells(path: Path, rows: Iterable[Iterable[object]]) -> None:
-    """Replace a CSV file by `rows` of mixed values, each as its `cell`; names are its first row.
-
-    Raises:
-        RunError: when it cannot be written.
-    """
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(map(cell, row) for row in rows)
-    write_text(path, text.getvalue())
 
 
 def cell(value: object) -> str:
@@ -150,12 +119,20 @@ def cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file by `value`; numbers that are not finite become null.
+def bounded(estimate: float, low: float, high: float, form: str) -> str:
+    """An estimate with its bounds, if it has any, each in the format `form`."""
+    bounds = "" if isnan(low) else f" [{low:{form}}, {high:{form}}]"
+    return f"{estimate:{form}}{bounds}"
 
-    Raises:
-        RunError: when it cannot be written.
-    """
+
+def span(values: Iterable[float], digits: int) -> str:
+    """Smallest and largest value, or the one that both are as printed."""
+    found = [*values]
+    return "–".join(dict.fromkeys(f"{value:.{digits}f}" for value in (min(found), max(found))))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file by `value`; numbers that are not finite become null."""
     with replacing(path) as file:
         file.write(json.dumps(finite(value), indent=1, ensure_ascii=False).encode() + b"\n")
 
@@ -166,6 +143,4 @@ def finite(value: Any) -> Any:
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
-    if isinstance(value, float) and not (abs(value) < float("inf")):
-        return None
-    return value
+    return None if isinstance(value, float) and not isfinite(value) else value

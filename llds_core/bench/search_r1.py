@@ -56,7 +56,7 @@ class ReencodingRollout:
             parsed = [parse_action(reply) for reply in replies]
             found = self._search(tasks, active, parsed, turn)
             going = []
-            for row, reply, (kind, _) in zip(active, replies, parsed, strict=True):
+            for row, reply, (kind, *_) in zip(active, replies, parsed, strict=True):
                 texts[row] += reply
                 if kind == "answer":
                     continue

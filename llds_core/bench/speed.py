@@ -28,7 +28,7 @@ from trl import GRPOTrainer
 from llds_core.bench.search_r1 import ReencodingRollout
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.evaluation import open_model
-from llds_core.files import cell, write_cells
+from llds_core.files import cell, write_table
 from llds_core.machine.jobs import usable_cores
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.loop import Rollout
@@ -78,8 +78,9 @@ def bench(profile: str, run_root: Path, out: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     rows = [[cell(value) for value in astuple(measure)] for measure in measures]
-    write_cells(out, [COLUMNS, *rows])
-    print(pd.DataFrame(rows, columns=list(COLUMNS)).to_string(index=False))
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    write_table(out, table)
+    print(table.to_string(index=False))
 
 
 def _measure(config: ExperimentConfig, run_root: Path, folder: Path) -> list[Measure]:

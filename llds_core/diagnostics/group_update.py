@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llds_core.config import RewardConfig
-from llds_core.diagnostics.likelihood import evaluation_mode, policy_actions, policy_states
+from llds_core.diagnostics.likelihood import policy_actions, policy_states
 from llds_core.diagnostics.searches import first_search_matches
 from llds_core.diagnostics.theorem import driver_score, prediction_errors
 from llds_core.losses import group_advantages, policy_loss
@@ -28,7 +28,7 @@ from llds_core.losses.aggregate import upcast
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.rewards import score
-from llds_core.rollout.samplers import StopAtTag, TransformersSampler
+from llds_core.rollout.samplers import StopAtTag, TransformersSampler, evaluation_mode
 from llds_core.seeding import torch_generator
 from llds_core.worlds.records import Question
 

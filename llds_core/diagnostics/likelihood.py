@@ -8,8 +8,7 @@ The trainer scores its own micro-batches inside TRL (`llds_core.training.policy_
 serves everything that looks at a checkpoint from outside.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 from llds_core.losses.aggregate import upcast
 from llds_core.rollout.masks import validate_response_masks
 from llds_core.rollout.protocol import Trajectory
+from llds_core.rollout.samplers import evaluation_mode
 
 _LOGITS_AT_ONCE = 2**24  # tokens × vocabulary: 64 MiB a tensor in float32
 
@@ -76,17 +76,6 @@ def score_trajectories(
             ):
                 results[row] = Scored(trajectory, *values, policy_actions(trajectory))
     return [results[row] for row in range(len(trajectories))]
-
-
-@contextmanager
-def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Put `model` in evaluation mode and give its own mode back."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def policy_states(

@@ -55,29 +55,24 @@ def group_advantages(
     if not rewards.isfinite().all():
         bad = int((~rewards.isfinite()).nonzero()[0])
         raise ValueError(f"rewards_B[{bad}] is {rewards[bad].item()}: give finite rewards")
-    _, group_of_B, size_G = torch.unique(group_ids_B, return_inverse=True, return_counts=True)
-    mean_B, std_B = _statistics(rewards, group_of_B, size_G)
-    if mean == "batch" or std == "batch":
-        whole = torch.zeros_like(group_of_B)
-        batch_mean, batch_std = _statistics(
-            rewards, whole, torch.full_like(size_G[:1], len(rewards))
-        )
+    ids = {"group": group_ids_B, "batch": torch.zeros_like(group_ids_B)}
     centered = rewards
-    if mean == "group":
-        centered = rewards - torch.where(size_G[group_of_B] == 1, 0.0, mean_B)
-    elif mean == "batch":
-        centered = rewards - batch_mean
+    if mean != "none":
+        mean_B, _, size_B = _statistics(rewards, ids[mean])
+        alone_B = (size_B == 1) & (mean == "group")
+        centered = rewards - torch.where(alone_B, 0.0, mean_B)
     if std == "none":
         return centered
-    scale = (std_B if std == "group" else batch_std) + eps
+    scale = _statistics(rewards, ids[std])[1] + eps
     # Without eps, equal rewards would be 0/0.
     return centered / torch.where(scale == 0, 1.0, scale)
 
 
 def _statistics(
-    rewards: torch.Tensor, group_of_B: torch.Tensor, size_G: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and unbiased deviation of each trajectory's group, both (B,); 1 for a group of one."""
+    rewards: torch.Tensor, ids_B: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean, unbiased deviation (1 for a group of one) and size of each trajectory's group."""
+    _, group_of_B, size_G = torch.unique(ids_B, return_inverse=True, return_counts=True)
     zeros_G = torch.zeros_like(size_G, dtype=rewards.dtype)
     mean_G = zeros_G.index_add(0, group_of_B, rewards) / size_G
     low_G = zeros_G.scatter_reduce(0, group_of_B, rewards, "amin", include_self=False)
@@ -87,4 +82,4 @@ def _statistics(
     mean_B = torch.minimum(torch.maximum(mean_G, low_G), high_G)[group_of_B]
     squares_G = zeros_G.index_add(0, group_of_B, (rewards - mean_B) ** 2)
     std_G = torch.where(size_G == 1, 1.0, (squares_G / (size_G - 1).clamp(min=1)).sqrt())
-    return mean_B, std_G[group_of_B]
+    return mean_B, std_G[group_of_B], size_G[group_of_B]

@@ -44,7 +44,6 @@ def aggregate(
     """
     check_choice("mode", mode, MODES)
     check_same_shape(values_BT=values_BT, mask_BT=mask_BT)
-    check_denominator(denominator)
     mask = mask_BT.bool()
     values = torch.where(mask, upcast(values_BT), 0.0)
     tokens_B = mask.sum(1)
@@ -56,30 +55,32 @@ def aggregate(
             )
         return values.sum() / denominator
     if mode == "token-mean":
-        return values.sum() / positive(tokens_B.sum() if denominator is None else denominator)
+        return divide(values.sum(), tokens_B.sum(), denominator)
     per_row = values.sum(1)
     if mode == "seq-mean-token-mean":
         per_row = per_row / tokens_B.clamp(min=1)
     # Rows without a token are no sequences: they add nothing to the sum and nothing to the count.
-    return per_row.sum() / positive((tokens_B > 0).sum() if denominator is None else denominator)
+    return divide(per_row.sum(), (tokens_B > 0).sum(), denominator)
 
 
-def positive(count: float | torch.Tensor) -> float | torch.Tensor:
-    """Return `count`, or 1 for 0: the sum over nothing is 0 and must stay 0, with a graph.
+def divide(
+    total: torch.Tensor, count: torch.Tensor, denominator: float | torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return `total` / `denominator`, by default `count`; the sum over nothing stays 0.
 
-    A count between 0 and 1 stays as it is: divided among processes, a small one is a fraction.
+    A denominator between 0 and 1 stays as it is: divided among processes, a small one is a
+    fraction. A tensor is not checked: reading it stalls a GPU.
     """
-    if isinstance(count, torch.Tensor):
-        return torch.where(count > 0, count, 1)
-    return count if count > 0 else 1
+    divisor = count if denominator is None else denominator
+    if isinstance(divisor, torch.Tensor):
+        return total / torch.where(divisor > 0, divisor, 1)
+    check_range("denominator", divisor, 0)
+    return total / (divisor or 1)
 
 
 def upcast(tensor: torch.Tensor) -> torch.Tensor:
     """Half precision to float32, for sums and small differences; other types are left alone."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-
-
-# What every loss checks of its arguments: one line, the value seen, what to do.
 
 
 def check_choice(name: str, value: str, options: tuple[str, ...]) -> None:
@@ -116,9 +117,3 @@ def check_rows(expected: torch.Tensor, **others: torch.Tensor) -> None:
                 f"{name} has shape {tuple(tensor.shape)}: "
                 f"give ({len(expected)},), one value per trajectory"
             )
-
-
-def check_denominator(denominator: float | torch.Tensor | None) -> None:
-    """Raise `ValueError` for a negative or NaN number; a tensor passes: reading it stalls a GPU."""
-    if denominator is not None and not isinstance(denominator, torch.Tensor):
-        check_range("denominator", denominator, 0)

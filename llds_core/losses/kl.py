@@ -36,11 +36,12 @@ def kl_k3(
     Raises:
         ValueError: for unequal shapes.
     """
-    check_same_shape(logprobs_BT=logprobs_BT, ref_logprobs_BT=ref_logprobs_BT)
-    mask = torch.ones_like(logprobs_BT, dtype=torch.bool)
-    if response_mask_BT is not None:
-        check_same_shape(logprobs_BT=logprobs_BT, response_mask_BT=response_mask_BT)
-        mask = response_mask_BT.bool()
+    if response_mask_BT is None:
+        response_mask_BT = torch.ones_like(logprobs_BT)
+    check_same_shape(
+        logprobs_BT=logprobs_BT, ref_logprobs_BT=ref_logprobs_BT, response_mask_BT=response_mask_BT
+    )
+    mask = response_mask_BT.bool()
     difference = torch.where(mask, upcast(ref_logprobs_BT).detach() - upcast(logprobs_BT), 0.0)
     # expm1 keeps the small values that exp(d) - 1 would round away.
     values = torch.expm1(difference) - difference

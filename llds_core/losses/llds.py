@@ -28,15 +28,12 @@ import torch
 
 from llds_core.losses.aggregate import (
     check_choice,
-    check_denominator,
     check_range,
     check_rows,
     check_same_shape,
-    positive,
+    divide,
     upcast,
 )
-
-GATES = ("action", "response", "token")
 
 
 def llds_penalty(
@@ -85,18 +82,16 @@ def llds_penalty(
     Raises:
         ValueError: for unknown options, unequal shapes or values out of range.
     """
-    check_choice("gate", gate, GATES)
+    check_choice("gate", gate, ("action", "response", "token"))
     check_choice("normalizer", normalizer, ("preserved", "all"))
     check_choice("preserve", preserve, ("nonnegative", "positive"))
-    check_same_shape(
-        logprobs_BT=logprobs_BT, old_logprobs_BT=old_logprobs_BT, response_mask_BT=response_mask_BT
-    )
+    grids = {"old_logprobs_BT": old_logprobs_BT, "response_mask_BT": response_mask_BT}
+    if answer_mask_BT is not None:
+        grids["answer_mask_BT"] = answer_mask_BT
+    check_same_shape(logprobs_BT=logprobs_BT, **grids)
     check_rows(logprobs_BT, advantages_B=advantages_B)
     check_range("answer_weight", answer_weight, 0, 1)
     check_range("gate_threshold", gate_threshold, 0)
-    check_denominator(denominator)
-    if answer_mask_BT is not None:
-        check_same_shape(logprobs_BT=logprobs_BT, answer_mask_BT=answer_mask_BT)
     policy = response_mask_BT.bool()
     kept_B = advantages_B >= 0 if preserve == "nonnegative" else advantages_B > 0
     kept = policy & kept_B[:, None]
@@ -109,22 +104,21 @@ def llds_penalty(
     if answer_mask_BT is not None:
         terms = torch.where(answer_mask_BT.bool(), answer_weight * terms, terms)
     total = terms.sum()
-    if denominator is None:
-        denominator = (kept if normalizer == "preserved" else policy).sum()
+    count = (kept if normalizer == "preserved" else policy).sum()
     sums = {
         "response_tokens": policy.sum(),
         "preserved_tokens": kept.sum(),
         "gated_tokens": (terms.detach() > 0).sum(),
-        "preserved_actions": _count_actions(actions, kept),
-        "gated_actions": _count_actions(actions, is_open),
+        "preserved_actions": (_sum_by_unit(actions, kept.long()) > 0).sum(),
+        "gated_actions": (_sum_by_unit(actions, is_open.long()) > 0).sum(),
         "penalty_sum": total.detach(),
         "delta_sum": delta.detach().sum(),
     }
-    return total / positive(denominator), sums | {
-        "preserved_fraction": sums["preserved_tokens"] / positive(sums["response_tokens"]),
-        "gated_fraction": sums["gated_tokens"] / positive(sums["preserved_tokens"]),
-        "gated_fraction_actions": sums["gated_actions"] / positive(sums["preserved_actions"]),
-        "delta_mean": sums["delta_sum"] / positive(sums["preserved_tokens"]),
+    return divide(total, count, denominator), sums | {
+        "preserved_fraction": divide(sums["preserved_tokens"], sums["response_tokens"]),
+        "gated_fraction": divide(sums["gated_tokens"], sums["preserved_tokens"]),
+        "gated_fraction_actions": divide(sums["gated_actions"], sums["preserved_actions"]),
+        "delta_mean": divide(sums["delta_sum"], sums["preserved_tokens"]),
     }
 
 
@@ -182,17 +176,11 @@ def _open_gates(
         return (delta > threshold) & kept
     units = actions if gate == "action" else kept.long()
     # Summed in token order, so that padding cannot tip a sum near 0 by another rounding.
-    sums = delta.new_zeros(_units_shape(units)).scatter_add_(1, units, delta)
-    return (sums > threshold).gather(1, units) & kept
+    return (_sum_by_unit(units, delta) > threshold).gather(1, units) & kept
 
 
-def _count_actions(actions: torch.Tensor, marked: torch.Tensor) -> torch.Tensor:
-    """Number of actions with at least one marked token; marks stand inside actions only."""
-    counts = actions.new_zeros(_units_shape(actions)).scatter_add_(1, actions, marked.long())
-    return (counts > 0).sum()
-
-
-def _units_shape(units: torch.Tensor) -> tuple[int, int]:
-    """Room for unit 0 and all runs that T tokens can hold; reading the last id stalls a GPU."""
+def _sum_by_unit(units: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Sums of `values` (B, T) by `units`, unit 0 included: (B, U)."""
     rows, width = units.shape
-    return rows, (width + 1) // 2 + 1
+    # Room for all runs that T tokens can hold: reading the last id stalls a GPU.
+    return values.new_zeros(rows, (width + 1) // 2 + 1).scatter_add_(1, units, values)

@@ -20,7 +20,7 @@ from llds_core.config import load_experiment
 from llds_core.diagnostics.measure import covered, measure, mechanism_path, read_mechanism
 from llds_core.diagnostics.summary import negative_share
 from llds_core.errors import DataError
-from llds_core.markdown import span
+from llds_core.files import span
 from llds_core.reporting import run_view
 from llds_core.reporting.figures import (
     GREY,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicLayer
 
 _SPARE_COLUMNS = 64
@@ -76,11 +77,6 @@ class RowCache:
     def _layers(self) -> list[_GrowingLayer]:
         return cast("list[_GrowingLayer]", self.states.layers)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no token was fed yet."""
-        return self.mask.shape[1] == 0
-
     def select(self, rows: Sequence[int]) -> None:
         """Keep `rows`, in that order; a row may be named more than once."""
         chosen = torch.tensor(rows, device=self.mask.device)
@@ -108,20 +104,15 @@ class RowCache:
 
     def merge(self, parked: Sequence[Parked], order: Sequence[int]) -> None:
         """Append parked rows below the present ones, then put row `order[i]` at place i."""
-        parts = [*parked]
-        width = max(self.mask.shape[1], *(part.mask.shape[1] for part in parts))
+        masks = [self.mask, *(part.mask for part in parked)]
+        width = max(mask.shape[1] for mask in masks)
         chosen = torch.tensor(order, device=self.mask.device)
-        masks = [self.mask, *(part.mask for part in parts)]
-        self.mask = torch.cat([_widen(mask[..., None], width)[..., 0] for mask in masks])[chosen]
+
+        def stack(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+            wide = [pad(part, (0, 0, 0, width - part.shape[-2])) for part in parts]
+            return torch.cat(wide)[chosen]
+
+        self.mask = stack([mask[..., None] for mask in masks])[..., 0]
         for number, layer in enumerate(self._layers):
-            keys = [layer.keys, *(part.states[number][0] for part in parts)]
-            values = [layer.values, *(part.states[number][1] for part in parts)]
-            layer.replace(
-                torch.cat([_widen(k, width) for k in keys])[chosen],
-                torch.cat([_widen(v, width) for v in values])[chosen],
-            )
-
-
-def _widen(states: torch.Tensor, width: int) -> torch.Tensor:
-    """Pad the last but one dimension to `width` with zeros."""
-    return torch.nn.functional.pad(states, (0, 0, 0, width - states.shape[-2]))
+            keys, values = zip(*(part.states[number] for part in parked), strict=True)
+            layer.replace(stack([layer.keys, *keys]), stack([layer.values, *values]))

@@ -1,6 +1,4 @@
-"""World and search engine of a configuration, built the same way for training, evaluation and
-demonstrations.
-"""
+"""World and search engine of a configuration, for training, evaluation and demonstrations alike."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,11 +77,7 @@ def build_served(config: ExperimentConfig) -> tuple[Retriever, ServiceIdentity]:
 
 
 def build_world(config: ExperimentConfig) -> World:
-    """Build the world of `config`; deterministic in `world.seed`.
-
-    Raises:
-        DataError: when the world is `files` and a file is missing or broken.
-    """
+    """Build the world of `config`; deterministic in `world.seed`."""
     settings = config.world
     if settings.name == "files":
         return build_files_world(
@@ -102,13 +96,7 @@ def build_world(config: ExperimentConfig) -> World:
 
 
 def build_retriever(config: ExperimentConfig, world: World) -> Retriever:
-    """Open the search engine over the passages of `world`; a dense index is built when it is not
-    there yet.
-
-    Raises:
-        ConfigError: when an index belongs to another corpus or encoder.
-        RetrieverError: when the service does not answer.
-    """
+    """Open the search engine over the passages of `world`; a missing dense index is built."""
     if config.retrieval.backend == "dense":
         return DenseRetriever(world.passages, config.dense, index_folder(config, world))
     if config.retrieval.backend == "server":
@@ -126,11 +114,7 @@ def index_folder(config: ExperimentConfig, world: World) -> Path:
 
 
 def corpus_identity(config: ExperimentConfig) -> str:
-    """Name of the corpus of `config`, as a search service gives it; questions are not read.
-
-    Raises:
-        DataError: when the corpus is missing or broken.
-    """
+    """Name of the corpus of `config`, as a search service gives it; questions are not read."""
     files = config.world.name == "files"
     passages = _corpus(config) if files else build_world(config).passages
     return passages_hash(passages)[:16]

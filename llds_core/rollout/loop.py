@@ -16,14 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from llds_core.config import RolloutConfig
 from llds_core.errors import ConfigError
-from llds_core.retrieval.base import SearchKey, format_hits
+from llds_core.retrieval.base import Hit, SearchKey, format_hits
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.prompts import encode_prompt
 from llds_core.rollout.protocol import (
     FEEDBACK,
     Action,
     Trajectory,
-    action_position,
     information,
     parse_action,
 )
@@ -33,13 +32,7 @@ from llds_core.worlds.records import Question
 
 @dataclass(frozen=True)
 class Rollout:
-    """Trajectories in the order of the tasks, and what they cost.
-
-    Attributes:
-        trajectories: one per (question, sample).
-        seconds: wall time of the whole rollout.
-        retrieval_seconds: part of it spent in the search engine.
-    """
+    """Trajectories in the order of the tasks, the wall time of all, and the engine's part of it."""
 
     trajectories: list[Trajectory]
     seconds: float
@@ -103,34 +96,32 @@ class RolloutLoop:
                     f"raise rollout.max_total_tokens above {config.max_total_tokens}"
                 )
         session = sampler.session([trajectory.prompt_ids for trajectory in trajectories])
-        active = list(range(len(trajectories)))
+        rows = list(range(len(trajectories)))
         retrieval_seconds = 0.0
         for turn in range(config.max_searches + 1):
-            if not active:
+            if not rows:
                 break
-            budgets = [
-                min(config.max_action_tokens, self._room(trajectories[row])) for row in active
-            ]
-            generations = session.generate(active, budgets)
+            active = [trajectories[row] for row in rows]
+            budgets = [min(config.max_action_tokens, self._room(t)) for t in active]
+            generations = session.generate(rows, budgets)
             last_turn = turn == config.max_searches
             retrieval_seconds += self._take_turn(
-                trajectories, active, generations, turn, step, execute=not last_turn
+                active, generations, turn, step, execute=not last_turn
             )
             if last_turn:
-                for row in active:
-                    trajectories[row].stop_reason = trajectories[row].stop_reason or "turns"
+                for trajectory in active:
+                    trajectory.stop_reason = trajectory.stop_reason or "turns"
                 break
-            refined = self._refined(trajectories, active)
-            still_active = []
-            for row in active:
-                trajectory = trajectories[row]
-                if trajectory.stop_reason is None:
-                    session.append(row, self._observe(trajectory, refined.get(row)))
-                    if self._room(trajectory) < 1:
-                        trajectory.stop_reason = "length"
-                    else:
-                        still_active.append(row)
-            active = still_active
+            going = [row for row in rows if trajectories[row].stop_reason is None]
+            observed = self._observe([trajectories[row] for row in going])
+            rows = []
+            for row, tokens in zip(going, observed, strict=True):
+                trajectories[row].add_observation(tokens)
+                session.append(row, tokens)
+                if self._room(trajectories[row]) < 1:
+                    trajectories[row].stop_reason = "length"
+                else:
+                    rows.append(row)
         return Rollout(trajectories, time.perf_counter() - started, retrieval_seconds)
 
     def _room(self, trajectory: Trajectory) -> int:
@@ -138,52 +129,41 @@ class RolloutLoop:
 
     def _take_turn(
         self,
-        trajectories: list[Trajectory],
-        active: list[int],
-        generations: list[Generation],
+        active: Sequence[Trajectory],
+        generations: Sequence[Generation],
         turn: int,
         step: int,
         *,
         execute: bool,
     ) -> float:
-        """Parse and execute one action per active row; return the seconds of searching."""
-        parsed = []
-        for generation in generations:
-            text = cast("str", self._tokenizer.decode(generation.token_ids))
-            parsed.append((*parse_action(text), text))
-        searching = [
-            i
-            for i, (kind, content, _) in enumerate(parsed)
-            if execute and kind == "search" and content
-        ]
-        queries = [parsed[i][1] for i in searching]
-        keys = [
-            SearchKey(
-                self._seed,
-                step,
-                trajectories[active[i]].question.id,
-                trajectories[active[i]].sample,
-                turn,
-            )
-            for i in searching
-        ]
+        """Parse and execute one action per active trajectory; return the seconds of searching."""
+        texts = [cast("str", self._tokenizer.decode(made.token_ids)) for made in generations]
+        parsed = [parse_action(text) for text in texts]
+        queries, keys = {}, []
+        for i, (kind, content, _) in enumerate(parsed):
+            if execute and kind == "search" and content:
+                queries[i] = content
+                keys.append(
+                    SearchKey(self._seed, step, active[i].question.id, active[i].sample, turn)
+                )
         started = time.perf_counter()
-        found = self._retriever.search_keyed(queries, self._top_k, keys) if queries else ([], [])
+        found: tuple[Sequence[Sequence[Hit]], Sequence[bool]] = ([], [])
+        if queries:
+            found = self._retriever.search_keyed([*queries.values()], self._top_k, keys)
         seconds = time.perf_counter() - started
-        results = dict(zip(searching, zip(*found, strict=True), strict=True))
-        for i, row in enumerate(active):
-            kind, content, text = parsed[i]
-            trajectory, generation = trajectories[row], generations[i]
+        results = dict(zip(queries, zip(*found, strict=True), strict=True))
+        for i, (trajectory, made) in enumerate(zip(active, generations, strict=True)):
+            kind, content, position = parsed[i]
             if kind == "search" and not content:
                 kind = "invalid"  # nothing to search for; an empty answer is an answer, and wrong
             start = len(trajectory.completion_ids)
-            end = start + len(generation.token_ids)
+            end = start + len(made.token_ids)
             hits, failed = results.get(i, ((), False))
-            action = Action(kind, content, text, start, end, i in results, tuple(hits), failed)
-            trajectory.add_action(action, generation.token_ids, generation.logprobs)
+            action = Action(kind, content, texts[i], start, end, i in results, tuple(hits), failed)
+            trajectory.add_action(action, made.token_ids, made.logprobs)
             if kind == "answer":
-                trajectory.answer = content
-                trajectory.answer_span = self._answer_span(generation.token_ids, text, start)
+                opened = start + self._token_at(position, made.token_ids)
+                trajectory.answer, trajectory.answer_span = content, (opened, end)
                 trajectory.stop_reason = "answer"
         return seconds
 
@@ -191,34 +171,24 @@ class RolloutLoop:
         template = self._config.prompt
         return [encode_prompt(q.question, template, self._tokenizer) for q in questions]
 
-    def _refined(self, trajectories: list[Trajectory], active: Sequence[int]) -> dict[int, str]:
-        """Texts by row in place of the passages that rows have just found."""
-        rows = [row for row in active if trajectories[row].actions[-1].executed]
-        if self._refine is None or not rows:
-            return {}
-        return dict(zip(rows, self._refine([trajectories[row] for row in rows]), strict=True))
-
-    def _observe(self, trajectory: Trajectory, refined: str | None) -> list[int]:
-        """Append the observation that follows the last action; return its tokens."""
-        action = trajectory.actions[-1]
-        if action.executed:
-            text = information(format_hits(action.hits) if refined is None else refined)
-            tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+    def _observe(self, trajectories: Sequence[Trajectory]) -> list[list[int]]:
+        """Tokens of the observation that follows the last action of each trajectory."""
+        searched = [t for t in trajectories if t.actions[-1].executed]
+        if self._refine and searched:
+            texts = iter(self._refine(searched))
         else:
+            texts = (format_hits(t.actions[-1].hits) for t in searched)
+        observed = []
+        for trajectory in trajectories:
             tokens = self._feedback
-        tokens = tokens[: min(self._config.max_observation_tokens, max(self._room(trajectory), 0))]
-        trajectory.add_observation(tokens)
-        return tokens
+            if trajectory.actions[-1].executed:
+                text = information(next(texts))
+                tokens = self._tokenizer.encode(text, add_special_tokens=False)
+            room = min(self._config.max_observation_tokens, max(self._room(trajectory), 0))
+            observed.append(tokens[:room])
+        return observed
 
-    def _answer_span(self, token_ids: list[int], text: str, start: int) -> tuple[int, int]:
-        """Token range from the parsed answer's opening tag to the end of the action.
-
-        Found on the sampled tokens: the first one whose text reaches past the tag's first letter.
-        """
-        position = action_position(text)
-        first = next(
-            i
-            for i in range(len(token_ids))
-            if len(self._tokenizer.decode(token_ids[: i + 1])) > position
-        )
-        return start + first, start + len(token_ids)
+    def _token_at(self, position: int, token_ids: list[int]) -> int:
+        """Index of the sampled token whose text reaches past the letter at `position`."""
+        lengths = (len(self._tokenizer.decode(token_ids[: i + 1])) for i in range(len(token_ids)))
+        return next(i for i, length in enumerate(lengths) if length > position)

@@ -1,7 +1,7 @@
 """Tensors from trajectories, and the check that no token is of two kinds or of none.
 
 Kinds are carried from the rollout, never read off token ids: a padding or tag id inside a passage
-    means nothing.
+means nothing.
 """
 
 from collections.abc import Sequence
@@ -23,24 +23,16 @@ def validate_response_masks(
             policy token.
     """
     if masks is None:
-        raise ValueError(
-            "the rollout returned no env_mask: return one list of 0 and 1 per trajectory"
-        )
+        raise ValueError("no env_mask from the rollout: return one list of 0 and 1 per trajectory")
     if len(masks) != len(completion_ids):
-        raise ValueError(
-            f"env_mask has {len(masks)} rows for {len(completion_ids)} trajectories: return one "
-            "each"
-        )
+        rows = f"{len(masks)} rows for {len(completion_ids)} trajectories"
+        raise ValueError(f"env_mask has {rows}: return one each")
     for row, (ids, mask) in enumerate(zip(completion_ids, masks, strict=True)):
+        which = f"env_mask of trajectory {row}"
         if len(mask) != len(ids):
-            raise ValueError(
-                f"env_mask of trajectory {row} has {len(mask)} values for {len(ids)} tokens: mark "
-                "each"
-            )
+            raise ValueError(f"{which} has {len(mask)} values for {len(ids)} tokens: mark each")
         if not set(mask) <= {0, 1}:
-            raise ValueError(
-                f"env_mask of trajectory {row} holds {sorted(set(mask) - {0, 1})}: use 0 and 1 only"
-            )
+            raise ValueError(f"{which} holds {sorted(set(mask) - {0, 1})}: use 0 and 1 only")
         if not any(mask):
             raise ValueError(
                 f"trajectory {row} has no policy token: every trajectory begins with an action"

@@ -25,8 +25,7 @@ _BLOCK = re.compile(r"<(think|search|answer)>.*?</\1>", re.DOTALL)
 
 FEEDBACK = (
     "\n\nThat was not a valid action. Put a query inside <search> and </search>, or the final "
-    "answer inside <answer> "
-    "and </answer>, then try again.\n\n"
+    "answer inside <answer> and </answer>, then try again.\n\n"
 )
 
 ActionKind = Literal["search", "answer", "invalid"]
@@ -64,20 +63,15 @@ class Trajectory:
     """One rollout of one question. Lists over tokens have the length of `completion_ids`.
 
     Attributes:
-        question: the question asked.
         sample: index within the question's group.
-        prompt_ids: token ids of the prompt.
         completion_ids: policy and observation tokens, exactly as sampled or inserted.
         response_mask: 1 on policy tokens, 0 on observations.
         action_ids: 1..K on the tokens of action k, 0 on observations.
         sampler_logprobs: log-probability of each policy token when it was sampled (temperature
             applied, top-p not renormalised); 0 on observations.
-        actions: the K actions in order.
-        answer: the final answer, or None.
         answer_span: token range in `completion_ids` from the answer's opening tag to its closing
             tag, or None.
         stop_reason: `answer`, `turns` (turn budget spent) or `length` (no room for another action).
-        reward: set by the reward function.
         correct: exact match of the answer, whatever the reward is.
     """
 
@@ -122,21 +116,15 @@ class Trajectory:
             values += [0] * len(token_ids)
 
 
-def parse_action(text: str) -> tuple[ActionKind, str]:
+def parse_action(text: str) -> tuple[ActionKind, str, int]:
     """Return the kind and stripped content of the first complete search or answer in the text of
-    one action.
+    one action, and the index of its opening tag (-1 without one).
     """
     match = _ACTION.search(text)
     if match is None:
-        return "invalid", ""
+        return "invalid", "", -1
     kind: ActionKind = "search" if match[1] == SEARCH else "answer"
-    return kind, match[2].strip()
-
-
-def action_position(text: str) -> int:
-    """Index in `text` of the opening tag of what `parse_action` found; -1 when it found nothing."""
-    match = _ACTION.search(text)
-    return -1 if match is None else match.start()
+    return kind, match[2].strip(), match.start()
 
 
 def search_observation(hits: Sequence[Hit]) -> str:
@@ -150,7 +138,8 @@ def information(text: str) -> str:
 
 
 def block_sequence(trajectory: Trajectory) -> list[str]:
-    """Names of the blocks of a trajectory for the format reward; stray policy text is `text`.
+    """Names of the blocks of a trajectory for the format reward: `think`, `search`, `information`
+    and `answer`, and `text` for what the policy wrote outside of them, white space apart.
 
     Works on actions, so that tags inside retrieved passages are no blocks.
     """

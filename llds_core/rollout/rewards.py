@@ -14,7 +14,7 @@ from llds_core.rollout.protocol import Trajectory, block_sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_BLOCK_CODES = {"think": "T", "search": "S", "information": "I", "answer": "A", "text": "?"}
+_VALID_FORM = re.compile("think( search information think)* answer")
 
 
 def normalize_answer(text: str) -> str:
@@ -57,14 +57,8 @@ def f1_score(prediction: str, golden_answers: Sequence[str]) -> float:
 
 
 def valid_block_sequence(blocks: Sequence[str]) -> bool:
-    """Whether names read think, any number of (search, information, think), then answer.
-
-    Args:
-        blocks: names in order out of `think`, `search`, `information`, `answer`, and `text` for
-            text other than white space outside all of them.
-    """
-    codes = "".join(_BLOCK_CODES[block] for block in blocks)
-    return re.fullmatch(r"T(SIT)*A", codes) is not None
+    """Whether names read think, any number of (search, information, think), then answer."""
+    return _VALID_FORM.fullmatch(" ".join(blocks)) is not None
 
 
 def format_reward(
@@ -85,8 +79,7 @@ def format_reward(
 
     Args:
         prediction: the final answer, or None.
-        golden_answers: accepted answers.
-        credits: has `structure`, `final` and `retrieval`, each in [0, 1].
+        credits: `structure`, `final` and `retrieval`, each in [0, 1].
         valid_format: see `valid_block_sequence`.
         retrieved: a golden answer stood in a retrieved passage.
 
@@ -110,10 +103,12 @@ def score(trajectory: Trajectory, config: RewardConfig) -> None:
     answer = trajectory.answer
     trajectory.correct = answer is not None and exact_match(answer, golden) == 1.0
     if config.kind == "format":
-        valid = valid_block_sequence(block_sequence(trajectory))
-        found = _retrieved(trajectory)
         trajectory.reward = format_reward(
-            answer, golden, config, valid_format=valid, retrieved=found
+            answer,
+            golden,
+            config,
+            valid_format=valid_block_sequence(block_sequence(trajectory)),
+            retrieved=_retrieved(trajectory),
         )
     elif config.kind == "f1":
         trajectory.reward = 0.0 if answer is None else f1_score(answer, golden)

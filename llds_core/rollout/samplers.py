@@ -3,11 +3,12 @@
 A `Session` holds one context per trajectory and extends it with sampled tokens (`generate`) and
 inserted ones (`append`), so that a backend may keep what it has computed. The transformers backend
 keeps the KV cache across turns, computes a prompt that a group shares once, and stops at the token
-that completes a tag, whatever number of tokens the tag takes. What it returns are the sampled ids;
-nothing is ever decoded and encoded again.
+that completes a tag, whatever number of tokens the tag takes. It returns the sampled ids; nothing
+is ever decoded and encoded again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, cast
 
@@ -78,6 +79,17 @@ def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     return {tokenizer.eos_token_id} | set(declared if isinstance(declared, list) else [declared])
 
 
+@contextmanager
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Put `model` in evaluation mode and give its own mode back."""
+    training = model.training
+    model.train(False)
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 class TransformersSampler:
     """Samples with a transformers model, keeping the KV cache across turns.
 
@@ -130,12 +142,12 @@ class TransformersSampler:
         return TransformersSession(self, prompts)
 
     def pick(
-        self, logits: torch.Tensor, rows: Sequence[int | None] | None = None
+        self, logits: torch.Tensor, rows: Sequence[int | None] = ()
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sample from `logits` (B, V); return ids (B,) and their log-probabilities (B,).
 
-        `rows` says whose stream draws; None stands for a row that only keeps its place, and must
-        not move its stream.
+        `rows` says whose of the `streams` draws; None stands for a row that only keeps its place,
+        and must not move its stream.
         """
         logits = logits.float()
         if self.temperature == 0:
@@ -147,19 +159,14 @@ class TransformersSampler:
         # One uniform number a row: `torch.multinomial` draws one per entry of the vocabulary. In
         # float64, so that rounding cannot reach beyond the last token that has any probability.
         cumulative = kept.double().cumsum(-1)
-        draw = self._draw(rows, len(kept), kept.device)
+        draw = torch.empty_like(cumulative[:, :1])
+        if self.streams is None:
+            draw.uniform_(generator=self.generator)
+        else:
+            numbers = [0.0 if row is None else self.streams[row].random() for row in rows]
+            draw.copy_(torch.tensor(numbers, dtype=torch.float64)[:, None])
         tokens = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
         return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)
-
-    def _draw(
-        self, rows: Sequence[int | None] | None, count: int, device: torch.device
-    ) -> torch.Tensor:
-        if self.streams is None:
-            shape = (count, 1)
-            return torch.rand(shape, dtype=torch.float64, device=device, generator=self.generator)
-        owners = range(count) if rows is None else rows
-        numbers = [0.0 if row is None else self.streams[row].random() for row in owners]
-        return torch.tensor(numbers, dtype=torch.float64, device=device)[:, None]
 
 
 class TransformersSession:
@@ -183,15 +190,10 @@ class TransformersSession:
     @torch.no_grad()
     def generate(self, rows: Sequence[int], budgets: Sequence[int]) -> list[Generation]:
         """Sample one action for each of `rows`, at most `budgets` (>= 1) tokens each."""
-        model = self._sampler.model
-        training = model.training
-        model.train(False)
         dtype = self._sampler.autocast
-        try:
-            with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
-                return self._generate(list(rows), list(budgets))
-        finally:
-            model.train(training)
+        autocast = torch.autocast(self._device.type, dtype, enabled=dtype is not None)
+        with evaluation_mode(self._sampler.model), autocast:
+            return self._generate(list(rows), list(budgets))
 
     def _generate(self, rows: list[int], budgets: list[int]) -> list[Generation]:
         self._keep(rows)
@@ -206,12 +208,20 @@ class TransformersSession:
             tokens, logprobs = self._sampler.pick(logits, owners)
             sampled = zip(working, tokens.tolist(), logprobs.tolist(), strict=True)
             for index, token, logprob in sampled:
-                if index not in closed and self._take(
-                    results[index], token, logprob, budgets[index]
-                ):
-                    closed.add(index)
-                    # Its last token is fed together with the observation that follows.
-                    self._pending[rows[index]].append(token)
+                if index in closed:
+                    continue
+                made = results[index]
+                made.token_ids.append(token)
+                made.logprobs.append(logprob)
+                if token in self._sampler.eos_ids:
+                    made.stop = "eos"
+                elif self._sampler.stop(made.token_ids):
+                    made.stop = "tag"
+                elif len(made.token_ids) < budgets[index]:
+                    continue
+                closed.add(index)
+                # Its last token is fed together with the observation that follows.
+                self._pending[rows[index]].append(token)
             if len(closed) == len(rows):
                 break
             still_open = [i for i, index in enumerate(working) if index not in closed]
@@ -231,33 +241,19 @@ class TransformersSession:
             self._cache.merge(parked, [stacked.index(index) for index in range(len(rows))])
         return results
 
-    def _take(self, result: Generation, token: int, logprob: float, budget: int) -> bool:
-        """Add a sampled token to `result`; return whether that ends the action."""
-        result.token_ids.append(token)
-        result.logprobs.append(logprob)
-        if token in self._sampler.eos_ids:
-            result.stop = "eos"
-        elif self._sampler.stop(result.token_ids):
-            result.stop = "tag"
-        else:
-            return len(result.token_ids) >= budget
-        return True
-
     def _keep(self, rows: list[int]) -> None:
         """Drop the cache rows of finished trajectories, and the holes of the last turn."""
         if rows != self._rows:
-            where = {row: index for index, row in enumerate(self._rows)}
-            self._cache.select([where[row] for row in rows])
+            self._cache.select([self._rows.index(row) for row in rows])
             self._rows = rows
-        if not self._cache.is_empty:
-            self._cache.squeeze()
+        self._cache.squeeze()
 
     def _feed_pending(self) -> torch.Tensor:
         """Feed what each row has not yet seen; return logits (B, V) after each row's last token."""
         blocks = [self._pending[row] for row in self._rows]
         for row in self._rows:
             self._pending[row] = []
-        if not self._cache.is_empty:
+        if self._cache.mask.numel():
             return self._feed(blocks)
         # First turn: a prompt shared by a group is computed once and its cache row copied.
         unique = list(dict.fromkeys(map(tuple, blocks)))
@@ -271,11 +267,11 @@ class TransformersSession:
     def _feed(self, blocks: Sequence[Sequence[int]]) -> torch.Tensor:
         width = max(map(len, blocks))
         pad = [self._sampler.pad_id]
-        ids = torch.tensor([[*block, *pad * (width - len(block))] for block in blocks])
-        lengths = torch.tensor([len(block) for block in blocks])
-        mask = (torch.arange(width) < lengths[:, None]).long()
-        last = (lengths - 1).to(self._device)
-        return self._forward(ids.to(self._device), mask.to(self._device), last)[:, 0]
+        rows = [[*block, *pad * (width - len(block))] for block in blocks]
+        ids = torch.tensor(rows, device=self._device)
+        lengths = torch.tensor([*map(len, blocks)], device=self._device)
+        mask = (torch.arange(width, device=self._device) < lengths[:, None]).long()
+        return self._forward(ids, mask, lengths - 1)[:, 0]
 
     def _forward(
         self, ids: torch.Tensor, mask: torch.Tensor, last: torch.Tensor | None = None

@@ -4,11 +4,9 @@ TRL builds the engine (in this process, or as the client of a server) and pushes
 it is only asked for tokens. Deltas from what TRL itself does with vLLM:
 
 * the engine wakes, takes the weights once, serves all turns of a rollout and sleeps again; TRL
-  brackets every turn. Between two turns the engine keeps the blocks of its prefix cache, so that a
-  turn computes only what is new.
-* every request has a budget and a seed of its own, and stops at the token that completes a tag.
-  vLLM looks for stop strings in the text it has decoded; what it returns is cut again on the token
-  ids, by the rule of the transformers sampler, so that both backends end an action alike.
+  brackets every turn. Its prefix cache lives in between, so that a turn computes only what is new.
+* every request has a budget and a seed of its own. vLLM looks for stop strings in decoded text;
+  what it returns is cut again on the token ids, so that both backends end an action alike.
 * ids and log-probabilities are those of the sampled tokens. Log-probabilities are taken at the
   sampling temperature and not renormalised to a nucleus, as with transformers, wherever vLLM has a
   mode for that: see `machine.vllm_server.logprobs_mode`.
@@ -18,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -132,25 +130,19 @@ class VLLMSession:
 
     def _action(self, row: int, completion: Completion, budget: int) -> Generation:
         """Cut a completion after the token that ends the action."""
-        ids = completion.token_ids
-        reason: Literal["tag", "eos", "length"] = "length"
-        length = len(ids)
-        for position, token in enumerate(ids):
+        ids, logprobs = completion.token_ids, completion.logprobs
+        for length, token in enumerate(ids, 1):
             if token in self._sampler.eos_ids:
-                reason = "eos"
-            elif self._sampler.stop(ids[: position + 1]):
-                reason = "tag"
-            else:
-                continue
-            length = position + 1
-            break
-        if reason == "length" and length != budget:
+                return Generation(ids[:length], logprobs[:length], "eos")
+            if self._sampler.stop(ids[:length]):
+                return Generation(ids[:length], logprobs[:length], "tag")
+        if len(ids) != budget:
             raise SamplerError(
-                f"vLLM ended row {row} after {length} of {budget} tokens with neither a closing "
+                f"vLLM ended row {row} after {len(ids)} of {budget} tokens with neither a closing "
                 f"tag nor an end token (last ids {ids[-8:]}): compare the server's tokenizer and "
                 "max_model_len with the policy's"
             )
-        return Generation(ids[:length], completion.logprobs[:length], reason)
+        return Generation(ids, logprobs, "length")
 
 
 class ColocatedEngine:
@@ -224,11 +216,9 @@ class ColocatedEngine:
         completions = []
         for output in outputs:
             (sample,) = output.outputs
-            ids = list(sample.token_ids)
-            chosen = [
-                place[token].logprob for token, place in zip(ids, sample.logprobs, strict=True)
-            ]
-            completions.append(Completion(ids, chosen))
+            sampled = zip(sample.token_ids, sample.logprobs, strict=True)
+            chosen = [place[token].logprob for token, place in sampled]
+            completions.append(Completion(list(sample.token_ids), chosen))
         return completions
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from llds_core.config.arms import Study
 from llds_core.errors import DataError
-from llds_core.markdown import bounded
+from llds_core.files import bounded
 from llds_core.reporting.run_tables import outcomes, usual_steps
 from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import censored_median, mcnemar, student_interval

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from llds_core.config.arms import Study
-from llds_core.markdown import bounded
+from llds_core.files import bounded
 from llds_core.reporting.claim_measures import best_gain, final_gain, paired_survival
 from llds_core.reporting.figures import BASELINE, method_label
 from llds_core.reporting.run_tables import usual_steps

@@ -7,11 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from llds_core.diagnostics.summary import (
-    correlations,
-    frequent_rounds,
-    negative_share,
-)
+from llds_core.diagnostics.summary import correlations, frequent_rounds, negative_share
 
 
 def test_the_negative_share_leaves_skipped_questions_out():
@@ -22,12 +18,9 @@ def test_the_negative_share_leaves_skipped_questions_out():
     assert made["low"] == pytest.approx(0.2077, abs=1e-4)
     assert made["high"] == pytest.approx(0.9385, abs=1e-4)
     assert made["mean_delta"] == -1.0 and made["median_delta"] == -1.0
-
-
-def test_the_negative_share_of_nothing_is_unknown():
-    made = negative_share(pd.DataFrame({"delta": [np.nan, np.nan]}))
-    assert made["measured"] == 0 and made["negative"] == 0
-    assert all(math.isnan(made[name]) for name in ("share", "low", "high", "mean_delta"))
+    none = negative_share(pd.DataFrame({"delta": [np.nan, np.nan]}))
+    assert none["measured"] == 0 and none["negative"] == 0
+    assert all(math.isnan(none[name]) for name in ("share", "low", "high", "mean_delta"))
 
 
 def factors(**columns):

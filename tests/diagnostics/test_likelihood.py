@@ -7,7 +7,7 @@ from toy_groups import PAD, TOKENIZER, group, policy, trajectory
 
 from llds_core.config import RolloutConfig
 from llds_core.diagnostics import likelihood
-from llds_core.diagnostics.likelihood import policy_states, score_trajectories
+from llds_core.diagnostics.likelihood import score_trajectories
 from llds_core.retrieval import FailingRetriever, Hit
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.samplers import TransformersSampler
@@ -51,14 +51,6 @@ def test_every_policy_token_gets_the_value_of_a_plain_forward_pass(
         assert made.action_ids.tolist() == [i for i in item.action_ids if i]
 
 
-def test_states_are_those_that_predict_the_tokens():
-    with torch.no_grad():
-        states, tokens = policy_states(MODEL, MIXED, pad_id=PAD)
-        logprobs = MODEL.lm_head(states).log_softmax(-1)
-    expected = [reference(item)[0] for item in MIXED]
-    close(logprobs[torch.arange(len(tokens)), tokens], torch.cat(expected))
-
-
 def test_scoring_keeps_mode_and_leaves_no_graph():
     model = policy().train()
     made = score_trajectories(model, MIXED, pad_id=PAD)
@@ -93,7 +85,6 @@ def test_a_rollout_is_scored_as_it_was_sampled():
         (trajectory([[1]], prompt=()), "question q0 has no prompt"),
         (trajectory([], found=[]), "no policy token"),
     ],
-    ids=["no prompt", "no action"],
 )
 def test_what_cannot_be_scored_is_refused(bad, message):
     with pytest.raises(ValueError, match=message):

@@ -35,12 +35,6 @@ def test_scripts_look_up_the_hops_in_order_and_then_confirm():
     assert made.actions[0].hits[0].id == hops[0]["passage_id"]
 
 
-def test_more_rounds_begin_like_fewer():
-    one, two = scripted_rounds(TOKENIZER, ENGINE, [question(1)], rounds=(1, 2))
-    shared = one.actions[-1].start
-    assert one.completion_ids[:shared] == two.completion_ids[:shared]
-
-
 def test_trajectories_come_by_rounds_then_by_question():
     asked = WORLD.train[:3]
     made = scripted_rounds(TOKENIZER, ENGINE, asked, rounds=(2, 1))

@@ -28,29 +28,6 @@ def measured(model, trajectories):
     return states.detach(), errors, rows, advantages, logprobs
 
 
-def test_the_score_is_that_of_three_nested_loops():
-    random = torch.Generator().manual_seed(0)
-    states = torch.randn(9, 4, generator=random, dtype=torch.float64)
-    logits = torch.randn(9, 6, generator=random, dtype=torch.float64)
-    tokens = torch.randint(6, (9,), generator=random)
-    rows = torch.tensor([0, 0, 1, 1, 1, 2, 3, 3, 4])
-    advantages = group_advantages(torch.tensor(OUTCOMES).double(), torch.zeros(5).long())
-    errors = prediction_errors(logits, tokens)
-    made = driver_score(states, errors, rows, advantages, torch.tensor(OUTCOMES))
-    positive, negative = advantages[0].item() / 9, -advantages[1].item() / 9
-    total = 0.0
-    for i in (0, 3):
-        for k in range(9):
-            if rows[k] != i:
-                continue
-            for other in range(9):
-                alpha = sum(errors[k, v] * errors[other, v] for v in range(6))
-                inner = sum(states[k, d] * states[other, d] for d in range(4))
-                sign = -positive if OUTCOMES[rows[other]] else negative
-                total += sign * (alpha * inner).item()
-    assert made.driver == pytest.approx(total / 2, rel=1e-9)
-
-
 def test_the_score_is_the_inner_product_of_gradients_of_the_unembedding():
     """Descent on the surrogate changes the correct responses' log-probability by -lr * G."""
     model = policy(tied=False).double()
@@ -78,32 +55,26 @@ def test_a_small_step_on_the_unembedding_does_what_the_score_says():
         assert row.delta_first == pytest.approx(-1e-5 * row.driver_first, rel=1e-3)
 
 
-def two_tokens(tokens, states=((1.0,), (1.0,))):
+@pytest.mark.parametrize(
+    ("tokens", "states", "pull", "gain", "error_product", "cosine"),
+    [
+        # Errors (.5, -.5) and (-.5, .5): alpha .5 with itself, -.5 with the other; p+ = p- = .25.
+        ([0, 1], ((1.0,), (1.0,)), 0.25 * -0.5, 0.25 * 0.5, -0.5, 1.0),
+        ([0, 0], ((1.0,), (1.0,)), 0.25 * 0.5, 0.25 * 0.5, 0.5, 1.0),
+        # Inner products 4 with itself, -2 with the other.
+        ([0, 0], ((2.0,), (-1.0,)), 0.25 * 0.5 * -2, 0.25 * 0.5 * 4, 0.5, -1.0),
+    ],
+)
+def test_a_wrong_response_pulls_by_its_token_and_its_state(
+    tokens, states, pull, gain, error_product, cosine
+):
     """One correct and one wrong response of one token each, two words, both equally likely."""
     errors = prediction_errors(torch.zeros(2, 2), torch.tensor(tokens))
-    return driver_score(
-        torch.tensor(states),
-        errors,
-        torch.tensor([0, 1]),
-        torch.tensor([0.5, -0.5]),
-        torch.tensor([True, False]),
-    )
-
-
-def test_a_wrong_response_with_another_token_lifts_the_correct_one():
-    """Errors (.5, -.5) and (-.5, .5): alpha .5 with itself, -.5 with the other; p+ = p- = .25."""
-    made = two_tokens([0, 1])
-    assert made.driver == pytest.approx(0.25 * -0.5 - 0.25 * 0.5)
-    assert (made.pull, made.gain) == pytest.approx((0.25 * -0.5, 0.25 * 0.5))
-    assert made.error_product == pytest.approx(-0.5)
-    assert made.state_cosine == pytest.approx(1.0)
-
-
-def test_a_token_shared_with_a_wrong_response_gains_nothing():
-    made = two_tokens([0, 0])
-    assert made.driver == pytest.approx(0.0, abs=1e-9)
-    assert made.pull == pytest.approx(0.25 * 0.5)
-    assert made.error_product == pytest.approx(0.5)
+    advantages, right = torch.tensor([0.5, -0.5]), torch.tensor([True, False])
+    made = driver_score(torch.tensor(states), errors, torch.tensor([0, 1]), advantages, right)
+    found = (made.pull, made.gain, made.error_product, made.state_cosine)
+    assert found == pytest.approx((pull, gain, error_product, cosine))
+    assert made.driver == pytest.approx(pull - gain, abs=1e-9)
 
 
 def test_what_correct_responses_gain_is_their_own_doing_and_that_of_others():
@@ -116,13 +87,6 @@ def test_what_correct_responses_gain_is_their_own_doing_and_that_of_others():
     assert made.gain == made.own + made.support and made.driver == made.pull - made.gain
     one = driver_score(torch.ones(3, 1), errors, torch.tensor([0, 0, 1]), advantages[1:], right[1:])
     assert one.support == 0 and one.own == one.gain == pytest.approx(4 * 0.5 * 0.5 / 3)
-
-
-def test_opposite_states_turn_the_wrong_response_around():
-    made = two_tokens([0, 0], ((2.0,), (-1.0,)))
-    # alpha .5; inner products 4 with itself, -2 with the other.
-    assert made.driver == pytest.approx(0.25 * 0.5 * -2 - 0.25 * 0.5 * 4)
-    assert made.state_cosine == pytest.approx(-1.0)
 
 
 def test_an_unlikely_wrong_token_pulls_harder():

@@ -1,6 +1,7 @@
 """What holds for every loss: what it never reads, what gets no gradient, what it refuses."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -17,8 +18,6 @@ from llds_core.losses import (
     policy_loss,
 )
 
-GSPO = {"ratio": "sequence", "aggregate": "seq-mean-token-mean"}
-
 
 def _aggregate(mode):
     count = 30.0 if mode == "constant" else None
@@ -30,13 +29,6 @@ def _kl(logprobs, old, advantages, mask):
     return aggregate(values, mask, "token-mean"), metrics
 
 
-def _policy(**options):
-    # One advantage per token, so that those outside the mask can be spoiled as well.
-    return lambda logprobs, old, advantages, mask: policy_loss(
-        logprobs, old, advantages, mask, **options
-    )
-
-
 def _llds(logprobs, old, advantages, mask):
     return llds_penalty(logprobs, old, mask, torch.arange(len(mask)) - 1.0)
 
@@ -44,8 +36,9 @@ def _llds(logprobs, old, advantages, mask):
 MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant")
 LOSSES = {mode: _aggregate(mode) for mode in MODES} | {
     "kl": _kl,
-    "policy": _policy(),
-    "gspo": _policy(**GSPO),
+    # One advantage per token, so that those outside the mask can be spoiled as well.
+    "policy": policy_loss,
+    "gspo": partial(policy_loss, ratio="sequence", aggregate="seq-mean-token-mean"),
     "llds": _llds,
 }
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -122,9 +115,7 @@ def test_padding_and_row_order_do_not_matter(name, rows, width, seed):
     torch.testing.assert_close(moved[1][:, :width], gradient[order], atol=1e-12, rtol=0)
 
 
-ONE = torch.ones(1, 1)
-GRID = torch.zeros(2, 3)
-ROWS = torch.zeros(2)
+ONE, GRID, ROWS = torch.ones(1, 1), torch.zeros(2, 3), torch.zeros(2)
 
 
 def of_policy(**options):
@@ -163,16 +154,13 @@ REFUSED = [
     (of_mode("mean"), 'mode is "mean": choose one of token-mean, seq-mean-token-mean'),
     (of_mode("token-mean", mask=ROWS), r"mask_BT has shape \(2,\): give \(2, 3\)"),
     (of_mode("token-mean", -1.0), "denominator is -1.0: give a number of at least 0"),
-    (of_mode("token-mean", math.nan), "denominator is nan"),
     (of_mode("constant"), "denominator is None .*: give trajectories × generation budget"),
     (of_mode("constant", 0), "denominator is 0 .*: give trajectories × generation budget"),
-    *((of_kl(reference=torch.zeros(s)), "ref_logprobs_BT has") for s in ((1, 2), (2, 1), (1,))),
-    *((of_kl(mask=torch.zeros(s)), "response_mask_BT has") for s in ((1, 2), (2, 1), (1,))),
+    (of_kl(reference=torch.zeros(2, 1)), "ref_logprobs_BT has"),
+    (of_kl(mask=torch.zeros(1)), "response_mask_BT has"),
     (of_policy(ratio="row"), 'ratio is "row": choose one of token, sequence'),
     (of_policy(aggregate="mean"), 'mode is "mean": choose one of token-mean'),
-    (of_policy(aggregate="constant"), "denominator is None"),
     (of_policy(clip_low=-0.1), "clip_low is -0.1: give a number from 0 to 1"),
-    (of_policy(clip_low=1.1), "clip_low is 1.1: give a number from 0 to 1"),
     (of_policy(clip_high=-0.1), "clip_high is -0.1: give a number of at least 0"),
     (of_policy(dual_clip=1.0), "dual_clip is 1.0: give a number above 1, or None"),
     (of_shapes((2,), (2,), (2,), (2,)), r"logprobs_BT has shape \(2,\): give \(trajectories, to"),
@@ -191,13 +179,9 @@ REFUSED = [
     (of_llds(mask=ROWS), r"response_mask_BT has shape \(2,\): give \(2, 3\)"),
     (of_llds(advantages=GRID), r"advantages_B has shape \(2, 3\): give \(2,\)"),
     (lambda: answer_weight_ramp(1, ramp="linear"), 'ramp is "linear": choose one of paper, code'),
-    (lambda: answer_weight_ramp(-1.0), "searches is -1.0: give a number of at least 0"),
     (lambda: answer_weight_ramp(math.nan), "searches is nan"),
     (lambda: answer_weight_ramp(1, budget=0.0), 'budget is 0.0 with ramp "paper": give .* above 0'),
-    (
-        lambda: answer_weight_ramp(1, ramp="code", budget=1.0),
-        'budget is 1.0 with ramp "code"',
-    ),
+    (lambda: answer_weight_ramp(1, ramp="code", budget=1.0), 'budget is 1.0 with ramp "code"'),
 ]
 
 

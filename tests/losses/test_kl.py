@@ -10,11 +10,6 @@ from hypothesis import strategies as st
 from llds_core.losses import clamped_reference, kl_k3
 
 
-def pair(logprob: float, ref: float) -> tuple[torch.Tensor, torch.Tensor]:
-    current = torch.tensor([[logprob]], dtype=torch.float64, requires_grad=True)
-    return current, torch.tensor([[ref]], dtype=torch.float64, requires_grad=True)
-
-
 @pytest.mark.parametrize(
     ("logprob", "ref", "value", "gradient"),
     [
@@ -25,8 +20,8 @@ def pair(logprob: float, ref: float) -> tuple[torch.Tensor, torch.Tensor]:
     ],
 )
 def test_value_and_gradient_match_hand_computation(logprob, ref, value, gradient):
-    current, reference = pair(logprob, ref)
-    values, _ = kl_k3(current, reference)
+    current = torch.tensor([[logprob]], dtype=torch.float64, requires_grad=True)
+    values, _ = kl_k3(current, torch.tensor([[ref]], dtype=torch.float64))
     values.sum().backward()
     assert values.item() == pytest.approx(value, abs=1e-6)
     assert current.grad.item() == pytest.approx(gradient, abs=1e-6)

@@ -5,26 +5,22 @@ ties and sums of exactly 0 occur, and no result depends on rounding.
 """
 
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import pad
 
 from llds_core.losses import llds_penalty
 
-GATES = ["action", "response", "token"]
-NORMALIZERS = ["preserved", "all"]
+GATES = st.sampled_from(["action", "response", "token"])
+NORMALIZERS = st.sampled_from(["preserved", "all"])
 DTYPES = [torch.float32, torch.bfloat16]
-SUMS = (
-    "response_tokens",
-    "preserved_tokens",
-    "gated_tokens",
-    "preserved_actions",
-    "gated_actions",
-    "penalty_sum",
-    "delta_sum",
-)
+SUMS = ["response_tokens", "preserved_tokens", "gated_tokens", "preserved_actions"]
+SUMS += ["gated_actions", "penalty_sum", "delta_sum"]
 
 
 @dataclass(frozen=True)
@@ -76,13 +72,8 @@ def slow_penalty(case: Case, gate, normalizer, preserve, threshold, weight) -> f
     """The definition, one token at a time."""
     total, preserved, everything = 0.0, 0, 0
     for i, advantage in enumerate(case.advantages.tolist()):
-        spans, span = [], []
-        for t, bit in enumerate([*case.mask[i].tolist(), 0]):
-            if bit:
-                span.append(t)
-            elif span:
-                spans.append(span)
-                span = []
+        runs = groupby(enumerate(case.mask[i].tolist()), key=itemgetter(1))
+        spans = [[t for t, _ in run] for bit, run in runs if bit]
         length = sum(map(len, spans))
         everything += length
         if advantage < 0 or (preserve == "positive" and advantage == 0):
@@ -103,8 +94,8 @@ def slow_penalty(case: Case, gate, normalizer, preserve, threshold, weight) -> f
 
 @given(
     cases(),
-    st.sampled_from(GATES),
-    st.sampled_from(NORMALIZERS),
+    GATES,
+    NORMALIZERS,
     st.sampled_from(["nonnegative", "positive"]),
     st.sampled_from([0.0, 0.25]),
     st.sampled_from([0.0, 0.5, 1.0]),
@@ -112,19 +103,15 @@ def slow_penalty(case: Case, gate, normalizer, preserve, threshold, weight) -> f
 def test_penalty_equals_a_plain_python_transcription(
     case, gate, normalizer, preserve, threshold, weight
 ):
-    options = {
-        "gate": gate,
-        "normalizer": normalizer,
-        "preserve": preserve,
-        "gate_threshold": threshold,
-    }
-    value, _, _ = evaluate(case, answer_mask_BT=case.answers, answer_weight=weight, **options)
+    options = {"gate": gate, "normalizer": normalizer, "preserve": preserve}
+    options |= {"gate_threshold": threshold, "answer_weight": weight}
+    value, _, _ = evaluate(case, answer_mask_BT=case.answers, **options)
     expected = slow_penalty(case, gate, normalizer, preserve, threshold, weight)
     assert value == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(cases(), st.sampled_from(GATES))
+@given(cases(), GATES)
 def test_unchanged_policy_has_zero_penalty_and_gradient(dtype, case, gate):
     case = replace(case, logprobs=case.old).to(dtype)
     value, gradient, metrics = evaluate(case, gate=gate)
@@ -134,57 +121,39 @@ def test_unchanged_policy_has_zero_penalty_and_gradient(dtype, case, gate):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(cases(), st.sampled_from(GATES), st.sampled_from(NORMALIZERS))
+@given(cases(), GATES, st.sampled_from([0.0, 1.0]))
 def test_only_losing_policy_tokens_of_preserved_trajectories_are_pushed_and_only_up(
-    dtype, case, gate, normalizer
+    dtype, case, gate, weight
 ):
-    value, gradient, metrics = evaluate(case.to(dtype), gate=gate, normalizer=normalizer)
+    options = {"answer_mask_BT": case.answers, "answer_weight": weight}
+    value, gradient, metrics = evaluate(case.to(dtype), gate=gate, **options)
     assert value >= 0.0 and (gradient <= 0).all()
     assert not gradient[~(case.preserved & (case.old > case.logprobs))].any()
     assert metrics["gated_tokens"].item() == (gradient != 0).sum().item()
 
 
-@given(cases(), st.sampled_from(GATES))
+@given(cases(), GATES)
 def test_gradient_does_not_depend_on_the_size_of_the_loss(case, gate):
     _, gradient, _ = evaluate(case, gate=gate)
-    _, doubled, _ = evaluate(
-        replace(case, logprobs=case.old - 2 * (case.old - case.logprobs)), gate=gate
-    )
+    twice = replace(case, logprobs=case.old - 2 * (case.old - case.logprobs))
+    _, doubled, _ = evaluate(twice, gate=gate)
     assert torch.equal(gradient, doubled)
     assert set(gradient.unique().tolist()) <= {0.0, gradient.min().item()}
 
 
-@given(cases(), st.sampled_from(GATES), st.floats(-8, 8))
-def test_trajectories_that_are_not_preserved_change_nothing(case, gate, shift):
-    expected = evaluate(case, gate=gate)
-    moved = torch.where((case.advantages < 0)[:, None], case.logprobs + shift, case.logprobs)
-    value, gradient, _ = evaluate(replace(case, logprobs=moved), gate=gate)
-    assert value == expected[0]
-    assert torch.equal(gradient, expected[1])
-
-
-@given(
-    cases(),
-    st.sampled_from(GATES),
-    st.sampled_from(NORMALIZERS),
-    st.integers(1, 5),
-    st.randoms(use_true_random=False),
-)
+@given(cases(), GATES, NORMALIZERS, st.integers(1, 5), st.randoms(use_true_random=False))
 def test_padding_and_row_order_do_not_matter(case, gate, normalizer, columns, random):
     order = random.sample(range(len(case.mask)), len(case.mask))
     value, gradient, metrics = evaluate(case, gate=gate, normalizer=normalizer)
     moved = case.rows(order)
-    wide = (
-        torch.nn.functional.pad(tensor, (0, columns)) if tensor.dim() == 2 else tensor
-        for tensor in vars(moved).values()
-    )
+    wide = (pad(t, (0, columns)) if t.dim() == 2 else t for t in vars(moved).values())
     found = evaluate(Case(*wide), gate=gate, normalizer=normalizer)
     assert found[0] == pytest.approx(value, abs=1e-6)
     assert torch.equal(found[1][:, :-columns], gradient[order])
     assert found[2] == metrics
 
 
-@given(cases(), st.sampled_from(GATES), st.sampled_from(NORMALIZERS), st.integers(1, 3))
+@given(cases(), GATES, NORMALIZERS, st.integers(1, 3))
 def test_micro_batches_add_up_to_the_mini_batch(case, gate, normalizer, size):
     value, gradient, metrics = evaluate(case, gate=gate, normalizer=normalizer)
     options = {"gate": gate, "normalizer": normalizer, "denominator": case.count(normalizer)}
@@ -194,37 +163,3 @@ def test_micro_batches_add_up_to_the_mini_batch(case, gate, normalizer, size):
     assert torch.equal(torch.cat([part[1] for part in parts]), gradient)
     for name in SUMS:
         assert sum(part[2][name].item() for part in parts) == metrics[name].item()
-
-
-@given(cases(), st.sampled_from(GATES))
-def test_normalizers_differ_by_the_preserved_share(case, gate):
-    assume(case.preserved.any())
-    preserved, _, metrics = evaluate(case, gate=gate)
-    everything, _, _ = evaluate(case, gate=gate, normalizer="all")
-    share = metrics["preserved_fraction"].item()
-    assert everything == pytest.approx(preserved * share, abs=1e-6)
-
-
-@given(cases())
-def test_token_gate_bounds_the_other_gates_from_above(case):
-    token = evaluate(case, gate="token")[0]
-    assert evaluate(case, gate="action")[0] <= token
-    assert evaluate(case, gate="response")[0] <= token
-
-
-@given(cases())
-def test_gates_agree_when_every_token_is_an_action_of_its_own(case):
-    assume(case.mask.shape[1] > 1)
-    alternating = replace(case, mask=torch.zeros_like(case.mask))
-    alternating.mask[:, ::2] = 1
-    assert evaluate(alternating, gate="action")[0] == evaluate(alternating, gate="token")[0]
-
-
-@given(cases(), st.sampled_from(GATES))
-def test_bfloat16_equals_float32_on_the_same_numbers(case, gate):
-    value, gradient, metrics = evaluate(case.to(torch.bfloat16), gate=gate)
-    expected = evaluate(case, gate=gate)
-    assert value == expected[0]
-    assert gradient.dtype == torch.bfloat16
-    assert torch.equal(gradient, expected[1].to(torch.bfloat16))
-    assert metrics == expected[2]

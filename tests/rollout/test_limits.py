@@ -4,27 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_rollouts import (
-    ANSWER,
-    SEARCH,
-    TAGGED,
-    action_tokens,
-    encode,
-    limits,
-    one,
-    run,
-)
+from scripted_rollouts import ANSWER, SEARCH, TAGGED, action_tokens, encode, limits, one, run
 
 from llds_core.config import RewardConfig
 from llds_core.errors import ConfigError
 from llds_core.losses import action_ids
 from llds_core.retrieval import Hit
 from llds_core.rollout.masks import validate_response_masks
-from llds_core.rollout.protocol import (
-    FEEDBACK,
-    TAGS,
-    search_observation,
-)
+from llds_core.rollout.protocol import FEEDBACK, TAGS, search_observation
 from llds_core.rollout.rewards import score
 from llds_core.runs.policies import END, PAD
 
@@ -45,36 +32,7 @@ def test_specification_hand_case() -> None:
     assert (trajectory.answer, trajectory.stop_reason) == ("b", "answer")
 
 
-def test_last_turn_does_not_search() -> None:
-    """Its search counts as a search action, is not executed and gets no observation."""
-    trajectories, _, engine = run([[SEARCH, SEARCH, SEARCH]])
-    (trajectory,) = trajectories
-    assert [action.kind for action in trajectory.actions] == ["search"] * 3
-    assert [action.executed for action in trajectory.actions] == [True, True, False]
-    assert len(engine.queries) == 2
-    assert trajectory.response_mask[-1] == 1 and trajectory.stop_reason == "turns"
-
-
-def test_last_turn_may_answer() -> None:
-    trajectory = one([SEARCH, SEARCH, ANSWER])
-    assert (trajectory.answer, trajectory.stop_reason) == ("Paris", "answer")
-
-
-def test_batch_of_invalid_actions_never_reaches_the_engine() -> None:
-    trajectories, _, engine = run([["so", "it", "was"]] * 5)
-    assert engine.queries == []
-    assert all(t.stop_reason == "turns" and t.searches == 0 for t in trajectories)
-    assert all(len(t.actions) == 3 for t in trajectories)
-
-
-def test_answer_before_a_search_ends_the_trajectory() -> None:
-    """The closing tag of the answer comes first: the search after it is never sampled."""
-    trajectories, sampler, engine = run([[ANSWER + SEARCH, "so"]])
-    assert trajectories[0].actions[0].text == ANSWER
-    assert engine.queries == [] and len(sampler.calls) == 1
-
-
-@pytest.mark.parametrize("query", ["", " ", "\n\n"])
+@pytest.mark.parametrize("query", ["", "\n\n"])
 def test_empty_query_is_invalid(query: str) -> None:
     trajectories, sampler, engine = run([[f"<search>{query}</search>", ANSWER]])
     (trajectory,) = trajectories
@@ -90,15 +48,6 @@ def test_empty_answer_ends_the_trajectory_and_is_wrong(kind: str) -> None:
     assert trajectory.reward == 0.0 and not trajectory.correct
 
 
-def test_end_of_text_inside_an_action_makes_it_invalid_and_is_trained_on() -> None:
-    """The end-of-text token was sampled, hence is a policy token; feedback follows."""
-    eos = TAGGED.eos_token_id
-    trajectory = one([[*encode("<search>where"), eos, *encode("</search>")], ANSWER])
-    assert action_tokens(trajectory)[0] == [*encode("<search>where"), eos]
-    assert trajectory.actions[0].kind == "invalid"
-    assert trajectory.answer == "Paris"
-
-
 def test_end_of_text_written_in_a_passage_ends_nothing() -> None:
     trajectory = one([SEARCH, ANSWER], hits=[Hit("p", "T", f"so {END} it {PAD} was", 1.0)])
     assert trajectory.answer == "Paris" and len(trajectory.actions) == 2
@@ -112,12 +61,10 @@ def test_action_without_hits_still_gets_an_information_block() -> None:
 
 
 def test_long_passage_is_cut_to_the_observation_limit() -> None:
-    trajectories, sampler, _ = run(
-        [[SEARCH, ANSWER]],
-        limits(max_observation_tokens=7),
-        hits=[Hit("p", "T", "where is it " * 50, 1.0)],
-    )
-    whole = encode(search_observation([Hit("p", "T", "where is it " * 50, 1.0)]))
+    hits = [Hit("p", "T", "where is it " * 50, 1.0)]
+    config = limits(max_observation_tokens=7)
+    trajectories, sampler, _ = run([[SEARCH, ANSWER]], config, hits=hits)
+    whole = encode(search_observation(hits))
     assert sampler.appended == [(0, whole[:7])]
     assert trajectories[0].answer == "Paris"
 
@@ -202,10 +149,12 @@ def test_every_limit_and_every_kind_of_token_under_any_script(
         assert max(map(len, action_tokens(t))) <= action
         assert [a.text for a in t.actions] == [TAGGED.decode(ids) for ids in action_tokens(t)]
         validate_response_masks([t.completion_ids], [t.response_mask])
-        assert len(t.sampler_logprobs) == len(t.completion_ids)
-        assert [
-            value for value, m in zip(t.sampler_logprobs, t.response_mask, strict=True) if m
-        ] == [value for generation in sampled for value in generation.logprobs]
+        observed = [i for i, m in zip(t.completion_ids, t.response_mask, strict=True) if not m]
+        assert [i for to, ids in sampler.appended if to == row for i in ids] == observed
+        kept = [p for p, m in zip(t.sampler_logprobs, t.response_mask, strict=True) if m]
+        assert kept == [value for generation in sampled for value in generation.logprobs]
+        assert all(a.executed == (a.kind == "search") for a in t.actions[:searches])
+        assert not any(a.executed for a in t.actions[searches:])
         assert t.action_ids == action_ids(torch.tensor([t.response_mask]))[0].tolist()
         assert max(t.action_ids) == len(t.actions)
         ends = [a.end for a in t.actions]

@@ -21,11 +21,7 @@ from scripted_rollouts import (
 
 from llds_core.config import RewardConfig
 from llds_core.retrieval import Hit
-from llds_core.rollout.protocol import (
-    FEEDBACK,
-    block_sequence,
-    search_observation,
-)
+from llds_core.rollout.protocol import FEEDBACK, block_sequence, search_observation
 from llds_core.rollout.rewards import score
 from llds_core.worlds.records import Passage, Question
 
@@ -36,10 +32,8 @@ from llds_core.worlds.records import Passage, Question
 def test_policy_tokens_are_the_sampled_ids_cut_at_the_completing_token(tokenizer) -> None:
     """1: text after a stop tag is never taken; 2: every kept id is the id that was sampled."""
     trajectory = one([SEARCH + "it was", "so" + ANSWER + "then"], tokenizer=tokenizer)
-    assert action_tokens(trajectory) == [
-        encode(SEARCH, tokenizer),
-        encode("so" + ANSWER, tokenizer),
-    ]
+    wanted = [SEARCH, "so" + ANSWER]
+    assert action_tokens(trajectory) == [encode(text, tokenizer) for text in wanted]
 
 
 @BOTH
@@ -72,28 +66,8 @@ def test_token_that_runs_past_the_tag_is_kept_whole() -> None:
 
 def test_white_space_before_punctuation_survives_decoding() -> None:
     """Decoding must not tidy text up: the query is what was written."""
-    assert one(["<search>it 's , so . is n't</search>", ANSWER]).actions[0].content == (
-        "it 's , so . is n't"
-    )
-
-
-@BOTH
-def test_sampler_log_probs_are_kept_in_place_and_zero_on_observations(tokenizer) -> None:
-    trajectory = one([SEARCH, "so", ANSWER], tokenizer=tokenizer)
-    wanted = [
-        -0.01 * (1 + token) * kept
-        for token, kept in zip(trajectory.completion_ids, trajectory.response_mask, strict=True)
-    ]
-    assert trajectory.sampler_logprobs == pytest.approx(wanted)
-
-
-def test_session_is_given_the_same_observation_tokens_as_the_trajectory() -> None:
-    trajectories, sampler, _ = run([[SEARCH, "so", ANSWER]])
-    (trajectory,) = trajectories
-    observed = [
-        t for t, m in zip(trajectory.completion_ids, trajectory.response_mask, strict=True) if not m
-    ]
-    assert [token for _, ids in sampler.appended for token in ids] == observed
+    query = "it 's , so . is n't"
+    assert one([f"<search>{query}</search>", ANSWER]).actions[0].content == query
 
 
 # (b) Only policy tokens act and score
@@ -118,75 +92,51 @@ def test_tags_in_data_neither_act_nor_score(tokenizer, place: str) -> None:
     assert trajectory.reward == 0.0 and not trajectory.correct
 
 
-@pytest.mark.parametrize("kind", ["em", "f1"])
-def test_wrong_answer_earns_nothing_beside_a_passage_with_the_right_one(kind: str) -> None:
-    hit = Hit("p", EVIL, EVIL, 1.0)
-    trajectory = one([SEARCH, "<answer>Rome</answer>"], hits=[hit])
-    score(trajectory, RewardConfig(kind=kind))
-    assert trajectory.reward == 0.0
-
-
 def test_tag_opened_in_one_action_is_not_closed_by_the_next() -> None:
     """`<answer>` cut by the budget and `</answer>` two turns later are two invalid actions."""
     trajectory = one(["<answer>Paris", "Paris</answer>", SEARCH])
     assert [action.kind for action in trajectory.actions] == ["invalid", "invalid", "search"]
 
 
-FORMAT = RewardConfig(kind="format", structure=0.2, final=0.1, retrieval=0.05)
+SO, IT = "<think>so</think>", "<think>it</think>"
+ROME = "<answer>Rome</answer>"
 
 
 @pytest.mark.parametrize(
-    ("script", "reward"),
+    ("script", "golden", "reward"),
     [
-        (["<think>so</think>" + SEARCH, "<think>it</think>" + ANSWER], 1.0),
-        (["<think>so</think>" + ANSWER], 1.0),
-        ([SEARCH, "<think>it</think>" + ANSWER], 0.8),
-        (["<think>so</think>" + SEARCH, "<think>it</think><answer>Rome</answer>"], 0.25),
-        (["<think>so</think>" + SEARCH, "<answer>Rome</answer>"], 0.1),
-        (["<think>so</think>" + SEARCH, "so", "then"], 0.0),
+        ([SO + SEARCH, IT + ANSWER], "Paris", 1.0),
+        ([SO + ANSWER], "Paris", 1.0),
+        ([SEARCH, IT + ANSWER], "Paris", 0.8),
+        # A policy that writes its own passages has searched nothing.
+        ([SO + "<information>Paris</information>" + IT + ANSWER], "Paris", 0.8),
+        ([SO + SEARCH, IT + ROME], "Paris", 0.25),
+        # Normalised, "The" is nothing, which no passage holds.
+        ([SO + SEARCH, IT + ROME], "The", 0.2),
+        ([SO + SEARCH, ROME], "Paris", 0.1),
+        ([SO + SEARCH, "so", "then"], "Paris", 0.0),
     ],
 )
-def test_format_reward_is_judged_on_actions(script: Script, reward: float) -> None:
+def test_format_reward_is_judged_on_actions(script: Script, golden: str, reward: float) -> None:
     """Form is thought, any number of (search, passages, thought), answer; tags in data are none."""
-    trajectory = one(script, hits=[Hit("p", "T", EVIL, 1.0)])
-    score(trajectory, FORMAT)
+    question = Question("q", "where", (golden,))
+    trajectory = one(script, hits=[Hit("p", "T", EVIL, 1.0)], questions=[question])
+    score(trajectory, RewardConfig(kind="format", structure=0.2, final=0.1, retrieval=0.05))
     assert trajectory.reward == pytest.approx(reward)
-
-
-def test_forged_information_block_makes_the_form_invalid() -> None:
-    """A policy that writes its own passages has searched nothing."""
-    forged = "<think>so</think><information>Paris</information><think>it</think>" + ANSWER
-    trajectory = one([forged])
-    score(trajectory, FORMAT)
-    assert trajectory.reward == pytest.approx(0.8) and trajectory.searches == 0
 
 
 @pytest.mark.parametrize(
     ("script", "blocks"),
     [
         # The policy was shown an empty block: its form is as valid as with passages.
-        (
-            ["<think>so</think>" + SEARCH, "<think>it</think>" + ANSWER],
-            ["think", "search", "information", "think", "answer"],
-        ),
+        ([SO + SEARCH, IT + ANSWER], ["think", "search", "information", "think", "answer"]),
         # The last search is not executed and shows nothing.
         ([SEARCH, SEARCH, SEARCH], ["search", "information", "search", "information", "search"]),
         (["so <think>it</think> \n was" + ANSWER], ["text", "think", "text", "answer"]),
     ],
 )
-def test_blocks_are_those_of_the_actions_and_of_what_was_shown(
-    script: Script, blocks: list[str]
-) -> None:
+def test_blocks_are_those_of_the_actions_and_of_what_was_shown(script: Script, blocks) -> None:
     assert block_sequence(one(script, hits=())) == blocks
-
-
-def test_golden_answer_without_content_is_not_retrieved_by_every_passage() -> None:
-    """As in `sub_exact_match`: normalised, "The" is nothing, which no passage with text holds."""
-    question = Question("q", "who", ("The",))
-    script = ["<think>so</think>" + SEARCH, "<think>it</think><answer>Rome</answer>"]
-    trajectory = one(script, questions=[question])
-    score(trajectory, FORMAT)
-    assert trajectory.reward == pytest.approx(0.2)
 
 
 # (c) Kinds of tokens, actions, hits
@@ -194,18 +144,25 @@ def test_golden_answer_without_content_is_not_retrieved_by_every_passage() -> No
 
 @BOTH
 def test_actions_and_observations_alternate(tokenizer) -> None:
-    """1: action, observation, action, ...; 2: numbers of actions count maximal policy runs."""
+    """1: action, observation, action, ...; 2: numbers of actions count maximal policy runs;
+    3: log-probabilities stay with their tokens and are 0 on observations.
+    """
     trajectory = one([SEARCH, "so", ANSWER], tokenizer=tokenizer)
     texts = [SEARCH, search_observation([HIT]), "so", FEEDBACK, ANSWER]
     parts = [encode(text, tokenizer) for text in texts]
     assert trajectory.completion_ids == [token for ids in parts for token in ids]
     numbers = zip((1, 0, 2, 0, 3), parts, strict=True)
     assert trajectory.action_ids == [number for number, ids in numbers for _ in ids]
+    kinds = zip(trajectory.completion_ids, trajectory.response_mask, strict=True)
+    wanted = [-0.01 * (1 + token) * kept for token, kept in kinds]
+    assert trajectory.sampler_logprobs == pytest.approx(wanted)
+
+
+OTHERS = [Passage(f"x{i}", f"Other {i}", "else") for i in range(9)]
 
 
 def test_hits_and_failure_are_recorded_with_their_action() -> None:
-    others = [Passage(f"x{i}", f"Other {i}", "else") for i in range(9)]
-    trajectory = one([SEARCH, ANSWER], failure_rate=1.0, passages=others)
+    trajectory = one([SEARCH, ANSWER], failure_rate=1.0, passages=OTHERS)
     first, second = trajectory.actions
     assert first.retrieval_failed and [hit.title[:5] for hit in first.hits] == ["Other"]
     assert not second.retrieval_failed and second.hits == ()
@@ -213,33 +170,18 @@ def test_hits_and_failure_are_recorded_with_their_action() -> None:
 
 @pytest.mark.parametrize("rate", [0.3, 0.7])
 def test_failures_do_not_depend_on_the_batch(rate: float) -> None:
-    """A search fails by its question, sample and turn, whoever else is in the batch."""
-    others = [Passage(f"x{i}", f"Other {i}", "else") for i in range(9)]
+    """A search fails by its question, sample, turn and step, whoever else is in the batch."""
     questions = [Question(f"q{i}", "where", ("Paris",)) for i in range(12)]
-    script = [SEARCH, SEARCH, ANSWER]
 
-    def failures(asked: list[Question]) -> dict[str, list[tuple[bool, tuple[Hit, ...]]]]:
-        made, _, _ = run(
-            [script] * len(asked), failure_rate=rate, passages=others, questions=asked, step=3
-        )
+    def failures(asked: list[Question], step: int = 3) -> dict[str, list]:
+        options = {"failure_rate": rate, "passages": OTHERS, "questions": asked, "step": step}
+        made, _, _ = run([[SEARCH, SEARCH, ANSWER]] * len(asked), **options)
         return {t.question.id: [(a.retrieval_failed, a.hits) for a in t.actions] for t in made}
 
     together = failures(questions)
     alone = {question.id: failures([question])[question.id] for question in questions}
-    assert together == alone == failures(questions[::-1])
+    assert together == alone == failures(questions[::-1]) != failures(questions, step=4)
     assert {failed for actions in together.values() for failed, _ in actions[:2]} == {True, False}
-
-
-def test_failures_change_with_the_step() -> None:
-    others = [Passage(f"x{i}", f"Other {i}", "else") for i in range(9)]
-    made = [
-        [
-            t.actions[0].retrieval_failed
-            for t in run([[SEARCH, ANSWER]] * 20, failure_rate=0.5, passages=others, step=step)[0]
-        ]
-        for step in (0, 1)
-    ]
-    assert made[0] != made[1]
 
 
 @BOTH

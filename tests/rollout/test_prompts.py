@@ -11,12 +11,8 @@ TEMPLATES = pytest.mark.parametrize("template", ["short", "search-r1"])
 
 @TEMPLATES
 def test_prompt_ends_with_the_question_and_a_newline(template: str) -> None:
-    assert prompt_text("  where is it ", template).endswith("Question: where is it?\n")
-
-
-@TEMPLATES
-def test_question_mark_is_not_doubled(template: str) -> None:
-    assert prompt_text("where is it?", template) == prompt_text("where is it", template)
+    for question in ("  where is it ", "where is it?"):
+        assert prompt_text(question, template).endswith("Question: where is it?\n")
 
 
 @TEMPLATES
@@ -30,14 +26,9 @@ def test_instructions_name_every_tag_of_the_protocol() -> None:
     assert all(tag in text for tag in TAGS)
 
 
-def test_prompt_without_a_chat_template_is_the_text_and_nothing_else() -> None:
-    tokenizer = build_tokenizer(["where is it"], 300, TAGS)
-    ids = encode_prompt("where", "short", tokenizer)
-    assert tokenizer.decode(ids) == "Question: where?\n"
-
-
 def test_chat_template_wraps_the_prompt_and_opens_the_answer() -> None:
     tokenizer = build_tokenizer(["where is it"], 300, TAGS)
+    assert tokenizer.decode(encode_prompt("where", "short", tokenizer)) == "Question: where?\n"
     tokenizer.chat_template = (
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"

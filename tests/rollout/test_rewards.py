@@ -16,7 +16,7 @@ from llds_core.rollout.rewards import (
     valid_block_sequence,
 )
 
-ONE_SEARCH = ["think", "search", "information", "think", "answer"]
+ONE_SEARCH = ("think", "search", "information", "think", "answer")
 
 
 @pytest.mark.parametrize(
@@ -117,16 +117,8 @@ def test_format_reward_follows_its_table(prediction, valid, retrieved, expected)
         assert reward(prediction, valid=valid, retrieved=True) == 0.2  # earns nothing by default
 
 
-def test_valid_blocks_are_any_number_of_rounds_without_stray_text():
-    for searches in (0, 1, 2, 5):
-        rounds = ["search", "information", "think"] * searches
-        assert valid_block_sequence(["think", *rounds, "answer"])
-    for position in range(len(ONE_SEARCH) + 1):
-        stray = [*ONE_SEARCH[:position], "text", *ONE_SEARCH[position:]]
-        assert not valid_block_sequence(stray)
-
-
 def test_short_sequences_are_valid_only_as_the_automaton_allows():
     names = ["think", "search", "information", "answer", "text"]
     short = itertools.chain.from_iterable(itertools.product(names, repeat=n) for n in range(6))
-    assert [s for s in short if valid_block_sequence(s)] == [("think", "answer"), tuple(ONE_SEARCH)]
+    assert [s for s in short if valid_block_sequence(s)] == [("think", "answer"), ONE_SEARCH]
+    assert valid_block_sequence(["think", *["search", "information", "think"] * 5, "answer"])

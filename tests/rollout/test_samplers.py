@@ -6,27 +6,18 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from scripted_rollouts import BOTH, SPELLED, StubRetriever, encode
+from scripted_rollouts import TAGGED as TOKENIZER
 
 from llds_core.config import PolicyConfig, RolloutConfig
 from llds_core.retrieval import FailingRetriever, Hit
 from llds_core.rollout.loop import RolloutLoop
-from llds_core.rollout.protocol import TAGS
 from llds_core.rollout.samplers import Generation, StopAtTag, TransformersSampler
-from llds_core.runs.policies import build_policy, build_tokenizer
+from llds_core.runs.policies import build_policy
 from llds_core.worlds.records import Question
 
-TEXTS = ["<search>where is it</search>. then</answer>. so it is where it was"] * 20
-TOKENIZER = build_tokenizer(TEXTS, 400, TAGS)
-SPELLED = build_tokenizer(TEXTS, 400, ())
-CONFIG = PolicyConfig(
-    vocab_size=400,
-    hidden_size=32,
-    intermediate_size=64,
-    layers=2,
-    heads=4,
-    key_value_heads=2,
-    initializer_range=0.3,
-)
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 4}
+CONFIG = PolicyConfig(vocab_size=400, key_value_heads=2, initializer_range=0.3, **SIZES)
 # In float64, where no token hangs on the order in which a sum is taken.
 MODEL = build_policy(CONFIG, TOKENIZER, 0).eval().double()
 VOCAB = len(TOKENIZER)
@@ -39,17 +30,13 @@ def every_third(token_ids: Sequence[int]) -> bool:
     return token_ids[-1] % 3 == 0 and len(token_ids) > 1
 
 
-def sampler(
-    *, seed: int = 0, stop: Callable | None = every_third, **options: float
-) -> TransformersSampler:
+def sampler(seed: int = 0, stop: Callable | None = every_third, **options) -> TransformersSampler:
     generator = torch.Generator().manual_seed(seed)
     return TransformersSampler(MODEL, TOKENIZER, generator, stop=stop, **options)
 
 
 @torch.no_grad()
-def forced(
-    context: Sequence[int], token_ids: Sequence[int], temperature: float = 1.0
-) -> list[float]:
+def forced(context: Sequence[int], token_ids: Sequence[int], temperature=1.0) -> list[float]:
     """Log-probabilities of `token_ids` after `context`, in one pass without cache or padding."""
     ids = torch.tensor([[*context, *token_ids]])
     logprobs = (MODEL(input_ids=ids, use_cache=False).logits[0] / temperature).log_softmax(-1)
@@ -70,54 +57,42 @@ def greedy(context: Sequence[int], budget: int, stop: Callable = every_third) ->
 
 
 # Rows that take part in each turn, and the observation each gets after it: lengths 1 to 29.
-TURNS = [[0, 1, 2, 3, 4], [0, 2, 3, 4], [2, 4], [4]]
-OBSERVATIONS = {
-    (turn, row): [
-        (11 * turn + 5 * row + i) % (VOCAB - 2) + 2 for i in range(1 + (7 * row + turn) % 29)
-    ]
-    for turn in range(4)
-    for row in range(5)
-}
+TURNS = [[0, 1, 2, 3, 4], [3, 0, 2, 4], [2, 4], [4]]
 
 
-def play(
-    made: TransformersSampler, budget: Callable[[int, int], int]
-) -> list[tuple[list[int], Generation]]:
-    """Every generation of `TURNS` with the context it continued."""
+def observation(turn: int, row: int) -> list[int]:
+    length = 1 + (7 * row + turn) % 29
+    return [(11 * turn + 5 * row + i) % (VOCAB - 2) + 2 for i in range(length)]
+
+
+def play(made: TransformersSampler) -> list[tuple[list[int], int, Generation]]:
+    """Every generation of `TURNS` with the context it continued and its budget."""
     session = made.session(PROMPTS)
     contexts = [list(prompt) for prompt in PROMPTS]
     log = []
     for turn, rows in enumerate(TURNS):
-        results = session.generate(rows, [budget(turn, row) for row in rows])
-        for row, result in zip(rows, results, strict=True):
-            log.append((list(contexts[row]), result))
+        if turn:
+            for row in rows:
+                session.append(row, observation(turn - 1, row))
+                contexts[row] += observation(turn - 1, row)
+        budgets = [3 + (5 * turn + 2 * row) % 9 for row in rows]
+        results = session.generate(rows, budgets)
+        for row, budget, result in zip(rows, budgets, results, strict=True):
+            log.append((list(contexts[row]), budget, result))
             contexts[row] += result.token_ids
-        for row in TURNS[turn + 1] if turn + 1 < len(TURNS) else []:
-            session.append(row, OBSERVATIONS[turn, row])
-            contexts[row] += OBSERVATIONS[turn, row]
     return log
 
 
-def budget(turn: int, row: int) -> int:
-    return 3 + (5 * turn + 2 * row) % 9
-
-
 def test_greedy_tokens_equal_the_naive_reference() -> None:
-    """Turns, holes in the cache, rows that leave, observations of all lengths: the same tokens."""
-    position = 0
-    log = play(sampler(temperature=0), budget)
-    for turn, rows in enumerate(TURNS):
-        for row in rows:
-            context, result = log[position]
-            assert result.token_ids == greedy(context, budget(turn, row))
-            position += 1
-    assert position == len(log)
+    """Turns, holes in the cache, rows that leave or change places, observations of all lengths."""
+    for context, budget, result in play(sampler(temperature=0)):
+        assert result.token_ids == greedy(context, budget)
 
 
 @pytest.mark.parametrize(("temperature", "scale"), [(0, 1.0), (1.0, 1.0), (0.6, 0.6), (1.7, 1.7)])
 def test_log_probs_equal_a_teacher_forced_pass(temperature: float, scale: float) -> None:
     """Under the distribution sampled from, at every temperature; greedy under the model's own."""
-    for context, result in play(sampler(temperature=temperature), budget):
+    for context, _, result in play(sampler(temperature=temperature)):
         wanted = forced(context, result.token_ids, scale)
         assert result.logprobs == pytest.approx(wanted, abs=TOLERANCE)
 
@@ -125,11 +100,8 @@ def test_log_probs_equal_a_teacher_forced_pass(temperature: float, scale: float)
 def test_log_probs_of_a_whole_rollout_equal_a_teacher_forced_pass() -> None:
     """Through the loop, with whatever actions an untrained policy happens to write."""
 
-    class Engine:
-        def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-            return [[Hit("p", "it", "where it was " * (1 + len(q) % 4), 1.0)] for q in queries]
-
-    retriever = FailingRetriever(Engine(), failure_rate=0.0, passages=(), seed=0)
+    engine = StubRetriever([Hit("p", "it", "where it was where it was", 1.0)])
+    retriever = FailingRetriever(engine, failure_rate=0.0, passages=(), seed=0)
     config = RolloutConfig(max_searches=3, max_action_tokens=9, max_total_tokens=300)
     loop = RolloutLoop(TOKENIZER, retriever, config, top_k=1)
     tasks = [
@@ -157,47 +129,28 @@ def test_shared_prompts_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert widths == [3, 5]
 
 
-def test_rows_of_a_group_differ_when_sampled() -> None:
-    """Shared computation is not shared sampling."""
-    results = sampler(stop=lambda ids: False).session([[7, 8, 9]] * 8).generate(range(8), [10] * 8)
-    assert len({tuple(result.token_ids) for result in results}) == 8
-
-
-def test_rows_may_be_generated_for_in_any_order() -> None:
-    session = sampler(temperature=0).session(PROMPTS)
-    results = session.generate([3, 2, 0], [6, 6, 6])
-    assert [r.token_ids for r in results] == [greedy(PROMPTS[row], 6) for row in (3, 2, 0)]
-
-
 def test_tokens_depend_on_the_generator_alone() -> None:
     before = torch.random.get_rng_state()
-    first = play(sampler(seed=4), budget)
-    assert play(sampler(seed=4), budget) == first != play(sampler(seed=5), budget)
+    first = play(sampler(seed=4))
+    assert play(sampler(seed=4)) == first != play(sampler(seed=5))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_mode_of_the_model_is_restored_even_after_an_error(training: bool) -> None:
-    def broken(token_ids: Sequence[int]) -> bool:
-        raise KeyError("stop")
-
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_sampling_is_in_evaluation_mode_and_gives_the_mode_back(training: bool, error) -> None:
     model = build_policy(CONFIG, TOKENIZER, 1).train(training)
-    for stop, expected in ((every_third, nullcontext()), (broken, pytest.raises(KeyError))):
-        made = TransformersSampler(model, TOKENIZER, torch.Generator(), stop=stop)
-        with expected:
-            made.session([[7]]).generate([0], [3])
-        assert all(module.training is training for module in model.modules())
 
+    def stop(token_ids: Sequence[int]) -> bool:
+        assert not any(module.training for module in model.modules())
+        if error:
+            raise error
+        return False
 
-def test_dropout_is_off_while_sampling() -> None:
-    model = build_policy(CONFIG, TOKENIZER, 0).double().train()
-    for layer in model.base_model.layers:
-        layer.self_attn.attention_dropout = 0.9
-    made = TransformersSampler(
-        model, TOKENIZER, torch.Generator(), temperature=0, stop=lambda ids: False
-    )
-    (result,) = made.session([PROMPTS[2]]).generate([0], [8])
-    assert result.token_ids == greedy(PROMPTS[2], 8, lambda ids: False)
+    made = TransformersSampler(model, TOKENIZER, torch.Generator(), stop=stop)
+    with pytest.raises(error) if error else nullcontext():
+        made.session([[7]]).generate([0], [3])
+    assert all(module.training is training for module in model.modules())
 
 
 # Picking one token
@@ -207,13 +160,9 @@ PROBABILITIES = torch.tensor([0.4, 0.3, 0.2, 0.1])
 
 @pytest.mark.parametrize(("top_p", "nucleus"), [(0.3, {0}), (0.5, {0, 1}), (0.85, {0, 1, 2})])
 def test_top_p_samples_all_of_the_nucleus_and_nothing_else(top_p: float, nucleus: set[int]) -> None:
-    """The smallest set of most likely tokens whose mass reaches `top_p`."""
-    tokens, _ = sampler(top_p=top_p).pick(PROBABILITIES.log().repeat(4000, 1))
+    """The smallest set of most likely tokens whose mass reaches `top_p`, not renormalised."""
+    tokens, logprobs = sampler(top_p=top_p).pick(PROBABILITIES.log().repeat(4000, 1))
     assert set(tokens.tolist()) == nucleus
-
-
-def test_top_p_log_probs_are_not_renormalised() -> None:
-    tokens, logprobs = sampler(top_p=0.5).pick(PROBABILITIES.log().repeat(50, 1))
     assert torch.allclose(logprobs, PROBABILITIES[tokens].log())
 
 
@@ -238,59 +187,37 @@ def first_stop(stop: StopAtTag, ids: Sequence[int]) -> int:
     return next((n for n in range(1, len(ids) + 1) if stop(ids[:n])), 0)
 
 
-def ids_of(tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False)
+@BOTH
+@pytest.mark.parametrize("tag", ["</search>", "</answer>"])
+def test_stop_fires_at_the_token_that_completes_a_tag(tokenizer, tag: str) -> None:
+    """Of one token, of several, or spelled in letters."""
+    ids = encode(f"where is{tag}", tokenizer)
+    assert first_stop(StopAtTag(tokenizer), 2 * ids) == len(ids)
+    letters = [tokenizer.convert_tokens_to_ids(letter) for letter in f"is{tag}"]
+    assert first_stop(StopAtTag(tokenizer), letters) == len(letters)
 
 
-LETTERS = [TOKENIZER.convert_tokens_to_ids(letter) for letter in "<answer>is</answer>"]
-PAST = ids_of(SPELLED, "is</search>. then")
+def test_stop_fires_at_a_token_that_runs_past_the_tag() -> None:
+    ids = encode("is</search>. then", SPELLED)
+    last = SPELLED.convert_tokens_to_ids(">.")
+    assert first_stop(StopAtTag(SPELLED), ids) == ids.index(last) + 1
 
 
-@pytest.mark.parametrize(
-    ("tokenizer", "ids", "length"),
-    [
-        *(
-            (
-                tokenizer,
-                2 * ids_of(tokenizer, f"where is{tag}"),
-                len(ids_of(tokenizer, f"where is{tag}")),
-            )
-            for tokenizer in (TOKENIZER, SPELLED)
-            for tag in ("</search>", "</answer>")
-        ),
-        (TOKENIZER, LETTERS, len(LETTERS)),
-        (SPELLED, PAST, PAST.index(SPELLED.convert_tokens_to_ids(">.")) + 1),
-    ],
-)
-def test_stop_fires_at_the_token_that_completes_a_tag(tokenizer, ids, length: int) -> None:
-    """Of one token, of several, spelled in letters, or running past the tag."""
-    assert first_stop(StopAtTag(tokenizer), ids) == length
-    assert len(ids_of(SPELLED, "</search>")) > 1
-
-
-@pytest.mark.parametrize(
-    "text", ["<search>", "<answer>", "</think>", "a > b", "</search", "/search>"]
-)
-@pytest.mark.parametrize("tokenizer", [TOKENIZER, SPELLED], ids=["tag-tokens", "spelled-tags"])
+@BOTH
+@pytest.mark.parametrize("text", ["<search>", "</think>", "a > b", "</search", "/search>"])
 def test_stop_does_not_fire_on_other_text(tokenizer, text: str) -> None:
-    ids = tokenizer.encode(f"where {text} is", add_special_tokens=False)
-    assert first_stop(StopAtTag(tokenizer), ids) == 0
+    assert first_stop(StopAtTag(tokenizer), encode(f"where {text} is", tokenizer)) == 0
 
 
-def test_end_of_text_ends_a_generation() -> None:
-    """Its reason is `eos`, and the token is part of what was sampled."""
+@pytest.mark.parametrize(("ends", "reason"), [(range(VOCAB), "eos"), ((), "length")])
+def test_end_of_text_or_budget_ends_a_generation(ends: Sequence[int], reason: str) -> None:
+    """The end-of-text token is part of what was sampled."""
     made = sampler(stop=lambda ids: False)
-    made.eos_ids = set(range(VOCAB))
-    (result,) = made.session([[7]]).generate([0], [5])
-    assert result.stop == "eos" and len(result.token_ids) == 1
-
-
-def test_budget_ends_a_generation() -> None:
-    made = sampler(stop=lambda ids: False)
-    made.eos_ids = set()
+    made.eos_ids = set(ends)
     results = made.session(PROMPTS).generate(range(5), [1, 2, 3, 4, 5])
-    assert [len(result.token_ids) for result in results] == [1, 2, 3, 4, 5]
-    assert {result.stop for result in results} == {"length"}
+    lengths = [1] * 5 if reason == "eos" else [1, 2, 3, 4, 5]
+    assert [len(result.token_ids) for result in results] == lengths
+    assert {result.stop for result in results} == {reason}
 
 
 def streamed(rows: Sequence[int]) -> list[list[list[int]]]:
@@ -303,7 +230,7 @@ def streamed(rows: Sequence[int]) -> list[list[list[int]]]:
         generations = session.generate(range(len(rows)), [6 + row for row in rows])
         turns.append([generation.token_ids for generation in generations])
         for index, row in enumerate(rows):
-            session.append(index, OBSERVATIONS[turn, row])
+            session.append(index, observation(turn, row))
     return [list(of_row) for of_row in zip(*turns, strict=True)]
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from scripted_rollouts import BOTH, SPELLED, encode
+from scripted_rollouts import TAGGED as TOKENIZER
 
 from llds_core.errors import SamplerError
-from llds_core.rollout.protocol import STOP_TAGS, TAGS
+from llds_core.rollout.protocol import STOP_TAGS
 from llds_core.rollout.samplers import Generation, StopAtTag
 from llds_core.rollout.vllm_sampler import (
     ColocatedEngine,
@@ -22,11 +24,7 @@ from llds_core.rollout.vllm_sampler import (
     ServerEngine,
     VLLMSampler,
 )
-from llds_core.runs.policies import build_tokenizer
 
-TEXTS = ["<search>where is it</search>. then</answer>. so it is where it was"] * 20
-TOKENIZER = build_tokenizer(TEXTS, 400, TAGS)
-SPELLED = build_tokenizer(TEXTS, 300, ())
 EOS = TOKENIZER.eos_token_id
 PROMPTS = [[7, 8, 9], [20, 21], [30]]
 
@@ -57,49 +55,36 @@ def one(ids: Sequence[int], budget: int, tokenizer: Any = TOKENIZER) -> Generati
     return session.generate([0], [budget])[0]
 
 
-@pytest.mark.parametrize("tokenizer", [TOKENIZER, SPELLED], ids=["one token", "many tokens"])
+@BOTH
 @pytest.mark.parametrize("tag", STOP_TAGS)
-def test_an_action_ends_with_the_token_that_completes_the_tag(tokenizer: Any, tag: str) -> None:
-    ids = tokenizer.encode(f"it is{tag}", add_special_tokens=False)
-    made = one(ids, 40, tokenizer)
+@pytest.mark.parametrize("more", ["", " then</answer>"])
+def test_an_action_ends_with_the_token_that_completes_the_tag(tokenizer, tag: str, more) -> None:
+    """What follows is cut: from the action, its log-probabilities and the context."""
+    ids = encode(f"it is{tag}", tokenizer)
+    engine = Recorded([[*ids, *encode(more, tokenizer)]], [[46]])
+    session = sampler(engine, tokenizer).session([[7]])
+    (made,) = session.generate([0], [40])
     assert (made.token_ids, made.stop) == (ids, "tag")
-    assert tokenizer.decode(made.token_ids).endswith(tag)
     assert made.logprobs == [-float(i + 1) for i in range(len(ids))]
-
-
-@pytest.mark.parametrize("tokenizer", [TOKENIZER, SPELLED], ids=["one token", "many tokens"])
-def test_what_follows_the_completing_token_is_cut(tokenizer: Any) -> None:
-    kept = tokenizer.encode("it is</search>", add_special_tokens=False)
-    more = tokenizer.encode(" then</answer>", add_special_tokens=False)
-    made = one([*kept, *more], 40, tokenizer)
-    assert (made.token_ids, made.stop) == (kept, "tag")
-    assert len(made.logprobs) == len(kept)
+    session.generate([0], [1])
+    assert engine.asked[1][0].token_ids == [7, *ids]
 
 
 def test_a_token_that_overruns_the_tag_stays_whole() -> None:
     """`>.` closes the tag and more: the token was sampled, and is not taken apart."""
-    overrun = next(
-        (
-            ids
-            for text in (">. ", ">.", "> ")
-            for ids in [SPELLED.encode(f"</search{text}")]
-            if SPELLED.decode(ids[-1:]) != ">" and ">" in SPELLED.decode(ids[-1:])
-        ),
-        None,
-    )
-    assert overrun, "the tokenizer of this test merges nothing with `>`"
-    made = one(overrun, 40, SPELLED)
-    assert (made.token_ids, made.stop) == (overrun, "tag")
+    ids = encode("</search>.", SPELLED)
+    assert SPELLED.decode(ids[-1:]) == ">."
+    made = one([*ids, 40], 40, SPELLED)
+    assert (made.token_ids, made.stop) == (ids, "tag")
 
 
-def test_an_end_token_ends_an_action_and_is_kept() -> None:
-    made = one([40, 41, EOS, 42], 9)
-    assert (made.token_ids, made.stop, made.logprobs) == ([40, 41, EOS], "eos", [-1, -2, -3])
-
-
-def test_a_full_budget_ends_an_action() -> None:
-    made = one([40, 41, 42], 3)
-    assert (made.token_ids, made.stop) == ([40, 41, 42], "length")
+@pytest.mark.parametrize(
+    ("ids", "kept", "stop"),
+    [([40, 41, EOS, 42], [40, 41, EOS], "eos"), ([40, 41, 42, 43], [40, 41, 42, 43], "length")],
+)
+def test_an_end_token_or_the_budget_ends_an_action(ids, kept, stop: str) -> None:
+    made = one(ids, 4)
+    assert (made.token_ids, made.stop) == (kept, stop)
 
 
 @pytest.mark.parametrize("ids", [[], [40, 41]])
@@ -123,15 +108,6 @@ def test_rows_keep_their_contexts_budgets_and_seeds() -> None:
         [Request([30, 43, 44, 45, 90, 91], 1, 201), Request([7, 8, 9, 40, 41, 92], 1, 1)],
     ]
     assert PROMPTS == [[7, 8, 9], [20, 21], [30]]
-
-
-def test_a_cut_action_leaves_nothing_in_the_context() -> None:
-    tag = TOKENIZER.encode("</search>", add_special_tokens=False)
-    engine = Recorded([[40, *tag, 66, 67]], [[46]])
-    session = sampler(engine).session([[7]])
-    session.generate([0], [9])
-    session.generate([0], [1])
-    assert engine.asked[1][0].token_ids == [7, 40, *tag]
 
 
 def test_the_engine_is_asked_to_keep_stop_strings() -> None:
@@ -258,11 +234,8 @@ def test_processes_that_share_a_policy_wait_for_the_last_turn(
     for thread in threads:
         thread.join(240)
         assert not thread.is_alive()
-    assert [[c.token_ids for c in turn] for turn in made[0]] == [
-        [[0], [100]],
-        [[1], [100]],
-        [[2], [100]],
-    ]
+    turns = [[[turn], [100]] for turn in range(3)]
+    assert [[c.token_ids for c in turn] for turn in made[0]] == turns
     assert [[c.token_ids for c in turn] for turn in made[1]] == [[[10], [101]]]
     served = [("generate", 4), ("generate", 2), ("generate", 2)]
     assert [engine.log for engine in engines] == [served, served]
