@@ -14,8 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
-from typer import Argument, Option
+try:
+    import typer
+    from typer import Argument, Option
+except ModuleNotFoundError as error:  # the base of the package is the losses alone
+    print(f"error: {error.name} is missing: run pip install llds-core[run]", file=sys.stderr)
+    sys.exit(2)
 
 from llds_core.config import load_experiment, profiles
 from llds_core.config.options import (
