@@ -23,8 +23,8 @@ from llds_core.evaluation import (
     open_model,
     run_baselines,
 )
-from llds_core.evaluation.baselines import COLUMNS
 from llds_core.evaluation.benchmark_sets import choose
+from llds_core.evaluation.evaluate import BASELINE_COLUMNS
 
 PLAN = EvaluationPlan(limit=14, modes=("greedy", "sampled"), samples=2)
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def whole(tmp_path_factory):
     return evaluate(tmp_path_factory.mktemp("whole"))
 
 
-def test_every_question_has_its_lines_and_its_whole_trajectory(whole):
+def test_every_question_has_its_lines_and_the_summary_counts_them(whole):
     rows = lines(whole)
     assert len(rows) == 14 + 2 * 14
     for row in rows:
@@ -52,11 +52,7 @@ def test_every_question_has_its_lines_and_its_whole_trajectory(whole):
     statuses = {row["status"] for row in rows}
     assert "answer" in statuses and statuses <= {"answer", "turns", "length"}
     assert any(row["searches"] for row in rows)
-
-
-def test_the_summary_counts_what_is_in_the_lines(whole):
     summary = json.loads((whole / "summary.json").read_text())
-    rows = lines(whole)
     assert (summary["questions"], summary["answers"]) == (14, 42)
     for mode in ("greedy", "sampled"):
         for name, scores in summary["modes"][mode]["benchmarks"].items():
@@ -97,22 +93,16 @@ def strip(value):
     return {key: strip(item) for key, item in value.items() if key != "seconds"}
 
 
-def test_a_finished_evaluation_loads_no_model_and_says_the_same(tmp_path):
-    plan = EvaluationPlan(limit=7)
-    evaluate(tmp_path, plan)
-    before = (tmp_path / "predictions.jsonl").read_bytes()
+def test_a_finished_evaluation_loads_no_model_and_another_is_refused(whole):
+    before = (whole / "predictions.jsonl").read_bytes()
     world = environment("evaluation.batch_size=16")
     unloadable = Model("tiny", model().digest, lambda: pytest.fail("loaded"))
-    evaluate_questions(world, unloadable, plan, out=tmp_path)
-    assert (tmp_path / "predictions.jsonl").read_bytes() == before
-
-
-def test_another_model_setting_or_set_of_questions_is_refused(whole):
-    world = environment("evaluation.batch_size=16")
+    evaluate_questions(world, unloadable, PLAN, out=whole)
+    assert (whole / "predictions.jsonl").read_bytes() == before
     for plan, other, words in (
-        (EvaluationPlan(limit=13, modes=PLAN.modes, samples=2), model(), "limit=14, now 13"),
-        (EvaluationPlan(limit=14, modes=PLAN.modes, samples=3), model(), "samples=2, now 3"),
-        (EvaluationPlan(limit=14, modes=PLAN.modes, samples=2, seed=1), model(), "seed=0, now 1"),
+        (replace(PLAN, limit=13), model(), "limit=14, now 13"),
+        (replace(PLAN, samples=3), model(), "samples=2, now 3"),
+        (replace(PLAN, seed=1), model(), "seed=0, now 1"),
         (PLAN, model("f" * 16), "model='0123456789abcdef', now 'ffffffff"),
     ):
         with pytest.raises(RunError, match=words):
@@ -132,7 +122,6 @@ def test_another_model_setting_or_set_of_questions_is_refused(whole):
         (lambda: choose(WORLD, "test", ("city-contry",), None, 0), 'did you mean "city-country"'),
         (lambda: choose(WORLD, "test", ("nq",), None, 0), "valid: city-capital"),
         (lambda: choose(WORLD, "test", (), 3, 0), "--limit 3 leaves no question"),
-        (lambda: evaluate(Path("none"), shard=(4, 3)), "--shard is 4/3"),
         (lambda: evaluate_lossy(Path("none")), "set it to raise"),
     ],
 )
@@ -155,7 +144,7 @@ def test_baselines_write_one_table(tmp_path, monkeypatch):
     names = ["direct", "rag", "search-o1", "search-r1"]
     table = run_baselines(world, model(), EvaluationPlan(limit=7), names, tmp_path / "t")
     rows = table.read_text().splitlines()
-    assert rows[0] == ",".join(COLUMNS) and len(rows) == 1 + 4 * (7 + 3)
+    assert rows[0] == ",".join(BASELINE_COLUMNS) and len(rows) == 1 + 4 * (7 + 3)
     manifest = json.loads((tmp_path / "t" / "baselines.json").read_text())
     assert list(manifest["baselines"]) == names
     for about in manifest["baselines"].values():
