@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.evaluation.agents import BASELINES, POLICY, Agent, Names, prompt_digest
-from llds_core.evaluation.benchmark_sets import ALL, AVERAGES, choose
+from llds_core.evaluation.benchmark_sets import ALL, AVERAGE_MEMBERS, choose
 from llds_core.evaluation.models import Model
 from llds_core.evaluation.predictions import (
     Key,
@@ -226,10 +226,14 @@ def evaluate_questions(
     evaluate: bool = True,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Answer every question that has no answer yet, write `summary.json`, and return the folder:
-    `out`, or `results/evaluations/<profile>/<model>/<agent>-<digits>`, where the same command finds
-    it again. With a shard only its questions are answered and nothing is summed up; `evaluate=False`
-    only sums up what shards have answered. `about` has further entries of the summary.
+    """Answer every question that has no answer yet, write `summary.json`, and return the folder.
+
+    Args:
+        out: None for `results/evaluations/<profile>/<model>/<agent>-<digits>`, where the same
+            command finds it again.
+        shard: answer only its questions, and sum up nothing.
+        evaluate: False only sums up what shards have answered.
+        about: further entries of the summary, such as the method that was trained.
     """
     environment = environment.for_evaluation
     config, world = environment.config, environment.world
@@ -245,7 +249,7 @@ def evaluate_questions(
             **(about or {}),
             **model.about,
             "world": world.name,
-            "benchmarks": [name for name in AVERAGES[world.name][ALL] if name in present],
+            "benchmarks": [name for name in AVERAGE_MEMBERS[world.name][ALL] if name in present],
             "questions": len(questions),
             "answers": len(rows),
             "seconds": round(sum(row["seconds"] for row in rows), 1),

@@ -18,8 +18,8 @@ from llds_core.runs.smollm2 import SMOLLM2, load_smollm2, quantization, smollm2_
 
 @dataclass(frozen=True)
 class Model:
-    """A model, named as the folder of its checkpoint or `smollm2`; `load` loads it, once, onto a GPU
-    where there is one.
+    """A model, named as the folder of its checkpoint or `smollm2`, that `load` loads once, onto a
+    GPU where there is one.
     """
 
     name: str

@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from llds_core.errors import ConfigError, DataError
-from llds_core.evaluation import AVERAGES, BASELINES, POLICY, averages, score_rows
+from llds_core.evaluation import AVERAGE_MEMBERS, BASELINES, POLICY, averages, score_rows
 from llds_core.files import disk_errors, write_json
 from llds_core.reporting.figures import (
     METHOD_COLOURS,
@@ -293,7 +293,7 @@ def _score_run(run: StoredRun) -> list[dict[str, Any]]:
         averages("atlas", {kind: entry[key] for kind, entry in kinds.items()})
         for key in ("em", "searches")
     )
-    for name, members in AVERAGES["atlas"].items():
+    for name, members in AVERAGE_MEMBERS["atlas"].items():
         if means[name] is not None:
             count = {"benchmark": "average" if name == "all" else f"average_{name}"}
             count |= {"n": sum(kinds[kind]["n"] for kind in members)}

@@ -3,7 +3,7 @@
 import pytest
 from evaluation_worlds import environment
 
-from llds_core.evaluation import AVERAGES, averages
+from llds_core.evaluation import AVERAGE_MEMBERS, averages
 from llds_core.evaluation.benchmark_sets import choose, choose_questions
 from llds_core.worlds import KINDS, QUESTION_SETS
 
@@ -31,7 +31,7 @@ def test_averages_are_those_that_the_paper_prints():
 
 def test_averages_of_the_atlas_are_over_kinds_by_their_hops():
     hops = {(q.metadata["kind"], q.metadata["hops"]) for q in WORLD.train}
-    members = AVERAGES["atlas"]
+    members = AVERAGE_MEMBERS["atlas"]
     one, two = ({(kind, i) for kind in members[f"{n}_hop"]} for i, n in ((1, "one"), (2, "two")))
     assert one | two == hops and set(members["all"]) == set(KINDS)
 

@@ -15,14 +15,8 @@ from evaluation_worlds import LIMITS, environment, lines, model, save_policy
 from run_helpers import one_line
 
 from llds_core.__main__ import main
-from llds_core.errors import CheckpointError, ConfigError, DataError, RunError
-from llds_core.evaluation import (
-    EvaluationPlan,
-    Model,
-    evaluate_questions,
-    open_model,
-    run_baselines,
-)
+from llds_core.errors import ConfigError, DataError, RunError
+from llds_core.evaluation import EvaluationPlan, Model, evaluate_questions, run_baselines
 from llds_core.evaluation.benchmark_sets import choose
 from llds_core.evaluation.evaluate import BASELINE_COLUMNS
 
@@ -173,19 +167,6 @@ def test_a_killed_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
     assert file.read_bytes().startswith(kept) and len(lines(out)) == 42
     assert main([*command, str(tmp_path / "again")]) == 0
     assert lines(out) == lines(tmp_path / "again")
-
-
-def test_a_model_is_known_by_its_files(tmp_path):
-    folder = save_policy(tmp_path / "policy")
-    before = open_model(folder, "float32")
-    (folder / "evaluation.json").write_text("{}")
-    assert open_model(folder, "float32").digest == before.digest
-    config = folder / "config.json"
-    config.write_text(config.read_text() + " ")
-    assert open_model(folder, "float32").digest != before.digest
-    assert before.label == f"policy-{before.digest[:8]}"
-    with pytest.raises(CheckpointError, match="holds no weights"):
-        open_model(tmp_path, "float32")
 
 
 @pytest.mark.parametrize(
