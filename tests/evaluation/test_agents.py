@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from evaluation_worlds import HOSTILE, TOKENIZER, Engine, Script, environment, question
+from evaluation_worlds import HOSTILE, QUESTION, TOKENIZER, Engine, Script, environment
 
 from llds_core.evaluation import BASELINES, POLICY, agents
 from llds_core.evaluation.agents import NO_FACTS, Agent, prompt_digest
@@ -25,7 +25,7 @@ def play(name, *texts, hits=HITS, helper=()):
         names.extend(streams)
         return reader
 
-    [trajectory] = agent.loop(sampler_for).run([(question(), 0)], asked).trajectories
+    [trajectory] = agent.loop(sampler_for).run([(QUESTION, 0)], asked).trajectories
     row = agent.prediction(("city-country", "q0", "greedy", 0), trajectory, 0.5)
     return row, asked.prompts, reader.prompts, engine.queries, names
 

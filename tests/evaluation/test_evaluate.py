@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from evaluation_worlds import LIMITS, environment, lines, model, save_policy
+from evaluation_worlds import LIMITS, TOKENIZER, environment, lines, model, policy
 from run_helpers import one_line
 
 from llds_core.__main__ import main
@@ -147,7 +147,9 @@ def test_baselines_write_one_table(tmp_path, monkeypatch):
 
 def test_a_killed_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    folder = save_policy(tmp_path / "policy")
+    folder = tmp_path / "policy"
+    policy().save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
     command = ["evaluate", "smoke", "--checkpoint", str(folder), "--limit", "21", "--quiet"]
     command += ["--mode", "greedy,sampled", *LIMITS, "evaluation.batch_size=1", "--out"]
     out = tmp_path / "out"

@@ -111,7 +111,7 @@ def test_the_world_of_files_holds_mix_and_benchmarks(tmp_path):
     assert world.passages is passages, "a corpus of millions is not copied"
     assert (len(world.train), world.dev, len(world.test)) == (120, (), 7)
     assert [q.metadata["benchmark"] for q in world.test] == list(QUESTION_SETS)
-    assert [world.train[0].id, world.train[-1].id] == ["nq/train_0", "hotpotqa/train_59"]
+    assert [world.train[0].id, world.train[-1].id] == ["nq/row_0", "hotpotqa/row_59"]
 
     worlds = [build_files_world(tmp_path, passages=(), seed=s, dev_fraction=0.2) for s in (0, 0, 1)]
     assert worlds[0].dev == worlds[1].dev != worlds[2].dev
