@@ -67,12 +67,9 @@ class Agent:
     def loop(
         self, sampler_for: SamplerFor, failure_rate: float = 0.0, seed: int = 0
     ) -> RolloutLoop:
-        """The loop that plays the agent.
-
-        Args:
-            sampler_for: for whatever the agent generates outside of its trajectories.
-            failure_rate: probability that a search fails on purpose, in [0, 1].
-            seed: root seed of these failures.
+        """The loop that plays the agent; searches fail on purpose with the probability
+        `failure_rate`, keyed by `seed`. What it generates outside of its trajectories is drawn with
+        `sampler_for`.
         """
         config, limits = self.environment.config, self.environment.config.rollout
         if self.name in ("direct", "rag"):
@@ -147,9 +144,9 @@ class Agent:
             asked = [question.question for question in questions]
             found = self.environment.retriever.search(asked, config.retrieval.top_k)
             documents = [self._documents(format_hits(hits)) for hits in found]
-        searches = str(config.rollout.max_searches)
+        limit = str(config.rollout.max_searches)
         return [
-            self._filled(template, question.question, documents=text, searches=searches)
+            self._filled(template, question.question, documents=text, searches=limit)
             for question, text in zip(questions, documents, strict=True)
         ]
 

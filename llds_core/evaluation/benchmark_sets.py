@@ -15,7 +15,7 @@ from llds_core.worlds import GENERAL, KINDS, MULTI_HOP, QUESTION_SETS, Question,
 
 ALL = "all"
 _TWO_HOP = ("city-capital", "city-currency", "city-continent")
-AVERAGES: dict[str, dict[str, tuple[str, ...]]] = {
+AVERAGE_MEMBERS: dict[str, dict[str, tuple[str, ...]]] = {
     "atlas": {
         "one_hop": tuple(kind for kind in KINDS if kind not in _TWO_HOP),
         "two_hop": _TWO_HOP,
@@ -32,7 +32,7 @@ def averages(world: str, scores: Mapping[str, Any]) -> dict[str, Any]:
         name: sum(scores[member] for member in members) / len(members)
         if all(scores.get(member) is not None for member in members)
         else None
-        for name, members in AVERAGES[world].items()
+        for name, members in AVERAGE_MEMBERS[world].items()
     }
 
 
@@ -57,7 +57,7 @@ def choose(
     """Questions of the benchmarks `names` in `dev` or `test`, of all where none is named. A `limit`
     counts them all, is spread evenly, and takes those that `seed` says.
     """
-    valid = AVERAGES[world.name][ALL]
+    valid = AVERAGE_MEMBERS[world.name][ALL]
     for name in names:
         if name not in valid:
             raise ConfigError(f'unknown benchmark "{name}": {did_you_mean(name, valid)}')

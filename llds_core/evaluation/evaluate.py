@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.evaluation.agents import BASELINES, POLICY, Agent, Names, prompt_digest
-from llds_core.evaluation.benchmark_sets import ALL, AVERAGES, choose
+from llds_core.evaluation.benchmark_sets import ALL, AVERAGE_MEMBERS, choose
 from llds_core.evaluation.models import Model
 from llds_core.evaluation.predictions import (
     Key,
@@ -43,8 +43,7 @@ from llds_core.seeding import numpy_generator, torch_generator
 from llds_core.worlds.records import Question
 
 ROOT = Path("results/evaluations")
-GREEDY, FAILING, SAMPLED = "greedy", "greedy_with_failures", "sampled"
-MODES = (GREEDY, FAILING, SAMPLED)
+MODES = GREEDY, FAILING, SAMPLED = "greedy", "greedy_with_failures", "sampled"
 BASELINE_COLUMNS = (
     *("baseline", "benchmark", "n", "em", "em_low", "em_high", "f1", "sub_em"),
     *("valid_answers", "searches", "mode", "em_tagged"),
@@ -54,39 +53,29 @@ _LIMITS = ("max_searches", "max_action_tokens", "max_observation_tokens", "max_t
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What is asked, and how.
+    """What is asked, and how: of `MODES` greedy decoding, the same with the search failures of
+    training, and sampled decoding.
 
-    Attributes:
-        agent: `policy`, the trained protocol, or one of `BASELINES`.
-        benchmarks: names; none for all of the world.
-        limit: questions in all, spread evenly over the benchmarks; None for every question.
-        modes: of `MODES`: greedy decoding, the same with the search failures of training, and
-            sampled decoding.
-        samples: answers per question with sampled decoding.
-        split: `dev` or `test`.
-        seed: root seed of sampled decoding and of search failures.
-        draws: what has a random stream of its own in sampled decoding: a `question`, or a `batch`
-            of them in their order, drawn from the whole distribution whatever `rollout.top_p` is,
-            as the published held-out scores of runs are.
+    `draws` says what has a random stream of its own in sampled decoding: a `question`, or a `batch`
+    of them in their order, drawn from the whole distribution whatever `rollout.top_p` is, as the
+    published held-out scores of runs are.
     """
 
-    agent: str = POLICY
-    benchmarks: tuple[str, ...] = ()
-    limit: int | None = None
+    agent: str = POLICY  # or one of `BASELINES`
+    benchmarks: tuple[str, ...] = ()  # none for all of the world
+    limit: int | None = None  # questions in all, spread evenly; None for every question
     modes: tuple[str, ...] = (GREEDY,)
-    samples: int = 1
+    samples: int = 1  # answers per question with sampled decoding
     split: Literal["dev", "test"] = "test"
-    seed: int = 0
+    seed: int = 0  # root of sampled decoding and of search failures
     draws: Literal["question", "batch"] = "question"
 
     def __post_init__(self) -> None:
-        if self.agent != POLICY and self.agent not in BASELINES:
-            raise ConfigError(
-                f'unknown baseline "{self.agent}": {did_you_mean(self.agent, BASELINES)}'
-            )
-        for mode in self.modes:
-            if mode not in MODES:
-                raise ConfigError(f'unknown mode "{mode}": {did_you_mean(mode, MODES)}')
+        names = {"baseline": ([self.agent], (POLICY, *BASELINES)), "mode": (self.modes, MODES)}
+        for what, (given, valid) in names.items():
+            for name in given:
+                if name not in valid:
+                    raise ConfigError(f'unknown {what} "{name}": {did_you_mean(name, valid)}')
         if not self.modes or len(set(self.modes)) < len(self.modes):
             raise ConfigError(f"modes are {','.join(self.modes)!r}: name each mode once")
         for name, value in (("limit", self.limit), ("samples", self.samples)):
@@ -112,8 +101,7 @@ class Evaluation:
         sampled, failing = SAMPLED in plan.modes, FAILING in plan.modes
         batches = sampled and plan.draws == "batch"
         names = [*_LIMITS, *(["temperature"] if sampled else [])]
-        if sampled and plan.draws == "question":
-            names.append("top_p")
+        names += ["top_p"] if sampled and not batches else []
         asked = [[q.metadata["kind"], q.id, q.question, *q.golden_answers] for q in self.questions]
         return {
             "model": self.model.digest,
@@ -241,8 +229,8 @@ def evaluate_questions(
     """Answer every question that has no answer yet, write `summary.json`, and return the folder.
 
     Args:
-        out: None for `results/evaluations/<profile>/<model>/<agent>-<digits>`, where the
-            same command finds it again.
+        out: None for `results/evaluations/<profile>/<model>/<agent>-<digits>`, where the same
+            command finds it again.
         shard: answer only its questions, and sum up nothing.
         evaluate: False only sums up what shards have answered.
         about: further entries of the summary, such as the method that was trained.
@@ -261,7 +249,7 @@ def evaluate_questions(
             **(about or {}),
             **model.about,
             "world": world.name,
-            "benchmarks": [name for name in AVERAGES[world.name][ALL] if name in present],
+            "benchmarks": [name for name in AVERAGE_MEMBERS[world.name][ALL] if name in present],
             "questions": len(questions),
             "answers": len(rows),
             "seconds": round(sum(row["seconds"] for row in rows), 1),

@@ -15,7 +15,7 @@ from typing import Literal
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
 from llds_core.evaluation.benchmark_sets import choose_questions
-from llds_core.evaluation.evaluate import FAILING, GREEDY, SAMPLED, Evaluation, EvaluationPlan
+from llds_core.evaluation.evaluate import MODES, SAMPLED, Evaluation, EvaluationPlan
 from llds_core.evaluation.models import open_model
 from llds_core.evaluation.predictions import Row
 from llds_core.evaluation.scores import drawn, entry
@@ -37,11 +37,11 @@ def evaluate_run(
     """
     config, folder = run.config, run.checkpoint(checkpoint)
     environment = build_environment(insisting(config)).for_evaluation
-    settings = config.evaluation
+    samples = config.evaluation.samples
     plan = EvaluationPlan(
-        limit=settings.questions,
-        modes=(GREEDY, FAILING, SAMPLED) if settings.samples else (GREEDY, FAILING),
-        samples=max(1, settings.samples),
+        limit=config.evaluation.questions,
+        modes=MODES if samples else MODES[:2],
+        samples=max(1, samples),
         split=split,
         seed=config.world.seed,
         draws="batch",
@@ -72,13 +72,13 @@ def evaluate_run(
 
 def evaluate_ends(run: Run) -> Iterator[Path]:
     """Score the best and the last checkpoint of a run on test questions; where it is longer than
-    its profile plans and keeps all checkpoints, those of the planned steps too.
+    its profile plans and keeps all checkpoints, those of the planned steps too, to be compared with
+    runs of that length.
     """
     checkpoints = ["best", "last"]
     training, planned = run.config.training, load_experiment(run.config.name).training.steps
     keeps_all = training.keep_checkpoints * training.save_every >= training.steps
     if training.steps > planned and keeps_all:
-        # Comparable with runs of the usual length.
         checkpoints += [f"best-{planned}", f"last-{planned}"]
     for checkpoint in checkpoints:
         yield evaluate_run(run, checkpoint)

@@ -18,16 +18,12 @@ from llds_core.runs.smollm2 import SMOLLM2, load_smollm2, quantization, smollm2_
 
 @dataclass(frozen=True)
 class Model:
-    """A model by name; nothing is loaded before `load` is called.
-
-    Attributes:
-        name: of the checkpoint's folder, or `smollm2`.
-        digest: sixteen hex digits of its files.
-        load: returns model and tokenizer, on a GPU where there is one; loads once.
+    """A model, named as the folder of its checkpoint or `smollm2`, that `load` loads once, onto a
+    GPU where there is one.
     """
 
     name: str
-    digest: str
+    digest: str  # sixteen hex digits of its files
     load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
     @property

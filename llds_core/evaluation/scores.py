@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llds_core.evaluation.benchmark_sets import ALL, AVERAGES, averages
+from llds_core.evaluation.benchmark_sets import ALL, AVERAGE_MEMBERS, averages
 from llds_core.evaluation.predictions import Row
 from llds_core.rollout.rewards import exact_match, f1_score, sub_exact_match
 from llds_core.seeding import numpy_generator
@@ -88,7 +88,7 @@ def summarise(rows: Sequence[Row], world: str) -> dict[str, Any]:
 
 def _of_mode(groups: Mapping[str, Sequence[Row]], world: str) -> dict[str, Any]:
     benchmarks, means, resamples = {}, {}, {}
-    for name in (name for name in AVERAGES[world][ALL] if name in groups):
+    for name in (name for name in AVERAGE_MEMBERS[world][ALL] if name in groups):
         means[name], resamples[name] = drawn(groups[name], name)
         benchmarks[name] = {
             "n": len({row["id"] for row in groups[name]}),
@@ -109,7 +109,7 @@ def score_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of a table, made of one summary: for each mode the benchmarks, then `average_<name>`
     for each average that exists and `average` over all.
     """
-    sets, rows = AVERAGES[summary["world"]], []
+    sets, rows = AVERAGE_MEMBERS[summary["world"]], []
     for mode, scores in summary["modes"].items():
         asked = scores["benchmarks"]
         entries = {name: asked[name] for name in sets[ALL] if name in asked}

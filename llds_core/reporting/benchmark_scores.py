@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from llds_core.errors import ConfigError, DataError
-from llds_core.evaluation import AVERAGES, BASELINES, POLICY, averages, score_rows
+from llds_core.evaluation import AVERAGE_MEMBERS, BASELINES, POLICY, averages, score_rows
 from llds_core.files import disk_errors, write_json
 from llds_core.reporting.figures import (
     METHOD_COLOURS,
@@ -276,7 +276,7 @@ def _score_run(run: StoredRun) -> list[dict[str, Any]]:
         averages("atlas", {kind: entry[key] for kind, entry in kinds.items()})
         for key in ("em", "searches")
     )
-    for name, members in AVERAGES["atlas"].items():
+    for name, members in AVERAGE_MEMBERS["atlas"].items():
         if ems[name] is not None:
             row = {"benchmark": "average" if name == "all" else f"average_{name}"}
             row |= {"em": ems[name], "searches": searches[name]}

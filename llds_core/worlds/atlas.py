@@ -50,14 +50,9 @@ def build_atlas(
     test_fraction: float = 0.1,
     countries: Literal["all", "cities"] = "all",
 ) -> World:
-    """Build the atlas world.
-
-    Args:
-        cities: how many of the most populous cities; None takes all of them (about 34,000).
-        seed: root seed of splits and wordings.
-        dev_fraction: expected share of names in the dev split, in [0, 1].
-        test_fraction: expected share of names in the test split, in [0, 1].
-        countries: every country, or those of the chosen cities only.
+    """Build the atlas world of the most populous `cities`, None for all of them (about 34,000), and
+    of every country or those of these cities only. The fractions in [0, 1] are the expected shares
+    of names in a split; `seed` is the root of splits and wordings.
     """
     every_country, every_city = load_countries(), load_cities()
     titles = _titles(every_city, every_country)

@@ -64,18 +64,17 @@ class Item:
 
 
 def needs(profile: str, only: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of the sources of `profile`, or of these only the ones in `only` when there are any.
-
-    A policy is needed where the profile looks for it in the folder that a source fills.
+    """Names of the sources of `profile`, or of these only the ones in `only` when there are any. A
+    policy is among them where the profile looks for it in the folder that a source fills.
     """
     if profile not in profiles():
         raise ConfigError(f'unknown profile "{profile}": {did_you_mean(profile, profiles())}')
     config = load_experiment(f"{profile}/grpo")
-    names: tuple[str, ...] = ()
-    if config.world.name == "files":
+    names = list(_FILES_WORLD if config.world.name == "files" else ())
+    if names:
         folders = {f"{config.data.folder}/{one.folder}": name for name, one in SOURCES.items()}
         policy = folders.get(config.policy.path or "")
-        names = (*_FILES_WORLD, policy) if policy else _FILES_WORLD
+        names += [policy] if policy else []
     for name in only:
         if name not in names:
             hint = did_you_mean(name, names) if names else "it needs no download"
@@ -86,9 +85,8 @@ def needs(profile: str, only: Sequence[str] = ()) -> tuple[str, ...]:
 def list_files(
     repo: str, kind: Kind, revision: str | None, *, timeout: float = 30.0
 ) -> dict[str, int]:
-    """Paths and sizes in bytes of the files of a repository that the hub would give us.
-
-    A `DownloadError` says why not: no answer within `timeout` seconds, unknown, or gated.
+    """Paths and sizes in bytes of the files of a repository that the hub would give us; refused
+    without an answer within `timeout` seconds, or when it is unknown or gated.
     """
     from huggingface_hub import HfApi
 

@@ -89,14 +89,9 @@ def load_mix(path: Path) -> tuple[Question, ...]:
 def build_files_world(
     folder: Path, *, passages: Sequence[Passage], seed: int = 0, dev_fraction: float = 0.0
 ) -> World:
-    """Build the world of downloaded files: train on the mix, test on the seven benchmarks.
-
-    Args:
-        folder: what `make data` filled.
-        passages: the corpus.
-        seed: root seed of the dev split.
-        dev_fraction: expected share of training questions held out as dev questions, in [0, 1);
-            the papers hold out none.
+    """Build the world of the files in `folder`, which `make data` filled: train on the mix, test on
+    the seven benchmarks. Held out as dev questions is the expected share `dev_fraction`, in [0, 1),
+    of the mix, drawn with `seed`; the papers hold out none.
     """
     splits: dict[bool, list[Question]] = {False: [], True: []}
     for question in load_mix(_present(folder, MIX_FILE)):

@@ -3,11 +3,15 @@
 import pytest
 from evaluation_worlds import environment
 
-from llds_core.evaluation import average_members, averages, choose_questions
-from llds_core.evaluation.benchmark_sets import benchmark_names, benchmark_of, choose
-from llds_core.worlds import QUESTION_SETS
+from llds_core.evaluation import AVERAGE_MEMBERS, averages
+from llds_core.evaluation.benchmark_sets import choose, choose_questions
+from llds_core.worlds import KINDS, QUESTION_SETS
 
 WORLD = environment().world
+
+
+def kinds(questions):
+    return [question.metadata["kind"] for question in questions]
 
 
 def test_averages_of_the_papers_are_unweighted_means_of_sets():
@@ -26,24 +30,22 @@ def test_averages_are_those_that_the_paper_prints():
 
 
 def test_averages_of_the_atlas_are_over_kinds_by_their_hops():
-    hops = {benchmark_of(q): q.metadata["hops"] for q in WORLD.train}
-    assert set(hops) == set(benchmark_names("atlas"))
-    members = average_members("atlas")
-    assert set(members["one_hop"]) == {kind for kind, number in hops.items() if number == 1}
-    assert set(members["two_hop"]) == {kind for kind, number in hops.items() if number == 2}
+    hops = {(q.metadata["kind"], q.metadata["hops"]) for q in WORLD.train}
+    members = AVERAGE_MEMBERS["atlas"]
+    one, two = ({(kind, i) for kind in members[f"{n}_hop"]} for i, n in ((1, "one"), (2, "two")))
+    assert one | two == hops and set(members["all"]) == set(KINDS)
 
 
 def test_questions_of_chosen_benchmarks_only_and_all_of_them():
     chosen = choose(WORLD, "test", ("city-country", "city-capital"), None, 0)
-    expected = [q for q in WORLD.test if benchmark_of(q) in ("city-country", "city-capital")]
+    expected = [q for q in WORLD.test if q.metadata["kind"] in ("city-country", "city-capital")]
     assert sorted(q.id for q in chosen) == sorted(q.id for q in expected)
     assert len(choose(WORLD, "test", (), None, 0)) == len(WORLD.test)
 
 
 def test_a_limit_is_spread_evenly_and_a_larger_one_begins_with_the_smaller():
     seven, fourteen = (choose_questions(WORLD.train, limit, 0) for limit in (7, 14))
-    assert sorted(map(benchmark_of, seven)) == sorted(benchmark_names("atlas"))
-    kinds = [benchmark_of(question) for question in fourteen]
-    assert len(kinds) == 14 and all(kinds.count(kind) == 2 for kind in kinds)
+    assert sorted(kinds(seven)) == sorted(KINDS)
+    assert sorted(kinds(fourteen)) == sorted(KINDS * 2)
     assert fourteen[:7] == seven and fourteen == choose_questions(WORLD.train, 14, 0)
     assert len(choose_questions(WORLD.train, None, 0)) == len(WORLD.train)

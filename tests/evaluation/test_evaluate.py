@@ -11,20 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from evaluation_worlds import LIMITS, environment, lines, model, save_policy
+from evaluation_worlds import LIMITS, TOKENIZER, environment, lines, model, policy
 from run_helpers import one_line
 
 from llds_core.__main__ import main
-from llds_core.errors import CheckpointError, ConfigError, DataError, RunError
-from llds_core.evaluation import (
-    EvaluationPlan,
-    Model,
-    evaluate_questions,
-    open_model,
-    run_baselines,
-)
-from llds_core.evaluation.baselines import COLUMNS
+from llds_core.errors import ConfigError, DataError, RunError
+from llds_core.evaluation import EvaluationPlan, Model, evaluate_questions, run_baselines
 from llds_core.evaluation.benchmark_sets import choose
+from llds_core.evaluation.evaluate import BASELINE_COLUMNS
 
 PLAN = EvaluationPlan(limit=14, modes=("greedy", "sampled"), samples=2)
 ROOT = Path(__file__).parents[2]
@@ -42,7 +36,7 @@ def whole(tmp_path_factory):
     return evaluate(tmp_path_factory.mktemp("whole"))
 
 
-def test_every_question_has_its_lines_and_its_whole_trajectory(whole):
+def test_every_question_has_its_lines_and_the_summary_counts_them(whole):
     rows = lines(whole)
     assert len(rows) == 14 + 2 * 14
     for row in rows:
@@ -52,11 +46,7 @@ def test_every_question_has_its_lines_and_its_whole_trajectory(whole):
     statuses = {row["status"] for row in rows}
     assert "answer" in statuses and statuses <= {"answer", "turns", "length"}
     assert any(row["searches"] for row in rows)
-
-
-def test_the_summary_counts_what_is_in_the_lines(whole):
     summary = json.loads((whole / "summary.json").read_text())
-    rows = lines(whole)
     assert (summary["questions"], summary["answers"]) == (14, 42)
     for mode in ("greedy", "sampled"):
         for name, scores in summary["modes"][mode]["benchmarks"].items():
@@ -97,22 +87,16 @@ def strip(value):
     return {key: strip(item) for key, item in value.items() if key != "seconds"}
 
 
-def test_a_finished_evaluation_loads_no_model_and_says_the_same(tmp_path):
-    plan = EvaluationPlan(limit=7)
-    evaluate(tmp_path, plan)
-    before = (tmp_path / "predictions.jsonl").read_bytes()
+def test_a_finished_evaluation_loads_no_model_and_another_is_refused(whole):
+    before = (whole / "predictions.jsonl").read_bytes()
     world = environment("evaluation.batch_size=16")
     unloadable = Model("tiny", model().digest, lambda: pytest.fail("loaded"))
-    evaluate_questions(world, unloadable, plan, out=tmp_path)
-    assert (tmp_path / "predictions.jsonl").read_bytes() == before
-
-
-def test_another_model_setting_or_set_of_questions_is_refused(whole):
-    world = environment("evaluation.batch_size=16")
+    evaluate_questions(world, unloadable, PLAN, out=whole)
+    assert (whole / "predictions.jsonl").read_bytes() == before
     for plan, other, words in (
-        (EvaluationPlan(limit=13, modes=PLAN.modes, samples=2), model(), "limit=14, now 13"),
-        (EvaluationPlan(limit=14, modes=PLAN.modes, samples=3), model(), "samples=2, now 3"),
-        (EvaluationPlan(limit=14, modes=PLAN.modes, samples=2, seed=1), model(), "seed=0, now 1"),
+        (replace(PLAN, limit=13), model(), "limit=14, now 13"),
+        (replace(PLAN, samples=3), model(), "samples=2, now 3"),
+        (replace(PLAN, seed=1), model(), "seed=0, now 1"),
         (PLAN, model("f" * 16), "model='0123456789abcdef', now 'ffffffff"),
     ):
         with pytest.raises(RunError, match=words):
@@ -132,7 +116,6 @@ def test_another_model_setting_or_set_of_questions_is_refused(whole):
         (lambda: choose(WORLD, "test", ("city-contry",), None, 0), 'did you mean "city-country"'),
         (lambda: choose(WORLD, "test", ("nq",), None, 0), "valid: city-capital"),
         (lambda: choose(WORLD, "test", (), 3, 0), "--limit 3 leaves no question"),
-        (lambda: evaluate(Path("none"), shard=(4, 3)), "--shard is 4/3"),
         (lambda: evaluate_lossy(Path("none")), "set it to raise"),
     ],
 )
@@ -155,7 +138,7 @@ def test_baselines_write_one_table(tmp_path, monkeypatch):
     names = ["direct", "rag", "search-o1", "search-r1"]
     table = run_baselines(world, model(), EvaluationPlan(limit=7), names, tmp_path / "t")
     rows = table.read_text().splitlines()
-    assert rows[0] == ",".join(COLUMNS) and len(rows) == 1 + 4 * (7 + 3)
+    assert rows[0] == ",".join(BASELINE_COLUMNS) and len(rows) == 1 + 4 * (7 + 3)
     manifest = json.loads((tmp_path / "t" / "baselines.json").read_text())
     assert list(manifest["baselines"]) == names
     for about in manifest["baselines"].values():
@@ -164,7 +147,9 @@ def test_baselines_write_one_table(tmp_path, monkeypatch):
 
 def test_a_killed_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    folder = save_policy(tmp_path / "policy")
+    folder = tmp_path / "policy"
+    policy().save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
     command = ["evaluate", "smoke", "--checkpoint", str(folder), "--limit", "21", "--quiet"]
     command += ["--mode", "greedy,sampled", *LIMITS, "evaluation.batch_size=1", "--out"]
     out = tmp_path / "out"
@@ -184,19 +169,6 @@ def test_a_killed_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
     assert file.read_bytes().startswith(kept) and len(lines(out)) == 42
     assert main([*command, str(tmp_path / "again")]) == 0
     assert lines(out) == lines(tmp_path / "again")
-
-
-def test_a_model_is_known_by_its_files(tmp_path):
-    folder = save_policy(tmp_path / "policy")
-    before = open_model(folder, "float32")
-    (folder / "evaluation.json").write_text("{}")
-    assert open_model(folder, "float32").digest == before.digest
-    config = folder / "config.json"
-    config.write_text(config.read_text() + " ")
-    assert open_model(folder, "float32").digest != before.digest
-    assert before.label == f"policy-{before.digest[:8]}"
-    with pytest.raises(CheckpointError, match="holds no weights"):
-        open_model(tmp_path, "float32")
 
 
 @pytest.mark.parametrize(

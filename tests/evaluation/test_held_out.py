@@ -10,14 +10,8 @@ from given_policies import save_llama
 
 from llds_core.config import load_experiment
 from llds_core.errors import RetrieverError
-from llds_core.evaluation import (
-    Evaluation,
-    EvaluationPlan,
-    ask,
-    evaluate,
-    evaluate_questions,
-    evaluate_run,
-)
+from llds_core.evaluation import EvaluationPlan, ask, evaluate, evaluate_questions, evaluate_run
+from llds_core.evaluation.evaluate import Evaluation
 from llds_core.rollout.samplers import TransformersSampler
 from llds_core.runs import Run
 from llds_core.seeding import torch_generator

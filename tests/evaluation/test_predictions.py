@@ -5,10 +5,11 @@ import json
 import pytest
 from run_helpers import no_space, one_line
 
-from llds_core.errors import DataError, RunError
+from llds_core.errors import ConfigError, DataError, RunError
 from llds_core.evaluation.predictions import (
     append_predictions,
     open_evaluation,
+    parse_shard,
     predictions_file,
     read_predictions,
     writing,
@@ -26,19 +27,13 @@ def write(path, rows):
         append_predictions(path, rows)
 
 
-def test_lines_come_back_as_they_were_written(tmp_path):
+@pytest.mark.parametrize("lines", [0, 1])
+@pytest.mark.parametrize("kept", [1, 20, -1])
+def test_lines_come_back_and_a_torn_end_is_left_out_and_cut_off(tmp_path, lines, kept):
     path = predictions_file(tmp_path)
     write(path, ROWS[:1])
     write(path, ROWS[1:])
     assert list(read_predictions(tmp_path, KEYS).values()) == ROWS
-    assert len(path.read_text("utf-8").split("\n")) == 5
-
-
-@pytest.mark.parametrize("lines", [0, 1])
-@pytest.mark.parametrize("kept", [1, 20, -1])
-def test_a_torn_end_is_left_out_and_cut_off(tmp_path, lines, kept):
-    path = predictions_file(tmp_path)
-    write(path, ROWS)
     whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(whole[:lines]) + whole[lines][:kept])
     assert list(read_predictions(tmp_path, KEYS)) == KEYS[:lines]
@@ -70,6 +65,13 @@ def test_answers_of_all_shards_count_once(tmp_path):
     write(predictions_file(tmp_path), [ROWS[1], ROWS[2]])
     found = read_predictions(tmp_path, KEYS)
     assert found == dict(zip(KEYS, ROWS, strict=True))
+
+
+@pytest.mark.parametrize("shard", ["1-2", "4/3", "0/3", "1/", "a/b"])
+def test_a_shard_is_one_of_how_many(shard):
+    assert parse_shard("2/3") == (2, 3)
+    with pytest.raises(ConfigError, match=f'--shard is "{shard}": give a part'):
+        parse_shard(shard)
 
 
 def test_a_file_has_one_writer(tmp_path):

@@ -17,27 +17,18 @@ _FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
 class FakeHub(ThreadingHTTPServer):
-    """The server.
-
-    Attributes:
-        repos: content by (kind, repository), then by path.
-        revisions: the only commit of each repository.
-        gated: repositories that give no file.
-        corrupt: paths whose first byte is wrong.
-        stall_after: bytes of a path after which nothing more comes.
-        asked: paths of all contents sent.
-    """
+    """The server."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.repos: dict[tuple[str, str], dict[str, bytes]] = {}
-        self.revisions: dict[tuple[str, str], str] = {}
-        self.gated: set[str] = set()
-        self.corrupt: set[str] = set()
-        self.stall_after: dict[str, int] = {}
-        self.asked: list[str] = []
+        self.repos: dict[tuple[str, str], dict[str, bytes]] = {}  # (kind, repository) to files
+        self.revisions: dict[tuple[str, str], str] = {}  # the only commit of each
+        self.gated: set[str] = set()  # repositories that give no file
+        self.corrupt: set[str] = set()  # paths whose first byte is wrong
+        self.stall_after: dict[str, int] = {}  # bytes of a path after which nothing more comes
+        self.asked: list[str] = []  # paths of all contents sent
         self.released = threading.Event()
 
     def handle_error(self, request, client_address) -> None:

@@ -35,21 +35,20 @@ def write_files_world(folder: Path, *, train: int = 12, test: int = 2) -> None:
     atlas = build_atlas(cities=40, countries="cities")
     write_corpus(folder / CORPUS_FILE, atlas.passages)
     questions = iter((*atlas.train, *atlas.test))
-    rows = []
-    for source in ("nq", "hotpotqa"):
-        rows += [row | {"data_source": source} for row in _rows("train", train, questions)]
+    sources = ("nq", "hotpotqa")
+    rows = [row | {"data_source": name} for name in sources for row in _rows(train, questions)]
     (folder / MIX_FILE).parent.mkdir()
     pq.write_table(pa.Table.from_pylist(rows), folder / MIX_FILE)
     for known in QUESTION_SETS.values():
         file = folder / QUESTIONS_FOLDER / known.file
         file.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(row) + "\n" for row in _rows("test", test, questions)]
+        lines = [json.dumps(row) + "\n" for row in _rows(test, questions)]
         file.write_text("".join(lines), "utf-8")
 
 
-def _rows(split: str, count: int, questions: Iterator[Question]) -> list[dict]:
+def _rows(count: int, questions: Iterator[Question]) -> list[dict]:
     return [
-        {"id": f"{split}_{i}", "question": q.question, "golden_answers": list(q.golden_answers)}
+        {"id": f"row_{i}", "question": q.question, "golden_answers": list(q.golden_answers)}
         for i, q in enumerate(islice(questions, count))
     ]
 
@@ -66,8 +65,7 @@ def write_policy(folder: Path) -> None:
     """A random Qwen2 with a byte-level vocabulary of its own."""
     texts = [prompt_text("Where is Homs?", "search-r1")] * 20
     tokenizer = build_tokenizer(texts, 400, ())
-    sizes = PolicyConfig(
-        vocab_size=400, hidden_size=32, intermediate_size=64, layers=2, heads=4, key_value_heads=2
-    )
-    build_policy(sizes, tokenizer, 0).save_pretrained(folder)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 4}
+    config = PolicyConfig(**sizes, vocab_size=400, key_value_heads=2)
+    build_policy(config, tokenizer, 0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -63,15 +63,12 @@ def test_tables_hold_no_entry_that_nothing_reads():
         ("São Tomé", "sao tome"),
         ("İzmir", "izmir"),
         ("Łódź", "lodz"),
-        ("Tórshavn, Føroyar", "torshavn foroyar"),
-        ("Weißwasser", "weisswasser"),
+        ("Føroyar, Weißwasser", "foroyar weisswasser"),
         ("N'Djamena", "ndjamena"),
         ("Nuku‘alofa", "nukualofa"),
         ("Guinea-Bissau", "guinea bissau"),
         ("1,230,000 people", "1230000 people"),
-        ("Ürümqi (China)", "urumqi china"),
-        ("a, b", "a b"),
-        ("?! …", ""),
+        ("Ürümqi (?! …)", "urumqi"),
     ],
 )
 def test_fold_gives_one_spelling(text: str, folded: str):

@@ -20,8 +20,7 @@ NAN = float("nan")
 
 def jsonl(folder: Path, *rows) -> Path:
     path = folder / "test.jsonl"
-    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-    path.write_bytes(b"\n".join(lines) + b"\n")
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return path
 
 
@@ -58,33 +57,22 @@ def test_metadata_keeps_plain_values_and_no_gold_paragraphs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "complaint"),
+    ("change", "complaint"),
     [
-        ({"question": "q?", "golden_answers": ["a"]}, 'no "id"'),
-        ({"id": "1", "golden_answers": ["a"]}, 'no "question"'),
-        ({"id": "1", "question": "q?"}, 'no "golden_answers"'),
-        (ROW | {"id": "1", "question": "  "}, "non-blank"),
-        (ROW | {"id": True}, '"id" is True'),
-        (ROW | {"id": NAN}, '"id" is nan'),
-        (ROW | {"id": "1", "question": NAN}, '"question" is nan'),
-        (ROW | {"id": "1", "golden_answers": []}, "at least one"),
-        (ROW | {"id": "1", "golden_answers": ["", " "]}, "at least one"),
-        (
-            ROW | {"id": "1", "golden_answers": "Paris"},
-            "\"golden_answers\" is 'Paris': give a list",
-        ),
-        (ROW | {"id": "1", "golden_answers": [1997]}, '"golden_answers" is [1997]: give a list'),
-        (ROW | {"id": "1", "golden_answers": [NAN]}, '"golden_answers" is [nan]: give a list'),
-        (ROW | {"id": "1", "metadata": [1]}, '"metadata" is [1]'),
-        (ROW, "is taken by"),
-        ([], "not an object"),
-        (b'{"id": "1"', "not JSON"),
-        (b'{"id": "caf\xe9"}', "not JSON in UTF-8"),
-        (b'{"id": "1", "question": "half \\ud83d"}', "not JSON"),
+        ({"id": True}, '"id" is True'),
+        ({"id": NAN}, '"id" is nan'),
+        ({"question": "  "}, "non-blank"),
+        ({"question": NAN}, '"question" is nan'),
+        ({"golden_answers": []}, "at least one"),
+        ({"golden_answers": ["", " "]}, "at least one"),
+        ({"golden_answers": "Paris"}, "\"golden_answers\" is 'Paris': give a list"),
+        ({"golden_answers": [1997]}, '"golden_answers" is [1997]: give a list'),
+        ({"metadata": [1]}, '"metadata" is [1]'),
+        ({"id": "test_0"}, "is taken by"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path, row, complaint):
-    path = jsonl(tmp_path, ROW, row)
+def test_a_bad_line_is_named(tmp_path, change, complaint):
+    path = jsonl(tmp_path, ROW, ROW | {"id": "1"} | change)
     with pytest.raises(DataError) as caught:
         load_question_set("nq", path)
     message = str(caught.value)
@@ -95,11 +83,8 @@ def test_a_bad_line_is_named(tmp_path, row, complaint):
     ("change", "complaint"),
     [
         ({"data_source": "squad"}, "\"data_source\" is 'squad': it takes one of nq, triviaqa"),
-        ({"data_source": None}, '"data_source" is None'),
-        ({"question": " "}, "\"question\" is ' '"),
         ({"question": None}, '"question" is None'),
         ({"id": "test_0"}, "is taken by"),
-        ({"golden_answers": []}, "at least one"),
     ],
 )
 def test_a_bad_row_of_the_mix_is_named(tmp_path, change, complaint):
@@ -113,8 +98,6 @@ def test_a_bad_row_of_the_mix_is_named(tmp_path, change, complaint):
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(DataError, match="holds no question"):
         load_question_set("nq", jsonl(tmp_path))
-    with pytest.raises(DataError, match=r"none\.jsonl: cannot be read \(No such file"):
-        load_question_set("nq", tmp_path / "none.jsonl")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and then nothing")
     for path in (tmp_path / "bad.parquet", tmp_path / "none", parquet(tmp_path, {"a": 1})):
         with pytest.raises(DataError, match="cannot be read as Search-R1's parquet file"):
@@ -128,7 +111,7 @@ def test_the_world_of_files_holds_mix_and_benchmarks(tmp_path):
     assert world.passages is passages, "a corpus of millions is not copied"
     assert (len(world.train), world.dev, len(world.test)) == (120, (), 7)
     assert [q.metadata["benchmark"] for q in world.test] == list(QUESTION_SETS)
-    assert [world.train[0].id, world.train[-1].id] == ["nq/train_0", "hotpotqa/train_59"]
+    assert [world.train[0].id, world.train[-1].id] == ["nq/row_0", "hotpotqa/row_59"]
 
     worlds = [build_files_world(tmp_path, passages=(), seed=s, dev_fraction=0.2) for s in (0, 0, 1)]
     assert worlds[0].dev == worlds[1].dev != worlds[2].dev

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from run_helpers import no_space
 
 from llds_core.errors import DataError, RunError
 from llds_core.worlds import Passage, read_corpus, write_corpus
@@ -22,13 +23,10 @@ def _file(folder: Path, content: str | bytes) -> Path:
     return path
 
 
-def test_hostile_passages_come_back_unchanged(tmp_path: Path):
-    write_corpus(tmp_path / "corpus.jsonl", HOSTILE)
-    assert read_corpus(tmp_path / "corpus.jsonl") == HOSTILE
-
-
-def test_a_corpus_line_has_the_schema_of_search_r1(tmp_path: Path):
+def test_hostile_passages_come_back_and_lines_have_the_schema_of_search_r1(tmp_path: Path):
     path = tmp_path / "corpus.jsonl"
+    write_corpus(path, HOSTILE)
+    assert read_corpus(path) == HOSTILE
     write_corpus(path, [Passage("7", "São Tomé", "A city.")])
     text = path.read_text(encoding="utf-8")
     assert text == '{"id": "7", "contents": "\\"São Tomé\\"\\nA city."}\n'
@@ -62,9 +60,7 @@ def test_files_of_other_writers_are_read(tmp_path: Path):
         ("not json", "not JSON"),
         ('{"id": "2"', "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("[1, 2]", "not an object"),
         ("null", "not an object"),
-        ('{"contents": "A\\nb"}', 'no "id"'),
         ('{"id": "2"}', 'no "contents"'),
         ('{"id": true, "contents": "A\\nb"}', '"id" is True'),
         ('{"id": "2", "contents": 5}', '"contents" is 5'),
@@ -101,10 +97,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkey
     with pytest.raises(DataError, match="passage 1 holds a newline"):
         write_corpus(path, [HOSTILE[0], Passage("1", "a\nb", "c")])
 
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("llds_core.files.os.fsync", full)
+    monkeypatch.setattr("llds_core.files.os.fsync", no_space)
     with pytest.raises(RunError, match=r"No space left on device\): free space"):
         write_corpus(path, HOSTILE[:1])
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
