@@ -17,29 +17,15 @@ def test_seeds_fit_a_signed_64_bit_integer() -> None:
 
 
 def test_streams_of_different_roots_names_and_order_differ() -> None:
-    paths = [
-        (0,),
-        (1,),
-        (0, "a"),
-        (0, "b"),
-        (1, "a"),
-        (0, "a", "b"),
-        (0, "b", "a"),
-        (0, "a", 1),
-        (0, "a", 11),
-    ]
+    paths = [(0,), (1,), (0, "a"), (0, "b"), (1, "a"), (0, "a", "b"), (0, "b", "a")]
+    paths += [(0, "a", 1), (0, "a", 11)]
     assert len({child_seed(*path) for path in paths}) == len(paths)
 
 
 @pytest.mark.parametrize("make", [numpy_generator, torch_generator])
-def test_same_path_gives_the_same_stream(make) -> None:
+def test_a_stream_is_that_of_its_path(make) -> None:
     first, second = (_draw(make(7, "eval", 2)) for _ in range(2))
-    assert first == second
-
-
-@pytest.mark.parametrize("make", [numpy_generator, torch_generator])
-def test_another_path_gives_another_stream(make) -> None:
-    assert _draw(make(7, "eval", 2)) != _draw(make(7, "eval", 3))
+    assert first == second != _draw(make(7, "eval", 3))
 
 
 def test_global_generators_are_not_touched() -> None:

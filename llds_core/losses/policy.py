@@ -21,8 +21,6 @@ from llds_core.losses.aggregate import (
     upcast,
 )
 
-_MAX_LOG_RATIO = 20.0
-
 
 def policy_loss(
     logprobs_BT: torch.Tensor,
@@ -75,8 +73,7 @@ def policy_loss(
     if advantages.dim() == 1:
         check_rows(logprobs_BT, advantages=advantages)
         advantages = advantages[:, None].expand_as(logprobs_BT)
-    else:
-        check_same_shape(logprobs_BT=logprobs_BT, advantages=advantages)
+    check_same_shape(logprobs_BT=logprobs_BT, advantages=advantages)
     mask = response_mask_BT.bool()
     # In float32: bfloat16 has 8 bits for numbers whose small difference is the signal.
     log_ratio = upcast(logprobs_BT) - upcast(old_logprobs_BT).detach()
@@ -85,7 +82,7 @@ def policy_loss(
         mean_B = log_ratio.sum(1) / mask.sum(1).clamp(min=1)
         # Value of the row's mean; the added zero carries the gradient of the token's own logprob.
         log_ratio = mean_B.detach()[:, None] + (log_ratio - log_ratio.detach())
-    rho = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
+    rho = log_ratio.clamp(-20.0, 20.0).exp()
     advantages = advantages.detach().to(rho.dtype)
     unclipped = -advantages * rho
     clipped = -advantages * rho.clamp(1 - clip_low, 1 + clip_high)

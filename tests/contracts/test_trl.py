@@ -141,9 +141,9 @@ class Spy(GRPOTrainer):
 @pytest.fixture(scope="module")
 def spy() -> Spy:
     """A stock trainer after 2 x 2 trajectories: 2 epochs of 2 updates of 2 micro-batches."""
-    tokenizer = build_tokenizer(["one two three"], 280, ())
+    tokenizer = build_tokenizer(["one two three"], 300, ())
     architecture = PolicyConfig(
-        vocab_size=280, hidden_size=16, intermediate_size=16, layers=1, heads=2, key_value_heads=1
+        vocab_size=300, hidden_size=16, intermediate_size=16, layers=1, heads=2, key_value_heads=1
     )
     completions = [[5, 6, 7, 8, 9], [10, 11, 12], [13, 14], [15, 16, 17, 18]]
     masks = [[1, 0, 0, 1, 1], [1, 1, 0], [1, 1], [1, 0, 1, 1]]

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 from scripted_rollouts import StubRetriever
-from toy_groups import PAD, TOKENIZER, group, policy
+from toy_groups import PAD, TOKENIZER, group, plain_scores, policy
 
-from llds_core.config import RolloutConfig
+from llds_core.config import RewardConfig, RolloutConfig
 from llds_core.diagnostics import group_update as mechanism
 from llds_core.diagnostics.group_update import group_changes, sample_groups
 from llds_core.diagnostics.likelihood import policy_states
@@ -70,13 +70,12 @@ def test_the_change_is_that_of_a_textbook_update(optimizer):
     advantages = group_advantages(torch.tensor([1.0, 0, 0, 1]), torch.zeros(4).long())
     make = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
     step = make(updated.parameters(), lr=1e-2, weight_decay=0.0)
-    before = [logprobs(updated, t) for t in chosen]
+    before = [plain_scores(updated, t)[0] for t in chosen]
     terms = [-a * values for a, values in zip(advantages, before, strict=True)]
     torch.cat(terms).mean().backward()
     step.step()
-    moved = [
-        (logprobs(updated, t) - old).sum().item() for t, old in zip(chosen, before, strict=True)
-    ]
+    after = [plain_scores(updated, t)[0] for t in chosen]
+    moved = [(new - old).sum().item() for new, old in zip(after, before, strict=True)]
     assert row.delta == pytest.approx((moved[0] + moved[3]) / 2, rel=1e-5)
     assert row.delta_incorrect == pytest.approx((moved[1] + moved[2]) / 2, rel=1e-5)
     right, wrong = torch.cat([before[0], before[3]]), torch.cat([before[1], before[2]])
@@ -89,19 +88,6 @@ def test_the_change_is_that_of_a_textbook_update(optimizer):
     pooled = [policy_states(model, [t], pad_id=PAD)[0].mean(0) for t in chosen]
     pairs = [torch.cosine_similarity(pooled[i], pooled[j], 0) for i in (0, 3) for j in (1, 2)]
     assert row.similarity == pytest.approx(torch.stack(pairs).mean().item(), rel=1e-9)
-
-
-def logprobs(model, t):
-    """Of the policy tokens of a trajectory, from a plain forward pass with its graph."""
-    ids = [*t.prompt_ids, *t.completion_ids]
-    found = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-    return torch.stack(
-        [
-            found[len(t.prompt_ids) + i - 1, token]
-            for i, token in enumerate(t.completion_ids)
-            if t.response_mask[i]
-        ]
-    )
 
 
 def test_every_group_starts_from_the_same_weights_without_dropout():
@@ -142,7 +128,9 @@ def test_searches_that_were_made_to_fail_are_also_left_out():
     assert changes(policy(), [responses])["first_search_reached_incorrect"].tolist() == [0]
 
 
-def test_groups_are_sampled_and_scored_by_question_seed_and_step():
+def test_groups_are_sampled_and_scored_by_question_seed_and_step(monkeypatch):
+    scored = []
+    monkeypatch.setattr(mechanism, "score", lambda t, reward: scored.append((t, reward)))
     retriever = FailingRetriever(StubRetriever(()), failure_rate=0.0, passages=(), seed=0)
     limits = RolloutConfig(max_searches=1, max_action_tokens=6, max_total_tokens=200)
     loop = RolloutLoop(TOKENIZER, retriever, limits, top_k=1)
@@ -160,6 +148,8 @@ def test_groups_are_sampled_and_scored_by_question_seed_and_step():
     assert tokens(seed=1, step=2) != tokens(seed=1, step=3)
     assert tokens(seed=1, step=2) != tokens(seed=2, step=2)
     assert model.training
+    scored.clear()
     groups = sample()
+    assert scored == [(t, RewardConfig()) for g in groups for t in g]
     assert [[t.question.id for t in g] for g in groups] == [["q0"] * 2, ["q1"] * 2, ["q2"] * 2]
     assert [[t.sample for t in g] for g in groups] == [[0, 1]] * 3

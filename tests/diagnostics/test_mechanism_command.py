@@ -10,15 +10,7 @@ import pytest
 from llds_core.__main__ import main
 from llds_core.diagnostics.measure import TABLES, measure, mechanism_path, read_mechanism
 from llds_core.errors import ConfigError, DataError
-from llds_core.reporting.mechanism_figures import (
-    ensure_mechanism,
-    first_action_data,
-    first_action_figure,
-    likelihood_change_figure,
-    rounds_figure,
-    share_table,
-    theorem_figure,
-)
+from llds_core.reporting import mechanism_figures as figures
 from llds_core.reporting.store import load_runs
 
 METHODS = ("grpo", "llds-action")
@@ -51,8 +43,7 @@ def test_every_checkpoint_is_measured_with_both_optimizers(tables) -> None:
 def test_the_start_policy_is_the_same_for_all_methods(tables) -> None:
     start = tables["likelihood_change"].query("step == 0")
     first, second = (
-        start[start["method"] == method].drop(columns="method").reset_index(drop=True)
-        for method in METHODS
+        group.drop(columns="method").reset_index(drop=True) for _, group in start.groupby("method")
     )
     pd.testing.assert_frame_equal(first, second)
 
@@ -61,22 +52,22 @@ def test_what_is_measured_is_not_measured_again(tables, stored, monkeypatch) -> 
     monkeypatch.setattr("llds_core.diagnostics.measure._measure", None)
     folder = measure("smoke", METHODS, 0, stored, questions=6)
     again = read_mechanism(folder)
-    assert {name: len(again[name]) for name in TABLES} == {
-        name: len(tables[name]) for name in TABLES
-    }
+    assert all(len(again[name]) == len(tables[name]) for name in TABLES)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["questions"] == 6 and set(manifest["runs"]) == set(METHODS)
 
 
 def test_figures_come_from_the_tables(tables, stored) -> None:
     runs = load_runs(stored, "smoke", METHODS, [0])
-    found = ensure_mechanism("smoke", METHODS, [0, 1], stored, questions=6)
-    shares = share_table(found["likelihood_change"])
+    found = figures.ensure_mechanism("smoke", METHODS, [0, 1], stored, questions=6)
+    changes = found["likelihood_change"]
+    shares = figures.share_table(changes)
     assert (shares["measured"] <= shares["questions"]).all()
-    assert first_action_figure(first_action_data(runs, found["likelihood_change"])).axes
-    assert rounds_figure(found["nll_by_round"]).axes and theorem_figure(found["theorem"]).axes
-    if found["likelihood_change"]["delta"].notna().any():
-        assert likelihood_change_figure(found["likelihood_change"]).axes
+    assert figures.first_action_figure(figures.first_action_data(runs, changes)).axes
+    assert figures.rounds_figure(found["nll_by_round"]).axes
+    assert figures.theorem_figure(found["theorem"]).axes
+    if changes["delta"].notna().any():
+        assert figures.likelihood_change_figure(changes).axes
 
 
 def test_another_number_of_questions_starts_anew(tables, stored, tmp_path: Path) -> None:

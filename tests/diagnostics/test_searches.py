@@ -21,13 +21,8 @@ def scored(actions, *, found=None, entropy=0.0):
     return Scored(made, flat, torch.full_like(flat, entropy), policy_actions(made))
 
 
-RIGHT = searched("123", None, correct=True)
-
-
-NOTHING = searched((), None, correct=True)
-UNSEARCHED = searched(None, correct=True)
-OTHER = searched("789", None, correct=True)
-WRONG = searched("123", None)
+RIGHT, WRONG = searched("123", None, correct=True), searched("123", None)
+NOTHING, OTHER = searched((), None, correct=True), searched("789", None, correct=True)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +36,7 @@ WRONG = searched("123", None)
         # Only the first action can match, ...
         ([RIGHT, searched("9", "123", None), searched(None, "123", None)], (2, 0, 0)),
         # ... and any correct response of the group be matched.
-        ([RIGHT, UNSEARCHED, OTHER, searched("987", None)], (1, 1, 1)),
+        ([RIGHT, searched(None, correct=True), OTHER, searched("987", None)], (1, 1, 1)),
         # Two searches that find nothing are equal.
         ([NOTHING, searched((), None)], (1, 1, 1)),
         ([NOTHING, searched("1", None)], (1, 0, 0)),
@@ -59,17 +54,9 @@ ITEMS = [
 
 
 def test_positions_are_actions_with_a_search_round_to_follow():
-    expected = pd.DataFrame(
-        {
-            "view": "position",
-            "rounds": [0, 1],
-            "nll": [2.0, 4.0],
-            "entropy": [(0.5 + 0.5 + 1.5) / 3, 1.5],
-            "tokens": [3, 1],
-            "trajectories": [2, 1],
-        }
-    )
-    pd.testing.assert_frame_equal(nll_by_round(ITEMS), expected)
+    columns = ["view", "rounds", "nll", "entropy", "tokens", "trajectories"]
+    rows = [("position", 0, 2.0, 2.5 / 3, 3, 2), ("position", 1, 4.0, 1.5, 1, 1)]
+    pd.testing.assert_frame_equal(nll_by_round(ITEMS), pd.DataFrame(rows, columns=columns))
 
 
 def test_totals_are_whole_responses_by_their_rounds():

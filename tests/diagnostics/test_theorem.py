@@ -89,16 +89,6 @@ def test_what_correct_responses_gain_is_their_own_doing_and_that_of_others():
     assert one.support == 0 and one.own == one.gain == pytest.approx(4 * 0.5 * 0.5 / 3)
 
 
-def test_an_unlikely_wrong_token_pulls_harder():
-    def pull(logit):
-        errors = prediction_errors(torch.tensor([[0.0, 0, 0], [logit, 0, 0]]), torch.tensor([0, 0]))
-        states, advantages = torch.ones(2, 1), torch.tensor([1.0, -1.0])
-        right = torch.tensor([True, False])
-        return driver_score(states, errors, torch.tensor([0, 1]), advantages, right).error_product
-
-    assert pull(-4.0) > pull(0.0) > pull(4.0) > 0
-
-
 def test_a_group_without_contrast_has_no_factors():
     errors = prediction_errors(torch.zeros(2, 2), torch.tensor([0, 1]))
     states, rows, advantages = torch.ones(2, 1), torch.tensor([0, 1]), torch.zeros(2)

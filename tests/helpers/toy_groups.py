@@ -80,3 +80,12 @@ def group(outcomes: Sequence[bool], *, seed: int = 0, question: str = "q0") -> l
         )
         for sample, outcome in enumerate(outcomes)
     ]
+
+
+def plain_scores(model: PreTrainedModel, item: Trajectory) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies at policy tokens, from one unpadded pass with its graph."""
+    ids = torch.tensor([*item.prompt_ids, *item.completion_ids])
+    found = model(input_ids=ids[None]).logits[0].log_softmax(-1)
+    where = len(item.prompt_ids) + torch.tensor(item.response_mask).nonzero().squeeze(1)
+    rows = found[where - 1]
+    return rows.gather(1, ids[where, None]).squeeze(1), -(rows.exp() * rows).sum(-1)

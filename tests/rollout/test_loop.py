@@ -5,35 +5,34 @@ a stop tag, at the end-of-text token, or at the budget.
 """
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scripted_rollouts import (
     ANSWER,
     BOTH,
     HIT,
     SEARCH,
-    SPELLED,
     TAGGED,
     Script,
     action_tokens,
     encode,
+    limits,
     one,
     run,
 )
 
 from llds_core.config import RewardConfig
+from llds_core.errors import ConfigError
+from llds_core.losses import action_ids
 from llds_core.retrieval import Hit
-from llds_core.rollout.protocol import FEEDBACK, block_sequence, search_observation
+from llds_core.rollout.masks import validate_response_masks
+from llds_core.rollout.protocol import FEEDBACK, TAGS, block_sequence, search_observation
 from llds_core.rollout.rewards import score
+from llds_core.runs.policies import END, PAD
 from llds_core.worlds.records import Passage, Question
 
 # (a) Tokens
-
-
-@BOTH
-def test_policy_tokens_are_the_sampled_ids_cut_at_the_completing_token(tokenizer) -> None:
-    """1: text after a stop tag is never taken; 2: every kept id is the id that was sampled."""
-    trajectory = one([SEARCH + "it was", "so" + ANSWER + "then"], tokenizer=tokenizer)
-    wanted = [SEARCH, "so" + ANSWER]
-    assert action_tokens(trajectory) == [encode(text, tokenizer) for text in wanted]
 
 
 @BOTH
@@ -53,15 +52,6 @@ def test_tag_spelled_out_is_a_tag_although_a_tag_token_exists() -> None:
     trajectory = one([[*spelled, *encode("then")], ANSWER])
     assert action_tokens(trajectory)[0] == spelled
     assert trajectory.actions[0].executed
-
-
-def test_token_that_runs_past_the_tag_is_kept_whole() -> None:
-    """The token `>.` completes the tag; its full stop belongs to the action, not to the query."""
-    ids = encode("<search>where</search>. then", SPELLED)
-    last = SPELLED.convert_tokens_to_ids(">.")
-    trajectory = one([ids, ANSWER], tokenizer=SPELLED)
-    assert action_tokens(trajectory)[0] == ids[: ids.index(last) + 1]
-    assert trajectory.actions[0].content == "where"
 
 
 def test_white_space_before_punctuation_survives_decoding() -> None:
@@ -197,3 +187,158 @@ def test_answer_span_begins_where_the_parsed_answer_begins() -> None:
     trajectory = one(["so<answer>it<answer>was</answer>"])
     assert trajectory.answer == "it<answer>was"
     assert trajectory.answer_span[0] == len(encode("so"))
+
+
+# (d) Turns and limits
+
+
+def test_specification_hand_case() -> None:
+    """Two searching turns: search, invalid, answer; one search run; three generations and chunks.
+
+    The text after `</search>` is never sampled here, where the official loop samples and cuts it.
+    """
+    trajectories, sampler, engine = run([["<search>a</search> x", "oops", "<answer>b</answer>"]])
+    (trajectory,) = trajectories
+    assert [action.kind for action in trajectory.actions] == ["search", "invalid", "answer"]
+    assert trajectory.searches == 1 and engine.queries == ["a"]
+    assert len(sampler.calls) == 3
+    texts = ["<search>a</search>", "oops", "<answer>b</answer>"]
+    assert action_tokens(trajectory) == [encode(text) for text in texts]
+    assert sum(trajectory.response_mask) == sum(len(encode(text)) for text in texts)
+    assert (trajectory.answer, trajectory.stop_reason) == ("b", "answer")
+
+
+@pytest.mark.parametrize("query", ["", "\n\n"])
+def test_empty_query_is_invalid(query: str) -> None:
+    trajectories, sampler, engine = run([[f"<search>{query}</search>", ANSWER]])
+    (trajectory,) = trajectories
+    assert trajectory.actions[0].kind == "invalid" and trajectory.searches == 0
+    assert engine.queries == [] and sampler.appended == [(0, encode(FEEDBACK))]
+
+
+@pytest.mark.parametrize("kind", ["em", "f1", "format"])
+def test_empty_answer_ends_the_trajectory_and_is_wrong(kind: str) -> None:
+    trajectory = one(["<answer> </answer>"])
+    score(trajectory, RewardConfig(kind=kind, final=0.0))
+    assert (trajectory.answer, trajectory.stop_reason) == ("", "answer")
+    assert trajectory.reward == 0.0 and not trajectory.correct
+
+
+def test_end_of_text_written_in_a_passage_ends_nothing() -> None:
+    trajectory = one([SEARCH, ANSWER], hits=[Hit("p", "T", f"so {END} it {PAD} was", 1.0)])
+    assert trajectory.answer == "Paris" and len(trajectory.actions) == 2
+    validate_response_masks([trajectory.completion_ids], [trajectory.response_mask])
+
+
+def test_action_without_hits_still_gets_an_information_block() -> None:
+    trajectories, sampler, _ = run([[SEARCH, ANSWER]], hits=())
+    assert trajectories[0].searches == 1
+    assert sampler.appended == [(0, encode("\n\n<information></information>\n\n"))]
+
+
+def test_long_passage_is_cut_to_the_observation_limit() -> None:
+    hits = [Hit("p", "T", "where is it " * 50, 1.0)]
+    config = limits(max_observation_tokens=7)
+    trajectories, sampler, _ = run([[SEARCH, ANSWER]], config, hits=hits)
+    whole = encode(search_observation(hits))
+    assert sampler.appended == [(0, whole[:7])]
+    assert trajectories[0].answer == "Paris"
+
+
+def test_prompt_that_fills_the_context_is_a_configuration_error() -> None:
+    """Exactly full leaves no room; one token fewer leaves room for one."""
+    (trajectory,), _, _ = run([["so", "so", "so"]], limits(max_total_tokens=2000))
+    length = len(trajectory.prompt_ids)
+    with pytest.raises(ConfigError, match=rf"q0 takes {length} tokens.*max_total_tokens") as error:
+        one(["so"], limits(max_total_tokens=length, max_action_tokens=1))
+    assert "\n" not in str(error.value)
+    short = one([encode("is it")], limits(max_total_tokens=length + 1, max_action_tokens=1))
+    assert len(short.completion_ids) == 1 and short.stop_reason == "length"
+
+
+@pytest.mark.parametrize(("spare", "actions", "reason"), [(0, 1, "length"), (1, 2, "turns")])
+def test_last_token_of_room_is_used(spare: int, actions: int, reason: str) -> None:
+    """After action and feedback one token of room is one more action; none ends the trajectory."""
+    used = len(run([["so", ANSWER]])[0][0].prompt_ids) + len(encode("so")) + len(encode(FEEDBACK))
+    config = limits(max_searches=1, max_total_tokens=used + spare)
+    trajectory = one(["so", "it is"], config)
+    assert (len(trajectory.actions), trajectory.stop_reason) == (actions, reason)
+
+
+def test_only_active_trajectories_are_sampled() -> None:
+    """A row that answered or ran out of room is never generated for, nor appended to, again."""
+    scripts = [[ANSWER], [SEARCH, ANSWER], ["so", "so", ANSWER], [SEARCH, SEARCH, SEARCH]]
+    _, sampler, _ = run(scripts)
+    assert [rows for rows, _ in sampler.calls] == [[0, 1, 2, 3], [1, 2, 3], [2, 3]]
+    assert [row for row, _ in sampler.appended] == [1, 2, 3, 2, 3]
+
+
+def test_budget_is_the_smaller_of_action_limit_and_room() -> None:
+    length = len(run([[ANSWER]])[0][0].prompt_ids)
+    config = limits(max_total_tokens=length + 30, max_action_tokens=20, max_observation_tokens=15)
+    trajectories, sampler, _ = run([[SEARCH, SEARCH, SEARCH]], config)
+    used = len(encode(SEARCH)) + 15
+    assert sampler.calls[0] == ([0], [20]) and sampler.calls[1] == ([0], [30 - used])
+    assert trajectories[0].total_tokens <= length + 30
+
+
+tokens = st.one_of(
+    st.integers(0, len(TAGGED) - 1),
+    st.sampled_from([*encode("".join(TAGS)), *encode("where"), TAGGED.eos_token_id]),
+)
+turns = st.one_of(
+    st.sampled_from([SEARCH, ANSWER, "so", "<search></search>", "</search>"]),
+    st.lists(tokens, min_size=1, max_size=30),
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    scripts=st.lists(st.lists(turns, min_size=4, max_size=4), min_size=1, max_size=4),
+    searches=st.integers(1, 3),
+    action=st.integers(1, 12),
+    observation=st.integers(1, 40),
+    room=st.integers(1, 90),
+    passage=st.text(max_size=40),
+)
+def test_every_limit_and_every_kind_of_token_under_any_script(
+    scripts, searches: int, action: int, observation: int, room: int, passage: str
+) -> None:
+    """1: four limits; 2: two kinds of tokens; 3: actions as sampled; 4: one reason to stop.
+
+    Two actions never touch: an observation is empty only without room, which is the end.
+    """
+    prompt = len(run([[ANSWER]])[0][0].prompt_ids)
+    config = limits(
+        max_searches=searches,
+        max_action_tokens=action,
+        max_observation_tokens=observation,
+        max_total_tokens=prompt + room,
+    )
+    trajectories, sampler, engine = run(scripts, config, hits=[Hit("p", "T", passage, 1.0)])
+    assert len(engine.queries) == sum(t.searches for t in trajectories)
+    for row, t in enumerate(trajectories):
+        sampled = sampler.emitted[row]
+        assert t.searches <= searches and 1 <= len(t.actions) <= searches + 1
+        assert t.total_tokens <= config.max_total_tokens
+        assert action_tokens(t) == [generation.token_ids for generation in sampled]
+        assert max(map(len, action_tokens(t))) <= action
+        assert [a.text for a in t.actions] == [TAGGED.decode(ids) for ids in action_tokens(t)]
+        validate_response_masks([t.completion_ids], [t.response_mask])
+        observed = [i for i, m in zip(t.completion_ids, t.response_mask, strict=True) if not m]
+        assert [i for to, ids in sampler.appended if to == row for i in ids] == observed
+        kept = [p for p, m in zip(t.sampler_logprobs, t.response_mask, strict=True) if m]
+        assert kept == [value for generation in sampled for value in generation.logprobs]
+        assert all(a.executed == (a.kind == "search") for a in t.actions[:searches])
+        assert not any(a.executed for a in t.actions[searches:])
+        assert t.action_ids == action_ids(torch.tensor([t.response_mask]))[0].tolist()
+        assert max(t.action_ids) == len(t.actions)
+        ends = [a.end for a in t.actions]
+        starts = [a.start for a in t.actions[1:]] + [len(t.completion_ids)]
+        assert all(0 <= s - e <= observation for e, s in zip(ends, starts, strict=True))
+        answered = [a for a in t.actions if a.kind == "answer"]
+        assert (t.stop_reason == "answer") == (t.answer is not None) == bool(answered)
+        assert answered in ([], [t.actions[-1]])
+        assert t.stop_reason in ("answer", "turns", "length")
+        assert (t.stop_reason == "turns") <= (len(t.actions) == searches + 1)
+        assert (t.stop_reason == "length") <= (t.total_tokens == config.max_total_tokens)

@@ -6,7 +6,7 @@ import threading
 import types
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
 import pytest
@@ -118,19 +118,10 @@ def test_the_engine_is_asked_to_keep_stop_strings() -> None:
     assert options["logprobs"] == 0
 
 
-@dataclass
-class SamplingParams:
-    """Takes vLLM's keyword arguments that the sampler uses, and no others."""
-
-    temperature: float
-    top_p: float
-    logprobs: int
-    stop: list[str]
-    include_stop_str_in_output: bool
-    stop_token_ids: list[int]
-    skip_special_tokens: bool
-    max_tokens: int
-    seed: int
+# Takes vLLM's keyword arguments that the sampler uses, and no others.
+_TAKEN = "temperature top_p logprobs stop include_stop_str_in_output stop_token_ids "
+_TAKEN += "skip_special_tokens max_tokens seed"
+SamplingParams = make_dataclass("SamplingParams", _TAKEN.split())
 
 
 @pytest.fixture
