@@ -358,7 +358,6 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
     fix = f"python -m llds_core index {config.profile} ({how})"
     if settings.vectors and not Path(settings.vectors).is_file():
         fix = f"make data PROFILE={config.profile}; then {fix}"
-        return _fail("index", f"{settings.vectors} does not exist", fix)
     if settings.path is None and corpus is None:
         return _fail("index", "the corpus was never indexed here", fix)
     folder = Path(settings.path or index_path(settings, "files", corpus.hash if corpus else ""))
@@ -366,6 +365,8 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
         manifest = read_index_manifest(folder)
         if manifest is None or not manifest.get("index"):
             return _fail("index", f"{folder} holds no finished one", fix)
+        if settings.vectors and not Path(settings.vectors).is_file():
+            return _fail("index", f"{settings.vectors} does not exist", fix)
         source = manifest | {
             "passage_prefix": settings.passage_prefix,
             "max_tokens": settings.max_tokens,
