@@ -123,7 +123,7 @@ with running_retriever(
 @pytest.mark.parametrize(
     ("behaviour", "patience", "error", "words"),
     [
-        (("die",), 60.0, RunError, "exit code 1: no index there: build it"),
+        (("die",), 60.0, RunError, "the retriever ended: no index there: build it"),
         (("loading",), 1.0, RetrieverError, "not ready after 1 s"),
         (
             ("ready", "other"),
