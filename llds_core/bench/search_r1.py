@@ -105,10 +105,10 @@ class ReencodingRollout:
         return [_cut_after_tag(reply) for reply in replies]
 
     def _search(
-        self, tasks: Tasks, active: list[int], parsed: Sequence[tuple[str, str]], turn: int
+        self, tasks: Tasks, active: list[int], parsed: Sequence[tuple[str, str, int]], turn: int
     ) -> dict[int, Any]:
         pairs = zip(active, parsed, strict=True)
-        wanted = {row: query for row, (kind, query) in pairs if kind == "search" and query}
+        wanted = {row: query for row, (kind, query, _) in pairs if kind == "search" and query}
         if not wanted or turn == self._config.rollout.max_searches:
             return {}
         keys = [SearchKey(0, 1, tasks[row][0].id, tasks[row][1], turn) for row in wanted]
