@@ -323,6 +323,6 @@ def _with_delta(cell: pd.Series) -> str:
 def _bounds(scores: pd.DataFrame) -> tuple[float, float]:
     """95 % interval of a mean: over questions for one seed, over seeds for more."""
     if len(scores) > 1:
-        _, low, high, _ = student_interval(scores["em"].to_numpy())
-        return low, high
-    return tuple(scores[["em_low", "em_high"]].iloc[0])
+        return student_interval(scores["em"].to_numpy())[1:3]
+    low, high = scores[["em_low", "em_high"]].iloc[0]
+    return low, high
