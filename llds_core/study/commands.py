@@ -8,49 +8,26 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from llds_core.config import load_experiment, load_study
-from llds_core.config.options import (
-    Address,
-    Arms,
-    Benchmarks,
-    Checkpoint,
-    Layout,
-    Limit,
-    Method,
-    Mode,
-    OutDir,
-    Overrides,
-    Port,
-    Profile,
-    Publish,
-    Quiet,
-    Rank,
-    Root,
-    Samples,
-    Seed,
-    Seeds,
-    Split,
-    StudyArms,
-    numbers,
-    words,
-)
+from llds_core.config import load_experiment, load_study, studies
+from llds_core.config import options as cli
+from llds_core.config.options import numbers, words
 from llds_core.runs import DEFAULT_ROOT as ROOT
 
 
 def reproduce(
-    profile: Profile = "desk",
+    profile: cli.Profile = "desk",
     *,
-    overrides: Overrides,
-    seeds: Seeds = "0",
-    arms: StudyArms = "grpo,llds-action",
-    layout: Layout = None,
+    overrides: cli.Overrides,
+    seeds: cli.Seeds = "0",
+    arms: cli.StudyArms = "grpo,llds-action",
+    layout: cli.Layout = None,
     retriever_env: Annotated[Path | None, Option(help="environment of the search service")] = None,
-    machine_rank: Rank = 0,
-    main_address: Address = "127.0.0.1",
-    main_port: Port = 29500,
-    out_dir: OutDir = None,
-    run_root: Root = ROOT,
-    quiet: Quiet = False,
+    machine_rank: cli.Rank = 0,
+    main_address: cli.Address = "127.0.0.1",
+    main_port: cli.Port = 29500,
+    out_dir: cli.OutDir = None,
+    run_root: cli.Root = ROOT,
+    quiet: cli.Quiet = False,
 ) -> None:
     """Do the main job: checks, start policy, all runs, notebooks, figures."""
     from llds_core.machine.launch import Machine
@@ -70,20 +47,20 @@ def reproduce(
 
 
 def baselines(
-    profile: Profile,
-    overrides: Overrides,
+    profile: cli.Profile,
+    overrides: cli.Overrides,
     baselines: Annotated[str, Option(metavar="NAME,NAME")] = "direct,rag,search-o1,search-r1",
-    seed: Seed = 0,
-    split: Split = "test",
-    checkpoint: Checkpoint = "best",
-    run_root: Root = ROOT,
-    quiet: Quiet = False,
-    benchmarks: Benchmarks = "",
-    limit: Limit = None,
-    mode: Mode = "greedy",
-    samples: Samples = 1,
-    method: Method = None,
-    publish: Publish = False,
+    seed: cli.Seed = 0,
+    split: cli.Split = "test",
+    checkpoint: cli.Checkpoint = "best",
+    run_root: cli.Root = ROOT,
+    quiet: cli.Quiet = False,
+    benchmarks: cli.Benchmarks = "",
+    limit: cli.Limit = None,
+    mode: cli.Mode = "greedy",
+    samples: cli.Samples = 1,
+    method: cli.Method = None,
+    publish: cli.Publish = False,
 ) -> None:
     """Answer questions with a model as it is, in several ways."""
     from llds_core.evaluation import POLICY, ROOT, EvaluationPlan, open_asked, run_baselines
@@ -96,13 +73,13 @@ def baselines(
 
 
 def report(
-    profile: Profile,
+    profile: cli.Profile,
     published: Annotated[bool, Option("--published", help="of results/published alone")] = False,
-    seeds: Seeds = "0",
-    arms: Arms = "grpo,llds-action",
-    out_dir: OutDir = None,
-    run_root: Root = ROOT,
-    quiet: Quiet = False,
+    seeds: cli.Seeds = "0",
+    arms: cli.Arms = "grpo,llds-action",
+    out_dir: cli.OutDir = None,
+    run_root: cli.Root = ROOT,
+    quiet: cli.Quiet = False,
 ) -> None:
     """Run the notebooks and write figures, tables and the index of a profile."""
     from llds_core.reporting.notebooks import report
@@ -116,12 +93,12 @@ def report(
 
 def study(
     study: Annotated[str, Argument(help="name of a study, e.g. desk, or a YAML file")],
-    arms: StudyArms = "",
+    arms: cli.StudyArms = "",
     seeds: Annotated[str, Option(metavar="N,N", help="only these")] = "",
     status: Annotated[bool, Option("--status", help="show the queue and run nothing")] = False,
     minutes: Annotated[float | None, Option(help="start no further run after this time")] = None,
-    run_root: Root = ROOT,
-    quiet: Quiet = False,
+    run_root: cli.Root = ROOT,
+    quiet: cli.Quiet = False,
 ) -> int:
     """Run what is left of a study and publish each run as it ends."""
     from llds_core.study import runner
@@ -144,15 +121,15 @@ def study(
 
 
 def mechanism(
-    profile: Profile,
-    seed: Seed = 0,
-    arms: Arms = "grpo,llds-action",
+    profile: cli.Profile,
+    seed: cli.Seed = 0,
+    arms: cli.Arms = "grpo,llds-action",
     questions: Annotated[int, Option(help="number of training questions, from the first")] = 50,
     last_step: Annotated[int | None, Option(help="leave out later steps")] = None,
     smollm2: Annotated[bool, Option("--smollm2", help="SmolLM2-135M on scripts too")] = False,
-    publish: Publish = False,
-    run_root: Root = ROOT,
-    quiet: Quiet = False,
+    publish: cli.Publish = False,
+    run_root: cli.Root = ROOT,
+    quiet: cli.Quiet = False,
 ) -> None:
     """Measure why likelihood falls, on the checkpoints of stored runs."""
     from llds_core.diagnostics.measure import measure
@@ -173,7 +150,10 @@ def mechanism(
 
 
 def publish(
-    profile: Profile, seeds: Seeds = "0", arms: Arms = "grpo,llds-action", run_root: Root = ROOT
+    profile: cli.Profile,
+    seeds: cli.Seeds = "0",
+    arms: cli.Arms = "grpo,llds-action",
+    run_root: cli.Root = ROOT,
 ) -> None:
     """Copy runs into results/published and update the README."""
     from llds_core.files import write_text
@@ -182,19 +162,20 @@ def publish(
 
     table = publish(run_root, profile, words(arms), numbers(seeds))
     write_tables(PUBLISHED, profile)
-    readme = Path("README.md")
-    write_text(readme, update_readme(readme, PUBLISHED, profile))
+    if profile in studies():
+        readme = Path("README.md")
+        write_text(readme, update_readme(readme, PUBLISHED, load_study(profile)))
     print(f"published: {table}")
 
 
 def slurm(
-    profile: Profile,
-    overrides: Overrides,
+    profile: cli.Profile,
+    overrides: cli.Overrides,
     hours: Annotated[int, Option(help="wall time to ask for")] = 24,
-    layout: Layout = None,
-    seeds: Seeds = "0",
-    arms: Arms = "grpo,llds-action",
-    run_root: Root = ROOT,
+    layout: cli.Layout = None,
+    seeds: cli.Seeds = "0",
+    arms: cli.Arms = "grpo,llds-action",
+    run_root: cli.Root = ROOT,
 ) -> None:
     """Print the main job as a Slurm batch script."""
     from llds_core.machine.slurm import batch_script

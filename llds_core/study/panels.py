@@ -6,7 +6,6 @@ have collapsed later. One that lost more than half of its best reward, but not b
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -50,16 +49,6 @@ _COLLAPSED = _OUTCOMES["likelihood lost"][0]
 _REWARD_SPAN = 0.4
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A row of the figure: an arm, or a heading without one."""
-
-    label: str
-    arm: str | None = None
-    weight: str = "normal"
-    style: str = "normal"
-
-
 def outcomes_figure(table: pd.DataFrame, study: Study) -> Figure:
     """Draw collapse step and likelihood slope of every run, one row per arm, under group headings.
 
@@ -72,9 +61,12 @@ def outcomes_figure(table: pd.DataFrame, study: Study) -> Figure:
             "not run". A group for which the study has series is shown by series.
     """
     rows = _rows(study)
-    if not table["method"].isin([row.arm for row in rows]).any():
+    if not table["method"].isin([arm for _, arm, _ in rows]).any():
         raise DataError("none of the arms has a run: run the study first")
-    end = _axis_end(table)
+    end = table["collapse_step"].fillna(table["steps"]).max()
+    whole = table.loc[table["collapse_step"].isna(), "steps"]
+    if len(whole):  # a single run much longer than the usual would squeeze all
+        end = min(end, 2 * whole.min())
     with theme(grid=True):
         figure = Figure(figsize=(9.6, 0.25 * len(rows) + 1.9), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
@@ -83,12 +75,13 @@ def outcomes_figure(table: pd.DataFrame, study: Study) -> Figure:
             for axes, place in ((left, run["collapse_step"]), (right, run["slope"])):
                 if not np.isnan(place):
                     axes.axvline(place, **line)
-        for place, row in enumerate(rows):
-            if row.arm is not None:
-                _draw_row(left, right, place, table[table["method"] == row.arm], end)
-        left.set_yticks(range(len(rows)), [row.label for row in rows])
-        for text, row in zip(left.get_yticklabels(), rows, strict=True):
-            text.set(fontweight=row.weight, fontstyle=row.style)
+        left.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+        for text, (place, (_, arm, style)) in zip(
+            left.get_yticklabels(), enumerate(rows), strict=True
+        ):
+            text.set(**style)
+            if arm is not None:
+                _draw_row(left, right, place, table[table["method"] == arm], end)
         left.set_ylim(len(rows) - 0.5, -0.5)
         left.set_xlim(0, end * 1.05)
         left.set_xlabel("step of the collapse, or last step")
@@ -106,29 +99,25 @@ def outcomes_figure(table: pd.DataFrame, study: Study) -> Figure:
     return figure
 
 
-def _rows(study: Study) -> list[_Row]:
-    """Arms of a group that are in none of its series come before its series."""
+def _rows(study: Study) -> list[tuple[str, str | None, dict[str, str]]]:
+    """Label, arm and style of every row; a heading has no arm.
+
+    Arms of a group that are in none of its series come before its series.
+    """
     groups: dict[str, list[str]] = {}
     for arm in study.arms:
         if arm.name not in study.only_on_map:
             groups.setdefault(arm.group, []).append(arm.name)
-    rows = []
+    rows: list[tuple[str, str | None, dict[str, str]]] = []
     for heading, arms in groups.items():
         series = study.drawn(heading)
         in_series = {arm for one in series for arm in one.arms}
-        rows.append(_Row(heading, weight="bold"))
-        rows += [_Row(study.labels[arm], arm) for arm in arms if arm not in in_series]
+        rows.append((heading, None, {"fontweight": "bold"}))
+        rows += [(study.labels[arm], arm, {}) for arm in arms if arm not in in_series]
         for one in series:
-            rows.append(_Row(one.title, style="italic"))
-            rows += [_Row(label or study.labels[arm], arm) for arm, label in one.arms.items()]
+            rows.append((one.title, None, {"fontstyle": "italic"}))
+            rows += [(label or study.labels[arm], arm, {}) for arm, label in one.arms.items()]
     return rows
-
-
-def _axis_end(table: pd.DataFrame) -> float:
-    """Where the axis of steps ends: a single run much longer than the usual would squeeze all."""
-    last = table["collapse_step"].fillna(table["steps"]).max()
-    whole = table.loc[table["collapse_step"].isna(), "steps"]
-    return min(last, 2 * whole.min()) if len(whole) else last
 
 
 def _draw_row(left: Axes, right: Axes, row: int, runs: pd.DataFrame, end: float) -> None:
@@ -138,7 +127,8 @@ def _draw_row(left: Axes, right: Axes, row: int, runs: pd.DataFrame, end: float)
     offsets = (np.arange(len(runs)) - (len(runs) - 1) / 2) * 0.18
     steps = runs["collapse_step"].fillna(runs["steps"])
     for offset, step, (_, run) in zip(offsets, steps, runs.iterrows(), strict=True):
-        colour, marker, fill, _ = _OUTCOMES[_outcome(run)]
+        kind = run["kind"] or ("fell" if run["lowest_after_best"] < _FELL_BELOW else "none")
+        colour, marker, fill, _ = _OUTCOMES[kind]
         style = {"color": colour, "marker": marker, "fillstyle": fill, "markersize": 5}
         style |= {"alpha": _SEED_ALPHA, "linestyle": "none"}
         left.plot(min(step, end), row + offset, **style)
@@ -148,12 +138,6 @@ def _draw_row(left: Axes, right: Axes, row: int, runs: pd.DataFrame, end: float)
         span = "–".join(f"{step:.0f}" for step in dict.fromkeys([beyond.min(), beyond.max()]))
         text = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 8}
         left.annotate(f"step {span} →", (end, row), (-7, 0), bbox=plain, **text)
-
-
-def _outcome(run: pd.Series) -> str:
-    if not np.isnan(run["collapse_step"]):
-        return run["kind"]
-    return "fell" if run["lowest_after_best"] < _FELL_BELOW else "none"
 
 
 def map_figure(table: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
@@ -303,8 +287,8 @@ def updates_figure(
     style_of = {arm: styles[one.name] for one in reversed(series) for arm in one.arms}
     arms: dict[tuple[int, str], list[StoredRun]] = {}
     for run in runs:
-        updates = run.setting("training", "updates_per_rollout")
-        arms.setdefault((updates, run.arm), []).append(run)
+        place = (run.setting("training", "updates_per_rollout"), run.arm)
+        arms.setdefault(place, []).append(run)
     numbers = sorted({updates for updates, _ in arms})
     palette = sns.color_palette("viridis_r", len(numbers)).as_hex()
     colours = dict(zip(numbers, palette, strict=True))

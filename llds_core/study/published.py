@@ -28,9 +28,9 @@ from llds_core.files import disk_errors, replacing, write_json, write_table, wri
 from llds_core.reporting.notebooks import MAIN_ARMS, project_path, report
 from llds_core.reporting.run_tables import phase_row, run_row
 from llds_core.reporting.store import PUBLISHED, StoredRun, load_runs, read_published
-from llds_core.study.claims import evaluate_claims, has_claims, load_claims
+from llds_core.study.claims import evaluate_claims, load_claims
 from llds_core.study.evidence import published_mechanism
-from llds_core.study.report_page import has_report, render_report, update_readme
+from llds_core.study.report_page import render_report, update_readme
 from llds_core.study.tables import effects
 
 # What a reader of another machine has no use for.
@@ -43,15 +43,8 @@ def published_root(study: Study) -> Path:
 
 
 def publish_run(run: StoredRun, arm: str | None = None, published: Path = PUBLISHED) -> Path:
-    """Copy one run, as the seed of an arm.
-
-    Args:
-        run: a finished run.
-        arm: name of the arm; None for the method's name.
-        published: root of all published results.
-
-    Returns:
-        The manifest written.
+    """Copy a finished run as the seed of an arm, named as its method unless given; return the
+    manifest written.
     """
     if not run.is_result:
         raise DataError(f"{run.path} is {run.status}: finish it before publishing")
@@ -75,11 +68,7 @@ def publish(
     *,
     published: Path = PUBLISHED,
 ) -> Path:
-    """Copy runs of plain methods and write `runs.csv` anew.
-
-    Returns:
-        The path of `runs.csv`.
-    """
+    """Copy runs of plain methods and write `runs.csv` anew; return its path."""
     for run in load_runs(run_root, profile, methods, seeds):
         publish_run(run, published=published)
     return write_runs_table(published, profile)
@@ -96,10 +85,7 @@ def write_runs_table(published: Path, profile: str) -> Path:
 def write_tables(published: Path, profile: str, study: Study | None = None) -> None:
     """Write `runs.csv`, `phases.csv` and, of a study, `effects.csv` and `claims.csv` anew.
 
-    Args:
-        published: root of the published results.
-        profile: name of a profile.
-        study: what the runs are of; None for the study that is named as the profile, if any.
+    Runs are those of `study`, else of the study that is named as the profile, if any.
     """
     write_runs_table(published, profile)
     folder, runs = published / profile, read_published(profile, published)
@@ -110,8 +96,7 @@ def write_tables(published: Path, profile: str, study: Study | None = None) -> N
     if study is None:
         return
     write_table(folder / "effects.csv", effects(runs, study), "%.4g")
-    if has_claims(study.name):
-        claims = load_claims(study).claims
+    if claims := load_claims(study).claims:
         checked = evaluate_claims(claims, runs, published_mechanism(published, profile))
         write_table(folder / "claims.csv", checked, "%.4g")
 
@@ -131,13 +116,8 @@ def publish_mechanism(run_root: Path, profile: str, seed: int, published: Path =
 
 
 def report_published(name: str) -> Path:
-    """Redraw what is published from the runs stored there: tables, claims, figures, report, README.
-
-    Args:
-        name: of a study, or of a profile without one.
-
-    Returns:
-        The published folder.
+    """Redraw what is published from the runs stored there: tables, claims, figures, report, README;
+    return its folder. `name` is of a study, or of a profile without one.
     """
     study = load_study(name) if name in studies() else None
     profile = study.profile if study else name
@@ -157,8 +137,8 @@ def report_published(name: str) -> Path:
         for file in sorted((project_path(out_dir) / "figures").iterdir()):
             if file.suffix in (".png", ".csv"):
                 shutil.copy(file, target / file.name)
-    if study and has_report(study):
-        write_text(root / profile / "REPORT.md", render_report(root, study))
+    if study and (page := render_report(root, study)):
+        write_text(root / profile / "REPORT.md", page)
         readme = project_path("README.md")
         write_text(readme, update_readme(readme, root, study))
     return root / profile

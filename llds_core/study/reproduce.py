@@ -50,21 +50,20 @@ def reproduce(
         root: folder of all runs.
         arms: methods to run. With an arm or group of the profile's study among them, or `all`, see
             `reproduce_study`.
-        overrides: dotted overrides of every run.
+        overrides: of every run.
         layout: GPUs to run on; None for those that the profile names.
         retriever_env: virtual environment of the search service; None for this one.
         machine: this machine of several, of which all but the first only train.
         out_dir: folder of the rendered output; None for `results/<profile>`.
 
     Returns:
-        The path of the index that lists every artefact; of the run root on all machines but the
-        first.
+        The index that lists every artefact; the run root on all machines but the first.
     """
     out_dir = Path("results") / profile if out_dir is None else out_dir
     if list(arms) == ["all"] or (
         profile in studies() and any(arm.partition("@")[0] not in methods() for arm in arms)
     ):
-        if given := [*overrides, *([layout] if layout else [])]:
+        if given := [*overrides, *filter(None, [layout])]:
             raise ConfigError(
                 f'"{given[0]}" with arms of study {profile}: a study says itself what it changes; '
                 "leave it out, or name methods"
@@ -73,13 +72,11 @@ def reproduce(
     as_printed = all(override.partition("=")[0].strip() in FREE for override in overrides)
     overrides = (*layout_overrides(f"{profile}/{arms[0]}", layout), *overrides)
     runs = [Run.load(f"{profile}/{arm}", seed, root, overrides) for seed in seeds for arm in arms]
-    clock = _Clock()
     left = [run for run in runs if not run.is_finished()]
-    if not left and is_scored(runs):
-        index = out_dir / "index.json"
-        if is_rendered(index, [run.path for run in runs]):
-            _section("everything is there already")
-            return _conclude(index, [load_run(run.path) for run in runs])
+    index = out_dir / "index.json"
+    if not left and is_scored(runs) and is_rendered(index, [run.path for run in runs]):
+        _section("everything is there already")
+        return _conclude(index, [load_run(run.path) for run in runs])
     _check_machine(runs[0], machine, runs=max(1, len(left)))
     _section("cost")
     say_costs([run.config for run in runs[: len(arms)]], root, len(left))
@@ -89,16 +86,12 @@ def reproduce(
             return root
         _section("start policy")
         make_start_policy(runs[0])
-        clock.say()
         _section(f"training {', '.join(arms)}; seeds {', '.join(map(str, seeds))}")
         _train(runs, left, machine)
-        clock.say()
         _section("benchmarks" if has_benchmarks(runs[0].config) else "held-out questions")
         score(runs, as_printed=as_printed)
-        clock.say()
         _section("notebooks and figures")
         index = report(profile, list(seeds), root, out_dir, methods=arms, overrides=overrides)
-    clock.say()
     return _conclude(index, [load_run(run.path) for run in runs])
 
 
@@ -115,42 +108,52 @@ def reproduce_study(
     Like `study`, but on seeds of your own, and nothing that came with the project is read: runs are
     published below `out_dir`, and tables, claims and figures drawn from there. Checkpoints of the
     main arms are measured for every seed that both have finished; with the first goes SmolLM2,
-    where it is installed.
-
-    Args:
-        profile: name of a profile that has a study.
-        seeds: seeds to run: an arm for which the study plans n takes the first n of them.
-        root: folder of all runs.
-        arms: arms or groups to run, beside the main arms, with which all others are compared, or
-            `all`.
-        out_dir: folder of the output.
-
-    Returns:
-        The path of the index that lists every artefact.
+    where it is installed. An arm for which the study plans n seeds takes the first n of `seeds`;
+    the main arms, with which all others are compared, run whatever `arms` names.
 
     Raises:
         RunError: when runs or measurements fail, after all others are done and drawn.
     """
-    from llds_core.diagnostics.measure import measure
-
     study = load_study(profile).with_seeds(seeds)
     wanted = None if list(arms) == ["all"] else [*MAIN_ARMS, *arms]
     chosen = study.chosen(wanted)
-    clock = _Clock()
     _check_machine(Run.load(f"{profile}/{MAIN_ARMS[0]}", root=root), ALONE)
     published = out_dir / "published"
     _section(f"study {study.name}: {len(chosen)} arms; seeds {', '.join(map(str, seeds))}")
     failures = run_study(study, root, arms=wanted, published=published)
-    clock.say()
     main = status(planned_runs(study, root, MAIN_ARMS), published)
     left = set(main["seed"][main["state"] != "published"])
     # In the order given: single runs are shown of the first.
     finished = [seed for seed in study.chosen(MAIN_ARMS)[0].seeds if seed not in left]
-    if not finished:
-        raise _failed(failures)
-    _section("mechanism")
-    smollm2 = _has_smollm2()
-    for seed in finished:
+    if finished:
+        _section("mechanism")
+        failures += _measure(profile, finished, root, published)
+        write_tables(published, profile)
+        _section("notebooks and figures")
+        index = report(profile, finished, published, out_dir, methods=MAIN_ARMS)
+        runs = [run for run in read_published(profile, published) if run.arm in MAIN_ARMS]
+        _conclude(index, runs)
+    if failures:
+        raise RunError(
+            f"{len(failures)} runs or measurements failed, the first: {failures[0]} (the same "
+            "command goes on with what failed)"
+        )
+    return index
+
+
+def _measure(profile: str, seeds: Sequence[int], root: Path, published: Path) -> list[str]:
+    """Measure the checkpoints of the main arms and publish that; one line per seed that fails."""
+    from llds_core.diagnostics.measure import measure
+    from llds_core.runs.smollm2 import smollm2_file
+
+    failures = []
+    smollm2 = True
+    try:
+        smollm2_file()
+    except ConfigError as error:
+        print(f"   Figure 6 goes without SmolLM2: {error}", flush=True)
+        smollm2 = False
+    for seed in seeds:
         try:
             measure(profile, MAIN_ARMS, seed, root, smollm2=smollm2)
             publish_mechanism(root, profile, seed, published)
@@ -158,16 +161,7 @@ def reproduce_study(
         except (CheckpointError, DataError) as error:
             # Of a run that diverged before its first checkpoint, for one.
             failures.append(f"mechanism of seed {seed}: {error}")
-    write_tables(published, profile)
-    clock.say()
-    _section("notebooks and figures")
-    index = report(profile, finished, published, out_dir, methods=MAIN_ARMS)
-    clock.say()
-    runs = [run for run in read_published(profile, published) if run.arm in MAIN_ARMS]
-    _conclude(index, runs)
-    if failures:
-        raise _failed(failures)
-    return index
+    return failures
 
 
 def _conclude(index: Path, runs: Sequence[StoredRun]) -> Path:
@@ -177,25 +171,6 @@ def _conclude(index: Path, runs: Sequence[StoredRun]) -> Path:
     _section("verdict")
     print(f"{found}\nopen {page}", flush=True)
     return index
-
-
-def _has_smollm2() -> bool:
-    """Whether SmolLM2 can be measured; where it cannot, say how to install it."""
-    from llds_core.runs.smollm2 import smollm2_file
-
-    try:
-        smollm2_file()
-    except ConfigError as error:
-        print(f"   Figure 6 goes without SmolLM2: {error}", flush=True)
-        return False
-    return True
-
-
-def _failed(failures: Sequence[str]) -> RunError:
-    return RunError(
-        f"{len(failures)} runs or measurements failed, the first: {failures[0]} (the same command "
-        "goes on with what failed)"
-    )
 
 
 @contextmanager
@@ -226,10 +201,9 @@ def _train(runs: Sequence[Run], left: Sequence[Run], machine: Machine) -> None:
 
     if len(left) < len(runs):
         print(f"   {len(runs) - len(left)} of {len(runs)} runs are there already", flush=True)
-    extra: list[str] = []
-    if runs[0].config.hardware.nodes > 1:
-        extra = ["--machine-rank", str(machine.rank), "--main-address", machine.main_address]
-        extra += ["--main-port", str(machine.main_port)]
+    place = ["--machine-rank", str(machine.rank), "--main-address", machine.main_address]
+    place += ["--main-port", str(machine.main_port)]
+    extra = place if runs[0].config.hardware.nodes > 1 else []
     run_jobs([Job.of(run, "train", *extra) for run in left], failed=failed)
 
 
@@ -263,15 +237,4 @@ def _check_machine(run: Run, machine: Machine, *, runs: int = 1) -> None:
 
 
 def _section(title: str) -> None:
-    print(f"\n== {title}", flush=True)
-
-
-class _Clock:
-    """Says how long the job has taken."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-
-    def say(self) -> None:
-        """Print one line."""
-        print(f"   {(time.perf_counter() - self._started) / 60:.1f} minutes so far", flush=True)
+    print(f"\n== {time.strftime('%H:%M')} {title}", flush=True)

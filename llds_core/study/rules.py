@@ -1,8 +1,8 @@
 """Rules that check a claim against stored runs.
 
-A rule is a model that is read from the YAML of a study's claims and answers `check` with a
-`Finding`, or None where the evidence does not suffice. No bound is fitted to a run. Three kinds
-occur:
+A rule is read from the YAML of a study's claims, where its first key names it, and answers `check`
+with a `Finding`, or None where the evidence does not suffice. No bound is fitted to a run. Three
+kinds occur:
 
 - counts: a property holds for an arm when at least `MOST` of its seeds show it; the effect is their
   share with Wilson's interval;
@@ -16,14 +16,16 @@ None, its effect is told. Survival is compared up to a common horizon: a run tha
 within its steps counts as "at least so long", never as a collapse (see `stats`).
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
+import pandas as pd
 from pydantic import AfterValidator
 
 from llds_core.config import load_experiment
+from llds_core.config.checked import checked
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, did_you_mean
 from llds_core.reporting import claim_measures
@@ -40,16 +42,42 @@ from llds_core.reporting.stats import (
     student_interval,
 )
 from llds_core.runs.identity import flat
-from llds_core.study.evidence import (
-    SEEDS,
-    Bounded,
-    Evidence,
-    Finding,
-    Rule,
-    finding,
-    mean_finding,
-)
-from llds_core.study.mechanism_rule import Mechanism
+from llds_core.study.evidence import CHECKPOINTS, Evidence
+
+MOST = 0.8
+_ALPHA = 0.05
+_SEEDS = 3  # without which a mean or a share says nothing
+_MEASURED_SEEDS = 2  # measurements on checkpoints are dear; the interval is accordingly wide
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the evidence says of a claim.
+
+    Attributes:
+        holds: whether its rule is met; None when so few runs could not meet it.
+        effect: size of the effect with its 95 % interval.
+        runs: the runs it rests on, each as arm and seed.
+    """
+
+    holds: bool | None
+    effect: Interval
+    runs: tuple[tuple[str, int], ...]
+
+
+@checked
+class Rule:
+    """What a claim takes to hold."""
+
+    def check(self, evidence: Evidence) -> Finding | None:
+        """Apply the rule."""
+        raise NotImplementedError
+
+    def named_arms(self) -> set[str]:
+        """Arms it is about."""
+        values = vars(self)
+        names = [values.get(key) for key in ("arm", "against", "fewer_collapse")]
+        return {str(n) for n in (*names, *values.get("arms", ()), *values.get("longer", ())) if n}
 
 
 def _one_of(names: Iterable[str]) -> AfterValidator:
@@ -63,8 +91,15 @@ def _one_of(names: Iterable[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-MOST = 0.8
-_ALPHA = 0.05
+def _mean_of(
+    values: Mapping[int, float], arms: Sequence[str], least: int = _SEEDS
+) -> Finding | None:
+    """Finding on the mean of `values` by seed, not judged yet; None below `least` of them."""
+    known = {int(seed): value for seed, value in values.items() if np.isfinite(value)}
+    if len(known) < least:
+        return None
+    runs = tuple((arm, seed) for arm in arms for seed in sorted(known))
+    return Finding(None, student_interval([*known.values()]), runs)
 
 
 def _survives(run: StoredRun, steps: int) -> bool | None:
@@ -95,46 +130,39 @@ OUTCOMES: dict[str, Callable[[StoredRun, int], bool | None]] = {
 Outcome = Annotated[str, _one_of(OUTCOMES)]
 
 
+@checked
 class Count(Rule):
-    """Most seeds of `arm` show the outcome; seeds that cannot show it do not count.
-
-    Attributes:
-        count: the outcome.
-        arm: whose seeds.
-        times: within so many times the steps that the baseline was given.
-        where: an outcome of the baseline: only seeds on which it shows that.
-        least: seeds without which nothing is said.
-        to_hold: seeds without which it is not said to hold.
-    """
+    """Most seeds of `arm` show the outcome; seeds that cannot show it do not count."""
 
     count: Outcome
     arm: str
     times: int = 1
+    """Within so many times the steps that the baseline was given."""
     where: Outcome | None = None
-    least: int = SEEDS
+    """Only seeds on which the baseline shows this."""
+    least: int = _SEEDS
+    """Seeds without which nothing is said."""
     to_hold: int = 1
+    """Seeds without which it is not said to hold."""
 
     def check(self, evidence: Evidence) -> Finding | None:
         """Apply the rule."""
-        steps = self.times * evidence.steps()
         runs = evidence.arm(self.arm)
         if self.where:
-            base = evidence.arm(BASELINE)
-            runs = {s: run for s, run in runs.items() if s in base and self._premise(base[s])}
-        shown = [(run, OUTCOMES[self.count](run, steps)) for run in runs.values()]
-        shown = [(run, value) for run, value in shown if value is not None]
+            premise, base = OUTCOMES[self.where], evidence.arm(BASELINE)
+            runs = {s: r for s, r in runs.items() if s in base and premise(base[s], base[s].length)}
+        steps = self.times * evidence.steps
+        outcomes = {seed: OUTCOMES[self.count](run, steps) for seed, run in runs.items()}
+        shown = {seed: bool(value) for seed, value in outcomes.items() if value is not None}
         if len(shown) < self.least:
             return None
-        share = proportion_interval(sum(bool(value) for _, value in shown), len(shown))
-        holds: bool | None = share.estimate >= MOST
-        if holds and len(shown) < self.to_hold:
-            holds = None
-        return finding(holds, share, [run for run, _ in shown])
-
-    def _premise(self, run: StoredRun) -> bool:
-        return bool(self.where and OUTCOMES[self.where](run, run.length))
+        share = proportion_interval(sum(shown.values()), len(shown))
+        holds = share.estimate >= MOST
+        decided = not holds or len(shown) >= self.to_hold
+        return Finding(holds if decided else None, share, tuple((self.arm, s) for s in shown))
 
 
+@checked
 class FewerCollapse(Rule):
     """Fewer seeds of one arm than of another collapse within the steps that the baseline was given.
 
@@ -146,23 +174,27 @@ class FewerCollapse(Rule):
 
     def check(self, evidence: Evidence) -> Finding | None:
         """Apply the rule."""
-        steps = evidence.steps()
-        arms = [evidence.arm(self.fewer_collapse), evidence.arm(self.against)]
-        outcomes = [
-            {s: c for s, run in arm.items() if (c := run.collapsed_by(steps)) is not None}
+        arms = (self.fewer_collapse, self.against)
+        one, other = (
+            {
+                seed: collapsed
+                for seed, run in evidence.arm(arm).items()
+                if (collapsed := run.collapsed_by(evidence.steps)) is not None
+            }
             for arm in arms
-        ]
-        seeds = sorted(outcomes[0].keys() & outcomes[1].keys())
-        if len(seeds) < SEEDS:
+        )
+        seeds = sorted(one.keys() & other.keys())
+        if len(seeds) < _SEEDS:
             return None
-        found, p = paired_proportions(*outcomes), mcnemar(*outcomes)
+        found = paired_proportions(one, other)
+        fewer = found.estimate < 0 and mcnemar(one, other) < _ALPHA
         # If all of one arm collapsed and none of the other.
         decidable = 2 * 0.5 ** len(seeds) < _ALPHA
-        fewer = found.estimate < 0 and p < _ALPHA
-        runs = [arm[seed] for arm in arms for seed in seeds]
-        return finding(fewer if decidable else None, found, runs)
+        runs = tuple((arm, seed) for arm in arms for seed in seeds)
+        return Finding(fewer if decidable else None, found, runs)
 
 
+@checked
 class Longer(Rule):
     """Runs of these arms, on average over the arms, survive longer than `against` on the same seed;
     no verdict where none of the runs collapses.
@@ -175,16 +207,21 @@ class Longer(Rule):
         """Apply the rule."""
         base = evidence.arm(self.against)
         arms = [evidence.arm(name) for name in self.longer]
-        gains = [paired_survival(runs, base) for runs in arms]
-        seeds = sorted(set.intersection(*(set(gain) for gain in gains)))
-        means = {seed: float(np.mean([gain[seed] for gain in gains])) for seed in seeds}
-        compared = [*arms, base]
-        found = mean_finding(means, compared, lambda interval: interval.low > 0)
-        fell = any(arm[seed].collapse is not None for arm in compared for seed in means)
-        return found if fell or found is None else replace(found, holds=None)
+        gains = pd.DataFrame([paired_survival(runs, base) for runs in arms])
+        means = gains.mean(skipna=False).dropna()  # of seeds that all arms have
+        found = _mean_of(means.to_dict(), [*self.longer, self.against])
+        fell = any(arm[s].collapse is not None for arm in [*arms, base] for s in means.index)
+        if found is None or not fell:
+            return found
+        return replace(found, holds=bool(found.effect.low > 0))
 
 
-# Of a single run, with the metrics that the measure is about.
+def _heldout_gain(run: StoredRun, other: StoredRun, checkpoint: str, steps: int) -> float:
+    scores = [each.heldout(checkpoint, within=steps) for each in (run, other)]
+    return np.nan if None in scores else scores[0] - scores[1]
+
+
+# Of a run.
 MEASURES: dict[str, Callable[..., float]] = {
     "early_rise": claim_measures.early_rise,
     "likelihood_gap": claim_measures.likelihood_gap,
@@ -195,97 +232,85 @@ MEASURES: dict[str, Callable[..., float]] = {
     "relative_change": claim_measures.relative_change,
     "gradient_growth": claim_measures.gradient_growth,
 }
-
-
-class Effect(Bounded):
-    """The mean of a measure over the seeds of `arm` lies beyond a bound.
-
-    Attributes:
-        effect: a measure of a single run.
-        arm: whose seeds.
-        metrics: what the measure is about, if it says so.
-        collapsing: only runs that collapse.
-        ratio: the measure is a logarithm; effect and bound are the ratio that it stands for.
-    """
-
-    effect: Annotated[str, _one_of(MEASURES)]
-    arm: str
-    metrics: tuple[Annotated[str, _one_of(METRICS)], ...] = ()
-    collapsing: bool = False
-    ratio: bool = False
-
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
-        runs = evidence.collapsing(self.arm) if self.collapsing else evidence.arm(self.arm)
-        measure = MEASURES[self.effect]
-        values = {s: measure(run, *self.metrics) for s, run in runs.items()}
-        found = mean_finding(values, [runs], self.beyond)
-        if found is None or not self.ratio:
-            return found
-        log = found.effect
-        low, high = float(np.exp(log.low)), float(np.exp(log.high))
-        ratio = Interval(float(np.exp(log.estimate)), low, high, log.n)
-        return replace(found, effect=ratio, holds=self.beyond(ratio))
-
-
-def _score(run: StoredRun, checkpoint: str, steps: int) -> float:
-    found = run.heldout(checkpoint, within=steps)
-    return np.nan if found is None else found
-
-
 # Of two runs of a seed and the steps that the baseline was given.
 PAIRS: dict[str, Callable[[StoredRun, StoredRun, int], float]] = {
     "final_reward": lambda run, other, steps: claim_measures.final_gain(run, other),
     "best_reward": lambda run, other, steps: claim_measures.best_gain(run, other),
     "likelihood_kept": lambda run, other, steps: claim_measures.likelihood_kept(run, other),
     "searches": lambda run, other, steps: claim_measures.more_searches(run, other),
-    "heldout_best": lambda a, b, steps: _score(a, "best", steps) - _score(b, "best", steps),
-    "heldout_last": lambda a, b, steps: _score(a, "last", steps) - _score(b, "last", steps),
+    "heldout_best": lambda run, other, steps: _heldout_gain(run, other, "best", steps),
+    "heldout_last": lambda run, other, steps: _heldout_gain(run, other, "last", steps),
 }
-Pair = Annotated[str, _one_of(PAIRS)]
 
 
-class Paired(Bounded):
-    """The mean difference of `arm` and `against`, over the seeds that both have, lies beyond a
-    bound. Held-out scores are those within the steps that the baseline was given.
+@checked
+class Effect(Rule):
+    """The mean of a measure over the seeds of `arm`, or of its difference to `against` over the
+    seeds that both have, lies beyond a bound.
     """
 
-    paired: Pair
+    effect: Annotated[str, _one_of([*MEASURES, *PAIRS, *CHECKPOINTS])]
     arm: str
-    against: str
+    against: str = ""
+    metrics: tuple[Annotated[str, _one_of(METRICS)], ...] = ()
+    """What the measure of a run is about, if it says so."""
+    factor: str = ""
+    """Of the theorem: with what likelihood is correlated."""
+    collapsing: bool = False
+    """Only runs that collapse."""
+    ratio: bool = False
+    """The measure is a logarithm; effect and bound are the ratio that it stands for."""
+    above: float | None = None
+    below: float | None = None
 
     def check(self, evidence: Evidence) -> Finding | None:
         """Apply the rule."""
-        one, other = evidence.arm(self.arm), evidence.arm(self.against)
-        measure, steps = PAIRS[self.paired], evidence.steps()
-        values = {s: measure(one[s], other[s], steps) for s in one.keys() & other.keys()}
-        return mean_finding(values, [one, other], self.beyond)
+        runs = evidence.collapsing(self.arm) if self.collapsing else evidence.arm(self.arm)
+        arms, least = [self.arm], _SEEDS
+        if measure := MEASURES.get(self.effect):
+            values = {seed: measure(run, *self.metrics) for seed, run in runs.items()}
+        elif pair := PAIRS.get(self.effect):
+            other = evidence.arm(self.against)
+            shared = runs.keys() & other.keys()
+            values = {seed: pair(runs[seed], other[seed], evidence.steps) for seed in shared}
+            arms.append(self.against)
+        else:
+            values = CHECKPOINTS[self.effect](evidence, self.arm, self.factor).to_dict()
+            least = _MEASURED_SEEDS
+        found = _mean_of(values, arms, least)
+        if found is None:
+            return None
+        mean = found.effect
+        if self.ratio:
+            ends = (float(np.exp(value)) for value in (mean.estimate, mean.low, mean.high))
+            mean = Interval(*ends, mean.n)
+        over = self.above is None or mean.low > self.above
+        under = self.below is None or mean.high < self.below
+        return replace(found, effect=mean, holds=bool(over and under))
 
 
+@checked
 class Ordered(Rule):
     """On average over shared seeds every arm is at least level with the next, and of the difference
     between the first and the last the whole interval lies above 0. The effect is that difference.
     """
 
-    ordered: Pair
+    ordered: Annotated[str, _one_of(PAIRS)]
     arms: tuple[str, ...]
 
     def check(self, evidence: Evidence) -> Finding | None:
         """Apply the rule."""
         pairs = [(self.arms[0], self.arms[-1]), *zip(self.arms, self.arms[1:], strict=False)]
-        findings = []
-        for one, other in pairs:
-            rule = Paired(paired=self.ordered, arm=one, against=other, above=0)
-            found = rule.check(evidence)
-            if found is None:
-                return None
-            findings.append(found)
-        ends, *steps = findings
-        ordered = all(found.effect.estimate >= 0 for found in steps)
-        runs = tuple(dict.fromkeys(name for found in findings for name in found.runs))
-        return replace(ends, holds=ends.holds and ordered, runs=runs)
+        rules = [Effect(self.ordered, one, other, above=0) for one, other in pairs]
+        found = [known for rule in rules if (known := rule.check(evidence))]
+        if len(found) < len(pairs):
+            return None
+        ordered = all(step.effect.estimate >= 0 for step in found[1:])
+        runs = tuple(dict.fromkeys(run for each in found for run in each.runs))
+        return replace(found[0], holds=found[0].holds and ordered, runs=runs)
 
 
+@checked
 class Leads(Rule):
     """In most collapsing runs a metric leaves its extreme for good, and on average it is halfway
     before the reward is. The effect is that lead, in steps.
@@ -298,7 +323,7 @@ class Leads(Rule):
     def check(self, evidence: Evidence) -> Finding | None:
         """Apply the rule."""
         runs = evidence.collapsing(self.arm)
-        if len(runs) < SEEDS:
+        if len(runs) < _SEEDS:
             return None
         sign = 1 if self.leaves == "maximum" else -1
         lead = student_interval(
@@ -308,48 +333,49 @@ class Leads(Rule):
                 if run.leaves(self.leads, sign)
             ]
         )
-        return finding(lead.n / len(runs) >= MOST and lead.low > 0, lead, runs.values())
+        holds = bool(lead.n / len(runs) >= MOST and lead.low > 0)
+        return Finding(holds, lead, tuple((self.arm, seed) for seed in runs))
 
 
-_SETTINGS = flat(load_experiment("smoke/grpo").to_dict())
-
-
+@checked
 class Trend(Rule):
-    """Survival goes with a setting in the direction `sign`, within a seed and a learning rate; None
-    without three settings there, or without a trend to speak of because nothing collapses.
+    """Survival rises or falls with a setting, within a seed and a learning rate; None without three
+    settings there, or without a trend to speak of because nothing collapses.
     """
 
-    trend: Annotated[str, _one_of(_SETTINGS)]
+    trend: Annotated[str, _one_of(flat(load_experiment("smoke/grpo").to_dict()))]
     arms: tuple[str, ...]
-    sign: Literal[-1, 1]
+    rises: bool
 
     def check(self, evidence: Evidence) -> Finding | None:
         """Apply the rule."""
         section, _, key = self.trend.partition(".")
-        settings = [
-            (float(run.setting(section, key)), run)
-            for name in evidence.arms
-            if name in self.arms
-            for run in evidence.arm(name).values()
-        ]
-        strata: dict[tuple[int, float], list[tuple[float, StoredRun]]] = {}
-        for value, run in sorted(settings, key=lambda pair: pair[0]):
-            place = (run.seed, float(run.setting("training", "learning_rate")))
-            strata.setdefault(place, []).append((value, run))
-        kept = [
-            (value, run, place)
-            for place, pairs in strata.items()
-            if len({value for value, _ in pairs}) > 2
-            for value, run in pairs
-        ]
-        steps = restricted_steps([run.survival() for _, run, _ in kept]).tolist()
-        values, _, places = zip(*kept, strict=True) if kept else ((), (), ())
-        found = spearman_trend(values, steps, places)
+        rows = pd.DataFrame(
+            [
+                (
+                    arm,
+                    run,
+                    seed,
+                    run.setting("training", "learning_rate"),
+                    run.setting(section, key),
+                )
+                for arm in sorted(self.arms)
+                for seed, run in evidence.arm(arm).items()
+            ],
+            columns=["arm", "run", "seed", "rate", "value"],
+        ).sort_values("value", kind="stable")
+        strata = rows.groupby(["seed", "rate"], sort=False)
+        several = strata["value"].transform("nunique") > 2
+        kept = rows.assign(place=strata.ngroup())[several].sort_values("place", kind="stable")
+        steps = restricted_steps([run.survival() for run in kept["run"]])
+        places = [*zip(kept["seed"], kept["rate"], strict=True)]
+        found = spearman_trend(kept["value"].tolist(), steps.tolist(), places)
         if np.isnan(found.p):
             return None
-        clear = self.sign * found.correlation.estimate > 0 and found.p < _ALPHA
-        holds = clear if found.least_p < _ALPHA else None
-        return finding(holds, found.correlation, [run for _, run, _ in kept])
+        claimed = (found.correlation.estimate > 0) == self.rises
+        holds = bool(claimed and found.p < _ALPHA) if found.least_p < _ALPHA else None
+        named = tuple(zip(kept["arm"], kept["seed"], strict=True))
+        return Finding(holds, found.correlation, named)
 
 
 # By the key that names the rule.
@@ -358,9 +384,7 @@ RULES: dict[str, type[Rule]] = {
     "fewer_collapse": FewerCollapse,
     "longer": Longer,
     "effect": Effect,
-    "paired": Paired,
     "ordered": Ordered,
     "leads": Leads,
     "trend": Trend,
-    "mechanism": Mechanism,
 }

@@ -7,16 +7,16 @@ it. A run that diverged is a result and published like a complete one.
 """
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 
 from llds_core.config import Study
 from llds_core.errors import DataError, RunError, TrainingDivergedError
-from llds_core.machine.jobs import Child, Job, places, run_jobs, visible_gpus
+from llds_core.machine.jobs import Job, places, run_jobs, visible_gpus
 from llds_core.reporting.store import (
     PUBLISHED,
     StoredRun,
@@ -57,11 +57,14 @@ def status(runs: Sequence[Run], published: Path = PUBLISHED) -> pd.DataFrame:
         found = _find(run, published)
         metrics = found.metrics if found else pd.DataFrame(run.metrics())
         seconds = metrics.reindex(columns=["rollout_seconds", "update_seconds"]).sum().sum()
+        # Of a damaged folder its own process says what is wrong with it.
+        complete = run.is_finished() and run.is_complete()
+        state = "published" if found else "complete" if complete else "started"
         rows.append(
             {
                 "arm": run.arm,
                 "seed": run.seed,
-                "state": "published" if found else _state(run),
+                "state": state if len(metrics) else "waiting",
                 "steps": len(metrics),
                 "of": run.config.training.steps,
                 "minutes": seconds / 60,
@@ -93,25 +96,15 @@ def what_is_left(study: Study, table: pd.DataFrame, root: Path, published: Path 
         minutes += (row.of - row.steps) * seen["minutes"].sum() / seen["steps"].sum()
     run = planned_runs(study, root, [left["arm"].iloc[0]])[0]
     at_once = min(len(places(Job.of(run, "train"))), len(left))
-    return f"{line}; {at_once} at a time, {_time_left(60 * minutes / at_once)}"
-
-
-def _time_left(seconds: float) -> str:
-    end = time.strftime("%H:%M", time.localtime(time.time() + seconds))
-    return f"{seconds / 60:.0f} minutes left at this pace (until {end})"
+    minutes /= at_once
+    end = time.strftime("%H:%M", time.localtime(time.time() + 60 * minutes))
+    return f"{line}; {at_once} at a time, {minutes:.0f} minutes left at this pace (until {end})"
 
 
 def _find(run: Run, published: Path) -> StoredRun | None:
     """The published form of `run`, None when there is none of its configuration."""
     found = find_published(published, run.config.profile, run.arm, run.seed)
     return found if found and same_run(found.manifest, run.config, len(found.metrics)) else None
-
-
-def _state(run: Run) -> str:
-    """State of a run that is not published."""
-    if run.is_complete():
-        return "complete"
-    return "started" if run.metrics() else "waiting"
 
 
 def _is_result(run: Run) -> bool:
@@ -137,72 +130,44 @@ def run_study(
     Args:
         study: what to run.
         root: folder of all runs.
-        arms: names of arms or groups; None for all.
-        seeds: restrict to these seeds; None for all.
+        arms: names of arms or groups to run; None for all.
+        seeds: seeds to run; None for all.
         published: root of the published results.
-        minutes: start no further run after this time; None for no limit.
+        minutes: start no further run after this time.
 
     Returns:
-        One line for each run that failed, which the same call runs again.
+        One line per run that failed, which the same call runs again.
     """
     planned = planned_runs(study, root, arms, seeds)
     left = [run for run in planned if not _find(run, published)]
-    clock = _Clock(planned, left, minutes)
-    clock.say()
-    for run in {run.warmstart_path: run for run in left}.values():
-        make_start_policy(run)
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
     failures = []
+
+    def say() -> None:
+        table = status(planned, published)
+        print(f"study: {what_is_left(study, table, root, published)}", flush=True)
 
     def done(job: Job) -> None:
         publish_run(load_run(job.run.path), job.run.arm, published)
         write_runs_table(published, study.profile)
-        clock.finished(job.run)
-        clock.say()
+        say()
 
     def failed(job: Job, error: RunError) -> None:
         if _is_result(job.run):
             done(job)
         else:
             failures.append(str(error))
-            clock.dropped(job.run)
 
-    jobs = [Job.of(run, "train", "--evaluate") for run in left]
-    run_jobs(jobs, done=done, failed=failed, may_start=clock.may_start)
+    say()
+    for run in {run.warmstart_path: run for run in left}.values():
+        make_start_policy(run)
+    run_jobs(
+        [Job.of(run, "train", "--evaluate") for run in left],
+        done=done,
+        failed=failed,
+        may_start=lambda: deadline is None or time.monotonic() < deadline,
+    )
     return failures
-
-
-class _Clock:
-    """Says what is left of a study and when it will end, from the runs it has seen."""
-
-    def __init__(self, planned: Sequence[Run], left: Sequence[Run], minutes: float | None) -> None:
-        self._total = len(planned)
-        self._finished = len(planned) - len(left)
-        self._steps_left = {run.path: run.config.training.steps for run in left}
-        self._started = time.monotonic()
-        self._limit = minutes
-        self._steps = 0
-
-    def may_start(self) -> bool:
-        """Whether the time limit allows another run."""
-        return self._limit is None or (time.monotonic() - self._started) / 60 < self._limit
-
-    def finished(self, run: Run) -> None:
-        """A run has ended."""
-        self.dropped(run)
-        self._finished += 1
-        self._steps += run.config.training.steps
-
-    def dropped(self, run: Run) -> None:
-        """A run is not waited for any more."""
-        del self._steps_left[run.path]
-
-    def say(self) -> None:
-        """Print one line."""
-        line = f"study: {self._finished} of {self._total} runs done"
-        if self._steps and self._steps_left:
-            pace = (time.monotonic() - self._started) / self._steps
-            line += f", {_time_left(pace * sum(self._steps_left.values()))}"
-        print(line, flush=True)
 
 
 def make_start_policy(run: Run) -> None:
@@ -216,18 +181,9 @@ def make_start_policy(run: Run) -> None:
     if not gpus or run.start_policy.is_dir():
         start_policy(run)
         return
-    words = ["warmstart", run.config.name, *run.overrides, "--run-root", str(run.root)]
-    child = Child(
-        [sys.executable, "-m", "llds_core", *words, "--quiet"],
-        run.root / run.config.profile / "messages-warmstart.txt",
-        environment={"CUDA_VISIBLE_DEVICES": gpus[0]},
-    )
-    try:
-        child.process.wait()
-    finally:
-        child.stop()
-    if child.code:
-        raise RunError(f"the start policy of {run.config.profile} failed: {child.failure()}")
+    words = ("warmstart", run.config.name, *run.overrides, "--run-root", str(run.root))
+    log = run.root / run.config.profile / "messages-warmstart.txt"
+    run_jobs([Job(run, words, log, gpus=1)])
 
 
 def ensure_runs(
@@ -245,16 +201,11 @@ def ensure_runs(
         # Loads torch, which reading runs does without.
         from llds_core.training.experiment import train
 
-        runs = [
-            Run.load(f"{profile}/{method}", seed, run_root, overrides)
-            for method in methods
-            for seed in seeds
-        ]
-        for run in runs:
-            if run.is_complete() or run.has_diverged():
-                continue
+        pairs = product(methods, seeds)
+        for run in [Run.load(f"{profile}/{m}", seed, run_root, overrides) for m, seed in pairs]:
             try:
-                train(run)
+                if not run.is_complete() and not run.has_diverged():
+                    train(run)
             except TrainingDivergedError as error:
                 _logger.warning("%s diverged: %s", run.title, error)
     return load_runs(run_root, profile, methods, seeds, overrides)

@@ -26,7 +26,8 @@ def has_benchmarks(config: ExperimentConfig) -> bool:
 def is_scored(runs: Sequence[Run]) -> bool:
     """Whether every run that keeps a checkpoint has its scores."""
     if has_benchmarks(runs[0].config):
-        return all((_answers(run) / "summary.json").exists() for run in _with_checkpoint(runs))
+        kept = filter(_keeps_checkpoint, runs)
+        return all((_answers(run) / "summary.json").exists() for run in kept)
     return not any(_without_scores(runs, which) for which in _CHECKPOINTS)
 
 
@@ -46,7 +47,7 @@ def score(runs: Sequence[Run], *, as_printed: bool) -> None:
             left = _without_scores(runs, which)
             run_jobs([Job.of(run, "evaluate", "--checkpoint", which) for run in left])
         return
-    for run in _with_checkpoint(runs):
+    for run in filter(_keeps_checkpoint, runs):
         if not (_answers(run) / "summary.json").exists():
             _ask_benchmarks(run)
         name = run.config.method if as_printed else run.path.parent.name
@@ -71,8 +72,8 @@ def _without_scores(runs: Sequence[Run], which: str) -> list[Run]:
     return left
 
 
-def _with_checkpoint(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if run.checkpoints.is_dir() and any(run.checkpoints.iterdir())]
+def _keeps_checkpoint(run: Run) -> bool:
+    return run.checkpoints.is_dir() and any(run.checkpoints.iterdir())
 
 
 def _answers(run: Run) -> Path:
@@ -84,14 +85,13 @@ def _answers(run: Run) -> Path:
 def _ask_benchmarks(run: Run) -> None:
     """Answer all questions, each GPU a part of them; then put the parts together."""
     count = max(1, len(visible_gpus()))
-    if count > 1:
-        run_jobs([_part(run, f"{number}/{count}") for number in range(1, count + 1)])
-    run_jobs([benchmark_job(run, *(["--merge"] if count > 1 else []))])
-
-
-def _part(run: Run, shard: str) -> Job:
+    if count == 1:
+        run_jobs([benchmark_job(run)])
+        return
     # Parts run at a time, so that each has its own messages.
-    return benchmark_job(run, "--shard", shard, messages=f"-{shard.partition('/')[0]}")
+    numbers = range(1, count + 1)
+    run_jobs([benchmark_job(run, "--shard", f"{n}/{count}", messages=f"-{n}") for n in numbers])
+    run_jobs([benchmark_job(run, "--merge")])
 
 
 def benchmark_job(run: Run, *extra: str, messages: str = "") -> Job:

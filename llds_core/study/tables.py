@@ -1,18 +1,20 @@
 """Tables of a study: what each arm did to the collapse and to held-out scores, and its map."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from llds_core.config.arms import Study
 from llds_core.files import bounded
-from llds_core.reporting.claim_measures import best_gain, final_gain, paired_survival
+from llds_core.reporting.claim_measures import paired_survival
 from llds_core.reporting.figures import BASELINE, method_label
 from llds_core.reporting.run_tables import usual_steps
 from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import student_interval
+from llds_core.study.evidence import RunsBySeed
+from llds_core.study.rules import PAIRS
 
 
 def effects(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
@@ -27,49 +29,39 @@ def effects(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
         `last_heldout_em`), all within the steps that both were given; NaN where it was not measured
         on every seed. Last the `note` on the arm.
     """
-    arms: dict[str, dict[int, StoredRun]] = {name: {} for name in study.labels}
-    known = [run for run in runs if run.arm in arms]
-    for run in known:
-        arms[run.arm][run.seed] = run
-    base, steps = arms.get(BASELINE, {}), usual_steps(known)
+    known = [run for run in runs if run.arm in study.labels]
+    steps = usual_steps(known)
+    base = {run.seed: run for run in known if run.arm == BASELINE}
     rows = []
     for arm in study.arms:
-        own = {seed: run for seed, run in arms[arm.name].items() if seed in base}
+        own = {r.seed: r for r in known if r.arm == arm.name and r.seed in base}
         if arm.name != BASELINE and own:
             row = {"group": arm.group, "arm": arm.name, **_effect(own, base, steps)}
             rows.append(row | {"note": arm.note})
     return pd.DataFrame(rows)
 
 
-def _effect(
-    own: Mapping[int, StoredRun], base: Mapping[int, StoredRun], steps: int
-) -> dict[str, object]:
-    pairs = [(run, base[seed]) for seed, run in own.items()]
+def _effect(own: RunsBySeed, base: RunsBySeed, steps: int) -> dict[str, object]:
+    def gains(measure: str) -> list[float]:
+        return [PAIRS[measure](run, base[seed], steps) for seed, run in own.items()]
+
     survived = student_interval([*paired_survival(own, base).values()])
-    last = student_interval([final_gain(*pair) for pair in pairs])
+    last = student_interval(gains("final_reward"))
     return {
-        "seeds": len(pairs),
-        "collapsed": sum(bool(run.collapsed_by(steps)) for run, _ in pairs),
-        "grpo_collapsed": sum(bool(other.collapsed_by(steps)) for _, other in pairs),
+        "seeds": len(own),
+        "collapsed": sum(bool(run.collapsed_by(steps)) for run in own.values()),
+        "grpo_collapsed": sum(bool(base[seed].collapsed_by(steps)) for seed in own),
         "steps_survived": survived.estimate,
         "steps_low": survived.low,
         "steps_high": survived.high,
-        "best_reward": student_interval([best_gain(*pair) for pair in pairs]).estimate,
+        "best_reward": student_interval(gains("best_reward")).estimate,
         "last_reward": last.estimate,
         "last_reward_low": last.low,
         "last_reward_high": last.high,
-        "heldout_em": _heldout_gain(pairs, "best", steps),
-        "last_heldout_em": _heldout_gain(pairs, "last", steps),
+        # Which seeds lack a score may depend on what became of them: NaN unless all have one.
+        "heldout_em": float(np.mean(gains("heldout_best"))),
+        "last_heldout_em": float(np.mean(gains("heldout_last"))),
     }
-
-
-def _heldout_gain(
-    pairs: Sequence[tuple[StoredRun, StoredRun]], checkpoint: str, steps: int
-) -> float:
-    scores = [[each.heldout(checkpoint, within=steps) for each in pair] for pair in pairs]
-    # Which seeds lack a score may depend on what became of them: a late best checkpoint does.
-    known = all(None not in pair for pair in scores)
-    return float(np.mean([one - other for one, other in scores])) if known else np.nan
 
 
 def heldout_table(

@@ -150,7 +150,7 @@ def test_a_study_runs_what_is_left_and_publishes_it(
     assert runs["grpo"].evaluation["best"]["results"]["greedy"]["all"]["n"] == 16
     table = pd.read_csv(published / "smoke/runs.csv")
     assert table["heldout_em"].notna()[table["method"] == "grpo"].all()
-    assert "2 of 2 runs done" in capsys.readouterr().out
+    assert "study: runs left: 0" in capsys.readouterr().out
     again = status(study, root, ["main"], published=published)
     assert set(again["state"]) == {"published"}
     assert [run.arm for run in load_study_runs(published, study)] == ["grpo", "llds-action"]

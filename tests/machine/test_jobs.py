@@ -57,7 +57,7 @@ def test_on_a_gpu_a_child_makes_the_start_policy(
         runner.make_start_policy(run)
     assert (run.start_policy / "config.json").is_file()
     broken = Run(run.config, 0, tmp_path / "other", ("warmstart.steps=none",))
-    with pytest.raises(RunError, match="the start policy of smoke failed: warmstart"):
+    with pytest.raises(RunError, match="warmstart smoke/grpo seed 0 failed: warmstart"):
         runner.make_start_policy(broken)
 
 

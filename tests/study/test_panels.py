@@ -37,7 +37,7 @@ def made(
             "step": steps,
             "updates": steps * config.training.updates_per_rollout,
             "reward": reward,
-            "loglik_correct": -0.2 - 0.01 * steps,
+            "loglik_correct": -0.2 - more.get("loglik", 0.01) * steps,
             "entropy": 0.25,
             "grad_norm": more.get("norm", 0.2),
         }
@@ -86,12 +86,16 @@ def texts(figure: Any) -> list[str]:
 
 
 def test_outcomes_find_collapse_and_slope() -> None:
-    fallen, held = outcomes([made("grpo", 0, FALLING), made("llds-action")]).itertuples()
+    runs = [made("grpo", 0, FALLING), made("llds-action"), made("grpo", 1, RISING, **DIVERGED)]
+    fallen, held, diverged = outcomes(runs).itertuples()
     assert fallen.collapse_step == 12 and fallen.kind == "likelihood lost"
     assert np.isnan(held.collapse_step) and held.steps == 18 and held.kind == ""
     assert fallen.slope == pytest.approx(-0.1) and held.slope == pytest.approx(-0.1)
     assert (held.best_reward, fallen.final_reward) == pytest.approx((0.5, 0.1))
     assert held.start_reward == pytest.approx(0.3)
+    assert diverged.collapse_step == 19  # the step it did not make
+    (first,) = outcomes(runs[:1], within=8).itertuples()
+    assert first.steps == 8 and np.isnan(first.collapse_step)
 
 
 def test_a_slope_ends_at_the_collapse_and_where_the_shortest_plan_does() -> None:
@@ -103,58 +107,40 @@ def test_a_slope_ends_at_the_collapse_and_where_the_shortest_plan_does() -> None
     assert outcomes([bent, long])["slope"].tolist() == pytest.approx([-0.1, -0.1])
 
 
-def test_only_the_first_steps_may_be_looked_at() -> None:
-    (row,) = outcomes([made("grpo", 0, FALLING)], within=8).itertuples()
-    assert row.steps == 8 and np.isnan(row.collapse_step)
+@pytest.mark.parametrize(
+    ("runs", "drawn", "written"),
+    [
+        # Without collapse: open, where it ended.
+        ([made("grpo", 0, FALLING), made("grpo", 1)], {("o", 12), (">", 18)}, []),
+        # A collapse without loss of likelihood, and one before there is a slope.
+        ([made("grpo", 0, FALLING, loglik=0), made("grpo", 1)], {(">", 18), ("X", 12)}, []),
+        ([made("grpo", 0, [0.3], **DIVERGED), made("grpo", 1)], {("X", 2), (">", 18)}, []),
+        # It lost most of its reward outside the rule.
+        ([made("grpo", 0, SAGGING), made("grpo", 1)], {("v", 18), (">", 18)}, []),
+        # Of many times the usual steps: at the edge. Where all collapsed nothing is usual.
+        ([made("grpo"), made("grpo", 1, LONG)], {(">", 18), (">", 36)}, ["step 54 →"]),
+        (
+            [made("grpo", 0, FALLING), made("grpo", 1, [*RISING, *FALLING])],
+            {("o", 12), ("o", 30)},
+            [],
+        ),
+    ],
+)
+def test_a_mark_says_what_became_of_a_run(
+    runs: list[StoredRun], drawn: set[tuple[str, float]], written: list[str]
+) -> None:
+    figure = outcomes_figure(outcomes(runs), small(main=["grpo"]))
+    assert marks(figure.axes[0]) == drawn and texts(figure) == written
+    assert figure.axes[0].get_xlim()[1] < 40
 
 
-def test_a_run_that_diverged_collapsed_at_the_step_it_did_not_make() -> None:
-    (row,) = outcomes([made("grpo", 0, RISING, **DIVERGED)]).itertuples()
-    assert row.collapse_step == 19
-
-
-def test_a_run_without_collapse_is_drawn_open_where_it_ended() -> None:
-    table = outcomes([made("grpo", 0, FALLING), made("grpo", 1), made("llds-action")])
-    figure = outcomes_figure(table, small(main=["grpo", "llds-action"], gates=["llds-token"]))
-    assert marks(figure.axes[0]) == {("o", 12.0), (">", 18.0)}
-    labels = row_labels(figure)
-    assert labels == ["main", "grpo", "llds-action", "gates", "llds-token"]
+def test_an_arm_without_runs_has_a_row_and_a_study_without_runs_no_figure() -> None:
+    table = outcomes([made("grpo")])
+    figure = outcomes_figure(table, small(main=["grpo"], gates=["llds-token"]))
+    assert row_labels(figure) == ["main", "grpo", "gates", "llds-token"]
     assert texts(figure) == ["not run"]
     with pytest.raises(DataError, match="run the study"):
         outcomes_figure(table, small(main=["nothing"]))
-
-
-def test_a_collapse_without_loss_of_likelihood_is_crossed() -> None:
-    other = made("grpo-kl-0", 0, FALLING)
-    other.metrics["loglik_correct"] = -0.2
-    figure = outcomes_figure(outcomes([made("grpo"), other]), small(main=["grpo", "grpo-kl-0"]))
-    assert marks(figure.axes[0]) == {(">", 18.0), ("X", 12.0)}
-
-
-def test_a_run_that_lost_most_of_its_reward_outside_the_rule_has_its_own_mark() -> None:
-    table = outcomes([made("grpo", 0, SAGGING), made("grpo", 1)])
-    assert table["collapse_step"].isna().all()
-    figure = outcomes_figure(table, small(main=["grpo"]))
-    assert marks(figure.axes[0]) == {("v", 18.0), (">", 18.0)}
-    named = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert "not by the rule, but fell below half of its best" in named
-
-
-def test_a_run_of_many_times_the_usual_steps_stands_at_the_edge() -> None:
-    runs = [made("grpo"), made("llds-action", 0, RISING * 2), made("llds-action-long", 0, LONG)]
-    arms = [run.arm for run in runs]
-    figure = outcomes_figure(outcomes(runs), small(main=arms))
-    assert marks(figure.axes[0]) == {(">", 18.0), (">", 36.0)}
-    assert texts(figure) == ["step 54 →"] and figure.axes[0].get_xlim()[1] < 40
-    # Where every run collapsed nothing is known to be usual.
-    both = outcomes([made("grpo", 0, FALLING), made("grpo", 1, [*RISING, *FALLING])])
-    assert texts(outcomes_figure(both, small(main=["grpo"]))) == []
-
-
-def test_a_diverged_run_without_a_slope_is_drawn() -> None:
-    table = outcomes([made("grpo", 0, [0.3], **DIVERGED), made("grpo", 1)])
-    figure = outcomes_figure(table, small(main=["grpo"]))
-    assert marks(figure.axes[0]) == {("X", 2.0), (">", 18.0)}
 
 
 def test_a_group_is_shown_by_the_series_that_are_drawn_for_it() -> None:
@@ -334,20 +320,15 @@ def test_held_out_scores_of_long_runs_are_those_within_the_usual_steps() -> None
         assert run.heldout(within=30) == em and run.heldout("last", within=30) is None
 
 
-def test_heldout_table_gives_interval_and_kinds() -> None:
+def test_heldout_scores_are_over_the_seeds_that_all_arms_share() -> None:
     runs = [made("grpo", seed, evaluation=evaluation(0.2 + 0.1 * seed)) for seed in range(3)]
     table = heldout_table(runs, ["grpo", "llds-token"]).set_index("seeds")
     assert table.loc[3, "all"].startswith("0.300 [")
     assert table.loc[3, "two-hop"].startswith("0.200 [")
     assert table.loc[3, "all, sampled"] == table.loc[0, "all"] == "not run"
-
-
-def test_heldout_scores_are_over_the_seeds_that_all_arms_share() -> None:
-    runs = [made("grpo", seed, evaluation=evaluation(0.2 + 0.1 * seed)) for seed in range(3)]
     runs.append(made("llds-action", 0, evaluation=evaluation(0.4)))
     table = heldout_table(runs, ["grpo", "llds-action", "llds-token"])
     assert table["seeds"].tolist() == [1, 1, 0]
-    assert table["all"].tolist() == ["0.200", "0.400", "not run"]
     assert table["one-hop"].tolist() == ["0.300", "0.500", "not run"]
 
 

@@ -11,14 +11,13 @@ import pandas as pd
 import pytest
 
 from llds_core.config import Arm, Study, load_experiment
-from llds_core.errors import DataError, RunError, TrainingDivergedError
+from llds_core.errors import RunError, TrainingDivergedError
 from llds_core.machine import jobs
 from llds_core.machine.jobs import Child, Job
-from llds_core.reporting.store import load_run, read_published
+from llds_core.reporting.store import read_published
 from llds_core.runs import RunDirectory
 from llds_core.runs.identity import same_run
 from llds_core.study import runner as queue
-from llds_core.study.published import publish_run
 from llds_core.study.runner import planned_runs, run_study, status, what_is_left
 
 STUDY = Study("two", "smoke", "", (Arm("grpo", "grpo", (0,)), Arm("llds", "llds-action", (0,))))
@@ -95,19 +94,11 @@ def test_a_run_that_failed_is_reported_and_run_again(
     assert failure.startswith("train grpo seed 0 failed") and reason in failure
     assert states(tmp_path) == {"grpo": "started", "llds": "published"}
     assert [run.arm for run in read_published("smoke", tmp_path / "published")] == ["llds"]
+    table = status(planned_runs(STUDY, tmp_path / "elsewhere"), tmp_path / "published")
+    assert table["steps"].tolist() == [0, 3] and table["minutes"].tolist() == [0, 6 / 60]
     assert study(tmp_path) == []
     assert children.started == ["grpo", "llds", "grpo"]
     assert states(tmp_path) == {"grpo": "published", "llds": "published"}
-
-
-@pytest.mark.parametrize("children", [FULL], indirect=True)
-def test_a_failure_is_not_published_and_is_run_again(children: Children, tmp_path: Path) -> None:
-    study(tmp_path)
-    run = load_run(tmp_path / "runs/smoke/grpo/seed0")
-    with pytest.raises(DataError, match="is failed: finish it"):
-        publish_run(run, "grpo", tmp_path / "published")
-    assert states(tmp_path)["grpo"] == "started"
-    assert study(tmp_path) == []
     grpo, _ = read_published("smoke", tmp_path / "published")
     assert grpo.status == "complete" and len(grpo.metrics) == 3
 
@@ -179,13 +170,3 @@ def test_what_is_left_takes_the_pace_of_the_arm_else_of_its_group_else_of_all(
     table = table.iloc[[1, 2]]
     line = what_is_left(study, table, Path("runs"))
     assert line == "runs left: 2, with 16 steps; minutes left: unknown, no run is finished"
-
-
-@pytest.mark.parametrize("children", [FULL], indirect=True)
-def test_published_runs_show_their_steps_and_minutes_wherever_the_runs_are(
-    children: Children, tmp_path: Path
-) -> None:
-    study(tmp_path)
-    table = status(planned_runs(STUDY, tmp_path / "elsewhere"), tmp_path / "published")
-    assert table["state"].tolist() == ["waiting", "published"]
-    assert table["steps"].tolist() == [0, 3] and table["minutes"].tolist() == [0, 6 / 60]

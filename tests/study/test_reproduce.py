@@ -1,4 +1,4 @@
-"""The main job end to end on the smoke profile, with its index; and the doctor."""
+"""The main job end to end on the smoke profile, with its index."""
 
 import json
 import shutil
@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, RunError
 from llds_core.machine import doctor
-from llds_core.machine.doctor import examine
 from llds_core.study.reproduce import reproduce
 
 
@@ -35,15 +33,11 @@ def test_reproduce_makes_runs_figures_pages_and_an_index_of_them(made: Path) -> 
         ("grpo", "complete"),
         ("llds-action", "complete"),
     }
-
-
-@pytest.mark.slow
-def test_reproduce_scores_best_and_last_checkpoints_on_held_out_questions(made: Path) -> None:
-    for method in ("grpo", "llds-action"):
-        for checkpoint in ("best", "last"):
-            file = made / f"runs/smoke/{method}/seed0/evaluation-{checkpoint}-test.json"
-            result = json.loads(file.read_text("utf-8"))
-            assert result["results"]["greedy"]["all"]["n"] == result["questions"] == 16
+    for file in (made / "runs/smoke").glob("*/seed0/evaluation-*-test.json"):
+        result = json.loads(file.read_text("utf-8"))
+        assert result["results"]["greedy"]["all"]["n"] == result["questions"] == 16
+    scored = (made / "runs/smoke").glob("*/seed0/evaluation-*-test.json")
+    assert {file.stem for file in scored} == {"evaluation-best-test", "evaluation-last-test"}
 
 
 @pytest.mark.slow
@@ -55,11 +49,6 @@ def test_a_failing_run_ends_reproduce_with_its_reason(made: Path, tmp_path: Path
     (run / "checkpoint/step-000003/optimizer.pt").unlink()
     with pytest.raises(RunError, match=r"train smoke/grpo seed 0 failed.*optimizer\.pt"):
         reproduce("smoke", [0], tmp_path / "runs", out_dir=tmp_path / "out")
-
-
-def test_doctor_finds_this_machine_fit(tmp_path: Path) -> None:
-    findings = examine(load_experiment("smoke/grpo"), tmp_path)
-    assert [f.line() for f in findings if f.status == "fail"] == []
 
 
 def test_reproduce_refuses_a_machine_that_cannot_run_it(
