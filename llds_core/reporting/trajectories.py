@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from llds_core.config import ExperimentConfig
 from llds_core.files import write_table, write_text
 from llds_core.reporting.artefacts import record
 from llds_core.reporting.figures import method_label
@@ -135,8 +134,7 @@ def answer_with(
 
     shown = []
     for run, which in [(run, "start") for run in runs[:1]] + [(run, "best") for run in runs]:
-        config = ExperimentConfig.from_dict(run.manifest["config"])
-        made = Run(config, run.seed, Path(run_root), tuple(overrides))
+        made = Run.load(f"{run.profile}/{run.method}", run.seed, run_root, overrides)
         trajectory = ask(made, question, checkpoint=which)
         step = made.checkpoint(which).name.replace("-", " ")
         title = f"{method_label(run.method)}, seed {run.seed}, {step}"
