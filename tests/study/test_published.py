@@ -53,6 +53,9 @@ def test_published_metrics_equal_the_run(smoke_runs: Path, tmp_path: Path) -> No
     assert find_published(tmp_path, "smoke", "grpo", 1) is None
     for file in tmp_path.rglob("*.json"):
         assert str(smoke_runs) not in file.read_text("utf-8")
+    (tmp_path / "smoke/runs/grpo-seed0.csv.gz").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"grpo-seed0.*restore"):
+        read_published("smoke", tmp_path)
 
 
 def test_missing_or_unfinished_run_is_not_published(smoke_runs: Path, tmp_path: Path) -> None:
@@ -90,13 +93,6 @@ def test_a_study_that_is_not_named_as_its_profile_has_a_folder_of_its_own(
     assert not (tmp_path / root / "smoke/claims.csv").exists()
 
 
-def test_damaged_published_metrics_are_named(smoke_runs: Path, tmp_path: Path) -> None:
-    publish(smoke_runs, "smoke", ["grpo"], [0], published=tmp_path)
-    (tmp_path / "smoke/runs/grpo-seed0.csv.gz").write_bytes(b"torn")
-    with pytest.raises(DataError, match=r"grpo-seed0.*restore"):
-        read_published("smoke", tmp_path)
-
-
 def test_only_seeds_measured_alike_are_read_together(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -130,10 +126,8 @@ def test_numbers_are_printed_as_in_prose() -> None:
     assert [span([3, 1], 0), span([0.501, 0.5])] == ["1 to 3", "0.50"]
 
 
-def test_tables_of_the_report_leave_out_what_is_only_a_cell_of_the_map() -> None:
+def test_a_claim_is_asked_for_by_a_beginning_that_only_it_has() -> None:
     study = PublishedStudy(PUBLISHED, DESK)
-    left = set(study.table("runs")["method"]) - set(study.table("runs", cells=False)["method"])
-    assert left == DESK.only_on_map
     with pytest.raises(DataError, match='claims begin with "LLDS"'):
         study.claim("LLDS")
     assert isinstance(study.claim("LLDS survives"), pd.Series)
