@@ -1,5 +1,4 @@
-"""Child processes of this package: `Child` is one, `run_jobs` runs many, as many at a time as there
-are GPUs, or else cores, for.
+"""Child processes: `Child` is one, `run_jobs` runs as many at a time as there are GPUs or cores for.
 
 Children hold their own run directory, so a job that was cut is simply run again. An interrupted
 parent interrupts them and waits until their status is written.
@@ -145,9 +144,8 @@ class Job:
     @classmethod
     def of(cls, run: Run, command: str, *extra: str) -> "Job":
         """`command` about `run`, with further arguments."""
-        return cls(
-            run, (*run.command(command), *extra), run.messages, run.config.hardware.processes
-        )
+        words = (*run.command(command), *extra)
+        return cls(run, words, run.messages, run.config.hardware.processes)
 
 
 def usable_cores() -> int:
