@@ -1,4 +1,4 @@
-"""Child processes: `Child` is one, `run_jobs` runs as many at a time as there are GPUs or cores for.
+"""Child processes: `Child` is one, `run_jobs` runs many, as many at once as GPUs or cores allow.
 
 Children hold their own run directory, so a job that was cut is simply run again. An interrupted
 parent interrupts them and waits until their status is written.
