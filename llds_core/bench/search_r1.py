@@ -77,7 +77,7 @@ class ReencodingRollout:
 
     def _generate(self, texts: list[str]) -> list[str]:
         limits, tokenizer = self._config.rollout, self._tokenizer
-        form = {"add_special_tokens": False, "return_token_type_ids": False}
+        form: dict[str, Any] = {"add_special_tokens": False, "return_token_type_ids": False}
         batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", **form)
         batch = batch.to(self._model.device)
         generation = GenerationConfig(

@@ -84,7 +84,8 @@ def _finding(check: str, found: str, *, fail: str = "", warn: str = "") -> Findi
 def examine(config: ExperimentConfig, run_root: Path, *, runs: int = 1) -> list[Finding]:
     """Return all findings for `config`; so many `runs` will leave checkpoints in `run_root`."""
     on_gpu = config.hardware.gpu_memory_gib is not None
-    memory, disk, on_each, problems = _MEMORY_GIB, _DISK_GIB, 0.0, []
+    memory, disk, on_each = _MEMORY_GIB, _DISK_GIB, 0.0
+    problems: list[Finding] = []
     try:
         planned = estimate(config, run_root)
         disk += runs * planned.disk_parts_gib["checkpoints"]
