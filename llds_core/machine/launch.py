@@ -1,10 +1,9 @@
 """Starts the processes of a run that needs several, and sees to it that all of them end.
 
 On GPUs `accelerate launch` starts them; on a CPU `torchrun`, because accelerate's own launcher of
-CPU processes needs MPI. With several machines the same command is issued on
-each, with its `--machine-rank` and the address of the first. The output of the processes goes to
-`processes-<machine rank>.log` in the run directory. What a killed process can no longer write, its
-status and why, is written here.
+CPU processes needs MPI. With several machines the same command is issued on each, with its
+`--machine-rank` and the address of the first. Output goes to `processes-<machine rank>.log` in the
+run directory. What a killed process can no longer write, its status and why, is written here.
 """
 
 import importlib.resources
@@ -15,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, RunError
@@ -53,22 +52,10 @@ def is_launched() -> bool:
 
 
 def launch_command(
-    config: ExperimentConfig,
-    arguments: Sequence[str],
-    machine: Machine = ALONE,
-    *,
-    on_gpu: bool,
+    config: ExperimentConfig, arguments: Sequence[str], machine: Machine = ALONE, *, on_gpu: bool
 ) -> list[str]:
-    """Return the command that starts this machine's processes.
-
-    Args:
-        config: the experiment, for the number of processes, sharding and precision.
-        arguments: what each process runs, as after `python -m llds_core`.
-        machine: this machine.
-        on_gpu: whether the processes find GPUs.
-
-    Raises:
-        ConfigError: when `machine` is none of `hardware.nodes`.
+    """Return the command that starts this machine's processes, each with `arguments` as after
+    `python -m llds_core`; `on_gpu` when they find GPUs.
     """
     hardware = config.hardware
     if not 0 <= machine.rank < hardware.nodes:
@@ -76,35 +63,32 @@ def launch_command(
             f"--machine-rank is {machine.rank} with hardware.nodes={hardware.nodes}: it counts "
             f"from 0 to {hardware.nodes - 1}"
         )
-    program = ["-m", "llds_core", *arguments]
-    if not on_gpu:
-        where = ["--standalone", "--nnodes", "1"]
-        if hardware.nodes > 1:
-            where = ["--nnodes", str(hardware.nodes), "--node-rank", str(machine.rank)]
-            where += ["--master-addr", machine.main_address, "--master-port"]
-            where += [str(machine.main_port)]
-        count = ["--nproc-per-node", str(hardware.processes)]
-        return [sys.executable, "-m", "torch.distributed.run", *where, *count, *program]
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    if hardware.sharding == "none":
-        command += ["--multi_gpu"]
-    else:
-        command += ["--config_file", str(sharding_file(hardware.sharding))]
-    command += ["--num_processes", str(config.world_size), "--num_machines", str(hardware.nodes)]
-    command += ["--machine_rank", str(machine.rank), "--same_network"]
-    command += ["--main_process_ip", machine.main_address, "--main_process_port"]
-    # 0 takes a free port, which other machines could not know.
-    command += [str(machine.main_port if hardware.nodes > 1 else 0)]
-    command += ["--mixed_precision", "bf16" if config.training.dtype == "bfloat16" else "no"]
-    command += ["--dynamo_backend", "no"]
-    command += ["--num_cpu_threads_per_process", str(config.training.threads)]
-    return [*command, *program]
-
-
-def sharding_file(sharding: str) -> Path:
-    """The accelerate configuration of `hardware.sharding`."""
-    file = importlib.resources.files("llds_core") / "presets" / "accelerate" / f"{sharding}.yaml"
-    return Path(str(file))
+    alone = hardware.nodes == 1
+    launcher, flags = "torch.distributed.run", ["--standalone"] if alone else []
+    options: dict[str, Any] = {"nnodes": hardware.nodes, "nproc-per-node": hardware.processes}
+    if not alone:
+        options |= {"node-rank": machine.rank, "master-addr": machine.main_address}
+        options |= {"master-port": machine.main_port}
+    if on_gpu:
+        launcher, flags = "accelerate.commands.launch", ["--same_network"]
+        options = {
+            "num_processes": config.world_size,
+            "num_machines": hardware.nodes,
+            "machine_rank": machine.rank,
+            "main_process_ip": machine.main_address,
+            # 0 takes a free port, which other machines could not know.
+            "main_process_port": 0 if alone else machine.main_port,
+            "mixed_precision": "bf16" if config.training.dtype == "bfloat16" else "no",
+            "dynamo_backend": "no",
+            "num_cpu_threads_per_process": config.training.threads,
+        }
+        if hardware.sharding == "none":
+            flags += ["--multi_gpu"]
+        else:
+            file = f"presets/accelerate/{hardware.sharding}.yaml"
+            options["config_file"] = importlib.resources.files("llds_core") / file
+    flags += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", launcher, *flags, "-m", "llds_core", *arguments]
 
 
 def launch_training(run: Run, machine: Machine = ALONE) -> None:

@@ -171,11 +171,11 @@ def host_memory(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
         update = update_parts(config, shape) | {"kv_cache": _rollout_cache(config, shape)}
         return {"process": _CPU_PROCESS, **update, "retriever": retriever}
     processes, is_sharded = config.hardware.processes, config.hardware.sharding != "none"
-    copies = 2 if config.loss.kl_weight > 0 else 1
+    # Where weights are sharded one process reads them for all, and gathers checkpoints.
+    copies = (2 if config.loss.kl_weight > 0 else 1) * (1 if is_sharded else processes)
     return {
         "process": processes * _GPU_PROCESS,
-        # Where weights are sharded one process reads them for all, and gathers checkpoints.
-        "loading": copies * 4 * shape.parameters * (1 if is_sharded else processes),
+        "loading": copies * 4 * shape.parameters,
         "checkpoint": checkpoint_bytes(config, shape) if is_sharded else 0,
         "retriever": retriever,
     }

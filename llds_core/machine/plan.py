@@ -5,9 +5,12 @@ of stored runs with the same profile, sizes and hardware, else a stated speed wi
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -45,6 +48,7 @@ _TIMED_TRAINING = ("updates_per_rollout", "epochs", "micro_batch_size", "dtype",
 _COLUMNS = ("rollout_seconds", "update_seconds", "response_length", "observation_length")
 _PUBLISHED = Path("results/published")
 _E5_BYTES = 437_955_512  # model.safetensors of intfloat/e5-base-v2
+_VECTORS = WIKIPEDIA_PASSAGES * E5_DIMENSION * 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,6 @@ class Estimate:
     throughput: dict[str, Any]
     deviations: list[str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dict with the attributes as keys."""
-        return asdict(self)
-
     def text(self) -> str:
         """Lines for a terminal: the same names, without what is empty."""
         shown = {name: _shown(value) for name, value in asdict(self).items()}
@@ -99,15 +99,20 @@ def estimate(config: ExperimentConfig, run_root: Path = DEFAULT_ROOT) -> Estimat
     disk = {name: size for name, size in downloads.items() if size is not None}
     if config.world.name == "files":
         # Vectors, unless published ones are searched where they lie, and files of other kinds.
-        flat = WIKIPEDIA_PASSAGES * E5_DIMENSION * 4
-        disk["own index"] = (0 if config.dense.vectors else flat) + (
-            0 if config.dense.index == "flat" else index_bytes(config.dense)
-        )
+        disk["own index"] = 0 if config.dense.vectors else _VECTORS
+        disk["own index"] += 0 if config.dense.index == "flat" else index_bytes(config.dense)
     # The best one and the one being written come on top of the latest.
     disk["checkpoints"] = (config.training.keep_checkpoints + 2) * checkpoint_bytes(config, shape)
     tokens, seconds, throughput = _measured(config, run_root) or _stated(config, shape)
     low, hours, high = (config.training.steps * value / 3600 for value in seconds)
-    reason = _gpu_reason(config, shape, parts, moments) if gpus else _host_reason(config, host)
+    needed, here = sum(host.values()) / GIB, psutil.virtual_memory().total / GIB
+    reason = ""
+    if gpus:
+        reason = _gpu_reason(config, shape, parts, moments)
+    elif needed > here:
+        reason = (
+            f"{config.name} needs {needed:.1f} GiB of main memory, and this machine has {here:.1f}"
+        )
     return Estimate(
         experiment=config.name,
         fits=not reason,
@@ -115,7 +120,7 @@ def estimate(config: ExperimentConfig, run_root: Path = DEFAULT_ROOT) -> Estimat
         gpus=gpus,
         gpu_memory_gib=_gib(parts),
         gpu_moments_gib=_gib(moments),
-        host_memory_gib=sum(host.values()) / GIB,
+        host_memory_gib=needed,
         host_memory_parts_gib=_gib(host),
         disk_gib=sum(disk.values()) / GIB,
         disk_parts_gib=_gib(disk),
@@ -149,20 +154,9 @@ def _gpu_reason(
     return ""
 
 
-def _host_reason(config: ExperimentConfig, host: dict[str, int]) -> str:
-    needed, here = sum(host.values()) / GIB, psutil.virtual_memory().total / GIB
-    if needed <= here:
-        return ""
-    return f"{config.name} needs {needed:.1f} GiB of main memory, and this machine has {here:.1f}"
-
-
 def _downloads(config: ExperimentConfig, shape: ModelShape) -> dict[str, int | None]:
     """Bytes by source as they end up on disk; policies are published in two bytes per number."""
-    known = {
-        "encoder": _E5_BYTES,
-        "corpus": SOURCES["corpus"].unpacked,
-        "index": WIKIPEDIA_PASSAGES * E5_DIMENSION * 4,
-    }
+    known = {"encoder": _E5_BYTES, "corpus": SOURCES["corpus"].unpacked, "index": _VECTORS}
     policies = [name for name, source in SOURCES.items() if source.folder.startswith("policy/")]
     known |= dict.fromkeys(policies, 2 * shape.parameters)
     return {name: known.get(name) for name in needs(config.profile)}
@@ -192,29 +186,26 @@ def _stated(config: ExperimentConfig, shape: ModelShape) -> Rate:
 
 
 def _measured(config: ExperimentConfig, run_root: Path) -> Rate | None:
-    tables = [table.reindex(columns=_COLUMNS) for table in _stored_steps(config, run_root)]
-    steps = [table.apply(pd.to_numeric, errors="coerce") for table in tables]
-    means = pd.Series(
-        [(table["rollout_seconds"] + table["update_seconds"]).mean() for table in steps],
-        dtype=float,
-    ).dropna()
-    if means.empty:
+    """From stored and published runs whose steps cost what those of `config` do."""
+    tables = [
+        pd.DataFrame(read_metrics(path.parent))
+        for path in sorted(run_root.glob(f"{config.profile}/*/seed*/metrics.jsonl"))
+        if _is_alike(read_manifest(path.parent), config)
+    ] + [
+        pd.read_csv(path.with_suffix(".csv.gz"))
+        for path in sorted((_PUBLISHED / config.profile / "runs").glob("*.json"))
+        if _is_alike(json.loads(path.read_text("utf-8")), config)
+    ]
+    steps = [t.reindex(columns=_COLUMNS).apply(pd.to_numeric, errors="coerce") for t in tables]
+    means = [(table["rollout_seconds"] + table["update_seconds"]).mean() for table in steps]
+    means = [mean for mean in means if not math.isnan(mean)]
+    if not means:
         return None
     lengths = pd.concat([table["response_length"] + table["observation_length"] for table in steps])
     tokens = config.trajectories_per_rollout * (lengths.mean() + _PROMPT[config.rollout.prompt])
     source = f"mean of {len(means)} stored runs of {config.profile} with these sizes"
-    bounds = (float(means.min()), float(means.mean()), float(means.max()))
+    bounds = (float(min(means)), float(fmean(means)), float(max(means)))
     return round(tokens), bounds, {"kind": "measured", "source": source}
-
-
-def _stored_steps(config: ExperimentConfig, run_root: Path) -> Iterable[pd.DataFrame]:
-    """Metrics of stored and published runs whose steps cost what those of `config` do."""
-    for path in sorted(run_root.glob(f"{config.profile}/*/seed*/metrics.jsonl")):
-        if _is_alike(read_manifest(path.parent), config):
-            yield pd.DataFrame(read_metrics(path.parent))
-    for path in sorted((_PUBLISHED / config.profile / "runs").glob("*.json")):
-        if _is_alike(json.loads(path.read_text("utf-8")), config):
-            yield pd.read_csv(path.with_suffix(".csv.gz"))
 
 
 def _is_alike(manifest: dict[str, Any], config: ExperimentConfig) -> bool:
@@ -250,17 +241,15 @@ def _laid_out(experiment: str, overrides: Iterable[str] = ()) -> dict[str, Exper
     """`experiment` on every layout whose processes its mini-batch divides among."""
     configs = {}
     for name in layouts():
-        try:
+        with suppress(ConfigError):
             configs[name] = load_experiment(experiment, list(overrides), layout=name)
-        except ConfigError:
-            continue
     return configs
 
 
 def advice(config: ExperimentConfig, overrides: Sequence[str] = ()) -> str:
     """Which layouts `config` fits on, for a message that says why it does not fit on its own."""
-    on_layouts = _laid_out(config.name, overrides)
-    fitting = [name for name, laid in on_layouts.items() if estimate(laid).fits]
+    laid_out = _laid_out(config.name, overrides).items()
+    fitting = [name for name, laid in laid_out if estimate(laid).fits]
     return f"it fits on layout {' or '.join(fitting)}" if fitting else "it fits on no layout"
 
 
@@ -272,40 +261,23 @@ def on_gpus(
     gpu_memory_gib: float,
     nodes: int = 1,
 ) -> ExperimentConfig:
-    """Build `experiment` for `nodes` machines of `gpus` GPUs each: with the layout for such
-    machines, else sharded over the GPUs, with the largest micro-batch that fits.
+    """Build `experiment` for `nodes` machines of `gpus` GPUs each, with the layout for that many:
+    of several, the one for the largest memory that these have.
     """
-    if gpus < 1 or nodes < 1:
-        raise ConfigError(f"{nodes} nodes of {gpus} GPUs: give numbers of at least 1")
-    machines = [
-        f"hardware.nodes={nodes}",
-        f"hardware.processes={gpus}",
-        f"hardware.gpu_memory_gib={gpu_memory_gib}",
-    ]
-    plain = load_experiment(experiment, overrides)
-    suited = [
-        (laid.hardware.gpu_memory_gib, name)
+    load_experiment(experiment, overrides)  # overrides that suit no layout are named as such
+    suited = {
+        laid.hardware.gpu_memory_gib or 0.0: name
         for name, laid in _laid_out(experiment, overrides).items()
         if (laid.hardware.nodes, laid.hardware.processes) == (nodes, gpus)
-        and (laid.hardware.gpu_memory_gib or 0) <= gpu_memory_gib
-    ]
-    if suited:
-        return load_experiment(experiment, [*overrides, *machines], layout=max(suited)[1])
-    share, rest = divmod(plain.mini_batch_size, nodes * gpus)
-    if rest:
+    }
+    if not suited:
         raise ConfigError(
-            f"a mini-batch of {plain.mini_batch_size} trajectories does not divide among "
-            f"{nodes * gpus} GPUs: choose a number that divides it"
+            f"no layout of {experiment} is for {nodes} × {gpus} GPUs: choose one of "
+            f"{', '.join(layouts())} with --layout"
         )
-    sharding = f"hardware.sharding={'fsdp2' if nodes * gpus > 1 else 'none'}"
-    settings = [*machines, sharding, "training.gradient_checkpointing=true"]
-    sizes = [n for n in range(plain.training.micro_batch_size, 0, -1) if share % n == 0]
-    for size in sizes or [1]:
-        micro_batch = f"training.micro_batch_size={size}"
-        config = load_experiment(experiment, [*settings, micro_batch, *overrides])
-        if estimate(config).fits:
-            break
-    return config
+    memory = max((gib for gib in suited if gib <= gpu_memory_gib), default=min(suited))
+    machines = [f"hardware.gpu_memory_gib={gpu_memory_gib}"]
+    return load_experiment(experiment, [*overrides, *machines], layout=suited[memory])
 
 
 def layout_overrides(experiment: str, layout: str | None) -> list[str]:

@@ -19,6 +19,7 @@ from llds_core.retrieval import Health, ask_health, local_address
 
 START_SECONDS = 3600.0
 """Until it must be ready: an exact index over Wikipedia is 65 GB to be read from disk."""
+OTHER_ADDRESS = "or choose another address, e.g. service.url=http://127.0.0.1:8010"
 
 _STOP_SECONDS = 75.0  # the service itself gives its clients 60
 _POLL_SECONDS = 0.2
@@ -44,16 +45,9 @@ def running_retriever(
         log: gets the output of a service that is started here.
         environment: folder of the virtual environment it runs in; None for this one.
         patience: seconds it has to become ready.
-
-    Raises:
-        ConfigError: when the address is taken by something else, is on another machine where
-            nothing answers, or the environment is missing.
-        RetrieverChangedError: when the service there searches another corpus.
-        RetrieverError: when it does not become ready in time.
-        RunError: when it ends before, naming its log.
     """
     url = config.service.url
-    found = _settled(url, patience)
+    found = _settled(url, patience, "look into its log, or stop it")
     if found.state != "silent":
         check_service(url, found, corpus)
         print(f"retriever at {url} is running already; it is left running", flush=True)
@@ -71,7 +65,9 @@ def running_retriever(
     own = {"VIRTUAL_ENV": None, "PYTHONHOME": None}
     child = Child(command, log, environment=own, all_output=True)
     try:
-        _wait(child, url, corpus, patience)
+        states = ("silent", "loading", "foreign")
+        found = _settled(url, patience, f"look into {log}", unsettled=states, child=child)
+        check_service(url, found, corpus)
         yield
     finally:
         child.stop(by=signal.SIGTERM, patience=_STOP_SECONDS)
@@ -79,51 +75,51 @@ def running_retriever(
 
 
 def wait_for_service(url: str, corpus: str, *, patience: float = START_SECONDS) -> None:
-    """Wait for a search service over `corpus` that another machine starts at `url`.
-
-    Raises:
-        As `running_retriever`.
-    """
-    until = time.monotonic() + patience
-    while (found := _settled(url, patience)).state == "silent":
-        if time.monotonic() > until:
-            raise RetrieverError(
-                f"no retriever answered at {url} within {patience:g} s: look at the first machine"
-            )
-        time.sleep(_POLL_SECONDS)
+    """Wait for a search service over `corpus` that another machine starts at `url`."""
+    found = _settled(url, patience, "look at the first machine", unsettled=("silent", "loading"))
     check_service(url, found, corpus)
 
 
-def check_service(url: str, found: Health, corpus: str) -> None:
-    """Check that what answers at `url` is a search service over `corpus`.
-
-    Raises:
-        ConfigError: when it is none.
-        RetrieverChangedError: when it searches something else.
-    """
+def check_service(url: str, found: Health, corpus: str | None) -> None:
+    """Check that what was `found` at `url` is a search service over `corpus`; None for any."""
     if found.state not in ("ready", "unnamed"):
         raise ConfigError(
-            f"{url} is taken by something that is no search service: stop it, or choose another "
-            "address, e.g. service.url=http://127.0.0.1:8010"
+            f"{url} is taken by something that is not a search service: stop it, {OTHER_ADDRESS}"
         )
-    if found.identity is not None and found.identity.corpus != corpus:
+    if found.identity is not None and corpus and found.identity.corpus != corpus:
         raise RetrieverChangedError(
             f"retriever at {url} searches corpus {found.identity.corpus}, this profile is about "
-            f"{corpus}: stop it, or choose another address, e.g. service.url=http://127.0.0.1:8010"
+            f"{corpus}: stop it, {OTHER_ADDRESS}"
         )
 
 
-def _settled(url: str, patience: float) -> Health:
-    """What is at `url`, once it is neither loading nor stopping."""
-    until = time.monotonic() + patience
-    while (found := ask_health(url, timeout=10)).state == "loading":
-        if time.monotonic() > until:
+def _settled(
+    url: str,
+    patience: float,
+    advice: str,
+    *,
+    unsettled: Sequence[str] = ("loading",),
+    child: Child | None = None,
+) -> Health:
+    """What is at `url`, once its state is none of `unsettled`; `child` is the service when it was
+    started here.
+    """
+    started = reported = time.monotonic()
+    while True:
+        if child and child.code is not None:
+            raise RunError(f"the retriever ended: {child.failure()} (log: {child.log})")
+        found = ask_health(url, timeout=10)
+        if found.state not in unsettled:
+            return found
+        now = time.monotonic()
+        if now - started > patience:
             raise RetrieverError(
-                f"retriever at {url} was still loading after {patience:g} s: look into its "
-                "log, or stop it"
+                f"retriever at {url} is not ready after {patience:g} s ({found.state}): {advice}"
             )
+        if now - reported > _REPORT_SECONDS:
+            reported = now
+            print(f"   {found.state} for {now - started:.0f} s", flush=True)
         time.sleep(_POLL_SECONDS)
-    return found
 
 
 def _command(
@@ -135,7 +131,7 @@ def _command(
     python = Path(sys.executable) if environment is None else environment / "bin" / "python"
     if not python.is_file():
         raise ConfigError(
-            f"{environment} is no virtual environment (no {python}): make it with "
+            f"{environment} is not a virtual environment (no {python}): make it with "
             f'"make retriever-env RETRIEVER_ENV={environment}", or leave RETRIEVER_ENV empty'
         )
     host, port = address
@@ -143,24 +139,3 @@ def _command(
         *(str(python), "-m", "llds_core", "retriever", config.profile, *overrides),
         *("--backend", "dense", "--host", host, "--port", str(port)),
     ]
-
-
-def _wait(child: Child, url: str, corpus: str, patience: float) -> None:
-    started = reported = time.monotonic()
-    while True:
-        if child.code is not None:
-            raise RunError(f"the retriever ended: {child.failure()} (log: {child.log})")
-        found = ask_health(url)
-        if found.state == "ready":
-            check_service(url, found, corpus)
-            return
-        now = time.monotonic()
-        if now - started > patience:
-            raise RetrieverError(
-                f"the retriever was not ready after {patience:g} s ({found.state}): look into "
-                f"{child.log}"
-            )
-        if now - reported > _REPORT_SECONDS:
-            reported = now
-            print(f"   {found.state} for {now - started:.0f} s", flush=True)
-        time.sleep(_POLL_SECONDS)

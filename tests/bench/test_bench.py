@@ -55,6 +55,6 @@ def test_candidates_take_turns_and_the_first_round_does_not_count() -> None:
 
         return measure
 
-    medians = interleaved([candidate("a", [99, 1, 5, 2]), candidate("b", [99, 4, 4, 9])], 3)
+    medians = interleaved([candidate("a", [99, 1, 5, 2]), candidate("b", [99, 4, 4, 9])])
     assert medians == [2, 4]
     assert calls == ["b", "a", "a", "b", "b", "a", "a", "b"]

@@ -47,6 +47,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("tokenizer.json", "model.safetensors"):
             (folder / model / name).write_text("{}")
         (folder / model / "config.json").write_text(json.dumps(QWEN))
+    (folder / "broken").mkdir()
+    (folder / "broken/config.json").write_text("{}")
     return folder
 
 
@@ -85,19 +87,15 @@ def experiment(data: Path, index: Path, *more: str) -> ExperimentConfig:
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A machine that can run everything; call it with functions of `doctor` that say otherwise."""
+    """A machine that can run everything; call it with what functions of `doctor` answer instead."""
 
-    def change(**changes: object) -> None:
-        for name, answer in changes.items():
-            monkeypatch.setattr(doctor, name, answer)
+    def change(**answers: object) -> None:
+        for name, answer in answers.items():
+            replaced = answer if callable(answer) else lambda *_, answer=answer: answer
+            monkeypatch.setattr(doctor, name, replaced)
 
-    change(
-        find_gpus=lambda: GOOD,
-        installed=lambda package: "999",
-        hub_problem=lambda repo, kind, revision: "",
-        ask_health=lambda url: Health("silent"),
-        is_free=lambda host, port: True,
-    )
+    change(find_gpus=GOOD, installed="999", hub_problem="", is_free=True)
+    change(ask_health=Health("silent"))
     has_gib(monkeypatch, memory=2000, disk=2000)
     return change
 
@@ -123,61 +121,117 @@ def failures(config: ExperimentConfig, run_root: Path) -> list[Finding]:
     return [finding for finding in findings if finding.status == "fail"]
 
 
-def only(findings: list[Finding]) -> Finding:
-    assert len(findings) == 1, [finding.line() for finding in findings]
-    return findings[0]
-
-
-def test_a_machine_with_everything_passes(ready, tmp_path: Path, machine) -> None:
+def test_a_machine_with_everything_passes(data: Path, ready, tmp_path: Path, machine) -> None:
     assert failures(ready, tmp_path) == []
-    newer = Gpus("2.13.0", "13.0", "600", (14, 1), (H100,) * 8)
-    machine(find_gpus=lambda: newer)  # of the same CUDA
+    corpus = PassageFile(data / CORPUS_FILE).hash[:16]
+    machine(find_gpus=Gpus("2.13.0", "13.0", "600", (14, 1), (H100,) * 8))  # of the same CUDA
+    machine(ask_health=Health("ready", identity(corpus)))
     assert failures(ready, tmp_path) == []
+    machine(find_gpus=pytest.fail)  # not asked for a profile of the CPU
+    assert failures(load_experiment("smoke/grpo"), tmp_path) == []
 
 
-def with_cuda(*gpus: Gpu) -> Gpus:
-    return Gpus("2.13.0", "13.0", "580", (13, 0), gpus)
+def identity(corpus: str) -> ServiceIdentity:
+    return ServiceIdentity(index="index", corpus=corpus, backend="dense", passages=63)
+
+
+def case(
+    check: str,
+    found: str,
+    fix: str = "",
+    *,
+    overrides: tuple[str, ...] = (),
+    index: dict | None = {},  # noqa: B006
+    **machine: object,
+) -> tuple:
+    """The one failure on a machine that answers so; `index` changes its manifest, or is None for
+    no index at all.
+    """
+    return check, found, fix, overrides, index, machine
+
+
+def gpus(*found: Gpu, driver: tuple[int, int] | None = (13, 0), torch_cuda="13.0") -> Gpus:
+    return Gpus("2.13.0", torch_cuda, "550.54", driver, found)
+
+
+OLD = "driver 550.54 supports CUDA 12.4, torch 2.13.0 was built for 13.0"
+GATED = "meta-llama/Llama-3.2-3B is gated: accept its licence"
+SERVER = "sampler.mode=server"
 
 
 @pytest.mark.parametrize(
-    ("gpus", "check", "found", "fix"),
+    ("check", "found", "fix", "overrides", "index", "answers"),
     [
-        (Gpus("2.13.0+cpu"), "CUDA", "built for CPUs", "CUDA build"),
-        (Gpus("2.13.0", "13.0"), "CUDA", "no NVIDIA driver", "install the NVIDIA driver"),
-        (
-            Gpus("2.13.0", "13.0", "550.54", (12, 4), ()),
-            "CUDA",
-            "driver 550.54 supports CUDA 12.4, torch 2.13.0 was built for 13.0",
-            "one for CUDA 13",
-        ),
-        (with_cuda(), "CUDA", "no GPU", "CUDA_VISIBLE_DEVICES"),
-        (with_cuda(H100, H100), "GPUs", "2 × NVIDIA H100", "4 per node are needed"),
-        (
-            with_cuda(*[Gpu("RTX 4090", 23.6, 23.0)] * 4),
+        case("CUDA", "built for CPUs", "CUDA build", find_gpus=gpus(torch_cuda=None)),
+        case("CUDA", "no NVIDIA driver", "install the NVIDIA", find_gpus=gpus(driver=None)),
+        case("CUDA", OLD, "one for CUDA 13", find_gpus=gpus(driver=(12, 4))),
+        case("CUDA", "no GPU", "CUDA_VISIBLE_DEVICES", find_gpus=gpus()),
+        case("GPUs", "2 × NVIDIA H100", "4 per node are needed", find_gpus=gpus(H100, H100)),
+        case(
             "GPU memory",
             "23.6 GiB on RTX 4090",
             "79 GiB are needed: choose another layout",
+            find_gpus=gpus(*[Gpu("RTX 4090", 23.6, 23.0)] * 4),
         ),
-        (
-            with_cuda(H100, H100, H100, Gpu("H100", 79.1, 3.0)),
+        case(
             "GPU memory",
             "3.0 of 79.1 GiB free",
             "nvidia-smi",
+            find_gpus=gpus(H100, H100, H100, Gpu("H100", 79.1, 3.0)),
         ),
-        (Gpus(error="Segmentation fault"), "GPU", "Segmentation fault", "gpu_probe"),
+        case("GPU", "Segmentation", "gpu_probe", find_gpus=Gpus(error="Segmentation fault")),
+        # What the hub says of a gated policy, and only of what is not here yet.
+        case(
+            "policy",
+            "is not here yet",
+            GATED,
+            overrides=("policy.path=meta-llama/Llama-3.2-3B",),
+            hub_problem=GATED,
+        ),
+        case("policy", "holds no tokenizer.json", overrides=("policy.path={data}/broken",)),
+        case("index", "holds no finished one", "make data PROFILE=paper-3b; ", index=None),
+        case("index", "none does not exist", "make data", overrides=("dense.vectors=none",)),
+        case("index", "holds no", "hours on a", overrides=("dense.vectors=null",), index=None),
+        case("index", "holds no finished one", "index paper-3b (checks ", index={"index": None}),
+        case("index", "was built with", index={"corpus_hash": "0" * 64}),
+        case("index", "was built with", index={"encoder_hash": "0" * 64}),
+        case("index", "was built with", index={"half": True}),
+        case("index", "holds the index HNSW64, not Flat", index={"index": "HNSW64"}),
+        case("index", "schema version 7", index={"schema_version": 7}),
+        case(
+            "retriever",
+            f"searches corpus {'0' * 16}, this profile is about ",
+            "stop it, or choose another address",
+            ask_health=Health("ready", identity("0" * 16)),
+        ),
+        case("retriever", "is not a search service", "stop", ask_health=Health("foreign")),
+        case("retriever", "port 8000 is in use", "stop what listens", is_free=False),
+        case("retriever", "not this machine", overrides=("service.url=http://10.0.0.1:8000",)),
+        # Log-probabilities are raw at temperature 1, whatever the nucleus, else processed.
+        case(
+            "vLLM server",
+            "does not answer",
+            "--port 8001 --tensor-parallel-size 1",
+            overrides=(SERVER,),
+        ),
+        case("vLLM server", "", "--logprobs-mode raw_logprobs", overrides=(SERVER,)),
+        case(
+            "vLLM server",
+            "",
+            "--logprobs-mode processed_logprobs",
+            overrides=(SERVER, "rollout.temperature=0.7"),
+        ),
     ],
 )
-def test_gpus_that_cannot_train_it(
-    ready, tmp_path: Path, machine, gpus: Gpus, check: str, found: str, fix: str
+def test_what_is_wrong_is_found_and_comes_with_its_fix(
+    data: Path, tmp_path: Path, machine, check, found, fix, overrides, index, answers
 ) -> None:
-    machine(find_gpus=lambda: gpus)
-    finding = only(failures(ready, tmp_path))
+    if index is not None:
+        write_index_manifest(tmp_path / "index", data, **index)
+    machine(**answers)
+    words = [override.format(data=data) for override in overrides]
+    (finding,) = failures(experiment(data, tmp_path / "index", *words), tmp_path)
     assert finding.check == check and found in finding.found and fix in finding.fix
-
-
-def test_gpus_are_not_asked_for_a_profile_of_the_cpu(tmp_path: Path, machine) -> None:
-    machine(find_gpus=None)
-    assert failures(load_experiment("smoke/grpo"), tmp_path) == []
 
 
 def test_packages_are_those_the_profile_uses(ready, tmp_path: Path, machine) -> None:
@@ -229,90 +283,6 @@ def test_missing_data_names_the_command_that_fetches_it(data: Path, tmp_path: Pa
     assert "wiki-18.jsonl is missing" in corpus.found
     assert corpus.fix == f"python -m llds_core data paper-3b --folder {tmp_path} --only corpus"
     assert {"data: questions", "data: train", "policy", "encoder"} < checks.keys()
-
-
-def test_policies_that_cannot_be_had(data: Path, ready, tmp_path: Path, machine) -> None:
-    """What the hub says of a gated one, and only of what is not here yet."""
-    asked = []
-
-    def gated(repo: str, kind: str, revision: str | None) -> str:
-        asked.append(repo)
-        return f"{repo} is gated: accept its licence"
-
-    machine(hub_problem=gated)
-    index = Path(ready.dense.path)
-    config = experiment(data, index, "policy.path=meta-llama/Llama-3.2-3B")
-    finding = only(failures(config, tmp_path))
-    assert finding.check == "policy" and finding.fix.startswith("meta-llama/Llama-3.2-3B is gated")
-    assert asked == ["meta-llama/Llama-3.2-3B"]
-    (tmp_path / "policy").mkdir()
-    (tmp_path / "policy/config.json").write_text("{}")
-    config = experiment(data, index, f"policy.path={tmp_path}/policy")
-    assert "holds no tokenizer.json" in only(failures(config, tmp_path)).found
-
-
-@pytest.mark.parametrize(
-    ("changes", "found"),
-    [
-        (None, "e5_Flat.index does not exist"),
-        ({"index": None}, "holds no finished one"),
-        ({"corpus_hash": "0" * 64}, "was built with"),
-        ({"encoder_hash": "0" * 64}, "was built with"),
-        ({"half": True}, "was built with"),
-        ({"index": "HNSW64 depth 200"}, "holds the index HNSW64 depth 200, not Flat"),
-        ({"schema_version": 7}, "schema version 7"),
-    ],
-)
-def test_an_index_that_is_missing_or_of_something_else(
-    data: Path, tmp_path: Path, changes: dict | None, found: str
-) -> None:
-    if changes is not None:
-        write_index_manifest(tmp_path / "index", data, **changes)
-    finding = only(failures(experiment(data, tmp_path / "index"), tmp_path))
-    assert finding.check == "index" and found in finding.found
-
-
-def test_a_missing_index_is_made_of_the_published_one(data: Path, tmp_path: Path) -> None:
-    def fix(vectors: str) -> str:
-        config = experiment(data, tmp_path / "index", f"dense.vectors={vectors}")
-        return only(failures(config, tmp_path)).fix
-
-    published = tmp_path / "e5_Flat.index"
-    assert fix(str(published)).startswith("make data PROFILE=paper-3b; then python -m llds_core")
-    published.write_bytes(b"")
-    checked = f"python -m llds_core index paper-3b (checks {published})"
-    assert fix(str(published)) == checked
-    assert "hours on a GPU" in fix("null")
-
-
-def test_what_answers_at_the_address_of_the_retriever(
-    data: Path, ready, tmp_path: Path, machine
-) -> None:
-    mine = PassageFile(data / CORPUS_FILE).hash[:16]
-    for corpus, expected in (("0" * 16, 1), (mine, 0)):
-        identity = ServiceIdentity(index="index", corpus=corpus, backend="dense", passages=63)
-        health = Health("ready", identity)
-        machine(ask_health=lambda url, health=health: health)
-        found = failures(ready, tmp_path)
-        assert len(found) == expected
-        for finding in found:
-            assert f"searches corpus {corpus}, this profile is about {mine}" in finding.found
-    machine(ask_health=lambda url: Health("foreign"))
-    assert "not a search service" in only(failures(ready, tmp_path)).found
-    machine(ask_health=lambda url: Health("silent"), is_free=lambda host, port: False)
-    assert "port 8000 is in use" in only(failures(ready, tmp_path)).found
-    far = experiment(data, Path(ready.dense.path), "service.url=http://10.0.0.1:8000")
-    assert "not this machine" in only(failures(far, tmp_path)).found
-
-
-def test_a_vllm_server_that_does_not_answer(data: Path, ready, tmp_path: Path) -> None:
-    """Its log-probabilities are raw at temperature 1, whatever the nucleus, else processed."""
-    for temperature, mode in (("1.0", "raw"), ("0.7", "processed")):
-        settings = ("sampler.mode=server", f"rollout.temperature={temperature}")
-        config = experiment(data, Path(ready.dense.path), *settings)
-        (finding,) = [f for f in failures(config, tmp_path) if f.check == "vLLM server"]
-        assert "VLLM_SERVER_DEV_MODE=1 vllm serve " in finding.fix
-        assert "--port 8001" in finding.fix and f"--logprobs-mode {mode}_logprobs" in finding.fix
 
 
 def test_the_command_prints_a_list_and_tells_by_its_exit_code(

@@ -7,7 +7,7 @@ import pytest
 from llds_core.config import load_experiment
 from llds_core.errors import RunError, TrainingDivergedError
 from llds_core.machine import jobs
-from llds_core.machine.jobs import Job, gpu_sets
+from llds_core.machine.jobs import Job
 from llds_core.runs import Run, RunDirectory
 from llds_core.study import runner
 from llds_core.study.scoring import benchmark_job
@@ -21,28 +21,18 @@ FOUR = Run(load_experiment("paper-3b/grpo", layout="4x80"))
     [
         ("0", 1, ["0"]),
         ("01", 1, ["0", "1"]),
-        ("01234567", 4, ["0123", "4567"]),
-        ("012", 2, ["01"]),
-        ("01", 4, ["01"]),
+        ("01234567", 4, ["0,1,2,3", "4,5,6,7"]),
+        ("012", 2, ["0,1"]),
+        ("01", 4, ["0,1"]),
     ],
 )
-def test_gpus_are_divided_among_jobs(gpus: str, wanted: int, sets: list[str]) -> None:
-    assert gpu_sets(list(gpus), wanted) == [list(of_job) for of_job in sets]
-
-
-def test_a_single_gpu_trains_one_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "visible_gpus", lambda: ["0"])
-    assert jobs.places(Job.of(SMOKE, "train")) == [{"CUDA_VISIBLE_DEVICES": "0"}]
-
-
-def test_eight_gpus_train_two_runs_of_four_or_answer_in_eight_parts(
-    monkeypatch: pytest.MonkeyPatch,
+def test_gpus_are_divided_among_jobs(
+    monkeypatch: pytest.MonkeyPatch, gpus: str, wanted: int, sets: list[str]
 ) -> None:
-    monkeypatch.setattr(jobs, "visible_gpus", lambda: list("01234567"))
-    sets = [place["CUDA_VISIBLE_DEVICES"] for place in jobs.places(Job.of(FOUR, "train"))]
-    assert sets == ["0,1,2,3", "4,5,6,7"]
-    part = Job(FOUR, ("evaluate", "--shard", "1/8"), FOUR.messages, gpus=1)
-    assert len(jobs.places(part)) == 8
+    monkeypatch.setattr(jobs, "visible_gpus", lambda: list(gpus))
+    found = jobs.places(Job(SMOKE, ("train",), SMOKE.messages, gpus=wanted))
+    assert found == [{"CUDA_VISIBLE_DEVICES": names} for names in sets]
+    assert Job.of(FOUR, "train").gpus == 4
 
 
 def test_on_a_gpu_a_child_makes_the_start_policy(
@@ -71,18 +61,15 @@ def test_benchmarks_are_asked_as_evaluation_says(
     assert f"--mode {modes}" in words if modes else "--mode" not in words
 
 
-def test_gpus_keep_the_names_they_are_made_visible_by(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_keep_their_names_and_without_any_cores_are_shared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
     assert jobs.visible_gpus() == ["3", "GPU-5a"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert jobs.visible_gpus() == ["0", "1"]
-
-
-def test_without_gpus_there_are_as_many_as_cores_for_their_threads(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(jobs, "visible_gpus", list)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     monkeypatch.setattr(jobs, "usable_cores", lambda: 6)
     two = Run.load("smoke/grpo", overrides=["training.threads=2"])
     assert jobs.places(Job.of(two, "train")) == [{}, {}, {}]

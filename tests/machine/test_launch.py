@@ -7,7 +7,7 @@ from run_helpers import CONFIG, one_line
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
-from llds_core.machine.launch import Machine, _reason, launch_command
+from llds_core.machine.launch import ALONE, Machine, _reason, launch_command
 from llds_core.runs import RunDirectory, end_run, read_manifest
 
 WORK = ["train", "smoke/grpo", "--quiet"]
@@ -30,56 +30,48 @@ def experiment(*overrides: str):
     return load_experiment("smoke/grpo", ["training.micro_batch_size=1", *overrides])
 
 
-def test_one_machine_without_a_gpu_uses_torchrun_on_a_free_port() -> None:
-    command = launch_command(experiment("hardware.processes=2"), WORK, on_gpu=False)
-    assert command[1:3] == ["-m", "torch.distributed.run"]
-    assert "--standalone" in command
-    assert command[command.index("--nproc-per-node") + 1] == "2"
-    assert command[-5:] == ["-m", "llds_core", *WORK]
-
-
-def test_several_machines_without_a_gpu_meet_at_the_first() -> None:
-    config = experiment("hardware.processes=2", "hardware.nodes=2")
-    command = launch_command(config, WORK, Machine(1, "first", 1234), on_gpu=False)
-    for flag, value in (
-        ("--nnodes", "2"),
-        ("--node-rank", "1"),
-        ("--nproc-per-node", "2"),
-        ("--master-addr", "first"),
-        ("--master-port", "1234"),
-    ):
-        assert command[command.index(flag) + 1] == value
-
-
 @pytest.mark.parametrize(
-    ("sharding", "form"), [("none", "--multi_gpu"), ("fsdp2", "--config_file")]
+    ("overrides", "on_gpu", "launcher", "words"),
+    [
+        ([], False, "torch.distributed.run", "--standalone --nproc-per-node=2"),
+        (
+            ["hardware.nodes=2"],
+            False,
+            "torch.distributed.run",
+            "--nnodes=2 --node-rank=1 --nproc-per-node=2 --master-addr=first --master-port=1234",
+        ),
+        (
+            ["hardware.nodes=2", "training.dtype=bfloat16"],
+            True,
+            "accelerate.commands.launch",
+            "--multi_gpu --num_processes=4 --num_machines=2 --machine_rank=1 --mixed_precision=bf16"
+            " --main_process_ip=first --main_process_port=1234",
+        ),
+        (
+            ["hardware.sharding=fsdp2", "training.dtype=bfloat16"],
+            True,
+            "accelerate.commands.launch",
+            "--config_file --num_processes=2 --main_process_port=0",
+        ),
+    ],
 )
-def test_gpus_are_launched_by_accelerate(sharding: str, form: str) -> None:
-    config = experiment(
-        "hardware.processes=4",
-        "hardware.nodes=2",
-        f"hardware.sharding={sharding}",
-        "training.dtype=bfloat16",
-        "rollout.prompts_per_rollout=8",
-    )
-    command = launch_command(config, WORK, Machine(1, "first", 1234), on_gpu=True)
-    assert command[1:3] == ["-m", "accelerate.commands.launch"]
-    assert form in command
-    for flag, value in (
-        ("--num_processes", "8"),
-        ("--num_machines", "2"),
-        ("--machine_rank", "1"),
-        ("--main_process_ip", "first"),
-        ("--main_process_port", "1234"),
-        ("--mixed_precision", "bf16"),
-    ):
-        assert command[command.index(flag) + 1] == value
-    # accelerate's own parser takes it as it stands.
-    from accelerate.commands.launch import launch_command_parser
+def test_the_launcher_gets_processes_machines_and_precision(
+    overrides: list[str], on_gpu: bool, launcher: str, words: str
+) -> None:
+    config = experiment("hardware.processes=2", "rollout.prompts_per_rollout=8", *overrides)
+    machine = Machine(1, "first", 1234) if config.hardware.nodes > 1 else ALONE
+    command = launch_command(config, WORK, machine, on_gpu=on_gpu)
+    assert command[1:3] == ["-m", launcher] and command[-5:] == ["-m", "llds_core", *WORK]
+    for word in words.split():
+        flag, _, value = word.partition("=")
+        assert command[command.index(flag) + 1] == value or not value
+    if on_gpu:
+        # accelerate's own parser takes it as it stands.
+        from accelerate.commands.launch import launch_command_parser
 
-    parsed = launch_command_parser().parse_args(command[3:])
-    assert (parsed.num_processes, parsed.training_script) == (8, "llds_core")
-    assert parsed.training_script_args == WORK
+        parsed = launch_command_parser().parse_args(command[3:])
+        assert (parsed.num_processes, parsed.training_script) == (config.world_size, "llds_core")
+        assert parsed.training_script_args == WORK
 
 
 @pytest.mark.parametrize("rank", [-1, 2])
@@ -89,21 +81,18 @@ def test_machine_outside_of_the_nodes_is_refused(rank: int) -> None:
     one_line(error)
 
 
-@pytest.mark.parametrize("patience", ["-15", "-9"])
-def test_reason_is_the_process_that_was_killed_not_those_that_the_launcher_ended(
-    patience: str,
-) -> None:
-    output = KILLED.replace("-15", patience)
-    assert _reason(output) == "process 1 was killed by SIGKILL"
-
-
-def test_reason_is_the_error_of_a_process_before_what_the_others_noticed() -> None:
-    assert _reason(KILLED + "error: the disk is full\n") == "the disk is full"
-
-
-def test_reason_of_a_defect_is_its_exception() -> None:
-    output = "Traceback (most recent call last):\n  File ...\nKeyError: 'x'\nmore\n"
-    assert _reason(output) == "KeyError: 'x'"
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        # The process that was killed, not those that the launcher ended, however long it waited.
+        (KILLED, "process 1 was killed by SIGKILL"),
+        (KILLED.replace("-15", "-9"), "process 1 was killed by SIGKILL"),
+        (KILLED + "error: the disk is full\n", "the disk is full"),
+        ("Traceback (most recent call last):\n  File ...\nKeyError: 'x'\nmore\n", "KeyError: 'x'"),
+    ],
+)
+def test_the_reason_is_what_ended_the_first_process(output: str, reason: str) -> None:
+    assert _reason(output) == reason
 
 
 def test_status_of_a_run_whose_processes_were_killed_is_written_for_them(tmp_path: Path) -> None:
@@ -111,16 +100,11 @@ def test_status_of_a_run_whose_processes_were_killed_is_written_for_them(tmp_pat
         end_run(tmp_path, "failed", "not while it is held")
         assert read_manifest(tmp_path)["status"] == "running"
         run.update(status="running")
+    end_run(tmp_path, "failed", "too late")
+    assert read_manifest(tmp_path)["status"] == "complete"
     manifest = (tmp_path / "manifest.json").read_text("utf-8")
     (tmp_path / "manifest.json").write_text(manifest.replace("complete", "running"), "utf-8")
     end_run(tmp_path, "failed", "process 1 was killed by SIGKILL")
     assert read_manifest(tmp_path)["status"] == "failed"
     assert read_manifest(tmp_path)["reason"] == "process 1 was killed by SIGKILL"
     assert read_manifest(tmp_path)["finished"]
-
-
-def test_complete_run_keeps_its_status(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path, CONFIG, 0):
-        pass
-    end_run(tmp_path, "failed", "too late")
-    assert read_manifest(tmp_path)["status"] == "complete"

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from llds_core.runs.policies import policy_architecture
 from llds_core.training.policy_head import add_policy_head, policy_labels
 
 ROWS, WIDTH, SCORED = 4, 128, 64
+NOT_IN_UPDATES = {"vllm_weights", "kv_cache", "total"}
 SIZES = [
     *("policy.hidden_size=64", "policy.intermediate_size=176", "policy.layers=6"),
     *("policy.heads=4", "policy.key_value_heads=2", "policy.vocab_size=500"),
@@ -50,12 +50,16 @@ def size(tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def test_weights_gradients_and_moments_are_exact() -> None:
+def test_weights_gradients_moments_and_cache_are_exact() -> None:
     config, model = tiny()
     optimizer = torch.optim.AdamW(model.parameters())
     model(input_ids=torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
     optimizer.step()
     states = optimizer.state.values()
+    with torch.no_grad():
+        cache = model(input_ids=torch.arange(10)[None], use_cache=True).past_key_values
+    layers = size([layer for one in cache.layers for layer in (one.keys, one.values)])
+    assert key_value_bytes(config, policy_shape(config.policy)) == layers // 10
     predicted = update_parts(config, policy_shape(config.policy))
     assert predicted["weights"] == size(model.parameters())
     assert predicted["gradients"] == size(p.grad for p in model.parameters())
@@ -130,14 +134,6 @@ def test_a_large_vocabulary_weighs_as_much_as_its_gradients() -> None:
         assert highest > 2 * 4 * 40_000 * 256
 
 
-def test_the_cache_of_a_token_is_as_large_as_the_model_makes_it() -> None:
-    config, model = tiny()
-    with torch.no_grad():
-        cache = model(input_ids=torch.arange(10)[None], use_cache=True).past_key_values
-    layers = size([layer for one in cache.layers for layer in (one.keys, one.values)])
-    assert key_value_bytes(config, policy_shape(config.policy)) == layers // 10
-
-
 @pytest.mark.parametrize(("layout", "gpus"), [("4x80", 4), ("8x80", 8), ("2x8x80", 16)])
 def test_processes_that_shard_share_each_state(layout: str, gpus: int) -> None:
     config, shape = parts(layout=layout)
@@ -148,31 +144,18 @@ def test_processes_that_shard_share_each_state(layout: str, gpus: int) -> None:
     assert update_parts(*parts("loss.kl_weight=0", layout=layout))["reference"] == 0
 
 
-def test_more_gpus_take_less_of_each_and_a_larger_share_more() -> None:
-    four, eight, more = (
-        gpu_memory(*parts(*overrides, layout=layout))[1]
-        for layout, overrides in (
-            ("4x80", []),
-            ("8x80", []),
-            ("4x80", ["sampler.memory_share=0.5"]),
-        )
-    )
+def test_what_competes_for_a_gpu() -> None:
+    four, four_parts = gpu_memory(*parts())[::-1]
+    assert four["update"] == sum(four_parts[name] for name in {*four_parts} - NOT_IN_UPDATES)
+    assert four_parts["total"] == max(four["update"], four["rollout"])
+    eight = gpu_memory(*parts(layout="8x80"))[1]
     assert eight["update"] < four["update"] and eight["rollout"] < four["rollout"]
+    more = gpu_memory(*parts("sampler.memory_share=0.5"))[1]
     assert more["rollout"] - four["rollout"] == pytest.approx(0.1 * 79 * GIB, abs=2)
     assert more["update"] == four["update"]
-
-
-def test_the_larger_moment_is_the_total() -> None:
-    found, moments = gpu_memory(*parts(layout="1x80"))
-    named = set(found) - {"vllm_weights", "kv_cache", "total"}
-    assert moments["update"] == sum(found[name] for name in named)
-    assert found["total"] == max(moments["update"], moments["rollout"])
-
-
-def test_a_server_takes_nothing_of_the_trainers_gpus() -> None:
     found, moments = gpu_memory(*parts("sampler.mode=server"))
     assert found["vllm_weights"] == found["kv_cache"] == 0
-    assert moments["rollout"] < gpu_memory(*parts())[1]["rollout"]
+    assert moments["rollout"] < four["rollout"]
 
 
 @pytest.mark.parametrize(
@@ -247,9 +230,5 @@ def test_an_index_is_as_large_as_faiss_makes_it(name: str, settings: DenseConfig
     tables = 256 * dimension * 4 if "PQ" in name else 0
     found = len(faiss.serialize_index(index)) - tables
     assert index_bytes(settings, count, dimension) == pytest.approx(found, rel=0.03)
-
-
-def test_the_published_index_has_its_known_size() -> None:
-    """21,015,324 × 768 × 4 bytes: the flat index that Search-R1 distributes."""
+    # 21,015,324 × 768 × 4 bytes: the flat index that Search-R1 distributes.
     assert index_bytes(DenseConfig()) == 64_559_075_328
-    assert math.isclose(index_bytes(DenseConfig(index="ivf-pq")), 72 * 21_015_324)

@@ -5,14 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from services import eventually
+from run_helpers import one_line
+from services import Scripted, eventually
 
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.errors import ConfigError, RetrieverChangedError, RetrieverError, RunError
@@ -56,20 +55,20 @@ def config() -> ExperimentConfig:
     return load_experiment("paper-3b/grpo", [f"service.url=http://127.0.0.1:{free_port()}"])
 
 
-def stub(folder: Path, *behaviour: str) -> Path:
+def stub(folder: Path, behaviour: str) -> Path:
     """A virtual environment whose Python runs the stub."""
     python = folder / "env/bin/python"
     python.parent.mkdir(parents=True)
     (folder / "stub.py").write_text(_STUB)
-    (folder / "behaviour").write_text(" ".join(behaviour))
+    (folder / "behaviour").write_text(behaviour)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {folder}/stub.py "$@"\n')
     python.chmod(0o755)
     return folder / "env"
 
 
 @contextmanager
-def started(config: ExperimentConfig, folder: Path, *behaviour: str, **more) -> Iterator[None]:
-    environment = stub(folder, *behaviour)
+def started(config: ExperimentConfig, folder: Path, behaviour: str, **more) -> Iterator[None]:
+    environment = stub(folder, behaviour)
     log = folder / "log.txt"
     with running_retriever(config, CORPUS, ["a.b=c"], log, environment=environment, **more):
         yield
@@ -82,23 +81,18 @@ def state(config: ExperimentConfig) -> str:
 def test_it_runs_in_its_own_environment_for_as_long_as_it_is_needed(
     config: ExperimentConfig, tmp_path: Path
 ) -> None:
-    with started(config, tmp_path, "ready", CORPUS):
+    with pytest.raises(KeyboardInterrupt), started(config, tmp_path, f"ready {CORPUS}"):
         assert state(config) == "ready"
+        raise KeyboardInterrupt
     assert state(config) == "silent"
     words = (tmp_path / "arguments").read_text()
     assert words.startswith("-m llds_core retriever paper-3b a.b=c --backend dense --host")
 
 
-def test_it_is_stopped_when_the_job_fails(config: ExperimentConfig, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), started(config, tmp_path, "ready", CORPUS):
-        raise KeyboardInterrupt
-    assert state(config) == "silent"
-
-
 def test_it_ends_when_the_job_is_killed(config: ExperimentConfig, tmp_path: Path) -> None:
     if sys.platform != "linux":
         pytest.skip("only Linux ends the children of a killed process")
-    environment = stub(tmp_path, "ready", CORPUS)
+    environment = stub(tmp_path, f"ready {CORPUS}")
     program = f"""
 import time
 from pathlib import Path
@@ -123,60 +117,26 @@ with running_retriever(
 @pytest.mark.parametrize(
     ("behaviour", "patience", "error", "words"),
     [
-        (("die",), 60.0, RunError, "the retriever ended: no index there: build it"),
-        (("loading",), 1.0, RetrieverError, "not ready after 1 s"),
-        (
-            ("ready", "other"),
-            60.0,
-            RetrieverChangedError,
-            f"corpus other, this profile is about {CORPUS}",
-        ),
+        ("die", 60.0, RunError, "the retriever ended: no index there: build it"),
+        ("loading", 1.0, RetrieverError, r"not ready after 1 s \(loading\)"),
+        ("ready other", 60.0, RetrieverChangedError, "corpus other, this profile is about cccc"),
     ],
 )
 def test_one_that_does_not_come_up_is_one_line_and_stopped(
-    config: ExperimentConfig,
-    tmp_path: Path,
-    behaviour: tuple[str, ...],
-    patience: float,
-    error: type,
-    words: str,
+    config: ExperimentConfig, tmp_path: Path, behaviour: str, patience: float, error, words: str
 ) -> None:
     with (
         pytest.raises(error, match=words) as caught,
-        started(config, tmp_path, *behaviour, patience=patience),
+        started(config, tmp_path, behaviour, patience=patience),
     ):
         pytest.fail("it was taken for ready")
-    assert "\n" not in str(caught.value)
+    one_line(caught)
     assert state(config) == "silent"
 
 
-@contextmanager
-def answering(status: int, body: str) -> Iterator[str]:
+def answering(status: int, body: str) -> AbstractContextManager[str]:
     """Something that is there already."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.do_GET()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return Scripted(lambda *_: (status, {}, body.encode())).serve()
 
 
 def ready(corpus: str) -> str:
@@ -197,9 +157,9 @@ def test_a_service_that_is_there_is_used_and_left_running(tmp_path: Path) -> Non
     ("status", "body", "error", "words"),
     [
         (200, ready("other"), RetrieverChangedError, "searches corpus other"),
-        (200, "<html>", ConfigError, "no search service"),
-        (404, "<html>", ConfigError, "no search service"),
-        (500, "{}", ConfigError, "no search service"),
+        (200, "<html>", ConfigError, "not a search service"),
+        (404, "<html>", ConfigError, "not a search service"),
+        (500, "{}", ConfigError, "not a search service"),
     ],
 )
 def test_what_is_there_instead_is_named(
@@ -207,43 +167,32 @@ def test_what_is_there_instead_is_named(
 ) -> None:
     with answering(status, body) as url:
         config = load_experiment("paper-3b/grpo", [f"service.url={url}"])
-        with pytest.raises(error, match=words), started(config, tmp_path, "ready", CORPUS):
+        with pytest.raises(error, match=words), started(config, tmp_path, f"ready {CORPUS}"):
             pytest.fail("it was used")
 
 
 def test_search_r1s_own_server_is_known_by_its_answers() -> None:
     answer = '{"result": [[{"document": {"contents": "\\"T\\"\\ntext"}, "score": 1.0}]]}'
-
     with answering(404, answer) as url:
         assert ask_health(url).state == "unnamed"
 
 
-def test_nobody_starts_a_service_on_another_machine(tmp_path: Path) -> None:
-    config = load_experiment("paper-3b/grpo", ["service.url=http://127.1.2.3:9"])
-    assert local_address(config.service.url) is None
-    with (
-        pytest.raises(ConfigError, match="it is not this machine: start it there"),
-        started(config, tmp_path, "ready", CORPUS),
-    ):
-        pytest.fail("it was started")
-    assert local_address(f"http://{socket.gethostname()}:8000") is not None
+def test_nobody_starts_a_service_elsewhere_or_without_its_environment(
+    config: ExperimentConfig, tmp_path: Path
+) -> None:
+    far = load_experiment("paper-3b/grpo", ["service.url=http://127.1.2.3:9"])
+    for which, words in ((far, "not this machine: start it there"), (config, "make retriever-env")):
+        held = running_retriever(which, CORPUS, [], tmp_path, environment=tmp_path / "none")
+        with pytest.raises(ConfigError, match=words), held:
+            pytest.fail("it was started")
 
 
 def test_a_node_is_known_without_its_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert local_address(f"http://{socket.gethostname()}:8000") is not None
     monkeypatch.setattr(socket, "gethostname", lambda: "node7.cluster.example")
     assert local_address("http://node7:8000") == ("node7", 8000)
-    assert local_address("http://node8:8000") is None
-    assert local_address("http://127:8000") is None
-
-
-def test_a_missing_environment_names_the_command_that_makes_it(
-    config: ExperimentConfig, tmp_path: Path
-) -> None:
-    with (
-        pytest.raises(ConfigError, match=r"make retriever-env RETRIEVER_ENV="),
-        running_retriever(config, CORPUS, [], tmp_path / "log", environment=tmp_path / "none"),
-    ):
-        pytest.fail("it was started")
+    for url in ("http://node8:8000", "http://127:8000", "http://127.1.2.3:9"):
+        assert local_address(url) is None
 
 
 def test_another_machine_waits_for_the_service_of_the_first() -> None:
