@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -70,10 +69,6 @@ def running(
         yield url
 
 
-def settings_for(url: str, **values) -> ServiceConfig:
-    return replace(SETTINGS, url=url, **values)
-
-
 _PROGRAM = """
 import sys, time
 from llds_core.config import ServiceConfig
@@ -100,9 +95,7 @@ serve(load, ServiceConfig(), port=int(sys.argv[2]))
 class Process:
     """A service in a process of its own, on a port that stays its own when it starts again."""
 
-    def __init__(
-        self, folder: Path, *, search_seconds: float = 0.0, load_seconds: float = 0.0
-    ) -> None:
+    def __init__(self, folder: Path, *, search_seconds=0.0, load_seconds=0.0) -> None:
         self.corpus = folder / "corpus.jsonl"
         write_corpus(self.corpus, PASSAGES)
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -120,10 +113,6 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def start(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(self.corpus), str(self.port), *self._seconds],
@@ -132,6 +121,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.pid = self._process.pid
 
     def kill(self) -> None:
         """As `kill -9` does."""
@@ -192,8 +182,7 @@ class Scripted:
                 request = json.loads(body) if body else {}
                 owner.requests.append((self.command, self.path, request))
                 script = owner.scripts.pop(0) if len(owner.scripts) > 1 else owner.scripts[0]
-                answer = script(self.command, self.path, request)
-                if answer is None:
+                if (answer := script(self.command, self.path, request)) is None:
                     self.close_connection = True
                     return
                 status, headers, text = answer
