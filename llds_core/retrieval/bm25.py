@@ -39,7 +39,13 @@ class BM25Retriever:
     def __init__(self, passages: Sequence[Passage], *, title_weight: int = 2) -> None:
         if title_weight < 1:
             raise ConfigError(f"retrieval.title_weight is {title_weight}: set it to 1 or more")
-        _check_memory(len(passages))
+        needed = len(passages) * _PASSAGE_BYTES
+        here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > here:
+            raise ConfigError(
+                f"BM25 over {len(passages)} passages takes about {needed / 1e9:.0f} GB of memory "
+                f"and this machine has {here / 1e9:.0f}: use the dense backend"
+            )
         self._passages = tuple(passages)
         self._title_weight = title_weight
         # Ids in order of first use: bm25s would number a set, in another order in each process.
@@ -85,13 +91,3 @@ class BM25Retriever:
             found = found[scores[found] >= threshold]
         best = found[np.argsort(-scores[found], kind="stable")][:k]
         return [hit_of(self._passages[i], float(scores[i])) for i in best.tolist()]
-
-
-def _check_memory(passages: int) -> None:
-    needed = passages * _PASSAGE_BYTES
-    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > here:
-        raise ConfigError(
-            f"BM25 over {passages} passages takes about {needed / 1e9:.0f} GB of memory and this "
-            f"machine has {here / 1e9:.0f}: use the dense backend"
-        )

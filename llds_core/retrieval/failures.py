@@ -7,6 +7,7 @@ the same failures in any order of execution.
 """
 
 from collections.abc import Sequence
+from dataclasses import astuple
 
 import numpy as np
 
@@ -70,9 +71,7 @@ class FailingRetriever:
         found = list(self._retriever.search(queries, k))
         failed = [False] * len(found)
         for place, key in enumerate(keys if self._failure_rate else ()):
-            random = numpy_generator(
-                self._seed, "search-failure", key.seed, key.step, key.question, key.sample, key.turn
-            )
+            random = numpy_generator(self._seed, "search-failure", *astuple(key))
             if random.random() < self._failure_rate and found[place]:
                 found[place], failed[place] = self._unrelated(found[place], random), True
         return found, failed

@@ -102,9 +102,9 @@ def rollout(client: RetrieverClient, happens, count: int = 4):
     return RolloutLoop(TAGGED, retriever, limits(), top_k=2).run(tasks, sampler).trajectories
 
 
-def test_a_rollout_survives_the_death_and_restart_of_the_service(tmp_path: Path) -> None:
+def test_a_rollout_survives_the_death_and_restart_of_the_service() -> None:
     """Killed in the middle, started again while the client is already asking."""
-    with Process(tmp_path) as process:
+    with Process() as process:
         client = RetrieverClient(replace(SETTINGS, url=process.url, tries=60, backoff_seconds=0.2))
 
         def kill_and_start() -> None:
@@ -133,8 +133,8 @@ def test_a_service_that_comes_back_with_another_corpus_ends_the_rollout() -> Non
             rollout(client, change)
 
 
-def test_a_service_that_stays_away_ends_the_rollout_or_is_done_without(tmp_path: Path) -> None:
-    with Process(tmp_path) as process:
+def test_a_service_that_stays_away_ends_the_rollout_or_is_done_without() -> None:
+    with Process() as process:
         client, strict = client_of(process.url, tries=2, on_failure="empty"), client_of(process.url)
         assert strict.identity == client.identity
         trajectories = rollout(client, process.kill)
@@ -156,7 +156,7 @@ def memory_mib(pid: int, name: str = "VmHWM") -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-def test_hostile_requests_leave_the_service_alive_and_small(tmp_path: Path) -> None:
+def test_hostile_requests_leave_the_service_alive_and_small() -> None:
     """100 MB with and without their length, and bodies that are small as text only.
 
     Eight MiB of text are 94 MB as a list of strings, and 180 MB as a list of empty lists.
@@ -170,7 +170,7 @@ def test_hostile_requests_leave_the_service_alive_and_small(tmp_path: Path) -> N
         b"[" * 8_000_000,
         b'"' * 8_000_000,
     ]
-    with Process(tmp_path) as process:
+    with Process() as process:
         url = f"{process.url}/retrieve"
         post(process.url, queries=["word1"])
         before = memory_mib(process.pid, "VmRSS")
