@@ -8,22 +8,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llds_core.errors import ConfigError
-from llds_core.worlds.records import Passage, join_contents
+from llds_core.worlds.records import Passage
 
 
 @dataclass(frozen=True)
-class Hit:
+class Hit(Passage):
     """One retrieved passage; scores, higher is better, compare within one search only."""
 
-    id: str
-    title: str
-    text: str
     score: float
-
-    @property
-    def contents(self) -> str:
-        """The document as the retrieval protocol sends it: title in quotes, newline, text."""
-        return join_contents(self.title, self.text)
 
 
 @dataclass(frozen=True)

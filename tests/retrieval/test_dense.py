@@ -254,17 +254,16 @@ def test_identity_tells_corpora_encoders_and_settings_apart(tmp_path: Path) -> N
     first = retriever(tmp_path / "0")
     assert len(first.identity) == 16
     assert first.identity == retriever(tmp_path / "0").identity
-    others = {
-        retriever(tmp_path / "1", replace(FAKE, query_prefix="")).identity,
-        retriever(tmp_path / "2", replace(FAKE, passage_prefix="")).identity,
-        retriever(tmp_path / "3", HNSW).identity,
-        retriever(tmp_path / "3", replace(HNSW, hnsw_search_depth=9)).identity,
-        retriever(tmp_path / "4", IVF).identity,
-        retriever(tmp_path / "4", replace(IVF, ivf_probes=2)).identity,
-        retriever(tmp_path / "5", corpus=PASSAGES[::-1]).identity,
-        retriever(tmp_path / "6", hash="1" * 64).identity,
-    }
-    assert len(others | {first.identity}) == 9
+    kinds = [
+        replace(FAKE, query_prefix=""),
+        replace(FAKE, passage_prefix=""),
+        *(HNSW, replace(HNSW, hnsw_search_depth=9)),
+        *(IVF, replace(IVF, ivf_probes=2)),
+    ]
+    others = [retriever(tmp_path / str(i), kind) for i, kind in enumerate(kinds, 1)]
+    others += [retriever(tmp_path / "corpus", corpus=PASSAGES[::-1])]
+    others += [retriever(tmp_path / "encoder", hash="1" * 64)]
+    assert len({engine.identity for engine in (first, *others)}) == 9
     assert retriever(tmp_path / "0", replace(FAKE, batch_size=9)).identity == first.identity
 
 
