@@ -8,34 +8,20 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llds_core.errors import ConfigError
-from llds_core.worlds.records import join_contents
+from llds_core.worlds.records import Passage
 
 
 @dataclass(frozen=True)
-class Hit:
+class Hit(Passage):
     """One retrieved passage; scores, higher is better, compare within one search only."""
 
-    id: str
-    title: str
-    text: str
     score: float
-
-    @property
-    def contents(self) -> str:
-        """The document as the retrieval protocol sends it: title in quotes, newline, text."""
-        return join_contents(self.title, self.text)
 
 
 @dataclass(frozen=True)
 class SearchKey:
-    """Names one search of one run, in whatever order searches are run.
-
-    Attributes:
-        seed: root seed of the run.
-        step: rollout step.
-        question: id of the question.
-        sample: index within the question's group.
-        turn: turn of the trajectory, from 0.
+    """Names one search of one run, in whatever order searches are run: root seed, rollout step, id
+    of the question, index within the question's group, turn of the trajectory, from 0.
     """
 
     seed: int
@@ -60,6 +46,11 @@ class Retriever(Protocol):
             ConfigError: when `k` is not a positive integer.
         """
         ...
+
+
+def hit_of(passage: Passage, score: float) -> Hit:
+    """`passage` as it was found."""
+    return Hit(passage.id, passage.title, passage.text, score)
 
 
 def check_k(k: int) -> None:

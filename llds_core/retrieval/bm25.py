@@ -13,7 +13,7 @@ import bm25s
 import numpy as np
 
 from llds_core.errors import ConfigError
-from llds_core.retrieval.base import Hit, check_k
+from llds_core.retrieval.base import Hit, check_k, hit_of
 from llds_core.worlds.records import Passage
 from llds_core.worlds.text import words
 
@@ -39,15 +39,24 @@ class BM25Retriever:
     def __init__(self, passages: Sequence[Passage], *, title_weight: int = 2) -> None:
         if title_weight < 1:
             raise ConfigError(f"retrieval.title_weight is {title_weight}: set it to 1 or more")
-        _check_memory(len(passages))
+        needed = len(passages) * _PASSAGE_BYTES
+        here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > here:
+            raise ConfigError(
+                f"BM25 over {len(passages)} passages takes about {needed / 1e9:.0f} GB of memory "
+                f"and this machine has {here / 1e9:.0f}: use the dense backend"
+            )
         self._passages = tuple(passages)
         self._title_weight = title_weight
-        documents = [words(p.title) * title_weight + words(p.text) for p in self._passages]
         # Ids in order of first use: bm25s would number a set, in another order in each process.
         self._vocabulary: dict[str, int] = {}
+        number = self._vocabulary.setdefault
         ids = [
-            [self._vocabulary.setdefault(w, len(self._vocabulary)) for w in doc]
-            for doc in documents
+            [
+                number(w, len(self._vocabulary))
+                for w in words(p.title) * title_weight + words(p.text)
+            ]
+            for p in self._passages
         ]
         if not self._vocabulary:
             raise ConfigError(
@@ -67,11 +76,7 @@ class BM25Retriever:
         return digest.hexdigest()[:16]
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Return up to `k` hits per query, best first, all of which share a word with the query.
-
-        Raises:
-            ConfigError: when `k` is not a positive integer.
-        """
+        """Return up to `k` hits per query, best first, all of which share a word with the query."""
         check_k(k)
         return [self._search_one(query, k) for query in queries]
 
@@ -85,18 +90,4 @@ class BM25Retriever:
             threshold = np.partition(scores[found], -k)[-k]
             found = found[scores[found] >= threshold]
         best = found[np.argsort(-scores[found], kind="stable")][:k]
-        return [
-            Hit(p.id, p.title, p.text, float(scores[i]))
-            for i in best.tolist()
-            for p in (self._passages[i],)
-        ]
-
-
-def _check_memory(passages: int) -> None:
-    needed = passages * _PASSAGE_BYTES
-    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > here:
-        raise ConfigError(
-            f"BM25 over {passages} passages takes about {needed / 1e9:.0f} GB of memory and this "
-            f"machine has {here / 1e9:.0f}: use the dense backend"
-        )
+        return [hit_of(self._passages[i], float(scores[i])) for i in best.tolist()]

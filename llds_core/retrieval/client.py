@@ -50,17 +50,10 @@ class _Strict(BaseModel):
 
 
 class ServiceIdentity(_Strict):
-    """What a service searches, as `/health` says it.
+    """What a service searches, as `/health` says it."""
 
-    Attributes:
-        index: changes with corpus, search engine or settings.
-        corpus: changes with the passages or their order.
-        backend: name of the search engine.
-        passages: how many there are.
-    """
-
-    index: str
-    corpus: str
+    index: str  # changes with corpus, search engine or settings
+    corpus: str  # changes with the passages or their order
     backend: str
     passages: int
 
@@ -101,9 +94,6 @@ class RetrieverClient:
         settings: address, patience and limits.
         corpus: what the service must search, as it names its corpus; None takes any.
 
-    Raises:
-        ConfigError: when the address is not a URL.
-
     Attributes:
         failed: queries answered with an empty list because the service did not answer them.
     """
@@ -130,12 +120,7 @@ class RetrieverClient:
 
     @property
     def identity(self) -> str:
-        """The index that is searched, asked once; `UNKNOWN` when the service does not tell.
-
-        Raises:
-            RetrieverChangedError: when it searches another corpus than it should.
-            RetrieverError: when the service does not answer.
-        """
+        """The index that is searched, asked once; `UNKNOWN` when the service does not tell."""
         if self._identity is None:
             self._identity = self._call("GET", "/health", self._read_identity)
         return self._identity
@@ -144,14 +129,13 @@ class RetrieverClient:
         """Return up to `k` hits per query, best first; a repeated query is asked once.
 
         Raises:
-            ConfigError: when `k` is not a positive integer.
             RetrieverChangedError: when the service searches another corpus than it did or should.
             RetrieverError: when it gave no valid answer, unless `service.on_failure` is "empty".
         """
         check_k(k)
-        settings = self._settings
         asked = list(dict.fromkeys(queries))
-        size = max(1, min(settings.request_queries, settings.max_queries, settings.max_hits // k))
+        limits = self._settings
+        size = max(1, min(limits.request_queries, limits.max_queries, limits.max_hits // k))
         found: dict[str, list[Hit]] = {}
         for start in range(0, len(asked), size):
             part = asked[start : start + size]
@@ -195,10 +179,8 @@ class RetrieverClient:
             with suppress(ValidationError):  # a page of another kind of server
                 found = ServiceIdentity.model_validate(row)
         if found is None:
-            _logger.warning(
-                "retriever at %s does not say what it searches: a change would go unnoticed",
-                self.url,
-            )
+            said = "retriever at %s does not say what it searches: a change would go unnoticed"
+            _logger.warning(said, self.url)
             return UNKNOWN
         if self._corpus is not None and found.corpus != self._corpus:
             raise RetrieverChangedError(
@@ -215,11 +197,7 @@ class RetrieverClient:
             )
 
     def _call(
-        self,
-        method: str,
-        path: str,
-        read: Callable[[requests.Response], _T],
-        body: bytes | None = None,
+        self, method: str, path: str, read: Callable[[requests.Response], _T], body: bytes = b""
     ) -> _T:
         """Return what `read` makes of the answer; a `ValueError` of it is a failed try."""
         retry = self._retry
@@ -241,10 +219,9 @@ class RetrieverClient:
             except requests.Timeout:
                 failure = f"no answer within {self._settings.timeout_seconds:g} s"
             except requests.RequestException as error:
-                refused = "refused" in str(error)
-                failure = (
-                    "connection refused" if refused else f"connection lost, {shown(str(error))}"
-                )
+                failure = f"connection lost, {shown(str(error))}"
+                if "refused" in str(error):
+                    failure = "connection refused"
             except ValidationError as error:
                 failure = f"a broken answer: {error.errors()[0]['msg']}"
             except ValueError as error:
@@ -264,13 +241,9 @@ class RetrieverClient:
 
 @dataclass(frozen=True)
 class Health:
-    """What is at an address.
-
-    Attributes:
-        state: `ready` or `loading` for a service of ours; `unnamed` for one that searches but does
-            not say what, such as Search-R1's own; `foreign` for anything else that listens there;
-            `silent` when nothing does.
-        identity: what a ready service searches.
+    """What is at an address: a service of ours (`ready` or `loading`), one that searches but does
+    not say what, such as Search-R1's own (`unnamed`), anything else that listens there
+    (`foreign`), or nothing (`silent`).
     """
 
     state: Literal["ready", "loading", "unnamed", "foreign", "silent"]
@@ -299,9 +272,6 @@ def ask_health(url: str, *, timeout: float = 3.0) -> Health:
 def local_address(url: str) -> tuple[str, int] | None:
     """Host and port of `url` when it is on this machine (a loopback address or its own name), else
     None.
-
-    Raises:
-        ConfigError: when `url` is not a URL.
     """
     host, port = _host_and_port(url)
     names = {socket.gethostname().lower(), socket.getfqdn().lower()}
@@ -313,7 +283,7 @@ def local_address(url: str) -> tuple[str, int] | None:
 def _host_and_port(url: str) -> tuple[str, int]:
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port if parts.port is not None else 80
+        host, port = parts.hostname, 80 if parts.port is None else parts.port
     except ValueError:
         host, port = None, 0
     if not host or not port or parts.scheme not in ("http", "https"):

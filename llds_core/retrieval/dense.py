@@ -11,7 +11,7 @@ import numpy as np
 
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError
-from llds_core.retrieval.base import Hit, check_k
+from llds_core.retrieval.base import Hit, check_k, hit_of
 from llds_core.retrieval.encoder import Encoder
 from llds_core.retrieval.index import (
     build_index,
@@ -59,24 +59,22 @@ class DenseRetriever:
         if not (read_index_manifest(folder) or {}).get("index"):
             build_index(passages, settings, folder, encoder=self._encoder)
         self._index = open_index(passages, self._encoder, settings, folder)
-        self._graph_depth = settings.hnsw_search_depth if settings.index == "hnsw" else None
+        depth = {"hnsw": settings.hnsw_search_depth, "ivf-pq": settings.ivf_probes}.get(
+            settings.index
+        )
+        self._graph_depth = depth if settings.index == "hnsw" else None
         if settings.index == "ivf-pq":
-            self._index.nprobe = settings.ivf_probes
-        if settings.index != "hnsw":
+            self._index.nprobe = depth
+        if self._graph_depth is None:
             self._index = _on_gpus(self._index, settings)
         self._lock = threading.Lock()  # an index on a GPU answers one thread at a time
         named = index_source(passages, self._encoder, settings)
         del named["encoder"]  # a path, which may change; its hash is named too
-        depths = {"hnsw": settings.hnsw_search_depth, "ivf-pq": settings.ivf_probes}
-        named |= {"index": index_kind(settings, len(passages)), "depth": depths.get(settings.index)}
+        named |= {"index": index_kind(settings, len(passages)), "depth": depth}
         self.identity = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Return up to `k` hits per query, best first; none for a blank query.
-
-        Raises:
-            ConfigError: when `k` is not a positive integer.
-        """
+        """Return up to `k` hits per query, best first; none for a blank query."""
         check_k(k)
         asked = [place for place, query in enumerate(queries) if query.strip()]
         results: list[list[Hit]] = [[] for _ in queries]
@@ -84,18 +82,16 @@ class DenseRetriever:
             vectors = self._encoder.encode_queries([queries[place] for place in asked])
             for place, scores, indices in zip(asked, *self._nearest(vectors, k), strict=True):
                 results[place] = [
-                    Hit(p.id, p.title, p.text, score)
+                    hit_of(self._passages[index], score)
                     for score, index in zip(scores.tolist(), indices.tolist(), strict=True)
                     if index >= 0  # an approximate index may find fewer
-                    for p in (self._passages[index],)
                 ]
         return results
 
     def _nearest(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         k = min(k, len(self._passages))
         with self._lock:
-            if self._graph_depth is not None:
-                # A graph returns no more than it looks at.
+            if self._graph_depth is not None:  # a graph returns no more than it looks at
                 self._index.hnsw.efSearch = max(self._graph_depth, k)
             return self._index.search(vectors, k)
 
@@ -111,7 +107,6 @@ def _on_gpus(index: "faiss.Index", settings: DenseConfig) -> "faiss.Index":
             "dense.device=auto"
         )
     options = faiss.GpuMultipleClonerOptions()
-    options.shard = True
-    options.useFloat16 = settings.half
+    options.shard, options.useFloat16 = True, settings.half
     options.useFloat16LookupTables = True  # tables of 32 bits for 64 codes do not fit every GPU
     return faiss.index_cpu_to_all_gpus(index, options)

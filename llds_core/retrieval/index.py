@@ -35,15 +35,11 @@ from llds_core.worlds.records import Passage, shown
 if TYPE_CHECKING:
     import faiss
 
-INDEX_ROOT = Path("results/indexes")
-
-PQ_CENTROIDS = 256
-"""Values of one byte of a product-quantised vector: also the fewest passages `ivf-pq` takes."""
-
 SHARD = 5_000
 """Passages per shard."""
 
 _VERSION = 2
+_PQ_CENTROIDS = 256  # values of a byte of a quantised vector: the fewest passages `ivf-pq` takes
 _POINTS = 40  # training vectors per cell; k-means gains little from more
 _CHECKED = 32  # published vectors that are compared
 _APART = 0.1  # largest distance of two encodings of a passage; 16 bits against 32 give under 0.05
@@ -58,7 +54,6 @@ _SOURCES = {
     "vectors": "dense.vectors",
 }
 
-
 Blocks = Callable[[], Iterator[np.ndarray]]
 """All vectors of a corpus in order, as blocks (at most `SHARD`, dimension)."""
 
@@ -68,7 +63,7 @@ def index_path(settings: DenseConfig, world: str, corpus: str) -> Path:
     of corpus and encoder, because indexes belong to these and not to runs.
     """
     encoder = re.sub(r"[^A-Za-z0-9.-]+", "-", settings.encoder).strip("-.").lower()
-    return INDEX_ROOT / f"{world}-{corpus[:12]}-{encoder[-60:]}"
+    return Path("results/indexes") / f"{world}-{corpus[:12]}-{encoder[-60:]}"
 
 
 def build_index(
@@ -82,12 +77,6 @@ def build_index(
 
     What a killed build left is continued, a build in another process is waited for, and nothing is
     done when the index is there. Another kind over the same vectors costs no second encoding.
-
-    Args:
-        passages: the corpus, in memory or a `PassageFile`.
-        settings: encoder and index.
-        folder: made when missing.
-        encoder: the encoder of `settings`, if it is loaded already.
 
     Raises:
         ConfigError: when a value does not fit the corpus or the encoder, or a package or the file
@@ -118,7 +107,13 @@ def build_index(
         if settings.index == "flat":
             file.unlink(missing_ok=True)  # of another kind
         else:
-            _write_faiss(_fill(index, blocks, settings, len(passages)), file)
+            index = _fill(index, blocks, settings, len(passages))
+            with replacing(file) as target:
+                try:
+                    import_faiss().write_index(index, target.name)
+                except RuntimeError as error:
+                    reason = str(error).strip().split("\n")[-1]
+                    raise RunError(f"cannot write to {file} ({reason}): free space") from error
         manifest = unfinished | {"index": kind, "bytes": _size(file)}
         write_json(folder / "manifest.json", manifest)
     return manifest
@@ -140,11 +135,7 @@ def open_index(
 
 
 def read_index_manifest(folder: Path) -> dict[str, Any] | None:
-    """Read the manifest of an index; None when there is none.
-
-    Raises:
-        DataError: when it is damaged or of another version.
-    """
+    """Read the manifest of an index; None when there is none."""
     file = folder / "manifest.json"
     try:
         manifest = json.loads(file.read_text("utf-8"))
@@ -163,12 +154,7 @@ def read_index_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def checked_manifest(folder: Path, source: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Read the manifest of an index that should be finished, of `kind` and made from `source`.
-
-    Raises:
-        RunError: when there is none, it is not finished, or is of something else.
-        DataError: when the manifest is damaged.
-    """
+    """Read the manifest of an index that should be finished, of `kind` and made from `source`."""
     manifest = read_index_manifest(folder)
     if manifest is None:
         raise RunError(f"{folder} holds no index: build one there, or name another with dense.path")
@@ -242,7 +228,7 @@ def _empty_index(settings: DenseConfig, passages: int, dimension: int) -> "faiss
     """The FAISS index of `settings` for inner products; a `ConfigError` where it does not fit."""
     faiss = import_faiss()
     if settings.index == "ivf-pq":
-        if passages < (least := max(PQ_CENTROIDS, settings.ivf_lists or 0)):
+        if passages < (least := max(_PQ_CENTROIDS, settings.ivf_lists or 0)):
             raise ConfigError(
                 f"dense.index=ivf-pq with dense.ivf_lists={settings.ivf_lists} needs {least} "
                 f"passages to learn from and the corpus has {passages}: set dense.index=flat"
@@ -272,10 +258,9 @@ def _encode(
 
 def _shards(folder: Path, passages: int) -> list[tuple[Path, int, int]]:
     """The file of each shard, its first passage and the one after its last."""
-    starts = range(0, passages, SHARD)
     return [
-        (folder / f"vectors-{number:05d}.npy", start, min(start + SHARD, passages))
-        for number, start in enumerate(starts)
+        (folder / f"vectors-{start // SHARD:05d}.npy", start, min(start + SHARD, passages))
+        for start in range(0, passages, SHARD)
     ]
 
 
@@ -295,12 +280,13 @@ def _blocks(
     if settings.vectors is not None:
         published = _open_published(Path(settings.vectors), passages, encoder)
         return lambda: (published.reconstruct_n(a, b - a) for _, a, b in shards)
-    stored = [_read_shard(path, (b - a, encoder.dimension)) for path, a, b in shards]
-    for (path, _, _), shard in zip(shards, stored, strict=True):
-        if shard is None:
+    stored = []
+    for path, start, stop in shards:
+        if (shard := _read_shard(path, (stop - start, encoder.dimension))) is None:
             raise DataError(
                 f"{path} is missing or damaged: build the index again, which encodes only that"
             )
+        stored.append(shard)
     return lambda: iter(stored)
 
 
@@ -313,7 +299,7 @@ def _fill(index: "faiss.Index", blocks: Blocks, settings: DenseConfig, count: in
     elif settings.index == "ivf-pq":
         # FAISS warns of small samples; the manifest says how many passages there are.
         index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
-        stride = max(1, count // (_POINTS * max(index.nlist, PQ_CENTROIDS)))
+        stride = max(1, count // (_POINTS * max(index.nlist, _PQ_CENTROIDS)))
         index.train(np.concatenate([block[::stride] for block in blocks()]).astype(np.float32))
     for block in tqdm(blocks(), f"filling {settings.index}", unit=" shards"):
         index.add(np.asarray(block, np.float32))
@@ -355,16 +341,6 @@ def _read_faiss(path: Path, like: "faiss.Index", passages: int, advice: str) -> 
             f"not {passages} of {like.d} ({type(like).__name__}): {advice}"
         )
     return index
-
-
-def _write_faiss(index: "faiss.Index", path: Path) -> None:
-    """Write an index to a file, whole or not at all."""
-    with replacing(path) as file:
-        try:
-            import_faiss().write_index(index, file.name)
-        except RuntimeError as error:
-            reason = str(error).strip().split("\n")[-1]
-            raise RunError(f"cannot write to {path} ({reason}): free space") from error
 
 
 def _size(path: Path) -> int:

@@ -14,9 +14,10 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -35,9 +36,6 @@ _BLOCK = 1000  # passages read at a time
 class PassageFile(Sequence[Passage]):
     """A JSON-lines corpus with random access, of which no more than is asked for is in memory.
 
-    Args:
-        path: the corpus.
-
     Raises:
         DataError: when the file is missing or unreadable, a line is no passage, an id occurs
             twice, or there is no passage at all.
@@ -49,17 +47,14 @@ class PassageFile(Sequence[Passage]):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.offsets_path = _map_path(self.path)
-        try:
+        with _reading(self.path):
             self._file = self.path.open("rb")
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
         # Not locked: who builds the same map at the same time writes the same bytes.
-        stored = _read_map(self.offsets_path, os.fstat(self._file.fileno()))
+        stored = _read_map(self.path, os.fstat(self._file.fileno()))
         if stored is None:
-            with replacing(self.offsets_path) as file:
+            with replacing(_map_path(self.path)) as file:
                 np.save(file, _scan(self.path))
-            stored = _read_map(self.offsets_path, os.fstat(self._file.fileno()))
+            stored = _read_map(self.path, os.fstat(self._file.fileno()))
         if stored is None:
             raise DataError(f"{self.path} changed while it was read: start again when it is whole")
         self._offsets = stored[HEADER:]
@@ -68,35 +63,26 @@ class PassageFile(Sequence[Passage]):
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Passage: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Passage]: ...
-
-    def __getitem__(self, index: int | slice) -> Passage | list[Passage]:
-        if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            if step == 1:
-                return self._read(start, max(start, stop))
-            return [self[i] for i in range(start, stop, step)]
-        place = range(len(self))[index]
-        return self._read(place, place + 1)[0]
+    def __getitem__(self, index: Any) -> Any:
+        """A passage, or a list of them for a slice; safe from several threads and processes."""
+        places = range(len(self))[index]
+        if isinstance(places, int):
+            return self._read(places, places + 1)[0]
+        if places.step == 1:
+            return self._read(places.start, max(places.start, places.stop))
+        return [self[place] for place in places]
 
     def __iter__(self) -> Iterator[Passage]:
         for start in range(0, len(self), _BLOCK):
-            yield from self._read(start, min(start + _BLOCK, len(self)))
+            yield from self[start : start + _BLOCK]
 
     def _read(self, start: int, stop: int) -> list[Passage]:
-        """Passages `start` to `stop`, in one read; safe from several threads and processes."""
         bounds = self._offsets[start : stop + 1].tolist()
         first, last = bounds[0], bounds[-1]
-        try:
+        with _reading(self.path):
             block = os.pread(self._file.fileno(), last - first, first)
             if len(block) < last - first:
                 raise OSError(0, "it became shorter since it was opened")
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
         return [
             parse_passage(block[a - first : b - first], f"{self.path} at byte {a}")
             for a, b in pairwise(bounds)
@@ -113,10 +99,10 @@ class StoredMap(NamedTuple):
 def stored_map(path: Path) -> StoredMap | None:
     """What is known of a corpus without reading it; None when it was never read, or has changed."""
     try:
-        stored = _read_map(_map_path(path), path.stat())
+        stored = _read_map(path, path.stat())
     except OSError:
         return None
-    return None if stored is None else StoredMap(len(stored) - HEADER - 1, _map_hash(stored))
+    return None if stored is None else StoredMap(int(stored[3]), _map_hash(stored))
 
 
 def passages_hash(passages: Iterable[Passage]) -> str:
@@ -144,9 +130,9 @@ def _map_hash(stored: np.ndarray) -> str:
 
 
 def _read_map(path: Path, corpus: os.stat_result) -> np.ndarray | None:
-    """The map, memory-mapped; None when it is missing, damaged or of another file."""
+    """The map of the corpus at `path`, memory-mapped; None when missing, damaged or of another."""
     try:
-        stored = np.load(path, mmap_mode="r")
+        stored = np.load(_map_path(path), mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
     if stored.dtype != np.int64 or stored.ndim != 1 or len(stored) < HEADER + 2:
@@ -162,46 +148,42 @@ def _scan(path: Path) -> np.ndarray:
     starts, lines, ids = array("q"), array("q"), array("q")
     digest = hashlib.sha256()
     position = 0
-    try:
-        with path.open("rb") as file:
-            corpus = os.fstat(file.fileno())
-            for number, line in enumerate(tqdm(file, f"reading {path.name}", unit=" lines"), 1):
-                if line.strip():
-                    passage = parse_passage(line, f"{path}:{number}")
-                    starts.append(position)
-                    lines.append(number)
-                    ids.append(hash(passage.id))
-                    digest.update(_canonical(passage))
-                position += len(line)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if not len(starts):
-        raise DataError(f"{path}: holds no passage: give a file with one JSON object per line")
-    _check_ids(path, starts, lines, np.frombuffer(ids, np.int64))
+    with _reading(path), path.open("rb") as file:
+        corpus = os.fstat(file.fileno())
+        for number, line in enumerate(tqdm(file, f"reading {path.name}", unit=" lines"), 1):
+            if line.strip():
+                passage = parse_passage(line, f"{path}:{number}")
+                starts.append(position)
+                lines.append(number)
+                ids.append(hash(passage.id))
+                digest.update(_canonical(passage))
+            position += len(line)
+        if not starts:
+            raise DataError(f"{path}: holds no passage: give a file with one JSON object per line")
+        # Ids of one hash are looked up in the file.
+        hashes = np.frombuffer(ids, np.int64)
+        order = np.argsort(hashes, kind="stable")
+        doubtful = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+        for pair in zip(order[doubtful], order[doubtful + 1], strict=True):
+            names = []
+            for place in pair:
+                file.seek(starts[place])
+                names.append(parse_passage(file.readline(), str(path)).id)
+            if names[0] == names[1]:
+                raise DataError(
+                    f"{path}:{lines[pair[1]]}: the id {names[0]!r} is taken by line "
+                    f"{lines[pair[0]]}: give every passage its own id"
+                )
     header = [_VERSION, corpus.st_size, corpus.st_mtime_ns, len(starts)]
     words = np.frombuffer(digest.digest(), "<i8")
     return np.concatenate([header, words, starts, [corpus.st_size]], dtype=np.int64)
 
 
-def _check_ids(path: Path, starts: array, lines: array, hashes: np.ndarray) -> None:
-    """Raise for an id that occurs twice; ids of one hash are looked up in the file."""
-    order = np.argsort(hashes, kind="stable")
-    doubtful = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
-    with path.open("rb") as file:
-
-        def id_of(place: int) -> str:
-            file.seek(starts[place])
-            return parse_passage(file.readline(), str(path)).id
-
-        for first, second in zip(order[doubtful], order[doubtful + 1], strict=True):
-            if id_of(first) == id_of(second):
-                raise DataError(
-                    f"{path}:{lines[second]}: the id {id_of(second)!r} is taken by line "
-                    f"{lines[first]}: give every passage its own id"
-                )
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"{path}: cannot be read ({error.strerror or error}): check the path and permissions"
-    )
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}): check the path and permissions"
+        ) from error

@@ -27,7 +27,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, FailFast, Field, ValidationError, create_model
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import ClientDisconnect
 
 from llds_core.config import ServiceConfig
 from llds_core.errors import ConfigError
@@ -45,19 +45,14 @@ _STOP_SECONDS = 60  # for clients to take their answers before the service ends 
 # A value of JSON that holds others, a string, or a comma: each costs far more as an object of
 # Python than as text.
 _TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
-_LATER = {"Retry-After": "1"}
+_LATER, _CLOSING = {"Retry-After": "1"}, {"Connection": "close"}
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 _logger = logging.getLogger("llds_core")
 
 
 class SearchService:
-    """A service that answers from its first moment, and searches once it is opened.
-
-    Args:
-        settings: limits of requests, and how long they are collected.
-
-    Attributes:
-        app: the ASGI application.
+    """A service that answers from its first moment, and searches once it is opened; `app` is the
+    ASGI application.
     """
 
     def __init__(self, settings: ServiceConfig) -> None:
@@ -79,7 +74,6 @@ class SearchService:
         self.app.add_api_route("/retrieve", self._retrieve, methods=["POST"])
         self.app.add_api_route("/health", self._health, methods=["GET"])
         self.app.add_exception_handler(HTTPException, _refusal)
-        self.app.add_middleware(_BodyLimit, limit=int(settings.max_body_mib * 2**20))
 
     def open(self, retriever: Retriever, identity: ServiceIdentity) -> None:
         """Search with `retriever` from now on; safe from any thread."""
@@ -93,9 +87,10 @@ class SearchService:
         return JSONResponse({"status": "ready"} | row | self._identity.model_dump())
 
     async def _retrieve(self, request: Request) -> JSONResponse:
+        body = await self._read_body(request)
         if self._batcher is None or self._identity is None:
             raise HTTPException(503, "loading: ask later", _LATER)
-        search = self._parse(await request.body())
+        search = self._parse(body)
         k = search.topk or _TOP_K
         if len(search.queries) * k > self._settings.max_hits:
             raise HTTPException(
@@ -107,13 +102,28 @@ class SearchService:
         rows = [[_row(hit, with_score=search.return_scores) for hit in hits] for hits in found]
         return JSONResponse({"result": rows}, headers={IDENTITY_HEADER: self._identity.index})
 
-    def _parse(self, body: bytes) -> Any:
-        limit = 2 * self._settings.max_queries + 100
-        if next(islice(_TOKENS.finditer(body), limit, None), None):
-            raise HTTPException(
-                400,
-                f"more than {self._settings.max_queries} queries: send fewer in one request",
-            )
+    async def _read_body(self, request: Request) -> bytearray:
+        """The whole body, whether or not its length was announced, unless it is too large."""
+        body, size, limit = bytearray(), 0, self._settings.max_body_mib
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                # Who sends too much reads the answer only after that: it is taken and dropped.
+                async for part in request.stream():
+                    size += len(part)
+                    if size <= limit * 2**20:
+                        body += part
+        except (TimeoutError, ClientDisconnect):
+            said = f"no whole body within {_BODY_SECONDS:g} s: send it faster"
+            raise HTTPException(408, said, _CLOSING) from None
+        if size > limit * 2**20:
+            said = f"a body of more than {limit:g} MiB: send fewer queries"
+            raise HTTPException(413, said, _CLOSING)
+        return body
+
+    def _parse(self, body: bytearray) -> Any:
+        most = self._settings.max_queries
+        if next(islice(_TOKENS.finditer(body), 2 * most + 100, None), None):
+            raise HTTPException(400, f"more than {most} queries: send fewer in one request")
         try:
             return self._form.model_validate_json(body)
         except ValidationError as error:
@@ -132,45 +142,6 @@ def _row(hit: Hit, *, with_score: bool) -> dict[str, Any]:
 def _refusal(request: Request, error: HTTPException) -> JSONResponse:
     advice = ": POST /retrieve searches" if error.status_code in (404, 405) else ""
     return JSONResponse({"error": f"{error.detail}{advice}"}, error.status_code, error.headers)
-
-
-class _BodyLimit:
-    """Reads a body whole, whether or not its length was announced, and refuses one too large."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
-        self._limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body, size, more = bytearray(), 0, True
-        try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                # Who sends too much reads the answer only after that: it is taken and dropped.
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return
-                    more, size = message["more_body"], size + len(message["body"])
-                    if size <= self._limit:
-                        body += message["body"]
-        except TimeoutError:
-            said = f"no whole body within {_BODY_SECONDS:g} s: send it faster"
-            await _closing(408, said)(scope, receive, send)
-            return
-        if size > self._limit:
-            said = f"a body of more than {self._limit / 2**20:g} MiB: send fewer queries"
-            await _closing(413, said)(scope, receive, send)
-            return
-        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-        async def replay() -> Message:
-            return whole.pop() if whole else await receive()
-
-        await self._app(scope, replay, send)
-
-
-def _closing(status: int, said: str) -> JSONResponse:
-    return JSONResponse({"error": said}, status, {"Connection": "close"})
 
 
 @dataclass(frozen=True)
@@ -254,17 +225,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; return when every accepted request is answered.
 
-    One line on standard output says when the service is ready.
-
-    Args:
-        load: makes the search engine; `/health` says that it is loading meanwhile.
-        settings: limits of the service.
-        host: address to listen on.
-        port: port to listen on; 0 takes a free one.
-
-    Raises:
-        ConfigError: when it cannot listen there.
-        LLDSError: whatever `load` raises.
+    `load` makes the search engine; `/health` says that it is loading meanwhile, and what it raises
+    ends the service. One line on standard output says when it is ready. Port 0 takes a free one.
     """
     with _listen(host, port) as listener:
         service = SearchService(settings)
@@ -320,14 +282,11 @@ def http_server(service: SearchService) -> uvicorn.Server:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    advice = "choose another with --host and --port"
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"port {port} does not exist: {advice}, from 0 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # the latter for a port above 65535
         raise ConfigError(
-            f"cannot listen on port {port} of {host} ({error.strerror or error}): stop what "
-            f"listens there, or {advice}"
+            f"cannot listen on port {port} of {host} ({error}): stop what listens there, or "
+            "choose another with --host and --port, from 0 to 65535"
         ) from None

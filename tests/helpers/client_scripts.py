@@ -5,9 +5,10 @@ import random
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import requests
-from services import ENGINE, IDENTITY, settings_for
+from services import ENGINE, IDENTITY, SETTINGS
 
 from llds_core.retrieval import RetrieverClient
 from llds_core.retrieval.client import IDENTITY_HEADER
@@ -16,8 +17,8 @@ DEAD = "http://127.0.0.1:9"  # the discard port, where nothing listens
 HEADERS = {IDENTITY_HEADER: IDENTITY.index}
 
 
-def client_of(url: str, **values) -> RetrieverClient:
-    return RetrieverClient(settings_for(url, **values))
+def client_of(url: str, *, corpus: str | None = None, **values) -> RetrieverClient:
+    return RetrieverClient(replace(SETTINGS, url=url, **values), corpus=corpus)
 
 
 def health(method: str, path: str, request: dict):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -10,16 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import requests
 
 from llds_core.config import ServiceConfig
 from llds_core.retrieval import BM25Retriever, Hit, ServiceIdentity
 from llds_core.serving import SearchService, http_server
-from llds_core.worlds.records import Passage, write_corpus
+from llds_core.worlds.records import Passage
 
 PASSAGES = tuple(Passage(f"p{i}", f"title{i}", f"text about word{i} and all") for i in range(60))
 ENGINE = BM25Retriever(PASSAGES)
@@ -70,41 +67,30 @@ def running(
         yield url
 
 
-def settings_for(url: str, **values) -> ServiceConfig:
-    return replace(SETTINGS, url=url, **values)
-
-
 _PROGRAM = """
 import sys, time
-from llds_core.config import ServiceConfig
-from llds_core.retrieval import BM25Retriever, ServiceIdentity
+from services import ENGINE, IDENTITY, ServiceConfig
 from llds_core.serving import serve
-from llds_core.worlds.records import read_corpus
 
-class Slow(BM25Retriever):
+port, search_seconds, load_seconds = sys.argv[1:]
+
+class Slow:
     def search(self, queries, k):
-        time.sleep(float(sys.argv[3]))
-        return super().search(queries, k)
+        time.sleep(float(search_seconds))
+        return ENGINE.search(queries, k)
 
 def load():
-    time.sleep(float(sys.argv[4]))
-    engine = Slow(read_corpus(sys.argv[1]))
-    return engine, ServiceIdentity(
-        index=engine.identity, corpus="corpus", backend="bm25", passages=60
-    )
+    time.sleep(float(load_seconds))
+    return Slow(), IDENTITY
 
-serve(load, ServiceConfig(), port=int(sys.argv[2]))
+serve(load, ServiceConfig(), port=int(port))
 """
 
 
 class Process:
     """A service in a process of its own, on a port that stays its own when it starts again."""
 
-    def __init__(
-        self, folder: Path, *, search_seconds: float = 0.0, load_seconds: float = 0.0
-    ) -> None:
-        self.corpus = folder / "corpus.jsonl"
-        write_corpus(self.corpus, PASSAGES)
+    def __init__(self, *, search_seconds: float = 0.0, load_seconds: float = 0.0) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -120,27 +106,21 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(self.corpus), str(self.port), *self._seconds],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-c", _PROGRAM, str(self.port), *self._seconds],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.pid = self._process.pid
 
     def kill(self) -> None:
         """As `kill -9` does."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
-
-    def stop(self, how: int = signal.SIGTERM) -> None:
-        self._process.send_signal(how)
 
     def ended(self) -> tuple[int, str]:
         """Exit code and standard error, once it has ended."""
@@ -192,8 +172,7 @@ class Scripted:
                 request = json.loads(body) if body else {}
                 owner.requests.append((self.command, self.path, request))
                 script = owner.scripts.pop(0) if len(owner.scripts) > 1 else owner.scripts[0]
-                answer = script(self.command, self.path, request)
-                if answer is None:
+                if (answer := script(self.command, self.path, request)) is None:
                     self.close_connection = True
                     return
                 status, headers, text = answer

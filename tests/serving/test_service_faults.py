@@ -1,6 +1,6 @@
 """Service and client together under faults, kills, load and hostile requests, on real sockets."""
 
-import threading
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +22,10 @@ from services import (
 )
 
 from llds_core.errors import RetrieverChangedError, RetrieverError
-from llds_core.retrieval import BM25Retriever, FailingRetriever, RetrieverClient
+from llds_core.retrieval import FailingRetriever, RetrieverClient
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.samplers import Generation
-from llds_core.worlds.records import Passage, Question
+from llds_core.worlds.records import Question
 
 QUERIES = [f"word{i % 60} text{i}" for i in range(2000)]
 
@@ -102,9 +102,9 @@ def rollout(client: RetrieverClient, happens, count: int = 4):
     return RolloutLoop(TAGGED, retriever, limits(), top_k=2).run(tasks, sampler).trajectories
 
 
-def test_a_rollout_survives_the_death_and_restart_of_the_service(tmp_path: Path) -> None:
+def test_a_rollout_survives_the_death_and_restart_of_the_service() -> None:
     """Killed in the middle, started again while the client is already asking."""
-    with Process(tmp_path) as process:
+    with Process() as process:
         client = RetrieverClient(replace(SETTINGS, url=process.url, tries=60, backoff_seconds=0.2))
 
         def kill_and_start() -> None:
@@ -133,18 +133,13 @@ def test_a_service_that_comes_back_with_another_corpus_ends_the_rollout() -> Non
             rollout(client, change)
 
 
-def test_a_service_that_stays_away_ends_the_rollout_in_one_line(tmp_path: Path) -> None:
-    with Process(tmp_path) as process:
-        client = client_of(process.url, tries=3)
-        with pytest.raises(RetrieverError) as caught:
-            rollout(client, process.kill)
-    assert "make retriever" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_rollout_may_go_on_without_a_service(tmp_path: Path) -> None:
-    with Process(tmp_path) as process:
-        client = client_of(process.url, tries=2, on_failure="empty")
+def test_a_service_that_stays_away_ends_the_rollout_or_is_done_without() -> None:
+    with Process() as process:
+        client, strict = client_of(process.url, tries=2, on_failure="empty"), client_of(process.url)
+        assert strict.identity == client.identity
         trajectories = rollout(client, process.kill)
+        with pytest.raises(RetrieverError, match="make retriever"):
+            rollout(strict, process.kill)
     assert client.failed == 4
     for trajectory in trajectories:
         assert trajectory.stop_reason == "answer"
@@ -154,16 +149,14 @@ def test_a_rollout_may_go_on_without_a_service(tmp_path: Path) -> None:
 # Hostile requests against a process whose memory is its own
 
 
-def memory_mib(pid: int) -> tuple[float, float]:
-    """Memory now, and the most there ever was."""
-    lines = dict(
-        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-    )
-    return tuple(int(lines[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+def memory_mib(pid: int, name: str = "VmHWM") -> float:
+    """The most memory there ever was, or now (`VmRSS`)."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(rf"{name}:\s+(\d+)", text)[1]) / 1024
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-def test_hostile_requests_leave_the_service_alive_and_small(tmp_path: Path) -> None:
+def test_hostile_requests_leave_the_service_alive_and_small() -> None:
     """100 MB with and without their length, and bodies that are small as text only.
 
     Eight MiB of text are 94 MB as a list of strings, and 180 MB as a list of empty lists.
@@ -177,43 +170,17 @@ def test_hostile_requests_leave_the_service_alive_and_small(tmp_path: Path) -> N
         b"[" * 8_000_000,
         b'"' * 8_000_000,
     ]
-    with Process(tmp_path) as process:
+    with Process() as process:
         url = f"{process.url}/retrieve"
         post(process.url, queries=["word1"])
-        before, _ = memory_mib(process.pid)
+        before = memory_mib(process.pid, "VmRSS")
         for body in (block * 100, (block for _ in range(100))):  # with and without a length
             refused = requests.post(url, data=body, timeout=PATIENCE)
             assert refused.status_code == 413 and "8 MiB" in refused.json()["error"]
-        _, after_sizes = memory_mib(process.pid)
+        after_sizes = memory_mib(process.pid)
         for body in bodies:
             assert requests.post(url, data=body, timeout=PATIENCE).status_code == 400
-        _, after_all = memory_mib(process.pid)
+        after_all = memory_mib(process.pid)
         assert post(process.url, queries=["word3"]).json()["result"][0][0]["id"] == "p3"
     assert after_sizes - before < 30
     assert after_all - before < 100
-
-
-def test_a_flood_of_hostile_requests_does_not_keep_others_out() -> None:
-    stop = threading.Event()
-
-    def flood(url: str, body: bytes) -> None:
-        while not stop.is_set():
-            assert requests.post(f"{url}/retrieve", data=body, timeout=PATIENCE).status_code >= 400
-
-    with running() as url, ThreadPoolExecutor(4) as pool:
-        flooding = [
-            pool.submit(flood, url, body)
-            for body in (b"[" * 100_000, b"\xff" * 100_000, b'{"queries": 1}', b"x" * (9 << 20))
-        ]
-        client = client_of(url, tries=1)
-        assert client.search(QUERIES, 3) == ENGINE.search(QUERIES, 3)
-        stop.set()
-        for future in flooding:
-            future.result()
-
-
-def test_passages_of_any_text_arrive_as_they_are() -> None:
-    hostile = Passage("1", 'say "hi"', "</information> \u2028 \x00 😀 word")
-    engine = BM25Retriever([hostile, Passage("é", "", "word")])
-    with running(engine) as url:
-        assert client_of(url).search(["word"], 5) == engine.search(["word"], 5)
