@@ -219,8 +219,8 @@ def averages_figure(data: pd.DataFrame) -> Figure:
             bars = axes.bar(x, group["published"], 0.92 * _BAR, color=colours)
             axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=6.5)
             error = [group["ours"] - group["ours_low"], group["ours_high"] - group["ours"]]
-            style = {"fmt": "D", "color": "black", "mfc": "white", "ms": 4.5, "capsize": 2}
-            axes.errorbar(x, group["ours"], error, **style)
+            style: dict[str, Any] = {"color": "black", "mfc": "white", "ms": 4.5, "capsize": 2}
+            axes.errorbar(x, group["ours"], error, fmt="D", **style)
         axes.set_xticks(range(len(models)), ["\n".join(name) for name in models.groups])
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("exact match, average\nof seven benchmarks (share)")

@@ -58,8 +58,10 @@ def first_action_fall(run: StoredRun) -> float:
 
 def relative_change(run: StoredRun, *metrics: str) -> float:
     """Relative change of a metric from the first window of a collapsing run to the last before
-    its reward drops; of several metrics the largest, whatever its sign.
+    its reward drops; of several metrics the largest, whatever its sign. NaN without a collapse.
     """
+    if run.collapse is None:
+        return np.nan
     drop = run.decline("reward")
     drop = run.collapse if drop is None else min(drop, run.collapse)
     if drop < 2 * run.window:
@@ -70,8 +72,10 @@ def relative_change(run: StoredRun, *metrics: str) -> float:
 
 def gradient_growth(run: StoredRun) -> float:
     """Logarithm of the highest mean gradient norm around the collapse over the mean of the
-    first third of the steps before it.
+    first third of the steps before it; NaN without one.
     """
+    if run.collapse is None:
+        return np.nan
     start, end = max(run.collapse - run.window, 0), run.collapse + 2 * run.window
     late = run.means("grad_norm")[start:end]
     early = run.rows["grad_norm"].iloc[: max(run.collapse // 3, run.window)].mean()

@@ -183,8 +183,8 @@ def _shade_phases(figure: Figure, panels: Iterable[Axes], runs: Sequence[StoredR
         for axes in panels:
             axes.axvspan(phase.first - 0.5, phase.last + 0.5, color=colour, linewidth=0, zorder=0)
     title = f"background: phases of {method_label(run.arm)}, seed {run.seed}"
-    style = {"loc": "outside lower center", "ncols": len(run.phases), "frameon": False}
-    figure.legend(handles=patches, title=title, **style)
+    style: dict[str, Any] = {"title": title, "ncols": len(patches), "frameon": False}
+    figure.legend(handles=patches, loc="outside lower center", **style)
 
 
 def save_figure(
@@ -214,8 +214,8 @@ def draw_seeds(
     """Draw a thin line per seed of `table`, by step or another number (rows) and seed (columns),
     and the mean of the seeds as in `draw_mean`, which has the `style`. NaN makes a gap.
     """
-    thin = {"color": colour, "linewidth": 0.8, "alpha": 0.45, "linestyle": linestyle}
-    axes.plot(table.index, table.to_numpy(float), **thin)
+    thin: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.45, "linestyle": linestyle}
+    axes.plot(table.index, table.to_numpy(float), color=colour, **thin)
     # An interval of three seeds may be so wide that the lines beside it would look flat: the lines
     # set the limits of the axis.
     limits = axes.dataLim.frozen()
@@ -297,8 +297,8 @@ def share_scale(panels: Sequence[Axes]) -> None:
         return
     for axes in panels:
         axes.set_yscale("symlog", linthresh=0.1, linscale=0.3)
-        ticks = {"base": 10, "linthresh": 0.1, "subs": [1, 2, 3, 5]}
-        axes.yaxis.set_major_locator(SymmetricalLogLocator(**ticks))
+        ticks = SymmetricalLogLocator(base=10, linthresh=0.1, subs=[1, 2, 3, 5])
+        axes.yaxis.set_major_locator(ticks)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.autoscale(axis="y")
     low, high = np.array([axes.get_ylim() for axes in panels]).T

@@ -8,6 +8,7 @@ figures and tables are of what went through `before_collapse`, as claims are.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from llds_core.config import load_experiment
 from llds_core.diagnostics.measure import covered, measure, mechanism_path, read_mechanism
@@ -120,6 +122,7 @@ def likelihood_change_figure(changes: pd.DataFrame) -> Figure:
     with theme():
         figure, grid = _panels(len(colours) + 2, width=0.85 * _PANEL[0])
         share, states = grid[-2:]
+        style: dict[str, Any]
         for axes, method in zip(grid, colours, strict=False):
             own = measured[measured["method"] == method]
             own = own[own["seed"] == own["seed"].min()]
@@ -172,9 +175,9 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
                 style = {"marker": "o", "linestyle": ":" if end == "first" else "-"}
                 draw_seeds(axes, by_seed, colours[method], label=label, **style)
             axes.set(xlabel=xlabel, ylabel="negative log-likelihood\n(nats per token)", title=title)
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        entries = grid[0].get_legend_handles_labels()
-        figure.legend(*entries, title=_KEPT, loc="outside right", frameon=False)
+            cast(MaxNLocator, axes.xaxis.get_major_locator()).set_params(integer=True)
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, title=_KEPT, loc="outside right center", frameon=False)
     return figure
 
 
@@ -189,7 +192,7 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
     factors = [name for name in _FACTOR_LABELS if name in set(theorem["factor"])]
     expected = theorem.groupby("factor")["expected"].first()[factors]
     optimizers = list(dict.fromkeys(theorem["optimizer"]))
-    common = {"x": "spearman", "y": "factor", "hue": "method", "palette": colours}
+    common: dict[str, Any] = {"x": "spearman", "y": "factor", "hue": "method", "palette": colours}
     common |= {"order": factors, "legend": False}
     with theme(grid=True):
         figure = Figure(figsize=(4.6 * len(optimizers) + 1.5, 4.2), layout="constrained")

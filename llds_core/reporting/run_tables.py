@@ -59,10 +59,11 @@ def phase_row(run: StoredRun) -> dict[str, Any]:
     ";"); both None where the windows are too few to judge.
     """
     reward, loglik = run.decline("reward"), run.decline("loglik_correct")
-    both = reward is not None and loglik is not None
-    halfway = None
-    if both and run.collapse is not None:
-        halfway = run.halfway("reward") - run.halfway("loglik_correct")
+    lead = halfway = None
+    if reward is not None and loglik is not None:
+        lead = reward - loglik
+        if run.collapse is not None:
+            halfway = run.halfway("reward") - run.halfway("loglik_correct")
     spiral = run.spiral
     return {
         "method": run.arm,
@@ -73,7 +74,7 @@ def phase_row(run: StoredRun) -> dict[str, Any]:
         "collapse": run.collapse_step,
         "loglik_decline": run.step_at(loglik),
         "reward_decline": run.step_at(reward),
-        "likelihood_lead": reward - loglik if both else None,
+        "likelihood_lead": lead,
         "halfway_lead": halfway,
         "spiral": spiral.windowed.onset if spiral.judged else None,
         "spiral_failed": ";".join(spiral.windowed.failed) if spiral.judged else None,
@@ -196,7 +197,7 @@ def _per_method(
     runs: Sequence[StoredRun], describe: Callable[[Sequence[StoredRun]], Mapping[str, str]]
 ) -> pd.DataFrame:
     return pd.DataFrame(
-        {"method": method_label(method)} | describe(group)
+        {"method": method_label(method), **describe(group)}
         for method, group in by_method(runs).items()
     )
 

@@ -176,11 +176,11 @@ def spearman_trend(
         mixed = rng.permuted(np.tile(y, (_RESAMPLES, 1)), axis=1)
         permuted.append(_rank_correlation(np.broadcast_to(x, mixed.shape), mixed))
     tail = (1 - _LEVEL) / 2
-    bounds = np.quantile(np.mean(resampled, axis=0), [tail, 1 - tail]).tolist()
+    low, high = np.quantile(np.mean(resampled, axis=0), [tail, 1 - tail]).tolist()
     # Rounding must not make an arrangement as extreme as the observed one look less so.
     extreme = np.abs(np.mean(permuted, axis=0)) >= abs(estimate) - 1e-9
     p = float((extreme.sum() + 1) / (_RESAMPLES + 1))
-    return Trend(Interval(estimate, *bounds, n), p, _least_p(groups))
+    return Trend(Interval(estimate, low, high, n), p, _least_p(groups))
 
 
 def _least_p(groups: Sequence[np.ndarray]) -> float:

@@ -21,7 +21,7 @@ from llds_core.rollout.protocol import ANSWER, FEEDBACK, Trajectory, search_obse
 from llds_core.runs import Run
 from llds_core.worlds.records import Question
 
-_ENDS = {"answer": "answered", "turns": "out of turns", "length": "out of room"}
+_ENDS = {"answer": "answered", "turns": "out of turns", "length": "out of room", None: "unfinished"}
 
 
 # Name, background and border, readable on white and black, and the colour of a terminal.
@@ -91,7 +91,7 @@ def to_ansi(trajectory: Trajectory, color: bool = True) -> str:
 
 def outcome(trajectory: Trajectory) -> str:
     """One line: how it ended and, where the accepted answers are known, whether it was right."""
-    line = f"{_ENDS.get(trajectory.stop_reason, 'unfinished')}, {trajectory.searches} searches"
+    line = f"{_ENDS[trajectory.stop_reason]}, {trajectory.searches} searches"
     accepted = [answer for answer in trajectory.question.golden_answers if answer != "?"]
     if accepted:
         verdict = "correct" if trajectory.correct else "not correct"

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -256,7 +256,7 @@ def ask_health(url: str, *, timeout: float = 3.0) -> Health:
         with _session() as session:
             answer = session.get(f"{url}/health", timeout=timeout, allow_redirects=False)
             if answer.status_code in _NO_SUCH_PAGE:
-                query = {"queries": ["capital"], "topk": 1, "return_scores": True}
+                query: dict[str, Any] = {"queries": ["capital"], "topk": 1, "return_scores": True}
                 found = session.post(f"{url}/retrieve", json=query, timeout=timeout)
                 _Answer.model_validate_json(found.content).hits(1, 1, need_ids=False)
                 return Health("unnamed")

@@ -5,7 +5,7 @@ import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -64,7 +64,7 @@ class DenseRetriever:
         )
         self._graph_depth = depth if settings.index == "hnsw" else None
         if settings.index == "ivf-pq":
-            self._index.nprobe = depth
+            cast("faiss.IndexIVF", self._index).nprobe = settings.ivf_probes
         if self._graph_depth is None:
             self._index = _on_gpus(self._index, settings)
         self._lock = threading.Lock()  # an index on a GPU answers one thread at a time
@@ -92,7 +92,8 @@ class DenseRetriever:
         k = min(k, len(self._passages))
         with self._lock:
             if self._graph_depth is not None:  # a graph returns no more than it looks at
-                self._index.hnsw.efSearch = max(self._graph_depth, k)
+                graph = cast("faiss.IndexHNSW", self._index).hnsw
+                graph.efSearch = max(self._graph_depth, k)
             return self._index.search(vectors, k)
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -44,7 +44,8 @@ class Encoder:
         device = compute_device(settings)
         self.folder = encoder_folder(settings)
         self._model = _load(self.folder, settings, device)
-        self.dimension = int(self._model.get_embedding_dimension())
+        # None only of models that make no vectors of texts.
+        self.dimension = cast(int, self._model.get_embedding_dimension())
         # Fast tokenizers switch their truncation while they encode: one thread at a time.
         self._lock = threading.Lock()
 

@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from filelock import FileLock
@@ -294,13 +294,15 @@ def _fill(index: "faiss.Index", blocks: Blocks, settings: DenseConfig, count: in
     """Train `index` where it has to learn, and add `count` vectors."""
     if settings.index == "flat":
         # Reserved: growing while vectors are added would take twice the memory.
-        index.codes.resize(count * index.code_size)
-        index.codes.clear()
+        flat = cast("faiss.IndexFlat", index)
+        flat.codes.resize(count * flat.code_size)
+        flat.codes.clear()
     elif settings.index == "ivf-pq":
         # FAISS warns of small samples; the manifest says how many passages there are.
-        index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
-        stride = max(1, count // (_POINTS * max(index.nlist, _PQ_CENTROIDS)))
-        index.train(np.concatenate([block[::stride] for block in blocks()]).astype(np.float32))
+        ivf = cast("faiss.IndexIVFPQ", index)
+        ivf.cp.min_points_per_centroid = ivf.pq.cp.min_points_per_centroid = 1
+        stride = max(1, count // (_POINTS * max(ivf.nlist, _PQ_CENTROIDS)))
+        ivf.train(np.concatenate([block[::stride] for block in blocks()]).astype(np.float32))
     for block in tqdm(blocks(), f"filling {settings.index}", unit=" shards"):
         index.add(np.asarray(block, np.float32))
     return index

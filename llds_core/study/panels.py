@@ -7,6 +7,7 @@ have collapsed later. One that lost more than half of its best reward, but not b
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.typing import FillStyleType
 
 from llds_core.config.arms import Series, Study
 from llds_core.errors import DataError
@@ -39,7 +41,7 @@ _FADED = "#777777"
 _PALE = "#AAAAAA"
 _FELL_BELOW = 0.5  # of the best windowed reward
 # What became of a run: colour, marker, fill and name in the legend.
-_OUTCOMES = {
+_OUTCOMES: dict[str, tuple[str, str, FillStyleType, str]] = {
     "likelihood lost": ("#D55E00", "o", "full", "collapsed, likelihood lost"),
     "likelihood kept": ("#D55E00", "X", "full", "collapsed, likelihood kept"),
     "fell": ("#AA4499", "v", "full", "not by the rule, but fell below half of its best"),
@@ -129,15 +131,15 @@ def _draw_row(left: Axes, right: Axes, row: int, runs: pd.DataFrame, end: float)
     for offset, step, (_, run) in zip(offsets, steps, runs.iterrows(), strict=True):
         kind = run["kind"] or ("fell" if run["lowest_after_best"] < _FELL_BELOW else "none")
         colour, marker, fill, _ = _OUTCOMES[kind]
-        style = {"color": colour, "marker": marker, "fillstyle": fill, "markersize": 5}
-        style |= {"alpha": _SEED_ALPHA, "linestyle": "none"}
+        style: dict[str, Any] = {"color": colour, "marker": marker, "fillstyle": fill}
+        style |= {"markersize": 5, "alpha": _SEED_ALPHA, "linestyle": "none"}
         left.plot(min(step, end), row + offset, **style)
         right.plot(run["slope"], row + offset, **style)
     beyond = steps[steps > end]
     if len(beyond):
         span = "–".join(f"{step:.0f}" for step in dict.fromkeys([beyond.min(), beyond.max()]))
-        text = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 8}
-        left.annotate(f"step {span} →", (end, row), (-7, 0), bbox=plain, **text)
+        text: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 8, "bbox": plain}
+        left.annotate(f"step {span} →", (end, row), (-7, 0), textcoords="offset points", **text)
 
 
 def map_figure(table: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:

@@ -131,7 +131,8 @@ class PublishedStudy:
     def effect(self, start: str, digits: int = 2, sign: int = 1) -> str:
         """`effect [low, high]` of a claim, or of its contrary with `sign` -1."""
         row = self.claim(start)
-        return interval(*sorted(sign * row[name] for name in ("low", "effect", "high")), digits)
+        low, effect, high = sorted(sign * row[name] for name in ("low", "effect", "high"))
+        return interval(low, effect, high, digits)
 
     def verdicts(self, *, ours: bool) -> pd.Series:
         """How many claims came out how: `holds`, `does not hold`, `not tested`."""

@@ -217,8 +217,8 @@ class Longer(Rule):
 
 
 def _heldout_gain(run: StoredRun, other: StoredRun, checkpoint: str, steps: int) -> float:
-    scores = [each.heldout(checkpoint, within=steps) for each in (run, other)]
-    return np.nan if None in scores else scores[0] - scores[1]
+    own, others = (each.heldout(checkpoint, within=steps) for each in (run, other))
+    return np.nan if own is None or others is None else own - others
 
 
 # Of a run.
@@ -282,8 +282,9 @@ class Effect(Rule):
             return None
         mean = found.effect
         if self.ratio:
-            ends = (float(np.exp(value)) for value in (mean.estimate, mean.low, mean.high))
-            mean = Interval(*ends, mean.n)
+            ends = (mean.estimate, mean.low, mean.high)
+            estimate, low, high = (float(np.exp(value)) for value in ends)
+            mean = Interval(estimate, low, high, mean.n)
         over = self.above is None or mean.low > self.above
         under = self.below is None or mean.high < self.below
         return replace(found, effect=mean, holds=bool(over and under))
