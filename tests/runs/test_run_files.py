@@ -11,7 +11,10 @@ from llds_core.runs import RunDirectory, read_metrics, read_trajectories
 from llds_core.runs import directory as runs
 
 LINES = b'{"step": 1, "a": "\xc3\xa9"}\n{"step": 2, "a": "\xc3\xa9"}\n'
-MEMBERS = [gzip.compress(f'{{"step": {step}, "text": "{"x" * 40}"}}\n'.encode()) for step in (1, 2)]
+MEMBERS = [
+    gzip.compress(f'{{"step": {step}, "text": "{"x" * 40}"}}\n'.encode(), mtime=0)
+    for step in (1, 2)
+]
 
 
 def test_metrics_are_on_disk_when_the_call_returns(
