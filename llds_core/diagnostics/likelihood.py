@@ -71,10 +71,10 @@ def score_trajectories(
             states, labels = policy_states(model, batch, pad_id=pad_id)
             logprobs, entropies = _project(model, states, labels)
             lengths = [sum(t.response_mask) for t in batch]
-            for row, trajectory, *values in zip(
+            for row, trajectory, logprob, entropy in zip(
                 rows, batch, logprobs.split(lengths), entropies.split(lengths), strict=True
             ):
-                results[row] = Scored(trajectory, *values, policy_actions(trajectory))
+                results[row] = Scored(trajectory, logprob, entropy, policy_actions(trajectory))
     return [results[row] for row in range(len(trajectories))]
 
 

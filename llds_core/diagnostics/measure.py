@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from llds_core.diagnostics.group_update import group_changes, sample_groups
+from llds_core.diagnostics.group_update import Optimizer, group_changes, sample_groups
 from llds_core.diagnostics.likelihood import Scored, score_trajectories
 from llds_core.diagnostics.rounds import scripted_rounds
 from llds_core.diagnostics.searches import nll_by_round
@@ -35,7 +35,7 @@ from llds_core.runs.smollm2 import load_smollm2, quantization, smollm2_file
 
 TABLES = ("likelihood_change", "theorem", "nll_by_round")
 ROLLOUTS = 8  # responses to a question, as the paper's Fig. 3a; a run's own groups may be smaller
-_OPTIMIZERS = ("adamw", "sgd")
+_OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "sgd")
 _KEYS = ["profile", "method", "seed"]
 
 

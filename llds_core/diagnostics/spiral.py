@@ -61,9 +61,10 @@ class SpiralConditions:
     @property
     def onset(self) -> int | None:
         """First iteration from which all three hold; None when they do not."""
-        onsets = [c.onset for c in (self.decay, self.erosion, self.amplification)]
+        conditions = (self.decay, self.erosion, self.amplification)
+        onsets = [c.onset for c in conditions if c.onset is not None]
         # Each holds from its onset to the end, so all of them do from the last onset on.
-        return None if None in onsets else max(onsets)
+        return None if self.failed else max(onsets)
 
     @property
     def failed(self) -> tuple[ConditionName, ...]:

@@ -192,5 +192,5 @@ class Agent:
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return text if ids == ids[kept] else str(self.tokenizer.decode(ids[kept]))
 
-    def _decoded(self, ids: Sequence[int]) -> str:
+    def _decoded(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))

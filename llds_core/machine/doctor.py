@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
-import psutil
+import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 from huggingface_hub import try_to_load_from_cache
 from packaging.requirements import Requirement
 

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 import pandas as pd
-import psutil
+import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from llds_core.config import ExperimentConfig, layouts, load_experiment
 from llds_core.errors import ConfigError

@@ -73,7 +73,7 @@ class SearchService:
         self.app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         self.app.add_api_route("/retrieve", self._retrieve, methods=["POST"])
         self.app.add_api_route("/health", self._health, methods=["GET"])
-        self.app.add_exception_handler(HTTPException, _refusal)
+        self.app.exception_handler(HTTPException)(_refusal)
 
     def open(self, retriever: Retriever, identity: ServiceIdentity) -> None:
         """Search with `retriever` from now on; safe from any thread."""

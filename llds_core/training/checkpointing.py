@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers import Trainer
 
 from llds_core.errors import RunError
 from llds_core.runs.checkpoints import checkpoint_path
 
 
-class AtomicCheckpointMixin:
-    """For `transformers.Trainer`: writes `checkpoint/step-N` whole or not at all.
+class AtomicCheckpointMixin(Trainer):
+    """For any `transformers.Trainer`: writes `checkpoint/step-N` whole or not at all.
 
     The class it is mixed into sets `updates_per_step`, and may override `checkpoint_extra` to add
     state to the checkpoint's `extra.json`, read back by `read_checkpoint_extra`.
     """
+
+    # A trainer has these, whatever transformers allows before it is built.
+    args: Any
+    model: Any
+    processing_class: Any
 
     updates_per_step = 1
     _saving_to: Path | None = None
@@ -35,10 +41,10 @@ class AtomicCheckpointMixin:
         missing = [key for key in load_result.missing_keys if key not in tied]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
-    def _get_output_dir(self, trial: object) -> str:
+    def _get_output_dir(self, trial: Any) -> str:
         return str(self._saving_to or super()._get_output_dir(trial))
 
-    def _save_checkpoint(self, model: object, trial: object) -> None:
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir)
         step = self.state.global_step // self.updates_per_step
         self._saving_to = folder / f".partial-{step}"

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from datasets import Dataset
@@ -62,10 +62,13 @@ def train(run: Run, *, after_step: Callable[[dict[str, Any]], None] | None = Non
     processes.decide(claim)
     with directory or nullcontext(), ending_together(processes):
         torch.set_num_threads(config.training.threads)
-        start = processes.decide(lambda: _begin(run, directory, processes))
+        # The first process decides, and it has the directory.
+        start = processes.decide(lambda: _begin(run, cast(RunDirectory, directory), processes))
         if start.collapsed:
             return
-        recorder = directory and Recorder(directory, config, start.done, after_step=after_step)
+        recorder = None
+        if directory is not None:
+            recorder = Recorder(directory, config, start.done, after_step=after_step)
         trainer = _build_trainer(run, start, processes, recorder)
         if start.resume:
             trainer.nonfinite_in_a_row = read_checkpoint_extra(start.resume)["nonfinite_in_a_row"]
@@ -106,7 +109,7 @@ def _begin(run: Run, directory: RunDirectory, processes: Processes) -> _Start:
 def _streams(directory: RunDirectory, config: ExperimentConfig, processes: Processes) -> str:
     """The random streams this run samples from: those it began with, and they are noted."""
     several = processes.count > 1
-    streams = config.rollout.streams
+    streams: str = config.rollout.streams
     if streams == "auto":
         # vLLM gives every trajectory a seed of its own.
         new = "trajectory" if several or config.sampler.backend == "vllm" else "rollout"
@@ -132,7 +135,8 @@ def _build_trainer(
     environment = build_environment(config)
     model, tokenizer = load_start_policy(run, environment)
     corpus = environment.retriever.identity
-    processes.decide(lambda: recorder.directory.record("corpus", corpus))
+    directory = recorder.directory if recorder else None
+    processes.decide(lambda: cast(RunDirectory, directory).record("corpus", corpus))
     if recorder is not None and start.resume:
         # A process killed right after its last save has not ranked it.
         recorder.saved(start.done)
@@ -141,7 +145,7 @@ def _build_trainer(
     )
     callbacks: list[TrainerCallback] = [recorder] if recorder else []
     if config.diagnostics.stop_after_collapse:
-        callbacks.append(StopAfterCollapse(config, processes, recorder and recorder.directory))
+        callbacks.append(StopAfterCollapse(config, processes, directory))
     with engine_options(config):
         trainer = SearchGRPOTrainer(
             model=model,

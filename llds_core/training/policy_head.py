@@ -10,6 +10,7 @@ called.
 
 import types
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,9 +33,10 @@ class PolicyHeadOutput(ModelOutput):
         last_hidden_state: (B, T, D) states of the last layer, detached.
     """
 
-    log_probs: torch.Tensor | None = None
-    entropy: torch.Tensor | None = None
-    last_hidden_state: torch.Tensor | None = None
+    # Tensors, always given; `ModelOutput` asks for defaults.
+    log_probs: Any = None
+    entropy: Any = None
+    last_hidden_state: Any = None
 
 
 def policy_labels(input_ids: torch.Tensor, policy_mask: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ end of a run whose collapse is proved.
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -100,7 +100,9 @@ class StopAfterCollapse(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One update has ended, and maybe a step."""
         if state.global_step % self._config.training.updates_per_rollout == 0:
-            collapsed = self._processes.decide(lambda: note_collapse(self._directory, self._config))
+            # The first process decides, and it has the directory.
+            directory = cast(RunDirectory, self._directory)
+            collapsed = self._processes.decide(lambda: note_collapse(directory, self._config))
             control.should_training_stop |= collapsed
             control.should_save |= collapsed
 

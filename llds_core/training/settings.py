@@ -11,7 +11,7 @@ canary (`gated_fraction_first`) is exactly 0 wherever a kernel gives equal outpu
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.training_args import OptimizerNames
@@ -40,7 +40,7 @@ class OneGPUMixin:
     @property
     def n_gpu(self) -> int:
         """GPUs of this process: one, or none."""
-        return min(1, super().n_gpu)
+        return min(1, cast(Any, super()).n_gpu)
 
 
 @dataclass
@@ -77,7 +77,8 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        per_epoch, rest = divmod(self.steps_per_generation, self.gradient_accumulation_steps)
+        steps_per_generation = cast(int, self.steps_per_generation)  # TRL has set it
+        per_epoch, rest = divmod(steps_per_generation, self.gradient_accumulation_steps)
         if rest or per_epoch * self.num_iterations != self.updates_per_rollout:
             raise ConfigError(
                 f"updates_per_rollout={self.updates_per_rollout}, but steps_per_generation="

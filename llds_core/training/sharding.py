@@ -5,6 +5,8 @@ pass, which is what sharded parameters do. A copy costs the memory of the weight
 keeps its own and needs none.
 """
 
+from typing import Any, cast
+
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -22,7 +24,7 @@ class WholePolicy:
         if self._copy is None:
             self._copy = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
             self._copy.generation_config = policy.generation_config
-            self._copy.to(policy.device)
+            cast(Any, self._copy).to(policy.device)  # transformers loses the types of `to`
         present = dict(policy.named_parameters())
         for name, value in self._copy.named_parameters():
             weight = present[name]
@@ -40,4 +42,5 @@ def copy_to_sharded(policy: PreTrainedModel, sharded: PreTrainedModel) -> None:
     present = dict(policy.named_parameters())
     for name, value in sharded.named_parameters():
         whole = present[name].detach().to(value.device)
-        value.copy_(distribute_tensor(whole, value.device_mesh, value.placements))
+        placed = cast(DTensor, value)
+        value.copy_(distribute_tensor(whole, placed.device_mesh, placed.placements))

@@ -81,7 +81,7 @@ def make_traces(
         found, failed = retriever.search_keyed([s.query for s in active], top_k, keys)
         for script, hits, failure in zip(active, found, failed, strict=True):
             script.observe(hits, failure)
-        active = [script for script in active if script.query is not None]
+        active = [script for script in active if script.query]
         turn += 1
     return [Trace(s.question, tuple(s.segments), s.correct) for s in scripts]
 
@@ -97,7 +97,7 @@ def _cycle(
 
 
 class _Script:
-    """Writes one trace turn by turn; `query` is the search to run next, None when the trace has
+    """Writes one trace turn by turn; `query` is the search to run next, empty when the trace has
     ended.
     """
 
@@ -112,7 +112,7 @@ class _Script:
         self.question = question
         self.segments: list[tuple[str, bool]] = []
         self.correct = False
-        self.query: str | None = None
+        self.query = ""
         self._config = config
         self._random = numpy_generator(config.seed, "warmstart", "trace", index)
         self._world = world
@@ -124,7 +124,7 @@ class _Script:
         """Take the passages of the pending search and write the next action."""
         self.segments.append((search_observation(hits), False))
         hop, random, config = self._hops[self._hop], self._random, self._config
-        self.query = None
+        self.query = ""
         if failed:
             if random.random() < config.retry_rate:
                 self._search(_RETRY_THOUGHTS)
@@ -142,7 +142,7 @@ class _Script:
             self._answer(hop["answer"])
 
     def _pick(self, options: Sequence[str]) -> str:
-        return options[self._random.integers(len(options))]
+        return options[int(self._random.integers(len(options)))]
 
     def _search(self, thoughts: Sequence[str], **fields: str) -> None:
         hop = self._hops[self._hop]

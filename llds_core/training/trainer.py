@@ -25,7 +25,7 @@ of the rows.
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -65,6 +65,14 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         on_step: called with the metrics and trajectories of each finished step.
     """
 
+    args: SearchGRPOConfig
+    num_generations: int
+    ref_model: Any
+    metrics: StepMetrics  # of the step under way, from its rollout on
+    _buffered_inputs: Any
+    _micro: dict[str, Any]
+    _captured: torch.Tensor
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -80,11 +88,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self._rollout = rollout
         self._on_step = on_step
         self._rows: Sequence[dict[str, Any]] = []
-        self._micro: dict[str, Any] | None = None
-        self._captured: torch.Tensor | None = None
         self._loss_is_finite = True
         self._whole_policy = WholePolicy()
-        self.metrics: StepMetrics | None = None
         with warnings.catch_warnings():
             # The contract test watches this interface; users can do nothing about its being
             # experimental.
@@ -150,13 +155,14 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         if not self.model.training:
             raise NotImplementedError("score checkpoints with llds_core.evaluation instead")
-        per_rollout = self.args.steps_per_generation * self.num_iterations
-        if self._step % per_rollout == 0 or self._buffered_inputs is None:
+        per_generation = cast(int, self.args.steps_per_generation)  # TRL has set it
+        is_due = self._step % (per_generation * self.num_iterations) == 0
+        if is_due or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
             if self.accelerator.num_processes > 1:
                 batch = gather_batch(batch, self.accelerator, self.processing_class.pad_token_id)
             self._buffered_inputs = self._micro_batches(batch)
-        self._micro = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        self._micro = self._buffered_inputs[self._step % per_generation]
         return self._micro
 
     def _micro_batches(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
@@ -196,9 +202,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
                 for start in range(0, len(by_length), size)
             ]
             # The denominator of the penalty is the whole mini-batch's count.
-            penalized = sum(penalty_tokens(micro, self.args).sum() for micro in window)
-            penalty_count = self._per_process(penalized)
-            tokens = self._per_process(sum(micro["policy_mask"].sum() for micro in window))
+            penalty_count = self._per_process([penalty_tokens(m, self.args) for m in window])
+            tokens = self._per_process([micro["policy_mask"] for micro in window])
             for micro in window:
                 micro["penalty_count"] = penalty_count
                 micro["entropy_scale"] = len(window) * micro["policy_mask"].sum() / tokens
@@ -210,8 +215,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self.metrics.close_rollout(micro_batches, answer_weight)
         return micro_batches
 
-    def _per_process(self, count: torch.Tensor) -> torch.Tensor:
-        """The sum of all processes' counts, shared among them: gradients are averaged over them."""
+    def _per_process(self, masks: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The count of all processes, shared among them: gradients are averaged over them."""
+        count = torch.stack([mask.sum() for mask in masks]).sum()
         total = self.accelerator.reduce(count.float(), reduction="sum")
         return total / self.accelerator.num_processes
 
@@ -280,7 +286,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self._micro = inputs = dict(inputs)
         policy_loss = super()._compute_loss(model, inputs)
         logprobs = self._captured
-        self._captured = None
+        del self._captured
         args = self.args
         with torch.set_grad_enabled(args.llds_weight > 0):
             penalty, counts = llds_penalty(
@@ -308,9 +314,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         )
         return loss
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any) -> torch.Tensor:
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Train on one micro-batch; the rollout happens inside the first one of a step."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(*args, **kwargs)
         self._metrics["train"].clear()  # TRL's own lists grow until a log call that never comes
         return loss
 
@@ -373,7 +379,7 @@ class _FinishStep(TrainerCallback):
             self._trainer.finish_step()
 
 
-def _search_rollout(prompts: list[str], trainer: SearchGRPOTrainer) -> dict[str, list]:
+def _search_rollout(prompts: list[str], trainer: Any) -> dict[str, list]:
     """TRL's `rollout_func`: trajectories as token lists, with the mask of policy tokens."""
     return rollout_columns(trainer.collect().trajectories)
 

@@ -202,7 +202,7 @@ class WarmstartTrainer(AtomicCheckpointMixin, Trainer):
 
     def compute_loss(
         self,
-        model: nn.Module,
+        model: Any,
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,

@@ -50,7 +50,8 @@ def city_questions(
             continue
         others = (countries[other.iso].facts[topic] for other in alike)
         golden = tuple(dict.fromkeys((*own, *chain.from_iterable(others))))
-        steps, bridge = [dict(to_country)], ()
+        steps = [dict(to_country)]
+        bridge: tuple[str, ...] = ()
         if topic != "country":
             steps.append(_step(country.name, f"country-{country.iso}", titles, own[0]))
             bridge = country.facts["country"]

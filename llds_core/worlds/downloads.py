@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 import yaml
 from filelock import FileLock, Timeout
@@ -91,7 +91,7 @@ def list_files(
     from huggingface_hub import HfApi
 
     with hub_errors(repo, kind, revision):
-        info = HfApi().repo_info(
+        info: Any = HfApi().repo_info(
             repo, repo_type=kind, revision=revision, files_metadata=True, timeout=timeout
         )
         if info.gated:
@@ -263,13 +263,13 @@ def _unpack(archive: Path, target: Path) -> None:
         if tarfile.is_tarfile(archive):
             with tarfile.open(archive, "r|gz") as tar:
                 member = next(member for member in tar if member.isfile())
-                _copy(tar.extractfile(member), file)
+                _copy(cast(IO[bytes], tar.extractfile(member)), file)  # a file's is never None
         else:
             with gzip.open(archive) as stream:
                 _copy(stream, file)
 
 
-def _copy(source: IO[bytes], target: IO[bytes]) -> None:
+def _copy(source: IO[bytes] | gzip.GzipFile, target: IO[bytes]) -> None:
     shutil.copyfileobj(source, target, _CHUNK)
     target.flush()
     os.fsync(target.fileno())
