@@ -140,7 +140,7 @@ def test_a_study_runs_what_is_left_and_publishes_it(
     root, published = tmp_path / "runs", tmp_path / "published"
     shutil.copytree(smoke_runs, root)
     study = load_study(written(tmp_path, SMALL.replace("seeds: [0, 1]", "seeds: [0]")))
-    before = status(study, root, published=published).set_index("arm")["state"].to_dict()
+    before = status(planned_runs(study, root), published).set_index("arm")["state"].to_dict()
     assert before == {"late": "complete", "grpo": "complete", "llds-action": "complete"}
     shutil.rmtree(root / "smoke/grpo")
     publish_run(load_run(root / "smoke/llds-action/seed0"), "other", published)
@@ -151,7 +151,7 @@ def test_a_study_runs_what_is_left_and_publishes_it(
     table = pd.read_csv(published / "smoke/runs.csv")
     assert table["heldout_em"].notna()[table["method"] == "grpo"].all()
     assert "study: runs left: 0" in capsys.readouterr().out
-    again = status(study, root, ["main"], published=published)
+    again = status(planned_runs(study, root, ["main"]), published)
     assert set(again["state"]) == {"published"}
     assert [run.arm for run in load_study_runs(published, study)] == ["grpo", "llds-action"]
     local = load_study_runs(root, study)

@@ -219,7 +219,7 @@ def test_a_machine_that_lacks_something_starts_nothing(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     overrides = [*place.overrides, f"dense.path={tmp_path}/none"]
-    with pytest.raises(ConfigError, match=r"cannot run paper-3b: fail  index: .*none holds no finished"):
+    with pytest.raises(ConfigError, match=r"cannot run paper-3b: fail  index: .*holds no finished"):
         reproduce("paper-3b", [0], tmp_path / "runs", overrides=overrides)
     assert "retriever starts" not in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
