@@ -10,7 +10,6 @@ that is missing: `{"llds": {"needs": ["policies"]}}`, or `measurements` of check
 
 import json
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,7 @@ from llds_core.reporting.artefacts import KINDS, run_name, take_records
 from llds_core.reporting.store import is_published, load_runs
 
 MAIN_ARMS = ("grpo", "llds-action")
-# What a reader can do nothing about: no widgets for a bar, pictures without a text for the blind.
-warnings.filterwarnings("ignore", message="IProgress not found")
+# What a reader can do nothing about: pictures without a text for the blind.
 for _name in ("papermill", "traitlets"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
