@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command = typer.main.get_command(app)
         with command.make_context(_PROGRAM, given.copy()) as context:
-            return command.invoke(context) or 0
+            code = command.invoke(context) or 0
+            sys.stdout.flush()  # here, where a reader that has gone is no error
+            return code
     except typer.Exit as end:  # of --help
         return end.exit_code
     except (LLDSError, typer.TyperException) as error:

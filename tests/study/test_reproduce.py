@@ -8,16 +8,24 @@ import pytest
 
 from llds_core.errors import ConfigError, RunError
 from llds_core.machine import doctor
+from llds_core.reporting import notebooks
 from llds_core.study.reproduce import reproduce
 
 
 @pytest.fixture(scope="module")
 def made(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output of `reproduce smoke` on the stored warm start, one run still to be trained."""
+    """Output of `reproduce smoke` on the stored warm start, one run still to be trained. One
+    notebook only: `tests/notebooks` runs all of them.
+    """
     folder = tmp_path_factory.mktemp("reproduce")
+    name = "01_collapse_curves.ipynb"
+    (folder / "notebooks").mkdir()
+    shutil.copy(Path(__file__).parents[2] / "notebooks" / name, folder / "notebooks" / name)
     shutil.copytree(smoke_runs, folder / "runs")
     shutil.rmtree(folder / "runs/smoke/llds-action")
-    reproduce("smoke", [0], folder / "runs", out_dir=folder / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(notebooks, "NOTEBOOKS", folder / "notebooks")
+        reproduce("smoke", [0], folder / "runs", out_dir=folder / "out")
     return folder
 
 
