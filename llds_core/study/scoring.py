@@ -14,6 +14,7 @@ from llds_core.errors import CheckpointError
 from llds_core.machine.jobs import Job, run_jobs, visible_gpus
 from llds_core.reporting.benchmark_scores import publish_evaluation
 from llds_core.runs import Run
+from llds_core.runs.checkpoints import checkpoint_steps
 
 _CHECKPOINTS = ("best", "last")
 
@@ -73,7 +74,7 @@ def _without_scores(runs: Sequence[Run], which: str) -> list[Run]:
 
 
 def _keeps_checkpoint(run: Run) -> bool:
-    return run.checkpoints.is_dir() and any(run.checkpoints.iterdir())
+    return bool(checkpoint_steps(run.checkpoints))
 
 
 def _answers(run: Run) -> Path:
