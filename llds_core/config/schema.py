@@ -143,6 +143,12 @@ def _misfits(config: ExperimentConfig) -> Iterator[str]:
             f"training.updates_per_rollout={updates} is not a multiple of training.epochs="
             f"{training.epochs}: every epoch makes the same number of updates"
         )
+    if training.mini_batches == "groups" and config.mini_batch_size % config.rollout.group_size:
+        yield (
+            f"mini-batches of {config.mini_batch_size} trajectories do not hold whole groups of "
+            f"rollout.group_size={config.rollout.group_size}: choose training.updates_per_rollout "
+            "so that they do, or set training.mini_batches=shuffled"
+        )
     if config.mini_batch_size % (training.micro_batch_size * world):
         processes = f" on {world} processes" if world > 1 else ""
         share = "its quotient by the processes" if world > 1 else f"{config.mini_batch_size}"

@@ -39,6 +39,9 @@ FREE = _keys(
 # With a token mean per micro-batch these change the objective itself.
 _COMPOSITION = {"hardware.nodes", "hardware.processes", "training.micro_batch_size"}
 
+# What runs were before the key was there, where that is not its default.
+_OLDEST = {"training.mini_batches": "shuffled"}
+
 
 def same_run(manifest: Mapping[str, Any], config: ExperimentConfig, steps: int) -> bool:
     """Whether a run of `steps` steps is finished and what `config` asks for, whatever else changed.
@@ -67,11 +70,15 @@ def changed_keys(
 ) -> list[tuple[str, Any, Any]]:
     """What makes it another run: key, value before, value now.
 
-    A key younger than the manifest had its default: that is what a new setting's default means.
+    A key younger than the manifest had its default, or the value under which such runs were made.
     """
-    free = FREE - _COMPOSITION if config.loss.aggregate == "token-mean-micro" else FREE
+    free = FREE
+    if config.loss.aggregate == "token-mean-micro":
+        free = free - _COMPOSITION
+    if config.training.mini_batches == "balanced":  # over the processes
+        free = free - {"hardware.nodes", "hardware.processes"}
     defaults = flat(ExperimentConfig(config.profile, config.method).to_dict())
-    before, after = defaults | flat(manifest["config"]), flat(config.to_dict())
+    before, after = defaults | _OLDEST | flat(manifest["config"]), flat(config.to_dict())
     return [
         (key, before.get(key), value)
         for key, value in after.items()

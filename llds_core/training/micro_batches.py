@@ -1,5 +1,6 @@
-"""Rows of a rollout: put together from all processes, cut into micro-batches."""
+"""Rows of a rollout: put together from all processes, cut into mini-batches and micro-batches."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,57 @@ def gather_batch(batch: dict[str, Any], accelerator: Accelerator, pad_id: int) -
     return gathered
 
 
+def mini_batch_rows(
+    lengths: Sequence[int],
+    args: SearchGRPOConfig,
+    *,
+    group_size: int,
+    processes: int,
+    generator: torch.Generator,
+) -> list[list[list[int]]]:
+    """Rows by mini-batch and process; `lengths` are tokens per row, rows of a group adjacent."""
+    size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if args.mini_batches == "balanced":
+        shares = _balanced(lengths, processes)
+        starts = range(0, len(lengths) // processes, size)
+        batches = [[share[start : start + size] for share in shares] for start in starts]
+    else:
+        unit = group_size if args.mini_batches == "groups" else 1
+        units = torch.randperm(len(lengths) // unit, generator=generator)
+        rows = (units[:, None] * unit + torch.arange(unit)).flatten()
+        batches = []
+        for mini_batch in rows.split(size * processes):
+            # Every process takes rows of all lengths, or some would wait.
+            chosen = _by_length(mini_batch.tolist(), lengths, args)
+            batches.append([chosen[rank::processes] for rank in range(processes)])
+    return [[_by_length(share, lengths, args) for share in shares] for shares in batches]
+
+
+def _by_length(rows: list[int], lengths: Sequence[int], args: SearchGRPOConfig) -> list[int]:
+    """Rows in the order that pads least, which changes no gradient unless each micro-batch is a
+    mean of its own.
+    """
+    return rows if args.micro_batch_means else sorted(rows, key=lengths.__getitem__)
+
+
+def _balanced(lengths: Sequence[int], processes: int) -> list[list[int]]:
+    """Rows of each process, equally many and nearly equally long together: the largest differencing
+    method (Karmarkar and Karp) with which the official code deals out a rollout.
+    """
+    ordered = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    # A division has a set (tokens, rows) for each process, the largest first.
+    divisions = [
+        sorted(((lengths[row], [row]) for row in ordered[start : start + processes]), reverse=True)
+        for start in range(0, len(ordered), processes)
+    ]
+    while len(divisions) > 1:
+        divisions.sort(key=lambda sets: (sets[0][0] - sets[-1][0], sets[0]))
+        first, second = divisions.pop(), divisions.pop()
+        pairs = zip(first, reversed(second), strict=True)
+        divisions.append(sorted(((a + b, x + y) for (a, x), (b, y) in pairs), reverse=True))
+    return [sorted(rows) for _, rows in divisions[0]]
+
+
 def penalty_tokens(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tensor:
     """Mask (B, T) of the tokens that the denominator of the penalty counts."""
     if args.llds_normalizer == "all":
@@ -39,10 +91,13 @@ def penalty_tokens(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tenso
     return micro["policy_mask"] * kept[:, None]
 
 
-def trim(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
-    """Select `rows` and cut padding that all of them share: prompts are padded left, completions
-    right.
-    """
+def cut(batch: dict[str, Any], rows: list[int], size: int) -> list[dict[str, Any]]:
+    """Micro-batches of `size` rows, without the padding that all rows of one share."""
+    return [_trim(batch, rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+def _trim(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    """Prompts are padded left, completions right."""
     chosen = {
         key: value[rows] if torch.is_tensor(value) and value.dim() else value
         for key, value in batch.items()

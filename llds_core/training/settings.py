@@ -51,6 +51,8 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
 
     updates_per_rollout: int = 1
     """Optimizer steps per rollout, all epochs."""
+    mini_batches: str = "groups"
+    """Which rows share an update (see `llds_core.config.TrainingConfig`)."""
     llds_weight: float = 0.0
     """Weight of the LLDS penalty; 0 measures it only."""
     llds_gate: str = "action"
@@ -67,6 +69,11 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
     root_seed: int = 0
     max_nonfinite_updates: int = 5
     """Skipped updates in a row that end the run."""
+
+    @property
+    def micro_batch_means(self) -> bool:
+        """Whether each micro-batch is a mean of its own, as in the official code."""
+        return self.loss_type == _LOSS_TYPES["token-mean-micro"]
 
     @property
     def device(self) -> torch.device:
@@ -129,6 +136,7 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         gradient_accumulation_steps=config.mini_batch_size // micro_batch,
         steps_per_generation=config.trajectories_per_rollout // micro_batch,
         num_iterations=training.epochs,
+        mini_batches=training.mini_batches,
         updates_per_rollout=updates,
         shuffle_dataset=False,  # the data set arrives in the run's own order
         max_completion_length=rollout.max_action_tokens * (rollout.max_searches + 1),

@@ -5,10 +5,10 @@ Deltas from TRL, each an override of one method:
 
 * `_generate_and_score_completions`, `_generate`: the rollout is ours, and its policy/observation
   mask is checked.
-* `_prepare_inputs`: rows of a mini-batch are sorted by length and a micro-batch is trimmed to its
-  longest row; old and reference log-probabilities are computed on exactly the rows, order and width
-  that are trained on. TRL pads everything to the longest trajectory and computes them before it
-  shuffles; a gate that opens at zero would see the difference.
+* `_prepare_inputs`: mini-batches hold whole groups, where TRL shuffles single rows; rows are sorted
+  by length and a micro-batch is trimmed to its longest row; old and reference log-probabilities are
+  computed on exactly the rows, order and width that are trained on. TRL pads everything to the
+  longest trajectory and computes them before it shuffles; a gate that opens at zero would see it.
 * `_get_per_token_logps_and_entropies`: scores policy tokens only (`policy_head`) and keeps what the
   loss computed, so that the penalty costs no second forward pass.
 * `_compute_loss`: TRL's loss plus weight × penalty. With weight 0 nothing is added.
@@ -44,7 +44,7 @@ from llds_core.rollout.masks import pad_right, validate_response_masks
 from llds_core.rollout.protocol import Trajectory
 from llds_core.seeding import torch_generator
 from llds_core.training.checkpointing import AtomicCheckpointMixin
-from llds_core.training.micro_batches import gather_batch, penalty_tokens, trim
+from llds_core.training.micro_batches import cut, gather_batch, mini_batch_rows, penalty_tokens
 from llds_core.training.policy_head import PolicyHeadOutput, add_policy_head, policy_labels
 from llds_core.training.settings import SearchGRPOConfig
 from llds_core.training.sharding import WholePolicy, copy_to_sharded
@@ -186,27 +186,27 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             batch["advantages"] = batch["advantages"].clamp(min=0)
         batch["rows"] = torch.arange(len(trajectories), device=device)
         lengths = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)).tolist()
-        order = torch.randperm(
-            len(lengths), generator=torch_generator(self.args.root_seed, "mini-batches", self.step)
+        batches = mini_batch_rows(
+            lengths,
+            self.args,
+            group_size=self.num_generations,
+            processes=self.accelerator.num_processes,
+            generator=torch_generator(self.args.root_seed, "mini-batches", self.step),
         )
         size = self.args.per_device_train_batch_size
-        per_update = self.args.gradient_accumulation_steps
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         micro_batches = []
-        for mini_rows in order.split(size * per_update * processes):
-            # Sorting inside a mini-batch changes no gradient, its denominator being that of the
-            # whole mini-batch. Every process takes rows of all lengths, or some would wait.
-            by_length = sorted(mini_rows.tolist(), key=lengths.__getitem__)[rank::processes]
-            window = [
-                trim(batch, by_length[start : start + size])
-                for start in range(0, len(by_length), size)
-            ]
+        for shares in batches:
+            window = cut(batch, shares[self.accelerator.process_index], size)
             # The denominator of the penalty is the whole mini-batch's count.
             penalty_count = self._per_process([penalty_tokens(m, self.args) for m in window])
             tokens = self._per_process([micro["policy_mask"] for micro in window])
             for micro in window:
+                own_tokens = len(window) * micro["policy_mask"].sum()
                 micro["penalty_count"] = penalty_count
-                micro["entropy_scale"] = len(window) * micro["policy_mask"].sum() / tokens
+                micro["entropy_scale"] = own_tokens / tokens
+                if self.args.micro_batch_means:
+                    own_count = penalty_tokens(micro, self.args).sum()
+                    micro |= {"penalty_count": len(window) * own_count, "entropy_scale": 1.0}
             micro_batches += window
         answer_weight = self._answer_weight(trajectories)
         for micro in micro_batches:

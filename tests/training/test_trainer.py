@@ -28,11 +28,19 @@ def test_weight_zero_is_the_trainer_without_penalty_code_bit_for_bit(
 
 @pytest.mark.parametrize("kl", [0.0, 0.05])
 @pytest.mark.parametrize("mini_batches", [1, 2])
-@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
+@pytest.mark.parametrize(
+    ("aggregation", "unit"), [("token-mean", 1), ("token-mean", 4), ("seq-mean-token-mean", 1)]
+)
 def test_weight_zero_is_stock_trl(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kl: float, mini_batches: int, aggregation: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kl: float,
+    mini_batches: int,
+    aggregation: str,
+    unit: int,
 ) -> None:
     overrides = (
+        f"training.mini_batches={'shuffled' if unit == 1 else 'groups'}",
         f"loss.kl_weight={kl}",
         f"loss.aggregate={aggregation}",
         "training.steps=2",
@@ -45,7 +53,8 @@ def test_weight_zero_is_stock_trl(
 
     def same_composition(batch: dict[str, Any]) -> dict[str, Any]:
         step = theirs.state.global_step // (2 * mini_batches) + 1
-        order = torch.randperm(16, generator=torch_generator(0, "mini-batches", step))
+        units = torch.randperm(16 // unit, generator=torch_generator(0, "mini-batches", step))
+        order = (units[:, None] * unit + torch.arange(unit)).flatten()
         # A count is no sequence; TRL leaves it alone too.
         return {k: v[order] if torch.is_tensor(v) and v.dim() else v for k, v in batch.items()}
 

@@ -1,0 +1,130 @@
+"""Which rows share an update, and the official code's objective over its own slices."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recorded import run
+from scripted import settings
+
+from llds_core.config import load_experiment
+from llds_core.errors import ConfigError
+from llds_core.seeding import torch_generator
+from llds_core.training.micro_batches import mini_batch_rows
+from llds_core.training.settings import SearchGRPOConfig
+
+LENGTHS = [(7 * row) % 23 + 4 for row in range(32)]
+
+
+def rows_of(args: SearchGRPOConfig, processes: int, step: int = 1) -> list[list[list[int]]]:
+    """32 rows in mini-batches of 8, whatever the number of processes."""
+    args.gradient_accumulation_steps = 8 // args.per_device_train_batch_size // processes
+    generator = torch_generator(0, "mini-batches", step)
+    return mini_batch_rows(LENGTHS, args, group_size=4, processes=processes, generator=generator)
+
+
+def mini_batches(batches: list[list[list[int]]]) -> list[list[int]]:
+    return [sorted(row for share in shares for row in share) for shares in batches]
+
+
+@pytest.mark.parametrize("how", ["groups", "shuffled"])
+def test_every_row_is_in_one_update_the_same_on_any_number_of_processes(
+    tmp_path: Path, how: str
+) -> None:
+    args = settings(tmp_path, f"training.mini_batches={how}", "training.micro_batch_size=2")
+    alone = mini_batches(rows_of(args, 1))
+    assert sorted(row for rows in alone for row in rows) == list(range(32))
+    assert [len(rows) for rows in alone] == [8] * 4
+    for processes in (2, 4):
+        batches = rows_of(args, processes)
+        assert mini_batches(batches) == alone
+        assert {len(share) for shares in batches for share in shares} == {8 // processes}
+    assert mini_batches(rows_of(args, 1, step=2)) != alone
+    whole = [{row // 4 for row in rows} for rows in alone]
+    assert all(len(groups) == 2 for groups in whole) == (how == "groups")
+
+
+def test_the_trainer_keeps_groups_whole_and_pads_least(tmp_path: Path) -> None:
+    trainer = run(settings(tmp_path, "training.steps=2"))
+    for update in range(8):
+        window = [r["inputs"] for r in trainer.records if r["update"] == update]
+        rows = [row for batch in window for row in batch["rows"].tolist()]
+        assert len({row // 4 for row in rows}) == 2 and len(rows) == 8
+        lengths = [
+            int(length)
+            for batch in window
+            for length in batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
+        ]
+        assert lengths == sorted(lengths)
+
+
+def test_mini_batches_that_cut_a_group_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"mini-batches of 2 .*group_size=4: .*updates_per_roll"):
+        load_experiment(
+            "smoke/grpo", ["training.updates_per_rollout=16", "training.micro_batch_size=2"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shares"),
+    [
+        # Differences 1 (9|8), 1 (7|6), 1 (5|4), 1 (3|2): pairs cancel.
+        ([9, 8, 7, 6, 5, 4, 3, 2], [[0, 3, 5, 6], [1, 2, 4, 7]]),
+        ([10, 1, 1, 1], [[0, 1], [2, 3]]),
+    ],
+)
+def test_balanced_slices_differ_as_little_as_by_hand(
+    tmp_path: Path, lengths: list[int], shares: list[list[int]]
+) -> None:
+    args = settings(tmp_path, "training.mini_batches=balanced", "loss.aggregate=token-mean-micro")
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = len(lengths) // 2, 1
+    (made,) = mini_batch_rows(lengths, args, group_size=2, processes=2, generator=torch.Generator())
+    totals = [sum(lengths[row] for row in share) for share in made]
+    assert sorted(totals) == sorted(sum(lengths[row] for row in share) for share in shares)
+    assert all(share == sorted(share) for share in made)
+    assert sorted(row for share in made for row in share) == list(range(len(lengths)))
+
+
+def official_loss(batch: dict[str, Any], logprobs: torch.Tensor, accumulated: int) -> torch.Tensor:
+    """One micro-batch of the official actor, row by row: clipped surrogate, k3 and the penalty of
+    actions that lost likelihood, each over the policy tokens of the micro-batch.
+    """
+    policy = (batch["tool_mask"] * batch["completion_mask"]).bool()
+    surrogate = divergence = penalty = torch.zeros(())
+    for row, mask in enumerate(policy):
+        new, old = logprobs[row], batch["old_per_token_logps"][row]
+        ratio = torch.exp(new - old)
+        advantage = batch["group_advantages"][row]
+        worse = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.2))
+        surrogate = surrogate + worse[mask].sum()
+        gap = batch["ref_per_token_logps"][row] - new
+        divergence = divergence + (gap.exp() - gap - 1)[mask].sum()
+        if advantage < 0:
+            continue
+        for action in batch["action_ids"][row][mask].unique():
+            lost = (old.detach() - new)[mask & (batch["action_ids"][row] == action)]
+            if lost.sum() > 0:
+                penalty = penalty + lost.clamp(min=0).sum()
+    total = surrogate + 0.02 * divergence + 0.5 * penalty
+    return total / policy.sum() / accumulated
+
+
+def test_the_official_objective_is_that_of_its_own_slices(tmp_path: Path) -> None:
+    loss = ("aggregate=token-mean-micro", "kl_weight=0.02", "llds_weight=0.5", "normalizer=all")
+    overrides = [*(f"loss.{value}" for value in loss), "training.mini_batches=balanced"]
+    trainer = run(settings(tmp_path, *overrides, "training.steps=1", method="llds-action"))
+    rows = [record["inputs"]["rows"].tolist() for record in trainer.records]
+    per_epoch = [list(range(4 * index, 4 * index + 4)) for index in range(4)]
+    assert rows == 2 * per_epoch
+    penalised = False
+    for record in trainer.records:
+        logprobs = record["logprobs"].clone().requires_grad_()
+        expected = official_loss(
+            record["inputs"], logprobs, trainer.args.gradient_accumulation_steps
+        )
+        assert record["loss"].item() == pytest.approx(expected.item(), abs=1e-6, rel=1e-5)
+        (gradient,) = torch.autograd.grad(expected, logprobs)
+        torch.testing.assert_close(record["gradient"], gradient, atol=1e-7, rtol=1e-4)
+        penalised |= trainer.rows[0]["llds_penalty"] > 0
+    assert penalised
