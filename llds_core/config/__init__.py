@@ -1,6 +1,6 @@
 """Every value a user can set: sections, profiles, methods, and the arms of studies."""
 
-from llds_core.config.arms import Arm, Entry, Study, load_study, studies
+from llds_core.config.arms import Arm, Study, load_study, studies
 from llds_core.config.load import (
     layouts,
     load_experiment,
@@ -11,43 +11,24 @@ from llds_core.config.load import (
 )
 from llds_core.config.schema import ExperimentConfig
 from llds_core.config.sections import (
-    DataConfig,
     DenseConfig,
-    DiagnosticsConfig,
-    EvaluationConfig,
-    HardwareConfig,
-    LossConfig,
     PolicyConfig,
-    RetrievalConfig,
     RewardConfig,
     RolloutConfig,
-    SamplerConfig,
     ServiceConfig,
-    TrainingConfig,
     WarmstartConfig,
-    WorldConfig,
 )
 
 __all__ = [
     "Arm",
-    "DataConfig",
     "DenseConfig",
-    "DiagnosticsConfig",
-    "Entry",
-    "EvaluationConfig",
     "ExperimentConfig",
-    "HardwareConfig",
-    "LossConfig",
     "PolicyConfig",
-    "RetrievalConfig",
     "RewardConfig",
     "RolloutConfig",
-    "SamplerConfig",
     "ServiceConfig",
     "Study",
-    "TrainingConfig",
     "WarmstartConfig",
-    "WorldConfig",
     "layouts",
     "load_experiment",
     "load_study",

@@ -13,24 +13,8 @@ from typing import Any
 
 import yaml
 
+from llds_core.config import sections
 from llds_core.config.checked import checked
-from llds_core.config.sections import (
-    DataConfig,
-    DenseConfig,
-    DiagnosticsConfig,
-    EvaluationConfig,
-    HardwareConfig,
-    LossConfig,
-    PolicyConfig,
-    RetrievalConfig,
-    RewardConfig,
-    RolloutConfig,
-    SamplerConfig,
-    ServiceConfig,
-    TrainingConfig,
-    WarmstartConfig,
-    WorldConfig,
-)
 from llds_core.errors import ConfigError
 
 _VLLM_MAX_TEMPERATURE = 2
@@ -42,21 +26,21 @@ class ExperimentConfig:
 
     profile: str
     method: str
-    world: WorldConfig = WorldConfig()
-    data: DataConfig = DataConfig()
-    retrieval: RetrievalConfig = RetrievalConfig()
-    dense: DenseConfig = DenseConfig()
-    service: ServiceConfig = ServiceConfig()
-    policy: PolicyConfig = PolicyConfig()
-    warmstart: WarmstartConfig = WarmstartConfig()
-    rollout: RolloutConfig = RolloutConfig()
-    sampler: SamplerConfig = SamplerConfig()
-    reward: RewardConfig = RewardConfig()
-    loss: LossConfig = LossConfig()
-    training: TrainingConfig = TrainingConfig()
-    hardware: HardwareConfig = HardwareConfig()
-    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    world: sections.WorldConfig = sections.WorldConfig()
+    data: sections.DataConfig = sections.DataConfig()
+    retrieval: sections.RetrievalConfig = sections.RetrievalConfig()
+    dense: sections.DenseConfig = sections.DenseConfig()
+    service: sections.ServiceConfig = sections.ServiceConfig()
+    policy: sections.PolicyConfig = sections.PolicyConfig()
+    warmstart: sections.WarmstartConfig = sections.WarmstartConfig()
+    rollout: sections.RolloutConfig = sections.RolloutConfig()
+    sampler: sections.SamplerConfig = sections.SamplerConfig()
+    reward: sections.RewardConfig = sections.RewardConfig()
+    loss: sections.LossConfig = sections.LossConfig()
+    training: sections.TrainingConfig = sections.TrainingConfig()
+    hardware: sections.HardwareConfig = sections.HardwareConfig()
+    diagnostics: sections.DiagnosticsConfig = sections.DiagnosticsConfig()
+    evaluation: sections.EvaluationConfig = sections.EvaluationConfig()
 
     def __post_init__(self) -> None:
         for problem in _misfits(self):
@@ -108,12 +92,10 @@ class ExperimentConfig:
         """Parse YAML text written by `to_yaml`."""
         return cls.from_dict(parse_yaml(text, "experiment"))
 
-    def hash(self, *sections: str) -> str:
-        """Twelve hex digits that change when any value changes, or any value of `sections` when
-        given.
-        """
+    def hash(self, *names: str) -> str:
+        """Twelve hex digits that change when any value changes; of the sections `names`, if any."""
         values = self.to_dict()
-        chosen = {key: values[key] for key in sections} if sections else values
+        chosen = {key: values[key] for key in names} if names else values
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -262,10 +262,9 @@ class TrainingConfig:
     epochs: StrictInt = Field(default=4, ge=1)
     """Passes over each rollout; the updates are divided evenly among them."""
     mini_batches: Literal["groups", "shuffled", "balanced"] = "groups"
-    """Which trajectories share an update: whole groups, in a new order every step (current verl and
-    SkyRL count mini-batches in prompts, too); single trajectories, drawn without regard to groups
-    (TRL); or consecutive slices of what each process got when lengths were balanced over them (the
-    official code)."""
+    """Which trajectories share an update: whole groups (current verl and SkyRL), single ones drawn
+    at random (TRL), or slices of what each process gets when lengths are balanced (official code).
+    """
     micro_batch_size: StrictInt = Field(default=16, ge=1)
     learning_rate: Number = Field(default=2e-4, ge=0, le=1)
     warmup_steps: StrictInt = Field(default=1, ge=0)

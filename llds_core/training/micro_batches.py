@@ -41,27 +41,21 @@ def mini_batch_rows(
 ) -> list[list[list[int]]]:
     """Rows by mini-batch and process; `lengths` are tokens per row, rows of a group adjacent."""
     size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+
+    def arranged(rows: list[int]) -> list[int]:
+        # The least padding; no gradient changes unless each micro-batch is a mean of its own.
+        return rows if args.micro_batch_means else sorted(rows, key=lengths.__getitem__)
+
     if args.mini_batches == "balanced":
         shares = _balanced(lengths, processes)
-        starts = range(0, len(lengths) // processes, size)
-        batches = [[share[start : start + size] for share in shares] for start in starts]
-    else:
-        unit = group_size if args.mini_batches == "groups" else 1
-        units = torch.randperm(len(lengths) // unit, generator=generator)
-        rows = (units[:, None] * unit + torch.arange(unit)).flatten()
-        batches = []
-        for mini_batch in rows.split(size * processes):
-            # Every process takes rows of all lengths, or some would wait.
-            chosen = _by_length(mini_batch.tolist(), lengths, args)
-            batches.append([chosen[rank::processes] for rank in range(processes)])
-    return [[_by_length(share, lengths, args) for share in shares] for shares in batches]
-
-
-def _by_length(rows: list[int], lengths: Sequence[int], args: SearchGRPOConfig) -> list[int]:
-    """Rows in the order that pads least, which changes no gradient unless each micro-batch is a
-    mean of its own.
-    """
-    return rows if args.micro_batch_means else sorted(rows, key=lengths.__getitem__)
+        starts = range(0, len(shares[0]), size)
+        return [[arranged(share[start : start + size]) for share in shares] for start in starts]
+    unit = group_size if args.mini_batches == "groups" else 1
+    units = torch.randperm(len(lengths) // unit, generator=generator)
+    rows = (units[:, None] * unit + torch.arange(unit)).flatten()
+    batches = [arranged(batch.tolist()) for batch in rows.split(size * processes)]
+    # Every process takes rows of all lengths, or some would wait.
+    return [[batch[rank::processes] for rank in range(processes)] for batch in batches]
 
 
 def _balanced(lengths: Sequence[int], processes: int) -> list[list[int]]:

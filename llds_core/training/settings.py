@@ -45,14 +45,14 @@ class OneGPUMixin:
 
 @dataclass
 class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
-    """`GRPOConfig` with the LLDS penalty (see `llds_core.config.LossConfig`) and rollout-level
+    """`GRPOConfig` with the LLDS penalty (see `LossConfig`) and rollout-level
     bookkeeping.
     """
 
     updates_per_rollout: int = 1
     """Optimizer steps per rollout, all epochs."""
     mini_batches: str = "groups"
-    """Which rows share an update (see `llds_core.config.TrainingConfig`)."""
+    """Which rows share an update (see `TrainingConfig`)."""
     llds_weight: float = 0.0
     """Weight of the LLDS penalty; 0 measures it only."""
     llds_gate: str = "action"
