@@ -46,7 +46,7 @@ def test_every_row_is_in_one_update_the_same_on_any_number_of_processes(
 
 
 def test_the_trainer_keeps_groups_whole_and_pads_least(tmp_path: Path) -> None:
-    trainer = run(settings(tmp_path, "training.steps=2"))
+    trainer = run(settings(tmp_path, "training.mini_batches=groups", "training.steps=2"))
     for update in range(8):
         window = [r["inputs"] for r in trainer.records if r["update"] == update]
         rows = [row for batch in window for row in batch["rows"].tolist()]
@@ -62,7 +62,11 @@ def test_the_trainer_keeps_groups_whole_and_pads_least(tmp_path: Path) -> None:
 def test_mini_batches_that_cut_a_group_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"mini-batches of 2 .*group_size=4: .*updates_per_roll"):
         load_experiment(
-            "smoke/grpo", ["training.updates_per_rollout=16", "training.micro_batch_size=2"]
+            "smoke/grpo",
+            [
+                f"training.{v}"
+                for v in ("mini_batches=groups", "updates_per_rollout=16", "micro_batch_size=2")
+            ],
         )
 
 
