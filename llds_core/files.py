@@ -79,18 +79,17 @@ def hub_errors(repo: str, kind: str, revision: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path, *, make_folder: bool = False) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file that takes the place of `path` once it is whole and on disk.
 
-    `make_folder` makes a missing folder of `path`, which is refused otherwise.
+    Its folder is made when missing.
     """
     # In the target's folder: a rename is atomic only within one file system. Named by process:
     # shards of an evaluation write the same manifest at the same time.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with disk_errors(path):
         try:
-            if make_folder:
-                path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
                 yield file
                 file.flush()
@@ -102,13 +101,13 @@ def replacing(path: Path, *, make_folder: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by `text` in UTF-8, its folder made when missing."""
-    with replacing(path, make_folder=True) as file:
+    """Replace a file by `text` in UTF-8."""
+    with replacing(path) as file:
         file.write(text.encode())
 
 
 def write_table(path: Path, table: "pd.DataFrame", float_format: str | None = "%.6g") -> None:
-    """Replace a CSV file by `table`, without its index, its folder made when missing."""
+    """Replace a CSV file by `table`, without its index."""
     write_text(path, table.to_csv(index=False, float_format=float_format))
 
 

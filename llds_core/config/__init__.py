@@ -1,14 +1,7 @@
 """Every value a user can set: sections, profiles, methods, and the arms of studies."""
 
 from llds_core.config.arms import Arm, Study, load_study, studies
-from llds_core.config.load import (
-    layouts,
-    load_experiment,
-    methods,
-    printed_experiment,
-    profiles,
-    variants,
-)
+from llds_core.config.load import layouts, load_experiment, methods, profiles
 from llds_core.config.schema import ExperimentConfig
 from llds_core.config.sections import (
     DenseConfig,
@@ -33,8 +26,6 @@ __all__ = [
     "load_experiment",
     "load_study",
     "methods",
-    "printed_experiment",
     "profiles",
     "studies",
-    "variants",
 ]

@@ -7,6 +7,7 @@ of its finished groups.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -137,9 +138,7 @@ class Study:
         return queue
 
 
-def studies() -> list[str]:
-    """Names of the studies that ship with the package."""
-    return preset_names("studies")
+studies = partial(preset_names, "studies")  # names of those that ship with the package
 
 
 def load_study(name: str) -> Study:
@@ -159,15 +158,13 @@ def load_study(name: str) -> Study:
         raise ConfigError(f"study {name} is {values!r}, not a mapping: write key: value lines")
     try:
         study = Study(**{"name": Path(name).stem} | {str(key): values[key] for key in values})
-        arms = tuple(_with_overrides(arm, study.overrides) for arm in study.arms)
-        for arm in arms:
-            load_experiment(f"{study.profile}/{arm.method}", arm.overrides)
+        arms = []
+        for arm in study.arms:
+            both = (*study.overrides, *arm.overrides)
+            # Of two values of a key the arm's own counts.
+            last = {override.partition("=")[0].strip(): override for override in both}
+            arms.append(replace(arm, overrides=tuple(last.values())))
+            load_experiment(f"{study.profile}/{arm.method}", arms[-1].overrides)
     except ConfigError as error:
         raise ConfigError(f"study {name}: {error}") from None
-    return replace(study, arms=arms)
-
-
-def _with_overrides(arm: Arm, shared: Sequence[str]) -> Arm:
-    """The arm with overrides of its study below its own."""
-    last = {override.partition("=")[0].strip(): override for override in (*shared, *arm.overrides)}
-    return replace(arm, overrides=tuple(last.values()))
+    return replace(study, arms=tuple(arms))

@@ -8,7 +8,7 @@ says how the run is laid out on GPUs. A profile may build on a `base` and name i
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 
@@ -29,24 +29,11 @@ def preset_names(kind: str) -> list[str]:
     )
 
 
-def profiles() -> list[str]:
-    """Names of the profiles that ship with the package."""
-    return preset_names("profiles")
-
-
-def methods() -> list[str]:
-    """Names of the methods that ship with the package."""
-    return preset_names("methods")
-
-
-def variants() -> list[str]:
-    """Names of the variants, ways to run any method of the paper profiles."""
-    return preset_names("variants")
-
-
-def layouts() -> list[str]:
-    """Names of the layouts: GPUs, and what makes a run fit on them."""
-    return preset_names("layouts")
+# Names of what ships with the package.
+profiles = partial(preset_names, "profiles")
+methods = partial(preset_names, "methods")
+variants = partial(preset_names, "variants")  # ways to run any method of the paper profiles
+layouts = partial(preset_names, "layouts")  # GPUs, and what makes a run fit on them
 
 
 def load_experiment(
@@ -57,14 +44,16 @@ def load_experiment(
     Args:
         name: of the experiment.
         overrides: dotted, such as `training.steps=4`.
-        layout: one of `layouts()`; None takes the one the profile names, if any.
+        layout: one of `layouts()`, or empty for none: then, without overrides, it is the experiment
+            as printed, from which others deviate. None takes the one the profile names, if any.
 
     Raises:
         ConfigError: for an unknown profile, method, variant, layout or key, a wrong type, or sizes
             that do not fit together.
     """
     profile, method, layers = _layers(name)
-    layout = layout or _read_profile(profile).get("layout")
+    if layout is None:
+        layout = _read_profile(profile).get("layout")
     if layout:
         layers.append(_read_layout(layout, profile))
     for override in overrides:
@@ -76,21 +65,10 @@ def load_experiment(
                 f'override "{override}" changes what is run: name the experiment as profile/method'
             )
         layers.append(_nest(key.strip(), parse_yaml(text, key)))
-    return _combine(profile, method, layers)
-
-
-def printed_experiment(name: str) -> ExperimentConfig:
-    """Build the experiment `name` from its profile, method and variant alone: what a deviation
-    deviates from.
-    """
-    return _combine(*_layers(name))
-
-
-def _combine(profile: str, method: str, layers: Iterable[Mapping[str, Any]]) -> ExperimentConfig:
     values: dict[str, Any] = {"profile": profile, "method": method}
     for layer in layers:
         values = _merge(values, {key: layer[key] for key in layer if key not in _ABOUT})
-    return ExperimentConfig.from_dict(values)
+    return ExperimentConfig(**values)
 
 
 def _layers(name: str) -> tuple[str, str, list[dict[str, Any]]]:
@@ -99,8 +77,13 @@ def _layers(name: str) -> tuple[str, str, list[dict[str, Any]]]:
     if not separator or not method:
         raise ConfigError(f'experiment "{name}" is not of the form profile/method: try "desk/grpo"')
     plain, marked, variant = method.partition("@")
-    if profile not in profiles() or plain not in methods():
-        raise _unknown_experiment(profile, plain)
+    for kind, value, valid in (("profile", profile, profiles()), ("method", plain, methods())):
+        if value not in valid:
+            near = closest(profile, profiles()), closest(plain, methods())
+            hint = f'did you mean "{near[0]}/{near[1]}"? ' if all(near) else ""
+            raise ConfigError(
+                f'unknown {kind} "{value}" in "{name}": {hint}valid: {", ".join(valid)}'
+            )
     chosen = [_read_profile(profile), _read_preset("methods", plain)]
     layers = [*chosen, chosen[0].get("methods", {}).get(plain, {})]
     if marked:
@@ -127,17 +110,6 @@ def _read_layout(name: str, profile: str) -> dict[str, Any]:
         if fnmatchcase(profile, pattern):
             values = _merge(values, special)
     return values
-
-
-def _unknown_experiment(profile: str, method: str) -> ConfigError:
-    known = {"profile": (profile, profiles()), "method": (method, methods())}
-    kind = "profile" if profile not in profiles() else "method"
-    value, valid = known[kind]
-    near = [closest(name, names) for name, names in known.values()]
-    hint = f'did you mean "{near[0]}/{near[1]}"? ' if all(near) else ""
-    return ConfigError(
-        f'unknown {kind} "{value}" in "{profile}/{method}": {hint}valid: {", ".join(valid)}'
-    )
 
 
 @cache

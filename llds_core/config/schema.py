@@ -8,7 +8,7 @@ one mini-batch.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -73,29 +73,13 @@ class ExperimentConfig:
         return sampled // self.training.updates_per_rollout
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain dict, the inverse of `from_dict`."""
+        """Nested plain dict; `ExperimentConfig(**values)` makes the same configuration of it."""
         return dataclasses.asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ExperimentConfig":
-        """Build from a nested mapping; unknown keys and wrong types raise `ConfigError`."""
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"the experiment is {values!r}, not a mapping: write section: values")
-        return cls(**{str(key): value for key, value in values.items()})
-
-    def to_yaml(self) -> str:
-        """YAML text, the inverse of `from_yaml`."""
-        return str(yaml.safe_dump(self.to_dict(), sort_keys=False))
-
-    @classmethod
-    def from_yaml(cls, text: str) -> "ExperimentConfig":
-        """Parse YAML text written by `to_yaml`."""
-        return cls.from_dict(parse_yaml(text, "experiment"))
-
     def hash(self, *names: str) -> str:
-        """Twelve hex digits that change when any value changes; of the sections `names`, if any."""
+        """Twelve hex digits that change with any value, or any of the sections `names` if given."""
         values = self.to_dict()
-        chosen = {key: values[key] for key in names} if names else values
+        chosen = {key: values[key] for key in names or values}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -132,11 +116,9 @@ def _misfits(config: ExperimentConfig) -> Iterator[str]:
             "so that they do, or set training.mini_batches=shuffled"
         )
     if config.mini_batch_size % (training.micro_batch_size * world):
-        processes = f" on {world} processes" if world > 1 else ""
-        share = "its quotient by the processes" if world > 1 else f"{config.mini_batch_size}"
         yield (
-            f"training.micro_batch_size={training.micro_batch_size}{processes} does not divide the "
-            f"mini-batch of {config.mini_batch_size} trajectories: choose a divisor of {share}"
+            f"training.micro_batch_size={training.micro_batch_size} × {world} processes does not "
+            f"divide the mini-batch of trajectories: choose a divisor of {config.mini_batch_size}"
         )
     if config.hardware.sharding == "zero3" and sampler.backend == "transformers":
         yield (

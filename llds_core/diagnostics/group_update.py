@@ -10,8 +10,7 @@ entropy bonus, no weight decay, no gradient clipping. From a fresh start the LLD
 value and gradient, so that the same numbers hold for every method's checkpoint.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +32,9 @@ from llds_core.seeding import torch_generator
 from llds_core.worlds.records import Question
 
 Optimizer = Literal["adamw", "sgd"]
+
+# Of one rollout; changes memory, and which random numbers a question meets.
+_QUESTIONS_AT_ONCE = 25
 
 _MEASURED = (
     "delta",
@@ -60,11 +62,10 @@ def sample_groups(
     loop: RolloutLoop,
     questions: Sequence[Question],
     *,
-    group_size: int = 8,
-    step: int = 0,
-    seed: int = 0,
-    reward: RewardConfig | None = None,
-    questions_at_once: int = 25,
+    group_size: int,
+    step: int,
+    seed: int,
+    reward: RewardConfig,
 ) -> list[list[Trajectory]]:
     """Sample and score `group_size` trajectories per question, at temperature 1 and top-p 1.
 
@@ -76,9 +77,7 @@ def sample_groups(
         group_size: trajectories per question, at least 2.
         step: rollout step of the checkpoint; names the random stream together with `seed`.
         seed: root seed.
-        reward: reward of the advantages; exact match when None.
-        questions_at_once: questions of one rollout; changes memory, and which random numbers a
-            question meets.
+        reward: reward of the advantages.
 
     Returns:
         One list per question, in their order.
@@ -86,12 +85,12 @@ def sample_groups(
     generator = torch_generator(seed, "likelihood-change", step, device=str(model.device))
     sampler = TransformersSampler(model, tokenizer, generator, stop=StopAtTag(tokenizer))
     groups: list[list[Trajectory]] = []
-    for start in range(0, len(questions), questions_at_once):
-        chosen = questions[start : start + questions_at_once]
+    for start in range(0, len(questions), _QUESTIONS_AT_ONCE):
+        chosen = questions[start : start + _QUESTIONS_AT_ONCE]
         tasks = [(question, sample) for question in chosen for sample in range(group_size)]
         trajectories = loop.run(tasks, sampler, step=step).trajectories
         for trajectory in trajectories:
-            score(trajectory, reward or RewardConfig())
+            score(trajectory, reward)
         groups += [
             trajectories[i : i + group_size] for i in range(0, len(trajectories), group_size)
         ]
@@ -104,12 +103,12 @@ def group_changes(
     *,
     pad_id: int,
     learning_rate: float,
-    optimizer: Optimizer = "adamw",
-    step: int = 0,
+    optimizer: Optimizer,
+    step: int,
 ) -> pd.DataFrame:
     """Update on each group alone, from the same weights every time, and measure what it changed.
 
-    Weights, gradients and mode of `model` are afterwards what they were, bit for bit.
+    Weights and mode of `model` are afterwards what they were, bit for bit.
 
     Args:
         model: the policy that sampled the groups, in evaluation mode while measured.
@@ -128,13 +127,14 @@ def group_changes(
         others; `loglik_correct` and `loglik_incorrect`, nats per token before the update;
         `similarity`, cosine of mean-pooled states over (correct, incorrect) pairs; `driver`, its
         parts `driver_first` and `driver_later`, `pull`, `gain`, `own`, `support`, `error_product`
-        and `state_cosine` (see `DriverScore`). The counts of `first_search_matches` end the row:
+        and `state_cosine` (see `driver_score`). The counts of `first_search_matches` end the row:
         `first_search_equal` and `first_search_similar` of `first_search_incorrect`, and after
         `first_search_reached_` the same without responses whose first search was made to fail; 0
         for skipped groups.
     """
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
     rows = []
-    with evaluation_mode(model), _restored(model) as undo:
+    with evaluation_mode(model):
         for group in groups:
             correct = [t.correct for t in group]
             row: dict[str, Any] = {
@@ -151,7 +151,9 @@ def group_changes(
             if not row["skipped"]:
                 fresh = _make_optimizer(optimizer, model, learning_rate)
                 row |= _one_update(model, group, fresh, pad_id)
-                undo()
+                with torch.no_grad():
+                    for parameter, before in zip(model.parameters(), weights, strict=True):
+                        parameter.copy_(before)
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -176,27 +178,6 @@ def _make_optimizer(
     return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
 
 
-@contextmanager
-def _restored(model: PreTrainedModel) -> Iterator[Callable[[], None]]:
-    """Yield a function that undoes updates of `model`; leave weights and gradients as they were."""
-    saved = [(p, p.detach().clone(), p.grad) for p in model.parameters()]
-
-    @torch.no_grad()
-    def undo() -> None:
-        for parameter, values, _ in saved:
-            parameter.copy_(values)
-            parameter.grad = None
-
-    # A gradient that is there already must neither be added to nor used.
-    undo()
-    try:
-        yield undo
-    finally:
-        undo()
-        for parameter, _, gradient in saved:
-            parameter.grad = gradient
-
-
 def _one_update(
     model: PreTrainedModel,
     group: Sequence[Trajectory],
@@ -214,10 +195,11 @@ def _one_update(
     loss, _ = policy_loss(
         before[None], before.detach()[None], advantages[rows][None], torch.ones_like(tokens)[None]
     )
+    optimizer.zero_grad()
     loss.backward()
     states, logits, before = states.detach(), logits.detach(), before.detach()
     correct = torch.tensor([t.correct for t in group], device=tokens.device)
-    drive = driver_score(
+    pulled, drive = driver_score(
         upcast(states), prediction_errors(logits, tokens), rows, advantages, correct
     )
     optimizer.step()
@@ -226,7 +208,6 @@ def _one_update(
         states_after, _ = policy_states(model, group, pad_id=pad_id)
         after = _token_logprobs(upcast(model.get_output_embeddings()(states_after)), tokens)
     change = after.double() - before.double()
-    pulled = drive.per_token
 
     def per_correct(values: torch.Tensor, chosen: torch.Tensor) -> float:
         return (values[chosen].sum() / correct.sum()).item()
@@ -239,15 +220,9 @@ def _one_update(
         "loglik_correct": before[right].double().mean().item(),
         "loglik_incorrect": before[~right].double().mean().item(),
         "similarity": _pooled_similarity(upcast(states), rows, correct),
-        "driver": drive.driver,
         "driver_first": per_correct(pulled, right & first),
         "driver_later": per_correct(pulled, right & ~first),
-        "pull": drive.pull,
-        "gain": drive.gain,
-        "own": drive.own,
-        "support": drive.support,
-        "error_product": drive.error_product,
-        "state_cosine": drive.state_cosine,
+        **drive,
     }
 
 

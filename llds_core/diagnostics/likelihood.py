@@ -91,12 +91,6 @@ def policy_states(
     validate_response_masks(
         [t.completion_ids for t in trajectories], [t.response_mask for t in trajectories]
     )
-    for trajectory in trajectories:
-        if not trajectory.prompt_ids:
-            raise ValueError(
-                f"the trajectory of question {trajectory.question.id} has no prompt: its first "
-                "token has nothing to be predicted from"
-            )
     rows = [torch.tensor([*t.prompt_ids, *t.completion_ids]) for t in trajectories]
     ids = pad_sequence(rows, batch_first=True, padding_value=pad_id).to(model.device)
     chosen = torch.zeros_like(ids, dtype=torch.bool)

@@ -20,18 +20,18 @@ import torch
 from tqdm.auto import tqdm
 
 from llds_core.diagnostics.group_update import Optimizer, group_changes, sample_groups
-from llds_core.diagnostics.likelihood import Scored, score_trajectories
+from llds_core.diagnostics.likelihood import score_trajectories
 from llds_core.diagnostics.rounds import scripted_rounds
 from llds_core.diagnostics.searches import nll_by_round
 from llds_core.diagnostics.summary import correlations
 from llds_core.errors import ConfigError, DataError
-from llds_core.files import disk_errors, write_json, write_table
+from llds_core.files import write_json, write_table
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.runs import Run
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.runs.policies import load_policy
 from llds_core.runs.provenance import git_state, package_versions
-from llds_core.runs.smollm2 import load_smollm2, quantization, smollm2_file
+from llds_core.runs.smollm2 import load_smollm2, quantization
 
 TABLES = ("likelihood_change", "theorem", "nll_by_round")
 ROLLOUTS = 8  # responses to a question, as the paper's Fig. 3a; a run's own groups may be smaller
@@ -78,13 +78,11 @@ def measure(
         raise ConfigError(f"questions is {questions}: measure at least one")
     runs = [Run.load(f"{profile}/{method}", seed, run_root) for method in methods]
     folder = mechanism_path(run_root, profile, seed)
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     asked = {"questions": questions, "rollouts": ROLLOUTS}
     before = _read_manifest(folder)
     if {name: before.get(name) for name in asked} != asked:
         # Shares and correlations over other responses are not to be mixed with these.
-        for file in folder.iterdir():
+        for file in folder.glob("*"):
             file.unlink()
     write_json(folder / "manifest.json", asked)
     tables = {name: _read_table(folder / f"{name}.csv") for name in TABLES}
@@ -110,7 +108,7 @@ def measure(
         "packages": package_versions(),
     }
     if smollm2:
-        manifest["smollm2_quantization"] = quantization(smollm2_file())
+        manifest["smollm2_quantization"] = quantization()
     write_json(folder / "manifest.json", manifest)
     return folder
 
@@ -125,12 +123,8 @@ def read_mechanism(folder: Path) -> dict[str, pd.DataFrame]:
 
 def _checkpoints(run: Run, last_step: int | None) -> list[tuple[int, Path]]:
     """Start policy and stored checkpoints of a run, by step."""
+    run.checkpoint("last")  # refuses a run without any
     steps = checkpoint_steps(run.checkpoints)
-    if not steps:
-        raise DataError(
-            f"{run.path} has no checkpoint: run python -m llds_core train {run.config.name} "
-            f"--seed {run.seed}"
-        )
     chosen = [step for step in steps if last_step is None or step <= last_step]
     return [(0, run.start_policy), *((s, checkpoint_path(run.checkpoints, s)) for s in chosen)]
 
@@ -153,21 +147,18 @@ def _measure(
         reward=config.reward,
     )
     pad_id, rate = tokenizer.pad_token_id, config.training.learning_rate
-    changes = [
-        group_changes(
+    changes, factors = [], []
+    for optimizer in _OPTIMIZERS:
+        change = group_changes(
             model, groups, pad_id=pad_id, learning_rate=rate, optimizer=optimizer, step=step
         )
-        for optimizer in _OPTIMIZERS
-    ]
-    factors = [
-        correlations(change).assign(step=step, optimizer=optimizer)
-        for change, optimizer in zip(changes, _OPTIMIZERS, strict=True)
-    ]
+        changes.append(change)
+        factors.append(correlations(change).assign(step=step, optimizer=optimizer))
     scored = score_trajectories(model, [t for group in groups for t in group], pad_id=pad_id)
     return {
         "likelihood_change": pd.concat(changes, ignore_index=True),
         "theorem": pd.concat(factors, ignore_index=True),
-        "nll_by_round": _rounds(scored, step),
+        "nll_by_round": nll_by_round(scored).assign(step=step),
     }
 
 
@@ -176,12 +167,7 @@ def _smollm2_rounds(environment: Environment, questions: int) -> pd.DataFrame:
     asked, top_k = environment.world.train[:questions], environment.config.retrieval.top_k
     trajectories = scripted_rounds(tokenizer, environment.retriever, asked, top_k=top_k)
     scored = score_trajectories(model, trajectories, pad_id=tokenizer.pad_token_id, batch_size=4)
-    return _rounds(scored, 0)
-
-
-def _rounds(scored: Sequence[Scored], step: int) -> pd.DataFrame:
-    views = [nll_by_round(scored, view) for view in ("position", "total")]
-    return pd.concat(views, ignore_index=True).assign(step=step)
+    return nll_by_round(scored).assign(step=0)
 
 
 def _add(

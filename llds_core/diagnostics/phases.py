@@ -49,8 +49,8 @@ def detect_phases(metrics: pd.DataFrame, *, window: int = WINDOW) -> list[Phase]
     """Return the phases of a run in order; together they cover every step.
 
     Args:
-        metrics: one row a step with columns `step`, `reward` and `loglik_correct`; NaN is allowed,
-            of rows for one step the last counts, and a frame without rows needs no columns.
+        metrics: one row per step with columns `step`, `reward` and `loglik_correct`; NaN is
+            allowed, of rows for one step the last counts, and an empty frame needs no columns.
         window: steps of the trailing means, at least 1.
 
     Returns:
@@ -59,7 +59,8 @@ def detect_phases(metrics: pd.DataFrame, *, window: int = WINDOW) -> list[Phase]
     Raises:
         ConfigError: when `window` is not positive.
     """
-    _check(window)
+    if window < 1:
+        raise ConfigError(f"window is {window}: phases need windows of at least 1 step")
     if metrics.empty:
         return []
     table = metrics.reset_index(drop=True).drop_duplicates("step", keep="last")
@@ -87,23 +88,13 @@ def detect_phases(metrics: pd.DataFrame, *, window: int = WINDOW) -> list[Phase]
 
 
 def collapse_step(reward: pd.Series, window: int = WINDOW) -> int | None:
-    """Step of the collapse of `reward`, a series indexed by step, or None.
-
-    Raises:
-        ConfigError: when `window` is not positive.
-    """
-    _check(window)
+    """Step of the collapse of `reward`, a series indexed by step, or None."""
     row = _collapse_row(reward.to_numpy(float), window)
     return None if row is None else int(reward.index[row])
 
 
 def decline_step(series: pd.Series, window: int = WINDOW) -> int | None:
-    """Step from which `series`, indexed by step, has left its maximum for good, or None.
-
-    Raises:
-        ConfigError: when `window` is not positive.
-    """
-    _check(window)
+    """Step from which `series`, indexed by step, has left its maximum for good, or None."""
     row = _decline_row(series.to_numpy(float), window)
     return None if row is None else int(series.index[row])
 
@@ -121,11 +112,6 @@ def windowed_mean(values: np.ndarray, window: int) -> np.ndarray:
         sums, counts = np.nansum(windows, axis=1), (~np.isnan(windows)).sum(axis=1)
         np.divide(sums, counts, out=means[window - 1 :], where=counts > 0)
     return means
-
-
-def _check(window: int) -> None:
-    if window < 1:
-        raise ConfigError(f"window is {window}: phases need windows of at least 1 step")
 
 
 def _collapse_row(reward: np.ndarray, window: int) -> int | None:
@@ -172,10 +158,5 @@ def _margin(values: np.ndarray, window: int) -> float:
 
 def _below(means: np.ndarray, threshold: np.ndarray) -> np.ndarray:
     """Whether each mean lies below its threshold; undefined ones repeat the verdict before."""
-    verdicts = np.zeros(len(means), dtype=bool)
-    for row, mean in enumerate(means):
-        if np.isnan(mean):
-            verdicts[row] = verdicts[row - 1] if row else False
-        else:
-            verdicts[row] = mean < threshold[row]
-    return verdicts
+    verdicts = pd.Series(np.where(np.isnan(means), np.nan, means < threshold))
+    return verdicts.ffill().fillna(0).to_numpy(bool)

@@ -10,15 +10,12 @@ are measured.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
 
 import pandas as pd
 import torch
 
 from llds_core.diagnostics.likelihood import Scored
 from llds_core.rollout.protocol import Action, Trajectory
-
-View = Literal["position", "total"]
 
 _JACCARD = 0.5
 _ROUND_COLUMNS = ["view", "rounds", "nll", "entropy", "tokens", "trajectories"]
@@ -62,32 +59,31 @@ def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
     return len(a & b) / len(a | b) if a or b else 1.0
 
 
-def nll_by_round(scored: Sequence[Scored], view: View = "position") -> pd.DataFrame:
+def nll_by_round(scored: Sequence[Scored]) -> pd.DataFrame:
     """Mean negative log-likelihood per policy token against search rounds (Fig. 6).
 
     Args:
         scored: scored trajectories; rounds are their executed searches.
-        view: `position` looks at one action at a time: row t is action t (from 0) of the
-            trajectories with more than t rounds. `total` looks at whole responses: row R holds all
-            actions of the trajectories with exactly R rounds.
 
     Returns:
+        Rows of two views. `position` looks at one action at a time: row t is action t (from 0) of
+        the trajectories with more than t rounds. `total` looks at whole responses: row R holds all
+        actions of the trajectories with exactly R rounds.
+
         Columns `view`, `rounds` (t or R), `nll` and `entropy` in nats per token, pooled over
         trajectories, `tokens` and `trajectories`; ascending in `rounds`, and empty without any.
         The entropy is the NLL that the model's own samples would have there: where actions are
         scripted, the part of the NLL that is not the script's fault.
     """
-    collected: defaultdict[int, list[torch.Tensor]] = defaultdict(list)
+    collected: defaultdict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
     for item in scored:
         rounds = item.trajectory.searches
         values = torch.stack([-item.logprobs, item.entropies], dim=1)
-        if view == "total":
-            collected[rounds].append(values)
-        else:
-            for position in range(rounds):
-                collected[position].append(values[item.action_ids == position + 1])
+        collected["total", rounds].append(values)
+        for position in range(rounds):
+            collected["position", position].append(values[item.action_ids == position + 1])
     rows = []
-    for rounds, parts in sorted(collected.items()):
+    for (view, rounds), parts in sorted(collected.items()):
         nll, entropy = torch.cat(parts).double().mean(0).tolist()
         tokens = sum(map(len, parts))
         rows.append((view, rounds, nll, entropy, tokens, len(parts)))

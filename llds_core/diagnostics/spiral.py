@@ -11,66 +11,20 @@ s >= s0,
 
 The paper compares expected *probabilities* of trajectories in C2, which underflow; log-likelihoods
 per token stand in for them. "For every s" is not met by a noisy series, so that the test is applied
-to means over consecutive windows that do not overlap; step by step it is the literal definition.
-Either way a condition has to hold for three values at least: of fewer, C3 says next to nothing.
-A value that was not measured fulfils no condition. The paper averages m_s over the responses to a
-question, then over questions; here it is over responses, so that easy questions weigh more.
+to means over consecutive windows that do not overlap. A condition has to hold for three windows at
+least: of fewer, C3 says next to nothing. A value that was not measured fulfils no condition. The
+paper averages m_s over the responses to a question, then over questions; here it is over responses,
+so that easy questions weigh more.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from llds_core.diagnostics.phases import collapse_step, windowed_mean
-from llds_core.errors import ConfigError
-
-ConditionName = Literal["persistent decay", "confidence erosion", "self-amplification"]
 
 _LEAST = 3
-
-
-@dataclass(frozen=True)
-class Condition:
-    """Where one condition of the spiral holds.
-
-    Attributes:
-        name: which one.
-        onset: first iteration from which it holds to the end, for three at least; None when there
-            is none.
-        broken: last iteration that breaks it; None when none does.
-    """
-
-    name: ConditionName
-    onset: int | None
-    broken: int | None
-
-
-@dataclass(frozen=True)
-class SpiralConditions:
-    """The three conditions on one set of series.
-
-    Iterations are positions in plain series, and step numbers in a run.
-    """
-
-    decay: Condition
-    erosion: Condition
-    amplification: Condition
-
-    @property
-    def onset(self) -> int | None:
-        """First iteration from which all three hold; None when they do not."""
-        conditions = (self.decay, self.erosion, self.amplification)
-        onsets = [c.onset for c in conditions if c.onset is not None]
-        # Each holds from its onset to the end, so all of them do from the last onset on.
-        return None if self.failed else max(onsets)
-
-    @property
-    def failed(self) -> tuple[ConditionName, ...]:
-        """The conditions that hold from nowhere to the end."""
-        conditions = (self.decay, self.erosion, self.amplification)
-        return tuple(c.name for c in conditions if c.onset is None)
 
 
 @dataclass(frozen=True)
@@ -78,26 +32,31 @@ class SpiralTest:
     """Verdict on a run.
 
     Attributes:
-        windowed: conditions on window means; an iteration is the first step of its window.
-        literal: conditions on the values of single steps.
-        windows: window means that were judged.
+        onsets: by the name of a condition, the first step of the first window from which it holds
+            to the end, for three windows at least; None when there is none.
+        judged: whether there were windows enough for a verdict.
         collapse: step of the collapse up to which the run was judged, None when there is none.
     """
 
-    windowed: SpiralConditions
-    literal: SpiralConditions
-    windows: int
+    onsets: dict[str, int | None]
+    judged: bool
     collapse: int | None
 
     @property
-    def judged(self) -> bool:
-        """Whether there were windows enough for a verdict."""
-        return self.windows >= _LEAST
+    def onset(self) -> int | None:
+        """First step from which all conditions hold; None when they do not."""
+        # Each holds from its onset to the end, so all of them do from the last onset on.
+        return None if self.failed else max(s for s in self.onsets.values() if s is not None)
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The conditions that hold from nowhere to the end."""
+        return tuple(name for name, onset in self.onsets.items() if onset is None)
 
     @property
     def fires(self) -> bool:
-        """Whether all conditions hold on window means."""
-        return self.windowed.onset is not None
+        """Whether all conditions hold."""
+        return not self.failed
 
 
 def death_spiral(metrics: pd.DataFrame, *, window: int) -> SpiralTest:
@@ -109,34 +68,30 @@ def death_spiral(metrics: pd.DataFrame, *, window: int) -> SpiralTest:
     mean skips NaN; a window without any value has none, and fulfils no condition.
 
     Args:
-        metrics: one row a step with columns `step`, `reward`, `loglik_change_correct` (m, nats per
-            trajectory), `loglik_incorrect` (P, nats per token) and `hidden_similarity` (c, cosine).
+        metrics: one row per step with columns `step`, `reward`, `loglik_change_correct` (m, nats
+            per trajectory), `loglik_incorrect` (P, nats per token) and `hidden_similarity` (c,
+            cosine).
         window: steps of a window mean, at least 1; also the window of the collapse.
-
-    Raises:
-        ConfigError: when `window` is not positive.
     """
-    if window < 1:
-        raise ConfigError(f"window is {window}: the spiral needs windows of at least 1 step")
     table = metrics.sort_values("step").set_index("step")
     collapse = collapse_step(table["reward"], window)
     if collapse is not None:
         table = table[table.index < collapse]
-    steps = table.index.to_numpy(int)
-    names = ("loglik_change_correct", "loglik_incorrect", "hidden_similarity")
-    series = [table[name].to_numpy(float) for name in names]
     # Consecutive windows, the last of which ends with the last step.
-    first = len(steps) % window
-    means = [windowed_mean(values, window)[first + window - 1 :: window] for values in series]
-    return SpiralTest(
-        _on_steps(spiral_conditions(*means), steps[first::window]),
-        _on_steps(spiral_conditions(*series), steps),
-        len(means[0]),
-        collapse,
+    first = len(table) % window
+    starts = table.index.to_numpy(int)[first::window]
+    m, p, c = (
+        windowed_mean(table[name].to_numpy(float), window)[first + window - 1 :: window]
+        for name in ("loglik_change_correct", "loglik_incorrect", "hidden_similarity")
     )
+    onsets = {
+        name: None if row is None else int(starts[row])
+        for name, row in spiral_onsets(m, p, c).items()
+    }
+    return SpiralTest(onsets, len(m) >= _LEAST, collapse)
 
 
-def spiral_conditions(m: np.ndarray, p: np.ndarray, c: np.ndarray) -> SpiralConditions:
+def spiral_onsets(m: np.ndarray, p: np.ndarray, c: np.ndarray) -> dict[str, int | None]:
     """Check the three conditions literally on plain series.
 
     Args:
@@ -145,41 +100,22 @@ def spiral_conditions(m: np.ndarray, p: np.ndarray, c: np.ndarray) -> SpiralCond
         c: (n,) similarity of correct and incorrect responses.
 
     Returns:
-        Onsets as positions 0..n-1. NaN breaks each condition that needs the value.
-
-    Raises:
-        ConfigError: when the series differ in length.
+        By condition, the position 0..n-1 from which it holds to the end, for three values at least;
+        None when there is none. NaN breaks each condition that needs the value.
     """
-    m, p, c = (np.asarray(values, dtype=float) for values in (m, p, c))
-    if not len(m) == len(p) == len(c):
-        raise ConfigError(
-            f"the series have {len(m)}, {len(p)} and {len(c)} values: give one each per iteration"
-        )
-    n = len(m)
     # Comparisons with NaN are false.
-    decays = m < 0
     erodes = (c > 0) & ~np.isnan(p)
     erodes[1:] &= p[1:] <= p[:-1]
-    grows = m[1:] < m[:-1]
-    return SpiralConditions(
-        _condition("persistent decay", decays, n, 0),
-        _condition("confidence erosion", erodes, n, 0),
-        # Pair s compares s with s + 1: what breaks it is the later one, and from there it may hold.
-        _condition("self-amplification", grows, n, 1),
-    )
+    return {
+        "persistent decay": _onset(m < 0, len(m)),
+        "confidence erosion": _onset(erodes, len(m)),
+        # Pair s compares s with s + 1: from the later one of the last wrong pair it may hold.
+        "self-amplification": _onset(m[1:] < m[:-1], len(m)),
+    }
 
 
-def _condition(name: ConditionName, holds: np.ndarray, n: int, later: int) -> Condition:
-    """Onset of a condition from its truth per value, or (`later` = 1) per pair of neighbours."""
+def _onset(holds: np.ndarray, n: int) -> int | None:
+    """First of n positions after the last False of `holds`, which may lack the last position."""
     wrong = np.flatnonzero(~holds)
     onset = int(wrong[-1]) + 1 if len(wrong) else 0
-    broken = int(wrong[-1]) + later if len(wrong) else None
-    return Condition(name, onset if n - onset >= _LEAST else None, broken)
-
-
-def _on_steps(found: SpiralConditions, steps: np.ndarray) -> SpiralConditions:
-    def step(row: int | None) -> int | None:
-        return None if row is None else int(steps[row])
-
-    conditions = (found.decay, found.erosion, found.amplification)
-    return SpiralConditions(*(Condition(c.name, step(c.onset), step(c.broken)) for c in conditions))
+    return onset if n - onset >= _LEAST else None

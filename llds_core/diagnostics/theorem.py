@@ -18,40 +18,9 @@ Quadratic in the tokens of a group and linear in the vocabulary: meant for group
 thousand tokens.
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from llds_core.losses.aggregate import upcast
-
-
-@dataclass(frozen=True)
-class DriverScore:
-    """Driver of one group and the two factors that the theorem names.
-
-    Attributes:
-        per_token: (N,) share of every policy token in the driver of its own response: summed
-            over a response, its G_i; over one action, that of the action. float64.
-        driver: mean of G_i over correct responses, in nats per unit of learning rate; larger means
-            that less likelihood is gained, or more is lost. It is `pull - gain`.
-        pull: its term of wrong responses, positive where they push correct ones down.
-        gain: its term of correct responses, `own + support`.
-        own: what a correct response's own tokens do for each other, itself included: the size of
-            its gradient, which any update on it follows.
-        support: what the other correct responses do for it.
-        error_product: mean `alpha` over pairs of a correct and a wrong token, in [-2, 2]; tokens
-            to which the policy gives little probability make it large.
-        state_cosine: mean cosine of the states over the same pairs, in [-1, 1].
-    """
-
-    per_token: torch.Tensor
-    driver: float
-    pull: float
-    gain: float
-    own: float
-    support: float
-    error_product: float
-    state_cosine: float
 
 
 def prediction_errors(logits_NV: torch.Tensor, tokens_N: torch.Tensor) -> torch.Tensor:
@@ -68,8 +37,8 @@ def driver_score(
     rows_N: torch.Tensor,
     advantages_B: torch.Tensor,
     correct_B: torch.Tensor,
-) -> DriverScore:
-    """Driver score of one group of responses to one question.
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Driver score of one group of responses to one question, and the factors the theorem names.
 
     Args:
         states_ND: (N, D) predicting states of all policy tokens of the group.
@@ -79,7 +48,20 @@ def driver_score(
         correct_B: (B,) bool, which responses are correct.
 
     Returns:
-        The score; NaN where there is no correct, or for the factors no wrong, response.
+        The share of every policy token in the driver of its own response, (N,) in float64: summed
+        over a response, its G_i. And, NaN where there is no correct or, for the last two, no wrong
+        response:
+
+        - `driver`: mean of G_i over correct responses, in nats per unit of learning rate; larger
+          means that less likelihood is gained, or more is lost. It is `pull - gain`.
+        - `pull`: its term of wrong responses, positive where they push correct ones down.
+        - `gain`: its term of correct responses, `own + support`.
+        - `own`: what a correct response's own tokens do for each other, itself included: the size
+          of its gradient, which any update on it follows.
+        - `support`: what the other correct responses do for it.
+        - `error_product`: mean `alpha` over pairs of a correct and a wrong token, in [-2, 2];
+          tokens to which the policy gives little probability make it large.
+        - `state_cosine`: mean cosine of the states over the same pairs, in [-1, 1].
     """
     alpha_NN = (errors_NV @ errors_NV.T).double()
     inner_NN = (states_ND @ states_ND.T).double()
@@ -94,13 +76,12 @@ def driver_score(
     )
     norms_N = inner_NN.diagonal().sqrt()
     cosine_NN = inner_NN / (norms_N[:, None] * norms_N)
-    return DriverScore(
-        -influence_NN.sum(1),
-        pull - own - support,
-        pull,
-        own + support,
-        own,
-        support,
-        alpha_NN[correct_N][:, ~correct_N].mean().item(),
-        cosine_NN[correct_N][:, ~correct_N].mean().item(),
-    )
+    return -influence_NN.sum(1), {
+        "driver": pull - own - support,
+        "pull": pull,
+        "gain": own + support,
+        "own": own,
+        "support": support,
+        "error_product": alpha_NN[correct_N][:, ~correct_N].mean().item(),
+        "state_cosine": cosine_NN[correct_N][:, ~correct_N].mean().item(),
+    }

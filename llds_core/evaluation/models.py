@@ -36,7 +36,7 @@ class Model:
         """What a manifest says."""
         about: dict[str, object] = {"model": self.name, "model_digest": self.digest}
         if self.name == SMOLLM2:
-            about["quantization"] = quantization(smollm2_file())
+            about["quantization"] = quantization()
         return about
 
 

@@ -76,8 +76,8 @@ def phase_row(run: StoredRun) -> dict[str, Any]:
         "reward_decline": run.step_at(reward),
         "likelihood_lead": lead,
         "halfway_lead": halfway,
-        "spiral": spiral.windowed.onset if spiral.judged else None,
-        "spiral_failed": ";".join(spiral.windowed.failed) if spiral.judged else None,
+        "spiral": spiral.onset if spiral.judged else None,
+        "spiral_failed": ";".join(spiral.failed) if spiral.judged else None,
     }
 
 

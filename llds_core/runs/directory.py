@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from llds_core.config import ExperimentConfig
@@ -165,7 +166,7 @@ class RunDirectory:
         kept = {key: value for key, value in old.items() if key not in manifest}
         manifest |= kept | {"reason": None}
         write_json(self.path / "manifest.json", manifest)
-        write_text(self.path / "config.yaml", config.to_yaml())
+        write_text(self.path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
         if diff := git_diff():
             write_text(self.path / "code.diff", diff)
         else:
@@ -186,8 +187,6 @@ def _hold(path: Path) -> FileLock:
             raise RunError(
                 f"{path} is in use by process {holder}: wait for it, or stop it"
             ) from None
-        if holder:
-            _logger.info("stale lock of process %s taken over: %s", holder, path)
         file.write_text(str(os.getpid()), "utf-8")
     return lock
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llds_core.config import ExperimentConfig, methods, printed_experiment, profiles, variants
-from llds_core.errors import RunError, TrainingDivergedError
+from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.errors import ConfigError, RunError, TrainingDivergedError
 
 
 def _keys(sections: Mapping[str, str]) -> set[str]:
@@ -137,11 +137,11 @@ def deviations(config: ExperimentConfig) -> list[str]:
     """Name, one line each, what `config` changes against its profile, method and variant as
     printed; empty for a profile that does not ship with the package.
     """
-    plain, _, variant = config.method.partition("@")
-    shipped = config.profile in profiles() and plain in methods()
-    if not shipped or (variant and variant not in variants()):
+    try:
+        printed = load_experiment(config.name, layout="")
+    except ConfigError:
         return []
-    before, after = flat(printed_experiment(config.name).to_dict()), flat(config.to_dict())
+    before, after = flat(printed.to_dict()), flat(config.to_dict())
     return [
         _NAMES.get((key, value)) or f"{key} is {_shown(value)} instead of {_shown(before[key])}"
         for key, value in after.items()

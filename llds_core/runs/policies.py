@@ -1,11 +1,19 @@
-"""Policies: building one from nothing, loading one from disk, and the digest of its files."""
+"""Policies: building one from nothing, finding one that is given, loading one from disk, and the
+digest of its files.
+
+A given policy is a folder, a model of the hub, or the packaged SmolLM2. All of them become a folder
+on this machine before anything is loaded, so that the policy, TRL's reference policy and a vLLM
+server read the same files, and a digest of them says what a run began with.
+"""
 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import (
@@ -19,8 +27,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from llds_core.config import PolicyConfig
-from llds_core.errors import CheckpointError
+from llds_core.config import ExperimentConfig, PolicyConfig
+from llds_core.errors import CheckpointError, DownloadError
+from llds_core.files import hub_errors
+from llds_core.runs.smollm2 import PACKAGE, SMOLLM2, VERSION, unpack_smollm2
 from llds_core.seeding import child_seed
 
 # A bar per file of weights says nothing about a training run.
@@ -95,6 +105,31 @@ def build_policy(
     with torch.random.fork_rng():
         torch.manual_seed(child_seed(seed, "policy", "init"))
         return Qwen2ForCausalLM(architecture)  # type: ignore[no-untyped-call]
+
+
+def given_policy(config: ExperimentConfig, root: Path) -> Path:
+    """Folder of the policy that `policy.path` names, unpacked or fetched first where it has to be.
+
+    SmolLM2 is unpacked below `root`, the folder of all runs; a model of the hub lies in the hub's
+    own cache.
+    """
+    path = str(config.policy.path)
+    if path == SMOLLM2:
+        return unpack_smollm2(root / "policies" / f"{PACKAGE}-{VERSION}")
+    if Path(path).is_dir():
+        return Path(path)
+    patterns = [pattern for pattern in POLICY_FILES if not pattern.endswith(".bin")]
+    try:
+        with hub_errors(path, "model", None):
+            return Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
+    except HFValidationError:
+        # The hub allows `owner/model`, or `model` alone.
+        raise CheckpointError(
+            f"policy.path={path} is not a folder: run make data PROFILE={config.profile}, or set "
+            "policy.path to a checkpoint folder"
+        ) from None
+    except DownloadError as error:
+        raise DownloadError(f"policy.path={path} is not a folder here, and {error}") from error
 
 
 def load_policy(

@@ -106,7 +106,7 @@ class Run:
         """The part of its configuration that the start policy depends on, all else at defaults."""
         about = {"profile": self.config.profile, "method": "warmstart"}
         # `data` and `service` say where things are found, not what they are: no part of a name.
-        return ExperimentConfig.from_dict(about | self._start_values("data", "dense", "service"))
+        return ExperimentConfig(**about | self._start_values("data", "dense", "service"))
 
     @property
     def warmstart_path(self) -> Path:
@@ -131,7 +131,7 @@ class Run:
         """
         if self.config.warm_starts:
             return self.warmstart_path / "policy"
-        from llds_core.runs.given_policy import given_policy  # loads transformers
+        from llds_core.runs.policies import given_policy  # loads transformers
 
         return given_policy(self.config, self.root)
 
@@ -238,19 +238,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path / "manifest.json"
     try:
         manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        for key in _MANIFEST_KEYS:
+            manifest[key]
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{path} is not a run directory (no manifest.json): name one under results/runs"
         ) from None
-    except ValueError as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{file} is not JSON ({error}): restore it, or delete the run directory"
+            f"{file} is no manifest ({error!r}): restore it, or delete the run directory"
         ) from error
-    present = manifest if isinstance(manifest, dict) else {}
-    if missing := [key for key in _MANIFEST_KEYS if key not in present]:
-        raise DataError(
-            f'{file} is no manifest (no "{missing[0]}"): restore it, or delete the run directory'
-        )
     return manifest
 
 

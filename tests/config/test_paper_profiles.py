@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from llds_core.config import load_experiment, methods, printed_experiment, profiles, variants
+from llds_core.config import load_experiment, methods, profiles
 from llds_core.errors import ConfigError
-from llds_core.runs import RunDirectory, read_manifest
 from llds_core.runs.identity import deviations, flat
 from llds_core.worlds.downloads import SOURCES, needs
 
@@ -89,18 +88,21 @@ def test_official_changes_what_the_code_did_otherwise_and_nothing_else(
 def test_unknown_variant_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match='did you mean "official"') as error:
         load_experiment("paper-3b/grpo@oficial")
-    assert "\n" not in str(error.value) and variants() == ["official"]
+    assert "\n" not in str(error.value)
 
 
 # Deviations
 
 
 @pytest.mark.parametrize(
-    ("overrides", "found"),
+    ("method", "layout", "overrides", "found"),
     [
-        ([], []),
+        ("grpo", None, [], []),
+        ("grpo@official", None, [], []),
         # Where it runs is no deviation.
         (
+            "grpo",
+            None,
             [
                 "hardware.processes=1",
                 "hardware.sharding=none",
@@ -110,42 +112,30 @@ def test_unknown_variant_names_the_nearest() -> None:
             ],
             [],
         ),
+        # Micro-batches count where each is a mean of its own.
+        ("grpo@official", "1x141", [], ["training.micro_batch_size is 8 instead of 16"]),
+        ("grpo", "1x80", [], ["8-bit Adam: moments in 8 instead of 32 bits"]),
         (
+            "grpo",
+            None,
             ["rollout.group_size=10", "training.steps=100"],
             ["rollout.group_size is 10 instead of 5", "training.steps is 100 instead of 1005"],
         ),
         (
+            "grpo",
+            None,
             ["service.on_failure=empty", "service.tries=3"],
             ["service.on_failure is empty instead of raise"],
+        ),
+        (
+            "grpo",
+            None,
+            ["policy.path=my/other-3b"],
+            ["policy.path is my/other-3b instead of data/policy/qwen2.5-3b"],
         ),
     ],
 )
 def test_what_changes_the_mathematics_is_named_with_both_values(
-    overrides: list[str], found: list[str]
+    method: str, layout: str | None, overrides: list[str], found: list[str]
 ) -> None:
-    assert deviations(load_experiment("paper-3b/grpo", overrides)) == found
-
-
-def test_eight_bit_moments_and_another_model_are_named() -> None:
-    (line,) = deviations(load_experiment("paper-3b/grpo", layout="1x80"))
-    assert "8-bit Adam" in line
-    (line,) = deviations(load_experiment("paper-3b/grpo", ["policy.path=my/other-3b"]))
-    assert "my/other-3b" in line
-
-
-def test_micro_batches_count_where_each_is_a_mean_of_its_own() -> None:
-    config = load_experiment("paper-3b/grpo@official", layout="1x141")
-    assert deviations(config) == ["training.micro_batch_size is 8 instead of 16"]
-    assert deviations(load_experiment("paper-3b/grpo@official")) == []
-
-
-def test_the_manifest_of_a_run_holds_its_deviations(tmp_path) -> None:
-    config = load_experiment("smoke/grpo", ["training.steps=2"])
-    with RunDirectory(tmp_path, config, 0):
-        pass
-    assert read_manifest(tmp_path)["deviations"] == ["training.steps is 2 instead of 3"]
-
-
-def test_printed_values_know_no_layout() -> None:
-    config = printed_experiment("paper-7b/grpo")
-    assert config.world_size == 1 and config.training.micro_batch_size == 16
+    assert deviations(load_experiment(f"paper-3b/{method}", overrides, layout)) == found

@@ -6,12 +6,14 @@ import importlib.resources
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(str(importlib.resources.files("llds_core")))
 MODULES = sorted(PACKAGE.rglob("*.py"))
+LIGHT = (".config", ".runs", ".worlds", ".retrieval", ".__main__")
 HEAVY = ("vllm", "trl", "faiss", "torch", "transformers", "pandas")
 
 # A room imports rooms of lower floors, and none of its own floor.
@@ -51,6 +53,7 @@ def room(name: str) -> str:
     return name.split(".")[1] if "." in name else ""
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Full names of what `path` imports anywhere, lazily or not."""
     names = set()
@@ -106,19 +109,15 @@ def test_a_package_is_imported_by_its_owners_only(package: str) -> None:
     assert users <= OWNERS[package]
 
 
-@pytest.mark.parametrize(
-    "module",
-    [f"llds_core{name}" for name in ("", ".config", ".runs", ".worlds", ".retrieval", ".__main__")],
-)
-def test_light_modules_load_nothing_heavy(module: str) -> None:
-    code = f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-@EACH
-def test_no_file_is_longer_than_400_lines(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) <= 400
+def test_light_modules_load_nothing_heavy() -> None:
+    light = [f"llds_core{name}" for name in ("", *LIGHT)]
+    code = f"""
+import importlib, sys
+for module in {light!r}:
+    importlib.import_module(module)
+    assert not [name for name in {HEAVY!r} if name in sys.modules], module
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_house_stays_small() -> None:
@@ -129,19 +128,15 @@ def test_the_house_stays_small() -> None:
 
 
 @EACH
-def test_no_file_names_a_path_outside_the_project(path: Path) -> None:
-    absolute = re.compile(r"""(?<![\w.:/…])/(work|home|root|Users|mnt|opt|data|shared)(/|\b)""")
-    assert not absolute.findall(path.read_text("utf-8"))
-
-
-@EACH
-def test_no_file_draws_from_a_global_generator(path: Path) -> None:
-    """Streams of `llds_core.seeding` only; `build_policy` forks the global one for transformers."""
+def test_a_file_is_short_and_knows_no_machine_and_no_global_generator(path: Path) -> None:
+    """Random numbers come from `llds_core.seeding`; `build_policy` forks torch's own generator for
+    transformers.
+    """
     text = path.read_text("utf-8")
-    drawn = re.findall(
-        r"\b(?:np|numpy)\.random\.(?!default_rng|Generator)\w+|^import random$|set_seed\(",
-        text,
-        re.M,
+    assert len(text.splitlines()) <= 400
+    assert not re.findall(
+        r"""(?<![\w.:/…])/(work|home|root|Users|mnt|opt|data|shared)(/|\b)""", text
     )
-    drawn += re.findall(r"torch\.manual_seed", text) if path.name != "policies.py" else []
-    assert not drawn
+    drawn = r"\b(?:np|numpy)\.random\.(?!default_rng|Generator)\w+|^import random$|set_seed\("
+    drawn += r"|torch\.manual_seed" if path.name != "policies.py" else ""
+    assert not re.findall(drawn, text, re.M)

@@ -57,6 +57,10 @@ def test_overridden_method_has_the_known_signature(name: str) -> None:
 
 
 GENERATE, CLIENT = GRPOTrainer._generate, VLLMClient.generate
+ENGINE = [f"self.{name}" for name in ("llm = LLM(", "vllm_client = VLLMClient(", "tp_group")]
+ENGINE += ["self.enable_sleep_mode", "self._llm_weights_sleeping", "self.llm.sleep(level=2)"]
+ENGINE += [f'self.llm.wake_up(tags=["{tag}"])' for tag in ("weights", "kv_cache")]
+ENGINE += ["self.tensor_parallel_size", "self.server_base_url"]
 
 
 @pytest.mark.parametrize(
@@ -70,16 +74,7 @@ GENERATE, CLIENT = GRPOTrainer._generate, VLLMClient.generate
         (GENERATE, ["self.vllm_generation.sync_weights()", "self.rollout_func(prompts, self)"]),
         (CLIENT, ["prompts: ", "max_tokens: ", "generation_kwargs: "]),
         (CLIENT, ["sampling_params.update(generation_kwargs"]),
-        (VLLMGeneration, ["self.llm = LLM("]),
-        (VLLMGeneration, ["self.llm.sleep(level=2)"]),
-        (VLLMGeneration, ["self._llm_weights_sleeping"]),
-        (VLLMGeneration, ["self.enable_sleep_mode"]),
-        (VLLMGeneration, ["self.tensor_parallel_size"]),
-        (VLLMGeneration, ["self.tp_group"]),
-        (VLLMGeneration, ["self.server_base_url"]),
-        (VLLMGeneration, ["self.vllm_client = VLLMClient("]),
-        (VLLMGeneration, ['self.llm.wake_up(tags=["weights"])']),
-        (VLLMGeneration, ['self.llm.wake_up(tags=["kv_cache"])']),
+        *((VLLMGeneration, [text]) for text in ENGINE),
     ],
 )
 def test_source_has_what_trainer_and_vllm_engine_count_on(where: Any, in_order: list[str]) -> None:

@@ -52,6 +52,13 @@ def test_constant_factors_and_too_few_questions_have_no_correlation():
     assert few.loc["driver", "n"] == 2 and math.isnan(few.loc["driver", "p"])
     three = correlations(factors(delta=[1, 2, 3], driver=[1, 3, 2])).set_index("factor")
     assert three.loc["driver", ["low", "high"]].tolist() == [-1, 1]
+    # Nor a partial one what the plain reasons determine, or too few questions leave open.
+    same = [5.0, 3, 8, 1, 9, 2]
+    for frame in (
+        factors(delta=[1, 5, 2, 3, 6, 4], driver=same, loglik_correct=same),
+        factors(delta=[1, 3, 2, 4], driver=[1, 2, 4, 3], correct=[1, 2, 2, 1]),
+    ):
+        assert math.isnan(correlations(frame).set_index("factor").loc["driver", "partial"])
 
 
 def test_what_two_plain_reasons_explain_is_no_work_of_a_factor():
@@ -73,14 +80,6 @@ def test_what_two_plain_reasons_explain_is_no_work_of_a_factor():
     assert made.loc["driver", "spearman"] < -0.8 < abs(made.loc["driver", "partial"])
     assert made.loc["loglik_correct", "expected"] == 0 and made.loc["correct", "spearman"] < 0
     assert made.loc[["loglik_correct", "correct", "support"], "partial"].isna().all()
-
-
-def test_a_factor_that_the_plain_reasons_determine_has_no_partial_correlation():
-    values = [5.0, 3, 8, 1, 9, 2]
-    frame = factors(delta=[1, 5, 2, 3, 6, 4], driver=values, loglik_correct=values)
-    assert math.isnan(correlations(frame).set_index("factor").loc["driver", "partial"])
-    few = factors(delta=[1, 3, 2, 4], driver=[1, 2, 4, 3], correct=[1, 2, 2, 1])
-    assert correlations(few)["partial"].isna().all()
 
 
 def test_rounds_that_few_trajectories_reach_are_left_out():

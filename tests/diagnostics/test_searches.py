@@ -53,25 +53,28 @@ ITEMS = [
 ]
 
 
-def test_positions_are_actions_with_a_search_round_to_follow():
+INVALID = scored([[-1.0], [-2.0], [-3.0]], found=[None, ("p0",), None])
+
+
+@pytest.mark.parametrize(
+    ("items", "rows"),
+    [
+        (
+            ITEMS,
+            [
+                ("position", 0, 2.0, 2.5 / 3, 3, 2),  # actions with a search round to follow
+                ("position", 1, 4.0, 1.5, 1, 1),
+                ("total", 0, 7.0, 0.0, 1, 1),  # whole responses by their rounds
+                ("total", 1, 3.0, 0.5, 3, 1),
+                ("total", 2, 5.0, 1.5, 3, 1),
+            ],
+        ),
+        # An action that did not search adds no round.
+        ([INVALID], [("position", 0, 1.0, 0.0, 1, 1), ("total", 1, 2.0, 0.0, 3, 1)]),
+        ([], []),
+    ],
+)
+def test_likelihood_against_rounds(items, rows):
     columns = ["view", "rounds", "nll", "entropy", "tokens", "trajectories"]
-    rows = [("position", 0, 2.0, 2.5 / 3, 3, 2), ("position", 1, 4.0, 1.5, 1, 1)]
-    pd.testing.assert_frame_equal(nll_by_round(ITEMS), pd.DataFrame(rows, columns=columns))
-
-
-def test_totals_are_whole_responses_by_their_rounds():
-    made = nll_by_round(ITEMS, "total")
-    assert made["rounds"].tolist() == [0, 1, 2]
-    assert made["nll"].tolist() == [7.0, 3.0, 5.0]
-    assert made["tokens"].tolist() == [1, 3, 3]
-    assert made["trajectories"].tolist() == [1, 1, 1]
-
-
-def test_an_action_that_did_not_search_adds_no_round():
-    invalid = scored([[-1.0], [-2.0], [-3.0]], found=[None, ("p0",), None])
-    assert nll_by_round([invalid], "total")["rounds"].tolist() == [1]
-    assert nll_by_round([invalid])["nll"].tolist() == [1.0]
-
-
-def test_nothing_scored_makes_an_empty_frame():
-    assert nll_by_round([]).columns.tolist() == nll_by_round(ITEMS).columns.tolist()
+    expected = pd.DataFrame(rows, columns=columns)
+    pd.testing.assert_frame_equal(nll_by_round(items), expected)

@@ -38,9 +38,9 @@ def test_the_score_is_the_inner_product_of_gradients_of_the_unembedding():
     head = model.lm_head.weight
     (down,) = torch.autograd.grad(loss, head, retain_graph=True)
     (up,) = torch.autograd.grad(logprobs[right].sum() / sum(OUTCOMES), head)
-    made = driver_score(states, errors, rows, advantages, torch.tensor(OUTCOMES))
-    assert made.driver == pytest.approx((down * up).sum().item(), rel=1e-6)
-    assert abs(made.driver) > 1e-3
+    _, made = driver_score(states, errors, rows, advantages, torch.tensor(OUTCOMES))
+    assert made["driver"] == pytest.approx((down * up).sum().item(), rel=1e-6)
+    assert abs(made["driver"]) > 1e-3
 
 
 def test_a_small_step_on_the_unembedding_does_what_the_score_says():
@@ -48,7 +48,7 @@ def test_a_small_step_on_the_unembedding_does_what_the_score_says():
     model.lm_head.weight.requires_grad_(True)
     frame = group_changes(
         model, [group(OUTCOMES, seed=s) for s in range(3)], pad_id=PAD, learning_rate=1e-5,
-        optimizer="sgd",
+        optimizer="sgd", step=0,
     )  # fmt: skip
     for row in frame.itertuples():
         assert row.delta == pytest.approx(-1e-5 * row.driver, rel=1e-3)
@@ -71,28 +71,30 @@ def test_a_wrong_response_pulls_by_its_token_and_its_state(
     """One correct and one wrong response of one token each, two words, both equally likely."""
     errors = prediction_errors(torch.zeros(2, 2), torch.tensor(tokens))
     advantages, right = torch.tensor([0.5, -0.5]), torch.tensor([True, False])
-    made = driver_score(torch.tensor(states), errors, torch.tensor([0, 1]), advantages, right)
-    found = (made.pull, made.gain, made.error_product, made.state_cosine)
-    assert found == pytest.approx((pull, gain, error_product, cosine))
-    assert made.driver == pytest.approx(pull - gain, abs=1e-9)
+    _, made = driver_score(torch.tensor(states), errors, torch.tensor([0, 1]), advantages, right)
+    found = [made[name] for name in ("pull", "gain", "error_product", "state_cosine")]
+    assert found == pytest.approx([pull, gain, error_product, cosine])
+    assert made["driver"] == pytest.approx(pull - gain, abs=1e-9)
 
 
 def test_what_correct_responses_gain_is_their_own_doing_and_that_of_others():
     """Two equal correct responses of one token and a wrong one: each does half of what both do."""
     errors = prediction_errors(torch.zeros(3, 2), torch.tensor([0, 0, 1]))
     advantages, right = torch.tensor([0.5, 0.5, -1.0]), torch.tensor([True, True, False])
-    made = driver_score(torch.ones(3, 1), errors, torch.arange(3), advantages, right)
+    _, made = driver_score(torch.ones(3, 1), errors, torch.arange(3), advantages, right)
     # alpha .5 between the correct tokens, p+ = .5 / 3.
-    assert made.own == made.support == pytest.approx(0.5 * 0.5 / 3)
-    assert made.gain == made.own + made.support and made.driver == made.pull - made.gain
-    one = driver_score(torch.ones(3, 1), errors, torch.tensor([0, 0, 1]), advantages[1:], right[1:])
-    assert one.support == 0 and one.own == one.gain == pytest.approx(4 * 0.5 * 0.5 / 3)
+    assert made["own"] == made["support"] == pytest.approx(0.5 * 0.5 / 3)
+    assert made["gain"] == made["own"] + made["support"]
+    assert made["driver"] == made["pull"] - made["gain"]
+    rows = torch.tensor([0, 0, 1])
+    _, one = driver_score(torch.ones(3, 1), errors, rows, advantages[1:], right[1:])
+    assert one["support"] == 0 and one["own"] == one["gain"] == pytest.approx(4 * 0.5 * 0.5 / 3)
 
 
 def test_a_group_without_contrast_has_no_factors():
     errors = prediction_errors(torch.zeros(2, 2), torch.tensor([0, 1]))
     states, rows, advantages = torch.ones(2, 1), torch.tensor([0, 1]), torch.zeros(2)
-    none = driver_score(states, errors, rows, advantages, torch.tensor([False, False]))
-    assert math.isnan(none.driver) and math.isnan(none.error_product)
-    every = driver_score(states, errors, rows, advantages, torch.tensor([True, True]))
-    assert every.driver == 0 and math.isnan(every.state_cosine)
+    _, none = driver_score(states, errors, rows, advantages, torch.tensor([False, False]))
+    assert math.isnan(none["driver"]) and math.isnan(none["error_product"])
+    _, every = driver_score(states, errors, rows, advantages, torch.tensor([True, True]))
+    assert every["driver"] == 0 and math.isnan(every["state_cosine"])

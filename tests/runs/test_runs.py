@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from run_helpers import CONFIG, no_space, one_line
 
 from llds_core.config import load_experiment
@@ -26,9 +27,8 @@ from llds_core.runs.provenance import package_versions
 HOLD = """
 import sys, time
 from pathlib import Path
-from llds_core.config import load_experiment
-from llds_core.runs import RunDirectory
-held = RunDirectory(Path(sys.argv[1]), load_experiment("smoke/grpo"), 0)
+from llds_core.runs.directory import _hold
+held = _hold(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(3600)
 """
@@ -48,7 +48,6 @@ def test_lock_of_a_live_process_names_it_and_that_of_a_killed_one_is_taken_over(
             with pytest.raises(RunError, match=f"in use by process {holder.pid}") as error:
                 RunDirectory(tmp_path, CONFIG, 0)
             one_line(error)
-            assert read_manifest(tmp_path)["status"] == "running"
         finally:
             holder.kill()
     with RunDirectory(tmp_path, CONFIG, 0):
@@ -70,7 +69,7 @@ def test_new_run_says_what_it_is(run: RunDirectory) -> None:
     assert manifest["config"] == CONFIG.to_dict() and manifest["config_hash"] == CONFIG.hash()
     assert manifest["command"] == "again"
     assert manifest["packages"] == package_versions()
-    assert (run.path / "config.yaml").read_text("utf-8") == CONFIG.to_yaml()
+    assert yaml.safe_load((run.path / "config.yaml").read_text("utf-8")) == CONFIG.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -118,13 +117,9 @@ def test_first_error_is_the_one_reported_when_the_disk_fails_too(
 def test_run_is_closed_when_its_last_write_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(RunError),
-        RunDirectory(tmp_path, CONFIG, 0),
-    ):
+    with monkeypatch.context() as patch, pytest.raises(RunError), opened(tmp_path):
         patch.setattr(runs.os, "replace", no_space)
-    with RunDirectory(tmp_path, CONFIG, 0):
+    with opened(tmp_path):
         pass
     assert read_manifest(tmp_path)["status"] == "complete"
 
@@ -150,7 +145,6 @@ _MICRO = "loss.aggregate=token-mean-micro"
     [
         ((), "loss.kl_weight=0.5"),
         ((), "world.seed=4"),
-        ((), "training.save_every=2"),
         ((), "training.threads=2"),
         ((_MICRO,), "hardware.processes=2"),
         ((_MICRO,), "training.micro_batch_size=2"),
@@ -168,22 +162,18 @@ def test_other_configuration_is_refused_by_key(
     assert read_manifest(tmp_path)["config"] == config
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "training.steps=9",
-        "training.keep_checkpoints=5",
-        "training.trajectories_per_step=1",
-        "evaluation.questions=7",
-        "hardware.processes=2",
-        "training.micro_batch_size=2",
-    ],
-)
-def test_values_outside_the_run_itself_may_change(tmp_path: Path, override: str) -> None:
+def test_values_outside_the_run_itself_may_change(tmp_path: Path) -> None:
     with opened(tmp_path) as run:
-        before = run.manifest["config_hash"]
-    with opened(tmp_path, override):
-        assert read_manifest(tmp_path)["config_hash"] != before
+        before = run.manifest
+    free = ["training.steps=9", "training.keep_checkpoints=5", "training.trajectories_per_step=1"]
+    free += ["evaluation.questions=7", "hardware.processes=2", "training.micro_batch_size=2"]
+    with opened(tmp_path, *free) as run:
+        assert run.manifest["config_hash"] != before["config_hash"]
+    assert before["deviations"] == []
+    assert run.manifest["deviations"] == [
+        "training.steps is 9 instead of 3",
+        "evaluation.questions is 7 instead of 8",
+    ]
 
 
 def test_other_seed_or_corpus_is_refused(tmp_path: Path) -> None:
@@ -207,7 +197,7 @@ def test_path_names_the_overrides_that_make_another_run(tmp_path: Path) -> None:
 def test_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
     file = tmp_path / "manifest.json"
     file.write_text(content, "utf-8")
-    with pytest.raises(DataError, match=r"manifest\.json is (not JSON|no manifest)") as error:
+    with pytest.raises(DataError, match=r"manifest\.json is no manifest") as error:
         RunDirectory(tmp_path, CONFIG, 0)
     one_line(error)
     for path in (tmp_path / "none", file):
@@ -220,7 +210,7 @@ def test_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
 
 def _write_often(file: Path, together: Any) -> None:
     together.wait()
-    for number in range(200):
+    for number in range(30):
         write_json(file, {"number": number})
 
 
@@ -234,7 +224,7 @@ def test_processes_may_write_the_same_json(tmp_path: Path) -> None:
     for writer in writers:
         writer.join()
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
-    assert json.loads(file.read_text()) == {"number": 199}
+    assert json.loads(file.read_text()) == {"number": 29}
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -253,16 +243,11 @@ def test_full_disk_is_a_run_error_that_says_what_to_do(
         patch.setattr(Path, "open", no_space)
         write(run)
     assert "No space left" in one_line(error)
-
-
-def test_folder_that_cannot_be_made_is_a_run_error(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("x", "utf-8")
+    (run.path / "file").write_text("x", "utf-8")
     with pytest.raises(RunError, match="cannot write to") as error:
-        RunDirectory(tmp_path / "run" / "deep", CONFIG, 0)
-    one_line(error)
+        opened(run.path / "file" / "deep")
 
-
-def test_many_overrides_give_a_name_that_file_systems_accept_and_that_tells_them_apart() -> None:
+    # Many give a name that file systems accept, and that tells them apart.
     many = [f"world.key{index}=123456789" for index in range(30)]
     paths = {Run(CONFIG, 0, Path("r"), (*many, f"loss.llds_weight={w}")).path for w in (1, 2)}
     assert len(paths) == 2
