@@ -172,7 +172,7 @@ def test_values_outside_the_run_itself_may_change(tmp_path: Path) -> None:
     assert before["deviations"] == []
     assert run.manifest["deviations"] == [
         "training.steps is 9 instead of 3",
-        "evaluation.questions is 7 instead of 8",
+        "evaluation.questions is 7 instead of 16",
     ]
 
 

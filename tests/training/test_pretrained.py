@@ -22,8 +22,7 @@ from llds_core.evaluation import evaluate_run
 from llds_core.rollout.prompts import encode_prompt
 from llds_core.runs import Run, read_manifest, read_trajectories
 from llds_core.runs.checkpoints import checkpoint_path
-from llds_core.runs.policies import given_policy
-from llds_core.runs.policies import load_policy, policy_digest
+from llds_core.runs.policies import given_policy, load_policy, policy_digest
 from llds_core.training.experiment import train
 from llds_core.training.warmstart import start_policy, warmstart
 
