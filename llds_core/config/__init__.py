@@ -12,10 +12,12 @@ from llds_core.config.load import (
 from llds_core.config.schema import ExperimentConfig
 from llds_core.config.sections import (
     DenseConfig,
+    LossConfig,
     PolicyConfig,
     RewardConfig,
     RolloutConfig,
     ServiceConfig,
+    TrainingConfig,
     WarmstartConfig,
 )
 
@@ -23,11 +25,13 @@ __all__ = [
     "Arm",
     "DenseConfig",
     "ExperimentConfig",
+    "LossConfig",
     "PolicyConfig",
     "RewardConfig",
     "RolloutConfig",
     "ServiceConfig",
     "Study",
+    "TrainingConfig",
     "WarmstartConfig",
     "layouts",
     "load_experiment",

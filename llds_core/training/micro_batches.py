@@ -46,11 +46,11 @@ def mini_batch_rows(
         # The least padding; no gradient changes unless each micro-batch is a mean of its own.
         return rows if args.micro_batch_means else sorted(rows, key=lengths.__getitem__)
 
-    if args.mini_batches == "balanced":
+    if args.training.mini_batches == "balanced":
         shares = _balanced(lengths, processes)
         starts = range(0, len(shares[0]), size)
         return [[arranged(share[start : start + size]) for share in shares] for start in starts]
-    unit = group_size if args.mini_batches == "groups" else 1
+    unit = group_size if args.training.mini_batches == "groups" else 1
     units = torch.randperm(len(lengths) // unit, generator=generator)
     rows = (units[:, None] * unit + torch.arange(unit)).flatten()
     batches = [arranged(batch.tolist()) for batch in rows.split(size * processes)]
@@ -78,10 +78,10 @@ def _balanced(lengths: Sequence[int], processes: int) -> list[list[int]]:
 
 def penalty_tokens(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tensor:
     """Mask (B, T) of the tokens that the denominator of the penalty counts."""
-    if args.llds_normalizer == "all":
+    if args.loss.normalizer == "all":
         return micro["policy_mask"]
     advantages = micro["group_advantages"]
-    kept = advantages >= 0 if args.llds_preserve == "nonnegative" else advantages > 0
+    kept = advantages >= 0 if args.loss.preserve == "nonnegative" else advantages > 0
     return micro["policy_mask"] * kept[:, None]
 
 

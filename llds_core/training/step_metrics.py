@@ -8,10 +8,11 @@ row never shows the last micro-batch's value for the step's.
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from llds_core.config import LossConfig
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.losses import kl_k3
 from llds_core.rollout.loop import Rollout
@@ -21,14 +22,6 @@ Row = dict[str, float | int | None]
 Part = tuple[dict[str, float], dict[str, float], dict[str, float], dict[int, torch.Tensor]]
 
 
-class Clip(NamedTuple):
-    """How the objective clips its ratios: per `token` or per `sequence`."""
-
-    low: float
-    high: float
-    ratio: str
-
-
 class StepMetrics:
     """Accumulates the metrics of one step; of several processes, each its share.
 
@@ -36,11 +29,12 @@ class StepMetrics:
     trajectories answer the same question.
     """
 
-    def __init__(self, rollout: Rollout, step: int, group_size: int) -> None:
+    def __init__(self, rollout: Rollout, step: int, group_size: int, loss: LossConfig) -> None:
         self.trajectories = rollout.trajectories
         self._rollout = rollout
         self._step = step
         self._group_size = group_size
+        self._loss = loss
         self._sums: defaultdict[str, float] = defaultdict(float)
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._extremes: dict[str, float] = {}
@@ -90,20 +84,18 @@ class StepMetrics:
         *,
         loss: torch.Tensor,
         penalty: tuple[torch.Tensor, dict[str, torch.Tensor]],
-        clip: Clip,
         first_update: bool,
     ) -> None:
         """Take one micro-batch of one update; `penalty` is what `llds_penalty` returned."""
         mask = _policy_mask(micro)
         log_ratio = logprobs - micro["old_per_token_logps"]
-        if clip.ratio == "sequence":
+        if self._loss.ratio == "sequence":
             mean = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
             log_ratio = mean.expand_as(mask)
         ratio = log_ratio.exp()
         advantages = micro["advantages"][:, None]
-        clipped = ((ratio < 1 - clip.low) & (advantages < 0)) | (
-            (ratio > 1 + clip.high) & (advantages > 0)
-        )
+        low, high = 1 - self._loss.clip_low, 1 + self._loss.clip_high
+        clipped = ((ratio < low) & (advantages < 0)) | ((ratio > high) & (advantages > 0))
         self._add_masked("clip_fraction", clipped.float(), mask)
         if mask.any():
             self._extreme("ratio_max", ratio[mask].max().item(), max)
