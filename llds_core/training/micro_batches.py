@@ -8,11 +8,6 @@ from accelerate import Accelerator
 
 from llds_core.training.settings import SearchGRPOConfig
 
-_PER_TOKEN = (
-    *("completion_ids", "completion_mask", "tool_mask", "policy_mask", "answer_mask"),
-    *("action_ids", "sampling_per_token_logps"),
-)
-
 
 def gather_batch(batch: dict[str, Any], accelerator: Accelerator, pad_id: int) -> dict[str, Any]:
     """Return the rows of all processes, in the order of their ranks; scalars are global already."""
@@ -91,18 +86,17 @@ def cut(batch: dict[str, Any], rows: list[int], size: int) -> list[dict[str, Any
 
 
 def _trim(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
-    """Prompts are padded left, completions right."""
-    chosen = {
-        key: value[rows] if torch.is_tensor(value) and value.dim() else value
-        for key, value in batch.items()
-    }
-    prompt = int(chosen["prompt_mask"].sum(1).max())
-    completion = int(chosen["completion_mask"].sum(1).max())
-    for key in ("prompt_ids", "prompt_mask"):
-        chosen[key] = chosen[key][:, -prompt:]
-    for key in _PER_TOKEN:
-        chosen[key] = chosen[key][:, :completion]
-    # TRL's own passes over the padded rollout were skipped: these are placeholders.
-    for key in ("old_per_token_logps", "ref_per_token_logps"):
-        chosen.pop(key, None)
-    return chosen
+    prompt, completion = (
+        int(batch[f"{part}_mask"][rows].sum(1).max()) for part in ("prompt", "completion")
+    )
+    trimmed = {}
+    for key, value in batch.items():
+        if key in ("old_per_token_logps", "ref_per_token_logps"):
+            continue  # TRL's own passes over the padded rollout were skipped: placeholders
+        if torch.is_tensor(value) and value.dim():
+            value = value[rows]
+        if torch.is_tensor(value) and value.dim() == 2:
+            # Prompts are padded left, completions right.
+            value = value[:, -prompt:] if key.startswith("prompt") else value[:, :completion]
+        trimmed[key] = value
+    return trimmed

@@ -9,7 +9,7 @@ canary (`gated_fraction_first`) is exactly 0 wherever a kernel gives equal outpu
 """
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,8 +47,8 @@ class OneGPUMixin:
 class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
     """`GRPOConfig` with the sections it was made from, of which TRL knows a part."""
 
-    loss: LossConfig = LossConfig()
-    training: TrainingConfig = TrainingConfig()
+    loss: LossConfig = field(default_factory=LossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     root_seed: int = 0
 
     @property

@@ -46,7 +46,7 @@ class StepMetrics:
         """Take what the old policy's passes over the micro-batches computed."""
         self._sums["answer_weight"], self._counts["answer_weight"] = weight, 1.0
         for micro in micro_batches:
-            mask = _policy_mask(micro)
+            mask = micro["policy_mask"].bool()
             rows = micro["rows"].cpu()
             logprobs = micro["old_per_token_logps"]
             correct = self._correct[rows].to(mask.device)[:, None].expand_as(mask)
@@ -71,7 +71,7 @@ class StepMetrics:
 
     def add_final_logprobs(self, micro: dict[str, Any], logprobs: torch.Tensor) -> None:
         """Take the log-probabilities of a micro-batch after the step's last update."""
-        mask = _policy_mask(micro)
+        mask = micro["policy_mask"].bool()
         change = ((logprobs - micro["old_per_token_logps"]) * mask).sum(1).cpu()
         correct = self._correct[micro["rows"].cpu()]
         for name, chosen in (("correct", correct), ("incorrect", ~correct)):
@@ -87,7 +87,7 @@ class StepMetrics:
         first_update: bool,
     ) -> None:
         """Take one micro-batch of one update; `penalty` is what `llds_penalty` returned."""
-        mask = _policy_mask(micro)
+        mask = micro["policy_mask"].bool()
         log_ratio = logprobs - micro["old_per_token_logps"]
         if self._loss.ratio == "sequence":
             mean = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
@@ -165,12 +165,12 @@ class StepMetrics:
             "valid_answers": sum(t.answer is not None for t in trajectories),
             "invalid_actions": sum(a.kind == "invalid" for a in actions),
         }
-        values: Row = {name: self._mean(name) for name in METRICS}
+        values: Row = {name: _ratio(self._sums[name], self._counts[name]) for name in METRICS}
         values |= self._extremes | {name: total / count for name, total in totals.items()}
         values |= {
             "step": self._step,
             "updates": updates,
-            "hidden_similarity": self._similarity(groups),
+            "hidden_similarity": self._similarity(),
             "failed_searches": _ratio(sum(a.retrieval_failed for a in actions), searches),
             "empty_searches": _ratio(sum(a.executed and not a.hits for a in actions), searches),
             "zero_variance_groups": sum(len({t.reward for t in group}) == 1 for group in groups)
@@ -184,10 +184,10 @@ class StepMetrics:
         }
         return values
 
-    def _similarity(self, groups: Sequence[Sequence[Any]]) -> float | None:
+    def _similarity(self) -> float | None:
         similarities = []
-        for index in range(len(groups)):
-            rows = range(index * self._group_size, (index + 1) * self._group_size)
+        for start in range(0, len(self.trajectories), self._group_size):
+            rows = range(start, start + self._group_size)
             states = torch.nn.functional.normalize(
                 torch.stack([self._states[row] for row in rows]), dim=1
             )
@@ -205,13 +205,6 @@ class StepMetrics:
 
     def _extreme(self, name: str, value: float, pick: Any) -> None:
         self._extremes[name] = pick(value, self._extremes.get(name, value))
-
-    def _mean(self, name: str) -> float | None:
-        return _ratio(self._sums[name], self._counts[name])
-
-
-def _policy_mask(micro: dict[str, Any]) -> torch.Tensor:
-    return micro["policy_mask"].bool()
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

@@ -45,7 +45,7 @@ from llds_core.training.checkpointing import AtomicCheckpointMixin
 from llds_core.training.micro_batches import cut, gather_batch, mini_batch_rows, penalty_tokens
 from llds_core.training.policy_head import PolicyHeadOutput, add_policy_head, policy_labels
 from llds_core.training.settings import SearchGRPOConfig
-from llds_core.training.sharding import WholePolicy, copy_to_sharded
+from llds_core.training.sharding import copy_to_sharded, whole_policy
 from llds_core.training.step_metrics import Row, StepMetrics
 
 RolloutFunction = Callable[[Sequence[dict[str, Any]], PreTrainedModel, int], Rollout]
@@ -67,6 +67,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     num_generations: int
     ref_model: Any
     metrics: StepMetrics  # of the step under way, from its rollout on
+    is_over: Callable[[], bool]  # asked after each step: whether to save and end here
     _buffered_inputs: Any
     _micro: dict[str, Any]
     _captured: torch.Tensor
@@ -84,9 +85,10 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self.nonfinite_in_a_row = 0
         self._rollout = rollout
         self._on_step = on_step
+        self.is_over = lambda: False
         self._rows: Sequence[dict[str, Any]] = []
         self._loss_is_finite = True
-        self._whole_policy = WholePolicy()
+        self._whole_policy: PreTrainedModel | None = None
         with warnings.catch_warnings():
             # The contract test watches this interface; users can do nothing about its being
             # experimental.
@@ -131,7 +133,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         """Run the rollout of the current step on the rows TRL has chosen for this process."""
         policy = self.accelerator.unwrap_model(self.model)
         if self.accelerator.is_fsdp2 and not self.use_vllm:
-            policy = self._whole_policy.of(policy)
+            policy = self._whole_policy = whole_policy(policy, self._whole_policy)
         rollout = self._rollout(self._rows, policy, self.step)
         shares = gather_object([rollout])
         whole = dataclasses.replace(
@@ -370,6 +372,8 @@ class _FinishStep(TrainerCallback):
         """One optimizer step has ended."""
         if state.global_step % self._trainer.updates_per_step == 0:
             self._trainer.finish_step()
+            if self._trainer.is_over():
+                control.should_training_stop = control.should_save = True
 
 
 def rollout_columns(trajectories: Sequence[Trajectory]) -> dict[str, list]:
