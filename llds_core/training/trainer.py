@@ -219,9 +219,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         loss = self.args.loss
         if loss.answer_ramp == "none":
             return loss.answer_weight
-        searches = torch.tensor(float(sum(t.searches for t in trajectories)) / len(trajectories))
-        mean = self.accelerator.gather(searches.to(self.accelerator.device)).mean().item()
-        return answer_weight_ramp(mean, ramp=loss.answer_ramp) * loss.answer_weight
+        # In 32 bits: runs are continued to the bit.
+        searches = torch.tensor(sum(t.searches for t in trajectories) / len(trajectories)).item()
+        return answer_weight_ramp(searches, ramp=loss.answer_ramp) * loss.answer_weight
 
     @torch.no_grad()
     def _add_log_probabilities(self, micro: dict[str, Any]) -> None:

@@ -137,7 +137,12 @@ def test_another_policy_behind_the_same_path_is_refused(
 @pytest.mark.parametrize(
     ("policy", "make", "kind", "said"),
     [
-        ("data/nothing", train, ConfigError, "is not a folder: run make data PROFILE=smoke"),
+        (
+            "data/policy/nothing",
+            train,
+            CheckpointError,
+            "run make data PROFILE=smoke",
+        ),
         ("{here}/empty", train, CheckpointError, "holds no weights"),
         ("owner/gated", train, DownloadError, "owner/gated is gated: accept its licence"),
         ("owner/gated", warmstart, ConfigError, "to warm-start it first"),
@@ -152,7 +157,8 @@ def test_a_policy_that_cannot_be_had_is_one_line(
     kind: type,
     said: str,
 ) -> None:
-    def refuse(*args: object, **kwargs: object) -> str:
+    def refuse(repo: str, **kwargs: object) -> str:
+        huggingface_hub.utils.validate_repo_id(repo)
         response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co/x"))
         raise hub_errors.GatedRepoError("no", response=response)
 
