@@ -121,8 +121,9 @@ def test_command_says_which_process_was_killed_or_that_it_was_interrupted(
         found: list[psutil.Process] = []
 
         def watch() -> None:
-            while not ended.wait(0.001) and not is_time():
-                pass
+            while not is_time():
+                if ended.wait(0.05):
+                    return
             for each in psutil.Process().children(recursive=True):
                 if str(root) in each.cmdline() and "RANK" in each.environ():
                     found.append(each)

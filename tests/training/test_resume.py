@@ -171,7 +171,7 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen) -> None:
     while not condition():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
-        time.sleep(0.0005)
+        time.sleep(0.001)
 
 
 @pytest.mark.slow
