@@ -224,7 +224,7 @@ class _Updates:
 
     def _settings(self, weight: float) -> SearchGRPOConfig:
         args = search_grpo_config(self.config, 0, self._folder / "checkpoint")
-        args.llds_weight = weight
+        args.loss = replace(args.loss, llds_weight=weight)
         args.max_steps = self.config.training.updates_per_rollout
         args.save_strategy = "no"
         return args

@@ -5,10 +5,12 @@ from llds_core.config.load import layouts, load_experiment, methods, profiles
 from llds_core.config.schema import ExperimentConfig
 from llds_core.config.sections import (
     DenseConfig,
+    LossConfig,
     PolicyConfig,
     RewardConfig,
     RolloutConfig,
     ServiceConfig,
+    TrainingConfig,
     WarmstartConfig,
 )
 
@@ -16,11 +18,13 @@ __all__ = [
     "Arm",
     "DenseConfig",
     "ExperimentConfig",
+    "LossConfig",
     "PolicyConfig",
     "RewardConfig",
     "RolloutConfig",
     "ServiceConfig",
     "Study",
+    "TrainingConfig",
     "WarmstartConfig",
     "layouts",
     "load_experiment",

@@ -5,12 +5,13 @@ any moment.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, RunError
@@ -25,7 +26,7 @@ from llds_core.runs.checkpoints import checkpoint_steps, read_checkpoint_extra
 from llds_core.runs.policies import policy_digest
 from llds_core.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.training.processes import Processes, check_world_size, ending_together
-from llds_core.training.recorder import Recorder, StopAfterCollapse, note_collapse
+from llds_core.training.recorder import Recorder, note_collapse
 from llds_core.training.settings import search_grpo_config
 from llds_core.training.trainer import SearchGRPOTrainer
 from llds_core.training.vllm_engine import check_vllm, engine_options, open_engine
@@ -52,24 +53,19 @@ def train(run: Run, *, after_step: Callable[[dict[str, Any]], None] | None = Non
     if processes.decide(run.is_complete):
         return
     _need_start_policy(run, processes)
-    directory: RunDirectory | None = None
-
-    def claim() -> None:
-        nonlocal directory
-        command = " ".join(["python -m llds_core", *run.command("train")])
-        directory = RunDirectory(run.path, config, run.seed, command=command)
-
-    processes.decide(claim)
+    command = " ".join(["python -m llds_core", *run.command("train")])
+    held: list[RunDirectory] = []
+    processes.decide(lambda: held.append(RunDirectory(run.path, config, run.seed, command=command)))
+    # The first process has the directory, and decides.
+    directory = cast(RunDirectory, held[0] if held else None)
     with directory or nullcontext(), ending_together(processes):
         torch.set_num_threads(config.training.threads)
-        # The first process decides, and it has the directory.
-        start = processes.decide(lambda: _begin(run, cast(RunDirectory, directory), processes))
+        start = processes.decide(lambda: _begin(run, directory, processes))
         if start.collapsed:
             return
-        recorder = None
-        if directory is not None:
-            recorder = Recorder(directory, config, start.done, after_step=after_step)
+        recorder = Recorder(directory, config, start.done, after_step=after_step) if held else None
         trainer = _build_trainer(run, start, processes, recorder)
+        trainer.is_over = lambda: processes.decide(lambda: note_collapse(directory, config))
         if start.resume:
             trainer.nonfinite_in_a_row = read_checkpoint_extra(start.resume)["nonfinite_in_a_row"]
             _logger.info("continuing %s after step %d", run.path, start.done)
@@ -135,17 +131,13 @@ def _build_trainer(
     environment = build_environment(config)
     model, tokenizer = load_start_policy(run, environment)
     corpus = environment.retriever.identity
-    directory = recorder.directory if recorder else None
-    processes.decide(lambda: cast(RunDirectory, directory).record("corpus", corpus))
-    if recorder is not None and start.resume:
+    processes.decide(lambda: cast(Recorder, recorder).directory.record("corpus", corpus))
+    if recorder and start.resume:
         # A process killed right after its last save has not ranked it.
         recorder.saved(start.done)
     rollout = SearchRollout(
         environment, tokenizer, run.seed, streams=start.streams, rank=processes.rank
     )
-    callbacks: list[TrainerCallback] = [recorder] if recorder else []
-    if config.diagnostics.stop_after_collapse:
-        callbacks.append(StopAfterCollapse(config, processes, directory))
     with engine_options(config):
         trainer = SearchGRPOTrainer(
             model=model,
@@ -154,7 +146,7 @@ def _build_trainer(
             processing_class=tokenizer,
             rollout=rollout,
             on_step=recorder,
-            callbacks=callbacks,
+            callbacks=[recorder] if recorder else [],
         )
     if config.sampler.backend == "vllm":
         rollout.engine = open_engine(trainer)
@@ -183,39 +175,37 @@ def training_rows(environment: Environment, seed: int) -> Dataset:
     return Dataset.from_dict({"prompt": prompts, "question": order})
 
 
+@dataclass
 class SearchRollout:
     """The trainer's rollout function: samples trajectories of the given rows and rewards them.
 
-    Each `rollout` or each `trajectory` has a random stream, as `streams` says; `rank` is that of
-    this process among those that share a rollout equally, in order. Without `engine`, which is
-    vLLM's once the trainer has built it, the trained model itself samples.
+    Attributes:
+        streams: whether each `rollout` or each `trajectory` has a random stream.
+        rank: of this process among those that share a rollout equally, in order.
+        engine: vLLM's, once the trainer has built it; without, the trained model itself samples.
     """
 
-    def __init__(
-        self,
-        environment: Environment,
-        tokenizer: PreTrainedTokenizerBase,
-        seed: int,
-        *,
-        streams: str = "rollout",
-        rank: int = 0,
-    ) -> None:
-        self.engine: Engine | None = None
-        self._environment = environment
-        self._tokenizer = tokenizer
-        self._seed = seed
-        self._streams = streams
-        self._rank = rank
-        self._stop = StopAtTag(tokenizer)
-        failure_rate = environment.config.retrieval.failure_rate
-        self._loop = environment.rollout_loop(tokenizer, seed=seed, failure_rate=failure_rate)
+    environment: Environment
+    tokenizer: PreTrainedTokenizerBase
+    seed: int
+    streams: str = "rollout"
+    rank: int = 0
+    engine: Engine | None = None
+
+    def __post_init__(self) -> None:
+        self._stop = StopAtTag(self.tokenizer)
+        self._loop = self.environment.rollout_loop(
+            self.tokenizer,
+            seed=self.seed,
+            failure_rate=self.environment.config.retrieval.failure_rate,
+        )
 
     def __call__(
         self, rows: Sequence[dict[str, Any]], model: PreTrainedModel, step: int
     ) -> Rollout:
         """Return a rewarded trajectory per row; row i of all is sample `i % group_size`."""
-        config, questions = self._environment.config, self._environment.world.train
-        numbers = range(self._rank * len(rows), (self._rank + 1) * len(rows))
+        config, questions = self.environment.config, self.environment.world.train
+        numbers = range(self.rank * len(rows), (self.rank + 1) * len(rows))
         tasks = [
             (questions[row["question"]], number % config.rollout.group_size)
             for number, row in zip(numbers, rows, strict=True)
@@ -227,24 +217,25 @@ class SearchRollout:
         return rollout
 
     def _sampler(self, model: PreTrainedModel, step: int, numbers: range) -> Sampler:
-        config, limits = self._environment.config, self._environment.config.rollout
+        config = self.environment.config
+        limits = config.rollout
         if self.engine is not None:
             return VLLMSampler(
                 self.engine,
                 self._stop,
-                end_of_sequence_ids(model, self._tokenizer),
-                lambda row, turn: child_seed(self._seed, "sampling", step, numbers[row], turn),
+                end_of_sequence_ids(model, self.tokenizer),
+                lambda row, turn: child_seed(self.seed, "sampling", step, numbers[row], turn),
                 temperature=limits.temperature,
                 top_p=limits.top_p,
             )
         generator, streams = None, None
-        if self._streams == "trajectory":
-            streams = [numpy_generator(self._seed, "sampling", step, row) for row in numbers]
+        if self.streams == "trajectory":
+            streams = [numpy_generator(self.seed, "sampling", step, row) for row in numbers]
         else:
-            generator = torch_generator(self._seed, "sampling", step, device=str(model.device))
+            generator = torch_generator(self.seed, "sampling", step, device=str(model.device))
         return TransformersSampler(
             model,
-            self._tokenizer,
+            self.tokenizer,
             generator,
             temperature=limits.temperature,
             top_p=limits.top_p,

@@ -8,11 +8,6 @@ from accelerate import Accelerator
 
 from llds_core.training.settings import SearchGRPOConfig
 
-_PER_TOKEN = (
-    *("completion_ids", "completion_mask", "tool_mask", "policy_mask", "answer_mask"),
-    *("action_ids", "sampling_per_token_logps"),
-)
-
 
 def gather_batch(batch: dict[str, Any], accelerator: Accelerator, pad_id: int) -> dict[str, Any]:
     """Return the rows of all processes, in the order of their ranks; scalars are global already."""
@@ -46,11 +41,11 @@ def mini_batch_rows(
         # The least padding; no gradient changes unless each micro-batch is a mean of its own.
         return rows if args.micro_batch_means else sorted(rows, key=lengths.__getitem__)
 
-    if args.mini_batches == "balanced":
+    if args.training.mini_batches == "balanced":
         shares = _balanced(lengths, processes)
         starts = range(0, len(shares[0]), size)
         return [[arranged(share[start : start + size]) for share in shares] for start in starts]
-    unit = group_size if args.mini_batches == "groups" else 1
+    unit = group_size if args.training.mini_batches == "groups" else 1
     units = torch.randperm(len(lengths) // unit, generator=generator)
     rows = (units[:, None] * unit + torch.arange(unit)).flatten()
     batches = [arranged(batch.tolist()) for batch in rows.split(size * processes)]
@@ -78,10 +73,10 @@ def _balanced(lengths: Sequence[int], processes: int) -> list[list[int]]:
 
 def penalty_tokens(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tensor:
     """Mask (B, T) of the tokens that the denominator of the penalty counts."""
-    if args.llds_normalizer == "all":
+    if args.loss.normalizer == "all":
         return micro["policy_mask"]
     advantages = micro["group_advantages"]
-    kept = advantages >= 0 if args.llds_preserve == "nonnegative" else advantages > 0
+    kept = advantages >= 0 if args.loss.preserve == "nonnegative" else advantages > 0
     return micro["policy_mask"] * kept[:, None]
 
 
@@ -91,18 +86,17 @@ def cut(batch: dict[str, Any], rows: list[int], size: int) -> list[dict[str, Any
 
 
 def _trim(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
-    """Prompts are padded left, completions right."""
-    chosen = {
-        key: value[rows] if torch.is_tensor(value) and value.dim() else value
-        for key, value in batch.items()
-    }
-    prompt = int(chosen["prompt_mask"].sum(1).max())
-    completion = int(chosen["completion_mask"].sum(1).max())
-    for key in ("prompt_ids", "prompt_mask"):
-        chosen[key] = chosen[key][:, -prompt:]
-    for key in _PER_TOKEN:
-        chosen[key] = chosen[key][:, :completion]
-    # TRL's own passes over the padded rollout were skipped: these are placeholders.
-    for key in ("old_per_token_logps", "ref_per_token_logps"):
-        chosen.pop(key, None)
-    return chosen
+    prompt, completion = (
+        int(batch[f"{part}_mask"][rows].sum(1).max()) for part in ("prompt", "completion")
+    )
+    trimmed = {}
+    for key, value in batch.items():
+        if key in ("old_per_token_logps", "ref_per_token_logps"):
+            continue  # TRL's own passes over the padded rollout were skipped: placeholders
+        if torch.is_tensor(value) and value.dim():
+            value = value[rows]
+        if torch.is_tensor(value) and value.dim() == 2:
+            # Prompts are padded left, completions right.
+            value = value[:, -prompt:] if key.startswith("prompt") else value[:, :completion]
+        trimmed[key] = value
+    return trimmed

@@ -1,10 +1,8 @@
-"""What a run leaves behind while it trains: metrics rows, trajectories, ranked checkpoints, and the
-end of a run whose collapse is proved.
-"""
+"""What a run leaves behind while it trains: metrics rows, trajectories, ranked checkpoints."""
 
 import logging
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -16,7 +14,6 @@ from llds_core.machine.jobs import shown_metrics
 from llds_core.rollout.protocol import Trajectory
 from llds_core.runs import RunDirectory, best_step, read_metrics
 from llds_core.runs.checkpoints import checkpoint_steps, rotate_checkpoints
-from llds_core.training.processes import Processes
 
 _logger = logging.getLogger("llds_core")
 _ACTION = ("kind", "content", "text", "start", "end", "executed", "retrieval_failed")
@@ -24,17 +21,14 @@ _ACTION = ("kind", "content", "text", "start", "end", "executed", "retrieval_fai
 
 def note_collapse(directory: RunDirectory, config: ExperimentConfig) -> bool:
     """Whether a run that is to stop after its collapse has proved it, which its directory notes."""
-    rows = read_metrics(directory.path)
-    if config.diagnostics.stop_after_collapse and rows:
+    if config.diagnostics.stop_after_collapse and (rows := read_metrics(directory.path)):
         rewards = pd.Series([row["reward"] for row in rows], [row["step"] for row in rows])
         directory.collapsed = collapse_step(rewards, config.diagnostics.window) is not None
     return directory.collapsed
 
 
 class Recorder(TrainerCallback):
-    """Writes each step to the run directory and keeps the progress bar, the best checkpoint and the
-    rotation.
-    """
+    """Writes each step to the run directory; keeps the progress bar and the best checkpoint."""
 
     def __init__(
         self,
@@ -85,26 +79,6 @@ class Recorder(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Training is over."""
         self._bar.close()
-
-
-class StopAfterCollapse(TrainerCallback):
-    """Ends a run whose collapse is proved, in all processes, with a checkpoint."""
-
-    def __init__(
-        self, config: ExperimentConfig, processes: Processes, directory: RunDirectory | None
-    ) -> None:
-        self._config = config
-        self._processes = processes
-        self._directory = directory
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One update has ended, and maybe a step."""
-        if state.global_step % self._config.training.updates_per_rollout == 0:
-            # The first process decides, and it has the directory.
-            directory = cast(RunDirectory, self._directory)
-            collapsed = self._processes.decide(lambda: note_collapse(directory, self._config))
-            control.should_training_stop |= collapsed
-            control.should_save |= collapsed
 
 
 def trajectory_record(trajectory: Trajectory, step: int) -> dict[str, Any]:

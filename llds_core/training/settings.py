@@ -9,7 +9,7 @@ canary (`gated_fraction_first`) is exactly 0 wherever a kernel gives equal outpu
 """
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ import torch
 from transformers.training_args import OptimizerNames
 from trl import GRPOConfig
 
-from llds_core.config import ExperimentConfig
+from llds_core.config import ExperimentConfig, LossConfig, TrainingConfig
 from llds_core.errors import ConfigError
 from llds_core.seeding import child_seed
 
@@ -45,35 +45,16 @@ class OneGPUMixin:
 
 @dataclass
 class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
-    """`GRPOConfig` with the LLDS penalty (see `LossConfig`) and rollout-level
-    bookkeeping.
-    """
+    """`GRPOConfig` with the sections it was made from, of which TRL knows a part."""
 
-    updates_per_rollout: int = 1
-    """Optimizer steps per rollout, all epochs."""
-    mini_batches: str = "groups"
-    """Which rows share an update (see `TrainingConfig`)."""
-    llds_weight: float = 0.0
-    """Weight of the LLDS penalty; 0 measures it only."""
-    llds_gate: str = "action"
-    llds_normalizer: str = "preserved"
-    llds_preserve: str = "nonnegative"
-    llds_gate_threshold: float = 0.0
-    llds_answer_weight: float = 1.0
-    """Penalty weight of answer tokens (LLDS-MA)."""
-    llds_answer_ramp: str = "none"
-    negative_advantages: bool = True
-    """False: the surrogate's advantages are cut at 0."""
-    kl_clamp: float | None = None
-    """k3 above this value has no gradient; None: never."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     root_seed: int = 0
-    max_nonfinite_updates: int = 5
-    """Skipped updates in a row that end the run."""
 
     @property
     def micro_batch_means(self) -> bool:
         """Whether each micro-batch is a mean of its own, as in the official code."""
-        return self.loss_type == _LOSS_TYPES["token-mean-micro"]
+        return self.loss.aggregate == "token-mean-micro"
 
     @property
     def device(self) -> torch.device:
@@ -81,29 +62,6 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
         device = super().device
         # accelerate numbers the CPUs of several processes, which `torch.load` does not understand.
         return torch.device("cpu") if device.type == "cpu" else device
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        steps_per_generation = cast(int, self.steps_per_generation)  # TRL has set it
-        per_epoch, rest = divmod(steps_per_generation, self.gradient_accumulation_steps)
-        if rest or per_epoch * self.num_iterations != self.updates_per_rollout:
-            raise ConfigError(
-                f"updates_per_rollout={self.updates_per_rollout}, but steps_per_generation="
-                f"{self.steps_per_generation}, gradient_accumulation_steps="
-                f"{self.gradient_accumulation_steps} and num_iterations={self.num_iterations} make "
-                f"{per_epoch * self.num_iterations}: set them to agree"
-            )
-        if self.llds_weight > 0 and self.updates_per_rollout < 2:
-            raise ConfigError(
-                "llds_weight > 0 with updates_per_rollout=1 is always zero: set "
-                "updates_per_rollout >= 2"
-            )
-        if self.save_strategy == "steps" and self.save_steps % self.updates_per_rollout:
-            raise ConfigError(
-                f"save_steps={self.save_steps} is not a multiple of updates_per_rollout="
-                f"{self.updates_per_rollout}: a checkpoint inside a rollout could not be resumed "
-                "exactly"
-            )
 
 
 def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) -> SearchGRPOConfig:
@@ -136,31 +94,22 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         gradient_accumulation_steps=config.mini_batch_size // micro_batch,
         steps_per_generation=config.trajectories_per_rollout // micro_batch,
         num_iterations=training.epochs,
-        mini_batches=training.mini_batches,
-        updates_per_rollout=updates,
+        training=training,
         shuffle_dataset=False,  # the data set arrives in the run's own order
         max_completion_length=rollout.max_action_tokens * (rollout.max_searches + 1),
         # objective
+        loss=loss,
         loss_type=_LOSS_TYPES[loss.aggregate],
         importance_sampling_level=loss.ratio,
         scale_rewards=loss.advantage_std,
         epsilon=loss.clip_low,
         epsilon_high=loss.clip_high,
         beta=loss.kl_weight,
-        kl_clamp=loss.kl_clamp,
         use_bias_correction_kl=False,
         entropy_coef=loss.entropy_weight,
         vllm_importance_sampling_correction=False,
         mask_truncated_completions=False,
         temperature=1.0,  # of the objective's log-probabilities, whatever sampling uses
-        llds_weight=loss.llds_weight,
-        llds_gate=loss.gate,
-        llds_normalizer=loss.normalizer,
-        llds_preserve=loss.preserve,
-        llds_gate_threshold=loss.gate_threshold,
-        llds_answer_weight=loss.answer_weight,
-        llds_answer_ramp=loss.answer_ramp,
-        negative_advantages=loss.negative_advantages,
         # optimisation
         max_steps=training.steps * updates,
         learning_rate=training.learning_rate,
@@ -168,7 +117,6 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         warmup_steps=training.warmup_steps * updates,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        max_nonfinite_updates=training.max_nonfinite_updates,
         # bookkeeping
         save_strategy="steps",
         save_steps=training.save_every * updates,

@@ -12,24 +12,21 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
-class WholePolicy:
-    """A copy of a policy sharded by FSDP2, brought up to date before each rollout."""
+@torch.no_grad()
+def whole_policy(policy: PreTrainedModel, copy: PreTrainedModel | None) -> PreTrainedModel:
+    """Return `copy`, made when it is None, with the present weights of the sharded `policy`.
 
-    def __init__(self) -> None:
-        self._copy: PreTrainedModel | None = None
-
-    @torch.no_grad()
-    def of(self, policy: PreTrainedModel) -> PreTrainedModel:
-        """Return the copy with the present weights of `policy`; all processes call it together."""
-        if self._copy is None:
-            self._copy = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
-            self._copy.generation_config = policy.generation_config
-            cast(Any, self._copy).to(policy.device)  # transformers loses the types of `to`
-        present = dict(policy.named_parameters())
-        for name, value in self._copy.named_parameters():
-            weight = present[name]
-            value.copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
-        return self._copy
+    All processes call it together, before each rollout.
+    """
+    if copy is None:
+        copy = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
+        copy.generation_config = policy.generation_config
+        cast(Any, copy).to(policy.device)  # transformers loses the types of `to`
+    present = dict(policy.named_parameters())
+    for name, value in copy.named_parameters():
+        weight = present[name]
+        value.copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
+    return copy
 
 
 @torch.no_grad()

@@ -8,10 +8,11 @@ row never shows the last micro-batch's value for the step's.
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from llds_core.config import LossConfig
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.losses import kl_k3
 from llds_core.rollout.loop import Rollout
@@ -21,14 +22,6 @@ Row = dict[str, float | int | None]
 Part = tuple[dict[str, float], dict[str, float], dict[str, float], dict[int, torch.Tensor]]
 
 
-class Clip(NamedTuple):
-    """How the objective clips its ratios: per `token` or per `sequence`."""
-
-    low: float
-    high: float
-    ratio: str
-
-
 class StepMetrics:
     """Accumulates the metrics of one step; of several processes, each its share.
 
@@ -36,11 +29,12 @@ class StepMetrics:
     trajectories answer the same question.
     """
 
-    def __init__(self, rollout: Rollout, step: int, group_size: int) -> None:
+    def __init__(self, rollout: Rollout, step: int, group_size: int, loss: LossConfig) -> None:
         self.trajectories = rollout.trajectories
         self._rollout = rollout
         self._step = step
         self._group_size = group_size
+        self._loss = loss
         self._sums: defaultdict[str, float] = defaultdict(float)
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._extremes: dict[str, float] = {}
@@ -52,7 +46,7 @@ class StepMetrics:
         """Take what the old policy's passes over the micro-batches computed."""
         self._sums["answer_weight"], self._counts["answer_weight"] = weight, 1.0
         for micro in micro_batches:
-            mask = _policy_mask(micro)
+            mask = micro["policy_mask"].bool()
             rows = micro["rows"].cpu()
             logprobs = micro["old_per_token_logps"]
             correct = self._correct[rows].to(mask.device)[:, None].expand_as(mask)
@@ -77,7 +71,7 @@ class StepMetrics:
 
     def add_final_logprobs(self, micro: dict[str, Any], logprobs: torch.Tensor) -> None:
         """Take the log-probabilities of a micro-batch after the step's last update."""
-        mask = _policy_mask(micro)
+        mask = micro["policy_mask"].bool()
         change = ((logprobs - micro["old_per_token_logps"]) * mask).sum(1).cpu()
         correct = self._correct[micro["rows"].cpu()]
         for name, chosen in (("correct", correct), ("incorrect", ~correct)):
@@ -90,20 +84,18 @@ class StepMetrics:
         *,
         loss: torch.Tensor,
         penalty: tuple[torch.Tensor, dict[str, torch.Tensor]],
-        clip: Clip,
         first_update: bool,
     ) -> None:
         """Take one micro-batch of one update; `penalty` is what `llds_penalty` returned."""
-        mask = _policy_mask(micro)
+        mask = micro["policy_mask"].bool()
         log_ratio = logprobs - micro["old_per_token_logps"]
-        if clip.ratio == "sequence":
+        if self._loss.ratio == "sequence":
             mean = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
             log_ratio = mean.expand_as(mask)
         ratio = log_ratio.exp()
         advantages = micro["advantages"][:, None]
-        clipped = ((ratio < 1 - clip.low) & (advantages < 0)) | (
-            (ratio > 1 + clip.high) & (advantages > 0)
-        )
+        low, high = 1 - self._loss.clip_low, 1 + self._loss.clip_high
+        clipped = ((ratio < low) & (advantages < 0)) | ((ratio > high) & (advantages > 0))
         self._add_masked("clip_fraction", clipped.float(), mask)
         if mask.any():
             self._extreme("ratio_max", ratio[mask].max().item(), max)
@@ -173,12 +165,12 @@ class StepMetrics:
             "valid_answers": sum(t.answer is not None for t in trajectories),
             "invalid_actions": sum(a.kind == "invalid" for a in actions),
         }
-        values: Row = {name: self._mean(name) for name in METRICS}
+        values: Row = {name: _ratio(self._sums[name], self._counts[name]) for name in METRICS}
         values |= self._extremes | {name: total / count for name, total in totals.items()}
         values |= {
             "step": self._step,
             "updates": updates,
-            "hidden_similarity": self._similarity(groups),
+            "hidden_similarity": self._similarity(),
             "failed_searches": _ratio(sum(a.retrieval_failed for a in actions), searches),
             "empty_searches": _ratio(sum(a.executed and not a.hits for a in actions), searches),
             "zero_variance_groups": sum(len({t.reward for t in group}) == 1 for group in groups)
@@ -192,10 +184,10 @@ class StepMetrics:
         }
         return values
 
-    def _similarity(self, groups: Sequence[Sequence[Any]]) -> float | None:
+    def _similarity(self) -> float | None:
         similarities = []
-        for index in range(len(groups)):
-            rows = range(index * self._group_size, (index + 1) * self._group_size)
+        for start in range(0, len(self.trajectories), self._group_size):
+            rows = range(start, start + self._group_size)
             states = torch.nn.functional.normalize(
                 torch.stack([self._states[row] for row in rows]), dim=1
             )
@@ -213,13 +205,6 @@ class StepMetrics:
 
     def _extreme(self, name: str, value: float, pick: Any) -> None:
         self._extremes[name] = pick(value, self._extremes.get(name, value))
-
-    def _mean(self, name: str) -> float | None:
-        return _ratio(self._sums[name], self._counts[name])
-
-
-def _policy_mask(micro: dict[str, Any]) -> torch.Tensor:
-    return micro["policy_mask"].bool()
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

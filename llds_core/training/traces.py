@@ -8,10 +8,8 @@ answer of the right kind. What remains to be learned is what reinforcement learn
 learn. Only training questions are used.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from llds_core.config import WarmstartConfig
 from llds_core.retrieval.base import Hit, SearchKey
@@ -54,9 +52,7 @@ _QUERIES = (
 
 @dataclass(frozen=True)
 class Trace:
-    """One demonstration: alternating policy and observation texts, and whether its answer is
-    right.
-    """
+    """One demonstration: policy and observation texts in turn, and whether its answer is right."""
 
     question: Question
     segments: tuple[tuple[str, bool], ...]
@@ -72,9 +68,11 @@ def make_traces(
     Deterministic in `config.seed`; searches are run in batches, one per turn.
     """
     random = numpy_generator(config.seed, "warmstart", "traces")
-    questions = list(_cycle(world.train, count, random))
+    order: list[int] = []
+    while len(order) < count:
+        order += reversed(random.permutation(len(world.train)).tolist())
     # Hops are scripted per trace, but searched together: trace by trace would cost a call each.
-    scripts = [_Script(index, question, config, world) for index, question in enumerate(questions)]
+    scripts = [_Script(i, world.train[order[i]], config, world) for i in range(count)]
     active, turn = scripts, 0
     while active:
         keys = [SearchKey(config.seed, s.index, s.question.id, 0, turn) for s in active]
@@ -86,27 +84,11 @@ def make_traces(
     return [Trace(s.question, tuple(s.segments), s.correct) for s in scripts]
 
 
-def _cycle(
-    items: Sequence[Question], count: int, random: np.random.Generator
-) -> Iterator[Question]:
-    order: list[int] = []
-    for _ in range(count):
-        if not order:
-            order = random.permutation(len(items)).tolist()
-        yield items[order.pop()]
-
-
 class _Script:
-    """Writes one trace turn by turn; `query` is the search to run next, empty when the trace has
-    ended.
-    """
+    """Writes one trace turn by turn; `query` is the next search, empty when the trace has ended."""
 
     def __init__(
-        self,
-        index: int,
-        question: Question,
-        config: WarmstartConfig,
-        world: World,
+        self, index: int, question: Question, config: WarmstartConfig, world: World
     ) -> None:
         self.index = index
         self.question = question

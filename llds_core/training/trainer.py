@@ -3,8 +3,7 @@ LLDS penalty.
 
 Deltas from TRL, each an override of one method:
 
-* `_generate_and_score_completions`, `_generate`: the rollout is ours, and its policy/observation
-  mask is checked.
+* `_generate`: the rollout is ours, and its policy/observation mask is checked.
 * `_prepare_inputs`: mini-batches hold whole groups, where TRL shuffles single rows; rows are sorted
   by length and a micro-batch is trimmed to its longest row; old and reference log-probabilities are
   computed on exactly the rows, order and width that are trained on. TRL pads everything to the
@@ -29,11 +28,10 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
@@ -47,61 +45,60 @@ from llds_core.training.checkpointing import AtomicCheckpointMixin
 from llds_core.training.micro_batches import cut, gather_batch, mini_batch_rows, penalty_tokens
 from llds_core.training.policy_head import PolicyHeadOutput, add_policy_head, policy_labels
 from llds_core.training.settings import SearchGRPOConfig
-from llds_core.training.sharding import WholePolicy, copy_to_sharded
-from llds_core.training.step_metrics import Clip, StepMetrics
+from llds_core.training.sharding import copy_to_sharded, whole_policy
+from llds_core.training.step_metrics import Row, StepMetrics
 
 RolloutFunction = Callable[[Sequence[dict[str, Any]], PreTrainedModel, int], Rollout]
-StepFunction = Callable[[dict[str, float | int | None], list[Trajectory]], None]
+StepFunction = Callable[[Row, list[Trajectory]], None]
 
 
 class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     """GRPO on multi-turn search trajectories, with the LLDS penalty.
 
     Args:
-        train_dataset: rows with `prompt` (text) and whatever `rollout` needs, in the order of
-            training.
         rollout: called with the rows of a rollout (each prompt repeated `num_generations` times),
             the policy and the step (1-based); returns one rewarded trajectory per row, in order.
         on_step: called with the metrics and trajectories of each finished step.
+        options: `model`, `processing_class`, and `train_dataset`, whose rows hold `prompt` (text)
+            and whatever `rollout` needs, in the order of training.
     """
 
     args: SearchGRPOConfig
     num_generations: int
     ref_model: Any
     metrics: StepMetrics  # of the step under way, from its rollout on
+    is_over: Callable[[], bool]  # asked after each step: whether to save and end here
     _buffered_inputs: Any
     _micro: dict[str, Any]
     _captured: torch.Tensor
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        *,
         args: SearchGRPOConfig,
-        train_dataset: Dataset,
-        processing_class: PreTrainedTokenizerBase,
         rollout: RolloutFunction,
         on_step: StepFunction | None = None,
-        callbacks: list[TrainerCallback] | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        **options: Any,
     ) -> None:
-        self.updates_per_step = args.updates_per_rollout
+        self.updates_per_step = args.training.updates_per_rollout
         self.nonfinite_in_a_row = 0
         self._rollout = rollout
         self._on_step = on_step
+        self.is_over = lambda: False
         self._rows: Sequence[dict[str, Any]] = []
         self._loss_is_finite = True
-        self._whole_policy = WholePolicy()
+        self._whole_policy: PreTrainedModel | None = None
         with warnings.catch_warnings():
             # The contract test watches this interface; users can do nothing about its being
             # experimental.
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
             super().__init__(
-                model=model,
-                reward_funcs=[trajectory_reward],
                 args=args,
-                train_dataset=train_dataset,
-                processing_class=processing_class,
-                rollout_func=_search_rollout,
-                callbacks=[_FinishStep(self), *(callbacks or [])],
+                reward_funcs=[trajectory_reward],
+                rollout_func=lambda prompts, trainer: rollout_columns(self._collect()),
+                callbacks=[_FinishStep(self), *callbacks],
+                **options,
             )
         self.remove_callback(PrinterCallback)
         if self.ref_model is not None and self.accelerator.is_fsdp2:
@@ -126,21 +123,17 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         """Number of the step under way, from 1."""
         return self.state.global_step // self.updates_per_step + 1
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        self._rows = inputs
-        return super()._generate_and_score_completions(inputs)
-
     def _generate(self, prompts: list) -> tuple:
         output = super()._generate(prompts)
         _, completion_ids, env_mask, *_ = output
         validate_response_masks(completion_ids, env_mask)
         return output
 
-    def collect(self) -> Rollout:
+    def _collect(self) -> list[Trajectory]:
         """Run the rollout of the current step on the rows TRL has chosen for this process."""
         policy = self.accelerator.unwrap_model(self.model)
         if self.accelerator.is_fsdp2 and not self.use_vllm:
-            policy = self._whole_policy.of(policy)
+            policy = self._whole_policy = whole_policy(policy, self._whole_policy)
         rollout = self._rollout(self._rows, policy, self.step)
         shares = gather_object([rollout])
         whole = dataclasses.replace(
@@ -149,8 +142,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             seconds=max(share.seconds for share in shares),
             retrieval_seconds=max(share.retrieval_seconds for share in shares),
         )
-        self.metrics = StepMetrics(whole, self.step, self.num_generations)
-        return rollout
+        self.metrics = StepMetrics(whole, self.step, self.num_generations, self.args.loss)
+        return rollout.trajectories
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         if not self.model.training:
@@ -158,6 +151,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         per_generation = cast(int, self.args.steps_per_generation)  # TRL has set it
         is_due = self._step % (per_generation * self.num_iterations) == 0
         if is_due or self._buffered_inputs is None:
+            self._rows = generation_batch
             batch = self._generate_and_score_completions(generation_batch)
             if self.accelerator.num_processes > 1:
                 batch = gather_batch(batch, self.accelerator, self.processing_class.pad_token_id)
@@ -182,7 +176,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         batch["policy_mask"] = batch["tool_mask"] * batch["completion_mask"]
         # Who is preserved is decided by the true sign, whatever the surrogate is given.
         batch["group_advantages"] = batch["advantages"]
-        if not self.args.negative_advantages:
+        if not self.args.loss.negative_advantages:
             batch["advantages"] = batch["advantages"].clamp(min=0)
         batch["rows"] = torch.arange(len(trajectories), device=device)
         lengths = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)).tolist()
@@ -222,12 +216,12 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         return total / self.accelerator.num_processes
 
     def _answer_weight(self, trajectories: Sequence[Trajectory]) -> float:
-        if self.args.llds_answer_ramp == "none":
-            return self.args.llds_answer_weight
-        searches = torch.tensor(float(sum(t.searches for t in trajectories)) / len(trajectories))
-        mean = self.accelerator.gather(searches.to(self.accelerator.device)).mean().item()
-        ramp = answer_weight_ramp(mean, ramp=self.args.llds_answer_ramp)
-        return ramp * self.args.llds_answer_weight
+        loss = self.args.loss
+        if loss.answer_ramp == "none":
+            return loss.answer_weight
+        # In 32 bits: runs are continued to the bit.
+        searches = torch.tensor(sum(t.searches for t in trajectories) / len(trajectories)).item()
+        return answer_weight_ramp(searches, ramp=loss.answer_ramp) * loss.answer_weight
 
     @torch.no_grad()
     def _add_log_probabilities(self, micro: dict[str, Any]) -> None:
@@ -271,9 +265,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             return torch.zeros(shape, device=input_ids.device), None, None
         output = self._forward(model, self._micro)
         self._captured = output.log_probs[:, -logits_to_keep:]
-        if self.beta != 0.0 and self.args.kl_clamp is not None:
+        if self.beta != 0.0 and self.args.loss.kl_clamp is not None:
             self._micro["ref_per_token_logps"] = clamped_reference(
-                self._captured, self._micro["ref_per_token_logps"], self.args.kl_clamp
+                self._captured, self._micro["ref_per_token_logps"], self.args.loss.kl_clamp
             )
         entropies = output.entropy[:, -logits_to_keep:]
         if self._entropy_bonus_enabled:
@@ -287,29 +281,30 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         policy_loss = super()._compute_loss(model, inputs)
         logprobs = self._captured
         del self._captured
-        args = self.args
-        with torch.set_grad_enabled(args.llds_weight > 0):
+        settings = self.args.loss
+        with torch.set_grad_enabled(settings.llds_weight > 0):
             penalty, counts = llds_penalty(
                 logprobs,
                 inputs["old_per_token_logps"],
                 inputs["policy_mask"],
                 inputs["group_advantages"],
-                gate=args.llds_gate,
-                normalizer=args.llds_normalizer,
+                gate=settings.gate,
+                normalizer=settings.normalizer,
                 answer_mask_BT=inputs["answer_mask"],
                 answer_weight=inputs["answer_weight"],
-                preserve=args.llds_preserve,
-                gate_threshold=args.llds_gate_threshold,
+                preserve=settings.preserve,
+                gate_threshold=settings.gate_threshold,
                 denominator=inputs["penalty_count"],
             )
-        loss = policy_loss + args.llds_weight * penalty if args.llds_weight > 0 else policy_loss
+        loss = policy_loss
+        if settings.llds_weight > 0:
+            loss = loss + settings.llds_weight * penalty
         self._loss_is_finite &= bool(torch.isfinite(loss))
         self.metrics.add_micro_batch(
             inputs,
             logprobs.detach(),
             loss=loss.detach(),
             penalty=(penalty.detach(), counts),
-            clip=Clip(self.epsilon_low, self.epsilon_high, self.importance_sampling_level),
             first_update=self.state.global_step % self.updates_per_step == 0,
         )
         return loss
@@ -337,7 +332,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         # Without gradients the optimizer changes neither weights nor moments.
         model.zero_grad()
         self.nonfinite_in_a_row += 1
-        if self.nonfinite_in_a_row >= self.args.max_nonfinite_updates:
+        if self.nonfinite_in_a_row >= self.args.training.max_nonfinite_updates:
             raise TrainingDivergedError(
                 f"loss or gradient was not finite for {self.nonfinite_in_a_row} updates in a row "
                 f"at step {self.step}: lower training.learning_rate; the last checkpoint is intact"
@@ -377,15 +372,12 @@ class _FinishStep(TrainerCallback):
         """One optimizer step has ended."""
         if state.global_step % self._trainer.updates_per_step == 0:
             self._trainer.finish_step()
-
-
-def _search_rollout(prompts: list[str], trainer: Any) -> dict[str, list]:
-    """TRL's `rollout_func`: trajectories as token lists, with the mask of policy tokens."""
-    return rollout_columns(trainer.collect().trajectories)
+            if self._trainer.is_over():
+                control.should_training_stop = control.should_save = True
 
 
 def rollout_columns(trajectories: Sequence[Trajectory]) -> dict[str, list]:
-    """What TRL's `rollout_func` returns, one entry per trajectory and column."""
+    """What TRL's `rollout_func` returns: token lists and their masks, one entry per trajectory."""
     return {
         "prompt_ids": [t.prompt_ids for t in trajectories],
         "completion_ids": [t.completion_ids for t in trajectories],

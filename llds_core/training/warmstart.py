@@ -29,6 +29,7 @@ from llds_core.config import ExperimentConfig
 from llds_core.errors import CheckpointError, ConfigError
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.environment import Environment, build_retriever, build_world
+from llds_core.rollout.masks import pad_right
 from llds_core.rollout.prompts import encode_prompt, prompt_text
 from llds_core.rollout.protocol import TAGS
 from llds_core.runs import Run, RunDirectory, check_recorded, read_manifest
@@ -165,9 +166,7 @@ def _batches(
     for start in range(0, len(encoded), size * _BUCKET):
         bucket = sorted(encoded[start : start + size * _BUCKET], key=lambda pair: len(pair[0]))
         groups = [bucket[i : i + size] for i in range(0, len(bucket), size)]
-        batches += [
-            _pad(groups[i], tokenizer.pad_token_id) for i in random.permutation(len(groups))
-        ]
+        batches += [_pad(groups[i]) for i in random.permutation(len(groups))]
     return batches
 
 
@@ -186,15 +185,11 @@ def _encode(
     return ids, weights
 
 
-def _pad(rows: Sequence[tuple[list[int], list[float]]], pad_id: int) -> dict[str, torch.Tensor]:
-    def stack(values: Sequence[Sequence[float]], fill: float, dtype: torch.dtype) -> torch.Tensor:
-        tensors = [torch.tensor(row, dtype=dtype) for row in values]
-        return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)
-
+def _pad(rows: Sequence[tuple[list[int], list[float]]]) -> dict[str, torch.Tensor]:
     return {
-        "input_ids": stack([ids for ids, _ in rows], pad_id, torch.long),
-        "attention_mask": stack([[1] * len(ids) for ids, _ in rows], 0, torch.long),
-        "weights": stack([weights for _, weights in rows], 0.0, torch.float32),
+        "input_ids": pad_right([ids for ids, _ in rows], dtype=torch.long),
+        "attention_mask": pad_right([[1] * len(ids) for ids, _ in rows], dtype=torch.long),
+        "weights": pad_right([weights for _, weights in rows], dtype=torch.float32),
     }
 
 

@@ -100,7 +100,7 @@ def rollout(rows: Sequence[dict[str, Any]], model: torch.nn.Module, step: int) -
 
 
 def dataset(args: SearchGRPOConfig) -> Dataset:
-    rows = range(args.max_steps // args.updates_per_rollout * PROMPTS)
+    rows = range(args.max_steps // args.training.updates_per_rollout * PROMPTS)
     return Dataset.from_dict({"prompt": [f"q{i}" for i in rows], "question": list(rows)})
 
 
@@ -123,7 +123,7 @@ def stock(args: SearchGRPOConfig) -> GRPOTrainer:
     """TRL's own trainer on the same trajectories."""
 
     def rollout_func(prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:
-        step = trainer.state.global_step // args.updates_per_rollout + 1
+        step = trainer.state.global_step // args.training.updates_per_rollout + 1
         return rollout_columns(trajectories(step, len(prompts) // GROUP))
 
     return GRPOTrainer(

@@ -40,8 +40,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "constant": ("loss.aggregate=constant",),
 } | {
     f"{gate}-{normalizer}": (f"loss.gate={gate}", f"loss.normalizer={normalizer}", *_PENALTY)
-    for gate in ("action", "response", "token")
-    for normalizer in ("preserved", "all")
+    for gate, normalizer in (("action", "preserved"), ("response", "preserved"), ("token", "all"))
 }
 
 
@@ -86,8 +85,7 @@ def case_trainer(
     folder: Path,
     processes: Processes,
     *overrides: str,
-    cls: type["WholeGradients"],
-    model: torch.nn.Module | None = None,
+    cls: type["WholeGradients"] | None = None,
 ) -> "WholeGradients":
     """A trainer of a case: two mini-batches of 8 trajectories an epoch, two epochs."""
 
@@ -100,7 +98,7 @@ def case_trainer(
     world = f"hardware.processes={processes.count}"
     # Where a gradient is mere rounding, Adam divides rounding by rounding.
     args = settings(folder, world, *values, adam_epsilon=1e-5)
-    trainer = build(args, cls, model, rollout=rollout)
+    trainer = build(args, cls or WholeGradients, rollout=rollout)
     return trainer
 
 
@@ -110,16 +108,15 @@ def compute(
     """Train `case`, for one step unless overrides say more, or continue after step `resume`.
 
     Returns:
-        The last metrics row, gradients and rows of every update, the weights, and how far the
-        policy that sampled the last rollout was from the start policy.
+        The last metrics row, gradients of every update, the weights, and how far the policy that
+        sampled the last rollout was from the start policy.
     """
     start_weights()
-    trainer = case_trainer(case, folder, processes, *overrides, cls=WholeGradients)
+    trainer = case_trainer(case, folder, processes, *overrides)
     trainer.train(str(checkpoint_path(folder, resume)) if resume is not None else None)
     return {
         "row": trainer.row,
         "gradients": trainer.gradients,
-        "inputs": trainer.composition,
         "weights": {name: whole(value) for name, value in trainer.model.state_dict().items()},
         "sampled": trainer.sampled,
         "scores": trainer.scores[0],
@@ -137,11 +134,10 @@ def start_weights() -> dict[str, torch.Tensor]:
 
 
 class WholeGradients(SearchGRPOTrainer):
-    """Keeps the gradient of each update, which rows make it up, and the row of the last step."""
+    """Keeps the gradient of each update and the row of the last step."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.gradients: list[dict[str, torch.Tensor]] = []
-        self.composition: list[tuple[int, list[int]]] = []
         self.scores: list[torch.Tensor] = []
         super().__init__(*args, on_step=self._keep, **kwargs)
 
@@ -152,10 +148,6 @@ class WholeGradients(SearchGRPOTrainer):
         output = super()._forward(model, micro)
         self.scores.append(output.log_probs.detach())
         return output
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        self.composition.append((self.state.global_step, inputs["rows"].tolist()))
-        return super()._compute_loss(model, inputs)
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         names = {name.removeprefix("module."): p for name, p in model.named_parameters()}
@@ -186,10 +178,16 @@ def compute_all(folder: Path) -> None:
             results[case] = compute(case, folder / case, place)
         results["decided"] = place.decide(lambda: f"by {place.rank}")
         try:
-            place.decide(_refuse)
+            place.decide(lambda: load_experiment("smoke/no-method"))
         except ConfigError as error:
             results["refused"] = str(error)
-        results["diverged"] = _diverge(folder, place)
+        limit = "training.max_nonfinite_updates=2"
+        trainer = case_trainer("token-mean", folder, place, limit, cls=OneIsNotFinite)
+        try:
+            trainer.train()
+        except TrainingDivergedError as error:
+            moved = largest_difference(start_weights(), weights(trainer.model))
+            results["diverged"] = (str(error), moved, trainer.nonfinite_in_a_row)
     torch.save(results, folder / f"rank{place.rank}.pt")
 
 
@@ -232,21 +230,6 @@ def _sharding() -> Processes:
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
     return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
-
-
-def _refuse() -> None:
-    raise ConfigError("the first process says no")
-
-
-def _diverge(folder: Path, place: Processes) -> dict[str, Any]:
-    start, limit = policy(), "training.max_nonfinite_updates=2"
-    trainer = case_trainer("token-mean", folder, place, limit, cls=OneIsNotFinite, model=start)
-    try:
-        trainer.train()
-    except TrainingDivergedError as error:
-        moved = largest_difference(start_weights(), start.state_dict())
-        return {"error": str(error), "moved": moved, "updates": trainer.nonfinite_in_a_row}
-    return {}
 
 
 # Wall time, and how much padding the shares of a mini-batch need.

@@ -3,17 +3,19 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from run_helpers import one_line, train_run
 from shared_trainers import differing, spawn, wait
-from test_resume import assert_same_run, fresh_root, kill, rows, start, wait_until
+from test_resume import assert_same_run, fresh_root, kill, rows
 
+from llds_core.__main__ import main
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
 from llds_core.runs import Run, read_manifest, read_metrics, read_trajectories
@@ -105,43 +107,45 @@ def test_a_killed_process_ends_the_run_which_continues_as_if_nothing_had_happene
     assert_same_run(path, runs[2])
 
 
-def processes_of(root: Path) -> dict[str, int]:
-    """Process ids by rank of the processes that train below `root`."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (folder / "cmdline").read_bytes()
-            environment = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        rank = [entry[5:].decode() for entry in environment if entry.startswith(b"RANK=")]
-        if rank and str(root).encode() in command:
-            found[rank[0]] = int(folder.name)
-    return found
-
-
-def end_of(process: subprocess.Popen, root: Path) -> str:
-    """Standard error of a command that must end soon, and leave no process behind."""
-    try:
-        return process.communicate(timeout=_LIMIT)[1]
-    finally:
-        process.kill()
-        assert not processes_of(root)
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="finds processes through /proc")
 def test_command_says_which_process_was_killed_or_that_it_was_interrupted(
-    smoke_runs: Path, tmp_path: Path
+    smoke_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     root = fresh_root(smoke_runs, tmp_path / "runs")
     path = smoke_path(root)
-    words = ("smoke/llds-action", *_RUN, "hardware.processes=2", "training.steps=500")
-    process = start(root, *words)
-    wait_until(lambda: checkpoint_steps(path / "checkpoint"), process)
-    os.kill(processes_of(root)["1"], signal.SIGKILL)
-    output = end_of(process, root)
-    assert process.returncode == 2
+    words = ["train", "smoke/llds-action", *_RUN, "hardware.processes=2", "training.steps=500"]
+
+    def command(is_time: Callable[[], Any], act: Callable[[dict[str, int]], None]) -> int:
+        """Exit code of the command; `act` gets its processes by rank. All of them must end."""
+        ended = threading.Event()
+        found: list[psutil.Process] = []
+
+        def watch() -> None:
+            while not is_time():
+                if ended.wait(0.05):
+                    return
+            for each in psutil.Process().children(recursive=True):
+                if str(root) in each.cmdline() and "RANK" in each.environ():
+                    found.append(each)
+            act({each.environ()["RANK"]: each.pid for each in found})
+            if not ended.wait(_LIMIT):
+                for each in found:
+                    each.kill()
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            return main([*words, "--run-root", str(root), "--quiet"])
+        finally:
+            ended.set()
+            watcher.join()
+            assert len(found) == 2 and not any(each.is_running() for each in found)
+
+    def saved() -> list[int]:
+        return checkpoint_steps(path / "checkpoint")
+
+    assert command(saved, lambda ranks: os.kill(ranks["1"], signal.SIGKILL)) == 2
+    output = capsys.readouterr().err
     assert "process 1 was killed by SIGKILL" in output
     assert output.count("\n") == 1
     manifest = read_manifest(path)
@@ -149,18 +153,20 @@ def test_command_says_which_process_was_killed_or_that_it_was_interrupted(
         "failed",
         "process 1 was killed by SIGKILL",
     )
-    last = checkpoint_steps(path / "checkpoint")[-1]
+    last = saved()[-1]
     load_policy(checkpoint_path(path / "checkpoint", last))
     assert [row["step"] for row in read_metrics(path)][:last] == list(range(1, last + 1))
 
+    def goes_on() -> Any:
+        return read_manifest(path)["status"] == "running" and read_metrics(path)[last:]
+
     # The same command goes on, until Ctrl-C.
-    process = start(root, *words)
-    wait_until(
-        lambda: read_manifest(path)["status"] == "running" and read_metrics(path)[last:], process
-    )
-    process.send_signal(signal.SIGINT)
-    output = end_of(process, root)
-    assert process.returncode == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert command(goes_on, lambda ranks: os.kill(os.getpid(), signal.SIGINT)) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    output = capsys.readouterr().err
     assert "stopped; to continue: " in output and "Traceback" not in output
     assert read_manifest(path)["status"] == "interrupted"
 

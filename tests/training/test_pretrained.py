@@ -15,7 +15,6 @@ from huggingface_hub import errors as hub_errors
 from run_helpers import one_line
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from llds_core.__main__ import main
 from llds_core.config import load_experiment
 from llds_core.errors import CheckpointError, ConfigError, DownloadError, RunError
 from llds_core.evaluation import evaluate_run
@@ -134,33 +133,41 @@ def test_another_policy_behind_the_same_path_is_refused(
     one_line(error)
 
 
-def test_a_missing_folder_names_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    arguments = ["train", "smoke/grpo", "policy.path=data/policy/nothing"]
-    assert main([*arguments, "--run-root", str(tmp_path)]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert "policy.path=data/policy/nothing is not a folder: run make data PROFILE=smoke" in err
-
-
-def test_a_folder_without_weights_is_refused(tmp_path: Path, llama: Path) -> None:
-    shutil.copytree(llama, tmp_path / "empty")
-    (tmp_path / "empty" / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="holds no weights"):
-        train(run_from(tmp_path / "empty", tmp_path / "runs"))
-
-
-def test_a_model_that_the_hub_does_not_give_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("policy", "make", "kind", "said"),
+    [
+        (
+            "data/policy/nothing",
+            train,
+            CheckpointError,
+            "run make data PROFILE=smoke",
+        ),
+        ("{here}/empty", train, CheckpointError, "holds no weights"),
+        ("owner/gated", train, DownloadError, "owner/gated is gated: accept its licence"),
+        ("owner/gated", warmstart, ConfigError, "to warm-start it first"),
+    ],
+)
+def test_a_policy_that_cannot_be_had_is_one_line(
+    tmp_path: Path,
+    llama: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: str,
+    make: Callable,
+    kind: type,
+    said: str,
 ) -> None:
-    def refuse(*args: object, **kwargs: object) -> str:
+    def refuse(repo: str, **kwargs: object) -> str:
+        huggingface_hub.utils.validate_repo_id(repo)
         response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co/x"))
         raise hub_errors.GatedRepoError("no", response=response)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    config = load_experiment("smoke/grpo", ["policy.path=owner/gated"])
-    with pytest.raises(DownloadError, match="is gated: accept its licence") as caught:
-        given_policy(config, tmp_path)
-    assert one_line(caught).startswith("policy.path=owner/gated is not a folder here, and owner")
+    shutil.copytree(llama, tmp_path / "empty")
+    (tmp_path / "empty" / "model.safetensors").unlink()
+    run = run_from(Path(policy.format(here=tmp_path)), tmp_path / "runs")
+    with pytest.raises(kind, match=said) as error:
+        make(run)
+    one_line(error)
 
 
 def test_a_model_of_the_hub_is_taken_from_its_cache(
@@ -176,15 +183,3 @@ def test_a_model_of_the_hub_is_taken_from_its_cache(
     config = load_experiment("smoke/grpo", ["policy.path=owner/model"])
     assert given_policy(config, tmp_path) == tmp_path / "snapshot"
     assert "*.safetensors" in asked["owner/model"] and "config.json" in asked["owner/model"]
-
-
-def test_questions_from_files_have_no_traces_to_warm_start_on() -> None:
-    with pytest.raises(ConfigError, match="have no scripted traces"):
-        load_experiment("smoke/grpo", ["world.name=files", "training.warmstart=true"])
-
-
-def test_a_policy_that_is_taken_as_it_is_has_no_warm_start(tmp_path: Path) -> None:
-    config = load_experiment("smoke/grpo", ["policy.path=a/b"])
-    with pytest.raises(ConfigError, match="to warm-start it first") as error:
-        warmstart(Run(config, 0, tmp_path))
-    one_line(error)

@@ -1,7 +1,7 @@
 """Killed runs, re-issued, end as if nothing had happened; interrupted and failed runs say so.
 
 Children are forked from a server that has only imported the package, so that a kill can be put at
-an exact place without paying for imports each time. Two tests kill a real command from outside.
+an exact place without paying for imports each time. One test kills a real command from outside.
 """
 
 import json
@@ -29,6 +29,7 @@ from llds_core.runs import Run, RunDirectory, read_manifest, read_metrics, read_
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.runs.policies import load_policy
 from llds_core.training import experiment, recorder
+from llds_core.training.experiment import train
 from llds_core.training.trainer import SearchGRPOTrainer
 from llds_core.training.warmstart import WarmstartTrainer, warmstart
 
@@ -53,38 +54,50 @@ def kill(owner: Any, name: str, number: int, *, after: bool = False) -> None:
     setattr(owner, name, counted)
 
 
-# Where a child dies: (owner, attribute, call).
-_PLACES: dict[str, tuple[Any, str, int]] = {
-    "second rollout": (experiment.SearchRollout, "__call__", 2),
-    "between updates": (SearchGRPOTrainer, "_clip_grad_norm", 7),
-    "before the row is written": (RunDirectory, "append_metrics", 2),
-    "after the row, before the checkpoint": (RunDirectory, "append_metrics", 2),
-    "inside the checkpoint": (SearchGRPOTrainer, "checkpoint_extra", 2),
-    "before ranking the last checkpoint": (recorder.Recorder, "saved", 3),
-    "before the leftover of a checkpoint is removed": (shutil, "rmtree", 2),
+# Where a child dies, and what is on disk then: owner, attribute, call, rows and checkpoints. Each
+# child continues what the one before it left.
+_PLACES: dict[str, tuple[Any, str, int, int, list[int]]] = {
+    "second rollout": (experiment.SearchRollout, "__call__", 2, 1, [1]),
+    "between updates": (SearchGRPOTrainer, "_clip_grad_norm", 3, 1, [1]),
+    "before the row is written": (RunDirectory, "append_metrics", 1, 1, [1]),
+    "after the row, before the checkpoint": (RunDirectory, "append_metrics", 1, 2, [1]),
+    "inside the checkpoint": (SearchGRPOTrainer, "checkpoint_extra", 1, 2, [1]),
+    "before the leftover of a checkpoint is removed": (shutil, "rmtree", 2, 2, [1, 2]),
+    "before ranking the last checkpoint": (recorder.Recorder, "saved", 2, 3, [1, 2, 3]),
 }
-_WARM_PLACES: dict[str, tuple[Any, str, int]] = {
-    "between updates": (WarmstartTrainer, "compute_loss", 33),
-    "inside the checkpoint": (WarmstartTrainer, "checkpoint_extra", 2),
-    "after the weights of the policy": (
-        PreTrainedModel,
-        "save_pretrained",
-        3,
-    ),
-    "before the run ends": (RunDirectory, "update", 2),
+_WARM_PLACES: dict[str, tuple[Any, str, int, int, list[int]]] = {
+    "between updates": (WarmstartTrainer, "compute_loss", 33, 3, [30]),
+    "inside the checkpoint": (WarmstartTrainer, "checkpoint_extra", 1, 6, [30]),
+    "after the weights of the policy": (PreTrainedModel, "save_pretrained", 2, 6, [30, 60]),
+    "before the run ends": (RunDirectory, "update", 2, 6, [30, 60]),
 }
 
 
-def _train(root: Path, place: str | None, name: str, overrides: tuple[str, ...]) -> None:
+def _train(root: Path, place: str | None) -> None:
     if place is not None:
-        kill(*_PLACES[place], after=place.startswith("after"))
-    train_run(load_experiment(name, overrides), 0, root, overrides)
+        kill(*_PLACES[place][:3], after=place.startswith("after"))
+    train(Run.load("smoke/llds-action", 0, root))
 
 
 def _warm_start(root: Path, place: str | None) -> None:
     if place is not None:
-        kill(*_WARM_PLACES[place], after=place.startswith("after"))
+        kill(*_WARM_PLACES[place][:3], after=place.startswith("after"))
     warmstart(Run.load("smoke/grpo", 0, root))
+
+
+def kill_everywhere(
+    work: Callable, places: dict[str, tuple], root: Path, run: Path, whole: Path
+) -> None:
+    """Kill `work` at each place, always continuing it; then let it end."""
+    for place, (*_, written, saved) in places.items():
+        assert in_child(work, root, place) == -signal.SIGKILL, place
+        assert read_manifest(run)["status"] == "running"
+        assert rows(run) == rows(whole)[:written], place
+        assert checkpoint_steps(run / "checkpoint") == saved, place
+    assert in_child(work, root, None) == 0
+    assert read_manifest(run)["status"] == "complete"
+    assert len(read_manifest(run)["resumed"]) == len(places)
+    assert not list((run / "checkpoint").glob(".partial*"))
 
 
 def in_child(work: Callable, *arguments: Any) -> int | None:
@@ -118,34 +131,22 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", _PLACES)
-def test_killed_and_reissued_run_is_bit_identical(
-    smoke_runs: Path, tmp_path: Path, place: str
-) -> None:
+def test_a_run_killed_at_every_place_is_bit_identical(smoke_runs: Path, tmp_path: Path) -> None:
     root = fresh_root(smoke_runs, tmp_path / "runs")
-    run = root / "smoke" / "llds-action" / "seed0"
-    assert in_child(_train, root, place, "smoke/llds-action", ()) == -signal.SIGKILL
-    assert read_manifest(run)["status"] == "running"
-    assert in_child(_train, root, None, "smoke/llds-action", ()) == 0
-    assert_same_run(run, smoke_runs / "smoke" / "llds-action" / "seed0")
-    assert not list((run / "checkpoint").glob(".partial*"))
-    assert len(read_manifest(run)["resumed"]) == 1
+    run, whole = (each / "smoke" / "llds-action" / "seed0" for each in (root, smoke_runs))
+    kill_everywhere(_train, _PLACES, root, run, whole)
+    assert_same_run(run, whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", _WARM_PLACES)
-def test_killed_and_reissued_warm_start_gives_the_same_policy(
-    smoke_runs: Path, tmp_path: Path, place: str
+def test_a_warm_start_killed_at_every_place_gives_the_same_policy(
+    smoke_runs: Path, tmp_path: Path
 ) -> None:
-    run = Run(SMOKE, 0, tmp_path).warmstart_path
-    assert in_child(_warm_start, tmp_path, place) == -signal.SIGKILL
-    assert read_manifest(run)["status"] == "running"
-    assert in_child(_warm_start, tmp_path, None) == 0
-    assert read_manifest(run)["status"] == "complete"
-    expected = Run(SMOKE, 0, smoke_runs).start_policy
+    run, whole = (Run(SMOKE, 0, root).warmstart_path for root in (tmp_path, smoke_runs))
+    kill_everywhere(_warm_start, _WARM_PLACES, tmp_path, run, whole)
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
-        assert (run / "policy" / name).read_bytes() == (expected / name).read_bytes(), name
-    assert rows(run) == rows(expected.parent)
+        assert (run / "policy" / name).read_bytes() == (whole / "policy" / name).read_bytes(), name
+    assert rows(run) == rows(whole)
 
 
 # --- from outside ---------------------------------------------------------------------------------
@@ -170,36 +171,17 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen) -> None:
     while not condition():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
-        time.sleep(0.0005)
+        time.sleep(0.001)
 
 
 @pytest.mark.slow
-def test_command_killed_while_it_writes_a_checkpoint_and_reissued_is_bit_identical(
-    smoke_runs: Path, tmp_path: Path
-) -> None:
-    root = fresh_root(smoke_runs, tmp_path / "runs")
-    run = root / "smoke" / "grpo" / "seed0"
-    process = start(root, "smoke/grpo")
-    partial = run / "checkpoint" / ".partial-2"  # gone in a moment: it may be missed
-    wait_until(lambda: partial.exists() or process.poll() is not None, process)
-    process.kill()
-    process.communicate()
-    process = start(root, "smoke/grpo")
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err
-    assert str(run) in out
-    assert "missing" not in err  # as transformers says of tied weights
-    assert_same_run(run, smoke_runs / "smoke" / "grpo" / "seed0")
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_as_interrupted_with_the_command_that_continues(
+def test_command_interrupted_then_killed_while_it_writes_a_checkpoint_is_bit_identical(
     smoke_runs: Path, tmp_path: Path
 ) -> None:
     root = fresh_root(smoke_runs, tmp_path / "runs")
     run = root / "smoke" / "grpo" / "seed0"
     process = start(root, "smoke/grpo", "training.steps=200")
-    wait_until((run / "metrics.jsonl").exists, process)
+    wait_until(lambda: checkpoint_steps(run / "checkpoint"), process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
@@ -209,9 +191,16 @@ def test_ctrl_c_ends_as_interrupted_with_the_command_that_continues(
     manifest = read_manifest(run)
     assert manifest["status"] == "interrupted"
     assert manifest["finished"] is not None
+
     # The lock is free, and a shorter command of the same run continues it.
+    process = start(root, "smoke/grpo")
+    partial = run / "checkpoint" / ".partial-2"  # gone in a moment: it may be missed
+    wait_until(lambda: partial.exists() or process.poll() is not None, process)
+    process.kill()
+    _, err = process.communicate()
+    assert "missing" not in err  # as transformers says of tied weights
     train_run(SMOKE, 0, root)
-    assert read_manifest(run)["status"] == "complete"
+    assert_same_run(run, smoke_runs / "smoke" / "grpo" / "seed0")
 
 
 # --- what a run leaves behind ---------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from recorded import run
 from scripted import GROUP, build, policy, rollout, settings
 
+from llds_core.config import LossConfig
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory
@@ -164,7 +165,7 @@ def test_parts_of_several_processes_add_up_but_for_what_all_have_counted() -> No
     def part(sums: dict[str, float], counts: dict[str, float], extreme: float, row: int) -> Any:
         return sums, counts, {"ratio_max": extreme, "ratio_min": -extreme}, {row: torch.ones(2)}
 
-    metrics = StepMetrics(rollout([{}] * 2 * GROUP, None, 1), 1, GROUP)
+    metrics = StepMetrics(rollout([{}] * 2 * GROUP, None, 1), 1, GROUP, LossConfig())
     metrics.merge(
         [
             part({"entropy": 6.0, "loss": 1.0, "nonfinite_updates": 1}, {"entropy": 2}, 1.5, 0),
@@ -177,7 +178,7 @@ def test_parts_of_several_processes_add_up_but_for_what_all_have_counted() -> No
     assert extremes == {"ratio_max": 1.5, "ratio_min": -1.5}
     assert sorted(states) == [0, 1]
     # Of GPU memory, in GiB, the fullest process counts.
-    other = StepMetrics(Rollout([], 0.0, 0.0), 1, 1)
+    other = StepMetrics(Rollout([], 0.0, 0.0), 1, 1, LossConfig())
     metrics.add_gpu_memory(2 * 2**30)
     other.add_gpu_memory(3 * 2**30)
     metrics.merge([metrics.part(), other.part()])

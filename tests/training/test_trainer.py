@@ -80,7 +80,7 @@ def reference_loss(record: dict[str, Any], args: Any, logprobs: torch.Tensor) ->
     loss, _ = policy_loss(
         logprobs,
         batch["old_per_token_logps"],
-        batch["group_advantages"].clamp(min=-torch.inf if args.negative_advantages else 0),
+        batch["group_advantages"].clamp(min=-torch.inf if args.loss.negative_advantages else 0),
         mask,
         clip_low=args.epsilon,
         clip_high=args.epsilon_high,
@@ -93,21 +93,21 @@ def reference_loss(record: dict[str, Any], args: Any, logprobs: torch.Tensor) ->
         if divergence is None:
             divergence, _ = kl_k3(logprobs, batch["ref_per_token_logps"])
         loss = loss + args.beta * aggregate(divergence, mask, mode, denominator)
-    if args.llds_weight:
+    if args.loss.llds_weight:
         penalty, _ = llds_penalty(
             logprobs,
             batch["old_per_token_logps"],
             mask,
             batch["group_advantages"],
-            gate=args.llds_gate,
-            normalizer=args.llds_normalizer,
-            preserve=args.llds_preserve,
-            gate_threshold=args.llds_gate_threshold,
+            gate=args.loss.gate,
+            normalizer=args.loss.normalizer,
+            preserve=args.loss.preserve,
+            gate_threshold=args.loss.gate_threshold,
             answer_mask_BT=batch["answer_mask"],
             answer_weight=batch["answer_weight"],
             denominator=batch["penalty_count"],
         )
-        loss = loss + args.llds_weight * penalty
+        loss = loss + args.loss.llds_weight * penalty
     return loss
 
 
@@ -201,9 +201,9 @@ def check_penalty_counts(trainer: Recorded, args: Any) -> None:
         total = 0
         for batch in window:
             kept = batch["advantages"] > 0
-            if args.llds_preserve == "nonnegative":
+            if args.loss.preserve == "nonnegative":
                 kept |= batch["advantages"] == 0
-            if args.llds_normalizer == "all":
+            if args.loss.normalizer == "all":
                 kept = torch.ones_like(kept)
             total += int((batch["tool_mask"] * batch["completion_mask"])[kept].sum())
         assert len(window) == args.gradient_accumulation_steps

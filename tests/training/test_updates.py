@@ -11,7 +11,7 @@ from scripted import build, largest_difference, settings, trajectories, weights
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from llds_core.errors import ConfigError, TrainingDivergedError
+from llds_core.errors import TrainingDivergedError
 from llds_core.rollout.loop import Rollout
 from llds_core.training.trainer import SearchGRPOTrainer
 
@@ -158,12 +158,6 @@ def test_scattered_non_finite_updates_do_not_end_the_run(tmp_path: Path) -> None
     poison(trainer, "gradient", {0, 2, 4, 6})
     trainer.train()
     assert trainer.state.global_step == 8
-
-
-def test_settings_that_could_never_act_are_refused(tmp_path: Path) -> None:
-    once = ("training.updates_per_rollout=1", "training.epochs=1")
-    with pytest.raises(ConfigError, match="updates_per_rollout"):
-        settings(tmp_path, *once, method="llds-action")
 
 
 def test_rollout_without_a_mask_is_refused(tmp_path: Path) -> None:
