@@ -19,13 +19,7 @@ from llds_core.errors import ConfigError
 from llds_core.retrieval.base import Hit, SearchKey, format_hits
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.prompts import encode_prompt
-from llds_core.rollout.protocol import (
-    FEEDBACK,
-    Action,
-    Trajectory,
-    information,
-    parse_action,
-)
+from llds_core.rollout.protocol import FEEDBACK, Action, Trajectory, information, parse_action
 from llds_core.rollout.samplers import Generation, Sampler
 from llds_core.worlds.records import Question
 

@@ -1,13 +1,10 @@
-"""Tensors from trajectories, and the check that no token is of two kinds or of none.
+"""The check that no token is of two kinds or of none.
 
 Kinds are carried from the rollout, never read off token ids: a padding or tag id inside a passage
 means nothing.
 """
 
 from collections.abc import Sequence
-
-import torch
-from torch.nn.utils.rnn import pad_sequence
 
 
 def validate_response_masks(
@@ -37,13 +34,3 @@ def validate_response_masks(
             raise ValueError(
                 f"trajectory {row} has no policy token: every trajectory begins with an action"
             )
-
-
-def pad_right(
-    rows: Sequence[Sequence[float]], *, dtype: torch.dtype, width: int | None = None
-) -> torch.Tensor:
-    """Stack rows of different lengths into (B, T), zeros on the right, T at least `width`."""
-    tensors = [torch.tensor(row, dtype=dtype) for row in rows]
-    stacked = pad_sequence(tensors, batch_first=True)
-    missing = (width or 0) - stacked.shape[1]
-    return torch.nn.functional.pad(stacked, (0, missing)) if missing > 0 else stacked

@@ -35,21 +35,13 @@ class Request:
     seed: int
 
 
-@dataclass(frozen=True)
-class Completion:
-    """What an engine sampled for a request: ids and their log-probabilities, as sampled."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-
-
 class Engine(Protocol):
     """vLLM, wherever it runs."""
 
     def rollout(self) -> AbstractContextManager[None]:
         """Hold the engine awake, with the policy's present weights, for one rollout."""
 
-    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Generation]:
         """Complete `requests`, in order; `options` are vLLM's own and hold for all of them."""
 
 
@@ -119,30 +111,25 @@ class VLLMSession:
             for row, budget in zip(rows, budgets, strict=True)
         ]
         self._turn += 1
-        completions = sampler.engine.generate(requests, sampler.options)
-        made = [
-            self._action(row, completion, budget)
-            for row, completion, budget in zip(rows, completions, budgets, strict=True)
-        ]
-        for row, action in zip(rows, made, strict=True):
+        made = sampler.engine.generate(requests, sampler.options)
+        actions = [self._cut(*each) for each in zip(made, rows, budgets, strict=True)]
+        for row, action in zip(rows, actions, strict=True):
             self._contexts[row] += action.token_ids
-        return made
+        return actions
 
-    def _action(self, row: int, completion: Completion, budget: int) -> Generation:
-        """Cut a completion after the token that ends the action."""
-        ids, logprobs = completion.token_ids, completion.logprobs
+    def _cut(self, made: Generation, row: int, budget: int) -> Generation:
+        """End the action with the token that ends it."""
+        ids = made.token_ids
         for length, token in enumerate(ids, 1):
-            if token in self._sampler.eos_ids:
-                return Generation(ids[:length], logprobs[:length], "eos")
-            if self._sampler.stop(ids[:length]):
-                return Generation(ids[:length], logprobs[:length], "tag")
+            if token in self._sampler.eos_ids or self._sampler.stop(ids[:length]):
+                return Generation(ids[:length], made.logprobs[:length])
         if len(ids) != budget:
             raise SamplerError(
                 f"vLLM ended row {row} after {len(ids)} of {budget} tokens with neither a closing "
                 f"tag nor an end token (last ids {ids[-8:]}): compare the server's tokenizer and "
                 "max_model_len with the policy's"
             )
-        return Generation(ids, logprobs, "length")
+        return made
 
 
 class ColocatedEngine:
@@ -164,45 +151,40 @@ class ColocatedEngine:
                 generation.sync_weights()
             generation.llm.wake_up(tags=["kv_cache"])
         yield
-        while self._shared(None) is not None:
+        while self._shared([], {}) is not None:
             pass
         if generation.enable_sleep_mode:
             generation.llm.sleep(level=2)
             generation._llm_weights_sleeping = True
 
-    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Generation]:
         """See `Engine`."""
-        return self._shared((requests, options)) or []
+        return self._shared(requests, options) or []
 
     def _shared(
-        self, own: tuple[Sequence[Request], Mapping[str, Any]] | None
-    ) -> list[Completion] | None:
+        self, own: Sequence[Request], options: Mapping[str, Any]
+    ) -> list[Generation] | None:
         """Serve the requests of all processes that share a copy of the policy; return one's own.
 
         The processes of such a group must ask for the same tokens at the same time, but their
         rollouts take different numbers of turns: a process without a further turn asks for nothing
-        (`own` None) until none of them asks any more, which returns None.
+        until none of them asks any more, which returns None.
         """
-        generation = self._generation
-        asked = [own]
-        place = 0
+        generation, asked, place = self._generation, [(own, options)], 0
         if generation.tensor_parallel_size > 1:
-            group = generation.tp_group
-            asked = [None] * generation.tensor_parallel_size
-            torch.distributed.all_gather_object(asked, own, group=group)
-            place = torch.distributed.get_rank(group=group)
-        working = [part for part in asked if part is not None]
-        if not working:
+            asked = [(own, options)] * generation.tensor_parallel_size
+            torch.distributed.all_gather_object(asked, (own, options), group=generation.tp_group)
+            place = torch.distributed.get_rank(group=generation.tp_group)
+        requests = [request for part, _ in asked for request in part]
+        if not requests:
             return None
-        options = working[0][1]
-        counts = [0 if part is None else len(part[0]) for part in asked]
-        requests = [request for part, _ in working for request in part]
-        first = sum(counts[:place])
-        return self._complete(requests, options)[first : first + counts[place]]
+        options = next(options for part, options in asked if part)
+        first = sum(len(part) for part, _ in asked[:place])
+        return self._complete(requests, options)[first : first + len(own)]
 
     def _complete(
         self, requests: Sequence[Request], options: Mapping[str, Any]
-    ) -> list[Completion]:
+    ) -> list[Generation]:
         from vllm import SamplingParams  # type: ignore[import-not-found, unused-ignore]
 
         outputs = self._generation.llm.generate(
@@ -218,7 +200,7 @@ class ColocatedEngine:
             (sample,) = output.outputs
             sampled = zip(sample.token_ids, sample.logprobs, strict=True)
             chosen = [place[token].logprob for token, place in sampled]
-            completions.append(Completion(list(sample.token_ids), chosen))
+            completions.append(Generation(list(sample.token_ids), chosen))
         return completions
 
 
@@ -241,16 +223,14 @@ class ServerEngine:
         self._wait_for_everyone()
         yield
 
-    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Generation]:
         """See `Engine`. Budgets and seeds differ by row, hence one call each; the server batches
         them.
         """
-        if not requests:
-            return []
-        with ThreadPoolExecutor(min(_CONNECTIONS, len(requests))) as pool:
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
             return list(pool.map(lambda request: self._complete(request, options), requests))
 
-    def _complete(self, request: Request, options: Mapping[str, Any]) -> Completion:
+    def _complete(self, request: Request, options: Mapping[str, Any]) -> Generation:
         try:
             answer = self._client.generate(
                 prompts=[request.token_ids],
@@ -268,4 +248,4 @@ class ServerEngine:
             values[known.index(token)]
             for token, values, known in zip(ids, logprobs, names, strict=True)
         ]
-        return Completion(list(ids), chosen)
+        return Generation(list(ids), chosen)

@@ -62,11 +62,7 @@ class ScriptedSampler:
         for token in ids[:budget]:
             made.token_ids.append(token)
             made.logprobs.append(-0.01 * (1 + token))
-            if token == self.tokenizer.eos_token_id:
-                made.stop = "eos"
-                break
-            if STOPS[id(self.tokenizer)](made.token_ids):
-                made.stop = "tag"
+            if token == self.tokenizer.eos_token_id or STOPS[id(self.tokenizer)](made.token_ids):
                 break
         self.emitted[row].append(made)
         return made
