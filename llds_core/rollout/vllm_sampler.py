@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -45,10 +46,11 @@ class Engine(Protocol):
         """Complete `requests`, in order; `options` are vLLM's own and hold for all of them."""
 
 
+@dataclass(frozen=True)
 class VLLMSampler:
     """Samples with a vLLM engine.
 
-    Args:
+    Attributes:
         engine: the engine, held awake by its `rollout` while sessions are used.
         stop: what ends an action.
         eos_ids: tokens that end a text.
@@ -57,27 +59,23 @@ class VLLMSampler:
         top_p: nucleus mass in (0, 1].
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        stop: StopAtTag,
-        eos_ids: set[int],
-        seed_of: Callable[[int, int], int],
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-    ) -> None:
-        self.engine = engine
-        self.stop = stop
-        self.eos_ids = eos_ids
-        self.seed_of = seed_of
-        self.options = {
-            "temperature": temperature,
-            "top_p": top_p,
+    engine: Engine
+    stop: StopAtTag
+    eos_ids: set[int]
+    seed_of: Callable[[int, int], int]
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """What vLLM is asked for, whatever the request."""
+        return {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
             "logprobs": 0,  # of the sampled token only
-            "stop": list(stop.tags),
+            "stop": list(self.stop.tags),
             "include_stop_str_in_output": True,
-            "stop_token_ids": sorted(eos_ids),
+            "stop_token_ids": sorted(self.eos_ids),
             # The text in which vLLM looks for a tag is then the text in which `stop` does.
             "skip_special_tokens": False,
         }
@@ -132,20 +130,16 @@ class VLLMSession:
         return made
 
 
+@dataclass(frozen=True)
 class ColocatedEngine:
-    """vLLM in the trainer's own processes.
+    """vLLM in the trainer's own processes."""
 
-    Args:
-        generation: TRL's `VLLMGeneration` in colocate mode: the engine and the path of its weights.
-    """
-
-    def __init__(self, generation: Any) -> None:
-        self._generation = generation
+    generation: Any  # TRL's `VLLMGeneration` in colocate mode: engine and path of its weights
 
     @contextmanager
     def rollout(self) -> Iterator[None]:
         """See `Engine`. TRL has pushed the weights of this step before it asks for a rollout."""
-        generation = self._generation
+        generation = self.generation
         if generation.enable_sleep_mode:
             if generation._llm_weights_sleeping:
                 generation.sync_weights()
@@ -170,7 +164,7 @@ class ColocatedEngine:
         rollouts take different numbers of turns: a process without a further turn asks for nothing
         until none of them asks any more, which returns None.
         """
-        generation, asked, place = self._generation, [(own, options)], 0
+        generation, asked, place = self.generation, [(own, options)], 0
         if generation.tensor_parallel_size > 1:
             asked = [(own, options)] * generation.tensor_parallel_size
             torch.distributed.all_gather_object(asked, (own, options), group=generation.tp_group)
@@ -187,7 +181,7 @@ class ColocatedEngine:
     ) -> list[Generation]:
         from vllm import SamplingParams  # type: ignore[import-not-found, unused-ignore]
 
-        outputs = self._generation.llm.generate(
+        outputs = self.generation.llm.generate(
             [{"prompt_token_ids": request.token_ids} for request in requests],
             sampling_params=[
                 SamplingParams(**options, max_tokens=request.budget, seed=request.seed)
@@ -204,23 +198,18 @@ class ColocatedEngine:
         return completions
 
 
+@dataclass(frozen=True)
 class ServerEngine:
-    """vLLM in a server of its own, which every process asks for its own rows.
+    """vLLM in a server of its own, which every process asks for its own rows."""
 
-    Args:
-        client: TRL's `VLLMClient`; only the main process's takes part in pushing weights.
-        wait_for_everyone: returns when all processes have called it.
-    """
-
-    def __init__(self, client: Any, wait_for_everyone: Callable[[], None]) -> None:
-        self._client = client
-        self._wait_for_everyone = wait_for_everyone
+    client: Any  # TRL's `VLLMClient`; only the main process's takes part in pushing weights
+    wait_for_everyone: Callable[[], None]  # returns when all processes have called it
 
     @contextmanager
     def rollout(self) -> Iterator[None]:
         """See `Engine`."""
         # The main process has just pushed the weights: nobody may ask before it is done.
-        self._wait_for_everyone()
+        self.wait_for_everyone()
         yield
 
     def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Generation]:
@@ -232,7 +221,7 @@ class ServerEngine:
 
     def _complete(self, request: Request, options: Mapping[str, Any]) -> Generation:
         try:
-            answer = self._client.generate(
+            answer = self.client.generate(
                 prompts=[request.token_ids],
                 max_tokens=request.budget,
                 generation_kwargs={**options, "seed": request.seed},

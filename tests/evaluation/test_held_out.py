@@ -5,8 +5,9 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from evaluation_worlds import TOKENIZER, Script, environment, lines, model, policy
+from evaluation_worlds import TOKENIZER, environment, lines, model, policy
 from given_policies import save_llama
+from scripted_rollouts import ScriptedSampler
 
 from llds_core.config import load_experiment
 from llds_core.errors import RetrieverError
@@ -23,8 +24,10 @@ def test_questions_get_the_searches_of_evaluation(tmp_path, monkeypatch, allowed
         "rollout.max_total_tokens=900",
         *("evaluation.batch_size=1", f"evaluation.max_searches={allowed}"),
     )
-    scripted = lambda *args, **options: Script(*["<search> Homs </search>"] * 5)  # noqa: E731
-    monkeypatch.setattr(evaluate, "TransformersSampler", scripted)
+    script = ["<search> Homs </search>"] * 5
+    monkeypatch.setattr(
+        evaluate, "TransformersSampler", lambda *_, **__: ScriptedSampler(TOKENIZER, [script])
+    )
     folder = evaluate_questions(world, model(), EvaluationPlan(limit=7), out=tmp_path)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["identity"]["rollout.max_searches"] == searches

@@ -1,9 +1,8 @@
-"""The check of response masks, one error at a time, and right-padding."""
+"""The check of response masks, one error at a time."""
 
 import pytest
-import torch
 
-from llds_core.rollout.masks import pad_right, validate_response_masks
+from llds_core.rollout.masks import validate_response_masks
 
 IDS = [[5, 6, 7], [8, 9]]
 
@@ -25,9 +24,3 @@ def test_bad_masks_are_named(masks: list[list[int]] | None, message: str) -> Non
         validate_response_masks(IDS, masks)
     assert "\n" not in str(error.value)
     assert validate_response_masks(IDS, [[1, 0, 1], [1, 1]]) is None
-
-
-def test_pad_right_fills_with_zeros_and_never_cuts() -> None:
-    padded = pad_right([[1, 2, 3], [4]], dtype=torch.long, width=4)
-    assert padded.tolist() == [[1, 2, 3, 0], [4, 0, 0, 0]] and padded.dtype == torch.long
-    assert pad_right([[1.0, 2.0]], dtype=torch.float32, width=1).tolist() == [[1.0, 2.0]]
