@@ -6,6 +6,7 @@ and holes (columns that a row has only as padding) can be squeezed out.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch.nn.functional import pad
@@ -63,11 +64,17 @@ class RowCache:
         for number, (keys, values) in enumerate(states):
             self.states.update(keys, values, number)
 
+    @property
+    def held(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values (B, heads, T, D) of each layer."""
+        layers = cast("list[_GrowingLayer]", self.states.layers)
+        return [(layer.keys, layer.values) for layer in layers]
+
     def select(self, rows: Sequence[int]) -> "RowCache":
         """Copy `rows`, in that order; a row may be named more than once."""
         chosen = torch.tensor(rows, device=self.mask.device)
-        held = ((layer.keys[chosen], layer.values[chosen]) for layer in self.states.layers)
-        return RowCache(self.mask[chosen], held)
+        states = ((keys[chosen], values[chosen]) for keys, values in self.held)
+        return RowCache(self.mask[chosen], states)
 
     def squeeze(self) -> "RowCache":
         """Move the real tokens of every row to the left and drop the columns nobody needs."""
@@ -80,8 +87,8 @@ class RowCache:
         def left(states: torch.Tensor) -> torch.Tensor:
             return states.gather(2, order[:, None, :, None].expand_as(states[:, :, :width]))
 
-        held = ((left(layer.keys), left(layer.values)) for layer in self.states.layers)
-        return RowCache(self.mask.gather(1, order), held)
+        states = ((left(keys), left(values)) for keys, values in self.held)
+        return RowCache(self.mask.gather(1, order), states)
 
 
 def merge(caches: Sequence[RowCache], order: Sequence[int]) -> RowCache:
@@ -93,6 +100,6 @@ def merge(caches: Sequence[RowCache], order: Sequence[int]) -> RowCache:
         wide = [pad(part, (0, 0, 0, width - part.shape[-2])) for part in parts]
         return torch.cat(wide)[chosen]
 
-    layers = zip(*(cache.states.layers for cache in caches), strict=True)
-    held = ((stack([x.keys for x in each]), stack([x.values for x in each])) for each in layers)
-    return RowCache(stack([cache.mask[..., None] for cache in caches])[..., 0], held)
+    layers = (zip(*layer, strict=True) for layer in zip(*(c.held for c in caches), strict=True))
+    states = ((stack(keys), stack(values)) for keys, values in layers)
+    return RowCache(stack([cache.mask[..., None] for cache in caches])[..., 0], states)

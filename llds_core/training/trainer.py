@@ -40,8 +40,7 @@ from trl import GRPOTrainer
 from llds_core.errors import TrainingDivergedError
 from llds_core.losses import action_ids, answer_weight_ramp, clamped_reference, llds_penalty
 from llds_core.rollout.loop import Rollout
-from llds_core.rollout.masks import validate_response_masks
-from llds_core.rollout.protocol import Trajectory
+from llds_core.rollout.protocol import Trajectory, validate_response_masks
 from llds_core.seeding import torch_generator
 from llds_core.training.checkpointing import AtomicCheckpointMixin
 from llds_core.training.micro_batches import cut, gather_batch, mini_batch_rows, penalty_tokens

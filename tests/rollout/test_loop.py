@@ -26,8 +26,13 @@ from llds_core.config import RewardConfig
 from llds_core.errors import ConfigError
 from llds_core.losses import action_ids
 from llds_core.retrieval import Hit
-from llds_core.rollout.masks import validate_response_masks
-from llds_core.rollout.protocol import FEEDBACK, TAGS, block_sequence, search_observation
+from llds_core.rollout.protocol import (
+    FEEDBACK,
+    TAGS,
+    block_sequence,
+    search_observation,
+    validate_response_masks,
+)
 from llds_core.rollout.rewards import score
 from llds_core.runs.policies import END, PAD
 from llds_core.worlds.records import Passage, Question
@@ -334,3 +339,27 @@ def test_every_limit_and_every_kind_of_token_under_any_script(
         assert t.stop_reason in ("answer", "turns", "length")
         assert (t.stop_reason == "turns") <= (len(t.actions) == searches + 1)
         assert (t.stop_reason == "length") <= (t.total_tokens == config.max_total_tokens)
+
+
+# (e) The check of response masks, one error at a time
+
+IDS = [[5, 6, 7], [8, 9]]
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (None, "no env_mask"),
+        ([[1, 0, 1]], "1 rows for 2 trajectories"),
+        ([[1, 0], [1, 1]], "trajectory 0 has 2 values for 3 tokens"),
+        ([[1, 0, 1], [1, 1, 0]], "trajectory 1 has 3 values for 2 tokens"),
+        ([[1, 0, 2], [1, 1]], r"trajectory 0 holds \[2\]"),
+        ([[1, 0, 1], [0, 0]], "trajectory 1 has no policy token"),
+        ([[1, 0, 1], []], "trajectory 1 has 0 values"),
+    ],
+)
+def test_bad_masks_are_named(masks: list[list[int]] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        validate_response_masks(IDS, masks)
+    assert "\n" not in str(error.value)
+    assert validate_response_masks(IDS, [[1, 0, 1], [1, 1]]) is None
