@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TopPLogitsWarper
 
 from llds_core.rollout.cache import RowCache, merge
@@ -132,7 +133,6 @@ class TransformersSampler:
         self.stop = stop or StopAtTag(tokenizer)
         self.warper = TopPLogitsWarper(top_p) if top_p < 1 else None
         self.eos_ids = end_of_sequence_ids(model, tokenizer)
-        self.pad_id = tokenizer.eos_token_id  # any id would do: it is masked
 
     def session(self, prompts: Sequence[Sequence[int]]) -> "TransformersSession":
         """Start one context per prompt; equal prompts share their computation."""
@@ -258,12 +258,11 @@ class TransformersSession:
         return RowCache(torch.zeros(rows, 0, dtype=torch.long, device=self._device))
 
     def _feed(self, blocks: Sequence[Sequence[int]]) -> torch.Tensor:
-        width = max(map(len, blocks))
-        pad = [self._sampler.pad_id]
-        rows = [[*block, *pad * (width - len(block))] for block in blocks]
-        lengths = torch.tensor([*map(len, blocks)], device=self._device)
-        mask = (torch.arange(width, device=self._device) < lengths[:, None]).long()
-        return self._forward(torch.tensor(rows, device=self._device), mask)
+        # Padded with id 0; any would do, as it is masked.
+        ids = pad_sequence([torch.tensor(block) for block in blocks], batch_first=True)
+        lengths = torch.tensor([*map(len, blocks)])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        return self._forward(ids.to(self._device), mask.to(self._device))
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Extend the cache by `ids` (B, M); return logits (B, V) after each row's last real one."""

@@ -172,16 +172,10 @@ class ColocatedEngine:
         requests = [request for part, _ in asked for request in part]
         if not requests:
             return None
-        options = next(options for part, options in asked if part)
-        first = sum(len(part) for part, _ in asked[:place])
-        return self._complete(requests, options)[first : first + len(own)]
-
-    def _complete(
-        self, requests: Sequence[Request], options: Mapping[str, Any]
-    ) -> list[Generation]:
         from vllm import SamplingParams  # type: ignore[import-not-found, unused-ignore]
 
-        outputs = self.generation.llm.generate(
+        options = next(options for part, options in asked if part)
+        outputs = generation.llm.generate(
             [{"prompt_token_ids": request.token_ids} for request in requests],
             sampling_params=[
                 SamplingParams(**options, max_tokens=request.budget, seed=request.seed)
@@ -189,13 +183,14 @@ class ColocatedEngine:
             ],
             use_tqdm=False,
         )
-        completions = []
-        for output in outputs:
+        first = sum(len(part) for part, _ in asked[:place])
+        made = []
+        for output in outputs[first : first + len(own)]:
             (sample,) = output.outputs
             sampled = zip(sample.token_ids, sample.logprobs, strict=True)
-            chosen = [place[token].logprob for token, place in sampled]
-            completions.append(Generation(list(sample.token_ids), chosen))
-        return completions
+            chosen = [known[token].logprob for token, known in sampled]
+            made.append(Generation(list(sample.token_ids), chosen))
+        return made
 
 
 @dataclass(frozen=True)
