@@ -16,8 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from llds_core.losses.aggregate import upcast
-from llds_core.rollout.masks import validate_response_masks
-from llds_core.rollout.protocol import Trajectory
+from llds_core.rollout.protocol import Trajectory, validate_response_masks
 from llds_core.rollout.samplers import evaluation_mode
 
 _LOGITS_AT_ONCE = 2**24  # tokens × vocabulary: 64 MiB a tensor in float32

@@ -98,7 +98,7 @@ class _ScriptedSampler:
         """Write the next action of each of `rows`; budgets are generous enough to be ignored."""
         texts = [next(self._scripts[row]) for row in rows]
         written = [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        return [Generation(ids, [float("nan")] * len(ids), "tag") for ids in written]
+        return [Generation(ids, [float("nan")] * len(ids)) for ids in written]
 
     def append(self, row: int, token_ids: Sequence[int]) -> None:
         """The script knows what it will find."""

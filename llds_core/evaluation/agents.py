@@ -27,8 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from llds_core.config import RolloutConfig
 from llds_core.evaluation.predictions import KEYS, Key, Row
 from llds_core.evaluation.scores import score_answer
-from llds_core.retrieval.base import format_hits
-from llds_core.retrieval.failures import FailingRetriever
+from llds_core.retrieval.base import Hit, format_hits
 from llds_core.rollout.environment import Environment
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.prompts import encode_text, prompt_text
@@ -71,31 +70,30 @@ class Agent:
         `failure_rate`, keyed by `seed`. What it generates outside of its trajectories is drawn with
         `sampler_for`.
         """
-        config, limits = self.environment.config, self.environment.config.rollout
+        limits = self.environment.config.rollout
         if self.name in ("direct", "rag"):
             limits = replace(limits, max_searches=0)
         elif self.name == "search-r1":
             limits = replace(limits, prompt="search-r1")
-        engine = FailingRetriever(
-            self.environment.retriever,
-            failure_rate=failure_rate,
-            passages=self.environment.world.passages,
-            seed=seed,
-        )
-        return RolloutLoop(
+        return self.environment.rollout_loop(
             self.tokenizer,
-            engine,
             limits,
-            top_k=config.retrieval.top_k,
             seed=seed,
+            failure_rate=failure_rate,
             encode=self._prompts if self.name in PROMPTS else None,
             refine=partial(self._condensed, sampler_for) if self.name == "search-o1" else None,
         )
 
     def prediction(self, key: Key, trajectory: Trajectory, seconds: float) -> Row:
-        """One line of predictions."""
-        question = trajectory.question
-        answer, status = self.answer_of(trajectory)
+        """One line of predictions. Its `status` is `answer` (tagged), `fallback` (a baseline's last
+        line), or why there is no answer (`turns`, `length`).
+        """
+        question, last = trajectory.question, trajectory.actions[-1]
+        answer, status = trajectory.answer, str(trajectory.stop_reason)
+        if answer is None and self.name != POLICY and last.kind == "invalid":
+            text = _TAG.sub("\n", self._decoded(trajectory.completion_ids[last.start : last.end]))
+            if lines := text.strip().splitlines():
+                answer, status = lines[-1].strip(), "fallback"
         return {
             **dict(zip(KEYS, key, strict=True)),
             "question": question.question,
@@ -107,19 +105,6 @@ class Agent:
             "seconds": round(seconds, 3),
             "segments": self._segments(trajectory),
         }
-
-    def answer_of(self, trajectory: Trajectory) -> tuple[str | None, str]:
-        """The prediction and its status: `answer` (tagged), `fallback` (a baseline's last line), or
-        why there is none (`turns`, `length`).
-        """
-        if trajectory.answer is not None:
-            return trajectory.answer, "answer"
-        last = trajectory.actions[-1]
-        if self.name != POLICY and last.kind == "invalid":
-            text = _TAG.sub("\n", self._decoded(trajectory.completion_ids[last.start : last.end]))
-            if lines := text.strip().splitlines():
-                return lines[-1].strip(), "fallback"
-        return None, str(trajectory.stop_reason)
 
     def _segments(self, trajectory: Trajectory) -> list[dict[str, str]]:
         """The whole trajectory in order, as texts with a kind: `prompt`, `policy`, then what came
@@ -143,7 +128,7 @@ class Agent:
         if "{documents}" in template:
             asked = [question.question for question in questions]
             found = self.environment.retriever.search(asked, config.retrieval.top_k)
-            documents = [self._documents(format_hits(hits)) for hits in found]
+            documents = [self._documents(hits) for hits in found]
         limit = str(config.rollout.max_searches)
         return [
             self._filled(template, question.question, documents=text, searches=limit)
@@ -156,26 +141,19 @@ class Agent:
             (t.question.metadata["kind"], t.question.id, t.sample, "refine", len(t.actions))
             for t in trajectories
         ]
-        prompts = [self._refine_prompt(trajectory) for trajectory in trajectories]
-        budgets = [self.environment.config.rollout.max_observation_tokens] * len(prompts)
+        limits, prompts = self.environment.config.rollout, []
+        for trajectory in trajectories:
+            search = trajectory.actions[-1]
+            reasoning = self._decoded(trajectory.completion_ids[: search.end])
+            # Its end is what the query came from: a long one loses its beginning.
+            reasoning = self._cut(reasoning, slice(-(limits.max_total_tokens // 4), None)).strip()
+            found = self._documents(search.hits) or "(none)"
+            values = {"reasoning": reasoning, "query": search.content, "documents": found}
+            question = trajectory.question.question
+            prompts.append(self._filled(PROMPTS["refine"], question, nothing=NO_FACTS, **values))
+        budgets = [limits.max_observation_tokens] * len(prompts)
         made = sampler_for(names).session(prompts).generate(range(len(prompts)), budgets)
         return [self._decoded(each.token_ids).strip() or NO_FACTS for each in made]
-
-    def _refine_prompt(self, trajectory: Trajectory) -> list[int]:
-        search = trajectory.actions[-1]
-        # The end of the reasoning is what the query came from: a long one loses its beginning.
-        room = self.environment.config.rollout.max_total_tokens // 4
-        reasoning = self._cut(
-            self._decoded(trajectory.completion_ids[: search.end]), slice(-room, None)
-        )
-        return self._filled(
-            PROMPTS["refine"],
-            trajectory.question.question,
-            nothing=NO_FACTS,
-            reasoning=reasoning.strip(),
-            query=search.content,
-            documents=self._documents(format_hits(search.hits)) or "(none)",
-        )
 
     def _filled(self, template: str, question: str, **values: str) -> list[int]:
         """Fill in what is in braces once; what is filled in may hold braces itself."""
@@ -183,10 +161,9 @@ class Agent:
         text = re.sub(r"\{(\w+)\}", lambda found: values[found[1]], template)
         return encode_text(text, self.tokenizer)
 
-    def _documents(self, text: str) -> str:
-        return self._cut(
-            text.strip(), slice(self.environment.config.rollout.max_observation_tokens)
-        )
+    def _documents(self, hits: Sequence[Hit]) -> str:
+        room = self.environment.config.rollout.max_observation_tokens
+        return self._cut(format_hits(hits).strip(), slice(room))
 
     def _cut(self, text: str, kept: slice) -> str:
         ids = self.tokenizer.encode(text, add_special_tokens=False)

@@ -9,7 +9,7 @@ to floating-point rounding: where two tokens are almost equally likely, rounding
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
@@ -24,16 +24,7 @@ from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.evaluation.agents import BASELINES, POLICY, Agent, Names, prompt_digest
 from llds_core.evaluation.benchmark_sets import ALL, AVERAGE_MEMBERS, choose
 from llds_core.evaluation.models import Model
-from llds_core.evaluation.predictions import (
-    Key,
-    Row,
-    Shard,
-    append_predictions,
-    open_evaluation,
-    predictions_file,
-    read_predictions,
-    writing,
-)
+from llds_core.evaluation.predictions import Key, Predictions, Row, Shard
 from llds_core.evaluation.scores import score_rows, summarise
 from llds_core.files import write_json, write_table
 from llds_core.rollout.environment import Environment
@@ -127,7 +118,7 @@ class Evaluation:
         """Eight hex digits of `identity`, for folders."""
         return _digits(self.identity, 8)
 
-    def asked(self, shard: Shard | None = None) -> dict[Key, Question]:
+    def _asked(self, shard: Shard | None = None) -> dict[Key, Question]:
         """What is to be answered, in order; of a shard every n-th question."""
         first, step = shard or (1, 1)
         samples = range(1, self.plan.samples + 1)
@@ -151,13 +142,13 @@ class Evaluation:
                 "set it to raise (answers so far are kept, and the same command goes on)"
             )
         about = {"command": command_line(), "profile": config.profile}
-        open_evaluation(folder, self.identity, about | self.model.about | _code())
-        path, asked = predictions_file(folder, shard), self.asked(shard)
-        with writing(path):
-            done = read_predictions(folder, self.asked())
+        predictions, asked = Predictions(folder, shard), self._asked(shard)
+        predictions.claim(self.identity, about | self.model.about | _code())
+        with predictions.writing():
+            done = predictions.read(self._asked())
             if evaluate and asked.keys() - done.keys():
                 for lines in self._rest(asked, done):
-                    append_predictions(path, lines.values())
+                    predictions.append(lines.values())
                     done |= lines
         rows = [done[key] for key in asked if key in done]
         if len(rows) < len(asked):
@@ -173,13 +164,12 @@ class Evaluation:
         """Batch by batch the answers that are not `done`."""
         config, plan = self.environment.config, self.plan
         torch.set_num_threads(config.training.threads)
-        model, tokenizer = self.model.load()
-        make = partial(TransformersSampler, model, tokenizer, stop=StopAtTag(tokenizer))
-        agent = Agent(plan.agent, self.environment, tokenizer)
+        _, tokenizer = self.model.load()
+        agent, stop = Agent(plan.agent, self.environment, tokenizer), StopAtTag(tokenizer)
         size = config.evaluation.batch_size
         bar = tqdm(total=len(asked.keys() - done.keys()), desc=plan.agent, unit="answer")
         for (mode, _), group in groupby(asked, key=lambda key: key[2:]):
-            sampler_for = partial(self._sampler, make, mode)
+            sampler_for = partial(self._sampler, stop, mode)
             rate = config.retrieval.failure_rate if mode == FAILING else 0.0
             loop = agent.loop(sampler_for, rate, plan.seed)
             # Questions that share a stream are answered in the batches that they were first in.
@@ -202,15 +192,17 @@ class Evaluation:
         bar.close()
 
     def _sampler(
-        self, make: Callable[..., Sampler], mode: str, names: Sequence[Names], start: int = 0
+        self, stop: StopAtTag, mode: str, names: Sequence[Names], start: int = 0
     ) -> Sampler:
         """Sampler of a batch whose rows are named by `names`; the first is the question `start`."""
         config, seed = self.environment.config.rollout, self.plan.seed
+        model, tokenizer = self.model.load()
+        make = partial(TransformersSampler, model, tokenizer, stop=stop)
         if mode != SAMPLED:
             return make(None, temperature=0.0)
         if self.plan.draws == "batch":
-            device, sample = str(self.model.load()[0].device), names[0][-1]
-            stream = torch_generator(seed, "evaluation", "sampling", sample, start, device=device)
+            names_of_draw = (seed, "evaluation", "sampling", names[0][-1], start)
+            stream = torch_generator(*names_of_draw, device=str(model.device))
             return make(stream, temperature=config.temperature)
         streams = [numpy_generator(seed, "benchmarks", mode, *name) for name in names]
         return make(None, temperature=config.temperature, top_p=config.top_p, streams=streams)
@@ -239,7 +231,8 @@ def evaluate_questions(
     config, world = environment.config, environment.world
     questions = choose(world, plan.split, plan.benchmarks, plan.limit, config.world.seed)
     evaluation = Evaluation(environment, model, plan, questions)
-    folder = out or ROOT / config.profile / model.label / f"{plan.agent}-{evaluation.digits}"
+    named = f"{model.name}-{model.digest[:8]}"
+    folder = out or ROOT / config.profile / named / f"{plan.agent}-{evaluation.digits}"
     rows = evaluation.answer(folder, shard=shard, evaluate=evaluate)
     if shard is None:
         present = {row["benchmark"] for row in rows}

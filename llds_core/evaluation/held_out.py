@@ -124,9 +124,8 @@ def ask(
     loop = environment.rollout_loop(tokenizer, seed=run.seed, failure_rate=0.0)
     generator = torch_generator(run.seed, "ask", device=str(model.device))
     sampler = TransformersSampler(model, tokenizer, generator, temperature=temperature)
-    if isinstance(question, Question):
-        [trajectory] = loop.run([(question, 0)], sampler).trajectories
+    asked = Question("ask", question, ("?",)) if isinstance(question, str) else question
+    [trajectory] = loop.run([(asked, 0)], sampler).trajectories
+    if asked is question:
         score(trajectory, config.reward)
-        return trajectory
-    asked = Question("ask", question, ("?",), {"kind": "ask", "hops": 0, "steps": []})
-    return loop.run([(asked, 0)], sampler).trajectories[0]
+    return trajectory

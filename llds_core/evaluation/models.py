@@ -27,11 +27,6 @@ class Model:
     load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
     @property
-    def label(self) -> str:
-        """Name and first digits, for folders."""
-        return f"{self.name}-{self.digest[:8]}"
-
-    @property
     def about(self) -> dict[str, object]:
         """What a manifest says."""
         about: dict[str, object] = {"model": self.name, "model_digest": self.digest}

@@ -38,84 +38,87 @@ def parse_shard(shard: str) -> Shard:
     return int(number), int(count)
 
 
-def predictions_file(folder: Path, shard: Shard | None = None) -> Path:
-    """File that a shard, or a process that answers everything, writes."""
-    part = f"-{shard[0]}-of-{shard[1]}" if shard else ""
-    return folder / f"predictions{part}.jsonl"
-
-
-def open_evaluation(folder: Path, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Claim `folder` for the evaluation named by `identity`, or check that it holds this one.
-
-    `identity` has everything that changes an answer; `about` is written beside it.
+class Predictions:
+    """The lines of one evaluation in `folder`. This process writes those of `shard`, or without one
+    whatever no other has written.
     """
-    path = folder / "manifest.json"
-    if not path.exists():
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"identity": dict(identity), **about})
-        return
-    try:
-        before = json.loads(path.read_text("utf-8"))["identity"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a manifest ({error}): delete the folder") from None
-    now = json.loads(json.dumps(dict(identity)))
-    for key in (*now, *before):
-        old, new = before.get(key), now.get(key)
-        if old != new:
-            raise RunError(
-                f"{folder} holds an evaluation with {key}={old!r}, now {new!r}: choose another "
-                "folder with --out, or delete it"
-            )
+
+    def __init__(self, folder: Path, shard: Shard | None = None) -> None:
+        part = f"-{shard[0]}-of-{shard[1]}" if shard else ""
+        self.folder = folder
+        self.path = folder / f"predictions{part}.jsonl"
+
+    def claim(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Take the folder for the evaluation named by `identity`, or check that it holds this one.
+
+        `identity` has everything that changes an answer; `about` is written beside it.
+        """
+        path = self.folder / "manifest.json"
+        if not path.exists():
+            with disk_errors(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"identity": dict(identity), **about})
+            return
+        try:
+            before = json.loads(path.read_text("utf-8"))["identity"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is not a manifest ({error}): delete the folder") from None
+        now = json.loads(json.dumps(dict(identity)))
+        for key in (*now, *before):
+            old, new = before.get(key), now.get(key)
+            if old != new:
+                raise RunError(
+                    f"{self.folder} holds an evaluation with {key}={old!r}, now {new!r}: choose "
+                    "another folder with --out, or delete it"
+                )
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the file for writing, and cut off what a killed process left torn."""
+        path = self.path
+        with disk_errors(path):
+            try:  # the kernel frees the lock of a killed process
+                lock = FileLock(path.with_name(f".{path.stem}.lock")).acquire(blocking=False)
+            except Timeout:
+                raise RunError(f"{path} is being written by another process: wait for it") from None
+        with lock:
+            if path.exists():
+                with disk_errors(path):
+                    os.truncate(path, len(_whole_lines(path)))
+            yield
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Write lines; they are on disk when this returns."""
+        with disk_errors(self.path), self.path.open("ab") as file:
+            file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self, asked: Container[Key]) -> dict[Key, Row]:
+        """The answers so far, of all shards; torn ends are left out, and a line that is not the
+        answer to what was asked is refused.
+        """
+        rows: dict[Key, Row] = {}
+        for path in sorted(self.folder.glob("predictions*.jsonl")):
+            of_file: dict[Key, Row] = {}
+            for number, line in enumerate(_whole_lines(path).splitlines(), start=1):
+                try:
+                    row = json.loads(line)
+                    key: Key = tuple(row[name] for name in KEYS)
+                except (ValueError, KeyError, TypeError):
+                    raise DataError(
+                        f"{path}:{number} is not a prediction ({line[:60]!r}): delete the line"
+                    ) from None
+                if key not in asked or key in of_file:
+                    wrong = "is there twice" if key in of_file else "was not asked"
+                    name = "/".join(map(str, key))
+                    raise DataError(f"{path}:{number}: {name} {wrong}: delete the line")
+                of_file[key] = row
+            rows |= of_file
+        return rows
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Hold a predictions file for writing, and cut off what a killed process left torn."""
-    with disk_errors(path):
-        try:  # the kernel frees the lock of a killed process
-            lock = FileLock(path.with_name(f".{path.stem}.lock")).acquire(blocking=False)
-        except Timeout:
-            raise RunError(f"{path} is being written by another process: wait for it") from None
-    with lock:
-        if path.exists():
-            with disk_errors(path):
-                os.truncate(path, _whole(path))
-        yield
-
-
-def append_predictions(path: Path, rows: Iterable[Row]) -> None:
-    """Write lines; they are on disk when this returns."""
-    with disk_errors(path), path.open("ab") as file:
-        file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_predictions(folder: Path, asked: Container[Key]) -> dict[Key, Row]:
-    """The answers so far, of all shards; torn ends are left out, and a line that is not the answer
-    to what was asked is refused.
-    """
-    rows: dict[Key, Row] = {}
-    for path in sorted(folder.glob("predictions*.jsonl")):
-        of_file: dict[Key, Row] = {}
-        for number, line in enumerate(path.read_bytes()[: _whole(path)].splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                key: Key = tuple(row[name] for name in KEYS)
-            except (ValueError, KeyError, TypeError):
-                raise DataError(
-                    f"{path}:{number} is not a prediction ({line[:60]!r}): delete the line"
-                ) from None
-            if key not in asked or key in of_file:
-                wrong = "is there twice" if key in of_file else "was not asked"
-                name = "/".join(map(str, key))
-                raise DataError(f"{path}:{number}: {name} {wrong}: delete the line")
-            of_file[key] = row
-        rows |= of_file
-    return rows
-
-
-def _whole(path: Path) -> int:
-    """Bytes up to the end of the last whole line."""
-    return path.read_bytes().rfind(b"\n") + 1
+def _whole_lines(path: Path) -> bytes:
+    """All but a torn last line."""
+    text = path.read_bytes()
+    return text[: text.rfind(b"\n") + 1]

@@ -30,16 +30,6 @@ def score_answer(prediction: str | None, golden_answers: Sequence[str]) -> dict[
     }
 
 
-def by_question(rows: Sequence[Row]) -> np.ndarray:
-    """Values (n, M) of `METRICS`, the mean over the samples of each of n questions."""
-    samples: dict[str, list[list[float]]] = defaultdict(list)
-    for row in rows:
-        tagged = row["status"] == "answer"
-        derived = {"em_tagged": row["em"] * tagged, "valid_answers": float(tagged)}
-        samples[row["id"]].append([float({**row, **derived}[name]) for name in METRICS])
-    return np.array([np.mean(values, axis=0) for values in samples.values()])
-
-
 def resampled_means(values: np.ndarray, stream: np.random.Generator) -> np.ndarray:
     """Means (R, M) of R bootstrap resamples of `values` (n, M)."""
     size = max(1, _CHUNK // len(values))
@@ -51,24 +41,24 @@ def resampled_means(values: np.ndarray, stream: np.random.Generator) -> np.ndarr
     return np.concatenate(parts)
 
 
-def interval(resamples: np.ndarray) -> np.ndarray:
-    """95 % percentile intervals (2, M), low and high, of means resampled R times (R, M)."""
-    return np.percentile(resamples, [2.5, 97.5], axis=0)
-
-
 def drawn(rows: Sequence[Row], *stream: str) -> tuple[np.ndarray, np.ndarray]:
     """Means (M,) of `METRICS` over questions, and their resampled means (R, 3) where an interval
     is given; `stream` names what is drawn from.
     """
-    values = by_question(rows)
+    samples: dict[str, list[list[float]]] = defaultdict(list)
+    for row in rows:
+        tagged = row["status"] == "answer"
+        derived = {"em_tagged": row["em"] * tagged, "valid_answers": float(tagged)}
+        samples[row["id"]].append([float({**row, **derived}[name]) for name in METRICS])
+    values = np.array([np.mean(each, axis=0) for each in samples.values()])
     random = numpy_generator(0, "bootstrap", *stream)
     return values.mean(0), resampled_means(values[:, : len(WITH_INTERVAL)], random)
 
 
 def entry(means: np.ndarray, resamples: np.ndarray) -> dict[str, float]:
-    """`METRICS` by name, with `<metric>_low` and `<metric>_high` where an interval is given."""
+    """`METRICS` by name, and of some the 95 % percentile interval as `<metric>_low` and `_high`."""
     result: dict[str, float] = {}
-    low, high = interval(resamples)
+    low, high = np.percentile(resamples, [2.5, 97.5], axis=0)
     for column, name in enumerate(METRICS):
         result[name] = float(means[column])
         if name in WITH_INTERVAL:

@@ -5,8 +5,7 @@ the longest one. Here tokens are appended in place, finished rows can be set asi
 and holes (columns that a row has only as padding) can be squeezed out.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -48,18 +47,6 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of transf
         self.keys, self.values = keys[..., :new, :], values[..., :new, :]
         return self.keys, self.values
 
-    def replace(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Hold these states instead."""
-        self.keys, self.values, self._buffers = keys, values, None
-
-
-@dataclass(frozen=True)
-class Parked:
-    """Rows set aside: their states per layer and their mask (B, T)."""
-
-    states: list[tuple[torch.Tensor, torch.Tensor]]
-    mask: torch.Tensor
-
 
 class RowCache:
     """Keys and values of a batch of contexts, with the mask of what is real.
@@ -69,50 +56,50 @@ class RowCache:
         mask: (B, T) int64, 1 on real tokens; T columns are held by `states`.
     """
 
-    def __init__(self, rows: int, device: torch.device) -> None:
+    def __init__(
+        self, mask: torch.Tensor, states: Iterable[tuple[torch.Tensor, torch.Tensor]] = ()
+    ) -> None:
+        self.mask = mask
         self.states = Cache(layer_class_to_replicate=_GrowingLayer)
-        self.mask = torch.zeros(rows, 0, dtype=torch.long, device=device)
+        for number, (keys, values) in enumerate(states):
+            self.states.update(keys, values, number)
 
     @property
-    def _layers(self) -> list[_GrowingLayer]:
-        return cast("list[_GrowingLayer]", self.states.layers)
+    def held(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values (B, heads, T, D) of each layer."""
+        layers = cast("list[_GrowingLayer]", self.states.layers)
+        return [(layer.keys, layer.values) for layer in layers]
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep `rows`, in that order; a row may be named more than once."""
+    def select(self, rows: Sequence[int]) -> "RowCache":
+        """Copy `rows`, in that order; a row may be named more than once."""
         chosen = torch.tensor(rows, device=self.mask.device)
-        self.mask = self.mask[chosen]
-        for layer in self._layers:
-            layer.replace(layer.keys[chosen], layer.values[chosen])
+        states = ((keys[chosen], values[chosen]) for keys, values in self.held)
+        return RowCache(self.mask[chosen], states)
 
-    def squeeze(self) -> None:
+    def squeeze(self) -> "RowCache":
         """Move the real tokens of every row to the left and drop the columns nobody needs."""
         width = int(self.mask.sum(1).max())
         if width == self.mask.shape[1]:
-            return
+            return self
         # Stable: real tokens stay in order, holes go to the end.
         order = self.mask.argsort(dim=1, descending=True, stable=True)[:, :width]
-        self.mask = self.mask.gather(1, order)
-        for layer in self._layers:
-            index = order[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3])
-            layer.replace(layer.keys.gather(2, index), layer.values.gather(2, index))
 
-    def park(self, rows: Sequence[int]) -> Parked:
-        """Return a copy of `rows`, to be merged back later."""
-        chosen = torch.tensor(rows, device=self.mask.device)
-        states = [(layer.keys[chosen], layer.values[chosen]) for layer in self._layers]
-        return Parked(states, self.mask[chosen])
+        def left(states: torch.Tensor) -> torch.Tensor:
+            return states.gather(2, order[:, None, :, None].expand_as(states[:, :, :width]))
 
-    def merge(self, parked: Sequence[Parked], order: Sequence[int]) -> None:
-        """Append parked rows below the present ones, then put row `order[i]` at place i."""
-        masks = [self.mask, *(part.mask for part in parked)]
-        width = max(mask.shape[1] for mask in masks)
-        chosen = torch.tensor(order, device=self.mask.device)
+        states = ((left(keys), left(values)) for keys, values in self.held)
+        return RowCache(self.mask.gather(1, order), states)
 
-        def stack(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-            wide = [pad(part, (0, 0, 0, width - part.shape[-2])) for part in parts]
-            return torch.cat(wide)[chosen]
 
-        self.mask = stack([mask[..., None] for mask in masks])[..., 0]
-        for number, layer in enumerate(self._layers):
-            keys, values = zip(*(part.states[number] for part in parked), strict=True)
-            layer.replace(stack([layer.keys, *keys]), stack([layer.values, *values]))
+def merge(caches: Sequence[RowCache], order: Sequence[int]) -> RowCache:
+    """Stack the rows of `caches`, then put row `order[i]` of the stack at place i."""
+    width = max(cache.mask.shape[1] for cache in caches)
+    chosen = torch.tensor(order, device=caches[0].mask.device)
+
+    def stack(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        wide = [pad(part, (0, 0, 0, width - part.shape[-2])) for part in parts]
+        return torch.cat(wide)[chosen]
+
+    layers = (zip(*layer, strict=True) for layer in zip(*(c.held for c in caches), strict=True))
+    states = ((stack(keys), stack(values)) for keys, values in layers)
+    return RowCache(stack([cache.mask[..., None] for cache in caches])[..., 0], states)

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llds_core.config import ExperimentConfig
+from llds_core.config import ExperimentConfig, RolloutConfig
 from llds_core.retrieval import (
     BM25Retriever,
     DenseRetriever,
@@ -39,15 +40,22 @@ class Environment:
         return replace(self, config=replace(self.config, rollout=rollout))
 
     def rollout_loop(
-        self, tokenizer: PreTrainedTokenizerBase, *, seed: int, failure_rate: float
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        limits: RolloutConfig | None = None,
+        *,
+        seed: int,
+        failure_rate: float,
+        **options: Any,
     ) -> RolloutLoop:
-        """Return a loop over this world whose searches fail at `failure_rate`, keyed by `seed`."""
+        """Return a loop over this world whose searches fail at `failure_rate`, keyed by `seed`.
+        `limits` replace those of the configuration; `options` are those of `RolloutLoop`.
+        """
         failing = FailingRetriever(
             self.retriever, failure_rate=failure_rate, passages=self.world.passages, seed=seed
         )
-        return RolloutLoop(
-            tokenizer, failing, self.config.rollout, top_k=self.config.retrieval.top_k, seed=seed
-        )
+        limits, top_k = limits or self.config.rollout, self.config.retrieval.top_k
+        return RolloutLoop(tokenizer, failing, limits, top_k=top_k, seed=seed, **options)
 
 
 def insisting(config: ExperimentConfig) -> ExperimentConfig:

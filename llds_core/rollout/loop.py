@@ -19,13 +19,7 @@ from llds_core.errors import ConfigError
 from llds_core.retrieval.base import Hit, SearchKey, format_hits
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.prompts import encode_prompt
-from llds_core.rollout.protocol import (
-    FEEDBACK,
-    Action,
-    Trajectory,
-    information,
-    parse_action,
-)
+from llds_core.rollout.protocol import FEEDBACK, Action, Trajectory, information, parse_action
 from llds_core.rollout.samplers import Generation, Sampler
 from llds_core.worlds.records import Question
 
@@ -39,10 +33,11 @@ class Rollout:
     retrieval_seconds: float
 
 
+@dataclass(frozen=True)
 class RolloutLoop:
     """Runs trajectories with a retriever under the limits of a `RolloutConfig`.
 
-    Args:
+    Attributes:
         tokenizer: encodes prompts and observations; never sampled text.
         retriever: search engine with keyed failures.
         config: limits and prompt template.
@@ -53,25 +48,13 @@ class RolloutLoop:
             that have just searched; None shows the passages.
     """
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        retriever: FailingRetriever,
-        config: RolloutConfig,
-        *,
-        top_k: int,
-        seed: int = 0,
-        encode: Callable[[Sequence[Question]], list[list[int]]] | None = None,
-        refine: Callable[[Sequence[Trajectory]], list[str]] | None = None,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._retriever = retriever
-        self._config = config
-        self._top_k = top_k
-        self._seed = seed
-        self._encode = encode or self._encode_template
-        self._refine = refine
-        self._feedback = tokenizer.encode(FEEDBACK, add_special_tokens=False)
+    tokenizer: PreTrainedTokenizerBase
+    retriever: FailingRetriever
+    config: RolloutConfig
+    top_k: int
+    seed: int = 0
+    encode: Callable[[Sequence[Question]], list[list[int]]] | None = None
+    refine: Callable[[Sequence[Trajectory]], list[str]] | None = None
 
     def run(
         self, tasks: Sequence[tuple[Question, int]], sampler: Sampler, *, step: int = 0
@@ -82,8 +65,9 @@ class RolloutLoop:
             ConfigError: when a prompt leaves no room for an action.
         """
         started = time.perf_counter()
-        config = self._config
-        prompts = self._encode([question for question, _ in tasks])
+        config = self.config
+        encode = self.encode or self._encode_template
+        prompts = encode([question for question, _ in tasks])
         trajectories = [
             Trajectory(question, sample, ids)
             for (question, sample), ids in zip(tasks, prompts, strict=True)
@@ -125,7 +109,7 @@ class RolloutLoop:
         return Rollout(trajectories, time.perf_counter() - started, retrieval_seconds)
 
     def _room(self, trajectory: Trajectory) -> int:
-        return self._config.max_total_tokens - trajectory.total_tokens
+        return self.config.max_total_tokens - trajectory.total_tokens
 
     def _take_turn(
         self,
@@ -137,21 +121,21 @@ class RolloutLoop:
         execute: bool,
     ) -> float:
         """Parse and execute one action per active trajectory; return the seconds of searching."""
-        texts = [cast("str", self._tokenizer.decode(made.token_ids)) for made in generations]
+        texts = [cast("str", self.tokenizer.decode(made.token_ids)) for made in generations]
         parsed = [parse_action(text) for text in texts]
-        queries, keys = {}, []
-        for i, (kind, content, _) in enumerate(parsed):
-            if execute and kind == "search" and content:
-                queries[i] = content
-                keys.append(
-                    SearchKey(self._seed, step, active[i].question.id, active[i].sample, turn)
-                )
+        queries = {
+            i: content
+            for i, (kind, content, _) in enumerate(parsed)
+            if execute and kind == "search" and content
+        }
+        asking = [active[i] for i in queries]
+        keys = [SearchKey(self.seed, step, t.question.id, t.sample, turn) for t in asking]
         started = time.perf_counter()
-        found: tuple[Sequence[Sequence[Hit]], Sequence[bool]] = ([], [])
+        results: dict[int, tuple[list[Hit], bool]] = {}
         if queries:
-            found = self._retriever.search_keyed([*queries.values()], self._top_k, keys)
+            found = self.retriever.search_keyed([*queries.values()], self.top_k, keys)
+            results = dict(zip(queries, zip(*found, strict=True), strict=True))
         seconds = time.perf_counter() - started
-        results = dict(zip(queries, zip(*found, strict=True), strict=True))
         for i, (trajectory, made) in enumerate(zip(active, generations, strict=True)):
             kind, content, position = parsed[i]
             if kind == "search" and not content:
@@ -168,27 +152,25 @@ class RolloutLoop:
         return seconds
 
     def _encode_template(self, questions: Sequence[Question]) -> list[list[int]]:
-        template = self._config.prompt
-        return [encode_prompt(q.question, template, self._tokenizer) for q in questions]
+        template = self.config.prompt
+        return [encode_prompt(q.question, template, self.tokenizer) for q in questions]
 
     def _observe(self, trajectories: Sequence[Trajectory]) -> list[list[int]]:
         """Tokens of the observation that follows the last action of each trajectory."""
         searched = [t for t in trajectories if t.actions[-1].executed]
-        if self._refine and searched:
-            texts = iter(self._refine(searched))
+        if self.refine and searched:
+            texts = iter(self.refine(searched))
         else:
             texts = (format_hits(t.actions[-1].hits) for t in searched)
         observed = []
         for trajectory in trajectories:
-            tokens = self._feedback
-            if trajectory.actions[-1].executed:
-                text = information(next(texts))
-                tokens = self._tokenizer.encode(text, add_special_tokens=False)
-            room = min(self._config.max_observation_tokens, max(self._room(trajectory), 0))
+            text = information(next(texts)) if trajectory.actions[-1].executed else FEEDBACK
+            tokens = self.tokenizer.encode(text, add_special_tokens=False)
+            room = min(self.config.max_observation_tokens, max(self._room(trajectory), 0))
             observed.append(tokens[:room])
         return observed
 
     def _token_at(self, position: int, token_ids: list[int]) -> int:
         """Index of the sampled token whose text reaches past the letter at `position`."""
-        lengths = (len(self._tokenizer.decode(token_ids[: i + 1])) for i in range(len(token_ids)))
+        lengths = (len(self.tokenizer.decode(token_ids[: i + 1])) for i in range(len(token_ids)))
         return next(i for i, length in enumerate(lengths) if length > position)

@@ -1,7 +1,7 @@
 """Outcome rewards: exact match and token F1 as SQuAD has them, Search-R1 v0.3's format reward.
 
 Everything works on an extracted prediction, never on a whole transcript: what a retrieved passage
-says cannot score.
+says cannot score. Measures raise a `ValueError` when there is no golden answer.
 """
 
 import re
@@ -24,11 +24,7 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(prediction: str, golden_answers: Sequence[str]) -> float:
-    """1.0 when the normalised prediction equals one of the normalised golden answers, else 0.0.
-
-    Raises:
-        ValueError: when there is no golden answer.
-    """
+    """1.0 when the normalised prediction equals one of the normalised golden answers, else 0.0."""
     wanted = {normalize_answer(answer) for answer in _some(golden_answers)}
     return float(normalize_answer(prediction) in wanted)
 
@@ -38,9 +34,6 @@ def sub_exact_match(prediction: str, golden_answers: Sequence[str]) -> float:
 
     A golden answer of which normalisation leaves nothing ("The", "?") is contained in an empty one
     only.
-
-    Raises:
-        ValueError: when there is no golden answer.
     """
     text = normalize_answer(prediction)
     wanted = [normalize_answer(answer) for answer in _some(golden_answers)]
@@ -48,50 +41,8 @@ def sub_exact_match(prediction: str, golden_answers: Sequence[str]) -> float:
 
 
 def f1_score(prediction: str, golden_answers: Sequence[str]) -> float:
-    """Best F1 of the normalised tokens of the prediction against each golden answer, in [0, 1].
-
-    Raises:
-        ValueError: when there is no golden answer.
-    """
+    """Best F1 of the normalised tokens of the prediction against each golden answer, in [0, 1]."""
     return max(_token_f1(prediction, answer) for answer in _some(golden_answers))
-
-
-def valid_block_sequence(blocks: Sequence[str]) -> bool:
-    """Whether names read think, any number of (search, information, think), then answer."""
-    return _VALID_FORM.fullmatch(" ".join(blocks)) is not None
-
-
-def format_reward(
-    prediction: str | None,
-    golden_answers: Sequence[str],
-    credits: RewardConfig,
-    *,
-    valid_format: bool,
-    retrieved: bool = False,
-) -> float:
-    """Reward that adds credit for form to exact match (Search-R1 v0.3, `qa_em_format.py`).
-
-    | answer | valid form | invalid form |
-    |---|---|---|
-    | correct | 1 | 1 - `structure` |
-    | wrong | `structure` (+ `retrieval` if retrieved) | `final` |
-    | none | `structure` (+ `retrieval` if retrieved) | 0 |
-
-    Args:
-        prediction: the final answer, or None.
-        credits: `structure`, `final` and `retrieval`, each in [0, 1].
-        valid_format: see `valid_block_sequence`.
-        retrieved: a golden answer stood in a retrieved passage.
-
-    Raises:
-        ValueError: when there is no golden answer.
-    """
-    _some(golden_answers)
-    if prediction is not None and exact_match(prediction, golden_answers):
-        return 1.0 if valid_format else 1.0 - credits.structure
-    if valid_format:
-        return credits.structure + (credits.retrieval if retrieved else 0.0)
-    return 0.0 if prediction is None else credits.final
 
 
 def score(trajectory: Trajectory, config: RewardConfig) -> None:
@@ -103,17 +54,29 @@ def score(trajectory: Trajectory, config: RewardConfig) -> None:
     answer = trajectory.answer
     trajectory.correct = answer is not None and exact_match(answer, golden) == 1.0
     if config.kind == "format":
-        trajectory.reward = format_reward(
-            answer,
-            golden,
-            config,
-            valid_format=valid_block_sequence(block_sequence(trajectory)),
-            retrieved=_retrieved(trajectory),
-        )
+        trajectory.reward = _format_reward(trajectory, config)
     elif config.kind == "f1":
         trajectory.reward = 0.0 if answer is None else f1_score(answer, golden)
     else:
         trajectory.reward = float(trajectory.correct)
+
+
+def _format_reward(trajectory: Trajectory, credits: RewardConfig) -> float:
+    """Credit for form beside exact match (Search-R1 v0.3, `qa_em_format.py`). The form is valid
+    when blocks read think, any number of (search, information, think), answer.
+
+    | answer | valid form | invalid form |
+    |---|---|---|
+    | correct | 1 | 1 - `structure` |
+    | wrong | `structure` (+ `retrieval` if a passage held a golden answer) | `final` |
+    | none | the same | 0 |
+    """
+    valid = _VALID_FORM.fullmatch(" ".join(block_sequence(trajectory))) is not None
+    if trajectory.correct:
+        return 1.0 if valid else 1.0 - credits.structure
+    if valid:
+        return credits.structure + credits.retrieval * _retrieved(trajectory)
+    return 0.0 if trajectory.answer is None else credits.final
 
 
 def _retrieved(trajectory: Trajectory) -> bool:

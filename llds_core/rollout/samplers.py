@@ -10,13 +10,14 @@ is ever decoded and encoded again.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TopPLogitsWarper
 
-from llds_core.rollout.cache import Parked, RowCache
+from llds_core.rollout.cache import RowCache, merge
 from llds_core.rollout.protocol import STOP_TAGS
 
 # Finished rows leave the batch when no more than this share of it is still open.
@@ -25,11 +26,10 @@ _PARK_BELOW = 0.6
 
 @dataclass
 class Generation:
-    """One sampled action: ids, their log-probabilities, and why it ended."""
+    """One sampled action: ids and their log-probabilities."""
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    stop: Literal["tag", "eos", "length"] = "length"
 
 
 class Session(Protocol):
@@ -133,9 +133,6 @@ class TransformersSampler:
         self.stop = stop or StopAtTag(tokenizer)
         self.warper = TopPLogitsWarper(top_p) if top_p < 1 else None
         self.eos_ids = end_of_sequence_ids(model, tokenizer)
-        self.pad_id = tokenizer.pad_token_id
-        if self.pad_id is None:  # as in Llama 3.2's tokenizer
-            self.pad_id = tokenizer.eos_token_id
 
     def session(self, prompts: Sequence[Sequence[int]]) -> "TransformersSession":
         """Start one context per prompt; equal prompts share their computation."""
@@ -179,9 +176,9 @@ class TransformersSession:
     def __init__(self, sampler: TransformersSampler, prompts: Sequence[Sequence[int]]) -> None:
         self._sampler = sampler
         self._device = sampler.model.device
-        self._rows = list(range(len(prompts)))
         self._pending = [list(prompt) for prompt in prompts]
-        self._cache = RowCache(len(prompts), self._device)
+        self._rows: list[int] = []  # of the cache
+        self._cache = self._empty_cache(0)
 
     def append(self, row: int, token_ids: Sequence[int]) -> None:
         """Insert observation tokens after what `row` holds."""
@@ -196,13 +193,12 @@ class TransformersSession:
             return self._generate(list(rows), list(budgets))
 
     def _generate(self, rows: list[int], budgets: list[int]) -> list[Generation]:
-        self._keep(rows)
         results = [Generation() for _ in rows]
         closed: set[int] = set()
         working = list(range(len(rows)))  # which result each cache row belongs to
-        parked: list[Parked] = []
+        parked: list[RowCache] = []
         parked_rows: list[int] = []
-        logits = self._feed_pending()
+        logits = self._feed_pending(rows)
         while True:
             owners = [None if index in closed else rows[index] for index in working]
             tokens, logprobs = self._sampler.pick(logits, owners)
@@ -213,73 +209,63 @@ class TransformersSession:
                 made = results[index]
                 made.token_ids.append(token)
                 made.logprobs.append(logprob)
-                if token in self._sampler.eos_ids:
-                    made.stop = "eos"
-                elif self._sampler.stop(made.token_ids):
-                    made.stop = "tag"
-                elif len(made.token_ids) < budgets[index]:
-                    continue
-                closed.add(index)
-                # Its last token is fed together with the observation that follows.
-                self._pending[rows[index]].append(token)
+                ended = token in self._sampler.eos_ids or self._sampler.stop(made.token_ids)
+                if ended or len(made.token_ids) == budgets[index]:
+                    closed.add(index)
+                    # Its last token is fed together with the observation that follows.
+                    self._pending[rows[index]].append(token)
             if len(closed) == len(rows):
                 break
             still_open = [i for i, index in enumerate(working) if index not in closed]
             if len(still_open) <= _PARK_BELOW * len(working):
                 done = [i for i, index in enumerate(working) if index in closed]
-                parked.append(self._cache.park(done))
+                parked.append(self._cache.select(done))
                 parked_rows += [working[i] for i in done]
-                self._cache.select(still_open)
+                self._cache = self._cache.select(still_open)
                 tokens = tokens[still_open]
                 working = [working[i] for i in still_open]
                 still_open = list(range(len(working)))
             mask = torch.zeros(len(working), 1, dtype=torch.long, device=self._device)
             mask[still_open] = 1
-            logits = self._forward(tokens[:, None], mask)[:, 0]
+            logits = self._forward(tokens[:, None], mask)
         if parked:
             stacked = working + parked_rows
-            self._cache.merge(parked, [stacked.index(index) for index in range(len(rows))])
+            order = [stacked.index(index) for index in range(len(rows))]
+            self._cache = merge([self._cache, *parked], order)
         return results
 
-    def _keep(self, rows: list[int]) -> None:
-        """Drop the cache rows of finished trajectories, and the holes of the last turn."""
-        if rows != self._rows:
-            self._cache.select([self._rows.index(row) for row in rows])
-            self._rows = rows
-        self._cache.squeeze()
-
-    def _feed_pending(self) -> torch.Tensor:
-        """Feed what each row has not yet seen; return logits (B, V) after each row's last token."""
-        blocks = [self._pending[row] for row in self._rows]
-        for row in self._rows:
+    def _feed_pending(self, rows: list[int]) -> torch.Tensor:
+        """Feed what `rows` have not yet seen; return logits (B, V) after each row's last token."""
+        blocks = [tuple(self._pending[row]) for row in rows]
+        for row in rows:
             self._pending[row] = []
-        if self._cache.mask.numel():
+        before, self._rows = self._rows, rows
+        if before:
+            if rows != before:  # finished trajectories leave
+                self._cache = self._cache.select([before.index(row) for row in rows])
+            self._cache = self._cache.squeeze()
             return self._feed(blocks)
         # First turn: a prompt shared by a group is computed once and its cache row copied.
-        unique = list(dict.fromkeys(map(tuple, blocks)))
+        unique = list(dict.fromkeys(blocks))
         where = {block: index for index, block in enumerate(unique)}
-        self._cache = RowCache(len(unique), self._device)
+        self._cache = self._empty_cache(len(unique))
         logits = self._feed(unique)
-        chosen = [where[tuple(block)] for block in blocks]
-        self._cache.select(chosen)
+        chosen = [where[block] for block in blocks]
+        self._cache = self._cache.select(chosen)
         return logits[chosen]
 
+    def _empty_cache(self, rows: int) -> RowCache:
+        return RowCache(torch.zeros(rows, 0, dtype=torch.long, device=self._device))
+
     def _feed(self, blocks: Sequence[Sequence[int]]) -> torch.Tensor:
-        width = max(map(len, blocks))
-        pad = [self._sampler.pad_id]
-        rows = [[*block, *pad * (width - len(block))] for block in blocks]
-        ids = torch.tensor(rows, device=self._device)
-        lengths = torch.tensor([*map(len, blocks)], device=self._device)
-        mask = (torch.arange(width, device=self._device) < lengths[:, None]).long()
-        return self._forward(ids, mask, lengths - 1)[:, 0]
+        # Padded with id 0; any would do, as it is masked.
+        ids = pad_sequence([torch.tensor(block) for block in blocks], batch_first=True)
+        lengths = torch.tensor([*map(len, blocks)])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        return self._forward(ids.to(self._device), mask.to(self._device))
 
-    def _forward(
-        self, ids: torch.Tensor, mask: torch.Tensor, last: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Extend the cache by `ids` (B, M).
-
-        Returns logits (B, 1, V) at position `last` (B,) of each row, or at the only position.
-        """
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Extend the cache by `ids` (B, M); return logits (B, V) after each row's last real one."""
         cache = self._cache
         positions = cache.mask.sum(1, keepdim=True) + mask.cumsum(1) - 1
         cache.mask = torch.cat([cache.mask, mask], dim=1)
@@ -290,8 +276,7 @@ class TransformersSession:
             past_key_values=cache.states,
             use_cache=True,
         )
-        hidden = output.last_hidden_state
-        if last is not None:
-            hidden = hidden[torch.arange(len(last), device=hidden.device), last][:, None]
+        rows = torch.arange(len(ids), device=self._device)
+        hidden = output.last_hidden_state[rows, mask.sum(1) - 1]
         head = self._sampler.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         return cast("torch.Tensor", head(hidden))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -35,28 +36,21 @@ class Request:
     seed: int
 
 
-@dataclass(frozen=True)
-class Completion:
-    """What an engine sampled for a request: ids and their log-probabilities, as sampled."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-
-
 class Engine(Protocol):
     """vLLM, wherever it runs."""
 
     def rollout(self) -> AbstractContextManager[None]:
         """Hold the engine awake, with the policy's present weights, for one rollout."""
 
-    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Generation]:
         """Complete `requests`, in order; `options` are vLLM's own and hold for all of them."""
 
 
+@dataclass(frozen=True)
 class VLLMSampler:
     """Samples with a vLLM engine.
 
-    Args:
+    Attributes:
         engine: the engine, held awake by its `rollout` while sessions are used.
         stop: what ends an action.
         eos_ids: tokens that end a text.
@@ -65,27 +59,23 @@ class VLLMSampler:
         top_p: nucleus mass in (0, 1].
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        stop: StopAtTag,
-        eos_ids: set[int],
-        seed_of: Callable[[int, int], int],
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-    ) -> None:
-        self.engine = engine
-        self.stop = stop
-        self.eos_ids = eos_ids
-        self.seed_of = seed_of
-        self.options = {
-            "temperature": temperature,
-            "top_p": top_p,
+    engine: Engine
+    stop: StopAtTag
+    eos_ids: set[int]
+    seed_of: Callable[[int, int], int]
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """What vLLM is asked for, whatever the request."""
+        return {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
             "logprobs": 0,  # of the sampled token only
-            "stop": list(stop.tags),
+            "stop": list(self.stop.tags),
             "include_stop_str_in_output": True,
-            "stop_token_ids": sorted(eos_ids),
+            "stop_token_ids": sorted(self.eos_ids),
             # The text in which vLLM looks for a tag is then the text in which `stop` does.
             "skip_special_tokens": False,
         }
@@ -119,93 +109,73 @@ class VLLMSession:
             for row, budget in zip(rows, budgets, strict=True)
         ]
         self._turn += 1
-        completions = sampler.engine.generate(requests, sampler.options)
-        made = [
-            self._action(row, completion, budget)
-            for row, completion, budget in zip(rows, completions, budgets, strict=True)
-        ]
-        for row, action in zip(rows, made, strict=True):
+        made = sampler.engine.generate(requests, sampler.options)
+        actions = [self._cut(*each) for each in zip(made, rows, budgets, strict=True)]
+        for row, action in zip(rows, actions, strict=True):
             self._contexts[row] += action.token_ids
-        return made
+        return actions
 
-    def _action(self, row: int, completion: Completion, budget: int) -> Generation:
-        """Cut a completion after the token that ends the action."""
-        ids, logprobs = completion.token_ids, completion.logprobs
+    def _cut(self, made: Generation, row: int, budget: int) -> Generation:
+        """End the action with the token that ends it."""
+        ids = made.token_ids
         for length, token in enumerate(ids, 1):
-            if token in self._sampler.eos_ids:
-                return Generation(ids[:length], logprobs[:length], "eos")
-            if self._sampler.stop(ids[:length]):
-                return Generation(ids[:length], logprobs[:length], "tag")
+            if token in self._sampler.eos_ids or self._sampler.stop(ids[:length]):
+                return Generation(ids[:length], made.logprobs[:length])
         if len(ids) != budget:
             raise SamplerError(
                 f"vLLM ended row {row} after {len(ids)} of {budget} tokens with neither a closing "
                 f"tag nor an end token (last ids {ids[-8:]}): compare the server's tokenizer and "
                 "max_model_len with the policy's"
             )
-        return Generation(ids, logprobs, "length")
+        return made
 
 
+@dataclass(frozen=True)
 class ColocatedEngine:
-    """vLLM in the trainer's own processes.
+    """vLLM in the trainer's own processes."""
 
-    Args:
-        generation: TRL's `VLLMGeneration` in colocate mode: the engine and the path of its weights.
-    """
-
-    def __init__(self, generation: Any) -> None:
-        self._generation = generation
+    generation: Any  # TRL's `VLLMGeneration` in colocate mode: engine and path of its weights
 
     @contextmanager
     def rollout(self) -> Iterator[None]:
         """See `Engine`. TRL has pushed the weights of this step before it asks for a rollout."""
-        generation = self._generation
+        generation = self.generation
         if generation.enable_sleep_mode:
             if generation._llm_weights_sleeping:
                 generation.sync_weights()
             generation.llm.wake_up(tags=["kv_cache"])
         yield
-        while self._shared(None) is not None:
+        while self._shared([], {}) is not None:
             pass
         if generation.enable_sleep_mode:
             generation.llm.sleep(level=2)
             generation._llm_weights_sleeping = True
 
-    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Generation]:
         """See `Engine`."""
-        return self._shared((requests, options)) or []
+        return self._shared(requests, options) or []
 
     def _shared(
-        self, own: tuple[Sequence[Request], Mapping[str, Any]] | None
-    ) -> list[Completion] | None:
+        self, own: Sequence[Request], options: Mapping[str, Any]
+    ) -> list[Generation] | None:
         """Serve the requests of all processes that share a copy of the policy; return one's own.
 
         The processes of such a group must ask for the same tokens at the same time, but their
         rollouts take different numbers of turns: a process without a further turn asks for nothing
-        (`own` None) until none of them asks any more, which returns None.
+        until none of them asks any more, which returns None.
         """
-        generation = self._generation
-        asked = [own]
-        place = 0
+        generation, asked, place = self.generation, [(own, options)], 0
         if generation.tensor_parallel_size > 1:
-            group = generation.tp_group
-            asked = [None] * generation.tensor_parallel_size
-            torch.distributed.all_gather_object(asked, own, group=group)
-            place = torch.distributed.get_rank(group=group)
-        working = [part for part in asked if part is not None]
-        if not working:
+            asked = [(own, options)] * generation.tensor_parallel_size
+            torch.distributed.all_gather_object(asked, (own, options), group=generation.tp_group)
+            place = torch.distributed.get_rank(group=generation.tp_group)
+        requests = [request for part, _ in asked for request in part]
+        if not requests:
             return None
-        options = working[0][1]
-        counts = [0 if part is None else len(part[0]) for part in asked]
-        requests = [request for part, _ in working for request in part]
-        first = sum(counts[:place])
-        return self._complete(requests, options)[first : first + counts[place]]
-
-    def _complete(
-        self, requests: Sequence[Request], options: Mapping[str, Any]
-    ) -> list[Completion]:
         from vllm import SamplingParams  # type: ignore[import-not-found, unused-ignore]
 
-        outputs = self._generation.llm.generate(
+        options = next(options for part, options in asked if part)
+        outputs = generation.llm.generate(
             [{"prompt_token_ids": request.token_ids} for request in requests],
             sampling_params=[
                 SamplingParams(**options, max_tokens=request.budget, seed=request.seed)
@@ -213,46 +183,40 @@ class ColocatedEngine:
             ],
             use_tqdm=False,
         )
-        completions = []
-        for output in outputs:
+        first = sum(len(part) for part, _ in asked[:place])
+        made = []
+        for output in outputs[first : first + len(own)]:
             (sample,) = output.outputs
             sampled = zip(sample.token_ids, sample.logprobs, strict=True)
-            chosen = [place[token].logprob for token, place in sampled]
-            completions.append(Completion(list(sample.token_ids), chosen))
-        return completions
+            chosen = [known[token].logprob for token, known in sampled]
+            made.append(Generation(list(sample.token_ids), chosen))
+        return made
 
 
+@dataclass(frozen=True)
 class ServerEngine:
-    """vLLM in a server of its own, which every process asks for its own rows.
+    """vLLM in a server of its own, which every process asks for its own rows."""
 
-    Args:
-        client: TRL's `VLLMClient`; only the main process's takes part in pushing weights.
-        wait_for_everyone: returns when all processes have called it.
-    """
-
-    def __init__(self, client: Any, wait_for_everyone: Callable[[], None]) -> None:
-        self._client = client
-        self._wait_for_everyone = wait_for_everyone
+    client: Any  # TRL's `VLLMClient`; only the main process's takes part in pushing weights
+    wait_for_everyone: Callable[[], None]  # returns when all processes have called it
 
     @contextmanager
     def rollout(self) -> Iterator[None]:
         """See `Engine`."""
         # The main process has just pushed the weights: nobody may ask before it is done.
-        self._wait_for_everyone()
+        self.wait_for_everyone()
         yield
 
-    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Generation]:
         """See `Engine`. Budgets and seeds differ by row, hence one call each; the server batches
         them.
         """
-        if not requests:
-            return []
-        with ThreadPoolExecutor(min(_CONNECTIONS, len(requests))) as pool:
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
             return list(pool.map(lambda request: self._complete(request, options), requests))
 
-    def _complete(self, request: Request, options: Mapping[str, Any]) -> Completion:
+    def _complete(self, request: Request, options: Mapping[str, Any]) -> Generation:
         try:
-            answer = self._client.generate(
+            answer = self.client.generate(
                 prompts=[request.token_ids],
                 max_tokens=request.budget,
                 generation_kwargs={**options, "seed": request.seed},
@@ -268,4 +232,4 @@ class ServerEngine:
             values[known.index(token)]
             for token, values, known in zip(ids, logprobs, names, strict=True)
         ]
-        return Completion(list(ids), chosen)
+        return Generation(list(ids), chosen)

@@ -36,10 +36,9 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
 from llds_core.errors import TrainingDivergedError
-from llds_core.losses import answer_weight_ramp, clamped_reference, llds_penalty
+from llds_core.losses import action_ids, answer_weight_ramp, clamped_reference, llds_penalty
 from llds_core.rollout.loop import Rollout
-from llds_core.rollout.masks import pad_right, validate_response_masks
-from llds_core.rollout.protocol import Trajectory
+from llds_core.rollout.protocol import Trajectory, validate_response_masks
 from llds_core.seeding import torch_generator
 from llds_core.training.checkpointing import AtomicCheckpointMixin
 from llds_core.training.micro_batches import cut, gather_batch, mini_batch_rows, penalty_tokens
@@ -164,16 +163,13 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         reference log-probabilities.
         """
         trajectories = self.metrics.trajectories
-        width = batch["completion_ids"].shape[1]
         device = batch["completion_ids"].device
         batch["answer_mask"] = torch.zeros_like(batch["completion_ids"])
         for row, trajectory in enumerate(trajectories):
             if trajectory.answer_span is not None:
                 batch["answer_mask"][row, slice(*trajectory.answer_span)] = 1
-        batch["action_ids"] = pad_right(
-            [t.action_ids for t in trajectories], dtype=torch.long, width=width
-        ).to(device)
         batch["policy_mask"] = batch["tool_mask"] * batch["completion_mask"]
+        batch["action_ids"] = action_ids(batch["policy_mask"])
         # Who is preserved is decided by the true sign, whatever the surrogate is given.
         batch["group_advantages"] = batch["advantages"]
         if not self.args.loss.negative_advantages:

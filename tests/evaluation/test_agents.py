@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from evaluation_worlds import HOSTILE, QUESTION, TOKENIZER, Engine, Script, environment
+from evaluation_worlds import HOSTILE, QUESTION, TOKENIZER, environment
+from scripted_rollouts import ScriptedSampler, StubRetriever
 
 from llds_core.evaluation import BASELINES, POLICY, agents
 from llds_core.evaluation.agents import NO_FACTS, Agent, prompt_digest
@@ -17,7 +18,8 @@ ANSWER = "<answer> Paris </answer>"
 
 def play(name, *texts, hits=HITS, helper=()):
     """One line of predictions, with what the model, the helper and the engine were asked."""
-    engine, asked, reader = Engine(*hits), Script(*texts), Script(*helper)
+    engine = StubRetriever(hits)
+    asked, reader = ScriptedSampler(TOKENIZER, [texts]), ScriptedSampler(TOKENIZER, [helper])
     world = replace(environment(*ROOM, "rollout.max_action_tokens=100"), retriever=engine)
     agent, names = Agent(name, world, TOKENIZER), []
 

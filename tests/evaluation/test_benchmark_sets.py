@@ -2,7 +2,9 @@
 
 import pytest
 from evaluation_worlds import environment
+from run_helpers import one_line
 
+from llds_core.errors import ConfigError
 from llds_core.evaluation import AVERAGE_MEMBERS, averages
 from llds_core.evaluation.benchmark_sets import choose, choose_questions
 from llds_core.worlds import KINDS, QUESTION_SETS
@@ -14,19 +16,14 @@ def kinds(questions):
     return [question.metadata["kind"] for question in questions]
 
 
-def test_averages_of_the_papers_are_unweighted_means_of_sets():
-    scores = {name: 0.1 * (i + 1) for i, name in enumerate(QUESTION_SETS)}
-    found = averages("files", scores)
-    assert found == pytest.approx({"general": 0.2, "multi_hop": 0.55, "all": 0.4})
-    found = averages("files", scores | {"2wiki": None})
-    assert found == {"general": pytest.approx(0.2), "multi_hop": None, "all": None}
-
-
-def test_averages_are_those_that_the_paper_prints():
+def test_averages_are_unweighted_means_of_sets_as_the_paper_prints_them():
     """GRPO+LLDS on Qwen2.5-3B-Instruct, LLDS Table 1: 0.519, 0.383, 0.441."""
     values = (0.462, 0.627, 0.468, 0.443, 0.447, 0.197, 0.444)
-    found = averages("files", dict(zip(QUESTION_SETS, values, strict=True)))
+    scores = dict(zip(QUESTION_SETS, values, strict=True))
+    found = averages("files", scores)
     assert found == pytest.approx({"general": 0.519, "multi_hop": 0.38275, "all": 0.4411}, abs=1e-4)
+    found = averages("files", scores | {"2wiki": None})
+    assert found == {"general": pytest.approx(0.519), "multi_hop": None, "all": None}
 
 
 def test_averages_of_the_atlas_are_over_kinds_by_their_hops():
@@ -41,6 +38,20 @@ def test_questions_of_chosen_benchmarks_only_and_all_of_them():
     expected = [q for q in WORLD.test if q.metadata["kind"] in ("city-country", "city-capital")]
     assert sorted(q.id for q in chosen) == sorted(q.id for q in expected)
     assert len(choose(WORLD, "test", (), None, 0)) == len(WORLD.test)
+
+
+@pytest.mark.parametrize(
+    ("names", "limit", "words"),
+    [
+        (("city-contry",), None, 'did you mean "city-country"'),
+        (("nq",), None, "valid: city-capital"),
+        ((), 3, "--limit 3 leaves no question"),
+    ],
+)
+def test_questions_that_are_not_there_are_refused(names, limit, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        choose(WORLD, "test", names, limit, 0)
+    one_line(caught)
 
 
 def test_a_limit_is_spread_evenly_and_a_larger_one_begins_with_the_smaller():

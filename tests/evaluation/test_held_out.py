@@ -5,8 +5,9 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from evaluation_worlds import TOKENIZER, Script, environment, lines, model, policy
+from evaluation_worlds import TOKENIZER, environment, lines, model, policy
 from given_policies import save_llama
+from scripted_rollouts import ScriptedSampler
 
 from llds_core.config import load_experiment
 from llds_core.errors import RetrieverError
@@ -23,8 +24,10 @@ def test_questions_get_the_searches_of_evaluation(tmp_path, monkeypatch, allowed
         "rollout.max_total_tokens=900",
         *("evaluation.batch_size=1", f"evaluation.max_searches={allowed}"),
     )
-    scripted = lambda *args, **options: Script(*["<search> Homs </search>"] * 5)  # noqa: E731
-    monkeypatch.setattr(evaluate, "TransformersSampler", scripted)
+    script = ["<search> Homs </search>"] * 5
+    monkeypatch.setattr(
+        evaluate, "TransformersSampler", lambda *_, **__: ScriptedSampler(TOKENIZER, [script])
+    )
     folder = evaluate_questions(world, model(), EvaluationPlan(limit=7), out=tmp_path)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["identity"]["rollout.max_searches"] == searches
@@ -32,18 +35,11 @@ def test_questions_get_the_searches_of_evaluation(tmp_path, monkeypatch, allowed
     assert world.config.rollout.max_searches == 2  # training is as it was
 
 
-@pytest.mark.parametrize("killed", [None, 17, 33])
-def test_sampled_answers_draw_batch_by_batch_from_the_streams_of_published_scores(tmp_path, killed):
+def test_sampled_answers_draw_batch_by_batch_from_the_streams_of_published_scores(tmp_path):
     world = environment("evaluation.batch_size=5", "rollout.top_p=0.5")
     plan = EvaluationPlan(modes=("greedy", "sampled"), samples=2, seed=3, draws="batch")
     questions = world.world.test[:12]
     evaluation = Evaluation(world, model(), plan, questions)
-    evaluation.answer(tmp_path)
-    if killed:
-        file = tmp_path / "predictions.jsonl"
-        whole = file.read_text().splitlines(keepends=True)
-        file.write_text("".join(whole[:killed]) + whole[killed][:9])
-        evaluation.answer(tmp_path)
     loop = world.rollout_loop(TOKENIZER, seed=0, failure_rate=0.0)
     expected = []
     for sample in (1, 2):
@@ -52,8 +48,14 @@ def test_sampled_answers_draw_batch_by_batch_from_the_streams_of_published_score
             sampler = TransformersSampler(policy(), TOKENIZER, stream, temperature=1.0)
             tasks = [(question, sample) for question in questions[start : start + 5]]
             expected += [t.completion_ids for t in loop.run(tasks, sampler).trajectories]
-    made = ["".join(part["text"] for part in row["segments"][1:]) for row in lines(tmp_path)]
-    assert made[12:] == [TOKENIZER.decode(ids) for ids in expected]
+    file = tmp_path / "predictions.jsonl"
+    for killed in (None, 17, 33):
+        if killed:
+            whole = file.read_text().splitlines(keepends=True)
+            file.write_text("".join(whole[:killed]) + whole[killed][:9])
+        evaluation.answer(tmp_path)
+        made = ["".join(part["text"] for part in row["segments"][1:]) for row in lines(tmp_path)]
+        assert made[12:] == [TOKENIZER.decode(ids) for ids in expected]
 
 
 def test_failing_searches_are_an_evaluation_of_their_own(tmp_path):

@@ -6,14 +6,7 @@ import pytest
 from run_helpers import no_space, one_line
 
 from llds_core.errors import ConfigError, DataError, RunError
-from llds_core.evaluation.predictions import (
-    append_predictions,
-    open_evaluation,
-    parse_shard,
-    predictions_file,
-    read_predictions,
-    writing,
-)
+from llds_core.evaluation.predictions import Predictions, parse_shard
 
 ROWS = [
     {"benchmark": "nq", "id": f"q{i}", "mode": "greedy", "sample": 0, "text": "a\u2028ü\r\n"}
@@ -22,23 +15,24 @@ ROWS = [
 KEYS = [("nq", f"q{i}", "greedy", 0) for i in range(4)]
 
 
-def write(path, rows):
-    with writing(path):
-        append_predictions(path, rows)
+def write(folder, rows, shard=None):
+    made = Predictions(folder, shard)
+    with made.writing():
+        made.append(rows)
+    return made
 
 
 @pytest.mark.parametrize("lines", [0, 1])
 @pytest.mark.parametrize("kept", [1, 20, -1])
 def test_lines_come_back_and_a_torn_end_is_left_out_and_cut_off(tmp_path, lines, kept):
-    path = predictions_file(tmp_path)
-    write(path, ROWS[:1])
-    write(path, ROWS[1:])
-    assert list(read_predictions(tmp_path, KEYS).values()) == ROWS
-    whole = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(whole[:lines]) + whole[lines][:kept])
-    assert list(read_predictions(tmp_path, KEYS)) == KEYS[:lines]
-    write(path, ROWS[lines:])
-    assert path.read_bytes() == b"".join(whole)
+    write(tmp_path, ROWS[:1])
+    made = write(tmp_path, ROWS[1:])
+    assert list(made.read(KEYS).values()) == ROWS
+    whole = made.path.read_bytes().splitlines(keepends=True)
+    made.path.write_bytes(b"".join(whole[:lines]) + whole[lines][:kept])
+    assert list(made.read(KEYS)) == KEYS[:lines]
+    write(tmp_path, ROWS[lines:])
+    assert made.path.read_bytes() == b"".join(whole)
 
 
 @pytest.mark.parametrize(
@@ -52,19 +46,18 @@ def test_lines_come_back_and_a_torn_end_is_left_out_and_cut_off(tmp_path, lines,
     ],
 )
 def test_a_line_that_is_no_answer_is_named(tmp_path, line, words):
-    text = json.dumps(ROWS[0]) + f"\n{line}\n" + json.dumps(ROWS[2]) + "\n"
-    predictions_file(tmp_path).write_text(text)
+    made = Predictions(tmp_path)
+    made.path.write_text(json.dumps(ROWS[0]) + f"\n{line}\n" + json.dumps(ROWS[2]) + "\n")
     with pytest.raises(DataError) as caught:
-        read_predictions(tmp_path, KEYS)
+        made.read(KEYS)
     assert words in one_line(caught)
 
 
 def test_answers_of_all_shards_count_once(tmp_path):
-    write(predictions_file(tmp_path, (1, 2)), [ROWS[2], ROWS[0]])
-    write(predictions_file(tmp_path, (2, 2)), [ROWS[3]])
-    write(predictions_file(tmp_path), [ROWS[1], ROWS[2]])
-    found = read_predictions(tmp_path, KEYS)
-    assert found == dict(zip(KEYS, ROWS, strict=True))
+    write(tmp_path, [ROWS[2], ROWS[0]], (1, 2))
+    write(tmp_path, [ROWS[3]], (2, 2))
+    made = write(tmp_path, [ROWS[1], ROWS[2]])
+    assert made.read(KEYS) == dict(zip(KEYS, ROWS, strict=True))
 
 
 @pytest.mark.parametrize("shard", ["1-2", "4/3", "0/3", "1/", "a/b"])
@@ -75,32 +68,33 @@ def test_a_shard_is_one_of_how_many(shard):
 
 
 def test_a_file_has_one_writer(tmp_path):
-    path = predictions_file(tmp_path, (1, 2))
-    with writing(path), pytest.raises(RunError, match="being written by another process") as caught:
-        write(path, ROWS)
+    held = Predictions(tmp_path, (1, 2)).writing()
+    with held, pytest.raises(RunError, match="being written by another process") as caught:
+        write(tmp_path, ROWS, (1, 2))
     one_line(caught)
-    write(path, ROWS)
+    write(tmp_path, ROWS, (1, 2))
 
 
 def test_a_folder_holds_one_evaluation(tmp_path):
     identity = {"model": "abc", "limit": None, "names": ["x"]}
-    open_evaluation(tmp_path / "one", identity, {"command": "c"})
-    open_evaluation(tmp_path / "one", identity, {"command": "d"})
+    made = Predictions(tmp_path / "one")
+    made.claim(identity, {"command": "c"})
+    made.claim(identity, {"command": "d"})
     for other, words in (
         (identity | {"limit": 5}, "limit=None, now 5"),
         (identity | {"new": 1}, "new=None, now 1"),
         ({"model": "abc", "limit": None}, r"names=\['x'\], now None"),
     ):
         with pytest.raises(RunError, match=words) as caught:
-            open_evaluation(tmp_path / "one", other, {})
+            made.claim(other, {})
         assert "--out" in one_line(caught)
     (tmp_path / "one" / "manifest.json").write_text("{}")
     with pytest.raises(DataError, match=r"manifest\.json is not a manifest"):
-        open_evaluation(tmp_path / "one", {}, {})
+        made.claim({}, {})
 
 
 def test_a_full_disk_is_an_error_of_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", no_space)
     with pytest.raises(RunError, match="free space") as caught:
-        append_predictions(predictions_file(tmp_path), ROWS)
+        Predictions(tmp_path).append(ROWS)
     one_line(caught)

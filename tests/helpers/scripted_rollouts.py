@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import pytest
 
 from llds_core.config import RolloutConfig
 from llds_core.retrieval import FailingRetriever, Hit
 from llds_core.rollout.loop import RolloutLoop
-from llds_core.rollout.protocol import (
-    TAGS,
-    Trajectory,
-)
+from llds_core.rollout.protocol import TAGS, Trajectory
 from llds_core.rollout.samplers import Generation, StopAtTag
 from llds_core.runs.policies import build_tokenizer
 from llds_core.worlds.records import Passage, Question
@@ -20,7 +18,7 @@ TEXTS = ["<search>where is it</search>. then</answer>. so it is where it was"] *
 TAGGED = build_tokenizer(TEXTS, 400, TAGS)
 # Tags are spelled with several tokens here, and one token reads ">.".
 SPELLED = build_tokenizer(TEXTS, 400, ())
-STOPS = {id(tokenizer): StopAtTag(tokenizer) for tokenizer in (TAGGED, SPELLED)}
+stop_of = cache(StopAtTag)
 BOTH = pytest.mark.parametrize("tokenizer", [TAGGED, SPELLED], ids=["tag-tokens", "spelled-tags"])
 QUESTION = Question("q0", "where is it", ("Paris",))
 HIT = Hit("p0", "Paris", "a city", 1.0)
@@ -35,17 +33,19 @@ def encode(text: str, tokenizer=TAGGED) -> list[int]:
 
 @dataclass
 class ScriptedSampler:
-    """Sampler and session in one; remembers what it was asked."""
+    """Sampler and session in one, with a script per row; remembers what it was asked."""
 
     tokenizer: object
     scripts: Sequence[Script]
+    prompts: list[str] = field(default_factory=list)
     calls: list[tuple[list[int], list[int]]] = field(default_factory=list)
     appended: list[tuple[int, list[int]]] = field(default_factory=list)
-    emitted: list[list[Generation]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.emitted: list[list[Generation]] = [[] for _ in self.scripts]
 
     def session(self, prompts: Sequence[Sequence[int]]) -> "ScriptedSampler":
-        self.prompts = [list(prompt) for prompt in prompts]
-        self.emitted = [[] for _ in prompts]
+        self.prompts += map(self.tokenizer.decode, prompts)
         return self
 
     def generate(self, rows: Sequence[int], budgets: Sequence[int]) -> list[Generation]:
@@ -62,11 +62,7 @@ class ScriptedSampler:
         for token in ids[:budget]:
             made.token_ids.append(token)
             made.logprobs.append(-0.01 * (1 + token))
-            if token == self.tokenizer.eos_token_id:
-                made.stop = "eos"
-                break
-            if STOPS[id(self.tokenizer)](made.token_ids):
-                made.stop = "tag"
+            if token == self.tokenizer.eos_token_id or stop_of(self.tokenizer)(made.token_ids):
                 break
         self.emitted[row].append(made)
         return made
@@ -74,7 +70,10 @@ class ScriptedSampler:
 
 @dataclass
 class StubRetriever:
+    """Finds the same passages for every query, and remembers the queries."""
+
     hits: Sequence[Hit] = (HIT,)
+    identity = "engine"
     queries: list[str] = field(default_factory=list)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:

@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 
 import torch
+from scripted_rollouts import TAGGED as TOKENIZER
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from llds_core.retrieval import Hit
-from llds_core.rollout.protocol import TAGS, Action, Trajectory
-from llds_core.runs.policies import build_tokenizer
+from llds_core.rollout.protocol import Action, Trajectory
 from llds_core.worlds.records import Question
 
-TEXTS = ["<search>where is it</search>. then</answer>. so it is where it was"] * 20
-TOKENIZER = build_tokenizer(TEXTS, 400, TAGS)
 PAD = TOKENIZER.pad_token_id
 VOCABULARY = 50
 

@@ -30,26 +30,40 @@ def penalty(delta=DELTA, mask=MASK, advantages=ADVANTAGES, **options):
 
 
 @pytest.mark.parametrize(
-    ("gate", "total", "pulled"),
+    ("gate", "total", "pulled", "actions"),
     [
-        ("token", 1.2, [(0, 0), (0, 5), (1, 0), (1, 1)]),
-        ("response", 0.2, [(1, 0), (1, 1)]),
-        ("action", 0.7, [(0, 0), (1, 0), (1, 1)]),
+        ("token", 1.2, [(0, 0), (0, 5), (1, 0), (1, 1)], 3),
+        ("response", 0.2, [(1, 0), (1, 1)], 1),
+        ("action", 0.7, [(0, 0), (1, 0), (1, 1)], 2),
     ],
 )
 @pytest.mark.parametrize(("normalizer", "count"), [("preserved", 7), ("all", 10)])
 def test_every_losing_token_under_an_open_gate_is_pulled_up_equally(
-    gate, total, pulled, normalizer, count
+    gate, total, pulled, actions, normalizer, count
 ):
     expected = torch.zeros_like(DELTA)
     for position in pulled:
         expected[position] = -1 / count
-    value, gradient, _ = penalty(gate=gate, normalizer=normalizer)
+    value, gradient, metrics = penalty(gate=gate, normalizer=normalizer)
     assert value == pytest.approx(total / count)
     assert torch.allclose(gradient, expected)
     assert torch.equal(gradient != 0, expected != 0)
     if gate == "action" and normalizer == "preserved":
         assert penalty()[0] == value  # the defaults
+    wanted = {
+        "response_tokens": 10,
+        "preserved_tokens": 7,
+        "gated_tokens": len(pulled),
+        "preserved_actions": 3,
+        "gated_actions": actions,
+        "penalty_sum": total,
+        "delta_sum": 0.1,
+        "preserved_fraction": 0.7,
+        "gated_fraction": len(pulled) / 7,
+        "gated_fraction_actions": actions / 3,
+        "delta_mean": 0.1 / 7,
+    }
+    assert {name: m.item() for name, m in metrics.items()} == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(
@@ -77,28 +91,6 @@ def test_nothing_to_preserve_gives_zero_with_a_graph(options, denominator):
     assert value == 0.0
     assert torch.equal(gradient, torch.zeros_like(gradient))
     assert all(m.isfinite() for m in metrics.values())
-
-
-@pytest.mark.parametrize(
-    ("gate", "tokens", "actions", "total"),
-    [("action", 3, 2, 0.7), ("response", 2, 1, 0.2), ("token", 4, 3, 1.2)],
-)
-def test_metrics_count_gated_and_preserved_tokens_and_actions(gate, tokens, actions, total):
-    _, _, metrics = penalty(gate=gate)
-    expected = {
-        "response_tokens": 10,
-        "preserved_tokens": 7,
-        "gated_tokens": tokens,
-        "preserved_actions": 3,
-        "gated_actions": actions,
-        "penalty_sum": total,
-        "delta_sum": 0.1,
-        "preserved_fraction": 0.7,
-        "gated_fraction": tokens / 7,
-        "gated_fraction_actions": actions / 3,
-        "delta_mean": 0.1 / 7,
-    }
-    assert {name: m.item() for name, m in metrics.items()} == pytest.approx(expected)
 
 
 def test_every_action_of_an_open_response_counts_as_gated():

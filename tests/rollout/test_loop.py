@@ -26,8 +26,13 @@ from llds_core.config import RewardConfig
 from llds_core.errors import ConfigError
 from llds_core.losses import action_ids
 from llds_core.retrieval import Hit
-from llds_core.rollout.masks import validate_response_masks
-from llds_core.rollout.protocol import FEEDBACK, TAGS, block_sequence, search_observation
+from llds_core.rollout.protocol import (
+    FEEDBACK,
+    TAGS,
+    block_sequence,
+    search_observation,
+    validate_response_masks,
+)
 from llds_core.rollout.rewards import score
 from llds_core.runs.policies import END, PAD
 from llds_core.worlds.records import Passage, Question
@@ -95,15 +100,20 @@ ROME = "<answer>Rome</answer>"
 @pytest.mark.parametrize(
     ("script", "golden", "reward"),
     [
-        ([SO + SEARCH, IT + ANSWER], "Paris", 1.0),
         ([SO + ANSWER], "Paris", 1.0),
+        ([SO + SEARCH, IT + ANSWER], "Paris", 1.0),
+        ([SO + SEARCH, IT + SEARCH, IT + ANSWER], "Paris", 1.0),
         ([SEARCH, IT + ANSWER], "Paris", 0.8),
+        ([SO + SEARCH + " so ", IT + "so" + ANSWER], "Paris", 0.8),
+        ([ANSWER], "Paris", 0.8),
+        ([SO + ROME], "Paris", 0.2),
         # A policy that writes its own passages has searched nothing.
         ([SO + "<information>Paris</information>" + IT + ANSWER], "Paris", 0.8),
         ([SO + SEARCH, IT + ROME], "Paris", 0.25),
         # Normalised, "The" is nothing, which no passage holds.
         ([SO + SEARCH, IT + ROME], "The", 0.2),
         ([SO + SEARCH, ROME], "Paris", 0.1),
+        (["<answer> </answer>"], "Paris", 0.1),  # wrong, and not missing
         ([SO + SEARCH, "so", "then"], "Paris", 0.0),
     ],
 )
@@ -113,6 +123,9 @@ def test_format_reward_is_judged_on_actions(script: Script, golden: str, reward:
     trajectory = one(script, hits=[Hit("p", "T", EVIL, 1.0)], questions=[question])
     score(trajectory, RewardConfig(kind="format", structure=0.2, final=0.1, retrieval=0.05))
     assert trajectory.reward == pytest.approx(reward)
+    if reward == 0.25:
+        score(trajectory, RewardConfig(kind="format"))
+        assert trajectory.reward == 0.2  # a passage earns nothing by default
 
 
 @pytest.mark.parametrize(
@@ -135,10 +148,19 @@ def test_blocks_are_those_of_the_actions_and_of_what_was_shown(script: Script, b
 @BOTH
 def test_actions_and_observations_alternate(tokenizer) -> None:
     """1: action, observation, action, ...; 2: numbers of actions count maximal policy runs;
-    3: log-probabilities stay with their tokens and are 0 on observations.
+    3: log-probabilities stay with their tokens and are 0 on observations; 4: the text after
+    `</search>` is never sampled here, where the official loop samples and cuts it; 5: the span of
+    the answer runs from its opening to its closing tag.
     """
-    trajectory = one([SEARCH, "so", ANSWER], tokenizer=tokenizer)
-    texts = [SEARCH, search_observation([HIT]), "so", FEEDBACK, ANSWER]
+    script = [f"{SEARCH} x", "so", "so it is" + ANSWER]
+    (trajectory,), sampler, engine = run([script], tokenizer=tokenizer)
+    assert [action.kind for action in trajectory.actions] == ["search", "invalid", "answer"]
+    assert trajectory.searches == 1 and engine.queries == ["where"] and len(sampler.calls) == 3
+    assert (trajectory.answer, trajectory.stop_reason) == ("Paris", "answer")
+    first, last = trajectory.answer_span
+    assert trajectory.completion_ids[first:last] == encode(ANSWER, tokenizer)
+    assert last == len(trajectory.completion_ids)
+    texts = [SEARCH, search_observation([HIT]), "so", FEEDBACK, script[2]]
     parts = [encode(text, tokenizer) for text in texts]
     assert trajectory.completion_ids == [token for ids in parts for token in ids]
     numbers = zip((1, 0, 2, 0, 3), parts, strict=True)
@@ -174,14 +196,6 @@ def test_failures_do_not_depend_on_the_batch(rate: float) -> None:
     assert {failed for actions in together.values() for failed, _ in actions[:2]} == {True, False}
 
 
-@BOTH
-def test_answer_span_runs_from_opening_to_closing_tag(tokenizer) -> None:
-    trajectory = one([SEARCH, "so it is" + ANSWER], tokenizer=tokenizer)
-    first, last = trajectory.answer_span
-    assert trajectory.completion_ids[first:last] == encode(ANSWER, tokenizer)
-    assert last == len(trajectory.completion_ids)
-
-
 def test_answer_span_begins_where_the_parsed_answer_begins() -> None:
     """`<answer>it<answer>was</answer>` answers "it<answer>was": the first tag opens it."""
     trajectory = one(["so<answer>it<answer>was</answer>"])
@@ -191,29 +205,27 @@ def test_answer_span_begins_where_the_parsed_answer_begins() -> None:
 
 # (d) Turns and limits
 
-
-def test_specification_hand_case() -> None:
-    """Two searching turns: search, invalid, answer; one search run; three generations and chunks.
-
-    The text after `</search>` is never sampled here, where the official loop samples and cuts it.
-    """
-    trajectories, sampler, engine = run([["<search>a</search> x", "oops", "<answer>b</answer>"]])
-    (trajectory,) = trajectories
-    assert [action.kind for action in trajectory.actions] == ["search", "invalid", "answer"]
-    assert trajectory.searches == 1 and engine.queries == ["a"]
-    assert len(sampler.calls) == 3
-    texts = ["<search>a</search>", "oops", "<answer>b</answer>"]
-    assert action_tokens(trajectory) == [encode(text) for text in texts]
-    assert sum(trajectory.response_mask) == sum(len(encode(text)) for text in texts)
-    assert (trajectory.answer, trajectory.stop_reason) == ("b", "answer")
+LONG = [Hit("p", "T", "where is it " * 50, 1.0)]
 
 
-@pytest.mark.parametrize("query", ["", "\n\n"])
-def test_empty_query_is_invalid(query: str) -> None:
-    trajectories, sampler, engine = run([[f"<search>{query}</search>", ANSWER]])
-    (trajectory,) = trajectories
-    assert trajectory.actions[0].kind == "invalid" and trajectory.searches == 0
-    assert engine.queries == [] and sampler.appended == [(0, encode(FEEDBACK))]
+@pytest.mark.parametrize(
+    ("turn", "hits", "limit", "shown"),
+    [
+        ("<search></search>", [HIT], 400, FEEDBACK),
+        ("<search>\n\n</search>", [HIT], 400, FEEDBACK),
+        (SEARCH, [], 400, "\n\n<information></information>\n\n"),
+        (SEARCH, LONG, 7, search_observation(LONG)),
+    ],
+)
+def test_what_follows_an_action(turn: str, hits: list[Hit], limit: int, shown: str) -> None:
+    """An empty query is invalid; no hits are an empty block; a long passage is cut."""
+    config = limits(max_observation_tokens=limit)
+    (trajectory,), sampler, engine = run([[turn, ANSWER]], config, hits=hits)
+    searched = turn == SEARCH
+    assert trajectory.actions[0].kind == ("search" if searched else "invalid")
+    assert trajectory.searches == len(engine.queries) == searched
+    assert sampler.appended == [(0, encode(shown)[:limit])]
+    assert trajectory.answer == "Paris"
 
 
 @pytest.mark.parametrize("kind", ["em", "f1", "format"])
@@ -228,21 +240,6 @@ def test_end_of_text_written_in_a_passage_ends_nothing() -> None:
     trajectory = one([SEARCH, ANSWER], hits=[Hit("p", "T", f"so {END} it {PAD} was", 1.0)])
     assert trajectory.answer == "Paris" and len(trajectory.actions) == 2
     validate_response_masks([trajectory.completion_ids], [trajectory.response_mask])
-
-
-def test_action_without_hits_still_gets_an_information_block() -> None:
-    trajectories, sampler, _ = run([[SEARCH, ANSWER]], hits=())
-    assert trajectories[0].searches == 1
-    assert sampler.appended == [(0, encode("\n\n<information></information>\n\n"))]
-
-
-def test_long_passage_is_cut_to_the_observation_limit() -> None:
-    hits = [Hit("p", "T", "where is it " * 50, 1.0)]
-    config = limits(max_observation_tokens=7)
-    trajectories, sampler, _ = run([[SEARCH, ANSWER]], config, hits=hits)
-    whole = encode(search_observation(hits))
-    assert sampler.appended == [(0, whole[:7])]
-    assert trajectories[0].answer == "Paris"
 
 
 def test_prompt_that_fills_the_context_is_a_configuration_error() -> None:
@@ -342,3 +339,27 @@ def test_every_limit_and_every_kind_of_token_under_any_script(
         assert t.stop_reason in ("answer", "turns", "length")
         assert (t.stop_reason == "turns") <= (len(t.actions) == searches + 1)
         assert (t.stop_reason == "length") <= (t.total_tokens == config.max_total_tokens)
+
+
+# (e) The check of response masks, one error at a time
+
+IDS = [[5, 6, 7], [8, 9]]
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (None, "no env_mask"),
+        ([[1, 0, 1]], "1 rows for 2 trajectories"),
+        ([[1, 0], [1, 1]], "trajectory 0 has 2 values for 3 tokens"),
+        ([[1, 0, 1], [1, 1, 0]], "trajectory 1 has 3 values for 2 tokens"),
+        ([[1, 0, 2], [1, 1]], r"trajectory 0 holds \[2\]"),
+        ([[1, 0, 1], [0, 0]], "trajectory 1 has no policy token"),
+        ([[1, 0, 1], []], "trajectory 1 has 0 values"),
+    ],
+)
+def test_bad_masks_are_named(masks: list[list[int]] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        validate_response_masks(IDS, masks)
+    assert "\n" not in str(error.value)
+    assert validate_response_masks(IDS, [[1, 0, 1], [1, 1]]) is None

@@ -217,7 +217,6 @@ def test_end_of_text_or_budget_ends_a_generation(ends: Sequence[int], reason: st
     results = made.session(PROMPTS).generate(range(5), [1, 2, 3, 4, 5])
     lengths = [1] * 5 if reason == "eos" else [1, 2, 3, 4, 5]
     assert [len(result.token_ids) for result in results] == lengths
-    assert {result.stop for result in results} == {reason}
 
 
 def streamed(rows: Sequence[int]) -> list[list[list[int]]]:

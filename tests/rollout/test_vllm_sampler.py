@@ -1,6 +1,5 @@
 """The vLLM sampler against recorded engine output, and its engines against TRL's interface."""
 
-import importlib.machinery
 import sys
 import threading
 import types
@@ -19,7 +18,6 @@ from llds_core.rollout.protocol import STOP_TAGS
 from llds_core.rollout.samplers import Generation, StopAtTag
 from llds_core.rollout.vllm_sampler import (
     ColocatedEngine,
-    Completion,
     Request,
     ServerEngine,
     VLLMSampler,
@@ -39,10 +37,10 @@ class Recorded:
     def rollout(self) -> Any:
         return nullcontext()
 
-    def generate(self, requests: Sequence[Request], options: Any) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], options: Any) -> list[Generation]:
         self.asked.append(list(requests))
         answer = self.answers.pop(0)
-        return [Completion(list(ids), [-float(i + 1) for i in range(len(ids))]) for ids in answer]
+        return [Generation(list(ids), [-float(i + 1) for i in range(len(ids))]) for ids in answer]
 
 
 def sampler(engine: Any, tokenizer: Any = TOKENIZER) -> VLLMSampler:
@@ -64,27 +62,26 @@ def test_an_action_ends_with_the_token_that_completes_the_tag(tokenizer, tag: st
     engine = Recorded([[*ids, *encode(more, tokenizer)]], [[46]])
     session = sampler(engine, tokenizer).session([[7]])
     (made,) = session.generate([0], [40])
-    assert (made.token_ids, made.stop) == (ids, "tag")
-    assert made.logprobs == [-float(i + 1) for i in range(len(ids))]
+    assert made == Generation(ids, [-float(i + 1) for i in range(len(ids))])
     session.generate([0], [1])
     assert engine.asked[1][0].token_ids == [7, *ids]
 
 
-def test_a_token_that_overruns_the_tag_stays_whole() -> None:
-    """`>.` closes the tag and more: the token was sampled, and is not taken apart."""
-    ids = encode("</search>.", SPELLED)
-    assert SPELLED.decode(ids[-1:]) == ">."
-    made = one([*ids, 40], 40, SPELLED)
-    assert (made.token_ids, made.stop) == (ids, "tag")
+OVERRUN = encode("</search>.", SPELLED)
 
 
 @pytest.mark.parametrize(
-    ("ids", "kept", "stop"),
-    [([40, 41, EOS, 42], [40, 41, EOS], "eos"), ([40, 41, 42, 43], [40, 41, 42, 43], "length")],
+    ("ids", "kept", "budget"),
+    [
+        ([40, 41, EOS, 42], [40, 41, EOS], 4),
+        ([40, 41, 42, 43], [40, 41, 42, 43], 4),
+        # `>.` closes the tag and more: the token was sampled, and is not taken apart.
+        ([*OVERRUN, 40], OVERRUN, 40),
+    ],
 )
-def test_an_end_token_or_the_budget_ends_an_action(ids, kept, stop: str) -> None:
-    made = one(ids, 4)
-    assert (made.token_ids, made.stop) == (kept, stop)
+def test_what_ends_an_action_is_the_last_of_it(ids, kept, budget: int) -> None:
+    assert SPELLED.decode(OVERRUN[-1:]) == ">."
+    assert one(ids, budget, SPELLED).token_ids == kept
 
 
 @pytest.mark.parametrize("ids", [[], [40, 41]])
@@ -124,11 +121,9 @@ _TAKEN += "skip_special_tokens max_tokens seed"
 SamplingParams = make_dataclass("SamplingParams", _TAKEN.split())
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("vllm")
-    module.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
-    module.SamplingParams = SamplingParams
+    module = types.SimpleNamespace(SamplingParams=SamplingParams)
     monkeypatch.setitem(sys.modules, "vllm", module)
 
 
@@ -175,12 +170,12 @@ OPTIONS = sampler(Recorded()).options
 REQUESTS = [Request([1, 2], 2, 50), Request([3], 1, 60)]
 
 
-def test_colocated_requests_carry_their_own_budget_and_seed(vllm: None) -> None:
+def test_colocated_requests_carry_their_own_budget_and_seed() -> None:
     completions = ColocatedEngine(Generating()).generate(REQUESTS, OPTIONS)
-    assert completions == [Completion([50, 50], [-1.0, -1.0]), Completion([60], [-1.0])]
+    assert completions == [Generation([50, 50], [-1.0, -1.0]), Generation([60], [-1.0])]
 
 
-def test_the_engine_sleeps_after_all_turns_and_not_between(vllm: None) -> None:
+def test_the_engine_sleeps_after_all_turns_and_not_between() -> None:
     generation = Generating(enable_sleep_mode=True)
     engine = ColocatedEngine(generation)
     with engine.rollout():
@@ -194,9 +189,7 @@ def test_the_engine_sleeps_after_all_turns_and_not_between(vllm: None) -> None:
     assert generation.log[4:] == ["sync", ("wake", "kv_cache"), ("sleep", 2)]
 
 
-def test_processes_that_share_a_policy_wait_for_the_last_turn(
-    vllm: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_that_share_a_policy_wait_for_the_last_turn(monkeypatch) -> None:
     """Two processes, here threads: one makes three turns, the other one; both serve all three."""
     barrier, shared, place = threading.Barrier(2), [None, None], threading.local()
 
@@ -252,7 +245,7 @@ class Client:
 def test_a_server_is_asked_for_all_rows_at_once_and_answers_in_order() -> None:
     engine = ServerEngine(Client(), lambda: None)
     completions = engine.generate(REQUESTS, OPTIONS)
-    assert completions == [Completion([50, 50], [-2.0, -2.0]), Completion([60], [-2.0])]
+    assert completions == [Generation([50, 50], [-2.0, -2.0]), Generation([60], [-2.0])]
     assert engine.generate([], OPTIONS) == []
 
 
