@@ -24,23 +24,13 @@ from llds_core.machine.memory import GIB
 from llds_core.machine.plan import estimate
 from llds_core.machine.retriever import OTHER_ADDRESS, check_service
 from llds_core.machine.vllm_server import server_command
-from llds_core.retrieval import (
-    PACKAGED,
-    Health,
-    StoredMap,
-    ask_health,
-    checked_manifest,
-    encoder_folder,
-    encoder_hash,
-    index_kind,
-    local_address,
-    read_index_manifest,
-    stored_map,
-)
-from llds_core.retrieval.index import index_path
+from llds_core.retrieval.client import Health, ask_health, local_address
+from llds_core.retrieval.encoder import PACKAGED, encoder_folder, encoder_hash
+from llds_core.retrieval.index import checked_manifest, index_kind, index_path, read_index_manifest
+from llds_core.retrieval.passage_file import StoredMap, stored_map
 from llds_core.runs.smollm2 import PACKAGE, SMOLLM2
-from llds_core.worlds import CORPUS_FILE, MIX_FILE, QUESTION_SETS, QUESTIONS_FOLDER
 from llds_core.worlds.downloads import SOURCES, Kind, list_files
+from llds_core.worlds.question_sets import CORPUS_FILE, MIX_FILE, QUESTION_SETS, QUESTIONS_FOLDER
 
 REPORTED_SHARE = 0.97
 """Of the memory that a layout counts on, what a card must report: no two report the same."""
@@ -344,7 +334,7 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
         fix = f"make data PROFILE={config.profile}; then {fix}"
     if settings.path is None and corpus is None:
         return _finding("index", "the corpus was never indexed here", fail=fix)
-    folder = Path(settings.path or index_path(settings, "files", corpus.hash if corpus else ""))
+    folder = index_path(settings, "files", corpus.hash if corpus else "")
     try:
         manifest = read_index_manifest(folder)
         if manifest is None or not manifest.get("index"):

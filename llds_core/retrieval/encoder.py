@@ -41,9 +41,8 @@ class Encoder:
 
     def __init__(self, settings: DenseConfig) -> None:
         self._settings = settings
-        device = compute_device(settings)
         self.folder = encoder_folder(settings)
-        self._model = _load(self.folder, settings, device)
+        self._model = _load(self.folder, settings)
         # None only of models that make no vectors of texts.
         self.dimension = cast(int, self._model.get_embedding_dimension())
         # Fast tokenizers switch their truncation while they encode: one thread at a time.
@@ -86,20 +85,6 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
         raise DataError("the encoder gave numbers that are not finite: set dense.half=false")
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32, copy=False)
-
-
-def compute_device(settings: DenseConfig) -> str:
-    """Return `cpu` or `cuda`; a `ConfigError` when a GPU is asked for and there is none."""
-    import torch
-
-    gpu = torch.cuda.is_available()
-    if settings.device == "auto":
-        return "cuda" if gpu else "cpu"
-    if settings.device == "cuda" and not gpu:
-        raise ConfigError(
-            'dense.device is "cuda" and torch finds no GPU: set it to "auto" or "cpu"'
-        )
-    return settings.device
 
 
 def encoder_folder(settings: DenseConfig) -> Path:
@@ -154,17 +139,22 @@ def encoder_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _load(folder: Path, settings: DenseConfig, device: str) -> "SentenceTransformer":
+def _load(folder: Path, settings: DenseConfig) -> "SentenceTransformer":
     import torch
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
+    gpu = torch.cuda.is_available()
+    if settings.device == "cuda" and not gpu:
+        raise ConfigError(
+            'dense.device is "cuda" and torch finds no GPU: set it to "auto" or "cpu"'
+        )
     transformers_logging.disable_progress_bar()
     try:
         model = SentenceTransformer(
             str(folder),
-            device=device,
+            device="cuda" if gpu and settings.device != "cpu" else "cpu",
             local_files_only=True,
             model_kwargs={"dtype": torch.float16 if settings.half else torch.float32},
         )

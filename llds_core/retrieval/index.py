@@ -59,9 +59,11 @@ Blocks = Callable[[], Iterator[np.ndarray]]
 
 
 def index_path(settings: DenseConfig, world: str, corpus: str) -> Path:
-    """Where the index over the corpus of hash `corpus` is when `dense.path` does not say: a folder
-    of corpus and encoder, because indexes belong to these and not to runs.
+    """Where the index over the corpus of hash `corpus` is, or will be: `dense.path`, or a folder of
+    corpus and encoder, because indexes belong to these and not to runs.
     """
+    if settings.path:
+        return Path(settings.path)
     encoder = re.sub(r"[^A-Za-z0-9.-]+", "-", settings.encoder).strip("-.").lower()
     return Path("results/indexes") / f"{world}-{corpus[:12]}-{encoder[-60:]}"
 
@@ -96,13 +98,13 @@ def build_index(
         unfinished = {"schema_version": _VERSION, **source, "index": None}
         manifest = read_index_manifest(folder) or unfinished
         _check_source(folder, manifest, source)
-        if not manifest["index"]:
+        finished = manifest["index"] == kind and _size(file) == manifest["bytes"]
+        if not finished:
             write_json(folder / "manifest.json", unfinished)
         if settings.vectors is None:
             _encode(passages, encoder, settings, folder)
-        if manifest["index"] == kind and _size(file) == manifest["bytes"]:
+        if finished:
             return manifest
-        write_json(folder / "manifest.json", unfinished)
         blocks = _blocks(passages, encoder, settings, folder)
         if settings.index == "flat":
             file.unlink(missing_ok=True)  # of another kind
@@ -141,8 +143,7 @@ def read_index_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads(file.read_text("utf-8"))
         if manifest["schema_version"] != _VERSION:
             raise ValueError(f"schema version {manifest['schema_version']}, not {_VERSION}")
-        if missing := {*_SOURCES, "index"} - manifest.keys():
-            raise ValueError(f'no "{min(missing)}"')
+        manifest["index"]
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -192,16 +193,11 @@ def index_kind(settings: DenseConfig, passages: int) -> str:
     if settings.index == "hnsw":
         return f"HNSW{settings.hnsw_neighbours} depth {settings.hnsw_build_depth}"
     if settings.index == "ivf-pq":
+        # Cells of the coarse quantiser: as set, or about 4 √n with at least 40 passages each.
+        usual = max(1, min(round(4 * math.sqrt(passages)), passages // _POINTS))
         # np: not polysemous, which would train for hours and serves another way of searching.
-        return f"IVF{cells(settings, passages)},PQ{settings.pq_bytes}np"
+        return f"IVF{settings.ivf_lists or usual},PQ{settings.pq_bytes}np"
     return "Flat"
-
-
-def cells(settings: DenseConfig, passages: int) -> int:
-    """Cells of the coarse quantiser: as set, or about 4 √n with at least 40 passages each."""
-    if settings.ivf_lists is not None:
-        return settings.ivf_lists
-    return max(1, min(round(4 * math.sqrt(passages)), passages // _POINTS))
 
 
 def import_faiss() -> Any:
@@ -250,39 +246,43 @@ def _encode(
 ) -> None:
     """Write the shards that are missing or damaged, in the encoder's own precision."""
     dtype = np.float16 if settings.half else np.float32
-    for path, start, stop in tqdm(_shards(folder, len(passages)), "encoding", unit=" shards"):
-        if _read_shard(path, (stop - start, encoder.dimension)) is None:
+    shards = _shards(folder, len(passages), encoder.dimension)
+    for path, part, shard in tqdm(shards, "encoding", unit=" shards"):
+        if shard is None:
             with replacing(path) as file:
-                np.save(file, encoder.encode_passages(passages[start:stop]).astype(dtype))
+                np.save(file, encoder.encode_passages(passages[part]).astype(dtype))
 
 
-def _shards(folder: Path, passages: int) -> list[tuple[Path, int, int]]:
-    """The file of each shard, its first passage and the one after its last."""
-    return [
-        (folder / f"vectors-{start // SHARD:05d}.npy", start, min(start + SHARD, passages))
-        for start in range(0, passages, SHARD)
-    ]
-
-
-def _read_shard(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """A shard, mapped into memory; None when it is missing, truncated or of another shape."""
-    try:
-        shard = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    return shard if shard.shape == shape else None
+def _shards(
+    folder: Path, passages: int, dimension: int
+) -> list[tuple[Path, slice, np.ndarray | None]]:
+    """The file of each shard, the places of its passages, and its vectors, mapped into memory: None
+    when it is missing, truncated or of another shape.
+    """
+    shards = []
+    for start in range(0, passages, SHARD):
+        path, stop = folder / f"vectors-{start // SHARD:05d}.npy", min(start + SHARD, passages)
+        try:
+            shard = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            shard = None
+        whole = shard is not None and shard.shape == (stop - start, dimension)
+        shards.append((path, slice(start, stop), shard if whole else None))
+    return shards
 
 
 def _blocks(
     passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
 ) -> Blocks:
-    shards = _shards(folder, len(passages))
     if settings.vectors is not None:
         published = _open_published(Path(settings.vectors), passages, encoder)
-        return lambda: (published.reconstruct_n(a, b - a) for _, a, b in shards)
+        starts = range(0, len(passages), SHARD)
+        return lambda: (
+            published.reconstruct_n(start, min(SHARD, len(passages) - start)) for start in starts
+        )
     stored = []
-    for path, start, stop in shards:
-        if (shard := _read_shard(path, (stop - start, encoder.dimension))) is None:
+    for path, _, shard in _shards(folder, len(passages), encoder.dimension):
+        if shard is None:
             raise DataError(
                 f"{path} is missing or damaged: build the index again, which encodes only that"
             )

@@ -5,7 +5,8 @@ from evaluation_worlds import environment
 
 from llds_core.evaluation import AVERAGE_MEMBERS, averages
 from llds_core.evaluation.benchmark_sets import choose, choose_questions
-from llds_core.worlds import KINDS, QUESTION_SETS
+from llds_core.worlds import QUESTION_SETS
+from llds_core.worlds.atlas_questions import KINDS
 
 WORLD = environment().world
 

@@ -15,16 +15,15 @@ from llds_core.config import PolicyConfig
 from llds_core.retrieval.encoder import Encoder
 from llds_core.rollout.prompts import prompt_text
 from llds_core.runs.policies import build_policy, build_tokenizer
-from llds_core.worlds import (
-    CORPUS_FILE,
-    MIX_FILE,
-    QUESTION_SETS,
-    QUESTIONS_FOLDER,
-    Passage,
-    Question,
-    build_atlas,
-    write_corpus,
-)
+from llds_core.worlds import QUESTION_SETS, Passage, Question, build_atlas
+from llds_core.worlds.question_sets import CORPUS_FILE, MIX_FILE, QUESTIONS_FOLDER
+
+
+def write_corpus(path: Path, passages: Sequence[Passage]) -> None:
+    """A corpus in the schema of Search-R1."""
+    lines = [json.dumps({"id": p.id, "contents": p.contents}, ensure_ascii=False) for p in passages]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode())
 
 
 def write_files_world(folder: Path, *, train: int = 12, test: int = 2) -> None:
