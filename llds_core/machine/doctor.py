@@ -26,7 +26,7 @@ from llds_core.machine.retriever import OTHER_ADDRESS, check_service
 from llds_core.machine.vllm_server import server_command
 from llds_core.retrieval.client import Health, ask_health, local_address
 from llds_core.retrieval.encoder import PACKAGED, encoder_folder, encoder_hash
-from llds_core.retrieval.index import checked_manifest, index_kind, index_path, read_index_manifest
+from llds_core.retrieval.index import check_manifest, index_kind, index_path, read_index_manifest
 from llds_core.retrieval.passage_file import StoredMap, stored_map
 from llds_core.runs.smollm2 import PACKAGE, SMOLLM2
 from llds_core.worlds.downloads import SOURCES, Kind, list_files
@@ -351,7 +351,7 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
             source |= {"passages": corpus.passages, "corpus_hash": corpus.hash}
         if settings.encoder == PACKAGED or Path(settings.encoder).expanduser().is_dir():
             source["encoder_hash"] = encoder_hash(encoder_folder(settings))
-        checked_manifest(folder, source, index_kind(settings, source["passages"]))
+        check_manifest(folder, manifest, source, index_kind(settings, source["passages"]))
     except LLDSError as error:
         said, fix = _split(error, fix)
         return _finding("index", said, fail=fix)

@@ -15,6 +15,7 @@ from llds_core.retrieval.base import Hit, check_k, hit_of
 from llds_core.retrieval.encoder import Encoder
 from llds_core.retrieval.index import (
     build_index,
+    check_manifest,
     import_faiss,
     index_kind,
     index_source,
@@ -50,13 +51,16 @@ class DenseRetriever:
         passages: Sequence[Passage],
         settings: DenseConfig,
         folder: Path,
-        *,
         encoder: Encoder | None = None,
     ) -> None:
         self._passages = passages
         self._encoder = encoder or Encoder(settings)
-        if not (read_index_manifest(folder) or {}).get("index"):
-            build_index(passages, settings, folder, encoder=self._encoder)
+        manifest = read_index_manifest(folder)
+        if not manifest or not manifest["index"]:
+            manifest = build_index(passages, settings, folder, self._encoder)
+        kind = index_kind(settings, len(passages))
+        source = index_source(passages, self._encoder, settings)
+        check_manifest(folder, manifest, source, kind)
         self._index = open_index(passages, self._encoder, settings, folder)
         self._graph_depth = settings.hnsw_search_depth if settings.index == "hnsw" else None
         depth = self._graph_depth
@@ -65,9 +69,8 @@ class DenseRetriever:
         if self._graph_depth is None:
             self._index = _on_gpus(self._index, settings)
         self._lock = threading.Lock()  # an index on a GPU answers one thread at a time
-        named = index_source(passages, self._encoder, settings)
-        del named["encoder"]  # a path, which may change; its hash is named too
-        named |= {"index": index_kind(settings, len(passages)), "depth": depth}
+        del source["encoder"]  # a path, which may change; its hash is named too
+        named = source | {"index": kind, "depth": depth}
         self.identity = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:

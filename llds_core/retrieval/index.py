@@ -69,11 +69,7 @@ def index_path(settings: DenseConfig, world: str, corpus: str) -> Path:
 
 
 def build_index(
-    passages: Sequence[Passage],
-    settings: DenseConfig,
-    folder: Path,
-    *,
-    encoder: Encoder | None = None,
+    passages: Sequence[Passage], settings: DenseConfig, folder: Path, encoder: Encoder | None = None
 ) -> dict[str, Any]:
     """Build the index of `settings` in `folder` and return its manifest.
 
@@ -97,7 +93,7 @@ def build_index(
     with FileLock(folder / "lock"):
         unfinished = {"schema_version": _VERSION, **source, "index": None}
         manifest = read_index_manifest(folder) or unfinished
-        _check_source(folder, manifest, source)
+        check_manifest(folder, manifest, source)
         finished = manifest["index"] == kind and _size(file) == manifest["bytes"]
         if not finished:
             write_json(folder / "manifest.json", unfinished)
@@ -126,8 +122,6 @@ def open_index(
 ) -> "faiss.Index":
     """Open the finished index in `folder`; files of FAISS are mapped into memory, not read."""
     index = _empty_index(settings, len(passages), encoder.dimension)
-    kind = index_kind(settings, len(passages))
-    checked_manifest(folder, index_source(passages, encoder, settings), kind)
     if settings.index != "flat":
         advice = "build the index again (the vectors are kept)"
         return _read_faiss(folder / "index.faiss", index, len(passages), advice)
@@ -143,7 +137,8 @@ def read_index_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads(file.read_text("utf-8"))
         if manifest["schema_version"] != _VERSION:
             raise ValueError(f"schema version {manifest['schema_version']}, not {_VERSION}")
-        manifest["index"]
+        if missing := {*_SOURCES, "index"} - manifest.keys():
+            raise ValueError(f'no "{min(missing)}"')
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -154,20 +149,21 @@ def read_index_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def checked_manifest(folder: Path, source: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Read the manifest of an index that should be finished, of `kind` and made from `source`."""
-    manifest = read_index_manifest(folder)
-    if manifest is None:
-        raise RunError(f"{folder} holds no index: build one there, or name another with dense.path")
-    _check_source(folder, manifest, source)
-    if not manifest["index"]:
-        raise RunError(f"{folder} holds no finished index: build it again, which continues it")
-    if manifest["index"] != kind:
+def check_manifest(
+    folder: Path, manifest: dict[str, Any], source: dict[str, Any], kind: str | None = None
+) -> None:
+    """Refuse an index in `folder` that was not made from `source` or is not of `kind`."""
+    for key, name in _SOURCES.items():
+        if (found := manifest.get(key)) != source[key]:
+            raise RunError(
+                f"{folder} was built with {name} {shown(found)}, now {shown(source[key])}: set it "
+                "back, or build another index in another folder (dense.path)"
+            )
+    if kind not in (None, manifest["index"]):
         raise RunError(
             f"{folder} holds the index {manifest['index']}, not {kind}: set dense.index and its "
             "parameters back, or build the index again (the vectors are kept)"
         )
-    return manifest
 
 
 def index_source(
@@ -209,15 +205,6 @@ def import_faiss() -> Any:
             "faiss is not installed: pip install faiss-cpu, or set retrieval.backend=bm25"
         ) from None
     return faiss
-
-
-def _check_source(folder: Path, manifest: dict[str, Any], source: dict[str, Any]) -> None:
-    for key, name in _SOURCES.items():
-        if (found := manifest.get(key)) != source[key]:
-            raise RunError(
-                f"{folder} was built with {name} {shown(found)}, now {shown(source[key])}: set it "
-                "back, or build another index in another folder (dense.path)"
-            )
 
 
 def _empty_index(settings: DenseConfig, passages: int, dimension: int) -> "faiss.Index":

@@ -115,7 +115,7 @@ def failure(**values: object) -> str:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"encoder": "/none"}, "is not a folder"),
+        ({"encoder": "/none/of/these"}, "neither a folder"),
         ({"encoder": str(Path(__file__).parent)}, "cannot be loaded"),
         ({"encoder": "no such name"}, "check the name"),
         # Tests have no network.

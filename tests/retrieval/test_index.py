@@ -190,7 +190,7 @@ def test_a_folder_of_something_else_is_refused(
         ("", ""),
         ("[]", ""),
         ("{}", "schema_version"),
-        ('{"schema_version": 2}', "index"),
+        ('{"schema_version": 2}', 'no "corpus_hash"'),
         ('{"schema_version": 1}', "schema version 1, not 2"),
     ],
 )
