@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from dense_worlds import FAKE, PACKAGED, FakeEncoder, passages
 from files_world import write_published_vectors
+from run_helpers import one_line
 
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError, DataError, RunError
@@ -152,13 +153,11 @@ BROKEN[0, 3] = np.nan
 @pytest.mark.parametrize(
     ("index", "vectors", "message"),
     [
-        (faiss.IndexHNSWFlat(32, 8, faiss.METRIC_INNER_PRODUCT), VECTORS, "IndexHNSWFlat"),
         (faiss.IndexFlatL2(32), VECTORS, "IndexFlatL2"),
         (faiss.IndexFlatIP(16), None, "holds 0 vectors of 16 numbers .* not 400 of 32"),
         (faiss.IndexFlatIP(32), VECTORS[:-1], "holds 399 vectors"),
         (faiss.IndexFlatIP(32), np.roll(VECTORS, 1, 0), r"3\d of 3\d differ"),
         (faiss.IndexFlatIP(32), np.concatenate([VECTORS[:200], VECTORS[:199:-1]]), "is not that"),
-        (faiss.IndexFlatIP(32), 2 * VECTORS, "vector 0 is not that of passage"),
         (faiss.IndexFlatIP(32), BROKEN, "vector 0 is not that of passage"),
     ],
 )
@@ -170,7 +169,7 @@ def test_a_published_index_of_something_else_is_refused(
     faiss.write_index(index, str(published))
     with pytest.raises(DataError, match=message) as error:
         over(published)
-    assert "\n" not in str(error.value) and "make data" in str(error.value)
+    assert "make data" in one_line(error)
 
 
 def test_a_published_index_that_is_missing_or_damaged_is_named(published: Path) -> None:
@@ -199,24 +198,21 @@ def test_it_builds_once_and_then_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("named", "changed"),
+    ("named", "settings", "corpus"),
     [
-        ("passages 400, now 399", {"corpus": PASSAGES[:-1]}),
-        ("index HNSW8 depth 40, not Flat", {"settings": replace(HNSW, index="flat")}),
-        ("not HNSW8 depth 41", {"settings": replace(HNSW, hnsw_build_depth=41)}),
+        ("passages 400, now 399", HNSW, PASSAGES[:-1]),
+        ("index HNSW8 depth 40, not Flat", FAKE, PASSAGES),
+        ("not HNSW8 depth 41", replace(HNSW, hnsw_build_depth=41), PASSAGES),
     ],
 )
-def test_an_index_of_something_else_is_refused(tmp_path: Path, named: str, changed: dict) -> None:
+def test_an_index_of_something_else_is_refused(tmp_path: Path, named, settings, corpus) -> None:
     retriever(tmp_path, HNSW)
     with pytest.raises(RunError) as error:
-        retriever(tmp_path, **{"settings": HNSW} | changed)
-    assert named in str(error.value)
-    assert "\n" not in str(error.value)
+        retriever(tmp_path, settings, corpus)
+    assert named in one_line(error)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("vectors-00002.npy", FAKE), ("index.faiss", HNSW), ("index.faiss", IVF)]
-)
+@pytest.mark.parametrize(("name", "kind"), [("vectors-00002.npy", FAKE), ("index.faiss", HNSW)])
 @pytest.mark.parametrize("content", [None, b"", "first bytes", b"x" * 60_000])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, kind: DenseConfig, content) -> None:
     retriever(tmp_path, kind)
@@ -227,7 +223,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, kind: DenseConfig, c
         file.write_bytes(before[:60] if content == "first bytes" else content)
     with pytest.raises(DataError, match=f"{name} .*build the index again") as error:
         retriever(tmp_path, kind)
-    assert "\n" not in str(error.value)
+    one_line(error)
     build_index(PASSAGES, kind, tmp_path, encoder=FakeEncoder())  # repairs it
     retriever(tmp_path, kind).search(["query"], 3)
     if name.endswith(".npy"):

@@ -100,11 +100,6 @@ def test_a_local_encoder_asks_no_network(folder: Path, monkeypatch: pytest.Monke
     assert Encoder(replace(PACKAGED, encoder=str(folder))).dimension == 384
 
 
-def test_loading_and_encoding_are_silent(capfd: pytest.CaptureFixture[str]) -> None:
-    Encoder(PACKAGED).encode_queries(TEXTS)
-    assert capfd.readouterr() == ("", "")
-
-
 def failure(**values: object) -> str:
     """The one-line message of an encoder that cannot be had."""
     with pytest.raises(ConfigError) as error:

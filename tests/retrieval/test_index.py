@@ -14,6 +14,7 @@ import pytest
 from dense_worlds import FAKE, FakeEncoder, passages
 from filelock import FileLock
 from files_world import write_corpus
+from run_helpers import one_line
 
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError, DataError, RunError
@@ -179,8 +180,7 @@ def test_a_folder_of_something_else_is_refused(
     before, encoder = contents(tmp_path), FakeEncoder(hash=hash_ * 64)
     with pytest.raises(RunError) as error:
         build_index(corpus, replace(FAKE, **values), tmp_path, encoder=encoder)
-    assert named in str(error.value)
-    assert "\n" not in str(error.value)
+    assert named in one_line(error)
     assert contents(tmp_path) == before
 
 
