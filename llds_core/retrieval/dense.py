@@ -13,15 +13,7 @@ from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError
 from llds_core.retrieval.base import Hit, check_k, hit_of
 from llds_core.retrieval.encoder import Encoder
-from llds_core.retrieval.index import (
-    build_index,
-    check_manifest,
-    import_faiss,
-    index_kind,
-    index_source,
-    open_index,
-    read_index_manifest,
-)
+from llds_core.retrieval.index import import_faiss, index_kind, index_source, open_index
 from llds_core.worlds.records import Passage
 
 if TYPE_CHECKING:
@@ -55,12 +47,6 @@ class DenseRetriever:
     ) -> None:
         self._passages = passages
         self._encoder = encoder or Encoder(settings)
-        manifest = read_index_manifest(folder)
-        if not manifest or not manifest["index"]:
-            manifest = build_index(passages, settings, folder, self._encoder)
-        kind = index_kind(settings, len(passages))
-        source = index_source(passages, self._encoder, settings)
-        check_manifest(folder, manifest, source, kind)
         self._index = open_index(passages, self._encoder, settings, folder)
         self._graph_depth = settings.hnsw_search_depth if settings.index == "hnsw" else None
         depth = self._graph_depth
@@ -69,8 +55,9 @@ class DenseRetriever:
         if self._graph_depth is None:
             self._index = _on_gpus(self._index, settings)
         self._lock = threading.Lock()  # an index on a GPU answers one thread at a time
-        del source["encoder"]  # a path, which may change; its hash is named too
-        named = source | {"index": kind, "depth": depth}
+        named = index_source(passages, self._encoder, settings)
+        del named["encoder"]  # a path, which may change; its hash is named too
+        named |= {"index": index_kind(settings, len(passages)), "depth": depth}
         self.identity = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:

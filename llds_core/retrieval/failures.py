@@ -36,10 +36,6 @@ class FailingRetriever:
         self._passages = passages
         self._seed = seed
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Search without failures."""
-        return self._retriever.search(queries, k)
-
     def search_keyed(
         self, queries: Sequence[str], k: int, keys: Sequence[SearchKey]
     ) -> tuple[list[list[Hit]], list[bool]]:

@@ -120,7 +120,14 @@ def build_index(
 def open_index(
     passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
 ) -> "faiss.Index":
-    """Open the finished index in `folder`; files of FAISS are mapped into memory, not read."""
+    """Open the index in `folder`, built first when none is finished; files of FAISS are mapped into
+    memory, not read.
+    """
+    manifest = read_index_manifest(folder)
+    if not manifest or not manifest["index"]:
+        manifest = build_index(passages, settings, folder, encoder)
+    source, kind = index_source(passages, encoder, settings), index_kind(settings, len(passages))
+    check_manifest(folder, manifest, source, kind)
     index = _empty_index(settings, len(passages), encoder.dimension)
     if settings.index != "flat":
         advice = "build the index again (the vectors are kept)"

@@ -28,7 +28,7 @@ def _searches(count: int) -> tuple[list[str], list[SearchKey]]:
 def test_rate_0_passes_everything_through(engine):
     queries, keys = _searches(50)
     hits, failed = _failing(engine, 0.0).search_keyed(queries, 2, keys)
-    assert hits == engine.search(queries, 2) == _failing(engine, 1.0).search(queries, 2)
+    assert hits == engine.search(queries, 2)
     assert failed == [False] * 50
 
 
