@@ -231,7 +231,7 @@ def _check_data(config: ExperimentConfig) -> list[Finding]:
 def hub_problem(repo: str, kind: Kind, revision: str | None) -> str:
     """Why the hub would not give `repo`; empty when it would."""
     try:
-        list_files(repo, kind, revision, timeout=10.0)
+        list_files(repo, kind, revision)
     except DownloadError as error:
         return str(error)
     return ""

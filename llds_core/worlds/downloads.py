@@ -81,17 +81,15 @@ def needs(profile: str, only: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(name for name in names if not only or name in only)
 
 
-def list_files(
-    repo: str, kind: Kind, revision: str | None, *, timeout: float = 30.0
-) -> dict[str, int]:
+def list_files(repo: str, kind: Kind, revision: str | None) -> dict[str, int]:
     """Paths and sizes in bytes of the files of a repository that the hub would give us; refused
-    without an answer within `timeout` seconds, or when it is unknown or gated.
+    without an answer within ten seconds, or when it is unknown or gated.
     """
     from huggingface_hub import HfApi
 
     with hub_errors(repo, kind, revision):
         info: Any = HfApi().repo_info(
-            repo, repo_type=kind, revision=revision, files_metadata=True, timeout=timeout
+            repo, repo_type=kind, revision=revision, files_metadata=True, timeout=10
         )
         if info.gated:
             # A gated repository shows its files to all; better refused now than after hours.

@@ -188,7 +188,6 @@ def test_a_folder_of_something_else_is_refused(
     ("text", "named"),
     [
         ("", ""),
-        ("[]", ""),
         ("{}", "schema_version"),
         ('{"schema_version": 2}', 'no "corpus_hash"'),
         ('{"schema_version": 1}', "schema version 1, not 2"),

@@ -14,7 +14,6 @@ COUNTRIES = load_countries()
         ("GB", "country", ["United Kingdom", "UK", "Britain"]),
         ("NL", "country", ["Netherlands", "The Netherlands"]),
         ("ST", "capital", ["Sao Tome", "São Tomé"]),
-        ("BR", "capital", ["Brasilia", "Brasília"]),
         ("US", "capital", ["Washington", "Washington, D.C.", "Washington DC"]),
         ("CW", "capital", ["Willemstad"]),
         ("KZ", "capital", ["Astana"]),
