@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dense_worlds import FAKE, PACKAGED, FakeEncoder, passages
-from files_world import write_published_vectors
+from dense_worlds import FAKE, PACKAGED, FakeEncoder, passages, write_published_vectors
 from run_helpers import one_line
 
 from llds_core.config import DenseConfig

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dense_worlds import FAKE, FakeEncoder, passages
+from dense_worlds import FAKE, FakeEncoder, passages, write_corpus
 from filelock import FileLock
-from files_world import write_corpus
 from run_helpers import one_line
 
 from llds_core.config import DenseConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from files_world import write_corpus
+from dense_worlds import write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
