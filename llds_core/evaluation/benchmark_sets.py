@@ -11,7 +11,9 @@ from typing import Any
 
 from llds_core.errors import ConfigError, did_you_mean
 from llds_core.seeding import numpy_generator
-from llds_core.worlds import GENERAL, KINDS, MULTI_HOP, QUESTION_SETS, Question, World
+from llds_core.worlds import QUESTION_SETS, Question, World
+from llds_core.worlds.atlas_questions import KINDS
+from llds_core.worlds.question_sets import GENERAL, MULTI_HOP
 
 ALL = "all"
 _TWO_HOP = ("city-capital", "city-currency", "city-continent")

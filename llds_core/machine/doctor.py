@@ -24,23 +24,13 @@ from llds_core.machine.memory import GIB
 from llds_core.machine.plan import estimate
 from llds_core.machine.retriever import OTHER_ADDRESS, check_service
 from llds_core.machine.vllm_server import server_command
-from llds_core.retrieval import (
-    PACKAGED,
-    Health,
-    StoredMap,
-    ask_health,
-    checked_manifest,
-    encoder_folder,
-    encoder_hash,
-    index_kind,
-    local_address,
-    read_index_manifest,
-    stored_map,
-)
-from llds_core.retrieval.index import index_path
+from llds_core.retrieval.client import Health, ask_health, local_address
+from llds_core.retrieval.encoder import PACKAGED, encoder_folder, encoder_hash
+from llds_core.retrieval.index import check_manifest, index_kind, index_path, read_index_manifest
+from llds_core.retrieval.passage_file import StoredMap, stored_map
 from llds_core.runs.smollm2 import PACKAGE, SMOLLM2
-from llds_core.worlds import CORPUS_FILE, MIX_FILE, QUESTION_SETS, QUESTIONS_FOLDER
 from llds_core.worlds.downloads import SOURCES, Kind, list_files
+from llds_core.worlds.question_sets import CORPUS_FILE, MIX_FILE, QUESTION_SETS, QUESTIONS_FOLDER
 
 REPORTED_SHARE = 0.97
 """Of the memory that a layout counts on, what a card must report: no two report the same."""
@@ -241,7 +231,7 @@ def _check_data(config: ExperimentConfig) -> list[Finding]:
 def hub_problem(repo: str, kind: Kind, revision: str | None) -> str:
     """Why the hub would not give `repo`; empty when it would."""
     try:
-        list_files(repo, kind, revision, timeout=10.0)
+        list_files(repo, kind, revision)
     except DownloadError as error:
         return str(error)
     return ""
@@ -344,7 +334,7 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
         fix = f"make data PROFILE={config.profile}; then {fix}"
     if settings.path is None and corpus is None:
         return _finding("index", "the corpus was never indexed here", fail=fix)
-    folder = Path(settings.path or index_path(settings, "files", corpus.hash if corpus else ""))
+    folder = index_path(settings, "files", corpus.hash if corpus else "")
     try:
         manifest = read_index_manifest(folder)
         if manifest is None or not manifest.get("index"):
@@ -361,7 +351,7 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
             source |= {"passages": corpus.passages, "corpus_hash": corpus.hash}
         if settings.encoder == PACKAGED or Path(settings.encoder).expanduser().is_dir():
             source["encoder_hash"] = encoder_hash(encoder_folder(settings))
-        checked_manifest(folder, source, index_kind(settings, source["passages"]))
+        check_manifest(folder, manifest, source, index_kind(settings, source["passages"]))
     except LLDSError as error:
         said, fix = _split(error, fix)
         return _finding("index", said, fail=fix)

@@ -15,7 +15,7 @@ from pathlib import Path
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, RetrieverChangedError, RetrieverError, RunError
 from llds_core.machine.jobs import Child
-from llds_core.retrieval import Health, ask_health, local_address
+from llds_core.retrieval.client import Health, ask_health, local_address
 
 START_SECONDS = 3600.0
 """Until it must be ready: an exact index over Wikipedia is 65 GB to be read from disk."""

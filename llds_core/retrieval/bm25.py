@@ -33,12 +33,10 @@ class BM25Retriever:
 
     Raises:
         ConfigError: when the corpus is empty, without a single word or too large for this
-            machine's memory, or the weight is below 1.
+            machine's memory.
     """
 
     def __init__(self, passages: Sequence[Passage], *, title_weight: int = 2) -> None:
-        if title_weight < 1:
-            raise ConfigError(f"retrieval.title_weight is {title_weight}: set it to 1 or more")
         needed = len(passages) * _PASSAGE_BYTES
         here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > here:
@@ -50,14 +48,10 @@ class BM25Retriever:
         self._title_weight = title_weight
         # Ids in order of first use: bm25s would number a set, in another order in each process.
         self._vocabulary: dict[str, int] = {}
-        number = self._vocabulary.setdefault
-        ids = [
-            [
-                number(w, len(self._vocabulary))
-                for w in words(p.title) * title_weight + words(p.text)
-            ]
-            for p in self._passages
-        ]
+        ids = []
+        for passage in self._passages:
+            said = words(passage.title) * title_weight + words(passage.text)
+            ids.append([self._vocabulary.setdefault(w, len(self._vocabulary)) for w in said])
         if not self._vocabulary:
             raise ConfigError(
                 f"a corpus of {len(self._passages)} passages without a word: give it text"

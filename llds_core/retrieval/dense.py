@@ -13,14 +13,7 @@ from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError
 from llds_core.retrieval.base import Hit, check_k, hit_of
 from llds_core.retrieval.encoder import Encoder
-from llds_core.retrieval.index import (
-    build_index,
-    import_faiss,
-    index_kind,
-    index_source,
-    open_index,
-    read_index_manifest,
-)
+from llds_core.retrieval.index import import_faiss, index_kind, index_source, open_index
 from llds_core.worlds.records import Passage
 
 if TYPE_CHECKING:
@@ -32,7 +25,7 @@ class DenseRetriever:
 
     Args:
         passages: the corpus, in memory or a `PassageFile`.
-        settings: encoder, index and searching; `settings.path` comes before `folder`.
+        settings: encoder, index and searching.
         folder: where the index is; it is built there when none is finished.
         encoder: the encoder of `settings`, if it is loaded already.
 
@@ -50,21 +43,15 @@ class DenseRetriever:
         passages: Sequence[Passage],
         settings: DenseConfig,
         folder: Path,
-        *,
         encoder: Encoder | None = None,
     ) -> None:
-        folder = Path(settings.path) if settings.path else folder
         self._passages = passages
         self._encoder = encoder or Encoder(settings)
-        if not (read_index_manifest(folder) or {}).get("index"):
-            build_index(passages, settings, folder, encoder=self._encoder)
         self._index = open_index(passages, self._encoder, settings, folder)
-        depth = {"hnsw": settings.hnsw_search_depth, "ivf-pq": settings.ivf_probes}.get(
-            settings.index
-        )
-        self._graph_depth = depth if settings.index == "hnsw" else None
+        self._graph_depth = settings.hnsw_search_depth if settings.index == "hnsw" else None
+        depth = self._graph_depth
         if settings.index == "ivf-pq":
-            cast("faiss.IndexIVF", self._index).nprobe = settings.ivf_probes
+            cast("faiss.IndexIVF", self._index).nprobe = depth = settings.ivf_probes
         if self._graph_depth is None:
             self._index = _on_gpus(self._index, settings)
         self._lock = threading.Lock()  # an index on a GPU answers one thread at a time

@@ -59,19 +59,17 @@ Blocks = Callable[[], Iterator[np.ndarray]]
 
 
 def index_path(settings: DenseConfig, world: str, corpus: str) -> Path:
-    """Where the index over the corpus of hash `corpus` is when `dense.path` does not say: a folder
-    of corpus and encoder, because indexes belong to these and not to runs.
+    """Where the index over the corpus of hash `corpus` is, or will be: `dense.path`, or a folder of
+    corpus and encoder, because indexes belong to these and not to runs.
     """
+    if settings.path:
+        return Path(settings.path)
     encoder = re.sub(r"[^A-Za-z0-9.-]+", "-", settings.encoder).strip("-.").lower()
     return Path("results/indexes") / f"{world}-{corpus[:12]}-{encoder[-60:]}"
 
 
 def build_index(
-    passages: Sequence[Passage],
-    settings: DenseConfig,
-    folder: Path,
-    *,
-    encoder: Encoder | None = None,
+    passages: Sequence[Passage], settings: DenseConfig, folder: Path, encoder: Encoder | None = None
 ) -> dict[str, Any]:
     """Build the index of `settings` in `folder` and return its manifest.
 
@@ -95,14 +93,14 @@ def build_index(
     with FileLock(folder / "lock"):
         unfinished = {"schema_version": _VERSION, **source, "index": None}
         manifest = read_index_manifest(folder) or unfinished
-        _check_source(folder, manifest, source)
-        if not manifest["index"]:
+        check_manifest(folder, manifest, source)
+        finished = manifest["index"] == kind and _size(file) == manifest["bytes"]
+        if not finished:
             write_json(folder / "manifest.json", unfinished)
         if settings.vectors is None:
             _encode(passages, encoder, settings, folder)
-        if manifest["index"] == kind and _size(file) == manifest["bytes"]:
+        if finished:
             return manifest
-        write_json(folder / "manifest.json", unfinished)
         blocks = _blocks(passages, encoder, settings, folder)
         if settings.index == "flat":
             file.unlink(missing_ok=True)  # of another kind
@@ -122,10 +120,15 @@ def build_index(
 def open_index(
     passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
 ) -> "faiss.Index":
-    """Open the finished index in `folder`; files of FAISS are mapped into memory, not read."""
+    """Open the index in `folder`, built first when none is finished; files of FAISS are mapped into
+    memory, not read.
+    """
+    manifest = read_index_manifest(folder)
+    if not manifest or not manifest["index"]:
+        manifest = build_index(passages, settings, folder, encoder)
+    source, kind = index_source(passages, encoder, settings), index_kind(settings, len(passages))
+    check_manifest(folder, manifest, source, kind)
     index = _empty_index(settings, len(passages), encoder.dimension)
-    kind = index_kind(settings, len(passages))
-    checked_manifest(folder, index_source(passages, encoder, settings), kind)
     if settings.index != "flat":
         advice = "build the index again (the vectors are kept)"
         return _read_faiss(folder / "index.faiss", index, len(passages), advice)
@@ -153,20 +156,21 @@ def read_index_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def checked_manifest(folder: Path, source: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Read the manifest of an index that should be finished, of `kind` and made from `source`."""
-    manifest = read_index_manifest(folder)
-    if manifest is None:
-        raise RunError(f"{folder} holds no index: build one there, or name another with dense.path")
-    _check_source(folder, manifest, source)
-    if not manifest["index"]:
-        raise RunError(f"{folder} holds no finished index: build it again, which continues it")
-    if manifest["index"] != kind:
+def check_manifest(
+    folder: Path, manifest: dict[str, Any], source: dict[str, Any], kind: str | None = None
+) -> None:
+    """Refuse an index in `folder` that was not made from `source` or is not of `kind`."""
+    for key, name in _SOURCES.items():
+        if (found := manifest.get(key)) != source[key]:
+            raise RunError(
+                f"{folder} was built with {name} {shown(found)}, now {shown(source[key])}: set it "
+                "back, or build another index in another folder (dense.path)"
+            )
+    if kind not in (None, manifest["index"]):
         raise RunError(
             f"{folder} holds the index {manifest['index']}, not {kind}: set dense.index and its "
             "parameters back, or build the index again (the vectors are kept)"
         )
-    return manifest
 
 
 def index_source(
@@ -192,16 +196,11 @@ def index_kind(settings: DenseConfig, passages: int) -> str:
     if settings.index == "hnsw":
         return f"HNSW{settings.hnsw_neighbours} depth {settings.hnsw_build_depth}"
     if settings.index == "ivf-pq":
+        # Cells of the coarse quantiser: as set, or about 4 √n with at least 40 passages each.
+        usual = max(1, min(round(4 * math.sqrt(passages)), passages // _POINTS))
         # np: not polysemous, which would train for hours and serves another way of searching.
-        return f"IVF{cells(settings, passages)},PQ{settings.pq_bytes}np"
+        return f"IVF{settings.ivf_lists or usual},PQ{settings.pq_bytes}np"
     return "Flat"
-
-
-def cells(settings: DenseConfig, passages: int) -> int:
-    """Cells of the coarse quantiser: as set, or about 4 √n with at least 40 passages each."""
-    if settings.ivf_lists is not None:
-        return settings.ivf_lists
-    return max(1, min(round(4 * math.sqrt(passages)), passages // _POINTS))
 
 
 def import_faiss() -> Any:
@@ -213,15 +212,6 @@ def import_faiss() -> Any:
             "faiss is not installed: pip install faiss-cpu, or set retrieval.backend=bm25"
         ) from None
     return faiss
-
-
-def _check_source(folder: Path, manifest: dict[str, Any], source: dict[str, Any]) -> None:
-    for key, name in _SOURCES.items():
-        if (found := manifest.get(key)) != source[key]:
-            raise RunError(
-                f"{folder} was built with {name} {shown(found)}, now {shown(source[key])}: set it "
-                "back, or build another index in another folder (dense.path)"
-            )
 
 
 def _empty_index(settings: DenseConfig, passages: int, dimension: int) -> "faiss.Index":
@@ -250,39 +240,43 @@ def _encode(
 ) -> None:
     """Write the shards that are missing or damaged, in the encoder's own precision."""
     dtype = np.float16 if settings.half else np.float32
-    for path, start, stop in tqdm(_shards(folder, len(passages)), "encoding", unit=" shards"):
-        if _read_shard(path, (stop - start, encoder.dimension)) is None:
+    shards = _shards(folder, len(passages), encoder.dimension)
+    for path, part, shard in tqdm(shards, "encoding", unit=" shards"):
+        if shard is None:
             with replacing(path) as file:
-                np.save(file, encoder.encode_passages(passages[start:stop]).astype(dtype))
+                np.save(file, encoder.encode_passages(passages[part]).astype(dtype))
 
 
-def _shards(folder: Path, passages: int) -> list[tuple[Path, int, int]]:
-    """The file of each shard, its first passage and the one after its last."""
-    return [
-        (folder / f"vectors-{start // SHARD:05d}.npy", start, min(start + SHARD, passages))
-        for start in range(0, passages, SHARD)
-    ]
-
-
-def _read_shard(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """A shard, mapped into memory; None when it is missing, truncated or of another shape."""
-    try:
-        shard = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    return shard if shard.shape == shape else None
+def _shards(
+    folder: Path, passages: int, dimension: int
+) -> list[tuple[Path, slice, np.ndarray | None]]:
+    """The file of each shard, the places of its passages, and its vectors, mapped into memory: None
+    when it is missing, truncated or of another shape.
+    """
+    shards = []
+    for start in range(0, passages, SHARD):
+        path, stop = folder / f"vectors-{start // SHARD:05d}.npy", min(start + SHARD, passages)
+        try:
+            shard = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            shard = None
+        whole = shard is not None and shard.shape == (stop - start, dimension)
+        shards.append((path, slice(start, stop), shard if whole else None))
+    return shards
 
 
 def _blocks(
     passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
 ) -> Blocks:
-    shards = _shards(folder, len(passages))
     if settings.vectors is not None:
         published = _open_published(Path(settings.vectors), passages, encoder)
-        return lambda: (published.reconstruct_n(a, b - a) for _, a, b in shards)
+        starts = range(0, len(passages), SHARD)
+        return lambda: (
+            published.reconstruct_n(start, min(SHARD, len(passages) - start)) for start in starts
+        )
     stored = []
-    for path, start, stop in shards:
-        if (shard := _read_shard(path, (stop - start, encoder.dimension))) is None:
+    for path, _, shard in _shards(folder, len(passages), encoder.dimension):
+        if shard is None:
             raise DataError(
                 f"{path} is missing or damaged: build the index again, which encodes only that"
             )

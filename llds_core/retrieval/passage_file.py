@@ -14,7 +14,6 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from tqdm.auto import tqdm
 
 from llds_core.errors import DataError
 from llds_core.files import replacing
-from llds_core.worlds.records import Passage, parse_passage
+from llds_core.worlds.records import Passage, parse_passage, reading
 
 HEADER = 8
 """Leading numbers of a map: version, size, time of change, passages, and the hash in four."""
@@ -47,7 +46,7 @@ class PassageFile(Sequence[Passage]):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        with _reading(self.path):
+        with reading(self.path):
             self._file = self.path.open("rb")
         # Not locked: who builds the same map at the same time writes the same bytes.
         stored = _read_map(self.path, os.fstat(self._file.fileno()))
@@ -79,7 +78,7 @@ class PassageFile(Sequence[Passage]):
     def _read(self, start: int, stop: int) -> list[Passage]:
         bounds = self._offsets[start : stop + 1].tolist()
         first, last = bounds[0], bounds[-1]
-        with _reading(self.path):
+        with reading(self.path):
             block = os.pread(self._file.fileno(), last - first, first)
             if len(block) < last - first:
                 raise OSError(0, "it became shorter since it was opened")
@@ -148,7 +147,7 @@ def _scan(path: Path) -> np.ndarray:
     starts, lines, ids = array("q"), array("q"), array("q")
     digest = hashlib.sha256()
     position = 0
-    with _reading(path), path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         corpus = os.fstat(file.fileno())
         for number, line in enumerate(tqdm(file, f"reading {path.name}", unit=" lines"), 1):
             if line.strip():
@@ -177,13 +176,3 @@ def _scan(path: Path) -> np.ndarray:
     header = [_VERSION, corpus.st_size, corpus.st_mtime_ns, len(starts)]
     words = np.frombuffer(digest.digest(), "<i8")
     return np.concatenate([header, words, starts, [corpus.st_size]], dtype=np.int64)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror or error}): check the path and permissions"
-        ) from error

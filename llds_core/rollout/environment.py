@@ -19,7 +19,8 @@ from llds_core.retrieval import (
 )
 from llds_core.retrieval.index import index_path
 from llds_core.rollout.loop import RolloutLoop
-from llds_core.worlds import CORPUS_FILE, World, build_atlas, build_files_world
+from llds_core.worlds import World, build_atlas, build_files_world
+from llds_core.worlds.question_sets import CORPUS_FILE
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,9 @@ def build_retriever(config: ExperimentConfig, world: World) -> Retriever:
 
 
 def index_folder(config: ExperimentConfig, world: World) -> Path:
-    """Where the dense index over `world` is, or will be: `dense.path`, or a folder named by corpus
-    and encoder. Indexes of several kinds share a folder, hence its vectors, one after the other.
+    """Where the dense index over `world` is, or will be; see `index_path`. Indexes of several kinds
+    share a folder, hence its vectors, one after the other.
     """
-    if config.dense.path:
-        return Path(config.dense.path)
     return index_path(config.dense, world.name, passages_hash(world.passages))
 
 

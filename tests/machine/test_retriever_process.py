@@ -16,7 +16,7 @@ from services import Scripted, eventually
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.errors import ConfigError, RetrieverChangedError, RetrieverError, RunError
 from llds_core.machine.retriever import running_retriever, wait_for_service
-from llds_core.retrieval import ask_health, local_address
+from llds_core.retrieval.client import ask_health, local_address
 
 CORPUS = "c" * 16
 # A service as `python -m llds_core retriever` is one, in a tenth of a second.

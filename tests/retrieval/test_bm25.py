@@ -1,9 +1,7 @@
-import logging
 import math
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 
 import pytest
@@ -31,10 +29,8 @@ def retriever() -> BM25Retriever:
 @pytest.mark.parametrize(
     ("query", "best"),
     [
-        ("sao paulo", "1"),
-        ("SÃO PAULO?", "1"),
+        ("sao PAULO?", "1"),
         ("where is Brazil", "2"),
-        ("ndjamena", "3"),
         ("N’Djamena", "3"),
         ("1230000 people", "3"),
         ("blank", "6"),
@@ -46,16 +42,17 @@ def test_case_accents_and_punctuation_do_not_matter(retriever, query: str, best:
 
 def test_equal_scores_rank_in_corpus_order(retriever):
     assert [hit.id for hit in retriever.search(["twin"], 2)[0]] == ["4", "5"]
-    assert [hit.id for hit in retriever.search(["twin"], 1)[0]] == ["4"]
     same = [Passage(str(i), "same", "words") for i in range(500)]
     hits = BM25Retriever(same).search(["words"], 7)[0]
     assert [hit.id for hit in hits] == [str(i) for i in range(7)]
 
 
-@pytest.mark.parametrize("query", ["", "   ", "?!", "xyzzy", "<answer></answer> 北京"])
-def test_a_query_without_a_known_word_finds_nothing(query: str):
+def test_a_query_without_a_known_word_finds_nothing(retriever):
     # "answer" is not a word of this corpus either.
-    assert BM25Retriever(PASSAGES).search([query], 3) == [[]]
+    queries = ["", "   ", "?!", "xyzzy", "<answer></answer> 北京"]
+    assert retriever.search(queries, 3) == [[]] * 5
+    with pytest.raises(ConfigError, match=r"retrieval\.top_k"):
+        retriever.search(queries, 0)
 
 
 def test_score_of_a_hand_computed_case():
@@ -92,16 +89,6 @@ def test_identity_tells_corpora_and_settings_apart():
     assert len(others | {identity}) == 5
 
 
-def test_indexing_and_searching_are_silent(capfd, caplog):
-    """Neither progress bars nor log lines, even for a caller who logs everything."""
-    caplog.set_level(logging.DEBUG)
-    threads = threading.active_count()
-    BM25Retriever(PASSAGES).search(["brazil", "", "xyzzy"], 2)
-    assert capfd.readouterr() == ("", "")
-    assert not caplog.records
-    assert threading.active_count() == threads
-
-
 def test_another_process_finds_the_same():
     code = (
         "from llds_core.retrieval.bm25 import BM25Retriever\n"
@@ -111,17 +98,13 @@ def test_another_process_finds_the_same():
         "r = BM25Retriever(p)\n"
         "print(r.identity, r.search(['name3 word5 word7 and', 'word1 name2'], 9))"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+    zero, one = (
+        subprocess.check_output(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}
+        )
         for seed in "01"
-    }
-    assert len(outputs) == 1
+    )
+    assert zero == one
 
 
 class Endless(Sequence[Passage]):
@@ -135,27 +118,27 @@ class Endless(Sequence[Passage]):
 
 
 @pytest.mark.parametrize(
-    ("passages", "weight", "message"),
+    ("passages", "message"),
     [
-        ([], 2, "without a word"),
-        ([Passage("1", "", "...")], 2, "without a word"),
-        (PASSAGES, 0, "title_weight is 0"),
-        (Endless(), 2, r"about 98.. GB of memory .* use the dense backend"),
+        ([], "without a word"),
+        ([Passage("1", "", "...")], "without a word"),
+        (Endless(), r"about 98.. GB of memory .* use the dense backend"),
     ],
 )
-def test_an_unusable_corpus_or_weight_is_refused(passages, weight: int, message: str):
+def test_an_unusable_corpus_is_refused(passages, message: str):
     with pytest.raises(ConfigError, match=message):
-        BM25Retriever(passages, title_weight=weight)
+        BM25Retriever(passages)
 
 
-@pytest.mark.parametrize("hop", [0, 1])
-def test_searches_of_the_desk_world_find_their_passage(hop: int):
+def test_searches_of_the_desk_world_find_their_passage():
     world = build_atlas(cities=1200)
+    retriever = BM25Retriever(world.passages)
     questions = [*world.train, *world.dev, *world.test]
-    steps = [q.metadata["steps"][hop] for q in questions if q.metadata["hops"] > hop]
-    found = BM25Retriever(world.passages).search([step["query"] for step in steps], 2)
-    hits = [
-        step["passage_id"] in [hit.id for hit in row]
-        for step, row in zip(steps, found, strict=True)
-    ]
-    assert sum(hits) > 0.99 * len(hits)
+    for hop in (0, 1):
+        steps = [q.metadata["steps"][hop] for q in questions if q.metadata["hops"] > hop]
+        found = retriever.search([step["query"] for step in steps], 2)
+        hits = [
+            step["passage_id"] in [hit.id for hit in row]
+            for step, row in zip(steps, found, strict=True)
+        ]
+        assert sum(hits) > 0.99 * len(hits)

@@ -12,12 +12,8 @@ from hypothesis import strategies as st
 from services import ENGINE, IDENTITY, Recorder, Scripted, running
 
 from llds_core.errors import ConfigError, LLDSError, RetrieverChangedError, RetrieverError
-from llds_core.retrieval import (
-    Hit,
-    ask_health,
-    local_address,
-)
-from llds_core.retrieval.client import IDENTITY_HEADER, UNKNOWN
+from llds_core.retrieval import Hit, ask_health
+from llds_core.retrieval.client import IDENTITY_HEADER, UNKNOWN, local_address
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +43,7 @@ def test_hits_survive_the_journey() -> None:
     with running(engine) as url:
         client = client_of(url)
 
-        @settings(max_examples=60, deadline=None)
+        @settings(max_examples=40, deadline=None)
         @given(
             st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n")),
             st.text(st.characters(exclude_categories=["Cs"])),
@@ -95,15 +91,14 @@ def test_a_repeated_query_is_asked_once_and_answered_everywhere() -> None:
 
 def test_threads_may_share_a_client(url) -> None:
     client = client_of(url)
-    queries = [f"word{i % 60}" for i in range(400)]
+    queries = [f"word{i % 60}" for i in range(100)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda query: client.search([query], 2)[0], queries))
     assert found == ENGINE.search(queries, 2)
 
 
-@pytest.mark.parametrize("tail", ["", "/", "/retrieve", "/retrieve/"])
-def test_addresses_may_end_as_those_of_search_r1(url, tail: str) -> None:
-    assert client_of(url + tail).search(["word1"], 1) == ENGINE.search(["word1"], 1)
+def test_addresses_may_end_as_those_of_search_r1(url) -> None:
+    assert {client_of(url + end).url for end in ("", "/", "/retrieve", "/retrieve/")} == {url}
 
 
 @pytest.mark.parametrize(
@@ -137,10 +132,8 @@ PASSING = {
     "too few results": says(200, answers([[item()]])),
     "too many passages": says(200, answers([[item()] * 3, []])),
     "documents without scores": says(200, answers([[], [{"id": "p", "contents": "x"}]])),
-    "no id": says(200, answers([[], [item(document={"id": None})]])),
     "a true score": says(200, answers([[], [item(score=True)]])),
     "NaN": says(200, answers([[], [item(score=float("nan"))]])),
-    "infinity": says(200, answers([[], [item(score=float("inf"))]])),
 }
 
 

