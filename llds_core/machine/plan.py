@@ -253,18 +253,25 @@ def advice(config: ExperimentConfig, overrides: Sequence[str] = ()) -> str:
     return f"it fits on layout {' or '.join(fitting)}" if fitting else "it fits on no layout"
 
 
-def on_gpus(
+def load_laid_out(
     experiment: str,
     overrides: Sequence[str] = (),
+    layout: str | None = None,
     *,
-    gpus: int,
-    gpu_memory_gib: float,
+    gpus: int | None = None,
+    gpu_memory_gib: float | None = None,
     nodes: int = 1,
 ) -> ExperimentConfig:
-    """Build `experiment` for `nodes` machines of `gpus` GPUs each, with the layout for that many:
-    of several, the one for the largest memory that these have.
+    """Load `experiment` on `layout`, or on `nodes` machines of `gpus` GPUs each with the layout for
+    that many: of several, the one for the largest memory that these have.
     """
-    load_experiment(experiment, overrides)  # overrides that suit no layout are named as such
+    config = load_experiment(experiment, overrides, layout)
+    if gpus is None and gpu_memory_gib is None:
+        return config
+    if layout:
+        raise ConfigError(f'--layout is "{layout}" and names the GPUs already: leave out --gpus')
+    if gpus is None or gpu_memory_gib is None:
+        raise ConfigError("--gpus and --gpu-memory-gib belong together: give both")
     suited = {
         laid.hardware.gpu_memory_gib or 0.0: name
         for name, laid in _laid_out(experiment, overrides).items()

@@ -5,7 +5,6 @@ there, in an environment of its own where one is given, and stopped at the end, 
 is. On Linux the kernel stops it when this process is killed.
 """
 
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,14 +13,13 @@ from pathlib import Path
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, RetrieverChangedError, RetrieverError, RunError
-from llds_core.machine.jobs import Child
+from llds_core.machine.jobs import Child, stop_children
 from llds_core.retrieval import Health, ask_health, local_address
 
 START_SECONDS = 3600.0
 """Until it must be ready: an exact index over Wikipedia is 65 GB to be read from disk."""
 OTHER_ADDRESS = "or choose another address, e.g. service.url=http://127.0.0.1:8010"
 
-_STOP_SECONDS = 75.0  # the service itself gives its clients 60
 _POLL_SECONDS = 0.2
 _REPORT_SECONDS = 30.0
 
@@ -70,7 +68,7 @@ def running_retriever(
         check_service(url, found, corpus)
         yield
     finally:
-        child.stop(by=signal.SIGTERM, patience=_STOP_SECONDS)
+        stop_children(child)
         print("retriever stopped", flush=True)
 
 
