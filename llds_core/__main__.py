@@ -146,10 +146,11 @@ def train(
     """Train one experiment; the same command resumes it."""
     from llds_core.machine.jobs import end_with_parent
     from llds_core.machine.launch import Machine, is_launched, launch_training
-    from llds_core.study.runner import make_start_policy
 
     run = Run.load(experiment, seed, run_root, overrides)
     if run.config.world_size > 1 and not is_launched():
+        from llds_core.study.runner import make_start_policy
+
         machine = Machine(machine_rank, main_address, main_port)
         if machine.rank == 0 and not run.is_complete():
             make_start_policy(run)

@@ -116,19 +116,12 @@ def end_with_parent() -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A command of this package about one run.
-
-    Attributes:
-        run: what it is about.
-        words: the command, after `python -m llds_core`.
-        messages: gets standard error.
-        gpus: GPUs it takes where there are any.
-    """
+    """A command of this package about one run."""
 
     run: Run
-    words: tuple[str, ...]
-    messages: Path
-    gpus: int
+    words: tuple[str, ...]  # after `python -m llds_core`
+    messages: Path  # standard error
+    gpus: int  # it takes so many where there are any
 
     @classmethod
     def of(cls, run: Run, command: str, *extra: str) -> "Job":

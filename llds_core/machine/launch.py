@@ -30,17 +30,11 @@ _EXCEPTION = re.compile(r"(\[rank\d+\]: )?\w[\w.]*(Error|Exception)\b")
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine among those that train together.
-
-    Attributes:
-        rank: its number, from 0.
-        main_address: host name or address of machine 0.
-        main_port: a port of machine 0 that is free; on one machine any free one is taken.
-    """
+    """This machine among those that train together; address and port are those of machine 0."""
 
     rank: int = 0
     main_address: str = "127.0.0.1"
-    main_port: int = 29500
+    main_port: int = 29500  # on one machine any free one is taken
 
 
 ALONE = Machine()

@@ -82,12 +82,6 @@ class Estimate:
         shown = {name: _shown(value) for name, value in asdict(self).items()}
         return "\n".join(f"{name:22} {text}" for name, text in shown.items() if text)
 
-    def time(self, runs: int = 1) -> str:
-        """Hours of so many runs, with bounds and GPU-hours."""
-        low, high = (runs * hours for hours in self.hours_range)
-        gpu_hours = f", {runs * self.gpu_hours:,.0f} GPU-hours" if self.gpus else ""
-        return f"{runs * self.hours:,.1f} h ({low:,.1f} to {high:,.1f}){gpu_hours}"
-
 
 def estimate(config: ExperimentConfig, run_root: Path = DEFAULT_ROOT) -> Estimate:
     """Work out what `config` takes, and how long by the runs under `run_root`."""
@@ -303,8 +297,10 @@ def say_costs(configs: Sequence[ExperimentConfig], run_root: Path, left: int) ->
     planned = estimate(configs[0], run_root)
     if planned.gpus and not planned.fits:
         raise ConfigError(f"{planned.reason}: {advice(configs[0])}")
+    low, high = (left * hours for hours in planned.hours_range)
+    gpu_hours = f", {left * planned.gpu_hours:,.0f} GPU-hours" if planned.gpus else ""
     print(planned.text())
-    runs = f"{left} run{'' if left == 1 else 's'} left"
-    print(f"{runs}: {planned.time(left)}, without evaluation", flush=True)
+    runs = f"{left} run{'' if left == 1 else 's'} left: {left * planned.hours:,.1f} h"
+    print(f"{runs} ({low:,.1f} to {high:,.1f}){gpu_hours}, without evaluation", flush=True)
     for deviation in sorted({line for config in configs for line in deviations(config)}):
         print(f"deviates from the paper: {deviation}")

@@ -15,7 +15,7 @@ import requests
 
 from llds_core.config import ServiceConfig
 from llds_core.retrieval import BM25Retriever, Hit, ServiceIdentity
-from llds_core.serving import SearchService, http_server
+from llds_core.serving.app import SearchService, http_server
 from llds_core.worlds.records import Passage
 
 PASSAGES = tuple(Passage(f"p{i}", f"title{i}", f"text about word{i} and all") for i in range(60))
@@ -70,7 +70,7 @@ def running(
 _PROGRAM = """
 import sys, time
 from services import ENGINE, IDENTITY, ServiceConfig
-from llds_core.serving import serve
+from llds_core.serving.app import serve
 
 port, search_seconds, load_seconds = sys.argv[1:]
 

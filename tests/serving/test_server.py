@@ -31,7 +31,8 @@ from llds_core.__main__ import main
 from llds_core.errors import ConfigError
 from llds_core.retrieval import Hit, ask_health
 from llds_core.retrieval.client import IDENTITY_HEADER
-from llds_core.serving import SearchService, app, serve
+from llds_core.serving import app
+from llds_core.serving.app import SearchService, serve
 
 
 @pytest.fixture(scope="module")
