@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from run_helpers import one_line
-from services import Scripted, eventually
+from services import Scripted, eventually, free_port
 
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.errors import ConfigError, RetrieverChangedError, RetrieverError, RunError
@@ -43,11 +43,6 @@ class Handler(BaseHTTPRequestHandler):
 port = int(sys.argv[sys.argv.index("--port") + 1])
 HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @pytest.fixture
