@@ -77,7 +77,7 @@ def examine(config: ExperimentConfig, run_root: Path, *, runs: int = 1) -> list[
     """Return all findings for `config`; so many `runs` will leave checkpoints in `run_root`."""
     on_gpu = config.hardware.gpu_memory_gib is not None
     memory, disk, on_each = _MEMORY_GIB, _DISK_GIB, 0.0
-    problems: list[Finding] = []
+    findings = [_finding("python", ".".join(map(str, sys.version_info[:3])))]
     try:
         planned = estimate(config, run_root)
         disk += runs * planned.disk_parts_gib["checkpoints"]
@@ -85,13 +85,12 @@ def examine(config: ExperimentConfig, run_root: Path, *, runs: int = 1) -> list[
             memory, on_each = planned.host_memory_gib, planned.gpu_memory_gib["total"]
     except LLDSError as error:
         said, fix = _split(error, "nothing is known about memory and disk: watch them")
-        problems = [_finding("plan", said, warn=fix)]
+        findings += [_finding("plan", said, warn=fix)]
     return [
-        _finding("python", ".".join(map(str, sys.version_info[:3]))),
+        *findings,
         *_check_packages(config),
         *_check_cores_and_memory(config, memory),
         *_check_run_folder(run_root, disk),
-        *problems,
         *(_check_gpus(config, on_each) if on_gpu else []),
         *_check_data(config),
         *_check_search(config),
@@ -198,8 +197,7 @@ def _check_gpus(config: ExperimentConfig, needed: float) -> list[Finding]:
 
 def _check_data(config: ExperimentConfig) -> list[Finding]:
     """What is there of questions, corpus, encoder and policy."""
-    findings = []
-    folder = Path(config.data.folder)
+    findings, folder = [], Path(config.data.folder)
     for name, files in _WORLD_FILES.items() if config.world.name == "files" else ():
         found, fix = str(folder / SOURCES[name].folder), ""
         if missing := [file for file in files if not (folder / file).is_file()]:

@@ -43,8 +43,11 @@ _GPU_SPEED, _CPU_SPEED = 2e14, 5e10
 _PROMPT = {"search-r1": 200, "short": 20}  # tokens
 _SEARCHES, _ACTION, _OBSERVATION = 1.5, 60, 450  # mean searches, and tokens of each part
 # Sections and keys that decide how long a step takes.
-_TIMED = ("policy.", "rollout.", "sampler.backend", "hardware.processes", "hardware.nodes")
-_TIMED_TRAINING = ("updates_per_rollout", "epochs", "micro_batch_size", "dtype", "threads")
+_TIMED = (
+    *("policy.", "rollout.", "sampler.backend", "hardware.processes", "hardware.nodes"),
+    *("training.updates_per_rollout", "training.epochs", "training.micro_batch_size"),
+    *("training.dtype", "training.threads"),
+)
 _COLUMNS = ("rollout_seconds", "update_seconds", "response_length", "observation_length")
 _PUBLISHED = Path("results/published")
 _E5_BYTES = 437_955_512  # model.safetensors of intfloat/e5-base-v2
@@ -192,24 +195,23 @@ def _measured(config: ExperimentConfig, run_root: Path) -> Rate | None:
     ]
     steps = [t.reindex(columns=_COLUMNS).apply(pd.to_numeric, errors="coerce") for t in tables]
     means = [(table["rollout_seconds"] + table["update_seconds"]).mean() for table in steps]
-    means = [mean for mean in means if not math.isnan(mean)]
+    means = [float(mean) for mean in means if not math.isnan(mean)]
     if not means:
         return None
     lengths = pd.concat([table["response_length"] + table["observation_length"] for table in steps])
     tokens = config.trajectories_per_rollout * (lengths.mean() + _PROMPT[config.rollout.prompt])
     source = f"mean of {len(means)} stored runs of {config.profile} with these sizes"
-    bounds = (float(min(means)), float(fmean(means)), float(max(means)))
+    bounds = (min(means), fmean(means), max(means))
     return round(tokens), bounds, {"kind": "measured", "source": source}
 
 
 def _is_alike(manifest: dict[str, Any], config: ExperimentConfig) -> bool:
     defaults = flat(ExperimentConfig(config.profile, config.method).to_dict())
     before = defaults | flat(manifest["config"])
-    timed = [f"training.{key}" for key in _TIMED_TRAINING]
     return all(
         before.get(key) == value
         for key, value in flat(config.to_dict()).items()
-        if key.startswith(_TIMED) or key in timed
+        if key.startswith(_TIMED)
     )
 
 
@@ -218,17 +220,13 @@ def _gib(sizes: Mapping[str, int]) -> dict[str, float]:
 
 
 def _shown(value: Any) -> str:
-    match value:
-        case dict():
-            return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
-        case list() | tuple():
-            return ", ".join(map(_shown, value))
-        case float():
-            return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
-        case None:
-            return "?"
-        case _:
-            return str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, float):
+        return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
+    return "?" if value is None else str(value)
 
 
 def _laid_out(experiment: str, overrides: Iterable[str] = ()) -> dict[str, ExperimentConfig]:

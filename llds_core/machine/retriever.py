@@ -51,13 +51,19 @@ def running_retriever(
         print(f"retriever at {url} is running already; it is left running", flush=True)
         yield
         return
-    address = local_address(url)
-    if address is None:
+    if (address := local_address(url)) is None:
         raise ConfigError(
             f"no retriever answers at {url}, and it is not this machine: start it there with "
             f'"make retriever PROFILE={config.profile} BACKEND=dense", or set service.url'
         )
-    command = _command(config, overrides, address, environment)
+    python = Path(sys.executable) if environment is None else environment / "bin" / "python"
+    if not python.is_file():
+        raise ConfigError(
+            f"{environment} is not a virtual environment (no {python}): make it with "
+            f'"make retriever-env RETRIEVER_ENV={environment}", or leave RETRIEVER_ENV empty'
+        )
+    command = [str(python), "-m", "llds_core", "retriever", config.profile, *overrides]
+    command += ["--backend", "dense", "--host", address[0], "--port", str(address[1])]
     print(f"retriever starts at {url} (log: {log})", flush=True)
     # Without what names our own environment, which may not be its own.
     own = {"VIRTUAL_ENV": None, "PYTHONHOME": None}
@@ -118,22 +124,3 @@ def _settled(
             reported = now
             print(f"   {found.state} for {now - started:.0f} s", flush=True)
         time.sleep(_POLL_SECONDS)
-
-
-def _command(
-    config: ExperimentConfig,
-    overrides: Sequence[str],
-    address: tuple[str, int],
-    environment: Path | None,
-) -> list[str]:
-    python = Path(sys.executable) if environment is None else environment / "bin" / "python"
-    if not python.is_file():
-        raise ConfigError(
-            f"{environment} is not a virtual environment (no {python}): make it with "
-            f'"make retriever-env RETRIEVER_ENV={environment}", or leave RETRIEVER_ENV empty'
-        )
-    host, port = address
-    return [
-        *(str(python), "-m", "llds_core", "retriever", config.profile, *overrides),
-        *("--backend", "dense", "--host", host, "--port", str(port)),
-    ]
