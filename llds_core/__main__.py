@@ -23,29 +23,8 @@ except ModuleNotFoundError as error:  # the base of the package is the losses al
     sys.exit(2)
 
 from llds_core.config import load_experiment, profiles
-from llds_core.config.options import (
-    Address,
-    AnyExperiment,
-    Benchmarks,
-    Checkpoint,
-    Experiment,
-    Json,
-    Layout,
-    Limit,
-    Method,
-    Mode,
-    Overrides,
-    Port,
-    Profile,
-    Publish,
-    Quiet,
-    Rank,
-    Root,
-    Samples,
-    Seed,
-    Split,
-    words,
-)
+from llds_core.config import options as cli
+from llds_core.config.options import words
 from llds_core.errors import ConfigError, LLDSError
 from llds_core.runs import DEFAULT_ROOT as ROOT
 from llds_core.runs import Run
@@ -63,7 +42,9 @@ app = typer.Typer(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    _quiet_libraries()
+    # For children too. ipykernel loads a debugger, which no notebook uses and which warns of frozen
+    # modules; TRL calls rollout functions experimental, and a contract test watches them.
+    os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     try:
         command = typer.main.get_command(app)
         with command.make_context(_PROGRAM, given.copy()) as context:
@@ -90,21 +71,13 @@ def _any_experiment(given: str) -> str:
     return given if "/" in given else f"{given}/grpo"
 
 
-def _quiet_libraries() -> None:
-    """Silence what no user can act on, in this process and its children."""
-    # ipykernel loads a debugger, which no notebook uses and which warns of frozen modules.
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
-    # TRL calls rollout functions experimental; a contract test watches them.
-    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-
-
 def doctor(
-    profile: Profile = "desk",
+    profile: cli.Profile = "desk",
     *,
-    overrides: Overrides,
-    layout: Layout = None,
-    json_: Json = False,
-    run_root: Root = ROOT,
+    overrides: cli.Overrides,
+    layout: cli.Layout = None,
+    json_: cli.Json = False,
+    run_root: cli.Root = ROOT,
 ) -> int:
     """Check that this machine can run a profile."""
     from llds_core.machine.doctor import examine
@@ -118,11 +91,11 @@ def doctor(
 
 
 def data(
-    profile: Profile,
+    profile: cli.Profile,
     folder: Annotated[Path, Option(help="where to put it")] = Path("data"),
     yes: Annotated[bool, Option("--yes", help="do not ask before fetching")] = False,
     only: Annotated[str, Option(metavar="PART,PART", help="e.g. questions,train")] = "",
-    quiet: Quiet = False,
+    quiet: cli.Quiet = False,
 ) -> int:
     """Fetch what a profile needs from the model hub."""
     from llds_core.worlds.downloads import describe, download, find_missing, needs
@@ -146,7 +119,10 @@ def data(
 
 
 def warmstart(
-    experiment: AnyExperiment, overrides: Overrides, run_root: Root = ROOT, quiet: Quiet = False
+    experiment: cli.AnyExperiment,
+    overrides: cli.Overrides,
+    run_root: cli.Root = ROOT,
+    quiet: cli.Quiet = False,
 ) -> None:
     """Train the policy that all runs of a profile start from."""
     from llds_core.training.warmstart import warmstart
@@ -156,23 +132,24 @@ def warmstart(
 
 
 def train(
-    experiment: Experiment,
-    overrides: Overrides,
-    seed: Seed = 0,
+    experiment: cli.Experiment,
+    overrides: cli.Overrides,
+    seed: cli.Seed = 0,
     evaluate: Annotated[bool, Option("--evaluate", help="then score best and last")] = False,
-    machine_rank: Rank = 0,
-    main_address: Address = "127.0.0.1",
-    main_port: Port = 29500,
-    run_root: Root = ROOT,
-    quiet: Quiet = False,
+    machine_rank: cli.Rank = 0,
+    main_address: cli.Address = "127.0.0.1",
+    main_port: cli.Port = 29500,
+    run_root: cli.Root = ROOT,
+    quiet: cli.Quiet = False,
 ) -> None:
     """Train one experiment; the same command resumes it."""
     from llds_core.machine.jobs import end_with_parent
     from llds_core.machine.launch import Machine, is_launched, launch_training
-    from llds_core.study.runner import make_start_policy
 
     run = Run.load(experiment, seed, run_root, overrides)
     if run.config.world_size > 1 and not is_launched():
+        from llds_core.study.runner import make_start_policy
+
         machine = Machine(machine_rank, main_address, main_port)
         if machine.rank == 0 and not run.is_complete():
             make_start_policy(run)
@@ -192,13 +169,13 @@ def train(
 
 
 def ask(
-    experiment: Experiment,
+    experiment: cli.Experiment,
     question: Annotated[str, Argument(help="in quotes")],
-    seed: Seed = 0,
+    seed: cli.Seed = 0,
     temperature: Annotated[float, Option(help="0 is greedy")] = 0.0,
-    checkpoint: Checkpoint = "best",
-    run_root: Root = ROOT,
-    quiet: Quiet = False,
+    checkpoint: cli.Checkpoint = "best",
+    run_root: cli.Root = ROOT,
+    quiet: cli.Quiet = False,
 ) -> None:
     """Show a trained agent think, search and answer."""
     from llds_core.evaluation import ask
@@ -211,23 +188,23 @@ def ask(
 
 def evaluate(
     context: typer.Context,
-    experiment: AnyExperiment,
-    overrides: Overrides,
-    seed: Seed = 0,
-    split: Split = "test",
-    checkpoint: Checkpoint = "best",
-    run_root: Root = ROOT,
-    quiet: Quiet = False,
-    benchmarks: Benchmarks = "",
-    limit: Limit = None,
-    mode: Mode = "greedy",
-    samples: Samples = 1,
-    method: Method = None,
+    experiment: cli.AnyExperiment,
+    overrides: cli.Overrides,
+    seed: cli.Seed = 0,
+    split: cli.Split = "test",
+    checkpoint: cli.Checkpoint = "best",
+    run_root: cli.Root = ROOT,
+    quiet: cli.Quiet = False,
+    benchmarks: cli.Benchmarks = "",
+    limit: cli.Limit = None,
+    mode: cli.Mode = "greedy",
+    samples: cli.Samples = 1,
+    method: cli.Method = None,
     baseline: Annotated[str, Option(help="direct, rag, search-o1 or search-r1")] = "policy",
     out: Annotated[Path | None, Option(help="folder of predictions and summary")] = None,
     shard: Annotated[str, Option(metavar="I/N", help="answer every n-th question")] = "",
     merge: Annotated[bool, Option("--merge", help="put shards together, answer nothing")] = False,
-    publish: Publish = False,
+    publish: cli.Publish = False,
 ) -> None:
     """Score the checkpoint of a run, or with a profile alone any model over benchmarks.
 
@@ -275,27 +252,22 @@ def evaluate(
 
 
 def plan(
-    experiment: AnyExperiment,
-    overrides: Overrides,
-    layout: Layout = None,
+    experiment: cli.AnyExperiment,
+    overrides: cli.Overrides,
+    layout: cli.Layout = None,
     gpus: Annotated[int | None, Option(help="GPUs of each node, instead of a layout")] = None,
     gpu_memory_gib: Annotated[float | None, Option(help="memory of each GPU")] = None,
     nodes: Annotated[int, Option(help="machines")] = 1,
-    json_: Json = False,
-    run_root: Root = ROOT,
+    json_: cli.Json = False,
+    run_root: cli.Root = ROOT,
 ) -> int:
     """Say what a run takes: memory, disk, time, downloads."""
-    from llds_core.machine.plan import advice, estimate, on_gpus
+    from llds_core.machine.plan import advice, estimate, load_laid_out
 
     name = _any_experiment(experiment)
-    if gpus is None and gpu_memory_gib is None:
-        config = load_experiment(name, overrides, layout)
-    elif layout:
-        raise ConfigError(f'--layout is "{layout}" and names the GPUs already: leave out --gpus')
-    elif gpus is None or gpu_memory_gib is None:
-        raise ConfigError("--gpus and --gpu-memory-gib belong together: give both")
-    else:
-        config = on_gpus(name, overrides, gpus=gpus, gpu_memory_gib=gpu_memory_gib, nodes=nodes)
+    config = load_laid_out(
+        name, overrides, layout, gpus=gpus, gpu_memory_gib=gpu_memory_gib, nodes=nodes
+    )
     result = estimate(config, run_root)
     if json_:
         print(json.dumps(asdict(result), indent=1))
@@ -306,11 +278,7 @@ def plan(
     return 0
 
 
-def index(
-    profile: Profile,
-    overrides: Overrides,
-    quiet: Quiet = False,
-) -> None:
+def index(profile: cli.Profile, overrides: cli.Overrides, quiet: cli.Quiet = False) -> None:
     """Build the dense index of a profile: resumable."""
     from llds_core.retrieval.index import build_index
     from llds_core.rollout.environment import build_world, index_folder
@@ -323,8 +291,8 @@ def index(
 
 
 def retriever(
-    profile: Profile,
-    overrides: Overrides,
+    profile: cli.Profile,
+    overrides: cli.Overrides,
     backend: Annotated[Literal["bm25", "dense"] | None, Option(help="if not the profile's")] = None,
     host: Annotated[str, Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, Option(help="port to listen on; 0 takes a free one")] = 8000,
@@ -345,8 +313,8 @@ def retriever(
 def bench(
     profile: Annotated[str, Option(help=f"one of: {', '.join(profiles())}")] = "desk",
     out: Annotated[Path, Option(help="CSV file")] = Path("results/bench.csv"),
-    run_root: Root = ROOT,
-    quiet: Quiet = False,
+    run_root: cli.Root = ROOT,
+    quiet: cli.Quiet = False,
 ) -> None:
     """Measure speed against named baselines, side by side."""
     from llds_core.bench.speed import bench

@@ -1,6 +1,5 @@
 """The command line: one line and exit code 2 for every mistake, nothing lost."""
 
-import errno
 import os
 import shutil
 import subprocess
@@ -8,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_helpers import no_space
 
 from llds_core.__main__ import COMMANDS, main
-from llds_core.runs import Run, RunDirectory, read_manifest
+from llds_core.runs import Run, RunDirectory
 from llds_core.runs.checkpoints import checkpoint_steps
+
+MORE = ["train", "smoke/grpo", "training.steps=4"]  # one step more than the stored runs have
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -36,14 +38,14 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["train", "desk/grpo", "--quiet", "loss.gate=actoin"], "action"),
         (["train", "desk/grpo", "method=../../x"], "profile/method"),
         (["warmstart", "dsk"], "desk"),
-        (["doctor", "dsk"], "desk"),
-        (["reproduce", "dsk"], "desk"),
         (["reproduce", "smoke", "--seeds", "0,x"], "--seeds"),
         (["reproduce", "smoke", "--arms", "gpro"], "smoke/grpo"),
         (["train", "desk/grpo", "training.steps"], 'has no "="'),
         (["train"], "Missing argument"),
         (["trian"], "Did you mean 'train'"),
         (["retriever", "desk", "--backend", "bm52"], "'bm25'"),
+        (["retriever", "smoke", "retrieval.backend=server"], "--backend bm25"),
+        (["retriever", "smoke", "--port", "65536"], "from 0 to 65535"),
         (["evaluate", "desk/grpo", "--limit", "0"], "evaluate desk --method grpo"),
         (["evaluate", "desk/grpo", "--publish"], "--publish belongs to benchmarks"),
         (["evaluate", "desk", "--shard", "3"], "--shard"),
@@ -61,123 +63,74 @@ def test_mistakes_end_in_one_line_that_names_what_is_valid(
 
 
 def test_mistake_leaves_exit_code_two_for_the_shell() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "llds_core", "train", "desk/gpro"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
+    words = [sys.executable, "-m", "llds_core", "train", "desk/gpro"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and "desk/grpo" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["ask", "evaluate"])
-def test_missing_run_names_the_command_that_makes_it(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
-) -> None:
-    words = ["smoke/grpo", "which continent is Homs in?"][: 2 if command == "ask" else 1]
-    line = mistake(capsys, command, *words, "--run-root", str(tmp_path))
+@pytest.mark.parametrize("command", [["ask", "smoke/grpo", "where?"], ["evaluate", "smoke/grpo"]])
+def test_missing_run_names_the_command_that_makes_it(capsys, tmp_path: Path, command) -> None:
+    line = mistake(capsys, *command, "--run-root", str(tmp_path))
     assert "python -m llds_core train smoke/grpo --seed 0" in line
 
 
-def test_empty_question_is_refused(capsys: pytest.CaptureFixture[str], smoke_runs: Path) -> None:
-    assert "empty" in mistake(capsys, "ask", "smoke/grpo", " ", "--run-root", str(smoke_runs))
+@pytest.fixture
+def root(smoke_runs: Path, tmp_path: Path) -> Path:
+    """Complete runs to damage."""
+    return shutil.copytree(smoke_runs, tmp_path / "runs")
 
 
-def copied(smoke_runs: Path, target: Path) -> Path:
-    shutil.copytree(smoke_runs, target)
-    return target
-
-
-def test_truncated_checkpoint_is_named(
-    capsys: pytest.CaptureFixture[str], smoke_runs: Path, tmp_path: Path
-) -> None:
-    root = copied(smoke_runs, tmp_path / "runs")
-    weights = root / "smoke/grpo/seed0/checkpoint/step-000003/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    line = mistake(
-        capsys, "ask", "smoke/grpo", "where?", "--checkpoint", "last", "--run-root", str(root)
-    )
-    assert "step-000003" in line
-
-
-def test_resuming_from_a_truncated_checkpoint_names_it_and_loses_nothing(
-    capsys: pytest.CaptureFixture[str], smoke_runs: Path, tmp_path: Path
-) -> None:
-    root = copied(smoke_runs, tmp_path / "runs")
+def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(capsys, root: Path) -> None:
     run = root / "smoke/grpo/seed0"
     before = (run / "metrics.jsonl").read_bytes()
     weights = run / "checkpoint/step-000003/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    words = ["train", "smoke/grpo", "--quiet", "--run-root", str(root), "training.steps=4"]
-    assert "step-000003" in mistake(capsys, *words)
+    ask = ["ask", "smoke/grpo", "where?", "--checkpoint", "last"]
+    for words in (ask, [*MORE, "--quiet"]):
+        assert "step-000003" in mistake(capsys, *words, "--run-root", str(root))
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_corrupted_metrics_name_file_and_line(
-    capsys: pytest.CaptureFixture[str], smoke_runs: Path, tmp_path: Path
-) -> None:
-    root = copied(smoke_runs, tmp_path / "runs")
+def test_corrupted_metrics_name_file_and_line(capsys, root: Path) -> None:
     file = root / "smoke/grpo/seed0/metrics.jsonl"
     lines = file.read_text("utf-8").splitlines()
     file.write_text("\n".join(["{broken", *lines[1:]]) + "\n", "utf-8")
-    words = ["train", "smoke/grpo", "--quiet", "--run-root", str(root)]
-    assert f"{file}:1" in mistake(capsys, *words)
+    assert f"{file}:1" in mistake(capsys, *MORE[:2], "--run-root", str(root))
 
 
-def test_run_in_use_is_refused(
-    capsys: pytest.CaptureFixture[str], smoke_runs: Path, tmp_path: Path
-) -> None:
-    from llds_core.config import load_experiment
-
-    root = copied(smoke_runs, tmp_path / "runs")
-    config = load_experiment("smoke/grpo", ["training.steps=4"])
-    path = root / "smoke/grpo/seed0"
-    with RunDirectory(path, config, 0):
-        words = ["train", "smoke/grpo", "--quiet", "--run-root", str(root), "training.steps=4"]
-        assert "in use by process" in mistake(capsys, *words)
-        assert read_manifest(path)["status"] == "running"
+def test_run_in_use_is_refused(capsys, root: Path) -> None:
+    run = Run.load("smoke/grpo", 0, root, MORE[2:])
+    with RunDirectory(run.path, run.config, 0):
+        assert "in use by process" in mistake(capsys, *MORE, "--run-root", str(root))
+        assert run.manifest()["status"] == "running"
 
 
 def test_full_disk_while_saving_keeps_what_was_written(
-    capsys: pytest.CaptureFixture[str],
-    smoke_runs: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    capsys, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import Trainer
-
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    root = copied(smoke_runs, tmp_path / "runs")
-    run = root / "smoke/grpo/seed0"
-    before = (run / "metrics.jsonl").read_text("utf-8")
-    monkeypatch.setattr(Trainer, "save_model", full)
-    words = ["train", "smoke/grpo", "--quiet", "--run-root", str(root), "training.steps=4"]
-    assert "No space left" in mistake(capsys, *words)
-    assert (run / "metrics.jsonl").read_text("utf-8").startswith(before)
-    assert checkpoint_steps(run / "checkpoint")[-1] == 3
-    assert read_manifest(run)["status"] == "failed"
+    run = Run.load("smoke/grpo", 0, root)
+    before = (run.path / "metrics.jsonl").read_text("utf-8")
+    monkeypatch.setattr("transformers.Trainer.save_model", no_space)
+    assert "No space left" in mistake(capsys, *MORE, "--run-root", str(root))
+    assert (run.path / "metrics.jsonl").read_text("utf-8").startswith(before)
+    assert checkpoint_steps(run.checkpoints)[-1] == 3
+    assert run.manifest()["status"] == "failed"
 
 
-def test_run_root_that_is_a_file_is_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_run_root_that_is_a_file_is_refused(capsys, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    words = ["train", "smoke/grpo", "--quiet", "--run-root", str(tmp_path / "file")]
-    assert "--run-root" in mistake(capsys, *words)
+    assert "--run-root" in mistake(capsys, *MORE, "--run-root", str(tmp_path / "file"))
 
 
-def test_ask_shows_policy_and_observations(
-    capsys: pytest.CaptureFixture[str], smoke_runs: Path
+def test_ask_shows_policy_and_observations_and_an_empty_question_is_refused(
+    capsys, smoke_runs: Path
 ) -> None:
-    assert (
-        main(["ask", "smoke/grpo", "Which country is Homs in?", "--run-root", str(smoke_runs)]) == 0
-    )
+    question, where = "Which country is Homs in?", ["--run-root", str(smoke_runs)]
+    assert main(["ask", "smoke/grpo", question, *where]) == 0
     shown = capsys.readouterr().out
-    assert "Which country is Homs in?" in shown and "written by the policy" in shown
+    assert question in shown and "written by the policy" in shown
+    assert "empty" in mistake(capsys, "ask", "smoke/grpo", " ", *where)
 
 
 def test_every_command_explains_itself_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,10 +149,8 @@ def test_every_command_explains_itself_in_a_group(capsys: pytest.CaptureFixture[
 def test_overrides_may_follow_options_and_quiet_hides_bars(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import llds_core.training.warmstart
-
     runs: list[Run] = []
-    monkeypatch.setattr(llds_core.training.warmstart, "warmstart", runs.append)
+    monkeypatch.setattr("llds_core.training.warmstart.warmstart", runs.append)
     monkeypatch.setenv("TQDM_DISABLE", "")
     options = ["--run-root", str(tmp_path), "warmstart.steps=3", "--quiet", "warmstart.seed=4"]
     assert main(["warmstart", "smoke", "world.seed=1", *options]) == 0
@@ -210,19 +161,15 @@ def test_overrides_may_follow_options_and_quiet_hides_bars(
 def test_a_stopped_command_says_how_to_continue(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import llds_core.training.warmstart
-
     def stop(run: Run) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(llds_core.training.warmstart, "warmstart", stop)
+    monkeypatch.setattr("llds_core.training.warmstart.warmstart", stop)
     assert main(["warmstart", "smoke", "--quiet"]) == 130
     assert "to continue: python -m llds_core warmstart smoke --quiet" in capsys.readouterr().err
 
 
 def test_a_reader_that_stops_reading_is_no_error() -> None:
-    command = (
-        f"{sys.executable} -m llds_core study desk --status | head -1; exit ${{PIPESTATUS[0]}}"
-    )
+    command = f"{sys.executable} -m llds_core slurm paper-3b | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert done.stderr == "" and "arm" in done.stdout and done.returncode in (0, 141)
+    assert (done.stderr, done.stdout) == ("", "#!/bin/bash\n") and done.returncode in (0, 141)

@@ -17,8 +17,8 @@ from huggingface_hub import try_to_load_from_cache
 from packaging.requirements import Requirement
 
 from llds_core.config import ExperimentConfig, layouts
-from llds_core.errors import DownloadError, LLDSError
-from llds_core.machine.gpu_probe import Gpus, find_gpus
+from llds_core.errors import DownloadError, LLDSError, RunError
+from llds_core.machine.gpu_probe import find_gpus
 from llds_core.machine.jobs import usable_cores
 from llds_core.machine.memory import GIB
 from llds_core.machine.plan import estimate
@@ -35,8 +35,8 @@ from llds_core.worlds.question_sets import CORPUS_FILE, MIX_FILE, QUESTION_SETS,
 REPORTED_SHARE = 0.97
 """Of the memory that a layout counts on, what a card must report: no two report the same."""
 
-_DISK_GIB, _MEMORY_GIB = 1.0, 6.0  # for a run without GPUs, beside checkpoints
 _LATE = "shows when the corpus file is read"
+_DISK_GIB, _MEMORY_GIB = 1.0, 6.0  # for a run without GPUs, beside checkpoints
 _WORLD_FILES = {
     "questions": [f"{QUESTIONS_FOLDER}/{one.file}" for one in QUESTION_SETS.values()],
     "train": [MIX_FILE],
@@ -46,19 +46,12 @@ _WORLD_FILES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One check.
-
-    Attributes:
-        check: what was looked at.
-        status: `ok`, `warn` (it will run, but not as intended) or `fail` (it will not run).
-        found: what is there.
-        fix: what to do; empty when ok.
-    """
+    """What was looked at and what is there; `warn` when it will run, but not as intended."""
 
     check: str
     status: Literal["ok", "warn", "fail"]
     found: str
-    fix: str = ""
+    fix: str = ""  # empty when ok
 
     def line(self) -> str:
         """One line for a terminal."""
@@ -75,7 +68,7 @@ def examine(config: ExperimentConfig, run_root: Path, *, runs: int = 1) -> list[
     """Return all findings for `config`; so many `runs` will leave checkpoints in `run_root`."""
     on_gpu = config.hardware.gpu_memory_gib is not None
     memory, disk, on_each = _MEMORY_GIB, _DISK_GIB, 0.0
-    problems: list[Finding] = []
+    findings = [_finding("python", ".".join(map(str, sys.version_info[:3])))]
     try:
         planned = estimate(config, run_root)
         disk += runs * planned.disk_parts_gib["checkpoints"]
@@ -83,14 +76,13 @@ def examine(config: ExperimentConfig, run_root: Path, *, runs: int = 1) -> list[
             memory, on_each = planned.host_memory_gib, planned.gpu_memory_gib["total"]
     except LLDSError as error:
         said, fix = _split(error, "nothing is known about memory and disk: watch them")
-        problems = [_finding("plan", said, warn=fix)]
+        findings += [_finding("plan", said, warn=fix)]
     return [
-        _finding("python", ".".join(map(str, sys.version_info[:3]))),
+        *findings,
         *_check_packages(config),
         *_check_cores_and_memory(config, memory),
         *_check_run_folder(run_root, disk),
-        *problems,
-        *(_check_gpus(config, find_gpus(), on_each) if on_gpu else []),
+        *(_check_gpus(config, on_each) if on_gpu else []),
         *_check_data(config),
         *_check_search(config),
         *_check_vllm_server(config),
@@ -154,27 +146,30 @@ def _check_run_folder(run_root: Path, needed: float) -> list[Finding]:
     folder = run_root.absolute()
     while not folder.exists():
         folder = folder.parent
-    writable = _finding("run folder", str(run_root))
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        fix = "choose another with --run-root"
-        writable = _finding("run folder", f"{folder} cannot be written", fail=fix)
     free = psutil.disk_usage(str(folder)).free / GIB
+    said, closed, full = str(run_root), "", ""
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        said, closed = f"{folder} cannot be written", "choose another with --run-root"
     if free < needed:
-        fix = f"{needed:.0f} GiB are needed: free space, or choose another disk with --run-root"
-        return [writable, _finding("disk", f"{free:.2f} GiB free", fail=fix)]
-    return [writable, _finding("disk", f"{free:.0f} GiB free")]
+        full = f"{needed:.0f} GiB are needed: free space, or choose another disk with --run-root"
+    return [
+        _finding("run folder", said, fail=closed),
+        _finding("disk", f"{free:.1f} GiB free", fail=full),
+    ]
 
 
-def _check_gpus(config: ExperimentConfig, found: Gpus, needed: float) -> list[Finding]:
+def _check_gpus(config: ExperimentConfig, needed: float) -> list[Finding]:
     """Whether the GPUs can train `config`, of which a process takes `needed` GiB on each."""
-    if found.error:
-        fix = 'look at "python -m llds_core.machine.gpu_probe"'
-        return [_finding("GPU", f"torch cannot be asked ({found.error})", fail=fix)]
-    said, fix = _check_cuda(found)
-    if fix:
-        return [_finding("CUDA", said, fail=fix)]
+    try:
+        found = find_gpus()
+    except RunError as error:
+        fix = (
+            "make setup without a CPU index installs torch for CUDA; nvidia-smi must list the GPUs "
+            "with a driver for it, and CUDA_VISIBLE_DEVICES must not hide them"
+        )
+        return [_finding("CUDA", f"torch finds no GPU ({error})", fail=fix)]
     wanted, layout = config.hardware.processes, config.hardware.gpu_memory_gib or 0.0
-    used = found.gpus[:wanted]
+    used = found[:wanted]
     small, full = min(used, key=lambda gpu: gpu.total), min(used, key=lambda gpu: gpu.free)
     other = f"choose another layout ({', '.join(layouts())})"
     few = f"{wanted} per node are needed: {other}" if len(used) < wanted else ""
@@ -184,38 +179,16 @@ def _check_gpus(config: ExperimentConfig, found: Gpus, needed: float) -> list[Fi
         fix = f"{layout:g} GiB are needed: {other}"
     elif full.free < needed:
         fix = f"{needed:.1f} GiB are needed: end what uses the GPU (nvidia-smi lists it)"
-    names = ", ".join(sorted({gpu.name for gpu in found.gpus}))
+    names = ", ".join(sorted({gpu.name for gpu in found}))
     return [
-        _finding("CUDA", said),
-        _finding("GPUs", f"{len(found.gpus)} × {names}", fail=few),
+        _finding("GPUs", f"{len(found)} × {names}", fail=few),
         _finding("GPU memory", memory, fail=fix),
     ]
 
 
-def _check_cuda(found: Gpus) -> tuple[str, str]:
-    """What there is of CUDA, and how to fix it; an empty fix when torch finds GPUs."""
-    if found.torch_cuda is None:
-        fix = "install the CUDA build of the same version: make setup without a CPU index"
-        return f"torch {found.torch} is built for CPUs", fix
-    if found.driver_cuda is None:
-        fix = "install the NVIDIA driver; nvidia-smi must list the GPUs"
-        return f"torch {found.torch} finds no NVIDIA driver", fix
-    driver, highest = found.driver or "of unknown version", ".".join(map(str, found.driver_cuda))
-    built = f"torch {found.torch} was built for {found.torch_cuda}"
-    said = f"driver {driver} supports CUDA {highest}, {built}"
-    major = int(found.torch_cuda.split(".")[0])
-    if found.driver_cuda[0] < major:
-        return said, f"update the driver to one for CUDA {major}; nvidia-smi names what it supports"
-    if not found.gpus:
-        fix = "nvidia-smi must list them, and CUDA_VISIBLE_DEVICES must not hide them"
-        return f"{said}, and torch finds no GPU", fix
-    return said, ""
-
-
 def _check_data(config: ExperimentConfig) -> list[Finding]:
     """What is there of questions, corpus, encoder and policy."""
-    findings = []
-    folder = Path(config.data.folder)
+    findings, folder = [], Path(config.data.folder)
     for name, files in _WORLD_FILES.items() if config.world.name == "files" else ():
         found, fix = str(folder / SOURCES[name].folder), ""
         if missing := [file for file in files if not (folder / file).is_file()]:
@@ -247,11 +220,8 @@ def _how_to_fetch(name: str, config: ExperimentConfig) -> str:
 def _check_model(check: str, named: str, config: ExperimentConfig) -> Finding:
     """A model: of a package, in a folder, or on the hub."""
     if package := {PACKAGED: PACKAGED, SMOLLM2: PACKAGE}.get(named):
-        if installed(package) is None:
-            return _finding(
-                check, f"the package {package} is missing", fail=f"pip install {package}"
-            )
-        return _finding(check, f"package {package}")
+        fix = "" if installed(package) else f"pip install {package}"
+        return _finding(check, f"package {package}", fail=fix)
     folder = Path(named).expanduser()
     if folder.is_dir():
         for pattern in ("config.json", "tokenizer.json", "*.safetensors"):
@@ -295,18 +265,18 @@ def _check_search(config: ExperimentConfig) -> list[Finding]:
         fix = f"start it there: make retriever PROFILE={config.profile} BACKEND=dense"
         said = f"nothing answers at {url}, which is not this machine"
         return [_finding("retriever", said, fail=fix)]
-    port = _finding("retriever", f"not running; it will be started at {url}")
+    said, fix = f"not running; it will be started at {url}", ""
     if not is_free(*address):
-        fix = f"stop what listens there, {OTHER_ADDRESS}"
-        port = _finding("retriever", f"port {address[1]} is in use", fail=fix)
-    return [port, _check_index(config, corpus)]
+        said, fix = f"port {address[1]} is in use", f"stop what listens there, {OTHER_ADDRESS}"
+    return [_finding("retriever", said, fail=fix), _check_index(config, corpus)]
 
 
 def _check_service(config: ExperimentConfig, found: Health, corpus: StoredMap | None) -> Finding:
     """Whether the service that answers searches `corpus`, the passages of the profile."""
-    check, url, has_files = "retriever", config.service.url, config.world.name == "files"
+    check, url = "retriever", config.service.url
     if found.state == "loading":
         return _finding(check, f"{url} is loading", warn="it is waited for")
+    has_files = config.world.name == "files"
     try:
         check_service(url, found, corpus.hash[:16] if corpus and has_files else None)
     except LLDSError as error:
@@ -325,22 +295,22 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
     """Whether the dense index is there, whole, and of this encoder and of `corpus`, which is None
     when the corpus file was never read.
     """
+    check, settings = "index", config.dense
     if config.world.name != "files":
-        return _finding("index", "built from the atlas when it is needed")
-    settings = config.dense
+        return _finding(check, "built from the atlas when it is needed")
     how = f"checks {settings.vectors}" if settings.vectors else "hours on a GPU; resumable"
-    fix = f"python -m llds_core index {config.profile} ({how})"
+    command = f"python -m llds_core index {config.profile} ({how})"
     if settings.vectors and not Path(settings.vectors).is_file():
-        fix = f"make data PROFILE={config.profile}; then {fix}"
+        fix = f"make data PROFILE={config.profile}; then {command}"
+        return _finding(check, f"{settings.vectors} does not exist", fail=fix)
     if settings.path is None and corpus is None:
-        return _finding("index", "the corpus was never indexed here", fail=fix)
+        return _finding(check, "the corpus was never indexed here", fail=command)
     folder = index_path(settings, "files", corpus.hash if corpus else "")
     try:
         manifest = read_index_manifest(folder)
-        if manifest is None or not manifest.get("index"):
-            return _finding("index", f"{folder} holds no finished one", fail=fix)
-        if settings.vectors and not Path(settings.vectors).is_file():
-            return _finding("index", f"{settings.vectors} does not exist", fail=fix)
+        if manifest is None or not manifest["index"]:
+            return _finding(check, f"{folder} holds no finished one", fail=command)
+        # What is not known here is not compared.
         source = manifest | {
             "passage_prefix": settings.passage_prefix,
             "max_tokens": settings.max_tokens,
@@ -353,10 +323,10 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
             source["encoder_hash"] = encoder_hash(encoder_folder(settings))
         check_manifest(folder, manifest, source, index_kind(settings, source["passages"]))
     except LLDSError as error:
-        said, fix = _split(error, fix)
-        return _finding("index", said, fail=fix)
+        said, fix = _split(error, "build it")
+        return _finding(check, said, fail=f"{fix}: {command}")
     late = "" if corpus else f"whether it is of this corpus {_LATE}"
-    return _finding("index", f"{folder}, {manifest['passages']} passages", warn=late)
+    return _finding(check, f"{folder}, {source['passages']} passages", warn=late)
 
 
 def _check_vllm_server(config: ExperimentConfig) -> list[Finding]:
@@ -364,8 +334,8 @@ def _check_vllm_server(config: ExperimentConfig) -> list[Finding]:
     if config.sampler.backend != "vllm" or config.sampler.mode != "server":
         return []
     check, url = "vLLM server", config.sampler.server_url
-    if ask_health(url).state == "silent":
-        command = server_command(config, config.policy.path or "")
-        fix = f"start it on GPUs of its own: {command}; or set sampler.mode=colocate"
-        return [_finding(check, f"{url} does not answer", fail=fix)]
-    return [_finding(check, f"{url} answers")]
+    if ask_health(url).state != "silent":
+        return [_finding(check, f"{url} answers")]
+    command = server_command(config, config.policy.path or "")
+    fix = f"start it on GPUs of its own: {command}; or set sampler.mode=colocate"
+    return [_finding(check, f"{url} does not answer", fail=fix)]

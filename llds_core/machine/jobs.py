@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,21 +21,20 @@ from llds_core.files import disk_errors
 from llds_core.runs import Run
 
 _POLL_SECONDS = 1.0
-_STOP_SECONDS = 60.0
+_STOP_SECONDS = 75.0  # the search service gives its clients 60
 _PR_SET_PDEATHSIG = 1
 
 
 class Child:
     """A process started here, whose output goes to a file.
 
-    It has a session of its own: Ctrl-C reaches it once, through `stop`, and it can write its status
-    in peace. It ends with its parent.
+    It has a session of its own: Ctrl-C reaches it once, through `stop_children`, and it can write
+    its status in peace. It ends with its parent.
 
     Args:
         command: program and arguments.
-        log: gets standard error, and standard output as well when `all_output`.
+        log: standard error is appended to it, and standard output as well when `all_output`.
         environment: variables beside those of this process; None takes one away.
-        append: keep what the log holds already.
     """
 
     def __init__(
@@ -45,13 +44,12 @@ class Child:
         *,
         environment: Mapping[str, str | None] | None = None,
         all_output: bool = False,
-        append: bool = False,
     ) -> None:
         self.log = log
         with disk_errors(log):
             log.parent.mkdir(parents=True, exist_ok=True)
             # A file: libraries write more than a pipe holds while nobody reads it.
-            output = log.open("ab" if append else "wb")
+            output = log.open("ab")
         self._begin = output.tell()
         variables = os.environ | dict(environment or {})
         with output:
@@ -75,10 +73,6 @@ class Child:
         """What it has written to its log."""
         return self.log.read_bytes()[self._begin :].decode(errors="replace")
 
-    def stop(self, *, by: signal.Signals = signal.SIGINT, patience: float = _STOP_SECONDS) -> None:
-        """Ask it to end, wait, and kill it when it has not ended after `patience` seconds."""
-        stop_children([self], by=by, patience=patience)
-
     def failure(self) -> str:
         """Why it ended, in one line: what it said of itself, or the signal that ended it."""
         lines = [line for line in self.output.splitlines() if line.strip()]
@@ -91,27 +85,22 @@ class Child:
         return [f"exit code {code}", *lines, *errors][-1]
 
 
-def stop_children(
-    children: Iterable[Child],
-    *,
-    by: signal.Signals = signal.SIGINT,
-    patience: float = _STOP_SECONDS,
-) -> None:
-    """Stop what is still running, all at the same time; see `Child.stop`."""
+def stop_children(*children: Child) -> None:
+    """Interrupt what is still running, all at the same time, and kill what does not end."""
     running = [child.process for child in children if child.code is None]
     for process in running:
-        process.send_signal(by)
+        process.send_signal(signal.SIGINT)
     for process in running:
         try:
-            process.wait(timeout=patience)
+            process.wait(timeout=_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
 def _prepare_child() -> None:
-    """In a child, before it runs: it hears the interrupt of `stop`, which a parent started in the
-    background (`nohup … &`) makes its children ignore.
+    """In a child, before it runs: it hears the interrupt of `stop_children`, which a parent
+    started in the background (`nohup … &`) makes its children ignore.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     end_with_parent()
@@ -127,19 +116,12 @@ def end_with_parent() -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A command of this package about one run.
-
-    Attributes:
-        run: what it is about.
-        words: the command, after `python -m llds_core`.
-        messages: gets standard error.
-        gpus: GPUs it takes where there are any.
-    """
+    """A command of this package about one run."""
 
     run: Run
-    words: tuple[str, ...]
-    messages: Path
-    gpus: int
+    words: tuple[str, ...]  # after `python -m llds_core`
+    messages: Path  # standard error
+    gpus: int  # it takes so many where there are any
 
     @classmethod
     def of(cls, run: Run, command: str, *extra: str) -> "Job":
@@ -204,12 +186,11 @@ def run_jobs(
                 job, place = waiting.pop(0), free.pop(0)
                 running.append((job, _start(job, place), place))
             time.sleep(_POLL_SECONDS)
-            bars.refresh(job.run for job, _, _ in running if job.words[0] == "train")
-            for ended in [entry for entry in running if entry[1].code is not None]:
-                running.remove(ended)
-                job, child, place = ended
+            ended = [entry for entry in running if entry[1].code is not None]
+            running = [entry for entry in running if entry not in ended]
+            bars.show([job.run for job, _, _ in running if job.words[0] == "train"])
+            for job, child, place in ended:
                 free.append(place)
-                bars.finish(job.run)
                 if child.code == 0:
                     done(job)
                     continue
@@ -221,8 +202,8 @@ def run_jobs(
                     raise error
                 failed(job, error)
     finally:
-        stop_children(child for _, child, _ in running)
-        bars.close()
+        stop_children(*(child for _, child, _ in running))
+        bars.show([])
 
 
 def _start(job: Job, place: dict[str, str]) -> Child:
@@ -236,29 +217,21 @@ class ProgressBars:
     """One progress bar per running run, fed from the metrics on disk."""
 
     def __init__(self) -> None:
-        self._bars: dict[Path, tqdm] = {}
+        self._bars: dict[Run, tqdm] = {}
 
-    def refresh(self, runs: Iterable[Run]) -> None:
-        """Show the last row of each of `runs`."""
+    def show(self, runs: Sequence[Run]) -> None:
+        """Show the last row of each of `runs`, and of those that are no longer among them."""
         for run in runs:
-            if run.path not in self._bars:
+            if run not in self._bars:
                 total = run.config.training.steps
-                self._bars[run.path] = tqdm(total=total, desc=run.title, unit="step")
-            bar, rows = self._bars[run.path], run.metrics()
+                self._bars[run] = tqdm(total=total, desc=run.title, unit="step")
+        for run, bar in list(self._bars.items()):
+            rows = run.metrics()
             if rows and rows[-1]["step"] != bar.n:
                 bar.set_postfix(shown_metrics(rows[-1]))
                 bar.update(rows[-1]["step"] - bar.n)
-
-    def finish(self, run: Run) -> None:
-        """Leave the bar of a run that has ended as it is."""
-        if run.path in self._bars:
-            self.refresh([run])
-            self._bars.pop(run.path).close()
-
-    def close(self) -> None:
-        """Leave all bars as they are."""
-        for bar in self._bars.values():
-            bar.close()
+            if run not in runs:
+                self._bars.pop(run).close()
 
 
 def shown_metrics(row: Mapping[str, float | None]) -> dict[str, str]:

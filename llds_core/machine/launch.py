@@ -18,7 +18,7 @@ from typing import Any
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, RunError
-from llds_core.machine.jobs import Child, ProgressBars
+from llds_core.machine.jobs import Child, ProgressBars, stop_children
 from llds_core.runs import Run, end_run
 
 _POLL_SECONDS = 0.5
@@ -30,17 +30,11 @@ _EXCEPTION = re.compile(r"(\[rank\d+\]: )?\w[\w.]*(Error|Exception)\b")
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine among those that train together.
-
-    Attributes:
-        rank: its number, from 0.
-        main_address: host name or address of machine 0.
-        main_port: a port of machine 0 that is free; on one machine any free one is taken.
-    """
+    """This machine among those that train together; address and port are those of machine 0."""
 
     rank: int = 0
     main_address: str = "127.0.0.1"
-    main_port: int = 29500
+    main_port: int = 29500  # on one machine any free one is taken
 
 
 ALONE = Machine()
@@ -109,22 +103,20 @@ def launch_training(run: Run, machine: Machine = ALONE) -> None:
         run.path / f"processes-{machine.rank}.log",
         environment={"OMP_NUM_THREADS": str(run.config.training.threads)},
         all_output=True,
-        append=True,
     )
-    interrupted = False
     try:
         while child.code is None:
             if machine.rank == 0:
-                bars.refresh([run])
+                bars.show([run])
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
-        interrupted = True
+        stop_children(child)
+        if machine.rank == 0:
+            end_run(run.path, "interrupted", "stopped by the user")
         raise
     finally:
-        child.stop()
-        bars.close()
-        if interrupted and machine.rank == 0:
-            end_run(run.path, "interrupted", "stopped by the user")
+        stop_children(child)
+        bars.show([])
     if child.code:
         reason = _reason(child.output)
         if machine.rank == 0:

@@ -43,8 +43,11 @@ _GPU_SPEED, _CPU_SPEED = 2e14, 5e10
 _PROMPT = {"search-r1": 200, "short": 20}  # tokens
 _SEARCHES, _ACTION, _OBSERVATION = 1.5, 60, 450  # mean searches, and tokens of each part
 # Sections and keys that decide how long a step takes.
-_TIMED = ("policy.", "rollout.", "sampler.backend", "hardware.processes", "hardware.nodes")
-_TIMED_TRAINING = ("updates_per_rollout", "epochs", "micro_batch_size", "dtype", "threads")
+_TIMED = (
+    *("policy.", "rollout.", "sampler.backend", "hardware.processes", "hardware.nodes"),
+    *("training.updates_per_rollout", "training.epochs", "training.micro_batch_size"),
+    *("training.dtype", "training.threads"),
+)
 _COLUMNS = ("rollout_seconds", "update_seconds", "response_length", "observation_length")
 _PUBLISHED = Path("results/published")
 _E5_BYTES = 437_955_512  # model.safetensors of intfloat/e5-base-v2
@@ -81,12 +84,6 @@ class Estimate:
         """Lines for a terminal: the same names, without what is empty."""
         shown = {name: _shown(value) for name, value in asdict(self).items()}
         return "\n".join(f"{name:22} {text}" for name, text in shown.items() if text)
-
-    def time(self, runs: int = 1) -> str:
-        """Hours of so many runs, with bounds and GPU-hours."""
-        low, high = (runs * hours for hours in self.hours_range)
-        gpu_hours = f", {runs * self.gpu_hours:,.0f} GPU-hours" if self.gpus else ""
-        return f"{runs * self.hours:,.1f} h ({low:,.1f} to {high:,.1f}){gpu_hours}"
 
 
 def estimate(config: ExperimentConfig, run_root: Path = DEFAULT_ROOT) -> Estimate:
@@ -198,24 +195,23 @@ def _measured(config: ExperimentConfig, run_root: Path) -> Rate | None:
     ]
     steps = [t.reindex(columns=_COLUMNS).apply(pd.to_numeric, errors="coerce") for t in tables]
     means = [(table["rollout_seconds"] + table["update_seconds"]).mean() for table in steps]
-    means = [mean for mean in means if not math.isnan(mean)]
+    means = [float(mean) for mean in means if not math.isnan(mean)]
     if not means:
         return None
     lengths = pd.concat([table["response_length"] + table["observation_length"] for table in steps])
     tokens = config.trajectories_per_rollout * (lengths.mean() + _PROMPT[config.rollout.prompt])
     source = f"mean of {len(means)} stored runs of {config.profile} with these sizes"
-    bounds = (float(min(means)), float(fmean(means)), float(max(means)))
+    bounds = (min(means), fmean(means), max(means))
     return round(tokens), bounds, {"kind": "measured", "source": source}
 
 
 def _is_alike(manifest: dict[str, Any], config: ExperimentConfig) -> bool:
     defaults = flat(ExperimentConfig(config.profile, config.method).to_dict())
     before = defaults | flat(manifest["config"])
-    timed = [f"training.{key}" for key in _TIMED_TRAINING]
     return all(
         before.get(key) == value
         for key, value in flat(config.to_dict()).items()
-        if key.startswith(_TIMED) or key in timed
+        if key.startswith(_TIMED)
     )
 
 
@@ -224,17 +220,13 @@ def _gib(sizes: Mapping[str, int]) -> dict[str, float]:
 
 
 def _shown(value: Any) -> str:
-    match value:
-        case dict():
-            return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
-        case list() | tuple():
-            return ", ".join(map(_shown, value))
-        case float():
-            return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
-        case None:
-            return "?"
-        case _:
-            return str(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, float):
+        return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
+    return "?" if value is None else str(value)
 
 
 def _laid_out(experiment: str, overrides: Iterable[str] = ()) -> dict[str, ExperimentConfig]:
@@ -253,18 +245,25 @@ def advice(config: ExperimentConfig, overrides: Sequence[str] = ()) -> str:
     return f"it fits on layout {' or '.join(fitting)}" if fitting else "it fits on no layout"
 
 
-def on_gpus(
+def load_laid_out(
     experiment: str,
     overrides: Sequence[str] = (),
+    layout: str | None = None,
     *,
-    gpus: int,
-    gpu_memory_gib: float,
+    gpus: int | None = None,
+    gpu_memory_gib: float | None = None,
     nodes: int = 1,
 ) -> ExperimentConfig:
-    """Build `experiment` for `nodes` machines of `gpus` GPUs each, with the layout for that many:
-    of several, the one for the largest memory that these have.
+    """Load `experiment` on `layout`, or on `nodes` machines of `gpus` GPUs each with the layout for
+    that many: of several, the one for the largest memory that these have.
     """
-    load_experiment(experiment, overrides)  # overrides that suit no layout are named as such
+    config = load_experiment(experiment, overrides, layout)
+    if gpus is None and gpu_memory_gib is None:
+        return config
+    if layout:
+        raise ConfigError(f'--layout is "{layout}" and names the GPUs already: leave out --gpus')
+    if gpus is None or gpu_memory_gib is None:
+        raise ConfigError("--gpus and --gpu-memory-gib belong together: give both")
     suited = {
         laid.hardware.gpu_memory_gib or 0.0: name
         for name, laid in _laid_out(experiment, overrides).items()
@@ -296,8 +295,10 @@ def say_costs(configs: Sequence[ExperimentConfig], run_root: Path, left: int) ->
     planned = estimate(configs[0], run_root)
     if planned.gpus and not planned.fits:
         raise ConfigError(f"{planned.reason}: {advice(configs[0])}")
+    low, high = (left * hours for hours in planned.hours_range)
+    gpu_hours = f", {left * planned.gpu_hours:,.0f} GPU-hours" if planned.gpus else ""
     print(planned.text())
-    runs = f"{left} run{'' if left == 1 else 's'} left"
-    print(f"{runs}: {planned.time(left)}, without evaluation", flush=True)
+    runs = f"{left} run{'' if left == 1 else 's'} left: {left * planned.hours:,.1f} h"
+    print(f"{runs} ({low:,.1f} to {high:,.1f}){gpu_hours}, without evaluation", flush=True)
     for deviation in sorted({line for config in configs for line in deviations(config)}):
         print(f"deviates from the paper: {deviation}")

@@ -5,7 +5,6 @@ there, in an environment of its own where one is given, and stopped at the end, 
 is. On Linux the kernel stops it when this process is killed.
 """
 
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,14 +13,13 @@ from pathlib import Path
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, RetrieverChangedError, RetrieverError, RunError
-from llds_core.machine.jobs import Child
+from llds_core.machine.jobs import Child, stop_children
 from llds_core.retrieval.client import Health, ask_health, local_address
 
 START_SECONDS = 3600.0
 """Until it must be ready: an exact index over Wikipedia is 65 GB to be read from disk."""
 OTHER_ADDRESS = "or choose another address, e.g. service.url=http://127.0.0.1:8010"
 
-_STOP_SECONDS = 75.0  # the service itself gives its clients 60
 _POLL_SECONDS = 0.2
 _REPORT_SECONDS = 30.0
 
@@ -53,13 +51,19 @@ def running_retriever(
         print(f"retriever at {url} is running already; it is left running", flush=True)
         yield
         return
-    address = local_address(url)
-    if address is None:
+    if (address := local_address(url)) is None:
         raise ConfigError(
             f"no retriever answers at {url}, and it is not this machine: start it there with "
             f'"make retriever PROFILE={config.profile} BACKEND=dense", or set service.url'
         )
-    command = _command(config, overrides, address, environment)
+    python = Path(sys.executable) if environment is None else environment / "bin" / "python"
+    if not python.is_file():
+        raise ConfigError(
+            f"{environment} is not a virtual environment (no {python}): make it with "
+            f'"make retriever-env RETRIEVER_ENV={environment}", or leave RETRIEVER_ENV empty'
+        )
+    command = [str(python), "-m", "llds_core", "retriever", config.profile, *overrides]
+    command += ["--backend", "dense", "--host", address[0], "--port", str(address[1])]
     print(f"retriever starts at {url} (log: {log})", flush=True)
     # Without what names our own environment, which may not be its own.
     own = {"VIRTUAL_ENV": None, "PYTHONHOME": None}
@@ -70,7 +74,7 @@ def running_retriever(
         check_service(url, found, corpus)
         yield
     finally:
-        child.stop(by=signal.SIGTERM, patience=_STOP_SECONDS)
+        stop_children(child)
         print("retriever stopped", flush=True)
 
 
@@ -120,22 +124,3 @@ def _settled(
             reported = now
             print(f"   {found.state} for {now - started:.0f} s", flush=True)
         time.sleep(_POLL_SECONDS)
-
-
-def _command(
-    config: ExperimentConfig,
-    overrides: Sequence[str],
-    address: tuple[str, int],
-    environment: Path | None,
-) -> list[str]:
-    python = Path(sys.executable) if environment is None else environment / "bin" / "python"
-    if not python.is_file():
-        raise ConfigError(
-            f"{environment} is not a virtual environment (no {python}): make it with "
-            f'"make retriever-env RETRIEVER_ENV={environment}", or leave RETRIEVER_ENV empty'
-        )
-    host, port = address
-    return [
-        *(str(python), "-m", "llds_core", "retriever", config.profile, *overrides),
-        *("--backend", "dense", "--host", host, "--port", str(port)),
-    ]

@@ -7,7 +7,7 @@
         rollouts.jsonl.gz   a few whole trajectories per step
         checkpoint/         see `llds_core.runs.checkpoints`
         log.txt             messages
-        messages.txt        standard error of the last process, when another one started it
+        messages.txt        standard error of its processes, when another one started them
         code.diff           difference of the source tree from its commit, if any
 
 Runs of a profile that need the same start policy share `<root>/<profile>/warmstart-<digest>/`.

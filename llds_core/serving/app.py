@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any
@@ -34,8 +35,6 @@ from llds_core.errors import ConfigError
 from llds_core.retrieval.base import Hit, Retriever
 from llds_core.retrieval.client import IDENTITY_HEADER, ServiceIdentity
 
-Load = Callable[[], tuple[Retriever, ServiceIdentity]]
-
 _TOP_K = 3  # passages when a request does not say
 _WAITING = 4  # batches of the largest size that may wait
 _CONNECTIONS = 1024
@@ -46,7 +45,6 @@ _STOP_SECONDS = 60  # for clients to take their answers before the service ends 
 # Python than as text.
 _TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
 _LATER, _CLOSING = {"Retry-After": "1"}, {"Connection": "close"}
-_STOPS = (signal.SIGINT, signal.SIGTERM)
 _logger = logging.getLogger("llds_core")
 
 
@@ -156,8 +154,7 @@ class _Batcher:
     """Searches for concurrent requests together, in a thread, never twice at a time."""
 
     def __init__(self, retriever: Retriever, settings: ServiceConfig) -> None:
-        self._retriever = retriever
-        self._settings = settings
+        self._retriever, self._settings = retriever, settings
         self._waiting: deque[_Waiting] = deque()
         self._running: asyncio.Task[None] | None = None
 
@@ -221,7 +218,11 @@ class _Batcher:
 
 
 def serve(
-    load: Load, settings: ServiceConfig, *, host: str = "127.0.0.1", port: int = 8000
+    load: Callable[[], tuple[Retriever, ServiceIdentity]],
+    settings: ServiceConfig,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
 ) -> None:
     """Serve until SIGTERM or SIGINT; return when every accepted request is answered.
 
@@ -251,12 +252,9 @@ def serve(
         # Not waited for: a stop while an index of hours is being built is a stop.
         threading.Thread(target=open_service, daemon=True).start()
         # uvicorn ends by raising the signal that stopped it again, which would be its exit code.
-        ours = {stop: signal.signal(stop, lambda *_: None) for stop in _STOPS}
-        try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
-        finally:
-            for stop, handler in ours.items():
-                signal.signal(stop, handler)
     if failure:
         raise failure[0]
 
@@ -273,7 +271,6 @@ def http_server(service: SearchService) -> uvicorn.Server:
             log_config=None,
             access_log=False,
             proxy_headers=False,
-            server_header=False,
             limit_concurrency=_CONNECTIONS,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,

@@ -15,7 +15,7 @@ import requests
 
 from llds_core.config import ServiceConfig
 from llds_core.retrieval import BM25Retriever, Hit, ServiceIdentity
-from llds_core.serving import SearchService, http_server
+from llds_core.serving.app import SearchService, http_server
 from llds_core.worlds.records import Passage
 
 PASSAGES = tuple(Passage(f"p{i}", f"title{i}", f"text about word{i} and all") for i in range(60))
@@ -57,45 +57,39 @@ def serving(service: SearchService) -> Iterator[str]:
 
 
 @contextmanager
-def running(
-    engine=ENGINE, settings: ServiceConfig = SETTINGS, identity: ServiceIdentity = IDENTITY
-) -> Iterator[str]:
+def running(engine=ENGINE, identity: ServiceIdentity = IDENTITY) -> Iterator[str]:
     """A service that is open already."""
-    service = SearchService(settings)
+    service = SearchService(SETTINGS)
     service.open(engine, identity)
     with serving(service) as url:
         yield url
 
 
 _PROGRAM = """
-import sys, time
-from services import ENGINE, IDENTITY, ServiceConfig
-from llds_core.serving import serve
-
-port, search_seconds, load_seconds = sys.argv[1:]
-
-class Slow:
-    def search(self, queries, k):
-        time.sleep(float(search_seconds))
-        return ENGINE.search(queries, k)
+import time
+from services import ENGINE, IDENTITY, Recorder, ServiceConfig
+from llds_core.serving.app import serve
 
 def load():
-    time.sleep(float(load_seconds))
-    return Slow(), IDENTITY
+    time.sleep({load})
+    return Recorder(lambda queries: time.sleep({search})), IDENTITY
 
-serve(load, ServiceConfig(), port=int(port))
+serve(load, ServiceConfig(), port={port})
 """
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 class Process:
     """A service in a process of its own, on a port that stays its own when it starts again."""
 
     def __init__(self, *, search_seconds: float = 0.0, load_seconds: float = 0.0) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._seconds = [str(search_seconds), str(load_seconds)]
-        self._process: subprocess.Popen[str] | None = None
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._program = _PROGRAM.format(search=search_seconds, load=load_seconds, port=port)
 
     def __enter__(self) -> "Process":
         self.start()
@@ -108,7 +102,7 @@ class Process:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(self.port), *self._seconds],
+            [sys.executable, "-c", self._program],
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -118,12 +112,12 @@ class Process:
 
     def kill(self) -> None:
         """As `kill -9` does."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
+        self._process.kill()
+        self._process.communicate()
 
-    def ended(self) -> tuple[int, str]:
-        """Exit code and standard error, once it has ended."""
+    def stop(self, how: int) -> tuple[int, str]:
+        """Exit code and standard error, once a signal has ended it."""
+        self._process.send_signal(how)
         _, errors = self._process.communicate(timeout=PATIENCE)
         return self._process.returncode, errors
 
@@ -132,9 +126,9 @@ def post(url: str, **payload) -> requests.Response:
     return requests.post(f"{url}/retrieve", json=payload, timeout=PATIENCE)
 
 
-def eventually(check: Callable[[], bool], seconds: float = PATIENCE) -> None:
+def eventually(check: Callable[[], bool]) -> None:
     """Wait until `check` holds; a slow machine only makes it later."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + PATIENCE
     while not check():
         assert time.monotonic() < until, "it never happened"
         time.sleep(0.01)

@@ -7,9 +7,12 @@ from run_helpers import CONFIG, one_line
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
+from llds_core.files import write_json
 from llds_core.machine.launch import ALONE, Machine, _reason, launch_command
 from llds_core.runs import RunDirectory, end_run, read_manifest
 
+TORCHRUN, ACCELERATE = "torch.distributed.run", "accelerate.commands.launch"
+FSDP = ["hardware.sharding=fsdp2", "training.dtype=bfloat16"]
 WORK = ["train", "smoke/grpo", "--quiet"]
 KILLED = """W1121 elastic/api.py:1051] Sending process 7 closing signal SIGTERM
 error: another process of this run has ended (Connection closed by peer): issue the same command
@@ -33,26 +36,21 @@ def experiment(*overrides: str):
 @pytest.mark.parametrize(
     ("overrides", "on_gpu", "launcher", "words"),
     [
-        ([], False, "torch.distributed.run", "--standalone --nproc-per-node=2"),
+        ([], False, TORCHRUN, "--standalone --nproc-per-node=2"),
         (
             ["hardware.nodes=2"],
             False,
-            "torch.distributed.run",
+            TORCHRUN,
             "--nnodes=2 --node-rank=1 --nproc-per-node=2 --master-addr=first --master-port=1234",
         ),
         (
             ["hardware.nodes=2", "training.dtype=bfloat16"],
             True,
-            "accelerate.commands.launch",
+            ACCELERATE,
             "--multi_gpu --num_processes=4 --num_machines=2 --machine_rank=1 --mixed_precision=bf16"
             " --main_process_ip=first --main_process_port=1234",
         ),
-        (
-            ["hardware.sharding=fsdp2", "training.dtype=bfloat16"],
-            True,
-            "accelerate.commands.launch",
-            "--config_file --num_processes=2 --main_process_port=0",
-        ),
+        (FSDP, True, ACCELERATE, "--config_file --num_processes=2 --main_process_port=0"),
     ],
 )
 def test_the_launcher_gets_processes_machines_and_precision(
@@ -74,11 +72,11 @@ def test_the_launcher_gets_processes_machines_and_precision(
         assert parsed.training_script_args == WORK
 
 
-@pytest.mark.parametrize("rank", [-1, 2])
-def test_machine_outside_of_the_nodes_is_refused(rank: int) -> None:
-    with pytest.raises(ConfigError, match=f"--machine-rank is {rank}") as error:
-        launch_command(experiment("hardware.nodes=2"), WORK, Machine(rank), on_gpu=False)
-    one_line(error)
+def test_machine_outside_of_the_nodes_is_refused() -> None:
+    for rank in (-1, 2):
+        with pytest.raises(ConfigError, match=f"--machine-rank is {rank}") as error:
+            launch_command(experiment("hardware.nodes=2"), WORK, Machine(rank), on_gpu=False)
+        one_line(error)
 
 
 @pytest.mark.parametrize(
@@ -102,9 +100,8 @@ def test_status_of_a_run_whose_processes_were_killed_is_written_for_them(tmp_pat
         run.update(status="running")
     end_run(tmp_path, "failed", "too late")
     assert read_manifest(tmp_path)["status"] == "complete"
-    manifest = (tmp_path / "manifest.json").read_text("utf-8")
-    (tmp_path / "manifest.json").write_text(manifest.replace("complete", "running"), "utf-8")
+    write_json(tmp_path / "manifest.json", read_manifest(tmp_path) | {"status": "running"})
     end_run(tmp_path, "failed", "process 1 was killed by SIGKILL")
-    assert read_manifest(tmp_path)["status"] == "failed"
-    assert read_manifest(tmp_path)["reason"] == "process 1 was killed by SIGKILL"
-    assert read_manifest(tmp_path)["finished"]
+    manifest = read_manifest(tmp_path)
+    assert (manifest["status"], manifest["reason"]) == ("failed", "process 1 was killed by SIGKILL")
+    assert manifest["finished"]

@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,7 @@ from llds_core.__main__ import main
 from llds_core.config import layouts, load_experiment, profiles
 from llds_core.errors import ConfigError
 from llds_core.machine.memory import policy_shape
-from llds_core.machine.plan import (
-    UNCERTAINTY,
-    advice,
-    estimate,
-    layout_overrides,
-    on_gpus,
-    say_costs,
-)
+from llds_core.machine.plan import advice, estimate, layout_overrides, load_laid_out, say_costs
 from llds_core.runs import Run, RunDirectory
 
 KEYS = {
@@ -71,19 +65,10 @@ def test_without_gpus_only_main_memory_is_asked_for(capsys, monkeypatch, profile
     assert "GiB of main memory, and this machine has 1.0" in refused(capsys, profile)
 
 
-def test_text_names_memory_time_and_deviations(capsys) -> None:
-    assert main(["plan", "paper-3b/llds-action", "--layout", "1x80"]) == 0
-    text = capsys.readouterr().out
-    for word in ("paper-3b/llds-action", "kv_cache", "gpu_hours", "8-bit Adam", "stated"):
-        assert word in text
-
-
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["paper-7b", "--layout", "1x80"], "fits on layout 1x141 or 2x8x80 or 4x80 or 8x80"),
-        (["paper-3c"], "paper-3b"),
-        (["paper-3b/gpro"], "paper-3b/grpo"),
         (["paper-3b", "--layout", "4x8"], "4x80"),
         (["paper-3b", "--layout", "4x80", "--gpus", "4"], "leave out --gpus"),
         (["paper-3b", "--gpus", "4"], "give both"),
@@ -93,7 +78,6 @@ def test_text_names_memory_time_and_deviations(capsys) -> None:
             "no layout of paper-3b/grpo is for 1 × 3 GPUs",
         ),
         (["paper-3b", "policy.path=my/model"], "fetch it first"),
-        (["paper-3b", "training.step=3"], "training.steps"),
     ],
 )
 def test_mistakes_end_in_one_line(capsys, arguments: list[str], named: str) -> None:
@@ -121,9 +105,7 @@ def test_stated_time_of_search_r1_is_among_what_its_users_report(tmp_path) -> No
     found = estimate(load_experiment("paper-3b/grpo", layout="8x80"), tmp_path)
     seconds = found.throughput["seconds_per_step"]
     assert found.throughput["kind"] == "stated" and 2 < 200 * seconds / 3600 < 7
-    low, high = found.hours_range
-    assert high / found.hours == pytest.approx(UNCERTAINTY)
-    assert found.hours / low == pytest.approx(UNCERTAINTY)
+    assert found.hours_range == pytest.approx((found.hours / 2.5, found.hours * 2.5))
 
 
 def test_stated_time_follows_passes_and_tokens(tmp_path) -> None:
@@ -157,9 +139,8 @@ def test_measured_runs_come_before_stated_numbers(tmp_path) -> None:
 @pytest.mark.parametrize("profile", PAPER)
 def test_every_model_fits_every_layout_but_7b_one_gpu_of_80(profile: str, layout: str) -> None:
     config = load_experiment(f"{profile}/llds-action", layout=layout)
-    sizes = [int(part) for part in layout.split("x")]
-    count = sizes[0] if len(sizes) == 2 else sizes[0] * sizes[1]
-    assert config.world_size == count and config.hardware.gpu_memory_gib < sizes[-1]
+    *gpus, memory = [int(part) for part in layout.split("x")]
+    assert config.world_size == math.prod(gpus) and config.hardware.gpu_memory_gib < memory
     fits = estimate(config).fits
     assert fits == ((profile, layout) not in TOO_LARGE)
     assert fits == (layout in advice(config).split())
@@ -181,7 +162,7 @@ def test_gpus_of_a_layout_get_its_settings() -> None:
         (1, 24, "1x80"),
     ):
         layout = load_experiment("paper-7b/grpo", [f"hardware.gpu_memory_gib={memory}"], name)
-        assert on_gpus("paper-7b/grpo", gpus=gpus, gpu_memory_gib=memory) == layout
+        assert load_laid_out("paper-7b/grpo", gpus=gpus, gpu_memory_gib=memory) == layout
 
 
 @pytest.mark.parametrize("layout", [None, *layouts()])
@@ -198,7 +179,8 @@ def test_costs_are_those_of_the_plan_for_every_run_left(tmp_path: Path, capsys) 
     said = capsys.readouterr().out
     planned = estimate(configs[0], tmp_path)
     assert f"3 runs left: {3 * planned.hours:,.1f} h" in said
-    assert f"{3 * planned.gpu_hours:,.0f} GPU-hours" in said
+    for word in (f"{3 * planned.gpu_hours:,.0f} GPU-hours", "kv_cache", "stated"):
+        assert word in said
     assert "deviates from the paper: 8-bit Adam" in said
     small = load_experiment("paper-7b/grpo", ["hardware.gpu_memory_gib=24"])
     with pytest.raises(ConfigError, match=r"GiB on each GPU.*it fits on layout 1x141 or"):

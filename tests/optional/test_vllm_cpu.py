@@ -7,6 +7,7 @@ same fixed ids: it must hold the weights that the trainer holds, not the ones it
 import copy
 import functools
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +61,15 @@ def scored_by(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
     return logprobs.gather(1, torch.tensor(ids[1:])[:, None]).squeeze(1)
 
 
+@dataclass
 class Watched:
     """What happened in a run: per step the policy, vLLM's scores of the fixed ids, trajectories."""
 
-    def __init__(self) -> None:
-        self.policies: list[torch.nn.Module] = []
-        self.scores: list[torch.Tensor] = []
-        self.trajectories: list[list[Any]] = []
-        self.pushes = 0
-        self.rollout: SearchRollout | None = None
+    policies: list[torch.nn.Module] = field(default_factory=list)
+    scores: list[torch.Tensor] = field(default_factory=list)
+    trajectories: list[Any] = field(default_factory=list)
+    pushes: int = 0
+    rollout: Any = None
 
 
 def refuse_special_names(patch: pytest.MonkeyPatch) -> None:
@@ -112,7 +113,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watched]:
         seen.policies.append(copy.deepcopy(model).eval())
         seen.scores.append(scored_by_vllm(self.engine.generation.llm))
         made = sample(self, rows, model, step)
-        seen.trajectories.append(made.trajectories)
+        seen.trajectories += made.trajectories
         return made
 
     def sync_weights(self: Any) -> None:
@@ -126,12 +127,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watched]:
             refuse_special_names(patch)
             keep_weights_in_place(patch)
         # Compiling takes minutes and changes nothing that is tested here.
-        eager = functools.partial(vllm.LLM, enforce_eager=True)
-        patch.setattr(vllm_generation, "LLM", eager)
-        root = tmp_path_factory.mktemp("vllm") / "runs"
+        patch.setattr(vllm_generation, "LLM", functools.partial(vllm.LLM, enforce_eager=True))
         config = load_experiment("smoke/grpo", OVERRIDES)
-        path = train_run(config, 0, root, OVERRIDES)
-    return path, seen
+        return train_run(config, 0, tmp_path_factory.mktemp("vllm"), OVERRIDES), seen
 
 
 def test_the_second_rollout_uses_the_new_weights(run: tuple[Path, Watched]) -> None:
@@ -142,13 +140,11 @@ def test_the_second_rollout_uses_the_new_weights(run: tuple[Path, Watched]) -> N
     assert (seen.scores[0] - old).abs().max().item() < TOLERANCE
     assert (seen.scores[1] - new).abs().max().item() < TOLERANCE
     assert (seen.scores[1] - old).abs().max().item() > 0.5 * moved
-    print(f"the update moved log-probabilities by up to {moved:.3f} nats")
-    print(f"vLLM and the new weights differ by {(seen.scores[1] - new).abs().max().item():.2e}")
 
 
 def test_weights_are_pushed_once_a_rollout(run: tuple[Path, Watched]) -> None:
     _, seen = run
-    turns = max(len(t.actions) for made in seen.trajectories for t in made)
+    turns = max(len(trajectory.actions) for trajectory in seen.trajectories)
     assert turns >= 2, "one turn a rollout would not tell the two ways of pushing apart"
     assert seen.pushes == len(seen.policies) == 2
 
@@ -158,32 +154,25 @@ def test_sampler_and_trainer_agree_on_log_probabilities(run: tuple[Path, Watched
     rows = read_metrics(path)
     assert len(rows) == 2
     for row in rows:
-        print(f"step {row['step']}: gap {row['sampler_gap']:.2e}, max {row['sampler_gap_max']:.2e}")
         assert row["sampler_gap"] < TOLERANCE / 10
         assert row["sampler_gap_max"] < TOLERANCE
 
 
 def test_actions_end_as_the_protocol_says(run: tuple[Path, Watched]) -> None:
     _, seen = run
-    assert seen.rollout is not None
     tokenizer, stop = seen.rollout._tokenizer, StopAtTag(seen.rollout._tokenizer)
     limit = load_experiment("smoke/grpo").rollout.max_action_tokens
-    ends: dict[str, int] = {"tag": 0, "eos": 0, "length": 0}
-    for made in seen.trajectories:
-        for one in made:
-            for action in one.actions:
-                ids = one.completion_ids[action.start : action.end]
-                assert not any(stop(ids[:i]) for i in range(1, len(ids)))
-                if stop(ids):
-                    ends["tag"] += 1
-                    assert tokenizer.decode(ids).endswith(STOP_TAGS)
-                elif ids[-1] == tokenizer.eos_token_id:
-                    ends["eos"] += 1
-                else:
-                    ends["length"] += 1
-                    assert len(ids) == limit or one.stop_reason in ("length", "turns")
-    print(f"actions by end: {ends}")
-    assert ends["tag"] >= 10
+    tags = 0
+    for one in seen.trajectories:
+        for action in one.actions:
+            ids = one.completion_ids[action.start : action.end]
+            assert not any(stop(ids[:i]) for i in range(1, len(ids)))
+            if stop(ids):
+                tags += 1
+                assert tokenizer.decode(ids).endswith(STOP_TAGS)
+            elif ids[-1] != tokenizer.eos_token_id:
+                assert len(ids) == limit or one.stop_reason in ("length", "turns")
+    assert tags >= 10
 
 
 def test_a_request_is_reproducible_and_follows_its_seed(run: tuple[Path, Watched]) -> None:
