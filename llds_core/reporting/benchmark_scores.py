@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from llds_core.errors import ConfigError, DataError
-from llds_core.evaluation import AVERAGE_MEMBERS, BASELINES, POLICY, averages, score_rows
-from llds_core.files import disk_errors, write_json
+from llds_core.evaluation import BASELINES, POLICY, averages, score_rows
+from llds_core.files import bounded, disk_errors, write_json
 from llds_core.reporting.figures import (
     METHOD_COLOURS,
     METHOD_LABELS,
@@ -88,11 +88,9 @@ _BAR = 0.17  # of the distance between two models
 def score_lines(folder: Path) -> str:
     """The scores of an evaluation as a table for a terminal."""
     table = pd.DataFrame(score_rows(_read_scores(folder / "summary.json")))
-    interval = [f"[{row.em_low:.3f}, {row.em_high:.3f}]" for row in table.itertuples()]
-    names = ["benchmark", "mode", "n", "em", "f1", "sub_em", "valid_answers", "searches"]
-    shown = table[names].copy()
-    shown.insert(4, "95 %", interval)
-    return shown.to_string(index=False, float_format=lambda value: f"{value:.3f}")
+    table["95 %"] = [f"[{row.em_low:.3f}, {row.em_high:.3f}]" for row in table.itertuples()]
+    names = ["benchmark", "mode", "n", "em", "95 %", "f1", "sub_em", "valid_answers", "searches"]
+    return table[names].to_string(index=False, float_format="{:.3f}".format)
 
 
 def publish_evaluation(
@@ -267,21 +265,22 @@ def _score_run(run: StoredRun) -> list[dict[str, Any]]:
     if not scores:
         return [known | {"benchmark": "average", "status": NOT_RUN}]
     known["status"] = "run"
-    kinds = {kind: scores[kind] for kind in KINDS if kind in scores}
-    rows = [
-        known | entry | {"benchmark": kind, "em_low": entry["low"], "em_high": entry["high"]}
-        for kind, entry in kinds.items()
-    ]
+    kinds = {
+        kind: scores[kind] | {"em_low": scores[kind]["low"], "em_high": scores[kind]["high"]}
+        for kind in KINDS
+        if kind in scores
+    }
     ems, searches = (
         averages("atlas", {kind: entry[key] for kind, entry in kinds.items()})
         for key in ("em", "searches")
     )
-    for name, members in AVERAGE_MEMBERS["atlas"].items():
-        if ems[name] is not None:
-            row = {"benchmark": "average" if name == "all" else f"average_{name}"}
-            row |= {"em": ems[name], "searches": searches[name]}
-            rows.append(known | row | {"n": sum(kinds[kind]["n"] for kind in members)})
-    return rows
+    means = {
+        name: None if em is None else {"em": em, "searches": searches[name]}
+        for name, em in ems.items()
+    }
+    summary = {"world": "atlas", "agent": run.arm}
+    summary["modes"] = {"greedy": {"benchmarks": kinds, "averages": means}}
+    return [row | known for row in score_rows(summary)]
 
 
 def desk_view(scores: pd.DataFrame, runs: Sequence[StoredRun] = ()) -> pd.DataFrame:
@@ -299,8 +298,7 @@ def desk_view(scores: pd.DataFrame, runs: Sequence[StoredRun] = ()) -> pd.DataFr
             found = ran[ran["benchmark"] == name]
             row[title] = _number(found["em"].mean()) if len(found) else NOT_RUN
             if len(found) and name in _DESK_AVERAGES:
-                low, high = _bounds(found)
-                row[title] += "" if pd.isna(low) else f" [{low:.3f}, {high:.3f}]"
+                row[title] = bounded(found["em"].mean(), *_bounds(found), ".3f")
         overall = group[group["benchmark"] == "average"].mean(numeric_only=True)
         row["contained"] = _number(overall["sub_em"])
         row["in tags"] = _number(overall["valid_answers"])
@@ -317,7 +315,7 @@ def _with_delta(cell: pd.Series) -> str:
     if cell["status"] == NOT_RUN:
         return NOT_RUN
     delta = "" if pd.isna(cell["delta"]) else f" ({cell['delta']:+.3f})"
-    return f"{cell['ours']:.3f} [{cell['ours_low']:.3f}, {cell['ours_high']:.3f}]{delta}"
+    return bounded(cell["ours"], cell["ours_low"], cell["ours_high"], ".3f") + delta
 
 
 def _bounds(scores: pd.DataFrame) -> tuple[float, float]:

@@ -28,7 +28,6 @@ from matplotlib.ticker import (
 )
 
 from llds_core.diagnostics.metrics import METRICS
-from llds_core.diagnostics.phases import collapse_step
 from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.files import disk_errors, write_table
 from llds_core.reporting.artefacts import record
@@ -134,9 +133,7 @@ def curves_figure(
     if data.empty:
         raise DataError("none of the runs has a finished step: train at least one step first")
     colours = method_colours(run.arm for run in runs)
-    collapses = [
-        (run, collapse_step(run.metrics.set_index("step")["reward"], run.window)) for run in runs
-    ]
+    fallen = [run for run in runs if run.collapse is not None]
     columns = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
     rows = -(-len(panels) // columns)
     with theme():
@@ -151,9 +148,10 @@ def curves_figure(
             for arm, group in values.groupby("method", sort=False):
                 table = group.pivot(index="step", columns="seed", values="value")
                 draw_seeds(axes, table, colours[str(arm)], marker=marker)
-            for run, step in collapses:
-                if step is not None:
-                    axes.axvline(step, color=colours[run.arm], linestyle=":", linewidth=1.5)
+            for run in fallen:
+                axes.axvline(
+                    run.collapse_step, color=colours[run.arm], linestyle=":", linewidth=1.5
+                )
             axes.set(xlabel="step", ylabel=axis_label(panel))
             axes.set_xlim(data["step"].min() - 0.5, data["step"].max() + 0.5)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -164,7 +162,7 @@ def curves_figure(
             axes.set_visible(False)
         figure.align_ylabels()
         handles = [handle(method_label(arm), colour) for arm, colour in colours.items()]
-        if any(step is not None for _, step in collapses):
+        if fallen:
             handles.append(handle("collapse onset", GREY, linestyle=":", linewidth=1.5))
         legend_above(figure, handles)
         _shade_phases(figure, shown.values(), runs)
@@ -224,13 +222,7 @@ def draw_seeds(
 
 
 def draw_mean(
-    axes: Axes,
-    table: pd.DataFrame,
-    colour: str,
-    *,
-    band: bool = True,
-    label: str | None = None,
-    **style: Any,
+    axes: Axes, table: pd.DataFrame, colour: str, *, band: bool = True, **style: Any
 ) -> None:
     """Draw the mean of the seeds of a table in bold and, from three on, Student's 95 % interval.
 
@@ -240,23 +232,15 @@ def draw_mean(
     """
     table = table.dropna(axis=1, how="all")
     table = table.loc[: min((table[seed].last_valid_index() for seed in table), default=0)]
-    bounded = band and table.shape[1] >= SEEDS_FOR_INTERVAL
+    is_log = axes.get_yscale() == "log"
+    values = np.log(table) if is_log else table
+    found = np.array([student_interval(row)[:3] for row in values.to_numpy(float)]).reshape(-1, 3).T
+    mean, low, high = np.exp(found) if is_log else found
     style = {"linewidth": _BOLD, "markersize": 4.5, "markeredgewidth": 0} | style
-    empty = table.isna().all(axis=1)
-    # Seaborn draws on across steps without a value: what lies between gaps is drawn by itself.
-    for number, (_, part) in enumerate(table[~empty].groupby(empty.cumsum())):
-        values = part.stack().dropna()
-        sns.lineplot(
-            x=values.index.get_level_values(0),
-            y=values.to_numpy(),
-            errorbar=student_bounds if bounded else None,
-            err_kws={"alpha": 0.18, "linewidth": 0},
-            color=colour,
-            label=None if number else label,
-            legend=False,
-            ax=axes,
-            **style,
-        )
+    axes.plot(table.index, mean, color=colour, **style)
+    if band and (several := table.count(axis=1) >= SEEDS_FOR_INTERVAL).any():
+        shade: dict[str, Any] = {"alpha": 0.18, "linewidth": 0, "where": several}
+        axes.fill_between(table.index, low, high, color=colour, **shade)
 
 
 def student_bounds(values: Sequence[float]) -> tuple[float, float]:

@@ -23,7 +23,6 @@ from llds_core.diagnostics.measure import covered, measure, mechanism_path, read
 from llds_core.diagnostics.summary import negative_share
 from llds_core.errors import DataError
 from llds_core.files import span
-from llds_core.reporting import run_view
 from llds_core.reporting.figures import (
     GREY,
     curves_data,
@@ -37,10 +36,11 @@ from llds_core.reporting.figures import (
     student_bounds,
     theme,
 )
-from llds_core.reporting.run_view import StoredRun
+from llds_core.reporting.run_view import StoredRun, before_collapse
 from llds_core.reporting.store import is_published
 
 OPTIMIZER = "adamw"  # that of training; each response was counted once for every optimizer
+_QUESTIONS = 16  # per checkpoint that is measured for a figure
 _PANEL = (3.9, 3.0)  # inches
 _KEPT = "checkpoints before the collapse of their run"
 _KEYS = ["profile", "method", "seed", "step"]
@@ -69,18 +69,21 @@ _SEARCHES = {
 }
 
 
-def ensure_mechanism(
-    profile: str, methods: Sequence[str], seeds: Sequence[int], run_root: Path, questions: int = 16
-) -> dict[str, pd.DataFrame]:
-    """Read the mechanism tables of all seeds that were measured. What the first seed lacks is
-    measured where checkpoints are stored, on so many questions if it has no table yet; those of a
-    policy that was not made here may be large and are measured by command only.
+def ensure_mechanism(runs: Sequence[StoredRun], run_root: Path) -> dict[str, pd.DataFrame]:
+    """Read the mechanism tables of the seeds of `runs` that were measured, up to the collapse of
+    each run. What the first seed lacks is measured where checkpoints are stored; those of a policy
+    that was not made here may be large and are measured by command only.
     """
+    profile = runs[0].profile
+    methods, seeds = (
+        [*dict.fromkeys(run.method for run in runs)],
+        [*dict.fromkeys(run.seed for run in runs)],
+    )
     made_here = not load_experiment(f"{profile}/{methods[0]}").policy.path
-    folders = [mechanism_path(Path(run_root), profile, seed) for seed in seeds]
+    folders = [mechanism_path(run_root, profile, seed) for seed in seeds]
     done, asked = covered(folders[0])
     if made_here and not is_published(run_root, profile) and not set(methods) <= set(done):
-        measure(profile, methods, seeds[0], Path(run_root), questions=asked or questions)
+        measure(profile, methods, seeds[0], run_root, questions=asked or _QUESTIONS)
     found = [read_mechanism(folder) for folder in folders if folder.is_dir()]
     if not found:
         raise DataError(
@@ -88,15 +91,11 @@ def ensure_mechanism(
             f"llds_core mechanism {profile}"
         )
     return {
-        name: pd.concat([tables[name] for tables in found], ignore_index=True) for name in found[0]
+        name: before_collapse(
+            pd.concat([tables[name] for tables in found], ignore_index=True), runs
+        )
+        for name in found[0]
     }
-
-
-def before_collapse(
-    tables: Mapping[str, pd.DataFrame], runs: Sequence[StoredRun]
-) -> dict[str, pd.DataFrame]:
-    """Leave out of all tables the checkpoints that one of `runs` reached after its collapse."""
-    return {name: run_view.before_collapse(table, runs) for name, table in tables.items()}
 
 
 def share_table(changes: pd.DataFrame) -> pd.DataFrame:
