@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -28,6 +27,7 @@ from llds_core.reporting.figures import (
     handle,
     legend_above,
     method_label,
+    panels,
     theme,
 )
 from llds_core.reporting.run_view import StoredRun
@@ -206,8 +206,7 @@ def averages_data(comparisons: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def averages_figure(data: pd.DataFrame) -> Figure:
     """Figure 1: bars are published averages, a diamond is ours with its 95 % interval."""
     with theme():
-        figure = Figure(figsize=(8.6, 3.9), layout="constrained")
-        axes = figure.subplots()
+        figure, [axes] = panels(1, 1, (8.6, 3.9))
         models = data.groupby(["model", "variant"], sort=False)
         for place, (_, group) in enumerate(models):
             order = [method for method in _FIGURE_METHODS if method in set(group["method"])]
@@ -223,7 +222,6 @@ def averages_figure(data: pd.DataFrame) -> Figure:
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("exact match, average\nof seven benchmarks (share)")
         axes.set_ylim(0, 1.12 * float(np.nanmax(data[["published", "ours_high"]])))
-        sns.despine(ax=axes)
         handles = [
             Patch(color=METHOD_COLOURS[method], label=f"{_FIGURE_LABELS[method]}, published")
             for method in _FIGURE_METHODS
@@ -265,11 +263,7 @@ def _score_run(run: StoredRun) -> list[dict[str, Any]]:
     if not scores:
         return [known | {"benchmark": "average", "status": NOT_RUN}]
     known["status"] = "run"
-    kinds = {
-        kind: scores[kind] | {"em_low": scores[kind]["low"], "em_high": scores[kind]["high"]}
-        for kind in KINDS
-        if kind in scores
-    }
+    kinds = {kind: scores[kind] for kind in KINDS if kind in scores}
     ems, searches = (
         averages("atlas", {kind: entry[key] for kind, entry in kinds.items()})
         for key in ("em", "searches")
@@ -278,9 +272,9 @@ def _score_run(run: StoredRun) -> list[dict[str, Any]]:
         name: None if em is None else {"em": em, "searches": searches[name]}
         for name, em in ems.items()
     }
-    summary = {"world": "atlas", "agent": run.arm}
-    summary["modes"] = {"greedy": {"benchmarks": kinds, "averages": means}}
-    return [row | known for row in score_rows(summary)]
+    modes = {"greedy": {"benchmarks": kinds, "averages": means}}
+    rows = score_rows({"world": "atlas", "agent": run.arm, "modes": modes})
+    return [row | known | {"em_low": row.get("low"), "em_high": row.get("high")} for row in rows]
 
 
 def desk_view(scores: pd.DataFrame, runs: Sequence[StoredRun] = ()) -> pd.DataFrame:

@@ -63,7 +63,6 @@ _PHASE_SHADES = {
     "acceleration": "#FAE6D8",
     "collapse": "#F0DCDA",
 }
-_PANEL = (3.9, 2.75)  # inches
 _BOLD = 2.2
 SEEDS_FOR_INTERVAL = 3
 _BY_FACTORS = ("entropy", "grad_norm")
@@ -102,24 +101,32 @@ def theme(*, grid: bool = False) -> Iterator[None]:
         yield
 
 
-def curves_data(runs: Sequence[StoredRun], panels: Sequence[str]) -> pd.DataFrame:
+def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure with a grid of panels, by rows; `size` is of a panel, in inches."""
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axes in grid:
+        sns.despine(ax=axes)
+    return figure, grid
+
+
+def curves_data(runs: Sequence[StoredRun], metrics: Sequence[str]) -> pd.DataFrame:
     """Return what `curves_figure` draws: one row per run, step and metric."""
-    for panel in panels:
-        if panel not in METRICS:
-            raise ConfigError(f'unknown metric "{panel}": {did_you_mean(panel, METRICS)}')
+    for name in metrics:
+        if name not in METRICS:
+            raise ConfigError(f'unknown metric "{name}": {did_you_mean(name, METRICS)}')
     parts = [
-        run.metrics.melt("step", [panel], var_name="metric").assign(
+        run.metrics.melt("step", [*metrics], var_name="metric").assign(
             profile=run.profile, method=run.arm, seed=run.seed
         )
         for run in runs
-        for panel in panels
     ]
     columns = ["profile", "method", "seed", "step", "metric", "value"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
 def curves_figure(
-    runs: Sequence[StoredRun], panels: Sequence[str], *, same_scale: Sequence[str] = ()
+    runs: Sequence[StoredRun], metrics: Sequence[str], *, same_scale: Sequence[str] = ()
 ) -> Figure:
     """Draw one panel per metric against the step, lines as in `draw_seeds`.
 
@@ -127,20 +134,16 @@ def curves_figure(
     be compared and get one, see `share_scale`. Dotted verticals mark where a run collapses. Shades
     are the phases of the first GRPO run, or of the first run without one.
     """
-    if not panels:
-        raise ConfigError('a figure needs at least one metric: name some, e.g. "reward"')
-    data = curves_data(runs, panels)
+    data = curves_data(runs, metrics)
     if data.empty:
-        raise DataError("none of the runs has a finished step: train at least one step first")
+        raise DataError("nothing to draw: name a metric and runs with a finished step")
     colours = method_colours(run.arm for run in runs)
     fallen = [run for run in runs if run.collapse is not None]
-    columns = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
-    rows = -(-len(panels) // columns)
+    columns = 2 if len(metrics) == 4 else min(len(metrics), 3)
+    rows = -(-len(metrics) // columns)
     with theme():
-        size = (_PANEL[0] * columns, _PANEL[1] * rows + 1)
-        figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        shown = dict(zip(panels, grid, strict=False))
+        figure, grid = panels(rows, columns, (3.9, 2.75 + 1 / rows))
+        shown = dict(zip(metrics, grid, strict=False))
         for panel, axes in shown.items():
             values = data[data["metric"] == panel]
             scale_axis(axes, panel, values["value"])
@@ -156,9 +159,8 @@ def curves_figure(
             axes.set_xlim(data["step"].min() - 0.5, data["step"].max() + 0.5)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axes.margins(y=0.12)
-            sns.despine(ax=axes)
         share_scale([axes for panel, axes in shown.items() if panel in same_scale])
-        for axes in grid[len(panels) :]:
+        for axes in grid[len(metrics) :]:
             axes.set_visible(False)
         figure.align_ylabels()
         handles = [handle(method_label(arm), colour) for arm, colour in colours.items()]

@@ -13,7 +13,6 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -32,6 +31,7 @@ from llds_core.reporting.figures import (
     log_scale,
     method_colours,
     method_label,
+    panels,
     share_scale,
     student_bounds,
     theme,
@@ -41,7 +41,6 @@ from llds_core.reporting.store import is_published
 
 OPTIMIZER = "adamw"  # that of training; each response was counted once for every optimizer
 _QUESTIONS = 16  # per checkpoint that is measured for a figure
-_PANEL = (3.9, 3.0)  # inches
 _KEPT = "checkpoints before the collapse of their run"
 _KEYS = ["profile", "method", "seed", "step"]
 _CHANGE = "change of log-likelihood\n(nats per response)"
@@ -119,7 +118,7 @@ def likelihood_change_figure(changes: pd.DataFrame) -> Figure:
         raise DataError("every group had a single outcome: nothing changes, measure more questions")
     colours = method_colours(measured["method"])
     with theme():
-        figure, grid = _panels(len(colours) + 2, width=0.85 * _PANEL[0])
+        figure, grid = panels(1, len(colours) + 2, (3.3, 3.0))
         share, states = grid[-2:]
         style: dict[str, Any]
         for axes, method in zip(grid, colours, strict=False):
@@ -163,7 +162,7 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
         "total": ("search rounds of the response", "whole responses"),
     }
     with theme():
-        figure, grid = _panels(2, width=_PANEL[0] + 1.3)
+        figure, grid = panels(1, 2, (5.2, 3.0))
         for axes, (view, (xlabel, title)) in zip(grid, titles.items(), strict=True):
             log_scale(axes)
             for (method, end), group in rounds[rounds["view"] == view].groupby(["method", "end"]):
@@ -241,7 +240,7 @@ def first_action_figure(data: pd.DataFrame) -> Figure:
     }
     methods = list(dict.fromkeys(data.loc[data["metric"].isin(_ACTIONS), "method"]))
     with theme():
-        figure, (*grid, searches) = _panels(len(methods) + 1, height=_PANEL[1] + 0.5)
+        figure, (*grid, searches) = panels(1, len(methods) + 1, (3.9, 3.5))
         for axes, method in zip(grid, methods, strict=True):
             for metric, (_, colour, line) in _ACTIONS.items():
                 draw_seeds(axes, tables[method, metric], colour, linestyle=line)
@@ -261,17 +260,6 @@ def first_action_figure(data: pd.DataFrame) -> Figure:
         handles = [handle(name, colour, linestyle=line) for name, colour, line in _ACTIONS.values()]
         legend_above(figure, handles, "response, action")
     return figure
-
-
-def _panels(
-    columns: int, *, width: float = _PANEL[0], height: float = _PANEL[1]
-) -> tuple[Figure, list[Axes]]:
-    """A figure with a row of panels; sizes are of a panel, in inches."""
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
-    grid = list(figure.subplots(1, columns, squeeze=False).ravel())
-    for axes in grid:
-        sns.despine(ax=axes)
-    return figure, grid
 
 
 def _handles(colours: Mapping[str, str], **style: str) -> list[Line2D]:

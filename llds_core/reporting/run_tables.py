@@ -97,7 +97,7 @@ def outcomes(runs: Sequence[StoredRun], within: int | None = None) -> pd.DataFra
     """
     runs = [run for run in runs if run.is_result]
     steps = usual_steps(runs) if within is None else within
-    return pd.DataFrame([_outcome(run.first(within), steps) for run in runs])
+    return pd.DataFrame(_outcome(run.first(within), steps) for run in runs)
 
 
 def _outcome(run: StoredRun, steps: int) -> dict[str, object]:

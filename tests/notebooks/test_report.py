@@ -79,10 +79,10 @@ def made(smoke_runs, tmp_path_factory):
 def test_a_reported_notebook_is_executed_to_its_end_and_has_a_page(made):
     code = code_cells(made / "notebooks" / "02_entropy.ipynb")
     assert all(cell.execution_count for cell in code)
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not any(output.output_type == "error" for output in outputs)
+    assert not any("Warning" in output.text for output in outputs if output.get("name") == "stderr")
     assert "<html" in (made / "notebooks" / "02_entropy.html").read_text()[:500]
-    errors = [out for cell in code for out in cell.outputs if out.output_type == "error"]
-    warned = [out for cell in code for out in cell.outputs if out.get("name") == "stderr"]
-    assert not errors and not any("Warning" in out.text for out in warned)
 
 
 def test_the_index_lists_every_file_with_its_notebook_and_runs(made, smoke_runs):
@@ -98,8 +98,7 @@ def test_the_index_lists_every_file_with_its_notebook_and_runs(made, smoke_runs)
     for entry in index["artefacts"]:
         assert entry["bytes"] == (made / entry["path"]).stat().st_size > 0
         assert entry["runs"] == paths and entry["notebook"] == "02_entropy.ipynb"
-    kinds = {entry["kind"] for entry in index["artefacts"]}
-    assert kinds == {"figure", "data", "notebook", "page"}
+    assert {entry["kind"] for entry in index["artefacts"]} == {"figure", "data", "notebook", "page"}
 
 
 def test_what_a_notebook_needs_and_does_not_find_leaves_it_out(
@@ -139,35 +138,30 @@ def test_a_kernel_that_dies_is_an_error_of_ours(tmp_path):
         run_notebook(path, {}, tmp_path / "out")
 
 
+def run_one(folder, source, **values):
+    run_notebook(folder / source, values, folder / "out")
+
+
+def run_all(folder, seeds=(0,), methods=METHODS):
+    report("smoke", seeds, folder, folder / "out", methods=methods)
+
+
 @pytest.mark.parametrize(
-    ("name", "values", "error", "words"),
+    ("call", "values", "error", "words"),
     [
-        ("00_broken.ipynb", {}, DataError, "is not a notebook"),
-        ("01_none.ipynb", {}, ConfigError, "no notebook at"),
-        (ROOT / "notebooks/02_entropy.ipynb", {"seed": 1}, ConfigError, '"seed": .*"seeds"'),
+        (run_one, {"source": "00_broken.ipynb"}, DataError, "is not a notebook"),
+        (run_one, {"source": "01_none.ipynb"}, ConfigError, "no notebook at"),
+        (run_one, {"source": NOTEBOOKS[2], "seed": 1}, ConfigError, '"seed": .*"seeds"'),
+        (run_all, {"seeds": []}, ConfigError, "at least one seed and one method"),
+        (run_all, {"methods": ["grrpo"]}, ConfigError, "unknown method"),
+        (run_all, {}, ConfigError, "holds no notebook"),
     ],
 )
-def test_what_cannot_be_run_is_refused(tmp_path, name, values, error, words):
+def test_what_cannot_be_run_is_refused(tmp_path, monkeypatch, call, values, error, words):
+    monkeypatch.setattr("llds_core.reporting.notebooks.NOTEBOOKS", tmp_path / "none")
     (tmp_path / "00_broken.ipynb").write_text("{")
     with pytest.raises(error, match=words):
-        run_notebook(tmp_path / name, values, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"seeds": []}, "at least one seed"),
-        ({"methods": []}, "at least one seed and one method"),
-        ({"methods": ["grrpo"]}, "unknown method"),
-        ({}, "holds no notebook"),
-    ],
-)
-def test_a_report_of_nothing_is_refused(tmp_path, monkeypatch, values, words):
-    monkeypatch.setattr("llds_core.reporting.notebooks.NOTEBOOKS", tmp_path)
-    arguments = {"seeds": [0], "run_root": tmp_path, "out_dir": tmp_path / "out"} | values
-    with pytest.raises(ConfigError, match=words):
-        report("smoke", **arguments)
+        call(tmp_path, **values)
     assert not (tmp_path / "out").exists()
 
 
