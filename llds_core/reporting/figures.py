@@ -138,7 +138,7 @@ def curves_figure(
     if data.empty:
         raise DataError("nothing to draw: name a metric and runs with a finished step")
     colours = method_colours(run.arm for run in runs)
-    fallen = [run for run in runs if run.collapse is not None]
+    collapses = [(run.arm, step) for run in runs if (step := run.collapse_step) is not None]
     columns = 2 if len(metrics) == 4 else min(len(metrics), 3)
     rows = -(-len(metrics) // columns)
     with theme():
@@ -151,10 +151,8 @@ def curves_figure(
             for arm, group in values.groupby("method", sort=False):
                 table = group.pivot(index="step", columns="seed", values="value")
                 draw_seeds(axes, table, colours[str(arm)], marker=marker)
-            for run in fallen:
-                axes.axvline(
-                    run.collapse_step, color=colours[run.arm], linestyle=":", linewidth=1.5
-                )
+            for arm, step in collapses:
+                axes.axvline(step, color=colours[arm], linestyle=":", linewidth=1.5)
             axes.set(xlabel="step", ylabel=axis_label(panel))
             axes.set_xlim(data["step"].min() - 0.5, data["step"].max() + 0.5)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -164,7 +162,7 @@ def curves_figure(
             axes.set_visible(False)
         figure.align_ylabels()
         handles = [handle(method_label(arm), colour) for arm, colour in colours.items()]
-        if fallen:
+        if collapses:
             handles.append(handle("collapse onset", GREY, linestyle=":", linewidth=1.5))
         legend_above(figure, handles)
         _shade_phases(figure, shown.values(), runs)
@@ -233,7 +231,8 @@ def draw_mean(
     without any value is left out.
     """
     table = table.dropna(axis=1, how="all")
-    table = table.loc[: min((table[seed].last_valid_index() for seed in table), default=0)]
+    end = min((table[seed].last_valid_index() for seed in table), default=0)
+    table = table.loc[table.first_valid_index() : end]
     is_log = axes.get_yscale() == "log"
     values = np.log(table) if is_log else table
     found = np.array([student_interval(row)[:3] for row in values.to_numpy(float)]).reshape(-1, 3).T

@@ -118,7 +118,7 @@ def likelihood_change_figure(changes: pd.DataFrame) -> Figure:
         raise DataError("every group had a single outcome: nothing changes, measure more questions")
     colours = method_colours(measured["method"])
     with theme():
-        figure, grid = panels(1, len(colours) + 2, (3.3, 3.0))
+        figure, grid = panels(1, len(colours) + 2, (3.315, 3.0))
         share, states = grid[-2:]
         style: dict[str, Any]
         for axes, method in zip(grid, colours, strict=False):
