@@ -26,7 +26,7 @@ def save_table(
     """
     path = out_dir / f"{name}.csv"
     if runs and "seed" not in table:
-        table = table.assign(runs=";".join(run.stem for run in runs))
+        table = table.assign(runs=";".join(f"{run.arm}-seed{run.seed}" for run in runs))
     write_table(path, table)
     record([path], runs)
     return path
@@ -34,11 +34,14 @@ def save_table(
 
 def record(paths: Sequence[Path], runs: Sequence[StoredRun]) -> None:
     """Append a line per file, in the folder of the first: its name, its kind and its runs."""
-    names = [run_name(run) for run in runs]
     index = paths[0].parent / _RECORDS
     with disk_errors(index), index.open("a", encoding="utf-8") as file:
         for path in paths:
-            line = {"path": path.name, "kind": KINDS[path.suffix], "runs": names}
+            line = {
+                "path": path.name,
+                "kind": KINDS[path.suffix],
+                "runs": [run.name for run in runs],
+            }
             file.write(json.dumps(line) + "\n")
 
 
@@ -51,8 +54,3 @@ def take_records(folder: Path) -> dict[Path, dict[str, Any]]:
             found[index.parent / entry["path"]] = entry
         index.unlink()
     return found
-
-
-def run_name(run: StoredRun) -> str:
-    """`<profile>/<arm>/seed<k>`."""
-    return f"{run.profile}/{run.arm}/seed{run.seed}"

@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from llds_core.errors import ConfigError, DataError
-from llds_core.evaluation import AVERAGE_MEMBERS, BASELINES, POLICY, averages, score_rows
-from llds_core.files import disk_errors, write_json
+from llds_core.evaluation import BASELINES, POLICY, averages, score_rows
+from llds_core.files import bounded, disk_errors, write_json
 from llds_core.reporting.figures import (
     METHOD_COLOURS,
     METHOD_LABELS,
     handle,
     legend_above,
     method_label,
+    panels,
     theme,
 )
 from llds_core.reporting.run_view import StoredRun
@@ -88,11 +88,9 @@ _BAR = 0.17  # of the distance between two models
 def score_lines(folder: Path) -> str:
     """The scores of an evaluation as a table for a terminal."""
     table = pd.DataFrame(score_rows(_read_scores(folder / "summary.json")))
-    interval = [f"[{row.em_low:.3f}, {row.em_high:.3f}]" for row in table.itertuples()]
-    names = ["benchmark", "mode", "n", "em", "f1", "sub_em", "valid_answers", "searches"]
-    shown = table[names].copy()
-    shown.insert(4, "95 %", interval)
-    return shown.to_string(index=False, float_format=lambda value: f"{value:.3f}")
+    table["95 %"] = [f"[{row.em_low:.3f}, {row.em_high:.3f}]" for row in table.itertuples()]
+    names = ["benchmark", "mode", "n", "em", "95 %", "f1", "sub_em", "valid_answers", "searches"]
+    return table[names].to_string(index=False, float_format="{:.3f}".format)
 
 
 def publish_evaluation(
@@ -208,8 +206,7 @@ def averages_data(comparisons: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def averages_figure(data: pd.DataFrame) -> Figure:
     """Figure 1: bars are published averages, a diamond is ours with its 95 % interval."""
     with theme():
-        figure = Figure(figsize=(8.6, 3.9), layout="constrained")
-        axes = figure.subplots()
+        figure, [axes] = panels(1, 1, (8.6, 3.9))
         models = data.groupby(["model", "variant"], sort=False)
         for place, (_, group) in enumerate(models):
             order = [method for method in _FIGURE_METHODS if method in set(group["method"])]
@@ -225,7 +222,6 @@ def averages_figure(data: pd.DataFrame) -> Figure:
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("exact match, average\nof seven benchmarks (share)")
         axes.set_ylim(0, 1.12 * float(np.nanmax(data[["published", "ours_high"]])))
-        sns.despine(ax=axes)
         handles = [
             Patch(color=METHOD_COLOURS[method], label=f"{_FIGURE_LABELS[method]}, published")
             for method in _FIGURE_METHODS
@@ -268,20 +264,17 @@ def _score_run(run: StoredRun) -> list[dict[str, Any]]:
         return [known | {"benchmark": "average", "status": NOT_RUN}]
     known["status"] = "run"
     kinds = {kind: scores[kind] for kind in KINDS if kind in scores}
-    rows = [
-        known | entry | {"benchmark": kind, "em_low": entry["low"], "em_high": entry["high"]}
-        for kind, entry in kinds.items()
-    ]
     ems, searches = (
         averages("atlas", {kind: entry[key] for kind, entry in kinds.items()})
         for key in ("em", "searches")
     )
-    for name, members in AVERAGE_MEMBERS["atlas"].items():
-        if ems[name] is not None:
-            row = {"benchmark": "average" if name == "all" else f"average_{name}"}
-            row |= {"em": ems[name], "searches": searches[name]}
-            rows.append(known | row | {"n": sum(kinds[kind]["n"] for kind in members)})
-    return rows
+    means = {
+        name: None if em is None else {"em": em, "searches": searches[name]}
+        for name, em in ems.items()
+    }
+    modes = {"greedy": {"benchmarks": kinds, "averages": means}}
+    rows = score_rows({"world": "atlas", "agent": run.arm, "modes": modes})
+    return [row | known | {"em_low": row.get("low"), "em_high": row.get("high")} for row in rows]
 
 
 def desk_view(scores: pd.DataFrame, runs: Sequence[StoredRun] = ()) -> pd.DataFrame:
@@ -299,8 +292,7 @@ def desk_view(scores: pd.DataFrame, runs: Sequence[StoredRun] = ()) -> pd.DataFr
             found = ran[ran["benchmark"] == name]
             row[title] = _number(found["em"].mean()) if len(found) else NOT_RUN
             if len(found) and name in _DESK_AVERAGES:
-                low, high = _bounds(found)
-                row[title] += "" if pd.isna(low) else f" [{low:.3f}, {high:.3f}]"
+                row[title] = bounded(found["em"].mean(), *_bounds(found), ".3f")
         overall = group[group["benchmark"] == "average"].mean(numeric_only=True)
         row["contained"] = _number(overall["sub_em"])
         row["in tags"] = _number(overall["valid_answers"])
@@ -317,7 +309,7 @@ def _with_delta(cell: pd.Series) -> str:
     if cell["status"] == NOT_RUN:
         return NOT_RUN
     delta = "" if pd.isna(cell["delta"]) else f" ({cell['delta']:+.3f})"
-    return f"{cell['ours']:.3f} [{cell['ours_low']:.3f}, {cell['ours_high']:.3f}]{delta}"
+    return bounded(cell["ours"], cell["ours_low"], cell["ours_high"], ".3f") + delta
 
 
 def _bounds(scores: pd.DataFrame) -> tuple[float, float]:

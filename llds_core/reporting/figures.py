@@ -28,7 +28,6 @@ from matplotlib.ticker import (
 )
 
 from llds_core.diagnostics.metrics import METRICS
-from llds_core.diagnostics.phases import collapse_step
 from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.files import disk_errors, write_table
 from llds_core.reporting.artefacts import record
@@ -64,7 +63,6 @@ _PHASE_SHADES = {
     "acceleration": "#FAE6D8",
     "collapse": "#F0DCDA",
 }
-_PANEL = (3.9, 2.75)  # inches
 _BOLD = 2.2
 SEEDS_FOR_INTERVAL = 3
 _BY_FACTORS = ("entropy", "grad_norm")
@@ -103,24 +101,32 @@ def theme(*, grid: bool = False) -> Iterator[None]:
         yield
 
 
-def curves_data(runs: Sequence[StoredRun], panels: Sequence[str]) -> pd.DataFrame:
+def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure with a grid of panels, by rows; `size` is of a panel, in inches."""
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axes in grid:
+        sns.despine(ax=axes)
+    return figure, grid
+
+
+def curves_data(runs: Sequence[StoredRun], metrics: Sequence[str]) -> pd.DataFrame:
     """Return what `curves_figure` draws: one row per run, step and metric."""
-    for panel in panels:
-        if panel not in METRICS:
-            raise ConfigError(f'unknown metric "{panel}": {did_you_mean(panel, METRICS)}')
+    for name in metrics:
+        if name not in METRICS:
+            raise ConfigError(f'unknown metric "{name}": {did_you_mean(name, METRICS)}')
     parts = [
-        run.metrics.melt("step", [panel], var_name="metric").assign(
+        run.metrics.melt("step", [*metrics], var_name="metric").assign(
             profile=run.profile, method=run.arm, seed=run.seed
         )
         for run in runs
-        for panel in panels
     ]
     columns = ["profile", "method", "seed", "step", "metric", "value"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
 def curves_figure(
-    runs: Sequence[StoredRun], panels: Sequence[str], *, same_scale: Sequence[str] = ()
+    runs: Sequence[StoredRun], metrics: Sequence[str], *, same_scale: Sequence[str] = ()
 ) -> Figure:
     """Draw one panel per metric against the step, lines as in `draw_seeds`.
 
@@ -128,22 +134,16 @@ def curves_figure(
     be compared and get one, see `share_scale`. Dotted verticals mark where a run collapses. Shades
     are the phases of the first GRPO run, or of the first run without one.
     """
-    if not panels:
-        raise ConfigError('a figure needs at least one metric: name some, e.g. "reward"')
-    data = curves_data(runs, panels)
+    data = curves_data(runs, metrics)
     if data.empty:
-        raise DataError("none of the runs has a finished step: train at least one step first")
+        raise DataError("nothing to draw: name a metric and runs with a finished step")
     colours = method_colours(run.arm for run in runs)
-    collapses = [
-        (run, collapse_step(run.metrics.set_index("step")["reward"], run.window)) for run in runs
-    ]
-    columns = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
-    rows = -(-len(panels) // columns)
+    collapses = [(run.arm, step) for run in runs if (step := run.collapse_step) is not None]
+    columns = 2 if len(metrics) == 4 else min(len(metrics), 3)
+    rows = -(-len(metrics) // columns)
     with theme():
-        size = (_PANEL[0] * columns, _PANEL[1] * rows + 1)
-        figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        shown = dict(zip(panels, grid, strict=False))
+        figure, grid = panels(rows, columns, (3.9, 2.75 + 1 / rows))
+        shown = dict(zip(metrics, grid, strict=False))
         for panel, axes in shown.items():
             values = data[data["metric"] == panel]
             scale_axis(axes, panel, values["value"])
@@ -151,20 +151,18 @@ def curves_figure(
             for arm, group in values.groupby("method", sort=False):
                 table = group.pivot(index="step", columns="seed", values="value")
                 draw_seeds(axes, table, colours[str(arm)], marker=marker)
-            for run, step in collapses:
-                if step is not None:
-                    axes.axvline(step, color=colours[run.arm], linestyle=":", linewidth=1.5)
+            for arm, step in collapses:
+                axes.axvline(step, color=colours[arm], linestyle=":", linewidth=1.5)
             axes.set(xlabel="step", ylabel=axis_label(panel))
             axes.set_xlim(data["step"].min() - 0.5, data["step"].max() + 0.5)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
             axes.margins(y=0.12)
-            sns.despine(ax=axes)
         share_scale([axes for panel, axes in shown.items() if panel in same_scale])
-        for axes in grid[len(panels) :]:
+        for axes in grid[len(metrics) :]:
             axes.set_visible(False)
         figure.align_ylabels()
         handles = [handle(method_label(arm), colour) for arm, colour in colours.items()]
-        if any(step is not None for _, step in collapses):
+        if collapses:
             handles.append(handle("collapse onset", GREY, linestyle=":", linewidth=1.5))
         legend_above(figure, handles)
         _shade_phases(figure, shown.values(), runs)
@@ -224,13 +222,7 @@ def draw_seeds(
 
 
 def draw_mean(
-    axes: Axes,
-    table: pd.DataFrame,
-    colour: str,
-    *,
-    band: bool = True,
-    label: str | None = None,
-    **style: Any,
+    axes: Axes, table: pd.DataFrame, colour: str, *, band: bool = True, **style: Any
 ) -> None:
     """Draw the mean of the seeds of a table in bold and, from three on, Student's 95 % interval.
 
@@ -239,24 +231,17 @@ def draw_mean(
     without any value is left out.
     """
     table = table.dropna(axis=1, how="all")
-    table = table.loc[: min((table[seed].last_valid_index() for seed in table), default=0)]
-    bounded = band and table.shape[1] >= SEEDS_FOR_INTERVAL
+    end = min((table[seed].last_valid_index() for seed in table), default=0)
+    table = table.loc[table.first_valid_index() : end]
+    is_log = axes.get_yscale() == "log"
+    values = np.log(table) if is_log else table
+    found = np.array([student_interval(row)[:3] for row in values.to_numpy(float)]).reshape(-1, 3).T
+    mean, low, high = np.exp(found) if is_log else found
     style = {"linewidth": _BOLD, "markersize": 4.5, "markeredgewidth": 0} | style
-    empty = table.isna().all(axis=1)
-    # Seaborn draws on across steps without a value: what lies between gaps is drawn by itself.
-    for number, (_, part) in enumerate(table[~empty].groupby(empty.cumsum())):
-        values = part.stack().dropna()
-        sns.lineplot(
-            x=values.index.get_level_values(0),
-            y=values.to_numpy(),
-            errorbar=student_bounds if bounded else None,
-            err_kws={"alpha": 0.18, "linewidth": 0},
-            color=colour,
-            label=None if number else label,
-            legend=False,
-            ax=axes,
-            **style,
-        )
+    axes.plot(table.index, mean, color=colour, **style)
+    if band and (several := table.count(axis=1) >= SEEDS_FOR_INTERVAL).any():
+        shade: dict[str, Any] = {"alpha": 0.18, "linewidth": 0, "where": several}
+        axes.fill_between(table.index, low, high, color=colour, **shade)
 
 
 def student_bounds(values: Sequence[float]) -> tuple[float, float]:

@@ -13,7 +13,6 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -23,7 +22,6 @@ from llds_core.diagnostics.measure import covered, measure, mechanism_path, read
 from llds_core.diagnostics.summary import negative_share
 from llds_core.errors import DataError
 from llds_core.files import span
-from llds_core.reporting import run_view
 from llds_core.reporting.figures import (
     GREY,
     curves_data,
@@ -33,15 +31,16 @@ from llds_core.reporting.figures import (
     log_scale,
     method_colours,
     method_label,
+    panels,
     share_scale,
     student_bounds,
     theme,
 )
-from llds_core.reporting.run_view import StoredRun
+from llds_core.reporting.run_view import StoredRun, before_collapse
 from llds_core.reporting.store import is_published
 
 OPTIMIZER = "adamw"  # that of training; each response was counted once for every optimizer
-_PANEL = (3.9, 3.0)  # inches
+_QUESTIONS = 16  # per checkpoint that is measured for a figure
 _KEPT = "checkpoints before the collapse of their run"
 _KEYS = ["profile", "method", "seed", "step"]
 _CHANGE = "change of log-likelihood\n(nats per response)"
@@ -69,18 +68,21 @@ _SEARCHES = {
 }
 
 
-def ensure_mechanism(
-    profile: str, methods: Sequence[str], seeds: Sequence[int], run_root: Path, questions: int = 16
-) -> dict[str, pd.DataFrame]:
-    """Read the mechanism tables of all seeds that were measured. What the first seed lacks is
-    measured where checkpoints are stored, on so many questions if it has no table yet; those of a
-    policy that was not made here may be large and are measured by command only.
+def ensure_mechanism(runs: Sequence[StoredRun], run_root: Path) -> dict[str, pd.DataFrame]:
+    """Read the mechanism tables of the seeds of `runs` that were measured, up to the collapse of
+    each run. What the first seed lacks is measured where checkpoints are stored; those of a policy
+    that was not made here may be large and are measured by command only.
     """
+    profile = runs[0].profile
+    methods, seeds = (
+        [*dict.fromkeys(run.method for run in runs)],
+        [*dict.fromkeys(run.seed for run in runs)],
+    )
     made_here = not load_experiment(f"{profile}/{methods[0]}").policy.path
-    folders = [mechanism_path(Path(run_root), profile, seed) for seed in seeds]
+    folders = [mechanism_path(run_root, profile, seed) for seed in seeds]
     done, asked = covered(folders[0])
     if made_here and not is_published(run_root, profile) and not set(methods) <= set(done):
-        measure(profile, methods, seeds[0], Path(run_root), questions=asked or questions)
+        measure(profile, methods, seeds[0], run_root, questions=asked or _QUESTIONS)
     found = [read_mechanism(folder) for folder in folders if folder.is_dir()]
     if not found:
         raise DataError(
@@ -88,15 +90,11 @@ def ensure_mechanism(
             f"llds_core mechanism {profile}"
         )
     return {
-        name: pd.concat([tables[name] for tables in found], ignore_index=True) for name in found[0]
+        name: before_collapse(
+            pd.concat([tables[name] for tables in found], ignore_index=True), runs
+        )
+        for name in found[0]
     }
-
-
-def before_collapse(
-    tables: Mapping[str, pd.DataFrame], runs: Sequence[StoredRun]
-) -> dict[str, pd.DataFrame]:
-    """Leave out of all tables the checkpoints that one of `runs` reached after its collapse."""
-    return {name: run_view.before_collapse(table, runs) for name, table in tables.items()}
 
 
 def share_table(changes: pd.DataFrame) -> pd.DataFrame:
@@ -120,7 +118,7 @@ def likelihood_change_figure(changes: pd.DataFrame) -> Figure:
         raise DataError("every group had a single outcome: nothing changes, measure more questions")
     colours = method_colours(measured["method"])
     with theme():
-        figure, grid = _panels(len(colours) + 2, width=0.85 * _PANEL[0])
+        figure, grid = panels(1, len(colours) + 2, (3.315, 3.0))
         share, states = grid[-2:]
         style: dict[str, Any]
         for axes, method in zip(grid, colours, strict=False):
@@ -164,7 +162,7 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
         "total": ("search rounds of the response", "whole responses"),
     }
     with theme():
-        figure, grid = _panels(2, width=_PANEL[0] + 1.3)
+        figure, grid = panels(1, 2, (5.2, 3.0))
         for axes, (view, (xlabel, title)) in zip(grid, titles.items(), strict=True):
             log_scale(axes)
             for (method, end), group in rounds[rounds["view"] == view].groupby(["method", "end"]):
@@ -242,7 +240,7 @@ def first_action_figure(data: pd.DataFrame) -> Figure:
     }
     methods = list(dict.fromkeys(data.loc[data["metric"].isin(_ACTIONS), "method"]))
     with theme():
-        figure, (*grid, searches) = _panels(len(methods) + 1, height=_PANEL[1] + 0.5)
+        figure, (*grid, searches) = panels(1, len(methods) + 1, (3.9, 3.5))
         for axes, method in zip(grid, methods, strict=True):
             for metric, (_, colour, line) in _ACTIONS.items():
                 draw_seeds(axes, tables[method, metric], colour, linestyle=line)
@@ -262,17 +260,6 @@ def first_action_figure(data: pd.DataFrame) -> Figure:
         handles = [handle(name, colour, linestyle=line) for name, colour, line in _ACTIONS.values()]
         legend_above(figure, handles, "response, action")
     return figure
-
-
-def _panels(
-    columns: int, *, width: float = _PANEL[0], height: float = _PANEL[1]
-) -> tuple[Figure, list[Axes]]:
-    """A figure with a row of panels; sizes are of a panel, in inches."""
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
-    grid = list(figure.subplots(1, columns, squeeze=False).ravel())
-    for axes in grid:
-        sns.despine(ax=axes)
-    return figure, grid
 
 
 def _handles(colours: Mapping[str, str], **style: str) -> list[Line2D]:

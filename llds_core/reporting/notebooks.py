@@ -22,7 +22,7 @@ from jupyter_client.manager import AsyncKernelManager
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, DataError, RunError, did_you_mean
 from llds_core.files import NOTEBOOKS, disk_errors, project_path, write_json, write_text
-from llds_core.reporting.artefacts import KINDS, run_name, take_records
+from llds_core.reporting.artefacts import KINDS, take_records
 from llds_core.reporting.store import is_published, load_runs
 
 MAIN_ARMS = ("grpo", "llds-action")
@@ -99,7 +99,7 @@ def report(
         ]
     runs = load_runs(project_path(run_root), profile, methods, seeds, overrides)
     for artefact in artefacts:
-        artefact["runs"] = [str(run.path) for run in runs if run_name(run) in artefact["runs"]]
+        artefact["runs"] = [str(run.path) for run in runs if run.name in artefact["runs"]]
     kept = ("profile", "method", "seed", "config_hash", "status")
     listed = [{"path": str(run.path)} | {key: run.manifest[key] for key in kept} for run in runs]
     index = target / "index.json"

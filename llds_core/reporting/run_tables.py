@@ -1,6 +1,6 @@
 """Tables of runs: one row per run, and small ones beside the figures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ def run_row(run: StoredRun) -> dict[str, Any]:
     those of `outcomes`.
     """
     metrics = run.metrics
-    seconds = metrics["rollout_seconds"].sum() + metrics["update_seconds"].sum()
+    seconds = metrics[["rollout_seconds", "update_seconds"]].sum().sum()
     return {
         "profile": run.profile,
         "method": run.arm,
@@ -32,7 +32,7 @@ def run_row(run: StoredRun) -> dict[str, Any]:
         "updates": int(metrics["updates"].iloc[-1]),
         "collapsed": run.collapse is not None,
         "collapse_step": run.collapse_step,
-        "loglik_decline_step": run.phase_start("decay"),
+        "loglik_decline_step": _phase_starts(run).get("decay"),
         "reward_decline_step": run.step_at(run.decline("reward")),
         "best_reward": round(run.best("reward"), 4),
         "final_reward": round(run.last("reward"), 4),
@@ -64,13 +64,13 @@ def phase_row(run: StoredRun) -> dict[str, Any]:
         lead = reward - loglik
         if run.collapse is not None:
             halfway = run.halfway("reward") - run.halfway("loglik_correct")
-    spiral = run.spiral
+    starts, spiral = _phase_starts(run), run.spiral
     return {
         "method": run.arm,
         "seed": run.seed,
         "steps": run.length,
-        "decay": run.phase_start("decay"),
-        "acceleration": run.phase_start("acceleration"),
+        "decay": starts.get("decay"),
+        "acceleration": starts.get("acceleration"),
         "collapse": run.collapse_step,
         "loglik_decline": run.step_at(loglik),
         "reward_decline": run.step_at(reward),
@@ -79,6 +79,10 @@ def phase_row(run: StoredRun) -> dict[str, Any]:
         "spiral": spiral.onset if spiral.judged else None,
         "spiral_failed": ";".join(spiral.failed) if spiral.judged else None,
     }
+
+
+def _phase_starts(run: StoredRun) -> dict[str, int]:
+    return {phase.name: phase.first for phase in run.phases}
 
 
 def outcomes(runs: Sequence[StoredRun], within: int | None = None) -> pd.DataFrame:
@@ -93,7 +97,7 @@ def outcomes(runs: Sequence[StoredRun], within: int | None = None) -> pd.DataFra
     """
     runs = [run for run in runs if run.is_result]
     steps = usual_steps(runs) if within is None else within
-    return pd.DataFrame([_outcome(run.first(within), steps) for run in runs])
+    return pd.DataFrame(_outcome(run.first(within), steps) for run in runs)
 
 
 def _outcome(run: StoredRun, steps: int) -> dict[str, object]:
@@ -164,24 +168,24 @@ def collapse_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
     decline of likelihood comes before that of reward. Runs shorter than three windows, on which
     phases cannot be judged, are not counted.
     """
-
-    def fate(group: Sequence[StoredRun]) -> dict[str, str]:
+    rows = []
+    for method, group in by_method(runs).items():
         judged = [phase_row(run) for run in group if run.length >= 3 * run.window]
         found = pd.DataFrame(judged, columns=["seed", "decay", "collapse", "likelihood_lead"])
         lead = found["likelihood_lead"].dropna()
-        return {
-            "likelihood decays": _count_steps(found["decay"]),
-            "reward collapses": _count_steps(found["collapse"]),
-            "median lead of likelihood": f"{lead.median():g} steps" if len(lead) else "–",
-        }
-
-    return _per_method(runs, fate)
+        row = {"method": method_label(method), "likelihood decays": _count_steps(found["decay"])}
+        row["reward collapses"] = _count_steps(found["collapse"])
+        row["median lead of likelihood"] = f"{lead.median():g} steps" if len(lead) else "–"
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def changes_table(runs: Sequence[StoredRun], metrics: Sequence[str]) -> pd.DataFrame:
     """One row per method: means of metrics over the first window with values and over the last."""
-    return _per_method(
-        runs, lambda group: {metric_label(name): _describe_change(group, name) for name in metrics}
+    return pd.DataFrame(
+        {"method": method_label(method)}
+        | {metric_label(name): _describe_change(group, name) for name in metrics}
+        for method, group in by_method(runs).items()
     )
 
 
@@ -191,15 +195,6 @@ def by_method(runs: Sequence[StoredRun]) -> dict[str, list[StoredRun]]:
     for run in runs:
         arms.setdefault(run.arm, []).append(run)
     return arms
-
-
-def _per_method(
-    runs: Sequence[StoredRun], describe: Callable[[Sequence[StoredRun]], Mapping[str, str]]
-) -> pd.DataFrame:
-    return pd.DataFrame(
-        {"method": method_label(method), **describe(group)}
-        for method, group in by_method(runs).items()
-    )
 
 
 def _describe_change(runs: Sequence[StoredRun], metric: str) -> str:

@@ -37,13 +37,17 @@ from llds_core.runs.identity import diverged
 SURGE = 2.0  # entropy over that of the first window
 
 
+def _from_manifest(key: str) -> Any:
+    return property(lambda run: run.manifest[key])
+
+
 @dataclass(frozen=True, eq=False)
 class StoredRun:
     """One stored run, finished or not, published or as it was made, and what follows from it.
 
     Attributes:
         path: its directory.
-        manifest: what it is and how it was made.
+        manifest: what it is and how it was made, `profile`, `method`, `seed` and `status` among it.
         metrics: one row per step, one column per metric; NaN where nothing was measured.
     """
 
@@ -51,27 +55,10 @@ class StoredRun:
     manifest: dict[str, Any]
     metrics: pd.DataFrame
 
-    # What its manifest says.
-
-    @property
-    def profile(self) -> str:
-        """Profile of the run."""
-        return self.manifest["profile"]
-
-    @property
-    def method(self) -> str:
-        """Method of the run."""
-        return self.manifest["method"]
-
-    @property
-    def seed(self) -> int:
-        """Seed of the run."""
-        return self.manifest["seed"]
-
-    @property
-    def status(self) -> str:
-        """`running`, `complete`, `collapsed`, `failed` or `interrupted`."""
-        return self.manifest["status"]
+    profile = _from_manifest("profile")
+    method = _from_manifest("method")
+    seed = _from_manifest("seed")
+    status = _from_manifest("status")
 
     @property
     def arm(self) -> str:
@@ -85,13 +72,8 @@ class StoredRun:
 
     @property
     def name(self) -> str:
-        """`<profile>/<method>/seed<k>`."""
-        return f"{self.profile}/{self.method}/seed{self.seed}"
-
-    @property
-    def stem(self) -> str:
-        """`<arm>-seed<k>`, the name of its published files."""
-        return f"{self.arm}-seed{self.seed}"
+        """`<profile>/<arm>/seed<k>`."""
+        return f"{self.profile}/{self.arm}/seed{self.seed}"
 
     @property
     def window(self) -> int:
@@ -131,12 +113,11 @@ class StoredRun:
         """
         if "evaluation" in self.manifest:
             return self.manifest["evaluation"]
-        files = sorted(self.path.glob("evaluation-*-test.json"))
-        found = {file.name.split("-", 1)[1].removesuffix("-test.json"): file for file in files}
+        files = sorted(self.path.glob("evaluation-[bl]*-test.json"))  # neither start nor step-<n>
+        names = [file.name.split("-", 1)[1].removesuffix("-test.json") for file in files]
         return {
             name: json.loads(file.read_text("utf-8"))
-            for name, file in found.items()
-            if name.startswith(("best", "last"))
+            for name, file in zip(names, files, strict=True)
         }
 
     def heldout(
@@ -166,8 +147,6 @@ class StoredRun:
         if steps is None:
             return self
         return replace(self, metrics=self.metrics[self.metrics["step"] <= steps])
-
-    # Rows and means over windows.
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -211,14 +190,11 @@ class StoredRun:
 
     def best(self, metric: str, row: int | None = None) -> float:
         """Highest windowed mean of `metric` before `row`; NaN when there is none."""
-        means = self.means(metric)[:row]
-        return float(np.nanmax(means)) if np.isfinite(means).any() else np.nan
+        return float(pd.Series(self.means(metric)[:row]).max())
 
     def last(self, metric: str) -> float:
         """Last windowed mean of `metric`; NaN when there is none."""
-        means = self.means(metric)
-        means = means[np.isfinite(means)]
-        return float(means[-1]) if len(means) else np.nan
+        return float(pd.Series(self.means(metric)).ffill().iloc[-1])
 
     def noise(self, metric: str, row: int) -> float:
         """Standard deviation of a step of `metric` before `row`, whatever its trend: that of
@@ -230,11 +206,8 @@ class StoredRun:
         """Lowest windowed reward from the best one on, as a share of it: how far it fell, whether
         or not by the rule of the collapse; NaN without a full window.
         """
-        means = self.means("reward")
-        if not np.isfinite(means).any():
-            return np.nan
-        top = int(np.nanargmax(means))
-        return float(np.nanmin(means[top:]) / means[top]) if means[top] > 0 else np.nan
+        means, best = pd.Series(self.means("reward")), self.best("reward")
+        return float(means[means.eq(best).cummax()].min() / best) if best > 0 else np.nan
 
     def entropy_growth(self, row: int | None = None) -> float:
         """Highest windowed entropy before `row` over that of the first window; NaN without a full
@@ -265,10 +238,6 @@ class StoredRun:
     def phases(self) -> list[Phase]:
         """Its phases, see `diagnostics.phases`."""
         return detect_phases(self.metrics, window=self.window)
-
-    def phase_start(self, name: str) -> int | None:
-        """First step of a phase, None when it has no such phase."""
-        return next((phase.first for phase in self.phases if phase.name == name), None)
 
     @cached_property
     def spiral(self) -> SpiralTest:

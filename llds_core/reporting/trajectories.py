@@ -9,12 +9,9 @@ Observations are rebuilt from the hits; the policy may have seen a shorter one, 
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
-from llds_core.files import write_table, write_text
-from llds_core.reporting.artefacts import record
 from llds_core.reporting.figures import method_label
 from llds_core.reporting.run_view import StoredRun
 from llds_core.rollout.protocol import ANSWER, FEEDBACK, Trajectory, search_observation
@@ -22,8 +19,6 @@ from llds_core.runs import Run
 from llds_core.worlds.records import Question
 
 _ENDS = {"answer": "answered", "turns": "out of turns", "length": "out of room", None: "unfinished"}
-
-
 # Name, background and border, readable on white and black, and the colour of a terminal.
 _AUTHORS = {
     "question": ("question", "#F2F2F2", "#8A8A8A", "\033[1m"),
@@ -33,29 +28,22 @@ _AUTHORS = {
 }
 
 
-class Block(NamedTuple):
-    """A stretch of text with one author, a key of `_AUTHORS`."""
-
-    kind: str
-    text: str
-
-
-def blocks(trajectory: Trajectory) -> list[Block]:
-    """Split a trajectory into question, policy, observation and answer."""
+def blocks(trajectory: Trajectory) -> list[tuple[str, str]]:
+    """Split a trajectory by author: `question`, `policy`, `observation` or `answer`, and a text."""
     actions = trajectory.actions
-    result = [Block("question", trajectory.question.question)]
+    result = [("question", trajectory.question.question)]
     for i, action in enumerate(actions):
         before, tag, after = action.text.rpartition(f"<{ANSWER}>")
         if action.kind == "answer" and tag:
-            result += [Block("policy", before)] if before.strip() else []
-            result.append(Block("answer", tag + after))
+            result += [("policy", before)] if before.strip() else []
+            result.append(("answer", tag + after))
         else:
-            result.append(Block("policy", action.text))
+            result.append(("policy", action.text))
         # The last action gets an observation only when that is what filled the context.
         if action.kind != "answer" and (i + 1 < len(actions) or trajectory.stop_reason == "length"):
             text = search_observation(action.hits) if action.executed else FEEDBACK
             note = "(injected failure: unrelated passages)\n" if action.retrieval_failed else ""
-            result.append(Block("observation", note + text.strip()))
+            result.append(("observation", note + text.strip()))
     return result
 
 
@@ -64,13 +52,13 @@ def to_html(trajectory: Trajectory) -> str:
     parts = blocks(trajectory)
     legend = " ".join(
         f'<span style="{_style(kind)};padding:1px 6px">{_AUTHORS[kind][0]}</span>'
-        for kind in dict.fromkeys(block.kind for block in parts)
+        for kind in dict.fromkeys(kind for kind, _ in parts)
     )
     body = "".join(
-        f'<div style="{_style(block.kind)};padding:6px 10px;margin:4px 0;white-space:pre-wrap;'
+        f'<div style="{_style(kind)};padding:6px 10px;margin:4px 0;white-space:pre-wrap;'
         'overflow-wrap:anywhere;font-family:monospace">'
-        f"{_escape(block.text)}</div>"
-        for block in parts
+        f"{_escape(text)}</div>"
+        for kind, text in parts
     )
     return (
         f'<div style="max-width:60em;font-size:13px"><p style="margin:4px 0">{legend}</p>{body}'
@@ -81,11 +69,11 @@ def to_html(trajectory: Trajectory) -> str:
 def to_ansi(trajectory: Trajectory, color: bool = True) -> str:
     """Return lines for a terminal, coloured when `color`; each block names its author."""
     lines = []
-    for block in blocks(trajectory):
-        text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in block.text)
-        name, *_, ansi = _AUTHORS[block.kind]
+    for kind, text in blocks(trajectory):
+        shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+        name, *_, ansi = _AUTHORS[kind]
         start, end = (ansi, "\033[0m") if color else ("", "")
-        lines.append(f"{start}[{name}]\n{text.strip()}{end}")
+        lines.append(f"{start}[{name}]\n{shown.strip()}{end}")
     return "\n\n".join([*lines, outcome(trajectory)])
 
 
@@ -99,35 +87,21 @@ def outcome(trajectory: Trajectory) -> str:
     return line
 
 
-def save_trajectories(
-    shown: Sequence[tuple[StoredRun, str, Trajectory]], out_dir: Path, name: str
-) -> list[Path]:
-    """Write and record `name`.html and, with one row per block, `name`.csv; return their paths."""
-    rows = [
+def trajectory_table(shown: Sequence[tuple[StoredRun, str, Trajectory]]) -> pd.DataFrame:
+    """What `answer_with` returns, one row per block."""
+    return pd.DataFrame(
         {"profile": run.profile, "method": run.method, "seed": run.seed, "title": title}
-        | {"block": number, **block._asdict()}
+        | {"block": number, "kind": kind, "text": text}
         for run, title, trajectory in shown
-        for number, block in enumerate(blocks(trajectory))
-    ]
-    sections = "\n".join(
-        f"<h2>{html.escape(title)}</h2>\n<!-- {html.escape(run.name)} {run.fingerprint} -->\n"
-        f"{to_html(trajectory)}"
-        for run, title, trajectory in shown
+        for number, (kind, text) in enumerate(blocks(trajectory))
     )
-    page = f'<!DOCTYPE html>\n<html lang="en"><meta charset="utf-8"><title>{name}</title>\n'
-    page += f'<body style="font-family:sans-serif;margin:2em">\n{sections}\n</body></html>\n'
-    paths = [out_dir / f"{name}.html", out_dir / f"{name}.csv"]
-    write_text(paths[0], page)
-    write_table(paths[1], pd.DataFrame(rows), float_format=None)
-    record(paths, [run for run, _, _ in shown])
-    return paths
 
 
 def answer_with(
     runs: Sequence[StoredRun], question: Question, run_root: Path, overrides: Sequence[str] = ()
 ) -> list[tuple[StoredRun, str, Trajectory]]:
     """Let the start policy, then the best checkpoint of every run, answer `question` greedily.
-    Returns run, title and scored trajectory, as `save_trajectories` takes them.
+    Returns run, title and scored trajectory.
     """
     # Imported here: it brings torch, which showing a stored trajectory does without.
     from llds_core.evaluation import ask

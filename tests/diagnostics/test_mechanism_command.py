@@ -57,7 +57,7 @@ def test_what_is_measured_is_not_measured_again(tables, stored, monkeypatch) -> 
 
 def test_figures_come_from_the_tables(tables, stored) -> None:
     runs = load_runs(stored, "smoke", METHODS, [0])
-    found = figures.ensure_mechanism("smoke", METHODS, [0, 1], stored, questions=6)
+    found = figures.ensure_mechanism(runs, stored)
     changes = found["likelihood_change"]
     shares = figures.share_table(changes)
     assert (shares["measured"] <= shares["questions"]).all()

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from llds_core.reporting.mechanism_figures import (
-    before_collapse,
     first_action_data,
     first_action_figure,
     likelihood_change_figure,
@@ -16,7 +15,7 @@ from llds_core.reporting.mechanism_figures import (
     share_table,
     theorem_figure,
 )
-from llds_core.reporting.run_view import StoredRun
+from llds_core.reporting.run_view import StoredRun, before_collapse
 
 STEPS = (0, 4, 8, 12, 16)
 STABLE = [0.5] * 16
@@ -63,18 +62,13 @@ def tables(seeds: int) -> dict[str, pd.DataFrame]:
 
 
 def test_checkpoints_from_the_collapse_on_are_left_out() -> None:
-    runs = [made(0, COLLAPSING), made(1)]
-    kept = before_collapse(tables(3), runs)
+    why = {"status": "failed", "reason": "TrainingDivergedError: loss was not finite"}
+    runs = [made(0, COLLAPSING), made(1, **why)]
+    kept = {name: before_collapse(table, runs) for name, table in tables(3).items()}
     for table in kept.values():
         steps = table[table["method"] == "grpo"].groupby("seed")["step"].max()
-        assert steps.tolist() == [8, 16, 16]  # the third has no run among these
+        assert steps.tolist() == [8, 16, 16]  # the second diverged, the third has no run
     assert "smollm2" in set(kept["nll_by_round"]["method"])
-
-
-def test_a_run_that_diverged_keeps_what_it_measured() -> None:
-    why = {"status": "failed", "reason": "TrainingDivergedError: loss was not finite"}
-    kept = before_collapse(tables(1), [made(0, **why)])
-    assert kept["theorem"]["step"].max() == 16
 
 
 @pytest.mark.parametrize(("seeds", "bands", "bars"), [(2, 0, 0), (3, 1, 1)])
@@ -93,7 +87,7 @@ def test_intervals_are_drawn_from_three_seeds_on(seeds: int, bands: int, bars: i
 
 def test_the_share_is_a_line_per_seed_and_a_mean_that_ends_with_the_first_of_them() -> None:
     runs = [made(0, COLLAPSING), made(1)]
-    changes = before_collapse(tables(2), runs)["likelihood_change"]
+    changes = before_collapse(tables(2)["likelihood_change"], runs)
     assert share_table(changes)["measured"].tolist() == [3] * 8
     lines = likelihood_change_figure(changes).axes[-2].lines
     mean = max(lines, key=lambda line: line.get_linewidth())
@@ -120,7 +114,7 @@ def test_actions_are_drawn_up_to_the_collapse_on_one_scale_as_their_table_says()
 
 def test_search_rounds_name_their_axes_and_checkpoints() -> None:
     runs = [made(0, COLLAPSING), made(1)]
-    figure = rounds_figure(before_collapse(tables(2), runs)["nll_by_round"])
+    figure = rounds_figure(before_collapse(tables(2)["nll_by_round"], runs))
     assert [axes.get_xlabel() for axes in figure.axes] == [
         "rounds before the action",
         "search rounds of the response",

@@ -1,6 +1,5 @@
 """Trajectories as HTML and for a terminal: every author apart, all of it data."""
 
-import pandas as pd
 import pytest
 
 from llds_core.reporting.store import load_run
@@ -8,9 +7,9 @@ from llds_core.reporting.trajectories import (
     answer_with,
     blocks,
     outcome,
-    save_trajectories,
     to_ansi,
     to_html,
+    trajectory_table,
 )
 from llds_core.retrieval.base import Hit
 from llds_core.rollout.protocol import FEEDBACK, Action, Trajectory, search_observation
@@ -28,8 +27,7 @@ def made(*actions, stop="answer", **values):
 
 
 def test_blocks_keep_order_and_author():
-    kinds = [(block.kind, block.text) for block in blocks(made(SEARCH, INVALID, ANSWER))]
-    assert kinds == [
+    assert blocks(made(SEARCH, INVALID, ANSWER)) == [
         ("question", "Where is <i>Homs</i>?"),
         ("policy", SEARCH.text),
         ("observation", search_observation(HITS).strip()),
@@ -42,8 +40,8 @@ def test_blocks_keep_order_and_author():
 
 @pytest.mark.parametrize("stop, observations", [("turns", 1), ("length", 2)])
 def test_the_last_action_has_an_observation_only_when_it_filled_the_context(stop, observations):
-    kinds = [block.kind for block in blocks(made(SEARCH, INVALID, stop=stop))]
-    assert kinds.count("observation") == observations
+    found = blocks(made(SEARCH, INVALID, stop=stop))
+    assert sum(kind == "observation" for kind, _ in found) == observations
 
 
 def test_html_shows_markup_as_text_and_each_author_in_a_colour():
@@ -78,18 +76,11 @@ def test_the_outcome_names_the_verdict_where_there_is_one():
     assert outcome(unscored) == "out of turns, 1 searches"
 
 
-def test_saved_page_and_table_hold_the_same_blocks(smoke_runs, tmp_path):
-    run = load_run(smoke_runs / "smoke" / "grpo" / "seed0")
-    page, table = save_trajectories([(run, "<first>", made(SEARCH, ANSWER))], tmp_path, "shown")
-    assert "&lt;first&gt;" in page.read_text() and "<first>" not in page.read_text()
-    assert run.fingerprint in page.read_text()
-    rows = pd.read_csv(table)
-    assert rows["text"].tolist() == [block.text for block in blocks(made(SEARCH, ANSWER))]
-
-
 def test_every_run_answers_after_the_start_policy(smoke_runs):
     run = load_run(smoke_runs / "smoke" / "grpo" / "seed0")
     question = Question("q", "Where is Homs?", ("Asia",), {"kind": "city-continent", "hops": 1})
     shown = answer_with([run], question, smoke_runs)
     assert [title.split(",")[0] for _, title, _ in shown] == ["before training", "GRPO"]
     assert all(trajectory.actions for _, _, trajectory in shown)
+    texts = [text for _, _, trajectory in shown for _, text in blocks(trajectory)]
+    assert trajectory_table(shown)["text"].tolist() == texts
