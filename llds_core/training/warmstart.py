@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
@@ -29,7 +30,6 @@ from llds_core.config import ExperimentConfig
 from llds_core.errors import CheckpointError, ConfigError
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.environment import Environment, build_retriever, build_world
-from llds_core.rollout.masks import pad_right
 from llds_core.rollout.prompts import encode_prompt, prompt_text
 from llds_core.rollout.protocol import TAGS
 from llds_core.runs import Run, RunDirectory, check_recorded, read_manifest
@@ -186,11 +186,13 @@ def _encode(
 
 
 def _pad(rows: Sequence[tuple[list[int], list[float]]]) -> dict[str, torch.Tensor]:
-    return {
-        "input_ids": pad_right([ids for ids, _ in rows], dtype=torch.long),
-        "attention_mask": pad_right([[1] * len(ids) for ids, _ in rows], dtype=torch.long),
-        "weights": pad_right([weights for _, weights in rows], dtype=torch.float32),
+    ids = [torch.tensor(ids) for ids, _ in rows]
+    columns = {
+        "input_ids": ids,  # padded with id 0, which is masked
+        "attention_mask": [torch.ones_like(row) for row in ids],
+        "weights": [torch.tensor(weights) for _, weights in rows],
     }
+    return {name: pad_sequence(values, batch_first=True) for name, values in columns.items()}
 
 
 class WarmstartArguments(OneGPUMixin, TrainingArguments):
