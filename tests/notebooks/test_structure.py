@@ -35,6 +35,17 @@ def test_valid_and_without_outputs(path):
         assert cell.outputs == [] and cell.execution_count is None
 
 
+def test_few_short_cells_of_calls_instead_of_code(path):
+    cells = code_cells(path)
+    assert len(cells) <= 12
+    for cell in cells:
+        assert len(cell.source.splitlines()) <= 10, cell.source
+        nodes = ast.walk(ast.parse(cell.source))  # a SyntaxError for ! and %
+        assert not any(
+            isinstance(node, ast.FunctionDef | ast.ClassDef | ast.While) for node in nodes
+        )
+
+
 def test_one_cell_of_literal_parameters_with_types_and_help_texts(path):
     tagged = [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
     assert tagged == code_cells(path)[:1]

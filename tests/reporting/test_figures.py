@@ -44,8 +44,10 @@ def test_the_table_beside_a_figure_equals_the_metrics_of_the_runs(smoke_runs, tm
 
 def test_the_same_runs_give_the_same_bytes_and_pictures_name_their_runs(tmp_path):
     runs = [made_run(), made_run("llds-action")]
-    figure, data = curves_figure(runs, ["reward"]), curves_data(runs, ["reward"])
-    files = [save_figure(figure, data, tmp_path / name, "curves", runs) for name in "ab"]
+    files = [
+        save_figure(curves_figure(runs, PANELS), curves_data(runs, PANELS), folder, "curves", runs)
+        for folder in (tmp_path / "a", tmp_path / "b")
+    ]
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
     source = Image.open(files[0][0]).info["Source"]
     assert source == "; ".join(f"{run.name} {run.fingerprint}" for run in runs)
@@ -62,6 +64,7 @@ def test_one_panel_per_metric_with_the_colour_of_the_method():
     ]
     colours = {to_rgba(line.get_color()) for axes in shown for line in axes.lines}
     assert colours == {to_rgba(METHOD_COLOURS["llds-action"])}
+    assert len(set(METHOD_COLOURS.values())) == len(METHOD_COLOURS)
 
 
 def test_panels_to_be_compared_get_one_axis():
@@ -127,9 +130,13 @@ def test_what_cannot_be_drawn_is_refused(panels, reward, error, words):
         curves_figure([made_run(reward=reward)], panels)
 
 
-def test_a_step_without_a_value_is_a_gap_in_every_line():
+def test_a_step_without_a_value_is_a_gap_in_every_line_and_in_the_band():
     reward = [0.6] * 9 + [np.nan] + [0.6] * 8
-    runs = [made_run(seed=seed, reward=reward) for seed in range(3)]
-    for line in curves_figure(runs, ["reward"]).axes[0].lines:
+    runs = [made_run(seed=seed, reward=np.add(reward, seed / 10)) for seed in range(3)]
+    axes = curves_figure(runs, ["reward"]).axes[0]
+    assert len(axes.lines) == 4 and bold(axes).get_linewidth() > 2
+    for line in axes.lines:
         assert line.get_xdata()[np.isnan(line.get_ydata())].tolist() == [10]
         assert line.get_xdata().tolist() == [*range(1, 19)]
+    spans = [path.vertices[:, 0] for path in axes.collections[0].get_paths()]
+    assert [(x.min(), x.max()) for x in spans] == [(1, 9), (11, 18)]
