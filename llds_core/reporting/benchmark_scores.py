@@ -127,12 +127,9 @@ def published_evaluations(*roots: Path) -> pd.DataFrame:
     rows = []
     for file in found.values():
         summary = _read_scores(file)
-        known = {
-            "profile": summary["profile"],
-            "method": file.stem.rpartition("-seed")[0],
-            "seed": summary["run_seed"],
-            "deviations": "; ".join(summary.get("deviations", ())),
-        }
+        known = {"profile": summary["profile"], "seed": summary["run_seed"]}
+        known["method"] = file.stem.rpartition("-seed")[0]
+        known["deviations"] = "; ".join(summary.get("deviations", ()))
         rows += [row | known for row in score_rows(summary)]
     return pd.DataFrame(rows, columns=SCORE_COLUMNS)
 

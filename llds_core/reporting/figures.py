@@ -5,7 +5,7 @@ Nothing here measures anything: curves come from the metrics of runs, phases fro
 """
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ def curves_figure(
         for axes in grid[len(metrics) :]:
             axes.set_visible(False)
         figure.align_ylabels()
-        handles = [handle(method_label(arm), colour) for arm, colour in colours.items()]
+        handles = method_handles(colours)
         if collapses:
             handles.append(handle("collapse onset", GREY, linestyle=":", linewidth=1.5))
         legend_above(figure, handles)
@@ -253,6 +253,11 @@ def student_bounds(values: Sequence[float]) -> tuple[float, float]:
 def handle(label: str, colour: str, **style: Any) -> Line2D:
     """An entry of a legend: a bold line unless `style` says otherwise."""
     return Line2D([], [], label=label, color=colour, **{"linewidth": _BOLD, **style})
+
+
+def method_handles(colours: Mapping[str, str], **style: Any) -> list[Line2D]:
+    """Entries of a legend for methods with their colours."""
+    return [handle(method_label(method), colour, **style) for method, colour in colours.items()]
 
 
 def legend_above(figure: Figure, handles: Sequence[Artist], title: str | None = None) -> None:

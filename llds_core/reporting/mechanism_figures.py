@@ -5,7 +5,7 @@ metrics of runs. A collapsed policy hardly has a correct response whose likeliho
 figures and tables are of what went through `before_collapse`, as claims are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from llds_core.config import load_experiment
@@ -30,6 +29,7 @@ from llds_core.reporting.figures import (
     legend_above,
     log_scale,
     method_colours,
+    method_handles,
     method_label,
     panels,
     share_scale,
@@ -74,10 +74,8 @@ def ensure_mechanism(runs: Sequence[StoredRun], run_root: Path) -> dict[str, pd.
     that was not made here may be large and are measured by command only.
     """
     profile = runs[0].profile
-    methods, seeds = (
-        [*dict.fromkeys(run.method for run in runs)],
-        [*dict.fromkeys(run.seed for run in runs)],
-    )
+    methods = list(dict.fromkeys(run.method for run in runs))
+    seeds = list(dict.fromkeys(run.seed for run in runs))
     made_here = not load_experiment(f"{profile}/{methods[0]}").policy.path
     folders = [mechanism_path(run_root, profile, seed) for seed in seeds]
     done, asked = covered(folders[0])
@@ -89,12 +87,8 @@ def ensure_mechanism(runs: Sequence[StoredRun], run_root: Path) -> dict[str, pd.
             f"no checkpoint of seeds {', '.join(map(str, seeds))} is measured: run python -m "
             f"llds_core mechanism {profile}"
         )
-    return {
-        name: before_collapse(
-            pd.concat([tables[name] for tables in found], ignore_index=True), runs
-        )
-        for name in found[0]
-    }
+    tables = {name: pd.concat([one[name] for one in found], ignore_index=True) for name in found[0]}
+    return {name: before_collapse(table, runs) for name, table in tables.items()}
 
 
 def share_table(changes: pd.DataFrame) -> pd.DataFrame:
@@ -140,7 +134,7 @@ def likelihood_change_figure(changes: pd.DataFrame) -> Figure:
         for axes in (*grid[:-2], states):
             axes.set_yscale("symlog", linthresh=0.1)
             axes.axhline(0, color="#777777", linewidth=0.8)
-        legend_above(figure, _handles(colours, marker="o", linestyle=""), _KEPT)
+        legend_above(figure, method_handles(colours, marker="o", linestyle=""), _KEPT)
     return figure
 
 
@@ -149,21 +143,18 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
     and at the last checkpoint of every seed; lines as in `draw_seeds`.
     """
     steps = rounds.groupby(["method", "seed"])["step"]
-    ends = {
-        "scripted": rounds["method"] == "smollm2",
-        "first": rounds["step"] == steps.transform("min"),
-        "last": rounds["step"] == steps.transform("max"),
-    }
-    rounds = rounds.assign(end=np.select([*ends.values()], [*ends], default=""))
-    rounds = rounds[rounds["end"] != ""]
+    first, last = (rounds["step"] == steps.transform(end) for end in ("min", "max"))
+    scripted = rounds["method"] == "smollm2"
+    ends = np.select([scripted, first, last], ["scripted", "first", "last"], "")
+    rounds = rounds.assign(end=ends)[ends != ""]
     colours = method_colours(rounds["method"])
-    titles = {
-        "position": ("rounds before the action", "actions by position"),
-        "total": ("search rounds of the response", "whole responses"),
-    }
+    views = (
+        ("position", "rounds before the action", "actions by position"),
+        ("total", "search rounds of the response", "whole responses"),
+    )
     with theme():
         figure, grid = panels(1, 2, (5.2, 3.0))
-        for axes, (view, (xlabel, title)) in zip(grid, titles.items(), strict=True):
+        for axes, (view, xlabel, title) in zip(grid, views, strict=True):
             log_scale(axes)
             for (method, end), group in rounds[rounds["view"] == view].groupby(["method", "end"]):
                 by_seed = group.pivot(index="rounds", columns="seed", values="nll")
@@ -208,7 +199,7 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
             axes.set(xlim=(-1.02, 1.02), title=optimizer, ylabel="")
             axes.set_xlabel("rank correlation with the change")
         grid[0].set_yticks(range(len(factors)), [_FACTOR_LABELS[name] for name in factors])
-        legend_above(figure, _handles(colours, marker="D"), _KEPT)
+        legend_above(figure, method_handles(colours, marker="D"), _KEPT)
     return figure
 
 
@@ -224,7 +215,7 @@ def first_action_data(runs: Sequence[StoredRun], changes: pd.DataFrame) -> pd.Da
     once = changes[changes["optimizer"] == OPTIMIZER]
     reached = [f"first_search_reached_{name}" for name in ("equal", "similar", "incorrect")]
     counts = once.groupby(_KEYS, sort=False)[reached].sum()
-    total = counts.pop("first_search_reached_incorrect").replace(0, np.nan)
+    total = counts.pop(reached[-1]).replace(0, np.nan)
     shares = counts.div(total, axis=0).set_axis(list(_SEARCHES), axis=1)
     shares = shares.reset_index().melt(_KEYS, var_name="metric")
     return pd.concat([curves_data(kept, list(_ACTIONS)), shares], ignore_index=True)
@@ -260,7 +251,3 @@ def first_action_figure(data: pd.DataFrame) -> Figure:
         handles = [handle(name, colour, linestyle=line) for name, colour, line in _ACTIONS.values()]
         legend_above(figure, handles, "response, action")
     return figure
-
-
-def _handles(colours: Mapping[str, str], **style: str) -> list[Line2D]:
-    return [handle(method_label(method), colour, **style) for method, colour in colours.items()]

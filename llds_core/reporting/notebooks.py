@@ -87,16 +87,9 @@ def report(
         # The pages show the runs of all that their notebook recorded.
         shown = {run for entry in found.values() for run in entry["runs"]}
         found |= {page: {"kind": KINDS[page.suffix], "runs": shown} for page in pages}
-        artefacts += [
-            {
-                "path": path.relative_to(target).as_posix(),
-                "kind": entry["kind"],
-                "bytes": path.stat().st_size,
-                "notebook": source.name,
-                "runs": entry["runs"],
-            }
-            for path, entry in sorted(found.items())
-        ]
+        for path, entry in sorted(found.items()):
+            known = {"path": path.relative_to(target).as_posix(), "bytes": path.stat().st_size}
+            artefacts.append(entry | known | {"notebook": source.name})
     runs = load_runs(project_path(run_root), profile, methods, seeds, overrides)
     for artefact in artefacts:
         artefact["runs"] = [str(run.path) for run in runs if run.name in artefact["runs"]]
