@@ -29,6 +29,7 @@ from llds_core.reporting.figures import (
     draw_seeds,
     handle,
     legend_above,
+    panels,
     scale_axis,
     theme,
 )
@@ -158,12 +159,12 @@ def map_figure(table: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, st
         raise DataError("the study has no map: name one with series of the figure map")
     rates = sorted(cells["learning_rate"].unique())
     updates = sorted(cells["updates_per_rollout"].unique())
-    panels = cells["panel"].unique()
+    names = cells["panel"].unique()
     with sns.axes_style("white"), sns.plotting_context("paper", font_scale=1.05):
-        figure = Figure(figsize=(3.4 * len(panels) + 1, 3.5), layout="constrained")
-        grid = figure.subplots(1, len(panels), squeeze=False, sharey=True).ravel()
+        figure = Figure(figsize=(3.4 * len(names) + 1, 3.5), layout="constrained")
+        grid = figure.subplots(1, len(names), squeeze=False, sharey=True).ravel()
         found = table.drop(columns=["learning_rate", "updates_per_rollout"])
-        for axes, panel in zip(grid, panels, strict=True):
+        for axes, panel in zip(grid, names, strict=True):
             shown = cells[cells["panel"] == panel].merge(found, on=["method", "seed"], how="left")
             gain = shown.assign(gain=shown["final_reward"] - shown["start_reward"]).pivot_table(
                 index="updates_per_rollout", columns="learning_rate", values="gain", dropna=False
@@ -186,8 +187,8 @@ def map_figure(table: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, st
             axes.set_title(titles.get(panel, panel))
         grid[0].set_ylabel("updates per rollout")
         seeds = cells["seed"].unique()
-        name = f"one seed ({seeds[0]})" if len(seeds) == 1 else f"{len(seeds)} seeds"
-        figure.suptitle(name, fontsize=9)
+        title = f"one seed ({seeds[0]})" if len(seeds) == 1 else f"{len(seeds)} seeds"
+        figure.suptitle(title, fontsize=9)
         figure.colorbar(image, ax=list(grid), label="last reward minus the start policy's")
     return figure
 
@@ -211,7 +212,7 @@ def _cell(runs: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def weights_figure(runs: Sequence[StoredRun], panels: Sequence[str]) -> Figure:
+def weights_figure(runs: Sequence[StoredRun], metrics: Sequence[str]) -> Figure:
     """Draw metrics against the step, one row per metric, one column per penalty weight.
 
     Lines as in `draw_seeds`, over the steps that every run was given; dotted verticals mark
@@ -219,7 +220,7 @@ def weights_figure(runs: Sequence[StoredRun], panels: Sequence[str]) -> Figure:
 
     Args:
         runs: what differs in nothing but the weight.
-        panels: names of metrics.
+        metrics: their names.
     """
     if not runs:
         raise DataError("no run of any weight: run the study first")
@@ -229,15 +230,18 @@ def weights_figure(runs: Sequence[StoredRun], panels: Sequence[str]) -> Figure:
         columns.setdefault(run.setting("loss", "llds_weight"), []).append(run.first(steps))
     weights = sorted(columns)
     with theme():
-        size = (max(1.45 * len(weights) + 0.9, 5.5), 1.6 * len(panels) + 1.0)
+        size = (max(1.45 * len(weights) + 0.9, 5.5), 1.6 * len(metrics) + 1.0)
         figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(len(panels), len(weights), squeeze=False, sharex=True, sharey="row")
-        for line, panel in zip(grid, panels, strict=True):
-            line[0].set_ylabel(axis_label(panel))
-            tables = {weight: _by_step(columns[weight], panel) for weight in weights}
+        grid = figure.subplots(len(metrics), len(weights), squeeze=False, sharex=True, sharey="row")
+        for line, metric in zip(grid, metrics, strict=True):
+            line[0].set_ylabel(axis_label(metric))
+            tables = {
+                weight: pd.DataFrame({r.seed: r.rows.set_index("step")[metric] for r in found})
+                for weight, found in sorted(columns.items())
+            }
             smallest = tables[weights[0]]
             for axes, (weight, table) in zip(line, tables.items(), strict=True):
-                scale_axis(axes, panel, pd.concat(tables.values()).stack())
+                scale_axis(axes, metric, pd.concat(tables.values()).stack())
                 same = smallest[smallest.columns.intersection(table.columns)]
                 draw_mean(axes, same, _PALE, band=False, linewidth=1.6, zorder=1)
                 draw_seeds(axes, table, METHOD_COLOURS["llds-action" if weight else BASELINE])
@@ -262,13 +266,8 @@ def weights_figure(runs: Sequence[StoredRun], panels: Sequence[str]) -> Figure:
     return figure
 
 
-def _by_step(runs: Sequence[StoredRun], metric: str) -> pd.DataFrame:
-    """Metric by step (rows) and seed (columns)."""
-    return pd.DataFrame({run.seed: run.rows.set_index("step")[metric] for run in runs})
-
-
 def updates_figure(
-    runs: Sequence[StoredRun], panels: Sequence[str], series: Sequence[Series]
+    runs: Sequence[StoredRun], metrics: Sequence[str], series: Sequence[Series]
 ) -> Figure:
     """Draw metrics against the optimizer updates made so far, one colour per number of updates on
     a rollout.
@@ -280,7 +279,7 @@ def updates_figure(
 
     Args:
         runs: of the series.
-        panels: names of metrics.
+        metrics: their names.
         series: of the figure `updates`, two at most.
     """
     if not runs:
@@ -295,21 +294,19 @@ def updates_figure(
     palette = sns.color_palette("viridis_r", len(numbers)).as_hex()
     colours = dict(zip(numbers, palette, strict=True))
     with theme():
-        figure = Figure(figsize=(3.6 * len(panels), 3.9), layout="constrained")
-        grid = figure.subplots(1, len(panels), squeeze=False).ravel()
-        for axes, panel in zip(grid, panels, strict=True):
-            scale_axis(axes, panel, pd.concat([run.metrics[panel] for run in runs]))
+        figure, grid = panels(1, len(metrics), (3.6, 3.9))
+        for axes, metric in zip(grid, metrics, strict=True):
+            scale_axis(axes, metric, pd.concat([run.metrics[metric] for run in runs]))
             for (updates, arm), chosen in sorted(arms.items(), key=lambda item: item[0]):
                 table = pd.DataFrame(
                     {
-                        run.seed: pd.Series(run.means(panel), index=run.rows["updates"])
+                        run.seed: pd.Series(run.means(metric), index=run.rows["updates"])
                         for run in chosen
                     }
                 )
                 draw_seeds(axes, table, colours[updates], linestyle=style_of[arm])
-            axes.set(xlabel="optimizer updates so far", ylabel=axis_label(panel), xscale="log")
+            axes.set(xlabel="optimizer updates so far", ylabel=axis_label(metric), xscale="log")
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            sns.despine(ax=axes)
         handles = [handle(f"{number} per rollout", colour) for number, colour in colours.items()]
         ways = [
             handle(name, GREY, linestyle=style, linewidth=1.5) for name, style in styles.items()

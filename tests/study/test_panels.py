@@ -215,6 +215,10 @@ def test_weights_are_columns_in_order_over_the_steps_that_all_were_given() -> No
     ends = {line.get_xdata()[-1] for line in figure.axes[2].lines}
     onset = [line for line in figure.axes[1].lines if line.get_linestyle() == ":"]
     assert ends == {18} and [line.get_xdata()[0] for line in onset] == [12]
+    spread = [made("llds-action", seed, [0.3 + seed / 10] * 18) for seed in range(3)]
+    axes = weights_figure([made("grpo", 0, [0.4] * 18), *spread], ["reward"]).axes
+    # Lines set the limits of a row, not an interval that is wider.
+    assert [each.get_ylim() for each in axes] == [pytest.approx((0.29, 0.51))] * 2
     runs[2].metrics["grad_norm"] = np.nan
     assert weights_figure(runs[2:3], ["grad_norm"]).axes
     with pytest.raises(DataError, match="run the study"):
