@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from llds_core.errors import DataError, TrainingDivergedError
+from llds_core.errors import ConfigError, DataError, TrainingDivergedError
 from llds_core.reporting.store import load_run, load_runs
 from llds_core.runs import read_metrics
 from llds_core.study.runner import ensure_runs
@@ -52,7 +52,7 @@ def test_what_is_missing_or_damaged_is_named(copied, smoke_runs):
     with pytest.raises(DataError, match=r"metrics\.jsonl:1"):
         load_run(copied)
     (copied / "manifest.json").write_text('{"profile": "smoke"}')
-    with pytest.raises(DataError, match='no "status"'):
+    with pytest.raises(DataError, match=r"manifest\.json is no manifest .*status"):
         load_run(copied)
 
 
@@ -69,5 +69,7 @@ def test_missing_runs_are_trained_and_diverged_and_complete_ones_read(
 
     monkeypatch.setattr("llds_core.training.experiment.train", fake_train)
     runs = ensure_runs("smoke", ["grpo", "llds-action"], [0], tmp_path)
+    with pytest.raises(ConfigError, match="unknown method"):  # before anything is trained
+        ensure_runs("smoke", ["llds-ma", "grrpo"], [0], tmp_path)
     assert asked == [("llds-action", 0)]
     assert [run.method for run in runs] == ["grpo", "llds-action"]
