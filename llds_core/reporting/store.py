@@ -1,10 +1,10 @@
 """Reads stored runs: the only way figures, tables and notebooks get at numbers."""
 
-import gzip
-import io
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -47,16 +47,14 @@ def load_runs(
                     f"{run_root / profile} holds no published run of {arm} with seeds "
                     f"{', '.join(map(str, seeds))}: publish one first"
                 )
-        pairs = [(arm, seed) for arm in methods for seed in seeds]
-        return [present[pair] for pair in pairs if pair in present]
+        return [present[pair] for pair in product(methods, seeds) if pair in present]
     runs = []
-    for method in methods:
-        for seed in seeds:
-            run = Run.load(f"{profile}/{method}", seed, run_root, overrides)
-            if not run.exists:
-                command = " ".join(run.command("train"))
-                raise DataError(f"no run at {run.path}: make it with python -m llds_core {command}")
-            runs.append(load_run(run.path))
+    for method, seed in product(methods, seeds):
+        run = Run.load(f"{profile}/{method}", seed, run_root, overrides)
+        if not run.exists:
+            command = " ".join(run.command("train"))
+            raise DataError(f"no run at {run.path}: make it with python -m llds_core {command}")
+        runs.append(load_run(run.path))
     return runs
 
 
@@ -106,9 +104,7 @@ def study_runs(
         study, root = load_study(profile), project_path(published)
         if stored := load_study_runs(run_root, study):
             return stored
-        own = [
-            Run.load(f"{profile}/{method}", seed, run_root) for method in methods for seed in seeds
-        ]
+        own = [Run.load(f"{profile}/{m}", seed, run_root) for m, seed in product(methods, seeds)]
         if is_published(root, profile) and not any(run.path.exists() for run in own):
             print(f"run_root holds no run of study {profile}: shown are those of {published}")
             return load_study_runs(root, study)
@@ -133,8 +129,8 @@ def read_published(profile: str, published: Path = PUBLISHED) -> list[StoredRun]
 def read_published_run(manifest: Path) -> StoredRun:
     """Read one published run by its manifest."""
     try:
-        table = gzip.decompress(manifest.with_suffix(".csv.gz").read_bytes())
+        metrics = pd.read_csv(manifest.with_suffix(".csv.gz"))
         values = json.loads(manifest.read_text("utf-8"))
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{manifest} or its metrics are damaged ({error}): restore them") from error
-    return StoredRun(manifest.parent, values, pd.read_csv(io.BytesIO(table)))
+    return StoredRun(manifest.parent, values, metrics)

@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from llds_core.errors import ConfigError, DataError, TrainingDivergedError
-from llds_core.reporting.store import load_run, load_runs
+from llds_core.reporting.store import load_run, load_runs, read_published_run
 from llds_core.runs import read_metrics
+from llds_core.study.published import publish_run
 from llds_core.study.runner import ensure_runs
 
 
@@ -54,6 +55,17 @@ def test_what_is_missing_or_damaged_is_named(copied, smoke_runs):
     (copied / "manifest.json").write_text('{"profile": "smoke"}')
     with pytest.raises(DataError, match=r"manifest\.json is no manifest .*status"):
         load_run(copied)
+
+
+def test_damaged_published_metrics_are_named(copied, tmp_path):
+    manifest = publish_run(load_run(copied), published=tmp_path / "published")
+    metrics = manifest.with_suffix(".csv.gz")
+    whole = metrics.read_bytes()
+    assert len(read_published_run(manifest).metrics) == len(read_metrics(copied))
+    for damaged in (whole[:40], whole[:40] + bytes(40), whole[40:], b""):
+        metrics.write_bytes(damaged)
+        with pytest.raises(DataError, match="damaged"):
+            read_published_run(manifest)
 
 
 def test_missing_runs_are_trained_and_diverged_and_complete_ones_read(
