@@ -10,7 +10,8 @@ entropy bonus, no weight decay, no gradient clipping. From a fresh start the LLD
 value and gradient, so that the same numbers hold for every method's checkpoint.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -108,7 +109,7 @@ def group_changes(
 ) -> pd.DataFrame:
     """Update on each group alone, from the same weights every time, and measure what it changed.
 
-    Weights and mode of `model` are afterwards what they were, bit for bit.
+    Weights, gradients and mode of `model` are afterwards what they were, bit for bit.
 
     Args:
         model: the policy that sampled the groups, in evaluation mode while measured.
@@ -132,7 +133,6 @@ def group_changes(
         `first_search_reached_` the same without responses whose first search was made to fail; 0
         for skipped groups.
     """
-    weights = [parameter.detach().clone() for parameter in model.parameters()]
     rows = []
     with evaluation_mode(model):
         for group in groups:
@@ -150,10 +150,8 @@ def group_changes(
             }
             if not row["skipped"]:
                 fresh = _make_optimizer(optimizer, model, learning_rate)
-                row |= _one_update(model, group, fresh, pad_id)
-                with torch.no_grad():
-                    for parameter, before in zip(model.parameters(), weights, strict=True):
-                        parameter.copy_(before)
+                with _undone(model):
+                    row |= _one_update(model, group, fresh, pad_id)
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -178,6 +176,20 @@ def _make_optimizer(
     return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
 
 
+@contextmanager
+def _undone(model: PreTrainedModel) -> Iterator[None]:
+    """Hide the gradients of `model`, and give them and its weights back, after an interrupt too."""
+    saved = [(p, p.detach().clone(), p.grad) for p in model.parameters()]
+    model.zero_grad(set_to_none=True)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, values, gradient in saved:
+                parameter.copy_(values)
+                parameter.grad = gradient
+
+
 def _one_update(
     model: PreTrainedModel,
     group: Sequence[Trajectory],
@@ -195,7 +207,6 @@ def _one_update(
     loss, _ = policy_loss(
         before[None], before.detach()[None], advantages[rows][None], torch.ones_like(tokens)[None]
     )
-    optimizer.zero_grad()
     loss.backward()
     states, logits, before = states.detach(), logits.detach(), before.detach()
     correct = torch.tensor([t.correct for t in group], device=tokens.device)

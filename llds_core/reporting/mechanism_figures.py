@@ -124,7 +124,9 @@ def likelihood_change_figure(changes: pd.DataFrame) -> Figure:
             axes.legend(title="step", fontsize=6, title_fontsize=7, ncols=2, frameon=False)
             axes.set_title(method_label(method), fontsize="medium")
             axes.set(xlabel=f"questions of seed {own['seed'].min()}, sorted", ylabel=_CHANGE)
-        for method, group in share_table(changes).groupby("method", sort=False):
+        # A method none of whose groups had both outcomes has no share.
+        shares = share_table(changes[changes["method"].isin(colours)])
+        for method, group in shares.groupby("method", sort=False):
             by_seed = group.pivot(index="step", columns="seed", values="share")
             draw_seeds(share, by_seed, colours[method], marker="o")
         share.set(xlabel="step", ylabel="share of questions\nwith a fall", ylim=(0, 1))

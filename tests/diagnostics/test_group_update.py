@@ -1,6 +1,7 @@
 """One update on one group: what it measures, and that nobody can tell afterwards."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pandas as pd
@@ -29,15 +30,29 @@ def changes(model, groups=MIXED, **options):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_nothing_of_the_model_is_changed(optimizer):
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_nothing_of_the_model_is_changed(optimizer, interrupted, monkeypatch):
     model = policy().train()
+    head = model.lm_head.weight
+    head.grad = kept = torch.ones_like(head)
     before = copy.deepcopy(model.state_dict())
     random = torch.get_rng_state()
-    changes(model, optimizer=optimizer)
+    if interrupted:  # after the update, before it is undone
+
+        def stop(model, trajectories, *, pad_id):
+            if not torch.equal(head, before["lm_head.weight"]):
+                raise KeyboardInterrupt
+            return policy_states(model, trajectories, pad_id=pad_id)
+
+        monkeypatch.setattr(mechanism, "policy_states", stop)
+    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        changes(model, optimizer=optimizer)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert model.training
     assert torch.equal(torch.get_rng_state(), random)
+    assert head.grad is kept and (kept == 1).all()
+    assert all(p.grad is None for p in model.parameters() if p is not head)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

@@ -74,7 +74,9 @@ def test_checkpoints_from_the_collapse_on_are_left_out() -> None:
 @pytest.mark.parametrize(("seeds", "bands", "bars"), [(2, 0, 0), (3, 1, 1)])
 def test_intervals_are_drawn_from_three_seeds_on(seeds: int, bands: int, bars: int) -> None:
     found = tables(seeds)
-    share = likelihood_change_figure(found["likelihood_change"]).axes[-2]
+    changes = found["likelihood_change"]
+    unmeasured = changes.assign(method="llds-action", delta=np.nan)  # one outcome per group
+    share = likelihood_change_figure(pd.concat([changes, unmeasured])).axes[-2]
     assert len(share.collections) == bands
     theorem = theorem_figure(found["theorem"]).axes[0]
     drawn = [

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import yaml
 from run_helpers import CONFIG, no_space, one_line
 
-from llds_core.config import load_experiment
+from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.errors import DataError, RunError
 from llds_core.files import write_json
 from llds_core.runs import Run, RunDirectory, read_manifest
@@ -27,8 +28,9 @@ from llds_core.runs.provenance import package_versions
 HOLD = """
 import sys, time
 from pathlib import Path
-from llds_core.runs.directory import _hold
-held = _hold(Path(sys.argv[1]))
+from llds_core.config import load_experiment
+from llds_core.runs import RunDirectory
+held = RunDirectory(Path(sys.argv[1]), load_experiment("smoke/grpo"), 0)
 print("held", flush=True)
 time.sleep(3600)
 """
@@ -48,6 +50,7 @@ def test_lock_of_a_live_process_names_it_and_that_of_a_killed_one_is_taken_over(
             with pytest.raises(RunError, match=f"in use by process {holder.pid}") as error:
                 RunDirectory(tmp_path, CONFIG, 0)
             one_line(error)
+            assert read_manifest(tmp_path)["status"] == "running"
         finally:
             holder.kill()
     with RunDirectory(tmp_path, CONFIG, 0):
@@ -69,7 +72,16 @@ def test_new_run_says_what_it_is(run: RunDirectory) -> None:
     assert manifest["config"] == CONFIG.to_dict() and manifest["config_hash"] == CONFIG.hash()
     assert manifest["command"] == "again"
     assert manifest["packages"] == package_versions()
-    assert yaml.safe_load((run.path / "config.yaml").read_text("utf-8")) == CONFIG.to_dict()
+
+
+def test_an_experiment_is_read_back_equal_from_either_file(tmp_path: Path) -> None:
+    changed = ["world.cities=null", "training.learning_rate=1e-6", "loss.kl_clamp=2.5"]
+    with opened(tmp_path, *changed):
+        from_yaml = yaml.safe_load((tmp_path / "config.yaml").read_text("utf-8"))
+        from_json = read_manifest(tmp_path)["config"]
+    config = load_experiment("smoke/grpo", changed)
+    assert config.world.cities is None and config.training.learning_rate == 1e-6
+    assert ExperimentConfig(**from_yaml) == ExperimentConfig(**from_json) == config
 
 
 @pytest.mark.parametrize(
@@ -122,6 +134,17 @@ def test_run_is_closed_when_its_last_write_fails(
     with opened(tmp_path):
         pass
     assert read_manifest(tmp_path)["status"] == "complete"
+
+
+def test_a_folder_deleted_during_the_run_is_refused_and_not_made_again(tmp_path: Path) -> None:
+    row = {"step": 1}
+    for write in (str, RunDirectory.update, lambda run: run.append_metrics(row)):
+        run = opened(tmp_path / "run")
+        with pytest.raises(RunError, match=str(run.path)) as error, run:
+            shutil.rmtree(run.path)
+            write(run)
+        one_line(error)
+        assert not run.path.exists()
 
 
 def test_messages_go_to_the_log_of_the_run_only_while_it_is_open(tmp_path: Path) -> None:
