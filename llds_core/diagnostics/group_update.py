@@ -10,9 +10,10 @@ entropy bonus, no weight decay, no gradient clipping. From a fresh start the LLD
 value and gradient, so that the same numbers hold for every method's checkpoint.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,12 @@ from llds_core.rollout.samplers import StopAtTag, TransformersSampler, evaluatio
 from llds_core.seeding import torch_generator
 from llds_core.worlds.records import Question
 
-Optimizer = Literal["adamw", "sgd"]
+# The first step of `adamw` moves every weight by about the learning rate, whatever the gradient's
+# size; `sgd` follows the gradient.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": partial(torch.optim.AdamW, weight_decay=0.0),
+    "sgd": torch.optim.SGD,
+}
 
 # Of one rollout; changes memory, and which random numbers a question meets.
 _QUESTIONS_AT_ONCE = 25
@@ -104,7 +110,7 @@ def group_changes(
     *,
     pad_id: int,
     learning_rate: float,
-    optimizer: Optimizer,
+    optimizer: str,
     step: int,
 ) -> pd.DataFrame:
     """Update on each group alone, from the same weights every time, and measure what it changed.
@@ -116,8 +122,7 @@ def group_changes(
         groups: scored trajectories, one non-empty list per question.
         pad_id: see `score_trajectories`.
         learning_rate: of the one update, positive.
-        optimizer: `adamw`, whose first step moves every weight by about the learning rate whatever
-            the gradient's size, or `sgd`, which follows the gradient.
+        optimizer: one of `OPTIMIZERS`.
         step: copied into the frame.
 
     Returns:
@@ -149,7 +154,7 @@ def group_changes(
                 **_count_search_matches(group),
             }
             if not row["skipped"]:
-                fresh = _make_optimizer(optimizer, model, learning_rate)
+                fresh = OPTIMIZERS[optimizer](model.parameters(), lr=learning_rate)
                 with _undone(model):
                     row |= _one_update(model, group, fresh, pad_id)
             rows.append(row)
@@ -166,14 +171,6 @@ def _count_search_matches(group: Sequence[Trajectory]) -> dict[str, int]:
         for prefix, chosen in (("first_search_", group), ("first_search_reached_", reached))
         for name, count in first_search_matches(chosen).items()
     }
-
-
-def _make_optimizer(
-    name: Optimizer, model: PreTrainedModel, learning_rate: float
-) -> torch.optim.Optimizer:
-    if name == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=learning_rate)
-    return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from llds_core.diagnostics.group_update import Optimizer, group_changes, sample_groups
+from llds_core.diagnostics.group_update import OPTIMIZERS, group_changes, sample_groups
 from llds_core.diagnostics.likelihood import score_trajectories
 from llds_core.diagnostics.rounds import scripted_rounds
 from llds_core.diagnostics.searches import nll_by_round
@@ -35,7 +35,6 @@ from llds_core.runs.smollm2 import load_smollm2, quantization
 
 TABLES = ("likelihood_change", "theorem", "nll_by_round")
 ROLLOUTS = 8  # responses to a question, as the paper's Fig. 3a; a run's own groups may be smaller
-_OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "sgd")
 _KEYS = ["profile", "method", "seed"]
 
 
@@ -57,7 +56,6 @@ def measure(
     run_root: Path,
     *,
     questions: int = 50,
-    last_step: int | None = None,
     smollm2: bool = False,
 ) -> Path:
     """Measure every stored checkpoint of the runs of `methods`.
@@ -68,7 +66,6 @@ def measure(
         seed: seed of the runs.
         run_root: folder of all runs.
         questions: the first so many training questions, `ROLLOUTS` responses each.
-        last_step: leave out later checkpoints.
         smollm2: score scripted searches with SmolLM2-135M-Instruct as well.
 
     Returns:
@@ -91,7 +88,7 @@ def measure(
         method = run.config.method
         found = tables["likelihood_change"]
         done = set(found[found["method"] == method].get("step", ()))
-        for step, checkpoint in _checkpoints(run, last_step):
+        for step, checkpoint in _checkpoints(run):
             if step not in done:
                 tqdm.write(f"{run.config.name} seed {seed}, step {step}")
                 frames = _measure(run, environment, checkpoint, step, questions)
@@ -121,12 +118,11 @@ def read_mechanism(folder: Path) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def _checkpoints(run: Run, last_step: int | None) -> list[tuple[int, Path]]:
+def _checkpoints(run: Run) -> list[tuple[int, Path]]:
     """Start policy and stored checkpoints of a run, by step."""
     run.checkpoint("last")  # refuses a run without any
     steps = checkpoint_steps(run.checkpoints)
-    chosen = [step for step in steps if last_step is None or step <= last_step]
-    return [(0, run.start_policy), *((s, checkpoint_path(run.checkpoints, s)) for s in chosen)]
+    return [(0, run.start_policy), *((s, checkpoint_path(run.checkpoints, s)) for s in steps)]
 
 
 def _measure(
@@ -148,7 +144,7 @@ def _measure(
     )
     pad_id, rate = tokenizer.pad_token_id, config.training.learning_rate
     changes, factors = [], []
-    for optimizer in _OPTIMIZERS:
+    for optimizer in OPTIMIZERS:
         change = group_changes(
             model, groups, pad_id=pad_id, learning_rate=rate, optimizer=optimizer, step=step
         )

@@ -68,10 +68,10 @@ def detect_phases(metrics: pd.DataFrame, *, window: int = WINDOW) -> list[Phase]
     steps = table["step"].to_numpy(int)
     if len(steps) < 3 * window:
         return []
-    collapse = _collapse_row(table["reward"].to_numpy(float), window)
+    collapse = collapse_row(table["reward"].to_numpy(float), window)
     loglik = table["loglik_correct"].to_numpy(float)[: judged_rows(len(steps), collapse, window)]
     end = len(steps) if collapse is None else collapse
-    decline = _decline_row(loglik, window)
+    decline = decline_row(loglik, window)
     starts: list[tuple[PhaseName, int]] = [("stagnation", 0)]
     if decline is not None and decline < end:
         starts.append(("decay", decline))
@@ -85,18 +85,6 @@ def detect_phases(metrics: pd.DataFrame, *, window: int = WINDOW) -> list[Phase]
         Phase(name, int(steps[row]), int(steps[border - 1]))
         for (name, row), border in zip(starts, borders, strict=True)
     ]
-
-
-def collapse_step(reward: pd.Series, window: int = WINDOW) -> int | None:
-    """Step of the collapse of `reward`, a series indexed by step, or None."""
-    row = _collapse_row(reward.to_numpy(float), window)
-    return None if row is None else int(reward.index[row])
-
-
-def decline_step(series: pd.Series, window: int = WINDOW) -> int | None:
-    """Step from which `series`, indexed by step, has left its maximum for good, or None."""
-    row = _decline_row(series.to_numpy(float), window)
-    return None if row is None else int(series.index[row])
 
 
 def judged_rows(rows: int, collapse: int | None, window: int) -> int:
@@ -114,7 +102,8 @@ def windowed_mean(values: np.ndarray, window: int) -> np.ndarray:
     return means
 
 
-def _collapse_row(reward: np.ndarray, window: int) -> int | None:
+def collapse_row(reward: np.ndarray, window: int = WINDOW) -> int | None:
+    """Row of the collapse of `reward` (n,), in the order of steps, or None."""
     means = windowed_mean(reward, window)
     highest = np.fmax.accumulate(means)
     # Half of a reward that was never positive is no level to fall below.
@@ -125,7 +114,8 @@ def _collapse_row(reward: np.ndarray, window: int) -> int | None:
     return None
 
 
-def _decline_row(values: np.ndarray, window: int) -> int | None:
+def decline_row(values: np.ndarray, window: int = WINDOW) -> int | None:
+    """Row from which `values` (n,) have left their maximum for good, or None."""
     means = windowed_mean(values, window)
     if np.isnan(means).all():
         return None

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from llds_core.diagnostics.phases import collapse_step, windowed_mean
+from llds_core.diagnostics.phases import collapse_row, windowed_mean
 
 _LEAST = 3
 
@@ -73,13 +73,13 @@ def death_spiral(metrics: pd.DataFrame, *, window: int) -> SpiralTest:
             cosine).
         window: steps of a window mean, at least 1; also the window of the collapse.
     """
-    table = metrics.sort_values("step").set_index("step")
-    collapse = collapse_step(table["reward"], window)
-    if collapse is not None:
-        table = table[table.index < collapse]
+    table = metrics.sort_values("step")
+    steps = table["step"].to_numpy(int)
+    collapse = collapse_row(table["reward"].to_numpy(float), window)
+    table = table.iloc[:collapse]
     # Consecutive windows, the last of which ends with the last step.
     first = len(table) % window
-    starts = table.index.to_numpy(int)[first::window]
+    starts = steps[first:collapse:window]
     m, p, c = (
         windowed_mean(table[name].to_numpy(float), window)[first + window - 1 :: window]
         for name in ("loglik_change_correct", "loglik_incorrect", "hidden_similarity")
@@ -88,7 +88,8 @@ def death_spiral(metrics: pd.DataFrame, *, window: int) -> SpiralTest:
         name: None if row is None else int(starts[row])
         for name, row in spiral_onsets(m, p, c).items()
     }
-    return SpiralTest(onsets, len(m) >= _LEAST, collapse)
+    at = None if collapse is None else int(steps[collapse])
+    return SpiralTest(onsets, len(m) >= _LEAST, at)
 
 
 def spiral_onsets(m: np.ndarray, p: np.ndarray, c: np.ndarray) -> dict[str, int | None]:

@@ -1,12 +1,12 @@
-"""What frames of measurements say: of `mechanism.group_changes`, how many questions lose likelihood
-and with what the change goes along; of `searches.nll_by_round`, the rows that say something.
+"""What frames of measurements say: of `group_changes`, with what likelihood changes; of
+`nll_by_round`, the rows that say something.
 
 Needs no torch, as reports do not.
 """
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, norm, spearmanr
+from scipy.stats import norm, spearmanr
 
 _CONFIDENCE = 0.95
 _FREQUENT = 20  # trajectories
@@ -25,32 +25,6 @@ _FACTORS = {
     "loglik_incorrect": 1,
     **dict.fromkeys(_CONTROLS, 0),
 }
-
-
-def negative_share(frame: pd.DataFrame) -> dict[str, float]:
-    """Sum up a frame of `group_changes`: how many questions lose likelihood, and how much.
-
-    Returns:
-        `questions`; `measured`, those not skipped; `negative`, those of them with `delta` below 0;
-        their `share` with a 95 % Wilson interval `low`, `high`; `mean_delta` and `median_delta` in
-        nats. NaN where nothing was measured.
-    """
-    delta = frame["delta"].dropna()
-    measured, negative = len(delta), int((delta < 0).sum())
-    low = high = np.nan
-    if measured:
-        interval = binomtest(negative, measured).proportion_ci(_CONFIDENCE, method="wilson")
-        low, high = interval.low, interval.high
-    return {
-        "questions": len(frame),
-        "measured": measured,
-        "negative": negative,
-        "share": negative / measured if measured else np.nan,
-        "low": low,
-        "high": high,
-        "mean_delta": delta.mean(),
-        "median_delta": delta.median(),
-    }
 
 
 def correlations(frame: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,6 @@ from matplotlib.ticker import MaxNLocator
 
 from llds_core.config import load_experiment
 from llds_core.diagnostics.measure import covered, measure, mechanism_path, read_mechanism
-from llds_core.diagnostics.summary import negative_share
 from llds_core.errors import DataError
 from llds_core.files import span
 from llds_core.reporting.figures import (
@@ -92,13 +91,13 @@ def ensure_mechanism(runs: Sequence[StoredRun], run_root: Path) -> dict[str, pd.
 
 
 def share_table(changes: pd.DataFrame) -> pd.DataFrame:
-    """Share of questions whose correct responses lose likelihood, one row per checkpoint, with the
-    columns of `negative_share`.
+    """One row per checkpoint: its `questions`, how many of them were `measured`, and the `share` of
+    those whose correct responses lose likelihood, NaN without any.
     """
-    groups = changes[changes["optimizer"] == OPTIMIZER].groupby(_KEYS, sort=False)
-    return pd.DataFrame(
-        [dict(zip(_KEYS, key, strict=True)) | negative_share(group) for key, group in groups]
-    )
+    once = changes[changes["optimizer"] == OPTIMIZER]
+    once = once.assign(falls=(once["delta"] < 0).astype(float).where(once["delta"].notna()))
+    falls = once.groupby(_KEYS, sort=False)["falls"]
+    return falls.agg(questions="size", measured="count", share="mean").reset_index()
 
 
 def likelihood_change_figure(changes: pd.DataFrame) -> Figure:

@@ -23,8 +23,8 @@ import pandas as pd
 
 from llds_core.diagnostics.phases import (
     Phase,
-    collapse_step,
-    decline_step,
+    collapse_row,
+    decline_row,
     detect_phases,
     judged_rows,
     windowed_mean,
@@ -221,7 +221,7 @@ class StoredRun:
     @cached_property
     def collapse(self) -> int | None:
         """Row at which the reward collapses, or the run diverged; None when it did neither."""
-        row = collapse_step(self.rows["reward"], self.window)
+        row = collapse_row(self.rows["reward"].to_numpy(float), self.window)
         return self.length if row is None and diverged(self.manifest) else row
 
     @property
@@ -281,14 +281,14 @@ class StoredRun:
         None when it does not. Phases see one window less of the likelihood.
         """
         end = None if self.collapse is None else self.collapse + 2 * self.window
-        return decline_step(self.rows[metric].iloc[:end], self.window)
+        return decline_row(self.rows[metric].to_numpy(float)[:end], self.window)
 
     def leaves(self, metric: str, sign: int) -> bool:
         """Whether the mean of `metric` leaves its maximum (`sign` 1) or its minimum (-1) for good,
         judged on the rows that the phases are judged on.
         """
         end = judged_rows(self.length, self.collapse, self.window)
-        return decline_step(sign * self.rows[metric].iloc[:end], self.window) is not None
+        return decline_row(sign * self.rows[metric].to_numpy(float)[:end], self.window) is not None
 
     def halfway(self, metric: str, sign: int = 1) -> int:
         """Row from which the mean of `metric` is beyond half of its way from its maximum (`sign` 1)

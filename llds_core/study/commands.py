@@ -125,7 +125,6 @@ def mechanism(
     seed: cli.Seed = 0,
     arms: cli.Arms = "grpo,llds-action",
     questions: Annotated[int, Option(help="number of training questions, from the first")] = 50,
-    last_step: Annotated[int | None, Option(help="leave out later steps")] = None,
     smollm2: Annotated[bool, Option("--smollm2", help="SmolLM2-135M on scripts too")] = False,
     publish: cli.Publish = False,
     run_root: cli.Root = ROOT,
@@ -135,15 +134,7 @@ def mechanism(
     from llds_core.diagnostics.measure import measure
     from llds_core.study.published import publish_mechanism
 
-    folder = measure(
-        profile,
-        words(arms),
-        seed,
-        run_root,
-        questions=questions,
-        last_step=last_step,
-        smollm2=smollm2,
-    )
+    folder = measure(profile, words(arms), seed, run_root, questions=questions, smollm2=smollm2)
     if publish:
         folder = publish_mechanism(run_root, profile, seed)
     print(f"tables: {folder}")

@@ -4,12 +4,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import pandas as pd
+import numpy as np
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from llds_core.config import ExperimentConfig
-from llds_core.diagnostics.phases import collapse_step
+from llds_core.diagnostics.phases import collapse_row
 from llds_core.machine.jobs import shown_metrics
 from llds_core.rollout.protocol import Trajectory
 from llds_core.runs import RunDirectory, best_step, read_metrics
@@ -22,8 +22,8 @@ _ACTION = ("kind", "content", "text", "start", "end", "executed", "retrieval_fai
 def note_collapse(directory: RunDirectory, config: ExperimentConfig) -> bool:
     """Whether a run that is to stop after its collapse has proved it, which its directory notes."""
     if config.diagnostics.stop_after_collapse and (rows := read_metrics(directory.path)):
-        rewards = pd.Series([row["reward"] for row in rows], [row["step"] for row in rows])
-        directory.collapsed = collapse_step(rewards, config.diagnostics.window) is not None
+        rewards = np.array([row["reward"] for row in rows], float)
+        directory.collapsed = collapse_row(rewards, config.diagnostics.window) is not None
     return directory.collapsed
 
 

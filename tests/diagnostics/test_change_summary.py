@@ -1,4 +1,4 @@
-"""Shares and correlations of likelihood changes."""
+"""Correlations of likelihood changes."""
 
 import math
 
@@ -7,20 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from llds_core.diagnostics.summary import correlations, frequent_rounds, negative_share
-
-
-def test_the_negative_share_leaves_skipped_questions_out():
-    made = negative_share(pd.DataFrame({"delta": [-1.0, 2.0, -4.0, np.nan]}))
-    assert made["questions"] == 4 and made["measured"] == 3 and made["negative"] == 2
-    assert made["share"] == pytest.approx(2 / 3)
-    # Wilson: centre (2/3 + z²/6) / (1 + z²/3), z = 1.96.
-    assert made["low"] == pytest.approx(0.2077, abs=1e-4)
-    assert made["high"] == pytest.approx(0.9385, abs=1e-4)
-    assert made["mean_delta"] == -1.0 and made["median_delta"] == -1.0
-    none = negative_share(pd.DataFrame({"delta": [np.nan, np.nan]}))
-    assert none["measured"] == 0 and none["negative"] == 0
-    assert all(math.isnan(none[name]) for name in ("share", "low", "high", "mean_delta"))
+from llds_core.diagnostics.summary import correlations, frequent_rounds
 
 
 def factors(**columns):

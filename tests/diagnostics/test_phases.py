@@ -8,16 +8,12 @@ import pytest
 
 from llds_core.diagnostics.phases import (
     Phase,
-    collapse_step,
-    decline_step,
+    collapse_row,
+    decline_row,
     detect_phases,
     windowed_mean,
 )
 from llds_core.errors import ConfigError
-
-
-def series(values):
-    return pd.Series(values, index=range(1, len(values) + 1), dtype=float)
 
 
 def table(reward, loglik):
@@ -36,36 +32,36 @@ def test_windowed_mean_is_trailing_and_skips_gaps():
 
 
 @pytest.mark.parametrize(
-    ("reward", "step"),
+    ("reward", "row"),
     [
-        # Means of 3 from step 7 on: .4, .2, 0, 0, ... with maximum .6: first below .3 at step 8.
-        ([0.6] * 6 + [0.0] * 7, 8),
+        # Means of 3 from row 6 on: .4, .2, 0, 0, ... with maximum .6: first below .3 at row 7.
+        ([0.6] * 6 + [0.0] * 7, 7),
         ([0.6] * 6 + [0.0] * 6, None),  # two windows of evidence are needed
         ([0.6] * 6 + [0.0] * 4 + [0.6] * 10, None),  # recovers
         ([0.0] * 20, None),
         ([-0.2] * 6 + [-0.9] * 9, None),  # half of what was never positive is no level
-        ([-0.2] * 6 + [0.6] * 6 + [0.0] * 7, 14),
+        ([-0.2] * 6 + [0.6] * 6 + [0.0] * 7, 13),
     ],
 )
-def test_collapse_starts_where_the_mean_stays_below_half_of_its_maximum(reward, step):
-    assert collapse_step(series(reward)) == step
+def test_collapse_starts_where_the_mean_stays_below_half_of_its_maximum(reward, row):
+    assert collapse_row(np.array(reward)) == row
 
 
 @pytest.mark.parametrize(
-    ("loglik", "step"),
+    ("loglik", "row"),
     [
-        # The maximum -.5 is first reached at step 3; steps 1-3 deviate by .02: the border is -.54.
-        # Means: step 7 (-.52-.48-.6)/3 = -.533, step 8 (-.48-.6-.65)/3 = -.577.
-        (NOISE + DECAY + CLIFF, 8),
-        (NOISE + DECAY + [np.nan] * 6, 8),  # gaps repeat the verdict before them
+        # The maximum -.5 is first reached at row 2; rows 0-2 deviate by .02: the border is -.54.
+        # Means: row 6 (-.52-.48-.6)/3 = -.533, row 7 (-.48-.6-.65)/3 = -.577.
+        (NOISE + DECAY + CLIFF, 7),
+        (NOISE + DECAY + [np.nan] * 6, 7),  # gaps repeat the verdict before them
         (NOISE + DECAY + NOISE, None),  # comes back
         ([-0.1] * 20, None),
         ([np.nan] * 20, None),
         ([], None),
     ],
 )
-def test_decline_starts_where_the_mean_leaves_its_maximum_for_good(loglik, step):
-    assert decline_step(series(loglik)) == step
+def test_decline_starts_where_the_mean_leaves_its_maximum_for_good(loglik, row):
+    assert decline_row(np.array(loglik)) == row
 
 
 def test_the_whole_story_has_four_phases_that_cover_every_step():
