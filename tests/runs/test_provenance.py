@@ -15,9 +15,10 @@ def test_no_commit_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert git_state()["git_commit"] is None
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """A small repository of its own; one file is Latin-1, two are no code."""
+def test_a_tree_is_dirty_when_tracked_code_differs(tmp_path: Path) -> None:
+    """Untracked files and published results are no change of code; another encoding stops
+    nothing.
+    """
     (tmp_path / "results").mkdir()
     for name in ("plain.txt", "README.md", "results/runs.csv"):
         (tmp_path / name).write_text("coffee\n", "utf-8")
@@ -25,20 +26,13 @@ def repository(tmp_path: Path) -> Path:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false"]
     for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "one"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    return tmp_path
-
-
-def test_untracked_files_and_published_results_are_no_change_of_code(repository: Path) -> None:
     for name in ("other.txt", "README.md", "results/runs.csv"):
-        (repository / name).write_text("after\n", "utf-8")
-    state = git_state(repository)
+        (tmp_path / name).write_text("after\n", "utf-8")
+    state = git_state(tmp_path)
     assert len(state["git_commit"]) == 40
     assert (state["git_dirty"], state["git_diff_sha256"]) == (False, None)
-
-
-def test_changed_tree_is_dirty_and_its_difference_is_known(repository: Path) -> None:
-    (repository / "plain.txt").write_text("tea\n", "utf-8")
-    (repository / "latin.txt").write_bytes(b"th\xe9\n")  # another encoding stops nothing
-    state = git_state(repository)
+    (tmp_path / "plain.txt").write_text("tea\n", "utf-8")
+    (tmp_path / "latin.txt").write_bytes(b"th\xe9\n")
+    state = git_state(tmp_path)
     assert state["git_dirty"] is True and len(state["git_diff_sha256"]) == 64
-    assert "+tea" in git_diff(repository)
+    assert "+tea" in git_diff(tmp_path)
