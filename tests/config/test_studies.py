@@ -64,9 +64,7 @@ def test_the_desk_study_covers_what_it_promises() -> None:
     assert list(dict.fromkeys(groups)) == wanted
     for arm in arms.values():
         assert len(arm.seeds) >= {"main": 1, "factors": 2, "map": 1}.get(arm.group, 3)
-
-
-def test_arms_named_after_mini_batches_vary_nothing_else_in_an_update() -> None:
+    # Arms named after mini-batches vary nothing else in an update.
     configs = {entry.arm.name: entry.config for entry in load_study("desk").entries()}
     sizes = {"grpo-mini-batch-8": 8, "grpo": 16, "grpo-large-batch": 32}
     assert {name: configs[name].mini_batch_size for name in sizes} == sizes

@@ -1,7 +1,5 @@
 """Phases on hand-made series, window 3 unless said otherwise."""
 
-import itertools
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -64,38 +62,31 @@ def test_decline_starts_where_the_mean_leaves_its_maximum_for_good(loglik, row):
     assert decline_row(np.array(loglik)) == row
 
 
-def test_the_whole_story_has_four_phases_that_cover_every_step():
-    reward = [0.6] * 14 + [0.0] * 12
-    loglik = NOISE + DECAY + CLIFF + [np.nan] * 10
-    phases = detect_phases(table(reward, loglik))
-    assert [phase.name for phase in phases] == ["stagnation", "decay", "acceleration", "collapse"]
-    assert phases[0] == Phase("stagnation", 1, 7)
-    # From step 11 on, the next three means fall by 0.77 in total; since the decline 0.05 a step.
-    assert phases[2].first == 11
-    assert phases[3] == Phase("collapse", 16, 26)
-    for before, after in itertools.pairwise(phases):
-        assert after.first == before.last + 1
-
-
-def test_a_steady_decay_does_not_accelerate():
-    loglik = NOISE + [-0.6 - 0.05 * k for k in range(14)]
-    phases = detect_phases(table([0.6] * 20, loglik))
-    assert [phase.name for phase in phases] == ["stagnation", "decay"]
-    assert phases[1].last == 20
-
-
 @pytest.mark.parametrize(
-    "reward, loglik",
+    ("reward", "loglik", "starts"),
     [
-        ([0.5] * 24, NOISE * 4),
-        (np.linspace(0.1, 0.9, 24), np.linspace(-1.0, -0.2, 24)),
-        ([0.5] * 24, [np.nan] * 24),
-        ([np.nan] * 24, [np.nan] * 24),
+        # From step 11 on, the next three means fall by 0.77 in all; since the decline 0.05 a step.
+        ([0.6] * 14 + [0.0] * 12, NOISE + DECAY + CLIFF + [np.nan] * 10, [1, 8, 11, 16]),
+        # The reward collapses at step 12; the likelihood is back where it was from step 15 on.
+        ([0.6] * 10 + [0.0] * 12, NOISE + DECAY + CLIFF[:2] + [-0.5] * 8, [1, 8, 11, 12]),
+        # A steady decay does not accelerate.
+        ([0.6] * 20, NOISE + [-0.6 - 0.05 * k for k in range(14)], [1, 8]),
+        # No phase is claimed where no rule fires.
+        ([0.5] * 24, NOISE * 4, [1]),
+        (np.linspace(0.1, 0.9, 24), np.linspace(-1.0, -0.2, 24), [1]),
+        ([0.5] * 24, [np.nan] * 24, [1]),
+        ([np.nan] * 24, [np.nan] * 24, [1]),
+        # Nor any in fewer than three windows.
+        ([0.5] * 9, [-0.5] * 9, [1]),
+        ([0.5] * 8, [-0.5] * 8, []),
+        ([], [], []),
     ],
-    ids=["stable", "rising", "never correct", "nothing measured"],
 )
-def test_no_phase_is_claimed_where_no_rule_fires(reward, loglik):
-    assert detect_phases(table(reward, loglik)) == [Phase("stagnation", 1, 24)]
+def test_phases_start_where_their_rules_fire_and_cover_every_step(reward, loglik, starts):
+    ends = [step - 1 for step in starts[1:]] + [len(reward)]
+    names = ["stagnation", "decay", "acceleration", "collapse"]
+    expected = [Phase(*phase) for phase in zip(names, starts, ends, strict=False)]
+    assert detect_phases(table(reward, loglik)) == expected
 
 
 def test_noise_alone_hardly_ever_declines_or_collapses():
@@ -107,19 +98,10 @@ def test_noise_alone_hardly_ever_declines_or_collapses():
     assert np.mean(np.array(found) > 1) <= 0.05
 
 
-def test_a_likelihood_that_comes_back_after_the_collapse_has_declined():
-    # The reward collapses at step 12; the likelihood is back where it was from step 15 on.
-    reward = [0.6] * 10 + [0.0] * 12
-    phases = detect_phases(table(reward, NOISE + DECAY + CLIFF[:2] + [-0.5] * 8))
-    assert [phase.first for phase in phases] == [1, 8, 11, 12]
-
-
-def test_runs_shorter_than_three_windows_have_no_phases():
-    assert detect_phases(table([0.5] * 8, [-0.5] * 8)) == []
-    assert detect_phases(table([], [])) == detect_phases(pd.DataFrame()) == []
+def test_no_metrics_have_no_phases_and_no_window_is_refused():
+    assert detect_phases(pd.DataFrame()) == []
     with pytest.raises(ConfigError, match="window is 0"):
         detect_phases(table([0.5] * 9, [-0.5] * 9), window=0)
-    assert len(detect_phases(table([0.5] * 9, [-0.5] * 9))) == 1
 
 
 def test_steps_are_sorted_and_named_by_their_number():
