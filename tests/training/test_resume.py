@@ -226,16 +226,16 @@ def test_a_proved_collapse_ends_the_run_with_a_checkpoint_even_after_a_kill(
     overrides = ["diagnostics.stop_after_collapse=true", "training.steps=5"]
     config = load_experiment("smoke/grpo", overrides)
     root = fresh_root(smoke_runs, tmp_path / "runs")
-    judged: list[list[int]] = []
+    judged: list[int] = []
 
     def collapses_at_two(reward: Any, window: int) -> int | None:
-        judged.append(reward.index.tolist())
+        judged.append(len(reward))
         assert window == config.diagnostics.window
         return 1 if len(reward) >= 2 else None
 
-    monkeypatch.setattr(recorder, "collapse_step", collapses_at_two)
+    monkeypatch.setattr(recorder, "collapse_row", collapses_at_two)
     path = train_run(config, 0, root, overrides)
-    assert judged == [[1], [1, 2]]
+    assert judged == [1, 2]
     assert read_manifest(path)["status"] == "collapsed"
     assert [row["step"] for row in read_metrics(path)] == [1, 2]
     assert checkpoint_steps(path / "checkpoint")[-1] == 2
