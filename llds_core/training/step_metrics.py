@@ -93,7 +93,7 @@ class StepMetrics:
             mean = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
             log_ratio = mean.expand_as(mask)
         ratio = log_ratio.exp()
-        advantages = micro["advantages"][:, None]
+        advantages = micro["advantages"].reshape(len(ratio), -1)  # (B, 1) or (B, T)
         low, high = 1 - self._loss.clip_low, 1 + self._loss.clip_high
         clipped = ((ratio < low) & (advantages < 0)) | ((ratio > high) & (advantages > 0))
         self._add_masked("clip_fraction", clipped.float(), mask)

@@ -36,7 +36,13 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
 from llds_core.errors import TrainingDivergedError
-from llds_core.losses import action_ids, answer_weight_ramp, clamped_reference, llds_penalty
+from llds_core.losses import (
+    action_ids,
+    answer_weight_ramp,
+    clamped_reference,
+    llds_penalty,
+    sampler_correction,
+)
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory, validate_response_masks
 from llds_core.seeding import torch_generator
@@ -227,6 +233,12 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         width = mask.shape[1]
         micro["old_per_token_logps"] = output.log_probs[:, -width:]
         micro["old_entropies"] = output.entropy[:, -width:]
+        mode, cap = self.args.sampler.correction, self.args.sampler.correction_cap
+        if mode != "none":
+            logprobs = (micro["old_per_token_logps"], micro["sampling_per_token_logps"])
+            weight = sampler_correction(*logprobs, mask, mode=mode, cap=cap)
+            # The surrogate is linear in weights that are not negative.
+            micro["advantages"] = micro["advantages"][:, None] * weight
         # The state that predicts a token stands one position before it.
         states = output.last_hidden_state[:, -width - 1 : -1] * mask[..., None]
         micro["pooled_states"] = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
