@@ -325,6 +325,9 @@ class DiagnosticsConfig:
 
     window: StrictInt = Field(default=3, ge=1, le=100)
     """Steps of the trailing means on which phases, collapse and spiral are judged."""
+    each_update: StrictBool = False
+    """Measure how each update moves the correct trajectories of its own and of other questions: a
+    pass over the rollout per update."""
     stop_after_collapse: StrictBool = False
     """End a run, with status `collapsed`, once its collapse is proved."""
 

@@ -50,6 +50,7 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    each_update: bool = False
     root_seed: int = 0
 
     @property
@@ -97,6 +98,7 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         num_iterations=training.epochs,
         training=training,
         sampler=config.sampler,
+        each_update=config.diagnostics.each_update,
         shuffle_dataset=False,  # the data set arrives in the run's own order
         max_completion_length=rollout.max_action_tokens * (rollout.max_searches + 1),
         # objective

@@ -32,7 +32,7 @@ def test_weights_match_hand_computation(mode: str, cap: float, weights: list) ->
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
-    [({"mode": "clip"}, "mode is \"clip\""), ({"cap": 0.5}, "cap is 0.5")],
+    [({"mode": "clip"}, 'mode is "clip"'), ({"cap": 0.5}, "cap is 0.5")],
 )
 def test_wrong_options_are_refused(options: dict, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
