@@ -11,7 +11,7 @@ from llds_core.retrieval.base import SearchKey
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.environment import Environment
 from llds_core.rollout.prompts import encode_prompt
-from llds_core.rollout.protocol import FEEDBACK, STOP_TAGS, parse_action, search_observation
+from llds_core.rollout.protocol import STOP_TAGS, parse_action, search_observation
 from llds_core.worlds.records import Question
 
 Tasks = list[tuple[Question, int]]
@@ -35,6 +35,7 @@ class ReencodingRollout:
         self._config = config
         self._model: Any = model  # whose class knows `generate`
         self._tokenizer = tokenizer
+        self._template = environment.template
         self._retriever = FailingRetriever(
             environment.retriever,
             failure_rate=config.retrieval.failure_rate,
@@ -46,7 +47,7 @@ class ReencodingRollout:
     def run(self, tasks: Tasks) -> list[str]:
         """Return the text of every trajectory."""
         limits, tokenizer = self._config.rollout, self._tokenizer
-        prompts = [encode_prompt(q.question, limits.prompt, tokenizer) for q, _ in tasks]
+        prompts = [encode_prompt(q.question, self._template, tokenizer) for q, _ in tasks]
         texts = tokenizer.batch_decode(prompts)
         active = list(range(len(tasks)))
         training = self._model.training
@@ -60,7 +61,7 @@ class ReencodingRollout:
                 texts[row] += reply
                 if kind == "answer":
                     continue
-                observation = search_observation(found[row]) if row in found else FEEDBACK
+                observation = search_observation(found[row]) if row in found else limits.feedback
                 tokens = tokenizer.encode(observation, add_special_tokens=False)
                 (seen,) = tokenizer.batch_decode([tokens[: limits.max_observation_tokens]])
                 longer = texts[row] + seen

@@ -36,12 +36,9 @@ from llds_core.rollout.samplers import StopAtTag, TransformersSampler
 from llds_core.runs import Run
 from llds_core.runs.policies import build_policy, build_tokenizer, load_policy
 from llds_core.seeding import torch_generator
+from llds_core.training.micro_batches import rollout_columns, trajectory_reward
 from llds_core.training.settings import SearchGRPOConfig, search_grpo_config
-from llds_core.training.trainer import (
-    SearchGRPOTrainer,
-    rollout_columns,
-    trajectory_reward,
-)
+from llds_core.training.trainer import SearchGRPOTrainer
 
 _REPETITIONS = 3
 

@@ -4,17 +4,20 @@ from llds_core.config.arms import Arm, Study, load_study, studies
 from llds_core.config.load import layouts, load_experiment, methods, profiles
 from llds_core.config.schema import ExperimentConfig
 from llds_core.config.sections import (
+    FEEDBACK,
     DenseConfig,
     LossConfig,
     PolicyConfig,
     RewardConfig,
     RolloutConfig,
+    SamplerConfig,
     ServiceConfig,
     TrainingConfig,
     WarmstartConfig,
 )
 
 __all__ = [
+    "FEEDBACK",
     "Arm",
     "DenseConfig",
     "ExperimentConfig",
@@ -22,6 +25,7 @@ __all__ = [
     "PolicyConfig",
     "RewardConfig",
     "RolloutConfig",
+    "SamplerConfig",
     "ServiceConfig",
     "Study",
     "TrainingConfig",

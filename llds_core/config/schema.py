@@ -120,6 +120,16 @@ def _misfits(config: ExperimentConfig) -> Iterator[str]:
             f"training.micro_batch_size={training.micro_batch_size} × {world} processes does not "
             f"divide the mini-batch of trajectories: choose a divisor of {config.mini_batch_size}"
         )
+    if config.rollout.prompt == "data" and config.world.name != "files":
+        yield (
+            f"rollout.prompt=data with world.name={config.world.name}: only downloaded files bring "
+            "a prompt; set rollout.prompt=search-r1"
+        )
+    if sampler.backend == "vllm" and sampler.rounding != "none":
+        yield (
+            f"sampler.rounding={sampler.rounding} with sampler.backend=vllm: its weights are its "
+            "own; set sampler.rounding=none"
+        )
     if config.hardware.sharding == "zero3" and sampler.backend == "transformers":
         yield (
             "hardware.sharding=zero3 with sampler.backend=transformers has no whole policy to "

@@ -6,6 +6,11 @@ from pydantic import Field, StrictBool, StrictInt
 
 from llds_core.config.checked import Number, checked
 
+FEEDBACK = (
+    "\n\nThat was not a valid action. Put a query inside <search> and </search>, or the final "
+    "answer inside <answer> and </answer>, then try again.\n\n"
+)
+
 
 @checked
 class WorldConfig:
@@ -171,7 +176,10 @@ class RolloutConfig:
     """Prompt and response together."""
     temperature: Number = Field(default=1.0, ge=0.01, le=10)
     top_p: Number = Field(default=1.0, ge=0.01, le=1)
-    prompt: Literal["short", "search-r1"] = "short"
+    prompt: Literal["short", "search-r1", "data"] = "short"
+    """Wording: `search-r1` is ours, `data` that of the published training file."""
+    feedback: str = Field(default=FEEDBACK, min_length=1)
+    """What a policy reads after an invalid action."""
     streams: Literal["auto", "rollout", "trajectory"] = "auto"
     """Random numbers of the transformers sampler: one stream for a whole rollout, or one for each
     trajectory, which is then the same on any number of processes. `auto` is `trajectory` on several
@@ -197,6 +205,15 @@ class SamplerConfig:
     """vLLM: GPUs that share one copy of the policy."""
     memory_share: Number = Field(default=0.35, ge=0.01, le=0.95)
     """vLLM, colocated: share of each GPU's memory for its weights and KV cache."""
+    rounding: Literal["none", "bfloat16", "float8"] = "none"
+    """transformers: what weights are rounded to while sampling, to study samplers that differ from
+    the trainer as vLLM does."""
+    correction: Literal[
+        "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    ] = "none"
+    """How the surrogate is weighted by the trainer's probabilities over the sampler's (TRL's
+    `vllm_importance_sampling_mode`): up to `correction_cap`, or not at all beyond it."""
+    correction_cap: Number = Field(default=3.0, ge=1)
     gap_alarm: Number = Field(default=0.05, ge=0)
     """Mean absolute difference, in nats a token, between the sampler's and the trainer's
     log-probabilities above which a step warns."""
@@ -308,6 +325,9 @@ class DiagnosticsConfig:
 
     window: StrictInt = Field(default=3, ge=1, le=100)
     """Steps of the trailing means on which phases, collapse and spiral are judged."""
+    each_update: StrictBool = False
+    """Measure how each update moves the correct trajectories of its own and of other questions: a
+    pass over the rollout per update."""
     stop_after_collapse: StrictBool = False
     """End a run, with status `collapsed`, once its collapse is proved."""
 

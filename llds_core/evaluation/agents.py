@@ -24,7 +24,7 @@ from importlib.resources import files
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from llds_core.config import RolloutConfig
+from llds_core.config import FEEDBACK
 from llds_core.evaluation.predictions import KEYS, Key, Row
 from llds_core.evaluation.scores import score_answer
 from llds_core.retrieval.base import Hit, format_hits
@@ -46,13 +46,19 @@ SamplerFor = Callable[[Sequence[Names]], Sampler]
 """Makes a sampler for a batch of prompts, each with the names of its random stream."""
 
 
-def prompt_digest(agent: str, config: RolloutConfig) -> str:
+def prompt_digest(agent: str, template: str, feedback: str = FEEDBACK) -> str:
     """Twelve hex digits of the wording an agent uses."""
     if agent in PROMPTS:
         texts = [PROMPTS[agent], *([PROMPTS["refine"], NO_FACTS] if agent == "search-o1" else [])]
     else:
-        texts = [prompt_text("?", config.prompt if agent == POLICY else "search-r1")]
+        texts = [prompt_text("?", _wording(agent, template))]
+    texts += [feedback] if feedback != FEEDBACK else []
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
+
+
+def _wording(agent: str, template: str) -> str:
+    """Only a warm-started policy knows the protocol without being told."""
+    return "search-r1" if agent != POLICY and template == "short" else template
 
 
 @dataclass(frozen=True)
@@ -73,13 +79,12 @@ class Agent:
         limits = self.environment.config.rollout
         if self.name in ("direct", "rag"):
             limits = replace(limits, max_searches=0)
-        elif self.name == "search-r1":
-            limits = replace(limits, prompt="search-r1")
         return self.environment.rollout_loop(
             self.tokenizer,
             limits,
             seed=seed,
             failure_rate=failure_rate,
+            template=_wording(self.name, self.environment.template),
             encode=self._prompts if self.name in PROMPTS else None,
             refine=partial(self._condensed, sampler_for) if self.name == "search-o1" else None,
         )

@@ -98,7 +98,7 @@ class Evaluation:
             "model": self.model.digest,
             "dtype": config.training.dtype,
             "agent": plan.agent,
-            "prompt": prompt_digest(plan.agent, config.rollout),
+            "prompt": prompt_digest(plan.agent, self.environment.template, config.rollout.feedback),
             "benchmarks": ",".join(plan.benchmarks) or "all",
             "split": plan.split,
             "limit": plan.limit,

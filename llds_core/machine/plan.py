@@ -40,7 +40,7 @@ UNCERTAINTY = 2.5
 # H100's datasheet gives for dense bfloat16, by which 200 steps of 3B take 4.5 hours on eight; users
 # of Search-R1 report 2 to 7 (github.com/PeterGriffinJin/Search-R1/issues/1). CPU: desk, one core.
 _GPU_SPEED, _CPU_SPEED = 2e14, 5e10
-_PROMPT = {"search-r1": 200, "short": 20}  # tokens
+_PROMPT = {"data": 200, "search-r1": 200, "short": 20}  # tokens
 _SEARCHES, _ACTION, _OBSERVATION = 1.5, 60, 450  # mean searches, and tokens of each part
 # Sections and keys that decide how long a step takes.
 _TIMED = (

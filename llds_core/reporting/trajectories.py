@@ -14,7 +14,7 @@ import pandas as pd
 
 from llds_core.reporting.figures import method_label
 from llds_core.reporting.run_view import StoredRun
-from llds_core.rollout.protocol import ANSWER, FEEDBACK, Trajectory, search_observation
+from llds_core.rollout.protocol import ANSWER, Trajectory, search_observation
 from llds_core.runs import Run
 from llds_core.worlds.records import Question
 
@@ -41,7 +41,7 @@ def blocks(trajectory: Trajectory) -> list[tuple[str, str]]:
             result.append(("policy", action.text))
         # The last action gets an observation only when that is what filled the context.
         if action.kind != "answer" and (i + 1 < len(actions) or trajectory.stop_reason == "length"):
-            text = search_observation(action.hits) if action.executed else FEEDBACK
+            text = search_observation(action.hits) if action.executed else trajectory.feedback
             note = "(injected failure: unrelated passages)\n" if action.retrieval_failed else ""
             result.append(("observation", note + text.strip()))
     return result

@@ -1,6 +1,7 @@
 """World and search engine of a configuration, for training, evaluation and demonstrations alike."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from llds_core.retrieval import (
 from llds_core.retrieval.index import index_path
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.worlds import World, build_atlas, build_files_world
-from llds_core.worlds.question_sets import CORPUS_FILE
+from llds_core.worlds.question_sets import CORPUS_FILE, published_prompt
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,13 @@ class Environment:
     config: ExperimentConfig
     world: World
     retriever: Retriever
+
+    @cached_property
+    def template(self) -> str:
+        """Wording of the prompts: a name that `prompt_text` knows, or a text with `{question}`."""
+        if self.config.rollout.prompt == "data":
+            return published_prompt(Path(self.config.data.folder))
+        return self.config.rollout.prompt
 
     @property
     def for_evaluation(self) -> "Environment":
@@ -56,6 +64,7 @@ class Environment:
             self.retriever, failure_rate=failure_rate, passages=self.world.passages, seed=seed
         )
         limits, top_k = limits or self.config.rollout, self.config.retrieval.top_k
+        options = {"template": self.template} | options
         return RolloutLoop(tokenizer, failing, limits, top_k=top_k, seed=seed, **options)
 
 

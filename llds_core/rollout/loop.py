@@ -19,7 +19,7 @@ from llds_core.errors import ConfigError
 from llds_core.retrieval.base import Hit, SearchKey, format_hits
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.prompts import encode_prompt
-from llds_core.rollout.protocol import FEEDBACK, Action, Trajectory, information, parse_action
+from llds_core.rollout.protocol import Action, Trajectory, information, parse_action
 from llds_core.rollout.samplers import Generation, Sampler
 from llds_core.worlds.records import Question
 
@@ -43,7 +43,8 @@ class RolloutLoop:
         config: limits and prompt template.
         top_k: passages per search.
         seed: root seed of the injected search failures.
-        encode: makes the token ids of the prompts; None for the template of `config`.
+        template: wording of the prompts, with `{question}` in it; None for that of `config`.
+        encode: makes the token ids of the prompts; None for the template.
         refine: makes what is shown instead of the passages, one text for each of the trajectories
             that have just searched; None shows the passages.
     """
@@ -53,6 +54,7 @@ class RolloutLoop:
     config: RolloutConfig
     top_k: int
     seed: int = 0
+    template: str | None = None
     encode: Callable[[Sequence[Question]], list[list[int]]] | None = None
     refine: Callable[[Sequence[Trajectory]], list[str]] | None = None
 
@@ -69,7 +71,7 @@ class RolloutLoop:
         encode = self.encode or self._encode_template
         prompts = encode([question for question, _ in tasks])
         trajectories = [
-            Trajectory(question, sample, ids)
+            Trajectory(question, sample, ids, feedback=config.feedback)
             for (question, sample), ids in zip(tasks, prompts, strict=True)
         ]
         for trajectory in trajectories:
@@ -152,7 +154,7 @@ class RolloutLoop:
         return seconds
 
     def _encode_template(self, questions: Sequence[Question]) -> list[list[int]]:
-        template = self.config.prompt
+        template = self.template or self.config.prompt
         return [encode_prompt(q.question, template, self.tokenizer) for q in questions]
 
     def _observe(self, trajectories: Sequence[Trajectory]) -> list[list[int]]:
@@ -164,7 +166,11 @@ class RolloutLoop:
             texts = (format_hits(t.actions[-1].hits) for t in searched)
         observed = []
         for trajectory in trajectories:
-            text = information(next(texts)) if trajectory.actions[-1].executed else FEEDBACK
+            text = (
+                information(next(texts))
+                if trajectory.actions[-1].executed
+                else self.config.feedback
+            )
             tokens = self.tokenizer.encode(text, add_special_tokens=False)
             room = min(self.config.max_observation_tokens, max(self._room(trajectory), 0))
             observed.append(tokens[:room])

@@ -1,9 +1,9 @@
 """The prompt a policy sees: instructions once, then the question.
 
-Two wordings: `search-r1` explains the protocol to a pre-trained model (after Search-R1, arXiv
-2503.09516, in our own words); `short` is for policies that were warm-started on the protocol and
-need only the question. A chat template is applied when the tokenizer has one, as the official code
-does for base models too.
+Wordings of ours: `search-r1` explains the protocol to a pre-trained model (after Search-R1, arXiv
+2503.09516); `short` is for policies that were warm-started on the protocol and need only the
+question. The published training file brings its own. A chat template is applied when the tokenizer
+has one, as the official code does for base models too.
 """
 
 from typing import cast
@@ -21,14 +21,15 @@ _TEMPLATES = {"search-r1": _INSTRUCTIONS, "short": "Question: {question}\n"}
 
 
 def prompt_text(question: str, template: str) -> str:
-    """Return the prompt for `question` under `template` (`short` or `search-r1`); a missing
-    question mark is added.
+    """Return the prompt for `question` under `template` (`short`, `search-r1`, or a text with
+    `{question}` in it); a missing question mark is added.
     """
     question = question.strip()
     if not question.endswith("?"):
         question += "?"
     # `replace`, not `format`: a question may hold braces.
-    return _TEMPLATES[template].replace("{question}", question)
+    text = template if "{question}" in template else _TEMPLATES[template]
+    return text.replace("{question}", question)
 
 
 def encode_prompt(question: str, template: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

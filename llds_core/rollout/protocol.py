@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llds_core.config import FEEDBACK
 from llds_core.retrieval.base import Hit, format_hits
 from llds_core.worlds.records import Question
 
@@ -22,11 +23,6 @@ STOP_TAGS = (f"</{SEARCH}>", f"</{ANSWER}>")
 
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 _BLOCK = re.compile(r"<(think|search|answer)>.*?</\1>", re.DOTALL)
-
-FEEDBACK = (
-    "\n\nThat was not a valid action. Put a query inside <search> and </search>, or the final "
-    "answer inside <answer> and </answer>, then try again.\n\n"
-)
 
 ActionKind = Literal["search", "answer", "invalid"]
 StopReason = Literal["answer", "turns", "length"]
@@ -73,6 +69,7 @@ class Trajectory:
             tag, or None.
         stop_reason: `answer`, `turns` (turn budget spent) or `length` (no room for another action).
         correct: exact match of the answer, whatever the reward is.
+        feedback: what an invalid action was answered with.
     """
 
     question: Question
@@ -88,6 +85,7 @@ class Trajectory:
     stop_reason: StopReason | None = None
     reward: float = 0.0
     correct: bool = False
+    feedback: str = FEEDBACK
 
     @property
     def searches(self) -> int:

@@ -31,6 +31,14 @@ class Generation:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
+    def drop_end(self, ends: set[int]) -> None:
+        """Drop a last token out of `ends`: the end of text of an invalid action is neither trained
+        nor shown before the correction (`search_r1/llm_agent/generation.py` decodes without special
+        tokens). An action of nothing else keeps it: a row needs a policy token.
+        """
+        if len(self.token_ids) > 1 and self.token_ids[-1] in ends:
+            del self.token_ids[-1], self.logprobs[-1]
+
 
 class Session(Protocol):
     """Contexts of one rollout batch, indexed by row."""
@@ -88,6 +96,25 @@ def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def rounded_weights(model: PreTrainedModel, rounding: str) -> Iterator[None]:
+    """Round the weights of `model` to `bfloat16` or, each matrix scaled to its range, to `float8`
+    (e4m3), and give them back; `none` leaves them.
+    """
+    exact = {} if rounding == "none" else {p: p.detach().clone() for p in model.parameters()}
+    try:
+        for weight, value in exact.items():
+            if rounding == "bfloat16":
+                weight.data.copy_(value.bfloat16())
+            else:
+                scale = value.abs().max().clamp(min=1e-12) / torch.finfo(torch.float8_e4m3fn).max
+                weight.data.copy_((value / scale).to(torch.float8_e4m3fn).to(value.dtype) * scale)
+        yield
+    finally:
+        for weight, value in exact.items():
+            weight.data.copy_(value)
 
 
 class TransformersSampler:
@@ -212,8 +239,11 @@ class TransformersSession:
                 ended = token in self._sampler.eos_ids or self._sampler.stop(made.token_ids)
                 if ended or len(made.token_ids) == budgets[index]:
                     closed.add(index)
-                    # Its last token is fed together with the observation that follows.
-                    self._pending[rows[index]].append(token)
+                    sampled_tokens = len(made.token_ids)
+                    made.drop_end(self._sampler.eos_ids)
+                    if len(made.token_ids) == sampled_tokens:
+                        # Its last token is fed together with the observation that follows.
+                        self._pending[rows[index]].append(token)
             if len(closed) == len(rows):
                 break
             still_open = [i for i, index in enumerate(working) if index not in closed]

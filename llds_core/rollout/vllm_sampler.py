@@ -120,7 +120,9 @@ class VLLMSession:
         ids = made.token_ids
         for length, token in enumerate(ids, 1):
             if token in self._sampler.eos_ids or self._sampler.stop(ids[:length]):
-                return Generation(ids[:length], made.logprobs[:length])
+                action = Generation(ids[:length], made.logprobs[:length])
+                action.drop_end(self._sampler.eos_ids)
+                return action
         if len(ids) != budget:
             raise SamplerError(
                 f"vLLM ended row {row} after {len(ids)} of {budget} tokens with neither a closing "

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.config import FEEDBACK, ExperimentConfig, load_experiment
 from llds_core.errors import ConfigError, RunError, TrainingDivergedError
 
 
@@ -126,6 +126,7 @@ _NEUTRAL = _keys(
         "warmstart": "threads save_every",
     }
 )
+_MISMATCH = _keys({"sampler": "rounding correction correction_cap"})
 _NAMES = {
     ("training.optimizer", "adamw-8bit"): "8-bit Adam: moments in 8 instead of 32 bits",
     ("training.dtype", "float32"): "float32 arithmetic instead of bfloat16",
@@ -142,7 +143,11 @@ def deviations(config: ExperimentConfig) -> list[str]:
     except ConfigError:
         return []
     before, after = flat(printed.to_dict()), flat(config.to_dict())
-    return [
+    # Of what the paper's policies read, where the data is the paper's.
+    ours = [("prompt", config.rollout.prompt != "data")]
+    ours += [("corrective message", config.rollout.feedback == FEEDBACK)]
+    published = config.world.name == "files"
+    return [f"{what} in our own words" for what, is_ours in ours if published and is_ours] + [
         _NAMES.get((key, value)) or f"{key} is {_shown(value)} instead of {_shown(before[key])}"
         for key, value in after.items()
         if value != before[key] and not _is_neutral(key, before[key], value, config)
@@ -152,6 +157,8 @@ def deviations(config: ExperimentConfig) -> list[str]:
 def _is_neutral(key: str, before: Any, now: Any, config: ExperimentConfig) -> bool:
     if key == "service.on_failure":
         return False  # a lost search is no search of the paper's
+    if key in _MISMATCH:
+        return False
     if key == "training.micro_batch_size" and config.loss.aggregate == "token-mean-micro":
         return False  # each micro-batch is a mean of its own
     if key in ("policy.path", "dense.encoder"):

@@ -19,7 +19,13 @@ from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.prompts import prompt_text
 from llds_core.rollout.rewards import score
-from llds_core.rollout.samplers import Sampler, StopAtTag, TransformersSampler, end_of_sequence_ids
+from llds_core.rollout.samplers import (
+    Sampler,
+    StopAtTag,
+    TransformersSampler,
+    end_of_sequence_ids,
+    rounded_weights,
+)
 from llds_core.rollout.vllm_sampler import Engine, VLLMSampler
 from llds_core.runs import Run, RunDirectory
 from llds_core.runs.checkpoints import checkpoint_steps, read_checkpoint_extra
@@ -171,7 +177,7 @@ def training_rows(environment: Environment, seed: int) -> Dataset:
     for epoch in range(-(-needed // len(questions))):
         order += numpy_generator(seed, "data-order", epoch).permutation(len(questions)).tolist()
     order = order[:needed]
-    prompts = [prompt_text(questions[i].question, config.rollout.prompt) for i in order]
+    prompts = [prompt_text(questions[i].question, environment.template) for i in order]
     return Dataset.from_dict({"prompt": prompts, "question": order})
 
 
@@ -210,7 +216,8 @@ class SearchRollout:
             (questions[row["question"]], number % config.rollout.group_size)
             for number, row in zip(numbers, rows, strict=True)
         ]
-        with self.engine.rollout() if self.engine else nullcontext():
+        rounded = rounded_weights(model, config.sampler.rounding)
+        with self.engine.rollout() if self.engine else rounded:
             rollout = self._loop.run(tasks, self._sampler(model, step, numbers), step=step)
         for trajectory in rollout.trajectories:
             score(trajectory, config.reward)

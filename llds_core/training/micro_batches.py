@@ -1,4 +1,6 @@
-"""Rows of a rollout: put together from all processes, cut into mini-batches and micro-batches."""
+"""Rows of a rollout: given to TRL, put together from all processes, cut into mini-batches and
+micro-batches.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +8,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from llds_core.config import SamplerConfig
+from llds_core.losses import sampler_correction
+from llds_core.rollout.protocol import Trajectory
 from llds_core.training.settings import SearchGRPOConfig
 
 
@@ -100,3 +105,34 @@ def _trim(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
             value = value[:, -prompt:] if key.startswith("prompt") else value[:, :completion]
         trimmed[key] = value
     return trimmed
+
+
+def correct_for_sampler(micro: dict[str, Any], sampler: SamplerConfig) -> None:
+    """Weigh a micro-batch's advantages by how the trainer's probabilities, its old ones, differ
+    from the sampler's. The surrogate is linear in weights that are not negative.
+    """
+    if sampler.correction != "none":
+        weight = sampler_correction(
+            micro["old_per_token_logps"],
+            micro["sampling_per_token_logps"],
+            micro["policy_mask"],
+            mode=sampler.correction,
+            cap=sampler.correction_cap,
+        )
+        micro["advantages"] = micro["advantages"][:, None] * weight
+
+
+def rollout_columns(trajectories: Sequence[Trajectory]) -> dict[str, list]:
+    """What TRL's `rollout_func` returns: token lists and their masks, one entry per trajectory."""
+    return {
+        "prompt_ids": [t.prompt_ids for t in trajectories],
+        "completion_ids": [t.completion_ids for t in trajectories],
+        "logprobs": [t.sampler_logprobs for t in trajectories],
+        "env_mask": [t.response_mask for t in trajectories],
+        "trajectory_reward": [t.reward for t in trajectories],
+    }
+
+
+def trajectory_reward(trajectory_reward: list[float | None], **kwargs: Any) -> list[float | None]:
+    """TRL's reward function: the reward the rollout has already set."""
+    return trajectory_reward

@@ -17,7 +17,7 @@ import torch
 from transformers.training_args import OptimizerNames
 from trl import GRPOConfig
 
-from llds_core.config import ExperimentConfig, LossConfig, TrainingConfig
+from llds_core.config import ExperimentConfig, LossConfig, SamplerConfig, TrainingConfig
 from llds_core.errors import ConfigError
 from llds_core.seeding import child_seed
 
@@ -49,6 +49,8 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
 
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    each_update: bool = False
     root_seed: int = 0
 
     @property
@@ -95,6 +97,8 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         steps_per_generation=config.trajectories_per_rollout // micro_batch,
         num_iterations=training.epochs,
         training=training,
+        sampler=config.sampler,
+        each_update=config.diagnostics.each_update,
         shuffle_dataset=False,  # the data set arrives in the run's own order
         max_completion_length=rollout.max_action_tokens * (rollout.max_searches + 1),
         # objective
@@ -107,7 +111,7 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         beta=loss.kl_weight,
         use_bias_correction_kl=False,
         entropy_coef=loss.entropy_weight,
-        vllm_importance_sampling_correction=False,
+        vllm_importance_sampling_correction=False,  # the trainer's own weighs any sampler
         mask_truncated_completions=False,
         temperature=1.0,  # of the objective's log-probabilities, whatever sampling uses
         # optimisation

@@ -8,6 +8,7 @@ row never shows the last micro-batch's value for the step's.
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,8 +19,13 @@ from llds_core.losses import kl_k3
 from llds_core.rollout.loop import Rollout
 
 Row = dict[str, float | int | None]
+# By update and row of a correct trajectory: how far the update moved its summed log-probability.
+Moves = dict[tuple[int, int], float]
+# Numbers of the questions that an update had trajectories of.
+Updated = dict[int, set[int]]
 # Numerators, denominators, extremes, and the pooled state of each trajectory by its row.
-Part = tuple[dict[str, float], dict[str, float], dict[str, float], dict[int, torch.Tensor]]
+Sums = tuple[dict[str, float], dict[str, float], dict[str, float], dict[int, torch.Tensor]]
+Part = tuple[Sums, Moves, Updated]
 
 
 class StepMetrics:
@@ -40,6 +46,9 @@ class StepMetrics:
         self._extremes: dict[str, float] = {}
         self._correct = torch.tensor([t.correct for t in self.trajectories])
         self._states: dict[int, torch.Tensor] = {}
+        self._moves: Moves = {}
+        self._updated: Updated = defaultdict(set)
+        self._before: dict[int, float] = {}  # summed log-probability of a row before an update
         self._started = time.perf_counter()
 
     def close_rollout(self, micro_batches: Sequence[dict[str, Any]], weight: float) -> None:
@@ -69,6 +78,22 @@ class StepMetrics:
                 zip(rows.tolist(), micro["pooled_states"].float().cpu(), strict=True)
             )
 
+    def add_update_logprobs(
+        self, micro: dict[str, Any], logprobs: torch.Tensor, update: int, *, trained: bool
+    ) -> None:
+        """Take the log-probabilities of a micro-batch after an update, one that was `trained` on it
+        or not.
+        """
+        mask = micro["policy_mask"]
+        old = (micro["old_per_token_logps"] * mask).sum(1).tolist()
+        new = (logprobs * mask).sum(1).tolist()
+        for row, before, after in zip(micro["rows"].tolist(), old, new, strict=True):
+            if trained:
+                self._updated[update].add(row // self._group_size)
+            if self._correct[row]:
+                self._moves[update, row] = after - self._before.get(row, before)
+                self._before[row] = after
+
     def add_final_logprobs(self, micro: dict[str, Any], logprobs: torch.Tensor) -> None:
         """Take the log-probabilities of a micro-batch after the step's last update."""
         mask = micro["policy_mask"].bool()
@@ -93,7 +118,7 @@ class StepMetrics:
             mean = (log_ratio * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
             log_ratio = mean.expand_as(mask)
         ratio = log_ratio.exp()
-        advantages = micro["advantages"][:, None]
+        advantages = micro["advantages"].reshape(len(ratio), -1)  # (B, 1) or (B, T)
         low, high = 1 - self._loss.clip_low, 1 + self._loss.clip_high
         clipped = ((ratio < low) & (advantages < 0)) | ((ratio > high) & (advantages > 0))
         self._add_masked("clip_fraction", clipped.float(), mask)
@@ -129,13 +154,15 @@ class StepMetrics:
 
     def part(self) -> Part:
         """What this process has summed up, for `merge`."""
-        return dict(self._sums), dict(self._counts), self._extremes, self._states
+        sums = (dict(self._sums), dict(self._counts), self._extremes, self._states)
+        return sums, self._moves, self._updated
 
     def merge(self, parts: Sequence[Part]) -> None:
         """Take the parts of all processes, this one's among them, in place of its own."""
         self._sums, self._counts = defaultdict(float), defaultdict(float)
-        self._extremes, self._states = {}, {}
-        for sums, counts, extremes, states in parts:
+        self._extremes, self._states, self._moves = {}, {}, {}
+        self._updated = defaultdict(set)
+        for (sums, counts, extremes, states), moves, updated in parts:
             for name, value in sums.items():
                 self._sums[name] += value
             for name, value in counts.items():
@@ -143,6 +170,9 @@ class StepMetrics:
             for name, value in extremes.items():
                 self._extreme(name, value, min if name.endswith("_min") else max)
             self._states |= states
+            self._moves |= moves
+            for update, questions in updated.items():
+                self._updated[update] |= questions
         # Every process has counted the same updates.
         self._sums["nonfinite_updates"] /= len(parts)
 
@@ -171,6 +201,7 @@ class StepMetrics:
             "step": self._step,
             "updates": updates,
             "hidden_similarity": self._similarity(),
+            **self._by_update(),
             "failed_searches": _ratio(sum(a.retrieval_failed for a in actions), searches),
             "empty_searches": _ratio(sum(a.executed and not a.hits for a in actions), searches),
             "zero_variance_groups": sum(len({t.reward for t in group}) == 1 for group in groups)
@@ -182,6 +213,22 @@ class StepMetrics:
             "rollout_tokens_per_second": policy_tokens / rollout.seconds,
             "update_tokens_per_second": self._sums["trained_tokens"] / update_seconds,
         }
+        return values
+
+    def _by_update(self) -> Row:
+        """How updates moved the correct trajectories of questions that had incorrect ones, too."""
+        moved: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
+        for (update, row), change in sorted(self._moves.items()):
+            moved[update, row // self._group_size].append(change)
+        found: dict[str, list[float]] = {"own_update": [], "other_updates": []}
+        for (update, question), changes in moved.items():
+            if len(changes) < self._group_size:
+                own = question in self._updated[update]
+                found["own_update" if own else "other_updates"].append(fmean(changes))
+        values: Row = {}
+        for which, means in found.items():
+            values[f"fall_{which}"] = _ratio(sum(mean < 0 for mean in means), len(means))
+            values[f"change_{which}"] = _ratio(sum(means), len(means))
         return values
 
     def _similarity(self) -> float | None:

@@ -41,7 +41,15 @@ from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory, validate_response_masks
 from llds_core.seeding import torch_generator
 from llds_core.training.checkpointing import AtomicCheckpointMixin
-from llds_core.training.micro_batches import cut, gather_batch, mini_batch_rows, penalty_tokens
+from llds_core.training.micro_batches import (
+    correct_for_sampler,
+    cut,
+    gather_batch,
+    mini_batch_rows,
+    penalty_tokens,
+    rollout_columns,
+    trajectory_reward,
+)
 from llds_core.training.policy_head import PolicyHeadOutput, add_policy_head, policy_labels
 from llds_core.training.settings import SearchGRPOConfig
 from llds_core.training.sharding import copy_to_sharded, whole_policy
@@ -96,7 +104,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
                 args=args,
                 reward_funcs=[trajectory_reward],
                 rollout_func=lambda prompts, trainer: rollout_columns(self._collect()),
-                callbacks=[_FinishStep(self), *callbacks],
+                callbacks=[_AfterUpdate(self), *callbacks],
                 **options,
             )
         self.remove_callback(PrinterCallback)
@@ -227,6 +235,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         width = mask.shape[1]
         micro["old_per_token_logps"] = output.log_probs[:, -width:]
         micro["old_entropies"] = output.entropy[:, -width:]
+        correct_for_sampler(micro, self.args.sampler)
         # The state that predicts a token stands one position before it.
         states = output.last_hidden_state[:, -width - 1 : -1] * mask[..., None]
         micro["pooled_states"] = states.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
@@ -336,12 +345,28 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         return norm
 
     @torch.no_grad()
-    def finish_step(self) -> None:
-        """Measure how the step moved its own trajectories, and hand the step's metrics on."""
-        for micro in self._buffered_inputs:
+    def after_update(self) -> None:
+        """Measure how an update, and a step, moved the trajectories of the step, and hand the
+        step's metrics on after its last update.
+        """
+        update = (self.state.global_step - 1) % self.updates_per_step
+        is_last = update == self.updates_per_step - 1
+        if not (is_last or self.args.each_update):
+            return
+        micro_batches = self._buffered_inputs
+        window = self.args.gradient_accumulation_steps
+        for index, micro in enumerate(micro_batches):
             width = micro["policy_mask"].shape[1]
-            final = self._forward(self.model, micro).log_probs[:, -width:]
-            self.metrics.add_final_logprobs(micro, final)
+            logprobs = self._forward(self.model, micro).log_probs[:, -width:]
+            if self.args.each_update:
+                trained = index // window == update % (len(micro_batches) // window)
+                self.metrics.add_update_logprobs(micro, logprobs, update, trained=trained)
+            if is_last:
+                self.metrics.add_final_logprobs(micro, logprobs)
+        if is_last:
+            self._finish_step()
+
+    def _finish_step(self) -> None:
         if torch.cuda.is_available():
             self.metrics.add_gpu_memory(torch.cuda.max_memory_allocated())
             torch.cuda.reset_peak_memory_stats()
@@ -358,31 +383,14 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         """No message leaves the machine."""
 
 
-class _FinishStep(TrainerCallback):
-    """Calls `finish_step` after the last update of a rollout, before the checkpoint is written."""
+class _AfterUpdate(TrainerCallback):
+    """Calls `after_update`, before the checkpoint of a step's last update is written."""
 
     def __init__(self, trainer: SearchGRPOTrainer) -> None:
         self._trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One optimizer step has ended."""
-        if state.global_step % self._trainer.updates_per_step == 0:
-            self._trainer.finish_step()
-            if self._trainer.is_over():
-                control.should_training_stop = control.should_save = True
-
-
-def rollout_columns(trajectories: Sequence[Trajectory]) -> dict[str, list]:
-    """What TRL's `rollout_func` returns: token lists and their masks, one entry per trajectory."""
-    return {
-        "prompt_ids": [t.prompt_ids for t in trajectories],
-        "completion_ids": [t.completion_ids for t in trajectories],
-        "logprobs": [t.sampler_logprobs for t in trajectories],
-        "env_mask": [t.response_mask for t in trajectories],
-        "trajectory_reward": [t.reward for t in trajectories],
-    }
-
-
-def trajectory_reward(trajectory_reward: list[float | None], **kwargs: Any) -> list[float | None]:
-    """TRL's reward function: the reward the rollout has already set."""
-    return trajectory_reward
+        self._trainer.after_update()
+        if state.global_step % self._trainer.updates_per_step == 0 and self._trainer.is_over():
+            control.should_training_stop = control.should_save = True

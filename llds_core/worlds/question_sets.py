@@ -35,7 +35,7 @@ CORPUS_FILE = "corpus/wiki-18.jsonl"
 QUESTIONS_FOLDER = "questions"
 MIX_FILE = "train/train.parquet"
 
-_COLUMNS = ["id", "question", "golden_answers", "data_source"]  # the prompt is made here
+_COLUMNS = ["id", "question", "golden_answers", "data_source"]
 _logger = logging.getLogger("llds_core")
 
 
@@ -112,6 +112,33 @@ def build_files_world(
     return World("files", passages, tuple(splits[False]), tuple(splits[True]), tuple(test), {})
 
 
+def published_prompt(folder: Path) -> str:
+    """The instructions that Search-R1's training file in the data folder gives with every question,
+    with `{question}` where that stands.
+
+    Raises:
+        DataError: when there is no such file, or its prompts differ in more than the question.
+    """
+    path, template = _present(folder, MIX_FILE), ""
+    for where, row in _read_parquet(path, ["question", "prompt"]):
+        asked = f"{str(row['question']).strip().removesuffix('?')}?"
+        match row["prompt"]:
+            case [{"role": "user", "content": str(text)}] if asked in text:
+                before, _, after = text.rpartition(asked)
+            case other:
+                raise DataError(
+                    f"{where}: the prompt is no user message that asks the question: "
+                    f"{shown(other)}: set rollout.prompt=search-r1"
+                )
+        template = template or f"{before}{{question}}{after}"
+        if template != f"{before}{{question}}{after}":
+            raise DataError(
+                f"{where}: the prompt differs in more than the question from the first of {path}: "
+                "set rollout.prompt=search-r1"
+            )
+    return template
+
+
 def _present(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
@@ -119,13 +146,15 @@ def _present(folder: Path, name: str) -> Path:
     return path
 
 
-def _read_parquet(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def _read_parquet(
+    path: Path, columns: Sequence[str] = _COLUMNS
+) -> list[tuple[str, dict[str, Any]]]:
     """The rows of Search-R1's parquet file, each after where it stands."""
     import pyarrow
     from pyarrow.parquet import read_table
 
     try:
-        rows = read_table(path, columns=_COLUMNS).to_pylist()
+        rows = read_table(path, columns=list(columns)).to_pylist()
     except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(

@@ -113,4 +113,15 @@ def test_what_changes_the_mathematics_is_named_with_both_values(
     method: str, layout: str | None, overrides: str, found: list[str]
 ) -> None:
     config = load_experiment(f"paper-3b/{method}", overrides.split(), layout)
-    assert deviations(config) == found
+    assert deviations(config) == ["corrective message in our own words", *found]
+
+
+def test_what_the_policy_reads_is_a_deviation_until_it_is_the_papers() -> None:
+    def of(*overrides: str) -> list[str]:
+        return deviations(load_experiment("paper-3b/grpo", overrides))
+
+    ours = [f"{what} in our own words" for what in ("prompt", "corrective message")]
+    changed = "rollout.prompt is search-r1 instead of data"
+    assert of("rollout.prompt=search-r1") == [*ours, changed]
+    assert not {*ours} & {*of("rollout.feedback=Mine.")}
+    assert "sampler.correction is token_mask instead of none" in of("sampler.correction=token_mask")

@@ -15,8 +15,9 @@ from llds_core.config import PolicyConfig, load_experiment
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import TAGS, Action, Trajectory
 from llds_core.runs.policies import build_policy, build_tokenizer, load_policy
+from llds_core.training.micro_batches import rollout_columns, trajectory_reward
 from llds_core.training.settings import SearchGRPOConfig, search_grpo_config
-from llds_core.training.trainer import SearchGRPOTrainer, rollout_columns, trajectory_reward
+from llds_core.training.trainer import SearchGRPOTrainer
 from llds_core.worlds.records import Question
 
 GROUP = 4

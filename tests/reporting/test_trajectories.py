@@ -2,6 +2,7 @@
 
 import pytest
 
+from llds_core.config import FEEDBACK
 from llds_core.reporting.store import load_run
 from llds_core.reporting.trajectories import (
     answer_with,
@@ -12,7 +13,7 @@ from llds_core.reporting.trajectories import (
     trajectory_table,
 )
 from llds_core.retrieval.base import Hit
-from llds_core.rollout.protocol import FEEDBACK, Action, Trajectory, search_observation
+from llds_core.rollout.protocol import Action, Trajectory, search_observation
 from llds_core.worlds.records import Question
 
 HITS = (Hit("1", "Homs", "<script>alert(1)</script> & </information>", 2.0),)

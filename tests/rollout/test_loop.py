@@ -211,15 +211,15 @@ LONG = [Hit("p", "T", "where is it " * 50, 1.0)]
 @pytest.mark.parametrize(
     ("turn", "hits", "limit", "shown"),
     [
-        ("<search></search>", [HIT], 400, FEEDBACK),
-        ("<search>\n\n</search>", [HIT], 400, FEEDBACK),
+        ("<search></search>", [HIT], 400, " it was not"),
+        ("<search>\n\n</search>", [HIT], 400, " it was not"),
         (SEARCH, [], 400, "\n\n<information></information>\n\n"),
         (SEARCH, LONG, 7, search_observation(LONG)),
     ],
 )
 def test_what_follows_an_action(turn: str, hits: list[Hit], limit: int, shown: str) -> None:
     """An empty query is invalid; no hits are an empty block; a long passage is cut."""
-    config = limits(max_observation_tokens=limit)
+    config = limits(max_observation_tokens=limit, feedback=" it was not")
     (trajectory,), sampler, engine = run([[turn, ANSWER]], config, hits=hits)
     searched = turn == SEARCH
     assert trajectory.actions[0].kind == ("search" if searched else "invalid")

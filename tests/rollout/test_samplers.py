@@ -12,7 +12,12 @@ from scripted_rollouts import TAGGED as TOKENIZER
 from llds_core.config import PolicyConfig, RolloutConfig
 from llds_core.retrieval import FailingRetriever, Hit
 from llds_core.rollout.loop import RolloutLoop
-from llds_core.rollout.samplers import Generation, StopAtTag, TransformersSampler
+from llds_core.rollout.samplers import (
+    Generation,
+    StopAtTag,
+    TransformersSampler,
+    rounded_weights,
+)
 from llds_core.runs.policies import build_policy
 from llds_core.worlds.records import Question
 
@@ -217,6 +222,39 @@ def test_end_of_text_or_budget_ends_a_generation(ends: Sequence[int], reason: st
     results = made.session(PROMPTS).generate(range(5), [1, 2, 3, 4, 5])
     lengths = [1] * 5 if reason == "eos" else [1, 2, 3, 4, 5]
     assert [len(result.token_ids) for result in results] == lengths
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_end_of_text_is_neither_kept_nor_fed(alone: bool) -> None:
+    """Unless it is all there is: a row needs a policy token."""
+    made = sampler(stop=lambda ids: False, temperature=0)
+    wanted = greedy(PROMPTS[0], 4, lambda ids: False)
+    end = wanted[0] if alone else next(token for token in wanted if token != wanted[0])
+    made.eos_ids = {end}
+    session = made.session(PROMPTS[:1])
+    (first,) = session.generate([0], [4])
+    kept = [end] if alone else wanted[: wanted.index(end)]
+    assert first.token_ids == kept and len(first.logprobs) == len(kept)
+    session.append(0, observation(0, 0))
+    made.eos_ids = set()
+    (second,) = session.generate([0], [3])
+    context = [*PROMPTS[0], *kept, *observation(0, 0)]
+    assert second.token_ids == greedy(context, 3, lambda ids: False)
+
+
+@pytest.mark.parametrize(("rounding", "bits"), [("none", 24), ("bfloat16", 8), ("float8", 4)])
+def test_weights_are_rounded_while_sampling_and_given_back(rounding: str, bits: int) -> None:
+    """A rounded weight has so many significant bits; float8 is scaled to a matrix's largest."""
+    model = build_policy(CONFIG, TOKENIZER, 1)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    with pytest.raises(KeyError), rounded_weights(model, rounding):
+        for weight, exact in zip(model.parameters(), before, strict=True):
+            error = (weight - exact).abs()
+            normal = exact.abs() > exact.abs().max() / 2**14
+            assert (error <= exact.abs() * 2.0**-bits)[normal].all()
+            assert torch.equal(weight, exact) == (rounding == "none" or exact.unique().numel() == 1)
+        raise KeyError
+    assert all(map(torch.equal, model.parameters(), before))
 
 
 def streamed(rows: Sequence[int]) -> list[list[list[int]]]:

@@ -73,7 +73,8 @@ OVERRUN = encode("</search>.", SPELLED)
 @pytest.mark.parametrize(
     ("ids", "kept", "budget"),
     [
-        ([40, 41, EOS, 42], [40, 41, EOS], 4),
+        ([40, 41, EOS, 42], [40, 41], 4),  # an end of text is neither shown nor trained
+        ([EOS, 42], [EOS], 4),
         ([40, 41, 42, 43], [40, 41, 42, 43], 4),
         # `>.` closes the tag and more: the token was sampled, and is not taken apart.
         ([*OVERRUN, 40], OVERRUN, 40),
@@ -95,7 +96,7 @@ def test_rows_keep_their_contexts_budgets_and_seeds() -> None:
     engine = Recorded([[40, 41], [42, EOS], [43, 44, 45]], [[46], [47]])
     session = sampler(engine).session(PROMPTS)
     first = session.generate([0, 1, 2], [2, 9, 3])
-    assert [made.token_ids for made in first] == [[40, 41], [42, EOS], [43, 44, 45]]
+    assert [made.token_ids for made in first] == [[40, 41], [42], [43, 44, 45]]
     session.append(2, [90, 91])
     session.append(0, [92])
     second = session.generate([2, 0], [1, 1])

@@ -2,13 +2,15 @@
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from recorded import run
-from scripted import GROUP, build, policy, rollout, settings
+from scripted import GROUP, build, policy, rollout, settings, trajectories
+from transformers import TrainerCallback
 
 from llds_core.config import LossConfig
 from llds_core.diagnostics.metrics import METRICS
@@ -51,6 +53,41 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     trainer.train()
     assert [step["row"]["step"] for step in found] == [1, 2, 3]
     return found
+
+
+@pytest.mark.parametrize("how", ["groups", "shuffled"])
+def test_each_update_moves_its_own_questions_and_others(tmp_path: Path, how: str) -> None:
+    """Against policies kept after each update, one trajectory at a time."""
+    policies, made = [], trajectories(1)
+
+    class Keeper(TrainerCallback):
+        def on_step_end(self, *args: Any, model: torch.nn.Module, **kwargs: Any) -> None:
+            policies.append(copy.deepcopy(model).eval())
+
+    changed = ("training.steps=1", "diagnostics.each_update=true", f"training.mini_batches={how}")
+    args = settings(tmp_path, *changed)
+    trainer = run(args, callbacks=[Keeper()])
+    policies.insert(0, policy().eval())
+
+    def total(model: torch.nn.Module, one: Trajectory) -> float:
+        logprobs, _, _ = look(model, one)
+        return float((logprobs * torch.tensor(one.response_mask)).sum())
+
+    found: dict[str, list[float]] = {"own_update": [], "other_updates": []}
+    for update, (before, after) in enumerate(pairwise(policies)):
+        batches = [r["inputs"]["rows"].tolist() for r in trainer.records if r["update"] == update]
+        trained = {row // GROUP for batch in batches for row in batch}
+        for question in range(len(made) // GROUP):
+            group = made[GROUP * question :][:GROUP]
+            correct = [one for one in group if one.correct]
+            if 0 < len(correct) < GROUP:
+                which = "own_update" if question in trained else "other_updates"
+                found[which].append(mean([total(after, t) - total(before, t) for t in correct]))
+    for which, changes in found.items():
+        assert trainer.rows[0][f"change_{which}"] == pytest.approx(mean(changes), abs=1e-5)
+        assert trainer.rows[0][f"fall_{which}"] == mean([change < 0 for change in changes])
+        # Single rows of every question are in every update here.
+        assert changes or (how, which) == ("shuffled", "other_updates")
 
 
 def mean(values: Sequence[float]) -> float | None:

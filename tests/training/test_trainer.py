@@ -9,7 +9,15 @@ from recorded import NoPenaltyCode, Recorded, run
 from scripted import largest_difference, policy, settings, stock, trajectories, weights
 from trl.trainer import grpo_trainer as trl_module
 
-from llds_core.losses import aggregate, answer_weight_ramp, kl_k3, llds_penalty, policy_loss
+from llds_core.losses import (
+    aggregate,
+    answer_weight_ramp,
+    kl_k3,
+    llds_penalty,
+    policy_loss,
+    sampler_correction,
+)
+from llds_core.losses.mismatch import MODES
 from llds_core.seeding import torch_generator
 from llds_core.training.trainer import SearchGRPOTrainer
 
@@ -77,10 +85,16 @@ def reference_loss(record: dict[str, Any], args: Any, logprobs: torch.Tensor) ->
         "grpo": ("seq-mean-token-mean", len(mask) * windows),
         "dr_grpo": ("constant", len(mask) * args.max_completion_length * windows),
     }[args.loss_type]
+    advantages = batch["group_advantages"]
+    advantages = advantages.clamp(min=-torch.inf if args.loss.negative_advantages else 0)
+    if (mode_of_correction := args.sampler.correction) != "none":
+        old, sampled = batch["old_per_token_logps"], batch["sampling_per_token_logps"]
+        weight = sampler_correction(old, sampled, mask, mode=mode_of_correction, cap=1.5)
+        advantages = advantages[:, None] * weight
     loss, _ = policy_loss(
         logprobs,
         batch["old_per_token_logps"],
-        batch["group_advantages"].clamp(min=-torch.inf if args.loss.negative_advantages else 0),
+        advantages,
         mask,
         clip_low=args.epsilon,
         clip_high=args.epsilon_high,
@@ -136,6 +150,13 @@ def test_loss_and_gradient_equal_the_reference_for_every_loss_type(
 ) -> None:
     loss = (f"loss.aggregate={aggregation}", f"loss.ratio={ratio}", "loss.kl_weight=0.02")
     check_against_losses(run(settings(tmp_path, *loss, "training.steps=1", method="llds-action")))
+
+
+@pytest.mark.parametrize("correction", MODES)
+def test_a_sampler_that_differs_is_weighed(tmp_path: Path, correction: str) -> None:
+    sampler = (f"sampler.correction={correction}", "sampler.correction_cap=1.5")
+    trainer = run(settings(tmp_path, *sampler, "training.steps=1", method="llds-action"))
+    check_against_losses(trainer)
 
 
 @pytest.mark.parametrize("preserve", ["nonnegative", "positive"])

@@ -10,9 +10,17 @@ import pytest
 from files_world import write_files_world
 
 from llds_core.errors import DataError
+from llds_core.rollout.prompts import prompt_text
 from llds_core.worlds import QUESTION_SETS, Question, build_files_world
 from llds_core.worlds.downloads import SOURCES
-from llds_core.worlds.question_sets import GENERAL, MIX_COUNTS, MULTI_HOP, load_questions
+from llds_core.worlds.question_sets import (
+    GENERAL,
+    MIX_COUNTS,
+    MIX_FILE,
+    MULTI_HOP,
+    load_questions,
+    published_prompt,
+)
 
 ROW = {"id": "test_0", "question": "who?", "golden_answers": ["Röntgen", "Roentgen"]}
 NAN = float("nan")
@@ -105,3 +113,30 @@ def test_the_world_of_files_holds_mix_and_benchmarks(tmp_path):
     (tmp_path / "questions/nq/test.jsonl").unlink()
     with pytest.raises(DataError, match=r"nq/test\.jsonl is missing: .* llds_core data"):
         build_files_world(tmp_path, passages=())
+
+
+def asking(folder: Path, *texts: str, question: str = " Who was X ") -> Path:
+    rows = [{"question": question, "prompt": [{"role": "user", "content": t}]} for t in texts]
+    (folder / MIX_FILE).parent.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), folder / MIX_FILE)
+    return folder
+
+
+def test_the_published_prompt_is_what_stands_around_the_question(tmp_path):
+    text = "Who? Search {a}. Question: Who was X?\n"
+    template = published_prompt(asking(tmp_path, text, text))
+    assert template == "Who? Search {a}. Question: {question}\n"
+    assert prompt_text("Where is Y?", template) == "Who? Search {a}. Question: Where is Y?\n"
+
+
+@pytest.mark.parametrize(
+    ("texts", "complaint"),
+    [
+        (["Question: Who was Y?"], "row 1: the prompt is no user message that asks the question"),
+        (["Q: Who was X?", "A: Who was X?"], "row 2: the prompt differs in more than the question"),
+    ],
+)
+def test_prompts_that_share_no_wording_are_refused(tmp_path, texts, complaint):
+    with pytest.raises(DataError, match=complaint) as error:
+        published_prompt(asking(tmp_path, *texts))
+    assert "\n" not in str(error.value)
