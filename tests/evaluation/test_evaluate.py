@@ -16,8 +16,9 @@ from run_helpers import one_line
 
 from llds_core.__main__ import main
 from llds_core.errors import ConfigError, DataError, RunError
-from llds_core.evaluation import EvaluationPlan, Model, evaluate_questions, run_baselines
+from llds_core.evaluation import EvaluationPlan, evaluate_questions, run_baselines
 from llds_core.evaluation.evaluate import BASELINE_COLUMNS
+from llds_core.evaluation.models import Model
 
 PLAN = EvaluationPlan(limit=14, modes=("greedy", "sampled"), samples=2)
 ROOT = Path(__file__).parents[2]
@@ -55,8 +56,9 @@ def test_every_question_has_its_lines_and_the_summary_counts_them(whole):
     assert summary["identity"]["rollout.max_searches"] == 2 and summary["packages"]["torch"]
 
 
-def test_the_batch_size_changes_no_answer(whole, tmp_path):
-    evaluate(tmp_path, batch=5)
+@pytest.mark.parametrize("batch", [1, 5])
+def test_the_batch_size_changes_no_answer(whole, tmp_path, batch):
+    evaluate(tmp_path, batch=batch)
     assert lines(tmp_path) == lines(whole)
 
 
@@ -153,16 +155,17 @@ def test_a_killed_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["smoke"], "--checkpoint best of which run"),
         (["smoke", "--checkpoint", "nowhere"], 'checkpoint "nowhere" is not a folder'),
         (["smoke", "--method", "grpo"], "python -m llds_core train smoke/grpo"),
+        (["smoke", "--shard", "1-2"], "1/4"),
         (["smoke", "--shard", "1/2", "--merge"], "leave out --shard"),
-        (["smoke", "--baseline", "search"], "search-o1"),
+        (["smoke", "--shard", "1/2", "--publish"], "leave out --shard"),
+        (["smoke", "--baseline", "serch-o1"], 'did you mean "search-o1"'),
         (["smoke", "--mode", "greddy"], 'did you mean "greedy"'),
         (["smoke", "--mode", "greedy,greedy"], "each mode once"),
         (["smoke", "--limit", "0"], "--limit is 0"),
         (["smoke", "--samples", "0"], "--samples is 0"),
-        (["smoke/grpo", "--limit", "3"], "write evaluate smoke --method grpo"),
+        (["smok", "--checkpoint", "start"], 'did you mean "smoke/grpo"'),
     ],
 )
 def test_mistakes_on_the_command_line_end_in_one_line(capsys, tmp_path, arguments, words):

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from scripted_rollouts import BOTH, SPELLED, StubRetriever, encode
 from scripted_rollouts import TAGGED as TOKENIZER
+from torch.nn.utils.rnn import pad_sequence
 
 from llds_core.config import PolicyConfig, RolloutConfig
 from llds_core.retrieval import FailingRetriever, Hit
+from llds_core.rollout import samplers
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.samplers import (
     Generation,
@@ -134,11 +137,15 @@ def test_shared_prompts_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert widths == [3, 5]
 
 
-def test_tokens_depend_on_the_generator_alone() -> None:
+def test_tokens_depend_on_the_generator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And log-probabilities to the bit; not on what fills up shorter rows."""
     before = torch.random.get_rng_state()
     first = play(sampler(seed=4))
     assert play(sampler(seed=4)) == first != play(sampler(seed=5))
     assert torch.equal(before, torch.random.get_rng_state())
+    for filler in (1, VOCAB - 1):
+        monkeypatch.setattr(samplers, "pad_sequence", partial(pad_sequence, padding_value=filler))
+        assert play(sampler(seed=4)) == first
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -222,6 +229,7 @@ def test_end_of_text_or_budget_ends_a_generation(ends: Sequence[int], reason: st
     results = made.session(PROMPTS).generate(range(5), [1, 2, 3, 4, 5])
     lengths = [1] * 5 if reason == "eos" else [1, 2, 3, 4, 5]
     assert [len(result.token_ids) for result in results] == lengths
+    assert {result.token_ids[-1] in made.eos_ids for result in results} == {reason == "eos"}
 
 
 @pytest.mark.parametrize("alone", [False, True])
