@@ -13,7 +13,14 @@ from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError
 from llds_core.retrieval.base import Hit, check_k, hit_of
 from llds_core.retrieval.encoder import Encoder
-from llds_core.retrieval.index import import_faiss, index_kind, index_source, open_index
+from llds_core.retrieval.index import (
+    build_index,
+    import_faiss,
+    index_kind,
+    index_source,
+    open_index,
+    read_index_manifest,
+)
 from llds_core.worlds.records import Passage
 
 if TYPE_CHECKING:
@@ -26,12 +33,15 @@ class DenseRetriever:
     Args:
         passages: the corpus, in memory or a `PassageFile`.
         settings: encoder, index and searching.
-        folder: where the index is; it is built there when none is finished.
+        folder: where the index is.
         encoder: the encoder of `settings`, if it is loaded already.
+        build: build the index first when none is finished, which takes hours on millions of
+            passages.
 
     Raises:
         ConfigError: when a value does not fit, or the encoder, a package or the GPU is missing.
-        RunError: when the index is of another corpus, encoder or kind, or cannot be written.
+        RunError: when no index is finished, it is of another corpus, encoder or kind, or cannot
+            be written.
         DataError: when one of its files is missing or damaged.
 
     Attributes:
@@ -44,9 +54,13 @@ class DenseRetriever:
         settings: DenseConfig,
         folder: Path,
         encoder: Encoder | None = None,
+        *,
+        build: bool = False,
     ) -> None:
         self._passages = passages
         self._encoder = encoder or Encoder(settings)
+        if build and not (read_index_manifest(folder) or {}).get("index"):
+            build_index(passages, settings, folder, self._encoder)
         self._index = open_index(passages, self._encoder, settings, folder)
         self._graph_depth = settings.hnsw_search_depth if settings.index == "hnsw" else None
         depth = self._graph_depth

@@ -1,6 +1,7 @@
 """Building: what a kill, a damaged file or a second builder does to an index."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -77,6 +78,20 @@ def test_a_corpus_file_gives_the_index_of_the_corpus_in_memory(tmp_path: Path) -
     opened = PassageFile(tmp_path / "corpus.jsonl")
     build_index(opened, FAKE, tmp_path / "file", encoder=FakeEncoder())
     assert contents(tmp_path / "file") == contents(tmp_path / "memory")
+
+
+def test_more_shards_than_a_process_may_have_files_are_read(tmp_path: Path, monkeypatch) -> None:
+    """Wikipedia has 4,200 of them, and 1,024 files is a common limit."""
+    monkeypatch.setattr("llds_core.retrieval.index.SHARD", 2)
+    encoder, limits = FakeEncoder(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    build(tmp_path, KINDS["flat"], encoder)
+    open_now = len(list(Path("/dev/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 50, limits[1]))
+    try:
+        build(tmp_path, KINDS["ivf-pq"], encoder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert encoder.encoded == 350
 
 
 def test_16_bits_are_stored_as_16_bits(tmp_path: Path) -> None:
@@ -187,6 +202,7 @@ def test_a_folder_of_something_else_is_refused(
     ("text", "named"),
     [
         ("", ""),
+        ("[]", ""),
         ("{}", "schema_version"),
         ('{"schema_version": 2}', 'no "corpus_hash"'),
         ('{"schema_version": 1}', "schema version 1, not 2"),
