@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dense_worlds import FAKE, FakeEncoder, passages, write_corpus
+from dense_worlds import FAKE, FakeEncoder, passages
 from filelock import FileLock
 from run_helpers import one_line
 
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError, DataError, RunError
-from llds_core.retrieval import PassageFile, build_index
+from llds_core.retrieval import build_index
 from llds_core.retrieval.index import index_kind, read_index_manifest
 
 faiss = pytest.importorskip("faiss", reason="needs faiss")
@@ -70,14 +70,6 @@ def test_a_folder_holds_shards_index_and_manifest(tmp_path: Path, kind: str) -> 
         _, found = index.search(expected, 5)
         share = (found == np.arange(350)[:, None]).any(axis=1).mean()
         assert share > (0.3 if kind == "ivf-pq" else 0.97)
-
-
-def test_a_corpus_file_gives_the_index_of_the_corpus_in_memory(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus.jsonl", PASSAGES)
-    build(tmp_path / "memory")
-    opened = PassageFile(tmp_path / "corpus.jsonl")
-    build_index(opened, FAKE, tmp_path / "file", encoder=FakeEncoder())
-    assert contents(tmp_path / "file") == contents(tmp_path / "memory")
 
 
 def test_more_shards_than_a_process_may_have_files_are_read(tmp_path: Path, monkeypatch) -> None:
