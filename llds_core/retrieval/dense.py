@@ -13,14 +13,7 @@ from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError
 from llds_core.retrieval.base import Hit, check_k, hit_of
 from llds_core.retrieval.encoder import Encoder
-from llds_core.retrieval.index import (
-    build_index,
-    import_faiss,
-    index_kind,
-    index_source,
-    open_index,
-    read_index_manifest,
-)
+from llds_core.retrieval.index import import_faiss, index_kind, index_source, open_index
 from llds_core.worlds.records import Passage
 
 if TYPE_CHECKING:
@@ -59,9 +52,7 @@ class DenseRetriever:
     ) -> None:
         self._passages = passages
         self._encoder = encoder or Encoder(settings)
-        if build and not (read_index_manifest(folder) or {}).get("index"):
-            build_index(passages, settings, folder, self._encoder)
-        self._index = open_index(passages, self._encoder, settings, folder)
+        self._index = open_index(passages, self._encoder, settings, folder, build=build)
         self._graph_depth = settings.hnsw_search_depth if settings.index == "hnsw" else None
         depth = self._graph_depth
         if settings.index == "ivf-pq":

@@ -118,15 +118,24 @@ def build_index(
 
 
 def open_index(
-    passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
+    passages: Sequence[Passage],
+    encoder: Encoder,
+    settings: DenseConfig,
+    folder: Path,
+    *,
+    build: bool,
 ) -> "faiss.Index":
-    """Open the finished index in `folder`; files of FAISS are mapped into memory, not read."""
+    """Open the index in `folder`, where none is finished only if it may `build` one; files of FAISS
+    are mapped into memory, not read.
+    """
     manifest = read_index_manifest(folder)
     if not manifest or not manifest["index"]:
-        raise RunError(
-            f"{folder} holds no finished index: python -m llds_core index <profile> builds or "
-            "continues it, or name another with dense.path"
-        )
+        if not build:
+            raise RunError(
+                f"{folder} holds no finished index: python -m llds_core index <profile> builds or "
+                "continues it, or name another with dense.path"
+            )
+        manifest = build_index(passages, settings, folder, encoder)
     source, kind = index_source(passages, encoder, settings), index_kind(settings, len(passages))
     check_manifest(folder, manifest, source, kind)
     index = _empty_index(settings, len(passages), encoder.dimension)
