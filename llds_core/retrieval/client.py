@@ -78,10 +78,12 @@ class _Item(_Strict):
 class _Answer(_Strict):
     result: list[list[_Item]]
 
-    def hits(self, queries: int, k: int) -> list[list[Hit]]:
+    def hits(self, queries: int, k: int, *, need_ids: bool) -> list[list[Hit]]:
         """The hits of `queries` queries, at most `k` each, else a `ValueError`."""
         if len(self.result) != queries or any(len(items) > k for items in self.result):
             raise ValueError(f"not {queries} lists of at most {k} passages")
+        if need_ids and any(item.document.id is None for items in self.result for item in items):
+            raise ValueError("a document without an id")
         return [[item.hit() for item in items] for items in self.result]
 
 
@@ -155,7 +157,9 @@ class RetrieverClient:
                         f"retriever at {self.url} now searches index {serving}, this run began "
                         f'with {identity}: start that one with "make retriever PROFILE=…"'
                     )
-                return _Answer.model_validate_json(response.content).hits(len(part), k)
+                answer = _Answer.model_validate_json(response.content)
+                # A service of ours names every passage: one that does not is broken.
+                return answer.hits(len(part), k, need_ids=identity != UNKNOWN)
 
             return self._call("POST", "/retrieve", read, body)
         except RetrieverChangedError:
@@ -254,7 +258,7 @@ def ask_health(url: str, *, timeout: float = 3.0) -> Health:
             if answer.status_code in _NO_SUCH_PAGE:
                 query: dict[str, Any] = {"queries": ["capital"], "topk": 1, "return_scores": True}
                 found = session.post(f"{url}/retrieve", json=query, timeout=timeout)
-                _Answer.model_validate_json(found.content).hits(1, 1)
+                _Answer.model_validate_json(found.content).hits(1, 1, need_ids=False)
                 return Health("unnamed")
         if answer.status_code == 200:
             return Health("ready", ServiceIdentity.model_validate_json(answer.content))

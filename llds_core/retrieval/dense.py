@@ -26,12 +26,15 @@ class DenseRetriever:
     Args:
         passages: the corpus, in memory or a `PassageFile`.
         settings: encoder, index and searching.
-        folder: where the index is; it is built there when none is finished.
+        folder: where the index is.
         encoder: the encoder of `settings`, if it is loaded already.
+        build: build the index first when none is finished, which takes hours on millions of
+            passages.
 
     Raises:
         ConfigError: when a value does not fit, or the encoder, a package or the GPU is missing.
-        RunError: when the index is of another corpus, encoder or kind, or cannot be written.
+        RunError: when no index is finished, it is of another corpus, encoder or kind, or cannot
+            be written.
         DataError: when one of its files is missing or damaged.
 
     Attributes:
@@ -44,10 +47,12 @@ class DenseRetriever:
         settings: DenseConfig,
         folder: Path,
         encoder: Encoder | None = None,
+        *,
+        build: bool = False,
     ) -> None:
         self._passages = passages
         self._encoder = encoder or Encoder(settings)
-        self._index = open_index(passages, self._encoder, settings, folder)
+        self._index = open_index(passages, self._encoder, settings, folder, build=build)
         self._graph_depth = settings.hnsw_search_depth if settings.index == "hnsw" else None
         depth = self._graph_depth
         if settings.index == "ivf-pq":

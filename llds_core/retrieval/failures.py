@@ -7,7 +7,7 @@ the same failures in any order of execution.
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from llds_core.worlds.records import Passage
 _ROUNDS = 100  # draws before a corpus counts as too small to hold enough unrelated titles
 
 
+@dataclass(frozen=True)
 class FailingRetriever:
     """A retriever of which `failure_rate` of the keyed searches return unrelated passages.
 
@@ -28,13 +29,10 @@ class FailingRetriever:
         seed: root of the failure stream, beside the seed inside each key.
     """
 
-    def __init__(
-        self, retriever: Retriever, *, failure_rate: float, passages: Sequence[Passage], seed: int
-    ) -> None:
-        self._retriever = retriever
-        self._failure_rate = failure_rate
-        self._passages = passages
-        self._seed = seed
+    retriever: Retriever
+    failure_rate: float
+    passages: Sequence[Passage]
+    seed: int
 
     def search_keyed(
         self, queries: Sequence[str], k: int, keys: Sequence[SearchKey]
@@ -47,9 +45,9 @@ class FailingRetriever:
             a search without hits cannot fail.
         """
         shown, failed = [], []
-        for hits, key in zip(self._retriever.search(queries, k), keys, strict=True):
-            random = numpy_generator(self._seed, "search-failure", *astuple(key))
-            failed.append(bool(hits) and random.random() < self._failure_rate)
+        for hits, key in zip(self.retriever.search(queries, k), keys, strict=True):
+            random = numpy_generator(self.seed, "search-failure", *astuple(key))
+            failed.append(bool(hits) and random.random() < self.failure_rate)
             shown.append(self._unrelated(hits, random) if failed[-1] else hits)
         return shown, failed
 
@@ -57,8 +55,8 @@ class FailingRetriever:
         taken = {hit.title for hit in hits}
         chosen: list[Hit] = []
         for _ in range(_ROUNDS):
-            for index in random.integers(len(self._passages), size=len(hits)).tolist():
-                passage = self._passages[index]
+            for index in random.integers(len(self.passages), size=len(hits)).tolist():
+                passage = self.passages[index]
                 if len(chosen) < len(hits) and passage.title not in taken:
                     taken.add(passage.title)
                     chosen.append(hit_of(passage, 0.0))

@@ -94,7 +94,7 @@ def build_index(
         unfinished = {"schema_version": _VERSION, **source, "index": None}
         manifest = read_index_manifest(folder) or unfinished
         check_manifest(folder, manifest, source)
-        finished = manifest["index"] == kind and _size(file) == manifest["bytes"]
+        finished = manifest["index"] == kind and _size(file) == manifest.get("bytes")
         if not finished:
             write_json(folder / "manifest.json", unfinished)
         if settings.vectors is None:
@@ -118,13 +118,23 @@ def build_index(
 
 
 def open_index(
-    passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
+    passages: Sequence[Passage],
+    encoder: Encoder,
+    settings: DenseConfig,
+    folder: Path,
+    *,
+    build: bool,
 ) -> "faiss.Index":
-    """Open the index in `folder`, built first when none is finished; files of FAISS are mapped into
-    memory, not read.
+    """Open the index in `folder`, where none is finished only if it may `build` one; files of FAISS
+    are mapped into memory, not read.
     """
     manifest = read_index_manifest(folder)
     if not manifest or not manifest["index"]:
+        if not build:
+            raise RunError(
+                f"{folder} holds no finished index: python -m llds_core index <profile> builds or "
+                "continues it, or name another with dense.path"
+            )
         manifest = build_index(passages, settings, folder, encoder)
     source, kind = index_source(passages, encoder, settings), index_kind(settings, len(passages))
     check_manifest(folder, manifest, source, kind)
@@ -241,7 +251,8 @@ def _encode(
     """Write the shards that are missing or damaged, in the encoder's own precision."""
     dtype = np.float16 if settings.half else np.float32
     shards = _shards(folder, len(passages), encoder.dimension)
-    for path, part, shard in tqdm(shards, "encoding", unit=" shards"):
+    count = math.ceil(len(passages) / SHARD)
+    for path, part, shard in tqdm(shards, "encoding", count, unit=" shards"):
         if shard is None:
             with replacing(path) as file:
                 np.save(file, encoder.encode_passages(passages[part]).astype(dtype))
@@ -249,11 +260,11 @@ def _encode(
 
 def _shards(
     folder: Path, passages: int, dimension: int
-) -> list[tuple[Path, slice, np.ndarray | None]]:
+) -> Iterator[tuple[Path, slice, np.ndarray | None]]:
     """The file of each shard, the places of its passages, and its vectors, mapped into memory: None
-    when it is missing, truncated or of another shape.
+    when it is missing, truncated or of another shape. One at a time: each holds a file open, and
+    millions of passages have more shards than a process may have files.
     """
-    shards = []
     for start in range(0, passages, SHARD):
         path, stop = folder / f"vectors-{start // SHARD:05d}.npy", min(start + SHARD, passages)
         try:
@@ -261,8 +272,7 @@ def _shards(
         except (OSError, ValueError, EOFError):
             shard = None
         whole = shard is not None and shard.shape == (stop - start, dimension)
-        shards.append((path, slice(start, stop), shard if whole else None))
-    return shards
+        yield path, slice(start, stop), shard if whole else None
 
 
 def _blocks(
@@ -274,14 +284,16 @@ def _blocks(
         return lambda: (
             published.reconstruct_n(start, min(SHARD, len(passages) - start)) for start in starts
         )
-    stored = []
-    for path, _, shard in _shards(folder, len(passages), encoder.dimension):
-        if shard is None:
-            raise DataError(
-                f"{path} is missing or damaged: build the index again, which encodes only that"
-            )
-        stored.append(shard)
-    return lambda: iter(stored)
+
+    def stored() -> Iterator[np.ndarray]:
+        for path, _, shard in _shards(folder, len(passages), encoder.dimension):
+            if shard is None:
+                raise DataError(
+                    f"{path} is missing or damaged: build the index again, which encodes only that"
+                )
+            yield shard
+
+    return stored
 
 
 def _fill(index: "faiss.Index", blocks: Blocks, settings: DenseConfig, count: int) -> "faiss.Index":
@@ -296,7 +308,7 @@ def _fill(index: "faiss.Index", blocks: Blocks, settings: DenseConfig, count: in
         ivf = cast("faiss.IndexIVFPQ", index)
         ivf.cp.min_points_per_centroid = ivf.pq.cp.min_points_per_centroid = 1
         stride = max(1, count // (_POINTS * max(ivf.nlist, _PQ_CENTROIDS)))
-        ivf.train(np.concatenate([block[::stride] for block in blocks()]).astype(np.float32))
+        ivf.train(np.concatenate([block[::stride].astype(np.float32) for block in blocks()]))
     for block in tqdm(blocks(), f"filling {settings.index}", unit=" shards"):
         index.add(np.asarray(block, np.float32))
     return index

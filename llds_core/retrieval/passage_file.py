@@ -13,7 +13,7 @@ It belongs to a file of the same size and time of change; another one is mapped 
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,6 @@ HEADER = 8
 """Leading numbers of a map: version, size, time of change, passages, and the hash in four."""
 
 _VERSION = 1
-_BLOCK = 1000  # passages read at a time
 
 
 class PassageFile(Sequence[Passage]):
@@ -70,10 +69,6 @@ class PassageFile(Sequence[Passage]):
         if places.step == 1:
             return self._read(places.start, max(places.start, places.stop))
         return [self[place] for place in places]
-
-    def __iter__(self) -> Iterator[Passage]:
-        for start in range(0, len(self), _BLOCK):
-            yield from self[start : start + _BLOCK]
 
     def _read(self, start: int, stop: int) -> list[Passage]:
         bounds = self._offsets[start : stop + 1].tolist()

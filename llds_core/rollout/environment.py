@@ -114,9 +114,12 @@ def build_world(config: ExperimentConfig) -> World:
 
 
 def build_retriever(config: ExperimentConfig, world: World) -> Retriever:
-    """Open the search engine over the passages of `world`; a missing dense index is built."""
+    """Open the search engine over the passages of `world`. A dense index is only opened, except
+    that of the atlas: it is small, and built when there is none.
+    """
     if config.retrieval.backend == "dense":
-        return DenseRetriever(world.passages, config.dense, index_folder(config, world))
+        folder, small = index_folder(config, world), world.name == "atlas"
+        return DenseRetriever(world.passages, config.dense, folder, build=small)
     if config.retrieval.backend == "server":
         return RetrieverClient(config.service, corpus=passages_hash(world.passages)[:16])
     return BM25Retriever(world.passages, title_weight=config.retrieval.title_weight)

@@ -163,6 +163,16 @@ def describe(items: Sequence[Item], folder: Path) -> str:
     return "\n".join([*lines, f"{together} at {folder}"])
 
 
+def check_room(items: Sequence[Item], folder: Path) -> None:
+    """Refuse a disk that is too small."""
+    needed, free = sum(item.room for item in items), _free(folder)
+    if needed > free:
+        raise RunError(
+            f"{folder} has {_show(free)} free and {_show(needed)} are needed: free space, choose "
+            "another --folder, or fetch a part with --only"
+        )
+
+
 def _free(folder: Path) -> int:
     """Free bytes on the disk of `folder`, which need not exist yet."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -175,15 +185,7 @@ def _show(size: int) -> str:
 
 
 def download(items: Sequence[Item], folder: Path) -> None:
-    """Fetch, verify and put together `items`, unless the disk is too small; the manifest tells what
-    is complete.
-    """
-    needed, free = sum(item.room for item in items), _free(folder)
-    if needed > free:
-        raise RunError(
-            f"{folder} has {_show(free)} free and {_show(needed)} are needed: free space, choose "
-            "another --folder, or fetch a part with --only"
-        )
+    """Fetch, verify and put together `items`; the manifest tells what is complete."""
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:

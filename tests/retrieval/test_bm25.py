@@ -1,3 +1,4 @@
+import logging
 import math
 import os
 import subprocess
@@ -87,6 +88,13 @@ def test_identity_tells_corpora_and_settings_apart():
         BM25Retriever([*PASSAGES[:-1], Passage("6", "Blank", "x")]).identity,
     }
     assert len(others | {identity}) == 5
+
+
+def test_indexing_and_searching_are_silent(capfd, caplog):
+    """Neither progress bars nor log lines, even for a caller who logs everything."""
+    caplog.set_level(logging.DEBUG)
+    BM25Retriever(PASSAGES).search(["brazil", "", "xyzzy"], 2)
+    assert capfd.readouterr() == ("", "") and not caplog.records
 
 
 def test_another_process_finds_the_same():

@@ -132,6 +132,7 @@ PASSING = {
     "too few results": says(200, answers([[item()]])),
     "too many passages": says(200, answers([[item()] * 3, []])),
     "documents without scores": says(200, answers([[], [{"id": "p", "contents": "x"}]])),
+    "no id": says(200, answers([[], [item(document={"id": None})]])),
     "a true score": says(200, answers([[], [item(score=True)]])),
     "NaN": says(200, answers([[], [item(score=float("nan"))]])),
 }

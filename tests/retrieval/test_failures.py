@@ -79,13 +79,6 @@ def test_the_same_searches_fail_whatever_was_asked(engine):
     assert failed == other
 
 
-def test_a_higher_rate_keeps_the_failures_of_a_lower_one(engine):
-    queries, keys = _searches(300)
-    _, low = _failing(engine, 0.2).search_keyed(queries, 2, keys)
-    _, high = _failing(engine, 0.6).search_keyed(queries, 2, keys)
-    assert all(high[i] for i in range(300) if low[i])
-
-
 @pytest.mark.parametrize("name", ["seed", "step", "question", "sample", "turn"])
 def test_every_part_of_the_key_counts(engine, name: str):
     base = SearchKey(0, 0, "0", 0, 0)

@@ -1,6 +1,7 @@
 """Building: what a kill, a damaged file or a second builder does to an index."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dense_worlds import FAKE, FakeEncoder, passages, write_corpus
+from dense_worlds import FAKE, FakeEncoder, passages
 from filelock import FileLock
 from run_helpers import one_line
 
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError, DataError, RunError
-from llds_core.retrieval import PassageFile, build_index
+from llds_core.retrieval import build_index
 from llds_core.retrieval.index import index_kind, read_index_manifest
 
 faiss = pytest.importorskip("faiss", reason="needs faiss")
@@ -71,12 +72,18 @@ def test_a_folder_holds_shards_index_and_manifest(tmp_path: Path, kind: str) -> 
         assert share > (0.3 if kind == "ivf-pq" else 0.97)
 
 
-def test_a_corpus_file_gives_the_index_of_the_corpus_in_memory(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus.jsonl", PASSAGES)
-    build(tmp_path / "memory")
-    opened = PassageFile(tmp_path / "corpus.jsonl")
-    build_index(opened, FAKE, tmp_path / "file", encoder=FakeEncoder())
-    assert contents(tmp_path / "file") == contents(tmp_path / "memory")
+def test_more_shards_than_a_process_may_have_files_are_read(tmp_path: Path, monkeypatch) -> None:
+    """Wikipedia has 4,200 of them, and 1,024 files is a common limit."""
+    monkeypatch.setattr("llds_core.retrieval.index.SHARD", 2)
+    encoder, limits = FakeEncoder(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    build(tmp_path, KINDS["flat"], encoder)
+    open_now = len(list(Path("/dev/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 50, limits[1]))
+    try:
+        build(tmp_path, KINDS["ivf-pq"], encoder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert encoder.encoded == 350
 
 
 def test_16_bits_are_stored_as_16_bits(tmp_path: Path) -> None:
@@ -187,6 +194,7 @@ def test_a_folder_of_something_else_is_refused(
     ("text", "named"),
     [
         ("", ""),
+        ("[]", ""),
         ("{}", "schema_version"),
         ('{"schema_version": 2}', 'no "corpus_hash"'),
         ('{"schema_version": 1}', "schema version 1, not 2"),

@@ -236,7 +236,7 @@ def test_nothing_is_fetched_onto_a_small_disk_or_without_consent(
     assert index.room == len(INDEX) + len(INDEX) - CUT
     with monkeypatch.context() as small:
         small.setattr(downloads.shutil, "disk_usage", lambda path: SimpleNamespace(free=60_000))
-        line = one_line(capsys, "paper-3b", "--folder", str(tmp_path / "new"), "--yes")
+        line = one_line(capsys, "paper-3b", "--folder", str(tmp_path / "new"))
     assert "0.1 MB free" in line and "--only" in line and not (tmp_path / "new").exists()
     arguments = ["paper-3b", "--folder", str(tmp_path)]
     assert "--yes" in one_line(capsys, *arguments)
