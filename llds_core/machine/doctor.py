@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 from llds_core.config import ExperimentConfig, layouts
 from llds_core.errors import DownloadError, LLDSError, RunError
-from llds_core.machine.gpu_probe import find_gpus
+from llds_core.machine.gpu_probe import Gpus, find_gpus
 from llds_core.machine.jobs import usable_cores
 from llds_core.machine.memory import GIB
 from llds_core.machine.plan import estimate
@@ -35,6 +35,8 @@ from llds_core.worlds.question_sets import CORPUS_FILE, MIX_FILE, QUESTION_SETS,
 REPORTED_SHARE = 0.97
 """Of the memory that a layout counts on, what a card must report: no two report the same."""
 
+_OLDEST_DRIVERS = {"12": 525, "13": 580}
+"""By major version of CUDA (docs.nvidia.com/deploy/cuda-compatibility)."""
 _LATE = "shows when the corpus file is read"
 _DISK_GIB, _MEMORY_GIB = 1.0, 6.0  # for a run without GPUs, beside checkpoints
 _WORLD_FILES = {
@@ -161,13 +163,13 @@ def _check_run_folder(run_root: Path, needed: float) -> list[Finding]:
 def _check_gpus(config: ExperimentConfig, needed: float) -> list[Finding]:
     """Whether the GPUs can train `config`, of which a process takes `needed` GiB on each."""
     try:
-        found = find_gpus()
+        gpus = find_gpus()
     except RunError as error:
-        fix = (
-            "make setup without a CPU index installs torch for CUDA; nvidia-smi must list the GPUs "
-            "with a driver for it, and CUDA_VISIBLE_DEVICES must not hide them"
-        )
-        return [_finding("CUDA", f"torch finds no GPU ({error})", fail=fix)]
+        fix = 'look at "python -m llds_core.machine.gpu_probe"'
+        return [_finding("CUDA", f"torch cannot be asked ({error})", fail=fix)]
+    cuda, found = _check_cuda(gpus), gpus.found
+    if not found:
+        return [cuda]
     wanted, layout = config.hardware.processes, config.hardware.gpu_memory_gib or 0.0
     used = found[:wanted]
     small, full = min(used, key=lambda gpu: gpu.total), min(used, key=lambda gpu: gpu.free)
@@ -181,9 +183,31 @@ def _check_gpus(config: ExperimentConfig, needed: float) -> list[Finding]:
         fix = f"{needed:.1f} GiB are needed: end what uses the GPU (nvidia-smi lists it)"
     names = ", ".join(sorted({gpu.name for gpu in found}))
     return [
+        cuda,
         _finding("GPUs", f"{len(found)} × {names}", fail=few),
         _finding("GPU memory", memory, fail=fix),
     ]
+
+
+def _check_cuda(gpus: Gpus) -> Finding:
+    """Versions of CUDA and driver, and when torch finds no GPU, which of them is the reason."""
+    if gpus.torch_cuda is None:
+        fix = "install the CUDA build of the same version: make setup without a CPU index"
+        return _finding("CUDA", f"torch {gpus.torch} is built for CPUs", fail=fix)
+    said = f"torch {gpus.torch} is built for CUDA {gpus.torch_cuda}, driver "
+    said += gpus.driver or "unknown"
+    if gpus.found:
+        return _finding("CUDA", said)
+    major = gpus.torch_cuda.partition(".")[0]
+    oldest = _OLDEST_DRIVERS.get(major, 0)
+    wanted = f"driver >= {oldest} for CUDA {major}"
+    if gpus.driver is None:
+        fix = f"nvidia-smi must list the GPUs: install the NVIDIA {wanted}"
+    elif int(gpus.driver.partition(".")[0]) < oldest:
+        fix = f"update to {wanted}"
+    else:
+        fix = "nvidia-smi must list the GPUs, and CUDA_VISIBLE_DEVICES must not hide them"
+    return _finding("CUDA", f"{said}: no GPU ({gpus.reason})", fail=fix)
 
 
 def _check_data(config: ExperimentConfig) -> list[Finding]:

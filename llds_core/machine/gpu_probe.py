@@ -1,7 +1,7 @@
-"""What torch says about GPUs, asked in a process of its own.
+"""What torch and the driver say about GPUs, asked in a process of its own.
 
 Asking how much memory is free takes some of every GPU for as long as the process lives, which must
-not be as long as a training run. `python -m llds_core.machine.gpu_probe` prints one JSON list.
+not be as long as a training run. `python -m llds_core.machine.gpu_probe` prints one JSON object.
 """
 
 import subprocess
@@ -24,11 +24,22 @@ class Gpu:
     free: float
 
 
-_GPUS = TypeAdapter(list[Gpu])
+@dataclass(frozen=True)
+class Gpus:
+    """Versions of torch and driver, and the GPUs that torch can use."""
+
+    torch: str
+    torch_cuda: str | None  # what torch was built for; None for a CPU build
+    driver: str | None  # None where nvidia-smi does not tell
+    found: tuple[Gpu, ...]
+    reason: str = ""  # torch's, for finding none
 
 
-def find_gpus() -> list[Gpu]:
-    """The GPUs that torch can use; a `RunError` with torch's reason when there are none."""
+_GPUS = TypeAdapter(Gpus)
+
+
+def find_gpus() -> Gpus:
+    """Ask torch and the driver; a `RunError` when nothing could be asked."""
     command = [sys.executable, "-m", "llds_core.machine.gpu_probe"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
@@ -39,20 +50,28 @@ def find_gpus() -> list[Gpu]:
     return _GPUS.validate_json(done.stdout)
 
 
-def _probe() -> list[Gpu]:
+def _probe() -> Gpus:
     import torch
 
-    torch.cuda.init()
-    gpus = []
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        gpus.append(Gpu(torch.cuda.get_device_name(index), total / 2**30, free / 2**30))
-    return gpus
+    found, reason = [], ""
+    try:
+        torch.cuda.init()
+        for index in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(index)
+            found.append(Gpu(torch.cuda.get_device_name(index), total / 2**30, free / 2**30))
+    except (AssertionError, RuntimeError) as error:
+        found, reason = [], str(error).splitlines()[0]  # the rest is about debugging kernels
+    return Gpus(torch.__version__, torch.version.cuda, _driver_version(), tuple(found), reason)
+
+
+def _driver_version() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(done.stdout.split()), None)
 
 
 if __name__ == "__main__":
-    try:
-        found = _probe()
-    except (AssertionError, RuntimeError) as error:
-        sys.exit(str(error).splitlines()[0])  # further lines are about debugging kernels
-    print(_GPUS.dump_json(found).decode())
+    print(_GPUS.dump_json(_probe()).decode())

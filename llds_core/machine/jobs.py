@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 from tqdm.auto import tqdm
 
 from llds_core.errors import RunError
@@ -86,16 +88,30 @@ class Child:
 
 
 def stop_children(*children: Child) -> None:
-    """Interrupt what is still running, all at the same time, and kill what does not end."""
+    """Interrupt what is still running, all at the same time. What does not end is killed with all
+    its descendants, and at once when the user interrupts again.
+    """
     running = [child.process for child in children if child.code is None]
-    for process in running:
-        process.send_signal(signal.SIGINT)
-    for process in running:
-        try:
-            process.wait(timeout=_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    until = time.monotonic() + _STOP_SECONDS
+    try:
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        for process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0, until - time.monotonic()))
+    finally:
+        for process in running:
+            if process.poll() is None:
+                _kill_family(process)
+
+
+def _kill_family(process: subprocess.Popen) -> None:
+    """Kill a process with its descendants; torchrun gives each of its own a session."""
+    parent = psutil.Process(process.pid)
+    for member in (*parent.children(recursive=True), parent):
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
 
 
 def _prepare_child() -> None:

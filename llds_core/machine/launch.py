@@ -105,18 +105,18 @@ def launch_training(run: Run, machine: Machine = ALONE) -> None:
         all_output=True,
     )
     try:
-        while child.code is None:
-            if machine.rank == 0:
-                bars.show([run])
-            time.sleep(_POLL_SECONDS)
+        try:
+            while child.code is None:
+                if machine.rank == 0:
+                    bars.show([run])
+                time.sleep(_POLL_SECONDS)
+        finally:
+            stop_children(child)
+            bars.show([])
     except KeyboardInterrupt:
-        stop_children(child)
         if machine.rank == 0:
             end_run(run.path, "interrupted", "stopped by the user")
         raise
-    finally:
-        stop_children(child)
-        bars.show([])
     if child.code:
         reason = _reason(child.output)
         if machine.rank == 0:

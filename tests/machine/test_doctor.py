@@ -15,7 +15,7 @@ from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.errors import RunError
 from llds_core.machine import doctor, gpu_probe
 from llds_core.machine.doctor import Finding, examine
-from llds_core.machine.gpu_probe import Gpu
+from llds_core.machine.gpu_probe import Gpu, Gpus
 from llds_core.machine.plan import estimate
 from llds_core.retrieval import PassageFile, ServiceIdentity
 from llds_core.retrieval.client import Health
@@ -35,6 +35,10 @@ QWEN = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
+
+
+def gpus(*found: Gpu, torch_cuda: str | None = "13.0", driver: str | None = "580.65") -> Gpus:
+    return Gpus("2.13.0", torch_cuda, driver, found, "" if found else "torch's words")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +93,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setattr(doctor, name, replaced)
 
     change(installed="999", hub_problem="", is_free=True, ask_health=Health("silent"))
-    change(find_gpus=[H100] * 4)
+    change(find_gpus=gpus(*[H100] * 4))
     has_gib(monkeypatch, memory=2000, disk=2000)
     return change
 
@@ -118,7 +122,7 @@ def failures(config: ExperimentConfig, run_root: Path) -> list[Finding]:
 def test_a_machine_with_everything_passes(data: Path, ready, tmp_path: Path, machine) -> None:
     assert failures(ready, tmp_path) == []
     corpus = PassageFile(data / CORPUS_FILE).hash[:16]
-    machine(find_gpus=[H100] * 8, ask_health=Health("ready", identity(corpus)))
+    machine(find_gpus=gpus(*[H100] * 8), ask_health=Health("ready", identity(corpus)))
     assert failures(ready, tmp_path) == []
     machine(find_gpus=pytest.fail)  # not asked for a profile of the CPU
     assert failures(load_experiment("smoke/grpo"), tmp_path) == []
@@ -143,10 +147,11 @@ def case(
     return check, found, fix, overrides, index, machine
 
 
-def no_gpu() -> None:
-    raise RunError("The NVIDIA driver on your system is too old (found version 12040)")
+def broken() -> None:
+    raise RunError("Segmentation fault")
 
 
+CUDA = "torch 2.13.0 is built for CUDA 13.0, driver"
 GATED = "meta-llama/Llama-3.2-3B is gated: accept its licence"
 SERVER = "sampler.mode=server"
 
@@ -154,19 +159,33 @@ SERVER = "sampler.mode=server"
 @pytest.mark.parametrize(
     ("check", "found", "fix", "overrides", "index", "answers"),
     [
-        case("CUDA", "driver on your system is too old", "nvidia-smi must", find_gpus=no_gpu),
-        case("GPUs", "2 × NVIDIA H100", "4 per node are needed", find_gpus=[H100, H100]),
+        case("CUDA", "built for CPUs", "CUDA build", find_gpus=gpus(torch_cuda=None)),
+        case(
+            "CUDA",
+            f"{CUDA} 550.54: no GPU (torch's words)",
+            "update to driver >= 580 for CUDA 13",
+            find_gpus=gpus(driver="550.54"),
+        ),
+        case(
+            "CUDA",
+            f"{CUDA} unknown",
+            "install the NVIDIA driver >= 580",
+            find_gpus=gpus(driver=None),
+        ),
+        case("CUDA", f"{CUDA} 580.65: no", "CUDA_VISIBLE_DEVICES must", find_gpus=gpus()),
+        case("CUDA", "Segmentation", "machine.gpu_probe", find_gpus=broken),
+        case("GPUs", "2 × NVIDIA H100", "4 per node are needed", find_gpus=gpus(H100, H100)),
         case(
             "GPU memory",
             "23.6 GiB on RTX 4090",
             "79 GiB are needed: choose another layout",
-            find_gpus=[Gpu("RTX 4090", 23.6, 23.0)] * 4,
+            find_gpus=gpus(*[Gpu("RTX 4090", 23.6, 23.0)] * 4),
         ),
         case(
             "GPU memory",
             "3.0 of 79.1 GiB free",
             "nvidia-smi",
-            find_gpus=[H100, H100, H100, Gpu("H100", 79.1, 3.0)],
+            find_gpus=gpus(H100, H100, H100, Gpu("H100", 79.1, 3.0)),
         ),
         # What the hub says of a gated policy, and only of what is not here yet.
         case(
@@ -218,6 +237,24 @@ def test_what_is_wrong_is_found_and_comes_with_its_fix(
     words = [override.format(data=data) for override in overrides]
     (finding,) = failures(experiment(data, tmp_path / "index", *words), tmp_path)
     assert finding.check == check and found in finding.found and fix in finding.fix
+
+
+def test_a_corpus_that_was_never_read_is_a_warning(
+    data: Path, tmp_path: Path, machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_index_manifest(tmp_path / "index", data)
+    monkeypatch.setattr(doctor, "stored_map", lambda path: None)
+    for health, check, said, fix in (
+        (Health("silent"), "index", " passages", "whether it is of this corpus shows when"),
+        (Health("ready", identity("other")), "retriever", "other", "whether it is that of the pro"),
+    ):
+        machine(ask_health=health)
+        findings = examine(experiment(data, tmp_path / "index"), tmp_path)
+        (finding,) = [each for each in findings if each.check == check and each.status == "warn"]
+        assert finding.found.endswith(said) and finding.fix.startswith(fix)
+    machine(ask_health=Health("silent"))
+    (finding,) = failures(experiment(data, tmp_path / "index", "dense.path=null"), tmp_path)
+    assert finding.found == "the corpus was never indexed here"
 
 
 def test_packages_are_those_the_profile_uses_in_the_versions_it_was_tested_with(

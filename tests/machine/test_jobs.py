@@ -1,8 +1,15 @@
 """How many jobs run at a time, and where."""
 
+import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+from services import eventually
 
 from llds_core.__main__ import main
 from llds_core.config import load_experiment
@@ -101,3 +108,48 @@ def test_a_failed_job_says_why(
     monkeypatch.setattr(jobs.sys, "executable", str(script))
     with pytest.raises(RunError, match=f"train smoke/grpo seed 0 failed: {reason}"):
         jobs.run_jobs([Job.of(Run(SMOKE.config, 0, tmp_path), "train")])
+
+
+_STUBBORN = """
+import os, signal, subprocess, sys, time
+for one in signal.SIGINT, signal.SIGTERM:
+    signal.signal(one, signal.SIG_IGN)
+if sys.argv[1:]:
+    for own in False, True:
+        subprocess.Popen([sys.executable, __file__], start_new_session=own)
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+def is_dead(number: int) -> bool:
+    try:  # where nobody collects orphans, a dead one stays as a zombie
+        return psutil.Process(number).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["killed in the end", "Ctrl-C twice"])
+def test_children_that_ignore_the_interrupt_are_killed_with_all_they_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """With a child of the child in its group, and one in a session of its own."""
+    (tmp_path / "stubborn.py").write_text(_STUBBORN)
+    command = [sys.executable, str(tmp_path / "stubborn.py"), "parent"]
+    children = [jobs.Child(command, tmp_path / f"{i}.log", all_output=True) for i in range(2)]
+    eventually(lambda: all(len(child.output.split()) == 3 for child in children))
+    numbers = [int(number) for child in children for number in child.output.split()]
+    monkeypatch.setattr(jobs, "_STOP_SECONDS", 600.0 if again else 0.2)
+    before, began = signal.signal(signal.SIGINT, signal.default_int_handler), time.monotonic()
+    try:
+        if again:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            with pytest.raises(KeyboardInterrupt):
+                jobs.stop_children(*children)
+        else:
+            jobs.stop_children(*children)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [child.code for child in children] == [-signal.SIGKILL] * 2
+    assert time.monotonic() - began < 60
+    eventually(lambda: all(map(is_dead, numbers)))
