@@ -17,16 +17,13 @@ METHODS = ("grpo", "llds-action")
 
 
 @pytest.fixture(scope="module")
-def stored(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of their own: other tests measure the shared ones."""
-    root = tmp_path_factory.mktemp("mechanism") / "runs"
-    shutil.copytree(smoke_runs, root, ignore=shutil.ignore_patterns("mechanism-*"))
-    return root
+def stored(measured_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, which tests may change."""
+    return shutil.copytree(measured_runs, tmp_path_factory.mktemp("mechanism") / "runs")
 
 
 @pytest.fixture(scope="module")
 def tables(stored: Path) -> dict[str, pd.DataFrame]:
-    measure("smoke", METHODS, 0, stored, questions=6)
     return read_mechanism(mechanism_path(stored, "smoke", 0))
 
 

@@ -35,6 +35,12 @@ def show(*values):
         getattr(value, "to_html", str)()
 
 
+@pytest.fixture(scope="module")
+def smoke_runs(measured_runs):
+    """What a notebook would measure is there."""
+    return measured_runs
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_notebook_runs_to_its_end_without_a_warning(path, smoke_runs, tmp_path, monkeypatch):
     """In this process: a kernel for each would mostly import torch."""
