@@ -142,7 +142,7 @@ def penalties(place: Processes) -> dict[tuple, tuple[torch.Tensor, torch.Tensor]
         ("action", "response", "token"), ("preserved", "all"), ("nonnegative", "positive")
     ):
         loss = LossConfig(gate=gate, normalizer=counted[0], preserve=counted[1])
-        logprobs = new[mine].clone().requires_grad_()
+        logprobs = (new[mine] - 0.5).requires_grad_()
         batch = {"policy_mask": mask[mine], "group_advantages": advantages[mine]}
         tokens = penalty_tokens(batch, SimpleNamespace(loss=loss))
         value, _ = llds_penalty(
