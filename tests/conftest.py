@@ -59,23 +59,6 @@ def smoke_runs(made_once: Callable[..., Path]) -> Path:
     return made_once("smoke-runs", make)
 
 
-@pytest.fixture(scope="session")
-def measured_runs(made_once: Callable[..., Path], smoke_runs: Path) -> Path:
-    """`smoke_runs` with the mechanism of six questions measured: of the first by name, of the other
-    because its figures need it.
-    """
-    from llds_core.diagnostics.measure import measure
-    from llds_core.reporting.mechanism_figures import ensure_mechanism
-    from llds_core.reporting.store import load_runs
-
-    def make(root: Path) -> None:
-        shutil.copytree(smoke_runs, root, dirs_exist_ok=True)
-        measure("smoke", SMOKE_METHODS[:1], 0, root, questions=6)
-        ensure_mechanism(load_runs(root, "smoke", SMOKE_METHODS, [0]), root)
-
-    return made_once("measured-runs", make)
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator["RunDirectory"]:
     """An empty run directory, open for writing."""

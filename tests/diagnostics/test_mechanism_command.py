@@ -17,13 +17,14 @@ METHODS = ("grpo", "llds-action")
 
 
 @pytest.fixture(scope="module")
-def stored(measured_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy, which tests may change."""
-    return shutil.copytree(measured_runs, tmp_path_factory.mktemp("mechanism") / "runs")
+def stored(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, to be measured."""
+    return shutil.copytree(smoke_runs, tmp_path_factory.mktemp("mechanism") / "runs")
 
 
 @pytest.fixture(scope="module")
 def tables(stored: Path) -> dict[str, pd.DataFrame]:
+    measure("smoke", METHODS, 0, stored, questions=6)
     return read_mechanism(mechanism_path(stored, "smoke", 0))
 
 
