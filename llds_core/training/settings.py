@@ -65,6 +65,52 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
         # accelerate numbers the CPUs of several processes, which `torch.load` does not understand.
         return torch.device("cpu") if device.type == "cpu" else device
 
+    def __post_init__(self) -> None:
+        """Check what was made by hand: the sections, and that TRL's options agree with them."""
+        super().__post_init__()
+        for name, section in (("loss", LossConfig), ("training", TrainingConfig)):
+            if isinstance(value := getattr(self, name), dict):
+                setattr(self, name, section(**value))
+        for name, value in _sections_to_trl(self.loss, self.training).items():
+            if getattr(self, name) != value:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}, but the sections loss and training make it "
+                    f"{value}: set them to agree"
+                )
+        updates = self.training.updates_per_rollout
+        per_generation = cast(int, self.steps_per_generation)  # TRL has set it
+        made = per_generation * self.num_iterations / self.gradient_accumulation_steps
+        if made != updates:
+            raise ConfigError(
+                f"training.updates_per_rollout={updates}, but steps_per_generation="
+                f"{per_generation}, gradient_accumulation_steps={self.gradient_accumulation_steps} "
+                f"and num_iterations={self.num_iterations} make {made:g}: set them to agree"
+            )
+        if self.loss.llds_weight > 0 and updates < 2:
+            raise ConfigError(
+                f"loss.llds_weight={self.loss.llds_weight} with training.updates_per_rollout=1 is "
+                "always zero: set training.updates_per_rollout=2 or more"
+            )
+        if self.save_strategy == "steps" and self.save_steps % updates:
+            raise ConfigError(
+                f"save_steps={self.save_steps:g} is not a multiple of training.updates_per_rollout="
+                f"{updates}: a checkpoint inside a rollout could not be resumed exactly"
+            )
+
+
+def _sections_to_trl(loss: LossConfig, training: TrainingConfig) -> dict[str, Any]:
+    """TRL's names for what the sections say too."""
+    return {
+        "num_iterations": training.epochs,
+        "loss_type": _LOSS_TYPES[loss.aggregate],
+        "importance_sampling_level": loss.ratio,
+        "scale_rewards": loss.advantage_std,
+        "epsilon": loss.clip_low,
+        "epsilon_high": loss.clip_high,
+        "beta": loss.kl_weight,
+        "entropy_coef": loss.entropy_weight,
+    }
+
 
 def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) -> SearchGRPOConfig:
     """Derive the trainer's configuration from `config`; checkpoints go to `output_dir`."""
@@ -95,7 +141,6 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         per_device_train_batch_size=training.micro_batch_size,
         gradient_accumulation_steps=config.mini_batch_size // micro_batch,
         steps_per_generation=config.trajectories_per_rollout // micro_batch,
-        num_iterations=training.epochs,
         training=training,
         sampler=config.sampler,
         each_update=config.diagnostics.each_update,
@@ -103,14 +148,8 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         max_completion_length=rollout.max_action_tokens * (rollout.max_searches + 1),
         # objective
         loss=loss,
-        loss_type=_LOSS_TYPES[loss.aggregate],
-        importance_sampling_level=loss.ratio,
-        scale_rewards=loss.advantage_std,
-        epsilon=loss.clip_low,
-        epsilon_high=loss.clip_high,
-        beta=loss.kl_weight,
+        **_sections_to_trl(loss, training),
         use_bias_correction_kl=False,
-        entropy_coef=loss.entropy_weight,
         vllm_importance_sampling_correction=False,  # the trainer's own weighs any sampler
         mask_truncated_completions=False,
         temperature=1.0,  # of the objective's log-probabilities, whatever sampling uses

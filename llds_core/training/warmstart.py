@@ -166,7 +166,9 @@ def _batches(
     for start in range(0, len(encoded), size * _BUCKET):
         bucket = sorted(encoded[start : start + size * _BUCKET], key=lambda pair: len(pair[0]))
         groups = [bucket[i : i + size] for i in range(0, len(bucket), size)]
-        batches += [_pad(groups[i]) for i in random.permutation(len(groups))]
+        batches += [
+            _pad(groups[i], tokenizer.pad_token_id) for i in random.permutation(len(groups))
+        ]
     return batches
 
 
@@ -185,14 +187,14 @@ def _encode(
     return ids, weights
 
 
-def _pad(rows: Sequence[tuple[list[int], list[float]]]) -> dict[str, torch.Tensor]:
+def _pad(rows: Sequence[tuple[list[int], list[float]]], pad_id: int) -> dict[str, torch.Tensor]:
     ids = [torch.tensor(ids) for ids, _ in rows]
-    columns = {
-        "input_ids": ids,  # padded with id 0, which is masked
-        "attention_mask": [torch.ones_like(row) for row in ids],
-        "weights": [torch.tensor(weights) for _, weights in rows],
+    weights = [torch.tensor(weights) for _, weights in rows]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        "weights": pad_sequence(weights, batch_first=True),
     }
-    return {name: pad_sequence(values, batch_first=True) for name, values in columns.items()}
 
 
 class WarmstartArguments(OneGPUMixin, TrainingArguments):

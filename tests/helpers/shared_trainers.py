@@ -11,21 +11,25 @@ import socket
 import traceback
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import rounding
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 from scripted import build, largest_difference, policy, settings, trajectories, weights
 from torch.distributed.tensor import DTensor
 
-from llds_core.config import load_experiment
+from llds_core.config import LossConfig, load_experiment
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, LLDSError, TrainingDivergedError
+from llds_core.losses import llds_penalty
 from llds_core.rollout.loop import Rollout
 from llds_core.runs.checkpoints import check_checkpoint, checkpoint_path
+from llds_core.training.micro_batches import penalty_tokens
 from llds_core.training.processes import Processes, check_world_size, ending_together
 from llds_core.training.trainer import SearchGRPOTrainer
 
@@ -123,6 +127,33 @@ def compute(
     }
 
 
+def penalties(place: Processes) -> dict[tuple, tuple[torch.Tensor, torch.Tensor]]:
+    """Penalty and its gradient on every second of eight rows, or on all in a process alone: for
+    each gate, and whatever is counted for the denominator.
+    """
+    random = torch.Generator().manual_seed(0)
+    old, new = torch.randn(2, 8, 12, generator=random, dtype=torch.float64)
+    mask = (torch.rand(8, 12, generator=random) < 0.6).long()
+    advantages = torch.tensor([1.0, 0, -1, 0.5, 0, -2, 0, 3])
+    mine = slice(place.rank, None, place.count)
+    counting = SimpleNamespace(accelerator=Accelerator(cpu=True))
+    found = {}
+    for gate, *counted in product(
+        ("action", "response", "token"), ("preserved", "all"), ("nonnegative", "positive")
+    ):
+        loss = LossConfig(gate=gate, normalizer=counted[0], preserve=counted[1])
+        logprobs = (new[mine] - 0.5).requires_grad_()
+        batch = {"policy_mask": mask[mine], "group_advantages": advantages[mine]}
+        tokens = penalty_tokens(batch, SimpleNamespace(loss=loss))
+        value, _ = llds_penalty(
+            *(logprobs, old[mine], *batch.values()),
+            **{"gate": gate, "normalizer": counted[0], "preserve": counted[1]},
+            denominator=SearchGRPOTrainer._per_process(counting, [tokens]),
+        )
+        found[gate, *counted] = value.detach(), *torch.autograd.grad(value, logprobs)
+    return found
+
+
 @cache
 def start_weights() -> dict[str, torch.Tensor]:
     """Weights of the start policy.
@@ -176,6 +207,7 @@ def compute_all(folder: Path) -> None:
     with ending_together(place):
         for case in CASES:
             results[case] = compute(case, folder / case, place)
+        results["penalties"] = penalties(place)
         results["decided"] = place.decide(lambda: f"by {place.rank}")
         try:
             place.decide(lambda: load_experiment("smoke/no-method"))

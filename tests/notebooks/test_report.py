@@ -36,11 +36,17 @@ def show(*values):
         getattr(value, "to_html", str)()
 
 
+@pytest.fixture(scope="module")
+def own_runs(smoke_runs, tmp_path_factory):
+    """A copy: a notebook measures what it lacks."""
+    return shutil.copytree(smoke_runs, tmp_path_factory.mktemp("own") / "runs")
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_notebook_runs_to_its_end_without_a_warning(path, smoke_runs, tmp_path, monkeypatch):
+def test_every_notebook_runs_to_its_end_without_a_warning(path, own_runs, tmp_path, monkeypatch):
     """In this process: a kernel for each would mostly import torch."""
     monkeypatch.setattr("IPython.display.display", show)
-    parameters = {"profile": "smoke", "methods": [*METHODS], "run_root": str(smoke_runs)}
+    parameters = {"profile": "smoke", "methods": [*METHODS], "run_root": str(own_runs)}
     names = {"show": show}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -61,7 +67,7 @@ def test_every_notebook_runs_to_its_end_without_a_warning(path, smoke_runs, tmp_
 
 
 @pytest.fixture(scope="module", params=["02_entropy", pytest.param("*", marks=pytest.mark.slow)])
-def made(request, smoke_runs, tmp_path_factory):
+def made(request, own_runs, tmp_path_factory):
     """Folder of a report; made with a foreign kernel called python3 installed."""
     jupyter, notebooks, out_dir = map(tmp_path_factory.mktemp, ("jupyter", "notebooks", "report"))
     spec = jupyter / "kernels" / "python3" / "kernel.json"
@@ -73,7 +79,7 @@ def made(request, smoke_runs, tmp_path_factory):
         patch.chdir(ROOT)
         patch.setenv("JUPYTER_PATH", str(jupyter))
         patch.setattr("llds_core.reporting.notebooks.NOTEBOOKS", notebooks)
-        report("smoke", [0], smoke_runs, out_dir, methods=METHODS)
+        report("smoke", [0], own_runs, out_dir, methods=METHODS)
     executed = sorted(path.stem for path in (out_dir / "notebooks").glob("*.ipynb"))
     assert executed == [path.stem for path in NOTEBOOKS if path.match(f"{request.param}.ipynb")]
     return out_dir
@@ -89,11 +95,11 @@ def test_every_reported_notebook_is_executed_to_its_end_and_has_a_page(made):
         assert "<html" in path.with_suffix(".html").read_text()[:500]
 
 
-def test_the_index_lists_every_file_with_its_notebook_and_runs(made, smoke_runs):
+def test_the_index_lists_every_file_with_its_notebook_and_runs(made, own_runs):
     index = json.loads((made / "index.json").read_text())
     files = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
     assert {entry["path"] for entry in index["artefacts"]} == files - {"index.json"}
-    paths = [str(smoke_runs / "smoke" / method / "seed0") for method in METHODS]
+    paths = [str(own_runs / "smoke" / method / "seed0") for method in METHODS]
     assert [run["path"] for run in index["runs"]] == paths
     for run in index["runs"]:
         stored = load_run(Path(run["path"]))
@@ -108,12 +114,12 @@ def test_the_index_lists_every_file_with_its_notebook_and_runs(made, smoke_runs)
 
 
 def test_what_a_notebook_needs_and_does_not_find_leaves_it_out(
-    smoke_runs, tmp_path, capfd, monkeypatch
+    own_runs, tmp_path, capfd, monkeypatch
 ):
     written(tmp_path, "profile: str = ''  # made up", needs=["measurements"])
     monkeypatch.setattr("llds_core.reporting.notebooks.NOTEBOOKS", tmp_path)
     with pytest.raises(ConfigError, match="holds no notebook"):
-        report("smoke", [0], smoke_runs, tmp_path / "out", overrides=["training.steps=3"])
+        report("smoke", [0], own_runs, tmp_path / "out", overrides=["training.steps=3"])
     said = "07_broken.ipynb is left out: no checkpoint of these seeds is measured"
     assert said in capfd.readouterr().out
 

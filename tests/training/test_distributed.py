@@ -20,6 +20,7 @@ from shared_trainers import (
     compute_sharded,
     compute_sharded_in_bfloat16,
     differing,
+    penalties,
     spawn,
     wait,
 )
@@ -67,6 +68,19 @@ def test_two_processes_give_the_gradient_and_metrics_of_one(
         assert not differing(other["row"], one["row"])
     largest = (g.abs().max().item() for update in one["gradients"] for g in update.values())
     assert max(largest) > 0.01
+
+
+def test_two_processes_share_the_penalty_of_every_gate_and_denominator(
+    two: list[dict[str, Any]],
+) -> None:
+    """Only the counts are gathered: a gate and its sums never leave their row."""
+    rounding = 96 * torch.finfo(torch.float64).eps  # of a sum over the tokens
+    for case, (value, gradient) in penalties(Processes()).items():
+        shares = [results["penalties"][case] for results in two]
+        mean = sum(share.item() for share, _ in shares) / 2
+        assert value > 0 and mean == pytest.approx(value.item(), rel=rounding), case
+        for rank, (_, part) in enumerate(shares):
+            assert torch.equal(part / 2, gradient[rank::2]), case
 
 
 def test_sharding_rounds_no_log_probability_to_16_bits(tmp_path: Path) -> None:

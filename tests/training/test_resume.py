@@ -54,29 +54,30 @@ def kill(owner: Any, name: str, number: int, *, after: bool = False) -> None:
     setattr(owner, name, counted)
 
 
-# Where a child dies, and what is on disk then: owner, attribute, call, rows and checkpoints. Each
-# child continues what the one before it left.
-_PLACES: dict[str, tuple[Any, str, int, int, list[int]]] = {
-    "second rollout": (experiment.SearchRollout, "__call__", 2, 1, [1]),
-    "between updates": (SearchGRPOTrainer, "_clip_grad_norm", 3, 1, [1]),
-    "before the row is written": (RunDirectory, "append_metrics", 1, 1, [1]),
-    "after the row, before the checkpoint": (RunDirectory, "append_metrics", 1, 2, [1]),
-    "inside the checkpoint": (SearchGRPOTrainer, "checkpoint_extra", 1, 2, [1]),
-    "before the leftover of a checkpoint is removed": (shutil, "rmtree", 2, 2, [1, 2]),
-    "before ranking the last checkpoint": (recorder.Recorder, "saved", 2, 3, [1, 2, 3]),
+# Where a child dies, and what is on disk then: owner, attribute, call, rows and last checkpoint.
+# Each child continues what the one before it left, and ends a step, so that it can be compared.
+_PLACES: dict[str, tuple[Any, str, int, int, int]] = {
+    "second rollout": (experiment.SearchRollout, "__call__", 2, 1, 1),
+    "after the row, before the checkpoint": (RunDirectory, "append_metrics", 1, 2, 1),
+    "between updates": (SearchGRPOTrainer, "_clip_grad_norm", 7, 2, 2),
+    "inside the checkpoint": (SearchGRPOTrainer, "checkpoint_extra", 1, 3, 2),
+    "before the row is written": (RunDirectory, "append_metrics", 2, 3, 3),
+    "before the leftover of a checkpoint is removed": (shutil, "rmtree", 1, 4, 4),
+    "before ranking the last checkpoint": (recorder.Recorder, "saved", 2, 5, 5),
 }
-_WARM_PLACES: dict[str, tuple[Any, str, int, int, list[int]]] = {
-    "between updates": (WarmstartTrainer, "compute_loss", 33, 3, [30]),
-    "inside the checkpoint": (WarmstartTrainer, "checkpoint_extra", 1, 6, [30]),
-    "after the weights of the policy": (PreTrainedModel, "save_pretrained", 2, 6, [30, 60]),
-    "before the run ends": (RunDirectory, "update", 2, 6, [30, 60]),
+_WARM_PLACES: dict[str, tuple[Any, str, int, int, int]] = {
+    "between updates": (WarmstartTrainer, "compute_loss", 33, 3, 30),
+    "inside the checkpoint": (WarmstartTrainer, "checkpoint_extra", 1, 6, 30),
+    "after the weights of the policy": (PreTrainedModel, "save_pretrained", 2, 6, 60),
+    "before the run ends": (RunDirectory, "update", 2, 6, 60),
 }
+_FIVE = ("training.steps=5",)
 
 
 def _train(root: Path, place: str | None) -> None:
     if place is not None:
         kill(*_PLACES[place][:3], after=place.startswith("after"))
-    train(Run.load("smoke/llds-action", 0, root))
+    train(Run.load("smoke/llds-action", 0, root, _FIVE))
 
 
 def _warm_start(root: Path, place: str | None) -> None:
@@ -89,11 +90,18 @@ def kill_everywhere(
     work: Callable, places: dict[str, tuple], root: Path, run: Path, whole: Path
 ) -> None:
     """Kill `work` at each place, always continuing it; then let it end."""
+    last = "nowhere"
     for place, (*_, written, saved) in places.items():
         assert in_child(work, root, place) == -signal.SIGKILL, place
+        history = f"killed {last}, continued, killed {place}"
         assert read_manifest(run)["status"] == "running"
-        assert rows(run) == rows(whole)[:written], place
-        assert checkpoint_steps(run / "checkpoint") == saved, place
+        assert checkpoint_steps(run / "checkpoint")[-1] == saved, history
+        assert rows(run) == rows(whole)[:written], history
+        stored, expected = (
+            [t for t in read_trajectories(path) if t["step"] <= written] for path in (run, whole)
+        )
+        assert stored == expected, history
+        last = place
     assert in_child(work, root, None) == 0
     assert read_manifest(run)["status"] == "complete"
     assert len(read_manifest(run)["resumed"]) == len(places)
@@ -133,7 +141,9 @@ def assert_same_run(one: Path, other: Path) -> None:
 @pytest.mark.slow
 def test_a_run_killed_at_every_place_is_bit_identical(smoke_runs: Path, tmp_path: Path) -> None:
     root = fresh_root(smoke_runs, tmp_path / "runs")
-    run, whole = (each / "smoke" / "llds-action" / "seed0" for each in (root, smoke_runs))
+    run, whole = (each / "smoke" / "llds-action" / "seed0" for each in (root, tmp_path / "whole"))
+    shutil.copytree(smoke_runs, tmp_path / "whole")
+    assert in_child(_train, tmp_path / "whole", None) == 0
     kill_everywhere(_train, _PLACES, root, run, whole)
     assert_same_run(run, whole)
 

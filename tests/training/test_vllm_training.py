@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from run_helpers import one_line, train_run
+from test_resume import fresh_root
 from trl.generation import vllm_generation
 
 from llds_core.config import load_experiment
@@ -96,7 +97,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
 
 
 def test_each_rollout_uses_the_trained_weights_pushed_once(
-    vllm: type[FakeLLM], smoke_runs: Path, monkeypatch: pytest.MonkeyPatch
+    vllm: type[FakeLLM], smoke_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[dict[str, torch.Tensor]] = []
     original = SearchRollout.__call__
@@ -107,7 +108,8 @@ def test_each_rollout_uses_the_trained_weights_pushed_once(
 
     monkeypatch.setattr(SearchRollout, "__call__", watched)
     config = load_experiment("smoke/grpo", ["training.steps=2", *VLLM])
-    path = train_run(config, 0, smoke_runs, ["training.steps=2", *VLLM])
+    root = fresh_root(smoke_runs, tmp_path)
+    path = train_run(config, 0, root, ["training.steps=2", *VLLM])
     (engine,) = vllm.made
     wanted = {
         "gpu_memory_utilization": 0.4,
@@ -140,7 +142,7 @@ def test_transformers_and_trainer_agree_on_log_probabilities(smoke_runs: Path) -
 
 
 def test_log_probabilities_of_other_weights_raise_the_alarm(
-    smoke_runs: Path, monkeypatch: pytest.MonkeyPatch
+    smoke_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = SearchRollout.__call__
 
@@ -157,7 +159,7 @@ def test_log_probabilities_of_other_weights_raise_the_alarm(
     monkeypatch.setattr(SearchRollout, "__call__", corrupted)
     overrides = ["training.steps=1"]
     config = load_experiment("smoke/grpo", overrides)
-    path = train_run(config, 7, smoke_runs, overrides)
+    path = train_run(config, 7, fresh_root(smoke_runs, tmp_path), overrides)
     (row,) = read_metrics(path)
     assert row["sampler_gap"] == pytest.approx(0.25, abs=1e-5)
     (line,) = [text for text in (path / "log.txt").read_text().splitlines() if "gap_alarm" in text]
