@@ -10,7 +10,6 @@ correction for their number.
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from llds_core.config.schema import parse_yaml
 from llds_core.errors import ConfigError, closest, did_you_mean
 from llds_core.reporting.store import StoredRun
 from llds_core.study.evidence import Evidence
-from llds_core.study.rules import RULES, Finding, Rule
+from llds_core.study.rules import RULES, Finding, Rule, together
 
 _VERDICTS = {None: "not tested", True: "holds", False: "does not hold"}
 
@@ -62,12 +61,7 @@ class Claim:
 
     def check(self, evidence: Evidence) -> Finding | None:
         """Apply the rules."""
-        found = [known for rule in self.rule if (known := rule.check(evidence))]
-        if len(found) < len(self.rule):
-            return None
-        runs = tuple(dict.fromkeys(run for each in found for run in each.runs))
-        holds = found[0].holds if len(found) == 1 else all(each.holds for each in found)
-        return replace(found[0], holds=holds, runs=runs)
+        return together([rule(evidence) for rule in self.rule])
 
 
 @checked

@@ -1,8 +1,8 @@
 """Rules that check a claim against stored runs.
 
-A rule is read from the YAML of a study's claims, where its first key names it, and answers `check`
-with a `Finding`, or None where the evidence does not suffice. No bound is fitted to a run. Three
-kinds occur:
+A rule is read from the YAML of a study's claims, where its first key names it. Called with the
+evidence it returns a `Finding`, or None where that does not suffice. No bound is fitted to a run.
+Three kinds occur:
 
 - counts: a property holds for an arm when at least `MOST` of its seeds show it; the effect is their
   share with Wilson's interval;
@@ -18,6 +18,7 @@ within its steps counts as "at least so long", never as a collapse (see `stats`)
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import numpy as np
@@ -42,7 +43,7 @@ from llds_core.reporting.stats import (
     student_interval,
 )
 from llds_core.runs.identity import flat
-from llds_core.study.evidence import CHECKPOINTS, Evidence
+from llds_core.study.evidence import CHECKPOINTS, Evidence, RunsBySeed
 
 MOST = 0.8
 _ALPHA = 0.05
@@ -65,12 +66,21 @@ class Finding:
     runs: tuple[tuple[str, int], ...]
 
 
+def together(findings: Sequence[Finding | None]) -> Finding | None:
+    """What findings say if all have to hold, with the effect of the first; None if one is."""
+    found = [each for each in findings if each]
+    if len(found) < len(findings):
+        return None
+    holds = found[0].holds if len(found) == 1 else all(each.holds for each in found)
+    runs = dict.fromkeys(run for each in found for run in each.runs)
+    return Finding(holds, found[0].effect, tuple(runs))
+
+
 @checked
 class Rule:
     """What a claim takes to hold."""
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
+    def __call__(self, evidence: Evidence) -> Finding | None:
         raise NotImplementedError
 
     def named_arms(self) -> set[str]:
@@ -100,6 +110,14 @@ def _mean_of(
         return None
     runs = tuple((arm, seed) for arm in arms for seed in sorted(known))
     return Finding(None, student_interval([*known.values()]), runs)
+
+
+def _shown(
+    runs: RunsBySeed, outcome: Callable[[StoredRun, int], bool | None], steps: int
+) -> dict[int, bool]:
+    """An outcome within `steps` by seed, where the run can show it."""
+    found = {seed: outcome(run, steps) for seed, run in runs.items()}
+    return {seed: value for seed, value in found.items() if value is not None}
 
 
 def _survives(run: StoredRun, steps: int) -> bool | None:
@@ -145,15 +163,12 @@ class Count(Rule):
     to_hold: int = 1
     """Seeds without which it is not said to hold."""
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
+    def __call__(self, evidence: Evidence) -> Finding | None:
         runs = evidence.arm(self.arm)
         if self.where:
             premise, base = OUTCOMES[self.where], evidence.arm(BASELINE)
             runs = {s: r for s, r in runs.items() if s in base and premise(base[s], base[s].length)}
-        steps = self.times * evidence.steps
-        outcomes = {seed: OUTCOMES[self.count](run, steps) for seed, run in runs.items()}
-        shown = {seed: bool(value) for seed, value in outcomes.items() if value is not None}
+        shown = _shown(runs, OUTCOMES[self.count], self.times * evidence.steps)
         if len(shown) < self.least:
             return None
         share = proportion_interval(sum(shown.values()), len(shown))
@@ -172,16 +187,10 @@ class FewerCollapse(Rule):
     fewer_collapse: str
     against: str
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
+    def __call__(self, evidence: Evidence) -> Finding | None:
         arms = (self.fewer_collapse, self.against)
         one, other = (
-            {
-                seed: collapsed
-                for seed, run in evidence.arm(arm).items()
-                if (collapsed := run.collapsed_by(evidence.steps)) is not None
-            }
-            for arm in arms
+            _shown(evidence.arm(arm), StoredRun.collapsed_by, evidence.steps) for arm in arms
         )
         seeds = sorted(one.keys() & other.keys())
         if len(seeds) < _SEEDS:
@@ -203,17 +212,14 @@ class Longer(Rule):
     longer: tuple[str, ...]
     against: str
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
+    def __call__(self, evidence: Evidence) -> Finding | None:
         base = evidence.arm(self.against)
         arms = [evidence.arm(name) for name in self.longer]
         gains = pd.DataFrame([paired_survival(runs, base) for runs in arms])
         means = gains.mean(skipna=False).dropna()  # of seeds that all arms have
         found = _mean_of(means.to_dict(), [*self.longer, self.against])
         fell = any(arm[s].collapse is not None for arm in [*arms, base] for s in means.index)
-        if found is None or not fell:
-            return found
-        return replace(found, holds=bool(found.effect.low > 0))
+        return replace(found, holds=bool(found.effect.low > 0)) if found and fell else found
 
 
 def _heldout_gain(run: StoredRun, other: StoredRun, checkpoint: str, steps: int) -> float:
@@ -263,8 +269,7 @@ class Effect(Rule):
     above: float | None = None
     below: float | None = None
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
+    def __call__(self, evidence: Evidence) -> Finding | None:
         runs = evidence.collapsing(self.arm) if self.collapsing else evidence.arm(self.arm)
         arms, least = [self.arm], _SEEDS
         if measure := MEASURES.get(self.effect):
@@ -282,9 +287,7 @@ class Effect(Rule):
             return None
         mean = found.effect
         if self.ratio:
-            ends = (mean.estimate, mean.low, mean.high)
-            estimate, low, high = (float(np.exp(value)) for value in ends)
-            mean = Interval(estimate, low, high, mean.n)
+            mean = Interval(*np.exp(mean[:3]).tolist(), n=mean.n)
         over = self.above is None or mean.low > self.above
         under = self.below is None or mean.high < self.below
         return replace(found, effect=mean, holds=bool(over and under))
@@ -299,16 +302,13 @@ class Ordered(Rule):
     ordered: Annotated[str, _one_of(PAIRS)]
     arms: tuple[str, ...]
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
-        pairs = [(self.arms[0], self.arms[-1]), *zip(self.arms, self.arms[1:], strict=False)]
-        rules = [Effect(self.ordered, one, other, above=0) for one, other in pairs]
-        found = [known for rule in rules if (known := rule.check(evidence))]
-        if len(found) < len(pairs):
+    def __call__(self, evidence: Evidence) -> Finding | None:
+        pairs = [(self.arms[0], self.arms[-1]), *pairwise(self.arms)]
+        found = [Effect(self.ordered, *pair, above=0)(evidence) for pair in pairs]
+        if not (result := together(found)):
             return None
-        ordered = all(step.effect.estimate >= 0 for step in found[1:])
-        runs = tuple(dict.fromkeys(run for each in found for run in each.runs))
-        return replace(found[0], holds=found[0].holds and ordered, runs=runs)
+        ordered = all(each.effect.estimate >= 0 for each in found if each)
+        return replace(result, holds=bool(found[0] and found[0].holds and ordered))
 
 
 @checked
@@ -321,8 +321,7 @@ class Leads(Rule):
     arm: str
     leaves: Literal["maximum", "minimum"]
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
+    def __call__(self, evidence: Evidence) -> Finding | None:
         runs = evidence.collapsing(self.arm)
         if len(runs) < _SEEDS:
             return None
@@ -348,29 +347,22 @@ class Trend(Rule):
     arms: tuple[str, ...]
     rises: bool
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
+    def __call__(self, evidence: Evidence) -> Finding | None:
         section, _, key = self.trend.partition(".")
-        rows = pd.DataFrame(
-            [
-                (
-                    arm,
-                    run,
-                    seed,
-                    run.setting("training", "learning_rate"),
-                    run.setting(section, key),
-                )
-                for arm in sorted(self.arms)
-                for seed, run in evidence.arm(arm).items()
-            ],
-            columns=["arm", "run", "seed", "rate", "value"],
-        ).sort_values("value", kind="stable")
-        strata = rows.groupby(["seed", "rate"], sort=False)
-        several = strata["value"].transform("nunique") > 2
-        kept = rows.assign(place=strata.ngroup())[several].sort_values("place", kind="stable")
+        rows = [
+            (arm, run, seed, run.setting("training", "learning_rate"), run.setting(section, key))
+            for arm in sorted(self.arms)
+            for seed, run in evidence.arm(arm).items()
+        ]
+        table = pd.DataFrame(rows, columns=["arm", "run", "seed", "rate", "value"])
+        places = table.sort_values("value", kind="stable").groupby(["seed", "rate"], sort=False)
+        several = [group for _, group in places if group["value"].nunique() > 2]
+        if not several:
+            return None
+        kept = pd.concat(several)
         steps = restricted_steps([run.survival() for run in kept["run"]])
-        places = [*zip(kept["seed"], kept["rate"], strict=True)]
-        found = spearman_trend(kept["value"].tolist(), steps.tolist(), places)
+        strata = [*zip(kept["seed"], kept["rate"], strict=True)]
+        found = spearman_trend(kept["value"].tolist(), steps.tolist(), strata)
         if np.isnan(found.p):
             return None
         claimed = (found.correlation.estimate > 0) == self.rises
@@ -379,13 +371,8 @@ class Trend(Rule):
         return Finding(holds, found.correlation, named)
 
 
-# By the key that names the rule.
+# By the key that names the rule, its first.
 RULES: dict[str, type[Rule]] = {
-    "count": Count,
-    "fewer_collapse": FewerCollapse,
-    "longer": Longer,
-    "effect": Effect,
-    "ordered": Ordered,
-    "leads": Leads,
-    "trend": Trend,
+    next(iter(rule.__annotations__)): rule
+    for rule in (Count, FewerCollapse, Longer, Effect, Ordered, Leads, Trend)
 }
