@@ -61,7 +61,7 @@ class Claim:
 
     def check(self, evidence: Evidence) -> Finding | None:
         """Apply the rules."""
-        return together([rule(evidence) for rule in self.rule])
+        return together([rule.check(evidence) for rule in self.rule])
 
 
 @checked

@@ -1,8 +1,8 @@
 """Rules that check a claim against stored runs.
 
-A rule is read from the YAML of a study's claims, where its first key names it. Called with the
-evidence it returns a `Finding`, or None where that does not suffice. No bound is fitted to a run.
-Three kinds occur:
+A rule is read from the YAML of a study's claims, where its first key names it, and answers `check`
+with a `Finding`, or None where the evidence does not suffice. No bound is fitted to a run. Three
+kinds occur:
 
 - counts: a property holds for an arm when at least `MOST` of its seeds show it; the effect is their
   share with Wilson's interval;
@@ -80,7 +80,8 @@ def together(findings: Sequence[Finding | None]) -> Finding | None:
 class Rule:
     """What a claim takes to hold."""
 
-    def __call__(self, evidence: Evidence) -> Finding | None:
+    def check(self, evidence: Evidence) -> Finding | None:
+        """Apply the rule."""
         raise NotImplementedError
 
     def named_arms(self) -> set[str]:
@@ -163,7 +164,8 @@ class Count(Rule):
     to_hold: int = 1
     """Seeds without which it is not said to hold."""
 
-    def __call__(self, evidence: Evidence) -> Finding | None:
+    def check(self, evidence: Evidence) -> Finding | None:
+        """Apply the rule."""
         runs = evidence.arm(self.arm)
         if self.where:
             premise, base = OUTCOMES[self.where], evidence.arm(BASELINE)
@@ -187,7 +189,8 @@ class FewerCollapse(Rule):
     fewer_collapse: str
     against: str
 
-    def __call__(self, evidence: Evidence) -> Finding | None:
+    def check(self, evidence: Evidence) -> Finding | None:
+        """Apply the rule."""
         arms = (self.fewer_collapse, self.against)
         one, other = (
             _shown(evidence.arm(arm), StoredRun.collapsed_by, evidence.steps) for arm in arms
@@ -212,7 +215,8 @@ class Longer(Rule):
     longer: tuple[str, ...]
     against: str
 
-    def __call__(self, evidence: Evidence) -> Finding | None:
+    def check(self, evidence: Evidence) -> Finding | None:
+        """Apply the rule."""
         base = evidence.arm(self.against)
         arms = [evidence.arm(name) for name in self.longer]
         gains = pd.DataFrame([paired_survival(runs, base) for runs in arms])
@@ -269,7 +273,8 @@ class Effect(Rule):
     above: float | None = None
     below: float | None = None
 
-    def __call__(self, evidence: Evidence) -> Finding | None:
+    def check(self, evidence: Evidence) -> Finding | None:
+        """Apply the rule."""
         runs = evidence.collapsing(self.arm) if self.collapsing else evidence.arm(self.arm)
         arms, least = [self.arm], _SEEDS
         if measure := MEASURES.get(self.effect):
@@ -302,9 +307,10 @@ class Ordered(Rule):
     ordered: Annotated[str, _one_of(PAIRS)]
     arms: tuple[str, ...]
 
-    def __call__(self, evidence: Evidence) -> Finding | None:
+    def check(self, evidence: Evidence) -> Finding | None:
+        """Apply the rule."""
         pairs = [(self.arms[0], self.arms[-1]), *pairwise(self.arms)]
-        found = [Effect(self.ordered, *pair, above=0)(evidence) for pair in pairs]
+        found = [Effect(self.ordered, *pair, above=0).check(evidence) for pair in pairs]
         if not (result := together(found)):
             return None
         ordered = all(each.effect.estimate >= 0 for each in found if each)
@@ -321,7 +327,8 @@ class Leads(Rule):
     arm: str
     leaves: Literal["maximum", "minimum"]
 
-    def __call__(self, evidence: Evidence) -> Finding | None:
+    def check(self, evidence: Evidence) -> Finding | None:
+        """Apply the rule."""
         runs = evidence.collapsing(self.arm)
         if len(runs) < _SEEDS:
             return None
@@ -347,7 +354,8 @@ class Trend(Rule):
     arms: tuple[str, ...]
     rises: bool
 
-    def __call__(self, evidence: Evidence) -> Finding | None:
+    def check(self, evidence: Evidence) -> Finding | None:
+        """Apply the rule."""
         section, _, key = self.trend.partition(".")
         rows = [
             (arm, run, seed, run.setting("training", "learning_rate"), run.setting(section, key))

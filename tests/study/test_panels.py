@@ -15,7 +15,7 @@ from llds_core.reporting.run_tables import gradient_sizes, outcomes
 from llds_core.reporting.store import StoredRun
 from llds_core.runs.identity import FREE, flat
 from llds_core.study.panels import map_figure, outcomes_figure, updates_figure, weights_figure
-from llds_core.study.tables import effects, heldout_table, map_cells, study_progress
+from llds_core.study.tables import effects, heldout_table, map_cells, map_kinds, study_progress
 
 DESK = load_study("desk")
 RISING = [0.3, 0.4] + [0.5] * 16
@@ -253,37 +253,43 @@ def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
         made("map-llds-a", 1, FALLING, "training.learning_rate=1e-4"),
         made("map-llds-b", 0, [0.3, 0.3], "training.learning_rate=2e-4", **DIVERGED),
     ]
-    cells = pd.DataFrame(
-        [
-            (panel, 0, f"map-{panel}-{name}", rate, 32)
-            for panel in ("grpo", "llds", "kl")
-            for name, rate in (("a", 1e-4), ("b", 2e-4))
-        ],
-        columns=["panel", "seed", "method", "learning_rate", "updates_per_rollout"],
-    )
-    figure = map_figure(outcomes(runs), cells, {})
+    rates = {"a": ("training.learning_rate=1e-4",), "b": ("training.learning_rate=2e-4",)}
+    names = {panel: [f"map-{panel}-{rate}" for rate in rates] for panel in ("grpo", "kl", "llds")}
+    arms = [Arm(arm, "grpo", (0,), rates[arm[-1]]) for panel in names for arm in names[panel]]
+    series = [Series(panel, panel, dict.fromkeys(names[panel], ""), ("map",)) for panel in names]
+    study = Study("mapped", "desk", arms=tuple(arms), series=tuple(series))
+    cells = map_cells(study, outcomes(runs))
+    figure = map_figure(cells, {})
     assert texts(figure) == [
         "0.50 → 0.10\ncollapse at 12\nlikelihood lost",
         "0.50 → 0.50\nno collapse in 18",
+        "not run",
+        "not run",
         "0.50 → 0.23\nno collapse in 18\nfell below half",
         "collapse at 3\nlikelihood kept",
-        "not run",
-        "not run",
     ]
     assert figure.get_suptitle() == "one seed (0)"
-    assert texts(map_figure(outcomes([made("grpo")]), cells, {})) == ["not run"] * 6
+    kinds = map_kinds(cells)
+    assert kinds["updates per rollout"].tolist() == [32, 32]
+    assert kinds["grpo"].tolist() == [
+        "collapse at 12, likelihood lost, entropy × 1.0",
+        "no collapse, lowest 1.00 of the best, entropy × 1.0",
+    ]
+    assert kinds["kl"].tolist() == ["not run"] * 2
+    empty = map_cells(study, outcomes([made("grpo")]))
+    assert texts(map_figure(empty, {})) == ["not run"] * 6
     with pytest.raises(DataError, match="no map"):
-        map_figure(outcomes(runs), cells.iloc[:0], {})
+        map_figure(map_cells(small(main=["grpo"]), outcomes(runs)), {})
 
 
 def test_the_map_of_the_desk_study_is_three_by_three_for_three_methods() -> None:
-    cells = map_cells(DESK)
+    table = outcomes([made("grpo")])
+    cells = map_cells(DESK, table)
     assert cells.groupby("panel").size().to_dict() == {"grpo": 9, "llds": 9, "kl": 9}
     assert cells["learning_rate"].nunique() == cells["updates_per_rollout"].nunique() == 3
     assert not cells.duplicated(["panel", "learning_rate", "updates_per_rollout"]).any()
     assert set(cells["seed"]) == {30}
-    assert set(map_cells(DESK.with_seeds([7, 3]))["seed"]) == {7}
-    assert map_cells(small(main=["grpo"])).empty
+    assert set(map_cells(DESK.with_seeds([7, 3]), table)["seed"]) == {7}
 
 
 def test_effects_are_differences_on_shared_seeds() -> None:
