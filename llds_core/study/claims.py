@@ -12,7 +12,6 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator, Field
 
@@ -23,7 +22,7 @@ from llds_core.config.schema import parse_yaml
 from llds_core.errors import ConfigError, closest, did_you_mean
 from llds_core.reporting.store import StoredRun
 from llds_core.study.evidence import Evidence
-from llds_core.study.rules import RULES, Finding, Rule, together
+from llds_core.study.rules import NOTHING, RULES, Finding, Rule, together
 
 _VERDICTS = {None: "not tested", True: "holds", False: "does not hold"}
 
@@ -117,20 +116,19 @@ def evaluate_claims(
         joined by ";".
     """
     evidence = Evidence(runs, mechanism)
-    return pd.DataFrame([_claim_row(claim, claim.check(evidence)) for claim in claims])
+    return pd.DataFrame([_claim_row(claim, claim.check(evidence) or NOTHING) for claim in claims])
 
 
-def _claim_row(claim: Claim, found: Finding | None) -> dict[str, object]:
-    effect, runs = (found.effect, found.runs) if found else (None, ())
+def _claim_row(claim: Claim, found: Finding) -> dict[str, object]:
     return {
         "claim": claim.claim,
         "paper_reference": claim.paper,
-        "verdict": _VERDICTS[found.holds if found else None],
-        "effect": effect.estimate if effect else np.nan,
-        "low": effect.low if effect else np.nan,
-        "high": effect.high if effect else np.nan,
-        "seeds": len({seed for _, seed in runs}),
-        "runs": ";".join(f"{arm}-seed{seed}" for arm, seed in runs),
+        "verdict": _VERDICTS[found.holds],
+        "effect": found.effect.estimate,
+        "low": found.effect.low,
+        "high": found.effect.high,
+        "seeds": len({seed for _, seed in found.runs}),
+        "runs": ";".join(f"{arm}-seed{seed}" for arm, seed in found.runs),
         "effect_unit": claim.unit,
         "rule": claim.means,
     }

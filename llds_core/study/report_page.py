@@ -112,9 +112,9 @@ class PublishedStudy:
         found = [run for arm in arms for run in self.arms[arm].values()]
         return [run for run in found if run.collapse is not None]
 
-    def collapses(self, arm: str) -> list[int]:
+    def collapses(self, arm: str) -> list[int | None]:
         """Steps at which runs of an arm collapse."""
-        return [run.collapse_step for run in self.collapsing(arm) if run.collapse_step is not None]
+        return [run.collapse_step for run in self.collapsing(arm)]
 
     def collapsed(self, arm: str) -> str:
         """`k of n`: how many seeds of an arm collapse."""

@@ -66,6 +66,9 @@ class Finding:
     runs: tuple[tuple[str, int], ...]
 
 
+NOTHING = Finding(None, student_interval([]), ())
+
+
 def together(findings: Sequence[Finding | None]) -> Finding | None:
     """What findings say if all have to hold, with the effect of the first; None if one is."""
     found = [each for each in findings if each]
