@@ -1,14 +1,13 @@
 """Figures and tables of a study, from made-up runs."""
 
 import re
-from pathlib import Path
 from typing import Any
 
+import claim_worlds
 import numpy as np
-import pandas as pd
 import pytest
 
-from llds_core.config import Arm, Study, load_experiment, load_study
+from llds_core.config import Arm, Study, load_study
 from llds_core.config.arms import Series
 from llds_core.errors import DataError
 from llds_core.reporting.run_tables import gradient_sizes, outcomes
@@ -26,34 +25,30 @@ DIVERGED = {"status": "failed", "reason": "TrainingDivergedError: loss was not f
 
 
 def made(
-    arm: str, seed: int = 0, reward: list[float] = RISING, *overrides: str, **more: Any
+    arm: str,
+    seed: int = 0,
+    reward: list[float] = RISING,
+    *,
+    loglik: float = 0.01,
+    norm: float = 0.2,
+    evaluation: dict[str, Any] | None = None,
+    training: dict[str, int] | None = None,
+    **more: Any,
 ) -> StoredRun:
-    config = load_experiment(
-        "desk/grpo" if arm.startswith("grpo") else "desk/llds-action", overrides
-    )
+    """A run of 30 planned steps, of which it made as many as it has rewards."""
+    settings = {"steps": 30, "updates_per_rollout": 32, "max_grad_norm": 1} | (training or {})
     steps = np.arange(1, len(reward) + 1)
-    metrics = pd.DataFrame(
-        {
-            "step": steps,
-            "updates": steps * config.training.updates_per_rollout,
-            "reward": reward,
-            "loglik_correct": -0.2 - more.get("loglik", 0.01) * steps,
-            "entropy": 0.25,
-            "grad_norm": more.get("norm", 0.2),
-        }
-    )
-    manifest = {
-        "profile": "desk",
-        "method": config.method,
-        "arm": arm,
-        "seed": seed,
-        "status": more.get("status", "complete"),
-        "reason": more.get("reason"),
-        "config": config.to_dict(),
-        "config_hash": config.hash(),
-        "evaluation": more.get("evaluation", {}),
+    columns = {
+        "updates": steps * settings["updates_per_rollout"],
+        "reward": reward,
+        "loglik_correct": -0.2 - loglik * steps,
+        "entropy": 0.25,
+        "grad_norm": norm,
     }
-    return StoredRun(Path("nowhere"), manifest, metrics)
+    weight = {"llds_weight": 0.0 if arm.startswith("grpo") else 10.0}
+    run = claim_worlds.made(arm, seed, columns, **{"loss": weight, "training": settings, **more})
+    run.manifest["evaluation"] = evaluation or {}
+    return run
 
 
 def evaluation(em: float, checkpoint: str = "best", step: int = 40) -> dict[str, Any]:
@@ -100,9 +95,9 @@ def test_outcomes_find_collapse_and_slope() -> None:
 
 def test_a_slope_ends_at_the_collapse_and_where_the_shortest_plan_does() -> None:
     """After a collapse, and in steps that only long runs have, likelihood moves for itself."""
-    bent = made("grpo", 0, FALLING, "training.steps=15")
+    bent = made("grpo", 0, FALLING, training={"steps": 15})
     bent.metrics.loc[11:, "loglik_correct"] = 5.0
-    long = made("llds-action", 0, [0.4] * 20, "training.steps=20")
+    long = made("llds-action", 0, [0.4] * 20, training={"steps": 20})
     long.metrics.loc[15:, "loglik_correct"] = 5.0
     assert outcomes([bent, long])["slope"].tolist() == pytest.approx([-0.1, -0.1])
 
@@ -157,17 +152,17 @@ def test_every_arm_of_the_desk_study_has_a_row_and_says_its_settings() -> None:
     assert {arm.name for arm in DESK.arms if arm.group == "factors"} <= in_series
     configs = {entry.arm.name: entry.config for entry in DESK.entries()}
     by_name = {series.name: series.arms for series in DESK.series}
-    for arm, label in by_name["by epochs"].items():
-        training = configs[arm].training
-        assert numbers(label)[:2] == [training.updates_per_rollout, training.epochs]
-    for arm, label in by_name["by mini-batches"].items():
-        assert numbers(label) == [configs[arm].training.updates_per_rollout, batch(configs[arm])]
-    for arm, label in by_name["mini-batch"].items():
-        assert numbers(label) == [batch(configs[arm])]
-    for arm, label in by_name["search failures"].items():
-        assert (numbers(label) or [0]) == [round(100 * configs[arm].retrieval.failure_rate)]
-    for arm, label in by_name["group size"].items():
-        assert numbers(label) == [configs[arm].rollout.group_size]
+    said = {
+        "by epochs": lambda c: [c.training.updates_per_rollout, c.training.epochs],
+        "by mini-batches": lambda c: [c.training.updates_per_rollout, c.mini_batch_size],
+        "mini-batch": lambda c: [c.mini_batch_size],
+        "search failures": lambda c: [round(100 * c.retrieval.failure_rate)],
+        "group size": lambda c: [c.rollout.group_size],
+    }
+    for name, settings in said.items():
+        for arm, label in by_name[name].items():
+            found = [int(number) for number in re.findall(r"\d+", label)] or [0]
+            assert found[: 2 if name == "by epochs" else None] == settings(configs[arm])
 
 
 def test_series_of_the_desk_study_vary_nothing_else() -> None:
@@ -189,21 +184,11 @@ def differing(configs: dict[str, Any], one: str, other: str) -> set[str]:
     return {key for key in first if first[key] != second[key]} - {"method", "name"}
 
 
-def numbers(label: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", label)]
-
-
-def batch(config: Any) -> float:
-    """Trajectories of a mini-batch."""
-    trajectories = config.rollout.prompts_per_rollout * config.rollout.group_size
-    return trajectories * config.training.epochs / config.training.updates_per_rollout
-
-
 def test_weights_are_columns_in_order_over_the_steps_that_all_were_given() -> None:
     runs = [
-        made("llds-action", 0, RISING * 2, "training.steps=36"),
-        made("llds-weight-0.1", 0, FALLING, "training.steps=18", "loss.llds_weight=0.1"),
-        *(made("grpo", seed, RISING, "training.steps=18") for seed in range(3)),
+        made("llds-action", 0, RISING * 2, training={"steps": 36}),
+        made("llds-weight-0.1", 0, FALLING, training={"steps": 18}, loss={"llds_weight": 0.1}),
+        *(made("grpo", seed, RISING, training={"steps": 18}) for seed in range(3)),
     ]
     figure = weights_figure(runs, ["reward", "grad_norm"])
     assert [axes.get_title() for axes in figure.axes[:3]] == [
@@ -227,7 +212,7 @@ def test_weights_are_columns_in_order_over_the_steps_that_all_were_given() -> No
 
 def test_updates_are_counted_and_coloured_by_their_number_a_rollout() -> None:
     runs = [
-        made("grpo-one-epoch-4", 0, RISING, "training.epochs=1", "training.updates_per_rollout=4"),
+        made("grpo-one-epoch-4", 0, RISING, training={"updates_per_rollout": 4}),
         *(made("grpo", seed, FALLING) for seed in range(2)),
     ]
     for run, updates in zip(runs, (4, 32, 32), strict=True):
@@ -247,11 +232,11 @@ def test_updates_are_counted_and_coloured_by_their_number_a_rollout() -> None:
 
 def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
     runs = [
-        made("map-grpo-a", 0, FALLING, "training.learning_rate=1e-4"),
-        made("map-grpo-b", 0, RISING, "training.learning_rate=2e-4"),
-        made("map-llds-a", 0, SAGGING, "training.learning_rate=1e-4"),
-        made("map-llds-a", 1, FALLING, "training.learning_rate=1e-4"),
-        made("map-llds-b", 0, [0.3, 0.3], "training.learning_rate=2e-4", **DIVERGED),
+        made("map-grpo-a", 0, FALLING),
+        made("map-grpo-b", 0, RISING),
+        made("map-llds-a", 0, SAGGING),
+        made("map-llds-a", 1, FALLING),
+        made("map-llds-b", 0, [0.3, 0.3], **DIVERGED),
     ]
     rates = {"a": ("training.learning_rate=1e-4",), "b": ("training.learning_rate=2e-4",)}
     names = {panel: [f"map-{panel}-{rate}" for rate in rates] for panel in ("grpo", "kl", "llds")}
@@ -320,13 +305,13 @@ def test_gradients_are_compared_on_shared_seeds_and_with_the_clip() -> None:
 def test_held_out_scores_of_long_runs_are_those_within_the_usual_steps() -> None:
     long = evaluation(0.9) | evaluation(0.4, "best-30")
     runs = [made("grpo", evaluation=evaluation(0.2))]
-    runs.append(made("llds-action", 0, RISING, "training.steps=60", evaluation=long))
+    runs.append(made("llds-action", 0, RISING, training={"steps": 60}, evaluation=long))
     table = heldout_table(runs, ["grpo", "llds-action"])
     assert table["all"].tolist() == ["0.200", "0.400"]
     # Only of the best checkpoint, and where that is early, the whole run says what it was then.
     for step, em in ((40, None), (30, 0.9)):
         scores = evaluation(0.9, "best", step) | evaluation(0.4, "last", step)
-        run = made("llds-action", 0, RISING, "training.steps=60", evaluation=scores)
+        run = made("llds-action", 0, RISING, training={"steps": 60}, evaluation=scores)
         assert run.heldout(within=30) == em and run.heldout("last", within=30) is None
 
 

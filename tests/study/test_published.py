@@ -44,10 +44,18 @@ def test_the_tables_in_git_equal_the_runs_in_git(tmp_path: Path) -> None:
         assert made.read_text("utf-8") == kept.read_text("utf-8")
 
 
-def test_published_metrics_equal_the_run(smoke_runs: Path, tmp_path: Path) -> None:
+def test_a_run_is_published_whole_under_the_name_of_its_arm(
+    smoke_runs: Path, tmp_path: Path
+) -> None:
     original = load_run(smoke_runs / "smoke/grpo/seed0")
     publish_run(original, published=tmp_path)
-    (published,) = read_published("smoke", tmp_path)
+    publish_run(original, "other", tmp_path)
+    published, other = write_runs_table(tmp_path, "smoke")
+    (found,) = load_runs(tmp_path, "smoke", ["other"], [0, 1])
+    assert [run.arm for run in (published, other, found)] == ["grpo", "other", "other"]
+    assert found.method == "grpo"
+    with pytest.raises(DataError, match="no published run of llds-action"):
+        load_runs(tmp_path, "smoke", ["llds-action"], [0])
     assert published.fingerprint == original.fingerprint
     assert published.metrics["reward"].tolist() == original.metrics["reward"].tolist()
     assert find_published(tmp_path, "smoke", "grpo", 0).fingerprint == original.fingerprint
@@ -67,17 +75,6 @@ def test_missing_or_unfinished_run_is_not_published(smoke_runs: Path, tmp_path: 
     with pytest.raises(DataError, match="finish it"):
         publish_run(run, published=tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_arm_is_published_and_read_under_its_own_name(smoke_runs: Path, tmp_path: Path) -> None:
-    run = load_run(smoke_runs / "smoke/grpo/seed0")
-    publish_run(run, "other", tmp_path)
-    publish_run(run, published=tmp_path)
-    assert [run.arm for run in write_runs_table(tmp_path, "smoke")] == ["grpo", "other"]
-    (found,) = load_runs(tmp_path, "smoke", ["other"], [0, 1])
-    assert (found.arm, found.method) == ("other", "grpo")
-    with pytest.raises(DataError, match="no published run of llds-action"):
-        load_runs(tmp_path, "smoke", ["llds-action"], [0])
 
 
 def test_a_study_that_is_not_named_as_its_profile_has_a_folder_of_its_own(
