@@ -19,7 +19,7 @@ from llds_core.config.arms import Study
 from llds_core.config.load import PRESETS
 from llds_core.errors import DataError
 from llds_core.files import bounded, number, span
-from llds_core.reporting.run_tables import outcomes, usual_steps
+from llds_core.reporting.run_tables import by_method, outcomes, usual_steps
 from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import censored_median, mcnemar, student_interval
 from llds_core.reporting.store import read_published, read_published_run
@@ -80,9 +80,8 @@ class PublishedStudy:
         self.folder = published / plan.profile
         self.plan = plan
         self._stored = read_published(plan.profile, published)
-        self.arms: dict[str, dict[int, StoredRun]] = {}
-        for run in self._stored:
-            self.arms.setdefault(run.arm, {})[run.seed] = run
+        by_arm = by_method(self._stored)
+        self.arms = {arm: {run.seed: run for run in runs} for arm, runs in by_arm.items()}
 
     def table(self, name: str, *, cells: bool = True) -> pd.DataFrame:
         """A published table, with or without the arms that are only cells of the map."""
