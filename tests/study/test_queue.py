@@ -132,8 +132,8 @@ def test_a_run_that_cannot_be_read_stops_no_other(
 def test_a_run_with_all_steps_that_failed_is_not_finished() -> None:
     config = load_experiment("smoke/grpo")
     failed = {"status": "failed", "reason": "RunError: no space", "config": config.to_dict()}
-    for status in ("failed", "running", "interrupted"):
-        assert not same_run(failed | {"status": status}, config, config.training.steps)
+    for ended in ("failed", "running", "interrupted"):
+        assert not same_run(failed | {"status": ended}, config, config.training.steps)
     assert same_run(failed | {"reason": "TrainingDivergedError: nan"}, config, 1)
 
 
