@@ -295,7 +295,8 @@ class Effect(Rule):
             return None
         mean = found.effect
         if self.ratio:
-            mean = Interval(*np.exp(mean[:3]).tolist(), mean.n)
+            estimate, low, high = np.exp(mean[:3]).tolist()
+            mean = Interval(estimate, low, high, mean.n)
         over = self.above is None or mean.low > self.above
         under = self.below is None or mean.high < self.below
         return replace(found, effect=mean, holds=bool(over and under))
