@@ -124,10 +124,16 @@ def bounded(estimate: float, low: float, high: float, form: str) -> str:
     return f"{estimate:{form}}{bounds}"
 
 
-def span(values: Iterable[float], digits: int) -> str:
+def number(value: float, digits: int = 2, *, plus: bool = False) -> str:
+    """As in prose: with the typographic minus, and no negative zero."""
+    text = f"{value:{'+' if plus else ''}.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def span(values: Iterable[float], digits: int = 2, to: str = " to ") -> str:
     """Smallest and largest value, or the one that both are as printed."""
-    found = [*values]
-    return "–".join(dict.fromkeys(f"{value:.{digits}f}" for value in (min(found), max(found))))
+    found = sorted(values)
+    return to.join(dict.fromkeys(number(value, digits) for value in (found[0], found[-1])))
 
 
 def write_json(path: Path, value: Any) -> None:

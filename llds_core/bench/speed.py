@@ -12,8 +12,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
-from llds_core.bench.search_r1 import ReencodingRollout
+from llds_core.bench.search_r1 import reencoding_rollout
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.evaluation import open_model
 from llds_core.files import cell, write_table
@@ -37,7 +38,7 @@ from llds_core.runs import Run
 from llds_core.runs.policies import build_policy, build_tokenizer, load_policy
 from llds_core.seeding import torch_generator
 from llds_core.training.micro_batches import rollout_columns, trajectory_reward
-from llds_core.training.settings import SearchGRPOConfig, search_grpo_config
+from llds_core.training.settings import search_grpo_config
 from llds_core.training.trainer import SearchGRPOTrainer
 
 _REPETITIONS = 3
@@ -56,26 +57,28 @@ class Measure:
     aim: str = ""
 
 
-COLUMNS = tuple(field.name for field in fields(Measure))
-
-
 def bench(profile: str, run_root: Path, out: Path) -> None:
     """Measure `profile` on this machine; write a CSV to `out` and print it as a table.
 
     The start policy of the profile is measured when it is under `run_root`, else a random one.
     """
     config = load_experiment(f"{profile}/llds-action")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.training.threads)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            measures = _measure(config, run_root, Path(folder))
-    finally:
-        torch.set_num_threads(threads)
-    rows = [[cell(value) for value in astuple(measure)] for measure in measures]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    with _threads(config.training.threads), tempfile.TemporaryDirectory() as folder:
+        measures = _measure(config, run_root, Path(folder))
+    table = pd.DataFrame(measures, dtype=object).map(cell)
     write_table(out, table)
     print(table.to_string(index=False))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch work on `count` threads, and then on as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _measure(config: ExperimentConfig, run_root: Path, folder: Path) -> list[Measure]:
@@ -139,7 +142,6 @@ def _measure_rollout(
     tasks = [(question, i) for question in questions for i in range(config.rollout.group_size)]
     loop = environment.rollout_loop(tokenizer, seed=0, failure_rate=config.retrieval.failure_rate)
     stop, turns = StopAtTag(tokenizer), itertools.count()
-    baseline = ReencodingRollout(config, environment, model, tokenizer)
 
     def ours() -> Rollout:
         generator = torch_generator(0, "bench", next(turns), device=str(model.device))
@@ -153,9 +155,10 @@ def _measure_rollout(
         run()
         return len(tasks) / (time.perf_counter() - started)
 
-    value, reference = interleaved(
-        [lambda: speed(ours), lambda: speed(lambda: baseline.run(tasks))]
-    )
+    def baseline() -> None:
+        reencoding_rollout(loop, model, tasks)
+
+    value, reference = interleaved([lambda: speed(ours), lambda: speed(baseline)])
     against = "whole context encoded again every turn, as Search-R1 does"
     ratio = value / reference
     row = Measure("rollout", value, "trajectories/s", against, reference, ratio, ">= 3 x")
@@ -186,49 +189,39 @@ class _Updates:
 
     def ours(self, weight: float, threads: int) -> float:
         """Seconds of this package's trainer with an LLDS penalty of `weight`."""
-        model, tokenizer = load_policy(self._path)  # in float32, as runs do
         trainer = SearchGRPOTrainer(
-            model=model,
-            args=self._settings(weight),
-            train_dataset=self._prompts(),
-            processing_class=tokenizer,
             rollout=lambda given, policy, step: self._rollout,
             on_step=self._record,
+            **self._common(weight),
         )
-        torch.set_num_threads(threads)
-        try:
+        with _threads(threads):
             return _train_seconds(trainer)
-        finally:
-            torch.set_num_threads(self.config.training.threads)
 
     def trl(self) -> float:
         """Seconds of TRL's own trainer, without a penalty."""
-        model, tokenizer = load_policy(self._path)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
             trainer = _UntrimmedTrainer(
-                model=model,
-                args=self._settings(0.0),
                 reward_funcs=[trajectory_reward],
-                train_dataset=self._prompts(),
-                processing_class=tokenizer,
                 rollout_func=lambda prompts, owner: rollout_columns(self._rollout.trajectories),
+                **self._common(0.0),
             )
         return _train_seconds(trainer)
 
     def _record(self, row: dict[str, Any], trajectories: object) -> None:
         self.padding = row["padding"]
 
-    def _settings(self, weight: float) -> SearchGRPOConfig:
+    def _common(self, weight: float) -> dict[str, Any]:
+        """What both trainers are given."""
+        model, tokenizer = load_policy(self._path)  # in float32, as runs do
         args = search_grpo_config(self.config, 0, self._folder / "checkpoint")
         args.loss = replace(args.loss, llds_weight=weight)
         args.max_steps = self.config.training.updates_per_rollout
         args.save_strategy = "no"
-        return args
-
-    def _prompts(self) -> Dataset:
-        count = self.config.rollout.prompts_per_rollout
-        return Dataset.from_dict({"prompt": [str(index) for index in range(count)]})
+        prompts = [str(index) for index in range(self.config.rollout.prompts_per_rollout)]
+        dataset = Dataset.from_dict({"prompt": prompts})
+        about = {"model": model, "args": args}
+        return about | {"train_dataset": dataset, "processing_class": tokenizer}
 
 
 def _measure_updates(updates: _Updates) -> list[Measure]:
@@ -245,25 +238,16 @@ def _measure_updates(updates: _Updates) -> list[Measure]:
     padding, whole, tokens = updates.padding, updates.whole_padding, updates.tokens
     saved = padding / whole if whole else None
     per_step = f"s for {config.training.updates_per_rollout} updates"
+    plain, fewer = "the same with weight 0", "the profile's threads"
     longest = "rollout padded to its longest trajectory"
     full_width = "TRL's trainer: full width, its own pass for old log-probabilities"
     own, on_all = tokens / ours, tokens / all_cores
     unit = f"tokens/s on {cores} threads"
     return [
         Measure("padding", padding, "share of positions", longest, whole, saved, "<= 0.15"),
-        Measure(
-            "step time with LLDS",
-            ours,
-            per_step,
-            "the same with weight 0",
-            without,
-            ours / without,
-            "<= 1.03 x",
-        ),
+        Measure("step time with LLDS", ours, per_step, plain, without, ours / without, "<= 1.03 x"),
         Measure("update", own, "tokens/s", full_width, tokens / trl, trl / ours, ">= 1.5 x"),
-        Measure(
-            "update on all cores", on_all, unit, "the profile's threads", own, on_all / own, "> 1 x"
-        ),
+        Measure("update on all cores", on_all, unit, fewer, own, on_all / own, "> 1 x"),
     ]
 
 

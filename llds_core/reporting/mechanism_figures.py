@@ -161,7 +161,7 @@ def rounds_figure(rounds: pd.DataFrame) -> Figure:
                 by_seed = group.pivot(index="rounds", columns="seed", values="nll")
                 label = f"{method_label(str(method))}, {end}"
                 if end != "scripted":  # where seeds collapse, their last checkpoints differ
-                    label += f": step {span(group['step'], 0)}"
+                    label += f": step {span(group['step'], 0, '–')}"
                 style = {"marker": "o", "linestyle": ":" if end == "first" else "-"}
                 draw_seeds(axes, by_seed, colours[method], label=label, **style)
             axes.set(xlabel=xlabel, ylabel="negative log-likelihood\n(nats per token)", title=title)

@@ -10,10 +10,8 @@ correction for their number.
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 from pydantic import BeforeValidator, Field
 
@@ -24,7 +22,7 @@ from llds_core.config.schema import parse_yaml
 from llds_core.errors import ConfigError, closest, did_you_mean
 from llds_core.reporting.store import StoredRun
 from llds_core.study.evidence import Evidence
-from llds_core.study.rules import RULES, Finding, Rule
+from llds_core.study.rules import NOTHING, RULES, Finding, Rule, together
 
 _VERDICTS = {None: "not tested", True: "holds", False: "does not hold"}
 
@@ -62,12 +60,7 @@ class Claim:
 
     def check(self, evidence: Evidence) -> Finding | None:
         """Apply the rules."""
-        found = [known for rule in self.rule if (known := rule.check(evidence))]
-        if len(found) < len(self.rule):
-            return None
-        runs = tuple(dict.fromkeys(run for each in found for run in each.runs))
-        holds = found[0].holds if len(found) == 1 else all(each.holds for each in found)
-        return replace(found[0], holds=holds, runs=runs)
+        return together([rule.check(evidence) for rule in self.rule])
 
 
 @checked
@@ -123,20 +116,19 @@ def evaluate_claims(
         joined by ";".
     """
     evidence = Evidence(runs, mechanism)
-    return pd.DataFrame([_claim_row(claim, claim.check(evidence)) for claim in claims])
+    return pd.DataFrame([_claim_row(claim, claim.check(evidence) or NOTHING) for claim in claims])
 
 
-def _claim_row(claim: Claim, found: Finding | None) -> dict[str, object]:
-    effect, runs = (found.effect, found.runs) if found else (None, ())
+def _claim_row(claim: Claim, found: Finding) -> dict[str, object]:
     return {
         "claim": claim.claim,
         "paper_reference": claim.paper,
-        "verdict": _VERDICTS[found.holds if found else None],
-        "effect": effect.estimate if effect else np.nan,
-        "low": effect.low if effect else np.nan,
-        "high": effect.high if effect else np.nan,
-        "seeds": len({seed for _, seed in runs}),
-        "runs": ";".join(f"{arm}-seed{seed}" for arm, seed in runs),
+        "verdict": _VERDICTS[found.holds],
+        "effect": found.effect.estimate,
+        "low": found.effect.low,
+        "high": found.effect.high,
+        "seeds": len({seed for _, seed in found.runs}),
+        "runs": ";".join(f"{arm}-seed{seed}" for arm, seed in found.runs),
         "effect_unit": claim.unit,
         "rule": claim.means,
     }

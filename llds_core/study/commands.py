@@ -148,15 +148,16 @@ def publish(
 ) -> None:
     """Copy runs into results/published and update the README."""
     from llds_core.files import write_text
-    from llds_core.reporting.store import PUBLISHED
-    from llds_core.study.published import publish, update_readme, write_tables
+    from llds_core.reporting.store import PUBLISHED, load_runs
+    from llds_core.study.published import publish_run, update_readme, write_tables
 
-    table = publish(run_root, profile, words(arms), numbers(seeds))
+    for run in load_runs(run_root, profile, words(arms), numbers(seeds)):
+        publish_run(run)
     write_tables(PUBLISHED, profile)
     if profile in studies():
         readme = Path("README.md")
         write_text(readme, update_readme(readme, PUBLISHED, load_study(profile)))
-    print(f"published: {table}")
+    print(f"published: {PUBLISHED / profile / 'runs.csv'}")
 
 
 def slurm(

@@ -20,6 +20,7 @@ from matplotlib.typing import FillStyleType
 
 from llds_core.config.arms import Series, Study
 from llds_core.errors import DataError
+from llds_core.files import span
 from llds_core.reporting.figures import (
     BASELINE,
     GREY,
@@ -138,12 +139,17 @@ def _draw_row(left: Axes, right: Axes, row: int, runs: pd.DataFrame, end: float)
         right.plot(run["slope"], row + offset, **style)
     beyond = steps[steps > end]
     if len(beyond):
-        span = "–".join(f"{step:.0f}" for step in dict.fromkeys([beyond.min(), beyond.max()]))
         text: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 8, "bbox": plain}
-        left.annotate(f"step {span} →", (end, row), (-7, 0), textcoords="offset points", **text)
+        left.annotate(
+            f"step {span(beyond, 0, '–')} →",
+            (end, row),
+            (-7, 0),
+            textcoords="offset points",
+            **text,
+        )
 
 
-def map_figure(table: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+def map_figure(cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Draw updates per rollout against learning rate, one panel per method: where it learns and
     where it breaks.
 
@@ -151,8 +157,7 @@ def map_figure(table: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, st
     the text says best and last reward and what became of the run, or that the cell was not run.
 
     Args:
-        table: what `outcomes` returns, of equally many steps each.
-        cells: what `map_cells` returns; only its seeds are shown.
+        cells: what `map_cells` returns.
         titles: of panels, by their name.
     """
     if cells.empty:
@@ -163,9 +168,8 @@ def map_figure(table: pd.DataFrame, cells: pd.DataFrame, titles: Mapping[str, st
     with sns.axes_style("white"), sns.plotting_context("paper", font_scale=1.05):
         figure = Figure(figsize=(3.4 * len(names) + 1, 3.5), layout="constrained")
         grid = figure.subplots(1, len(names), squeeze=False, sharey=True).ravel()
-        found = table.drop(columns=["learning_rate", "updates_per_rollout"])
         for axes, panel in zip(grid, names, strict=True):
-            shown = cells[cells["panel"] == panel].merge(found, on=["method", "seed"], how="left")
+            shown = cells[cells["panel"] == panel]
             gain = shown.assign(gain=shown["final_reward"] - shown["start_reward"]).pivot_table(
                 index="updates_per_rollout", columns="learning_rate", values="gain", dropna=False
             )

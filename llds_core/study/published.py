@@ -17,7 +17,6 @@ its profile has a folder of its own: `results/published/<study>/<profile>/`.
 
 import gzip
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +26,7 @@ from llds_core.errors import DataError
 from llds_core.files import disk_errors, replacing, write_json, write_table, write_text
 from llds_core.reporting.notebooks import MAIN_ARMS, project_path, report
 from llds_core.reporting.run_tables import phase_row, run_row
-from llds_core.reporting.store import PUBLISHED, StoredRun, load_runs, read_published
+from llds_core.reporting.store import PUBLISHED, StoredRun, read_published
 from llds_core.study.claims import evaluate_claims, load_claims
 from llds_core.study.evidence import published_mechanism
 from llds_core.study.report_page import render_report, update_readme
@@ -60,26 +59,12 @@ def publish_run(run: StoredRun, arm: str | None = None, published: Path = PUBLIS
     return folder / f"{stem}.json"
 
 
-def publish(
-    run_root: Path,
-    profile: str,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    published: Path = PUBLISHED,
-) -> Path:
-    """Copy runs of plain methods and write `runs.csv` anew; return its path."""
-    for run in load_runs(run_root, profile, methods, seeds):
-        publish_run(run, published=published)
-    return write_runs_table(published, profile)
-
-
-def write_runs_table(published: Path, profile: str) -> Path:
-    """Write `runs.csv` from all published runs of a profile; return its path."""
-    path = published / profile / "runs.csv"
-    rows = [run_row(run) for run in read_published(profile, published)]
-    write_table(path, pd.DataFrame(rows), float_format=None)
-    return path
+def write_runs_table(published: Path, profile: str) -> list[StoredRun]:
+    """Write `runs.csv` from all published runs of a profile; return them."""
+    runs = read_published(profile, published)
+    table = pd.DataFrame(run_row(run) for run in runs)
+    write_table(published / profile / "runs.csv", table, float_format=None)
+    return runs
 
 
 def write_tables(published: Path, profile: str, study: Study | None = None) -> None:
@@ -87,8 +72,7 @@ def write_tables(published: Path, profile: str, study: Study | None = None) -> N
 
     Runs are those of `study`, else of the study that is named as the profile, if any.
     """
-    write_runs_table(published, profile)
-    folder, runs = published / profile, read_published(profile, published)
+    folder, runs = published / profile, write_runs_table(published, profile)
     phases = pd.DataFrame([phase_row(run) for run in runs]).astype(object)
     write_table(folder / "phases.csv", phases, float_format=None)
     if study is None and profile in studies():

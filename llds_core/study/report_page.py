@@ -18,8 +18,8 @@ import pandas as pd
 from llds_core.config.arms import Study
 from llds_core.config.load import PRESETS
 from llds_core.errors import DataError
-from llds_core.files import bounded
-from llds_core.reporting.run_tables import outcomes, usual_steps
+from llds_core.files import bounded, number, span
+from llds_core.reporting.run_tables import by_method, outcomes, usual_steps
 from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import censored_median, mcnemar, student_interval
 from llds_core.reporting.store import read_published, read_published_run
@@ -80,9 +80,8 @@ class PublishedStudy:
         self.folder = published / plan.profile
         self.plan = plan
         self._stored = read_published(plan.profile, published)
-        self.arms: dict[str, dict[int, StoredRun]] = {}
-        for run in self._stored:
-            self.arms.setdefault(run.arm, {})[run.seed] = run
+        by_arm = by_method(self._stored)
+        self.arms = {arm: {run.seed: run for run in runs} for arm, runs in by_arm.items()}
 
     def table(self, name: str, *, cells: bool = True) -> pd.DataFrame:
         """A published table, with or without the arms that are only cells of the map."""
@@ -112,9 +111,9 @@ class PublishedStudy:
         found = [run for arm in arms for run in self.arms[arm].values()]
         return [run for run in found if run.collapse is not None]
 
-    def collapses(self, arm: str) -> list[int]:
+    def collapses(self, arm: str) -> list[int | None]:
         """Steps at which runs of an arm collapse."""
-        return [run.collapse_step for run in self.collapsing(arm) if run.collapse_step is not None]
+        return [run.collapse_step for run in self.collapsing(arm)]
 
     def collapsed(self, arm: str) -> str:
         """`k of n`: how many seeds of an arm collapse."""
@@ -149,11 +148,9 @@ class PublishedStudy:
 
     @cached_property
     def on_map(self) -> pd.DataFrame:
-        """What became of each cell of the map: `map_cells` with `outcomes`."""
+        """What became of each cell of the map."""
         runs = [run for run in self._stored if run.arm in self.plan.labels]
-        found = outcomes(runs, within=usual_steps(runs))
-        found = found.drop(columns=["learning_rate", "updates_per_rollout"])
-        return map_cells(self.plan).merge(found, on=["method", "seed"], how="left")
+        return map_cells(self.plan, outcomes(runs, within=usual_steps(runs)))
 
     def cell(self, panel: str, updates: int, rate: float) -> pd.Series:
         """The run of one cell of the map."""
@@ -176,21 +173,9 @@ def _arms_of(table: pd.DataFrame) -> pd.Series:
     return table["method" if "method" in table else "arm"]
 
 
-def number(value: float, digits: int = 2, *, plus: bool = False) -> str:
-    """As printed: with the typographic minus, and no negative zero."""
-    text = f"{value:{'+' if plus else ''}.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
-
-
 def interval(low: float, estimate: float, high: float, digits: int = 2) -> str:
     """`estimate [low, high]`."""
     return f"{number(estimate, digits)} [{number(low, digits)}, {number(high, digits)}]"
-
-
-def span(values: Iterable[float], digits: int = 2, to: str = " to ") -> str:
-    """Smallest and largest value, or the one that both are as printed."""
-    found = sorted(values)
-    return to.join(dict.fromkeys(number(value, digits) for value in (found[0], found[-1])))
 
 
 def listed(values: Iterable[float], digits: int = 2) -> str:

@@ -180,10 +180,8 @@ def stopping_on_signals() -> Iterator[None]:
         yield
         return
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {sig: signal.signal(sig, stop) for sig in (signal.SIGTERM, signal.SIGHUP)}
+    ends = (signal.SIGTERM, signal.SIGHUP)
+    before = {sig: signal.signal(sig, signal.default_int_handler) for sig in ends}
     try:
         yield
     finally:
@@ -203,7 +201,8 @@ def _train(runs: Sequence[Run], left: Sequence[Run], machine: Machine) -> None:
         print(f"   {len(runs) - len(left)} of {len(runs)} runs are there already", flush=True)
     place = ["--machine-rank", str(machine.rank), "--main-address", machine.main_address]
     place += ["--main-port", str(machine.main_port)]
-    extra = place if runs[0].config.hardware.nodes > 1 else []
+    own = [] if has_benchmarks(runs[0].config) else ["--evaluate"]
+    extra = place if runs[0].config.hardware.nodes > 1 else own
     run_jobs([Job.of(run, "train", *extra) for run in left], failed=failed)
 
 

@@ -18,6 +18,7 @@ within its steps counts as "at least so long", never as a collapse (see `stats`)
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import numpy as np
@@ -42,7 +43,7 @@ from llds_core.reporting.stats import (
     student_interval,
 )
 from llds_core.runs.identity import flat
-from llds_core.study.evidence import CHECKPOINTS, Evidence
+from llds_core.study.evidence import CHECKPOINTS, Evidence, RunsBySeed
 
 MOST = 0.8
 _ALPHA = 0.05
@@ -63,6 +64,19 @@ class Finding:
     holds: bool | None
     effect: Interval
     runs: tuple[tuple[str, int], ...]
+
+
+NOTHING = Finding(None, student_interval([]), ())
+
+
+def together(findings: Sequence[Finding | None]) -> Finding | None:
+    """What findings say if all have to hold, with the effect of the first; None if one is."""
+    found = [each for each in findings if each]
+    if len(found) < len(findings):
+        return None
+    holds = found[0].holds if len(found) == 1 else all(each.holds for each in found)
+    runs = dict.fromkeys(run for each in found for run in each.runs)
+    return Finding(holds, found[0].effect, tuple(runs))
 
 
 @checked
@@ -100,6 +114,14 @@ def _mean_of(
         return None
     runs = tuple((arm, seed) for arm in arms for seed in sorted(known))
     return Finding(None, student_interval([*known.values()]), runs)
+
+
+def _shown(
+    runs: RunsBySeed, outcome: Callable[[StoredRun, int], bool | None], steps: int
+) -> dict[int, bool]:
+    """An outcome within `steps` by seed, where the run can show it."""
+    found = {seed: outcome(run, steps) for seed, run in runs.items()}
+    return {seed: value for seed, value in found.items() if value is not None}
 
 
 def _survives(run: StoredRun, steps: int) -> bool | None:
@@ -151,9 +173,7 @@ class Count(Rule):
         if self.where:
             premise, base = OUTCOMES[self.where], evidence.arm(BASELINE)
             runs = {s: r for s, r in runs.items() if s in base and premise(base[s], base[s].length)}
-        steps = self.times * evidence.steps
-        outcomes = {seed: OUTCOMES[self.count](run, steps) for seed, run in runs.items()}
-        shown = {seed: bool(value) for seed, value in outcomes.items() if value is not None}
+        shown = _shown(runs, OUTCOMES[self.count], self.times * evidence.steps)
         if len(shown) < self.least:
             return None
         share = proportion_interval(sum(shown.values()), len(shown))
@@ -176,12 +196,7 @@ class FewerCollapse(Rule):
         """Apply the rule."""
         arms = (self.fewer_collapse, self.against)
         one, other = (
-            {
-                seed: collapsed
-                for seed, run in evidence.arm(arm).items()
-                if (collapsed := run.collapsed_by(evidence.steps)) is not None
-            }
-            for arm in arms
+            _shown(evidence.arm(arm), StoredRun.collapsed_by, evidence.steps) for arm in arms
         )
         seeds = sorted(one.keys() & other.keys())
         if len(seeds) < _SEEDS:
@@ -211,9 +226,7 @@ class Longer(Rule):
         means = gains.mean(skipna=False).dropna()  # of seeds that all arms have
         found = _mean_of(means.to_dict(), [*self.longer, self.against])
         fell = any(arm[s].collapse is not None for arm in [*arms, base] for s in means.index)
-        if found is None or not fell:
-            return found
-        return replace(found, holds=bool(found.effect.low > 0))
+        return replace(found, holds=bool(found.effect.low > 0)) if found and fell else found
 
 
 def _heldout_gain(run: StoredRun, other: StoredRun, checkpoint: str, steps: int) -> float:
@@ -282,8 +295,7 @@ class Effect(Rule):
             return None
         mean = found.effect
         if self.ratio:
-            ends = (mean.estimate, mean.low, mean.high)
-            estimate, low, high = (float(np.exp(value)) for value in ends)
+            estimate, low, high = np.exp(mean[:3]).tolist()
             mean = Interval(estimate, low, high, mean.n)
         over = self.above is None or mean.low > self.above
         under = self.below is None or mean.high < self.below
@@ -301,14 +313,12 @@ class Ordered(Rule):
 
     def check(self, evidence: Evidence) -> Finding | None:
         """Apply the rule."""
-        pairs = [(self.arms[0], self.arms[-1]), *zip(self.arms, self.arms[1:], strict=False)]
-        rules = [Effect(self.ordered, one, other, above=0) for one, other in pairs]
-        found = [known for rule in rules if (known := rule.check(evidence))]
-        if len(found) < len(pairs):
+        pairs = [(self.arms[0], self.arms[-1]), *pairwise(self.arms)]
+        found = [Effect(self.ordered, *pair, above=0).check(evidence) for pair in pairs]
+        if not (result := together(found)):
             return None
-        ordered = all(step.effect.estimate >= 0 for step in found[1:])
-        runs = tuple(dict.fromkeys(run for each in found for run in each.runs))
-        return replace(found[0], holds=found[0].holds and ordered, runs=runs)
+        ordered = all(each.effect.estimate >= 0 for each in found if each)
+        return replace(result, holds=bool(found[0] and found[0].holds and ordered))
 
 
 @checked
@@ -351,26 +361,20 @@ class Trend(Rule):
     def check(self, evidence: Evidence) -> Finding | None:
         """Apply the rule."""
         section, _, key = self.trend.partition(".")
-        rows = pd.DataFrame(
-            [
-                (
-                    arm,
-                    run,
-                    seed,
-                    run.setting("training", "learning_rate"),
-                    run.setting(section, key),
-                )
-                for arm in sorted(self.arms)
-                for seed, run in evidence.arm(arm).items()
-            ],
-            columns=["arm", "run", "seed", "rate", "value"],
-        ).sort_values("value", kind="stable")
-        strata = rows.groupby(["seed", "rate"], sort=False)
-        several = strata["value"].transform("nunique") > 2
-        kept = rows.assign(place=strata.ngroup())[several].sort_values("place", kind="stable")
+        rows = [
+            (arm, run, seed, run.setting("training", "learning_rate"), run.setting(section, key))
+            for arm in sorted(self.arms)
+            for seed, run in evidence.arm(arm).items()
+        ]
+        table = pd.DataFrame(rows, columns=["arm", "run", "seed", "rate", "value"])
+        places = table.sort_values("value", kind="stable").groupby(["seed", "rate"], sort=False)
+        several = [group for _, group in places if group["value"].nunique() > 2]
+        if not several:
+            return None
+        kept = pd.concat(several)
         steps = restricted_steps([run.survival() for run in kept["run"]])
-        places = [*zip(kept["seed"], kept["rate"], strict=True)]
-        found = spearman_trend(kept["value"].tolist(), steps.tolist(), places)
+        strata = [*zip(kept["seed"], kept["rate"], strict=True)]
+        found = spearman_trend(kept["value"].tolist(), steps.tolist(), strata)
         if np.isnan(found.p):
             return None
         claimed = (found.correlation.estimate > 0) == self.rises
@@ -379,13 +383,8 @@ class Trend(Rule):
         return Finding(holds, found.correlation, named)
 
 
-# By the key that names the rule.
+# By the key that names the rule, its first.
 RULES: dict[str, type[Rule]] = {
-    "count": Count,
-    "fewer_collapse": FewerCollapse,
-    "longer": Longer,
-    "effect": Effect,
-    "ordered": Ordered,
-    "leads": Leads,
-    "trend": Trend,
+    next(iter(rule.__annotations__)): rule
+    for rule in (Count, FewerCollapse, Longer, Effect, Ordered, Leads, Trend)
 }

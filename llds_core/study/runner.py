@@ -83,7 +83,8 @@ def what_is_left(study: Study, table: pd.DataFrame, root: Path, published: Path 
     if left.empty:
         return "runs left: 0"
     line = f"runs left: {len(left)}, with {(left['of'] - left['steps']).sum()} steps"
-    whole = status(planned_runs(study, root), published)
+    planned = planned_runs(study, root)
+    whole = status(planned, published)
     done = whole[whole["state"].isin(_FINISHED)]
     if not done["steps"].sum():
         return f"{line}; minutes left: unknown, no run is finished"
@@ -94,8 +95,7 @@ def what_is_left(study: Study, table: pd.DataFrame, root: Path, published: Path 
         of_group = done[done["arm"].map(groups) == groups[row.arm]]
         seen = next(runs for runs in (of_arm, of_group, done) if runs["steps"].sum())
         minutes += (row.of - row.steps) * seen["minutes"].sum() / seen["steps"].sum()
-    run = planned_runs(study, root, [left["arm"].iloc[0]])[0]
-    at_once = min(len(places(Job.of(run, "train"))), len(left))
+    at_once = min(len(places(Job.of(planned[0], "train"))), len(left))
     minutes /= at_once
     end = time.strftime("%H:%M", time.localtime(time.time() + 60 * minutes))
     return f"{line}; {at_once} at a time, {minutes:.0f} minutes left at this pace (until {end})"
@@ -201,8 +201,8 @@ def ensure_runs(
         # Loads torch, which reading runs does without.
         from llds_core.training.experiment import train
 
-        pairs = product(methods, seeds)
-        for run in [Run.load(f"{profile}/{m}", seed, run_root, overrides) for m, seed in pairs]:
+        for method, seed in product(methods, seeds):
+            run = Run.load(f"{profile}/{method}", seed, run_root, overrides)
             try:
                 if not run.is_complete() and not run.has_diverged():
                     train(run)

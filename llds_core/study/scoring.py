@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llds_core.config import ExperimentConfig
-from llds_core.errors import CheckpointError
 from llds_core.machine.jobs import Job, run_jobs, visible_gpus
 from llds_core.reporting.benchmark_scores import publish_evaluation
 from llds_core.runs import Run
@@ -26,10 +25,7 @@ def has_benchmarks(config: ExperimentConfig) -> bool:
 
 def is_scored(runs: Sequence[Run]) -> bool:
     """Whether every run that keeps a checkpoint has its scores."""
-    if has_benchmarks(runs[0].config):
-        kept = filter(_keeps_checkpoint, runs)
-        return all((_answers(run) / "summary.json").exists() for run in kept)
-    return not any(_without_scores(runs, which) for which in _CHECKPOINTS)
+    return all(_has_score(run, which) for which in _CHECKPOINTS for run in runs)
 
 
 def score(runs: Sequence[Run], *, as_printed: bool) -> None:
@@ -45,36 +41,29 @@ def score(runs: Sequence[Run], *, as_printed: bool) -> None:
     """
     if not has_benchmarks(runs[0].config):
         for which in _CHECKPOINTS:
-            left = _without_scores(runs, which)
+            left = [run for run in runs if not _has_score(run, which)]
             run_jobs([Job.of(run, "evaluate", "--checkpoint", which) for run in left])
         return
-    for run in filter(_keeps_checkpoint, runs):
-        if not (_answers(run) / "summary.json").exists():
-            _ask_benchmarks(run)
-        name = run.config.method if as_printed else run.path.parent.name
-        publish_evaluation(_answers(run), run.root, name=name)
-
-
-def _without_scores(runs: Sequence[Run], which: str) -> list[Run]:
-    """Runs whose checkpoint `which` has no score yet, or one from before the run went on."""
-    left = []
     for run in runs:
-        try:
-            checkpoint = run.checkpoint(which).name
-        except CheckpointError:
-            continue
-        file = run.path / f"evaluation-{which}-test.json"
-        if (
-            not file.exists()
-            or json.loads(file.read_text("utf-8"))["checkpoint"] != checkpoint
-            or file.stat().st_mtime_ns < (run.path / "manifest.json").stat().st_mtime_ns
-        ):
-            left.append(run)
-    return left
+        if not _has_score(run, "best"):
+            _ask_benchmarks(run)
+        if checkpoint_steps(run.checkpoints):
+            name = run.config.method if as_printed else run.path.parent.name
+            publish_evaluation(_answers(run), run.root, name=name)
 
 
-def _keeps_checkpoint(run: Run) -> bool:
-    return bool(checkpoint_steps(run.checkpoints))
+def _has_score(run: Run, which: str) -> bool:
+    """Whether a checkpoint has its score, not one from before the run went on, or is not there."""
+    if not checkpoint_steps(run.checkpoints):
+        return True
+    if has_benchmarks(run.config):
+        return (_answers(run) / "summary.json").exists()
+    file = run.path / f"evaluation-{which}-test.json"
+    return (
+        file.exists()
+        and json.loads(file.read_text("utf-8"))["checkpoint"] == run.checkpoint(which).name
+        and file.stat().st_mtime_ns >= (run.path / "manifest.json").stat().st_mtime_ns
+    )
 
 
 def _answers(run: Run) -> Path:

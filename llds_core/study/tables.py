@@ -101,10 +101,14 @@ def heldout_table(
     return pd.DataFrame(rows)
 
 
-def map_cells(study: Study) -> pd.DataFrame:
+def map_cells(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """Cells of the study's map, whose panels are the series of the figure `map`: `panel`, `seed`,
     `learning_rate`, `updates_per_rollout` and `method`, the arm to show there, of the seeds that
-    all arms of the panel have.
+    all arms of the panel have; then what `table` says of its run, NaN where it was not run.
+
+    Args:
+        study: its seeds are those of the cells.
+        table: what `outcomes` returns, of equally many steps each.
     """
     seeds = {arm.name: set(arm.seeds) for arm in study.arms}
     columns = ["panel", "seed", "learning_rate", "updates_per_rollout", "method"]
@@ -115,23 +119,19 @@ def map_cells(study: Study) -> pd.DataFrame:
             training = entry.config.training
             place = (entry.seed, training.learning_rate, training.updates_per_rollout)
             rows.append((series.name, *place, entry.arm.name))
-    return pd.DataFrame(rows, columns=columns)
+    found = table.drop(columns=["learning_rate", "updates_per_rollout"])
+    return pd.DataFrame(rows, columns=columns).merge(found, on=["method", "seed"], how="left")
 
 
-def map_kinds(table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
-    """What became of each cell of the map: which kind of collapse which panel cures.
-
-    Args:
-        table: what `outcomes` returns, of equally many steps each.
-        cells: what `map_cells` returns.
+def map_kinds(cells: pd.DataFrame) -> pd.DataFrame:
+    """Which kind of collapse which panel cures, one row per place on the map.
 
     Returns:
-        One row per cell, columns `updates per rollout`, `learning rate` and the panels: the
-        collapse step and its kind, or "no collapse" with the lowest reward after the best as a
-        share of it, and by what entropy grew; or "not run".
+        Columns `updates per rollout`, `learning rate` and the panels: the collapse step and its
+        kind, or "no collapse" with the lowest reward after the best as a share of it, and by what
+        entropy grew; or "not run".
     """
-    found = table.set_index(["method", "seed"])
-    fates = [_fate(found, cell.method, cell.seed) for cell in cells.itertuples()]
+    fates = [_fate(cell) for _, cell in cells.iterrows()]
     names = {"updates_per_rollout": "updates per rollout", "learning_rate": "learning rate"}
     wide = cells.assign(outcome=fates).pivot_table(
         index=list(names), columns="panel", values="outcome", aggfunc="; ".join, sort=False
@@ -139,10 +139,9 @@ def map_kinds(table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     return wide.sort_index().rename_axis(columns=None).reset_index().rename(columns=names)
 
 
-def _fate(table: pd.DataFrame, arm: str, seed: int) -> str:
-    if (arm, seed) not in table.index:
+def _fate(run: pd.Series) -> str:
+    if np.isnan(run["steps"]):
         return "not run"
-    run = table.loc[(arm, seed)]
     entropy = f"entropy × {run['entropy_growth']:.1f}"
     if not run["kind"]:
         return f"no collapse, lowest {run['lowest_after_best']:.2f} of the best, {entropy}"

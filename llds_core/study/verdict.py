@@ -8,6 +8,7 @@ import jinja2
 
 from llds_core.files import write_text
 from llds_core.reporting.figures import method_label
+from llds_core.reporting.run_tables import by_method
 from llds_core.reporting.run_view import StoredRun
 
 _PAGE = """<!DOCTYPE html>
@@ -32,14 +33,11 @@ _PAGE = """<!DOCTYPE html>
 
 def verdict(runs: Sequence[StoredRun]) -> str:
     """Per method, in how many of its runs the reward collapsed by the rule, and at which steps."""
-    by_method: dict[str, list[StoredRun]] = {}
-    for run in runs:
-        by_method.setdefault(run.method, []).append(run)
-    return "; ".join(_of_method(method, found) for method, found in by_method.items()) + "."
+    return "; ".join(_of_method(arm, found) for arm, found in by_method(runs).items()) + "."
 
 
-def _of_method(method: str, runs: Sequence[StoredRun]) -> str:
-    name = method_label(method)
+def _of_method(arm: str, runs: Sequence[StoredRun]) -> str:
+    name = method_label(arm)
     steps = [run.collapse_step for run in runs if run.collapse_step is not None]
     length = max(int(run.rows["step"].max()) for run in runs)
     if len(runs) == 1:

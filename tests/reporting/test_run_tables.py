@@ -8,11 +8,9 @@ from claim_worlds import COLLAPSE, STEPS, WINDOW, fallen, made, stable
 from llds_core.reporting.run_tables import (
     changes_table,
     collapse_table,
-    outcomes,
     phase_row,
     runs_table,
 )
-from llds_core.study.tables import map_kinds
 
 STEP = np.arange(1, STEPS + 1)
 COLLAPSING = {"reward": np.repeat([0.6, 0.0], [6, 12])}
@@ -60,23 +58,6 @@ def test_how_far_the_reward_fell_and_entropy_grew_is_told_in_ratios() -> None:
 def test_the_kind_of_a_collapse_is_told_against_the_noise(slope: float, kind: str) -> None:
     values = -0.2 + slope * STEP + 0.01 * (-1.0) ** STEP
     assert fallen("grpo", 0, columns={"loglik_correct": values}).collapse_kind() == kind
-
-
-def test_the_map_in_words_says_what_each_panel_does_with_a_cell() -> None:
-    cells = pd.DataFrame(
-        [
-            ("grpo", 0, 1e-4, 16, "grpo"),
-            ("llds", 0, 1e-4, 16, "llds-action"),
-            ("grpo", 0, 1e-4, 8, "map-grpo"),
-            ("llds", 0, 1e-4, 8, "map-llds"),
-        ],
-        columns=["panel", "seed", "learning_rate", "updates_per_rollout", "method"],
-    )
-    table = map_kinds(outcomes([fallen("grpo", 0), stable("llds-action", 0)]), cells)
-    assert table["updates per rollout"].tolist() == [8, 16]
-    assert table["grpo"].str.contains("not run|collapse at 2., likelihood lost").all()
-    assert table["llds"].tolist()[0] == "not run"
-    assert table["llds"].tolist()[1].startswith("no collapse, lowest ")
 
 
 @pytest.mark.parametrize(("noise", "bias"), [(0.0, 0.3), (0.02, 0.3), (0.04, 0.3), (0.06, 1.0)])

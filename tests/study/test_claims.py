@@ -32,7 +32,6 @@ from llds_core.study.evidence import Evidence
 
 DESK = load_study("desk")
 CLAIMS = load_claims(DESK).claims
-VERDICTS = {None: "not tested", True: "holds", False: "does not hold"}
 
 
 def with_columns(**columns):
@@ -145,8 +144,8 @@ def checked(start, without=(), **given):
     claim = claim_named(start)
     arms = {"grpo"}.union(*(rule.named_arms() for rule in claim.rule))
     runs = study(without, given.pop("heldout", None), arms, **given)
-    found = claim.check(Evidence(runs, frames))
-    return VERDICTS[None if found is None else found.holds]
+    [row] = evaluate_claims([claim], runs, frames).itertuples()
+    return row.verdict
 
 
 @pytest.fixture(scope="module")

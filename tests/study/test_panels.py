@@ -1,21 +1,20 @@
 """Figures and tables of a study, from made-up runs."""
 
 import re
-from pathlib import Path
 from typing import Any
 
+import claim_worlds
 import numpy as np
-import pandas as pd
 import pytest
 
-from llds_core.config import Arm, Study, load_experiment, load_study
+from llds_core.config import Arm, Study, load_study
 from llds_core.config.arms import Series
 from llds_core.errors import DataError
 from llds_core.reporting.run_tables import gradient_sizes, outcomes
 from llds_core.reporting.store import StoredRun
 from llds_core.runs.identity import FREE, flat
 from llds_core.study.panels import map_figure, outcomes_figure, updates_figure, weights_figure
-from llds_core.study.tables import effects, heldout_table, map_cells, study_progress
+from llds_core.study.tables import effects, heldout_table, map_cells, map_kinds, study_progress
 
 DESK = load_study("desk")
 RISING = [0.3, 0.4] + [0.5] * 16
@@ -26,34 +25,30 @@ DIVERGED = {"status": "failed", "reason": "TrainingDivergedError: loss was not f
 
 
 def made(
-    arm: str, seed: int = 0, reward: list[float] = RISING, *overrides: str, **more: Any
+    arm: str,
+    seed: int = 0,
+    reward: list[float] = RISING,
+    *,
+    loglik: float = 0.01,
+    norm: float = 0.2,
+    evaluation: dict[str, Any] | None = None,
+    training: dict[str, int] | None = None,
+    **more: Any,
 ) -> StoredRun:
-    config = load_experiment(
-        "desk/grpo" if arm.startswith("grpo") else "desk/llds-action", overrides
-    )
+    """A run of 30 planned steps, of which it made as many as it has rewards."""
+    settings = {"steps": 30, "updates_per_rollout": 32, "max_grad_norm": 1} | (training or {})
     steps = np.arange(1, len(reward) + 1)
-    metrics = pd.DataFrame(
-        {
-            "step": steps,
-            "updates": steps * config.training.updates_per_rollout,
-            "reward": reward,
-            "loglik_correct": -0.2 - more.get("loglik", 0.01) * steps,
-            "entropy": 0.25,
-            "grad_norm": more.get("norm", 0.2),
-        }
-    )
-    manifest = {
-        "profile": "desk",
-        "method": config.method,
-        "arm": arm,
-        "seed": seed,
-        "status": more.get("status", "complete"),
-        "reason": more.get("reason"),
-        "config": config.to_dict(),
-        "config_hash": config.hash(),
-        "evaluation": more.get("evaluation", {}),
+    columns = {
+        "updates": steps * settings["updates_per_rollout"],
+        "reward": reward,
+        "loglik_correct": -0.2 - loglik * steps,
+        "entropy": 0.25,
+        "grad_norm": norm,
     }
-    return StoredRun(Path("nowhere"), manifest, metrics)
+    weight = {"llds_weight": 0.0 if arm.startswith("grpo") else 10.0}
+    run = claim_worlds.made(arm, seed, columns, **{"loss": weight, "training": settings, **more})
+    run.manifest["evaluation"] = evaluation or {}
+    return run
 
 
 def evaluation(em: float, checkpoint: str = "best", step: int = 40) -> dict[str, Any]:
@@ -100,9 +95,9 @@ def test_outcomes_find_collapse_and_slope() -> None:
 
 def test_a_slope_ends_at_the_collapse_and_where_the_shortest_plan_does() -> None:
     """After a collapse, and in steps that only long runs have, likelihood moves for itself."""
-    bent = made("grpo", 0, FALLING, "training.steps=15")
+    bent = made("grpo", 0, FALLING, training={"steps": 15})
     bent.metrics.loc[11:, "loglik_correct"] = 5.0
-    long = made("llds-action", 0, [0.4] * 20, "training.steps=20")
+    long = made("llds-action", 0, [0.4] * 20, training={"steps": 20})
     long.metrics.loc[15:, "loglik_correct"] = 5.0
     assert outcomes([bent, long])["slope"].tolist() == pytest.approx([-0.1, -0.1])
 
@@ -157,17 +152,17 @@ def test_every_arm_of_the_desk_study_has_a_row_and_says_its_settings() -> None:
     assert {arm.name for arm in DESK.arms if arm.group == "factors"} <= in_series
     configs = {entry.arm.name: entry.config for entry in DESK.entries()}
     by_name = {series.name: series.arms for series in DESK.series}
-    for arm, label in by_name["by epochs"].items():
-        training = configs[arm].training
-        assert numbers(label)[:2] == [training.updates_per_rollout, training.epochs]
-    for arm, label in by_name["by mini-batches"].items():
-        assert numbers(label) == [configs[arm].training.updates_per_rollout, batch(configs[arm])]
-    for arm, label in by_name["mini-batch"].items():
-        assert numbers(label) == [batch(configs[arm])]
-    for arm, label in by_name["search failures"].items():
-        assert (numbers(label) or [0]) == [round(100 * configs[arm].retrieval.failure_rate)]
-    for arm, label in by_name["group size"].items():
-        assert numbers(label) == [configs[arm].rollout.group_size]
+    said = {
+        "by epochs": lambda c: [c.training.updates_per_rollout, c.training.epochs],
+        "by mini-batches": lambda c: [c.training.updates_per_rollout, c.mini_batch_size],
+        "mini-batch": lambda c: [c.mini_batch_size],
+        "search failures": lambda c: [round(100 * c.retrieval.failure_rate)],
+        "group size": lambda c: [c.rollout.group_size],
+    }
+    for name, settings in said.items():
+        for arm, label in by_name[name].items():
+            found = [int(number) for number in re.findall(r"\d+", label)] or [0]
+            assert found[: 2 if name == "by epochs" else None] == settings(configs[arm])
 
 
 def test_series_of_the_desk_study_vary_nothing_else() -> None:
@@ -189,21 +184,11 @@ def differing(configs: dict[str, Any], one: str, other: str) -> set[str]:
     return {key for key in first if first[key] != second[key]} - {"method", "name"}
 
 
-def numbers(label: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", label)]
-
-
-def batch(config: Any) -> float:
-    """Trajectories of a mini-batch."""
-    trajectories = config.rollout.prompts_per_rollout * config.rollout.group_size
-    return trajectories * config.training.epochs / config.training.updates_per_rollout
-
-
 def test_weights_are_columns_in_order_over_the_steps_that_all_were_given() -> None:
     runs = [
-        made("llds-action", 0, RISING * 2, "training.steps=36"),
-        made("llds-weight-0.1", 0, FALLING, "training.steps=18", "loss.llds_weight=0.1"),
-        *(made("grpo", seed, RISING, "training.steps=18") for seed in range(3)),
+        made("llds-action", 0, RISING * 2, training={"steps": 36}),
+        made("llds-weight-0.1", 0, FALLING, training={"steps": 18}, loss={"llds_weight": 0.1}),
+        *(made("grpo", seed, RISING, training={"steps": 18}) for seed in range(3)),
     ]
     figure = weights_figure(runs, ["reward", "grad_norm"])
     assert [axes.get_title() for axes in figure.axes[:3]] == [
@@ -227,7 +212,7 @@ def test_weights_are_columns_in_order_over_the_steps_that_all_were_given() -> No
 
 def test_updates_are_counted_and_coloured_by_their_number_a_rollout() -> None:
     runs = [
-        made("grpo-one-epoch-4", 0, RISING, "training.epochs=1", "training.updates_per_rollout=4"),
+        made("grpo-one-epoch-4", 0, RISING, training={"updates_per_rollout": 4}),
         *(made("grpo", seed, FALLING) for seed in range(2)),
     ]
     for run, updates in zip(runs, (4, 32, 32), strict=True):
@@ -247,43 +232,49 @@ def test_updates_are_counted_and_coloured_by_their_number_a_rollout() -> None:
 
 def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
     runs = [
-        made("map-grpo-a", 0, FALLING, "training.learning_rate=1e-4"),
-        made("map-grpo-b", 0, RISING, "training.learning_rate=2e-4"),
-        made("map-llds-a", 0, SAGGING, "training.learning_rate=1e-4"),
-        made("map-llds-a", 1, FALLING, "training.learning_rate=1e-4"),
-        made("map-llds-b", 0, [0.3, 0.3], "training.learning_rate=2e-4", **DIVERGED),
+        made("map-grpo-a", 0, FALLING),
+        made("map-grpo-b", 0, RISING),
+        made("map-llds-a", 0, SAGGING),
+        made("map-llds-a", 1, FALLING),
+        made("map-llds-b", 0, [0.3, 0.3], **DIVERGED),
     ]
-    cells = pd.DataFrame(
-        [
-            (panel, 0, f"map-{panel}-{name}", rate, 32)
-            for panel in ("grpo", "llds", "kl")
-            for name, rate in (("a", 1e-4), ("b", 2e-4))
-        ],
-        columns=["panel", "seed", "method", "learning_rate", "updates_per_rollout"],
-    )
-    figure = map_figure(outcomes(runs), cells, {})
+    rates = {"a": ("training.learning_rate=1e-4",), "b": ("training.learning_rate=2e-4",)}
+    names = {panel: [f"map-{panel}-{rate}" for rate in rates] for panel in ("grpo", "kl", "llds")}
+    arms = [Arm(arm, "grpo", (0,), rates[arm[-1]]) for panel in names for arm in names[panel]]
+    series = [Series(panel, panel, dict.fromkeys(names[panel], ""), ("map",)) for panel in names]
+    study = Study("mapped", "desk", arms=tuple(arms), series=tuple(series))
+    cells = map_cells(study, outcomes(runs))
+    figure = map_figure(cells, {})
     assert texts(figure) == [
         "0.50 → 0.10\ncollapse at 12\nlikelihood lost",
         "0.50 → 0.50\nno collapse in 18",
+        "not run",
+        "not run",
         "0.50 → 0.23\nno collapse in 18\nfell below half",
         "collapse at 3\nlikelihood kept",
-        "not run",
-        "not run",
     ]
     assert figure.get_suptitle() == "one seed (0)"
-    assert texts(map_figure(outcomes([made("grpo")]), cells, {})) == ["not run"] * 6
+    kinds = map_kinds(cells)
+    assert kinds["updates per rollout"].tolist() == [32, 32]
+    assert kinds["grpo"].tolist() == [
+        "collapse at 12, likelihood lost, entropy × 1.0",
+        "no collapse, lowest 1.00 of the best, entropy × 1.0",
+    ]
+    assert kinds["kl"].tolist() == ["not run"] * 2
+    empty = map_cells(study, outcomes([made("grpo")]))
+    assert texts(map_figure(empty, {})) == ["not run"] * 6
     with pytest.raises(DataError, match="no map"):
-        map_figure(outcomes(runs), cells.iloc[:0], {})
+        map_figure(map_cells(small(main=["grpo"]), outcomes(runs)), {})
 
 
 def test_the_map_of_the_desk_study_is_three_by_three_for_three_methods() -> None:
-    cells = map_cells(DESK)
+    table = outcomes([made("grpo")])
+    cells = map_cells(DESK, table)
     assert cells.groupby("panel").size().to_dict() == {"grpo": 9, "llds": 9, "kl": 9}
     assert cells["learning_rate"].nunique() == cells["updates_per_rollout"].nunique() == 3
     assert not cells.duplicated(["panel", "learning_rate", "updates_per_rollout"]).any()
     assert set(cells["seed"]) == {30}
-    assert set(map_cells(DESK.with_seeds([7, 3]))["seed"]) == {7}
-    assert map_cells(small(main=["grpo"])).empty
+    assert set(map_cells(DESK.with_seeds([7, 3]), table)["seed"]) == {7}
 
 
 def test_effects_are_differences_on_shared_seeds() -> None:
@@ -314,13 +305,13 @@ def test_gradients_are_compared_on_shared_seeds_and_with_the_clip() -> None:
 def test_held_out_scores_of_long_runs_are_those_within_the_usual_steps() -> None:
     long = evaluation(0.9) | evaluation(0.4, "best-30")
     runs = [made("grpo", evaluation=evaluation(0.2))]
-    runs.append(made("llds-action", 0, RISING, "training.steps=60", evaluation=long))
+    runs.append(made("llds-action", 0, RISING, training={"steps": 60}, evaluation=long))
     table = heldout_table(runs, ["grpo", "llds-action"])
     assert table["all"].tolist() == ["0.200", "0.400"]
     # Only of the best checkpoint, and where that is early, the whole run says what it was then.
     for step, em in ((40, None), (30, 0.9)):
         scores = evaluation(0.9, "best", step) | evaluation(0.4, "last", step)
-        run = made("llds-action", 0, RISING, "training.steps=60", evaluation=scores)
+        run = made("llds-action", 0, RISING, training={"steps": 60}, evaluation=scores)
         assert run.heldout(within=30) == em and run.heldout("last", within=30) is None
 
 

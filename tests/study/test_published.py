@@ -9,16 +9,17 @@ import pytest
 
 from llds_core.config.arms import Arm, Study, load_study
 from llds_core.errors import DataError
+from llds_core.files import number, span
 from llds_core.reporting.store import find_published, load_run, load_runs, read_published
 from llds_core.study.evidence import published_mechanism
 from llds_core.study.published import (
-    publish,
     publish_mechanism,
     publish_run,
     published_root,
+    write_runs_table,
     write_tables,
 )
-from llds_core.study.report_page import PublishedStudy, number, render_report, span, update_readme
+from llds_core.study.report_page import PublishedStudy, render_report, update_readme
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "results/published"
@@ -43,10 +44,18 @@ def test_the_tables_in_git_equal_the_runs_in_git(tmp_path: Path) -> None:
         assert made.read_text("utf-8") == kept.read_text("utf-8")
 
 
-def test_published_metrics_equal_the_run(smoke_runs: Path, tmp_path: Path) -> None:
-    publish(smoke_runs, "smoke", ["grpo"], [0], published=tmp_path)
-    (published,) = read_published("smoke", tmp_path)
+def test_a_run_is_published_whole_under_the_name_of_its_arm(
+    smoke_runs: Path, tmp_path: Path
+) -> None:
     original = load_run(smoke_runs / "smoke/grpo/seed0")
+    publish_run(original, published=tmp_path)
+    publish_run(original, "other", tmp_path)
+    published, other = write_runs_table(tmp_path, "smoke")
+    (found,) = load_runs(tmp_path, "smoke", ["other"], [0, 1])
+    assert [run.arm for run in (published, other, found)] == ["grpo", "other", "other"]
+    assert found.method == "grpo"
+    with pytest.raises(DataError, match="no published run of llds-action"):
+        load_runs(tmp_path, "smoke", ["llds-action"], [0])
     assert published.fingerprint == original.fingerprint
     assert published.metrics["reward"].tolist() == original.metrics["reward"].tolist()
     assert find_published(tmp_path, "smoke", "grpo", 0).fingerprint == original.fingerprint
@@ -60,23 +69,12 @@ def test_published_metrics_equal_the_run(smoke_runs: Path, tmp_path: Path) -> No
 
 def test_missing_or_unfinished_run_is_not_published(smoke_runs: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="seed 7"):
-        publish(smoke_runs, "smoke", ["grpo"], [7], published=tmp_path)
+        load_runs(smoke_runs, "smoke", ["grpo"], [7])
     run = load_run(smoke_runs / "smoke/grpo/seed0")
     run.manifest["status"] = "running"
     with pytest.raises(DataError, match="finish it"):
         publish_run(run, published=tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_arm_is_published_and_read_under_its_own_name(smoke_runs: Path, tmp_path: Path) -> None:
-    run = load_run(smoke_runs / "smoke/grpo/seed0")
-    publish_run(run, "other", tmp_path)
-    publish(smoke_runs, "smoke", ["grpo"], [0], published=tmp_path)
-    assert [run.arm for run in read_published("smoke", tmp_path)] == ["grpo", "other"]
-    (found,) = load_runs(tmp_path, "smoke", ["other"], [0, 1])
-    assert (found.arm, found.method) == ("other", "grpo")
-    with pytest.raises(DataError, match="no published run of llds-action"):
-        load_runs(tmp_path, "smoke", ["llds-action"], [0])
 
 
 def test_a_study_that_is_not_named_as_its_profile_has_a_folder_of_its_own(

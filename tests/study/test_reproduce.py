@@ -6,16 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from llds_core.errors import ConfigError, RunError
-from llds_core.machine import doctor
+from llds_core.errors import RunError
+from llds_core.evaluation import evaluate_run
+from llds_core.machine import jobs
+from llds_core.machine.jobs import Child, Job
 from llds_core.reporting import notebooks
+from llds_core.runs import Run
+from llds_core.study import reproduce as reproduction
 from llds_core.study.reproduce import reproduce
 
 
 @pytest.fixture(scope="module")
 def made(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output of `reproduce smoke` on the stored warm start, one run still to be trained. One
-    notebook only: `tests/notebooks` runs all of them.
+    """Output of `reproduce smoke` on the stored warm start, one run still to be trained, the other
+    to be scored. One notebook only: `tests/notebooks` runs all of them.
     """
     folder = tmp_path_factory.mktemp("reproduce")
     name = "01_collapse_curves.ipynb"
@@ -23,6 +27,7 @@ def made(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(Path(__file__).parents[2] / "notebooks" / name, folder / "notebooks" / name)
     shutil.copytree(smoke_runs, folder / "runs")
     shutil.rmtree(folder / "runs/smoke/llds-action")
+    evaluate_run(Run.load("smoke/grpo", 0, folder / "runs"), "last")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(notebooks, "NOTEBOOKS", folder / "notebooks")
         reproduce("smoke", [0], folder / "runs", out_dir=folder / "out")
@@ -48,21 +53,14 @@ def test_reproduce_makes_runs_figures_pages_and_an_index_of_them(made: Path) -> 
     assert {file.stem for file in scored} == {"evaluation-best-test", "evaluation-last-test"}
 
 
-@pytest.mark.slow
-def test_a_failing_run_ends_reproduce_with_its_reason(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made / "runs", tmp_path / "runs")
-    run = tmp_path / "runs/smoke/grpo/seed0"
-    manifest = json.loads((run / "manifest.json").read_text("utf-8"))
-    (run / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}), "utf-8")
-    (run / "checkpoint/step-000003/optimizer.pt").unlink()
-    with pytest.raises(RunError, match=r"train smoke/grpo seed 0 failed.*optimizer\.pt"):
-        reproduce("smoke", [0], tmp_path / "runs", out_dir=tmp_path / "out")
-
-
-def test_reproduce_refuses_a_machine_that_cannot_run_it(
+def test_a_failing_run_ends_reproduce_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_DISK_GIB", 1e9)
-    with pytest.raises(ConfigError, match="disk"):
+    def fail(job: Job, place: object) -> Child:
+        return Child(["sh", "-c", "echo error: torn >&2; exit 2"], job.messages)
+
+    monkeypatch.setattr(jobs, "_start", fail)
+    monkeypatch.setattr(reproduction, "make_start_policy", lambda run: None)
+    with pytest.raises(RunError, match=r"train smoke/grpo seed 0 failed: torn"):
         reproduce("smoke", [0], tmp_path / "runs", out_dir=tmp_path / "out")
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "out").exists()
