@@ -43,6 +43,8 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["train", "desk/grpo", "training.steps"], 'has no "="'),
         (["train"], "Missing argument"),
         (["trian"], "Did you mean 'train'"),
+        (["retriever", "dsk"], "desk"),
+        (["retriever", "smoke", "service.max_querys=3"], "service.max_queries"),
         (["retriever", "desk", "--backend", "bm52"], "'bm25'"),
         (["retriever", "smoke", "retrieval.backend=server"], "--backend bm25"),
         (["retriever", "smoke", "--port", "65536"], "from 0 to 65535"),

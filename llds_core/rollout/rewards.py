@@ -50,7 +50,7 @@ def score(trajectory: Trajectory, config: RewardConfig) -> None:
 
     Only what the policy wrote is scored; no answer earns nothing.
     """
-    golden = trajectory.question.golden_answers
+    golden = _some(trajectory.question.golden_answers)
     answer = trajectory.answer
     trajectory.correct = answer is not None and exact_match(answer, golden) == 1.0
     if config.kind == "format":

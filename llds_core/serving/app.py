@@ -271,6 +271,7 @@ def http_server(service: SearchService) -> uvicorn.Server:
             log_config=None,
             access_log=False,
             proxy_headers=False,
+            server_header=False,
             limit_concurrency=_CONNECTIONS,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,

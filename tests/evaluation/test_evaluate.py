@@ -55,8 +55,9 @@ def test_every_question_has_its_lines_and_the_summary_counts_them(whole):
     assert summary["identity"]["rollout.max_searches"] == 2 and summary["packages"]["torch"]
 
 
-def test_the_batch_size_changes_no_answer(whole, tmp_path):
-    evaluate(tmp_path, batch=5)
+@pytest.mark.parametrize("batch", [1, 5])
+def test_the_batch_size_changes_no_answer(whole, tmp_path, batch):
+    evaluate(tmp_path, batch=batch)
     assert lines(tmp_path) == lines(whole)
 
 
@@ -156,13 +157,17 @@ def test_a_killed_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
         (["smoke"], "--checkpoint best of which run"),
         (["smoke", "--checkpoint", "nowhere"], 'checkpoint "nowhere" is not a folder'),
         (["smoke", "--method", "grpo"], "python -m llds_core train smoke/grpo"),
+        (["smoke", "--shard", "1-2"], "1/4"),
         (["smoke", "--shard", "1/2", "--merge"], "leave out --shard"),
+        (["smoke", "--shard", "1/2", "--publish"], "leave out --shard"),
         (["smoke", "--baseline", "search"], "search-o1"),
+        (["smoke", "--baseline", "serch-o1"], 'did you mean "search-o1"'),
         (["smoke", "--mode", "greddy"], 'did you mean "greedy"'),
         (["smoke", "--mode", "greedy,greedy"], "each mode once"),
         (["smoke", "--limit", "0"], "--limit is 0"),
         (["smoke", "--samples", "0"], "--samples is 0"),
         (["smoke/grpo", "--limit", "3"], "write evaluate smoke --method grpo"),
+        (["smok", "--checkpoint", "start"], 'did you mean "smoke/grpo"'),
     ],
 )
 def test_mistakes_on_the_command_line_end_in_one_line(capsys, tmp_path, arguments, words):

@@ -13,8 +13,11 @@ from llds_core.worlds.atlas_questions import KINDS
     [
         ("The Beatles.", ["beatles"], 1, 1, 1),
         ("the Beatles of Liverpool", ["Beatles"], 0, 0.5, 1),  # 1 of 3 and 1 of 1 tokens
+        ("Liverpool", ["The Beatles"], 0, 0, 0),
         ("New York", ["New York City", "NYC"], 0, 0.8, 0),  # 2 of 2 and 2 of 3
+        ("york york", ["new york"], 0, 0.5, 0),  # a repeated token counts once
         ("1,000 people", ["1000"], 0, 2 / 3, 1),
+        ("", ["Paris"], 0, 0, 0),
         (None, ["Paris"], 0, 0, 0),
     ],
 )

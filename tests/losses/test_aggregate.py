@@ -21,6 +21,8 @@ def test_modes_give_their_published_values(mode, expected):
 @pytest.mark.parametrize("mode", MODES[:3])
 def test_denominator_replaces_the_count_of_the_mode(mode):
     own = aggregate(VALUES, MASK, mode)
+    with_empty = aggregate(torch.cat([VALUES, VALUES]), torch.cat([MASK, 0 * MASK]), mode)
+    assert with_empty.item() == pytest.approx(own.item())  # such rows are no sequences
     assert aggregate(VALUES, MASK, mode, COUNTS[mode]).item() == pytest.approx(own.item())
     assert aggregate(VALUES, MASK, mode, 10 * COUNTS[mode]).item() == pytest.approx(own.item() / 10)
 

@@ -11,6 +11,7 @@ from llds_core.losses import policy_loss
 
 ALL_MODES = ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"]
 RATIOS = st.sampled_from(["token", "sequence"])
+GSPO = {"ratio": "sequence", "aggregate": "seq-mean-token-mean"}
 
 
 def of_ratio(rho: float, advantage: float, **options):
@@ -130,11 +131,20 @@ def test_sequence_ratio_matches_published_gspo_values(advantage, clips, loss, gr
     logprobs = torch.tensor([[0.2, -0.1, 9.0, 0.1]], dtype=torch.float64)
     mask = torch.tensor([[1, 1, 0, 1]])
     tensors = (logprobs, 0 * logprobs, torch.tensor([advantage]), mask)
-    options = {"clip_low": clips[0], "clip_high": clips[1]}
-    options |= {"ratio": "sequence", "aggregate": "seq-mean-token-mean"}
+    options = {"clip_low": clips[0], "clip_high": clips[1], **GSPO}
     value, grad = value_and_gradient(*tensors, **options)
     assert value == pytest.approx(loss, abs=1e-6)
     assert grad[0].tolist() == pytest.approx([gradient, gradient, 0, gradient], abs=1e-6)
+
+
+def test_token_form_of_gspo_has_the_gradient_of_the_sequence_form():
+    logprobs, old, advantages, mask = random_case(4, 5, 2)
+    mask[:, 0] = True
+    _, token_form = value_and_gradient(logprobs, old, advantages, mask, **GSPO)
+    logprobs = logprobs.clone().requires_grad_()
+    s = (((logprobs - old) * mask).sum(1) / mask.sum(1)).exp()
+    torch.maximum(-s * advantages, -s.clamp(0.8, 1.2) * advantages).mean().backward()
+    assert torch.allclose(token_form, logprobs.grad)
 
 
 def test_advantages_per_token_act_on_their_own_token():

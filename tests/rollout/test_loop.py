@@ -106,6 +106,9 @@ ROME = "<answer>Rome</answer>"
         ([SEARCH, IT + ANSWER], "Paris", 0.8),
         ([SO + SEARCH + " so ", IT + "so" + ANSWER], "Paris", 0.8),
         ([ANSWER], "Paris", 0.8),
+        ([SO + IT + ANSWER], "Paris", 0.8),
+        ([SO + SEARCH, ANSWER], "Paris", 0.8),
+        ([SO + SEARCH, IT + SEARCH, ANSWER], "Paris", 0.8),
         ([SO + ROME], "Paris", 0.2),
         # A policy that writes its own passages has searched nothing.
         ([SO + "<information>Paris</information>" + IT + ANSWER], "Paris", 0.8),

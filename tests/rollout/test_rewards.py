@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llds_core.rollout.rewards import exact_match, f1_score, normalize_answer, sub_exact_match
+from llds_core.config import RewardConfig
+from llds_core.rollout.protocol import Trajectory
+from llds_core.rollout.rewards import (
+    exact_match,
+    f1_score,
+    normalize_answer,
+    score,
+    sub_exact_match,
+)
+from llds_core.worlds.records import Question
 
 
 @pytest.mark.parametrize(
@@ -69,7 +78,12 @@ def test_f1_is_symmetric_bounded_and_one_on_exact_match(left, right):
         assert score == 1.0
 
 
-@pytest.mark.parametrize("metric", [exact_match, sub_exact_match, f1_score])
+def format_reward(_, golden):
+    """Of a trajectory without an answer."""
+    score(Trajectory(Question("q", "where", golden), 0, [1]), RewardConfig(kind="format"))
+
+
+@pytest.mark.parametrize("metric", [exact_match, sub_exact_match, f1_score, format_reward])
 @pytest.mark.parametrize("golden", [[], (), "Paris"])
 def test_a_missing_list_of_golden_answers_is_refused(metric, golden):
     with pytest.raises(ValueError, match=r"golden_answers is .*: give a list of at least one"):

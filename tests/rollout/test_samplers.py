@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from scripted_rollouts import BOTH, SPELLED, StubRetriever, encode
 from scripted_rollouts import TAGGED as TOKENIZER
+from torch.nn.utils.rnn import pad_sequence
 
 from llds_core.config import PolicyConfig, RolloutConfig
 from llds_core.retrieval import FailingRetriever, Hit
+from llds_core.rollout import samplers
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.samplers import (
     Generation,
@@ -92,6 +95,14 @@ def test_greedy_tokens_equal_the_naive_reference() -> None:
     """Turns, holes in the cache, rows that leave or change places, observations of all lengths."""
     for context, budget, result in play(sampler(temperature=0)):
         assert result.token_ids == greedy(context, budget)
+
+
+@pytest.mark.parametrize("filler", [1, VOCAB - 1])
+def test_what_fills_shorter_rows_changes_no_bit(monkeypatch, filler: int) -> None:
+    wanted = play(sampler())
+    padded = partial(pad_sequence, padding_value=filler)
+    monkeypatch.setattr(samplers, "pad_sequence", padded)
+    assert play(sampler()) == wanted
 
 
 @pytest.mark.parametrize(("temperature", "scale"), [(0, 1.0), (1.0, 1.0), (0.6, 0.6), (1.7, 1.7)])
@@ -222,6 +233,7 @@ def test_end_of_text_or_budget_ends_a_generation(ends: Sequence[int], reason: st
     results = made.session(PROMPTS).generate(range(5), [1, 2, 3, 4, 5])
     lengths = [1] * 5 if reason == "eos" else [1, 2, 3, 4, 5]
     assert [len(result.token_ids) for result in results] == lengths
+    assert {result.token_ids[-1] in made.eos_ids for result in results} == {reason == "eos"}
 
 
 @pytest.mark.parametrize("alone", [False, True])

@@ -71,7 +71,8 @@ def test_health_says_what_is_searched(url) -> None:
 
 
 def test_unknown_paths_and_methods_are_one_line_of_json(url) -> None:
-    for method, path, status in ("GET", "retrieve", 405), ("GET", "docs", 404):
+    asked = ("GET", "retrieve", 405), ("GET", "docs", 404), ("POST", "health", 405)
+    for method, path, status in asked:
         response = requests.request(method, f"{url}/{path}")
         assert response.status_code == status
         assert "POST /retrieve" in response.json()["error"]
@@ -175,17 +176,22 @@ def test_an_engine_with_impossible_scores_is_an_error() -> None:
     ("body", "named"),
     [
         (b"", "Invalid JSON"),
+        (b"[]", "queries"),
         (b"{}", "queries"),
         (b'{"queries": "word1"}', "valid array"),
         (b'{"queries": [["a"]]}', "valid string"),
+        (b'{"queries": ["a", null]}', "valid string"),
         (b'{"queries": ["a"], "topk": -1}', "topk"),
         (b'{"queries": ["a"], "topk": "3"}', "topk"),
+        (b'{"queries": ["a"], "topk": 3.0}', "topk"),
         (b'{"queries": ["a"], "topk": true}', "topk"),
         (b'{"queries": ["a"], "topk": NaN}', "topk"),
+        (b'{"queries": ["a"], "topk": -Infinity}', "topk"),
         (b'{"queries": ["a"], "topk": 1000000000}', "less than or equal to 100"),
         (b'{"queries": ["a"], "topk": 1' + b"0" * 5000 + b"}", "number"),
         (b'{"queries": ["a"], "return_scores": "yes"}', "return_scores"),
         (b'{"queries": ["\xff\xfe"]}', "Invalid JSON"),
+        (json.dumps({"queries": ["a"]}).encode("utf-16"), "Invalid JSON"),
         (b'{"queries": ["\\ud800"]}', "hex escape"),
         (b'{"queries": ["' + b"a" * 70_000 + b'"]}', "65536 characters"),
         (json.dumps({"queries": ["a"] * 4097}).encode(), "at most 4096"),
@@ -196,7 +202,7 @@ def test_an_engine_with_impossible_scores_is_an_error() -> None:
         (b'{"queries": [' + b"[]," * 1_000_000 + b"[]]}", "queries"),
         (b'{"queries": ["\\\\", "\\"", "[[[[,,,,"], "topk": "}"}', "topk"),
     ],
-    ids=range(21),
+    ids=range(26),
 )
 def test_what_is_not_as_agreed_is_refused_in_one_line(url, body: bytes, named: str) -> None:
     response = requests.post(f"{url}/retrieve", data=body, timeout=PATIENCE)
