@@ -6,20 +6,18 @@ checkpoints of runs with it.
 """
 
 from llds_core.evaluation.agents import BASELINES, POLICY
-from llds_core.evaluation.benchmark_sets import AVERAGE_MEMBERS, averages
+from llds_core.evaluation.benchmark_sets import averages
 from llds_core.evaluation.evaluate import ROOT, EvaluationPlan, evaluate_questions, run_baselines
 from llds_core.evaluation.held_out import ask, evaluate_ends, evaluate_run
-from llds_core.evaluation.models import Model, open_asked, open_model
+from llds_core.evaluation.models import open_asked, open_model
 from llds_core.evaluation.predictions import parse_shard
 from llds_core.evaluation.scores import score_rows
 
 __all__ = [
-    "AVERAGE_MEMBERS",
     "BASELINES",
     "POLICY",
     "ROOT",
     "EvaluationPlan",
-    "Model",
     "ask",
     "averages",
     "evaluate_ends",

@@ -9,7 +9,7 @@ is ever decoded and encoded again.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Protocol, cast
 
 import numpy as np
@@ -117,10 +117,11 @@ def rounded_weights(model: PreTrainedModel, rounding: str) -> Iterator[None]:
             weight.data.copy_(value)
 
 
+@dataclass
 class TransformersSampler:
     """Samples with a transformers model, keeping the KV cache across turns.
 
-    Args:
+    Attributes:
         model: causal language model; used in evaluation mode and without gradients.
         tokenizer: its tokenizer.
         generator: random stream, on the model's device; None when there are `streams`, or with
@@ -137,29 +138,23 @@ class TransformersSampler:
         ValueError: when a temperature above 0 has nothing to draw from.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        generator: torch.Generator | None,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        stop: StopAtTag | None = None,
-        streams: Sequence[np.random.Generator] | None = None,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        self.model = model
-        self.autocast = autocast
-        self.temperature = temperature
-        if temperature and generator is None and streams is None:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    generator: torch.Generator | None
+    _: KW_ONLY
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: StopAtTag | None = None
+    streams: Sequence[np.random.Generator] | None = None
+    autocast: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature and self.generator is None and self.streams is None:
             # torch would draw from its global generator.
-            raise ValueError(f"temperature is {temperature}: pass a generator or streams")
-        self.generator = generator
-        self.streams = streams
-        self.stop = stop or StopAtTag(tokenizer)
-        self.warper = TopPLogitsWarper(top_p) if top_p < 1 else None
-        self.eos_ids = end_of_sequence_ids(model, tokenizer)
+            raise ValueError(f"temperature is {self.temperature}: pass a generator or streams")
+        self.ends = self.stop or StopAtTag(self.tokenizer)
+        self.warper = TopPLogitsWarper(self.top_p) if self.top_p < 1 else None
+        self.eos_ids = end_of_sequence_ids(self.model, self.tokenizer)
 
     def session(self, prompts: Sequence[Sequence[int]]) -> "TransformersSession":
         """Start one context per prompt; equal prompts share their computation."""
@@ -205,7 +200,7 @@ class TransformersSession:
         self._device = sampler.model.device
         self._pending = [list(prompt) for prompt in prompts]
         self._rows: list[int] = []  # of the cache
-        self._cache = self._empty_cache(0)
+        self._cache: RowCache
 
     def append(self, row: int, token_ids: Sequence[int]) -> None:
         """Insert observation tokens after what `row` holds."""
@@ -236,7 +231,7 @@ class TransformersSession:
                 made = results[index]
                 made.token_ids.append(token)
                 made.logprobs.append(logprob)
-                ended = token in self._sampler.eos_ids or self._sampler.stop(made.token_ids)
+                ended = token in self._sampler.eos_ids or self._sampler.ends(made.token_ids)
                 if ended or len(made.token_ids) == budgets[index]:
                     closed.add(index)
                     sampled_tokens = len(made.token_ids)
@@ -278,17 +273,15 @@ class TransformersSession:
         # First turn: a prompt shared by a group is computed once and its cache row copied.
         unique = list(dict.fromkeys(blocks))
         where = {block: index for index, block in enumerate(unique)}
-        self._cache = self._empty_cache(len(unique))
+        nothing = torch.zeros(len(unique), 0, dtype=torch.long, device=self._device)
+        self._cache = RowCache(nothing)
         logits = self._feed(unique)
         chosen = [where[block] for block in blocks]
         self._cache = self._cache.select(chosen)
         return logits[chosen]
 
-    def _empty_cache(self, rows: int) -> RowCache:
-        return RowCache(torch.zeros(rows, 0, dtype=torch.long, device=self._device))
-
     def _feed(self, blocks: Sequence[Sequence[int]]) -> torch.Tensor:
-        # Padded with id 0; any would do, as it is masked.
+        # Padded with id 0: any id would do, as it is masked, and 0 is in every vocabulary.
         ids = pad_sequence([torch.tensor(block) for block in blocks], batch_first=True)
         lengths = torch.tensor([*map(len, blocks)])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()

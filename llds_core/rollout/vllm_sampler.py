@@ -14,10 +14,10 @@ it is only asked for tokens. Deltas from what TRL itself does with vLLM:
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -36,16 +36,6 @@ class Request:
     seed: int
 
 
-class Engine(Protocol):
-    """vLLM, wherever it runs."""
-
-    def rollout(self) -> AbstractContextManager[None]:
-        """Hold the engine awake, with the policy's present weights, for one rollout."""
-
-    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Generation]:
-        """Complete `requests`, in order; `options` are vLLM's own and hold for all of them."""
-
-
 @dataclass(frozen=True)
 class VLLMSampler:
     """Samples with a vLLM engine.
@@ -59,7 +49,7 @@ class VLLMSampler:
         top_p: nucleus mass in (0, 1].
     """
 
-    engine: Engine
+    engine: "Engine"
     stop: StopAtTag
     eos_ids: set[int]
     seed_of: Callable[[int, int], int]
@@ -140,7 +130,9 @@ class ColocatedEngine:
 
     @contextmanager
     def rollout(self) -> Iterator[None]:
-        """See `Engine`. TRL has pushed the weights of this step before it asks for a rollout."""
+        """Hold the engine awake, with the policy's present weights, for one rollout; TRL has pushed
+        those of this step before it asks for one.
+        """
         generation = self.generation
         if generation.enable_sleep_mode:
             if generation._llm_weights_sleeping:
@@ -154,7 +146,7 @@ class ColocatedEngine:
             generation._llm_weights_sleeping = True
 
     def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Generation]:
-        """See `Engine`."""
+        """Complete `requests`, in order; `options` are vLLM's own and hold for all of them."""
         return self._shared(requests, options) or []
 
     def _shared(
@@ -204,14 +196,14 @@ class ServerEngine:
 
     @contextmanager
     def rollout(self) -> Iterator[None]:
-        """See `Engine`."""
+        """See `ColocatedEngine`."""
         # The main process has just pushed the weights: nobody may ask before it is done.
         self.wait_for_everyone()
         yield
 
     def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Generation]:
-        """See `Engine`. Budgets and seeds differ by row, hence one call each; the server batches
-        them.
+        """See `ColocatedEngine`. Budgets and seeds differ by row, hence one call each; the server
+        batches them.
         """
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
             return list(pool.map(lambda request: self._complete(request, options), requests))
@@ -235,3 +227,6 @@ class ServerEngine:
             for token, values, known in zip(ids, logprobs, names, strict=True)
         ]
         return Generation(list(ids), chosen)
+
+
+Engine = ColocatedEngine | ServerEngine

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llds_core.config import PolicyConfig, load_experiment
-from llds_core.evaluation import Model
+from llds_core.evaluation.models import Model
 from llds_core.retrieval.base import Hit
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.protocol import TAGS

@@ -78,13 +78,10 @@ def test_f1_is_symmetric_bounded_and_one_on_exact_match(left, right):
         assert score == 1.0
 
 
-def format_reward(_, golden):
-    """Of a trajectory without an answer."""
-    score(Trajectory(Question("q", "where", golden), 0, [1]), RewardConfig(kind="format"))
-
-
-@pytest.mark.parametrize("metric", [exact_match, sub_exact_match, f1_score, format_reward])
+@pytest.mark.parametrize("metric", [exact_match, sub_exact_match, f1_score])
 @pytest.mark.parametrize("golden", [[], (), "Paris"])
 def test_a_missing_list_of_golden_answers_is_refused(metric, golden):
     with pytest.raises(ValueError, match=r"golden_answers is .*: give a list of at least one"):
         metric("Paris", golden)
+    with pytest.raises(ValueError, match="golden_answers is"):  # without an answer, too
+        score(Trajectory(Question("q", "where", golden), 0, [1]), RewardConfig(kind="format"))

@@ -4,7 +4,6 @@ import sys
 import threading
 import types
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
@@ -16,12 +15,7 @@ from scripted_rollouts import TAGGED as TOKENIZER
 from llds_core.errors import SamplerError
 from llds_core.rollout.protocol import STOP_TAGS
 from llds_core.rollout.samplers import Generation, StopAtTag
-from llds_core.rollout.vllm_sampler import (
-    ColocatedEngine,
-    Request,
-    ServerEngine,
-    VLLMSampler,
-)
+from llds_core.rollout.vllm_sampler import ColocatedEngine, Request, ServerEngine, VLLMSampler
 
 EOS = TOKENIZER.eos_token_id
 PROMPTS = [[7, 8, 9], [20, 21], [30]]
@@ -33,9 +27,6 @@ class Recorded:
     def __init__(self, *answers: Sequence[Sequence[int]]) -> None:
         self.answers = list(answers)
         self.asked: list[list[Request]] = []
-
-    def rollout(self) -> Any:
-        return nullcontext()
 
     def generate(self, requests: Sequence[Request], options: Any) -> list[Generation]:
         self.asked.append(list(requests))
