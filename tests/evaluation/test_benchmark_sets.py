@@ -5,12 +5,8 @@ from evaluation_worlds import environment
 from run_helpers import one_line
 
 from llds_core.errors import ConfigError
-from llds_core.evaluation.benchmark_sets import (
-    AVERAGE_MEMBERS,
-    averages,
-    choose,
-    choose_questions,
-)
+from llds_core.evaluation import averages
+from llds_core.evaluation.benchmark_sets import AVERAGE_MEMBERS, choose, choose_questions
 from llds_core.worlds import QUESTION_SETS
 from llds_core.worlds.atlas_questions import KINDS
 
