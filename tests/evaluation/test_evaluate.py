@@ -155,7 +155,6 @@ def test_a_killed_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["smoke"], "--checkpoint best of which run"),
         (["smoke", "--checkpoint", "nowhere"], 'checkpoint "nowhere" is not a folder'),
         (["smoke", "--method", "grpo"], "python -m llds_core train smoke/grpo"),
         (["smoke", "--shard", "1-2"], "1/4"),
@@ -166,7 +165,6 @@ def test_a_killed_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
         (["smoke", "--mode", "greedy,greedy"], "each mode once"),
         (["smoke", "--limit", "0"], "--limit is 0"),
         (["smoke", "--samples", "0"], "--samples is 0"),
-        (["smoke/grpo", "--limit", "3"], "write evaluate smoke --method grpo"),
         (["smok", "--checkpoint", "start"], 'did you mean "smoke/grpo"'),
     ],
 )
