@@ -14,9 +14,10 @@ from filelock import FileLock
 if TYPE_CHECKING:
     from llds_core.runs import RunDirectory
 
-# Before torch is imported anywhere: no test reaches a model hub, and threads are the
-# configuration's business.
+# Before torch is imported anywhere: no test reaches a model hub. A configuration that sets threads
+# gets them; what does not would take those of the other worker, too.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
