@@ -106,8 +106,9 @@ def test_answers_in_passages_do_not_count(agent):
 
 
 def test_another_wording_is_another_evaluation(monkeypatch):
-    config = environment().config.rollout
-    digests = {prompt_digest(agent, config) for agent in (*BASELINES, POLICY)}
+    template = environment().template
+    digests = {prompt_digest(agent, template) for agent in (*BASELINES, POLICY)}
     assert len(digests) == 5
     monkeypatch.setitem(agents.PROMPTS, "rag", "Read {documents}: {question}")
-    assert prompt_digest("rag", config) not in digests
+    assert prompt_digest("rag", template) not in digests
+    assert prompt_digest(POLICY, template, "Try again.") not in digests
