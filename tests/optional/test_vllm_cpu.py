@@ -160,7 +160,7 @@ def test_sampler_and_trainer_agree_on_log_probabilities(run: tuple[Path, Watched
 
 def test_actions_end_as_the_protocol_says(run: tuple[Path, Watched]) -> None:
     _, seen = run
-    tokenizer, stop = seen.rollout._tokenizer, StopAtTag(seen.rollout._tokenizer)
+    tokenizer, stop = seen.rollout.tokenizer, StopAtTag(seen.rollout.tokenizer)
     limit = load_experiment("smoke/grpo").rollout.max_action_tokens
     tags = 0
     for one in seen.trajectories:
@@ -188,7 +188,7 @@ def test_a_tag_of_several_tokens_is_kept_whole(run: tuple[Path, Watched]) -> Non
     """A tag `>>` of two tokens that a bias forces; log-probabilities show neither bias nor
     nucleus."""
     _, seen = run
-    token = seen.rollout._tokenizer.convert_tokens_to_ids(">")
+    token = seen.rollout.tokenizer.convert_tokens_to_ids(">")
     sampling = sampler(seen, (">>",), top_p=0.9)
     sampling.options["logit_bias"] = {token: 100.0}
     (made,) = sampling.session([FIXED]).generate([0], [30])
@@ -199,7 +199,7 @@ def test_a_tag_of_several_tokens_is_kept_whole(run: tuple[Path, Watched]) -> Non
 
 
 def sampler(seen: Watched, tags: tuple[str, ...] = STOP_TAGS, **options: float) -> VLLMSampler:
-    tokenizer = seen.rollout._tokenizer
+    tokenizer = seen.rollout.tokenizer
     stop = StopAtTag(tokenizer, tags)
     eos = {tokenizer.eos_token_id}
     return VLLMSampler(seen.rollout.engine, stop, eos, lambda row, turn: row, **options)
