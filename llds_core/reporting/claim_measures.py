@@ -12,6 +12,7 @@ from llds_core.reporting.stats import restricted_steps
 
 # The paper sees incorrect responses less likely from step 80 of about 200 before the collapse on.
 _EARLY_SHARE = 0.4
+_EARLY_STEPS = (3, 15)
 
 
 def early_rise(run: StoredRun) -> float:
@@ -22,6 +23,12 @@ def early_rise(run: StoredRun) -> float:
     reward = run.rows["reward"]
     end = min(3 * run.window, run.before_collapse)
     return float(reward.iloc[run.window : end].mean() - reward.iloc[0])
+
+
+def early_mean(run: StoredRun, metric: str, less: str = "") -> float:
+    """Mean of `metric`, less that of another, over steps 3 to 15: while the reward still rises."""
+    rows = run.rows[run.rows["step"].between(*_EARLY_STEPS)]
+    return float((rows[metric] - (rows[less] if less else 0)).mean())
 
 
 def all_phases(run: StoredRun) -> bool | None:

@@ -236,6 +236,7 @@ def _heldout_gain(run: StoredRun, other: StoredRun, checkpoint: str, steps: int)
 
 # Of a run.
 MEASURES: dict[str, Callable[..., float]] = {
+    "early_mean": claim_measures.early_mean,
     "early_rise": claim_measures.early_rise,
     "likelihood_gap": claim_measures.likelihood_gap,
     "likelihood_gap_growth": claim_measures.likelihood_gap_growth,
@@ -279,14 +280,15 @@ class Effect(Rule):
     def check(self, evidence: Evidence) -> Finding | None:
         """Apply the rule."""
         runs = evidence.collapsing(self.arm) if self.collapsing else evidence.arm(self.arm)
-        arms, least = [self.arm], _SEEDS
+        arms, least = [self.arm, *([self.against] if self.against else [])], _SEEDS
+        other = evidence.arm(self.against) if self.against else {}
+        shared = runs.keys() & other.keys()
         if measure := MEASURES.get(self.effect):
             values = {seed: measure(run, *self.metrics) for seed, run in runs.items()}
+            if self.against:
+                values = {s: values[s] - measure(other[s], *self.metrics) for s in shared}
         elif pair := PAIRS.get(self.effect):
-            other = evidence.arm(self.against)
-            shared = runs.keys() & other.keys()
             values = {seed: pair(runs[seed], other[seed], evidence.steps) for seed in shared}
-            arms.append(self.against)
         else:
             values = CHECKPOINTS[self.effect](evidence, self.arm, self.factor).to_dict()
             least = _MEASURED_SEEDS

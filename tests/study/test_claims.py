@@ -29,6 +29,7 @@ from llds_core.config.arms import load_study
 from llds_core.errors import ConfigError, DataError
 from llds_core.study.claims import evaluate_claims, load_claims
 from llds_core.study.evidence import Evidence
+from llds_core.study.rules import Effect
 
 DESK = load_study("desk")
 CLAIMS = load_claims(DESK).claims
@@ -358,3 +359,22 @@ def test_held_out_scores_are_compared_within_the_steps_of_grpo():
     for start in ("LLDS-MA improves", f"{GATES} on"):
         assert checked(start, heldout=whole, **short) == "not tested"
         assert checked(start, **short) == "holds"
+
+
+def test_an_early_mean_is_that_of_steps_3_to_15_alone_or_less_another():
+    """Of a metric, of its difference to another, and of that of two arms on the same seeds."""
+    step = np.arange(1, STEPS + 1)
+    early = np.where((step >= 3) & (step <= 15), -1.0, 50.0)
+    own = arm(fallen, *THREE, columns={"change_own_update": early, "change_other_updates": 0.5})
+    other = arm(fallen, *THREE, columns={"change_own_update": 2.0, "change_other_updates": 0.0})
+    evidence = Evidence([*own("grpo"), *other("llds-action")], {})
+    metrics = ("change_own_update", "change_other_updates")
+
+    def effect(*names, against=""):
+        return Effect("early_mean", "grpo", against, metrics=names, below=0).check(evidence)
+
+    assert effect(metrics[0]).effect.estimate == -1 and effect(metrics[0]).holds
+    assert effect(*metrics).effect.estimate == -1.5
+    paired = effect(metrics[0], against="llds-action")
+    assert paired.effect.estimate == -3
+    assert {name for name, _ in paired.runs} == {"grpo", "llds-action"}
