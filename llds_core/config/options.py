@@ -40,7 +40,12 @@ Experiment = Annotated[str, Argument(help=f"<profile>/<method>; methods: {', '.j
 AnyExperiment = Annotated[str, Argument(help="a profile, or <profile>/<method>")]
 Overrides = Annotated[
     list[str],
-    Argument(metavar="KEY=VALUE", help="e.g. training.learning_rate=1e-4", default_factory=list),
+    Argument(
+        metavar="KEY=VALUE",
+        help="e.g. training.learning_rate=1e-4",
+        default_factory=list,
+        show_default=False,
+    ),
 ]
 Root = Annotated[Path, Option("--run-root", help="folder of runs")]
 Quiet = Annotated[bool, Option("--quiet", help="no progress bars", callback=_hide_bars)]
