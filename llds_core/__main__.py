@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -308,7 +307,7 @@ def retriever(
     from llds_core.rollout.environment import build_served
     from llds_core.serving.app import serve
 
-    serve(partial(build_served, config), config.service, host=host, port=port)
+    serve(lambda: build_served(config), config.service, host=host, port=port)
 
 
 def bench(

@@ -111,13 +111,6 @@ def write_table(path: Path, table: "pd.DataFrame", float_format: str | None = "%
     write_text(path, table.to_csv(index=False, float_format=float_format))
 
 
-def cell(value: object) -> str:
-    """`value` in a table for people: four digits, empty for None."""
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def bounded(estimate: float, low: float, high: float, form: str) -> str:
     """An estimate with its bounds, if it has any, each in the format `form`."""
     bounds = "" if isnan(low) else f" [{low:{form}}, {high:{form}}]"

@@ -94,18 +94,17 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(capsys, root: Path)
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_corrupted_metrics_name_file_and_line(capsys, root: Path) -> None:
-    file = root / "smoke/grpo/seed0/metrics.jsonl"
-    lines = file.read_text("utf-8").splitlines()
-    file.write_text("\n".join(["{broken", *lines[1:]]) + "\n", "utf-8")
-    assert f"{file}:1" in mistake(capsys, *MORE[:2], "--run-root", str(root))
-
-
-def test_run_in_use_is_refused(capsys, root: Path) -> None:
+def test_a_run_in_use_corrupted_metrics_and_a_root_that_is_a_file_are_named(
+    capsys, root: Path
+) -> None:
     run = Run.load("smoke/grpo", 0, root, MORE[2:])
     with RunDirectory(run.path, run.config, 0):
         assert "in use by process" in mistake(capsys, *MORE, "--run-root", str(root))
         assert run.manifest()["status"] == "running"
+    file = run.path / "metrics.jsonl"
+    file.write_text("{broken\n" + file.read_text("utf-8").partition("\n")[2], "utf-8")
+    assert f"{file}:1" in mistake(capsys, *MORE[:2], "--run-root", str(root))
+    assert "--run-root" in mistake(capsys, *MORE, "--run-root", str(file))
 
 
 def test_full_disk_while_saving_keeps_what_was_written(
@@ -118,11 +117,6 @@ def test_full_disk_while_saving_keeps_what_was_written(
     assert (run.path / "metrics.jsonl").read_text("utf-8").startswith(before)
     assert checkpoint_steps(run.checkpoints)[-1] == 3
     assert run.manifest()["status"] == "failed"
-
-
-def test_run_root_that_is_a_file_is_refused(capsys, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    assert "--run-root" in mistake(capsys, *MORE, "--run-root", str(tmp_path / "file"))
 
 
 def test_ask_shows_policy_and_observations_and_an_empty_question_is_refused(

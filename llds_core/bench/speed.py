@@ -27,7 +27,7 @@ from trl import GRPOTrainer
 from llds_core.bench.search_r1 import reencoding_rollout
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.evaluation import open_model
-from llds_core.files import cell, write_table
+from llds_core.files import write_table
 from llds_core.machine.jobs import usable_cores
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.loop import Rollout
@@ -65,7 +65,8 @@ def bench(profile: str, run_root: Path, out: Path) -> None:
     config = load_experiment(f"{profile}/llds-action")
     with _threads(config.training.threads), tempfile.TemporaryDirectory() as folder:
         measures = _measure(config, run_root, Path(folder))
-    table = pd.DataFrame(measures, dtype=object).map(cell)
+    table = pd.DataFrame(measures, dtype=object).fillna("")
+    table = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
     write_table(out, table)
     print(table.to_string(index=False))
 

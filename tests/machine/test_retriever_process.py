@@ -149,12 +149,6 @@ def test_what_is_there_instead_is_named(tmp_path: Path, status: int, body: str) 
             pytest.fail("it was used")
 
 
-def test_search_r1s_own_server_is_known_by_its_answers() -> None:
-    answer = '{"result": [[{"document": {"contents": "\\"T\\"\\ntext"}, "score": 1.0}]]}'
-    with answering(404, answer) as url:
-        assert ask_health(url).state == "unnamed"
-
-
 def test_nobody_starts_a_service_elsewhere_or_without_its_environment(
     config: ExperimentConfig, tmp_path: Path
 ) -> None:
