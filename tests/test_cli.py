@@ -53,8 +53,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["evaluate", "desk", "--shard", "3"], "--shard"),
         (["evaluate", "desk", "--shard", "1/2", "--merge"], "leave out --shard"),
         (["evaluate", "desk"], "of which run"),
-        (["plan", "desk", "--gpus", "0", "--gpu-memory-gib", "80"], "is for 1 × 0 GPUs"),
-        (["plan", "desk", "--gpus", "4"], "give both"),
+        (["slurm", "desk"], "desk needs no GPU"),
         (["data", "paper-3b", "--only", "questons"], "questions"),
     ],
 )
@@ -166,6 +165,7 @@ def test_a_stopped_command_says_how_to_continue(
 
 
 def test_a_reader_that_stops_reading_is_no_error() -> None:
-    command = f"{sys.executable} -m llds_core slurm paper-3b | head -1; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m llds_core slurm paper-3b --layout 2x8x80 | head -1; "
+    command += "exit ${PIPESTATUS[0]}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (done.stderr, done.stdout) == ("", "#!/bin/bash\n") and done.returncode in (0, 141)

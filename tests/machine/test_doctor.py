@@ -217,7 +217,8 @@ SERVER = "sampler.mode=server"
         case(
             "vLLM server",
             "does not answer",
-            "--dtype bfloat16 --logprobs-mode raw_logprobs",
+            "--port 8001 --tensor-parallel-size 1 --max-model-len 4096 --dtype bfloat16 "
+            "--logprobs-mode raw_logprobs",
             overrides=(SERVER,),
         ),
         case(

@@ -8,8 +8,10 @@ from run_helpers import CONFIG, one_line
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
 from llds_core.files import write_json
-from llds_core.machine.launch import ALONE, Machine, _reason, launch_command
-from llds_core.runs import RunDirectory, end_run, read_manifest
+from llds_core.machine import launch
+from llds_core.machine.jobs import Child
+from llds_core.machine.launch import ALONE, Machine, _reason, launch_command, launch_training
+from llds_core.runs import Run, RunDirectory, end_run, read_manifest
 
 TORCHRUN, ACCELERATE = "torch.distributed.run", "accelerate.commands.launch"
 FSDP = ["hardware.sharding=fsdp2", "training.dtype=bfloat16"]
@@ -105,3 +107,24 @@ def test_status_of_a_run_whose_processes_were_killed_is_written_for_them(tmp_pat
     manifest = read_manifest(tmp_path)
     assert (manifest["status"], manifest["reason"]) == ("failed", "process 1 was killed by SIGKILL")
     assert manifest["finished"]
+
+
+def test_a_run_interrupted_twice_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(CONFIG, 0, tmp_path)
+    with RunDirectory(run.path, CONFIG, 0):
+        running = run.manifest()
+    write_json(run.path / "manifest.json", running)
+
+    def interrupt(*children: Child) -> None:
+        for child in children:
+            child.process.kill()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "launch_command", lambda *_, **__: ["sleep", "600"])
+    monkeypatch.setattr(launch.ProgressBars, "show", lambda *_: interrupt())
+    monkeypatch.setattr(launch, "stop_children", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        launch_training(run)
+    assert run.manifest()["status"] == "interrupted"

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from llds_core.__main__ import main
 from llds_core.config import load_experiment
 from llds_core.machine.slurm import batch_script
 
@@ -66,12 +65,3 @@ for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done""",
         "<service.url=http://first:20006>"
     )
     assert "<--machine-rank><1><--main-address><first>" in second
-
-
-def test_the_command_prints_the_script_and_refuses_profiles_of_the_cpu(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert main(["slurm", "paper-3b", "--layout", "2x8x80"]) == 0
-    assert capsys.readouterr().out.startswith("#!/bin/bash\n")
-    assert main(["slurm", "desk"]) == 2
-    assert "desk needs no GPU" in capsys.readouterr().err
