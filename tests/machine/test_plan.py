@@ -44,7 +44,7 @@ def test_json_keeps_the_contract(capsys) -> None:
         found["gpu_moments_gib"]["update"], found["gpu_moments_gib"]["rollout"]
     )
     assert found["gpu_hours"] == pytest.approx(4 * found["hours"])
-    assert found["deviations"] == []
+    assert found["deviations"] == ["corrective message in our own words"]
     code, found = printed(capsys, "paper-7b", "--gpus", "1", "--gpu-memory-gib", "24")
     assert code == 1 and found["fits"] is False and "GiB on each GPU" in found["reason"]
 
