@@ -201,8 +201,8 @@ def ensure_runs(
         # Loads torch, which reading runs does without.
         from llds_core.training.experiment import train
 
-        for method, seed in product(methods, seeds):
-            run = Run.load(f"{profile}/{method}", seed, run_root, overrides)
+        pairs = product(methods, seeds)
+        for run in [Run.load(f"{profile}/{m}", seed, run_root, overrides) for m, seed in pairs]:
             try:
                 if not run.is_complete() and not run.has_diverged():
                     train(run)

@@ -39,7 +39,12 @@ def write_files_world(folder: Path, *, train: int = 12, test: int = 2) -> None:
 
 def _rows(count: int, questions: Iterator[Question]) -> list[dict]:
     return [
-        {"id": f"row_{i}", "question": q.question, "golden_answers": list(q.golden_answers)}
+        {
+            "id": f"row_{i}",
+            "question": q.question,
+            "golden_answers": list(q.golden_answers),
+            "prompt": [{"role": "user", "content": prompt_text(q.question, "search-r1")}],
+        }
         for i, q in enumerate(islice(questions, count))
     ]
 

@@ -13,7 +13,7 @@ from transformers import Trainer
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
 from llds_core.rollout.samplers import TransformersSampler
-from llds_core.training.settings import SearchGRPOConfig, search_grpo_config
+from llds_core.training.settings import search_grpo_config
 from llds_core.training.warmstart import WarmstartArguments
 
 _STRONG = ("training.steps=2", "loss.llds_weight=1.0", "loss.entropy_weight=0.01")
@@ -94,14 +94,16 @@ def test_the_optimizer_of_the_configuration_is_used_or_named(
         search_grpo_config(config, 0, tmp_path)
 
 
-@pytest.mark.parametrize("kind", [SearchGRPOConfig, WarmstartArguments])
 @pytest.mark.parametrize("visible", [0, 1, 4])
-def test_a_process_uses_one_gpu(kind: type, visible: int, tmp_path: Path) -> None:
+def test_a_process_uses_one_gpu(visible: int, tmp_path: Path) -> None:
     """Of several, transformers would take all, and spread every batch over them."""
-    args = kind(output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True)
-    args._n_gpu = visible  # as found on a machine with so many
-    assert args.n_gpu == min(1, visible)
-    assert args.train_batch_size == 8
+    config = load_experiment("smoke/grpo", ["training.micro_batch_size=8"])
+    args = search_grpo_config(config, 0, tmp_path)
+    warm = WarmstartArguments(output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True)
+    for each in (args, warm):
+        each._n_gpu = visible  # as found on a machine with so many
+        assert each.n_gpu == min(1, visible)
+        assert each.train_batch_size == 8
 
 
 @pytest.mark.parametrize(("sharding", "wanted"), [("fsdp2", True), ("none", None)])

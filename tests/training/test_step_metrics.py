@@ -200,7 +200,8 @@ def test_conditional_means_are_null_when_nothing_meets_the_condition(tmp_path: P
 
 def test_parts_of_several_processes_add_up_but_for_what_all_have_counted() -> None:
     def part(sums: dict[str, float], counts: dict[str, float], extreme: float, row: int) -> Any:
-        return sums, counts, {"ratio_max": extreme, "ratio_min": -extreme}, {row: torch.ones(2)}
+        extremes = {"ratio_max": extreme, "ratio_min": -extreme}
+        return (sums, counts, extremes, {row: torch.ones(2)}), {(0, row): -1.0}, {0: {row}}
 
     metrics = StepMetrics(rollout([{}] * 2 * GROUP, None, 1), 1, GROUP, LossConfig())
     metrics.merge(
@@ -209,14 +210,15 @@ def test_parts_of_several_processes_add_up_but_for_what_all_have_counted() -> No
             part({"entropy": 1.0, "nonfinite_updates": 1}, {"entropy": 5, "loss": 2}, 0.5, 1),
         ]
     )
-    sums, counts, extremes, states = metrics.part()
+    (sums, counts, extremes, states), moves, updated = metrics.part()
     assert sums == {"entropy": 7.0, "loss": 1.0, "nonfinite_updates": 1.0}
     assert counts == {"entropy": 7.0, "loss": 2.0}  # a mean of all tokens, not of two means
     assert extremes == {"ratio_max": 1.5, "ratio_min": -1.5}
     assert sorted(states) == [0, 1]
+    assert moves == {(0, 0): -1.0, (0, 1): -1.0} and updated == {0: {0, 1}}
     # Of GPU memory, in GiB, the fullest process counts.
     other = StepMetrics(Rollout([], 0.0, 0.0), 1, 1, LossConfig())
     metrics.add_gpu_memory(2 * 2**30)
     other.add_gpu_memory(3 * 2**30)
     metrics.merge([metrics.part(), other.part()])
-    assert metrics.part()[2]["gpu_memory"] == 3.0
+    assert metrics.part()[0][2]["gpu_memory"] == 3.0
