@@ -1,9 +1,7 @@
-"""All notebooks on stored smoke runs, in this process and through papermill, and the index."""
+"""All notebooks on stored smoke runs, through papermill, and the index."""
 
-import ast
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import nbformat
@@ -11,7 +9,6 @@ import pytest
 
 from llds_core.errors import ConfigError, DataError, RunError
 from llds_core.files import project_path
-from llds_core.reporting.artefacts import take_records
 from llds_core.reporting.notebooks import report, run_notebook
 from llds_core.reporting.store import load_run
 
@@ -19,7 +16,6 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 METHODS = ("grpo", "llds-action")
 OF_THE_PAPER = ("06_table", "06_averages")  # which come from no run
-UNSEEN = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 
 
 @pytest.fixture(autouse=True)
@@ -31,49 +27,20 @@ def code_cells(path):
     return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
 
 
-def show(*values):
-    for value in values:
-        getattr(value, "to_html", str)()
-
-
 @pytest.fixture(scope="module")
 def own_runs(smoke_runs, tmp_path_factory):
     """A copy: a notebook measures what it lacks."""
     return shutil.copytree(smoke_runs, tmp_path_factory.mktemp("own") / "runs")
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_notebook_runs_to_its_end_without_a_warning(path, own_runs, tmp_path, monkeypatch):
-    """In this process: a kernel for each would mostly import torch."""
-    monkeypatch.setattr("IPython.display.display", show)
-    parameters = {"profile": "smoke", "methods": [*METHODS], "run_root": str(own_runs)}
-    names = {"show": show}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for category in UNSEEN:
-            warnings.simplefilter("ignore", category)
-        for number, cell in enumerate(code_cells(path)):
-            *_, last = (tree := ast.parse(cell.source)).body
-            if isinstance(last, ast.Expr):
-                last.value = ast.Call(ast.Name("show", ast.Load()), [last.value], [])
-            exec(compile(ast.fix_missing_locations(tree), path.name, "exec"), names)
-            if number == 0:
-                names |= parameters | {"out_dir": str(tmp_path)}
-    runs = [f"smoke/{method}/seed0" for method in METHODS]
-    records = take_records(tmp_path)
-    assert any(made.suffix == ".csv" for made in records)
-    for made, entry in records.items():
-        assert entry["runs"] == ([] if made.name.startswith(OF_THE_PAPER) else runs)
-
-
-@pytest.fixture(scope="module", params=["02_entropy", pytest.param("*", marks=pytest.mark.slow)])
-def made(request, own_runs, tmp_path_factory):
+@pytest.fixture(scope="module")
+def made(own_runs, tmp_path_factory):
     """Folder of a report; made with a foreign kernel called python3 installed."""
     jupyter, notebooks, out_dir = map(tmp_path_factory.mktemp, ("jupyter", "notebooks", "report"))
     spec = jupyter / "kernels" / "python3" / "kernel.json"
     spec.parent.mkdir(parents=True)
     spec.write_text('{"argv": ["/bin/false"], "display_name": "other", "language": "python"}')
-    for source in (ROOT / "notebooks").glob(f"{request.param}.ipynb"):
+    for source in NOTEBOOKS:
         shutil.copy(source, notebooks)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -81,10 +48,11 @@ def made(request, own_runs, tmp_path_factory):
         patch.setattr("llds_core.reporting.notebooks.NOTEBOOKS", notebooks)
         report("smoke", [0], own_runs, out_dir, methods=METHODS)
     executed = sorted(path.stem for path in (out_dir / "notebooks").glob("*.ipynb"))
-    assert executed == [path.stem for path in NOTEBOOKS if path.match(f"{request.param}.ipynb")]
+    assert executed == [path.stem for path in NOTEBOOKS]
     return out_dir
 
 
+@pytest.mark.slow
 def test_every_reported_notebook_is_executed_to_its_end_and_has_a_page(made):
     for path in (made / "notebooks").glob("*.ipynb"):
         code = code_cells(path)
