@@ -156,12 +156,10 @@ def _tokenizer_texts(config: ExperimentConfig, world: World, traces: Sequence[Tr
 def _batches(
     traces: Sequence[Trace], config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, torch.Tensor]]:
-    """Padded batches of similar lengths in random order: `input_ids`, `attention_mask`, `weights`,
-    each (B, T).
-    """
-    size = config.warmstart.batch_size
-    encoded = [_encode(trace, config, tokenizer) for trace in traces]
-    random = numpy_generator(config.warmstart.seed, "warmstart", "batches")
+    """Padded batches of similar lengths in random order: `input_ids` and `weights`, (B, T) each."""
+    size, seed = config.warmstart.batch_size, config.warmstart.seed
+    encoded = _encode(traces, config, tokenizer)
+    random = numpy_generator(seed, "warmstart", "batches")
     batches = []
     for start in range(0, len(encoded), size * _BUCKET):
         bucket = sorted(encoded[start : start + size * _BUCKET], key=lambda pair: len(pair[0]))
@@ -173,18 +171,33 @@ def _batches(
 
 
 def _encode(
-    trace: Trace, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], list[float]]:
-    ids = encode_prompt(trace.question.question, config.rollout.prompt, tokenizer)
-    weights = [0.0] * len(ids)
-    for text, by_policy in trace.segments:
-        tokens = tokenizer.encode(text, add_special_tokens=False)
-        if not by_policy:
-            # As in a rollout, so that the policy sees observations of the length it will meet.
-            tokens = tokens[: config.rollout.max_observation_tokens]
-        ids += tokens
-        weights += [1.0 if by_policy else config.warmstart.observation_weight] * len(tokens)
-    return ids, weights
+    traces: Sequence[Trace], config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[list[int], list[float]]]:
+    """Token ids of each trace and the weights of their predictions."""
+    settings, template = config.warmstart, config.rollout.prompt
+    drawn = numpy_generator(settings.seed, "warmstart", "observations")
+    # Each text once, and all together: one by one they take a sixth of a warm start.
+    texts = list(dict.fromkeys(text for trace in traces for text, _ in trace.segments))
+    ids_of = dict(zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
+    asked = dict.fromkeys(trace.question.question for trace in traces)
+    prompts = {question: encode_prompt(question, template, tokenizer) for question in asked}
+    encoded = []
+    for trace in traces:
+        ids = list(prompts[trace.question.question])
+        weights = [0.0] * len(ids)
+        for text, by_policy in trace.segments:
+            tokens = ids_of[text]
+            if by_policy:
+                weights += [1.0] * len(tokens)
+            else:
+                # As in a rollout, so that the policy sees observations of the length it will meet.
+                tokens = tokens[: config.rollout.max_observation_tokens]
+                kept = drawn.random(len(tokens)) < settings.observation_share
+                weight = settings.observation_weight / settings.observation_share
+                weights += (kept * weight).tolist()
+            ids += tokens
+        encoded.append((ids, weights))
+    return encoded
 
 
 def _pad(rows: Sequence[tuple[list[int], list[float]]], pad_id: int) -> dict[str, torch.Tensor]:
@@ -192,7 +205,6 @@ def _pad(rows: Sequence[tuple[list[int], list[float]]], pad_id: int) -> dict[str
     weights = [torch.tensor(weights) for _, weights in rows]
     return {
         "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
         "weights": pad_sequence(weights, batch_first=True),
     }
 
@@ -213,9 +225,8 @@ class WarmstartTrainer(AtomicCheckpointMixin, Trainer):
     ) -> torch.Tensor:
         """Weighted mean of the next-token negative log-likelihood."""
         weights = inputs["weights"][:, 1:]
-        hidden = model.base_model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-        )
+        # Causal and padded on the right: no token sees padding, which has no weight.
+        hidden = model.base_model(input_ids=inputs["input_ids"], use_cache=False)
         # Prompts and padding carry no weight: their logits, the largest tensor here, are never
         # made.
         scored = weights > 0

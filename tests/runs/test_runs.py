@@ -302,3 +302,14 @@ def test_a_setting_younger_than_a_run_had_its_default(tmp_path: Path) -> None:
     assert same_run(manifest, CONFIG, CONFIG.training.steps)
     other = load_experiment(CONFIG.name, ["rollout.top_p=0.5"])
     assert not same_run(manifest, other, CONFIG.training.steps)
+
+
+@pytest.mark.parametrize(
+    ("profile", "digits"),
+    [("smoke", "5e8fad22a20f"), ("desk", "11c876754561"), ("smol", "bf6f8e334283")],
+)
+def test_start_policies_keep_their_folders(profile: str, digits: str) -> None:
+    """A younger key of the configuration leaves them where they are."""
+    assert Run.load(f"{profile}/grpo").warmstart_path.name == f"warmstart-{digits}"
+    thin = Run.load(f"{profile}/grpo", overrides=("warmstart.observation_share=0.5",))
+    assert thin.warmstart_path.name != f"warmstart-{digits}"
