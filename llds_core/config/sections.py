@@ -150,9 +150,6 @@ class WarmstartConfig:
     weight_decay: Number = Field(default=0.01, ge=0, le=1)
     observation_weight: Number = Field(default=0.2, ge=0, le=1)
     """Loss weight of retrieved tokens relative to policy tokens, in [0, 1]."""
-    observation_share: Number = Field(default=1.0, ge=0.01, le=1)
-    """Share of retrieved tokens whose prediction is trained, drawn at random; each then weighs as
-    much more. Scoring fewer saves up to a third of the time."""
     early_answer_rate: Number = Field(default=0.35, ge=0, le=1)
     """Share of two-hop traces that stop after one search and guess."""
     wrong_answer_rate: Number = Field(default=0.17, ge=0, le=1)

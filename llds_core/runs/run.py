@@ -119,8 +119,6 @@ class Run:
     def _start_values(self, *more: str) -> dict[str, Any]:
         """What its start policy depends on, and whole sections beside it."""
         values = self.config.to_dict()
-        if values["warmstart"]["observation_share"] == 1:  # as before there was the key
-            del values["warmstart"]["observation_share"]
         chosen = {section: values[section] for section in (*_START_SECTIONS, *more)}
         for section, keys in _START_KEYS.items():
             chosen[section] = {key: values[section][key] for key in keys}

@@ -157,9 +157,9 @@ def _batches(
     traces: Sequence[Trace], config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, torch.Tensor]]:
     """Padded batches of similar lengths in random order: `input_ids` and `weights`, (B, T) each."""
-    size, seed = config.warmstart.batch_size, config.warmstart.seed
+    size = config.warmstart.batch_size
     encoded = _encode(traces, config, tokenizer)
-    random = numpy_generator(seed, "warmstart", "batches")
+    random = numpy_generator(config.warmstart.seed, "warmstart", "batches")
     batches = []
     for start in range(0, len(encoded), size * _BUCKET):
         bucket = sorted(encoded[start : start + size * _BUCKET], key=lambda pair: len(pair[0]))
@@ -174,8 +174,7 @@ def _encode(
     traces: Sequence[Trace], config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[list[int], list[float]]]:
     """Token ids of each trace and the weights of their predictions."""
-    settings, template = config.warmstart, config.rollout.prompt
-    drawn = numpy_generator(settings.seed, "warmstart", "observations")
+    template, observed = config.rollout.prompt, config.warmstart.observation_weight
     # Each text once, and all together: one by one they take a sixth of a warm start.
     texts = list(dict.fromkeys(text for trace in traces for text, _ in trace.segments))
     ids_of = dict(zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
@@ -187,15 +186,11 @@ def _encode(
         weights = [0.0] * len(ids)
         for text, by_policy in trace.segments:
             tokens = ids_of[text]
-            if by_policy:
-                weights += [1.0] * len(tokens)
-            else:
+            if not by_policy:
                 # As in a rollout, so that the policy sees observations of the length it will meet.
                 tokens = tokens[: config.rollout.max_observation_tokens]
-                kept = drawn.random(len(tokens)) < settings.observation_share
-                weight = settings.observation_weight / settings.observation_share
-                weights += (kept * weight).tolist()
             ids += tokens
+            weights += [1.0 if by_policy else observed] * len(tokens)
         encoded.append((ids, weights))
     return encoded
 

@@ -311,5 +311,3 @@ def test_a_setting_younger_than_a_run_had_its_default(tmp_path: Path) -> None:
 def test_start_policies_keep_their_folders(profile: str, digits: str) -> None:
     """A younger key of the configuration leaves them where they are."""
     assert Run.load(f"{profile}/grpo").warmstart_path.name == f"warmstart-{digits}"
-    thin = Run.load(f"{profile}/grpo", overrides=("warmstart.observation_share=0.5",))
-    assert thin.warmstart_path.name != f"warmstart-{digits}"

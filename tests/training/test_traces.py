@@ -1,19 +1,15 @@
 """Traces use training questions only, repeat exactly, and are as imperfect as configured."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
 
 from llds_core.config import load_experiment
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.environment import build_environment
 from llds_core.rollout.protocol import parse_action
-from llds_core.runs import Run
 from llds_core.training.experiment import training_rows
 from llds_core.training.traces import Trace, make_traces
-from llds_core.training.warmstart import WarmstartTrainer, warmstart
 
 CONFIG = load_experiment("smoke/grpo")
 COUNT = 1500
@@ -134,32 +130,3 @@ def test_longer_run_begins_with_the_rows_of_a_shorter_one(environment) -> None:
     assert rows(3, seed=1) != rows(3)
     for row in long:
         assert environment.world.train[row["question"]].question in row["prompt"]
-
-
-def batches(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[dict]:
-    """What a warm start of eight batches trains on."""
-    seen: list[dict] = []
-    monkeypatch.setattr(
-        WarmstartTrainer, "train", lambda self, **options: seen.extend(self.train_dataset)
-    )
-    warmstart(Run.load("smoke/grpo", 0, folder, ("warmstart.steps=8", *overrides)))
-    return seen
-
-
-def test_a_share_of_the_observations_weighs_as_much_as_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each token of the share weighs as much more; of what the policy writes nothing is left out.
-    The share of n tokens has a standard deviation of √(p(1-p)/n): five of them are allowed.
-    """
-    whole = batches(tmp_path / "whole", monkeypatch)
-    thin = batches(tmp_path / "thin", monkeypatch, "warmstart.observation_share=0.25")
-    seen = kept = 0
-    for all_of_it, some in zip(whole, thin, strict=True):
-        assert torch.equal(all_of_it["input_ids"], some["input_ids"])
-        observed = (all_of_it["weights"] > 0) & (all_of_it["weights"] < 1)
-        drawn = observed & (some["weights"] > 0)
-        assert torch.equal(some["weights"][drawn], 4 * all_of_it["weights"][drawn])
-        assert torch.equal(some["weights"][~observed], all_of_it["weights"][~observed])
-        seen, kept = seen + int(observed.sum()), kept + int(drawn.sum())
-    assert abs(kept / seen - 0.25) < 5 * (0.25 * 0.75 / seen) ** 0.5
