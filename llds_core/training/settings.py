@@ -68,7 +68,8 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
     def __post_init__(self) -> None:
         """Check what was made by hand: the sections, and that TRL's options agree with them."""
         super().__post_init__()
-        for name, section in (("loss", LossConfig), ("training", TrainingConfig)):
+        sections = {"loss": LossConfig, "training": TrainingConfig, "sampler": SamplerConfig}
+        for name, section in sections.items():
             if isinstance(value := getattr(self, name), dict):
                 setattr(self, name, section(**value))
         for name, value in _sections_to_trl(self.loss, self.training).items():
