@@ -8,7 +8,6 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from llds_core.retrieval.base import Hit, SearchKey
 from llds_core.rollout.loop import RolloutLoop
-from llds_core.rollout.prompts import encode_prompt
 from llds_core.rollout.protocol import STOP_TAGS, parse_action, search_observation
 from llds_core.rollout.samplers import evaluation_mode
 from llds_core.worlds.records import Question
@@ -29,9 +28,7 @@ def reencoding_rollout(loop: RolloutLoop, model: PreTrainedModel, tasks: Tasks) 
         tasks: questions, each with the number of its sample.
     """
     limits, tokenizer = loop.config, loop.tokenizer
-    template = loop.template or limits.prompt
-    prompts = [encode_prompt(q.question, template, tokenizer) for q, _ in tasks]
-    texts = tokenizer.batch_decode(prompts)
+    texts = tokenizer.batch_decode(loop.prompts([question for question, _ in tasks]))
     active = list(range(len(tasks)))
     for turn in range(limits.max_searches + 1):
         replies = _generate(loop, model, [texts[row] for row in active])

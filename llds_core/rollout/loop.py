@@ -68,8 +68,7 @@ class RolloutLoop:
         """
         started = time.perf_counter()
         config = self.config
-        encode = self.encode or self._encode_template
-        prompts = encode([question for question, _ in tasks])
+        prompts = self.prompts([question for question, _ in tasks])
         trajectories = [
             Trajectory(question, sample, ids, feedback=config.feedback)
             for (question, sample), ids in zip(tasks, prompts, strict=True)
@@ -153,7 +152,10 @@ class RolloutLoop:
                 trajectory.stop_reason = "answer"
         return seconds
 
-    def _encode_template(self, questions: Sequence[Question]) -> list[list[int]]:
+    def prompts(self, questions: Sequence[Question]) -> list[list[int]]:
+        """Token ids of the prompts that `run` begins with."""
+        if self.encode:
+            return self.encode(questions)
         template = self.template or self.config.prompt
         return [encode_prompt(q.question, template, self.tokenizer) for q in questions]
 
@@ -166,11 +168,8 @@ class RolloutLoop:
             texts = (format_hits(t.actions[-1].hits) for t in searched)
         observed = []
         for trajectory in trajectories:
-            text = (
-                information(next(texts))
-                if trajectory.actions[-1].executed
-                else self.config.feedback
-            )
+            executed = trajectory.actions[-1].executed
+            text = information(next(texts)) if executed else self.config.feedback
             tokens = self.tokenizer.encode(text, add_special_tokens=False)
             room = min(self.config.max_observation_tokens, max(self._room(trajectory), 0))
             observed.append(tokens[:room])

@@ -31,13 +31,16 @@ class Generation:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
-    def drop_end(self, ends: set[int]) -> None:
-        """Drop a last token out of `ends`: the end of text of an invalid action is neither trained
-        nor shown before the correction (`search_r1/llm_agent/generation.py` decodes without special
-        tokens). An action of nothing else keeps it: a row needs a policy token.
+    def drop_end(self, ends: set[int]) -> bool:
+        """Drop a last token out of `ends`, and say whether there was one: the end of text of an
+        invalid action is neither trained nor shown before the correction
+        (`search_r1/llm_agent/generation.py` decodes without special tokens). An action of nothing
+        else keeps it: a row needs a policy token.
         """
-        if len(self.token_ids) > 1 and self.token_ids[-1] in ends:
+        dropped = len(self.token_ids) > 1 and self.token_ids[-1] in ends
+        if dropped:
             del self.token_ids[-1], self.logprobs[-1]
+        return dropped
 
 
 class Session(Protocol):
@@ -234,9 +237,7 @@ class TransformersSession:
                 ended = token in self._sampler.eos_ids or self._sampler.ends(made.token_ids)
                 if ended or len(made.token_ids) == budgets[index]:
                     closed.add(index)
-                    sampled_tokens = len(made.token_ids)
-                    made.drop_end(self._sampler.eos_ids)
-                    if len(made.token_ids) == sampled_tokens:
+                    if not made.drop_end(self._sampler.eos_ids):
                         # Its last token is fed together with the observation that follows.
                         self._pending[rows[index]].append(token)
             if len(closed) == len(rows):

@@ -143,11 +143,13 @@ def deviations(config: ExperimentConfig) -> list[str]:
     except ConfigError:
         return []
     before, after = flat(printed.to_dict()), flat(config.to_dict())
-    # Of what the paper's policies read, where the data is the paper's.
-    ours = [("prompt", config.rollout.prompt != "data")]
-    ours += [("corrective message", config.rollout.feedback == FEEDBACK)]
-    published = config.world.name == "files"
-    return [f"{what} in our own words" for what, is_ours in ours if published and is_ours] + [
+    # Of what a policy reads, where the data is the paper's.
+    ours = {
+        "prompt": config.rollout.prompt != "data",
+        "corrective message": config.rollout.feedback == FEEDBACK,
+    }
+    named = [what for what in ours if ours[what] and config.world.name == "files"]
+    return [f"{what} in our own words" for what in named] + [
         _NAMES.get((key, value)) or f"{key} is {_shown(value)} instead of {_shown(before[key])}"
         for key, value in after.items()
         if value != before[key] and not _is_neutral(key, before[key], value, config)

@@ -19,7 +19,7 @@ from llds_core.losses import kl_k3
 from llds_core.rollout.loop import Rollout
 
 Row = dict[str, float | int | None]
-# By update and row of a correct trajectory: how far the update moved its summed log-probability.
+# By update and row of a correct trajectory: how far its summed log-probability had moved by then.
 Moves = dict[tuple[int, int], float]
 # Numbers of the questions that an update had trajectories of.
 Updated = dict[int, set[int]]
@@ -48,7 +48,6 @@ class StepMetrics:
         self._states: dict[int, torch.Tensor] = {}
         self._moves: Moves = {}
         self._updated: Updated = defaultdict(set)
-        self._before: dict[int, float] = {}  # summed log-probability of a row before an update
         self._started = time.perf_counter()
 
     def close_rollout(self, micro_batches: Sequence[dict[str, Any]], weight: float) -> None:
@@ -84,20 +83,16 @@ class StepMetrics:
         """Take the log-probabilities of a micro-batch after an update, one that was `trained` on it
         or not.
         """
-        mask = micro["policy_mask"]
-        old = (micro["old_per_token_logps"] * mask).sum(1).tolist()
-        new = (logprobs * mask).sum(1).tolist()
-        for row, before, after in zip(micro["rows"].tolist(), old, new, strict=True):
+        moved = _moved(micro, logprobs).tolist()
+        for row, change in zip(micro["rows"].tolist(), moved, strict=True):
             if trained:
                 self._updated[update].add(row // self._group_size)
             if self._correct[row]:
-                self._moves[update, row] = after - self._before.get(row, before)
-                self._before[row] = after
+                self._moves[update, row] = change
 
     def add_final_logprobs(self, micro: dict[str, Any], logprobs: torch.Tensor) -> None:
         """Take the log-probabilities of a micro-batch after the step's last update."""
-        mask = micro["policy_mask"].bool()
-        change = ((logprobs - micro["old_per_token_logps"]) * mask).sum(1).cpu()
+        change = _moved(micro, logprobs).cpu()
         correct = self._correct[micro["rows"].cpu()]
         for name, chosen in (("correct", correct), ("incorrect", ~correct)):
             self._add(f"loglik_change_{name}", change[chosen].sum().item(), int(chosen.sum()))
@@ -218,7 +213,8 @@ class StepMetrics:
     def _by_update(self) -> Row:
         """How updates moved the correct trajectories of questions that had incorrect ones, too."""
         moved: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
-        for (update, row), change in sorted(self._moves.items()):
+        for (update, row), by_now in sorted(self._moves.items()):
+            change = by_now - self._moves.get((update - 1, row), 0.0)
             moved[update, row // self._group_size].append(change)
         found: dict[str, list[float]] = {"own_update": [], "other_updates": []}
         for (update, question), changes in moved.items():
@@ -252,6 +248,11 @@ class StepMetrics:
 
     def _extreme(self, name: str, value: float, pick: Any) -> None:
         self._extremes[name] = pick(value, self._extremes.get(name, value))
+
+
+def _moved(micro: dict[str, Any], logprobs: torch.Tensor) -> torch.Tensor:
+    """Change of the summed log-probability of each row of a micro-batch since its rollout, (B,)."""
+    return ((logprobs - micro["old_per_token_logps"]) * micro["policy_mask"].bool()).sum(1)
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:
