@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce test test-vllm lint bench baselines doctor plan slurm lab figures study \
-  mechanism data index retriever retriever-env clean
+  mechanism data index retriever retriever-env gpu-bundle clean
 
 PROFILE ?= desk
 SEEDS ?= 0
@@ -16,6 +16,7 @@ RUN_ROOT ?= results/runs
 FOLDER ?= data
 BACKEND ?=
 PORT ?= 8000
+BUNDLE_PYTHON ?= 3.12
 ARGS ?=
 # Turns and passages as in the papers; room for a model that was not trained on the short protocol.
 BASELINE_SETTINGS := rollout.max_searches=4 retrieval.top_k=3 rollout.max_action_tokens=96 \
@@ -114,6 +115,10 @@ mechanism: $(STAMP)  ## measure the checkpoints of PROFILE and publish the table
 
 bench: $(STAMP)  ## measure speed against named baselines
 	@$(RUN) bench --profile $(PROFILE) --run-root $(RUN_ROOT) $(ARGS)
+
+gpu-bundle: $(STAMP)  ## put into build/gpu-bundle what gpu-check needs on a GPU machine without network (BUNDLE_PYTHON=3.12)
+	@$(PY) -m llds_core.bench.gpu_bundle build/gpu-bundle $(BUNDLE_PYTHON)
+	@echo "build/gpu-bundle: there, run sh run.sh results"
 
 baselines: $(STAMP)  ## ask SmolLM2 without training, four ways, and publish the table of PROFILE: resumable
 	@$(RUN) baselines $(PROFILE) --checkpoint smollm2 --limit 210 --publish $(ARGS) $(BASELINE_SETTINGS)

@@ -322,12 +322,25 @@ def bench(
     bench(profile, run_root, out)
 
 
+def gpu_check(
+    phase: Annotated[
+        str, Option(metavar="A,B,C,D", help="which phases, in this order")
+    ] = "A,B,C,D",
+    out: Annotated[Path, Option(help="folder of gpu_check.json and of runs")] = Path("results/gpu"),
+    steps: Annotated[int | None, Option(min=1, help="of phase D")] = None,
+) -> int:
+    """Check and time a GPU, with plan's numbers beside; at toy sizes on a CPU."""
+    from llds_core.bench.gpu_check import gpu_check
+
+    return gpu_check(words(phase), out, steps)
+
+
 COMMANDS = {
     "start": (doctor, data, reproduce),
     "train": (warmstart, train),
     "look": (ask, evaluate, baselines, report),
     "study": (study, mechanism, publish),
-    "machine": (plan, slurm, index, retriever, bench),
+    "machine": (plan, slurm, index, retriever, bench, gpu_check),
 }
 for _panel, _functions in COMMANDS.items():
     for _function in _functions:

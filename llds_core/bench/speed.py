@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -42,6 +42,7 @@ from llds_core.training.settings import search_grpo_config
 from llds_core.training.trainer import SearchGRPOTrainer
 
 _REPETITIONS = 3
+_Trainer = TypeVar("_Trainer", bound=SearchGRPOTrainer)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def bench(profile: str, run_root: Path, out: Path) -> None:
     """
     config = load_experiment(f"{profile}/llds-action")
     with _threads(config.training.threads), tempfile.TemporaryDirectory() as folder:
-        measures = _measure(config, run_root, Path(folder))
+        measures = measure_profile(config, run_root, Path(folder))
     table = pd.DataFrame(measures, dtype=object).fillna("")
     table = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
     write_table(out, table)
@@ -82,7 +83,8 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _measure(config: ExperimentConfig, run_root: Path, folder: Path) -> list[Measure]:
+def measure_profile(config: ExperimentConfig, run_root: Path, folder: Path) -> list[Measure]:
+    """Every measure of `config`, from its start policy under `run_root` or a random one."""
     environment = build_environment(config)
     path, name = _start_policy(config, environment, run_root, folder)
     measure, rollout = _measure_rollout(config, environment, path)
@@ -91,7 +93,7 @@ def _measure(config: ExperimentConfig, run_root: Path, folder: Path) -> list[Mea
         Measure("threads", config.training.threads, "threads"),
         _measure_import(),
         measure,
-        *_measure_updates(_Updates(_smaller(config), rollout, path, folder)),
+        *_measure_updates(Updates(_smaller(config), rollout, path, folder)),
     ]
 
 
@@ -166,12 +168,13 @@ def _measure_rollout(
     return row, ours()
 
 
-class _Updates:
+class Updates:
     """The updates of one step on trajectories that are there already, timed.
 
     Attributes:
         tokens: that all updates train on.
         padding: share of positions, in the last step of our trainer.
+        row: all metrics of that step.
         whole_padding: the same when all trajectories are padded to the longest.
     """
 
@@ -186,17 +189,22 @@ class _Updates:
         self.config, self._path, self._folder = config, path, folder
         self.tokens = total * config.training.epochs
         self.padding, self.whole_padding = 0.0, 1 - total / (width * len(made))
+        self.row: dict[str, Any] = {}
         self._rollout = Rollout(made, rollout.seconds, rollout.retrieval_seconds)
 
-    def ours(self, weight: float, threads: int) -> float:
-        """Seconds of this package's trainer with an LLDS penalty of `weight`."""
-        trainer = SearchGRPOTrainer(
+    def trainer(self, weight: float, kind: type[_Trainer]) -> _Trainer:
+        """This package's trainer, with an LLDS penalty of `weight`."""
+        return kind(
             rollout=lambda given, policy, step: self._rollout,
             on_step=self._record,
             **self._common(weight),
         )
+
+    def ours(self, weight: float, threads: int) -> float:
+        """Seconds of this package's trainer with an LLDS penalty of `weight`."""
+        trainer = self.trainer(weight, SearchGRPOTrainer)
         with _threads(threads):
-            return _train_seconds(trainer)
+            return train_seconds(trainer)
 
     def trl(self) -> float:
         """Seconds of TRL's own trainer, without a penalty."""
@@ -207,10 +215,10 @@ class _Updates:
                 rollout_func=lambda prompts, owner: rollout_columns(self._rollout.trajectories),
                 **self._common(0.0),
             )
-        return _train_seconds(trainer)
+        return train_seconds(trainer)
 
     def _record(self, row: dict[str, Any], trajectories: object) -> None:
-        self.padding = row["padding"]
+        self.padding, self.row = row["padding"], row
 
     def _common(self, weight: float) -> dict[str, Any]:
         """What both trainers are given."""
@@ -225,7 +233,7 @@ class _Updates:
         return about | {"train_dataset": dataset, "processing_class": tokenizer}
 
 
-def _measure_updates(updates: _Updates) -> list[Measure]:
+def _measure_updates(updates: Updates) -> list[Measure]:
     config, cores = updates.config, usable_cores()
     weight, threads = config.loss.llds_weight, config.training.threads
     ours, without, trl, all_cores = interleaved(
@@ -277,7 +285,7 @@ def _smaller(config: ExperimentConfig) -> ExperimentConfig:
     return config
 
 
-def _train_seconds(trainer: GRPOTrainer) -> float:
+def train_seconds(trainer: GRPOTrainer) -> float:
     """Seconds from the first update to the last: setting a trainer up is not its speed."""
     trainer.remove_callback(PrinterCallback)
     return trainer.train().metrics["train_runtime"]

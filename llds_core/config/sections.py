@@ -303,6 +303,9 @@ class TrainingConfig:
     loads them in this type."""
     gradient_checkpointing: StrictBool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    remove_padding: StrictBool = False
+    """Lay the trajectories of a micro-batch end to end for torch's variable-length attention, in 16
+    bits on a GPU. Equal to the padded pass up to rounding."""
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
     """`adamw-8bit` keeps the moments in 8 bits (bitsandbytes); not what the papers ran."""
 

@@ -38,8 +38,13 @@ UNCERTAINTY = 2.5
 """Factor between a stated time and each of its bounds."""
 # Operations per second of a whole step, sampling and searches included. GPU: a fifth of what an
 # H100's datasheet gives for dense bfloat16, by which 200 steps of 3B take 4.5 hours on eight; users
-# of Search-R1 report 2 to 7 (github.com/PeterGriffinJin/Search-R1/issues/1). CPU: desk, one core.
-_GPU_SPEED, _CPU_SPEED = 2e14, 5e10
+# of Search-R1 report 2 to 7 (github.com/PeterGriffinJin/Search-R1/issues/1); updates alone reached
+# 2.2e14 to 3.2e14 on an H200 (results/published/gpu). CPU: desk, one core.
+GPU_SPEED, CPU_SPEED = 2e14, 5e10
+# Seconds that a GPU waits for Python at each layer of a pass, however small the pass is: on an H200
+# with four cores for two runs, SmolLM2's 30 layers took about 39 ms per token. For vLLM, which
+# replays graphs, the number is assumed.
+_LAUNCH = {"transformers": 1e-3, "vllm": 2e-4}
 _PROMPT = {"data": 200, "search-r1": 200, "short": 20}  # tokens
 _SEARCHES, _ACTION, _OBSERVATION = 1.5, 60, 450  # mean searches, and tokens of each part
 # Sections and keys that decide how long a step takes.
@@ -175,9 +180,17 @@ def _stated(config: ExperimentConfig, shape: ModelShape) -> Rate:
     scored = 3 if config.loss.kl_weight > 0 else 2  # before and after the updates
     passes = 1 + scored + (4 if training.gradient_checkpointing else 3) * training.epochs
     gpus = 0 if config.hardware.gpu_memory_gib is None else config.world_size
-    speed = gpus * _GPU_SPEED or _CPU_SPEED
+    speed = gpus * GPU_SPEED or CPU_SPEED
     seconds = 2 * shape.parameters * tokens * passes / speed
     source = f"{speed:.0e} operations/s assumed, bounds a factor {UNCERTAINTY} apart"
+    if gpus:
+        # Every turn waits for its longest action; every micro-batch is scored and trained on.
+        sampled = (rollout.max_searches + 1) * rollout.max_action_tokens
+        share = config.trajectories_per_rollout / gpus
+        trained = math.ceil(share / training.micro_batch_size) * (passes - 1)
+        launches = sampled * _LAUNCH[config.sampler.backend] + trained * _LAUNCH["transformers"]
+        seconds += shape.layers * launches
+        source += f", and {shape.layers * launches:.1f} s of launching kernels"
     bounds = (seconds / UNCERTAINTY, seconds, seconds * UNCERTAINTY)
     return tokens, bounds, {"kind": "stated", "source": source}
 

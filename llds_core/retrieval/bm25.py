@@ -5,11 +5,13 @@ One process, one thread, no progress bars.
 """
 
 import hashlib
+import importlib
 import logging
 import os
+import sys
 from collections.abc import Sequence
+from typing import Any
 
-import bm25s
 import numpy as np
 
 from llds_core.errors import ConfigError
@@ -17,6 +19,21 @@ from llds_core.retrieval.base import Hit, check_k, hit_of
 from llds_core.worlds.records import Passage
 from llds_core.worlds.text import words
 
+
+def _import_bm25s() -> Any:
+    """Import bm25s without JAX: it asks JAX for a top-k on import, and JAX then holds most of the
+    memory of a GPU as long as the process lives. Ranking is ours.
+    """
+    if "jax" in sys.modules:
+        return importlib.import_module("bm25s")
+    sys.modules["jax"] = None  # type: ignore[assignment]  # how Python marks what cannot be imported
+    try:
+        return importlib.import_module("bm25s")
+    finally:
+        del sys.modules["jax"]
+
+
+bm25s = _import_bm25s()
 # bm25s sets its logger to DEBUG on import, which would write into any log that a caller configures.
 logging.getLogger("bm25s").setLevel(logging.WARNING)
 

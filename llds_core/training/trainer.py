@@ -8,8 +8,8 @@ Deltas from TRL, each an override of one method:
   by length and a micro-batch is trimmed to its longest row; old and reference log-probabilities are
   computed on exactly the rows, order and width that are trained on. TRL pads everything to the
   longest trajectory and computes them before it shuffles; a gate that opens at zero would see it.
-* `_get_per_token_logps_and_entropies`: scores policy tokens only (`policy_head`) and keeps what the
-  loss computed, so that the penalty costs no second forward pass.
+* `_get_per_token_logps_and_entropies`: scores policy tokens only (`policy_head`), where asked without
+  padding (`unpadded`), and keeps what the loss computed: the penalty costs no second forward pass.
 * `_compute_loss`: TRL's loss plus weight × penalty. With weight 0 nothing is added.
 * `_clip_grad_norm`: a non-finite gradient or loss skips the update. (DeepSpeed has made the update
   by then: under ZeRO-3 it is counted and ends the run, but not undone.)
@@ -54,6 +54,7 @@ from llds_core.training.policy_head import PolicyHeadOutput, add_policy_head, po
 from llds_core.training.settings import SearchGRPOConfig
 from llds_core.training.sharding import copy_to_sharded, whole_policy
 from llds_core.training.step_metrics import Row, StepMetrics
+from llds_core.training.unpadded import forward_unpadded, use_unpadded_attention
 
 RolloutFunction = Callable[[Sequence[dict[str, Any]], PreTrainedModel, int], Rollout]
 StepFunction = Callable[[Row, list[Trajectory]], None]
@@ -112,6 +113,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             copy_to_sharded(self.model, self.ref_model)
         for policy in filter(None, (self.model, self.ref_model)):
             add_policy_head(policy, temperature=self.temperature)
+            if args.training.remove_padding:
+                use_unpadded_attention(policy)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Keep what modules return, and sums of gradients, in 32 bits under FSDP2.
@@ -244,15 +247,15 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             micro["ref_per_token_logps"] = reference.log_probs[:, -width:]
 
     def _forward(self, model: nn.Module, micro: dict[str, Any]) -> PolicyHeadOutput:
-        """Score the policy tokens of a micro-batch; everything else gets log-probability 0.
-
-        TRL exponentiates before it masks: the log-probability of an observation token that has
-        drifted far would turn into inf * 0. At 0 under every policy it cannot.
+        """Score the policy tokens of a micro-batch; everything else gets log-probability 0: TRL
+        exponentiates before it masks, and a token that has drifted far would turn into inf * 0.
         """
         ids = torch.cat([micro["prompt_ids"], micro["completion_ids"]], dim=1)
         attention = torch.cat([micro["prompt_mask"], micro["completion_mask"]], dim=1)
         labels = policy_labels(ids, micro["policy_mask"])
         with self.accelerator.autocast():
+            if self.args.training.remove_padding:
+                return forward_unpadded(model, ids, attention, labels)
             return model(input_ids=ids, attention_mask=attention, policy_labels=labels)
 
     def _get_per_token_logps_and_entropies(

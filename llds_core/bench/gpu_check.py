@@ -1,0 +1,332 @@
+"""`gpu-check`: one program that shows whether a card computes what the CPU computes, and how fast.
+
+Four phases, each on its own, without a download and without vLLM:
+
+* A: losses, policy head, gate canary and attention against float64 on the CPU;
+* B: updates of a model of Qwen2.5-3B's shape with random weights, beside what `plan` says;
+* C: `bench` of the profile `smol`;
+* D: GRPO and GRPO with LLDS side by side from a start policy made here, at the sizes of `smol`.
+
+Without a GPU the same phases run at toy sizes on the CPU.
+"""
+
+import gc
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from llds_core.bench.gpu_kernels import check_kernels
+from llds_core.bench.gpu_report import Report, Status, synchronise
+from llds_core.bench.speed import Updates, measure_profile, train_seconds
+from llds_core.config import ExperimentConfig, layouts, load_experiment
+from llds_core.errors import ConfigError, RunError
+from llds_core.files import write_text
+from llds_core.machine.gpu_probe import find_gpus
+from llds_core.machine.jobs import Child, stop_children
+from llds_core.machine.memory import GIB, gpu_memory, policy_shape
+from llds_core.machine.plan import GPU_SPEED, estimate, load_laid_out
+from llds_core.rollout.loop import Rollout
+from llds_core.rollout.protocol import TAGS, Action, Trajectory
+from llds_core.runs import Run
+from llds_core.runs.policies import build_tokenizer
+from llds_core.seeding import torch_generator
+from llds_core.training.trainer import SearchGRPOTrainer
+from llds_core.training.warmstart import warmstart
+from llds_core.worlds.records import Question
+
+PHASES = ("A", "B", "C", "D")
+_ARMS = ("grpo", "llds-action")
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What the phases run on.
+
+    Attributes:
+        shape: of the models of phases A and B, as in `presets/models.yaml`.
+        experiment: that phase B takes its settings from, on `layout`.
+        groups: of phase B, in two updates.
+        micro_batches: sizes that phase B tries, with padding and without.
+        lengths: tokens of a prompt, an action and an observation in phase B.
+        profile: of phases C and D.
+        steps: of phase D.
+    """
+
+    shape: dict[str, Any]
+    experiment: str
+    layout: str | None
+    groups: int
+    micro_batches: tuple[int, ...]
+    lengths: tuple[int, int, int]
+    profile: str
+    steps: int
+
+
+def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int:
+    """Run `phases`, write `gpu_check.json` under `out`; 1 when a check failed, else 0.
+
+    Args:
+        phases: of A, B, C and D, run in the order given.
+        out: folder of the rows, and of the runs of phase D, which are continued.
+        steps: of phase D instead of the profile's.
+
+    Raises:
+        ConfigError: for an unknown phase, and for a GPU that no layout is for.
+    """
+    if unknown := [phase for phase in phases if phase not in PHASES]:
+        raise ConfigError(f'--phase is "{unknown[0]}": choose of {",".join(PHASES)}')
+    sizes = _sizes("B" in phases)
+    report = Report(out, ("-", *phases))
+    gpus = find_gpus()
+    for name, value in (
+        ("python", platform.python_version()),
+        ("torch", gpus.torch),
+        ("driver", gpus.driver or "none"),
+        ("gpu", gpus.found[0].name if gpus.found else "none: toy sizes on the CPU"),
+    ):
+        report.add("-", name, value)
+    run = {"A": _kernels, "B": _updates, "C": _bench, "D": _side_by_side}
+    for phase in phases:
+        started = time.perf_counter()
+        try:
+            run[phase](report, replace(sizes, steps=steps or sizes.steps), out)
+        except Exception as error:  # whatever a card or a driver brings: the other phases run
+            write_text(out / f"phase_{phase}_error.txt", traceback.format_exc())
+            reason = " ".join(str(error).split())[:300]
+            report.add(phase, "phase", f"{type(error).__name__}: {reason}", status="fail")
+        report.add(phase, "duration", time.perf_counter() - started, "s")
+    return int(any(row.status == "fail" for row in report.rows))
+
+
+def _sizes(needs_layout: bool) -> _Sizes:
+    """Toy sizes on a CPU, else the shape of 3B on the layout for one GPU of at most this memory."""
+    if not torch.cuda.is_available():
+        toy = {
+            "vocab_size": 3000,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
+        return _Sizes(toy, "smoke/llds-action", None, 4, (4,), (12, 6, 20), "smoke", 2)
+    known = yaml.safe_load((files("llds_core") / "presets/models.yaml").read_text("utf-8"))
+    shape = known["qwen2.5-3b"]
+    shape.pop("model_type")
+    memory = torch.cuda.get_device_properties(0).total_memory / GIB
+    single = {
+        load_experiment("paper-3b/grpo", layout=name).hardware.gpu_memory_gib or 0.0: name
+        for name in layouts()
+        if load_experiment("paper-3b/grpo", layout=name).world_size == 1
+    }
+    # What a card reports is a little less than its name says.
+    suited = [size for size in single if size <= memory + 1]
+    if needs_layout and not suited:
+        raise ConfigError(
+            f"the GPU has {memory:.0f} GiB, and phase B needs {min(single):g}: leave it out with "
+            "--phase A,C,D"
+        )
+    layout = single[max(suited)] if suited else None
+    return _Sizes(shape, "paper-3b/llds-action", layout, 32, (4, 8, 16), (200, 60, 450), "smol", 60)
+
+
+def _kernels(report: Report, sizes: _Sizes, out: Path) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_kernels(report, Qwen2Config(**sizes.shape), device)
+
+
+# Phase B.
+
+
+def _updates(report: Report, sizes: _Sizes, out: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        policy = Path(folder) / "policy"
+        _save_random_policy(sizes.shape, policy)
+        settings = [(size, padding) for size in sizes.micro_batches for padding in (True, False)]
+        for index, (size, padding) in enumerate(settings):
+            if not index:  # kernels are compiled
+                _train_once(sizes, policy, size, padding=padding)
+            _measure_updates(report, sizes, policy, size, padding=padding)
+
+
+def _save_random_policy(shape: dict[str, Any], folder: Path) -> None:
+    """A policy of `shape` that knows nothing, with a small tokenizer."""
+    tokenizer = build_tokenizer(["a city, a river and a road"], 300, TAGS)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**shape), dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _train_once(
+    sizes: _Sizes, policy: Path, size: int, *, padding: bool
+) -> tuple[Updates, "_TimedTrainer", float]:
+    """Two updates on trajectories of the paper's lengths; the seconds that they took."""
+    overrides = [
+        f"policy.path={policy}",
+        f"rollout.prompts_per_rollout={sizes.groups}",
+        "sampler.backend=transformers",
+        f"training.micro_batch_size={size}",
+        "training.updates_per_rollout=2",
+        "training.epochs=1",
+        "training.steps=1",
+        "training.dtype=bfloat16",
+        "training.gradient_checkpointing=true",
+        f"training.remove_padding={str(not padding).lower()}",
+    ]
+    config = load_experiment(sizes.experiment, overrides, layout=sizes.layout)
+    updates = Updates(config, _synthetic_rollout(config, sizes.lengths), str(policy), policy.parent)
+    gc.collect()
+    torch.cuda.empty_cache()
+    trainer = updates.trainer(config.loss.llds_weight, _TimedTrainer)
+    return updates, trainer, train_seconds(trainer)
+
+
+def _measure_updates(
+    report: Report, sizes: _Sizes, policy: Path, size: int, *, padding: bool
+) -> None:
+    """Rows of one setting: speed of each part, operations and memory."""
+    updates, trainer, total = _train_once(sizes, policy, size, padding=padding)
+    config = updates.config
+    name = f"micro-batches of {size}" + ("" if padding else ", no padding")
+    training = total - trainer.scoring_seconds - trainer.final_seconds
+    tokens = updates.tokens
+    parameters = policy_shape(config.policy).parameters
+    report.add("B", f"{name}: old and reference", tokens / trainer.scoring_seconds, "tokens/s")
+    report.add("B", f"{name}: forward, backward, AdamW", tokens / training, "tokens/s")
+    report.add("B", f"{name}: pass after the updates", tokens / trainer.final_seconds, "tokens/s")
+    # As `plan` counts: 2 per parameter and token for a forward pass, of which training with
+    # checkpointing takes four; old, reference and final passes take one each.
+    speed = 2 * parameters * tokens * (3 + 4) / total
+    if torch.cuda.is_available():
+        report.plan("B", f"{name}: operations", speed / 1e12, GPU_SPEED / 1e12, "TFLOP/s")
+        parts, moments = gpu_memory(config, policy_shape(config.policy))
+        planned = (moments["update"] - parts["context"]) / GIB
+        status: Status = "ok" if updates.row["gpu_memory"] <= planned * 1.05 else "outside"
+        report.add("B", f"{name}: memory", updates.row["gpu_memory"], "GiB", planned, status)
+    else:
+        report.add("B", f"{name}: operations", speed / 1e12, "TFLOP/s")
+    report.bound("B", f"{name}: gate canary", updates.row["gated_fraction_first"], 0.0)
+    skipped = updates.row["nonfinite_updates"]
+    report.bound("B", f"{name}: updates skipped as not finite", skipped, 0.0, "updates")
+
+
+class _TimedTrainer(SearchGRPOTrainer):
+    """Knows how long the passes take that train nothing."""
+
+    scoring_seconds = final_seconds = 0.0
+
+    def _micro_batches(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        synchronise()
+        started = time.perf_counter()
+        result = super()._micro_batches(batch)
+        synchronise()
+        self.scoring_seconds += time.perf_counter() - started
+        return result
+
+    def after_update(self) -> None:
+        synchronise()
+        started = time.perf_counter()
+        super().after_update()
+        synchronise()
+        self.final_seconds += time.perf_counter() - started
+
+
+def _synthetic_rollout(config: ExperimentConfig, lengths: tuple[int, int, int]) -> Rollout:
+    """Trajectories of no, one, two and three searches in turns, of random tokens."""
+    prompt, action, observation = lengths
+    generator = torch_generator(0, "gpu-check", "rollout")
+
+    def draw(count: int) -> list[int]:
+        return torch.randint(20, 250, (count,), generator=generator).tolist()
+
+    trajectories = []
+    for index in range(config.trajectories_per_rollout):
+        group, sample = divmod(index, config.rollout.group_size)
+        trajectory = Trajectory(Question(str(group), "", ("",)), sample, draw(prompt))
+        for _ in range(index % 4):
+            start = len(trajectory.completion_ids)
+            step = Action("search", "", "", start, start + action, executed=True)
+            trajectory.add_action(step, draw(action), [-1.0] * action)
+            trajectory.add_observation(draw(observation))
+        start = len(trajectory.completion_ids)
+        trajectory.add_action(
+            Action("answer", "", "", start, start + action), draw(action), [-1.0] * action
+        )
+        trajectories.append(trajectory)
+    return Rollout(trajectories, seconds=1.0, retrieval_seconds=0.0)
+
+
+# Phases C and D.
+
+
+def _bench(report: Report, sizes: _Sizes, out: Path) -> None:
+    config = load_experiment(f"{sizes.profile}/llds-action")
+    _make_start_policy(report, "C", sizes, out)
+    with tempfile.TemporaryDirectory() as folder:
+        for row in measure_profile(config, out / "runs", Path(folder)):
+            against = f"{row.baseline}, {row.baseline_value:.4g}" if row.baseline_value else None
+            report.add("C", row.measure, row.value, row.unit, against)
+            if row.ratio is not None:
+                report.add("C", f"{row.measure}, ratio", row.ratio, "", row.aim)
+
+
+def _make_start_policy(report: Report, phase: str, sizes: _Sizes, out: Path) -> None:
+    run = Run.load(f"{sizes.profile}/grpo", 0, out / "runs")
+    if not run.start_policy.is_dir():
+        started = time.perf_counter()
+        warmstart(run)
+        report.add(phase, "start policy", time.perf_counter() - started, "s")
+
+
+def _side_by_side(report: Report, sizes: _Sizes, out: Path) -> None:
+    _make_start_policy(report, "D", sizes, out)
+    settings = [f"training.steps={sizes.steps}", f"training.save_every={sizes.steps}"]
+    runs = [Run.load(f"{sizes.profile}/{arm}", 0, out / "runs", settings) for arm in _ARMS]
+    program = [sys.executable, "-m", "llds_core"]
+    children = [Child([*program, *run.command("train"), "--quiet"], run.messages) for run in runs]
+    try:
+        while any(child.code is None for child in children):
+            time.sleep(0.5)
+    finally:  # after Ctrl-C, too: what there is
+        stop_children(*children)
+        for run in runs:
+            if run.metrics():
+                _report_run(report, run)
+    for run, child in zip(runs, children, strict=True):
+        if child.code:
+            raise RunError(f"{run.config.name}: {child.failure()}")
+
+
+def _report_run(report: Report, run: Run) -> None:
+    rows, name = run.metrics(), run.config.method
+    spent = sum(row["rollout_seconds"] + row["update_seconds"] for row in rows) / len(rows)
+    config = run.config
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / GIB
+        config = load_laid_out(config.name, run.overrides, gpus=1, gpu_memory_gib=memory)
+    planned = estimate(config, run.root / "none").throughput["seconds_per_step"]
+    report.plan("D", f"{name}, side by side: a step", spent, planned, "s")
+    for part in ("rollout_seconds", "update_seconds"):
+        report.add("D", f"{name}: {part}", sum(row[part] for row in rows) / len(rows), "s")
+    report.add("D", f"{name}: steps", len(rows), "steps", run.config.training.steps)
+    reward = [row["reward"] for row in rows]
+    for label, value in (("first", reward[0]), ("best", max(reward)), ("last", reward[-1])):
+        report.add("D", f"{name}: reward, {label}", value)
+    skipped = sum(row["nonfinite_updates"] for row in rows)
+    report.bound("D", f"{name}: updates skipped as not finite", skipped, 0.0, "updates")
+    report.bound("D", f"{name}: gate canary", max(r["gated_fraction_first"] for r in rows), 0.0)
+    peaks = [row["gpu_memory"] for row in rows if row["gpu_memory"]]
+    if peaks:
+        report.add("D", f"{name}: memory", max(peaks), "GiB")

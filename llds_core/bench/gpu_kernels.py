@@ -1,0 +1,188 @@
+"""Phase A of `gpu-check`: does the card compute what the CPU computes in float64."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from llds_core.bench.gpu_report import Report, seconds
+from llds_core.losses import kl_k3, llds_penalty, policy_loss
+from llds_core.seeding import torch_generator
+from llds_core.training.policy_head import add_policy_head, policy_labels
+from llds_core.training.unpadded import forward_unpadded, use_unpadded_attention
+
+_EPS = torch.finfo(torch.float32).eps
+_EPS_16 = torch.finfo(torch.bfloat16).eps
+
+
+def check_kernels(report: Report, shape: Qwen2Config, device: torch.device) -> None:
+    """Rows of phase A for models of `shape` with two layers."""
+    _check_losses(report, device, torch_generator(0, "gpu-check", "losses"))
+    _check_head(report, shape, device, torch_generator(0, "gpu-check", "head"))
+    _check_forward(report, shape, device, torch_generator(0, "gpu-check", "forward"))
+    _list_backends(report, shape, device)
+    _measure_ceilings(report, device)
+
+
+def _check_losses(report: Report, device: torch.device, rng: torch.Generator) -> None:
+    """Values and gradients of the losses in float32."""
+    rows, width = 16, 512
+    old = -3 * torch.rand(rows, width, dtype=torch.float64, generator=rng)
+    new = old + 0.2 * torch.randn(rows, width, dtype=torch.float64, generator=rng)
+    mask = (torch.rand(rows, width, generator=rng) < 0.7).long()
+    advantages = torch.randn(rows, dtype=torch.float64, generator=rng)
+    losses: dict[str, Callable[..., torch.Tensor]] = {
+        f"llds_penalty, {gate} gate": lambda n, o, m, a, gate=gate: llds_penalty(
+            n, o, m, a, gate=gate
+        )[0]
+        for gate in ("action", "response", "token")
+    }
+    losses["policy_loss"] = lambda n, o, m, a: policy_loss(n, o, a, m)[0]
+    losses["kl_k3"] = lambda n, o, m, a: (kl_k3(n, o, m)[0] * m).sum() / m.sum()
+    # Sums of so many terms err by about the square root of their number.
+    limit = 4 * _EPS * (rows * width) ** 0.5
+
+    def evaluate(loss: Callable[..., torch.Tensor], where: Any, dtype: torch.dtype) -> torch.Tensor:
+        leaf = new.to(where, dtype).clone().requires_grad_()
+        value = loss(leaf, old.to(where, dtype), mask.to(where), advantages.to(where, dtype))
+        value.backward()
+        assert leaf.grad is not None
+        return torch.cat([value.detach()[None], leaf.grad.flatten()]).double().cpu()
+
+    for name, loss in losses.items():
+        exact = evaluate(loss, "cpu", torch.float64)
+        found = evaluate(loss, device, torch.float32)
+        error = float((found - exact).norm() / exact.norm())
+        report.bound("A", f"{name}: value and gradient against float64", error, limit, "relative")
+
+
+def _check_head(
+    report: Report, shape: Qwen2Config, device: torch.device, rng: torch.Generator
+) -> None:
+    """The policy head on bfloat16 states: exactness, and time and memory against whole logits."""
+    model = _model(shape, device)
+    head = model.get_output_embeddings()
+    weight = head.weight.detach().bfloat16()
+    states = torch.randn(4096, shape.hidden_size, generator=rng).to(device, torch.bfloat16)
+    labels = torch.randint(shape.vocab_size, (len(states),), generator=rng).to(device)
+
+    def whole(states: torch.Tensor) -> torch.Tensor:
+        logits = (states @ weight.T).float()
+        return logits.gather(1, labels[: len(states), None])[:, 0] - logits.logsumexp(1)
+
+    def ours(states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return head(states, labels[: len(states)])[0]
+
+    few = states[:32]
+    logits = few.cpu().double() @ weight.cpu().double().T
+    exact = logits.log_softmax(1).gather(1, labels[:32, None].cpu())[:, 0]
+    with torch.no_grad():
+        error = float((ours(few).cpu().double() - exact).abs().max())
+    limit = 2 * _EPS_16 * float(logits.abs().max())  # a logit is rounded to 16 bits
+    report.bound("A", "policy head against float64", error, limit, "nats, largest")
+    for name, run in (("policy head", ours), ("whole logits", whole)):
+        leaf = states.clone().requires_grad_()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+
+        def train(
+            run: Callable[[torch.Tensor], torch.Tensor] = run, leaf: torch.Tensor = leaf
+        ) -> None:
+            run(leaf).sum().backward()  # type: ignore[no-untyped-call]
+
+        spent = seconds(train)
+        report.add("A", f"{name}, {len(states)} tokens forward and backward", spent * 1e3, "ms")
+        if device.type == "cuda":
+            peak = (torch.cuda.max_memory_allocated() - before) / 2**30
+            report.add("A", f"{name}, peak memory", peak, "GiB")
+
+
+def _check_forward(
+    report: Report, shape: Qwen2Config, device: torch.device, rng: torch.Generator
+) -> None:
+    """The gate canary, and the unpadded pass against the padded one."""
+    model = _model(shape, device)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    lengths, width, prompt = torch.tensor([1.0, 0.75, 0.5, 0.2]), 256, 64
+    real = (lengths * width).int()
+    position = torch.arange(width)
+    # Prompts are padded left, responses right: each row keeps its middle.
+    begin = (prompt - prompt * lengths).int()
+    attention = ((position >= begin[:, None]) & (position < (begin + real)[:, None])).long()
+    ids = torch.randint(shape.vocab_size, (len(real), width), generator=rng)
+    policy = attention[:, prompt:] * (torch.rand(len(real), width - prompt, generator=rng) < 0.5)
+    labels = policy_labels(ids, policy)
+    scored = (labels[:, 1:] != -100).to(device)
+    ids, attention, labels = (each.to(device) for each in (ids, attention, labels))
+
+    def padded() -> torch.Tensor:
+        return model(input_ids=ids, attention_mask=attention, policy_labels=labels).log_probs
+
+    def unpadded() -> torch.Tensor:
+        return forward_unpadded(model, ids, attention, labels).log_probs
+
+    use_unpadded_attention(model)
+    model.double()
+    with torch.no_grad():
+        exact = padded().double()
+    model.float()
+    errors = {}
+    for name, run in (("padded", padded), ("unpadded", unpadded)):
+        with torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad():
+                scoring = run()
+            training = run()
+        training.sum().backward()
+        found = training.detach()
+        report.bound("A", f"gate canary, {name}", float((found - scoring).abs().max()), 0.0)
+        errors[name] = float((found.double() - exact)[scored].pow(2).mean().sqrt())
+    report.add("A", "padded pass in bfloat16 against float64", errors["padded"], "nats, rms")
+    limit = 1.5 * errors["padded"]
+    name = "unpadded pass in bfloat16 against float64"
+    report.bound("A", name, errors["unpadded"], limit, "nats, rms")
+
+
+def _list_backends(report: Report, shape: Qwen2Config, device: torch.device) -> None:
+    """Which kernels of SDPA run with a mask of padding and without one."""
+    size = shape.hidden_size // shape.num_attention_heads
+    sizes = (2, shape.num_attention_heads, 128, size)
+    query, key, value = (torch.randn(sizes, device=device).bfloat16() for _ in range(3))
+    mask = torch.ones(2, 1, 128, 128, device=device, dtype=torch.bool).tril()
+    for name, options in (("a mask", {"attn_mask": mask}), ("no mask", {"is_causal": True})):
+        works = []
+        for backend in SDPBackend.__members__.values():
+            if backend.name not in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
+                continue
+            try:
+                with warnings.catch_warnings(action="ignore"), sdpa_kernel(backend):
+                    nn.functional.scaled_dot_product_attention(query, key, value, **options)
+                works.append(backend.name.removesuffix("_ATTENTION").lower())
+            except RuntimeError:  # this is how torch says that a kernel does not take the inputs
+                continue
+        report.add("A", f"fused SDPA kernels with {name}", ", ".join(works) or "none")
+
+
+def _measure_ceilings(report: Report, device: torch.device) -> None:
+    """What the card's own libraries reach, for the shares of phase B."""
+    size = 8192 if device.type == "cuda" else 512
+    left, right = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    speed = 2 * size**3 / seconds(lambda: left @ right) / 1e12
+    report.add("A", f"matrix product in bfloat16, {size}", speed, "TFLOP/s")
+    source = torch.empty(size * size * 16, device=device)
+    target = torch.empty_like(source)
+    speed = 2 * source.nbytes / seconds(lambda: target.copy_(source)) / 1e12
+    report.add("A", "copy, bytes read and written", speed, "TB/s")
+
+
+def _model(shape: Qwen2Config, device: torch.device) -> PreTrainedModel:
+    values = shape.to_dict() | {"num_hidden_layers": 2, "layer_types": None}
+    with torch.device(device):
+        model = Qwen2ForCausalLM(Qwen2Config(**values))
+    add_policy_head(model)
+    return model

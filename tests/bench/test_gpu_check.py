@@ -1,0 +1,114 @@
+"""`gpu-check` on a CPU: the same phases at toy sizes, and what lies published of a real card."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llds_core.bench import gpu_check as module
+from llds_core.bench.gpu_bundle import write_program
+from llds_core.bench.gpu_check import gpu_check
+from llds_core.bench.gpu_report import Report, Row, markdown
+from llds_core.bench.speed import Measure
+from llds_core.errors import ConfigError
+
+PUBLISHED = Path("results/published/gpu")
+
+
+def stored(folder: Path) -> list[Row]:
+    rows = json.loads((folder / "gpu_check.json").read_text("utf-8"))
+    return [Row(**row) for row in rows]
+
+
+@pytest.mark.slow
+def test_every_phase_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The bench of `smoke` has a test of its own.
+    row = Measure("update", 2.0, "tokens/s", "TRL", 1.0, 2.0, ">= 1.5 x")
+    monkeypatch.setattr(module, "measure_profile", lambda config, root, folder: [row])
+    assert gpu_check(["A", "B"], tmp_path) == 0
+    assert gpu_check(["D", "C"], tmp_path, steps=1) == 0
+    rows = stored(tmp_path)
+    assert [row.phase for row in rows if row.name == "duration"] == ["A", "B", "D", "C"]
+    assert {row.status for row in rows} == {"ok", "info", "outside"}  # D's: a CPU is no plan
+    canaries = [row for row in rows if "canary" in row.name]
+    assert len(canaries) == 6 and {row.measured for row in canaries} == {0.0}
+    assert markdown(rows) == (tmp_path / "gpu_check.md").read_text("utf-8")
+    assert (tmp_path / "runs/smoke").is_dir()
+
+
+def test_a_phase_that_breaks_stops_no_other_and_fails_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*args: object) -> None:
+        raise RuntimeError("CUDA error:\nout of memory")
+
+    monkeypatch.setattr(module, "_updates", break_down)
+    monkeypatch.setattr(module, "_kernels", lambda report, sizes, out: report.add("A", "x", 1.0))
+    assert gpu_check(["B", "A"], tmp_path) == 1
+    told = {(row.phase, row.name): row for row in stored(tmp_path)}
+    broken = told["B", "phase"]
+    assert broken.status == "fail" and broken.measured == "RuntimeError: CUDA error: out of memory"
+    assert told["A", "x"].measured == 1.0
+    assert "Traceback" in (tmp_path / "phase_B_error.txt").read_text("utf-8")
+
+
+def test_an_unknown_phase_and_a_card_that_is_too_small_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match='--phase is "E": choose of A,B,C,D'):
+        gpu_check(["E"], tmp_path)
+
+    class Card:
+        total_memory = 16 * 2**30
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: Card)
+    with pytest.raises(ConfigError, match="the GPU has 16 GiB, and phase B needs 79: leave it out"):
+        gpu_check(["B"], tmp_path)
+
+
+def test_rows_of_other_phases_stay_and_nan_exceeds_a_bound(tmp_path: Path) -> None:
+    Report(tmp_path, ("A",)).add("A", "speed", 1.0, "s")
+    report = Report(tmp_path, ("B",))
+    report.bound("B", "error", float("inf") - float("inf"), 1.0)
+    report.plan("B", "step", 10.0, 3.0, "s")
+    assert [(r.phase, r.status) for r in stored(tmp_path)] == [
+        ("A", "info"),
+        ("B", "fail"),
+        ("B", "outside"),
+    ]
+
+
+def test_a_bundle_for_another_python_says_so(tmp_path: Path) -> None:
+    write_program(tmp_path, "3.77", "model.whl")
+    done = subprocess.run(
+        ["sh", tmp_path / "run.sh", tmp_path / "out"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: this bundle is for Python 3.77, and python3 is 3.")
+
+
+def test_the_published_table_is_that_of_its_rows_and_the_docs_quote_it() -> None:
+    table = (PUBLISHED / "gpu_check.md").read_text("utf-8")
+    assert markdown(stored(PUBLISHED)) == table
+    quoted = Path("docs/gpu.md").read_text("utf-8").partition("## Measured")[2].partition("\n## ")
+    rows = [line for line in quoted[0].splitlines() if line.startswith("|")]
+    assert len(rows) > 10 and set(rows) <= set(table.splitlines())
+
+
+def test_bm25s_is_imported_without_jax(tmp_path: Path) -> None:
+    """A top-k that bm25s asks of JAX on import takes most of a GPU's memory."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax/__init__.py").write_text("print('imported jax')\n")
+    program = "import llds_core.retrieval, sys; sys.exit('jax' in sys.modules); import jax"
+    paths = os.pathsep.join([str(tmp_path), str(Path.cwd())])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
