@@ -10,7 +10,7 @@ is ever decoded and encoded again.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -53,6 +53,24 @@ class Session(Protocol):
 
     def append(self, row: int, token_ids: Sequence[int]) -> None:
         """Insert observation tokens after what `row` holds."""
+
+
+@runtime_checkable
+class ContinuousSession(Session, Protocol):
+    """A session whose rows need not wait for each other."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an action was asked for that `step` has not returned."""
+
+    def add(self, row: int, budget: int) -> None:
+        """Ask for an action of `row`, of at most `budget` tokens."""
+
+    def step(self) -> list[tuple[int, Generation]]:
+        """Work on all actions that were asked for, for a moment; return the finished ones."""
+
+    def close(self) -> None:
+        """Drop what is unfinished."""
 
 
 class Sampler(Protocol):

@@ -5,6 +5,9 @@ it is only asked for tokens. Deltas from what TRL itself does with vLLM:
 
 * the engine wakes, takes the weights once, serves all turns of a rollout and sleeps again; TRL
   brackets every turn. Its prefix cache lives in between, so that a turn computes only what is new.
+* requests are added one by one while the engine is stepped, so that a trajectory goes on as soon as
+  its search is answered. An engine that processes share serves whole turns instead: all of them
+  must ask it for the same at the same time.
 * every request has a budget and a seed of its own. vLLM looks for stop strings in decoded text;
   what it returns is cut again on the token ids, so that both backends end an action alike.
 * ids and log-probabilities are those of the sampled tokens. Log-probabilities are taken at the
@@ -12,19 +15,25 @@ it is only asked for tokens. Deltas from what TRL itself does with vLLM:
   mode for that: see `machine.vllm_server.logprobs_mode`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from llds_core.errors import SamplerError
+from llds_core.errors import ConfigError, SamplerError
 from llds_core.rollout.samplers import Generation, StopAtTag
 
 _CONNECTIONS = 64  # of TRL's client
+_MOMENT = 0.005  # seconds that a step waits for a server
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class VLLMSampler:
         stop: what ends an action.
         eos_ids: tokens that end a text.
         seed_of: seed of what a row samples in a turn; both count from 0.
-        temperature: above 0.
+        temperature: 0 for greedy decoding.
         top_p: nucleus mass in (0, 1].
     """
 
@@ -72,7 +81,8 @@ class VLLMSampler:
 
     def session(self, prompts: Sequence[Sequence[int]]) -> "VLLMSession":
         """Start one context per prompt."""
-        return VLLMSession(self, prompts)
+        kind = ContinuousVLLMSession if self.engine.is_continuous else VLLMSession
+        return kind(self, prompts)
 
 
 class VLLMSession:
@@ -81,7 +91,7 @@ class VLLMSession:
     def __init__(self, sampler: VLLMSampler, prompts: Sequence[Sequence[int]]) -> None:
         self._sampler = sampler
         self._contexts = [list(prompt) for prompt in prompts]
-        self._turn = 0
+        self._turns = [0] * len(prompts)
 
     def append(self, row: int, token_ids: Sequence[int]) -> None:
         """Insert observation tokens after what `row` holds."""
@@ -93,17 +103,19 @@ class VLLMSession:
         Raises:
             SamplerError: when the engine ended an action for no reason that the protocol knows.
         """
-        sampler = self._sampler
-        requests = [
-            Request(list(self._contexts[row]), budget, sampler.seed_of(row, self._turn))
-            for row, budget in zip(rows, budgets, strict=True)
-        ]
-        self._turn += 1
-        made = sampler.engine.generate(requests, sampler.options)
-        actions = [self._cut(*each) for each in zip(made, rows, budgets, strict=True)]
-        for row, action in zip(rows, actions, strict=True):
-            self._contexts[row] += action.token_ids
-        return actions
+        requests = [self._request(*each) for each in zip(rows, budgets, strict=True)]
+        made = self._sampler.engine.generate(requests, self._sampler.options)
+        return [self._kept(*each) for each in zip(made, rows, budgets, strict=True)]
+
+    def _request(self, row: int, budget: int) -> Request:
+        seed = self._sampler.seed_of(row, self._turns[row])
+        self._turns[row] += 1
+        return Request(list(self._contexts[row]), budget, seed)
+
+    def _kept(self, made: Generation, row: int, budget: int) -> Generation:
+        action = self._cut(made, row, budget)
+        self._contexts[row] += action.token_ids
+        return action
 
     def _cut(self, made: Generation, row: int, budget: int) -> Generation:
         """End the action with the token that ends it."""
@@ -122,11 +134,48 @@ class VLLMSession:
         return made
 
 
+class ContinuousVLLMSession(VLLMSession):
+    """See `llds_core.rollout.samplers.ContinuousSession`."""
+
+    def __init__(self, sampler: VLLMSampler, prompts: Sequence[Sequence[int]]) -> None:
+        super().__init__(sampler, prompts)
+        self._budgets: dict[int, int] = {}  # of the rows that the engine works on
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an action was asked for that `step` has not returned."""
+        return bool(self._budgets)
+
+    def add(self, row: int, budget: int) -> None:
+        """Ask for an action of `row`, of at most `budget` (>= 1) tokens."""
+        self._budgets[row] = budget
+        self._sampler.engine.add(row, self._request(row, budget), self._sampler.options)
+
+    def step(self) -> list[tuple[int, Generation]]:
+        """Work on all actions that were asked for, for a moment; return the finished ones.
+
+        Raises:
+            SamplerError: when the engine ended an action for no reason that the protocol knows.
+        """
+        done = self._sampler.engine.step() if self._budgets else []
+        return [(row, self._kept(made, row, self._budgets.pop(row))) for row, made in done]
+
+    def close(self) -> None:
+        """Drop what is unfinished."""
+        self._sampler.engine.drop(self._budgets)
+        self._budgets = {}
+
+
 @dataclass(frozen=True)
 class ColocatedEngine:
-    """vLLM in the trainer's own processes."""
+    """vLLM in this process, or in each of the trainer's."""
 
     generation: Any  # TRL's `VLLMGeneration` in colocate mode: engine and path of its weights
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether requests can be added at any time."""
+        return bool(self.generation.tensor_parallel_size == 1)
 
     @contextmanager
     def rollout(self) -> Iterator[None]:
@@ -149,6 +198,21 @@ class ColocatedEngine:
         """Complete `requests`, in order; `options` are vLLM's own and hold for all of them."""
         return self._shared(requests, options) or []
 
+    def add(self, row: int, request: Request, options: Mapping[str, Any]) -> None:
+        """Ask for the completion of one request, named by its row."""
+        prompt = {"type": "token", "prompt_token_ids": request.token_ids}
+        engine = self.generation.llm.llm_engine
+        engine.add_request(str(row), prompt, _sampling(request, options))
+
+    def step(self) -> list[tuple[int, Generation]]:
+        """Work on all requests for a moment; return the finished ones."""
+        outputs = self.generation.llm.llm_engine.step()
+        return [(int(each.request_id), _completion(each)) for each in outputs if each.finished]
+
+    def drop(self, rows: Iterable[int]) -> None:
+        """Forget requests that are not finished."""
+        self.generation.llm.llm_engine.abort_request([str(row) for row in rows])
+
     def _shared(
         self, own: Sequence[Request], options: Mapping[str, Any]
     ) -> list[Generation] | None:
@@ -166,33 +230,74 @@ class ColocatedEngine:
         requests = [request for part, _ in asked for request in part]
         if not requests:
             return None
-        from vllm import SamplingParams  # type: ignore[import-not-found, unused-ignore]
-
         options = next(options for part, options in asked if part)
         outputs = generation.llm.generate(
             [{"prompt_token_ids": request.token_ids} for request in requests],
-            sampling_params=[
-                SamplingParams(**options, max_tokens=request.budget, seed=request.seed)
-                for request in requests
-            ],
+            sampling_params=[_sampling(request, options) for request in requests],
             use_tqdm=False,
         )
         first = sum(len(part) for part, _ in asked[:place])
-        made = []
-        for output in outputs[first : first + len(own)]:
-            (sample,) = output.outputs
-            sampled = zip(sample.token_ids, sample.logprobs, strict=True)
-            chosen = [known[token].logprob for token, known in sampled]
-            made.append(Generation(list(sample.token_ids), chosen))
-        return made
+        return [_completion(output) for output in outputs[first : first + len(own)]]
 
 
-@dataclass(frozen=True)
+def _sampling(request: Request, options: Mapping[str, Any]) -> Any:
+    """vLLM's `SamplingParams` of a request of which only the end is wanted."""
+    from vllm.sampling_params import (  # type: ignore[import-not-found, unused-ignore]
+        RequestOutputKind,
+        SamplingParams,
+    )
+
+    kind = RequestOutputKind.FINAL_ONLY
+    return SamplingParams(**options, max_tokens=request.budget, seed=request.seed, output_kind=kind)
+
+
+def _completion(output: Any) -> Generation:
+    """What a finished `RequestOutput` holds."""
+    (sample,) = output.outputs
+    sampled = zip(sample.token_ids, sample.logprobs, strict=True)
+    return Generation(list(sample.token_ids), [known[token].logprob for token, known in sampled])
+
+
+def require_vllm() -> None:
+    """Refuse a vLLM sampler where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "sampler.backend=vllm, but the package vllm is not installed: install the extra gpu "
+            "(pip install -e '.[gpu]') or set sampler.backend=transformers"
+        )
+
+
+@contextmanager
+def own_engine(model: Path, **options: Any) -> Iterator[ColocatedEngine]:
+    """An engine in this process that holds the weights in the folder `model` as long as the context
+    lasts; `options` are those of vLLM's `LLM`.
+    """
+    require_vllm()
+    # A worker process would outlive a killed evaluation, and keep its GPU.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import LLM  # type: ignore[import-not-found, unused-ignore]
+    from vllm.distributed.parallel_state import (  # type: ignore[import-not-found, unused-ignore]
+        cleanup_dist_env_and_memory,
+    )
+
+    alone = SimpleNamespace(llm=LLM(str(model), **options), tensor_parallel_size=1)
+    try:
+        yield ColocatedEngine(alone)
+    finally:
+        alone.llm.llm_engine.engine_core.shutdown()
+        del alone.llm
+        cleanup_dist_env_and_memory()
+
+
+@dataclass
 class ServerEngine:
     """vLLM in a server of its own, which every process asks for its own rows."""
 
     client: Any  # TRL's `VLLMClient`; only the main process's takes part in pushing weights
     wait_for_everyone: Callable[[], None]  # returns when all processes have called it
+    is_continuous = True
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_CONNECTIONS))
+    _finished: SimpleQueue[tuple[int, Future[Generation]]] = field(default_factory=SimpleQueue)
 
     @contextmanager
     def rollout(self) -> Iterator[None]:
@@ -205,8 +310,27 @@ class ServerEngine:
         """See `ColocatedEngine`. Budgets and seeds differ by row, hence one call each; the server
         batches them.
         """
-        with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            return list(pool.map(lambda request: self._complete(request, options), requests))
+        return list(self._pool.map(lambda request: self._complete(request, options), requests))
+
+    def add(self, row: int, request: Request, options: Mapping[str, Any]) -> None:
+        """See `ColocatedEngine`."""
+        finished = self._finished
+        future = self._pool.submit(self._complete, request, options)
+        future.add_done_callback(lambda done: finished.put((row, done)))
+
+    def step(self) -> list[tuple[int, Generation]]:
+        """See `ColocatedEngine`."""
+        done = []
+        with suppress(Empty):
+            row, future = self._finished.get(timeout=_MOMENT)
+            while True:
+                done.append((row, future.result()))
+                row, future = self._finished.get_nowait()
+        return done
+
+    def drop(self, rows: Iterable[int]) -> None:
+        """See `ColocatedEngine`. What the server still sends is not looked at."""
+        self._finished = SimpleQueue()
 
     def _complete(self, request: Request, options: Mapping[str, Any]) -> Generation:
         try:
