@@ -9,7 +9,7 @@ to floating-point rounding: where two tokens are almost equally likely, rounding
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
@@ -19,18 +19,20 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.evaluation.agents import BASELINES, POLICY, Agent, Names, prompt_digest
 from llds_core.evaluation.benchmark_sets import ALL, AVERAGE_MEMBERS, choose
-from llds_core.evaluation.models import Model
+from llds_core.evaluation.models import Model, VLLMModel, serve
 from llds_core.evaluation.predictions import Key, Predictions, Row, Shard
 from llds_core.evaluation.scores import score_rows, summarise
 from llds_core.files import write_json, write_table
 from llds_core.rollout.environment import Environment
 from llds_core.rollout.samplers import Sampler, StopAtTag, TransformersSampler
+from llds_core.rollout.vllm_sampler import VLLMSampler
 from llds_core.runs.provenance import command_line, git_state, hardware, package_versions
-from llds_core.seeding import numpy_generator, torch_generator
+from llds_core.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.worlds.records import Question
 
 ROOT = Path("results/evaluations")
@@ -111,7 +113,15 @@ class Evaluation:
             **{f"rollout.{name}": getattr(config.rollout, name) for name in names},
             **({"retrieval.failure_rate": config.retrieval.failure_rate} if failing else {}),
             **({"evaluation.batch_size": config.evaluation.batch_size} if batches else {}),
+            **({"sampler": "vllm"} if self._served else {}),
         }
+
+    @property
+    def _served(self) -> Path | None:
+        """The folder of a model that vLLM serves; None for one that transformers decodes, as it
+        does the packaged one always.
+        """
+        return self.model.folder if self.environment.config.sampler.backend == "vllm" else None
 
     @property
     def digits(self) -> str:
@@ -162,14 +172,30 @@ class Evaluation:
         self, asked: Mapping[Key, Question], done: Mapping[Key, Row]
     ) -> Iterator[dict[Key, Row]]:
         """Batch by batch the answers that are not `done`."""
-        config, plan = self.environment.config, self.plan
+        config = self.environment.config
         torch.set_num_threads(config.training.threads)
-        _, tokenizer = self.model.load()
-        agent, stop = Agent(plan.agent, self.environment, tokenizer), StopAtTag(tokenizer)
-        size = config.evaluation.batch_size
+        if self._served:
+            with serve(self._served, config) as served:
+                sampler = partial(self._vllm_sampler, served)
+                yield from self._batches(served.tokenizer, sampler, asked, done)
+        else:
+            _, tokenizer = self.model.load()
+            sampler = partial(self._sampler, StopAtTag(tokenizer))
+            yield from self._batches(tokenizer, sampler, asked, done)
+
+    def _batches(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        sampler_of: Callable[..., Sampler],
+        asked: Mapping[Key, Question],
+        done: Mapping[Key, Row],
+    ) -> Iterator[dict[Key, Row]]:
+        """See `_rest`; `sampler_of` is `_sampler` or `_vllm_sampler` without its first argument."""
+        config, plan = self.environment.config, self.plan
+        agent, size = Agent(plan.agent, self.environment, tokenizer), config.evaluation.batch_size
         bar = tqdm(total=len(asked.keys() - done.keys()), desc=plan.agent, unit="answer")
         for (mode, _), group in groupby(asked, key=lambda key: key[2:]):
-            sampler_for = partial(self._sampler, stop, mode)
+            sampler_for = partial(sampler_of, mode)
             rate = config.retrieval.failure_rate if mode == FAILING else 0.0
             loop = agent.loop(sampler_for, rate, plan.seed)
             # Questions that share a stream are answered in the batches that they were first in.
@@ -206,6 +232,21 @@ class Evaluation:
             return make(stream, temperature=config.temperature)
         streams = [numpy_generator(seed, "benchmarks", mode, *name) for name in names]
         return make(None, temperature=config.temperature, top_p=config.top_p, streams=streams)
+
+    def _vllm_sampler(
+        self, served: VLLMModel, mode: str, names: Sequence[Names], start: int = 0
+    ) -> Sampler:
+        """The same from vLLM: every action has a seed of its own, whatever has a stream there."""
+        config, plan = self.environment.config.rollout, self.plan
+        is_sampled = mode == SAMPLED
+        return VLLMSampler(
+            served.engine,
+            served.stop,
+            served.eos_ids,
+            lambda row, turn: child_seed(plan.seed, "benchmarks", mode, *names[row], turn),
+            temperature=config.temperature if is_sampled else 0.0,
+            top_p=config.top_p if is_sampled and plan.draws == "question" else 1.0,
+        )
 
 
 def evaluate_questions(

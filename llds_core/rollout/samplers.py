@@ -15,7 +15,12 @@ from typing import Protocol, cast, runtime_checkable
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TopPLogitsWarper,
+)
 
 from llds_core.rollout.cache import RowCache, merge
 from llds_core.rollout.protocol import STOP_TAGS
@@ -102,9 +107,9 @@ class StopAtTag:
         return any(tag in text for tag in self.tags)
 
 
-def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def end_of_sequence_ids(settings: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Tokens that end a text, by the tokenizer or by the model's generation settings."""
-    declared = model.generation_config.eos_token_id
+    declared = settings.eos_token_id
     return {tokenizer.eos_token_id} | set(declared if isinstance(declared, list) else [declared])
 
 
@@ -175,7 +180,7 @@ class TransformersSampler:
             raise ValueError(f"temperature is {self.temperature}: pass a generator or streams")
         self.ends = self.stop or StopAtTag(self.tokenizer)
         self.warper = TopPLogitsWarper(self.top_p) if self.top_p < 1 else None
-        self.eos_ids = end_of_sequence_ids(self.model, self.tokenizer)
+        self.eos_ids = end_of_sequence_ids(self.model.generation_config, self.tokenizer)
 
     def session(self, prompts: Sequence[Sequence[int]]) -> "TransformersSession":
         """Start one context per prompt; equal prompts share their computation."""

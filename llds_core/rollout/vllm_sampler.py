@@ -280,7 +280,14 @@ def own_engine(model: Path, **options: Any) -> Iterator[ColocatedEngine]:
         cleanup_dist_env_and_memory,
     )
 
-    alone = SimpleNamespace(llm=LLM(str(model), **options), tensor_parallel_size=1)
+    try:
+        alone = SimpleNamespace(llm=LLM(str(model), **options), tensor_parallel_size=1)
+    except Exception as error:  # vLLM raises whatever its parts do
+        reason = " ".join(str(error).split())[:200]
+        raise SamplerError(
+            f"vLLM cannot serve {model} ({reason}): free the GPU, name another checkpoint, or set "
+            "sampler.backend=transformers"
+        ) from error
     try:
         yield ColocatedEngine(alone)
     finally:
