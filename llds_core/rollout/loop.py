@@ -10,42 +10,21 @@ action ends with `length`.
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
 from llds_core.config import RolloutConfig
 from llds_core.errors import ConfigError
-from llds_core.retrieval.base import Hit, SearchKey, format_hits
+from llds_core.retrieval.base import SearchKey, format_hits
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.prompts import encode_prompt
-from llds_core.rollout.protocol import (
-    Action,
-    ActionKind,
-    Trajectory,
-    information,
-    parse_action,
-)
+from llds_core.rollout.protocol import Action, Trajectory, information, parse_action
 from llds_core.rollout.samplers import ContinuousSession, Generation, Sampler, Session
 from llds_core.worlds.records import Question
 
 _SEARCHES = 4  # at once, each of any number of queries
-
-Found = tuple[list[Hit], bool]
-"""Hits of one search, and whether they were replaced by unrelated ones."""
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """An action as it was sampled; `query` is empty where nothing is searched."""
-
-    made: Generation
-    text: str
-    kind: ActionKind
-    content: str
-    position: int  # of the opening tag in `text`
-    query: str
 
 
 @dataclass(frozen=True)
@@ -126,14 +105,12 @@ class RolloutLoop:
         while rows:
             active = [trajectories[row] for row in rows]
             generations = session.generate(rows, [self._budget(t) for t in active])
-            turns = [self._read(*each) for each in zip(active, generations, strict=True)]
-            asking = [i for i, turn in enumerate(turns) if turn.query]
+            acted = zip(active, generations, strict=True)
+            asking = [trajectory for trajectory, made in acted if self._act(trajectory, made)]
             before = time.perf_counter()
-            found = self._search([(active[i], turns[i].query) for i in asking], step)
+            if asking:
+                self._search(asking, step)
             seconds += time.perf_counter() - before
-            results = dict(zip(asking, found, strict=True))
-            for i, trajectory in enumerate(active):
-                self._act(trajectory, turns[i], results.get(i))
             rows = self._show(session, trajectories, rows)
         return seconds
 
@@ -144,45 +121,35 @@ class RolloutLoop:
         all that were open waited for one.
         """
         seconds = 0.0
-        unasked: dict[int, _Turn] = {}
-        asked: dict[Future[list[Found]], dict[int, _Turn]] = {}
+        going: Sequence[int] = range(len(trajectories))
+        unasked: list[int] = []
+        asked: dict[Future[None], list[int]] = {}
         pool = ThreadPoolExecutor(_SEARCHES)
         try:
-            self._go_on(session, trajectories, range(len(trajectories)))
-            while session.is_busy or asked or unasked:
-                acted = []
+            while going or session.is_busy or asked:
+                for row in going:
+                    session.add(row, self._budget(trajectories[row]))
+                ready: list[int] = []
                 for row, made in session.step():
-                    turn = self._read(trajectories[row], made)
-                    if turn.query:
-                        unasked[row] = turn
-                    else:
-                        self._act(trajectories[row], turn, None)
-                        acted.append(row)
-                # What is asked while all searchers are at work, they are asked together later.
+                    is_search = self._act(trajectories[row], made)
+                    (unasked if is_search else ready).append(row)
+                # What is left while all searchers are at work is then asked in one call.
                 if unasked and len(asked) < _SEARCHES:
-                    queries = [(trajectories[row], turn.query) for row, turn in unasked.items()]
-                    asked[pool.submit(self._search, queries, step)] = unasked
-                    unasked = {}
+                    searching = [trajectories[row] for row in unasked]
+                    asked[pool.submit(self._search, searching, step)] = unasked
+                    unasked = []
+                is_idle = not (ready or session.is_busy)
                 before = time.perf_counter()
-                idle = not (session.is_busy or acted)
-                done, _ = wait(asked, None if idle else 0, FIRST_COMPLETED)
-                seconds += idle * (time.perf_counter() - before)
-                for future in done:
-                    turns = asked.pop(future)
-                    for (row, turn), found in zip(turns.items(), future.result(), strict=True):
-                        self._act(trajectories[row], turn, found)
-                        acted.append(row)
-                self._go_on(session, trajectories, self._show(session, trajectories, acted))
+                answered, _ = wait(asked, None if is_idle else 0, FIRST_COMPLETED)
+                seconds += is_idle * (time.perf_counter() - before)
+                for future in answered:
+                    future.result()
+                    ready += asked.pop(future)
+                going = self._show(session, trajectories, ready)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             session.close()
         return seconds
-
-    def _go_on(
-        self, session: ContinuousSession, trajectories: Sequence[Trajectory], rows: Sequence[int]
-    ) -> None:
-        for row in rows:
-            session.add(row, self._budget(trajectories[row]))
 
     def _room(self, trajectory: Trajectory) -> int:
         return self.config.max_total_tokens - trajectory.total_tokens
@@ -190,44 +157,37 @@ class RolloutLoop:
     def _budget(self, trajectory: Trajectory) -> int:
         return min(self.config.max_action_tokens, self._room(trajectory))
 
-    def _read(self, trajectory: Trajectory, made: Generation) -> _Turn:
-        """Parse what was sampled; a search of the last turn is not executed."""
+    def _act(self, trajectory: Trajectory, made: Generation) -> bool:
+        """Add what was sampled to its trajectory; return whether it is a search to execute."""
         text = cast("str", self.tokenizer.decode(made.token_ids))
         kind, content, position = parse_action(text)
         if kind == "search" and not content:
             kind = "invalid"  # nothing to search for; an empty answer is an answer, and wrong
-        is_executed = kind == "search" and len(trajectory.actions) < self.config.max_searches
-        return _Turn(made, text, kind, content, position, content if is_executed else "")
-
-    def _search(self, asking: Sequence[tuple[Trajectory, str]], step: int) -> list[Found]:
-        """Hits for each query, and whether they were replaced by unrelated ones."""
-        if not asking:
-            return []
-        keys = [
-            SearchKey(self.seed, step, t.question.id, t.sample, len(t.actions)) for t, _ in asking
-        ]
-        found = self.retriever.search_keyed([query for _, query in asking], self.top_k, keys)
-        return list(zip(*found, strict=True))
-
-    def _act(self, trajectory: Trajectory, turn: _Turn, found: Found | None) -> None:
-        """Add a turn to its trajectory, with what its search `found` if it was executed."""
-        ids = turn.made.token_ids
         start = len(trajectory.completion_ids)
-        end = start + len(ids)
-        hits, failed = found or ((), False)
+        end = start + len(made.token_ids)
         trajectory.add_action(
-            Action(
-                turn.kind, turn.content, turn.text, start, end, bool(found), tuple(hits), failed
-            ),
-            ids,
-            turn.made.logprobs,
+            Action(kind, content, text, start, end), made.token_ids, made.logprobs
         )
-        if turn.kind == "answer":
-            opened = start + self._token_at(turn.position, ids)
-            trajectory.answer, trajectory.answer_span = turn.content, (opened, end)
+        if kind == "answer":
+            opened = start + self._token_at(position, made.token_ids)
+            trajectory.answer, trajectory.answer_span = content, (opened, end)
             trajectory.stop_reason = "answer"
         elif len(trajectory.actions) > self.config.max_searches:
             trajectory.stop_reason = "turns"
+        return kind == "search" and trajectory.stop_reason is None
+
+    def _search(self, asking: Sequence[Trajectory], step: int) -> None:
+        """Execute the search that each of `asking` ends with."""
+        actions = [trajectory.actions[-1] for trajectory in asking]
+        keys = [
+            SearchKey(self.seed, step, t.question.id, t.sample, len(t.actions) - 1) for t in asking
+        ]
+        queries = [action.content for action in actions]
+        found = self.retriever.search_keyed(queries, self.top_k, keys)
+        for trajectory, action, hits, failed in zip(asking, actions, *found, strict=True):
+            trajectory.actions[-1] = replace(
+                action, executed=True, hits=tuple(hits), retrieval_failed=failed
+            )
 
     def _show(
         self, session: Session, trajectories: Sequence[Trajectory], rows: Iterable[int]

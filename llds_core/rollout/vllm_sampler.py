@@ -6,8 +6,7 @@ it is only asked for tokens. Deltas from what TRL itself does with vLLM:
 * the engine wakes, takes the weights once, serves all turns of a rollout and sleeps again; TRL
   brackets every turn. Its prefix cache lives in between, so that a turn computes only what is new.
 * requests are added one by one while the engine is stepped, so that a trajectory goes on as soon as
-  its search is answered. An engine that processes share serves whole turns instead: all of them
-  must ask it for the same at the same time.
+  its search is answered. A server, and an engine that processes share, serve whole turns instead.
 * every request has a budget and a seed of its own. vLLM looks for stop strings in decoded text;
   what it returns is cut again on the token ids, so that both backends end an action alike.
 * ids and log-probabilities are those of the sampled tokens. Log-probabilities are taken at the
@@ -18,22 +17,21 @@ it is only asked for tokens. Deltas from what TRL itself does with vLLM:
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from llds_core.errors import ConfigError, SamplerError
-from llds_core.rollout.samplers import Generation, StopAtTag
+from llds_core.rollout.samplers import Generation, StopAtTag, end_of_sequence_ids
 
 _CONNECTIONS = 64  # of TRL's client
-_MOMENT = 0.005  # seconds that a step waits for a server
 
 
 @dataclass(frozen=True)
@@ -139,6 +137,7 @@ class ContinuousVLLMSession(VLLMSession):
 
     def __init__(self, sampler: VLLMSampler, prompts: Sequence[Sequence[int]]) -> None:
         super().__init__(sampler, prompts)
+        self._engine = cast(ColocatedEngine, sampler.engine)
         self._budgets: dict[int, int] = {}  # of the rows that the engine works on
 
     @property
@@ -149,7 +148,7 @@ class ContinuousVLLMSession(VLLMSession):
     def add(self, row: int, budget: int) -> None:
         """Ask for an action of `row`, of at most `budget` (>= 1) tokens."""
         self._budgets[row] = budget
-        self._sampler.engine.add(row, self._request(row, budget), self._sampler.options)
+        self._engine.add(row, self._request(row, budget), self._sampler.options)
 
     def step(self) -> list[tuple[int, Generation]]:
         """Work on all actions that were asked for, for a moment; return the finished ones.
@@ -157,12 +156,12 @@ class ContinuousVLLMSession(VLLMSession):
         Raises:
             SamplerError: when the engine ended an action for no reason that the protocol knows.
         """
-        done = self._sampler.engine.step() if self._budgets else []
+        done = self._engine.step() if self._budgets else []
         return [(row, self._kept(made, row, self._budgets.pop(row))) for row, made in done]
 
     def close(self) -> None:
         """Drop what is unfinished."""
-        self._sampler.engine.drop(self._budgets)
+        self._engine.drop(self._budgets)
         self._budgets = {}
 
 
@@ -268,9 +267,11 @@ def require_vllm() -> None:
 
 
 @contextmanager
-def own_engine(model: Path, **options: Any) -> Iterator[ColocatedEngine]:
-    """An engine in this process that holds the weights in the folder `model` as long as the context
-    lasts; `options` are those of vLLM's `LLM`.
+def own_sampler(
+    model: Path, **options: Any
+) -> Iterator[tuple[VLLMSampler, PreTrainedTokenizerBase]]:
+    """A greedy sampler whose engine holds the weights in the folder `model`, in this process for as
+    long as the context lasts, and its tokenizer; `options` are those of vLLM's `LLM`.
     """
     require_vllm()
     # A worker process would outlive a killed evaluation, and keep its GPU.
@@ -288,23 +289,26 @@ def own_engine(model: Path, **options: Any) -> Iterator[ColocatedEngine]:
             f"vLLM cannot serve {model} ({reason}): free the GPU, name another checkpoint, or set "
             "sampler.backend=transformers"
         ) from error
+    tokenizer = alone.llm.get_tokenizer()
+    settings = alone.llm.llm_engine.model_config.try_get_generation_config()
+    declared = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
+    ends = end_of_sequence_ids(declared, tokenizer)
+    engine, stop = ColocatedEngine(alone), StopAtTag(tokenizer)
     try:
-        yield ColocatedEngine(alone)
+        yield VLLMSampler(engine, stop, ends, lambda row, turn: 0, temperature=0.0), tokenizer
     finally:
         alone.llm.llm_engine.engine_core.shutdown()
         del alone.llm
         cleanup_dist_env_and_memory()
 
 
-@dataclass
+@dataclass(frozen=True)
 class ServerEngine:
     """vLLM in a server of its own, which every process asks for its own rows."""
 
     client: Any  # TRL's `VLLMClient`; only the main process's takes part in pushing weights
     wait_for_everyone: Callable[[], None]  # returns when all processes have called it
-    is_continuous = True
-    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_CONNECTIONS))
-    _finished: SimpleQueue[tuple[int, Future[Generation]]] = field(default_factory=SimpleQueue)
+    is_continuous = False
 
     @contextmanager
     def rollout(self) -> Iterator[None]:
@@ -317,27 +321,8 @@ class ServerEngine:
         """See `ColocatedEngine`. Budgets and seeds differ by row, hence one call each; the server
         batches them.
         """
-        return list(self._pool.map(lambda request: self._complete(request, options), requests))
-
-    def add(self, row: int, request: Request, options: Mapping[str, Any]) -> None:
-        """See `ColocatedEngine`."""
-        finished = self._finished
-        future = self._pool.submit(self._complete, request, options)
-        future.add_done_callback(lambda done: finished.put((row, done)))
-
-    def step(self) -> list[tuple[int, Generation]]:
-        """See `ColocatedEngine`."""
-        done = []
-        with suppress(Empty):
-            row, future = self._finished.get(timeout=_MOMENT)
-            while True:
-                done.append((row, future.result()))
-                row, future = self._finished.get_nowait()
-        return done
-
-    def drop(self, rows: Iterable[int]) -> None:
-        """See `ColocatedEngine`. What the server still sends is not looked at."""
-        self._finished = SimpleQueue()
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            return list(pool.map(lambda request: self._complete(request, options), requests))
 
     def _complete(self, request: Request, options: Mapping[str, Any]) -> Generation:
         try:

@@ -7,10 +7,9 @@ server read the same files, and a digest of them says what a run began with.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import huggingface_hub
 import torch
@@ -137,12 +136,25 @@ def load_policy(
     path: str | Path, dtype: str = "float32"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a policy and its tokenizer."""
-    tokenizer = load_tokenizer(path)
-    with _loading_errors(path):
+    if Path(path).exists():
+        for name in ("config.json", "tokenizer.json"):
+            if not (Path(path) / name).is_file():
+                raise CheckpointError(
+                    f"{path} holds no {name}: name a checkpoint folder such as "
+                    "…/checkpoint/step-000012"
+                )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), output_loading_info=True
         )
         model, report = loaded
+    except _LOADING_ERRORS as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"checkpoint {path} cannot be loaded ({reason}): delete it to fall back to an earlier "
+            "one, or name another"
+        ) from error
     # transformers draws missing weights at random and only warns.
     absent = set(report["missing_keys"]) - set(model.all_tied_weights_keys)
     if absent:
@@ -151,31 +163,6 @@ def load_policy(
             "of another architecture; name another"
         )
     return model, tokenizer
-
-
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a policy."""
-    if Path(path).exists():
-        for name in ("config.json", "tokenizer.json"):
-            if not (Path(path) / name).is_file():
-                raise CheckpointError(
-                    f"{path} holds no {name}: name a checkpoint folder such as "
-                    "…/checkpoint/step-000012"
-                )
-    with _loading_errors(path):
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path))
-
-
-@contextmanager
-def _loading_errors(path: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except _LOADING_ERRORS as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(
-            f"checkpoint {path} cannot be loaded ({reason}): delete it to fall back to an earlier "
-            "one, or name another"
-        ) from error
 
 
 def policy_digest(folder: Path) -> str:

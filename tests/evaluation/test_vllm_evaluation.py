@@ -20,11 +20,11 @@ from run_helpers import one_line
 from transformers import PreTrainedModel
 
 from llds_core.errors import ConfigError
-from llds_core.evaluation import EvaluationPlan, evaluate_questions, models
+from llds_core.evaluation import EvaluationPlan, evaluate, evaluate_questions
 from llds_core.evaluation.models import Model
 from llds_core.rollout.protocol import TAGS
-from llds_core.rollout.samplers import Generation, TransformersSampler
-from llds_core.rollout.vllm_sampler import Request
+from llds_core.rollout.samplers import Generation, StopAtTag, TransformersSampler
+from llds_core.rollout.vllm_sampler import Request, VLLMSampler
 
 PLAN = EvaluationPlan(limit=14, modes=("greedy", "greedy_with_failures", "sampled"))
 VLLM = "sampler.backend=vllm"
@@ -85,14 +85,15 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     opened: list[Any] = []
 
     @contextmanager
-    def own_engine(folder: Path, **options: Any) -> Iterator[Engine]:
+    def own_sampler(folder: Path, **options: Any) -> Iterator[Any]:
         opened.append([folder, options, Engine()])
+        stop, ends = StopAtTag(TOKENIZER), {TOKENIZER.eos_token_id}
         try:
-            yield opened[-1][2]
+            yield VLLMSampler(opened[-1][2], stop, ends, lambda *_: 0, temperature=0.0), TOKENIZER
         finally:
             opened[-1].append("closed")
 
-    monkeypatch.setattr(models, "own_engine", own_engine)
+    monkeypatch.setattr(evaluate, "own_sampler", own_sampler)
     return opened
 
 
@@ -105,13 +106,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model("tiny", model().digest, lambda: pytest.fail("loaded"), folder)
 
 
-def evaluate(out: Path, asked: Model, *overrides: str, plan: EvaluationPlan = PLAN) -> list[dict]:
+def answer(out: Path, asked: Model, *overrides: str, plan: EvaluationPlan = PLAN) -> list[dict]:
     return lines(evaluate_questions(environment(*overrides), asked, plan, out=out))
 
 
 def test_greedy_answers_are_those_of_transformers(engines, served, tmp_path) -> None:
-    made = evaluate(tmp_path / "vllm", served, VLLM, "retrieval.failure_rate=0.5")
-    known = evaluate(tmp_path / "ours", model(), "retrieval.failure_rate=0.5")
+    made = answer(tmp_path / "vllm", served, VLLM, "retrieval.failure_rate=0.5")
+    known = answer(tmp_path / "ours", model(), "retrieval.failure_rate=0.5")
     for mode in PLAN.modes[:2]:
         assert [r for r in made if r["mode"] == mode] == [r for r in known if r["mode"] == mode]
     assert len(made) == 42 and any(row["searches"] for row in made)
@@ -129,7 +130,7 @@ def test_sampled_answers_depend_on_no_batch_and_go_on_after_an_error(
     engines, served, tmp_path, monkeypatch
 ) -> None:
     plan = EvaluationPlan(limit=14, modes=("sampled",), samples=2, draws="batch")
-    whole = evaluate(tmp_path / "whole", served, VLLM, plan=plan)
+    whole = answer(tmp_path / "whole", served, VLLM, plan=plan)
     original, count = Engine.step, iter(range(1000))
 
     def step(self: Engine) -> list[Any]:
@@ -141,24 +142,23 @@ def test_sampled_answers_depend_on_no_batch_and_go_on_after_an_error(
     options = (VLLM, "evaluation.batch_size=4")
     # The size of batches would matter to transformers.
     with pytest.raises(KeyboardInterrupt):
-        evaluate(tmp_path / "parts", served, *options, plan=plan)
+        answer(tmp_path / "parts", served, *options, plan=plan)
     kept = lines(tmp_path / "parts")
     assert 0 < len(kept) < 28 and kept == whole[: len(kept)]
-    assert evaluate(tmp_path / "parts", served, *options, plan=plan) == whole
+    assert answer(tmp_path / "parts", served, *options, plan=plan) == whole
     assert [engine[-1] for engine in engines] == ["closed"] * 3
 
 
 def test_the_packaged_model_is_decoded_by_transformers(engines, tmp_path) -> None:
     plan = EvaluationPlan(limit=7)
     asked = model()  # without a folder
-    assert evaluate(tmp_path / "1", asked, VLLM, plan=plan) == evaluate(
-        tmp_path / "2", asked, plan=plan
-    )
+    made = answer(tmp_path / "1", asked, VLLM, plan=plan)
+    assert made == answer(tmp_path / "2", asked, plan=plan)
     assert not engines
 
 
 def test_a_missing_vllm_is_one_line(served, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"set sampler\.backend=transformers") as caught:
-        evaluate(tmp_path, served, VLLM)
+        answer(tmp_path, served, VLLM)
     one_line(caught)

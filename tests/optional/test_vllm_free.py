@@ -22,10 +22,9 @@ from evaluation_worlds import TOKENIZER, environment, lines  # noqa: E402
 from test_vllm_cpu import refuse_special_names  # noqa: E402
 
 from llds_core.evaluation import EvaluationPlan, evaluate_questions, open_model  # noqa: E402
-from llds_core.evaluation.models import serve  # noqa: E402
 from llds_core.retrieval import Hit  # noqa: E402
 from llds_core.rollout.protocol import TAGS  # noqa: E402
-from llds_core.rollout.vllm_sampler import VLLMSampler  # noqa: E402
+from llds_core.rollout.vllm_sampler import own_sampler  # noqa: E402
 from llds_core.runs.policies import build_policy  # noqa: E402
 from llds_core.seeding import child_seed  # noqa: E402
 
@@ -72,16 +71,13 @@ def test_trajectories_are_those_of_lock_step(folder: Path) -> None:
     late = Late()
     tasks = [(question, sample) for question in world.world.test[:12] for sample in range(2)]
     made = []
-    with serve(folder, world.config) as served:
+    with own_sampler(folder, dtype="float32") as (greedy, _):
+        sampler = replace(
+            greedy, seed_of=lambda row, turn: child_seed(0, row, turn), temperature=1.0
+        )
         for lock_step in (True, False, False):
-            sampler = VLLMSampler(
-                served.engine,
-                served.stop,
-                served.eos_ids,
-                lambda row, turn: child_seed(0, row, turn),
-            )
             loop = replace(world, retriever=late).rollout_loop(
-                TOKENIZER, seed=0, failure_rate=0.3, lock_step=lock_step
+                TOKENIZER, seed=0, failure_rate=0.7, lock_step=lock_step
             )
             made.append([_tokens(t) for t in loop.run(tasks, sampler).trajectories])
             if lock_step:

@@ -290,25 +290,6 @@ def test_a_server_is_asked_for_all_rows_at_once_and_answers_in_order() -> None:
     assert engine.generate([], OPTIONS) == []
 
 
-def test_a_server_answers_row_by_row() -> None:
-    client = Client()
-    client.together = threading.Barrier(1)
-    session = sampler(ServerEngine(client, lambda: None)).session(PROMPTS)
-    assert session.step() == []
-    session.add(2, 2)
-    session.add(1, 1)
-    made: dict[int, Generation] = {}
-    while session.is_busy:
-        made |= session.step()
-    assert made == {2: Generation([200] * 2, [-2.0] * 2), 1: Generation([100], [-2.0])}
-    session.add(0, 1)
-    session.close()
-    session.add(1, 1)
-    while session.is_busy:
-        made |= session.step()
-    assert made[1] == Generation([101], [-2.0]) and 0 not in made
-
-
 def test_nobody_asks_the_server_before_the_weights_are_there() -> None:
     log: list[str] = []
     with ServerEngine(Client(), lambda: log.append("everyone")).rollout():
