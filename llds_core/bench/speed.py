@@ -21,10 +21,12 @@ from typing import Any
 import pandas as pd
 import torch
 from datasets import Dataset
+from transformers import AutoTokenizer
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
 from llds_core.bench.search_r1 import reencoding_rollout
+from llds_core.bench.waiting import PASS_SECONDS, measure_waiting
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.evaluation import open_model
 from llds_core.files import write_table
@@ -91,6 +93,7 @@ def _measure(config: ExperimentConfig, run_root: Path, folder: Path) -> list[Mea
         Measure("threads", config.training.threads, "threads"),
         _measure_import(),
         measure,
+        *_measure_waiting(config, environment, path),
         *_measure_updates(_Updates(_smaller(config), rollout, path, folder)),
     ]
 
@@ -164,6 +167,18 @@ def _measure_rollout(
     ratio = value / reference
     row = Measure("rollout", value, "trajectories/s", against, reference, ratio, ">= 3 x")
     return row, ours()
+
+
+def _measure_waiting(
+    config: ExperimentConfig, environment: Environment, path: str
+) -> Iterator[Measure]:
+    tokenizer, aims = AutoTokenizer.from_pretrained(path), iter((">= 1 x", ">= 1.3 x", ">= 2 x"))
+    against = f"every turn waits for all; simulated passes of {1000 * PASS_SECONDS:g} ms"
+    questions = environment.world.train[: config.rollout.prompts_per_rollout]
+    tasks = [(question, i) for question in questions for i in range(config.rollout.group_size)]
+    for latency, free, waiting in measure_waiting(environment, tokenizer, tasks):
+        name = f"rollout, searches of {1000 * latency:g} ms"
+        yield Measure(name, free, "trajectories/s", against, waiting, free / waiting, next(aims))
 
 
 class _Updates:

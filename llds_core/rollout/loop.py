@@ -24,7 +24,7 @@ from llds_core.rollout.protocol import Action, Trajectory, information, parse_ac
 from llds_core.rollout.samplers import ContinuousSession, Generation, Sampler, Session
 from llds_core.worlds.records import Question
 
-_SEARCHES = 4  # at once, each of any number of queries
+_SEARCHES = 8  # at once, each of any number of queries
 
 
 @dataclass(frozen=True)
