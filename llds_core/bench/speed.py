@@ -21,7 +21,6 @@ from typing import Any
 import pandas as pd
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
@@ -87,13 +86,12 @@ def _threads(count: int) -> Iterator[None]:
 def _measure(config: ExperimentConfig, run_root: Path, folder: Path) -> list[Measure]:
     environment = build_environment(config)
     path, name = _start_policy(config, environment, run_root, folder)
-    measure, rollout = _measure_rollout(config, environment, path)
+    measures, rollout = _measure_rollouts(config, environment, path)
     return [
         Measure("policy", name, ""),
         Measure("threads", config.training.threads, "threads"),
         _measure_import(),
-        measure,
-        *_measure_waiting(config, environment, path),
+        *measures,
         *_measure_updates(_Updates(_smaller(config), rollout, path, folder)),
     ]
 
@@ -137,9 +135,9 @@ def _measure_import() -> Measure:
     return Measure("import llds_core", ours, "s", "python -c pass", empty, ours / empty, "< 2 s")
 
 
-def _measure_rollout(
+def _measure_rollouts(
     config: ExperimentConfig, environment: Environment, path: str
-) -> tuple[Measure, Rollout]:
+) -> tuple[list[Measure], Rollout]:
     """The speed of rollouts, and one of them."""
     model, tokenizer = open_model(path, config.training.dtype).load()
     questions = environment.world.train[: config.rollout.prompts_per_rollout]
@@ -165,20 +163,14 @@ def _measure_rollout(
     value, reference = interleaved([lambda: speed(ours), lambda: speed(baseline)])
     against = "whole context encoded again every turn, as Search-R1 does"
     ratio = value / reference
-    row = Measure("rollout", value, "trajectories/s", against, reference, ratio, ">= 3 x")
-    return row, ours()
-
-
-def _measure_waiting(
-    config: ExperimentConfig, environment: Environment, path: str
-) -> Iterator[Measure]:
-    tokenizer, aims = AutoTokenizer.from_pretrained(path), iter((">= 1 x", ">= 1.3 x", ">= 2 x"))
+    unit = "trajectories/s"
+    rows = [Measure("rollout", value, unit, against, reference, ratio, ">= 3 x")]
     against = f"every turn waits for all; simulated passes of {1000 * PASS_SECONDS:g} ms"
-    questions = environment.world.train[: config.rollout.prompts_per_rollout]
-    tasks = [(question, i) for question in questions for i in range(config.rollout.group_size)]
-    for latency, free, waiting in measure_waiting(environment, tokenizer, tasks):
+    measured = zip(measure_waiting(loop, tasks), (">= 1 x", ">= 1.3 x", ">= 2 x"), strict=True)
+    for (latency, free, waiting), aim in measured:
         name = f"rollout, searches of {1000 * latency:g} ms"
-        yield Measure(name, free, "trajectories/s", against, waiting, free / waiting, next(aims))
+        rows.append(Measure(name, free, unit, against, waiting, free / waiting, aim))
+    return rows, ours()
 
 
 class _Updates:

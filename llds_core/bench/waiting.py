@@ -1,20 +1,21 @@
 """Rollouts in which nobody waits against lock-step, over decoding and searches of stated speed.
 
 Decoding is simulated, so that no GPU is needed: a pass writes a token of every open trajectory and
-takes as long as one of a 3B policy on an H100, about. Lengths of actions have the mean and the
-limit of the paper's (arXiv 2512.04220, appendix B.2.1), and a geometric tail between them. Loop,
-tokens, threads and search engine are the real ones.
+takes about as long as one of a 3B policy on an H100. Actions have the limit of the paper's (arXiv
+2512.04220, appendix B.2.1) and a geometric length below it. All else is real.
 """
 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from llds_core.config import load_experiment
-from llds_core.retrieval import Hit, Retriever
-from llds_core.rollout.environment import Environment
+from llds_core.retrieval import Hit
+from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.samplers import Generation
 from llds_core.seeding import numpy_generator
 from llds_core.worlds.records import Question
@@ -23,54 +24,65 @@ PASS_SECONDS = 0.01
 LATENCIES = (0.0, 0.05, 0.5)  # seconds of a search, of any number of queries
 _MEAN_TOKENS = 45  # of an action
 
-Tasks = Sequence[tuple[Question, int]]
+
+def measure_waiting(
+    loop: RolloutLoop, tasks: Sequence[tuple[Question, int]]
+) -> Iterator[tuple[float, float, float]]:
+    """Latency, and trajectories per second without and with lock-step at it."""
+    limits = replace(load_experiment("paper-3b/grpo").rollout, prompt="short")
+    for latency in LATENCIES:
+
+        def search(queries: Sequence[str], k: int, seconds: float = latency) -> list[list[Hit]]:
+            time.sleep(seconds)
+            return loop.retriever.retriever.search(queries, k)
+
+        late: Any = SimpleNamespace(search=search)
+        free = replace(loop, config=limits, retriever=replace(loop.retriever, retriever=late))
+        asked = [question.question for question, _ in tasks]
+        decoding = _Decoding(loop.tokenizer, asked, limits.max_searches)
+        both = free, replace(free, lock_step=True)
+        seconds = [each.run(tasks, decoding).seconds for each in both]
+        yield latency, len(tasks) / seconds[0], len(tasks) / seconds[1]
 
 
 @dataclass
 class _Decoding:
-    """Sampler and continuous session in one. A trajectory searches for its question up to
-    `searches` times and answers.
+    """Sampler and continuous session in one: a trajectory searches up to `searches` times for its
+    question and answers.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    tasks: Tasks
+    questions: Sequence[str]
     searches: int
-    _turns: dict[int, int] = field(default_factory=dict)
-    _open: dict[int, tuple[list[int], int]] = field(default_factory=dict)
+    _open: dict[int, tuple[list[int], int]] = field(default_factory=dict)  # ids, tokens left
 
     def session(self, prompts: Sequence[Sequence[int]]) -> "_Decoding":
-        self._turns.clear()
+        self._streams = [numpy_generator(0, "waiting", row) for row in range(len(prompts))]
+        self._searches = [stream.integers(self.searches + 1) for stream in self._streams]
         return self
 
-    @property
-    def is_busy(self) -> bool:
-        return bool(self._open)
-
     def add(self, row: int, budget: int) -> None:
-        turn = self._turns[row] = self._turns.get(row, -1) + 1
-        wanted = numpy_generator(0, "waiting", row).integers(self.searches + 1)
-        length = int(numpy_generator(0, "waiting", row, turn).geometric(1 / _MEAN_TOKENS))
-        asked = self.tasks[row][0].question
-        text = f"<search>{asked}</search>" if turn < wanted else f"<answer>{asked}</answer>"
+        tag = "search" if self._searches[row] else "answer"
+        self._searches[row] -= 1
+        text = f"<{tag}>{self.questions[row]}</{tag}>"
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         thought = self.tokenizer.encode(" so", add_special_tokens=False)[:1]
+        length = int(self._streams[row].geometric(1 / _MEAN_TOKENS))
         ids = (thought * max(0, length - len(ids)) + ids)[-budget:]
         self._open[row] = ids, len(ids)
 
     def step(self) -> list[tuple[int, Generation]]:
-        if not self._open:
-            return []
         time.sleep(PASS_SECONDS)
-        self._open = {row: (ids, left - 1) for row, (ids, left) in self._open.items()}
-        ended = [row for row, (_, left) in self._open.items() if left == 0]
-        written = {row: self._open.pop(row)[0] for row in ended}
-        return [(row, Generation(ids, [0.0] * len(ids))) for row, ids in written.items()]
+        written = {row: (ids, left - 1) for row, (ids, left) in self._open.items()}
+        self._open = {row: each for row, each in written.items() if each[1]}
+        ended = [(row, ids) for row, (ids, left) in written.items() if not left]
+        return [(row, Generation(ids, [0.0] * len(ids))) for row, ids in ended]
 
     def generate(self, rows: Sequence[int], budgets: Sequence[int]) -> list[Generation]:
         for row, budget in zip(rows, budgets, strict=True):
             self.add(row, budget)
         made: dict[int, Generation] = {}
-        while self.is_busy:
+        while self._open:
             made |= self.step()
         return [made[row] for row in rows]
 
@@ -79,33 +91,3 @@ class _Decoding:
 
     def close(self) -> None:
         self._open.clear()
-
-
-@dataclass(frozen=True)
-class _Late:
-    """A search engine that answers `latency` seconds later."""
-
-    engine: Retriever
-    latency: float
-
-    @property
-    def identity(self) -> str:
-        return self.engine.identity
-
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        time.sleep(self.latency)
-        return self.engine.search(queries, k)
-
-
-def measure_waiting(
-    environment: Environment, tokenizer: PreTrainedTokenizerBase, tasks: Tasks
-) -> Iterator[tuple[float, float, float]]:
-    """Latency, and trajectories per second without and with lock-step at it."""
-    limits = replace(load_experiment("paper-3b/grpo").rollout, prompt="short")
-    for latency in LATENCIES:
-        late = replace(environment, retriever=_Late(environment.retriever, latency))
-        free = late.rollout_loop(tokenizer, limits, seed=0, failure_rate=0.0)
-        loops = free, replace(free, lock_step=True)
-        decoding = _Decoding(tokenizer, tasks, limits.max_searches)
-        seconds = [loop.run(tasks, decoding).seconds for loop in loops]
-        yield latency, len(tasks) / seconds[0], len(tasks) / seconds[1]

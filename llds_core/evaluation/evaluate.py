@@ -121,9 +121,7 @@ class Evaluation:
 
     @property
     def _served(self) -> Path | None:
-        """The folder of a model that vLLM serves; None for one that transformers decodes, as it
-        does the packaged one always.
-        """
+        """The folder of a model that vLLM serves; transformers decodes the packaged one."""
         return self.model.folder if self.environment.config.sampler.backend == "vllm" else None
 
     @property

@@ -120,17 +120,19 @@ class RolloutLoop:
         """Let each trajectory go on as soon as its search is answered; return the seconds in which
         all that were open waited for one.
         """
-        seconds = 0.0
+        seconds, decoding = 0.0, 0
         going: Sequence[int] = range(len(trajectories))
         unasked: list[int] = []
         asked: dict[Future[None], list[int]] = {}
         pool = ThreadPoolExecutor(_SEARCHES)
         try:
-            while going or session.is_busy or asked:
+            while going or decoding or asked:
                 for row in going:
                     session.add(row, self._budget(trajectories[row]))
+                decoding += len(going)
                 ready: list[int] = []
-                for row, made in session.step():
+                for row, made in session.step() if decoding else ():
+                    decoding -= 1
                     is_search = self._act(trajectories[row], made)
                     (unasked if is_search else ready).append(row)
                 # What is left while all searchers are at work is then asked in one call.
@@ -138,7 +140,7 @@ class RolloutLoop:
                     searching = [trajectories[row] for row in unasked]
                     asked[pool.submit(self._search, searching, step)] = unasked
                     unasked = []
-                is_idle = not (ready or session.is_busy)
+                is_idle = not (ready or decoding)
                 before = time.perf_counter()
                 answered, _ = wait(asked, None if is_idle else 0, FIRST_COMPLETED)
                 seconds += is_idle * (time.perf_counter() - before)
@@ -178,16 +180,14 @@ class RolloutLoop:
 
     def _search(self, asking: Sequence[Trajectory], step: int) -> None:
         """Execute the search that each of `asking` ends with."""
-        actions = [trajectory.actions[-1] for trajectory in asking]
         keys = [
             SearchKey(self.seed, step, t.question.id, t.sample, len(t.actions) - 1) for t in asking
         ]
-        queries = [action.content for action in actions]
+        queries = [trajectory.actions[-1].content for trajectory in asking]
         found = self.retriever.search_keyed(queries, self.top_k, keys)
-        for trajectory, action, hits, failed in zip(asking, actions, *found, strict=True):
-            trajectory.actions[-1] = replace(
-                action, executed=True, hits=tuple(hits), retrieval_failed=failed
-            )
+        for trajectory, hits, failed in zip(asking, *found, strict=True):
+            action = replace(trajectory.actions[-1], executed=True, hits=tuple(hits))
+            trajectory.actions[-1] = replace(action, retrieval_failed=failed)
 
     def _show(
         self, session: Session, trajectories: Sequence[Trajectory], rows: Iterable[int]

@@ -26,7 +26,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from llds_core.errors import ConfigError, SamplerError
 from llds_core.rollout.samplers import Generation, StopAtTag, end_of_sequence_ids
@@ -140,23 +140,14 @@ class ContinuousVLLMSession(VLLMSession):
         self._engine = cast(ColocatedEngine, sampler.engine)
         self._budgets: dict[int, int] = {}  # of the rows that the engine works on
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether an action was asked for that `step` has not returned."""
-        return bool(self._budgets)
-
     def add(self, row: int, budget: int) -> None:
         """Ask for an action of `row`, of at most `budget` (>= 1) tokens."""
         self._budgets[row] = budget
         self._engine.add(row, self._request(row, budget), self._sampler.options)
 
     def step(self) -> list[tuple[int, Generation]]:
-        """Work on all actions that were asked for, for a moment; return the finished ones.
-
-        Raises:
-            SamplerError: when the engine ended an action for no reason that the protocol knows.
-        """
-        done = self._engine.step() if self._budgets else []
+        """Work on all actions for a moment; return the finished ones. Raises as `generate` does."""
+        done = self._engine.step()
         return [(row, self._kept(made, row, self._budgets.pop(row))) for row, made in done]
 
     def close(self) -> None:
@@ -241,10 +232,7 @@ class ColocatedEngine:
 
 def _sampling(request: Request, options: Mapping[str, Any]) -> Any:
     """vLLM's `SamplingParams` of a request of which only the end is wanted."""
-    from vllm.sampling_params import (  # type: ignore[import-not-found, unused-ignore]
-        RequestOutputKind,
-        SamplingParams,
-    )
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     kind = RequestOutputKind.FINAL_ONLY
     return SamplingParams(**options, max_tokens=request.budget, seed=request.seed, output_kind=kind)
@@ -276,10 +264,8 @@ def own_sampler(
     require_vllm()
     # A worker process would outlive a killed evaluation, and keep its GPU.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    from vllm import LLM  # type: ignore[import-not-found, unused-ignore]
-    from vllm.distributed.parallel_state import (  # type: ignore[import-not-found, unused-ignore]
-        cleanup_dist_env_and_memory,
-    )
+    from vllm import LLM
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     try:
         alone = SimpleNamespace(llm=LLM(str(model), **options), tensor_parallel_size=1)
@@ -291,11 +277,10 @@ def own_sampler(
         ) from error
     tokenizer = alone.llm.get_tokenizer()
     settings = alone.llm.llm_engine.model_config.try_get_generation_config()
-    declared = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
-    ends = end_of_sequence_ids(declared, tokenizer)
-    engine, stop = ColocatedEngine(alone), StopAtTag(tokenizer)
+    ends = end_of_sequence_ids(settings.get("eos_token_id", []), tokenizer)
+    stop = StopAtTag(tokenizer)
     try:
-        yield VLLMSampler(engine, stop, ends, lambda row, turn: 0, temperature=0.0), tokenizer
+        yield VLLMSampler(ColocatedEngine(alone), stop, ends, lambda *_: 0, 0.0), tokenizer
     finally:
         alone.llm.llm_engine.engine_core.shutdown()
         del alone.llm

@@ -76,10 +76,6 @@ class FreeSampler(ScriptedSampler):
     open: dict[int, tuple[Generation, int]] = field(default_factory=dict)
     most: int = 0  # rows that were open at a time
 
-    @property
-    def is_busy(self) -> bool:
-        return bool(self.open)
-
     def add(self, row: int, budget: int) -> None:
         assert row not in self.open
         made = self._one(row, budget)
@@ -87,6 +83,7 @@ class FreeSampler(ScriptedSampler):
         self.most = max(self.most, len(self.open))
 
     def step(self) -> list[tuple[int, Generation]]:
+        assert self.open
         self.open = {row: (made, left - 1) for row, (made, left) in self.open.items()}
         done = [(row, made) for row, (made, left) in self.open.items() if left == 0]
         for row, _ in done:
