@@ -13,21 +13,19 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from llds_core.bench.search_r1 import Tasks
 from llds_core.config import load_experiment
 from llds_core.retrieval import Hit
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.samplers import Generation
 from llds_core.seeding import numpy_generator
-from llds_core.worlds.records import Question
 
 PASS_SECONDS = 0.01
 LATENCIES = (0.0, 0.05, 0.5)  # seconds of a search, of any number of queries
 _MEAN_TOKENS = 45  # of an action
 
 
-def measure_waiting(
-    loop: RolloutLoop, tasks: Sequence[tuple[Question, int]]
-) -> Iterator[tuple[float, float, float]]:
+def measure_waiting(loop: RolloutLoop, tasks: Tasks) -> Iterator[tuple[float, float, float]]:
     """Latency, and trajectories per second without and with lock-step at it."""
     limits = replace(load_experiment("paper-3b/grpo").rollout, prompt="short")
     for latency in LATENCIES:
@@ -38,8 +36,7 @@ def measure_waiting(
 
         late: Any = SimpleNamespace(search=search)
         free = replace(loop, config=limits, retriever=replace(loop.retriever, retriever=late))
-        asked = [question.question for question, _ in tasks]
-        decoding = _Decoding(loop.tokenizer, asked, limits.max_searches)
+        decoding = _Decoding(loop.tokenizer, tasks, limits.max_searches)
         both = free, replace(free, lock_step=True)
         seconds = [each.run(tasks, decoding).seconds for each in both]
         yield latency, len(tasks) / seconds[0], len(tasks) / seconds[1]
@@ -47,12 +44,10 @@ def measure_waiting(
 
 @dataclass
 class _Decoding:
-    """Sampler and continuous session in one: a trajectory searches up to `searches` times for its
-    question and answers.
-    """
+    """Sampler and session in one: at most `searches` searches for the question, and an answer."""
 
     tokenizer: PreTrainedTokenizerBase
-    questions: Sequence[str]
+    tasks: Tasks
     searches: int
     _open: dict[int, tuple[list[int], int]] = field(default_factory=dict)  # ids, tokens left
 
@@ -64,7 +59,7 @@ class _Decoding:
     def add(self, row: int, budget: int) -> None:
         tag = "search" if self._searches[row] else "answer"
         self._searches[row] -= 1
-        text = f"<{tag}>{self.questions[row]}</{tag}>"
+        text = f"<{tag}>{self.tasks[row][0].question}</{tag}>"
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         thought = self.tokenizer.encode(" so", add_special_tokens=False)[:1]
         length = int(self._streams[row].geometric(1 / _MEAN_TOKENS))

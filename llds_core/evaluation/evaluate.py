@@ -209,14 +209,13 @@ class Evaluation:
             _, tokenizer = self.model.load()
             yield tokenizer, partial(self._sampler, StopAtTag(tokenizer))
             return
-        config = self.environment.config
+        config, on_gpu = self.environment.config, torch.cuda.is_available()
         options: dict[str, Any] = {
             "dtype": config.training.dtype,
             "tensor_parallel_size": config.sampler.tensor_parallel,
             "max_num_seqs": min(config.evaluation.batch_size, _MOST_SEQUENCES),
+            **({"gpu_memory_utilization": _MEMORY_SHARE} if on_gpu else {}),
         }
-        if torch.cuda.is_available():
-            options["gpu_memory_utilization"] = _MEMORY_SHARE
         with own_sampler(self._served, **options) as (greedy, tokenizer):
             yield tokenizer, partial(self._vllm_sampler, greedy)
 
