@@ -25,6 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
 from llds_core.bench.search_r1 import reencoding_rollout
+from llds_core.bench.waiting import PASS_SECONDS, measure_waiting
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.evaluation import open_model
 from llds_core.files import write_table
@@ -87,12 +88,12 @@ def measure_profile(config: ExperimentConfig, run_root: Path, folder: Path) -> l
     """Every measure of `config`, from its start policy under `run_root` or a random one."""
     environment = build_environment(config)
     path, name = _start_policy(config, environment, run_root, folder)
-    measure, rollout = _measure_rollout(config, environment, path)
+    measures, rollout = _measure_rollouts(config, environment, path)
     return [
         Measure("policy", name, ""),
         Measure("threads", config.training.threads, "threads"),
         _measure_import(),
-        measure,
+        *measures,
         *_measure_updates(Updates(_smaller(config), rollout, path, folder)),
     ]
 
@@ -136,9 +137,9 @@ def _measure_import() -> Measure:
     return Measure("import llds_core", ours, "s", "python -c pass", empty, ours / empty, "< 2 s")
 
 
-def _measure_rollout(
+def _measure_rollouts(
     config: ExperimentConfig, environment: Environment, path: str
-) -> tuple[Measure, Rollout]:
+) -> tuple[list[Measure], Rollout]:
     """The speed of rollouts, and one of them."""
     model, tokenizer = open_model(path, config.training.dtype).load()
     questions = environment.world.train[: config.rollout.prompts_per_rollout]
@@ -164,8 +165,14 @@ def _measure_rollout(
     value, reference = interleaved([lambda: speed(ours), lambda: speed(baseline)])
     against = "whole context encoded again every turn, as Search-R1 does"
     ratio = value / reference
-    row = Measure("rollout", value, "trajectories/s", against, reference, ratio, ">= 3 x")
-    return row, ours()
+    unit = "trajectories/s"
+    rows = [Measure("rollout", value, unit, against, reference, ratio, ">= 3 x")]
+    against = f"every turn waits for all; simulated passes of {1000 * PASS_SECONDS:g} ms"
+    measured = zip(measure_waiting(loop, tasks), (">= 1 x", ">= 1.3 x", ">= 2 x"), strict=True)
+    for (latency, free, waiting), aim in measured:
+        name = f"rollout, searches of {1000 * latency:g} ms"
+        rows.append(Measure(name, free, unit, against, waiting, free / waiting, aim))
+    return rows, ours()
 
 
 class Updates:

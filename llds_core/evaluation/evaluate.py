@@ -9,7 +9,8 @@ to floating-point rounding: where two tokens are almost equally likely, rounding
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
@@ -19,6 +20,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.evaluation.agents import BASELINES, POLICY, Agent, Names, prompt_digest
@@ -29,8 +31,9 @@ from llds_core.evaluation.scores import score_rows, summarise
 from llds_core.files import write_json, write_table
 from llds_core.rollout.environment import Environment
 from llds_core.rollout.samplers import Sampler, StopAtTag, TransformersSampler
+from llds_core.rollout.vllm_sampler import VLLMSampler, own_sampler
 from llds_core.runs.provenance import command_line, git_state, hardware, package_versions
-from llds_core.seeding import numpy_generator, torch_generator
+from llds_core.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.worlds.records import Question
 
 ROOT = Path("results/evaluations")
@@ -39,6 +42,8 @@ BASELINE_COLUMNS = (
     *("baseline", "benchmark", "n", "em", "em_low", "em_high", "f1", "sub_em"),
     *("valid_answers", "searches", "mode", "em_tagged"),
 )
+_MEMORY_SHARE = 0.8  # of a GPU that an evaluation has for itself
+_MOST_SEQUENCES = 512  # that vLLM decodes at a time; the rest waits
 _LIMITS = ("max_searches", "max_action_tokens", "max_observation_tokens", "max_total_tokens")
 
 
@@ -111,7 +116,13 @@ class Evaluation:
             **{f"rollout.{name}": getattr(config.rollout, name) for name in names},
             **({"retrieval.failure_rate": config.retrieval.failure_rate} if failing else {}),
             **({"evaluation.batch_size": config.evaluation.batch_size} if batches else {}),
+            **({"sampler": "vllm"} if self._served else {}),
         }
+
+    @property
+    def _served(self) -> Path | None:
+        """The folder of a model that vLLM serves; transformers decodes the packaged one."""
+        return self.model.folder if self.environment.config.sampler.backend == "vllm" else None
 
     @property
     def digits(self) -> str:
@@ -164,32 +175,49 @@ class Evaluation:
         """Batch by batch the answers that are not `done`."""
         config, plan = self.environment.config, self.plan
         torch.set_num_threads(config.training.threads)
-        _, tokenizer = self.model.load()
-        agent, stop = Agent(plan.agent, self.environment, tokenizer), StopAtTag(tokenizer)
         size = config.evaluation.batch_size
-        bar = tqdm(total=len(asked.keys() - done.keys()), desc=plan.agent, unit="answer")
-        for (mode, _), group in groupby(asked, key=lambda key: key[2:]):
-            sampler_for = partial(self._sampler, stop, mode)
-            rate = config.retrieval.failure_rate if mode == FAILING else 0.0
-            loop = agent.loop(sampler_for, rate, plan.seed)
-            # Questions that share a stream are answered in the batches that they were first in.
-            keys = [key for key in group if plan.draws == "batch" or key not in done]
-            for start in range(0, len(keys), size):
-                batch = keys[start : start + size]
-                if done.keys() >= set(batch):
-                    continue
-                started = time.perf_counter()
-                sampler = sampler_for([(key[0], key[1], key[3]) for key in batch], start)
-                made = loop.run([(asked[key], key[3]) for key in batch], sampler).trajectories
-                seconds = (time.perf_counter() - started) / len(batch)
-                lines = {
-                    key: agent.prediction(key, trajectory, seconds)
-                    for key, trajectory in zip(batch, made, strict=True)
-                    if key not in done
-                }
-                bar.update(len(lines))
-                yield lines
-        bar.close()
+        with self._decoder() as (tokenizer, sampler_of):
+            agent = Agent(plan.agent, self.environment, tokenizer)
+            bar = tqdm(total=len(asked.keys() - done.keys()), desc=plan.agent, unit="answer")
+            for (mode, _), group in groupby(asked, key=lambda key: key[2:]):
+                sampler_for = partial(sampler_of, mode)
+                rate = config.retrieval.failure_rate if mode == FAILING else 0.0
+                loop = agent.loop(sampler_for, rate, plan.seed)
+                # Questions that share a stream are answered in the batches that they were first in.
+                keys = [key for key in group if plan.draws == "batch" or key not in done]
+                for start in range(0, len(keys), size):
+                    batch = keys[start : start + size]
+                    if done.keys() >= set(batch):
+                        continue
+                    started = time.perf_counter()
+                    sampler = sampler_for([(key[0], key[1], key[3]) for key in batch], start)
+                    made = loop.run([(asked[key], key[3]) for key in batch], sampler).trajectories
+                    seconds = (time.perf_counter() - started) / len(batch)
+                    lines = {
+                        key: agent.prediction(key, trajectory, seconds)
+                        for key, trajectory in zip(batch, made, strict=True)
+                        if key not in done
+                    }
+                    bar.update(len(lines))
+                    yield lines
+            bar.close()
+
+    @contextmanager
+    def _decoder(self) -> Iterator[tuple[PreTrainedTokenizerBase, Callable[..., Sampler]]]:
+        """The tokenizer of the model, and what makes a sampler of a mode and names."""
+        if self._served is None:
+            _, tokenizer = self.model.load()
+            yield tokenizer, partial(self._sampler, StopAtTag(tokenizer))
+            return
+        config, on_gpu = self.environment.config, torch.cuda.is_available()
+        options: dict[str, Any] = {
+            "dtype": config.training.dtype,
+            "tensor_parallel_size": config.sampler.tensor_parallel,
+            "max_num_seqs": min(config.evaluation.batch_size, _MOST_SEQUENCES),
+            **({"gpu_memory_utilization": _MEMORY_SHARE} if on_gpu else {}),
+        }
+        with own_sampler(self._served, **options) as (greedy, tokenizer):
+            yield tokenizer, partial(self._vllm_sampler, greedy)
 
     def _sampler(
         self, stop: StopAtTag, mode: str, names: Sequence[Names], start: int = 0
@@ -206,6 +234,20 @@ class Evaluation:
             return make(stream, temperature=config.temperature)
         streams = [numpy_generator(seed, "benchmarks", mode, *name) for name in names]
         return make(None, temperature=config.temperature, top_p=config.top_p, streams=streams)
+
+    def _vllm_sampler(
+        self, greedy: VLLMSampler, mode: str, names: Sequence[Names], start: int = 0
+    ) -> Sampler:
+        """The same from vLLM: every action has a seed of its own, whatever has a stream there."""
+        if mode != SAMPLED:
+            return greedy
+        config, plan = self.environment.config.rollout, self.plan
+        return replace(
+            greedy,
+            seed_of=lambda row, turn: child_seed(plan.seed, "benchmarks", mode, *names[row], turn),
+            temperature=config.temperature,
+            top_p=config.top_p if plan.draws == "question" else 1.0,
+        )
 
 
 def evaluate_questions(

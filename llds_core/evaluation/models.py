@@ -25,6 +25,7 @@ class Model:
     name: str
     digest: str  # sixteen hex digits of its files
     load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+    folder: Path | None = None  # where vLLM finds it; None for the packaged one
 
     @property
     def about(self) -> dict[str, object]:
@@ -48,7 +49,7 @@ def open_model(checkpoint: Path | str, dtype: str) -> Model:
     if checkpoint == SMOLLM2:
         return Model(SMOLLM2, digest_files([smollm2_file()]), load)
     folder = Path(checkpoint)
-    return Model(folder.resolve().name, policy_digest(folder), load)
+    return Model(folder.resolve().name, policy_digest(folder), load, folder)
 
 
 def open_asked(

@@ -8,25 +8,30 @@ action ends with `length`.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
 from llds_core.config import RolloutConfig
 from llds_core.errors import ConfigError
-from llds_core.retrieval.base import Hit, SearchKey, format_hits
+from llds_core.retrieval.base import SearchKey, format_hits
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.prompts import encode_prompt
 from llds_core.rollout.protocol import Action, Trajectory, information, parse_action
-from llds_core.rollout.samplers import Generation, Sampler
+from llds_core.rollout.samplers import ContinuousSession, Generation, Sampler, Session
 from llds_core.worlds.records import Question
+
+_SEARCHES = 8  # at once, each of any number of queries
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Trajectories in the order of the tasks, the wall time of all, and the engine's part of it."""
+    """Trajectories in the order of the tasks, the wall time of all, and the part of it in which
+    every open trajectory waited for the search engine.
+    """
 
     trajectories: list[Trajectory]
     seconds: float
@@ -47,6 +52,9 @@ class RolloutLoop:
         encode: makes the token ids of the prompts; None for the template.
         refine: makes what is shown instead of the passages, one text for each of the trajectories
             that have just searched; None shows the passages.
+        lock_step: every turn waits for all trajectories, as it does with a `refine` or a sampler
+            without a `ContinuousSession`. Otherwise each goes on as soon as its search is answered.
+            Draws are the same; what a batch of other rows does to rounding is not.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -57,6 +65,7 @@ class RolloutLoop:
     template: str | None = None
     encode: Callable[[Sequence[Question]], list[list[int]]] | None = None
     refine: Callable[[Sequence[Trajectory]], list[str]] | None = None
+    lock_step: bool = False
 
     def run(
         self, tasks: Sequence[tuple[Question, int]], sampler: Sampler, *, step: int = 0
@@ -81,76 +90,119 @@ class RolloutLoop:
                     f"raise rollout.max_total_tokens above {config.max_total_tokens}"
                 )
         session = sampler.session([trajectory.prompt_ids for trajectory in trajectories])
-        rows = list(range(len(trajectories)))
-        retrieval_seconds = 0.0
-        for turn in range(config.max_searches + 1):
-            if not rows:
-                break
+        if isinstance(session, ContinuousSession) and not (self.lock_step or self.refine):
+            waited = self._run_freely(session, trajectories, step)
+        else:
+            waited = self._run_in_lock_step(session, trajectories, step)
+        return Rollout(trajectories, time.perf_counter() - started, waited)
+
+    def _run_in_lock_step(
+        self, session: Session, trajectories: Sequence[Trajectory], step: int
+    ) -> float:
+        """Make each turn for all trajectories that are open; return the seconds of searching."""
+        rows: Sequence[int] = range(len(trajectories))
+        seconds = 0.0
+        while rows:
             active = [trajectories[row] for row in rows]
-            budgets = [min(config.max_action_tokens, self._room(t)) for t in active]
-            generations = session.generate(rows, budgets)
-            last_turn = turn == config.max_searches
-            retrieval_seconds += self._take_turn(
-                active, generations, turn, step, execute=not last_turn
-            )
-            if last_turn:
-                for trajectory in active:
-                    trajectory.stop_reason = trajectory.stop_reason or "turns"
-                break
-            going = [row for row in rows if trajectories[row].stop_reason is None]
-            observed = self._observe([trajectories[row] for row in going])
-            rows = []
-            for row, tokens in zip(going, observed, strict=True):
-                trajectories[row].add_observation(tokens)
-                session.append(row, tokens)
-                if self._room(trajectories[row]) < 1:
-                    trajectories[row].stop_reason = "length"
-                else:
-                    rows.append(row)
-        return Rollout(trajectories, time.perf_counter() - started, retrieval_seconds)
+            generations = session.generate(rows, [self._budget(t) for t in active])
+            acted = zip(active, generations, strict=True)
+            asking = [trajectory for trajectory, made in acted if self._act(trajectory, made)]
+            before = time.perf_counter()
+            if asking:
+                self._search(asking, step)
+            seconds += time.perf_counter() - before
+            rows = self._show(session, trajectories, rows)
+        return seconds
+
+    def _run_freely(
+        self, session: ContinuousSession, trajectories: Sequence[Trajectory], step: int
+    ) -> float:
+        """Let each trajectory go on as soon as its search is answered; return the seconds in which
+        all that were open waited for one.
+        """
+        seconds, decoding = 0.0, 0
+        going: Sequence[int] = range(len(trajectories))
+        unasked: list[int] = []
+        asked: dict[Future[None], list[int]] = {}
+        pool = ThreadPoolExecutor(_SEARCHES)
+        try:
+            while going or decoding or asked:
+                for row in going:
+                    session.add(row, self._budget(trajectories[row]))
+                decoding += len(going)
+                ready: list[int] = []
+                for row, made in session.step() if decoding else ():
+                    decoding -= 1
+                    is_search = self._act(trajectories[row], made)
+                    (unasked if is_search else ready).append(row)
+                # What is left while all searchers are at work is then asked in one call.
+                if unasked and len(asked) < _SEARCHES:
+                    searching = [trajectories[row] for row in unasked]
+                    asked[pool.submit(self._search, searching, step)] = unasked
+                    unasked = []
+                is_idle = not (ready or decoding)
+                before = time.perf_counter()
+                answered, _ = wait(asked, None if is_idle else 0, FIRST_COMPLETED)
+                seconds += is_idle * (time.perf_counter() - before)
+                for future in answered:
+                    future.result()
+                    ready += asked.pop(future)
+                going = self._show(session, trajectories, ready)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            session.close()
+        return seconds
 
     def _room(self, trajectory: Trajectory) -> int:
         return self.config.max_total_tokens - trajectory.total_tokens
 
-    def _take_turn(
-        self,
-        active: Sequence[Trajectory],
-        generations: Sequence[Generation],
-        turn: int,
-        step: int,
-        *,
-        execute: bool,
-    ) -> float:
-        """Parse and execute one action per active trajectory; return the seconds of searching."""
-        texts = [cast("str", self.tokenizer.decode(made.token_ids)) for made in generations]
-        parsed = [parse_action(text) for text in texts]
-        queries = {
-            i: content
-            for i, (kind, content, _) in enumerate(parsed)
-            if execute and kind == "search" and content
-        }
-        asking = [active[i] for i in queries]
-        keys = [SearchKey(self.seed, step, t.question.id, t.sample, turn) for t in asking]
-        started = time.perf_counter()
-        results: dict[int, tuple[list[Hit], bool]] = {}
-        if queries:
-            found = self.retriever.search_keyed([*queries.values()], self.top_k, keys)
-            results = dict(zip(queries, zip(*found, strict=True), strict=True))
-        seconds = time.perf_counter() - started
-        for i, (trajectory, made) in enumerate(zip(active, generations, strict=True)):
-            kind, content, position = parsed[i]
-            if kind == "search" and not content:
-                kind = "invalid"  # nothing to search for; an empty answer is an answer, and wrong
-            start = len(trajectory.completion_ids)
-            end = start + len(made.token_ids)
-            hits, failed = results.get(i, ((), False))
-            action = Action(kind, content, texts[i], start, end, i in results, tuple(hits), failed)
-            trajectory.add_action(action, made.token_ids, made.logprobs)
-            if kind == "answer":
-                opened = start + self._token_at(position, made.token_ids)
-                trajectory.answer, trajectory.answer_span = content, (opened, end)
-                trajectory.stop_reason = "answer"
-        return seconds
+    def _budget(self, trajectory: Trajectory) -> int:
+        return min(self.config.max_action_tokens, self._room(trajectory))
+
+    def _act(self, trajectory: Trajectory, made: Generation) -> bool:
+        """Add what was sampled to its trajectory; return whether it is a search to execute."""
+        text = cast("str", self.tokenizer.decode(made.token_ids))
+        kind, content, position = parse_action(text)
+        if kind == "search" and not content:
+            kind = "invalid"  # nothing to search for; an empty answer is an answer, and wrong
+        start = len(trajectory.completion_ids)
+        end = start + len(made.token_ids)
+        trajectory.add_action(
+            Action(kind, content, text, start, end), made.token_ids, made.logprobs
+        )
+        if kind == "answer":
+            opened = start + self._token_at(position, made.token_ids)
+            trajectory.answer, trajectory.answer_span = content, (opened, end)
+            trajectory.stop_reason = "answer"
+        elif len(trajectory.actions) > self.config.max_searches:
+            trajectory.stop_reason = "turns"
+        return kind == "search" and trajectory.stop_reason is None
+
+    def _search(self, asking: Sequence[Trajectory], step: int) -> None:
+        """Execute the search that each of `asking` ends with."""
+        keys = [
+            SearchKey(self.seed, step, t.question.id, t.sample, len(t.actions) - 1) for t in asking
+        ]
+        queries = [trajectory.actions[-1].content for trajectory in asking]
+        found = self.retriever.search_keyed(queries, self.top_k, keys)
+        for trajectory, hits, failed in zip(asking, *found, strict=True):
+            action = replace(trajectory.actions[-1], executed=True, hits=tuple(hits))
+            trajectory.actions[-1] = replace(action, retrieval_failed=failed)
+
+    def _show(
+        self, session: Session, trajectories: Sequence[Trajectory], rows: Iterable[int]
+    ) -> list[int]:
+        """Show those of `rows` that are still open what their action brought; return which of them
+        have room for another.
+        """
+        going = [row for row in rows if trajectories[row].stop_reason is None]
+        observed = self._observe([trajectories[row] for row in going])
+        for row, tokens in zip(going, observed, strict=True):
+            trajectories[row].add_observation(tokens)
+            session.append(row, tokens)
+            if self._room(trajectories[row]) < 1:
+                trajectories[row].stop_reason = "length"
+        return [row for row in going if trajectories[row].stop_reason is None]
 
     def prompts(self, questions: Sequence[Question]) -> list[list[int]]:
         """Token ids of the prompts that `run` begins with."""

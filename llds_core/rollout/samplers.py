@@ -10,7 +10,7 @@ is ever decoded and encoded again.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -55,6 +55,20 @@ class Session(Protocol):
         """Insert observation tokens after what `row` holds."""
 
 
+@runtime_checkable
+class ContinuousSession(Session, Protocol):
+    """A session whose rows need not wait for each other."""
+
+    def add(self, row: int, budget: int) -> None:
+        """Ask for an action of `row`, of at most `budget` tokens."""
+
+    def step(self) -> list[tuple[int, Generation]]:
+        """Work on the actions that were asked for, for a moment; return the finished ones."""
+
+    def close(self) -> None:
+        """Drop what is unfinished."""
+
+
 class Sampler(Protocol):
     """Opens sessions."""
 
@@ -84,9 +98,8 @@ class StopAtTag:
         return any(tag in text for tag in self.tags)
 
 
-def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens that end a text, by the tokenizer or by the model's generation settings."""
-    declared = model.generation_config.eos_token_id
+def end_of_sequence_ids(declared: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that end a text: the tokenizer's and the `eos_token_id` of generation settings."""
     return {tokenizer.eos_token_id} | set(declared if isinstance(declared, list) else [declared])
 
 
@@ -157,7 +170,8 @@ class TransformersSampler:
             raise ValueError(f"temperature is {self.temperature}: pass a generator or streams")
         self.ends = self.stop or StopAtTag(self.tokenizer)
         self.warper = TopPLogitsWarper(self.top_p) if self.top_p < 1 else None
-        self.eos_ids = end_of_sequence_ids(self.model, self.tokenizer)
+        declared = self.model.generation_config.eos_token_id
+        self.eos_ids = end_of_sequence_ids(declared, self.tokenizer)
 
     def session(self, prompts: Sequence[Sequence[int]]) -> "TransformersSession":
         """Start one context per prompt; equal prompts share their computation."""

@@ -5,6 +5,8 @@ it is only asked for tokens. Deltas from what TRL itself does with vLLM:
 
 * the engine wakes, takes the weights once, serves all turns of a rollout and sleeps again; TRL
   brackets every turn. Its prefix cache lives in between, so that a turn computes only what is new.
+* requests are added one by one while the engine is stepped, so that a trajectory goes on as soon as
+  its search is answered. A server, and an engine that processes share, serve whole turns instead.
 * every request has a budget and a seed of its own. vLLM looks for stop strings in decoded text;
   what it returns is cut again on the token ids, so that both backends end an action alike.
 * ids and log-probabilities are those of the sampled tokens. Log-probabilities are taken at the
@@ -12,17 +14,22 @@ it is only asked for tokens. Deltas from what TRL itself does with vLLM:
   mode for that: see `machine.vllm_server.logprobs_mode`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import importlib.util
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from llds_core.errors import SamplerError
-from llds_core.rollout.samplers import Generation, StopAtTag
+from llds_core.errors import ConfigError, SamplerError
+from llds_core.rollout.samplers import Generation, StopAtTag, end_of_sequence_ids
 
 _CONNECTIONS = 64  # of TRL's client
 
@@ -45,7 +52,7 @@ class VLLMSampler:
         stop: what ends an action.
         eos_ids: tokens that end a text.
         seed_of: seed of what a row samples in a turn; both count from 0.
-        temperature: above 0.
+        temperature: 0 for greedy decoding.
         top_p: nucleus mass in (0, 1].
     """
 
@@ -72,7 +79,8 @@ class VLLMSampler:
 
     def session(self, prompts: Sequence[Sequence[int]]) -> "VLLMSession":
         """Start one context per prompt."""
-        return VLLMSession(self, prompts)
+        kind = ContinuousVLLMSession if self.engine.is_continuous else VLLMSession
+        return kind(self, prompts)
 
 
 class VLLMSession:
@@ -81,7 +89,7 @@ class VLLMSession:
     def __init__(self, sampler: VLLMSampler, prompts: Sequence[Sequence[int]]) -> None:
         self._sampler = sampler
         self._contexts = [list(prompt) for prompt in prompts]
-        self._turn = 0
+        self._turns = [0] * len(prompts)
 
     def append(self, row: int, token_ids: Sequence[int]) -> None:
         """Insert observation tokens after what `row` holds."""
@@ -93,17 +101,19 @@ class VLLMSession:
         Raises:
             SamplerError: when the engine ended an action for no reason that the protocol knows.
         """
-        sampler = self._sampler
-        requests = [
-            Request(list(self._contexts[row]), budget, sampler.seed_of(row, self._turn))
-            for row, budget in zip(rows, budgets, strict=True)
-        ]
-        self._turn += 1
-        made = sampler.engine.generate(requests, sampler.options)
-        actions = [self._cut(*each) for each in zip(made, rows, budgets, strict=True)]
-        for row, action in zip(rows, actions, strict=True):
-            self._contexts[row] += action.token_ids
-        return actions
+        requests = [self._request(*each) for each in zip(rows, budgets, strict=True)]
+        made = self._sampler.engine.generate(requests, self._sampler.options)
+        return [self._kept(*each) for each in zip(made, rows, budgets, strict=True)]
+
+    def _request(self, row: int, budget: int) -> Request:
+        seed = self._sampler.seed_of(row, self._turns[row])
+        self._turns[row] += 1
+        return Request(list(self._contexts[row]), budget, seed)
+
+    def _kept(self, made: Generation, row: int, budget: int) -> Generation:
+        action = self._cut(made, row, budget)
+        self._contexts[row] += action.token_ids
+        return action
 
     def _cut(self, made: Generation, row: int, budget: int) -> Generation:
         """End the action with the token that ends it."""
@@ -122,11 +132,40 @@ class VLLMSession:
         return made
 
 
+class ContinuousVLLMSession(VLLMSession):
+    """See `llds_core.rollout.samplers.ContinuousSession`."""
+
+    def __init__(self, sampler: VLLMSampler, prompts: Sequence[Sequence[int]]) -> None:
+        super().__init__(sampler, prompts)
+        self._engine = cast(ColocatedEngine, sampler.engine)
+        self._budgets: dict[int, int] = {}  # of the rows that the engine works on
+
+    def add(self, row: int, budget: int) -> None:
+        """Ask for an action of `row`, of at most `budget` (>= 1) tokens."""
+        self._budgets[row] = budget
+        self._engine.add(row, self._request(row, budget), self._sampler.options)
+
+    def step(self) -> list[tuple[int, Generation]]:
+        """Work on all actions for a moment; return the finished ones. Raises as `generate` does."""
+        done = self._engine.step()
+        return [(row, self._kept(made, row, self._budgets.pop(row))) for row, made in done]
+
+    def close(self) -> None:
+        """Drop what is unfinished."""
+        self._engine.drop(self._budgets)
+        self._budgets = {}
+
+
 @dataclass(frozen=True)
 class ColocatedEngine:
-    """vLLM in the trainer's own processes."""
+    """vLLM in this process, or in each of the trainer's."""
 
     generation: Any  # TRL's `VLLMGeneration` in colocate mode: engine and path of its weights
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether requests can be added at any time."""
+        return bool(self.generation.tensor_parallel_size == 1)
 
     @contextmanager
     def rollout(self) -> Iterator[None]:
@@ -149,6 +188,21 @@ class ColocatedEngine:
         """Complete `requests`, in order; `options` are vLLM's own and hold for all of them."""
         return self._shared(requests, options) or []
 
+    def add(self, row: int, request: Request, options: Mapping[str, Any]) -> None:
+        """Ask for the completion of one request, named by its row."""
+        prompt = {"type": "token", "prompt_token_ids": request.token_ids}
+        engine = self.generation.llm.llm_engine
+        engine.add_request(str(row), prompt, _sampling(request, options))
+
+    def step(self) -> list[tuple[int, Generation]]:
+        """Work on all requests for a moment; return the finished ones."""
+        outputs = self.generation.llm.llm_engine.step()
+        return [(int(each.request_id), _completion(each)) for each in outputs if each.finished]
+
+    def drop(self, rows: Iterable[int]) -> None:
+        """Forget requests that are not finished."""
+        self.generation.llm.llm_engine.abort_request([str(row) for row in rows])
+
     def _shared(
         self, own: Sequence[Request], options: Mapping[str, Any]
     ) -> list[Generation] | None:
@@ -166,25 +220,71 @@ class ColocatedEngine:
         requests = [request for part, _ in asked for request in part]
         if not requests:
             return None
-        from vllm import SamplingParams  # type: ignore[import-not-found, unused-ignore]
-
         options = next(options for part, options in asked if part)
         outputs = generation.llm.generate(
             [{"prompt_token_ids": request.token_ids} for request in requests],
-            sampling_params=[
-                SamplingParams(**options, max_tokens=request.budget, seed=request.seed)
-                for request in requests
-            ],
+            sampling_params=[_sampling(request, options) for request in requests],
             use_tqdm=False,
         )
         first = sum(len(part) for part, _ in asked[:place])
-        made = []
-        for output in outputs[first : first + len(own)]:
-            (sample,) = output.outputs
-            sampled = zip(sample.token_ids, sample.logprobs, strict=True)
-            chosen = [known[token].logprob for token, known in sampled]
-            made.append(Generation(list(sample.token_ids), chosen))
-        return made
+        return [_completion(output) for output in outputs[first : first + len(own)]]
+
+
+def _sampling(request: Request, options: Mapping[str, Any]) -> Any:
+    """vLLM's `SamplingParams` of a request of which only the end is wanted."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    kind = RequestOutputKind.FINAL_ONLY
+    return SamplingParams(**options, max_tokens=request.budget, seed=request.seed, output_kind=kind)
+
+
+def _completion(output: Any) -> Generation:
+    """What a finished `RequestOutput` holds."""
+    (sample,) = output.outputs
+    sampled = zip(sample.token_ids, sample.logprobs, strict=True)
+    return Generation(list(sample.token_ids), [known[token].logprob for token, known in sampled])
+
+
+def require_vllm() -> None:
+    """Refuse a vLLM sampler where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "sampler.backend=vllm, but the package vllm is not installed: install the extra gpu "
+            "(pip install -e '.[gpu]') or set sampler.backend=transformers"
+        )
+
+
+@contextmanager
+def own_sampler(
+    model: Path, **options: Any
+) -> Iterator[tuple[VLLMSampler, PreTrainedTokenizerBase]]:
+    """A greedy sampler whose engine holds the weights in the folder `model`, in this process for as
+    long as the context lasts, and its tokenizer; `options` are those of vLLM's `LLM`.
+    """
+    require_vllm()
+    # A worker process would outlive a killed evaluation, and keep its GPU.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import LLM
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    try:
+        alone = SimpleNamespace(llm=LLM(str(model), **options), tensor_parallel_size=1)
+    except Exception as error:  # vLLM raises whatever its parts do
+        reason = " ".join(str(error).split())[:200]
+        raise SamplerError(
+            f"vLLM cannot serve {model} ({reason}): free the GPU, name another checkpoint, or set "
+            "sampler.backend=transformers"
+        ) from error
+    tokenizer = alone.llm.get_tokenizer()
+    settings = alone.llm.llm_engine.model_config.try_get_generation_config()
+    ends = end_of_sequence_ids(settings.get("eos_token_id", []), tokenizer)
+    stop = StopAtTag(tokenizer)
+    try:
+        yield VLLMSampler(ColocatedEngine(alone), stop, ends, lambda *_: 0, 0.0), tokenizer
+    finally:
+        alone.llm.llm_engine.engine_core.shutdown()
+        del alone.llm
+        cleanup_dist_env_and_memory()
 
 
 @dataclass(frozen=True)
@@ -193,6 +293,7 @@ class ServerEngine:
 
     client: Any  # TRL's `VLLMClient`; only the main process's takes part in pushing weights
     wait_for_everyone: Callable[[], None]  # returns when all processes have called it
+    is_continuous = False
 
     @contextmanager
     def rollout(self) -> Iterator[None]:

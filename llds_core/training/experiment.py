@@ -230,7 +230,7 @@ class SearchRollout:
             return VLLMSampler(
                 self.engine,
                 self._stop,
-                end_of_sequence_ids(model, self.tokenizer),
+                end_of_sequence_ids(model.generation_config.eos_token_id, self.tokenizer),
                 lambda row, turn: child_seed(self.seed, "sampling", step, numbers[row], turn),
                 temperature=limits.temperature,
                 top_p=limits.top_p,

@@ -8,8 +8,8 @@ Deltas from TRL, each an override of one method:
   by length and a micro-batch is trimmed to its longest row; old and reference log-probabilities are
   computed on exactly the rows, order and width that are trained on. TRL pads everything to the
   longest trajectory and computes them before it shuffles; a gate that opens at zero would see it.
-* `_get_per_token_logps_and_entropies`: scores policy tokens only (`policy_head`), where asked without
-  padding (`unpadded`), and keeps what the loss computed: the penalty costs no second forward pass.
+* `_get_per_token_logps_and_entropies`: scores policy tokens only (`policy_head`), without padding
+  where asked (`unpadded`), and keeps what the loss computed for the penalty.
 * `_compute_loss`: TRL's loss plus weight × penalty. With weight 0 nothing is added.
 * `_clip_grad_norm`: a non-finite gradient or loss skips the update. (DeepSpeed has made the update
   by then: under ZeRO-3 it is counted and ends the run, but not undone.)

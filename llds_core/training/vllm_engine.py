@@ -1,6 +1,5 @@
 """What TRL leaves open about its vLLM engine: whether it can start, its dtype and log-prob mode."""
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,9 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 
 from llds_core.config import ExperimentConfig
-from llds_core.errors import ConfigError, SamplerError
+from llds_core.errors import SamplerError
 from llds_core.machine.vllm_server import logprobs_mode, server_command
-from llds_core.rollout.vllm_sampler import ColocatedEngine, Engine, ServerEngine
+from llds_core.rollout.vllm_sampler import ColocatedEngine, Engine, ServerEngine, require_vllm
 
 _HEALTH_SECONDS = 10.0
 _MOST_SEQUENCES = 512  # decoded at a time; the rest waits
@@ -27,11 +26,7 @@ def check_vllm(config: ExperimentConfig, policy: Path) -> None:
     sampler = config.sampler
     if sampler.backend != "vllm":
         return
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            "sampler.backend=vllm, but the package vllm is not installed: install the extra gpu "
-            "(pip install -e '.[gpu]') or set sampler.backend=transformers"
-        )
+    require_vllm()
     if sampler.mode == "server":
         try:
             requests.get(f"{sampler.server_url}/health", timeout=_HEALTH_SECONDS).raise_for_status()

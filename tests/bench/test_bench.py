@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from llds_core.bench import waiting
 from llds_core.bench.speed import bench, interleaved
 
 ROWS = {
@@ -12,6 +13,7 @@ ROWS = {
     "threads",
     "import llds_core",
     "rollout",
+    *(f"rollout, searches of {latency} ms" for latency in (0, 1, 2)),
     "padding",
     "step time with LLDS",
     "update",
@@ -26,8 +28,10 @@ def read(path: Path) -> dict[str, dict[str, str]]:
 
 @pytest.mark.slow
 def test_bench_writes_every_row_with_the_random_policy(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(waiting, "LATENCIES", (0.0, 0.001, 0.002))
+    monkeypatch.setattr(waiting, "PASS_SECONDS", 1e-4)
     out = tmp_path / "new" / "bench.csv"
     bench("smoke", tmp_path / "runs", out)
     rows = read(out)

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import pytest
 
 from llds_core.config import RolloutConfig
-from llds_core.retrieval import FailingRetriever, Hit
+from llds_core.retrieval import FailingRetriever, Hit, Retriever
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.protocol import TAGS, Trajectory
 from llds_core.rollout.samplers import Generation, StopAtTag
@@ -69,6 +70,31 @@ class ScriptedSampler:
 
 
 @dataclass
+class FreeSampler(ScriptedSampler):
+    """The same as a continuous session that writes a token of every open row a step."""
+
+    open: dict[int, tuple[Generation, int]] = field(default_factory=dict)
+    most: int = 0  # rows that were open at a time
+
+    def add(self, row: int, budget: int) -> None:
+        assert row not in self.open
+        made = self._one(row, budget)
+        self.open[row] = made, len(made.token_ids)
+        self.most = max(self.most, len(self.open))
+
+    def step(self) -> list[tuple[int, Generation]]:
+        assert self.open
+        self.open = {row: (made, left - 1) for row, (made, left) in self.open.items()}
+        done = [(row, made) for row, (made, left) in self.open.items() if left == 0]
+        for row, _ in done:
+            del self.open[row]
+        return done
+
+    def close(self) -> None:
+        self.open.clear()
+
+
+@dataclass
 class StubRetriever:
     """Finds the same passages for every query, and remembers the queries."""
 
@@ -95,9 +121,11 @@ def run(
     failure_rate: float = 0.0,
     passages: Sequence[Passage] = (),
     step: int = 0,
-) -> tuple[list[Trajectory], ScriptedSampler, StubRetriever]:
+    sampler_type: type[ScriptedSampler] = ScriptedSampler,
+    engine: Retriever | None = None,
+) -> tuple[list[Trajectory], ScriptedSampler, Any]:
     """One trajectory per script; questions are used in turn, samples counted per question."""
-    sampler, engine = ScriptedSampler(tokenizer, scripts), StubRetriever(hits)
+    sampler, engine = sampler_type(tokenizer, scripts), engine or StubRetriever(hits)
     retriever = FailingRetriever(engine, failure_rate=failure_rate, passages=passages, seed=0)
     loop = RolloutLoop(tokenizer, retriever, config or limits(), top_k=3, seed=0)
     tasks = [(questions[i % len(questions)], i // len(questions)) for i in range(len(scripts))]

@@ -24,6 +24,8 @@ PROMPTS = [[7, 8, 9], [20, 21], [30]]
 class Recorded:
     """An engine that answers what it was given, and keeps what it was asked."""
 
+    is_continuous = False
+
     def __init__(self, *answers: Sequence[Sequence[int]]) -> None:
         self.answers = list(answers)
         self.asked: list[list[Request]] = []
@@ -109,14 +111,16 @@ def test_the_engine_is_asked_to_keep_stop_strings() -> None:
 
 # Takes vLLM's keyword arguments that the sampler uses, and no others.
 _TAKEN = "temperature top_p logprobs stop include_stop_str_in_output stop_token_ids "
-_TAKEN += "skip_special_tokens max_tokens seed"
+_TAKEN += "skip_special_tokens max_tokens seed output_kind"
 SamplingParams = make_dataclass("SamplingParams", _TAKEN.split())
 
 
 @pytest.fixture(autouse=True)
 def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.SimpleNamespace(SamplingParams=SamplingParams)
-    monkeypatch.setitem(sys.modules, "vllm", module)
+    kinds = types.SimpleNamespace(FINAL_ONLY="final")
+    module = types.SimpleNamespace(SamplingParams=SamplingParams, RequestOutputKind=kinds)
+    monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", module)
 
 
 @dataclass
@@ -128,10 +132,36 @@ class Generating:
     tp_group: Any = None
     _llm_weights_sleeping: bool = False
     log: list[Any] = field(default_factory=list)
+    open: dict[str, tuple[int, Any]] = field(default_factory=dict)
 
     @property
     def llm(self) -> "Generating":
         return self
+
+    @property
+    def llm_engine(self) -> "Generating":
+        return self
+
+    def add_request(self, request_id: str, prompt: dict, params: SamplingParams) -> None:
+        assert prompt["type"] == "token" and params.output_kind == "final"
+        (output,) = self.generate([prompt], [params], use_tqdm=False)
+        self.log[-1] = ("add", request_id)
+        output.request_id = request_id
+        self.open[request_id] = params.max_tokens, output
+
+    def step(self) -> list[Any]:
+        """One token of each request; an output that is not finished is of no use."""
+        self.open = {name: (left - 1, output) for name, (left, output) in self.open.items()}
+        outputs = [output for _, output in self.open.values()]
+        for left, output in self.open.values():
+            output.finished = left == 0
+        self.open = {name: each for name, each in self.open.items() if each[0]}
+        return outputs
+
+    def abort_request(self, names: list[str]) -> None:
+        for name in names:
+            del self.open[name]
+        self.log.append(("abort", *names))
 
     def sync_weights(self) -> None:
         self._llm_weights_sleeping = False
@@ -165,6 +195,25 @@ REQUESTS = [Request([1, 2], 2, 50), Request([3], 1, 60)]
 def test_colocated_requests_carry_their_own_budget_and_seed() -> None:
     completions = ColocatedEngine(Generating()).generate(REQUESTS, OPTIONS)
     assert completions == [Generation([50, 50], [-1.0, -1.0]), Generation([60], [-1.0])]
+
+
+def test_requests_join_and_leave_one_by_one() -> None:
+    """Contexts, budgets and seeds are those of whole turns; what is unfinished can be dropped."""
+    generation = Generating()
+    session = sampler(ColocatedEngine(generation)).session(PROMPTS)
+    session.add(0, 3)
+    session.add(1, 1)
+    assert session.step() == [(1, Generation([100], [-2.0]))]
+    session.append(1, [90])
+    session.add(1, 1)
+    assert session.step() == [(1, Generation([101], [-2.0]))]
+    assert session.step() == [(0, Generation([0, 0, 0], [-2.0] * 3))]
+    assert not generation.open
+    session.add(2, 5)
+    session.close()
+    assert not generation.open and generation.log[-1] == ("abort", "2")
+    assert [name for _, name in generation.log[:-1]] == ["0", "1", "1", "2"]
+    assert session.generate([0], [1]) == [Generation([1], [-1.0])]
 
 
 def test_the_engine_sleeps_after_all_turns_and_not_between() -> None:

@@ -39,6 +39,7 @@ class FakeLLM:
         self.options = options
         self.model, self.tokenizer = load_policy(options["model"])
         self.log: list[str] = []
+        self.open: dict[str, tuple[dict, SimpleNamespace]] = {}
         self.pushed: list[dict[str, torch.Tensor]] = []
         FakeLLM.made.append(self)
 
@@ -46,7 +47,23 @@ class FakeLLM:
     def llm_engine(self) -> Any:
         weights = SimpleNamespace(load_weights=self._load_weights)
         runner = SimpleNamespace(model_runner=SimpleNamespace(model=weights))
-        return SimpleNamespace(model_executor=SimpleNamespace(driver_worker=runner))
+        executor = SimpleNamespace(driver_worker=runner)
+        mine = {name: getattr(self, name) for name in ("add_request", "step", "abort_request")}
+        return SimpleNamespace(model_executor=executor, **mine)
+
+    def add_request(self, request_id: str, prompt: dict, params: SimpleNamespace) -> None:
+        self.open[request_id] = prompt, params
+
+    def abort_request(self, names: list[str]) -> None:
+        assert not names
+
+    def step(self) -> list[Any]:
+        """Finish half of what is open."""
+        chosen = [*self.open][: -(-len(self.open) // 2)]
+        outputs = self.generate(*zip(*map(self.open.pop, chosen), strict=True))
+        for name, output in zip(chosen, outputs, strict=True):
+            output.request_id, output.finished = name, True
+        return outputs
 
     def _load_weights(self, named: list[tuple[str, torch.Tensor]]) -> None:
         own = dict(self.model.named_parameters())
@@ -61,7 +78,7 @@ class FakeLLM:
         self.log.append("reset")
 
     def generate(
-        self, prompts: list[dict], sampling_params: list[SimpleNamespace], use_tqdm: bool
+        self, prompts: list[dict], sampling_params: list[SimpleNamespace], use_tqdm: bool = False
     ) -> list[Any]:
         self.log.append("generate")
         streams = [np.random.default_rng(asked.seed) for asked in sampling_params]
@@ -84,8 +101,11 @@ class FakeLLM:
 def vllm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
     module = types.ModuleType("vllm")
     module.__spec__ = importlib.machinery.ModuleSpec("vllm", None)
-    module.SamplingParams = SimpleNamespace  # a request's options, as attributes
     monkeypatch.setitem(sys.modules, "vllm", module)
+    sampling = types.ModuleType("vllm.sampling_params")
+    sampling.SamplingParams = SimpleNamespace  # a request's options, as attributes
+    sampling.RequestOutputKind = SimpleNamespace(FINAL_ONLY="final")
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
     monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda: True)
     monkeypatch.setattr(vllm_generation, "LLM", FakeLLM, raising=False)
     # TRL sets these for its engine and leaves them set.
