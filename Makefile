@@ -96,10 +96,10 @@ data: $(STAMP)  ## fetch what PROFILE needs from the model hub (sizes first; FOL
 	@$(RUN) data $(PROFILE) --folder $(FOLDER) $(ARGS)
 
 retriever: $(STAMP)  ## serve the search engine of PROFILE over HTTP (BACKEND=bm25|dense PORT=8000)
-	@$(RUN) retriever $(PROFILE) $(if $(BACKEND),--backend $(BACKEND)) --port $(PORT) $(ARGS)
+	@$(RUN) retriever $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) $(if $(BACKEND),--backend $(BACKEND)) --port $(PORT) $(ARGS)
 
 index: $(STAMP)  ## build the dense index of PROFILE: resumable (ARGS=dense.encoder=… dense.index=hnsw)
-	@$(RUN) index $(PROFILE) $(ARGS)
+	@$(RUN) index $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) $(ARGS)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks $(ARGS)

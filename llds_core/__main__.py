@@ -278,12 +278,17 @@ def plan(
     return 0
 
 
-def index(profile: cli.Profile, overrides: cli.Overrides, quiet: cli.Quiet = False) -> None:
+def index(
+    profile: cli.Profile,
+    overrides: cli.Overrides,
+    layout: cli.Layout = None,
+    quiet: cli.Quiet = False,
+) -> None:
     """Build the dense index of a profile: resumable."""
     from llds_core.retrieval.index import build_index
     from llds_core.rollout.environment import build_world, index_folder
 
-    config = load_experiment(f"{profile}/grpo", overrides)
+    config = load_experiment(f"{profile}/grpo", overrides, layout)
     world = build_world(config)
     folder = index_folder(config, world)
     build_index(world.passages, config.dense, folder)
@@ -293,13 +298,14 @@ def index(profile: cli.Profile, overrides: cli.Overrides, quiet: cli.Quiet = Fal
 def retriever(
     profile: cli.Profile,
     overrides: cli.Overrides,
+    layout: cli.Layout = None,
     backend: Annotated[Literal["bm25", "dense"] | None, Option(help="if not the profile's")] = None,
     host: Annotated[str, Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, Option(help="port to listen on; 0 takes a free one")] = 8000,
 ) -> None:
     """Serve the search engine of a profile over HTTP."""
     chosen = [f"retrieval.backend={backend}"] if backend else []
-    config = load_experiment(f"{profile}/grpo", [*overrides, *chosen])
+    config = load_experiment(f"{profile}/grpo", [*overrides, *chosen], layout)
     if config.retrieval.backend == "server":
         raise ConfigError(
             'retrieval.backend is "server", which is what this starts: add --backend bm25 or dense'

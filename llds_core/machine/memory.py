@@ -145,6 +145,11 @@ def gpu_memory(
     """
     capacity, sampler = (config.hardware.gpu_memory_gib or 0) * GIB, config.sampler
     parts = update_parts(config, shape) | {"context": _CONTEXT, "vllm_weights": 0, "kv_cache": 0}
+    parts["index"] = 0
+    if config.world.name == "files" and config.dense.device == "cuda":
+        # FAISS keeps 16-bit numbers only of exact indices.
+        half = config.dense.half and config.dense.index == "flat"
+        parts["index"] = index_bytes(config.dense) // config.hardware.processes // (1 + half)
     update = sum(parts.values())
     engine = 0
     if sampler.backend == "transformers":
@@ -157,7 +162,7 @@ def gpu_memory(
     if config.hardware.sharding != "none":
         # Weights reach vLLM one matrix at a time; transformers samples from the whole policy.
         engine += 4 * (shape.parameters if sampler.backend == "transformers" else shape.matrix)
-    resident = ("weights", "optimizer", "reference", "context")
+    resident = ("weights", "optimizer", "reference", "context", "index")
     rollout = sum(parts[name] for name in resident) + engine
     parts["total"] = max(update, rollout)
     return parts, {"update": update, "rollout": rollout, "limit": round(USABLE * capacity)}

@@ -45,6 +45,9 @@ GPU_SPEED, CPU_SPEED = 2e14, 5e10
 # with four cores for two runs, SmolLM2's 30 layers took about 39 ms per token. For vLLM, which
 # replays graphs, the number is assumed.
 _LAUNCH = {"transformers": 1e-3, "vllm": 2e-4}
+# Core-seconds of an exact search of Wikipedia's 21 M vectors: 137 queries per second and core for
+# 1 M of half the length (results/published/desk/bench_retrieval.csv). On GPUs it takes no time.
+_SEARCH, _SEARCH_CORES = 21 * 2 / 137, 32
 _PROMPT = {"data": 200, "search-r1": 200, "short": 20}  # tokens
 _SEARCHES, _ACTION, _OBSERVATION = 1.5, 60, 450  # mean searches, and tokens of each part
 # Sections and keys that decide how long a step takes.
@@ -184,13 +187,17 @@ def _stated(config: ExperimentConfig, shape: ModelShape) -> Rate:
     seconds = 2 * shape.parameters * tokens * passes / speed
     source = f"{speed:.0e} operations/s assumed, bounds a factor {UNCERTAINTY} apart"
     if gpus:
-        # Every turn waits for its longest action; every micro-batch is scored and trained on.
+        # Every micro-batch is scored and trained on; every turn waits for its longest action.
+        share = math.ceil(config.trajectories_per_rollout / gpus / training.micro_batch_size)
+        trained = share * (passes - 1) * _LAUNCH["transformers"]
         sampled = (rollout.max_searches + 1) * rollout.max_action_tokens
-        share = config.trajectories_per_rollout / gpus
-        trained = math.ceil(share / training.micro_batch_size) * (passes - 1)
-        launches = sampled * _LAUNCH[config.sampler.backend] + trained * _LAUNCH["transformers"]
-        seconds += shape.layers * launches
-        source += f", and {shape.layers * launches:.1f} s of launching kernels"
+        waits = shape.layers * sampled * _LAUNCH[config.sampler.backend]
+        seconds = max(seconds, shape.layers * trained) + waits
+        source += f", and {waits:.1f} s of waiting for the longest action"
+        if config.world.name == "files" and config.dense.device != "cuda":
+            searches = config.trajectories_per_rollout * min(_SEARCHES, rollout.max_searches)
+            seconds += searches * _SEARCH / _SEARCH_CORES
+            source += f", searches on {_SEARCH_CORES} cores"
     bounds = (seconds / UNCERTAINTY, seconds, seconds * UNCERTAINTY)
     return tokens, bounds, {"kind": "stated", "source": source}
 

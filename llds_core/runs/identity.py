@@ -148,8 +148,12 @@ def deviations(config: ExperimentConfig) -> list[str]:
         "prompt": config.rollout.prompt != "data",
         "corrective message": config.rollout.feedback == FEEDBACK,
     }
-    named = [what for what in ours if ours[what] and config.world.name == "files"]
-    return [f"{what} in our own words" for what in named] + [
+    is_paper = config.world.name == "files"
+    named = [f"{what} in our own words" for what in ours if ours[what] and is_paper]
+    is_single = bool(config.hardware.gpu_memory_gib) and config.hardware.sharding == "none"
+    if is_paper and is_single and config.training.dtype == "bfloat16":
+        named.append("activations between layers in float32 instead of bfloat16")
+    return named + [
         _NAMES.get((key, value)) or f"{key} is {_shown(value)} instead of {_shown(before[key])}"
         for key, value in after.items()
         if value != before[key] and not _is_neutral(key, before[key], value, config)
@@ -165,6 +169,8 @@ def _is_neutral(key: str, before: Any, now: Any, config: ExperimentConfig) -> bo
         return False  # each micro-batch is a mean of its own
     if key in ("policy.path", "dense.encoder"):
         return _model(before) == _model(now)
+    if key == "dense.half":
+        return config.dense.device == "cuda"  # as the official code searches on GPUs
     if key == "retrieval.backend":
         return {before, now} <= {"dense", "server"}
     neutral = _NEUTRAL | FREE - {"training.steps"}
