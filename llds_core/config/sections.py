@@ -203,6 +203,9 @@ class SamplerConfig:
     server_url: str = "http://127.0.0.1:8001"
     tensor_parallel: StrictInt = Field(default=1, ge=1, le=64)
     """vLLM: GPUs that share one copy of the policy."""
+    lock_step: StrictBool = False
+    """vLLM: every turn waits for all trajectories, so that batches, and with them the last digits,
+    do not depend on when a search is answered."""
     memory_share: Number = Field(default=0.35, ge=0.01, le=0.95)
     """vLLM, colocated: share of each GPU's memory for its weights and KV cache."""
     rounding: Literal["none", "bfloat16", "float8"] = "none"

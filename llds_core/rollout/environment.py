@@ -64,7 +64,8 @@ class Environment:
             self.retriever, failure_rate=failure_rate, passages=self.world.passages, seed=seed
         )
         limits, top_k = limits or self.config.rollout, self.config.retrieval.top_k
-        options = {"template": self.template} | options
+        waits = self.config.sampler.lock_step
+        options = {"template": self.template, "lock_step": waits} | options
         return RolloutLoop(tokenizer, failing, limits, top_k=top_k, seed=seed, **options)
 
 

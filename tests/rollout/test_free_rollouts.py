@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_rollouts import ANSWER, SEARCH, TAGGED, FreeSampler, Script, limits, run
 
+from llds_core.config import load_experiment
 from llds_core.errors import RetrieverError
 from llds_core.retrieval import Hit
 from llds_core.rollout import loop
+from llds_core.rollout.environment import build_environment
 from llds_core.worlds.records import Passage, Question
 
 QUESTIONS = [Question(f"q{i}", "where", ("Paris",)) for i in range(4)]
@@ -135,3 +137,10 @@ def test_waiting_counts_only_where_every_trajectory_waits(monkeypatch) -> None:
     both([[SEARCH, ANSWER]] * 2, Late(0.1))
     both([["so", "so", ANSWER]] * 2, Late(0.1))
     assert seconds[0] >= 0.1 and seconds[1] == 0
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_whole_turns_can_be_asked_for(given: bool) -> None:
+    config = load_experiment("smoke/grpo", [f"sampler.lock_step={str(given).lower()}"])
+    environment = build_environment(config)
+    assert environment.rollout_loop(None, seed=0, failure_rate=0.0).lock_step is given
