@@ -11,16 +11,16 @@ import torch
 os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 pytest.importorskip("verl", reason="needs verl: `make test-verl` installs it and runs this")
 
-from omegaconf import OmegaConf  # noqa: E402
-from tensordict import TensorDict  # noqa: E402
-from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn  # noqa: E402
-from verl.utils import tensordict_utils  # noqa: E402
-from verl.utils.config import omega_conf_to_dataclass  # noqa: E402
-from verl.workers.config import FSDPActorConfig  # noqa: E402
-from verl.workers.utils.losses import ppo_loss  # noqa: E402
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
+from verl.utils import tensordict_utils
+from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.config import FSDPActorConfig
+from verl.workers.utils.losses import ppo_loss
 
-from llds_core.errors import ConfigError  # noqa: E402
-from llds_core.losses import llds_penalty  # noqa: E402
+from llds_core.errors import ConfigError
+from llds_core.losses import llds_penalty
 
 TARGET = "llds_core.integrations.verl.LldsPolicyLossConfig"
 BASES = ("vanilla", "gspo", "sapo", "gpg", "geo_mean", "cispo", "dppo_tv", "dppo_kl", "kl_cov")
