@@ -101,7 +101,9 @@ advantages, policy_loss = torch.tensor([1.0, -1.0]), logprobs.sum()
 GIVEN_TRL = """
 import functools, trl
 from datasets import Dataset
-trl.GRPOConfig = functools.partial(trl.GRPOConfig, use_cpu=True, bf16=False)  # the rest is TRL's
+# A processor and seconds; the rest is TRL's.
+small = {"use_cpu": True, "bf16": False, "max_steps": 2, "max_completion_length": 8}
+trl.GRPOConfig = functools.partial(trl.GRPOConfig, **small)
 model, dataset = "policy", Dataset.from_dict({"prompt": ["one", "two"]})
 def reward(completions, **_):
     return [float("e" in text) for text in completions]
