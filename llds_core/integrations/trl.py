@@ -1,0 +1,165 @@
+"""LLDS in TRL's own `GRPOTrainer`: its rollouts, its rewards, its losses, plus weight × penalty.
+
+    trainer = LLDSGRPOTrainer(..., args=GRPOConfig(num_iterations=2), llds_weight=0.2)
+
+Any task and any `loss_type`; with tools, an action is a run of tokens that the model wrote.
+"""
+
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import torch
+from trl import GRPOConfig, GRPOTrainer
+
+from llds_core.errors import ConfigError
+from llds_core.losses import llds_penalty
+from llds_core.losses.aggregate import check_range
+
+_Trainer = GRPOTrainer if TYPE_CHECKING else object
+
+
+class LLDSMixin(_Trainer):
+    """Adds the LLDS penalty to a `GRPOTrainer`, or to a subclass that keeps its forward pass.
+
+    Old log-probabilities are TRL's: computed by the trained model before the first update, also
+    where vLLM samples. The penalty is divided by the tokens of all micro-batches of the update, on
+    all processes; no split of a mini-batch changes it.
+
+    Logged with TRL's own metrics, per update: `llds/penalty` (before the weight),
+    `llds/gated_fraction` (preserved tokens that it pulls up), and on the first update of a rollout
+    `llds/gated_fraction_first`: nothing has changed yet, so that anything above 0 is numerical
+    noise and calls for a threshold.
+
+    Args:
+        positional, options: those of the trainer, by position or by name.
+        args: TRL's configuration, with at least two updates per rollout.
+        llds_weight: weight of the penalty, >= 0 (paper: 0.2). With 0 training is the trainer's own,
+            to the bit, and the metrics are logged.
+        llds_gate, llds_normalizer, llds_preserve, llds_gate_threshold: those of
+            `llds_core.losses.llds_penalty`.
+
+    Raises:
+        ConfigError: for settings under which the penalty would do nothing, or see noise.
+        ValueError: for options that `llds_penalty` does not know.
+    """
+
+    def __init__(
+        self,
+        *positional: Any,
+        args: GRPOConfig,
+        llds_weight: float = 0.2,
+        llds_gate: str = "action",
+        llds_normalizer: str = "preserved",
+        llds_preserve: str = "nonnegative",
+        llds_gate_threshold: float = 0.0,
+        **options: Any,
+    ) -> None:
+        if not hasattr(super(), "_compute_loss"):
+            raise ConfigError(
+                f"{type(self).__name__} is no GRPOTrainer: write LLDSMixin before GRPOTrainer or a "
+                "subclass of it (AsyncGRPOTrainer has a loss of its own)"
+            )
+        check_range("llds_weight", llds_weight, 0)
+        _check_updates(args)
+        self.llds_weight = llds_weight
+        self.llds_options: dict[str, Any] = {
+            "gate": llds_gate,
+            "normalizer": llds_normalizer,
+            "preserve": llds_preserve,
+            "gate_threshold": llds_gate_threshold,
+        }
+        # A wrong option is better refused here than after the first rollout.
+        llds_penalty(*torch.zeros(3, 1, 1), torch.zeros(1), **self.llds_options)
+        super().__init__(*positional, args=args, **options)
+        dropout = max(
+            (m.p for m in self.model.modules() if isinstance(m, torch.nn.Dropout)), default=0
+        )
+        if dropout > 0:
+            raise ConfigError(
+                f"the model drops out {dropout:g} of its values, which moves log-probabilities "
+                "more than an update does: set disable_dropout=True in GRPOConfig"
+            )
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
+        output = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if torch.is_grad_enabled():
+            self._llds_logprobs = output[0]
+        return output
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        loss = super()._compute_loss(model, inputs)
+        if not self.model.training:  # what is evaluated was sampled by the same policy
+            return loss
+        logprobs = self.__dict__.pop("_llds_logprobs", None)
+        if logprobs is None:
+            raise ConfigError(
+                f"the loss of {type(self).__name__} takes no log-probabilities from "
+                "`_get_per_token_logps_and_entropies` (a fused loss, as Liger's was): switch it off"
+            )
+        window = self.args.gradient_accumulation_steps
+        position = self._step % window
+        if position == 0:
+            self._llds_count = self._tokens_of_update()
+            self._llds_sums = torch.zeros(3, device=loss.device)
+        with torch.set_grad_enabled(self.llds_weight > 0):
+            penalty, counts = self._penalty(logprobs, inputs, denominator=self._llds_count)
+        names = ("penalty_sum", "gated_tokens", "preserved_tokens")
+        self._llds_sums += torch.stack([counts[name].float() for name in names])
+        if position == window - 1:
+            self._log_update()
+        return loss + self.llds_weight * penalty if self.llds_weight > 0 else loss
+
+    def _penalty(
+        self, logprobs: torch.Tensor, inputs: dict[str, Any], **options: Any
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        mask = inputs["completion_mask"]
+        if "tool_mask" in inputs:
+            mask = mask * inputs["tool_mask"]
+        old, advantages = inputs["old_per_token_logps"], inputs["advantages"]
+        return llds_penalty(logprobs, old, mask, advantages, **self.llds_options, **options)
+
+    def _tokens_of_update(self) -> torch.Tensor:
+        """What the update under way divides by: the count of all processes, shared among them, for
+        their gradients are averaged.
+        """
+        held = self._buffered_inputs
+        ahead = range(self._step, self._step + self.args.gradient_accumulation_steps)
+        preserved = self.llds_options["normalizer"] == "preserved"
+        name = "preserved_tokens" if preserved else "response_tokens"
+        micro_batches = [held[step % len(held)] for step in ahead]
+        counts = [self._penalty(m["old_per_token_logps"], m)[1][name] for m in micro_batches]
+        total = self.accelerator.reduce(torch.stack(counts).sum().float(), reduction="sum")
+        return total / self.accelerator.num_processes
+
+    def _log_update(self) -> None:
+        penalty, gated, preserved = self.accelerator.reduce(
+            self._llds_sums, reduction="sum"
+        ).tolist()
+        tokens = self._llds_count.item() * self.accelerator.num_processes
+        metrics = {"penalty": penalty / max(tokens, 1), "gated_fraction": gated / max(preserved, 1)}
+        micro_batches = len(self._buffered_inputs) * self.num_iterations  # of a rollout
+        if self._step % micro_batches < self.args.gradient_accumulation_steps:
+            metrics["gated_fraction_first"] = metrics["gated_fraction"]
+        for name, value in metrics.items():
+            self._metrics["train"][f"llds/{name}"].append(value)
+
+
+class LLDSGRPOTrainer(LLDSMixin, GRPOTrainer):
+    """TRL's `GRPOTrainer` with the LLDS penalty; arguments as in `LLDSMixin`."""
+
+
+def _check_updates(args: GRPOConfig) -> None:
+    """Refuse less than two updates per rollout, and updates on parts of two rollouts."""
+    steps, window = args.steps_per_generation or 1, args.gradient_accumulation_steps
+
+    def works(iterations: int) -> bool:
+        return steps * iterations % window == 0 and steps * iterations >= 2 * window
+
+    if not works(args.num_iterations):
+        raise ConfigError(
+            f"steps_per_generation={steps} × num_iterations={args.num_iterations} / "
+            f"gradient_accumulation_steps={window} makes "
+            f"{steps * args.num_iterations / window:g} updates per rollout: LLDS is 0 on the first "
+            "and needs a whole number of at least 2; "
+            f"set num_iterations={next(filter(works, count(1)))}"
+        )

@@ -1,0 +1,122 @@
+"""LLDS as a policy loss of verl, over any loss that is registered there.
+
+    actor_rollout_ref.actor.policy_loss._target_=llds_core.integrations.verl.LldsPolicyLossConfig
+    actor_rollout_ref.actor.policy_loss.loss_mode=llds
+    +actor_rollout_ref.actor.policy_loss.llds_weight=0.2
+
+verl finds this file by the entry point group `verl.plugins` and calls the loss once per
+micro-batch. The penalty of a micro-batch counts by its share of the mini-batch's tokens, so that
+with the normalizer `all` a mini-batch gets its penalty exactly, however it is split. The tokens
+that `preserved` divides by are known for the micro-batch only: it is exact where that is the
+mini-batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from verl.trainer.ppo.core_algos import get_policy_loss_fn, register_policy_loss
+from verl.workers.config.actor import PolicyLossConfig
+
+from llds_core.errors import ConfigError
+from llds_core.losses import llds_penalty
+from llds_core.losses.aggregate import check_range
+
+
+@dataclass
+class LldsPolicyLossConfig(PolicyLossConfig):
+    """verl's `PolicyLossConfig` with the options of `llds_core.losses.llds_penalty`, checked."""
+
+    loss_mode: str = "llds"
+    base_loss: str = "vanilla"  # a registered policy loss; its own settings stay where they are
+    llds_weight: float = 0.2  # >= 0
+    llds_gate: str = "action"
+    llds_normalizer: str = "all"
+    llds_preserve: str = "nonnegative"
+    llds_gate_threshold: float = 0.0  # nats
+
+    def __post_init__(self) -> None:
+        """Refuse what would leave the penalty out, or cannot work."""
+        # verl's bypass mode, where the rollout engine's log-probabilities are the old ones, sets
+        # a loss_mode of its own over the user's.
+        if self.loss_mode != "llds" or self.base_loss in ("llds", "bypass_mode"):
+            raise ConfigError(
+                f"policy_loss.loss_mode={self.loss_mode} base_loss={self.base_loss}: LLDS needs "
+                "loss_mode=llds over another loss, without rollout_correction.bypass_mode"
+            )
+        check_range("llds_weight", self.llds_weight, 0)
+        llds_penalty(*torch.zeros(3, 1, 1), torch.zeros(1), **self.penalty_options())
+
+    def penalty_options(self) -> dict[str, Any]:
+        """What `llds_penalty` is called with."""
+        return {
+            "gate": self.llds_gate,
+            "normalizer": self.llds_normalizer,
+            "preserve": self.llds_preserve,
+            "gate_threshold": self.llds_gate_threshold,
+        }
+
+
+@register_policy_loss("llds")
+def llds_policy_loss(
+    old_log_prob: torch.Tensor,
+    log_prob: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The base loss plus weight × penalty, and its metrics plus `llds/penalty` and
+    `llds/gated_fraction`, means over micro-batches.
+
+    Args:
+        old_log_prob, log_prob, advantages, response_mask: (B, T), for one micro-batch.
+        loss_agg_mode, rollout_is_weights: for the base loss.
+        config: verl's `ActorConfig`; a `policy_loss` of another type means all defaults.
+
+    Raises:
+        ConfigError: for advantages that differ within a response.
+    """
+    settings = config.policy_loss
+    if not isinstance(settings, LldsPolicyLossConfig):
+        settings = LldsPolicyLossConfig()
+    loss, metrics = get_policy_loss_fn(settings.base_loss)(
+        old_log_prob=old_log_prob,
+        log_prob=log_prob,
+        advantages=advantages,
+        response_mask=response_mask,
+        loss_agg_mode=loss_agg_mode,
+        config=config,
+        rollout_is_weights=rollout_is_weights,
+    )
+    with torch.set_grad_enabled(torch.is_grad_enabled() and settings.llds_weight > 0):
+        penalty, counts = llds_penalty(
+            log_prob,
+            old_log_prob,
+            response_mask,
+            _one_per_response(advantages, response_mask),
+            **settings.penalty_options(),
+        )
+    if settings.llds_weight > 0:
+        batch = config.global_batch_info
+        share = 1.0
+        if batch.get("batch_num_tokens") is not None:
+            # verl averages gradients over its dp_size ranks.
+            share = counts["response_tokens"] / batch["batch_num_tokens"] * batch["dp_size"]
+        loss = loss + settings.llds_weight * share * penalty
+    ours = {"llds/penalty": penalty, "llds/gated_fraction": counts["gated_fraction"]}
+    return loss, metrics | {name: value.detach().item() for name, value in ours.items()}
+
+
+def _one_per_response(advantages: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
+    """(B,) of (B, T): verl gives every token of a response its advantage."""
+    mask = response_mask.bool()
+    low = advantages.masked_fill(~mask, torch.inf).amin(1)
+    high = advantages.masked_fill(~mask, -torch.inf).amax(1)
+    if bool((low < high).any()):
+        raise ConfigError(
+            f"advantages differ by up to {(high - low).max().item():g} within a response: LLDS "
+            "needs one per response, as of algorithm.adv_estimator=grpo"
+        )
+    return high
