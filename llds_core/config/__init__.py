@@ -1,12 +1,12 @@
 """Every value a user can set: sections, profiles, methods, and the arms of studies."""
 
 from llds_core.config.arms import Arm, Study, load_study, studies
-from llds_core.config.load import layouts, load_experiment, methods, profiles
+from llds_core.config.load import is_method, layouts, load_experiment, methods, profiles
+from llds_core.config.objective import LossConfig
 from llds_core.config.schema import ExperimentConfig
 from llds_core.config.sections import (
     FEEDBACK,
     DenseConfig,
-    LossConfig,
     PolicyConfig,
     RewardConfig,
     RolloutConfig,
@@ -30,6 +30,7 @@ __all__ = [
     "Study",
     "TrainingConfig",
     "WarmstartConfig",
+    "is_method",
     "layouts",
     "load_experiment",
     "load_study",

@@ -2,11 +2,12 @@
 
 A configuration is a profile (sizes: policy, world, hardware) with a method (objective) laid over it
 and dotted overrides on top: `load_experiment("desk/llds-action", ["training.learning_rate=1e-4"])`.
+Methods that do not contradict each other combine: `gspo+llds-action`.
 Between them lie a variant, named behind the method (`paper-3b/grpo@official`), and a layout, which
 says how the run is laid out on GPUs. A profile may build on a `base` and name its own layout.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache, partial
 from importlib.resources import files
@@ -17,7 +18,7 @@ from llds_core.errors import ConfigError, closest, did_you_mean
 
 PRESETS = files("llds_core") / "presets"
 # Keys of a preset that are not sections of a configuration.
-_ABOUT = ("description", "base", "layout", "methods", "profiles")
+_ABOUT = ("description", "base", "layout", "methods", "profiles", "variants")
 
 
 def preset_names(kind: str) -> list[str]:
@@ -36,13 +37,18 @@ variants = partial(preset_names, "variants")  # ways to run any method of the pa
 layouts = partial(preset_names, "layouts")  # GPUs, and what makes a run fit on them
 
 
+def is_method(name: str) -> bool:
+    """Whether `name` is a method, or several combined, with or without a variant."""
+    return all(part in methods() for part in name.partition("@")[0].split("+"))
+
+
 def load_experiment(
     name: str, overrides: Iterable[str] = (), layout: str | None = None
 ) -> ExperimentConfig:
     """Build the experiment `<profile>/<method>` or `<profile>/<method>@<variant>`.
 
     Args:
-        name: of the experiment.
+        name: of the experiment; methods combine as in `gspo+llds-action`.
         overrides: dotted, such as `training.steps=4`.
         layout: one of `layouts()`, or empty for none: then, without overrides, it is the experiment
             as printed, from which others deviate. None takes the one the profile names, if any.
@@ -77,23 +83,45 @@ def _layers(name: str) -> tuple[str, str, list[dict[str, Any]]]:
     if not separator or not method:
         raise ConfigError(f'experiment "{name}" is not of the form profile/method: try "desk/grpo"')
     plain, marked, variant = method.partition("@")
-    for kind, value, valid in (("profile", profile, profiles()), ("method", plain, methods())):
+    parts = plain.split("+")
+    named = [("profile", profile, profiles()), *(("method", part, methods()) for part in parts)]
+    for kind, value, valid in named:
         if value not in valid:
-            near = closest(profile, profiles()), closest(plain, methods())
-            hint = f'did you mean "{near[0]}/{near[1]}"? ' if all(near) else ""
+            near = [closest(profile, profiles()), *(closest(part, methods()) for part in parts)]
+            hint = f'did you mean "{near[0]}/{"+".join(map(str, near[1:]))}"? ' if all(near) else ""
             raise ConfigError(
                 f'unknown {kind} "{value}" in "{name}": {hint}valid: {", ".join(valid)}'
             )
-    chosen = [_read_profile(profile), _read_preset("methods", plain)]
-    layers = [*chosen, chosen[0].get("methods", {}).get(plain, {})]
+    base = _read_profile(profile)
+    chosen = [_read_preset("methods", part) for part in parts]
+    special = [base.get("methods", {}).get(part, {}) for part in parts]
+    both = list(map(_merge, chosen, special))
+    _check_agreement(parts, both)
+    layers = [base, *both]
     if marked:
         if variant not in variants():
             raise ConfigError(
                 f'unknown variant "{variant}" in "{name}": {did_you_mean(variant, variants())}'
             )
+        # A method with official code of its own brings what that ran.
+        own = [each["variants"][variant] for each in chosen if variant in each.get("variants", {})]
         values = _read_preset("variants", variant)
-        layers += [values, values.get("methods", {}).get(plain, {})]
+        layers += own or [values, *(values.get("methods", {}).get(part, {}) for part in parts)]
     return profile, method, layers
+
+
+def _check_agreement(parts: Sequence[str], layers: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse methods that set a key to different values."""
+    seen: dict[str, tuple[str, Any]] = {}
+    for part, layer in zip(parts, layers, strict=True):
+        for section in layer.keys() - set(_ABOUT):
+            for key, value in layer[section].items():
+                first, before = seen.setdefault(f"{section}.{key}", (part, value))
+                if before != value:
+                    raise ConfigError(
+                        f"{first} sets {section}.{key}={before} and {part} sets it to {value}: "
+                        "leave one of them out"
+                    )
 
 
 def _read_profile(name: str) -> dict[str, Any]:

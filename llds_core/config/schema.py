@@ -15,6 +15,7 @@ import yaml
 
 from llds_core.config import sections
 from llds_core.config.checked import checked
+from llds_core.config.objective import LossConfig
 from llds_core.errors import ConfigError
 
 _VLLM_MAX_TEMPERATURE = 2
@@ -36,7 +37,7 @@ class ExperimentConfig:
     rollout: sections.RolloutConfig = sections.RolloutConfig()
     sampler: sections.SamplerConfig = sections.SamplerConfig()
     reward: sections.RewardConfig = sections.RewardConfig()
-    loss: sections.LossConfig = sections.LossConfig()
+    loss: LossConfig = LossConfig()
     training: sections.TrainingConfig = sections.TrainingConfig()
     hardware: sections.HardwareConfig = sections.HardwareConfig()
     diagnostics: sections.DiagnosticsConfig = sections.DiagnosticsConfig()
@@ -151,6 +152,12 @@ def _misfits(config: ExperimentConfig) -> Iterator[str]:
         yield (
             "training.warmstart=true with world.name=files: questions from files have no scripted "
             "traces; set training.warmstart=false"
+        )
+    if config.rollout.sampling_rounds > 1 and config.rollout.prompts_per_rollout % world:
+        yield (
+            f"rollout.sampling_rounds={config.rollout.sampling_rounds} replaces groups, which "
+            f"{world} processes do not share evenly: choose a multiple of {world} for "
+            f"rollout.prompts_per_rollout={config.rollout.prompts_per_rollout}"
         )
     if config.loss.llds_weight > 0 and updates < 2:
         yield (

@@ -176,6 +176,10 @@ class RolloutConfig:
     """Prompt and response together."""
     temperature: Number = Field(default=1.0, ge=0.01, le=10)
     top_p: Number = Field(default=1.0, ge=0.01, le=1)
+    sampling_rounds: StrictInt = Field(default=1, ge=1, le=100)
+    """Dynamic sampling (DAPO), above 1: a group whose trajectories are all correct or all wrong is
+    replaced by one of another question until none is left; the run ends where so many rounds of
+    sampling do not suffice for a step."""
     prompt: Literal["short", "search-r1", "data"] = "short"
     """Wording: `search-r1` is ours, `data` that of the published training file."""
     feedback: str = Field(default=FEEDBACK, min_length=1)
@@ -233,41 +237,10 @@ class RewardConfig:
     """Format reward only: credit for an answer in an invalid sequence."""
     retrieval: Number = Field(default=0.0, ge=0, le=1)
     """Format reward only: credit when a gold answer was retrieved."""
-
-
-@checked
-class LossConfig:
-    """The objective: clipped surrogate, KL, entropy bonus and the LLDS penalty."""
-
-    advantage_std: Literal["group", "batch", "none"] = "group"
-    aggregate: Literal["token-mean", "token-mean-micro", "seq-mean-token-mean", "constant"] = (
-        "token-mean"
-    )
-    ratio: Literal["token", "sequence"] = "token"
-    clip_low: Number = Field(default=0.2, ge=0, le=1)
-    clip_high: Number = Field(default=0.2, ge=0)
-    kl_weight: Number = Field(default=0.001, ge=0)
-    kl_clamp: Number | None = Field(default=None, ge=1e-6)
-    """k3 above this value pulls no more, as in the official code (10); null never lets go."""
-    entropy_weight: Number = Field(default=0.0, ge=0)
-    llds_weight: Number = Field(default=0.0, ge=0)
-    gate: Literal["action", "response", "token"] = "action"
-    normalizer: Literal["preserved", "all"] = "preserved"
-    preserve: Literal["nonnegative", "positive"] = "nonnegative"
-    gate_threshold: Number = Field(default=0.0, ge=0)
-    answer_weight: Number = Field(default=1.0, ge=0, le=1)
-    answer_ramp: Literal["none", "paper", "code"] = "none"
-    """LLDS-MA: how the answer weight follows the mean number of searches."""
-    negative_advantages: StrictBool = True
-    """False sets negative advantages of the surrogate to zero: incorrect responses push nothing
-    down."""
-
-    def __post_init__(self) -> None:
-        if self.ratio == "sequence" and self.aggregate != "seq-mean-token-mean":
-            raise ValueError(
-                f"loss.ratio=sequence (GSPO) with loss.aggregate={self.aggregate} weights "
-                "sequences by length: set loss.aggregate=seq-mean-token-mean"
-            )
+    overlong_weight: Number = Field(default=0.0, ge=0, le=10)
+    """Soft overlong punishment in training (DAPO): most that length takes off the reward."""
+    overlong_share: Number = Field(default=0.2, ge=0.01, le=1)
+    """Share of the token budget of all turns, its end, over which the punishment grows."""
 
 
 @checked

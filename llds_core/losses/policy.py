@@ -1,10 +1,13 @@
-"""The clipped policy-gradient surrogate of PPO and GRPO, Clip-Higher, dual clip and GSPO's ratio.
+"""The clipped policy-gradient surrogate of PPO and GRPO, Clip-Higher, dual clip, GSPO's ratio and
+CISPO's weight.
 
     rho  = exp(logprob - old_logprob)                                ratio="token"
     rho  = exp(mean over the row's policy tokens of the same)        ratio="sequence"
-    loss = max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high))    then aggregated
+    loss = max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high))    surrogate="clip"
+    loss = -A constant(clip(rho, 1 - clip_low, 1 + clip_high)) logprob    surrogate="cispo"
 
-The sequence ratio is that of GSPO (arXiv 2507.18071), Clip-Higher that of DAPO (arXiv 2503.14476).
+then aggregated. The sequence ratio is that of GSPO (arXiv 2507.18071), Clip-Higher that of DAPO
+(arXiv 2503.14476). CISPO (arXiv 2506.13585) clips the weight of a token and never its gradient.
 
 The log-ratio is clamped to ±20 before the exponential, as verl does, so that no ratio overflows;
 the official LLDS code clamps after it, where an overflow has already spoilt the gradient.
@@ -31,6 +34,7 @@ def policy_loss(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     ratio: str = "token",
+    surrogate: str = "clip",
     aggregate: str = "token-mean",
     dual_clip: float | None = None,
     denominator: float | torch.Tensor | None = None,
@@ -47,6 +51,7 @@ def policy_loss(
         ratio: `token` or `sequence`. The sequence ratio keeps its value and lets each token carry
             the whole ratio's gradient (the GSPO-token form), which the row's token mean then shares
             out: pair it with `aggregate="seq-mean-token-mean"` for GSPO.
+        surrogate: `clip` or `cispo`; the latter with the token ratio and without dual clip.
         aggregate: mode of `llds_core.losses.aggregate`.
         dual_clip: upper bound on the loss of negative advantages, as a multiple c > 1 of -A; None
             for no bound.
@@ -68,6 +73,9 @@ def policy_loss(
     )
     check_range("clip_low", clip_low, 0, 1)
     check_range("clip_high", clip_high, 0)
+    check_choice("surrogate", surrogate, ("clip", "cispo"))
+    if surrogate == "cispo" and (ratio != "token" or dual_clip is not None):
+        raise ValueError('surrogate is "cispo": give ratio "token" and no dual_clip')
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip is {dual_clip}: give a number above 1, or None")
     if advantages.dim() == 1:
@@ -84,9 +92,12 @@ def policy_loss(
         log_ratio = mean_B.detach()[:, None] + (log_ratio - log_ratio.detach())
     rho = log_ratio.clamp(-20.0, 20.0).exp()
     advantages = advantages.detach().to(rho.dtype)
-    unclipped = -advantages * rho
-    clipped = -advantages * rho.clamp(1 - clip_low, 1 + clip_high)
+    within = rho.clamp(1 - clip_low, 1 + clip_high)
+    unclipped, clipped = -advantages * rho, -advantages * within
     losses = torch.maximum(unclipped, clipped)
+    if surrogate == "cispo":
+        kept = torch.where(mask, upcast(logprobs_BT), 0.0)
+        losses = -advantages * within.detach() * kept
     bounded = torch.zeros_like(mask)
     if dual_clip is not None:
         bound = -advantages * dual_clip

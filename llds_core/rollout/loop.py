@@ -10,7 +10,7 @@ action ends with `length`.
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
@@ -30,12 +30,13 @@ _SEARCHES = 8  # at once, each of any number of queries
 @dataclass(frozen=True)
 class Rollout:
     """Trajectories in the order of the tasks, the wall time of all, and the part of it in which
-    every open trajectory waited for the search engine.
+    every open trajectory waited for the search engine; and trajectories that were replaced.
     """
 
     trajectories: list[Trajectory]
     seconds: float
     retrieval_seconds: float
+    dropped: list[Trajectory] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,14 @@ def score(trajectory: Trajectory, config: RewardConfig) -> None:
         trajectory.reward = float(trajectory.correct)
 
 
+def overlong_punishment(tokens: int, budget: int, share: float) -> float:
+    """DAPO's soft overlong punishment, in [-1, 0]: 0 up to the last `share` of the `budget`, from
+    there falling linearly to -1 at its end (arXiv 2503.14476v2, Eq. 13; `tokens` are the policy's).
+    """
+    buffer = share * budget
+    return min(0.0, max(-1.0, (budget - buffer - tokens) / buffer))
+
+
 def _format_reward(trajectory: Trajectory, credits: RewardConfig) -> float:
     """Credit for form beside exact match (Search-R1 v0.3, `qa_em_format.py`). The form is valid
     when blocks read think, any number of (search, information, think), answer.

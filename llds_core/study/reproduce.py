@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from llds_core.config import load_study, methods, studies
+from llds_core.config import is_method, load_study, studies
 from llds_core.errors import CheckpointError, ConfigError, DataError, RunError
 from llds_core.machine.doctor import examine
 from llds_core.machine.jobs import Job, run_jobs
@@ -60,9 +60,7 @@ def reproduce(
         The index that lists every artefact; the run root on all machines but the first.
     """
     out_dir = Path("results") / profile if out_dir is None else out_dir
-    if list(arms) == ["all"] or (
-        profile in studies() and any(arm.partition("@")[0] not in methods() for arm in arms)
-    ):
+    if list(arms) == ["all"] or (profile in studies() and not all(map(is_method, arms))):
         if given := [*overrides, *filter(None, [layout])]:
             raise ConfigError(
                 f'"{given[0]}" with arms of study {profile}: a study says itself what it changes; '

@@ -14,11 +14,11 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llds_core.config import ExperimentConfig
-from llds_core.errors import ConfigError, RunError
+from llds_core.errors import ConfigError, RunError, TrainingDivergedError
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.prompts import prompt_text
-from llds_core.rollout.rewards import score
+from llds_core.rollout.rewards import overlong_punishment, score
 from llds_core.rollout.samplers import (
     Sampler,
     StopAtTag,
@@ -37,6 +37,7 @@ from llds_core.training.settings import search_grpo_config
 from llds_core.training.trainer import SearchGRPOTrainer
 from llds_core.training.vllm_engine import check_vllm, engine_options, open_engine
 from llds_core.training.warmstart import load_start_policy, start_policy
+from llds_core.worlds.records import Question
 
 _logger = logging.getLogger("llds_core")
 
@@ -52,7 +53,7 @@ def train(run: Run, *, after_step: Callable[[dict[str, Any]], None] | None = Non
     Raises:
         RunError: when the directory is in use, not writable or holds another configuration.
         CheckpointError: when the last checkpoint cannot be read.
-        TrainingDivergedError: when updates stay non-finite.
+        TrainingDivergedError: when updates stay non-finite, or dynamic sampling finds no groups.
     """
     config = run.config
     processes = check_world_size(config)
@@ -218,12 +219,72 @@ class SearchRollout:
         ]
         rounded = rounded_weights(model, config.sampler.rounding)
         with self.engine.rollout() if self.engine else rounded:
-            rollout = self._loop.run(tasks, self._sampler(model, step, numbers), step=step)
-        for trajectory in rollout.trajectories:
-            score(trajectory, config.reward)
+            rollout = self._sample(tasks, model, step, numbers)
+            if config.rollout.sampling_rounds > 1:
+                rollout = self._replace_uniform(rollout, model, step, numbers)
         return rollout
 
-    def _sampler(self, model: PreTrainedModel, step: int, numbers: range) -> Sampler:
+    def _sample(
+        self,
+        tasks: Sequence[tuple[Question, int]],
+        model: PreTrainedModel,
+        step: int,
+        numbers: Sequence[int],
+    ) -> Rollout:
+        """Sample and reward; the `numbers` of the tasks tell their random streams apart."""
+        config = self.environment.config
+        rollout = self._loop.run(tasks, self._sampler(model, step, numbers), step=step)
+        budget = config.rollout.max_action_tokens * (config.rollout.max_searches + 1)
+        credits = config.reward
+        for trajectory in rollout.trajectories:
+            score(trajectory, credits)
+            if credits.overlong_weight > 0:
+                tokens = sum(trajectory.response_mask)
+                punishment = overlong_punishment(tokens, budget, credits.overlong_share)
+                trajectory.reward += credits.overlong_weight * punishment
+        return rollout
+
+    def _replace_uniform(
+        self, rollout: Rollout, model: PreTrainedModel, step: int, numbers: Sequence[int]
+    ) -> Rollout:
+        """DAPO's dynamic sampling: where all of a group is correct, or none, another question takes
+        its place. Which one depends on step, round and place, not on the processes.
+        """
+        limits, questions = self.environment.config.rollout, self.environment.world.train
+        size, total = limits.group_size, self.environment.config.trajectories_per_rollout
+        kept, parts, dropped = list(rollout.trajectories), [rollout], []
+        for number in range(limits.sampling_rounds):
+            uniform = [
+                place
+                for start in range(0, len(kept), size)
+                if len({t.correct for t in kept[start : start + size]}) == 1
+                for place in range(start, start + size)
+            ]
+            if not uniform:
+                return Rollout(
+                    kept,
+                    sum(part.seconds for part in parts),
+                    sum(part.retrieval_seconds for part in parts),
+                    dropped,
+                )
+            if number + 1 == limits.sampling_rounds:
+                break
+            drawn = numpy_generator(self.seed, "dynamic-sampling", step, number).integers(
+                len(questions), size=limits.prompts_per_rollout
+            )
+            tasks = [(questions[drawn[numbers[p] // size]], numbers[p] % size) for p in uniform]
+            streams = [numbers[place] + (number + 1) * total for place in uniform]
+            parts.append(self._sample(tasks, model, step, streams))
+            for place, trajectory in zip(uniform, parts[-1].trajectories, strict=True):
+                dropped.append(kept[place])
+                kept[place] = trajectory
+        raise TrainingDivergedError(
+            f"{len(uniform) // size} of {len(kept) // size} groups were all correct or all wrong "
+            f"after rollout.sampling_rounds={limits.sampling_rounds} rounds at step {step}: raise "
+            "it, or train without dynamic sampling; the last checkpoint is intact"
+        )
+
+    def _sampler(self, model: PreTrainedModel, step: int, numbers: Sequence[int]) -> Sampler:
         config = self.environment.config
         limits = config.rollout
         if self.engine is not None:
@@ -239,7 +300,11 @@ class SearchRollout:
         if self.streams == "trajectory":
             streams = [numpy_generator(self.seed, "sampling", step, row) for row in numbers]
         else:
-            generator = torch_generator(self.seed, "sampling", step, device=str(model.device))
+            total = config.trajectories_per_rollout
+            again = (numbers[0] // total,) if numbers[0] >= total else ()  # rounds after the first
+            generator = torch_generator(
+                self.seed, "sampling", step, *again, device=str(model.device)
+            )
         return TransformersSampler(
             model,
             self.tokenizer,

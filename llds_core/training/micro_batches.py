@@ -8,10 +8,39 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from llds_core.config import SamplerConfig
-from llds_core.losses import sampler_correction
+from llds_core.config import LossConfig, SamplerConfig
+from llds_core.losses import action_ids, group_advantages, llds_penalty, sampler_correction
 from llds_core.rollout.protocol import Trajectory
 from llds_core.training.settings import SearchGRPOConfig
+
+_TRL_EPSILON = 1e-4  # what TRL adds to a deviation
+
+
+def add_columns(
+    batch: dict[str, Any], trajectories: Sequence[Trajectory], loss: LossConfig
+) -> None:
+    """Add to a whole rollout of TRL's what the loss needs, one row per trajectory."""
+    device = batch["completion_ids"].device
+    batch["rows"] = torch.arange(len(trajectories), device=device)
+    batch["answer_mask"] = torch.zeros_like(batch["completion_ids"])
+    for row, trajectory in enumerate(trajectories):
+        if trajectory.answer_span is not None:
+            batch["answer_mask"][row, slice(*trajectory.answer_span)] = 1
+    if loss.mask_truncated:
+        answered = torch.tensor([t.stop_reason == "answer" for t in trajectories], device=device)
+        batch["tool_mask"] = batch["tool_mask"] * answered[:, None]
+        batch["num_items_in_batch"] = (batch["tool_mask"] * batch["completion_mask"]).sum()
+    batch["policy_mask"] = batch["tool_mask"] * batch["completion_mask"]
+    batch["action_ids"] = action_ids(batch["policy_mask"])
+    if loss.advantage_mean == "batch":  # TRL's mean is the group's
+        rewards = torch.tensor([t.reward for t in trajectories], device=device)
+        batch["advantages"] = group_advantages(
+            rewards, batch["rows"], mean="batch", std=loss.advantage_std, eps=_TRL_EPSILON
+        )
+    # Who is preserved is decided by the true sign, whatever the surrogate is given.
+    batch["group_advantages"] = batch["advantages"]
+    if not loss.negative_advantages:
+        batch["advantages"] = batch["advantages"].clamp(min=0)
 
 
 def gather_batch(batch: dict[str, Any], accelerator: Accelerator, pad_id: int) -> dict[str, Any]:
@@ -83,6 +112,26 @@ def penalty_tokens(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tenso
     advantages = micro["group_advantages"]
     kept = advantages >= 0 if args.loss.preserve == "nonnegative" else advantages > 0
     return micro["policy_mask"] * kept[:, None]
+
+
+def likelihood_penalty(
+    micro: dict[str, Any], logprobs: torch.Tensor, loss: LossConfig
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """LLDS's penalty on a micro-batch, a part of its mini-batch's; without weight, a number."""
+    with torch.set_grad_enabled(loss.llds_weight > 0):
+        return llds_penalty(
+            logprobs,
+            micro["old_per_token_logps"],
+            micro["policy_mask"],
+            micro["group_advantages"],
+            gate=loss.gate,
+            normalizer=loss.normalizer,
+            answer_mask_BT=micro["answer_mask"],
+            answer_weight=micro["answer_weight"],
+            preserve=loss.preserve,
+            gate_threshold=loss.gate_threshold,
+            denominator=micro["penalty_count"],
+        )
 
 
 def cut(batch: dict[str, Any], rows: list[int], size: int) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ called.
 """
 
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -31,12 +32,30 @@ class PolicyHeadOutput(ModelOutput):
         log_probs: log-probability of the labels.
         entropy: entropy of the next-token distribution, in nats.
         last_hidden_state: (B, T, D) states of the last layer, detached.
+        extra: what `also` made of the scored tokens, where it was given.
     """
 
     # Tensors, always given; `ModelOutput` asks for defaults.
     log_probs: Any = None
     entropy: Any = None
     last_hidden_state: Any = None
+    extra: Any = None
+
+
+class ScoredTokens(NamedTuple):
+    """What the head knows of the N tokens that it scores, row by row: states (N, D) before the
+    projection, its weight (V, D) and bias (V,), labels and log-probabilities (N,).
+    """
+
+    states: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    labels: torch.Tensor
+    log_probs: torch.Tensor
+    temperature: float
+
+
+Also = Callable[[ScoredTokens], torch.Tensor]
 
 
 def policy_labels(input_ids: torch.Tensor, policy_mask: torch.Tensor) -> torch.Tensor:
@@ -48,36 +67,55 @@ def policy_labels(input_ids: torch.Tensor, policy_mask: torch.Tensor) -> torch.T
 
 
 def add_policy_head(model: PreTrainedModel, *, temperature: float = 1.0) -> None:
-    """Teach `model.forward` the argument `policy_labels`; without it nothing changes."""
+    """Teach `model.forward` the argument `policy_labels`; without it nothing changes.
+
+    With it, `also` may name a function that makes one more number (N,) of each scored token: inside
+    the head, where its weight is whole.
+    """
     original = model.forward
     head = model.get_output_embeddings()
 
     def score(
-        self: nn.Module, states: torch.Tensor, labels: torch.Tensor | None = None
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        self: nn.Module,
+        states: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        also: Also | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         if labels is None:
             return type(self).forward(self, states)
         weights = (self.weight, self.bias)
         log_probs, entropy, *_ = ChunkedLogProbFunction.apply(
             states, *weights, labels, temperature, _VOCABULARY_CHUNK, None, 1.0, _SCORES
         )
-        return log_probs, entropy
+        if also is None:
+            return log_probs, entropy
+        return (
+            log_probs,
+            entropy,
+            also(ScoredTokens(states, *weights, labels, log_probs, temperature)),
+        )
 
     def forward(
-        self: PreTrainedModel, *args: object, policy_labels: torch.Tensor | None = None, **kwargs
+        self: PreTrainedModel,
+        *args: object,
+        policy_labels: torch.Tensor | None = None,
+        also: Also | None = None,
+        **kwargs,
     ):
         if policy_labels is None:
             return original(*args, **kwargs)
         states = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
         labels = policy_labels[:, 1:]
         scored = labels != _IGNORED
-        log_probs, entropy = self.get_output_embeddings()(states[:, :-1][scored], labels[scored])
+        found = self.get_output_embeddings()(states[:, :-1][scored], labels[scored], also)
         # `masked_scatter` keeps the graph even when no label is valid.
-        zeros = log_probs.new_zeros(scored.shape)
+        zeros = found[0].new_zeros(scored.shape)
+        log_probs, entropy, *extra = (zeros.masked_scatter(scored, values) for values in found)
         return PolicyHeadOutput(
-            log_probs=zeros.masked_scatter(scored, log_probs),
-            entropy=zeros.masked_scatter(scored, entropy),
+            log_probs=log_probs,
+            entropy=entropy,
             last_hidden_state=states.detach(),
+            extra=extra[0] if extra else None,
         )
 
     head.forward = types.MethodType(score, head)

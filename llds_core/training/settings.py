@@ -101,13 +101,16 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
 
 def _sections_to_trl(loss: LossConfig, training: TrainingConfig) -> dict[str, Any]:
     """TRL's names for what the sections say too."""
+    is_cispo = loss.surrogate == "cispo"
     return {
         "num_iterations": training.epochs,
-        "loss_type": _LOSS_TYPES[loss.aggregate],
+        "loss_type": "cispo" if is_cispo else _LOSS_TYPES[loss.aggregate],
         "importance_sampling_level": loss.ratio,
         "scale_rewards": loss.advantage_std,
         "epsilon": loss.clip_low,
-        "epsilon_high": loss.clip_high,
+        # TRL's cispo takes the largest weight itself.
+        "epsilon_high": 1 + loss.clip_high if is_cispo else loss.clip_high,
+        "delta": loss.dual_clip,
         "beta": loss.kl_weight,
         "entropy_coef": loss.entropy_weight,
     }

@@ -133,10 +133,17 @@ class StepMetrics:
             micro["prompt_mask"].sum() + micro["completion_mask"].sum()
         )
 
+    def add_lp_reg(self, value: torch.Tensor, counts: dict[str, torch.Tensor]) -> None:
+        """Take what `lp_reg_penalty` returned for one micro-batch of one update."""
+        self._sums["lp_reg_penalty"] += value.item()
+        self._add("held_fraction", counts["held_tokens"].item(), counts["response_tokens"].item())
+
     def add_update(self, grad_norm: float, finite: bool, learning_rate: float) -> None:
         """Take the end of one update."""
         self._counts["loss"] += 1
         self._counts["llds_penalty"] += 1
+        if self._loss.lp_reg_weight > 0:
+            self._counts["lp_reg_penalty"] += 1
         self._sums["nonfinite_updates"] += not finite
         self._sums["learning_rate"], self._counts["learning_rate"] = learning_rate, 1
         if finite:
@@ -175,15 +182,16 @@ class StepMetrics:
         """Return the step's metrics, one value for every name in `METRICS`."""
         trajectories, rollout = self.trajectories, self._rollout
         count = len(trajectories)
-        groups = [trajectories[i : i + self._group_size] for i in range(0, count, self._group_size)]
+        # What dynamic sampling has replaced was sampled all the same.
+        sampled = [*trajectories, *rollout.dropped]
+        starts = range(0, len(sampled), self._group_size)
+        groups = [sampled[start : start + self._group_size] for start in starts]
         actions = [action for t in trajectories for action in t.actions]
         searches = sum(t.searches for t in trajectories)
         tokens = sum(len(t.response_mask) for t in trajectories)
         policy_tokens = sum(sum(t.response_mask) for t in trajectories)
         update_seconds = time.perf_counter() - self._started
         totals = {
-            "reward": sum(t.reward for t in trajectories),
-            "em": sum(t.correct for t in trajectories),
             "response_length": policy_tokens,
             "observation_length": tokens - policy_tokens,
             "valid_searches": searches,
@@ -195,12 +203,15 @@ class StepMetrics:
         values |= {
             "step": self._step,
             "updates": updates,
+            "reward": sum(t.reward for t in sampled) / len(sampled),
+            "em": sum(t.correct for t in sampled) / len(sampled),
             "hidden_similarity": self._similarity(),
             **self._by_update(),
             "failed_searches": _ratio(sum(a.retrieval_failed for a in actions), searches),
             "empty_searches": _ratio(sum(a.executed and not a.hits for a in actions), searches),
             "zero_variance_groups": sum(len({t.reward for t in group}) == 1 for group in groups)
             / len(groups),
+            "dropped_groups": len(rollout.dropped) // self._group_size,
             "nonfinite_updates": int(self._sums["nonfinite_updates"]),
             "rollout_seconds": rollout.seconds,
             "retrieval_seconds": rollout.retrieval_seconds,

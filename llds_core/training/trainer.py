@@ -10,7 +10,8 @@ Deltas from TRL, each an override of one method:
   longest trajectory and computes them before it shuffles; a gate that opens at zero would see it.
 * `_get_per_token_logps_and_entropies`: scores policy tokens only (`policy_head`), without padding
   where asked (`unpadded`), and keeps what the loss computed for the penalty.
-* `_compute_loss`: TRL's loss plus weight × penalty. With weight 0 nothing is added.
+* `_compute_loss`: TRL's loss plus weight × penalty, of LLDS and of Lp-Reg. With weight 0 nothing is
+  added.
 * `_clip_grad_norm`: a non-finite gradient or loss skips the update. (DeepSpeed has made the update
   by then: under ZeRO-3 it is counted and ends the run, but not undone.)
 * `create_accelerator_and_postprocess`: log-probabilities and sums of gradients keep 32 bits under
@@ -36,21 +37,24 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
 from llds_core.errors import TrainingDivergedError
-from llds_core.losses import action_ids, answer_weight_ramp, clamped_reference, llds_penalty
+from llds_core.losses import answer_weight_ramp, clamped_reference
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory, validate_response_masks
 from llds_core.seeding import torch_generator
 from llds_core.training.checkpointing import AtomicCheckpointMixin
 from llds_core.training.micro_batches import (
+    add_columns,
     correct_for_sampler,
     cut,
     gather_batch,
+    likelihood_penalty,
     mini_batch_rows,
     penalty_tokens,
     rollout_columns,
     trajectory_reward,
 )
-from llds_core.training.policy_head import PolicyHeadOutput, add_policy_head, policy_labels
+from llds_core.training.min_p_proxies import proxies_for, proxy_penalty, set_bounds
+from llds_core.training.policy_head import Also, PolicyHeadOutput, add_policy_head, policy_labels
 from llds_core.training.settings import SearchGRPOConfig
 from llds_core.training.sharding import copy_to_sharded, whole_policy
 from llds_core.training.step_metrics import Row, StepMetrics
@@ -79,6 +83,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     _buffered_inputs: Any
     _micro: dict[str, Any]
     _captured: torch.Tensor
+    _divergence: torch.Tensor | None
 
     def __init__(
         self,
@@ -149,6 +154,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         whole = dataclasses.replace(
             rollout,
             trajectories=[t for share in shares for t in share.trajectories],
+            dropped=[t for share in shares for t in share.dropped],
             seconds=max(share.seconds for share in shares),
             retrieval_seconds=max(share.retrieval_seconds for share in shares),
         )
@@ -174,18 +180,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         reference log-probabilities.
         """
         trajectories = self.metrics.trajectories
-        device = batch["completion_ids"].device
-        batch["answer_mask"] = torch.zeros_like(batch["completion_ids"])
-        for row, trajectory in enumerate(trajectories):
-            if trajectory.answer_span is not None:
-                batch["answer_mask"][row, slice(*trajectory.answer_span)] = 1
-        batch["policy_mask"] = batch["tool_mask"] * batch["completion_mask"]
-        batch["action_ids"] = action_ids(batch["policy_mask"])
-        # Who is preserved is decided by the true sign, whatever the surrogate is given.
-        batch["group_advantages"] = batch["advantages"]
-        if not self.args.loss.negative_advantages:
-            batch["advantages"] = batch["advantages"].clamp(min=0)
-        batch["rows"] = torch.arange(len(trajectories), device=device)
+        add_columns(batch, trajectories, self.args.loss)
         lengths = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)).tolist()
         batches = mini_batch_rows(
             lengths,
@@ -203,16 +198,18 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             tokens = self._per_process([micro["policy_mask"] for micro in window])
             for micro in window:
                 own_tokens = len(window) * micro["policy_mask"].sum()
-                micro["penalty_count"] = penalty_count
-                micro["entropy_scale"] = own_tokens / tokens
+                micro["penalty_count"], micro["policy_count"] = penalty_count, tokens
+                micro["entropy_scale"] = own_tokens / tokens.clamp(min=1)
                 if self.args.micro_batch_means:
                     own_count = penalty_tokens(micro, self.args).sum()
                     micro |= {"penalty_count": len(window) * own_count, "entropy_scale": 1.0}
+                    micro["policy_count"] = own_tokens
             micro_batches += window
         answer_weight = self._answer_weight(trajectories)
         for micro in micro_batches:
             micro["answer_weight"] = answer_weight
             self._add_log_probabilities(micro)
+        set_bounds(micro_batches, self.args.loss)
         self.metrics.close_rollout(micro_batches, answer_weight)
         return micro_batches
 
@@ -233,9 +230,12 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     @torch.no_grad()
     def _add_log_probabilities(self, micro: dict[str, Any]) -> None:
         """Old and reference log-probabilities on the rows, order, width and mode of the updates."""
-        output = self._forward(self.model, micro)
+        micro["proxies"] = proxies = proxies_for(micro, self.args.loss)
+        output = self._forward(self.model, micro, proxies.make if proxies else None)
         mask = micro["policy_mask"]
         width = mask.shape[1]
+        if proxies is not None:
+            micro["proxy_logps"] = output.extra[:, -width:]
         micro["old_per_token_logps"] = output.log_probs[:, -width:]
         micro["old_entropies"] = output.entropy[:, -width:]
         correct_for_sampler(micro, self.args.sampler)
@@ -246,7 +246,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             reference = self._forward(self.ref_model, micro)
             micro["ref_per_token_logps"] = reference.log_probs[:, -width:]
 
-    def _forward(self, model: nn.Module, micro: dict[str, Any]) -> PolicyHeadOutput:
+    def _forward(
+        self, model: nn.Module, micro: dict[str, Any], also: Also | None = None
+    ) -> PolicyHeadOutput:
         """Score the policy tokens of a micro-batch; everything else gets log-probability 0: TRL
         exponentiates before it masks, and a token that has drifted far would turn into inf * 0.
         """
@@ -255,8 +257,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         labels = policy_labels(ids, micro["policy_mask"])
         with self.accelerator.autocast():
             if self.args.training.remove_padding:
-                return forward_unpadded(model, ids, attention, labels)
-            return model(input_ids=ids, attention_mask=attention, policy_labels=labels)
+                return forward_unpadded(model, ids, attention, labels, also)
+            return model(input_ids=ids, attention_mask=attention, policy_labels=labels, also=also)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -271,8 +273,11 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             # TRL's own pass over the padded rollout: `_micro_batches` replaces it.
             shape = (len(input_ids), logits_to_keep)
             return torch.zeros(shape, device=input_ids.device), None, None
-        output = self._forward(model, self._micro)
+        compared = self.args.loss.lp_reg_weight > 0 and self.args.loss.lp_reg_kl == "full"
+        also = self._micro["proxies"].divergence if compared else None
+        output = self._forward(model, self._micro, also)
         self._captured = output.log_probs[:, -logits_to_keep:]
+        self._divergence = output.extra[:, -logits_to_keep:] if compared else None
         if self.beta != 0.0 and self.args.loss.kl_clamp is not None:
             self._micro["ref_per_token_logps"] = clamped_reference(
                 self._captured, self._micro["ref_per_token_logps"], self.args.loss.kl_clamp
@@ -288,25 +293,16 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self._micro = inputs = dict(inputs)
         policy_loss = super()._compute_loss(model, inputs)
         logprobs = self._captured
-        del self._captured
         settings = self.args.loss
-        with torch.set_grad_enabled(settings.llds_weight > 0):
-            penalty, counts = llds_penalty(
-                logprobs,
-                inputs["old_per_token_logps"],
-                inputs["policy_mask"],
-                inputs["group_advantages"],
-                gate=settings.gate,
-                normalizer=settings.normalizer,
-                answer_mask_BT=inputs["answer_mask"],
-                answer_weight=inputs["answer_weight"],
-                preserve=settings.preserve,
-                gate_threshold=settings.gate_threshold,
-                denominator=inputs["penalty_count"],
-            )
+        penalty, counts = likelihood_penalty(inputs, logprobs, settings)
         loss = policy_loss
         if settings.llds_weight > 0:
             loss = loss + settings.llds_weight * penalty
+        if settings.lp_reg_weight > 0:
+            held, held_counts = proxy_penalty(inputs, logprobs, self._divergence, settings)
+            loss = loss + settings.lp_reg_weight * held
+            self.metrics.add_lp_reg(held.detach(), held_counts)
+        del self._captured, self._divergence
         self._loss_is_finite &= bool(torch.isfinite(loss))
         self.metrics.add_micro_batch(
             inputs,

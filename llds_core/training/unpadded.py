@@ -22,7 +22,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from llds_core.training.policy_head import PolicyHeadOutput
+from llds_core.training.policy_head import Also, PolicyHeadOutput
 
 _NAME = "llds_unpadded"
 _is_unpadded = ContextVar("is_unpadded", default=False)
@@ -37,7 +37,11 @@ def use_unpadded_attention(model: PreTrainedModel) -> None:
 
 
 def forward_unpadded(
-    model: nn.Module, ids: torch.Tensor, attention: torch.Tensor, labels: torch.Tensor
+    model: nn.Module,
+    ids: torch.Tensor,
+    attention: torch.Tensor,
+    labels: torch.Tensor,
+    also: Also | None = None,
 ) -> PolicyHeadOutput:
     """Score a padded batch as `model(ids, attention, policy_labels=labels)` does.
 
@@ -46,6 +50,7 @@ def forward_unpadded(
         ids: (B, T) tokens, padding anywhere.
         attention: (B, T), 1 on tokens.
         labels: (B, T) labels of policy tokens; none on the first token of a row.
+        also: see `add_policy_head`.
 
     Returns:
         Scores (B, T - 1) and states (B, T, D), zero on padding. They differ from the padded pass by
@@ -59,6 +64,7 @@ def forward_unpadded(
             input_ids=ids[kept][None],
             position_ids=(attention.cumsum(1) - 1)[kept][None],
             policy_labels=labels[kept][None],
+            also=also,
             starts=starts,
             longest=int(lengths.max()),
         )
@@ -75,6 +81,7 @@ def forward_unpadded(
         last_hidden_state=states.new_zeros(*kept.shape, states.shape[-1]).masked_scatter(
             kept[..., None], states
         ),
+        extra=None if output.extra is None else padded(output.extra),
     )
 
 

@@ -15,7 +15,14 @@ from annotated_types import Ge, Le
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llds_core.config import ExperimentConfig, RolloutConfig, load_experiment, methods, profiles
+from llds_core.config import (
+    ExperimentConfig,
+    RolloutConfig,
+    is_method,
+    load_experiment,
+    methods,
+    profiles,
+)
 from llds_core.config.schema import parse_yaml
 from llds_core.errors import ConfigError, did_you_mean
 
@@ -107,6 +114,23 @@ def test_sizes_are_derived_from_the_configuration() -> None:
     assert (config.trajectories_per_rollout, config.mini_batch_size) == (16, 8)
 
 
+@pytest.mark.parametrize("profile", ["desk", "smoke", "paper-3b", "paper-7b-instruct"])
+def test_methods_combine_with_what_a_profile_says_of_each(profile: str) -> None:
+    both = load_experiment(f"{profile}/gspo+llds-action")
+    assert both.loss == load_experiment(f"{profile}/gspo-llds").loss
+    assert both.loss == load_experiment(f"{profile}/llds-action+gspo").loss
+    assert both.method == "gspo+llds-action" and is_method(both.method)
+    assert is_method("lp-reg@official") and not is_method("gspo+nothing")
+    assert load_experiment(f"{profile}/grpo+llds-token").loss.gate == "token"
+
+
+def test_a_method_with_official_code_of_its_own_brings_what_that_ran() -> None:
+    paper, code = (load_experiment(f"smoke/lp-reg{variant}") for variant in ("", "@official"))
+    assert replace(paper, loss=code.loss, method="lp-reg@official") == code
+    assert (code.loss.lp_reg_kl, code.loss.aggregate) == ("token", "token-mean-micro")
+    assert (code.loss.dual_clip, paper.loss.dual_clip) == (None, 10.0)
+
+
 # Hashes
 
 
@@ -127,6 +151,13 @@ def test_hash_changes_with_any_value_and_of_sections_with_those_only() -> None:
         ("desk/grop", 'did you mean "desk/grpo"?'),
         ("dekk/grpo", 'did you mean "desk/grpo"?'),
         ("dekk/grop", 'did you mean "desk/grpo"?'),
+        ("smoke/gspo+llds-acton", 'did you mean "smoke/gspo+llds-action"?'),
+        (
+            "smoke/llds-token+llds-action",
+            "llds-token sets loss.gate=token and llds-action sets it to action: leave one",
+        ),
+        ("smoke/dapo+lp-reg", "dapo sets loss."),
+        ("paper-3b/cispo@official", "loss.surrogate=cispo with loss.aggregate=token-mean-micro"),
         ("smoke/llds-acton", 'did you mean "smoke/llds-action"?'),
         ("paper-3b/grpo@oficial", 'did you mean "official"?'),
         *((name, "profile/method") for name in ("", "desk", "desk/", "/")),
@@ -235,6 +266,28 @@ def test_a_replaced_value_is_checked_too() -> None:
         ("sampler.backend=vllm rollout.temperature=2.5", "rollout.temperature=2.5"),
         ("hardware.sharding=zero3", "sampler.backend=vllm"),
         ("world.name=files training.warmstart=true", "training.warmstart=false"),
+        ("loss.surrogate=cispo", "loss.clip_low=0.2.*set loss.clip_low=1$"),
+        (
+            "loss.surrogate=cispo loss.clip_low=1 loss.aggregate=constant",
+            "loss.aggregate=constant.*set loss.aggregate=token-mean$",
+        ),
+        (
+            "loss.surrogate=cispo loss.ratio=sequence loss.aggregate=seq-mean-token-mean",
+            "loss.ratio=sequence.*set loss.ratio=token$",
+        ),
+        ("loss.surrogate=cispo loss.clip_low=1 loss.dual_clip=3", "set loss.dual_clip=null$"),
+        ("loss.dual_clip=1.1", r"loss.dual_clip=1.1 cuts.*1.2"),
+        ("loss.advantage_mean=batch", "set loss.advantage_std=batch or none"),
+        (
+            "loss.mask_truncated=true loss.aggregate=seq-mean-token-mean",
+            "set loss.aggregate=token-mean",
+        ),
+        (
+            "rollout.sampling_rounds=2 rollout.prompts_per_rollout=3 rollout.group_size=4 "
+            "hardware.processes=2 training.updates_per_rollout=1 training.epochs=1 "
+            "training.micro_batch_size=3",
+            "choose a multiple of 2 for rollout.prompts_per_rollout=3",
+        ),
     ],
 )
 def test_values_that_cannot_be_used_are_named(overrides: str, said: str) -> None:

@@ -15,6 +15,9 @@ from llds_core.losses import (
     group_advantages,
     kl_k3,
     llds_penalty,
+    low_probability_bound,
+    lp_reg_penalty,
+    min_p_proxy,
     policy_loss,
 )
 
@@ -33,6 +36,17 @@ def _llds(logprobs, old, advantages, mask):
     return llds_penalty(logprobs, old, mask, torch.arange(len(mask)) - 1.0)
 
 
+def _lp_reg(kl):
+    def loss(logprobs, old, advantages, mask):
+        inside = torch.where(mask.bool(), logprobs, 0.0)
+        inside = inside.float() if inside.dtype == torch.bfloat16 else inside
+        divergence = (inside - 1) ** 2 if kl == "full" else None
+        chosen = {"kl": kl, "divergence_BT": divergence, "share": 1.0}
+        return lp_reg_penalty(logprobs, old, mask, torch.arange(len(mask)) - 2.5, **chosen)
+
+    return loss
+
+
 MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant")
 LOSSES = {mode: _aggregate(mode) for mode in MODES} | {
     "kl": _kl,
@@ -40,6 +54,9 @@ LOSSES = {mode: _aggregate(mode) for mode in MODES} | {
     "policy": policy_loss,
     "gspo": partial(policy_loss, ratio="sequence", aggregate="seq-mean-token-mean"),
     "llds": _llds,
+    "cispo": partial(policy_loss, surrogate="cispo"),
+    "lp-reg": _lp_reg("full"),
+    "lp-reg-token": _lp_reg("token"),
 }
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
@@ -102,10 +119,10 @@ def test_bfloat16_is_computed_in_float32_and_its_gradient_returns_in_bfloat16(lo
     assert torch.equal(gradient, expected_gradient.to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "llds"])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name[0] != "l"])
 @given(rows=st.integers(1, 5), width=st.integers(1, 6), seed=st.integers(0, 999))
 def test_padding_and_row_order_do_not_matter(name, rows, width, seed):
-    """Of LLDS see its properties."""
+    """Of LLDS see its properties; here, Lp-Reg is given advantages by row number."""
     *tensors, mask = draw(rows, width, seed)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     wide = [torch.nn.functional.pad(t, (0, 3), value=7.0)[order] for t in tensors]
@@ -142,7 +159,23 @@ def of_kl(reference=ONE, mask=ONE):
     return lambda: kl_k3(ONE, reference, mask)
 
 
+def of_lp_reg(mask=GRID, advantages=ROWS, **options):
+    return lambda: lp_reg_penalty(GRID, GRID, mask, advantages, **options)
+
+
 REFUSED = [
+    (of_lp_reg(kl="reverse"), 'kl is "reverse": choose one of full, token'),
+    (of_lp_reg(share=1.5), "share is 1.5: give a number from 0 to 1"),
+    (of_lp_reg(), 'divergence_BT is missing with kl "full"'),
+    (of_lp_reg(kl="token", divergence_BT=GRID), 'divergence_BT is given with kl "token"'),
+    (of_lp_reg(divergence_BT=ONE), r"divergence_BT has shape \(1, 1\): give \(2, 3\)"),
+    (of_lp_reg(mask=ROWS), r"response_mask_BT has shape \(2,\): give \(2, 3\)"),
+    (of_lp_reg(advantages=GRID, kl="token"), r"advantages_B has shape \(2, 3\): give \(2,\)"),
+    (lambda: min_p_proxy(GRID, 1.0), "min_p is 1.0: give a number from 0 to 0.99"),
+    (lambda: low_probability_bound(GRID, GRID, -0.1), "share is -0.1: give a number from 0"),
+    (of_policy(surrogate="ppo"), 'surrogate is "ppo": choose one of clip, cispo'),
+    (of_policy(surrogate="cispo", dual_clip=3.0), 'surrogate is "cispo": give ratio "token"'),
+    (of_policy(surrogate="cispo", ratio="sequence"), 'surrogate is "cispo": give ratio "token"'),
     (of_rewards([1.0], mean="median"), 'mean is "median": choose one of group, batch, none'),
     (of_rewards([1.0], std="running"), 'std is "running": choose one of'),
     (of_rewards([1.0], eps=-1.0), "eps is -1.0: give a number of at least 0"),

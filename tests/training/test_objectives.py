@@ -1,0 +1,188 @@
+"""Every objective by name: one step on `smoke`, against TRL and against `losses/`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recorded import Recorded, run
+from rounding import PASS, assert_same_gradients
+from scripted import largest_difference, policy, settings, stock, trajectories, weights
+from trl.trainer import grpo_trainer as trl_module
+
+from llds_core.config import load_experiment, methods
+from llds_core.losses import (
+    group_advantages,
+    low_probability_bound,
+    lp_reg_penalty,
+    min_p_proxy,
+)
+from llds_core.seeding import torch_generator
+from llds_core.training.micro_batches import add_columns
+
+NAMES = [*methods(), "gspo+llds-action", "lp-reg+llds-action", "lp-reg@official", "dapo+llds-ma"]
+# One mini-batch of one epoch, where nothing has moved; two where a penalty needs it.
+SHORT = ("training.steps=1", "training.epochs=1", "training.updates_per_rollout=2")
+
+
+def short(folder: Path, name: str, *overrides: str, **direct: Any) -> Any:
+    fixed = ("training.micro_batch_size=8", "training.mini_batches=groups")
+    return settings(folder, *SHORT, *fixed, *overrides, method=name, **direct)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_trains_a_step(tmp_path: Path, name: str) -> None:
+    trainer = run(short(tmp_path, name))
+    assert trainer.state.global_step == 2 and trainer.rows[0]["nonfinite_updates"] == 0
+    assert largest_difference(weights(trainer.model), weights(policy())) > 1e-5
+    assert (trainer.rows[0]["held_fraction"] is None) == ("lp-reg" not in name)
+
+
+@pytest.mark.parametrize(
+    "name", ["dr-grpo", "gspo", "cispo", "lite-ppo", "clip-higher", "sequence-mean", "lp-reg"]
+)
+def test_what_trl_has_is_trl_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Stock TRL with the same settings has the same loss on the same batch, and ends at the same
+    weights. Of Lp-Reg it has the surrogate.
+    """
+    overrides = ("loss.lp_reg_weight=0", "training.learning_rate=1e-2")
+    ours = run(short(tmp_path / "ours", name, *overrides, adam_epsilon=1e-5))
+    theirs = stock(short(tmp_path / "stock", name, *overrides, adam_epsilon=1e-5))
+    losses: list[float] = []
+    compute = theirs._compute_loss
+
+    def kept(model: Any, inputs: Any) -> torch.Tensor:
+        losses.append((loss := compute(model, inputs)).item())
+        return loss
+
+    def same_composition(batch: dict[str, Any]) -> dict[str, Any]:
+        units = torch.randperm(4, generator=torch_generator(0, "mini-batches", 1))
+        order = (units[:, None] * 4 + torch.arange(4)).flatten()
+        return {k: v[order] if torch.is_tensor(v) and v.dim() else v for k, v in batch.items()}
+
+    monkeypatch.setattr(theirs, "_compute_loss", kept)
+    monkeypatch.setattr(trl_module, "shuffle_sequence_dict", same_composition)
+    theirs.train()
+    assert losses == pytest.approx([r["loss"].item() for r in ours.records], abs=1e-6)
+    assert largest_difference(weights(ours.model), weights(theirs.model)) < 1e-5
+    assert max(map(abs, losses)) > 1e-3
+
+
+@pytest.mark.parametrize("std", ["batch", "none"])
+def test_the_batch_is_the_baseline_where_trl_has_none(std: str) -> None:
+    made = trajectories(1)
+    loss = load_experiment("smoke/reinforce", [f"loss.advantage_std={std}"]).loss
+    ones = torch.ones(16, 3, dtype=torch.long)
+    batch = {"completion_ids": ones, "tool_mask": ones, "completion_mask": ones}
+    add_columns(batch, made, loss)
+    rewards = torch.tensor([t.reward for t in made])
+    expected = group_advantages(rewards, torch.arange(16), mean="batch", std=std, eps=1e-4)
+    assert torch.equal(batch["advantages"], expected)
+    assert batch["advantages"].sum().abs() < 1e-5 and batch["advantages"][-1] < 0
+
+
+def test_what_a_limit_ended_leaves_numerator_and_denominator(tmp_path: Path) -> None:
+    made = trajectories(1)
+    for trajectory in made[::3]:
+        trajectory.stop_reason = "turns"
+    loss = load_experiment("smoke/overlong-filter").loss
+    width = max(len(t.completion_ids) for t in made)
+    mask = torch.tensor([t.response_mask + [0] * (width - len(t.response_mask)) for t in made])
+    batch = {"completion_ids": mask, "tool_mask": mask, "completion_mask": torch.ones_like(mask)}
+    batch |= {"advantages": torch.ones(16), "num_items_in_batch": mask.sum()}
+    add_columns(batch, made, loss)
+    assert not batch["policy_mask"][::3].any() and batch["policy_mask"][1].any()
+    kept = [sum(t.response_mask) for i, t in enumerate(made) if i % 3]
+    assert batch["num_items_in_batch"] == batch["policy_mask"].sum() == sum(kept)
+
+
+LP_REG = ("loss.lp_reg_share=0.9", "loss.lp_reg_min_p=0.02", "training.learning_rate=5e-3")
+
+
+@pytest.mark.parametrize("variant", ["", "@official"])
+@pytest.mark.parametrize("unpadded", ["true", "false"])
+def test_sparse_proxies_give_the_penalty_of_whole_distributions(
+    tmp_path: Path, variant: str, unpadded: str
+) -> None:
+    """Value and gradient by the weights, from the logits of the whole vocabulary."""
+    more = (*LP_REG, f"training.remove_padding={unpadded}")
+    name = f"lp-reg{variant}"
+    without = run(short(tmp_path / "without", name, *more, "loss.lp_reg_weight=0"))
+    trainer = run(short(tmp_path, name, *more, "loss.lp_reg_weight=50"), WithLogits)
+    (value, held, gradient), second = trainer.expected
+    added = trainer.records[0]["loss"] - without.records[0]["loss"]
+    assert added == pytest.approx(50 * value, abs=1e-5)
+    assert trainer.found == pytest.approx([value, second[0]], abs=1e-6, rel=1e-4)
+    assert second[0] > value > 0 and min(held, second[1]) > 3  # the proxy is that of the rollout
+    expected = {n: g + 50 * gradient[n] for n, g in without.gradients[0].items()}
+    largest = max(g.abs().max().item() for g in expected.values())
+    for n, found in trainer.gradients[0].items():  # of three passes
+        torch.testing.assert_close(found, expected[n], atol=3 * PASS * largest, rtol=0)
+
+
+class WithLogits(Recorded):
+    """Computes the penalty beside the trainer's, from logits."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.expected: list[tuple] = []
+        self.found: list[float] = []
+        super().__init__(*args, **kwargs)
+
+    def _logits(self, inputs: dict[str, Any]) -> torch.Tensor:
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        output = self.model(input_ids=ids, attention_mask=attention)
+        width = inputs["completion_ids"].shape[1]
+        return output.logits[:, -width - 1 : -1]
+
+    def _micro_batches(self, batch: Any) -> Any:
+        made = super()._micro_batches(batch)
+        is_token = self.args.loss.lp_reg_kl == "token"
+        with torch.no_grad():
+            for micro in made:
+                logits = self._logits(micro)
+                micro["dense"] = min_p_proxy(
+                    logits, self.args.loss.lp_reg_min_p, inclusive=is_token
+                )
+        sampled = torch.cat([m["old_per_token_logps"][m["policy_mask"].bool()] for m in made])
+        self.bound = low_probability_bound(
+            sampled, torch.ones_like(sampled), self.args.loss.lp_reg_share
+        )
+        return made
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        now = self._logits(inputs).log_softmax(-1)
+        dense, ids = inputs["dense"], inputs["completion_ids"][..., None]
+        kind = self.args.loss.lp_reg_kl
+        terms = dense.exp() * (dense.masked_fill(dense == -torch.inf, 0) - now)
+        value, counts = lp_reg_penalty(
+            now.gather(2, ids)[..., 0],
+            dense.gather(2, ids)[..., 0],
+            inputs["policy_mask"],
+            inputs["group_advantages"],
+            kl=kind,
+            divergence_BT=terms.sum(-1) if kind == "full" else None,
+            bound=self.bound,
+            share=self.args.loss.lp_reg_share,
+        )
+        names, parameters = zip(*self.model.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(value, parameters)
+        held = int(counts["held_tokens"])
+        self.expected.append((value.item(), held, dict(zip(names, gradients, strict=True))))
+        before = self.metrics._sums["lp_reg_penalty"]
+        loss = super()._compute_loss(model, inputs)
+        self.found.append(self.metrics._sums["lp_reg_penalty"] - before)
+        return loss
+
+
+def test_lp_reg_does_not_depend_on_micro_batches(tmp_path: Path) -> None:
+    found = [
+        run(
+            short(tmp_path / size, "lp-reg", *LP_REG, f"training.micro_batch_size={size}")
+        ).gradients
+        for size in ("8", "2")
+    ]
+    for one, other in zip(*found, strict=True):
+        assert_same_gradients(one, other)
