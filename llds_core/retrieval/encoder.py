@@ -16,6 +16,7 @@ import numpy as np
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError, DataError
 from llds_core.worlds.records import Passage
+from llds_core.worlds.text import well_formed
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -65,7 +66,7 @@ class Encoder:
         if not texts:
             return np.empty((0, self.dimension), np.float32)
         # A tokenizer takes no half surrogate pairs; a policy may write one.
-        texts = [text.encode("utf-8", "replace").decode() for text in texts]
+        texts = [well_formed(text) for text in texts]
         with self._lock:
             vectors = self._model.encode(
                 texts,
@@ -90,7 +91,7 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
 def encoder_folder(settings: DenseConfig) -> Path:
     """The folder of the encoder, downloaded from the hub first; a `ConfigError` without one."""
     name = settings.encoder
-    if (folder := Path(name).expanduser()).is_dir():
+    if (folder := Path(name)).is_dir():
         return folder.resolve()
     if name == PACKAGED:
         try:

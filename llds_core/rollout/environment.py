@@ -141,4 +141,4 @@ def corpus_identity(config: ExperimentConfig) -> str:
 
 
 def _corpus(config: ExperimentConfig) -> PassageFile:
-    return PassageFile(Path(config.data.folder) / CORPUS_FILE)
+    return PassageFile(Path(config.data.folder) / CORPUS_FILE, config.data.cache)

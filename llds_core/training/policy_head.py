@@ -47,8 +47,12 @@ def policy_labels(input_ids: torch.Tensor, policy_mask: torch.Tensor) -> torch.T
     return labels
 
 
-def add_policy_head(model: PreTrainedModel, *, temperature: float = 1.0) -> None:
-    """Teach `model.forward` the argument `policy_labels`; without it nothing changes."""
+def add_policy_head(
+    model: PreTrainedModel, *, temperature: float = 1.0, vocabulary: int | None = None
+) -> None:
+    """Teach `model.forward` the argument `policy_labels`; without it nothing changes. Of the output
+    embedding only the first `vocabulary` rows are tokens; all of them for None.
+    """
     original = model.forward
     head = model.get_output_embeddings()
 
@@ -57,7 +61,8 @@ def add_policy_head(model: PreTrainedModel, *, temperature: float = 1.0) -> None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if labels is None:
             return type(self).forward(self, states)
-        weights = (self.weight, self.bias)
+        bias = None if self.bias is None else self.bias[:vocabulary]
+        weights = (self.weight[:vocabulary], bias)
         log_probs, entropy, *_ = ChunkedLogProbFunction.apply(
             states, *weights, labels, temperature, _VOCABULARY_CHUNK, None, 1.0, _SCORES
         )

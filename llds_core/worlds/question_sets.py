@@ -177,7 +177,7 @@ def _read_lines(path: Path, source: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _read_question(row: dict[str, Any], where: str) -> Question:
     source, answers = row["data_source"], row.get("golden_answers")
-    known = _BY_SOURCE.get(str(source))
+    known = _BY_SOURCE.get(str(source).removeprefix("searchR1_"))  # as verl's copies name them
     if known is None:
         raise DataError(
             f'{where}: "data_source" is {shown(source)}: it takes one of {", ".join(_BY_SOURCE)}'
