@@ -210,7 +210,7 @@ def _hold(path: Path) -> FileLock:
     with disk_errors(path):
         holder = file.read_text("utf-8").strip() if file.exists() else ""
         busy = f"{path} is in use by process {holder}: wait for it, or stop it"
-        lock = locked(file, busy).lock
+        lock: FileLock = locked(file, busy).lock
         file.write_text(str(os.getpid()), "utf-8")
     return lock
 

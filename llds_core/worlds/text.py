@@ -57,7 +57,7 @@ def search_words(text: str) -> list[str]:
     """The words of `text` as a search engine counts them: of scripts without spaces, whose words
     nothing parts, every letter and every pair of neighbours.
     """
-    found = []
+    found: list[str] = []
     for word in words(text):
         for run in _RUN.finditer(word):
             letters = regex.findall(r"\X", run[0]) if run["spaceless"] else [run[0]]
