@@ -44,6 +44,7 @@ class Encoder:
         self._settings = settings
         self.folder = encoder_folder(settings)
         self._model = _load(self.folder, settings)
+        self._model.tokenizer.split_special_tokens = True  # `[SEP]` of a passage is text
         # None only of models that make no vectors of texts.
         self.dimension = cast(int, self._model.get_embedding_dimension())
         # Fast tokenizers switch their truncation while they encode: one thread at a time.

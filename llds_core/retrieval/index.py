@@ -135,8 +135,8 @@ def open_index(
     if not manifest or not manifest["index"]:
         if not build:
             raise RunError(
-                f"{folder} holds no finished index: python -m llds_core index <profile> builds or "
-                "continues it, or name another with dense.path"
+                f"{folder} holds no finished index: python -m llds_core index <profile>, with "
+                "the same data.* and dense.* options, builds or continues it; or set dense.path"
             )
         manifest = build_index(passages, settings, folder, encoder)
     source, kind = index_source(passages, encoder, settings), index_kind(settings, len(passages))

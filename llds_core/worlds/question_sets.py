@@ -13,6 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from llds_core.errors import DataError
@@ -142,7 +143,8 @@ def published_prompt(folder: Path) -> str:
 def _present(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
-        raise DataError(f"{path} is missing: fetch it with python -m llds_core data <profile>")
+        command = f"python -m llds_core data <profile> --folder {quote(str(folder))}"
+        raise DataError(f"{path} is missing: fetch it with {command}")
     return path
 
 

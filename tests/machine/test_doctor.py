@@ -244,7 +244,7 @@ def test_a_corpus_that_was_never_read_is_a_warning(
     data: Path, tmp_path: Path, machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_index_manifest(tmp_path / "index", data)
-    monkeypatch.setattr(doctor, "stored_map", lambda path: None)
+    monkeypatch.setattr(doctor, "stored_map", lambda *_: None)
     for health, check, said, fix in (
         (Health("silent"), "index", " passages", "whether it is of this corpus shows when"),
         (Health("ready", identity("other")), "retriever", "other", "whether it is that of the pro"),
@@ -256,6 +256,7 @@ def test_a_corpus_that_was_never_read_is_a_warning(
     machine(ask_health=Health("silent"))
     (finding,) = failures(experiment(data, tmp_path / "index", "dense.path=null"), tmp_path)
     assert finding.found == "the corpus was never indexed here"
+    assert f" paper-3b data.folder={data} dense.encoder=" in finding.fix
 
 
 def test_packages_are_those_the_profile_uses_in_the_versions_it_was_tested_with(
