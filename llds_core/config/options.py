@@ -1,7 +1,7 @@
 """Arguments and options that several commands of the command line take."""
 
 import os
-from math import isnan
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,9 +21,9 @@ def _hide_bars(quiet: bool) -> bool:
 
 
 def finite(value: float | None) -> float | None:
-    """Refuse `nan`, which no range of typer's does."""
-    if value is not None and isnan(value):
-        raise BadParameter("nan is no number")
+    """Refuse `nan`, which no range of typer's does, and `inf`."""
+    if value is not None and not isfinite(value):
+        raise BadParameter(f"{value} is no number")
     return value
 
 

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import ip_address
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -78,37 +79,39 @@ class _Item(_Strict):
         return Hit(str(id_), *split_contents(contents[:_LONGEST]), score)
 
 
-def _in_order(items: list[_Item], wrong: set[str]) -> list[Hit]:
-    """Hits, best first and each once; `wrong` gets what was not so."""
+@cache
+def _say_once(url: str, what: str) -> None:
+    _logger.warning("retriever at %s %s", url, what)
+
+
+def _in_order(items: list[_Item], url: str) -> list[Hit]:
+    """Hits, best first and each once; what the service at `url` does otherwise is logged once."""
     scores = [item.score for item in items if item.score is not None]
     if len(scores) < len(items):
-        wrong.add("gives no scores: their order is taken for them")
+        _say_once(url, "gives no scores: their order is taken for them")
         scores = [float(-place) for place in range(len(items))]
     hits = [item.hit(score) for item, score in zip(items, scores, strict=True)]
     ordered = sorted(hits, key=lambda hit: -hit.score)  # stable
     once = list({hit.id: hit for hit in reversed(ordered)}.values())[::-1]
     if ordered != hits:
-        wrong.add("gives passages out of order: they are sorted by score")
+        _say_once(url, "gives passages out of order: they are sorted by score")
     if len(once) < len(hits):
-        wrong.add("repeats passages: each is taken once")
+        _say_once(url, "repeats passages: each is taken once")
     if any(len(item.document.contents) > _LONGEST for item in items):
-        wrong.add(f"gives a passage of more than {_LONGEST} characters: it is cut")
+        _say_once(url, f"gives a passage of more than {_LONGEST} characters: it is cut")
     return once
 
 
 class _Answer(_Strict):
     result: list[list[_Item]]
 
-    def hits(self, queries: int, k: int, *, need_ids: bool) -> tuple[list[list[Hit]], set[str]]:
-        """The hits of `queries` queries, best first and at most `k` each, and what had to be put
-        right for that, in words; else a `ValueError`.
-        """
+    def items(self, queries: int, *, need_ids: bool) -> list[list[_Item]]:
+        """What was found for each of `queries` queries, else a `ValueError`."""
         if len(self.result) != queries:
             raise ValueError(f"not {queries} lists of passages")
         if need_ids and any(item.document.id is None for items in self.result for item in items):
             raise ValueError("a document without an id")
-        wrong: set[str] = set()
-        return [_in_order(items, wrong)[:k] for items in self.result], wrong
+        return self.result
 
 
 class RetrieverClient:
@@ -138,7 +141,6 @@ class RetrieverClient:
         self._session.mount(self.url, HTTPAdapter(pool_connections=1, pool_maxsize=64))
         self._lock = threading.Lock()
         self._identity: str | None = None
-        self._said: set[str] = set()
         self.failed = 0
 
     @property
@@ -182,13 +184,8 @@ class RetrieverClient:
                     )
                 answer = _Answer.model_validate_json(response.content)
                 # A service of ours names every passage: one that does not is broken.
-                hits, wrong = answer.hits(len(part), k, need_ids=identity != UNKNOWN)
-                with self._lock:
-                    new = wrong - self._said
-                    self._said |= new
-                for what in sorted(new):
-                    _logger.warning("retriever at %s %s", self.url, what)
-                return hits
+                items = answer.items(len(part), need_ids=identity != UNKNOWN)
+                return [_in_order(each, self.url)[:k] for each in items]
 
             return self._call("POST", "/retrieve", read, body)
         except RetrieverChangedError:

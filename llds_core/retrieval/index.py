@@ -93,15 +93,13 @@ def build_index(
         unfinished = {"schema_version": _VERSION, **source, "index": None}
         manifest = read_index_manifest(folder) or unfinished
         check_manifest(folder, manifest, source)
-        known = manifest.get("sha256", {})
-        whole = _size(file) == manifest.get("bytes") and _is_whole(file, known)
-        finished = manifest["index"] == kind and whole
-        if not finished:
-            write_json(folder / "manifest.json", unfinished | {"sha256": known})
-        if settings.vectors is None and _encode(passages, encoder, settings, folder, known):
-            finished = False
-        if finished:
+        whole = all((folder / name).exists() for name in manifest.get("sha256", ()))
+        if whole and manifest["index"] == kind and _size(file) == manifest.get("bytes"):
+            _check_digests(folder, manifest)
             return manifest
+        write_json(folder / "manifest.json", unfinished)
+        if settings.vectors is None:
+            _encode(passages, encoder, settings, folder)
         blocks = _blocks(passages, encoder, settings, folder)
         if settings.index == "flat":
             file.unlink(missing_ok=True)  # of another kind
@@ -142,13 +140,7 @@ def open_index(
     source, kind = index_source(passages, encoder, settings), index_kind(settings, len(passages))
     check_manifest(folder, manifest, source, kind)
     index = _empty_index(settings, len(passages), encoder.dimension)
-    for name, digest in manifest.get("sha256", {}).items():
-        file, used = folder / name, name == "index.faiss" or settings.index == "flat"
-        if used and _size(file) <= _READ_AT_LOAD and not _is_whole(file, {name: digest}):
-            raise DataError(
-                f"{file} is missing or damaged (its SHA-256 is not that of the manifest): "
-                "build the index again, which makes only that anew"
-            )
+    _check_digests(folder, manifest, _READ_AT_LOAD)
     if settings.index != "flat":
         advice = "build the index again (the vectors are kept)"
         return _read_faiss(folder / "index.faiss", index, len(passages), advice)
@@ -256,24 +248,16 @@ def _empty_index(settings: DenseConfig, passages: int, dimension: int) -> "faiss
 
 
 def _encode(
-    passages: Sequence[Passage],
-    encoder: Encoder,
-    settings: DenseConfig,
-    folder: Path,
-    known: Mapping[str, str],
-) -> bool:
-    """Write the shards that are missing or damaged, in the encoder's own precision, and say whether
-    there were any; `known` are digests of those that were finished.
-    """
-    dtype, any_made = np.float16 if settings.half else np.float32, False
+    passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
+) -> None:
+    """Write the shards that are missing or damaged, in the encoder's own precision."""
+    dtype = np.float16 if settings.half else np.float32
     shards = _shards(folder, len(passages), encoder.dimension)
     count = math.ceil(len(passages) / SHARD)
     for path, part, shard in tqdm(shards, "encoding", count, unit=" shards"):
-        if shard is None or not _is_whole(path, known):
-            any_made = True
+        if shard is None:
             with replacing(path) as file:
                 np.save(file, encoder.encode_passages(passages[part]).astype(dtype))
-    return any_made
 
 
 def _shards(
@@ -371,9 +355,15 @@ def _read_faiss(path: Path, like: "faiss.Index", passages: int, advice: str) -> 
     return index
 
 
-def _is_whole(path: Path, known: Mapping[str, str]) -> bool:
-    """Whether a file has its digest of `known`, if that knows it."""
-    return path.name not in known or (path.exists() and _sha256(path) == known[path.name])
+def _check_digests(folder: Path, manifest: Mapping[str, Any], most: float = math.inf) -> None:
+    """Refuse an index of which a file of at most `most` bytes is not what was written."""
+    for name, digest in manifest.get("sha256", {}).items():
+        file = folder / name
+        if _size(file) <= most and not (file.exists() and _sha256(file) == digest):
+            raise DataError(
+                f"{file} is missing or damaged (its SHA-256 is not that of the manifest): "
+                "delete it and build the index again"
+            )
 
 
 def _sha256(path: Path) -> str:

@@ -19,26 +19,12 @@ from llds_core.config import RolloutConfig
 from llds_core.errors import ConfigError
 from llds_core.retrieval.base import SearchKey, format_hits
 from llds_core.retrieval.failures import FailingRetriever
-from llds_core.rollout.prompts import encode_plain, encode_prompt
-from llds_core.rollout.protocol import (
-    OBSERVATION_END,
-    Action,
-    Trajectory,
-    information,
-    parse_action,
-)
+from llds_core.rollout.prompts import cut_observation, encode_plain, encode_prompt
+from llds_core.rollout.protocol import Action, Trajectory, information, parse_action
 from llds_core.rollout.samplers import ContinuousSession, Generation, Sampler, Session
 from llds_core.worlds.records import Question
 
 _SEARCHES = 8  # at once, each of any number of queries
-
-
-def cut_observation(tokens: list[int], limit: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """At most `limit` tokens of an observation: passages are cut, its closing tag stays."""
-    if len(tokens) <= limit:
-        return tokens
-    [end] = encode_plain([OBSERVATION_END], tokenizer)
-    return [*tokens[: max(0, limit - len(end))], *end][:limit]
 
 
 def _open(trajectories: Sequence[Trajectory]) -> list[int]:

@@ -12,6 +12,7 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
+from llds_core.rollout.protocol import OBSERVATION_END
 from llds_core.worlds.text import well_formed
 
 _INSTRUCTIONS = """\
@@ -65,3 +66,11 @@ def encode_plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> li
     texts = [well_formed(text) for text in texts]
     ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return cast("list[list[int]]", ids)
+
+
+def cut_observation(tokens: list[int], limit: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """At most `limit` tokens of an observation: passages are cut, its closing tag stays."""
+    if len(tokens) <= limit:
+        return tokens
+    [end] = encode_plain([OBSERVATION_END], tokenizer)
+    return [*tokens[: max(0, limit - len(end))], *end][:limit]

@@ -33,12 +33,8 @@ from llds_core.runs.identity import FREE, check_same, complete, diverged
 DEFAULT_ROOT = Path("results/runs")
 FINAL = ("complete", "collapsed", "failed")
 BEST_WINDOW = 4  # steps whose mean reward ranks a checkpoint
-_MANIFEST_KEYS = {
-    **dict.fromkeys(("status", "profile", "method", "config_hash"), str),
-    **{"seed": int, "config": dict},
-}
-# Not in every manifest.
-_OTHER_KEYS = {"resumed": list, "best_step": int, "corpus": str, "policy": str, "streams": str}
+_MANIFEST_KEYS = ("status", "profile", "method", "seed", "config", "config_hash")
+_NO_TEXT = {"seed": int, "config": dict, "resumed": list, "best_step": int}
 _LONGEST_SUFFIX = 150  # file systems allow names of 255 bytes
 _CHECKPOINT = re.compile(r"(best|last)(?:-(\d+))?")
 # What a start policy depends on: whole sections, and single keys of others.
@@ -249,9 +245,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
         for key in _MANIFEST_KEYS:
             manifest[key]
-        for key, kind in (_MANIFEST_KEYS | _OTHER_KEYS).items():
-            value = manifest.get(key, kind())
-            if not isinstance(value, kind) or isinstance(value, bool):
+        for key in (*_MANIFEST_KEYS, "resumed", "best_step", "corpus", "policy", "streams"):
+            value, kind = manifest.get(key), _NO_TEXT.get(key, str)
+            if key in manifest and (not isinstance(value, kind) or isinstance(value, bool)):
                 raise ValueError(f"{key} is {value!r}")
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(

@@ -31,8 +31,7 @@ from llds_core.errors import CheckpointError, ConfigError
 from llds_core.machine.memory import check_buildable
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.environment import Environment, build_retriever, build_world
-from llds_core.rollout.loop import cut_observation
-from llds_core.rollout.prompts import encode_plain, encode_prompt, prompt_text
+from llds_core.rollout.prompts import cut_observation, encode_plain, encode_prompt, prompt_text
 from llds_core.rollout.protocol import TAGS
 from llds_core.runs import Run, RunDirectory, check_recorded, read_manifest
 from llds_core.runs.checkpoints import rotate_checkpoints

@@ -31,9 +31,7 @@ def well_formed(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """`text` as a terminal or a page may show it: what is not printable, line ends apart, becomes a
-    visible escape.
-    """
+    """`text` with visible escapes for what is not printable, line ends apart."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
