@@ -94,10 +94,11 @@ class Agent:
         """One line of predictions. Its `status` is `answer` (tagged), `fallback` (a baseline's last
         line), or why there is no answer (`turns`, `length`, `too_long`).
         """
-        question, last = trajectory.question, (trajectory.actions or [None])[-1]
+        question, actions = trajectory.question, trajectory.actions
         answer, status = trajectory.answer, str(trajectory.stop_reason)
-        if answer is None and self.name != POLICY and last and last.kind == "invalid":
-            text = _TAG.sub("\n", self._decoded(trajectory.completion_ids[last.start : last.end]))
+        if answer is None and self.name != POLICY and actions and actions[-1].kind == "invalid":
+            written = trajectory.completion_ids[actions[-1].start : actions[-1].end]
+            text = _TAG.sub("\n", self._decoded(written))
             if lines := text.strip().splitlines():
                 answer, status = lines[-1].strip(), "fallback"
         return {

@@ -285,7 +285,7 @@ def ask_health(url: str, *, timeout: float = 3.0) -> Health:
             if answer.status_code in _NO_SUCH_PAGE:
                 query: dict[str, Any] = {"queries": ["capital"], "topk": 1, "return_scores": True}
                 found = session.post(f"{url}/retrieve", json=query, timeout=timeout)
-                _Answer.model_validate_json(found.content).hits(1, 1, need_ids=False)
+                _Answer.model_validate_json(found.content).items(1, need_ids=False)
                 return Health("unnamed")
         if answer.status_code == 200:
             return Health("ready", ServiceIdentity.model_validate_json(answer.content))

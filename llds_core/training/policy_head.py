@@ -21,6 +21,7 @@ from trl.kernels import ChunkedLogProbFunction
 _IGNORED = -100
 _VOCABULARY_CHUNK = 32768  # TRL's own tile width
 _SCORES = ("log_probs", "entropy")
+_NEVER = -1e4
 
 
 @dataclass
@@ -50,21 +51,25 @@ def policy_labels(input_ids: torch.Tensor, policy_mask: torch.Tensor) -> torch.T
 def add_policy_head(
     model: PreTrainedModel, *, temperature: float = 1.0, vocabulary: int | None = None
 ) -> None:
-    """Teach `model.forward` the argument `policy_labels`; without it nothing changes. Of the output
-    embedding only the first `vocabulary` rows are tokens; all of them for None.
+    """Teach `model.forward` the argument `policy_labels`; without it nothing changes. Rows of the
+    output embedding from `vocabulary` on stand for no token.
     """
     original = model.forward
     head = model.get_output_embeddings()
 
     def score(
-        self: nn.Module, states: torch.Tensor, labels: torch.Tensor | None = None
+        self: nn.Linear, states: torch.Tensor, labels: torch.Tensor | None = None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if labels is None:
             return type(self).forward(self, states)
-        bias = None if self.bias is None else self.bias[:vocabulary]
-        weights = (self.weight[:vocabulary], bias)
+        bias = self.bias
+        # A bias, because sharding gathers no slice of a weight; ZeRO-3 gathers no such bias either.
+        if vocabulary is not None and not hasattr(self.weight, "ds_status"):
+            rows = torch.arange(self.out_features, device=states.device)
+            if vocabulary < len(rows):
+                bias = _NEVER * (rows >= vocabulary) + (0 if bias is None else bias)
         log_probs, entropy, *_ = ChunkedLogProbFunction.apply(
-            states, *weights, labels, temperature, _VOCABULARY_CHUNK, None, 1.0, _SCORES
+            states, self.weight, bias, labels, temperature, _VOCABULARY_CHUNK, None, 1.0, _SCORES
         )
         return log_probs, entropy
 
