@@ -93,10 +93,11 @@ def build_index(
         unfinished = {"schema_version": _VERSION, **source, "index": None}
         manifest = read_index_manifest(folder) or unfinished
         check_manifest(folder, manifest, source)
-        whole = all((folder / name).exists() for name in manifest.get("sha256", ()))
-        if whole and manifest["index"] == kind and _size(file) == manifest.get("bytes"):
-            _check_digests(folder, manifest)
+        damaged = _damaged(folder, manifest)
+        if not damaged and manifest["index"] == kind and _size(file) == manifest.get("bytes"):
             return manifest
+        for each in damaged:
+            each.unlink(missing_ok=True)
         write_json(folder / "manifest.json", unfinished)
         if settings.vectors is None:
             _encode(passages, encoder, settings, folder)
@@ -140,7 +141,11 @@ def open_index(
     source, kind = index_source(passages, encoder, settings), index_kind(settings, len(passages))
     check_manifest(folder, manifest, source, kind)
     index = _empty_index(settings, len(passages), encoder.dimension)
-    _check_digests(folder, manifest, _READ_AT_LOAD)
+    if damaged := _damaged(folder, manifest, _READ_AT_LOAD):
+        raise DataError(
+            f"{damaged[0]} is missing or damaged (its SHA-256 is not that of the manifest): "
+            "build the index again, which makes only that anew"
+        )
     if settings.index != "flat":
         advice = "build the index again (the vectors are kept)"
         return _read_faiss(folder / "index.faiss", index, len(passages), advice)
@@ -355,15 +360,14 @@ def _read_faiss(path: Path, like: "faiss.Index", passages: int, advice: str) -> 
     return index
 
 
-def _check_digests(folder: Path, manifest: Mapping[str, Any], most: float = math.inf) -> None:
-    """Refuse an index of which a file of at most `most` bytes is not what was written."""
-    for name, digest in manifest.get("sha256", {}).items():
-        file = folder / name
-        if _size(file) <= most and not (file.exists() and _sha256(file) == digest):
-            raise DataError(
-                f"{file} is missing or damaged (its SHA-256 is not that of the manifest): "
-                "delete it and build the index again"
-            )
+def _damaged(folder: Path, manifest: Mapping[str, Any], most: float = math.inf) -> list[Path]:
+    """Files of at most `most` bytes that are not what the manifest says was written."""
+    digests = {folder / name: digest for name, digest in manifest.get("sha256", {}).items()}
+    return [
+        file
+        for file, digest in digests.items()
+        if not file.exists() or (_size(file) <= most and _sha256(file) != digest)
+    ]
 
 
 def _sha256(path: Path) -> str:

@@ -62,7 +62,7 @@ def add_policy_head(
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if labels is None:
             return type(self).forward(self, states)
-        bias = self.bias
+        bias: torch.Tensor | None = self.bias
         # A bias, because sharding gathers no slice of a weight; ZeRO-3 gathers no such bias either.
         if vocabulary is not None and not hasattr(self.weight, "ds_status"):
             rows = torch.arange(self.out_features, device=states.device)
