@@ -40,8 +40,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _NO_LOCKS:
+            mount = next(place for place in (path.resolve() / "-").parents if place.is_mount())
             raise RunError(
-                f"{path} is on a file system without locks ({_file_system(path)}: {error}): "
+                f"{path} is on a file system without locks ({error.strerror}, mounted at {mount}): "
                 "choose a folder on a local disk (for runs: --run-root)"
             ) from error
         raise RunError(
@@ -62,15 +63,6 @@ def locked(file: Path, busy: str | None = None) -> AcquireReturnProxy:
             return FileLock(file).acquire(blocking=busy is None)
         except Timeout:
             raise RunError(busy) from None
-
-
-def _file_system(path: Path) -> str:
-    """Type and place of the file system that holds `path`."""
-    import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
-
-    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
-    place = next((p for p in (path.resolve() / "x").parents if p in mounts), Path("/"))
-    return f"{mounts.get(place, 'unknown')} at {place}"
 
 
 @contextmanager

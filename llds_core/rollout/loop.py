@@ -219,11 +219,6 @@ class RolloutLoop:
         template = self.template or self.config.prompt
         return [encode_prompt(q.question, template, self.tokenizer) for q in questions]
 
-    def fitting(self, questions: Sequence[Question]) -> list[int]:
-        """Places of the questions whose prompts leave room for an action."""
-        limit = self.config.max_total_tokens
-        return [place for place, ids in enumerate(self.prompts(questions)) if len(ids) < limit]
-
     def _observe(self, trajectories: Sequence[Trajectory]) -> list[list[int]]:
         """Tokens of the observation that follows the last action of each trajectory."""
         searched = [t for t in trajectories if t.actions[-1].executed]

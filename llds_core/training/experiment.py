@@ -219,14 +219,15 @@ class SearchRollout:
         where others may not be skipped.
         """
         config, questions = self.environment.config, self.environment.world.train
-        places = self._loop.fitting(questions)
-        if len(places) == len(questions):
+        limit = config.rollout.max_total_tokens
+        sizes = [len(ids) for ids in self._loop.prompts(questions)]
+        long = [q.id for q, size in zip(questions, sizes, strict=True) if size >= limit]
+        places = [place for place, size in enumerate(sizes) if size < limit]
+        if not long:
             return places
-        long = [questions[place].id for place in sorted({*range(len(questions))} - {*places})]
         said = (
             f"{len(long)} of {len(questions)} training questions ({', '.join(long[:3])}"
-            f"{', …' if len(long) > 3 else ''}) do not fit into rollout.max_total_tokens="
-            f"{config.rollout.max_total_tokens}"
+            f"{', …' if len(long) > 3 else ''}) do not fit into rollout.max_total_tokens={limit}"
         )
         if config.data.too_long == "error":
             raise ConfigError(f"{said}: raise it, or leave them out with data.too_long=skip")

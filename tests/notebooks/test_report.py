@@ -184,11 +184,10 @@ def test_what_is_no_notebook_is_one_line(tmp_path, text) -> None:
     ("methods", "seeds"), [("grpo", "0"), (["grpo", "grpo"], 0), ("grpo,", [0, 0])]
 )
 def test_lists_of_a_notebook_may_be_text(smoke_runs, methods, seeds) -> None:
-    for read in (load_runs, study_runs):
-        found = (
-            read("smoke", methods, seeds, smoke_runs)
-            if read is study_runs
-            else read(smoke_runs, "smoke", methods, seeds)
-        )
+    named = ("smoke", methods, seeds)
+    for found in (
+        load_runs(smoke_runs, *named),
+        study_runs(*named, smoke_runs),
+        ensure_runs(*named, smoke_runs),
+    ):
         assert [(run.method, run.seed) for run in found] == [("grpo", 0)]
-    assert len(ensure_runs("smoke", methods, seeds, smoke_runs)) == 1

@@ -395,7 +395,6 @@ def test_a_question_that_does_not_fit_is_refused_or_ends_unanswered() -> None:
     sampler = ScriptedSampler(TAGGED, [[ANSWER], [ANSWER]])
     retriever = FailingRetriever(StubRetriever(), failure_rate=0, passages=(), seed=0)
     loop = RolloutLoop(TAGGED, retriever, limits(max_total_tokens=200), top_k=3)
-    assert loop.fitting([long, QUESTION, long]) == [1]
     with pytest.raises(ConfigError, match="max_total_tokens above 200"):
         loop.run([(long, 0), (QUESTION, 0)], sampler)
     made = replace(loop, skip_too_long=True).run([(long, 0), (QUESTION, 0)], sampler).trajectories
