@@ -195,7 +195,7 @@ def ask(
     experiment: cli.Experiment,
     question: Annotated[str, Argument(help="in quotes")],
     seed: cli.Seed = 0,
-    temperature: Annotated[float, Option(help="0 is greedy", min=0, callback=cli.finite)] = 0.0,
+    temperature: Annotated[float, Option(help="0 is greedy", min=0, max=10)] = 0.0,
     checkpoint: cli.Checkpoint = "best",
     run_root: cli.Root = ROOT,
     quiet: cli.Quiet = False,
@@ -279,9 +279,7 @@ def plan(
     overrides: cli.Overrides,
     layout: cli.Layout = None,
     gpus: Annotated[int | None, Option(help="GPUs per node, instead of a layout", min=1)] = None,
-    gpu_memory_gib: Annotated[
-        float | None, Option(help="memory of each GPU", min=1, callback=cli.finite)
-    ] = None,
+    gpu_memory_gib: Annotated[float | None, Option(help="memory of each GPU", min=1)] = None,
     nodes: Annotated[int, Option(help="machines", min=1)] = 1,
     json_: cli.Json = False,
     run_root: cli.Root = ROOT,

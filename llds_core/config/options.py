@@ -1,11 +1,10 @@
 """Arguments and options that several commands of the command line take."""
 
 import os
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Literal
 
-from typer import Argument, BadParameter, Option
+from typer import Argument, Option
 
 from llds_core.config.given import MOST_SEED
 from llds_core.config.load import layouts, methods, profiles
@@ -18,13 +17,6 @@ def _hide_bars(quiet: bool) -> bool:
     if quiet:
         os.environ |= dict.fromkeys(_NO_BARS, "1")
     return quiet
-
-
-def finite(value: float | None) -> float | None:
-    """Refuse `nan`, which no range of typer's does, and `inf`."""
-    if value is not None and not isfinite(value):
-        raise BadParameter(f"{value} is no number")
-    return value
 
 
 # Words separated by commas are one text here; `words` and `numbers` of `given` part them.

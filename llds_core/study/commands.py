@@ -98,7 +98,7 @@ def study(
     status: Annotated[bool, Option("--status", help="show the queue and run nothing")] = False,
     minutes: Annotated[
         float | None,
-        Option(help="start no further run after this time", min=0, callback=cli.finite),
+        Option(help="start no further run after this time", min=0),
     ] = None,
     run_root: cli.Root = ROOT,
     quiet: cli.Quiet = False,
