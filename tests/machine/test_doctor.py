@@ -64,7 +64,7 @@ def write_index_manifest(folder: Path, data: Path, **changes: object) -> None:
         **{"schema_version": 2, "index": "Flat", "vectors": "e5_Flat.index"},
         **{"passages": len(passages), "corpus_hash": passages.hash},
         "encoder_hash": encoder_hash(data / "encoder/e5-base-v2"),
-        **{"passage_prefix": "passage: ", "max_tokens": 256, "half": False},
+        **{"passage_prefix": "passage: ", "max_tokens": 256, "half": True},
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "e5_Flat.index").touch()
@@ -198,10 +198,10 @@ SERVER = "sampler.mode=server"
         case("policy", "holds no tokenizer.json", overrides=("policy.path={data}/broken",)),
         case("index", "Flat.index does not exist", "make data PROFILE=paper-3b; ", index=None),
         case("index", "holds no", "hours on a", overrides=("dense.vectors=null",), index=None),
-        case("index", "holds no finished", "index paper-3b (checks ", index={"index": None}),
+        case("index", "holds no finished", "/e5_Flat.index (checks ", index={"index": None}),
         case("index", "was built with", index={"corpus_hash": "0" * 64}),
         case("index", "was built with", index={"encoder_hash": "0" * 64}),
-        case("index", "was built with", index={"half": True}),
+        case("index", "was built with", index={"half": False}),
         case("index", "holds the index HNSW64, not Flat", index={"index": "HNSW64"}),
         case("index", "schema version 7", index={"schema_version": 7}),
         case(
