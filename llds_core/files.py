@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and what a disk or a model hub that refuses says."""
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,11 +9,15 @@ from math import isfinite, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from filelock import AcquireReturnProxy, FileLock, Timeout
+
 from llds_core.errors import DownloadError, LLDSError, RunError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+# What a file system says that has no locks, or whose lock server does not answer.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 NOTEBOOKS = Path("notebooks")
 _MARKER = NOTEBOOKS / "00_quickstart.ipynb"
 
@@ -24,7 +29,8 @@ def project_path(path: str | Path) -> Path:
     """
     here = Path.cwd()
     folders = (here, *here.parents)
-    return next((folder for folder in folders if (folder / _MARKER).exists()), here) / path
+    root = next((folder for folder in folders if (folder / _MARKER).exists()), here)
+    return root / Path(path).expanduser()
 
 
 @contextmanager
@@ -33,10 +39,30 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in _NO_LOCKS:
+            mount = next(place for place in (path.resolve() / "-").parents if place.is_mount())
+            raise RunError(
+                f"{path} is on a file system without locks ({error.strerror}, mounted at {mount}): "
+                "choose a folder on a local disk (for runs: --run-root)"
+            ) from error
         raise RunError(
             f"cannot write to {path} ({error.strerror or error}): free space, make it writable, or "
             "choose another folder (for runs: --run-root)"
         ) from error
+
+
+def locked(file: Path, busy: str | None = None) -> AcquireReturnProxy:
+    """Take the lock that `file` stands for, freed by `with` or by `.lock.release()`, and by the
+    kernel when the process is killed.
+
+    Where another process has it, wait, or raise a `RunError` that says `busy`.
+    """
+    with disk_errors(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return FileLock(file).acquire(blocking=busy is None)
+        except Timeout:
+            raise RunError(busy) from None
 
 
 @contextmanager

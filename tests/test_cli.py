@@ -1,15 +1,18 @@
 """The command line: one line and exit code 2 for every mistake, nothing lost."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import requests
 from run_helpers import no_space
 
 from llds_core.__main__ import COMMANDS, main
+from llds_core.machine.vllm_server import spare_loopback
 from llds_core.runs import Run, RunDirectory
 from llds_core.runs.checkpoints import checkpoint_steps
 
@@ -134,10 +137,11 @@ def test_every_command_explains_itself_in_a_group(capsys: pytest.CaptureFixture[
     for panel, functions in COMMANDS.items():
         assert f"─ {panel} ─" in overview
         for function in functions:
-            assert f" {function.__name__} " in overview
-            assert main([function.__name__, "--help"]) == 0
+            name = function.__name__.replace("_", "-")
+            assert f" {name} " in overview
+            assert main([name, "--help"]) == 0
             shown = " ".join(capsys.readouterr().out.split())
-            assert f"Usage: python -m llds_core {function.__name__}" in shown
+            assert f"Usage: python -m llds_core {name}" in shown
             assert function.__doc__.splitlines()[0] in shown
 
 
@@ -169,3 +173,45 @@ def test_a_reader_that_stops_reading_is_no_error() -> None:
     command += "exit ${PIPESTATUS[0]}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (done.stderr, done.stdout) == ("", "#!/bin/bash\n") and done.returncode in (0, 141)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(f"train smoke/grpo --seed {seed}" for seed in (-1, "9" * 25)),
+        *("train smoke/grpo --machine-rank -1", "train smoke/grpo --main-port 99999999"),
+        *(f"slurm paper-3b --hours {hours}" for hours in (0, -1)),
+        *(f"ask smoke/grpo q --temperature {value}" for value in ("nan", "-1", "inf")),
+        *("plan desk --nodes 0", "plan desk --gpus 0", "plan desk --gpu-memory-gib nan"),
+        *("study desk --minutes nan", "mechanism smoke --questions 0", "mechanism smoke --seed -1"),
+        *("reproduce smoke --seeds 0,-1", "report smoke --seeds 9999999999999999999999"),
+    ],
+)
+def test_values_outside_of_their_range_are_refused(capsys, words: str) -> None:
+    assert re.search(
+        r"from 0 to |should be (less|greater) than or equal to \d", mistake(capsys, *words.split())
+    )
+
+
+def test_output_never_ends_a_program() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
+    wrong = ["train", "desk/grpo", "training.x\u00e9=\u2028\x1b[2J"]
+    for words, code in ((["plan", "desk"], 0), (["--help"], 0), (wrong, 2)):
+        command = [sys.executable, "-m", "llds_core", *words]
+        done = subprocess.run(command, capture_output=True, env=environment, check=False)
+        assert b"Traceback" not in done.stderr and done.returncode == code
+        assert b"\x1b[2J" not in done.stderr + done.stdout
+
+
+def test_no_proxy_stands_before_this_machine(monkeypatch) -> None:
+    """Whoever asks: our clients, and TRL's."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    spare_loopback()
+    spare_loopback()
+    for host in ("127.0.0.1", "127.0.0.2", "localhost", "0.0.0.0"):
+        assert not requests.utils.get_environ_proxies(f"http://{host}:8001/health")
+    assert requests.utils.get_environ_proxies("http://gpu7:8001/health")
+    assert os.environ["no_proxy"].startswith("example.org,")
+    assert os.environ["no_proxy"].count("::1") == 1

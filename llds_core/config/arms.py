@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, StrictInt
+from pydantic import AfterValidator, BeforeValidator
 
 from llds_core.config.checked import checked
+from llds_core.config.given import Name, Seed, parse_yaml
 from llds_core.config.load import PRESETS, load_experiment, preset_names
-from llds_core.config.schema import ExperimentConfig, parse_yaml
+from llds_core.config.schema import ExperimentConfig
 from llds_core.errors import ConfigError, closest, did_you_mean
 
 
@@ -23,11 +24,11 @@ from llds_core.errors import ConfigError, closest, did_you_mean
 class Arm:
     """One setting of a study."""
 
-    name: str
+    name: Name
     """Unique in the study; names published runs."""
     method: str
     """Preset of the method."""
-    seeds: tuple[StrictInt, ...]
+    seeds: Annotated[tuple[Seed, ...], AfterValidator(lambda seeds: tuple(dict.fromkeys(seeds)))]
     overrides: tuple[str, ...] = ()
     """Laid over the method, those of the study included."""
     group: str = "main"
@@ -69,8 +70,8 @@ class Entry:
 class Study:
     """A named queue of arms on one profile."""
 
-    name: str
-    profile: str
+    name: Name
+    profile: Name
     description: str = ""
     arms: tuple[Arm, ...] = ()
     overrides: tuple[str, ...] = ()
@@ -148,9 +149,9 @@ def load_study(name: str) -> Study:
         ConfigError: for an unknown study, or a file that is not one: what is wrong and where.
     """
     if name in studies():
-        text = (PRESETS / "studies" / f"{name}.yaml").read_text("utf-8")
+        text = (PRESETS / "studies" / f"{name}.yaml").read_bytes()
     elif name.endswith((".yaml", ".yml")) and Path(name).is_file():
-        text = Path(name).read_text("utf-8")
+        text = Path(name).read_bytes()
     else:
         raise ConfigError(f'unknown study "{name}": {did_you_mean(name, studies())}')
     values = parse_yaml(text, f"study {name}")

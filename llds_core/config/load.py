@@ -8,12 +8,14 @@ says how the run is laid out on GPUs. A profile may build on a `base` and name i
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
 from functools import cache, partial
 from importlib.resources import files
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from llds_core.config.schema import ExperimentConfig, parse_yaml
+from llds_core.config.given import parse_yaml
+from llds_core.config.schema import ExperimentConfig
 from llds_core.errors import ConfigError, closest, did_you_mean
 
 PRESETS = files("llds_core") / "presets"
@@ -70,7 +72,11 @@ def load_experiment(
             raise ConfigError(
                 f'override "{override}" changes what is run: name the experiment as profile/method'
             )
-        layers.append(_nest(key.strip(), parse_yaml(text, key)))
+        key = key.strip()
+        # Text is taken to the letter; where it may be missing, an empty one says so, and "null".
+        missing = ("", "null", "~") if _text_keys().get(key) else ()
+        literal = key in _text_keys() and text.strip() not in missing
+        layers.append(_nest(key, text if literal else parse_yaml(text, key)))
     values: dict[str, Any] = {"profile": profile, "method": method}
     for layer in layers:
         values = _merge(values, {key: layer[key] for key in layer if key not in _ABOUT})
@@ -142,8 +148,19 @@ def _read_layout(name: str, profile: str) -> dict[str, Any]:
 
 @cache
 def _read_preset(kind: str, name: str) -> dict[str, Any]:
-    values = parse_yaml((PRESETS / kind / f"{name}.yaml").read_text("utf-8"), name)
+    values = parse_yaml((PRESETS / kind / f"{name}.yaml").read_bytes(), name)
     return dict(values)
+
+
+@cache
+def _text_keys() -> dict[str, bool]:
+    """Dotted keys whose values are text, and whether they may be null."""
+    found = {}
+    for section, cls in get_type_hints(ExperimentConfig).items():
+        for key, kind in get_type_hints(cls).items() if is_dataclass(cls) else ():
+            if str in (kind, *get_args(kind)):
+                found[f"{section}.{key}"] = kind is not str
+    return found
 
 
 def _nest(key: str, value: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from llds_core.config.given import MOST_SEED
 from llds_core.config.load import layouts, methods, profiles
-from llds_core.errors import ConfigError
 
 _NO_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 
@@ -19,22 +19,7 @@ def _hide_bars(quiet: bool) -> bool:
     return quiet
 
 
-def words(text: str) -> tuple[str, ...]:
-    """Words separated by commas."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def numbers(text: str) -> list[int]:
-    """Seeds separated by commas."""
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f'--seeds is "{text}": give numbers separated by commas, e.g. 0,1,2'
-        ) from None
-
-
-# Words separated by commas are one text here; `words` and `numbers` part them.
+# Words separated by commas are one text here; `words` and `numbers` of `given` part them.
 Profile = Annotated[str, Argument(help=f"one of: {', '.join(profiles())}")]
 Experiment = Annotated[str, Argument(help=f"<profile>/<method>; methods: {', '.join(methods())}")]
 AnyExperiment = Annotated[str, Argument(help="a profile, or <profile>/<method>")]
@@ -52,14 +37,19 @@ Quiet = Annotated[bool, Option("--quiet", help="no progress bars", callback=_hid
 Json = Annotated[bool, Option("--json", help="print JSON; of plan, exit with 1 if it does not fit")]
 Publish = Annotated[bool, Option("--publish", help="copy into results/published")]
 OutDir = Annotated[Path | None, Option(help="folder of the output (default: results/<profile>)")]
-Seed = Annotated[int, Option(help="seed of the run")]
+Seed = Annotated[int, Option(help="seed of the run", min=0, max=MOST_SEED)]
 Seeds = Annotated[str, Option(metavar="N,N", help="seeds, separated by commas")]
 Arms = Annotated[str, Option(metavar="NAME,NAME", help="methods, separated by commas")]
 StudyArms = Annotated[str, Option("--arms", metavar="NAME,NAME", help="methods, arms, groups, all")]
 Layout = Annotated[str | None, Option(help=f"{', '.join(layouts())} (default: the profile's)")]
-Rank = Annotated[int, Option("--machine-rank", help="several machines: number of this, from 0")]
+Rank = Annotated[
+    int, Option("--machine-rank", help="several machines: number of this, from 0", min=0)
+]
 Address = Annotated[str, Option("--main-address", help="several machines: address of the first")]
-Port = Annotated[int, Option("--main-port", help="several machines: free port of the first")]
+Port = Annotated[
+    int,
+    Option("--main-port", help="several machines: free port of the first", min=1, max=65_535),
+]
 Checkpoint = Annotated[
     str, Option(help="best, last, best-30 (of 30 steps), start, a folder; of benchmarks smollm2")
 ]

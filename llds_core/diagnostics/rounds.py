@@ -13,6 +13,7 @@ from llds_core.config import RolloutConfig
 from llds_core.retrieval.base import Retriever
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.loop import RolloutLoop
+from llds_core.rollout.prompts import encode_plain
 from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.samplers import Generation
 from llds_core.worlds.records import Question
@@ -97,7 +98,7 @@ class _ScriptedSampler:
     def generate(self, rows: Sequence[int], budgets: Sequence[int]) -> list[Generation]:
         """Write the next action of each of `rows`; budgets are generous enough to be ignored."""
         texts = [next(self._scripts[row]) for row in rows]
-        written = [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        written = encode_plain(texts, self._tokenizer)
         return [Generation(ids, [float("nan")] * len(ids)) for ids in written]
 
     def append(self, row: int, token_ids: Sequence[int]) -> None:

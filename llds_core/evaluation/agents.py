@@ -30,7 +30,7 @@ from llds_core.evaluation.scores import score_answer
 from llds_core.retrieval.base import Hit, format_hits
 from llds_core.rollout.environment import Environment
 from llds_core.rollout.loop import RolloutLoop
-from llds_core.rollout.prompts import encode_text, prompt_text
+from llds_core.rollout.prompts import encode_plain, encode_text, prompt_text
 from llds_core.rollout.protocol import TAGS, Trajectory
 from llds_core.rollout.samplers import Sampler
 from llds_core.worlds.records import Question
@@ -87,16 +87,18 @@ class Agent:
             template=_wording(self.name, self.environment.template),
             encode=self._prompts if self.name in PROMPTS else None,
             refine=partial(self._condensed, sampler_for) if self.name == "search-o1" else None,
+            skip_too_long=True,
         )
 
     def prediction(self, key: Key, trajectory: Trajectory, seconds: float) -> Row:
         """One line of predictions. Its `status` is `answer` (tagged), `fallback` (a baseline's last
-        line), or why there is no answer (`turns`, `length`).
+        line), or why there is no answer (`turns`, `length`, `too_long`).
         """
-        question, last = trajectory.question, trajectory.actions[-1]
+        question, actions = trajectory.question, trajectory.actions
         answer, status = trajectory.answer, str(trajectory.stop_reason)
-        if answer is None and self.name != POLICY and last.kind == "invalid":
-            text = _TAG.sub("\n", self._decoded(trajectory.completion_ids[last.start : last.end]))
+        if answer is None and self.name != POLICY and actions and actions[-1].kind == "invalid":
+            written = trajectory.completion_ids[actions[-1].start : actions[-1].end]
+            text = _TAG.sub("\n", self._decoded(written))
             if lines := text.strip().splitlines():
                 answer, status = lines[-1].strip(), "fallback"
         return {
@@ -118,7 +120,7 @@ class Agent:
         ids, decode = trajectory.completion_ids, self.tokenizer.decode
         parts = [("prompt", str(decode(trajectory.prompt_ids)))]
         ends = [action.start for action in trajectory.actions[1:]] + [len(ids)]
-        for action, end in zip(trajectory.actions, ends, strict=True):
+        for action, end in zip(trajectory.actions, ends, strict=False):
             parts.append(("policy", str(decode(ids[action.start : action.end]))))
             if action.executed and self.name == "search-o1":
                 parts.append(("documents", format_hits(action.hits)))
@@ -171,7 +173,7 @@ class Agent:
         return self._cut(format_hits(hits).strip(), slice(room))
 
     def _cut(self, text: str, kept: slice) -> str:
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        [ids] = encode_plain([text], self.tokenizer)
         return text if ids == ids[kept] else str(self.tokenizer.decode(ids[kept]))
 
     def _decoded(self, ids: list[int]) -> str:

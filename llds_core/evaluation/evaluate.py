@@ -27,7 +27,7 @@ from llds_core.evaluation.agents import BASELINES, POLICY, Agent, Names, prompt_
 from llds_core.evaluation.benchmark_sets import ALL, AVERAGE_MEMBERS, choose
 from llds_core.evaluation.models import Model
 from llds_core.evaluation.predictions import Key, Predictions, Row, Shard
-from llds_core.evaluation.scores import score_rows, summarise
+from llds_core.evaluation.scores import score_rows, summarise, too_long
 from llds_core.files import write_json, write_table
 from llds_core.rollout.environment import Environment
 from llds_core.rollout.samplers import Sampler, StopAtTag, TransformersSampler
@@ -96,6 +96,7 @@ class Evaluation:
         config, plan = self.environment.config, self.plan
         sampled, failing = SAMPLED in plan.modes, FAILING in plan.modes
         batches = sampled and plan.draws == "batch"
+        cut = config.rollout.observation_cut
         names = [*_LIMITS, *(["temperature"] if sampled else [])]
         names += ["top_p"] if sampled and not batches else []
         asked = [[q.metadata["kind"], q.id, q.question, *q.golden_answers] for q in self.questions]
@@ -114,6 +115,7 @@ class Evaluation:
             "retriever": self.environment.retriever.identity,
             "retrieval.top_k": config.retrieval.top_k,
             **{f"rollout.{name}": getattr(config.rollout, name) for name in names},
+            **({"rollout.observation_cut": cut} if cut != "text" else {}),
             **({"retrieval.failure_rate": config.retrieval.failure_rate} if failing else {}),
             **({"evaluation.batch_size": config.evaluation.batch_size} if batches else {}),
             **({"sampler": "vllm"} if self._served else {}),
@@ -287,6 +289,7 @@ def evaluate_questions(
             "benchmarks": [name for name in AVERAGE_MEMBERS[world.name][ALL] if name in present],
             "questions": len(questions),
             "answers": len(rows),
+            "too_long": too_long(rows),
             "seconds": round(sum(row["seconds"] for row in rows), 1),
             "identity": evaluation.identity,
             "modes": summarise(rows, world.name),

@@ -18,7 +18,7 @@ from llds_core.evaluation.benchmark_sets import choose_questions
 from llds_core.evaluation.evaluate import MODES, SAMPLED, Evaluation, EvaluationPlan
 from llds_core.evaluation.models import open_model
 from llds_core.evaluation.predictions import Row
-from llds_core.evaluation.scores import drawn, entry
+from llds_core.evaluation.scores import drawn, entry, too_long
 from llds_core.files import write_json
 from llds_core.rollout.environment import build_environment, insisting
 from llds_core.rollout.protocol import Trajectory
@@ -63,6 +63,7 @@ def evaluate_run(
         "max_searches": environment.config.rollout.max_searches,
         "split": split,
         "questions": len(questions),
+        "too_long": too_long(rows),
         "results": held_out_scores(rows, questions),
     }
     target = beside / f"evaluation-{Path(checkpoint).name}-{split}.json"

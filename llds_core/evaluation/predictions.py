@@ -17,10 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from llds_core.errors import ConfigError, DataError, RunError
-from llds_core.files import disk_errors, write_json
+from llds_core.files import disk_errors, locked, write_json
 
 Key = tuple[str, str, str, int]
 """Benchmark, question id, mode and sample: what a line is the answer to."""
@@ -76,12 +74,8 @@ class Predictions:
     def writing(self) -> Iterator[None]:
         """Hold the file for writing, and cut off what a killed process left torn."""
         path = self.path
-        with disk_errors(path):
-            try:  # the kernel frees the lock of a killed process
-                lock = FileLock(path.with_name(f".{path.stem}.lock")).acquire(blocking=False)
-            except Timeout:
-                raise RunError(f"{path} is being written by another process: wait for it") from None
-        with lock:
+        busy = f"{path} is being written by another process: wait for it"
+        with locked(path.with_name(f".{path.stem}.lock"), busy):
             if path.exists():
                 with disk_errors(path):
                     os.truncate(path, len(_whole_lines(path)))

@@ -30,6 +30,11 @@ def score_answer(prediction: str | None, golden_answers: Sequence[str]) -> dict[
     }
 
 
+def too_long(rows: Sequence[Row]) -> int:
+    """How many questions had a prompt that left no room for an answer, and none."""
+    return len({(row["benchmark"], row["id"]) for row in rows if row["status"] == "too_long"})
+
+
 def resampled_means(values: np.ndarray, stream: np.random.Generator) -> np.ndarray:
     """Means (R, M) of R bootstrap resamples of `values` (n, M)."""
     size = max(1, _CHUNK // len(values))

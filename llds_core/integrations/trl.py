@@ -6,7 +6,7 @@ Any task and any `loss_type`; with tools, an action is a run of tokens that the 
 """
 
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from trl import GRPOConfig, GRPOTrainer
@@ -15,7 +15,7 @@ from llds_core.errors import ConfigError
 from llds_core.losses import llds_penalty
 from llds_core.losses.aggregate import check_range
 
-_Trainer = GRPOTrainer if TYPE_CHECKING else object
+_Trainer: Any = object  # what comes next in the order of a subclass, of which types know nothing
 
 
 class LLDSMixin(_Trainer):
@@ -69,7 +69,8 @@ class LLDSMixin(_Trainer):
             "gate_threshold": llds_gate_threshold,
         }
         # A wrong option is better refused here than after the first rollout.
-        llds_penalty(*torch.zeros(3, 1, 1), torch.zeros(1), **self.llds_options)
+        empty = torch.zeros(1, 1)
+        llds_penalty(empty, empty, empty, torch.zeros(1), **self.llds_options)
         super().__init__(*positional, args=args, **options)
         dropout = max(
             (m.p for m in self.model.modules() if isinstance(m, torch.nn.Dropout)), default=0

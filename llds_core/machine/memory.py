@@ -25,6 +25,7 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
+import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 import yaml
 from transformers import AutoConfig, PretrainedConfig
 
@@ -102,6 +103,21 @@ def shape_of(model: PretrainedConfig) -> ModelShape:
         matrix=model.vocab_size * model.hidden_size,
         tied=model.tie_word_embeddings,
     )
+
+
+def check_buildable(policy: PolicyConfig) -> None:
+    """Refuse a policy that is made here, before anything is allocated, when its weights, gradients
+    and moments alone are more than this machine's memory.
+    """
+    if policy.path is None:
+        count = policy_shape(policy).parameters
+        needed, here = 16 * count / GIB, psutil.virtual_memory().total / GIB
+        if needed > here:
+            raise ConfigError(
+                f"policy.hidden_size={policy.hidden_size}, layers={policy.layers} make "
+                f"{count:.3g} parameters, which take {needed:.3g} GiB in training; this machine "
+                f"has {here:.1f}: lower them"
+            )
 
 
 def update_parts(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:

@@ -1,11 +1,14 @@
 """The command that starts the vLLM server of `sampler.mode=server`."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 from llds_core.config import ExperimentConfig
+
+_LOOPBACK = ("localhost", "127.0.0.0/8", "127.0.0.1", "0.0.0.0", "::1")
 
 
 def logprobs_mode(temperature: float) -> Literal["raw_logprobs", "processed_logprobs"]:
@@ -16,6 +19,13 @@ def logprobs_mode(temperature: float) -> Literal["raw_logprobs", "processed_logp
     both, vLLM has no such mode, and the processed ones are renormalised to the nucleus.
     """
     return "raw_logprobs" if temperature == 1 else "processed_logprobs"
+
+
+def spare_loopback() -> None:
+    """Let no proxy of the environment stand between this machine and itself, whoever asks."""
+    for name in ("no_proxy", "NO_PROXY"):
+        spared = os.environ.get(name, "").split(",")
+        os.environ[name] = ",".join(dict.fromkeys([*filter(None, spared), *_LOOPBACK]))
 
 
 def server_command(config: ExperimentConfig, policy: Path | str) -> str:

@@ -20,11 +20,13 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from llds_core.config import load_experiment
+from llds_core.config.given import numbers, words
 from llds_core.errors import ConfigError, DataError, RunError, did_you_mean
 from llds_core.files import NOTEBOOKS, disk_errors, project_path, write_json, write_text
 from llds_core.reporting.artefacts import KINDS, take_records
 from llds_core.reporting.store import is_published, load_runs
 
+_NO_NOTEBOOK = (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError)
 MAIN_ARMS = ("grpo", "llds-action")
 # What a reader can do nothing about: pictures without a text for the blind.
 for _name in ("papermill", "traitlets"):
@@ -54,6 +56,7 @@ def report(
     Runs that are missing below `run_root` are trained. `out_dir` is `results/<profile>` unless
     given.
     """
+    seeds, methods = numbers(seeds), words(methods)
     if not seeds or not methods:
         raise ConfigError("a report needs at least one seed and one method: give --seeds, e.g. 0")
     for method in methods:
@@ -114,7 +117,7 @@ def _missing_needs(
     # Nobody measures published runs, a checkpoint of a large policy takes hours, and measurements
     # know no overrides.
     if overrides or ((published or large) and not measured):
-        command = f"python -m llds_core mechanism {profile} does it"
+        command = f"python -m llds_core mechanism {profile} --run-root {run_root} does it"
         missing["measurements"] = f"no checkpoint of these seeds is measured ({command})"
     return missing
 
@@ -141,8 +144,8 @@ def run_notebook(source: Path, parameters: Mapping[str, Any], out_dir: Path) -> 
     from nbconvert import HTMLExporter
     from papermill.exceptions import PapermillExecutionError
 
-    _read_needs(source)  # papermill's own errors are no single lines
-    declared = papermill.inspect_notebook(source)
+    notebook = _read_notebook(source)
+    declared = papermill.inspect_notebook(notebook)
     for name in parameters:
         if name not in declared:
             raise ConfigError(
@@ -153,7 +156,7 @@ def run_notebook(source: Path, parameters: Mapping[str, Any], out_dir: Path) -> 
         out_dir.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
-            source,
+            notebook,
             executed,
             dict(parameters),
             kernel_name="python3",
@@ -179,13 +182,23 @@ def run_notebook(source: Path, parameters: Mapping[str, Any], out_dir: Path) -> 
 
 def _read_needs(source: Path) -> set[str]:
     """What a notebook says it needs, see above."""
+    return set(_read_notebook(source).metadata.get("llds", {}).get("needs", ()))
+
+
+def _read_notebook(source: Path) -> nbformat.NotebookNode:
+    """A notebook, whatever editor has saved it: kernel and language are ours."""
     try:
-        return set(nbformat.read(source, 4).metadata.get("llds", {}).get("needs", ()))
+        notebook = nbformat.reads(source.read_text("utf-8-sig"), 4)
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook.metadata.kernelspec = kernel
+        notebook.metadata.language_info = {"name": "python"}
+        nbformat.validate(notebook)
     except FileNotFoundError:
         raise ConfigError(f"no notebook at {source}: name one of the folder {NOTEBOOKS}") from None
-    except ValueError as error:
+    except (nbformat.ValidationError, *_NO_NOTEBOOK) as error:
         reason = _in_one_line(error)[:120]
         raise DataError(f"{source} is not a notebook ({reason}): restore it") from error
+    return notebook
 
 
 def _in_one_line(error: object) -> str:

@@ -1,6 +1,7 @@
 """Reads stored runs: the only way figures, tables and notebooks get at numbers."""
 
 import json
+import shlex
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from llds_core.config import Study, load_study, studies
+from llds_core.config.given import numbers, words
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import DataError
 from llds_core.files import project_path
@@ -22,7 +24,7 @@ PUBLISHED = Path("results/published")
 def load_run(path: Path) -> StoredRun:
     """Read the run directory `path`."""
     manifest = read_manifest(path)
-    table = pd.DataFrame(read_metrics(path))
+    table = pd.DataFrame(read_metrics(path, "reward"))
     table = table.reindex(columns=list(dict.fromkeys([*METRICS, *table.columns])))
     numbers = table[list(METRICS)].apply(pd.to_numeric, errors="coerce").astype(float)
     return StoredRun(path, manifest, table.assign(**numbers).astype({"step": int}))
@@ -31,14 +33,16 @@ def load_run(path: Path) -> StoredRun:
 def load_runs(
     run_root: Path,
     profile: str,
-    methods: Sequence[str],
-    seeds: Sequence[int],
+    methods: str | Sequence[str],
+    seeds: str | int | Sequence[int],
     overrides: Sequence[str] = (),
 ) -> list[StoredRun]:
     """Read the runs of `profile` by method, then seed.
 
-    A folder of published results is read like a folder of runs; its methods are arms.
+    A folder of published results is read like a folder of runs; its methods are arms. Lists may be
+    text, as parameters of a notebook are.
     """
+    methods, seeds = words(methods), numbers(seeds)
     if is_published(run_root, profile):
         present = {(run.arm, run.seed): run for run in read_published(profile, run_root)}
         for arm in methods:
@@ -52,7 +56,7 @@ def load_runs(
     for method, seed in product(methods, seeds):
         run = Run.load(f"{profile}/{method}", seed, run_root, overrides)
         if not run.exists:
-            command = " ".join(run.command("train"))
+            command = shlex.join(run.command("train"))
             raise DataError(f"no run at {run.path}: make it with python -m llds_core {command}")
         runs.append(load_run(run.path))
     return runs
@@ -100,6 +104,7 @@ def study_runs(
 
     A study takes no `overrides`. `published` counts from the project's root.
     """
+    methods, seeds = words(methods), numbers(seeds)
     if profile in studies() and not overrides:
         study, root = load_study(profile), project_path(published)
         if stored := load_study_runs(run_root, study):

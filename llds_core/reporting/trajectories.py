@@ -17,6 +17,7 @@ from llds_core.reporting.run_view import StoredRun
 from llds_core.rollout.protocol import ANSWER, Trajectory, search_observation
 from llds_core.runs import Run
 from llds_core.worlds.records import Question
+from llds_core.worlds.text import visible
 
 _ENDS = {"answer": "answered", "turns": "out of turns", "length": "out of room", None: "unfinished"}
 # Name, background and border, readable on white and black, and the colour of a terminal.
@@ -70,10 +71,9 @@ def to_ansi(trajectory: Trajectory, color: bool = True) -> str:
     """Return lines for a terminal, coloured when `color`; each block names its author."""
     lines = []
     for kind, text in blocks(trajectory):
-        shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
         name, *_, ansi = _AUTHORS[kind]
         start, end = (ansi, "\033[0m") if color else ("", "")
-        lines.append(f"{start}[{name}]\n{shown.strip()}{end}")
+        lines.append(f"{start}[{name}]\n{visible(text).strip()}{end}")
     return "\n\n".join([*lines, outcome(trajectory)])
 
 
@@ -83,7 +83,9 @@ def outcome(trajectory: Trajectory) -> str:
     accepted = [answer for answer in trajectory.question.golden_answers if answer != "?"]
     if accepted:
         verdict = "correct" if trajectory.correct else "not correct"
-        line += f", {verdict} (accepted: {', '.join(accepted)}), reward {trajectory.reward:g}"
+        line += (
+            f", {verdict} (accepted: {visible(', '.join(accepted))}), reward {trajectory.reward:g}"
+        )
     return line
 
 
@@ -123,5 +125,4 @@ def _style(kind: str) -> str:
 
 def _escape(text: str) -> str:
     # Control characters are not allowed in HTML, whatever a policy may write.
-    visible = (c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return html.escape("".join(visible).strip("\n"))
+    return html.escape(visible(text).strip("\n"))

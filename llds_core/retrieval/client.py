@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from ipaddress import ip_address
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -29,7 +31,8 @@ from urllib3 import Retry
 from urllib3.exceptions import HTTPError, MaxRetryError
 
 from llds_core.config import ServiceConfig
-from llds_core.errors import ConfigError, RetrieverChangedError, RetrieverError
+from llds_core.config.given import address
+from llds_core.errors import RetrieverChangedError, RetrieverError
 from llds_core.retrieval.base import Hit, check_k
 from llds_core.worlds.records import shown, split_contents
 
@@ -41,6 +44,7 @@ UNKNOWN = "unknown"
 
 _LATER = {408, 429, *range(500, 600)}  # statuses that are about this moment, not about the request
 _NO_SUCH_PAGE = (404, 405)
+_LONGEST = 100_000  # characters of a passage; no observation is as long
 _logger = logging.getLogger("llds_core")
 _T = TypeVar("_T")
 
@@ -65,26 +69,49 @@ class _Document(_Strict):
 
 class _Item(_Strict):
     document: _Document
-    score: FiniteFloat
+    score: FiniteFloat | None = None
 
-    def hit(self) -> Hit:
+    def hit(self, score: float) -> Hit:
         """The passage; without an id, as Search-R1's BM25 server sends it, by its text's hash."""
         id_, contents = self.document.id, self.document.contents
         if id_ is None:
             id_ = hashlib.sha256(contents.encode()).hexdigest()[:16]
-        return Hit(str(id_), *split_contents(contents), self.score)
+        return Hit(str(id_), *split_contents(contents[:_LONGEST]), score)
+
+
+@cache
+def _say_once(url: str, what: str) -> None:
+    _logger.warning("retriever at %s %s", url, what)
+
+
+def _in_order(items: list[_Item], url: str) -> list[Hit]:
+    """Hits, best first and each once; what the service at `url` does otherwise is logged once."""
+    scores = [item.score for item in items if item.score is not None]
+    if len(scores) < len(items):
+        _say_once(url, "gives no scores: their order is taken for them")
+        scores = [float(-place) for place in range(len(items))]
+    hits = [item.hit(score) for item, score in zip(items, scores, strict=True)]
+    ordered = sorted(hits, key=lambda hit: -hit.score)  # stable
+    once = list({hit.id: hit for hit in reversed(ordered)}.values())[::-1]
+    if ordered != hits:
+        _say_once(url, "gives passages out of order: they are sorted by score")
+    if len(once) < len(hits):
+        _say_once(url, "repeats passages: each is taken once")
+    if any(len(item.document.contents) > _LONGEST for item in items):
+        _say_once(url, f"gives a passage of more than {_LONGEST} characters: it is cut")
+    return once
 
 
 class _Answer(_Strict):
     result: list[list[_Item]]
 
-    def hits(self, queries: int, k: int, *, need_ids: bool) -> list[list[Hit]]:
-        """The hits of `queries` queries, at most `k` each, else a `ValueError`."""
-        if len(self.result) != queries or any(len(items) > k for items in self.result):
-            raise ValueError(f"not {queries} lists of at most {k} passages")
+    def items(self, queries: int, *, need_ids: bool) -> list[list[_Item]]:
+        """What was found for each of `queries` queries, else a `ValueError`."""
+        if len(self.result) != queries:
+            raise ValueError(f"not {queries} lists of passages")
         if need_ids and any(item.document.id is None for items in self.result for item in items):
             raise ValueError("a document without an id")
-        return [[item.hit() for item in items] for items in self.result]
+        return self.result
 
 
 class RetrieverClient:
@@ -99,9 +126,7 @@ class RetrieverClient:
     """
 
     def __init__(self, settings: ServiceConfig, *, corpus: str | None = None) -> None:
-        # Search-R1's settings end with the path.
-        self.url = settings.url.rstrip("/").removesuffix("/retrieve").rstrip("/")
-        _host_and_port(self.url)
+        self.url = settings.url
         self._settings = settings
         self._corpus = corpus
         # Without jitter: urllib3 draws it from Python's global generator.
@@ -159,7 +184,8 @@ class RetrieverClient:
                     )
                 answer = _Answer.model_validate_json(response.content)
                 # A service of ours names every passage: one that does not is broken.
-                return answer.hits(len(part), k, need_ids=identity != UNKNOWN)
+                items = answer.items(len(part), need_ids=identity != UNKNOWN)
+                return [_in_order(each, self.url)[:k] for each in items]
 
             return self._call("POST", "/retrieve", read, body)
         except RetrieverChangedError:
@@ -252,13 +278,14 @@ class Health:
 
 def ask_health(url: str, *, timeout: float = 3.0) -> Health:
     """Ask once what is at `url`, waiting at most `timeout` seconds for each answer."""
+    url = address(url)
     try:
         with _session() as session:
             answer = session.get(f"{url}/health", timeout=timeout, allow_redirects=False)
             if answer.status_code in _NO_SUCH_PAGE:
                 query: dict[str, Any] = {"queries": ["capital"], "topk": 1, "return_scores": True}
                 found = session.post(f"{url}/retrieve", json=query, timeout=timeout)
-                _Answer.model_validate_json(found.content).hits(1, 1, need_ids=False)
+                _Answer.model_validate_json(found.content).items(1, need_ids=False)
                 return Health("unnamed")
         if answer.status_code == 200:
             return Health("ready", ServiceIdentity.model_validate_json(answer.content))
@@ -273,22 +300,16 @@ def local_address(url: str) -> tuple[str, int] | None:
     """Host and port of `url` when it is on this machine (a loopback address or its own name), else
     None.
     """
-    host, port = _host_and_port(url)
+    parts = urlsplit(address(url))
+    host, port = str(parts.hostname), parts.port or 80
     names = {socket.gethostname().lower(), socket.getfqdn().lower()}
     # Slurm names nodes without their domain.
     names |= {name.split(".")[0] for name in names if not name[:1].isdigit()}
-    return (host, port) if host in names | {"localhost", "127.0.0.1", "::1"} else None
-
-
-def _host_and_port(url: str) -> tuple[str, int]:
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, 80 if parts.port is None else parts.port
-    except ValueError:
-        host, port = None, 0
-    if not host or not port or parts.scheme not in ("http", "https"):
-        raise ConfigError(f'service.url is "{url}": write it as http://127.0.0.1:8000')
-    return host, port
+    here = host in names | {"localhost"}
+    with suppress(ValueError):
+        ip = ip_address(host)
+        here = here or ip.is_loopback or ip.is_unspecified
+    return (host, port) if here else None
 
 
 def _session() -> requests.Session:

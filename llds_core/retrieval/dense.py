@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from llds_core.config import DenseConfig
-from llds_core.errors import ConfigError
+from llds_core.errors import ConfigError, DataError
 from llds_core.retrieval.base import Hit, check_k, hit_of
 from llds_core.retrieval.encoder import Encoder
 from llds_core.retrieval.index import import_faiss, index_kind, index_source, open_index
@@ -72,7 +72,12 @@ class DenseRetriever:
         results: list[list[Hit]] = [[] for _ in queries]
         if asked:
             vectors = self._encoder.encode_queries([queries[place] for place in asked])
-            for place, scores, indices in zip(asked, *self._nearest(vectors, k), strict=True):
+            found = self._nearest(vectors, k)
+            if not np.isfinite(found[0][found[1] >= 0]).all():
+                raise DataError(
+                    "the index holds numbers that are not finite, so it is damaged: build it again"
+                )
+            for place, scores, indices in zip(asked, *found, strict=True):
                 results[place] = [
                     hit_of(self._passages[index], score)
                     for score, index in zip(scores.tolist(), indices.tolist(), strict=True)

@@ -16,6 +16,7 @@ import numpy as np
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError, DataError
 from llds_core.worlds.records import Passage
+from llds_core.worlds.text import well_formed
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -43,6 +44,7 @@ class Encoder:
         self._settings = settings
         self.folder = encoder_folder(settings)
         self._model = _load(self.folder, settings)
+        self._model.tokenizer.split_special_tokens = True  # `[SEP]` of a passage is text
         # None only of models that make no vectors of texts.
         self.dimension = cast(int, self._model.get_embedding_dimension())
         # Fast tokenizers switch their truncation while they encode: one thread at a time.
@@ -65,7 +67,7 @@ class Encoder:
         if not texts:
             return np.empty((0, self.dimension), np.float32)
         # A tokenizer takes no half surrogate pairs; a policy may write one.
-        texts = [text.encode("utf-8", "replace").decode() for text in texts]
+        texts = [well_formed(text) for text in texts]
         with self._lock:
             vectors = self._model.encode(
                 texts,
@@ -90,7 +92,7 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
 def encoder_folder(settings: DenseConfig) -> Path:
     """The folder of the encoder, downloaded from the hub first; a `ConfigError` without one."""
     name = settings.encoder
-    if (folder := Path(name).expanduser()).is_dir():
+    if (folder := Path(name)).is_dir():
         return folder.resolve()
     if name == PACKAGED:
         try:

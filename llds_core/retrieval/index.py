@@ -13,20 +13,20 @@ and is opened where it lies. The file says nothing of its corpus and encoder, so
 are compared with what the encoder at hand makes of the same passages.
 """
 
+import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from filelock import FileLock
 from tqdm.auto import tqdm
 
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError, DataError, RunError
-from llds_core.files import disk_errors, replacing, write_json
+from llds_core.files import locked, replacing, write_json
 from llds_core.retrieval.encoder import Encoder
 from llds_core.retrieval.passage_file import passages_hash
 from llds_core.seeding import numpy_generator
@@ -42,6 +42,7 @@ _VERSION = 2
 _PQ_CENTROIDS = 256  # values of a byte of a quantised vector: the fewest passages `ivf-pq` takes
 _POINTS = 40  # training vectors per cell; k-means gains little from more
 _CHECKED = 32  # published vectors that are compared
+_READ_AT_LOAD = 2**31  # bytes of a file that is checked when it is opened; `index` checks any
 _APART = 0.1  # largest distance of two encodings of a passage; 16 bits against 32 give under 0.05
 # What vectors depend on, as messages name it. An encoder is its hash, because a folder may move.
 _SOURCES = {
@@ -88,19 +89,18 @@ def build_index(
     index = _empty_index(settings, len(passages), encoder.dimension)
     source, kind = index_source(passages, encoder, settings), index_kind(settings, len(passages))
     file = folder / "index.faiss"
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
+    with locked(folder / "lock"):
         unfinished = {"schema_version": _VERSION, **source, "index": None}
         manifest = read_index_manifest(folder) or unfinished
         check_manifest(folder, manifest, source)
-        finished = manifest["index"] == kind and _size(file) == manifest.get("bytes")
-        if not finished:
-            write_json(folder / "manifest.json", unfinished)
+        damaged = _damaged(folder, manifest)
+        if not damaged and manifest["index"] == kind and _size(file) == manifest.get("bytes"):
+            return manifest
+        for each in damaged:
+            each.unlink(missing_ok=True)
+        write_json(folder / "manifest.json", unfinished)
         if settings.vectors is None:
             _encode(passages, encoder, settings, folder)
-        if finished:
-            return manifest
         blocks = _blocks(passages, encoder, settings, folder)
         if settings.index == "flat":
             file.unlink(missing_ok=True)  # of another kind
@@ -113,6 +113,8 @@ def build_index(
                     reason = str(error).strip().split("\n")[-1]
                     raise RunError(f"cannot write to {file} ({reason}): free space") from error
         manifest = unfinished | {"index": kind, "bytes": _size(file)}
+        files = [*folder.glob("vectors-*.npy"), *folder.glob("index.faiss")]
+        manifest["sha256"] = {each.name: _sha256(each) for each in sorted(files)}
         write_json(folder / "manifest.json", manifest)
     return manifest
 
@@ -132,13 +134,18 @@ def open_index(
     if not manifest or not manifest["index"]:
         if not build:
             raise RunError(
-                f"{folder} holds no finished index: python -m llds_core index <profile> builds or "
-                "continues it, or name another with dense.path"
+                f"{folder} holds no finished index: python -m llds_core index <profile>, with "
+                "the same data.* and dense.* options, builds or continues it; or set dense.path"
             )
         manifest = build_index(passages, settings, folder, encoder)
     source, kind = index_source(passages, encoder, settings), index_kind(settings, len(passages))
     check_manifest(folder, manifest, source, kind)
     index = _empty_index(settings, len(passages), encoder.dimension)
+    if damaged := _damaged(folder, manifest, _READ_AT_LOAD):
+        raise DataError(
+            f"{damaged[0]} is missing or damaged (its SHA-256 is not that of the manifest): "
+            "build the index again, which makes only that anew"
+        )
     if settings.index != "flat":
         advice = "build the index again (the vectors are kept)"
         return _read_faiss(folder / "index.faiss", index, len(passages), advice)
@@ -310,6 +317,8 @@ def _fill(index: "faiss.Index", blocks: Blocks, settings: DenseConfig, count: in
         stride = max(1, count // (_POINTS * max(ivf.nlist, _PQ_CENTROIDS)))
         ivf.train(np.concatenate([block[::stride].astype(np.float32) for block in blocks()]))
     for block in tqdm(blocks(), f"filling {settings.index}", unit=" shards"):
+        if not np.isfinite(block).all():
+            raise DataError("stored vectors are not finite: delete the index and build it again")
         index.add(np.asarray(block, np.float32))
     return index
 
@@ -349,6 +358,21 @@ def _read_faiss(path: Path, like: "faiss.Index", passages: int, advice: str) -> 
             f"not {passages} of {like.d} ({type(like).__name__}): {advice}"
         )
     return index
+
+
+def _damaged(folder: Path, manifest: Mapping[str, Any], most: float = math.inf) -> list[Path]:
+    """Files of at most `most` bytes that are not what the manifest says was written."""
+    digests = {folder / name: digest for name, digest in manifest.get("sha256", {}).items()}
+    return [
+        file
+        for file, digest in digests.items()
+        if not file.exists() or (_size(file) <= most and _sha256(file) != digest)
+    ]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(path: Path) -> int:

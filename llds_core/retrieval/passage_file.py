@@ -7,10 +7,12 @@ every line is checked, and is kept beside the file:
     corpus.jsonl.offsets.npy    int64: eight numbers that say what the map belongs to, the first
                                 byte of each passage, the size of the file
 
-It belongs to a file of the same size and time of change; another one is mapped anew.
+Where the folder of the corpus cannot be written, the map goes to a cache folder. It belongs to a
+file of the same size and time of change; another one is mapped anew.
 """
 
 import hashlib
+import logging
 import os
 from array import array
 from collections.abc import Iterable, Sequence
@@ -21,14 +23,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from llds_core.errors import DataError
+from llds_core.errors import DataError, RunError
 from llds_core.files import replacing
 from llds_core.worlds.records import Passage, parse_passage, reading
 
 HEADER = 8
 """Leading numbers of a map: version, size, time of change, passages, and the hash in four."""
 
+CACHE = "~/.cache/llds_core"
 _VERSION = 1
+_logger = logging.getLogger("llds_core")
 
 
 class PassageFile(Sequence[Passage]):
@@ -39,20 +43,28 @@ class PassageFile(Sequence[Passage]):
             twice, or there is no passage at all.
         RunError: when the map cannot be written.
 
+    Args:
+        path: the file.
+        cache: folder of maps that cannot lie beside their files.
+
     Attributes:
         hash: SHA-256 of ids, titles and texts in their order; see `passages_hash`.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, cache: str | Path = CACHE) -> None:
         self.path = Path(path)
         with reading(self.path):
             self._file = self.path.open("rb")
         # Not locked: who builds the same map at the same time writes the same bytes.
-        stored = _read_map(self.path, os.fstat(self._file.fileno()))
+        stored = _read_map(self.path, os.fstat(self._file.fileno()), cache)
         if stored is None:
-            with replacing(_map_path(self.path)) as file:
-                np.save(file, _scan(self.path))
-            stored = _read_map(self.path, os.fstat(self._file.fileno()))
+            made = _scan(self.path)
+            beside, elsewhere = _map_paths(self.path, cache)
+            try:
+                _write_map(beside, made)
+            except RunError:
+                _write_map(elsewhere, made)
+            stored = _read_map(self.path, os.fstat(self._file.fileno()), cache)
         if stored is None:
             raise DataError(f"{self.path} changed while it was read: start again when it is whole")
         self._offsets = stored[HEADER:]
@@ -90,10 +102,10 @@ class StoredMap(NamedTuple):
     hash: str
 
 
-def stored_map(path: Path) -> StoredMap | None:
+def stored_map(path: Path, cache: str | Path = CACHE) -> StoredMap | None:
     """What is known of a corpus without reading it; None when it was never read, or has changed."""
     try:
-        stored = _read_map(path, path.stat())
+        stored = _read_map(path, path.stat(), cache)
     except OSError:
         return None
     return None if stored is None else StoredMap(int(stored[3]), _map_hash(stored))
@@ -115,25 +127,35 @@ def _canonical(passage: Passage) -> bytes:
     return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
 
 
-def _map_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.offsets.npy")
+def _map_paths(path: Path, cache: str | Path) -> tuple[Path, Path]:
+    """Where the map of a corpus may lie: beside it, or in the cache."""
+    name = f"{path.name}.offsets.npy"
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    return path.with_name(name), Path(cache).expanduser() / f"{place}-{name}"
+
+
+def _write_map(path: Path, numbers: np.ndarray) -> None:
+    with replacing(path) as file:
+        np.save(file, numbers)
 
 
 def _map_hash(stored: np.ndarray) -> str:
     return np.array(stored[4:HEADER]).astype("<i8").tobytes().hex()
 
 
-def _read_map(path: Path, corpus: os.stat_result) -> np.ndarray | None:
+def _read_map(path: Path, corpus: os.stat_result, cache: str | Path) -> np.ndarray | None:
     """The map of the corpus at `path`, memory-mapped; None when missing, damaged or of another."""
-    try:
-        stored = np.load(_map_path(path), mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    if stored.dtype != np.int64 or stored.ndim != 1 or len(stored) < HEADER + 2:
-        return None
-    expected = [_VERSION, corpus.st_size, corpus.st_mtime_ns, len(stored) - HEADER - 1]
-    whole = stored[:4].tolist() == expected and stored[-1] == corpus.st_size
-    return stored if whole else None
+    for file in _map_paths(path, cache):
+        try:
+            stored = np.load(file, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            continue
+        if stored.dtype != np.int64 or stored.ndim != 1 or len(stored) < HEADER + 2:
+            continue
+        expected = [_VERSION, corpus.st_size, corpus.st_mtime_ns, len(stored) - HEADER - 1]
+        if stored[:4].tolist() == expected and stored[-1] == corpus.st_size:
+            return stored
+    return None
 
 
 def _scan(path: Path) -> np.ndarray:
@@ -141,7 +163,7 @@ def _scan(path: Path) -> np.ndarray:
     # Eight bytes per number; a list would take five times that.
     starts, lines, ids = array("q"), array("q"), array("q")
     digest = hashlib.sha256()
-    position = 0
+    position, blank = 0, 0
     with reading(path), path.open("rb") as file:
         corpus = os.fstat(file.fileno())
         for number, line in enumerate(tqdm(file, f"reading {path.name}", unit=" lines"), 1):
@@ -151,9 +173,12 @@ def _scan(path: Path) -> np.ndarray:
                 lines.append(number)
                 ids.append(hash(passage.id))
                 digest.update(_canonical(passage))
+                blank += passage.is_blank
             position += len(line)
         if not starts:
             raise DataError(f"{path}: holds no passage: give a file with one JSON object per line")
+        if blank:
+            _logger.warning("%s: %d of %d passages are blank", path, blank, len(starts))
         # Ids of one hash are looked up in the file.
         hashes = np.frombuffer(ids, np.int64)
         order = np.argsort(hashes, kind="stable")

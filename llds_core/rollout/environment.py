@@ -65,8 +65,9 @@ class Environment:
         )
         limits, top_k = limits or self.config.rollout, self.config.retrieval.top_k
         waits = self.config.sampler.lock_step
-        options = {"template": self.template, "lock_step": waits} | options
-        return RolloutLoop(tokenizer, failing, limits, top_k=top_k, seed=seed, **options)
+        usual: dict[str, Any] = {"template": self.template, "lock_step": waits}
+        chosen = usual | options
+        return RolloutLoop(tokenizer, failing, limits, top_k=top_k, seed=seed, **chosen)
 
 
 def insisting(config: ExperimentConfig) -> ExperimentConfig:
@@ -141,4 +142,4 @@ def corpus_identity(config: ExperimentConfig) -> str:
 
 
 def _corpus(config: ExperimentConfig) -> PassageFile:
-    return PassageFile(Path(config.data.folder) / CORPUS_FILE)
+    return PassageFile(Path(config.data.folder) / CORPUS_FILE, config.data.cache)

@@ -19,12 +19,16 @@ from llds_core.config import RolloutConfig
 from llds_core.errors import ConfigError
 from llds_core.retrieval.base import SearchKey, format_hits
 from llds_core.retrieval.failures import FailingRetriever
-from llds_core.rollout.prompts import encode_prompt
+from llds_core.rollout.prompts import cut_observation, encode_plain, encode_prompt
 from llds_core.rollout.protocol import Action, Trajectory, information, parse_action
 from llds_core.rollout.samplers import ContinuousSession, Generation, Sampler, Session
 from llds_core.worlds.records import Question
 
 _SEARCHES = 8  # at once, each of any number of queries
+
+
+def _open(trajectories: Sequence[Trajectory]) -> list[int]:
+    return [row for row, trajectory in enumerate(trajectories) if trajectory.stop_reason is None]
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class RolloutLoop:
         lock_step: every turn waits for all trajectories, as it does with a `refine` or a sampler
             without a `ContinuousSession`. Otherwise each goes on as soon as its search is answered.
             Draws are the same; what a batch of other rows does to rounding is not.
+        skip_too_long: a question whose prompt leaves no room ends unanswered, instead of all.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -67,6 +72,7 @@ class RolloutLoop:
     encode: Callable[[Sequence[Question]], list[list[int]]] | None = None
     refine: Callable[[Sequence[Trajectory]], list[str]] | None = None
     lock_step: bool = False
+    skip_too_long: bool = False
 
     def run(
         self, tasks: Sequence[tuple[Question, int]], sampler: Sampler, *, step: int = 0
@@ -85,6 +91,8 @@ class RolloutLoop:
         ]
         for trajectory in trajectories:
             if self._room(trajectory) < 1:
+                trajectory.stop_reason = "too_long"
+            if trajectory.stop_reason and not self.skip_too_long:
                 raise ConfigError(
                     f"the prompt of question {trajectory.question.id} takes "
                     f"{len(trajectory.prompt_ids)} tokens: "
@@ -101,7 +109,7 @@ class RolloutLoop:
         self, session: Session, trajectories: Sequence[Trajectory], step: int
     ) -> float:
         """Make each turn for all trajectories that are open; return the seconds of searching."""
-        rows: Sequence[int] = range(len(trajectories))
+        rows: Sequence[int] = _open(trajectories)
         seconds = 0.0
         while rows:
             active = [trajectories[row] for row in rows]
@@ -122,7 +130,7 @@ class RolloutLoop:
         all that were open waited for one.
         """
         seconds, decoding = 0.0, 0
-        going: Sequence[int] = range(len(trajectories))
+        going: Sequence[int] = _open(trajectories)
         unasked: list[int] = []
         asked: dict[Future[None], list[int]] = {}
         pool = ThreadPoolExecutor(_SEARCHES)
@@ -223,9 +231,13 @@ class RolloutLoop:
         for trajectory in trajectories:
             executed = trajectory.actions[-1].executed
             text = information(next(texts)) if executed else self.config.feedback
-            tokens = self.tokenizer.encode(text, add_special_tokens=False)
-            room = min(self.config.max_observation_tokens, max(self._room(trajectory), 0))
-            observed.append(tokens[:room])
+            [tokens] = encode_plain([text], self.tokenizer)
+            limit = self.config.max_observation_tokens
+            if executed and len(tokens) > limit:
+                trajectory.cut_observations += 1
+                if self.config.observation_cut == "text":
+                    tokens = cut_observation(tokens, limit, self.tokenizer)
+            observed.append(tokens[: min(limit, max(self._room(trajectory), 0))])
         return observed
 
     def _token_at(self, position: int, token_ids: list[int]) -> int:

@@ -6,9 +6,14 @@ question. The published training file brings its own. A chat template is applied
 has one, as the official code does for base models too.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
+
+from llds_core.rollout.protocol import OBSERVATION_END
+from llds_core.worlds.text import well_formed
 
 _INSTRUCTIONS = """\
 Answer the question at the end. Whenever you learn something, first think about it inside <think> \
@@ -17,6 +22,7 @@ what it finds comes back between <information> and </information>. You may searc
 As soon as nothing is missing, write the bare answer inside <answer> and </answer>, without \
 explanation, for example <answer> Beijing </answer>. Question: {question}
 """
+_PRIVATE = "\ue000"
 _TEMPLATES = {"search-r1": _INSTRUCTIONS, "short": "Question: {question}\n"}
 
 
@@ -38,11 +44,33 @@ def encode_prompt(question: str, template: str, tokenizer: PreTrainedTokenizerBa
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return token ids of one user message, through the chat template when there is one."""
+    """Return token ids of one user message, through the chat template when there is one, whose own
+    control tokens are the only ones.
+    """
     if tokenizer.chat_template is None:
-        return cast("list[int]", tokenizer.encode(text, add_special_tokens=False))
-    messages = [{"role": "user", "content": text}]
-    ids = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return cast("list[int]", ids)
+        return encode_plain([text], tokenizer)[0]
+    render = partial(tokenizer.apply_chat_template, add_generation_prompt=True)
+    special = (token for token in tokenizer.added_tokens_decoder.values() if token.special)
+    if not any(token.content in text for token in special):
+        message = [{"role": "user", "content": well_formed(text)}]
+        return cast("list[int]", render(message, tokenize=True, return_dict=False))
+    # The template goes around a private character, which the text then takes the place of.
+    around = cast(str, render([{"role": "user", "content": _PRIVATE}], tokenize=False))
+    before, after = around.split(_PRIVATE, 1)
+    parts = [tokenizer.encode(part, add_special_tokens=False) for part in (before, after)]
+    return [*parts[0], *encode_plain([text], tokenizer)[0], *parts[1]]
+
+
+def encode_plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of texts from data, in which nothing is a control token, whatever it spells."""
+    texts = [well_formed(text) for text in texts]
+    ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return cast("list[list[int]]", ids)
+
+
+def cut_observation(tokens: list[int], limit: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """At most `limit` tokens of an observation: passages are cut, its closing tag stays."""
+    if len(tokens) <= limit:
+        return tokens
+    [end] = encode_plain([OBSERVATION_END], tokenizer)
+    return [*tokens[: max(0, limit - len(end))], *end][:limit]

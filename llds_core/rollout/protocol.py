@@ -21,11 +21,13 @@ TAGS = tuple(
 )
 STOP_TAGS = (f"</{SEARCH}>", f"</{ANSWER}>")
 
+OBSERVATION_END = f"</{INFORMATION}>\n\n"
+
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 _BLOCK = re.compile(r"<(think|search|answer)>.*?</\1>", re.DOTALL)
 
 ActionKind = Literal["search", "answer", "invalid"]
-StopReason = Literal["answer", "turns", "length"]
+StopReason = Literal["answer", "turns", "length", "too_long"]
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,11 @@ class Trajectory:
             applied, top-p not renormalised); 0 on observations.
         answer_span: token range in `completion_ids` from the answer's opening tag to its closing
             tag, or None.
-        stop_reason: `answer`, `turns` (turn budget spent) or `length` (no room for another action).
+        stop_reason: `answer`, `turns` (turn budget spent), `length` (no room for another action) or
+            `too_long` (none for the first).
         correct: exact match of the answer, whatever the reward is.
         feedback: what an invalid action was answered with.
+        cut_observations: how many were longer than their limit.
     """
 
     question: Question
@@ -86,6 +90,7 @@ class Trajectory:
     reward: float = 0.0
     correct: bool = False
     feedback: str = FEEDBACK
+    cut_observations: int = 0
 
     @property
     def searches(self) -> int:
@@ -132,7 +137,7 @@ def search_observation(hits: Sequence[Hit]) -> str:
 
 def information(text: str) -> str:
     """Wrap `text` as what a search has brought."""
-    return f"\n\n<{INFORMATION}>{text.strip()}</{INFORMATION}>\n\n"
+    return f"\n\n<{INFORMATION}>{text.strip()}{OBSERVATION_END}"
 
 
 def block_sequence(trajectory: Trajectory) -> list[str]:

@@ -6,6 +6,7 @@ says cannot score. Measures raise a `ValueError` when there is no golden answer.
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -18,8 +19,10 @@ _VALID_FORM = re.compile("think( search information think)* answer")
 
 
 def normalize_answer(text: str) -> str:
-    """Lower-case, drop ASCII punctuation and articles, collapse white space, as SQuAD does."""
-    text = text.lower().translate(_PUNCTUATION)
+    """Lower-case, drop ASCII punctuation and articles, collapse white space, as SQuAD does; before
+    that, one Unicode form (NFC), because a tokenizer may compose what a golden answer does not.
+    """
+    text = unicodedata.normalize("NFC", text).lower().translate(_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 

@@ -172,6 +172,7 @@ class TransformersSampler:
         self.warper = TopPLogitsWarper(self.top_p) if self.top_p < 1 else None
         declared = self.model.generation_config.eos_token_id
         self.eos_ids = end_of_sequence_ids(declared, self.tokenizer)
+        self.vocabulary = len(self.tokenizer)
 
     def session(self, prompts: Sequence[Sequence[int]]) -> "TransformersSession":
         """Start one context per prompt; equal prompts share their computation."""
@@ -185,7 +186,8 @@ class TransformersSampler:
         `rows` says whose of the `streams` draws; None stands for a row that only keeps its place,
         and must not move its stream.
         """
-        logits = logits.float()
+        # An embedding may have more rows than the tokenizer has tokens: they stand for nothing.
+        logits = logits[:, : self.vocabulary].float()
         if self.temperature == 0:
             tokens = logits.argmax(-1)
             return tokens, logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)

@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerBase
 from llds_core.errors import ConfigError, SamplerError
 from llds_core.rollout.samplers import Generation, StopAtTag, end_of_sequence_ids
 
+_NEVER = -100.0  # the lowest bias that vLLM takes
 _CONNECTIONS = 64  # of TRL's client
 
 
@@ -54,6 +55,7 @@ class VLLMSampler:
         seed_of: seed of what a row samples in a turn; both count from 0.
         temperature: 0 for greedy decoding.
         top_p: nucleus mass in (0, 1].
+        unused: ids that the policy scores and the tokenizer lacks, which are never sampled.
     """
 
     engine: "Engine"
@@ -62,6 +64,7 @@ class VLLMSampler:
     seed_of: Callable[[int, int], int]
     temperature: float = 1.0
     top_p: float = 1.0
+    unused: range = range(0)
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -75,6 +78,7 @@ class VLLMSampler:
             "stop_token_ids": sorted(self.eos_ids),
             # The text in which vLLM looks for a tag is then the text in which `stop` does.
             "skip_special_tokens": False,
+            **({"logit_bias": dict.fromkeys(self.unused, _NEVER)} if self.unused else {}),
         }
 
     def session(self, prompts: Sequence[Sequence[int]]) -> "VLLMSession":
@@ -276,11 +280,14 @@ def own_sampler(
             "sampler.backend=transformers"
         ) from error
     tokenizer = alone.llm.get_tokenizer()
-    settings = alone.llm.llm_engine.model_config.try_get_generation_config()
-    ends = end_of_sequence_ids(settings.get("eos_token_id", []), tokenizer)
-    stop = StopAtTag(tokenizer)
+    config = alone.llm.llm_engine.model_config
+    ends = end_of_sequence_ids(
+        config.try_get_generation_config().get("eos_token_id", []), tokenizer
+    )
+    engine, stop = ColocatedEngine(alone), StopAtTag(tokenizer)
+    unused = range(len(tokenizer), config.get_vocab_size())
     try:
-        yield VLLMSampler(ColocatedEngine(alone), stop, ends, lambda *_: 0, 0.0), tokenizer
+        yield VLLMSampler(engine, stop, ends, lambda *_: 0, 0.0, unused=unused), tokenizer
     finally:
         alone.llm.llm_engine.engine_core.shutdown()
         del alone.llm

@@ -4,6 +4,7 @@ A checkpoint is written into a hidden folder and renamed when it is complete, so
 process leaves at most a hidden leftover behind. Names count rollout steps: `step-000012`.
 """
 
+import errno
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from llds_core.errors import CheckpointError
+from llds_core.files import disk_errors
 
 _PREFIX = "step-"
 _CHECKPOINT = re.compile(rf"{_PREFIX}(\d{{6,}})")
@@ -27,14 +29,17 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the complete checkpoints in `folder`, ascending."""
-    names = (path.name for path in folder.glob(f"{_PREFIX}*"))
+    names = (path.name for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
     return sorted(int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name)))
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what a killed save or deletion left; only for the process that holds the run."""
-    for leftover in folder.glob(".partial*"):
-        shutil.rmtree(leftover)
+    with disk_errors(folder):
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder")
+        for leftover in folder.glob(".partial*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def rotate_checkpoints(folder: Path, keep: int, best: int | None) -> None:
@@ -53,7 +58,8 @@ def check_checkpoint(path: Path) -> None:
     # Several processes store one generator each. FSDP names the moments differently, DeepSpeed
     # keeps them in folders of its own, to which `latest` points.
     generators = "rng_state_0.pth" if (path / "rng_state_0.pth").exists() else "rng_state.pth"
-    names = ["model.safetensors", "scheduler.pt", generators]
+    names = ["config.json", "trainer_state.json", "extra.json"]
+    names += ["model.safetensors", "scheduler.pt", generators]
     if not (path / "latest").exists():
         names += ["optimizer.bin" if (path / "optimizer.bin").exists() else "optimizer.pt"]
     for name in names:
@@ -62,23 +68,36 @@ def check_checkpoint(path: Path) -> None:
             if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt"):
                     continue
+            if file.suffix == ".json":
+                _read_object(file)
+                continue
             # torch saves zip archives, whose directory stands at the end.
-            if zipfile.is_zipfile(file):
+            if zipfile.is_zipfile(file) and zipfile.ZipFile(file).namelist():
                 continue
             reason = "truncated" if file.exists() else "missing"
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split())[:100]
         raise CheckpointError(
             f"{file} cannot be read ({reason}): delete {path.name} to resume from an earlier one"
         )
 
 
-def read_checkpoint_extra(path: Path) -> dict[str, Any]:
-    """Return what a trainer's `checkpoint_extra` stored."""
+def read_checkpoint_extra(path: Path, *needed: str) -> dict[str, Any]:
+    """Return what a trainer's `checkpoint_extra` stored, numbers `needed` among it."""
     try:
-        extra: dict[str, Any] = json.loads((path / "extra.json").read_text("utf-8"))
+        extra = _read_object(path / "extra.json")
+        for key in needed:
+            if not isinstance(extra.get(key), int):
+                raise ValueError(f"extra.json has no number {key}")
+        return extra
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a whole checkpoint ({error}): delete it to resume from an earlier one"
         ) from error
-    return extra
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    value = json.loads(file.read_bytes())
+    if not isinstance(value, dict):
+        raise ValueError(f"{file.name} is {value!r}, not an object")
+    return value

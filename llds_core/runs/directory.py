@@ -8,17 +8,19 @@ import gzip
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import RunError
-from llds_core.files import disk_errors, finite, replacing, write_json, write_text
+from llds_core.files import disk_errors, finite, locked, replacing, write_json, write_text
 from llds_core.runs.checkpoints import (
     check_checkpoint,
     checkpoint_path,
@@ -30,6 +32,8 @@ from llds_core.runs.provenance import command_line, git_diff, git_state, hardwar
 from llds_core.runs.run import read_manifest, read_metrics, read_trajectories
 
 SCHEMA_VERSION = 1
+# Given back at the end, so that a full disk takes the status of the run that filled it.
+_RESERVE, _RESERVED = ".reserve", 1 << 16
 _logger = logging.getLogger("llds_core")
 
 
@@ -56,7 +60,8 @@ class RunDirectory:
             self._lock.release()
             raise
         with disk_errors(path):
-            self._log = logging.FileHandler(path / "log.txt", encoding="utf-8")
+            self._log = _Log(path / "log.txt", encoding="utf-8")
+            (path / _RESERVE).write_bytes(bytes(_RESERVED))
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         _logger.addHandler(self._log)
         _logger.setLevel(logging.INFO)
@@ -73,15 +78,18 @@ class RunDirectory:
             status = "interrupted" if stopped else "failed"
             reason = "stopped by the user" if stopped else f"{kind.__name__}: {error}"[:500]
         try:
-            self.update(status=status, finished=_now(), reason=reason)
-        except RunError as second:
+            with uninterrupted():
+                (self.path / _RESERVE).unlink(missing_ok=True)
+                self.update(status=status, finished=_now(), reason=reason)
+        except (OSError, RunError) as second:
             # The disk may be what went wrong: the first error must stay the one that is reported.
             if kind is None:
                 raise
             _logger.error("%s", second)
         finally:
             _logger.removeHandler(self._log)
-            self._log.close()
+            with suppress(OSError):  # what a full disk did not take
+                self._log.close()
             self._lock.release()
 
     def update(self, **values: Any) -> None:
@@ -180,18 +188,29 @@ class RunDirectory:
         return manifest
 
 
+class _Log(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """A full disk takes no message either: what fails is told once, by who writes results."""
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold signals that would end this process back until what is inside is done."""
+    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _hold(path: Path) -> FileLock:
     """Take the lock of a run directory and note the process that has it."""
     file = path / "lock"
     with disk_errors(path):
         holder = file.read_text("utf-8").strip() if file.exists() else ""
-        lock = FileLock(file)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise RunError(
-                f"{path} is in use by process {holder}: wait for it, or stop it"
-            ) from None
+        busy = f"{path} is in use by process {holder}: wait for it, or stop it"
+        lock: FileLock = locked(file, busy).lock
         file.write_text(str(os.getpid()), "utf-8")
     return lock
 
@@ -204,11 +223,13 @@ def end_run(path: Path, status: str, reason: str) -> None:
         lock = _hold(path)
     except RunError:
         return
-    with lock:
+    try:
         manifest = read_manifest(path)
         if manifest["status"] in ("running", "failed"):
             ending = {"status": status, "finished": _now(), "reason": reason}
             write_json(path / "manifest.json", manifest | ending)
+    finally:
+        lock.release()
 
 
 def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -22,6 +22,7 @@ def _keys(sections: Mapping[str, str]) -> set[str]:
 FREE = _keys(
     {
         "diagnostics": "stop_after_collapse",
+        "data": "cache",
         # How the same mini-batches are spread over processes and passes: rounding apart, the same
         # run. `hardware.sharding` is none of them, because it decides the form of the checkpoints.
         "training": "steps keep_checkpoints trajectories_per_step micro_batch_size"
@@ -163,7 +164,7 @@ def deviations(config: ExperimentConfig) -> list[str]:
 def _is_neutral(key: str, before: Any, now: Any, config: ExperimentConfig) -> bool:
     if key == "service.on_failure":
         return False  # a lost search is no search of the paper's
-    if key in _MISMATCH:
+    if key in _MISMATCH or key == "data.too_long":
         return False
     if key == "training.micro_batch_size" and config.loss.aggregate == "token-mean-micro":
         return False  # each micro-batch is a mean of its own

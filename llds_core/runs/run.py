@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import re
+import shlex
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ DEFAULT_ROOT = Path("results/runs")
 FINAL = ("complete", "collapsed", "failed")
 BEST_WINDOW = 4  # steps whose mean reward ranks a checkpoint
 _MANIFEST_KEYS = ("status", "profile", "method", "seed", "config", "config_hash")
+_NO_TEXT = {"seed": int, "config": dict, "resumed": list, "best_step": int}
 _LONGEST_SUFFIX = 150  # file systems allow names of 255 bytes
 _CHECKPOINT = re.compile(r"(best|last)(?:-(\d+))?")
 # What a start policy depends on: whole sections, and single keys of others.
@@ -106,7 +108,9 @@ class Run:
         """The part of its configuration that the start policy depends on, all else at defaults."""
         about = {"profile": self.config.profile, "method": "warmstart"}
         # `data` and `service` say where things are found, not what they are: no part of a name.
-        return ExperimentConfig(**about | self._start_values("data", "dense", "service"))
+        values = self._start_values("data", "dense", "service")
+        del values["data"]["too_long"]  # it asks for traces, not for questions
+        return ExperimentConfig(**about | values)
 
     @property
     def warmstart_path(self) -> Path:
@@ -146,7 +150,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Its rows; see `read_metrics`."""
-        return read_metrics(self.path)
+        return read_metrics(self.path, "reward")
 
     @property
     def exists(self) -> bool:
@@ -185,9 +189,10 @@ class Run:
         """
         if which == "start":
             if not self.start_policy.is_dir():
+                words = [self.config.name, *self.overrides, "--run-root", str(self.root)]
                 raise CheckpointError(
                     f"no start policy at {self.start_policy}: run python -m llds_core warmstart "
-                    f"{self.config.profile}"
+                    f"{shlex.join(words)}"
                 )
             return self.start_policy
         named = _CHECKPOINT.fullmatch(which)
@@ -203,7 +208,7 @@ class Run:
     def _step(self, kind: str, within: str | None) -> int:
         steps = checkpoint_steps(self.checkpoints)
         if not steps:
-            command = " ".join(self.command("train"))
+            command = shlex.join(self.command("train"))
             raise CheckpointError(
                 f"{self.path} has no checkpoint: run python -m llds_core {command}"
             )
@@ -240,26 +245,34 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
         for key in _MANIFEST_KEYS:
             manifest[key]
+        for key in (*_MANIFEST_KEYS, "resumed", "best_step", "corpus", "policy", "streams"):
+            value, kind = manifest.get(key), _NO_TEXT.get(key, str)
+            if key in manifest and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise ValueError(f"{key} is {value!r}")
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{path} is not a run directory (no manifest.json): name one under results/runs"
         ) from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{file} is no manifest ({error!r}): restore it, or delete the run directory"
         ) from error
     return manifest
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read `metrics.jsonl` of a run directory, one dict per step.
+def read_metrics(path: Path, *needed: str) -> list[dict[str, Any]]:
+    """Read `metrics.jsonl` of a run directory, one dict per step, each with the keys `needed`.
 
     A torn last line, which a killed process leaves, is ignored.
     """
     file = path / "metrics.jsonl"
     if not file.exists():
         return []
-    lines = file.read_bytes().decode("utf-8", errors="replace").split("\n")
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}): restore it") from error
+    lines = content.decode("utf-8", errors="replace").split("\n")
     rows = []
     for number, line in enumerate(lines, 1):
         if not line:
@@ -268,13 +281,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             if not isinstance(row, dict) or not isinstance(row.get("step"), int):
                 raise ValueError("no object with a step")
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):
                 break
             raise DataError(
                 f"{file}:{number} is not a metrics row ({line[:60]!r}): delete the line, or the "
                 "run directory"
             ) from None
+        for key in needed:
+            if not isinstance(row.get(key), float | int):
+                raise DataError(
+                    f'{file}:{number} has no number "{key}": delete the line, or the run directory'
+                )
         rows.append(row)
     return rows
 
@@ -288,6 +306,8 @@ def read_trajectories(path: Path) -> list[dict[str, Any]]:
     try:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             rows.extend(json.loads(line) for line in lines)
+    except IsADirectoryError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}): restore it") from error
     except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
         # One byte may be all that is left of the next member's header.
         header_torn = isinstance(error, OSError) and rows and file.read_bytes()[-1:] == b"\x1f"

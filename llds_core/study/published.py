@@ -16,6 +16,7 @@ its profile has a folder of its own: `results/published/<study>/<profile>/`.
 """
 
 import gzip
+import shlex
 import shutil
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def publish_mechanism(run_root: Path, profile: str, seed: int, published: Path =
     name = f"mechanism-seed{seed}"
     source, target = run_root / profile / name, published / profile / name
     if not (source / "manifest.json").exists():
-        raise DataError(f"no tables in {source}: run python -m llds_core mechanism {profile}")
+        words = shlex.join([profile, "--seed", str(seed), "--run-root", str(run_root)])
+        raise DataError(f"no tables in {source}: run python -m llds_core mechanism {words}")
     with disk_errors(target):
         target.mkdir(parents=True, exist_ok=True)
         for file in sorted(source.iterdir()):

@@ -6,14 +6,13 @@ what was found. What it started is stopped, however it ends. The same command go
 stopped: what is finished is read off the runs and results on disk and not done again.
 """
 
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from llds_core.config import is_method, load_study, studies
+from llds_core.config.given import numbers, words
 from llds_core.errors import CheckpointError, ConfigError, DataError, RunError
 from llds_core.machine.doctor import examine
 from llds_core.machine.jobs import Job, run_jobs
@@ -60,6 +59,7 @@ def reproduce(
         The index that lists every artefact; the run root on all machines but the first.
     """
     out_dir = Path("results") / profile if out_dir is None else out_dir
+    seeds, arms = numbers(seeds), words(arms)
     if list(arms) == ["all"] or (profile in studies() and not all(map(is_method, arms))):
         if given := [*overrides, *filter(None, [layout])]:
             raise ConfigError(
@@ -78,7 +78,7 @@ def reproduce(
     _check_machine(runs[0], machine, runs=max(1, len(left)))
     _section("cost")
     say_costs([run.config for run in runs[: len(arms)]], root, len(left))
-    with stopping_on_signals(), _search_service(runs[0], retriever_env, machine):
+    with _search_service(runs[0], retriever_env, machine):
         if machine.rank:
             _train(runs, left, machine)
             return root
@@ -169,22 +169,6 @@ def _conclude(index: Path, runs: Sequence[StoredRun]) -> Path:
     _section("verdict")
     print(f"{found}\nopen {page}", flush=True)
     return index
-
-
-@contextmanager
-def stopping_on_signals() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP, as of a cluster or a closed terminal, end like Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    ends = (signal.SIGTERM, signal.SIGHUP)
-    before = {sig: signal.signal(sig, signal.default_int_handler) for sig in ends}
-    try:
-        yield
-    finally:
-        for sig, handler in before.items():
-            signal.signal(sig, handler)
 
 
 def _train(runs: Sequence[Run], left: Sequence[Run], machine: Machine) -> None:

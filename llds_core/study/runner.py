@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from llds_core.config import Study
+from llds_core.config.given import numbers, words
 from llds_core.errors import DataError, RunError, TrainingDivergedError
 from llds_core.machine.jobs import Job, places, run_jobs, visible_gpus
 from llds_core.reporting.store import (
@@ -197,6 +198,7 @@ def ensure_runs(
 
     A run that diverged is a result too: it is read as far as it went.
     """
+    methods, seeds = words(methods), numbers(seeds)
     if not is_published(run_root, profile):
         # Loads torch, which reading runs does without.
         from llds_core.training.experiment import train

@@ -3,12 +3,14 @@ any moment.
 """
 
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +20,7 @@ from llds_core.errors import ConfigError, RunError, TrainingDivergedError
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.prompts import prompt_text
+from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.rewards import overlong_punishment, score
 from llds_core.rollout.samplers import (
     Sampler,
@@ -60,7 +63,7 @@ def train(run: Run, *, after_step: Callable[[dict[str, Any]], None] | None = Non
     if processes.decide(run.is_complete):
         return
     _need_start_policy(run, processes)
-    command = " ".join(["python -m llds_core", *run.command("train")])
+    command = f"python -m llds_core {shlex.join(run.command('train'))}"
     held: list[RunDirectory] = []
     processes.decide(lambda: held.append(RunDirectory(run.path, config, run.seed, command=command)))
     # The first process has the directory, and decides.
@@ -74,7 +77,8 @@ def train(run: Run, *, after_step: Callable[[dict[str, Any]], None] | None = Non
         trainer = _build_trainer(run, start, processes, recorder)
         trainer.is_over = lambda: processes.decide(lambda: note_collapse(directory, config))
         if start.resume:
-            trainer.nonfinite_in_a_row = read_checkpoint_extra(start.resume)["nonfinite_in_a_row"]
+            extra = read_checkpoint_extra(start.resume, "nonfinite_in_a_row")
+            trainer.nonfinite_in_a_row = extra["nonfinite_in_a_row"]
             _logger.info("continuing %s after step %d", run.path, start.done)
         trainer.train(resume_from_checkpoint=str(start.resume) if start.resume else None)
 
@@ -93,10 +97,10 @@ def _need_start_policy(run: Run, processes: Processes) -> None:
     if processes.count == 1 or not run.config.warm_starts:
         processes.decide(lambda: start_policy(run))
     elif not processes.decide(lambda: run.start_policy.is_dir()):
-        profile = run.config.profile
+        words = [run.config.name, *run.overrides, "--run-root", str(run.root)]
         raise RunError(
-            f"{profile} has no start policy in {run.root}, and several processes cannot make one: "
-            f"python -m llds_core warmstart {profile} --run-root {run.root}"
+            f"{run.config.profile} has no start policy in {run.root}, and several processes cannot "
+            f"make one: python -m llds_core warmstart {shlex.join(words)}"
         )
 
 
@@ -149,7 +153,7 @@ def _build_trainer(
         trainer = SearchGRPOTrainer(
             model=model,
             args=arguments,
-            train_dataset=training_rows(environment, run.seed),
+            train_dataset=training_rows(environment, run.seed, rollout.fitting()),
             processing_class=tokenizer,
             rollout=rollout,
             on_step=recorder,
@@ -160,23 +164,28 @@ def _build_trainer(
     return trainer
 
 
-def training_rows(environment: Environment, seed: int) -> Dataset:
-    """Prompts of a whole run in order: every training question once before any comes again.
+def training_rows(
+    environment: Environment, seed: int, fitting: Sequence[int] | None = None
+) -> Dataset:
+    """Prompts of a whole run in order: every training question once before any comes again, or of
+    them only those of the places `fitting`.
 
     A longer run begins with the rows of a shorter one.
     """
     config = environment.config
     questions = environment.world.train
+    chosen = np.arange(len(questions)) if fitting is None else np.array(fitting, dtype=int)
     per_step = config.rollout.prompts_per_rollout
-    if len(questions) < per_step:
+    if len(chosen) < per_step:
         raise ConfigError(
-            f"rollout.prompts_per_rollout={per_step} exceeds the {len(questions)} training "
+            f"rollout.prompts_per_rollout={per_step} exceeds the {len(chosen)} training "
             "questions: lower it or raise world.cities"
         )
     needed = config.training.steps * per_step
     order: list[int] = []
-    for epoch in range(-(-needed // len(questions))):
-        order += numpy_generator(seed, "data-order", epoch).permutation(len(questions)).tolist()
+    for epoch in range(-(-needed // len(chosen))):
+        shuffled = numpy_generator(seed, "data-order", epoch).permutation(len(chosen))
+        order += chosen[shuffled].tolist()
     order = order[:needed]
     prompts = [prompt_text(questions[i].question, environment.template) for i in order]
     return Dataset.from_dict({"prompt": prompts, "question": order})
@@ -206,6 +215,26 @@ class SearchRollout:
             seed=self.seed,
             failure_rate=self.environment.config.retrieval.failure_rate,
         )
+
+    def fitting(self) -> list[int]:
+        """Places of the training questions whose prompts leave room for an action; a `ConfigError`
+        where others may not be skipped.
+        """
+        config, questions = self.environment.config, self.environment.world.train
+        limit = config.rollout.max_total_tokens
+        sizes = [len(ids) for ids in self._loop.prompts(questions)]
+        long = [q.id for q, size in zip(questions, sizes, strict=True) if size >= limit]
+        places = [place for place, size in enumerate(sizes) if size < limit]
+        if not long:
+            return places
+        said = (
+            f"{len(long)} of {len(questions)} training questions ({', '.join(long[:3])}"
+            f"{', …' if len(long) > 3 else ''}) do not fit into rollout.max_total_tokens={limit}"
+        )
+        if config.data.too_long == "error":
+            raise ConfigError(f"{said}: raise it, or leave them out with data.too_long=skip")
+        _logger.warning("%s: they are left out", said)
+        return places
 
     def __call__(
         self, rows: Sequence[dict[str, Any]], model: PreTrainedModel, step: int
@@ -252,7 +281,8 @@ class SearchRollout:
         """
         limits, questions = self.environment.config.rollout, self.environment.world.train
         size, total = limits.group_size, self.environment.config.trajectories_per_rollout
-        kept, parts, dropped = list(rollout.trajectories), [rollout], []
+        kept, parts = list(rollout.trajectories), [rollout]
+        dropped: list[Trajectory] = []
         for number in range(limits.sampling_rounds):
             uniform = [
                 place
@@ -295,6 +325,7 @@ class SearchRollout:
                 lambda row, turn: child_seed(self.seed, "sampling", step, numbers[row], turn),
                 temperature=limits.temperature,
                 top_p=limits.top_p,
+                unused=range(len(self.tokenizer), model.config.vocab_size),
             )
         generator, streams = None, None
         if self.streams == "trajectory":

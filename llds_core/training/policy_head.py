@@ -22,6 +22,7 @@ from trl.kernels import ChunkedLogProbFunction
 _IGNORED = -100
 _VOCABULARY_CHUNK = 32768  # TRL's own tile width
 _SCORES = ("log_probs", "entropy")
+_NEVER = -1e4
 
 
 @dataclass
@@ -66,8 +67,11 @@ def policy_labels(input_ids: torch.Tensor, policy_mask: torch.Tensor) -> torch.T
     return labels
 
 
-def add_policy_head(model: PreTrainedModel, *, temperature: float = 1.0) -> None:
-    """Teach `model.forward` the argument `policy_labels`; without it nothing changes.
+def add_policy_head(
+    model: PreTrainedModel, *, temperature: float = 1.0, vocabulary: int | None = None
+) -> None:
+    """Teach `model.forward` the argument `policy_labels`; without it nothing changes. Rows of the
+    output embedding from `vocabulary` on stand for no token.
 
     With it, `also` may name a function that makes one more number (N,) of each scored token: inside
     the head, where its weight is whole.
@@ -76,23 +80,28 @@ def add_policy_head(model: PreTrainedModel, *, temperature: float = 1.0) -> None
     head = model.get_output_embeddings()
 
     def score(
-        self: nn.Module,
+        self: nn.Linear,
         states: torch.Tensor,
         labels: torch.Tensor | None = None,
         also: Also | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         if labels is None:
             return type(self).forward(self, states)
-        weights = (self.weight, self.bias)
+        bias: torch.Tensor | None = self.bias
+        # A bias, because sharding gathers no slice of a weight; ZeRO-3 gathers no such bias either.
+        if vocabulary is not None and not hasattr(self.weight, "ds_status"):
+            rows = torch.arange(self.out_features, device=states.device)
+            if vocabulary < len(rows):
+                bias = _NEVER * (rows >= vocabulary) + (0 if bias is None else bias)
         log_probs, entropy, *_ = ChunkedLogProbFunction.apply(
-            states, *weights, labels, temperature, _VOCABULARY_CHUNK, None, 1.0, _SCORES
+            states, self.weight, bias, labels, temperature, _VOCABULARY_CHUNK, None, 1.0, _SCORES
         )
         if also is None:
             return log_probs, entropy
         return (
             log_probs,
             entropy,
-            also(ScoredTokens(states, *weights, labels, log_probs, temperature)),
+            also(ScoredTokens(states, self.weight, bias, labels, log_probs, temperature)),
         )
 
     def forward(

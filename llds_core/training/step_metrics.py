@@ -208,7 +208,10 @@ class StepMetrics:
             "hidden_similarity": self._similarity(),
             **self._by_update(),
             "failed_searches": _ratio(sum(a.retrieval_failed for a in actions), searches),
-            "empty_searches": _ratio(sum(a.executed and not a.hits for a in actions), searches),
+            "empty_searches": _ratio(
+                sum(a.executed and all(hit.is_blank for hit in a.hits) for a in actions), searches
+            ),
+            "cut_observations": _ratio(sum(t.cut_observations for t in trajectories), searches),
             "zero_variance_groups": sum(len({t.reward for t in group}) == 1 for group in groups)
             / len(groups),
             "dropped_groups": len(rollout.dropped) // self._group_size,

@@ -117,7 +117,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         if self.ref_model is not None and self.accelerator.is_fsdp2:
             copy_to_sharded(self.model, self.ref_model)
         for policy in filter(None, (self.model, self.ref_model)):
-            add_policy_head(policy, temperature=self.temperature)
+            tokens = len(self.processing_class)
+            add_policy_head(policy, temperature=self.temperature, vocabulary=tokens)
             if args.training.remove_padding:
                 use_unpadded_attention(policy)
 

@@ -12,7 +12,7 @@ from trl.generation.vllm_client import VLLMClient
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import SamplerError
-from llds_core.machine.vllm_server import logprobs_mode, server_command
+from llds_core.machine.vllm_server import logprobs_mode, server_command, spare_loopback
 from llds_core.rollout.vllm_sampler import ColocatedEngine, Engine, ServerEngine, require_vllm
 
 _HEALTH_SECONDS = 10.0
@@ -28,6 +28,7 @@ def check_vllm(config: ExperimentConfig, policy: Path) -> None:
         return
     require_vllm()
     if sampler.mode == "server":
+        spare_loopback()  # TRL's client, too, asks whatever proxy the environment names
         try:
             requests.get(f"{sampler.server_url}/health", timeout=_HEALTH_SECONDS).raise_for_status()
         except requests.RequestException as error:

@@ -28,9 +28,10 @@ from transformers.trainer_callback import PrinterCallback
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import CheckpointError, ConfigError
+from llds_core.machine.memory import check_buildable
 from llds_core.retrieval.failures import FailingRetriever
 from llds_core.rollout.environment import Environment, build_retriever, build_world
-from llds_core.rollout.prompts import encode_prompt, prompt_text
+from llds_core.rollout.prompts import cut_observation, encode_plain, encode_prompt, prompt_text
 from llds_core.rollout.protocol import TAGS
 from llds_core.runs import Run, RunDirectory, check_recorded, read_manifest
 from llds_core.runs.checkpoints import rotate_checkpoints
@@ -79,6 +80,7 @@ def warmstart(run: Run) -> Path:
             check_recorded(path, manifest, "policy", policy_digest(given))
         return policy
     config = run.warmstart_config
+    check_buildable(config.policy)
     steps = config.warmstart.steps
     with RunDirectory(path, config, config.warmstart.seed) as directory:
         torch.set_num_threads(config.warmstart.threads)
@@ -177,7 +179,7 @@ def _encode(
     template, observed = config.rollout.prompt, config.warmstart.observation_weight
     # Each text once, and all together: one by one they take a sixth of a warm start.
     texts = list(dict.fromkeys(text for trace in traces for text, _ in trace.segments))
-    ids_of = dict(zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
+    ids_of = dict(zip(texts, encode_plain(texts, tokenizer), strict=True))
     asked = dict.fromkeys(trace.question.question for trace in traces)
     prompts = {question: encode_prompt(question, template, tokenizer) for question in asked}
     encoded = []
@@ -188,7 +190,7 @@ def _encode(
             tokens = ids_of[text]
             if not by_policy:
                 # As in a rollout, so that the policy sees observations of the length it will meet.
-                tokens = tokens[: config.rollout.max_observation_tokens]
+                tokens = cut_observation(tokens, config.rollout.max_observation_tokens, tokenizer)
             ids += tokens
             weights += [1.0 if by_policy else observed] * len(tokens)
         encoded.append((ids, weights))

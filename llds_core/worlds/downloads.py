@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 import yaml
-from filelock import FileLock, Timeout
 
 from llds_core.config import load_experiment, profiles
 from llds_core.errors import ConfigError, DataError, DownloadError, RunError, did_you_mean
-from llds_core.files import disk_errors, hub_errors, write_json
+from llds_core.files import hub_errors, locked, write_json
 
 Kind = Literal["dataset", "model"]
 _FILES_WORLD = ("questions", "train", "encoder", "corpus", "index")  # small ones first
@@ -186,13 +185,7 @@ def _show(size: int) -> str:
 
 def download(items: Sequence[Item], folder: Path) -> None:
     """Fetch, verify and put together `items`; the manifest tells what is complete."""
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(folder / ".lock").acquire(blocking=False)
-        except Timeout:
-            raise RunError(f"another download is at work in {folder}: wait, or stop it") from None
-    with lock:
+    with locked(folder / ".lock", f"another download is at work in {folder}: wait, or stop it"):
         for item in items:
             source = SOURCES[item.name]
             print(f"{item.name}: {_show(item.download)} from {source.repo}")

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from llds_core.errors import DataError
@@ -142,7 +143,8 @@ def published_prompt(folder: Path) -> str:
 def _present(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
-        raise DataError(f"{path} is missing: fetch it with python -m llds_core data <profile>")
+        command = f"python -m llds_core data <profile> --folder {quote(str(folder))}"
+        raise DataError(f"{path} is missing: fetch it with {command}")
     return path
 
 
@@ -177,7 +179,7 @@ def _read_lines(path: Path, source: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _read_question(row: dict[str, Any], where: str) -> Question:
     source, answers = row["data_source"], row.get("golden_answers")
-    known = _BY_SOURCE.get(str(source))
+    known = _BY_SOURCE.get(str(source).removeprefix("searchR1_"))  # as verl's copies name them
     if known is None:
         raise DataError(
             f'{where}: "data_source" is {shown(source)}: it takes one of {", ".join(_BY_SOURCE)}'

@@ -6,6 +6,7 @@ in double quotes on the first line of `contents`; a question line is `{"id", "qu
 """
 
 import codecs
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,11 @@ class Passage:
     def contents(self) -> str:
         """Title in double quotes, a newline, the text."""
         return f'"{self.title}"\n{self.text}'
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether there is nothing to read in it."""
+        return not (self.title.strip() or self.text.strip())
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,8 @@ _Row = TypeVar("_Row", bound=BaseModel)
 
 def split_contents(contents: str) -> tuple[str, str]:
     """Return title and text of a `contents` string; a title without quotes is taken as it is."""
-    title, _, text = contents.partition("\n")
+    title, *rest = re.split("\r\n|\r|\n", contents, maxsplit=1)
+    text = rest[0] if rest else ""
     if len(title) > 1 and title[0] == title[-1] == '"':
         title = title[1:-1]
     return title, text

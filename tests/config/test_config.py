@@ -23,8 +23,11 @@ from llds_core.config import (
     methods,
     profiles,
 )
-from llds_core.config.schema import parse_yaml
+from llds_core.config import given as typed
+from llds_core.config.given import parse_yaml
 from llds_core.errors import ConfigError, did_you_mean
+from llds_core.files import project_path
+from llds_core.runs.identity import flat
 
 PACKAGE = Path(str(importlib.resources.files("llds_core")))
 FIELDS = [
@@ -246,7 +249,9 @@ def test_a_replaced_value_is_checked_too() -> None:
         ("training.steps.more=3", INTEGER),
         *((f"training.learning_rate={value}", NUMBER) for value in ("true", "fast")),
         *((f"training.warmstart={value}", BOOLEAN) for value in ("1", "'true'")),
-        ("policy.path=3", "^policy.path is 3: it should be a valid string"),
+        ("service.url=localhost:8000", '"localhost:8000".*service.url.*write it as http'),
+        ("sampler.server_url=http://", '"http://".*sampler.server_url.*write it as http'),
+        *((f"world.seed={value}", "world.seed is") for value in ("1:30", "0o10", "0x10", "1:30.5")),
         *((f"training={value}", "not a section") for value in ("null", "3", "[1]", "text")),
         ("training.updates_per_rollout=7 training.epochs=1", "training.updates_per_rollout=7"),
         ("training.updates_per_rollout=2 training.epochs=4", "training.epochs=4"),
@@ -334,3 +339,64 @@ def test_every_value_is_read_somewhere(section: str, name: str) -> None:
     assert any((owner, name) in READS for owner in owners), (
         f"nothing reads {section}.{name}: use it or remove it"
     )
+
+
+# What users type
+
+
+def test_text_is_taken_to_the_letter() -> None:
+    given = {
+        "dense.query_prefix": "query: ",
+        "dense.passage_prefix": "",
+        "policy.path": "010",
+        "data.folder": "'a: [b'",
+        "rollout.feedback": " null ",
+    }
+    config = flat(load_experiment("smoke/grpo", [f"{k}={v}" for k, v in given.items()]).to_dict())
+    assert {key: config[key] for key in given} == given
+    for missing in ("", "null"):
+        assert load_experiment("smoke/grpo", [f"dense.path={missing}"]).dense.path is None
+
+
+def test_numbers_are_decimal() -> None:
+    config = load_experiment("smoke/grpo", ["training.steps=010", "training.learning_rate=1e-4"])
+    assert (config.training.steps, config.training.learning_rate) == (10, 1e-4)
+    assert parse_yaml("[010, 1_000, -7, 1.5e+3, .5, -.Inf]", "") == [
+        *(10, 1000, -7, 1500.0, 0.5, float("-inf"))
+    ]
+
+
+def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of")
+    keys = ("policy.path", "data.folder", "dense.encoder", "dense.path", "dense.vectors")
+    config = load_experiment("smoke/grpo", [f"{key}=~/x" for key in keys])
+    values = flat(config.to_dict())
+    assert {values[key] for key in keys} == {"/home/of/x"}
+    assert project_path("~/x") == Path("/home/of/x")
+
+
+def test_addresses_have_one_form() -> None:
+    ends = ("", "/", "/retrieve", "/retrieve/")
+    for key in ("service.url", "sampler.server_url"):
+        found = {
+            flat(load_experiment("smoke/grpo", [f"{key}=http://A:1{end}"]).to_dict())[key]
+            for end in ends
+        }
+        assert found == {"http://a:1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("5,6", [5, 6]), (" 5, 6,5", [5, 6]), (30, [30]), ([0, 0, 1], [0, 1]), ("0", [0])],
+)
+def test_seeds_are_read_as_lists(text: object, found: list[int]) -> None:
+    assert typed.numbers(text) == found
+    assert typed.words("a, b,a,") == typed.words(["a", "b", "a"]) == ("a", "b")
+
+
+@pytest.mark.parametrize("bad", ["x", "1:30", "", -1, "-1", 2**63, [1.5], None, ["a"]])
+def test_what_is_no_list_of_seeds_is_one_line(bad: object) -> None:
+    with pytest.raises(ConfigError, match=r"^seed"):
+        typed.numbers(bad)
+    with pytest.raises(ConfigError, match="list of names"):
+        typed.words([3])

@@ -69,6 +69,7 @@ def test_official_changes_what_the_code_did_otherwise_and_nothing_else(
     changed = {key: after[key] for key in after if after[key] != before[key]}
     assert changed.pop("method") == f"{method}@official"
     assert changed.pop("rollout.top_p") == 0.95
+    assert changed.pop("rollout.observation_cut") == "end"
     assert changed.pop("loss.entropy_weight") == 0.001
     assert changed.pop("loss.normalizer") == "all"
     if method.startswith("gspo"):

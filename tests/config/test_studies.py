@@ -169,3 +169,33 @@ def test_the_command_shows_the_queue(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert lines[0].split() == ["arm", "seed", "state", "steps", "of", "minutes"]
     assert lines[1].split()[:3] == ["late", "0", "waiting"]
     assert main([*options, "--arms", "nothing"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"description: caf\xe9", "not valid YAML"),
+        (b"[" * 3000, "not valid YAML"),
+        (b"a: " + b"{a: " * 3000, "not valid YAML"),
+        *(
+            (
+                f"profile: smoke\narms: [{{name: '{name}', method: grpo, seeds: [0]}}]".encode(),
+                "name is",
+            )
+            for name in ("../../../../escape", "/tmp/x", "a/b", "..", "")
+        ),
+        (b"profile: ../x\narms: [{name: a, method: grpo, seeds: [0]}]", "profile is"),
+        (b"profile: smoke\narms: [{name: a, method: grpo, seeds: [-1]}]", "seeds"),
+    ],
+)
+def test_a_file_that_is_no_study_is_one_line(tmp_path: Path, text: bytes, said: str) -> None:
+    (tmp_path / "s.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=said) as error:
+        load_study(str(tmp_path / "s.yaml"))
+    assert "\n" not in str(error.value)
+
+
+def test_repeated_seeds_count_once(tmp_path: Path) -> None:
+    text = "profile: smoke\narms: [{name: a, method: grpo, seeds: [1, 0, 1]}]"
+    (tmp_path / "s.yaml").write_text(text)
+    assert [entry.seed for entry in load_study(str(tmp_path / "s.yaml")).entries()] == [0, 1]

@@ -172,3 +172,25 @@ def test_mistakes_on_the_command_line_end_in_one_line(capsys, tmp_path, argument
     assert main(["evaluate", *arguments, "--run-root", str(tmp_path)]) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert words in line
+
+
+@pytest.mark.parametrize("agent", ["policy", "rag"])
+def test_questions_that_do_not_fit_score_as_unanswered(tmp_path, agent):
+    usual = environment()
+    questions = [
+        replace(q, question=q.question + " x" * 400 * (i % 7 == 0))
+        for i, q in enumerate(usual.world.test)
+    ]
+    odd = replace(usual, world=replace(usual.world, test=tuple(questions)))
+    plan = EvaluationPlan(agent, modes=("greedy", "sampled"), samples=2)
+    evaluate_questions(odd, model(), plan, out=tmp_path)
+    long = {q.id for q in questions if q.question.endswith(" x x")}
+    rows = lines(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["too_long"] == len({r["id"] for r in rows if r["status"] == "too_long"})
+    assert summary["too_long"] >= len(long) > 0
+    for row in rows:
+        assert row["id"] not in long or row["status"] == "too_long"
+        if row["status"] == "too_long":
+            assert (row["prediction"], row["em"]) == (None, 0.0)
+            assert [part["kind"] for part in row["segments"]] == ["prompt"]

@@ -12,6 +12,7 @@ from datasets import Dataset
 from trl import GRPOTrainer
 
 from llds_core.config import PolicyConfig, load_experiment
+from llds_core.retrieval import Hit
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import TAGS, Action, Trajectory
 from llds_core.runs.policies import build_policy, build_tokenizer, load_policy
@@ -69,7 +70,8 @@ def trajectory(
         tokens = random.integers(2, len(TOKENIZER), int(random.integers(2, 9))).tolist()
         start = len(made.completion_ids)
         kind = "answer" if last else "search"
-        action = Action(kind, "x", "x", start, start + len(tokens), executed=not last)
+        hits = () if last else (Hit("p", "", " \n" if index else "text", 1.0),)
+        action = Action(kind, "x", "x", start, start + len(tokens), not last, hits)
         made.add_action(action, tokens, [-1.0] * len(tokens))
         if last:
             made.answer = "a" if reward else "b"
@@ -78,6 +80,7 @@ def trajectory(
         else:
             observed = random.integers(2, len(TOKENIZER), int(random.integers(3, 13)))
             made.add_observation(observed.tolist())
+            made.cut_observations += sample % 2
     made.reward, made.correct = reward, bool(reward)
     return made
 

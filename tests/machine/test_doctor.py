@@ -64,7 +64,7 @@ def write_index_manifest(folder: Path, data: Path, **changes: object) -> None:
         **{"schema_version": 2, "index": "Flat", "vectors": "e5_Flat.index"},
         **{"passages": len(passages), "corpus_hash": passages.hash},
         "encoder_hash": encoder_hash(data / "encoder/e5-base-v2"),
-        **{"passage_prefix": "passage: ", "max_tokens": 256, "half": False},
+        **{"passage_prefix": "passage: ", "max_tokens": 256, "half": True},
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "e5_Flat.index").touch()
@@ -198,10 +198,10 @@ SERVER = "sampler.mode=server"
         case("policy", "holds no tokenizer.json", overrides=("policy.path={data}/broken",)),
         case("index", "Flat.index does not exist", "make data PROFILE=paper-3b; ", index=None),
         case("index", "holds no", "hours on a", overrides=("dense.vectors=null",), index=None),
-        case("index", "holds no finished", "index paper-3b (checks ", index={"index": None}),
+        case("index", "holds no finished", "/e5_Flat.index (checks ", index={"index": None}),
         case("index", "was built with", index={"corpus_hash": "0" * 64}),
         case("index", "was built with", index={"encoder_hash": "0" * 64}),
-        case("index", "was built with", index={"half": True}),
+        case("index", "was built with", index={"half": False}),
         case("index", "holds the index HNSW64, not Flat", index={"index": "HNSW64"}),
         case("index", "schema version 7", index={"schema_version": 7}),
         case(
@@ -244,7 +244,7 @@ def test_a_corpus_that_was_never_read_is_a_warning(
     data: Path, tmp_path: Path, machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_index_manifest(tmp_path / "index", data)
-    monkeypatch.setattr(doctor, "stored_map", lambda path: None)
+    monkeypatch.setattr(doctor, "stored_map", lambda *_: None)
     for health, check, said, fix in (
         (Health("silent"), "index", " passages", "whether it is of this corpus shows when"),
         (Health("ready", identity("other")), "retriever", "other", "whether it is that of the pro"),
@@ -256,6 +256,7 @@ def test_a_corpus_that_was_never_read_is_a_warning(
     machine(ask_health=Health("silent"))
     (finding,) = failures(experiment(data, tmp_path / "index", "dense.path=null"), tmp_path)
     assert finding.found == "the corpus was never indexed here"
+    assert f" paper-3b data.folder={data} dense.encoder=" in finding.fix
 
 
 def test_packages_are_those_the_profile_uses_in_the_versions_it_was_tested_with(

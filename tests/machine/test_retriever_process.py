@@ -152,7 +152,7 @@ def test_what_is_there_instead_is_named(tmp_path: Path, status: int, body: str) 
 def test_nobody_starts_a_service_elsewhere_or_without_its_environment(
     config: ExperimentConfig, tmp_path: Path
 ) -> None:
-    far = load_experiment("paper-3b/grpo", ["service.url=http://127.1.2.3:9"])
+    far = load_experiment("paper-3b/grpo", ["service.url=http://192.0.2.1:9"])
     for which, words in ((far, "not this machine: start it there"), (config, "make retriever-env")):
         held = running_retriever(which, CORPUS, [], tmp_path, environment=tmp_path / "none")
         with pytest.raises(ConfigError, match=words), held:
@@ -163,7 +163,7 @@ def test_a_node_is_known_without_its_domain(monkeypatch: pytest.MonkeyPatch) -> 
     assert local_address(f"http://{socket.gethostname()}:8000") is not None
     monkeypatch.setattr(socket, "gethostname", lambda: "node7.cluster.example")
     assert local_address("http://node7:8000") == ("node7", 8000)
-    for url in ("http://node8:8000", "http://127:8000", "http://127.1.2.3:9"):
+    for url in ("http://node8:8000", "http://127:8000", "http://192.0.2.1:9"):
         assert local_address(url) is None
 
 

@@ -10,7 +10,8 @@ import pytest
 from llds_core.errors import ConfigError, DataError, RunError
 from llds_core.files import project_path
 from llds_core.reporting.notebooks import report, run_notebook
-from llds_core.reporting.store import load_run
+from llds_core.reporting.store import load_run, load_runs, study_runs
+from llds_core.study.runner import ensure_runs
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -150,3 +151,43 @@ def test_paths_count_from_the_project_also_when_opened_in_its_folder(monkeypatch
         monkeypatch.chdir(folder)
         assert project_path("results/runs") == root / "results" / "runs"
     assert project_path(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("metadata", "mark"),
+    [
+        ({"kernelspec": {"name": "python3", "display_name": "Python 3"}}, ""),
+        ({}, "\ufeff"),
+        ({"kernelspec": {"name": "ir", "display_name": "R", "language": "R"}}, ""),
+    ],
+)
+def test_a_notebook_saved_by_another_editor_runs(tmp_path, metadata, mark) -> None:
+    cells = [nbformat.v4.new_code_cell("seeds: list = [0]", metadata={"tags": ["parameters"]})]
+    cells.append(nbformat.v4.new_code_cell("print(seeds)"))
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+    (tmp_path / "n.ipynb").write_text(mark + nbformat.writes(notebook), "utf-8")
+    executed, _ = run_notebook(tmp_path / "n.ipynb", {"seeds": [5]}, tmp_path / "out")
+    assert code_cells(executed)[-1].outputs[0].text == "[5]\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "3", '{"cells": 3, "nbformat": 4}', "\x00", "[" * 5000]
+)
+def test_what_is_no_notebook_is_one_line(tmp_path, text) -> None:
+    (tmp_path / "n.ipynb").write_text(text)
+    with pytest.raises(DataError, match="is not a notebook") as error:
+        run_notebook(tmp_path / "n.ipynb", {}, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("methods", "seeds"), [("grpo", "0"), (["grpo", "grpo"], 0), ("grpo,", [0, 0])]
+)
+def test_lists_of_a_notebook_may_be_text(smoke_runs, methods, seeds) -> None:
+    named = ("smoke", methods, seeds)
+    for found in (
+        load_runs(smoke_runs, *named),
+        study_runs(*named, smoke_runs),
+        ensure_runs(*named, smoke_runs),
+    ):
+        assert [(run.method, run.seed) for run in found] == [("grpo", 0)]

@@ -85,3 +85,11 @@ def test_every_run_answers_after_the_start_policy(smoke_runs):
     assert all(trajectory.actions for _, _, trajectory in shown)
     texts = [text for _, _, trajectory in shown for _, text in blocks(trajectory)]
     assert trajectory_table(shown)["text"].tolist() == texts
+
+
+def test_accepted_answers_are_shown_visibly() -> None:
+    gold = "Pa\x1b[31mris\u202e\ud800"
+    shown = Trajectory(Question("q", gold, (gold,)), 0, [1], stop_reason="answer", answer="x")
+    for text in (outcome(shown), to_ansi(shown, color=False), to_html(shown)):
+        assert not {"\x1b", "\u202e", "\ud800"} & {*text}
+        assert "Pa\\x1b[31mris\\u202e\\ud800" in text

@@ -11,6 +11,7 @@ from llds_core.errors import ConfigError
 from llds_core.retrieval.bm25 import BM25Retriever
 from llds_core.worlds.atlas import build_atlas
 from llds_core.worlds.records import Passage
+from llds_core.worlds.text import search_words, words
 
 PASSAGES = (
     Passage("1", "São Paulo", "A city in Brazil."),
@@ -150,3 +151,28 @@ def test_searches_of_the_desk_world_find_their_passage():
             for step, row in zip(steps, found, strict=True)
         ]
         assert sum(hits) > 0.99 * len(hits)
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("北京是中华人民共和国的首都", "中华人民共和国的首都"),
+        ("กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย", "เมืองหลวง"),
+        ("東京は日本の首都です", "日本の首都"),
+        ("नई दिल्ली भारत की राजधानी है", "राजधानी"),
+        ("서울은 대한민국의 수도이다", "수도이다"),
+        ("Việt Nam", "viet nam"),
+    ],
+)
+def test_scripts_without_spaces_and_with_marks_are_found(text: str, query: str) -> None:
+    others = ("上海是一个城市", "दिल", "か", "other")
+    corpus = [Passage(other, "", other) for other in others]
+    engine = BM25Retriever([*corpus, Passage("p", "", text)])
+    assert [hit.id for hit in engine.search([query], 1)[0]] == ["p"]
+
+
+def test_letters_keep_the_marks_that_make_them_others() -> None:
+    assert search_words("हिन्दी São 東京2020 がぎ") == [
+        *("हिन्दी", "sao", "東", "京", "東京", "2020", "が", "ぎ", "がぎ")
+    ]
+    assert search_words("N'Djamena 1,200 São_Tomé") == words("N'Djamena 1,200 São_Tomé")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from services import ENGINE, IDENTITY, Recorder, Scripted, running
 
+from llds_core.config.given import address
 from llds_core.errors import ConfigError, LLDSError, RetrieverChangedError, RetrieverError
 from llds_core.retrieval import Hit, ask_health
 from llds_core.retrieval.client import IDENTITY_HEADER, UNKNOWN, local_address
@@ -45,12 +46,12 @@ def test_hits_survive_the_journey() -> None:
 
         @settings(max_examples=40, deadline=None)
         @given(
-            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n")),
+            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n")),
             st.text(st.characters(exclude_categories=["Cs"])),
             st.floats(allow_nan=False, allow_infinity=False),
         )
         def survives(title: str, text: str, score: float) -> None:
-            engine.hits = [Hit("id", title, text, score), Hit("é", "t", "", -score)]
+            engine.hits = [Hit("id", title, text, abs(score)), Hit("é", "t", "", -abs(score))]
             assert client.search(["a"], 2) == [engine.hits]
 
         survives()
@@ -130,7 +131,6 @@ PASSING = {
     "too deep": says(200, b"[" * 100_000),
     "another object": says(200, b'{"hits": []}'),
     "too few results": says(200, answers([[item()]])),
-    "too many passages": says(200, answers([[item()] * 3, []])),
     "documents without scores": says(200, answers([[], [{"id": "p", "contents": "x"}]])),
     "no id": says(200, answers([[], [item(document={"id": None})]])),
     "a true score": says(200, answers([[], [item(score=True)]])),
@@ -278,3 +278,33 @@ def test_health_is_asked_without_patience(url, status: int, body: bytes, state: 
         assert ask_health(other).state == state
         if b"UP" in body:
             assert client_of(other).identity == UNKNOWN
+
+
+def test_answers_are_put_right_where_the_contract_leaves_them_open(caplog) -> None:
+    """No score, no id, more than asked, out of order, repeated, oversize: each is said once."""
+    bare = [
+        {"document": {"contents": f'"{name}"\r\nThe capital'}} for name in ("Paris", "Rome", "Oslo")
+    ]
+    mixed = [item(document={"id": "a"}, score=1), item(document={"id": "b"}, score=2)]
+    mixed += [
+        item(document={"id": "b"}, score=2),
+        item(document={"id": "c", "contents": "x" * 200_000}),
+    ]
+    given = [(404, {}, b""), *((200, {}, answers([rows])) for rows in (bare, mixed, bare, mixed))]
+    with Scripted(*(lambda *_, one=one: one for one in given)).serve() as url:
+        client = client_of(url)
+        found = [client.search([query], 2)[0] for query in "abcd"]
+    assert [[hit.title for hit in hits] for hits in found[::2]] == [["Paris", "Rome"]] * 2
+    assert found[0][0].score > found[0][1].score and found[0][0].text == "The capital"
+    assert [hit.id for hit in found[1]] == ["b", "a"]
+    for said in ("no scores", "out of order", "repeats", "more than 100000 characters"):
+        assert caplog.text.count(said) == 1
+
+
+def test_one_normalisation_of_addresses(url) -> None:
+    port = url.rpartition(":")[2]
+    assert {address(url + end) for end in ("", "/", "/retrieve", "/retrieve/")} == {url}
+    assert ask_health(f"{url}/").state == "ready"
+    for host in ("127.0.0.1", "127.0.0.2", "0.0.0.0", "localhost", "[::1]"):
+        assert local_address(f"http://{host}:{port}/retrieve") == (host.strip("[]"), int(port))
+    assert local_address("http://192.0.2.1:80") is None

@@ -81,6 +81,9 @@ def test_any_text_has_a_vector_of_length_1(encoder: Encoder) -> None:
     vectors = encoder.encode_queries(texts)
     assert np.isfinite(vectors).all()
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    # What spells a control token is text, which this encoder reads in lower case.
+    control, text = encoder.encode_queries(["a [SEP] b [PAD]", "a [sep] b [pad]"])
+    np.testing.assert_allclose(control, text, atol=2e-6)
 
 
 def test_rows_are_scaled_to_length_1() -> None:

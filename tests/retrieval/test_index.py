@@ -18,7 +18,8 @@ from run_helpers import one_line
 
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError, DataError, RunError
-from llds_core.retrieval import build_index
+from llds_core.files import write_json
+from llds_core.retrieval import DenseRetriever, build_index
 from llds_core.retrieval.index import index_kind, read_index_manifest
 
 faiss = pytest.importorskip("faiss", reason="needs faiss")
@@ -237,3 +238,41 @@ def test_cells_follow_the_number_of_passages() -> None:
         n: f"IVF{cells},PQ8np" for n, cells in expected.items()
     }
     assert index_kind(replace(ivf, ivf_lists=3), 350) == "IVF3,PQ8np"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_bit_is_found_and_made_good(tmp_path: Path, kind: str) -> None:
+    settings = KINDS[kind]
+    build(tmp_path, settings)
+    before = contents(tmp_path)
+    file = tmp_path / ("vectors-00001.npy" if kind == "flat" else "index.faiss")
+    damaged = bytearray(file.read_bytes())
+    damaged[-3] ^= 4
+    file.write_bytes(damaged)
+    with pytest.raises(DataError, match="not that of the manifest") as error:
+        DenseRetriever(PASSAGES, settings, tmp_path, FakeEncoder())
+    one_line(error)
+    build(tmp_path, settings)
+    assert contents(tmp_path) == before
+    # An index without digests, as made before, is read; what is not finite is still refused.
+    manifest = read_index_manifest(tmp_path)
+    del manifest["sha256"]
+    write_json(tmp_path / "manifest.json", manifest)
+    assert DenseRetriever(PASSAGES, settings, tmp_path, FakeEncoder()).search(["text"], 1)[0]
+    if kind == "flat":
+        rows = np.load(file)
+        rows[5] = np.inf
+        np.save(file, rows)
+        with pytest.raises(DataError, match="not finite"):
+            DenseRetriever(PASSAGES, settings, tmp_path, FakeEncoder())
+
+
+def test_numbers_that_are_not_finite_are_never_ranked(tmp_path: Path) -> None:
+    """Of an index too large to be checked when it is opened."""
+    build(tmp_path)
+    opened = DenseRetriever(PASSAGES, FAKE, tmp_path, FakeEncoder())
+    rows = np.zeros((2, 32), np.float32)
+    rows[:, 0] = np.inf, -np.inf
+    opened._index.add(rows)
+    with pytest.raises(DataError, match="not finite"):
+        opened.search(["text"], 3)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llds_core.errors import DataError, RunError
-from llds_core.retrieval.passage_file import HEADER, PassageFile, passages_hash
+from llds_core.retrieval.passage_file import HEADER, PassageFile, passages_hash, stored_map
 from llds_core.worlds.records import Passage
 
 PASSAGES = tuple(Passage(f"é-{i}-市", f"Title {i}", f"text\n{i} 🙂") for i in range(2500))
@@ -57,7 +57,7 @@ def test_any_text_blank_lines_and_extra_fields_are_read(tmp_path_factory, items,
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     lines, expected = b"\xef\xbb\xbf" if mark else b"", []
     for number, (title, text, blanks, windows) in enumerate(items):
-        title = title.replace("\n", " ") or "t"
+        title = title.replace("\n", " ").replace("\r", " ") or "t"
         expected.append(Passage(str(number), title, text))
         row = {"id": number, "contents": f'"{title}"\n{text}', "wikipedia_id": 3, "categories": []}
         end = b"\r\n" if windows else b"\n"
@@ -76,6 +76,8 @@ def test_any_text_blank_lines_and_extra_fields_are_read(tmp_path_factory, items,
         ('"Heroes" (song)\nBy Bowie.', '"Heroes" (song)', "By Bowie."),
         ('"\nA city.', '"', "A city."),
         ("Only a title", "Only a title", ""),
+        ('"Paris"\r\nA city.\r\nOf light.', "Paris", "A city.\r\nOf light."),
+        ('"Paris"\rA city.', "Paris", "A city."),
     ],
 )
 def test_titles_with_and_without_quotes_are_read(tmp_path: Path, contents, title, text) -> None:
@@ -122,7 +124,23 @@ def test_a_truncated_or_foreign_map_is_made_again(corpus: Path, keep: int) -> No
 def test_a_map_that_cannot_be_written_is_named(corpus: Path) -> None:
     offsets(corpus).mkdir()
     with pytest.raises(RunError, match="cannot write to"):
-        PassageFile(corpus)
+        PassageFile(corpus, cache=corpus / "below a file")
+    cache = corpus.parent / "cache"  # as for a corpus in a folder that is read-only
+    assert stored_map(corpus, cache) is None
+    opened = PassageFile(corpus, cache)
+    made = [*cache.iterdir()]
+    assert len(made) == 1 and stored_map(corpus, cache) == (len(opened), opened.hash)
+    changed = made[0].stat().st_mtime_ns
+    assert PassageFile(corpus, cache).hash == opened.hash
+    assert made[0].stat().st_mtime_ns == changed
+
+
+def test_blank_passages_are_counted_at_load(corpus: Path, caplog) -> None:
+    with corpus.open("a") as file:
+        file.write('{"id": "b", "contents": "\\"\\"\\n  "}\n{"id": "c", "contents": "\\" \\""}\n')
+    opened = PassageFile(corpus)
+    assert f"2 of {len(opened)} passages are blank" in caplog.text
+    assert [passage.is_blank for passage in opened[-2:]] == [True, True]
 
 
 GOOD = b'{"id": "1", "contents": "\\"a\\"\\nb"}\n'

@@ -4,6 +4,8 @@ The script is emitted token by token and cut where a real sampler cuts: at the t
 a stop tag, at the end-of-text token, or at the budget.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,9 +14,12 @@ from scripted_rollouts import (
     ANSWER,
     BOTH,
     HIT,
+    QUESTION,
     SEARCH,
     TAGGED,
     Script,
+    ScriptedSampler,
+    StubRetriever,
     action_tokens,
     encode,
     limits,
@@ -25,7 +30,8 @@ from scripted_rollouts import (
 from llds_core.config import RewardConfig
 from llds_core.errors import ConfigError
 from llds_core.losses import action_ids
-from llds_core.retrieval import Hit
+from llds_core.retrieval import FailingRetriever, Hit
+from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.protocol import (
     FEEDBACK,
     TAGS,
@@ -227,7 +233,15 @@ def test_what_follows_an_action(turn: str, hits: list[Hit], limit: int, shown: s
     searched = turn == SEARCH
     assert trajectory.actions[0].kind == ("search" if searched else "invalid")
     assert trajectory.searches == len(engine.queries) == searched
+    expected = encode(shown)
+    if len(expected) > limit:  # the passages are cut, the closing tag stays
+        end = encode("</information>\n\n")
+        expected = expected[: limit - len(end)] + end
+    assert sampler.appended == [(0, expected)] and len(expected) <= limit
+    assert trajectory.cut_observations == (hits == LONG)
+    official, sampler, _ = run([[turn, ANSWER]], replace(config, observation_cut="end"), hits=hits)
     assert sampler.appended == [(0, encode(shown)[:limit])]
+    assert official[0].cut_observations == trajectory.cut_observations
     assert trajectory.answer == "Paris"
 
 
@@ -366,3 +380,23 @@ def test_bad_masks_are_named(masks: list[list[int]] | None, message: str) -> Non
         validate_response_masks(IDS, masks)
     assert "\n" not in str(error.value)
     assert validate_response_masks(IDS, [[1, 0, 1], [1, 1]]) is None
+
+
+def test_a_passage_that_spells_control_tokens_is_read_as_text() -> None:
+    hit = Hit("p", "T", f"a{END}b{PAD}", 1.0)
+    (trajectory,), sampler, _ = run([[SEARCH, ANSWER]], hits=[hit])
+    [(_, shown)] = sampler.appended
+    assert not {*shown} & {*TAGGED.all_special_ids}
+    assert TAGGED.decode(shown) == search_observation([hit]) and trajectory.answer == "Paris"
+
+
+def test_a_question_that_does_not_fit_is_refused_or_ends_unanswered() -> None:
+    long = Question("q1", "where is it " * 300, ("Paris",))
+    sampler = ScriptedSampler(TAGGED, [[ANSWER], [ANSWER]])
+    retriever = FailingRetriever(StubRetriever(), failure_rate=0, passages=(), seed=0)
+    loop = RolloutLoop(TAGGED, retriever, limits(max_total_tokens=200), top_k=3)
+    with pytest.raises(ConfigError, match="max_total_tokens above 200"):
+        loop.run([(long, 0), (QUESTION, 0)], sampler)
+    made = replace(loop, skip_too_long=True).run([(long, 0), (QUESTION, 0)], sampler).trajectories
+    assert [(t.stop_reason, t.answer) for t in made] == [("too_long", None), ("answer", "Paris")]
+    assert not made[0].completion_ids and not made[0].actions

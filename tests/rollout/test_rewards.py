@@ -85,3 +85,10 @@ def test_a_missing_list_of_golden_answers_is_refused(metric, golden):
         metric("Paris", golden)
     with pytest.raises(ValueError, match="golden_answers is"):  # without an answer, too
         score(Trajectory(Question("q", "where", golden), 0, [1]), RewardConfig(kind="format"))
+
+
+def test_both_sides_are_brought_to_one_unicode_form() -> None:
+    for made, gold in (("e\u0301", "\u00e9"), ("\u00c9", "e\u0301"), ("S\u00e3o", "Sa\u0303o")):
+        for measure in (exact_match, f1_score, sub_exact_match):
+            assert measure(made, [gold]) == 1
+    assert exact_match("e", ["\u00e9"]) == 0

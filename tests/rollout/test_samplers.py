@@ -290,3 +290,13 @@ def test_sampling_needs_something_to_draw_from():
     with pytest.raises(ValueError, match=r"temperature is 1\.0: pass a generator or streams"):
         TransformersSampler(MODEL, TOKENIZER, None)
     TransformersSampler(MODEL, TOKENIZER, None, temperature=0.0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_ids_that_the_tokenizer_lacks_are_never_sampled(temperature: float) -> None:
+    """Also in what their probabilities leave to others: the trainer scores without them, too."""
+    wide = torch.zeros(64, VOCAB + 5)
+    wide[:, VOCAB:] = 50.0
+    ids, logprobs = sampler(temperature=temperature).pick(wide)
+    assert ids.max() < VOCAB
+    assert torch.allclose(logprobs, torch.tensor(1 / VOCAB).log(), atol=TOLERANCE)

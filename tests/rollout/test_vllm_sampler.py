@@ -1,5 +1,6 @@
 """The vLLM sampler against recorded engine output, and its engines against TRL's interface."""
 
+import dataclasses
 import sys
 import threading
 import types
@@ -305,3 +306,10 @@ def test_a_failing_server_is_one_line() -> None:
     with pytest.raises(SamplerError, match="400") as error:
         ServerEngine(Broken(), lambda: None).generate(REQUESTS, OPTIONS)
     assert "\n" not in str(error.value)
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_asked_for() -> None:
+    plain = sampler(Recorded())
+    assert "logit_bias" not in plain.options
+    biased = dataclasses.replace(plain, unused=range(400, 403)).options["logit_bias"]
+    assert biased == {400: -100.0, 401: -100.0, 402: -100.0}

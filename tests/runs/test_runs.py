@@ -281,7 +281,7 @@ def test_a_collapsed_run_is_complete_only_for_who_stops_there(tmp_path: Path) ->
     stopping = load_experiment("smoke/grpo", ["diagnostics.stop_after_collapse=true"])
     run = Run(stopping, 0, tmp_path)
     with RunDirectory(run.path, stopping, 0, command="again") as directory:
-        directory.append_metrics({"step": 1})
+        directory.append_metrics({"step": 1, "reward": 0.0})
         directory.collapsed = True
     assert run.manifest()["status"] == "collapsed"
     assert run.is_complete() and not Run(CONFIG, 0, tmp_path).is_complete()

@@ -8,8 +8,11 @@ from typing import Any
 
 import httpx
 import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from files_world import write_files_world
 from given_policies import save_llama
 from huggingface_hub import errors as hub_errors
 from run_helpers import one_line
@@ -24,6 +27,7 @@ from llds_core.runs.checkpoints import checkpoint_path
 from llds_core.runs.policies import given_policy, load_policy, policy_digest
 from llds_core.training.experiment import train
 from llds_core.training.warmstart import start_policy, warmstart
+from llds_core.worlds.question_sets import MIX_FILE
 
 _SMALL = (
     *("training.steps=2", "training.updates_per_rollout=2", "training.epochs=1"),
@@ -183,3 +187,29 @@ def test_a_model_of_the_hub_is_taken_from_its_cache(
     config = load_experiment("smoke/grpo", ["policy.path=owner/model"])
     assert given_policy(config, tmp_path) == tmp_path / "snapshot"
     assert "*.safetensors" in asked["owner/model"] and "config.json" in asked["owner/model"]
+
+
+def test_questions_that_do_not_fit_are_named_before_the_first_step(
+    llama: Path, tmp_path: Path
+) -> None:
+    write_files_world(tmp_path / "data", train=6)
+    mix = tmp_path / "data" / MIX_FILE
+    rows = pq.read_table(mix).to_pylist()
+    rows[3]["question"] += " where" * 1100
+    pq.write_table(pa.Table.from_pylist(rows), mix)
+    options = ("world.name=files", f"data.folder={tmp_path / 'data'}", "training.steps=6")
+    stopped, run = (
+        run_from(llama, tmp_path / "runs", *options, f"data.too_long={choice}")
+        for choice in ("error", "skip")
+    )
+    with pytest.raises(ConfigError) as error:
+        train(stopped)
+    assert one_line(error).startswith(
+        "1 of 11 training questions (nq/row_3) do not fit into rollout.max_total_tokens=1100: "
+    )
+    assert stopped.metrics() == [] and "data.too_long=skip" in str(error.value)
+    train(run)
+    assert len(run.metrics()) == 6
+    # Every other question came once before any came again.
+    asked = [row["question"] for row in read_trajectories(run.path)]
+    assert len({*asked}) == 10 and not any("where where" in question for question in asked)

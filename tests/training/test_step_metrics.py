@@ -167,7 +167,10 @@ def test_counts_come_from_the_trajectories(steps: list[dict[str, Any]]) -> None:
         assert row["observation_length"] == mean([one.response_mask.count(0) for one in made])
         assert row["failed_searches"] == 0.0
         executed = [action for one in made for action in one.actions if action.executed]
-        assert row["empty_searches"] == mean([float(not action.hits) for action in executed])
+        blank = [all(hit.is_blank for hit in action.hits) for action in executed]
+        assert row["empty_searches"] == mean([*map(float, blank)]) and {*blank} == {False, True}
+        cut = sum(one.cut_observations for one in made)
+        assert row["cut_observations"] == pytest.approx(cut / len(executed)) and cut
         assert row["rollout_seconds"] == 0.5
         assert row["zero_variance_groups"] == 0.25
         assert 0.0 < row["padding"] < 0.5

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from recorded import NoPenaltyCode, Recorded, run
-from scripted import largest_difference, policy, settings, stock, trajectories, weights
+from scripted import TOKENIZER, largest_difference, policy, settings, stock, trajectories, weights
 from trl.trainer import grpo_trainer as trl_module
 
 from llds_core.losses import (
@@ -19,6 +19,7 @@ from llds_core.losses import (
 )
 from llds_core.losses.mismatch import MODES
 from llds_core.seeding import torch_generator
+from llds_core.training.policy_head import add_policy_head, policy_labels
 from llds_core.training.trainer import SearchGRPOTrainer
 
 
@@ -254,3 +255,18 @@ def test_batches_carry_every_trajectory_once_an_epoch_with_its_own_tokens(tmp_pa
                 answer = batch["answer_mask"][position].nonzero().flatten().tolist()
                 assert answer == list(range(*one.answer_span))
         assert sorted(seen) == list(range(16))
+
+
+def test_rows_of_the_embedding_that_are_no_tokens_take_no_probability() -> None:
+    plain, wide, count = policy(), policy(), len(TOKENIZER)
+    wide.resize_token_embeddings(count + 5, mean_resizing=False)
+    with torch.no_grad():
+        wide.get_output_embeddings().weight[count:] = 9.0
+    ids = torch.arange(2, 22)[None]
+    labels = policy_labels(ids, torch.ones(1, 12))
+    scores = []
+    for model in (plain, wide):
+        add_policy_head(model, vocabulary=count)
+        scores.append(model(input_ids=ids, policy_labels=labels))
+    for name in ("log_probs", "entropy"):
+        torch.testing.assert_close(scores[1][name], scores[0][name], rtol=0, atol=1e-5)

@@ -142,3 +142,11 @@ def test_prompts_that_share_no_wording_are_refused(tmp_path, texts, complaint):
     with pytest.raises(DataError, match=complaint) as error:
         published_prompt(asking(tmp_path, *texts))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("source", ["searchR1_nq", "nq"])
+def test_sources_are_read_under_the_names_of_verls_copies(tmp_path, source: str) -> None:
+    rows = [{"id": "1", "question": "where?", "golden_answers": ["Paris"], "data_source": source}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    [question] = load_questions(tmp_path / "train.parquet", 1)
+    assert (question.id, question.metadata["kind"]) == ("nq/1", "nq")

@@ -1,0 +1,221 @@
+"""Run folders and checkpoints that something else has damaged, disks and file systems that refuse,
+and signals: one line that names what is wrong, and nothing is lost.
+"""
+
+import errno
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from run_helpers import CONFIG, one_line
+
+from llds_core.__main__ import main
+from llds_core.errors import CheckpointError, DataError, LLDSError, RunError
+from llds_core.files import locked
+from llds_core.runs import Run, RunDirectory, read_manifest, read_metrics
+from llds_core.runs.checkpoints import (
+    check_checkpoint,
+    checkpoint_steps,
+    read_checkpoint_extra,
+    remove_leftovers,
+)
+
+
+def begun(root: Path) -> Path:
+    """A run of one step."""
+    run = Run(CONFIG, 0, root)
+    with RunDirectory(run.path, CONFIG, 0, command="again") as directory:
+        directory.append_metrics({"step": 1, "reward": 0.5})
+    return run.path
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("config", None), ("config", []), ("status", 7), ("seed", "0"), ("seed", True)),
+        *(("resumed", 3), ("config_hash", 1), ("method", None), ("best_step", "x")),
+    ],
+)
+def test_a_manifest_with_a_wrong_type_is_named(tmp_path: Path, key: str, value: object) -> None:
+    path = begun(tmp_path)
+    manifest = read_manifest(path) | {key: value}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    for use in (Run(CONFIG, 0, tmp_path).is_complete, lambda: RunDirectory(path, CONFIG, 0)):
+        with pytest.raises(DataError, match=f"manifest.json.*{key} is") as error:
+            use()
+        one_line(error)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "metrics.jsonl"])
+def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path, name: str) -> None:
+    path = begun(tmp_path)
+    (path / name).unlink()
+    (path / name).mkdir()
+    with pytest.raises(DataError, match=name) as error:
+        (read_manifest if name == "manifest.json" else read_metrics)(path)
+    one_line(error)
+
+
+def test_a_row_without_its_reward_is_named(tmp_path: Path) -> None:
+    path = begun(tmp_path)
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2}\n{"step": 3, "reward": 1}\n')
+    with pytest.raises(DataError, match=r'metrics.jsonl:2 has no number "reward"') as error:
+        Run(CONFIG, 0, tmp_path).metrics()
+    one_line(error)
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((name, None) for name in ("config.json", "trainer_state.json", "optimizer.pt")),
+        *((name, b'{"a": ') for name in ("config.json", "trainer_state.json", "extra.json")),
+        *((name, b"[]") for name in ("trainer_state.json", "extra.json")),
+        ("optimizer.pt", b"PK\x05\x06" + bytes(18)),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_before_it_is_loaded(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    for whole in ("config.json", "trainer_state.json", "extra.json"):
+        (tmp_path / whole).write_text("{}")
+    header = b'{"__metadata__":{}}'
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    for archive in ("scheduler.pt", "rng_state.pth", "optimizer.pt"):
+        with zipfile.ZipFile(tmp_path / archive, "w") as file:
+            file.writestr("data", "x")
+    check_checkpoint(tmp_path)
+    (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=name) as error:
+        check_checkpoint(tmp_path)
+    one_line(error)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"nonfinite_in_a_row": "x"}'])
+def test_extra_state_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "extra.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"extra\.json"):
+        read_checkpoint_extra(tmp_path, "nonfinite_in_a_row")
+
+
+def test_files_in_place_of_folders(tmp_path: Path) -> None:
+    (tmp_path / ".partial-3").touch()
+    (tmp_path / "step-000003").touch()
+    remove_leftovers(tmp_path)
+    assert checkpoint_steps(tmp_path) == [] and not (tmp_path / ".partial-3").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="file, not a folder"):
+        remove_leftovers(tmp_path / "file")
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RunError, match="cannot write to") as error:
+            RunDirectory(Run(CONFIG, 0, root).path, CONFIG, 0)
+        one_line(error)
+
+
+# Locks, disks
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch, number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    for take in (lambda: locked(tmp_path / "lock"), lambda: begun(tmp_path)):
+        with pytest.raises(
+            RunError, match=r"file system without locks \(.* at /.*--run-root"
+        ) as error:
+            take()
+        one_line(error)
+
+
+def test_a_full_disk_leaves_the_first_error_and_the_status(tmp_path: Path, capsys) -> None:
+    """The log stands on a full device, as all of a run's files do on a full disk."""
+    run = Run(CONFIG, 0, tmp_path)
+    run.path.mkdir(parents=True)
+    (run.path / "log.txt").symlink_to("/dev/full")
+    with pytest.raises(RunError, match="no room"), RunDirectory(run.path, CONFIG, 0) as directory:
+        assert (run.path / ".reserve").stat().st_size
+        directory._log.handle(_record())
+        raise RunError("no room")
+    assert read_manifest(run.path)["status"] == "failed" and not (run.path / ".reserve").exists()
+    assert capsys.readouterr().err == ""
+    (run.path / "log.txt").unlink()
+    with RunDirectory(run.path, CONFIG, 0):
+        pass
+    assert read_manifest(run.path)["status"] == "complete"
+
+
+def _record() -> logging.LogRecord:
+    return logging.LogRecord("llds_core", logging.INFO, "", 0, "x" * 100, (), None)
+
+
+# Signals
+
+_RUNNING = """
+import os, signal, sys, time
+from pathlib import Path
+from llds_core import __main__ as program
+from llds_core.training import experiment
+
+def slow(run):
+    with experiment.RunDirectory(run.path, run.config, run.seed, command="again"):
+        print("ready", flush=True)
+        time.sleep(60)
+
+experiment.train = slow
+sys.exit(program.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "sent", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT], [signal.SIGHUP]]
+)
+def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, sent: list[int]) -> None:
+    words = ["train", "smoke/grpo", "--run-root", str(tmp_path)]
+    child = subprocess.Popen(
+        [sys.executable, "-c", _RUNNING, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.readline() == "ready\n"
+    for number in sent:
+        child.send_signal(number)
+        time.sleep(0.01)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 130 and "Traceback" not in said
+    assert said.strip().splitlines()[-1].startswith("stopped; to continue: ")
+    assert " ".join(words) in said
+    assert read_manifest(Run(CONFIG, 0, tmp_path).path)["status"] == "interrupted"
+
+
+# Advice
+
+
+def test_advice_names_the_folder_of_runs_and_the_overrides(tmp_path: Path) -> None:
+    root = tmp_path / "other runs"
+    run = Run.load("smoke/grpo", 3, root, ["training.steps=2"])
+    for which in ("start", "best"):
+        with pytest.raises(LLDSError) as error:
+            run.checkpoint(which)
+        assert f"training.steps=2 --run-root '{root}'" in one_line(error).replace("--seed 3 ", "")
+
+
+def test_a_policy_too_large_for_this_machine_is_refused_by_arithmetic(
+    tmp_path: Path, capsys
+) -> None:
+    words = ["train", "smoke/grpo", "policy.hidden_size=100000000", "--run-root", str(tmp_path)]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "policy.hidden_size=100000000" in said and "GiB" in said
