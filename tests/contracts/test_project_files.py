@@ -84,7 +84,7 @@ def test_gpu_packages_come_where_gpus_are_to_be_used(
 ) -> None:
     said = _dry_run(*words.split(), f"ENV={tmp_path}", "ACTIVE=")
     assert f'-e ".[{extra},dev,smol]"' in said
-    assert f'touch "{tmp_path}/.llds-core-{extra.replace(",", "+")}-' in said
+    assert f"touch {tmp_path}/.llds-core-{extra.replace(',', '+')}-" in said
 
 
 def test_cpu_packages_are_not_written_over_gpu_packages(tmp_path: Path) -> None:
