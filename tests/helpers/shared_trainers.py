@@ -42,6 +42,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "batch-std": ("loss.advantage_std=batch", "loss.kl_weight=0.02", "loss.kl_clamp=0.0005"),
     "gspo": ("loss.aggregate=seq-mean-token-mean", "loss.ratio=sequence"),
     "constant": ("loss.aggregate=constant",),
+    "batch-mean": ("loss.advantage_mean=batch", "loss.advantage_std=batch"),
+    "lp-reg": ("loss.lp_reg_weight=9", "loss.lp_reg_share=0.9", "loss.kl_weight=0"),
 } | {
     f"{gate}-{normalizer}": (f"loss.gate={gate}", f"loss.normalizer={normalizer}", *_PENALTY)
     for gate, normalizer in (("action", "preserved"), ("response", "preserved"), ("token", "all"))
@@ -175,8 +177,8 @@ class WholeGradients(SearchGRPOTrainer):
     def _keep(self, row: dict[str, Any], made: list[Any]) -> None:
         self.row = row | {"trajectories": len(made)}
 
-    def _forward(self, model: Any, micro: dict[str, Any]) -> Any:
-        output = super()._forward(model, micro)
+    def _forward(self, model: Any, micro: dict[str, Any], *also: Any) -> Any:
+        output = super()._forward(model, micro, *also)
         self.scores.append(output.log_probs.detach())
         return output
 
@@ -273,6 +275,7 @@ _OF_A_RESPONSE = {"loglik_change_correct", "loglik_change_incorrect"}
 # Means of many numbers. Everything else is counted, and equal.
 _MEANS = {name for name in METRICS if name.startswith("loglik_")} - _OF_A_RESPONSE
 _MEANS |= {"entropy", "kl", "hidden_similarity", "loss", "llds_penalty", "answer_weight"}
+_MEANS |= {"lp_reg_penalty"}
 _MEANS |= {"grad_norm", "grad_norm_max"}
 
 
