@@ -117,9 +117,11 @@ def test_sparse_proxies_give_the_penalty_of_whole_distributions(
     assert trainer.found == pytest.approx([value, second[0]], abs=1e-6, rel=1e-4)
     assert second[0] > value > 0 and min(held, second[1]) > 3  # the proxy is that of the rollout
     expected = {n: g + 50 * gradient[n] for n, g in without.gradients[0].items()}
-    largest = max(g.abs().max().item() for g in expected.values())
-    for n, found in trainer.gradients[0].items():  # of three passes
-        torch.testing.assert_close(found, expected[n], atol=3 * PASS * largest, rtol=0)
+    # Three passes round; parts may cancel, so that the size of the terms is that of the parts.
+    parts = (without.gradients[0].values(), [50 * g for g in gradient.values()])
+    size = sum(max(g.abs().max().item() for g in part) for part in parts)
+    for n, found in trainer.gradients[0].items():
+        torch.testing.assert_close(found, expected[n], atol=3 * PASS * size, rtol=0)
 
 
 class WithLogits(Recorded):
