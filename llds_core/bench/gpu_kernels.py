@@ -16,6 +16,7 @@ from llds_core.training.policy_head import add_policy_head, policy_labels
 from llds_core.training.unpadded import forward_unpadded, use_unpadded_attention
 
 _EPS = torch.finfo(torch.float32).eps
+_WIDTHS = range(252, 261)  # 256 among them, which kernels like best
 _EPS_16 = torch.finfo(torch.bfloat16).eps
 
 
@@ -106,46 +107,61 @@ def _check_head(
 def _check_forward(
     report: Report, shape: Qwen2Config, device: torch.device, rng: torch.Generator
 ) -> None:
-    """The gate canary, and the unpadded pass against the padded one."""
+    """The gate canary, the unpadded pass against the padded one, and that gradients are finite."""
     model = _model(shape, device)
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    lengths, width, prompt = torch.tensor([1.0, 0.75, 0.5, 0.2]), 256, 64
-    real = (lengths * width).int()
-    position = torch.arange(width)
-    # Prompts are padded left, responses right: each row keeps its middle.
-    begin = (prompt - prompt * lengths).int()
-    attention = ((position >= begin[:, None]) & (position < (begin + real)[:, None])).long()
-    ids = torch.randint(shape.vocab_size, (len(real), width), generator=rng)
-    policy = attention[:, prompt:] * (torch.rand(len(real), width - prompt, generator=rng) < 0.5)
-    labels = policy_labels(ids, policy)
-    scored = (labels[:, 1:] != -100).to(device)
-    ids, attention, labels = (each.to(device) for each in (ids, attention, labels))
+    use_unpadded_attention(model)
 
-    def padded() -> torch.Tensor:
+    def padded(*batch: torch.Tensor) -> torch.Tensor:
+        ids, attention, labels = batch
         return model(input_ids=ids, attention_mask=attention, policy_labels=labels).log_probs
 
-    def unpadded() -> torch.Tensor:
+    def unpadded(*batch: torch.Tensor) -> torch.Tensor:
+        ids, attention, labels = batch
         return forward_unpadded(model, ids, attention, labels).log_probs
 
-    use_unpadded_attention(model)
+    batch = _padded_batch(shape, 256, device, rng)
+    scored = batch[2][:, 1:] != -100
     model.double()
     with torch.no_grad():
-        exact = padded().double()
+        exact = padded(*batch).double()
     model.float()
     errors = {}
     for name, run in (("padded", padded), ("unpadded", unpadded)):
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
-                scoring = run()
-            training = run()
-        training.sum().backward()
-        found = training.detach()
+                scoring = run(*batch)
+            found = run(*batch).detach()
         report.bound("A", f"gate canary, {name}", float((found - scoring).abs().max()), 0.0)
         errors[name] = float((found.double() - exact)[scored].pow(2).mean().sqrt())
+        broken = 0
+        # Kernels are chosen by width; rows that are all padding have upset some.
+        for width in _WIDTHS:
+            model.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = run(*_padded_batch(shape, width, device, rng)).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+            broken += not bool(torch.stack(norms).isfinite().all())
+        report.bound("A", f"gradients not finite, {name}", broken, 0.0, f"of {len(_WIDTHS)} widths")
     report.add("A", "padded pass in bfloat16 against float64", errors["padded"], "nats, rms")
     limit = 1.5 * errors["padded"]
     name = "unpadded pass in bfloat16 against float64"
     report.bound("A", name, errors["unpadded"], limit, "nats, rms")
+
+
+def _padded_batch(
+    shape: Qwen2Config, width: int, device: torch.device, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, attention and labels (4, width): prompts padded left, responses right."""
+    lengths, prompt, position = torch.tensor([1.0, 0.75, 0.5, 0.2]), 64, torch.arange(width)
+    real = (lengths * width).int()[:, None]
+    begin = (prompt - prompt * lengths).int()[:, None]
+    attention = ((position >= begin) & (position < begin + real)).long()
+    ids = torch.randint(shape.vocab_size, attention.shape, generator=rng)
+    is_policy = torch.rand(len(ids), width - prompt, generator=rng) < 0.5
+    labels = policy_labels(ids, attention[:, prompt:] * is_policy)
+    return ids.to(device), attention.to(device), labels.to(device)
 
 
 def _list_backends(report: Report, shape: Qwen2Config, device: torch.device) -> None:
