@@ -72,7 +72,7 @@ def test_without_gpus_only_main_memory_is_asked_for(capsys, monkeypatch, profile
         (["paper-3b", "--layout", "4x8"], "4x80"),
         (["paper-3b", "--layout", "4x80", "--gpus", "4"], "leave out --gpus"),
         (["paper-3b", "--gpus", "4"], "give both"),
-        (["paper-3b", "--gpus", "4", "--gpu-memory-gib", "-1"], "hardware.gpu_memory_gib"),
+        (["paper-3b", "--gpus", "4", "--gpu-memory-gib", "-1"], "--gpu-memory-gib"),
         (
             ["paper-3b", "--gpus", "3", "--gpu-memory-gib", "80"],
             "no layout of paper-3b/grpo is for 1 × 3 GPUs",

@@ -162,8 +162,11 @@ def _record() -> logging.LogRecord:
 
 # Signals
 
+# A parent in the background, or under nohup, makes its children ignore two of the signals.
 _RUNNING = """
-import os, signal, sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from pathlib import Path
 from llds_core import __main__ as program
 from llds_core.training import experiment
