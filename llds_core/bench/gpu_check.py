@@ -18,12 +18,10 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from llds_core.bench.gpu_kernels import check_kernels
@@ -34,7 +32,7 @@ from llds_core.errors import ConfigError, RunError
 from llds_core.files import write_text
 from llds_core.machine.gpu_probe import find_gpus
 from llds_core.machine.jobs import Child, stop_children
-from llds_core.machine.memory import GIB, gpu_memory, policy_shape
+from llds_core.machine.memory import GIB, gpu_memory, known_models, policy_shape
 from llds_core.machine.plan import GPU_SPEED, estimate, load_laid_out
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import TAGS, Action, Trajectory
@@ -121,14 +119,14 @@ def _sizes(needs_layout: bool) -> _Sizes:
             "num_key_value_heads": 2,
         }
         return _Sizes(toy, "smoke/llds-action", None, 4, (4,), (12, 6, 20), "smoke", 2)
-    known = yaml.safe_load((files("llds_core") / "presets/models.yaml").read_text("utf-8"))
-    shape = known["qwen2.5-3b"]
+    shape = known_models()["qwen2.5-3b"]
     shape.pop("model_type")
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
+    laid_out = {name: load_experiment("paper-3b/grpo", layout=name) for name in layouts()}
     single = {
-        load_experiment("paper-3b/grpo", layout=name).hardware.gpu_memory_gib or 0.0: name
-        for name in layouts()
-        if load_experiment("paper-3b/grpo", layout=name).world_size == 1
+        config.hardware.gpu_memory_gib or 0.0: name
+        for name, config in laid_out.items()
+        if config.world_size == 1
     }
     # What a card reports is a little less than its name says.
     suited = [size for size in single if size <= memory + 1]

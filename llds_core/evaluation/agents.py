@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
+from itertools import pairwise
 
 import yaml
 from transformers import PreTrainedTokenizerBase
@@ -119,8 +120,8 @@ class Agent:
         """
         ids, decode = trajectory.completion_ids, self.tokenizer.decode
         parts = [("prompt", str(decode(trajectory.prompt_ids)))]
-        ends = [action.start for action in trajectory.actions[1:]] + [len(ids)]
-        for action, end in zip(trajectory.actions, ends, strict=False):
+        bounds = pairwise([*(action.start for action in trajectory.actions), len(ids)])
+        for action, (_, end) in zip(trajectory.actions, bounds, strict=True):
             parts.append(("policy", str(decode(ids[action.start : action.end]))))
             if action.executed and self.name == "search-o1":
                 parts.append(("documents", format_hits(action.hits)))

@@ -31,7 +31,7 @@ from llds_core.evaluation.scores import score_rows, summarise, too_long
 from llds_core.files import write_json, write_table
 from llds_core.rollout.environment import Environment
 from llds_core.rollout.samplers import Sampler, StopAtTag, TransformersSampler
-from llds_core.rollout.vllm_sampler import VLLMSampler, own_sampler
+from llds_core.rollout.vllm_sampler import MOST_SEQUENCES, VLLMSampler, own_sampler
 from llds_core.runs.provenance import command_line, git_state, hardware, package_versions
 from llds_core.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.worlds.records import Question
@@ -43,7 +43,6 @@ BASELINE_COLUMNS = (
     *("valid_answers", "searches", "mode", "em_tagged"),
 )
 _MEMORY_SHARE = 0.8  # of a GPU that an evaluation has for itself
-_MOST_SEQUENCES = 512  # that vLLM decodes at a time; the rest waits
 _LIMITS = ("max_searches", "max_action_tokens", "max_observation_tokens", "max_total_tokens")
 
 
@@ -215,7 +214,7 @@ class Evaluation:
         options: dict[str, Any] = {
             "dtype": config.training.dtype,
             "tensor_parallel_size": config.sampler.tensor_parallel,
-            "max_num_seqs": min(config.evaluation.batch_size, _MOST_SEQUENCES),
+            "max_num_seqs": min(config.evaluation.batch_size, MOST_SEQUENCES),
             **({"gpu_memory_utilization": _MEMORY_SHARE} if on_gpu else {}),
         }
         with own_sampler(self._served, **options) as (greedy, tokenizer):

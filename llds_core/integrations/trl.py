@@ -14,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 from llds_core.errors import ConfigError
 from llds_core.losses import llds_penalty
 from llds_core.losses.aggregate import check_range
+from llds_core.losses.llds import check_penalty_options
 
 _Trainer: Any = object  # what comes next in the order of a subclass, of which types know nothing
 
@@ -69,8 +70,7 @@ class LLDSMixin(_Trainer):
             "gate_threshold": llds_gate_threshold,
         }
         # A wrong option is better refused here than after the first rollout.
-        empty = torch.zeros(1, 1)
-        llds_penalty(empty, empty, empty, torch.zeros(1), **self.llds_options)
+        check_penalty_options(**self.llds_options)
         super().__init__(*positional, args=args, **options)
         dropout = max(
             (m.p for m in self.model.modules() if isinstance(m, torch.nn.Dropout)), default=0

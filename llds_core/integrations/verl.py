@@ -21,6 +21,7 @@ from verl.workers.config.actor import PolicyLossConfig
 from llds_core.errors import ConfigError
 from llds_core.losses import llds_penalty
 from llds_core.losses.aggregate import check_range
+from llds_core.losses.llds import check_penalty_options
 
 
 @dataclass
@@ -45,8 +46,7 @@ class LldsPolicyLossConfig(PolicyLossConfig):
                 "loss_mode=llds over another loss, without rollout_correction.bypass_mode"
             )
         check_range("llds_weight", self.llds_weight, 0)
-        empty = torch.zeros(1, 1)
-        llds_penalty(empty, empty, empty, torch.zeros(1), **self.penalty_options())
+        check_penalty_options(**self.penalty_options())
 
     def penalty_options(self) -> dict[str, Any]:
         """What `llds_penalty` is called with."""

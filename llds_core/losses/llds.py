@@ -36,6 +36,14 @@ from llds_core.losses.aggregate import (
 )
 
 
+def check_penalty_options(gate: str, normalizer: str, preserve: str, gate_threshold: float) -> None:
+    """Refuse options that `llds_penalty` does not know, with a `ValueError`."""
+    check_choice("gate", gate, ("action", "response", "token"))
+    check_choice("normalizer", normalizer, ("preserved", "all"))
+    check_choice("preserve", preserve, ("nonnegative", "positive"))
+    check_range("gate_threshold", gate_threshold, 0)
+
+
 def llds_penalty(
     logprobs_BT: torch.Tensor,
     old_logprobs_BT: torch.Tensor,
@@ -82,16 +90,13 @@ def llds_penalty(
     Raises:
         ValueError: for unknown options, unequal shapes or values out of range.
     """
-    check_choice("gate", gate, ("action", "response", "token"))
-    check_choice("normalizer", normalizer, ("preserved", "all"))
-    check_choice("preserve", preserve, ("nonnegative", "positive"))
+    check_penalty_options(gate, normalizer, preserve, gate_threshold)
     grids = {"old_logprobs_BT": old_logprobs_BT, "response_mask_BT": response_mask_BT}
     if answer_mask_BT is not None:
         grids["answer_mask_BT"] = answer_mask_BT
     check_same_shape(logprobs_BT=logprobs_BT, **grids)
     check_rows(logprobs_BT, advantages_B=advantages_B)
     check_range("answer_weight", answer_weight, 0, 1)
-    check_range("gate_threshold", gate_threshold, 0)
     policy = response_mask_BT.bool()
     kept_B = advantages_B >= 0 if preserve == "nonnegative" else advantages_B > 0
     kept = policy & kept_B[:, None]

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 import yaml
@@ -57,6 +58,14 @@ class ModelShape:
     tied: bool
 
 
+def known_models() -> dict[str, dict[str, Any]]:
+    """Architectures of `presets/models.yaml`: the last part of a path or hub id, in lower case."""
+    known: dict[str, dict[str, Any]] = yaml.safe_load(
+        (files("llds_core") / "presets/models.yaml").read_text("utf-8")
+    )
+    return known
+
+
 @lru_cache
 def policy_shape(policy: PolicyConfig) -> ModelShape:
     """Return the shape of the policy that `policy` names or describes.
@@ -76,7 +85,7 @@ def policy_shape(policy: PolicyConfig) -> ModelShape:
             raise CheckpointError(
                 f"{policy.path}/config.json cannot be read ({reason}): fetch the model again"
             ) from error
-    known = yaml.safe_load((files("llds_core") / "presets/models.yaml").read_text("utf-8"))
+    known = known_models()
     name = PurePosixPath(policy.path).name.lower()
     if name not in known:
         raise ConfigError(

@@ -130,18 +130,18 @@ def open_index(
     """Open the index in `folder`, where none is finished only if it may `build` one; files of FAISS
     are mapped into memory, not read.
     """
-    manifest = read_index_manifest(folder)
+    manifest, is_new = read_index_manifest(folder), False
     if not manifest or not manifest["index"]:
         if not build:
             raise RunError(
                 f"{folder} holds no finished index: python -m llds_core index <profile>, with "
                 "the same data.* and dense.* options, builds or continues it; or set dense.path"
             )
-        manifest = build_index(passages, settings, folder, encoder)
+        manifest, is_new = build_index(passages, settings, folder, encoder), True
     source, kind = index_source(passages, encoder, settings), index_kind(settings, len(passages))
     check_manifest(folder, manifest, source, kind)
     index = _empty_index(settings, len(passages), encoder.dimension)
-    if damaged := _damaged(folder, manifest, _READ_AT_LOAD):
+    if not is_new and (damaged := _damaged(folder, manifest, _READ_AT_LOAD)):
         raise DataError(
             f"{damaged[0]} is missing or damaged (its SHA-256 is not that of the manifest): "
             "build the index again, which makes only that anew"

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
+from llds_core.config.sections import DataConfig
 from llds_core.errors import DataError, RunError
 from llds_core.files import replacing
 from llds_core.worlds.records import Passage, parse_passage, reading
@@ -30,7 +31,6 @@ from llds_core.worlds.records import Passage, parse_passage, reading
 HEADER = 8
 """Leading numbers of a map: version, size, time of change, passages, and the hash in four."""
 
-CACHE = "~/.cache/llds_core"
 _VERSION = 1
 _logger = logging.getLogger("llds_core")
 
@@ -51,7 +51,7 @@ class PassageFile(Sequence[Passage]):
         hash: SHA-256 of ids, titles and texts in their order; see `passages_hash`.
     """
 
-    def __init__(self, path: str | Path, cache: str | Path = CACHE) -> None:
+    def __init__(self, path: str | Path, cache: str | Path = DataConfig.cache) -> None:
         self.path = Path(path)
         with reading(self.path):
             self._file = self.path.open("rb")
@@ -102,7 +102,7 @@ class StoredMap(NamedTuple):
     hash: str
 
 
-def stored_map(path: Path, cache: str | Path = CACHE) -> StoredMap | None:
+def stored_map(path: Path, cache: str | Path = DataConfig.cache) -> StoredMap | None:
     """What is known of a corpus without reading it; None when it was never read, or has changed."""
     try:
         stored = _read_map(path, path.stat(), cache)

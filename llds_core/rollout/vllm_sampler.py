@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerBase
 from llds_core.errors import ConfigError, SamplerError
 from llds_core.rollout.samplers import Generation, StopAtTag, end_of_sequence_ids
 
+MOST_SEQUENCES = 512  # decoded at a time; the rest waits
 _NEVER = -100.0  # the lowest bias that vLLM takes
 _CONNECTIONS = 64  # of TRL's client
 

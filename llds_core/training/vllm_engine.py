@@ -13,10 +13,15 @@ from trl.generation.vllm_client import VLLMClient
 from llds_core.config import ExperimentConfig
 from llds_core.errors import SamplerError
 from llds_core.machine.vllm_server import logprobs_mode, server_command, spare_loopback
-from llds_core.rollout.vllm_sampler import ColocatedEngine, Engine, ServerEngine, require_vllm
+from llds_core.rollout.vllm_sampler import (
+    MOST_SEQUENCES,
+    ColocatedEngine,
+    Engine,
+    ServerEngine,
+    require_vllm,
+)
 
 _HEALTH_SECONDS = 10.0
-_MOST_SEQUENCES = 512  # decoded at a time; the rest waits
 
 
 def check_vllm(config: ExperimentConfig, policy: Path) -> None:
@@ -58,7 +63,7 @@ def engine_options(config: ExperimentConfig) -> Iterator[None]:
     def make(**theirs: Any) -> Any:
         # TRL asks for the whole rollout at once: vLLM would reserve gigabytes for its logits, and
         # refuses more sequences than the tokens it takes in a pass.
-        most = min(theirs.get("max_num_seqs", _MOST_SEQUENCES), _MOST_SEQUENCES)
+        most = min(theirs.get("max_num_seqs", MOST_SEQUENCES), MOST_SEQUENCES)
         return made(**theirs | options | {"max_num_seqs": most})
 
     vllm_generation.LLM = make
