@@ -74,6 +74,8 @@ class Trajectory:
         correct: exact match of the answer, whatever the reward is.
         feedback: what an invalid action was answered with.
         cut_observations: how many were longer than their limit.
+        logprob_changes: by how much the updates of its step moved the log-probability of each
+            policy token, in nats; 0 on observations, empty where it was not measured.
     """
 
     question: Question
@@ -91,6 +93,7 @@ class Trajectory:
     correct: bool = False
     feedback: str = FEEDBACK
     cut_observations: int = 0
+    logprob_changes: list[float] = field(default_factory=list)
 
     @property
     def searches(self) -> int:

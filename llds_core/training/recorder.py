@@ -103,4 +103,5 @@ def trajectory_record(trajectory: Trajectory, step: int) -> dict[str, Any]:
         "completion_ids": trajectory.completion_ids,
         "response_mask": trajectory.response_mask,
         "sampler_logprobs": [round(value, 6) for value in trajectory.sampler_logprobs],
+        "logprob_changes": [round(value, 6) for value in trajectory.logprob_changes],
     }

@@ -25,22 +25,28 @@ Moves = dict[tuple[int, int], float]
 Updated = dict[int, set[int]]
 # Numerators, denominators, extremes, and the pooled state of each trajectory by its row.
 Sums = tuple[dict[str, float], dict[str, float], dict[str, float], dict[int, torch.Tensor]]
-Part = tuple[Sums, Moves, Updated]
+# By row of a stored trajectory: how far the step moved the log-probability of each of its tokens.
+Changes = dict[int, list[float]]
+Part = tuple[Sums, Moves, Updated, Changes]
 
 
 class StepMetrics:
     """Accumulates the metrics of one step; of several processes, each its share.
 
     All of them know the whole rewarded `rollout` of `step` (from 1); `group_size` consecutive
-    trajectories answer the same question.
+    trajectories answer the same question. The first `stored` ones get their `logprob_changes`.
     """
 
-    def __init__(self, rollout: Rollout, step: int, group_size: int, loss: LossConfig) -> None:
+    def __init__(
+        self, rollout: Rollout, step: int, group_size: int, loss: LossConfig, *, stored: int = 0
+    ) -> None:
         self.trajectories = rollout.trajectories
         self._rollout = rollout
         self._step = step
         self._group_size = group_size
         self._loss = loss
+        self._stored = stored
+        self._changes: Changes = {}
         self._sums: defaultdict[str, float] = defaultdict(float)
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._extremes: dict[str, float] = {}
@@ -93,9 +99,15 @@ class StepMetrics:
     def add_final_logprobs(self, micro: dict[str, Any], logprobs: torch.Tensor) -> None:
         """Take the log-probabilities of a micro-batch after the step's last update."""
         change = _moved(micro, logprobs).cpu()
-        correct = self._correct[micro["rows"].cpu()]
+        rows = micro["rows"].cpu()
+        correct = self._correct[rows]
         for name, chosen in (("correct", correct), ("incorrect", ~correct)):
             self._add(f"loglik_change_{name}", change[chosen].sum().item(), int(chosen.sum()))
+        by_token = (logprobs - micro["old_per_token_logps"]) * micro["policy_mask"]
+        for place, row in enumerate(rows.tolist()):
+            if row < self._stored:
+                length = len(self.trajectories[row].completion_ids)
+                self._changes[row] = by_token[place, :length].tolist()
 
     def add_micro_batch(
         self,
@@ -157,14 +169,16 @@ class StepMetrics:
     def part(self) -> Part:
         """What this process has summed up, for `merge`."""
         sums = (dict(self._sums), dict(self._counts), self._extremes, self._states)
-        return sums, self._moves, self._updated
+        return sums, self._moves, self._updated, self._changes
 
     def merge(self, parts: Sequence[Part]) -> None:
         """Take the parts of all processes, this one's among them, in place of its own."""
         self._sums, self._counts = defaultdict(float), defaultdict(float)
         self._extremes, self._states, self._moves = {}, {}, {}
         self._updated = defaultdict(set)
-        for (sums, counts, extremes, states), moves, updated in parts:
+        for (sums, counts, extremes, states), moves, updated, changes in parts:
+            for row, values in changes.items():
+                self.trajectories[row].logprob_changes = values
             for name, value in sums.items():
                 self._sums[name] += value
             for name, value in counts.items():

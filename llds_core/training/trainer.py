@@ -159,7 +159,13 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             seconds=max(share.seconds for share in shares),
             retrieval_seconds=max(share.retrieval_seconds for share in shares),
         )
-        self.metrics = StepMetrics(whole, self.step, self.num_generations, self.args.loss)
+        self.metrics = StepMetrics(
+            whole,
+            self.step,
+            self.num_generations,
+            self.args.loss,
+            stored=self.args.training.trajectories_per_step,
+        )
         return rollout.trajectories
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:

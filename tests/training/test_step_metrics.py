@@ -12,7 +12,7 @@ from recorded import run
 from scripted import GROUP, build, policy, rollout, settings, trajectories
 from transformers import TrainerCallback
 
-from llds_core.config import LossConfig
+from llds_core.config import LossConfig, TrainingConfig
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory
@@ -157,6 +157,19 @@ def test_row_equals_a_slow_recomputation(steps: list[dict[str, Any]], index: int
         assert row[name] == pytest.approx(value, rel=2e-4, abs=2e-6), name
 
 
+@pytest.mark.parametrize("index", range(STEPS))
+def test_stored_trajectories_carry_the_change_of_every_token(
+    steps: list[dict[str, Any]], index: int
+) -> None:
+    step = steps[index]
+    stored = TrainingConfig().trajectories_per_step
+    for one in step["made"][:stored]:
+        moved = look(step["new"], one)[0] - look(step["old"], one)[0]
+        wanted = (moved * torch.tensor(one.response_mask)).tolist()
+        assert one.logprob_changes == pytest.approx(wanted, rel=2e-4, abs=2e-6)
+    assert {len(one.logprob_changes) for one in step["made"][stored:]} == {0}
+
+
 def test_counts_come_from_the_trajectories(steps: list[dict[str, Any]]) -> None:
     for number, step in enumerate(steps, 1):
         row, made = step["row"], step["made"]
@@ -204,7 +217,8 @@ def test_conditional_means_are_null_when_nothing_meets_the_condition(tmp_path: P
 def test_parts_of_several_processes_add_up_but_for_what_all_have_counted() -> None:
     def part(sums: dict[str, float], counts: dict[str, float], extreme: float, row: int) -> Any:
         extremes = {"ratio_max": extreme, "ratio_min": -extreme}
-        return (sums, counts, extremes, {row: torch.ones(2)}), {(0, row): -1.0}, {0: {row}}
+        summed = (sums, counts, extremes, {row: torch.ones(2)})
+        return summed, {(0, row): -1.0}, {0: {row}}, {row: [-0.5]}
 
     metrics = StepMetrics(rollout([{}] * 2 * GROUP, None, 1), 1, GROUP, LossConfig())
     metrics.merge(
@@ -213,12 +227,13 @@ def test_parts_of_several_processes_add_up_but_for_what_all_have_counted() -> No
             part({"entropy": 1.0, "nonfinite_updates": 1}, {"entropy": 5, "loss": 2}, 0.5, 1),
         ]
     )
-    (sums, counts, extremes, states), moves, updated = metrics.part()
+    (sums, counts, extremes, states), moves, updated, _ = metrics.part()
     assert sums == {"entropy": 7.0, "loss": 1.0, "nonfinite_updates": 1.0}
     assert counts == {"entropy": 7.0, "loss": 2.0}  # a mean of all tokens, not of two means
     assert extremes == {"ratio_max": 1.5, "ratio_min": -1.5}
     assert sorted(states) == [0, 1]
     assert moves == {(0, 0): -1.0, (0, 1): -1.0} and updated == {0: {0, 1}}
+    assert [t.logprob_changes for t in metrics.trajectories[:3]] == [[-0.5], [-0.5], []]
     # Of GPU memory, in GiB, the fullest process counts.
     other = StepMetrics(Rollout([], 0.0, 0.0), 1, 1, LossConfig())
     metrics.add_gpu_memory(2 * 2**30)
