@@ -9,6 +9,8 @@
         figures/                       every figure with the numbers that drew it
         runs/<arm>-seed<k>.csv.gz      metrics, one row per step
         runs/<arm>-seed<k>.json        manifest, with the held-out evaluation
+        runs/<arm>-seed<k>.rollouts.jsonl.gz  of the first seed of the main arms: a group per step
+        explorer.html                  the page that shows them
         mechanism-seed<k>/             measurements on checkpoints
 
 An arm is a setting of a study: a method, or a method with overrides. A study that is not named as
@@ -25,6 +27,7 @@ import pandas as pd
 from llds_core.config import Study, load_study, studies
 from llds_core.errors import DataError
 from llds_core.files import disk_errors, replacing, write_json, write_table, write_text
+from llds_core.reporting.explorer import readable_rollouts, store_rollouts
 from llds_core.reporting.notebooks import MAIN_ARMS, project_path, report
 from llds_core.reporting.run_tables import phase_row, run_row
 from llds_core.reporting.store import PUBLISHED, StoredRun, read_published
@@ -42,9 +45,15 @@ def published_root(study: Study) -> Path:
     return PUBLISHED if study.name == study.profile else PUBLISHED / study.name
 
 
-def publish_run(run: StoredRun, arm: str | None = None, published: Path = PUBLISHED) -> Path:
-    """Copy a finished run as the seed of an arm, named as its method unless given; return the
-    manifest written.
+def publish_run(
+    run: StoredRun,
+    arm: str | None = None,
+    published: Path = PUBLISHED,
+    *,
+    rollouts: bool = False,
+) -> Path:
+    """Copy a finished run as the seed of an arm, named as its method unless given, with what the
+    explorer shows of its `rollouts` where asked; return the manifest written.
     """
     if not run.is_result:
         raise DataError(f"{run.path} is {run.status}: finish it before publishing")
@@ -56,6 +65,8 @@ def publish_run(run: StoredRun, arm: str | None = None, published: Path = PUBLIS
         file.write(gzip.compress(table, mtime=0))
     kept = {key: value for key, value in run.manifest.items() if key not in _LOCAL_KEYS}
     kept |= {"arm": arm or run.method, "evaluation": run.evaluation}
+    if rollouts:
+        store_rollouts(readable_rollouts(run.path), folder / f"{stem}.rollouts.jsonl.gz")
     write_json(folder / f"{stem}.json", kept)
     return folder / f"{stem}.json"
 
@@ -123,6 +134,8 @@ def report_published(name: str) -> Path:
         for file in sorted((project_path(out_dir) / "figures").iterdir()):
             if file.suffix in (".png", ".csv"):
                 shutil.copy(file, target / file.name)
+        if (page := project_path(out_dir) / "explorer.html").exists():
+            shutil.copy(page, root / profile / page.name)
     if study and (page := render_report(root, study)):
         write_text(root / profile / "REPORT.md", page)
         readme = project_path("README.md")

@@ -18,6 +18,7 @@ from llds_core.config import Study
 from llds_core.config.given import numbers, words
 from llds_core.errors import DataError, RunError, TrainingDivergedError
 from llds_core.machine.jobs import Job, places, run_jobs, visible_gpus
+from llds_core.reporting.notebooks import MAIN_ARMS
 from llds_core.reporting.store import (
     PUBLISHED,
     StoredRun,
@@ -148,8 +149,11 @@ def run_study(
         table = status(planned, published)
         print(f"study: {what_is_left(study, table, root, published)}", flush=True)
 
+    shown = {(arm.name, arm.seeds[0]) for arm in study.arms if arm.name in MAIN_ARMS}
+
     def done(job: Job) -> None:
-        publish_run(load_run(job.run.path), job.run.arm, published)
+        arm, rollouts = job.run.arm, (job.run.arm, job.run.seed) in shown
+        publish_run(load_run(job.run.path), arm, published, rollouts=rollouts)
         write_runs_table(published, study.profile)
         say()
 

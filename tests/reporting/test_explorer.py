@@ -1,0 +1,134 @@
+"""The explorer: every token as text with its author, nothing in it can act, nothing is fetched."""
+
+import gzip
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from llds_core.errors import DataError
+from llds_core.reporting.explorer import (
+    _falls,
+    _pieces,
+    explorer,
+    load_rollouts,
+    readable_rollouts,
+    save_explorer,
+    store_rollouts,
+)
+from llds_core.reporting.store import load_run
+from llds_core.runs import read_trajectories
+from llds_core.worlds.text import visible
+
+EVIL = "</script><script>document.title='hacked'</script><img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def runs(smoke_runs):
+    return [load_run(smoke_runs / "smoke" / arm / "seed0") for arm in ("grpo", "llds-action")]
+
+
+def page_data(page):
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def test_tokens_of_one_character_stand_together():
+    bytes_of = dict(enumerate("é 🦊b".encode()))
+
+    def decode(ids):
+        return bytes(bytes_of[i] for i in ids).decode(errors="replace")
+
+    assert list(_pieces([*bytes_of], decode)) == ["", "é", " ", "", "", "", "🦊", "b"]
+    # Broken ends are shown as such, once, and what follows them is whole.
+    assert "".join(_pieces([0, 2, 7, 3], decode)) == "\ufffd b\ufffd"
+    assert len(list(_pieces([3, 3, 3, 3, 3, 7], decode))) == 6
+
+
+def test_falls_are_tokens_that_fell_in_an_action_that_fell():
+    mask = [1, 1, 1, 0, 1, 1, 0, 1]
+    changes = [-0.5, 0.2, -0.1, 0.0, -0.1, 0.3, 0.0, -0.2]
+    assert _falls(mask, changes) == "10100001"
+
+
+def test_rollouts_are_the_first_group_of_each_step_with_the_text_the_policy_saw(runs):
+    stored = read_trajectories(runs[0].path)
+    found = readable_rollouts(runs[0].path)
+    assert {one["step"] for one in found} == {row["step"] for row in stored}
+    first = [row for row in stored if row["step"] == 1]
+    first = [row for row in first if row["question_id"] == first[0]["question_id"]]
+    assert [one["question"] for one in found if one["step"] == 1] == [
+        row["question"] for row in first
+    ]
+    for one, row in zip(found, first, strict=False):
+        for name in ("tokens", "mask", "logprobs", "changes", "fell"):
+            assert len(one[name]) == len(row["completion_ids"]), name
+        own = "".join(t for t, m in zip(one["tokens"], one["mask"], strict=True) if m == "1")
+        assert own == visible("".join(action["text"] for action in row["actions"]))
+    assert {one["step"] for one in readable_rollouts(runs[0].path, steps=1)} == {1}
+
+
+def test_published_rollouts_give_the_same_page(runs, tmp_path):
+    whole = explorer(runs)
+    published = []
+    for run in runs:
+        store_rollouts(load_rollouts(run), tmp_path / f"{run.arm}-seed{run.seed}.rollouts.jsonl.gz")
+        published.append(replace(run, path=tmp_path))
+    assert explorer(published) == whole
+    arms = page_data(whole)
+    assert [arm["label"] for arm in arms] == ["GRPO", "GRPO + LLDS (action gate)"]
+    assert arms[0]["steps"] == runs[0].metrics["step"].tolist()
+    (tmp_path / f"{runs[0].arm}-seed{runs[0].seed}.rollouts.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(DataError, match=r"is damaged .*: restore it"):
+        explorer(published)
+    with pytest.raises(DataError, match="no trajectories are stored: train with"):
+        explorer([replace(run, path=tmp_path / "none") for run in runs])
+
+
+def hostile(runs, tmp_path):
+    run, rollouts = replace(runs[0], path=tmp_path), load_rollouts(runs[0])
+    for one in rollouts:
+        one |= {"question": EVIL, "accepted": [EVIL], "outcome": EVIL}
+        one["tokens"] = [EVIL, *one["tokens"][1:]]
+    store_rollouts(rollouts, tmp_path / f"{run.arm}-seed{run.seed}.rollouts.jsonl.gz")
+    return run
+
+
+def test_what_a_policy_wrote_is_data_and_nothing_is_fetched(runs, tmp_path):
+    page = explorer([hostile(runs, tmp_path)])
+    assert page.count("</script>") == 2 and EVIL not in page
+    assert page_data(page)[0]["rollouts"]["1"][0]["question"] == EVIL
+    assert "innerHTML" not in page
+    page = re.sub(r'id="data">.*?</script>', "", page, flags=re.DOTALL)
+    assert not re.search(r"(src|href)=|@import|url\(|https?://(?!www\.w3\.org/2000/svg)", page)
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no headless browser")
+def test_a_browser_draws_both_runs_and_runs_nothing_of_theirs(runs, tmp_path):
+    def drawn(page):
+        words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+        words += ["--virtual-time-budget=3000", "--enable-logging=stderr", page.as_uri()]
+        made = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+        assert "CONSOLE" not in made.stderr
+        return made.stdout
+
+    body = drawn(save_explorer(runs, tmp_path, "both"))
+    assert body.count("<polyline") == 2 and body.count("<article>") >= 2
+    evil = drawn(save_explorer([hostile(runs, tmp_path)], tmp_path, "evil"))
+    assert "<title>hacked" not in evil and "<img" not in evil and "&lt;img src=x" in evil
+
+
+def test_the_page_is_recorded(runs, tmp_path):
+    path = save_explorer(runs, tmp_path)
+    line = json.loads((tmp_path / "index.jsonl").read_text())
+    assert (line["path"], line["kind"]) == (path.name, "page")
+    assert line["runs"] == [run.name for run in runs]
+
+
+def test_the_same_rollouts_give_the_same_bytes(runs, tmp_path):
+    first, second = tmp_path / "a.gz", tmp_path / "b.gz"
+    for file in (first, second):
+        store_rollouts(load_rollouts(runs[0]), file)
+    assert first.read_bytes() == second.read_bytes() and gzip.decompress(first.read_bytes())
