@@ -45,14 +45,14 @@ def readable_rollouts(path: Path, steps: int | None = None) -> list[Rollout]:
     folder = path / "checkpoint"
     if not (done := checkpoint_steps(folder)):
         raise DataError(f"{path} has no checkpoint, and so no tokenizer: finish the run first")
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint_path(folder, done[-1]))
+    decode: Any = AutoTokenizer.from_pretrained(checkpoint_path(folder, done[-1])).decode
     made = []
     for step, rows in groupby(read_trajectories(path), key=lambda row: row["step"]):
         if steps is not None and step > steps:
             break
         group = list(rows)
         group = [row for row in group if row["question_id"] == group[0]["question_id"]]
-        made += [_readable(row, group, tokenizer.decode) for row in group]
+        made += [_readable(row, group, decode) for row in group]
     return made
 
 

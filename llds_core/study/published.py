@@ -11,6 +11,7 @@
         runs/<arm>-seed<k>.json        manifest, with the held-out evaluation
         runs/<arm>-seed<k>.rollouts.jsonl.gz  of the first seed of the main arms: a group per step
         explorer.html                  the page that shows them
+        report.html                    figures, explorer, claims and runs on one page
         mechanism-seed<k>/             measurements on checkpoints
 
 An arm is a setting of a study: a method, or a method with overrides. A study that is not named as
@@ -35,6 +36,7 @@ from llds_core.study.claims import evaluate_claims, load_claims
 from llds_core.study.evidence import published_mechanism
 from llds_core.study.report_page import render_report, update_readme
 from llds_core.study.tables import effects
+from llds_core.study.verdict import write_page
 
 # What a reader of another machine has no use for.
 _LOCAL_KEYS = ("command", "start_policy")
@@ -126,7 +128,7 @@ def report_published(name: str) -> Path:
     out_dir = Path("results") / name / "published"
     # What an earlier call drew may be of runs that are no longer published.
     shutil.rmtree(project_path(out_dir), ignore_errors=True)
-    report(profile, seeds, root, out_dir, methods=main)
+    index = report(profile, seeds, root, out_dir, methods=main)
     target = root / profile / "figures"
     with disk_errors(target):
         shutil.rmtree(target, ignore_errors=True)
@@ -134,8 +136,10 @@ def report_published(name: str) -> Path:
         for file in sorted((project_path(out_dir) / "figures").iterdir()):
             if file.suffix in (".png", ".csv"):
                 shutil.copy(file, target / file.name)
-        if (page := project_path(out_dir) / "explorer.html").exists():
-            shutil.copy(page, root / profile / page.name)
+        if (explorer := project_path(out_dir) / "explorer.html").exists():
+            shutil.copy(explorer, root / profile / explorer.name)
+    shown = [run for run in runs if run.arm in main]
+    write_page(project_path(index), shown, published=root, folder=root / profile)
     if study and (page := render_report(root, study)):
         write_text(root / profile / "REPORT.md", page)
         readme = project_path("README.md")

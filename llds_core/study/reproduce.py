@@ -164,10 +164,9 @@ def _measure(profile: str, seeds: Sequence[int], root: Path, published: Path) ->
 
 def _conclude(index: Path, runs: Sequence[StoredRun]) -> Path:
     """Say what was found, and which page shows it."""
-    found = verdict(runs)
-    page = write_page(index, found)
+    page = write_page(index, runs)
     _section("verdict")
-    print(f"{found}\nopen {page}", flush=True)
+    print(f"{verdict(runs)}\nopen {page}", flush=True)
     return index
 
 

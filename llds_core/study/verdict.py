@@ -1,34 +1,42 @@
-"""What a set of runs shows, in a sentence and on one page."""
+"""What a set of runs shows, in a sentence and on one self-contained page."""
 
+import base64
+import io
 import json
+from collections import Counter
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import pandas as pd
+from PIL import Image
 
-from llds_core.files import write_text
+from llds_core.files import project_path, write_text
 from llds_core.reporting.figures import method_label
 from llds_core.reporting.run_tables import by_method
 from llds_core.reporting.run_view import StoredRun
+from llds_core.reporting.store import PUBLISHED, is_published, read_published
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><title>llds_core: {{ profile }}</title>
-<body style="font-family:sans-serif;margin:2em auto;max-width:60em">
-<h1>{{ profile }}</h1><p><b>{{ verdict }}</b></p>
-{% for path in artefacts | map(attribute="path") | sort if path.endswith(".png") %}
-<figure><img src="{{ path }}" style="max-width:100%" alt=""><figcaption>{{ path }}</figcaption>
-</figure>
-{% endfor %}
-<h2>Pages and tables</h2><ul>
-{% for file in artefacts | sort(attribute="path") if file.kind in ("page", "data") %}
-<li><a href="{{ file.path }}">{{ file.path }}</a> ({{ file.kind }})</li>
-{% endfor %}
-</ul><h2>Runs</h2><ul>
-{% for run in runs %}
-<li>{{ run.path }} ({{ run.status }})</li>
-{% endfor %}
-</ul></body></html>
-"""
+_TEMPLATE = files("llds_core.reporting") / "templates" / "report.html"
+_CAPTIONS = {
+    "01_collapse_curves": "Reward, likelihood of correct and incorrect responses and gradient norm "
+    "by rollout step; one thin line per seed, bold their mean.",
+    "02_entropy": "Entropy, length and searches by rollout step.",
+    "03_first_action": "Likelihood of first against later actions of correct responses (Fig. 5).",
+    "03_likelihood_change": "Change of likelihood by one update on their own group (Fig. 3a).",
+    "03_right_and_wrong": "How right and wrong responses of a group come to look alike (Fig. 5).",
+    "03_rounds": "Likelihood of actions by the number of searches before them (Fig. 6).",
+    "03_theorem": "The theorem's score against the change of likelihood (Theorem 4.2).",
+    "04_map": "Outcome by updates per rollout and learning rate.",
+    "04_outcomes": "Outcome of every arm of the study.",
+    "04_updates": "What more updates per rollout do.",
+    "04_weights": "What the weight of the penalty does (Fig. 8).",
+    "06_averages": "Benchmark averages beside the paper's (Table 1).",
+}
+_COLOURS = 128
+_PNG = "data:image/png;base64,"
 
 
 def verdict(runs: Sequence[StoredRun]) -> str:
@@ -48,14 +56,103 @@ def _of_method(arm: str, runs: Sequence[StoredRun]) -> str:
     return f"{name} collapsed in {len(steps)} of {len(runs)} seeds{at} of {length} steps"
 
 
-def write_page(index: Path, found: str) -> Path:
-    """Write `index.html` beside an `index.json`: the verdict, every figure, links to the rest.
+def write_page(
+    index: Path,
+    runs: Sequence[StoredRun],
+    *,
+    published: Path = PUBLISHED,
+    folder: Path | None = None,
+) -> Path:
+    """Write `report.html`: the verdict on `runs`, figures, the explorer, the claims of the
+    published study of the profile, runs, and links to files.
+
+    Args:
+        index: the `index.json` that lists what was drawn, from which figures are taken.
+        runs: what the verdict is about.
+        published: root of published results.
+        folder: where to put the page, which links what lies there; None for that of the index.
 
     Returns:
         The path of the page.
     """
-    template = jinja2.Template(_PAGE, autoescape=True, trim_blocks=True)
     content = json.loads(index.read_text("utf-8"))
-    path = index.with_suffix(".html")
-    write_text(path, template.render(content, verdict=found))
+    profile, root = content["profile"], project_path(published)
+    path = (folder or index.parent) / "report.html"
+    linked = [entry for entry in content["artefacts"] if (path.parent / entry["path"]).exists()]
+    study = read_published(profile, root) if is_published(root, profile) else []
+    arms = {run.arm for run in runs}
+    theirs, ours = (
+        verdict(found) if found else ""
+        for found in ([run for run in study if run.arm in arms], runs)
+    )
+    explorer = index.with_name("explorer.html")
+    template = jinja2.Template(_TEMPLATE.read_text("utf-8"), autoescape=True, trim_blocks=True)
+    page = template.render(
+        profile=profile,
+        verdict=ours,
+        published=theirs if theirs != ours else "",
+        explorer=explorer.read_text("utf-8") if explorer.exists() else "",
+        toy=_toy(),
+        figures=_figures(index.parent, content["artefacts"]),
+        **_claims(root / profile / "claims.csv"),
+        runs=[_run_row(run) for run in runs],
+        files=sorted(linked, key=lambda entry: entry["path"]),
+    )
+    write_text(path, page)
     return path
+
+
+def _figures(folder: Path, artefacts: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Figures as data, in the order of their names."""
+    found = []
+    for entry in sorted(artefacts, key=lambda entry: entry["path"]):
+        path = folder / entry["path"]
+        if path.suffix == ".png":
+            with Image.open(path) as image, io.BytesIO() as small:
+                # Curves and text have few colours: a palette makes it a third of the size.
+                image.convert("RGB").quantize(_COLOURS).save(small, "png", optimize=True)
+                data = base64.b64encode(small.getvalue()).decode()
+            caption = _CAPTIONS.get(path.stem, path.stem)
+            found.append({"name": path.stem, "caption": caption, "image": _PNG + data})
+    return found
+
+
+def _claims(table: Path) -> dict[str, Any]:
+    if not table.exists():
+        return {"claims": [], "counts": {}}
+    claims = pd.read_csv(table).to_dict("records")
+    for claim in claims:
+        known = pd.notna(claim["effect"])
+        interval = f"{claim['effect']:.3g} [{claim['low']:.3g}, {claim['high']:.3g}]"
+        claim["shown"] = f"{interval} {claim['effect_unit']}" if known else "–"
+    return {"claims": claims, "counts": Counter(claim["verdict"] for claim in claims)}
+
+
+def _run_row(run: StoredRun) -> dict[str, Any]:
+    hardware = run.manifest.get("hardware") or {}
+    cards = ", ".join(map(str, hardware.get("gpus", ())))
+    collapse = run.collapse_step
+    return {
+        "name": run.name,
+        "status": run.status,
+        "steps": len(run.rows),
+        "collapse": "none" if collapse is None else collapse,
+        "best": run.best("reward"),
+        "last": run.last("reward"),
+        "minutes": run.minutes(),
+        "code": (run.manifest.get("git_commit") or "unknown")[:12],
+        "machine": cards or f"{hardware.get('cores', '?')} cores",
+    }
+
+
+def _toy() -> dict[str, Any]:
+    # Imported here: it brings torch.
+    from llds_core.diagnostics.toy import displacement
+
+    right, weights = 0.9, (0.2, 1, 5)
+    rows = []
+    for wrong in (0.9, 0.7, 0.5, 0.3, 0.1):
+        held = [displacement(wrong, right=right, weight=weight) for weight in weights]
+        alone = displacement(wrong, right=right, answers=(1.0, 0.0))
+        rows.append([wrong, alone, displacement(wrong, right=right), *held])
+    return {"right": right, "weights": weights, "rows": rows}

@@ -39,7 +39,7 @@ def test_reproduce_makes_runs_figures_pages_and_an_index_of_them(made: Path) -> 
     index = json.loads((made / "out/index.json").read_text("utf-8"))
     paths = {artefact["path"] for artefact in index["artefacts"]}
     on_disk = {p.relative_to(made / "out").as_posix() for p in (made / "out").rglob("*.*")}
-    assert on_disk == paths | {"index.json", "index.html"}
+    assert on_disk == paths | {"index.json", "report.html"}
     for ending in (".png", ".pdf", ".csv", ".ipynb", ".html"):
         assert any(path.endswith(ending) for path in paths)
     assert {(run["method"], run["status"]) for run in index["runs"]} == {

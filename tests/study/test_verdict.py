@@ -1,0 +1,82 @@
+"""The page of a report: whole in one file, what it says computed from runs and tables."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from llds_core.diagnostics.toy import displacement
+from llds_core.reporting.store import read_published
+from llds_core.study.verdict import verdict, write_page
+
+PUBLISHED = Path(__file__).parents[2] / "results" / "published"
+EVIL = "</td><script>alert(1)</script>"
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    """An index of two figures and a table, and an explorer beside it."""
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    names = ("01_collapse_curves.png", "02_entropy.png", "02_entropy.csv")
+    for name in names:
+        shutil.copy(PUBLISHED / "desk" / "figures" / name, figures / name)
+    artefacts = [{"path": f"figures/{name}", "kind": "figure"} for name in names]
+    artefacts.append({"path": "gone.csv", "kind": "data"})
+    (tmp_path / "explorer.html").write_text('<p title="x">a page</p>')
+    (tmp_path / "index.json").write_text(json.dumps({"profile": "desk", "artefacts": artefacts}))
+    return tmp_path / "index.json"
+
+
+def main_runs(published: Path) -> list:
+    return [run for run in read_published("desk", published) if run.arm in ("grpo", "llds-action")]
+
+
+def test_the_page_is_whole_and_small(index: Path) -> None:
+    runs = main_runs(PUBLISHED)
+    page = write_page(index, runs, published=PUBLISHED)
+    text = page.read_text("utf-8")
+    assert page.name == "report.html" and page.stat().st_size < 6_000_000
+    assert verdict(runs) in text and "comes with the project" not in text
+    assert text.count('src="data:image/png;base64,') == 2
+    assert 'srcdoc="&lt;p title=&#34;x&#34;&gt;a page&lt;/p&gt;"' in text
+    # Nothing is fetched; what is linked lies there.
+    targets = re.findall(r'(?:href|src)="(?!#|data:)([^"]*)"', text)
+    assert targets and all((index.parent / target).exists() for target in targets)
+    claims = pd.read_csv(PUBLISHED / "desk" / "claims.csv")
+    for name, count in claims["verdict"].value_counts().items():
+        assert f"{name} ({count})" in text and text.count(f'<tr data-verdict="{name}">') == count
+    assert all(run.name in text for run in runs)
+    value = displacement(0.5)
+    assert value < 0 < displacement(0.5, answers=(1.0, 0.0)) and f"{value:+.3f}" in text
+
+
+def test_runs_of_ones_own_stand_beside_the_published(index: Path) -> None:
+    runs = main_runs(PUBLISHED)
+    text = write_page(index, runs[:1], published=PUBLISHED).read_text("utf-8")
+    assert f"comes with the project: {verdict(runs[:5])}" in text
+
+
+def test_without_study_claims_and_explorer_the_rest_remains(index: Path, tmp_path: Path) -> None:
+    (index.parent / "explorer.html").unlink()
+    runs = main_runs(PUBLISHED)[2:]
+    runs[0].manifest["status"] = EVIL
+    text = write_page(index, runs, published=tmp_path / "none").read_text("utf-8")
+    assert "claim-table" not in text and "<iframe" not in text and EVIL not in text
+    assert verdict(runs) in text
+
+
+def test_the_toy_displaces_what_the_wrong_answer_finds_unlikely() -> None:
+    alone = (1.0, 0.0)
+    for wrong in (0.7, 0.5, 0.3):
+        free, held = displacement(wrong), displacement(wrong, weight=5)
+        assert free < 0 < displacement(wrong, answers=alone)
+        assert held > free / 4
+    # One update of a policy that is as sure of both, by hand: pulls of 0.1 and 0.8 * 0.1 on the
+    # word, half of them back from each of the two others.
+    expected = 0.01 * (1 - 0.8) * (0.1**2 + 2 * 0.05**2)
+    found = displacement(0.9, rate=0.01, updates=1)
+    assert found == pytest.approx(expected, rel=0.01)
