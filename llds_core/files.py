@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # What a file system says that has no locks, or whose lock server does not answer.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 NOTEBOOKS = Path("notebooks")
-_MARKER = NOTEBOOKS / "00_quickstart.ipynb"
+_MARKER = NOTEBOOKS / "00_meet_the_agent.ipynb"
 
 
 def project_path(path: str | Path) -> Path:

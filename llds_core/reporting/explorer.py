@@ -130,8 +130,12 @@ def load_rollouts(run: StoredRun) -> list[Rollout]:
         raise DataError(f"{file} is damaged ({error}): restore it") from error
 
 
-def explorer(runs: Sequence[StoredRun], title: str = _TITLE) -> str:
-    """The page of `runs`, which should share seed and profile, as HTML."""
+def explorer(runs: Sequence[StoredRun], title: str = _TITLE, *, colour: str = "logprob") -> str:
+    """The page of `runs`, which should share seed and profile, as HTML.
+
+    It opens with tokens coloured by `logprob` at the first collapse, or at the end, or by `change`
+    at the step whose updates took most likelihood from the right answers of the first run.
+    """
     shown = [(run, rollouts) for run in runs if (rollouts := load_rollouts(run))]
     if not shown:
         names = ", ".join(run.name for run in runs)
@@ -140,10 +144,22 @@ def explorer(runs: Sequence[StoredRun], title: str = _TITLE) -> str:
     colours = method_colours(run.arm for run, _ in shown)
     arms = [_arm(run, rollouts, colours[run.arm]) for run, rollouts in shown]
     first = next((arm["collapse"] for arm in arms if arm["collapse"]), arms[0]["steps"][-1])
+    if colour == "change":
+        first = _worst_step(shown[0][1], first)
     # Inside a script nothing may look like its end.
     data = json.dumps(arms, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     page = jinja2.Template(_TEMPLATE.read_text("utf-8"), autoescape=False)
-    return page.render(title=title, first_step=first, data=data)
+    return page.render(title=title, first_step=first, colour=colour, data=data)
+
+
+def _worst_step(rollouts: Sequence[Rollout], otherwise: int) -> int:
+    """The step, of a mixed group, at which right answers lost most."""
+    losses: dict[int, list[float]] = defaultdict(list)
+    wrong = {one["step"] for one in rollouts if not one["correct"]}
+    for one in rollouts:
+        if one["correct"] and one["changes"] and one["step"] in wrong:
+            losses[one["step"]].append(sum(one["changes"]))
+    return min(losses, key=lambda step: fmean(losses[step]), default=otherwise)
 
 
 def _arm(run: StoredRun, rollouts: Sequence[Rollout], colour: str) -> dict[str, Any]:
@@ -163,10 +179,12 @@ def _arm(run: StoredRun, rollouts: Sequence[Rollout], colour: str) -> dict[str, 
     }
 
 
-def save_explorer(runs: Sequence[StoredRun], out_dir: Path, name: str = "explorer") -> Path:
+def save_explorer(
+    runs: Sequence[StoredRun], out_dir: Path, name: str = "explorer", *, colour: str = "logprob"
+) -> Path:
     """Write `<name>.html` below `out_dir`, record it, and return its path."""
     path = out_dir / f"{name}.html"
-    write_text(path, explorer(runs))
+    write_text(path, explorer(runs, colour=colour))
     record([path], runs)
     return path
 
@@ -174,4 +192,5 @@ def save_explorer(runs: Sequence[StoredRun], out_dir: Path, name: str = "explore
 def framed(page: Path) -> str:
     """HTML that shows `page` inside a notebook, carried along whole."""
     inside = html.escape(page.read_text("utf-8"))
-    return f'<iframe srcdoc="{inside}" style="width:100%;height:900px;border:0"></iframe>'
+    frame = f'<iframe srcdoc="{inside}" style="width:100%;height:900px;border:0"></iframe>'
+    return f"<div>{frame}</div>"  # IPython warns of a frame that is all

@@ -149,10 +149,11 @@ def _toy() -> dict[str, Any]:
     # Imported here: it brings torch.
     from llds_core.diagnostics.toy import displacement
 
-    right, weights = 0.9, (0.2, 1, 5)
-    rows = []
-    for wrong in (0.9, 0.7, 0.5, 0.3, 0.1):
-        held = [displacement(wrong, right=right, weight=weight) for weight in weights]
-        alone = displacement(wrong, right=right, answers=(1.0, 0.0))
-        rows.append([wrong, alone, displacement(wrong, right=right), *held])
-    return {"right": right, "weights": weights, "rows": rows}
+    right, weights, wrong = 0.9, (0.2, 1, 5), (0.9, 0.7, 0.5, 0.3, 0.1)
+    columns = [
+        wrong,
+        displacement(wrong, right=right, answers=(1.0, 0.0)),
+        displacement(wrong, right=right),
+        *(displacement(wrong, right=right, weight=weight) for weight in weights),
+    ]
+    return {"right": right, "weights": weights, "rows": list(zip(*columns, strict=True))}

@@ -22,7 +22,7 @@ def made(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     to be scored. One notebook only: `tests/notebooks` runs all of them.
     """
     folder = tmp_path_factory.mktemp("reproduce")
-    name = "01_collapse_curves.ipynb"
+    name = "01_watch_it_fall_apart.ipynb"
     (folder / "notebooks").mkdir()
     shutil.copy(Path(__file__).parents[2] / "notebooks" / name, folder / "notebooks" / name)
     shutil.copytree(smoke_runs, folder / "runs")

@@ -50,8 +50,8 @@ def test_the_page_is_whole_and_small(index: Path) -> None:
     for name, count in claims["verdict"].value_counts().items():
         assert f"{name} ({count})" in text and text.count(f'<tr data-verdict="{name}">') == count
     assert all(run.name in text for run in runs)
-    value = displacement(0.5)
-    assert value < 0 < displacement(0.5, answers=(1.0, 0.0)) and f"{value:+.3f}" in text
+    (value,) = displacement([0.5])
+    assert value < 0 and f"{value:+.3f}" in text
 
 
 def test_runs_of_ones_own_stand_beside_the_published(index: Path) -> None:
@@ -70,13 +70,14 @@ def test_without_study_claims_and_explorer_the_rest_remains(index: Path, tmp_pat
 
 
 def test_the_toy_displaces_what_the_wrong_answer_finds_unlikely() -> None:
-    alone = (1.0, 0.0)
-    for wrong in (0.7, 0.5, 0.3):
-        free, held = displacement(wrong), displacement(wrong, weight=5)
-        assert free < 0 < displacement(wrong, answers=alone)
-        assert held > free / 4
-    # One update of a policy that is as sure of both, by hand: pulls of 0.1 and 0.8 * 0.1 on the
-    # word, half of them back from each of the two others.
-    expected = 0.01 * (1 - 0.8) * (0.1**2 + 2 * 0.05**2)
-    found = displacement(0.9, rate=0.01, updates=1)
-    assert found == pytest.approx(expected, rel=0.01)
+    wrong = [0.7, 0.5, 0.3]
+    free, held = displacement(wrong), displacement(wrong, weight=5)
+    alone = displacement(wrong, answers=(1.0, 0.0))
+    assert all(a < 0 < b for a, b in zip(free, alone, strict=True))
+    assert all(abs(a) < abs(b) / 10 for a, b in zip(held, free, strict=True))
+    # To first order: what surprises the right answer, minus similarity times what surprises both.
+    rate, similarity = 1e-4, 0.5
+    right, other = [0.1, -0.05, -0.05], [0.7, -0.35, -0.35]
+    own, shared = (sum(a * b for a, b in zip(right, x, strict=True)) for x in (right, other))
+    (found,) = displacement([0.3], similarity=similarity, rate=rate, updates=1)
+    assert found == pytest.approx(rate * (own - similarity * shared), rel=0.01)

@@ -1,0 +1,52 @@
+"""The claims of a study for a reader: each with its verdict and effect, opened to the runs it rests
+on.
+"""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from llds_core.config.arms import Study
+from llds_core.reporting.run_tables import outcomes
+from llds_core.reporting.store import StoredRun, is_published
+from llds_core.study.claims import evaluate_claims, load_claims
+from llds_core.study.evidence import published_mechanism
+
+_COLOURS = {"holds": "#006d4c", "does not hold": "#a30000", "not tested": "#555555"}
+_OF_A_RUN = ["method", "seed", "collapse_step", "best_reward", "final_reward", "entropy_growth"]
+
+
+def checked_claims(study: Study, runs: Sequence[StoredRun], root: Path) -> pd.DataFrame:
+    """Every claim of a study checked against `runs`, with the measurements published below `root`,
+    if any; see `evaluate_claims`.
+    """
+    published = is_published(root, study.profile)
+    measured = published_mechanism(root, study.profile) if published else {}
+    return evaluate_claims(load_claims(study).claims, runs, measured)
+
+
+def claims_html(claims: pd.DataFrame, runs: Sequence[StoredRun]) -> str:
+    """Claims of `checked_claims` as HTML that opens without a script: first what holds."""
+    table = outcomes(runs)
+    named = table["method"] + "-seed" + table["seed"].astype(str)
+    parts = []
+    for verdict, colour in _COLOURS.items():
+        of_verdict = claims[claims["verdict"] == verdict]
+        parts.append(f'<h3 style="color:{colour}">{verdict}: {len(of_verdict)}</h3>')
+        for claim in of_verdict.itertuples():
+            rests_on = table[named.isin(claim.runs.split(";"))]
+            rows = rests_on.reindex(columns=_OF_A_RUN).to_html(
+                index=False, float_format="{:.3g}".format, na_rep="–", border=0
+            )
+            found = ""
+            if pd.notna(claim.effect):
+                interval = f"{claim.effect:.3g} [{claim.low:.3g}, {claim.high:.3g}]"
+                found = f"<p>{interval} {html.escape(claim.effect_unit)}, {claim.seeds} seeds</p>"
+            parts.append(
+                f"<details><summary>{html.escape(claim.claim)} "
+                f"<i>({html.escape(claim.paper_reference)})</i></summary>"
+                f"<p>Holds when: {html.escape(claim.rule)}.</p>{found}{rows}</details>"
+            )
+    return "\n".join(parts)
