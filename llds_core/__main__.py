@@ -141,16 +141,25 @@ def data(
     return 0
 
 
+def _laid_out(experiment: str, overrides: list[str], layout: str | None) -> list[str]:
+    """Overrides that put a run on a layout, and the user's own after them."""
+    from llds_core.machine.plan import layout_overrides
+
+    return [*layout_overrides(experiment, layout), *overrides]
+
+
 def warmstart(
     experiment: cli.AnyExperiment,
     overrides: cli.Overrides,
+    layout: cli.Layout = None,
     run_root: cli.Root = ROOT,
     quiet: cli.Quiet = False,
 ) -> None:
     """Train the policy that all runs of a profile start from."""
     from llds_core.training.warmstart import warmstart
 
-    run = Run.load(_any_experiment(experiment), 0, run_root, overrides)
+    name = _any_experiment(experiment)
+    run = Run.load(name, 0, run_root, _laid_out(name, overrides, layout))
     print(f"start policy: {warmstart(run)}")
 
 
@@ -158,6 +167,7 @@ def train(
     experiment: cli.Experiment,
     overrides: cli.Overrides,
     seed: cli.Seed = 0,
+    layout: cli.Layout = None,
     evaluate: Annotated[bool, Option("--evaluate", help="then score best and last")] = False,
     machine_rank: cli.Rank = 0,
     main_address: cli.Address = "127.0.0.1",
@@ -169,7 +179,7 @@ def train(
     from llds_core.machine.jobs import end_with_parent
     from llds_core.machine.launch import Machine, is_launched, launch_training
 
-    run = Run.load(experiment, seed, run_root, overrides)
+    run = Run.load(experiment, seed, run_root, _laid_out(experiment, overrides, layout))
     if run.config.world_size > 1 and not is_launched():
         from llds_core.study.runner import make_start_policy
 

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from llds_core.bench.gpu_kernels import check_kernels
 from llds_core.bench.gpu_report import Report, Status, synchronise
 from llds_core.bench.speed import Updates, measure_profile, train_seconds
-from llds_core.config import ExperimentConfig, layouts, load_experiment
+from llds_core.config import ExperimentConfig, layouts_for, load_experiment
 from llds_core.errors import ConfigError, RunError
 from llds_core.files import write_text
 from llds_core.machine.gpu_probe import find_gpus
@@ -122,7 +122,8 @@ def _sizes(needs_layout: bool) -> _Sizes:
     shape = known_models()["qwen2.5-3b"]
     shape.pop("model_type")
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
-    laid_out = {name: load_experiment("paper-3b/grpo", layout=name) for name in layouts()}
+    names = layouts_for("paper-3b")
+    laid_out = {name: load_experiment("paper-3b/grpo", layout=name) for name in names}
     single = {
         config.hardware.gpu_memory_gib or 0.0: name
         for name, config in laid_out.items()

@@ -1,7 +1,14 @@
 """Every value a user can set: sections, profiles, methods, and the arms of studies."""
 
 from llds_core.config.arms import Arm, Study, load_study, studies
-from llds_core.config.load import is_method, layouts, load_experiment, methods, profiles
+from llds_core.config.load import (
+    is_method,
+    layouts,
+    layouts_for,
+    load_experiment,
+    methods,
+    profiles,
+)
 from llds_core.config.objective import LossConfig
 from llds_core.config.schema import ExperimentConfig
 from llds_core.config.sections import (
@@ -32,6 +39,7 @@ __all__ = [
     "WarmstartConfig",
     "is_method",
     "layouts",
+    "layouts_for",
     "load_experiment",
     "load_study",
     "methods",

@@ -4,7 +4,8 @@ A configuration is a profile (sizes: policy, world, hardware) with a method (obj
 and dotted overrides on top: `load_experiment("desk/llds-action", ["training.learning_rate=1e-4"])`.
 Methods that do not contradict each other combine: `gspo+llds-action`.
 Between them lie a variant, named behind the method (`paper-3b/grpo@official`), and a layout, which
-says how the run is laid out on GPUs. A profile may build on a `base` and name its own layout.
+says how the run is laid out on GPUs, or what makes it fit without one. A profile may build on a
+`base` and name its own layout.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
 from functools import cache, partial
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from llds_core.config.given import parse_yaml
@@ -20,7 +22,10 @@ from llds_core.errors import ConfigError, closest, did_you_mean
 
 PRESETS = files("llds_core") / "presets"
 # Keys of a preset that are not sections of a configuration.
-_ABOUT = ("description", "base", "layout", "methods", "profiles", "variants")
+_ABOUT = ("description", "base", "layout", "methods", "only", "profiles", "variants")
+# Of Linux on processors that multiply matrices in bfloat16: Intel's, AMD's and ARM's names.
+_CPUINFO = Path("/proc/cpuinfo")
+_BFLOAT16_UNITS = {"amx_bf16", "avx512_bf16", "bf16"}
 
 
 def preset_names(kind: str) -> list[str]:
@@ -36,7 +41,17 @@ def preset_names(kind: str) -> list[str]:
 profiles = partial(preset_names, "profiles")
 methods = partial(preset_names, "methods")
 variants = partial(preset_names, "variants")  # ways to run any method of the paper profiles
-layouts = partial(preset_names, "layouts")  # GPUs, and what makes a run fit on them
+layouts = partial(preset_names, "layouts")  # GPUs or none, and what makes a run fit there
+
+
+def layouts_for(profile: str) -> list[str]:
+    """Names of the layouts that are for a profile: some are `only` for a few."""
+    return [name for name in layouts() if _is_for(name, profile)]
+
+
+def _is_for(layout: str, profile: str) -> bool:
+    only = _read_preset("layouts", layout).get("only", ["*"])
+    return any(fnmatchcase(profile, pattern) for pattern in only)
 
 
 def is_method(name: str) -> bool:
@@ -80,7 +95,20 @@ def load_experiment(
     values: dict[str, Any] = {"profile": profile, "method": method}
     for layer in layers:
         values = _merge(values, {key: layer[key] for key in layer if key not in _ABOUT})
+    if values.get("training", {}).get("dtype") == "auto":
+        dtype = "bfloat16" if computes_in_bfloat16() else "float32"
+        values = _merge(values, {"training": {"dtype": dtype}})
     return ExperimentConfig(**values)
+
+
+@cache
+def computes_in_bfloat16() -> bool:
+    """Whether this processor has units for bfloat16; where nobody says so, it has none."""
+    try:
+        text = _CPUINFO.read_text("utf-8")
+    except OSError:
+        return False
+    return not _BFLOAT16_UNITS.isdisjoint(text.split())
 
 
 def _layers(name: str) -> tuple[str, str, list[dict[str, Any]]]:
@@ -139,6 +167,9 @@ def _read_profile(name: str) -> dict[str, Any]:
 def _read_layout(name: str, profile: str) -> dict[str, Any]:
     if name not in layouts():
         raise ConfigError(f'unknown layout "{name}": {did_you_mean(name, layouts())}')
+    if not _is_for(name, profile):
+        others = ", ".join(layouts_for(profile))
+        raise ConfigError(f"layout {name} is not for profile {profile}: choose one of {others}")
     values = _read_preset("layouts", name)
     for pattern, special in values.get("profiles", {}).items():
         if fnmatchcase(profile, pattern):

@@ -17,7 +17,7 @@ import psutil  # type: ignore[import-untyped]  # its stubs are a package of thei
 from huggingface_hub import try_to_load_from_cache
 from packaging.requirements import Requirement
 
-from llds_core.config import ExperimentConfig, layouts, load_experiment
+from llds_core.config import ExperimentConfig, layouts_for, load_experiment
 from llds_core.errors import DownloadError, LLDSError, RunError
 from llds_core.machine.gpu_probe import Gpus, find_gpus
 from llds_core.machine.jobs import usable_cores
@@ -175,7 +175,7 @@ def _check_gpus(config: ExperimentConfig, needed: float) -> list[Finding]:
     wanted, layout = config.hardware.processes, config.hardware.gpu_memory_gib or 0.0
     used = found[:wanted]
     small, full = min(used, key=lambda gpu: gpu.total), min(used, key=lambda gpu: gpu.free)
-    other = f"choose another layout ({', '.join(layouts())})"
+    other = f"choose another layout ({', '.join(layouts_for(config.profile))})"
     few = f"{wanted} per node are needed: {other}" if len(used) < wanted else ""
     memory, fix = f"{full.free:.1f} of {full.total:.1f} GiB free", ""
     if small.total < REPORTED_SHARE * layout:

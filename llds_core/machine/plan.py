@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 
-from llds_core.config import ExperimentConfig, layouts, load_experiment
+from llds_core.config import ExperimentConfig, layouts_for, load_experiment
 from llds_core.errors import ConfigError
 from llds_core.machine.memory import (
     E5_DIMENSION,
@@ -252,7 +252,7 @@ def _shown(value: Any) -> str:
 def _laid_out(experiment: str, overrides: Iterable[str] = ()) -> dict[str, ExperimentConfig]:
     """`experiment` on every layout whose processes its mini-batch divides among."""
     configs = {}
-    for name in layouts():
+    for name in layouts_for(experiment.partition("/")[0]):
         with suppress(ConfigError):
             configs[name] = load_experiment(experiment, list(overrides), layout=name)
     return configs
@@ -292,7 +292,7 @@ def load_laid_out(
     if not suited:
         raise ConfigError(
             f"no layout of {experiment} is for {nodes} × {gpus} GPUs: choose one of "
-            f"{', '.join(layouts())} with --layout"
+            f"{', '.join(layouts_for(experiment.partition('/')[0]))} with --layout"
         )
     memory = max((gib for gib in suited if gib <= gpu_memory_gib), default=min(suited))
     machines = [f"hardware.gpu_memory_gib={gpu_memory_gib}"]

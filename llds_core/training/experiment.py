@@ -247,7 +247,11 @@ class SearchRollout:
             for number, row in zip(numbers, rows, strict=True)
         ]
         rounded = rounded_weights(model, config.sampler.rounding)
-        with self.engine.rollout() if self.engine else rounded:
+        # Around all actions of the rollout: autocast keeps its copies of the weights until it ends.
+        half = torch.autocast(
+            model.device.type, torch.bfloat16, enabled=config.training.dtype == "bfloat16"
+        )
+        with self.engine.rollout() if self.engine else rounded, half:
             rollout = self._sample(tasks, model, step, numbers)
             if config.rollout.sampling_rounds > 1:
                 rollout = self._replace_uniform(rollout, model, step, numbers)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llds_core.__main__ import main
-from llds_core.config import layouts, load_experiment, profiles
+from llds_core.config import layouts, layouts_for, load, load_experiment, profiles
 from llds_core.errors import ConfigError
 from llds_core.machine.memory import policy_shape
 from llds_core.machine.plan import advice, estimate, layout_overrides, load_laid_out, say_costs
@@ -135,7 +135,7 @@ def test_measured_runs_come_before_stated_numbers(tmp_path) -> None:
     assert estimate(larger, tmp_path).throughput["kind"] == "stated"
 
 
-@pytest.mark.parametrize("layout", layouts())
+@pytest.mark.parametrize("layout", layouts_for("paper-3b"))
 @pytest.mark.parametrize("profile", PAPER)
 def test_every_model_fits_every_layout_but_7b_one_gpu_of_80(profile: str, layout: str) -> None:
     config = load_experiment(f"{profile}/llds-action", layout=layout)
@@ -147,11 +147,34 @@ def test_every_model_fits_every_layout_but_7b_one_gpu_of_80(profile: str, layout
 
 
 def test_layouts_ship_and_a_profile_names_its_own() -> None:
-    assert set(layouts()) == {"1x80", "1x141", "4x80", "8x80", "2x8x80"}
+    gpus = {"1x80", "1x141", "4x80", "8x80", "2x8x80"}
+    assert set(layouts_for("paper-3b")) == gpus and set(layouts()) == {*gpus, "cpu"}
     assert load_experiment("paper-3b/grpo") == load_experiment("paper-3b/grpo", layout="4x80")
     assert load_experiment("paper-3b/grpo").training.micro_batch_size * 4 == 64
     config = load_experiment("paper-3b/grpo", ["training.optimizer=adamw"], layout="1x80")
     assert config.training.optimizer == "adamw" and config.hardware.processes == 1
+
+
+def test_a_layout_without_a_gpu_takes_what_the_processor_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flags = tmp_path / "cpuinfo"
+    for text, dtype in (("flags : avx2 amx_bf16 fma", "bfloat16"), ("flags : avx512f", "float32")):
+        flags.write_text(text)
+        monkeypatch.setattr(load, "_CPUINFO", flags)
+        load.computes_in_bfloat16.cache_clear()
+        config = load_experiment("smol/grpo", layout="cpu")
+        assert config.training.dtype == dtype and config.mini_batch_size == 8
+    flags.unlink()
+    load.computes_in_bfloat16.cache_clear()
+    assert not load.computes_in_bfloat16()
+    monkeypatch.undo()
+    load.computes_in_bfloat16.cache_clear()
+    with pytest.raises(
+        ConfigError, match="layout cpu is not for profile paper-3b: choose one of 1x"
+    ):
+        load_experiment("paper-3b/grpo", layout="cpu")
+    assert "cpu" in layouts_for("smol") and "cpu" not in layouts_for("desk")
 
 
 def test_gpus_of_a_layout_get_its_settings() -> None:
@@ -165,7 +188,7 @@ def test_gpus_of_a_layout_get_its_settings() -> None:
         assert load_laid_out("paper-7b/grpo", gpus=gpus, gpu_memory_gib=memory) == layout
 
 
-@pytest.mark.parametrize("layout", [None, *layouts()])
+@pytest.mark.parametrize("layout", [None, *layouts_for("paper-3b")])
 @pytest.mark.parametrize("name", ["paper-3b/llds-action", "paper-7b-instruct/grpo"])
 def test_a_layout_as_overrides_is_the_layout(name: str, layout: str | None) -> None:
     overrides = layout_overrides(name, layout)
