@@ -23,16 +23,16 @@ _TEMPLATE = files("llds_core.reporting") / "templates" / "report.html"
 _CAPTIONS = {
     "01_collapse_curves": "Reward, likelihood of correct and incorrect responses and gradient norm "
     "by rollout step; one thin line per seed, bold their mean.",
-    "02_entropy": "Entropy, length and searches by rollout step.",
-    "03_first_action": "Likelihood of first against later actions of correct responses (Fig. 5).",
-    "03_likelihood_change": "Change of likelihood by one update on their own group (Fig. 3a).",
-    "03_right_and_wrong": "How right and wrong responses of a group come to look alike (Fig. 5).",
-    "03_rounds": "Likelihood of actions by the number of searches before them (Fig. 6).",
-    "03_theorem": "The theorem's score against the change of likelihood (Theorem 4.2).",
-    "04_map": "Outcome by updates per rollout and learning rate.",
-    "04_outcomes": "Outcome of every arm of the study.",
-    "04_updates": "What more updates per rollout do.",
-    "04_weights": "What the weight of the penalty does (Fig. 8).",
+    "01_entropy": "Entropy, length and searches by rollout step.",
+    "05_first_action": "Likelihood of first against later actions of correct responses (Fig. 5).",
+    "05_likelihood_change": "Change of likelihood by one update on their own group (Fig. 3a).",
+    "05_right_and_wrong": "Likelihood of right and of wrong responses, and searches (Fig. 9).",
+    "05_rounds": "Likelihood of actions by the number of searches before them (Fig. 6).",
+    "05_theorem": "The theorem's score against the change of likelihood (Theorem 4.2).",
+    "03_map": "Outcome by updates per rollout and learning rate.",
+    "03_outcomes": "Outcome of every arm of the study.",
+    "03_updates": "What more updates per rollout do.",
+    "03_weights": "What the weight of the penalty does (Fig. 8).",
     "06_averages": "Benchmark averages beside the paper's (Table 1).",
 }
 _COLOURS = 128

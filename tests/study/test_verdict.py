@@ -21,7 +21,7 @@ def index(tmp_path: Path) -> Path:
     """An index of two figures and a table, and an explorer beside it."""
     figures = tmp_path / "figures"
     figures.mkdir()
-    names = ("01_collapse_curves.png", "02_entropy.png", "02_entropy.csv")
+    names = ("01_collapse_curves.png", "01_entropy.png", "01_entropy.csv")
     for name in names:
         shutil.copy(PUBLISHED / "desk" / "figures" / name, figures / name)
     artefacts = [{"path": f"figures/{name}", "kind": "figure"} for name in names]
