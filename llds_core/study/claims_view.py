@@ -20,11 +20,13 @@ _OF_A_RUN = ["method", "seed", "collapse_step", "best_reward", "final_reward", "
 
 def checked_claims(study: Study, runs: Sequence[StoredRun], root: Path) -> pd.DataFrame:
     """Every claim of a study checked against `runs`, with the measurements published below `root`,
-    if any; see `evaluate_claims`.
+    if any; see `evaluate_claims`. Column `of` says whose claim it is: `paper` or `ours`.
     """
     published = is_published(root, study.profile)
     measured = published_mechanism(root, study.profile) if published else {}
-    return evaluate_claims(load_claims(study).claims, runs, measured)
+    table = evaluate_claims(load_claims(study).claims, runs, measured)
+    ours = table["paper_reference"].str.contains("not in the paper")
+    return table.assign(of=ours.map({True: "ours", False: "paper"}))
 
 
 def claims_html(claims: pd.DataFrame, runs: Sequence[StoredRun]) -> str:
