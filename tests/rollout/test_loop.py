@@ -400,3 +400,18 @@ def test_a_question_that_does_not_fit_is_refused_or_ends_unanswered() -> None:
     made = replace(loop, skip_too_long=True).run([(long, 0), (QUESTION, 0)], sampler).trajectories
     assert [(t.stop_reason, t.answer) for t in made] == [("too_long", None), ("answer", "Paris")]
     assert not made[0].completion_ids and not made[0].actions
+
+
+def test_only_prompts_that_may_not_fit_are_encoded_before_the_first_step(monkeypatch) -> None:
+    retriever = FailingRetriever(StubRetriever(), failure_rate=0, passages=(), seed=0)
+    loop = RolloutLoop(TAGGED, retriever, limits(max_total_tokens=200), top_k=3)
+    # Fits in bytes; by its tokens alone; and not.
+    asked = [Question(f"q{i}", "where is it " * n, ("Paris",)) for i, n in enumerate((1, 15, 300))]
+    encoded = []
+    original = RolloutLoop.prompts
+    monkeypatch.setattr(
+        RolloutLoop, "prompts", lambda self, some: [encoded.extend(some), original(self, some)][1]
+    )
+    assert loop.fitting(asked, skip=True) == [0, 1] and encoded == asked[1:]
+    with pytest.raises(ConfigError, match=r"^1 of 3 training questions \(q2\) do not fit into"):
+        loop.fitting(asked, skip=False)
