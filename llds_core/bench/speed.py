@@ -30,6 +30,7 @@ from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.evaluation import open_model
 from llds_core.files import write_table
 from llds_core.machine.jobs import usable_cores
+from llds_core.machine.memory import check_buildable
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.prompts import prompt_text
@@ -105,6 +106,7 @@ def _start_policy(
     path = Run(config, root=run_root).start_policy
     if path.is_dir():
         return str(path), "start policy"
+    check_buildable(config.policy)
     texts = [prompt_text(q.question, config.rollout.prompt) for q in environment.world.train]
     texts += [passage.contents for passage in environment.world.passages]
     tokenizer = build_tokenizer(texts, config.policy.vocab_size, TAGS)

@@ -6,6 +6,7 @@ changes the mathematics, the data or the arithmetic's precision is a deviation. 
 between devices is not: objective and gradient do not depend on micro-batches or processes.
 """
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -133,6 +134,14 @@ _NAMES = {
     ("training.dtype", "float32"): "float32 arithmetic instead of bfloat16",
     ("retrieval.backend", "bm25"): "BM25 searches instead of the dense retriever",
 }
+
+
+def index_command(config: ExperimentConfig) -> str:
+    """The command that builds the dense index of `config`."""
+    usual = flat(load_experiment(config.name).to_dict())
+    made_of = {k: v for k, v in flat(config.to_dict()).items() if k.startswith(("data.", "dense."))}
+    options = [f"{k}={_shown(v)}" for k, v in made_of.items() if v != usual[k]]
+    return f"python -m llds_core index {shlex.join([config.profile, *options])}"
 
 
 def deviations(config: ExperimentConfig) -> list[str]:

@@ -143,7 +143,9 @@ def published_prompt(folder: Path) -> str:
 def _present(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
-        command = f"python -m llds_core data <profile> --folder {quote(str(folder))}"
+        # The same files for every profile of the paper.
+        part = "train" if name == MIX_FILE else "questions"
+        command = f"python -m llds_core data paper-3b --only {part} --folder {quote(str(folder))}"
         raise DataError(f"{path} is missing: fetch it with {command}")
     return path
 
