@@ -186,14 +186,8 @@ def test_number_in_any_notation_is_a_float(text: str) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "training.steps",
-        "=",
-        "",
-        "training.steps=[1",
-        "loss.gate={[1]: 2}",
-        "training={3: 4}",
-        "method=grpo",
-        "training.steps=2024-13-45",
+        *("training.steps", "=", "", "training.steps=[1", "loss.gate={[1]: 2}"),
+        *("training={3: 4}", "method=grpo", "training.steps=2024-13-45"),
         pytest.param("training.learning_rate=" + "9" * 400, id="huge"),
         pytest.param("training.steps=" + "[" * 500, id="deep"),
     ],
@@ -297,11 +291,9 @@ def test_a_replaced_value_is_checked_too() -> None:
 )
 def test_values_that_cannot_be_used_are_named(overrides: str, said: str) -> None:
     assert re.search(said, failure(*overrides.split()))
-
-
-def test_one_update_is_fine_without_the_penalty() -> None:
-    overrides = ["training.updates_per_rollout=1", "training.epochs=1", "loss.llds_weight=0"]
-    assert load_experiment("desk/grpo", overrides).training.updates_per_rollout == 1
+    # One update is fine without the penalty.
+    usual = ["training.updates_per_rollout=1", "training.epochs=1", "loss.llds_weight=0"]
+    assert load_experiment("desk/grpo", usual).training.updates_per_rollout == 1
 
 
 # No dead values
