@@ -54,6 +54,7 @@ _SEARCHES, _ACTION, _OBSERVATION = 1.5, 60, 450  # mean searches, and tokens of 
 _TIMED = (
     *("policy.", "rollout.", "sampler.backend", "hardware.processes", "hardware.nodes"),
     *("training.updates_per_rollout", "training.epochs", "training.micro_batch_size"),
+    "training.max_tokens_per_micro_batch",
     *("training.dtype", "training.threads"),
 )
 _COLUMNS = ("rollout_seconds", "update_seconds", "response_length", "observation_length")
@@ -180,7 +181,8 @@ def _stated(config: ExperimentConfig, shape: ModelShape) -> Rate:
     turn = action + min(_OBSERVATION, rollout.max_observation_tokens)
     length = _PROMPT[rollout.prompt] + min(_SEARCHES, rollout.max_searches) * turn + action
     tokens = round(config.trajectories_per_rollout * min(length, rollout.max_total_tokens))
-    scored = 3 if config.loss.kl_weight > 0 else 2  # before and after the updates
+    # Before and after the updates.
+    scored = (2 if config.loss.kl_weight > 0 else 1) + config.diagnostics.final_share
     passes = 1 + scored + (4 if training.gradient_checkpointing else 3) * training.epochs
     gpus = 0 if config.hardware.gpu_memory_gib is None else config.world_size
     speed = gpus * GPU_SPEED or CPU_SPEED
@@ -188,7 +190,12 @@ def _stated(config: ExperimentConfig, shape: ModelShape) -> Rate:
     source = f"{speed:.0e} operations/s assumed, bounds a factor {UNCERTAINTY} apart"
     if gpus:
         # Every micro-batch is scored and trained on; every turn waits for its longest action.
-        share = math.ceil(config.trajectories_per_rollout / gpus / training.micro_batch_size)
+        budget = training.max_tokens_per_micro_batch
+        share = math.ceil(
+            tokens / gpus / budget
+            if budget
+            else config.trajectories_per_rollout / gpus / training.micro_batch_size
+        )
         trained = share * (passes - 1) * _LAUNCH["transformers"]
         sampled = (rollout.max_searches + 1) * rollout.max_action_tokens
         waits = shape.layers * sampled * _LAUNCH[config.sampler.backend]

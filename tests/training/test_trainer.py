@@ -186,7 +186,10 @@ def test_clamped_divergence_has_the_gradient_of_the_reference(tmp_path: Path) ->
     for record in trainer.records:
         batch = record["inputs"]
         original = next(
-            micro for micro in trainer._buffered_inputs if torch.equal(micro["rows"], batch["rows"])
+            micro
+            for window in trainer._buffered_inputs
+            for micro in window
+            if torch.equal(micro["rows"], batch["rows"])
         )["ref_per_token_logps"]
         mask = batch["policy_mask"]
         logprobs = record["logprobs"].clone().requires_grad_()
