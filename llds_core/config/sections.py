@@ -276,6 +276,9 @@ class TrainingConfig:
     max_grad_norm: Number = Field(default=1.0, ge=1e-9)
     save_every: StrictInt = Field(default=4, ge=1)
     """Steps between checkpoints."""
+    resumable_every: StrictInt | None = Field(default=None, ge=1)
+    """Steps between checkpoints that a run can be continued from, a multiple of `save_every`: those
+    in between hold weights only. Null for all."""
     keep_checkpoints: StrictInt = Field(default=2, ge=1)
     """Latest checkpoints kept beside the best one."""
     max_nonfinite_updates: StrictInt = Field(default=5, ge=1)
@@ -294,6 +297,13 @@ class TrainingConfig:
     bits on a GPU. Equal to the padded pass up to rounding."""
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
     """`adamw-8bit` keeps the moments in 8 bits (bitsandbytes); not what the papers ran."""
+
+    def __post_init__(self) -> None:
+        if self.resumable_every and self.resumable_every % self.save_every:
+            raise ValueError(
+                f"training.resumable_every={self.resumable_every} is not a multiple of "
+                f"training.save_every={self.save_every}: choose one"
+            )
 
 
 @checked

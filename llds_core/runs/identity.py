@@ -27,7 +27,7 @@ FREE = _keys(
         # How the same mini-batches are spread over processes and passes: rounding apart, the same
         # run. `hardware.sharding` is none of them, because it decides the form of the checkpoints.
         "training": "steps keep_checkpoints trajectories_per_step micro_batch_size"
-        " max_tokens_per_micro_batch gradient_checkpointing",
+        " max_tokens_per_micro_batch resumable_every gradient_checkpointing",
         "hardware": "nodes processes gpu_memory_gib",
         # Where vLLM runs, how much memory it gets, and when its gap to the trainer is worth a
         # warning. What samples (`sampler.backend`) belongs to the run.

@@ -41,6 +41,7 @@ from llds_core.training.settings import search_grpo_config
 from llds_core.training.trainer import SearchGRPOTrainer
 from llds_core.training.vllm_engine import check_vllm, engine_options, open_engine
 from llds_core.training.warmstart import load_start_policy, start_policy
+from llds_core.worlds.question_sets import training_file_hash
 from llds_core.worlds.records import Question
 
 _logger = logging.getLogger("llds_core")
@@ -142,8 +143,7 @@ def _build_trainer(
     arguments = search_grpo_config(config, run.seed, run.checkpoints)
     environment = build_environment(config)
     model, tokenizer = load_start_policy(run, environment)
-    corpus = environment.retriever.identity
-    processes.decide(lambda: cast(Recorder, recorder).directory.record("corpus", corpus))
+    processes.decide(lambda: _record_data(cast(Recorder, recorder).directory, environment))
     if recorder and start.resume:
         # A process killed right after its last save has not ranked it.
         recorder.saved(start.done)
@@ -163,6 +163,14 @@ def _build_trainer(
     if config.sampler.backend == "vllm":
         rollout.engine = open_engine(trainer)
     return trainer
+
+
+def _record_data(directory: RunDirectory, environment: Environment) -> None:
+    """Note what is searched and asked, and refuse other data than the run began with."""
+    directory.record("corpus", environment.retriever.identity)
+    if environment.world.name == "files":
+        folder = Path(environment.config.data.folder)
+        directory.record("train_sha256", training_file_hash(folder))
 
 
 def training_rows(

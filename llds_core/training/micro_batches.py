@@ -9,7 +9,13 @@ import torch
 from accelerate import Accelerator
 
 from llds_core.config import LossConfig, SamplerConfig
-from llds_core.losses import action_ids, group_advantages, llds_penalty, sampler_correction
+from llds_core.losses import (
+    action_ids,
+    answer_weight_ramp,
+    group_advantages,
+    llds_penalty,
+    sampler_correction,
+)
 from llds_core.rollout.protocol import Trajectory
 from llds_core.training.settings import SearchGRPOConfig
 
@@ -106,6 +112,15 @@ def _balanced(lengths: Sequence[int], processes: int) -> list[list[int]]:
     return [sorted(rows) for _, rows in divisions[0]]
 
 
+def answer_weight(trajectories: Sequence[Trajectory], loss: LossConfig) -> float:
+    """Weight of the answer in the penalty of a step, by how much its trajectories search."""
+    if loss.answer_ramp == "none":
+        return loss.answer_weight
+    # In 32 bits: runs are continued to the bit.
+    searches = torch.tensor(sum(t.searches for t in trajectories) / len(trajectories)).item()
+    return answer_weight_ramp(searches, ramp=loss.answer_ramp) * loss.answer_weight
+
+
 def penalty_tokens(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tensor:
     """Mask (B, T) of the tokens that the denominator of the penalty counts."""
     if args.loss.normalizer == "all":
@@ -152,8 +167,8 @@ def pack(
     shares: Sequence[list[int]], lengths: Sequence[Sequence[int]], budget: int, *, padded: bool
 ) -> list[list[list[int]]]:
     """Rows of each micro-batch of each process: neighbours of at most `budget` tokens together,
-    with their padding where they are `padded`. Every process has as many: they train together.
-    `lengths` are those of prompts and of completions.
+    with their padding where they are `padded`. Processes train, and TRL gathers, row by row, so
+    that all have the same numbers of rows. `lengths` are those of prompts and of completions.
     """
 
     def tokens(rows: list[int]) -> int:
@@ -161,22 +176,12 @@ def pack(
             return len(rows) * sum(max(length[row] for row in rows) for length in lengths)
         return sum(length[row] for row in rows for length in lengths)
 
-    packed: list[list[list[int]]] = []
-    for share in shares:
-        pieces: list[list[int]] = []
-        for row in share:
-            if pieces and tokens([*pieces[-1], row]) <= budget:
-                pieces[-1].append(row)
-            else:
-                pieces.append([row])
-        packed.append(pieces)
-    most = max(map(len, packed))
-    for pieces in packed:
-        while len(pieces) < most:
-            place = max(range(len(pieces)), key=lambda index: len(pieces[index]))
-            rows = pieces[place]
-            pieces[place : place + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
-    return packed
+    starts = [0]
+    for end in range(2, len(shares[0]) + 1):
+        if any(tokens(share[starts[-1] : end]) > budget for share in shares):
+            starts.append(end - 1)
+    ends = [*starts[1:], None]
+    return [[share[a:b] for a, b in zip(starts, ends, strict=True)] for share in shares]
 
 
 def set_counts(

@@ -38,13 +38,14 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
 from llds_core.errors import TrainingDivergedError
-from llds_core.losses import answer_weight_ramp, clamped_reference
+from llds_core.losses import clamped_reference
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory, validate_response_masks
 from llds_core.seeding import torch_generator
 from llds_core.training.checkpointing import AtomicCheckpointMixin
 from llds_core.training.micro_batches import (
     add_columns,
+    answer_weight,
     correct_for_sampler,
     cut,
     gather_batch,
@@ -199,21 +200,13 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         for window in windows:
             set_counts(window, self.args, self.accelerator)
         micro_batches = [micro for window in windows for micro in window]
-        answer_weight = self._answer_weight(trajectories)
+        weight = answer_weight(trajectories, self.args.loss)
         for micro in micro_batches:
-            micro["answer_weight"] = answer_weight
+            micro["answer_weight"] = weight
             self._add_log_probabilities(micro)
         set_bounds(micro_batches, self.args.loss)
-        self.metrics.close_rollout(micro_batches, answer_weight)
+        self.metrics.close_rollout(micro_batches, weight)
         return windows
-
-    def _answer_weight(self, trajectories: Sequence[Trajectory]) -> float:
-        loss = self.args.loss
-        if loss.answer_ramp == "none":
-            return loss.answer_weight
-        # In 32 bits: runs are continued to the bit.
-        searches = torch.tensor(sum(t.searches for t in trajectories) / len(trajectories)).item()
-        return answer_weight_ramp(searches, ramp=loss.answer_ramp) * loss.answer_weight
 
     @torch.no_grad()
     def _add_log_probabilities(self, micro: dict[str, Any]) -> None:
@@ -378,6 +371,11 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     def checkpoint_extra(self) -> dict:
         """What resuming needs beside TRL's own state."""
         return {"nonfinite_in_a_row": self.nonfinite_in_a_row}
+
+    def is_resumable(self, step: int) -> bool:
+        """All are, or every so many, and the one a run ends with."""
+        every = self.args.training.resumable_every
+        return every is None or step % every == 0 or bool(self.control.should_training_stop)
 
     def _send_telemetry(self) -> None:
         """No message leaves the machine."""

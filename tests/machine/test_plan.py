@@ -154,6 +154,28 @@ def test_layouts_ship_and_a_profile_names_its_own() -> None:
     assert config.training.optimizer == "adamw" and config.hardware.processes == 1
 
 
+def test_checkpoints_gathering_and_pushing_are_in_the_step() -> None:
+    """By hand, for 3.086 billion parameters on four GPUs: bytes over bytes per second."""
+    weights = 4 * policy_shape(load_experiment("paper-3b/grpo").policy).parameters
+    found = estimate(load_experiment("paper-3b/grpo")).throughput
+    assert found["seconds_of_it"] == pytest.approx(
+        {
+            "checkpoints": 4 * weights / 15 / 1e9,
+            # 40 micro-batches: old, reference, a fifth of the final scores; forward and backward.
+            "gather": 40 * weights * (2.2 / 2 + 2) / 2e11,
+            "push": weights / 4e9,
+        }
+    )
+    overrides = ["training.resumable_every=150", "training.max_tokens_per_micro_batch=65536"]
+    fewer = estimate(load_experiment("paper-3b/grpo", overrides))
+    parts = fewer.throughput["seconds_of_it"]
+    assert parts["checkpoints"] == pytest.approx((0.1 * 4 + 0.9) * weights / 15 / 1e9)
+    assert parts["gather"] < found["seconds_of_it"]["gather"]
+    # Two whole ones, the last and the one being written; the rest is weights.
+    assert fewer.disk_parts_gib["checkpoints"] == pytest.approx((2 * 4 + 2) * weights / 2**30)
+    assert found["seconds_per_step"] > fewer.throughput["seconds_per_step"]
+
+
 def test_gpus_of_a_layout_get_its_settings() -> None:
     for gpus, memory, name in (
         (8, 80, "8x80"),

@@ -103,13 +103,12 @@ def test_a_budget_of_tokens_changes_no_update(tmp_path: Path, case: str, padded:
             assert other[name] == pytest.approx(one[name], abs=1e-4), name
 
 
-def test_every_process_has_as_many_micro_batches() -> None:
+def test_every_process_has_as_many_rows_in_a_micro_batch() -> None:
     lengths = [[2] * 8, [3, 3, 3, 3, 8, 8, 8, 30]]
     shares = [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert pack(shares, lengths, 20, padded=True) == [
-        [[0], [1], [2, 3]],
-        [[4, 5], [6], [7]],
-    ]
+    # A row of 32 tokens goes alone; 2 × (2 + 8) fit, 3 × (2 + 8) do not.
+    packed = [[[0, 1], [2], [3]], [[4, 5], [6], [7]]]
+    assert pack(shares, lengths, 20, padded=True) == packed
     assert pack(shares[:1], lengths, 20, padded=False) == [[[0, 1, 2, 3]]]
 
 
