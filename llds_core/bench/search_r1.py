@@ -51,7 +51,8 @@ def reencoding_rollout(loop: RolloutLoop, model: PreTrainedModel, tasks: Tasks) 
         for row in active:
             observation = search_observation(found[row]) if row in found else limits.feedback
             [tokens] = encode_plain([observation], tokenizer)
-            texts[row] += tokenizer.decode(tokens[: limits.max_observation_tokens])
+            [shown] = tokenizer.batch_decode([tokens[: limits.max_observation_tokens]])
+            texts[row] += shown
         if active:
             sized = zip(active, contexts(), strict=True)
             active = [row for row, ids in sized if len(ids) < limits.max_total_tokens]
