@@ -177,6 +177,7 @@ def _train_once(
         f"rollout.prompts_per_rollout={sizes.groups}",
         "sampler.backend=transformers",
         f"training.micro_batch_size={size}",
+        "diagnostics.final_share=1",  # a pass is timed, and its operations are counted
         "training.updates_per_rollout=2",
         "training.epochs=1",
         "training.steps=1",
@@ -226,7 +227,7 @@ class _TimedTrainer(SearchGRPOTrainer):
 
     scoring_seconds = final_seconds = 0.0
 
-    def _micro_batches(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def _micro_batches(self, batch: dict[str, Any]) -> list[list[dict[str, Any]]]:
         synchronise()
         started = time.perf_counter()
         result = super()._micro_batches(batch)

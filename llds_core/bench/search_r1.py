@@ -8,6 +8,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from llds_core.retrieval.base import Hit, SearchKey
 from llds_core.rollout.loop import RolloutLoop
+from llds_core.rollout.prompts import encode_plain
 from llds_core.rollout.protocol import STOP_TAGS, parse_action, search_observation
 from llds_core.rollout.samplers import evaluation_mode
 from llds_core.worlds.records import Question
@@ -18,9 +19,9 @@ Tasks = Sequence[tuple[Question, int]]
 def reencoding_rollout(loop: RolloutLoop, model: PreTrainedModel, tasks: Tasks) -> list[str]:
     """Text of every trajectory: text in, text out, and the whole context again every turn.
 
-    Every turn tokenises the text of all running contexts, pads them on the left, and calls
-    `generate`, which keeps a cache within the turn and drops it after. A group's common prompt is
-    computed once per trajectory.
+    Every turn tokenises what followed the prompt of all running contexts, pads them on the left,
+    and calls `generate`, which keeps a cache within the turn and drops it after. A group's common
+    prompt is computed once per trajectory.
 
     Args:
         loop: our own, whose tokenizer, search engine and limits are taken.
@@ -28,10 +29,17 @@ def reencoding_rollout(loop: RolloutLoop, model: PreTrainedModel, tasks: Tasks) 
         tasks: questions, each with the number of its sample.
     """
     limits, tokenizer = loop.config, loop.tokenizer
-    texts = tokenizer.batch_decode(loop.prompts([question for question, _ in tasks]))
+    prompts = loop.prompts([question for question, _ in tasks])
+    texts = [""] * len(tasks)
     active = list(range(len(tasks)))
+
+    def contexts() -> list[list[int]]:
+        # Text from data is text, here too: only the template's own control tokens are control.
+        encoded = encode_plain([texts[row] for row in active], tokenizer)
+        return [prompts[row] + ids for row, ids in zip(active, encoded, strict=True)]
+
     for turn in range(limits.max_searches + 1):
-        replies = _generate(loop, model, [texts[row] for row in active])
+        replies = _generate(loop, model, contexts())
         actions = {row: parse_action(reply) for row, reply in zip(active, replies, strict=True)}
         for row, reply in zip(active, replies, strict=True):
             texts[row] += reply
@@ -42,19 +50,20 @@ def reencoding_rollout(loop: RolloutLoop, model: PreTrainedModel, tasks: Tasks) 
         active = [row for row in active if actions[row][0] != "answer"]
         for row in active:
             observation = search_observation(found[row]) if row in found else limits.feedback
-            tokens = tokenizer.encode(observation, add_special_tokens=False)
-            texts[row] += tokenizer.batch_decode([tokens[: limits.max_observation_tokens]])[0]
-        lengths = {r: len(tokenizer.encode(texts[r], add_special_tokens=False)) for r in active}
-        active = [row for row in active if lengths[row] < limits.max_total_tokens]
+            [tokens] = encode_plain([observation], tokenizer)
+            [shown] = tokenizer.batch_decode([tokens[: limits.max_observation_tokens]])
+            texts[row] += shown
+        if active:
+            sized = zip(active, contexts(), strict=True)
+            active = [row for row, ids in sized if len(ids) < limits.max_total_tokens]
         if not active:
             break
-    return texts
+    return [a + b for a, b in zip(tokenizer.batch_decode(prompts), texts, strict=True)]
 
 
-def _generate(loop: RolloutLoop, model: Any, texts: list[str]) -> list[str]:
+def _generate(loop: RolloutLoop, model: Any, contexts: list[list[int]]) -> list[str]:
     limits, tokenizer = loop.config, loop.tokenizer
-    form: dict[str, Any] = {"add_special_tokens": False, "return_token_type_ids": False}
-    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", **form)
+    batch = tokenizer.pad({"input_ids": contexts}, padding_side="left", return_tensors="pt")
     generation = GenerationConfig(
         do_sample=True,
         temperature=limits.temperature,

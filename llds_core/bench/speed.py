@@ -30,6 +30,7 @@ from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.evaluation import open_model
 from llds_core.files import write_table
 from llds_core.machine.jobs import usable_cores
+from llds_core.machine.memory import check_buildable
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.prompts import prompt_text
@@ -105,6 +106,7 @@ def _start_policy(
     path = Run(config, root=run_root).start_policy
     if path.is_dir():
         return str(path), "start policy"
+    check_buildable(config.policy)
     texts = [prompt_text(q.question, config.rollout.prompt) for q in environment.world.train]
     texts += [passage.contents for passage in environment.world.passages]
     tokenizer = build_tokenizer(texts, config.policy.vocab_size, TAGS)
@@ -196,20 +198,24 @@ class Updates:
         self.config, self._path, self._folder = config, path, folder
         self.tokens = total * config.training.epochs
         self.padding, self.whole_padding = 0.0, 1 - total / (width * len(made))
+        # What the longest trajectories take in a micro-batch of a fixed number of them.
+        self.budget = config.training.micro_batch_size * max(t.total_tokens for t in made)
         self.row: dict[str, Any] = {}
         self._rollout = Rollout(made, rollout.seconds, rollout.retrieval_seconds)
 
-    def trainer(self, weight: float, kind: type[_Trainer]) -> _Trainer:
-        """This package's trainer, with an LLDS penalty of `weight`."""
+    def trainer(self, weight: float, kind: type[_Trainer], budget: int | None = None) -> _Trainer:
+        """This package's trainer, with an LLDS penalty of `weight`; micro-batches have `budget`
+        tokens where it is given.
+        """
         return kind(
             rollout=lambda given, policy, step: self._rollout,
             on_step=self._record,
-            **self._common(weight),
+            **self._common(weight, budget),
         )
 
-    def ours(self, weight: float, threads: int) -> float:
-        """Seconds of this package's trainer with an LLDS penalty of `weight`."""
-        trainer = self.trainer(weight, SearchGRPOTrainer)
+    def ours(self, weight: float, threads: int, budget: int | None = None) -> float:
+        """Seconds of this package's trainer; see `trainer`."""
+        trainer = self.trainer(weight, SearchGRPOTrainer, budget)
         with _threads(threads):
             return train_seconds(trainer)
 
@@ -227,10 +233,12 @@ class Updates:
     def _record(self, row: dict[str, Any], trajectories: object) -> None:
         self.padding, self.row = row["padding"], row
 
-    def _common(self, weight: float) -> dict[str, Any]:
+    def _common(self, weight: float, budget: int | None = None) -> dict[str, Any]:
         """What both trainers are given."""
+        training = replace(self.config.training, max_tokens_per_micro_batch=budget)
+        config = replace(self.config, training=training)
         model, tokenizer = load_policy(self._path)  # in float32, as runs do
-        args = search_grpo_config(self.config, 0, self._folder / "checkpoint")
+        args = search_grpo_config(config, 0, self._folder / "checkpoint")
         args.loss = replace(args.loss, llds_weight=weight)
         args.max_steps = self.config.training.updates_per_rollout
         args.save_strategy = "no"
@@ -243,12 +251,13 @@ class Updates:
 def _measure_updates(updates: Updates) -> list[Measure]:
     config, cores = updates.config, usable_cores()
     weight, threads = config.loss.llds_weight, config.training.threads
-    ours, without, trl, all_cores = interleaved(
+    ours, without, trl, all_cores, packed = interleaved(
         [
             lambda: updates.ours(weight, threads),
             lambda: updates.ours(0.0, threads),
             updates.trl,
             lambda: updates.ours(weight, cores),
+            lambda: updates.ours(weight, threads, updates.budget),
         ]
     )
     padding, whole, tokens = updates.padding, updates.whole_padding, updates.tokens
@@ -257,12 +266,17 @@ def _measure_updates(updates: Updates) -> list[Measure]:
     plain, fewer = "the same with weight 0", "the profile's threads"
     longest = "rollout padded to its longest trajectory"
     full_width = "TRL's trainer: full width, its own pass for old log-probabilities"
-    own, on_all = tokens / ours, tokens / all_cores
+    own, on_all, by_tokens = tokens / ours, tokens / all_cores, tokens / packed
+    fixed = f"micro-batches of {config.training.micro_batch_size} trajectories"
     unit = f"tokens/s on {cores} threads"
     return [
         Measure("padding", padding, "share of positions", longest, whole, saved, "<= 0.15"),
         Measure("step time with LLDS", ours, per_step, plain, without, ours / without, "<= 1.03 x"),
         Measure("update", own, "tokens/s", full_width, tokens / trl, trl / ours, ">= 1.5 x"),
+        Measure(
+            f"update by {updates.budget} tokens",
+            *(by_tokens, "tokens/s", fixed, own, by_tokens / own, ">= 1.1 x"),
+        ),
         Measure("update on all cores", on_all, unit, fewer, own, on_all / own, "> 1 x"),
     ]
 

@@ -104,10 +104,22 @@ def _misfits(config: ExperimentConfig) -> Iterator[str]:
             f"rollout.group_size={config.rollout.group_size}: choose training.updates_per_rollout "
             "so that they do, or set training.mini_batches=shuffled"
         )
-    if config.mini_batch_size % (training.micro_batch_size * world):
+    budget = training.max_tokens_per_micro_batch
+    if config.mini_batch_size % ((1 if budget else training.micro_batch_size) * world):
+        size = "" if budget else f"training.micro_batch_size={training.micro_batch_size} × "
         yield (
-            f"training.micro_batch_size={training.micro_batch_size} × {world} processes does not "
-            f"divide the mini-batch of trajectories: choose a divisor of {config.mini_batch_size}"
+            f"{size}{world} processes does not divide the mini-batch of trajectories: choose a "
+            f"divisor of {config.mini_batch_size}"
+        )
+    if budget and config.loss.aggregate == "token-mean-micro":
+        yield (
+            f"training.max_tokens_per_micro_batch={budget} with loss.aggregate=token-mean-micro "
+            "changes the objective, whose means are those of micro-batches: set it to null"
+        )
+    if budget and config.hardware.sharding == "zero3":
+        yield (
+            f"training.max_tokens_per_micro_batch={budget} with hardware.sharding=zero3: DeepSpeed "
+            "counts micro-batches itself; set it to null, or hardware.sharding=fsdp2"
         )
     if config.rollout.prompt == "data" and config.world.name != "files":
         yield (

@@ -266,6 +266,9 @@ class TrainingConfig:
     at random (TRL), or slices of what each process gets when lengths are balanced (official code).
     """
     micro_batch_size: StrictInt = Field(default=16, ge=1)
+    max_tokens_per_micro_batch: StrictInt | None = Field(default=None, ge=1)
+    """Instead of `micro_batch_size`: as many trajectories as have so many tokens, with their
+    padding where there is any; a longer one goes alone. Updates stay the same up to rounding."""
     learning_rate: Number = Field(default=2e-4, ge=0, le=1)
     warmup_steps: StrictInt = Field(default=1, ge=0)
     """Linear warm-up in steps (rollouts), then constant."""
@@ -273,6 +276,9 @@ class TrainingConfig:
     max_grad_norm: Number = Field(default=1.0, ge=1e-9)
     save_every: StrictInt = Field(default=4, ge=1)
     """Steps between checkpoints."""
+    resumable_every: StrictInt | None = Field(default=None, ge=1)
+    """Steps between checkpoints that a run can be continued from, a multiple of `save_every`: those
+    in between hold weights only. Null for all."""
     keep_checkpoints: StrictInt = Field(default=2, ge=1)
     """Latest checkpoints kept beside the best one."""
     max_nonfinite_updates: StrictInt = Field(default=5, ge=1)
@@ -291,6 +297,13 @@ class TrainingConfig:
     bits on a GPU. Equal to the padded pass up to rounding."""
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
     """`adamw-8bit` keeps the moments in 8 bits (bitsandbytes); not what the papers ran."""
+
+    def __post_init__(self) -> None:
+        if self.resumable_every and self.resumable_every % self.save_every:
+            raise ValueError(
+                f"training.resumable_every={self.resumable_every} is not a multiple of "
+                f"training.save_every={self.save_every}: choose one"
+            )
 
 
 @checked
@@ -314,6 +327,9 @@ class DiagnosticsConfig:
     each_update: StrictBool = False
     """Measure how each update moves the correct trajectories of its own and of other questions: a
     pass over the rollout per update."""
+    final_share: Number = Field(default=1.0, ge=0, le=1)
+    """Share of the micro-batches, drawn anew in each step, on which `loglik_change_…` is measured:
+    a pass after the last update."""
     stop_after_collapse: StrictBool = False
     """End a run, with status `collapsed`, once its collapse is proved."""
 

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llds_core.config import RewardConfig
-from llds_core.diagnostics.likelihood import policy_actions, policy_states
+from llds_core.diagnostics.likelihood import policy_actions, policy_states, token_logits
 from llds_core.diagnostics.searches import first_search_matches
 from llds_core.diagnostics.theorem import driver_score, prediction_errors
 from llds_core.losses import group_advantages, policy_loss
@@ -112,6 +112,7 @@ def group_changes(
     learning_rate: float,
     optimizer: str,
     step: int,
+    vocabulary: int | None = None,
 ) -> pd.DataFrame:
     """Update on each group alone, from the same weights every time, and measure what it changed.
 
@@ -124,6 +125,7 @@ def group_changes(
         learning_rate: of the one update, positive.
         optimizer: one of `OPTIMIZERS`.
         step: copied into the frame.
+        vocabulary: see `token_logits`.
 
     Returns:
         One row per group. `question_id`, `kind`, `step`, `optimizer`; `correct` and `incorrect`
@@ -156,7 +158,7 @@ def group_changes(
             if not row["skipped"]:
                 fresh = OPTIMIZERS[optimizer](model.parameters(), lr=learning_rate)
                 with _undone(model):
-                    row |= _one_update(model, group, fresh, pad_id)
+                    row |= _one_update(model, group, fresh, pad_id, vocabulary)
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -192,11 +194,12 @@ def _one_update(
     group: Sequence[Trajectory],
     optimizer: torch.optim.Optimizer,
     pad_id: int,
+    vocabulary: int | None,
 ) -> dict[str, float]:
     """Take one step on `group` and return the measurements; leaves the weights changed."""
     states, tokens = policy_states(model, group, pad_id=pad_id)
     rows, first, right = (values.to(tokens.device) for values in _token_labels(group))
-    logits = upcast(model.get_output_embeddings()(states))
+    logits = token_logits(model, states, vocabulary)
     before = _token_logprobs(logits, tokens)
     rewards = torch.tensor([t.reward for t in group], device=tokens.device)
     advantages = group_advantages(rewards, torch.zeros_like(rewards, dtype=torch.long))
@@ -214,7 +217,7 @@ def _one_update(
     with torch.no_grad():
         # Same rows in the same order: what a step of size 0 left unchanged is unchanged exactly.
         states_after, _ = policy_states(model, group, pad_id=pad_id)
-        after = _token_logprobs(upcast(model.get_output_embeddings()(states_after)), tokens)
+        after = _token_logprobs(token_logits(model, states_after, vocabulary), tokens)
     change = after.double() - before.double()
 
     def per_correct(values: torch.Tensor, chosen: torch.Tensor) -> float:

@@ -46,6 +46,7 @@ def score_trajectories(
     *,
     pad_id: int,
     batch_size: int = 16,
+    vocabulary: int | None = None,
 ) -> list[Scored]:
     """Score the policy tokens of `trajectories`, in evaluation mode and without gradients.
 
@@ -57,6 +58,7 @@ def score_trajectories(
         trajectories: finished trajectories, in any order.
         pad_id: any token id; it fills the right of shorter rows, where no causal model looks.
         batch_size: rows of a forward pass, at least 1.
+        vocabulary: see `token_logits`.
 
     Returns:
         One result per trajectory, in the order given.
@@ -68,7 +70,7 @@ def score_trajectories(
             rows = order[start : start + batch_size]
             batch = [trajectories[row] for row in rows]
             states, labels = policy_states(model, batch, pad_id=pad_id)
-            logprobs, entropies = _project(model, states, labels)
+            logprobs, entropies = _project(model, states, labels, vocabulary)
             lengths = [sum(t.response_mask) for t in batch]
             for row, trajectory, logprob, entropy in zip(
                 rows, batch, logprobs.split(lengths), entropies.split(lengths), strict=True
@@ -108,15 +110,23 @@ def policy_actions(trajectory: Trajectory) -> torch.Tensor:
     return torch.tensor([index for index in trajectory.action_ids if index])
 
 
+def token_logits(
+    model: PreTrainedModel, states: torch.Tensor, vocabulary: int | None
+) -> torch.Tensor:
+    """Logits (N, V) of `states` in at least float32, of the tokenizer's V = `vocabulary` tokens: an
+    embedding may have more rows, which stand for nothing. None takes all rows.
+    """
+    return upcast(model.get_output_embeddings()(states)[:, :vocabulary])
+
+
 def _project(
-    model: PreTrainedModel, states: torch.Tensor, labels: torch.Tensor
+    model: PreTrainedModel, states: torch.Tensor, labels: torch.Tensor, vocabulary: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of `labels` and entropies, both (N,), a slice of tokens at a time."""
-    head = model.get_output_embeddings()
-    size = max(1, _LOGITS_AT_ONCE // head.weight.shape[0])
+    size = max(1, _LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
     logprobs, entropies = [], []
     for part, wanted in zip(states.split(size), labels.split(size), strict=True):
-        log_softmax = upcast(head(part)).log_softmax(-1)
+        log_softmax = token_logits(model, part, vocabulary).log_softmax(-1)
         logprobs.append(log_softmax.gather(1, wanted[:, None]).squeeze(1))
         entropies.append(-(log_softmax.exp() * log_softmax).sum(-1))
     return torch.cat(logprobs).cpu(), torch.cat(entropies).cpu()

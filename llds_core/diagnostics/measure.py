@@ -29,9 +29,10 @@ from llds_core.files import write_json, write_table
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.runs import Run
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
-from llds_core.runs.policies import load_policy
+from llds_core.runs.policies import load_policy, load_tokenizer
 from llds_core.runs.provenance import git_state, package_versions
 from llds_core.runs.smollm2 import load_smollm2, quantization
+from llds_core.worlds.records import Question
 
 TABLES = ("likelihood_change", "theorem", "nll_by_round")
 ROLLOUTS = 8  # responses to a question, as the paper's Fig. 3a; a run's own groups may be smaller
@@ -58,7 +59,8 @@ def measure(
     questions: int = 50,
     smollm2: bool = False,
 ) -> Path:
-    """Measure every stored checkpoint of the runs of `methods`.
+    """Measure every stored checkpoint of the runs of `methods`. Questions whose prompts do not fit
+    are refused before anything is measured, or left out, as `data.too_long` says.
 
     Args:
         profile: name of a profile.
@@ -76,6 +78,12 @@ def measure(
     runs = [Run.load(f"{profile}/{method}", seed, run_root) for method in methods]
     folder = mechanism_path(run_root, profile, seed)
     asked = {"questions": questions, "rollouts": ROLLOUTS}
+    steps = [_checkpoints(run) for run in runs]
+    environment = build_environment(runs[0].config)
+    chosen = environment.world.train[:questions]
+    loop = environment.rollout_loop(load_tokenizer(steps[0][-1][1]), seed=seed, failure_rate=0.0)
+    skip = runs[0].config.data.too_long == "skip"
+    fitting = [chosen[place] for place in loop.fitting(chosen, skip=skip)]
     before = _read_manifest(folder)
     if {name: before.get(name) for name in asked} != asked:
         # Shares and correlations over other responses are not to be mixed with these.
@@ -83,15 +91,14 @@ def measure(
             file.unlink()
     write_json(folder / "manifest.json", asked)
     tables = {name: _read_table(folder / f"{name}.csv") for name in TABLES}
-    environment = build_environment(runs[0].config)
-    for run in runs:
+    for run, checkpoints in zip(runs, steps, strict=True):
         method = run.config.method
         found = tables["likelihood_change"]
         done = set(found[found["method"] == method].get("step", ()))
-        for step, checkpoint in _checkpoints(run):
+        for step, checkpoint in checkpoints:
             if step not in done:
                 tqdm.write(f"{run.config.name} seed {seed}, step {step}")
-                frames = _measure(run, environment, checkpoint, step, questions)
+                frames = _measure(run, environment, checkpoint, step, fitting)
                 _add(frames, tables, folder, (profile, method, seed))
     if smollm2 and "smollm2" not in tables["nll_by_round"]["method"].tolist():
         frames = {"nll_by_round": _smollm2_rounds(environment, questions)}
@@ -100,6 +107,7 @@ def measure(
         "profile": profile,
         "seed": seed,
         **asked,
+        "too_long": len(chosen) - len(fitting),
         "runs": {run.config.method: run.manifest()["config_hash"] for run in runs},
         **git_state(),
         "packages": package_versions(),
@@ -126,7 +134,7 @@ def _checkpoints(run: Run) -> list[tuple[int, Path]]:
 
 
 def _measure(
-    run: Run, environment: Environment, checkpoint: Path, step: int, questions: int
+    run: Run, environment: Environment, checkpoint: Path, step: int, questions: Sequence[Question]
 ) -> dict[str, pd.DataFrame]:
     config = run.config
     torch.set_num_threads(config.training.threads)
@@ -136,21 +144,22 @@ def _measure(
         model,
         tokenizer,
         environment.rollout_loop(tokenizer, seed=run.seed, failure_rate=failure_rate),
-        environment.world.train[:questions],
+        questions,
         group_size=ROLLOUTS,
         step=step,
         seed=run.seed,
         reward=config.reward,
     )
-    pad_id, rate = tokenizer.pad_token_id, config.training.learning_rate
+    known: dict[str, Any] = {"pad_id": tokenizer.pad_token_id, "vocabulary": len(tokenizer)}
+    rate = config.training.learning_rate
     changes, factors = [], []
     for optimizer in OPTIMIZERS:
         change = group_changes(
-            model, groups, pad_id=pad_id, learning_rate=rate, optimizer=optimizer, step=step
+            model, groups, learning_rate=rate, optimizer=optimizer, step=step, **known
         )
         changes.append(change)
         factors.append(correlations(change).assign(step=step, optimizer=optimizer))
-    scored = score_trajectories(model, [t for group in groups for t in group], pad_id=pad_id)
+    scored = score_trajectories(model, [t for group in groups for t in group], **known)
     return {
         "likelihood_change": pd.concat(changes, ignore_index=True),
         "theorem": pd.concat(factors, ignore_index=True),
@@ -162,7 +171,8 @@ def _smollm2_rounds(environment: Environment, questions: int) -> pd.DataFrame:
     model, tokenizer = load_smollm2()
     asked, top_k = environment.world.train[:questions], environment.config.retrieval.top_k
     trajectories = scripted_rounds(tokenizer, environment.retriever, asked, top_k=top_k)
-    scored = score_trajectories(model, trajectories, pad_id=tokenizer.pad_token_id, batch_size=4)
+    known: dict[str, Any] = {"pad_id": tokenizer.pad_token_id, "vocabulary": len(tokenizer)}
+    scored = score_trajectories(model, trajectories, batch_size=4, **known)
     return nll_by_round(scored).assign(step=0)
 
 

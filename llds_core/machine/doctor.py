@@ -17,7 +17,7 @@ import psutil  # type: ignore[import-untyped]  # its stubs are a package of thei
 from huggingface_hub import try_to_load_from_cache
 from packaging.requirements import Requirement
 
-from llds_core.config import ExperimentConfig, layouts_for, load_experiment
+from llds_core.config import ExperimentConfig, layouts_for
 from llds_core.errors import DownloadError, LLDSError, RunError
 from llds_core.machine.gpu_probe import Gpus, find_gpus
 from llds_core.machine.jobs import usable_cores
@@ -29,7 +29,7 @@ from llds_core.retrieval.client import Health, ask_health, local_address
 from llds_core.retrieval.encoder import PACKAGED, encoder_folder, encoder_hash
 from llds_core.retrieval.index import check_manifest, index_kind, index_path, read_index_manifest
 from llds_core.retrieval.passage_file import StoredMap, stored_map
-from llds_core.runs.identity import flat
+from llds_core.runs.identity import index_command
 from llds_core.runs.smollm2 import PACKAGE, SMOLLM2
 from llds_core.worlds.downloads import SOURCES, Kind, list_files
 from llds_core.worlds.question_sets import CORPUS_FILE, MIX_FILE, QUESTION_SETS, QUESTIONS_FOLDER
@@ -317,13 +317,6 @@ def _check_service(config: ExperimentConfig, found: Health, corpus: StoredMap | 
     return _finding(check, f"{said}; it will be used")
 
 
-def _search_options(config: ExperimentConfig) -> str:
-    """What the profile has otherwise of what an index is made of, as words of a command."""
-    usual = flat(load_experiment(config.name).to_dict())
-    chosen = {k: v for k, v in flat(config.to_dict()).items() if k.startswith(("data.", "dense."))}
-    return "".join(f" {quote(f'{k}={v}')}" for k, v in chosen.items() if v != usual[k])
-
-
 def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
     """Whether the dense index is there, whole, and of this encoder and of `corpus`, which is None
     when the corpus file was never read.
@@ -332,7 +325,7 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
     if config.world.name != "files":
         return _finding(check, "built from the atlas when it is needed")
     how = f"checks {settings.vectors}" if settings.vectors else "hours on a GPU; resumable"
-    command = f"python -m llds_core index {config.profile}{_search_options(config)} ({how})"
+    command = f"{index_command(config)} ({how})"
     if settings.vectors and not Path(settings.vectors).is_file():
         fix = f"make data PROFILE={config.profile}; then {command}"
         return _finding(check, f"{settings.vectors} does not exist", fail=fix)

@@ -139,13 +139,17 @@ def update_parts(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
     share = shape.parameters // shards
     whole = has_reference or not is_sharded
     gathered = shape.parameters if whole else 2 * (shape.matrix + shape.parameters // shape.layers)
-    rows, width = training.micro_batch_size, rollout.max_total_tokens
+    width = rollout.max_total_tokens
+    tokens = training.micro_batch_size * width
+    if training.max_tokens_per_micro_batch:
+        tokens = max(training.max_tokens_per_micro_batch, width)
     h, i = shape.hidden, shape.intermediate
     layer = 34 * h + 8 * i + 2 * width if mixed else 40 * h + 16 * i + 4 * width
     kept = shape.layers * layer
     if training.gradient_checkpointing:
         kept = shape.layers * 4 * h + layer
-    scored = rows * min(width, rollout.max_action_tokens * (rollout.max_searches + 1))
+    spoken = min(width, rollout.max_action_tokens * (rollout.max_searches + 1))
+    scored = tokens * spoken // width
     tile = min(scored, _TOKEN_TILE) * _VOCABULARY_TILE * size
     if config.hardware.gpu_memory_gib is None:
         vocabulary = min(shape.matrix // h, _VOCABULARY_TILE)
@@ -157,7 +161,7 @@ def update_parts(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
         "optimizer": _moments(config, shape) // shards,
         "reference": 4 * share if has_reference else 0,
         "casts": size * gathered if is_sharded or mixed else 0,
-        "activations": rows * width * (kept + 12 * h),  # and the final norm, the scored states
+        "activations": tokens * (kept + 12 * h),  # and the final norm, the scored states
         "logits": tile + 4 * gradients,
     }
 

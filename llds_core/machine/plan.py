@@ -45,15 +45,23 @@ GPU_SPEED, CPU_SPEED = 2e14, 5e10
 # with four cores for two runs, SmolLM2's 30 layers took about 39 ms per token. For vLLM, which
 # replays graphs, the number is assumed.
 _LAUNCH = {"transformers": 1e-3, "vllm": 2e-4}
+# Bytes per second, assumed: a checkpoint to a disk; weights of all shards to every GPU; weights to
+# vLLM, which sleeps and wakes meanwhile. None of it is thought to overlap with anything.
+_DISK, _GATHER, _PUSH = 1e9, 2e11, 4e9
 # Core-seconds of an exact search of Wikipedia's 21 M vectors: 137 queries per second and core for
 # 1 M of half the length (results/published/desk/bench_retrieval.csv). On GPUs it takes no time.
 _SEARCH, _SEARCH_CORES = 21 * 2 / 137, 32
+_PEER = (
+    "SkyRL reports 330 steps of Qwen2.5-3B-Instruct with two updates per rollout, average 0.42 and "
+    "0.40 over the seven sets (its recipe overview)"
+)
 _PROMPT = {"data": 200, "search-r1": 200, "short": 20}  # tokens
 _SEARCHES, _ACTION, _OBSERVATION = 1.5, 60, 450  # mean searches, and tokens of each part
 # Sections and keys that decide how long a step takes.
 _TIMED = (
     *("policy.", "rollout.", "sampler.backend", "hardware.processes", "hardware.nodes"),
     *("training.updates_per_rollout", "training.epochs", "training.micro_batch_size"),
+    "training.max_tokens_per_micro_batch",
     *("training.dtype", "training.threads"),
 )
 _COLUMNS = ("rollout_seconds", "update_seconds", "response_length", "observation_length")
@@ -91,6 +99,8 @@ class Estimate:
     def text(self) -> str:
         """Lines for a terminal: the same names, without what is empty."""
         shown = {name: _shown(value) for name, value in asdict(self).items()}
+        if self.experiment.startswith("paper-"):
+            shown["without a penalty"] = _PEER
         return "\n".join(f"{name:22} {text}" for name, text in shown.items() if text)
 
 
@@ -107,8 +117,14 @@ def estimate(config: ExperimentConfig, run_root: Path = DEFAULT_ROOT) -> Estimat
         disk["own index"] = 0 if config.dense.vectors else _VECTORS
         disk["own index"] += 0 if config.dense.index == "flat" else index_bytes(config.dense)
     # The best one and the one being written come on top of the latest.
-    disk["checkpoints"] = (config.training.keep_checkpoints + 2) * checkpoint_bytes(config, shape)
+    kept, every = config.training.keep_checkpoints + 2, config.training.resumable_every
+    whole = kept if every is None else 2
+    disk["checkpoints"] = whole * checkpoint_bytes(config, shape)
+    disk["checkpoints"] += (kept - whole) * 4 * shape.parameters
     tokens, seconds, throughput = _measured(config, run_root) or _stated(config, shape)
+    beside = _beside(config, shape, tokens)
+    if throughput["kind"] == "stated":  # of what was measured they are a part, checkpoints apart
+        seconds = _bounds(seconds[1] + sum(beside.values()))
     low, hours, high = (config.training.steps * value / 3600 for value in seconds)
     needed, here = sum(host.values()) / GIB, psutil.virtual_memory().total / GIB
     reason = ""
@@ -134,9 +150,42 @@ def estimate(config: ExperimentConfig, run_root: Path = DEFAULT_ROOT) -> Estimat
         hours=hours,
         hours_range=(low, high),
         gpu_hours=hours * gpus,
-        throughput=throughput | {"seconds_per_step": seconds[1]},
+        throughput=throughput | {"seconds_per_step": seconds[1], "seconds_of_it": beside},
         deviations=deviations(config),
     )
+
+
+def _beside(config: ExperimentConfig, shape: ModelShape, tokens: int) -> dict[str, float]:
+    """Seconds of a step for checkpoints, and on GPUs for gathering sharded weights and for pushing
+    them to vLLM.
+    """
+    training, weights = config.training, 4 * shape.parameters
+    stored = checkpoint_bytes(config, shape) / training.save_every
+    if training.resumable_every:
+        share = training.save_every / training.resumable_every
+        stored = stored * share + weights * (1 - share) / training.save_every
+    parts = {"checkpoints": stored / _DISK}
+    if config.hardware.gpu_memory_gib is None:
+        return parts
+    if config.hardware.sharding != "none":
+        # In 16 bits for each forward and backward pass, and gradients back in 32.
+        scored = 1 + (config.loss.kl_weight > 0) + config.diagnostics.final_share
+        moved = weights / 2 * scored + 2 * weights * training.epochs
+        parts["gather"] = _micro_batches(config, tokens) * moved / _GATHER
+    if config.sampler.backend == "vllm":
+        parts["push"] = weights / _PUSH
+    return parts
+
+
+def _micro_batches(config: ExperimentConfig, tokens: int) -> int:
+    """Micro-batches of a rollout of `tokens` on each GPU."""
+    budget = config.training.max_tokens_per_micro_batch
+    count = (
+        tokens / budget
+        if budget
+        else config.trajectories_per_rollout / config.training.micro_batch_size
+    )
+    return math.ceil(count / config.world_size)
 
 
 def _gpu_reason(
@@ -180,7 +229,8 @@ def _stated(config: ExperimentConfig, shape: ModelShape) -> Rate:
     turn = action + min(_OBSERVATION, rollout.max_observation_tokens)
     length = _PROMPT[rollout.prompt] + min(_SEARCHES, rollout.max_searches) * turn + action
     tokens = round(config.trajectories_per_rollout * min(length, rollout.max_total_tokens))
-    scored = 3 if config.loss.kl_weight > 0 else 2  # before and after the updates
+    # Before and after the updates.
+    scored = (2 if config.loss.kl_weight > 0 else 1) + config.diagnostics.final_share
     passes = 1 + scored + (4 if training.gradient_checkpointing else 3) * training.epochs
     gpus = 0 if config.hardware.gpu_memory_gib is None else config.world_size
     speed = gpus * GPU_SPEED or CPU_SPEED
@@ -188,8 +238,7 @@ def _stated(config: ExperimentConfig, shape: ModelShape) -> Rate:
     source = f"{speed:.0e} operations/s assumed, bounds a factor {UNCERTAINTY} apart"
     if gpus:
         # Every micro-batch is scored and trained on; every turn waits for its longest action.
-        share = math.ceil(config.trajectories_per_rollout / gpus / training.micro_batch_size)
-        trained = share * (passes - 1) * _LAUNCH["transformers"]
+        trained = _micro_batches(config, tokens) * (passes - 1) * _LAUNCH["transformers"]
         sampled = (rollout.max_searches + 1) * rollout.max_action_tokens
         waits = shape.layers * sampled * _LAUNCH[config.sampler.backend]
         seconds = max(seconds, shape.layers * trained) + waits
@@ -198,8 +247,11 @@ def _stated(config: ExperimentConfig, shape: ModelShape) -> Rate:
             searches = config.trajectories_per_rollout * min(_SEARCHES, rollout.max_searches)
             seconds += searches * _SEARCH / _SEARCH_CORES
             source += f", searches on {_SEARCH_CORES} cores"
-    bounds = (seconds / UNCERTAINTY, seconds, seconds * UNCERTAINTY)
-    return tokens, bounds, {"kind": "stated", "source": source}
+    return tokens, _bounds(seconds), {"kind": "stated", "source": source}
+
+
+def _bounds(seconds: float) -> tuple[float, float, float]:
+    return seconds / UNCERTAINTY, seconds, seconds * UNCERTAINTY
 
 
 def _measured(config: ExperimentConfig, run_root: Path) -> Rate | None:

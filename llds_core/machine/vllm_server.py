@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from llds_core.config import ExperimentConfig
+from llds_core.config import ExperimentConfig, RolloutConfig
 
 _LOOPBACK = ("localhost", "127.0.0.0/8", "127.0.0.1", "0.0.0.0", "::1")
 
 
-def logprobs_mode(temperature: float) -> Literal["raw_logprobs", "processed_logprobs"]:
+def logprobs_mode(rollout: RolloutConfig) -> Literal["raw_logprobs", "processed_logprobs"]:
     """vLLM's mode whose log-probabilities are those of the transformers sampler.
 
-    Raw ones ignore the nucleus and the temperature: exact at temperature 1, whatever the nucleus.
-    Processed ones are taken after both: exact without a nucleus, whatever the temperature. With
-    both, vLLM has no such mode, and the processed ones are renormalised to the nucleus.
+    Processed ones are taken after temperature, nucleus and the mask of ids that are no tokens:
+    exact without a nucleus. Raw ones ignore all three: at temperature 1 with a nucleus they are off
+    by the probability of such ids. With another temperature and a nucleus, vLLM has no such mode,
+    and the processed ones are renormalised to the nucleus.
     """
-    return "raw_logprobs" if temperature == 1 else "processed_logprobs"
+    is_raw = rollout.temperature == 1 and rollout.top_p < 1
+    return "raw_logprobs" if is_raw else "processed_logprobs"
 
 
 def spare_loopback() -> None:
@@ -36,7 +38,7 @@ def server_command(config: ExperimentConfig, policy: Path | str) -> str:
         "tensor-parallel-size": sampler.tensor_parallel,
         "max-model-len": config.rollout.max_total_tokens,
         "dtype": config.training.dtype,
-        "logprobs-mode": logprobs_mode(config.rollout.temperature),
+        "logprobs-mode": logprobs_mode(config.rollout),
         "weight-transfer-config": '{"backend": "nccl"}',
     }
     words = ["vllm", "serve", str(policy)]

@@ -125,8 +125,11 @@ class RetrieverClient:
         failed: queries answered with an empty list because the service did not answer them.
     """
 
-    def __init__(self, settings: ServiceConfig, *, corpus: str | None = None) -> None:
+    def __init__(
+        self, settings: ServiceConfig, *, corpus: str | None = None, profile: str = "…"
+    ) -> None:
         self.url = settings.url
+        self._start = f'"make retriever PROFILE={profile}"'
         self._settings = settings
         self._corpus = corpus
         # Without jitter: urllib3 draws it from Python's global generator.
@@ -180,7 +183,7 @@ class RetrieverClient:
                 if serving != identity:
                     raise RetrieverChangedError(
                         f"retriever at {self.url} now searches index {serving}, this run began "
-                        f'with {identity}: start that one with "make retriever PROFILE=…"'
+                        f"with {identity}: start that one with {self._start}"
                     )
                 answer = _Answer.model_validate_json(response.content)
                 # A service of ours names every passage: one that does not is broken.
@@ -212,7 +215,7 @@ class RetrieverClient:
         if self._corpus is not None and found.corpus != self._corpus:
             raise RetrieverChangedError(
                 f"retriever at {self.url} searches corpus {found.corpus}, this run is about "
-                f'{self._corpus}: start one for its profile with "make retriever PROFILE=…"'
+                f"{self._corpus}: start one for its profile with {self._start}"
             )
         return found.index
 
@@ -257,7 +260,7 @@ class RetrieverClient:
             except MaxRetryError:
                 raise RetrieverError(
                     f"retriever at {self.url} gave no valid answer ({self._settings.tries} tries, "
-                    f'the last: {failure}): start it with "make retriever PROFILE=…" or set '
+                    f"the last: {failure}): start it with {self._start} or set "
                     "retrieval.backend=bm25"
                 ) from None
             _logger.info("retriever at %s: %s; trying again", self.url, failure)

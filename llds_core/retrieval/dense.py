@@ -30,6 +30,7 @@ class DenseRetriever:
         encoder: the encoder of `settings`, if it is loaded already.
         build: build the index first when none is finished, which takes hours on millions of
             passages.
+        command: what else builds it, for the message where none is finished.
 
     Raises:
         ConfigError: when a value does not fit, or the encoder, a package or the GPU is missing.
@@ -49,10 +50,13 @@ class DenseRetriever:
         encoder: Encoder | None = None,
         *,
         build: bool = False,
+        command: str = "DenseRetriever(…, build=True)",
     ) -> None:
         self._passages = passages
         self._encoder = encoder or Encoder(settings)
-        self._index = open_index(passages, self._encoder, settings, folder, build=build)
+        self._index = open_index(
+            passages, self._encoder, settings, folder, build=build, command=command
+        )
         self._graph_depth = settings.hnsw_search_depth if settings.index == "hnsw" else None
         depth = self._graph_depth
         if settings.index == "ivf-pq":

@@ -126,16 +126,17 @@ def open_index(
     folder: Path,
     *,
     build: bool,
+    command: str,
 ) -> "faiss.Index":
-    """Open the index in `folder`, where none is finished only if it may `build` one; files of FAISS
-    are mapped into memory, not read.
+    """Open the index in `folder`, where none is finished only if it may `build` one, and otherwise
+    a message names the `command` that does; files of FAISS are mapped into memory, not read.
     """
     manifest, is_new = read_index_manifest(folder), False
     if not manifest or not manifest["index"]:
         if not build:
             raise RunError(
-                f"{folder} holds no finished index: python -m llds_core index <profile>, with "
-                "the same data.* and dense.* options, builds or continues it; or set dense.path"
+                f"{folder} holds no finished index: {command} builds or continues it; or set "
+                "dense.path"
             )
         manifest, is_new = build_index(passages, settings, folder, encoder), True
     source, kind = index_source(passages, encoder, settings), index_kind(settings, len(passages))

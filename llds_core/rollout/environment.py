@@ -20,6 +20,7 @@ from llds_core.retrieval import (
 )
 from llds_core.retrieval.index import index_path
 from llds_core.rollout.loop import RolloutLoop
+from llds_core.runs.identity import index_command
 from llds_core.worlds import World, build_atlas, build_files_world
 from llds_core.worlds.question_sets import CORPUS_FILE, published_prompt
 
@@ -121,9 +122,11 @@ def build_retriever(config: ExperimentConfig, world: World) -> Retriever:
     """
     if config.retrieval.backend == "dense":
         folder, small = index_folder(config, world), world.name == "atlas"
-        return DenseRetriever(world.passages, config.dense, folder, build=small)
+        command = index_command(config)
+        return DenseRetriever(world.passages, config.dense, folder, build=small, command=command)
     if config.retrieval.backend == "server":
-        return RetrieverClient(config.service, corpus=passages_hash(world.passages)[:16])
+        corpus = passages_hash(world.passages)[:16]
+        return RetrieverClient(config.service, corpus=corpus, profile=config.profile)
     return BM25Retriever(world.passages, title_weight=config.retrieval.title_weight)
 
 

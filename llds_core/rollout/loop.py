@@ -7,6 +7,7 @@ closing tag, and the context is never cut from the left: a trajectory without ro
 action ends with `length`.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -19,11 +20,17 @@ from llds_core.config import RolloutConfig
 from llds_core.errors import ConfigError
 from llds_core.retrieval.base import SearchKey, format_hits
 from llds_core.retrieval.failures import FailingRetriever
-from llds_core.rollout.prompts import cut_observation, encode_plain, encode_prompt
+from llds_core.rollout.prompts import (
+    cut_observation,
+    encode_plain,
+    encode_prompt,
+    prompt_bound,
+)
 from llds_core.rollout.protocol import Action, Trajectory, information, parse_action
 from llds_core.rollout.samplers import ContinuousSession, Generation, Sampler, Session
 from llds_core.worlds.records import Question
 
+_logger = logging.getLogger("llds_core")
 _SEARCHES = 8  # at once, each of any number of queries
 
 
@@ -219,6 +226,30 @@ class RolloutLoop:
             return self.encode(questions)
         template = self.template or self.config.prompt
         return [encode_prompt(q.question, template, self.tokenizer) for q in questions]
+
+    def fitting(self, questions: Sequence[Question], *, skip: bool) -> list[int]:
+        """Places of the questions whose prompts leave room for an action; a `ConfigError` where the
+        others may not be skipped. Only prompts with so many bytes that they may not fit are
+        encoded.
+        """
+        limit = self.config.max_total_tokens
+        most = prompt_bound(self.template or self.config.prompt, self.tokenizer)
+        doubtful = [p for p, q in enumerate(questions) if self.encode or most(q.question) >= limit]
+        prompts = self.prompts([questions[place] for place in doubtful])
+        sizes = zip(doubtful, map(len, prompts), strict=True)
+        long = [place for place, size in sizes if size >= limit]
+        if not long:
+            return list(range(len(questions)))
+        said = (
+            f"{len(long)} of {len(questions)} training questions "
+            f"({', '.join(questions[place].id for place in long[:3])}{', …' * (len(long) > 3)}) "
+            f"do not fit into rollout.max_total_tokens={limit}"
+        )
+        if not skip:
+            raise ConfigError(f"{said}: raise it, or leave them out with data.too_long=skip")
+        _logger.warning("%s: they are left out", said)
+        dropped = set(long)
+        return [place for place in range(len(questions)) if place not in dropped]
 
     def _observe(self, trajectories: Sequence[Trajectory]) -> list[list[int]]:
         """Tokens of the observation that follows the last action of each trajectory."""

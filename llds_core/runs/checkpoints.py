@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from llds_core.errors import CheckpointError
 from llds_core.files import disk_errors
 
 _PREFIX = "step-"
+WEIGHTS_ONLY = "weights-only"  # an empty file in checkpoints that no run continues from
 _CHECKPOINT = re.compile(rf"{_PREFIX}(\d{{6,}})")
 
 
@@ -33,6 +35,12 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name)))
 
 
+def resumable_steps(folder: Path) -> list[int]:
+    """Those of the `checkpoint_steps` that a run can be continued from."""
+    steps = checkpoint_steps(folder)
+    return [step for step in steps if not (checkpoint_path(folder, step) / WEIGHTS_ONLY).exists()]
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what a killed save or deletion left; only for the process that holds the run."""
     with disk_errors(folder):
@@ -43,14 +51,20 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def rotate_checkpoints(folder: Path, keep: int, best: int | None) -> None:
-    """Delete all but the latest `keep` checkpoints and the one of step `best`."""
-    steps = checkpoint_steps(folder)
-    for step in steps[:-keep]:
-        if step != best:
-            # Rename first: a killed deletion must not leave half a checkpoint under a valid name.
-            doomed = folder / f".partial-delete-{step}"
-            os.replace(checkpoint_path(folder, step), doomed)
-            shutil.rmtree(doomed)
+    """Delete all but the latest `keep` checkpoints, the one of step `best`, and the latest that a
+    run can be continued from.
+    """
+    kept = {best, *resumable_steps(folder)[-1:]}
+    delete_checkpoints(folder, [s for s in checkpoint_steps(folder)[:-keep] if s not in kept])
+
+
+def delete_checkpoints(folder: Path, steps: Iterable[int]) -> None:
+    """Delete the checkpoints of `steps`."""
+    for step in steps:
+        # Rename first: a killed deletion must not leave half a checkpoint under a valid name.
+        doomed = folder / f".partial-delete-{step}"
+        os.replace(checkpoint_path(folder, step), doomed)
+        shutil.rmtree(doomed)
 
 
 def check_checkpoint(path: Path) -> None:

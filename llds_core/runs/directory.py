@@ -25,7 +25,9 @@ from llds_core.runs.checkpoints import (
     check_checkpoint,
     checkpoint_path,
     checkpoint_steps,
+    delete_checkpoints,
     remove_leftovers,
+    resumable_steps,
 )
 from llds_core.runs.identity import check_recorded, check_same, deviations
 from llds_core.runs.provenance import command_line, git_diff, git_state, hardware, package_versions
@@ -125,17 +127,19 @@ class RunDirectory:
             file.write(gzip.compress(_json_lines(rows).encode()))
 
     def rewind(self) -> tuple[int, Path | None]:
-        """Go back to the last checkpoint: what came after it is written again.
+        """Go back to the last checkpoint to continue from: what came after it is made again.
 
         Returns:
             Its step and folder; (0, None) without one.
         """
         remove_leftovers(self.checkpoints)
-        steps = checkpoint_steps(self.checkpoints)
+        steps = resumable_steps(self.checkpoints)
         done = steps[-1] if steps else 0
         last = checkpoint_path(self.checkpoints, done) if steps else None
         if last:
             check_checkpoint(last)
+        later = [step for step in checkpoint_steps(self.checkpoints) if step > done]
+        delete_checkpoints(self.checkpoints, later)  # weights only
         self.truncate(done)
         return done, last
 

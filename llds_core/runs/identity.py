@@ -6,6 +6,7 @@ changes the mathematics, the data or the arithmetic's precision is a deviation. 
 between devices is not: objective and gradient do not depend on micro-batches or processes.
 """
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,7 +27,7 @@ FREE = _keys(
         # How the same mini-batches are spread over processes and passes: rounding apart, the same
         # run. `hardware.sharding` is none of them, because it decides the form of the checkpoints.
         "training": "steps keep_checkpoints trajectories_per_step micro_batch_size"
-        " gradient_checkpointing",
+        " max_tokens_per_micro_batch resumable_every gradient_checkpointing",
         "hardware": "nodes processes gpu_memory_gib",
         # Where vLLM runs, how much memory it gets, and when its gap to the trainer is worth a
         # warning. What samples (`sampler.backend`) belongs to the run.
@@ -133,6 +134,14 @@ _NAMES = {
     ("training.dtype", "float32"): "float32 arithmetic instead of bfloat16",
     ("retrieval.backend", "bm25"): "BM25 searches instead of the dense retriever",
 }
+
+
+def index_command(config: ExperimentConfig) -> str:
+    """The command that builds the dense index of `config`."""
+    usual = flat(load_experiment(config.name).to_dict())
+    made_of = {k: v for k, v in flat(config.to_dict()).items() if k.startswith(("data.", "dense."))}
+    options = [f"{k}={_shown(v)}" for k, v in made_of.items() if v != usual[k]]
+    return f"python -m llds_core index {shlex.join([config.profile, *options])}"
 
 
 def deviations(config: ExperimentConfig) -> list[str]:

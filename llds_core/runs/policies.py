@@ -7,7 +7,8 @@ server read the same files, and a digest of them says what a run began with.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,18 +144,12 @@ def load_policy(
                     f"{path} holds no {name}: name a checkpoint folder such as "
                     "…/checkpoint/step-000012"
                 )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = load_tokenizer(path)
+    with _loading(path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), output_loading_info=True
         )
         model, report = loaded
-    except _LOADING_ERRORS as error:
-        reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(
-            f"checkpoint {path} cannot be loaded ({reason}): delete it to fall back to an earlier "
-            "one, or name another"
-        ) from error
     # transformers draws missing weights at random and only warns.
     absent = set(report["missing_keys"]) - set(model.all_tied_weights_keys)
     if absent:
@@ -163,6 +158,25 @@ def load_policy(
             "of another architecture; name another"
         )
     return model, tokenizer
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a policy."""
+    with _loading(path):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+        return tokenizer
+
+
+@contextmanager
+def _loading(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except _LOADING_ERRORS as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(
+            f"checkpoint {path} cannot be loaded ({reason}): delete it to fall back to an earlier "
+            "one, or name another"
+        ) from error
 
 
 def policy_digest(folder: Path) -> str:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import Trainer
 
 from llds_core.errors import RunError
-from llds_core.runs.checkpoints import checkpoint_path
+from llds_core.runs.checkpoints import WEIGHTS_ONLY, checkpoint_path
 
 
 class AtomicCheckpointMixin(Trainer):
@@ -32,6 +32,10 @@ class AtomicCheckpointMixin(Trainer):
         """State to store beside the weights, JSON-compatible."""
         return {}
 
+    def is_resumable(self, step: int) -> bool:
+        """Whether a run can be continued from the checkpoint of `step`; else it holds weights."""
+        return True
+
     def create_model_card(self, *args: object, **kwargs: object) -> None:
         """No model card per checkpoint: the manifest of the run says more."""
 
@@ -48,6 +52,7 @@ class AtomicCheckpointMixin(Trainer):
         folder = Path(self.args.output_dir)
         step = self.state.global_step // self.updates_per_step
         self._saving_to = folder / f".partial-{step}"
+        self.args.save_only_model = not self.is_resumable(step)
         try:
             super()._save_checkpoint(model, trial)
             written = self._saving_to / f"checkpoint-{self.state.global_step}"
@@ -63,6 +68,8 @@ class AtomicCheckpointMixin(Trainer):
         # Every process has put its part there before the folder gets its name.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            if self.args.save_only_model:
+                (written / WEIGHTS_ONLY).touch()
             (written / "extra.json").write_text(json.dumps(self.checkpoint_extra()), "utf-8")
             final = checkpoint_path(folder, step)
             if final.exists():

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -40,6 +41,7 @@ from llds_core.training.settings import search_grpo_config
 from llds_core.training.trainer import SearchGRPOTrainer
 from llds_core.training.vllm_engine import check_vllm, engine_options, open_engine
 from llds_core.training.warmstart import load_start_policy, start_policy
+from llds_core.worlds.question_sets import training_file_hash
 from llds_core.worlds.records import Question
 
 _logger = logging.getLogger("llds_core")
@@ -141,8 +143,7 @@ def _build_trainer(
     arguments = search_grpo_config(config, run.seed, run.checkpoints)
     environment = build_environment(config)
     model, tokenizer = load_start_policy(run, environment)
-    corpus = environment.retriever.identity
-    processes.decide(lambda: cast(Recorder, recorder).directory.record("corpus", corpus))
+    processes.decide(lambda: _record_data(cast(Recorder, recorder).directory, environment))
     if recorder and start.resume:
         # A process killed right after its last save has not ranked it.
         recorder.saved(start.done)
@@ -153,7 +154,7 @@ def _build_trainer(
         trainer = SearchGRPOTrainer(
             model=model,
             args=arguments,
-            train_dataset=training_rows(environment, run.seed, rollout.fitting()),
+            train_dataset=training_rows(environment, run.seed, rollout.fitting),
             processing_class=tokenizer,
             rollout=rollout,
             on_step=recorder,
@@ -162,6 +163,14 @@ def _build_trainer(
     if config.sampler.backend == "vllm":
         rollout.engine = open_engine(trainer)
     return trainer
+
+
+def _record_data(directory: RunDirectory, environment: Environment) -> None:
+    """Note what is searched and asked, and refuse other data than the run began with."""
+    directory.record("corpus", environment.retriever.identity)
+    if environment.world.name == "files":
+        folder = Path(environment.config.data.folder)
+        directory.record("train_sha256", training_file_hash(folder))
 
 
 def training_rows(
@@ -216,25 +225,13 @@ class SearchRollout:
             failure_rate=self.environment.config.retrieval.failure_rate,
         )
 
+    @cached_property
     def fitting(self) -> list[int]:
         """Places of the training questions whose prompts leave room for an action; a `ConfigError`
         where others may not be skipped.
         """
-        config, questions = self.environment.config, self.environment.world.train
-        limit = config.rollout.max_total_tokens
-        sizes = [len(ids) for ids in self._loop.prompts(questions)]
-        long = [q.id for q, size in zip(questions, sizes, strict=True) if size >= limit]
-        places = [place for place, size in enumerate(sizes) if size < limit]
-        if not long:
-            return places
-        said = (
-            f"{len(long)} of {len(questions)} training questions ({', '.join(long[:3])}"
-            f"{', …' if len(long) > 3 else ''}) do not fit into rollout.max_total_tokens={limit}"
-        )
-        if config.data.too_long == "error":
-            raise ConfigError(f"{said}: raise it, or leave them out with data.too_long=skip")
-        _logger.warning("%s: they are left out", said)
-        return places
+        skip = self.environment.config.data.too_long == "skip"
+        return self._loop.fitting(self.environment.world.train, skip=skip)
 
     def __call__(
         self, rows: Sequence[dict[str, Any]], model: PreTrainedModel, step: int
@@ -304,9 +301,11 @@ class SearchRollout:
             if number + 1 == limits.sampling_rounds:
                 break
             drawn = numpy_generator(self.seed, "dynamic-sampling", step, number).integers(
-                len(questions), size=limits.prompts_per_rollout
+                len(self.fitting), size=limits.prompts_per_rollout
             )
-            tasks = [(questions[drawn[numbers[p] // size]], numbers[p] % size) for p in uniform]
+            places = [self.fitting[drawn[numbers[p] // size]] for p in uniform]
+            samples = [numbers[place] % size for place in uniform]
+            tasks = [(questions[p], sample) for p, sample in zip(places, samples, strict=True)]
             streams = [numbers[place] + (number + 1) * total for place in uniform]
             parts.append(self._sample(tasks, model, step, streams))
             for place, trajectory in zip(uniform, parts[-1].trajectories, strict=True):

@@ -3,16 +3,23 @@ micro-batches.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 
 from llds_core.config import LossConfig, SamplerConfig
-from llds_core.losses import action_ids, group_advantages, llds_penalty, sampler_correction
+from llds_core.losses import (
+    action_ids,
+    answer_weight_ramp,
+    group_advantages,
+    llds_penalty,
+    sampler_correction,
+)
 from llds_core.rollout.protocol import Trajectory
 from llds_core.training.settings import SearchGRPOConfig
 
+_SUMS = ("dapo", "cispo")  # TRL's losses that are sums, over a count of the whole rollout
 _TRL_EPSILON = 1e-4  # what TRL adds to a deviation
 
 
@@ -105,6 +112,15 @@ def _balanced(lengths: Sequence[int], processes: int) -> list[list[int]]:
     return [sorted(rows) for _, rows in divisions[0]]
 
 
+def answer_weight(trajectories: Sequence[Trajectory], loss: LossConfig) -> float:
+    """Weight of the answer in the penalty of a step, by how much its trajectories search."""
+    if loss.answer_ramp == "none":
+        return loss.answer_weight
+    # In 32 bits: runs are continued to the bit.
+    searches = torch.tensor(sum(t.searches for t in trajectories) / len(trajectories)).item()
+    return answer_weight_ramp(searches, ramp=loss.answer_ramp) * loss.answer_weight
+
+
 def penalty_tokens(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tensor:
     """Mask (B, T) of the tokens that the denominator of the penalty counts."""
     if args.loss.normalizer == "all":
@@ -134,9 +150,70 @@ def likelihood_penalty(
         )
 
 
-def cut(batch: dict[str, Any], rows: list[int], size: int) -> list[dict[str, Any]]:
-    """Micro-batches of `size` rows, without the padding that all rows of one share."""
-    return [_trim(batch, rows[start : start + size]) for start in range(0, len(rows), size)]
+def cut(
+    batch: dict[str, Any], shares: Sequence[list[int]], rank: int, args: SearchGRPOConfig
+) -> list[dict[str, Any]]:
+    """Micro-batches of process `rank`, of a mini-batch whose rows are dealt out in `shares`."""
+    budget, size = args.training.max_tokens_per_micro_batch, args.per_device_train_batch_size
+    if budget is None:
+        rows = shares[rank]
+        return [_trim(batch, rows[start : start + size]) for start in range(0, len(rows), size)]
+    lengths = [batch[f"{part}_mask"].sum(1).tolist() for part in ("prompt", "completion")]
+    pieces = pack(shares, lengths, budget, padded=not args.training.remove_padding)[rank]
+    return [_trim(batch, piece) for piece in pieces]
+
+
+def pack(
+    shares: Sequence[list[int]], lengths: Sequence[Sequence[int]], budget: int, *, padded: bool
+) -> list[list[list[int]]]:
+    """Rows of each micro-batch of each process: neighbours of at most `budget` tokens together,
+    with their padding where they are `padded`. Processes train, and TRL gathers, row by row, so
+    that all have the same numbers of rows. `lengths` are those of prompts and of completions.
+    """
+
+    def tokens(rows: list[int]) -> int:
+        if padded:
+            return len(rows) * sum(max(length[row] for row in rows) for length in lengths)
+        return sum(length[row] for row in rows for length in lengths)
+
+    starts = [0]
+    for end in range(2, len(shares[0]) + 1):
+        if any(tokens(share[starts[-1] : end]) > budget for share in shares):
+            starts.append(end - 1)
+    ends = [*starts[1:], None]
+    return [[share[a:b] for a, b in zip(starts, ends, strict=True)] for share in shares]
+
+
+def set_counts(
+    window: Sequence[dict[str, Any]], args: SearchGRPOConfig, accelerator: Accelerator
+) -> None:
+    """Give the micro-batches of a mini-batch what their parts of it are divided by. The denominator
+    of the penalty is the whole mini-batch's count.
+    """
+    by_tokens = args.training.max_tokens_per_micro_batch is not None
+    counted = 1 if by_tokens else len(window)  # micro-batches, to TRL
+    penalty_count = per_process([penalty_tokens(m, args) for m in window], accelerator)
+    tokens = per_process([micro["policy_mask"] for micro in window], accelerator)
+    rows = sum(len(micro["rows"]) for micro in window)
+    for micro in window:
+        own_tokens = counted * micro["policy_mask"].sum()
+        micro["penalty_count"], micro["policy_count"] = penalty_count, tokens
+        micro["entropy_scale"] = own_tokens / tokens.clamp(min=1)
+        if args.micro_batch_means:
+            own_count = penalty_tokens(micro, args).sum()
+            micro |= {"penalty_count": counted * own_count, "entropy_scale": 1.0}
+            micro["policy_count"] = own_tokens
+        if by_tokens and args.loss_type not in _SUMS:
+            # TRL's mean is that of the rows of a micro-batch.
+            micro["share"] = len(micro["rows"]) / rows
+            micro["entropy_scale"] = micro["entropy_scale"] / micro["share"]
+
+
+def per_process(masks: Sequence[torch.Tensor], accelerator: Accelerator) -> torch.Tensor:
+    """The count of all processes, shared among them: gradients are averaged over them."""
+    count = torch.stack([mask.sum() for mask in masks]).sum()
+    total = accelerator.reduce(count.float(), reduction="sum")
+    return cast(torch.Tensor, total) / accelerator.num_processes
 
 
 def _trim(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:

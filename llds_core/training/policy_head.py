@@ -88,11 +88,13 @@ def add_policy_head(
         if labels is None:
             return type(self).forward(self, states)
         bias: torch.Tensor | None = self.bias
-        # A bias, because sharding gathers no slice of a weight; ZeRO-3 gathers no such bias either.
-        if vocabulary is not None and not hasattr(self.weight, "ds_status"):
+        if vocabulary is not None and vocabulary < self.out_features:
+            # A bias, because sharding gathers no slice of a weight.
             rows = torch.arange(self.out_features, device=states.device)
-            if vocabulary < len(rows):
-                bias = _NEVER * (rows >= vocabulary) + (0 if bias is None else bias)
+            bias = _NEVER * (rows >= vocabulary) + (0 if bias is None else bias)
+            if hasattr(self.weight, "ds_status"):
+                # TRL gathers under ZeRO-3 what is not available; this bias is whole everywhere.
+                bias.ds_status = type(self.weight.ds_status).AVAILABLE  # type: ignore[attr-defined]
         log_probs, entropy, *_ = ChunkedLogProbFunction.apply(
             states, self.weight, bias, labels, temperature, _VOCABULARY_CHUNK, None, 1.0, _SCORES
         )

@@ -51,6 +51,7 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     each_update: bool = False
+    final_share: float = 1.0
     root_seed: int = 0
 
     @property
@@ -125,8 +126,12 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
             "bitsandbytes, or set training.optimizer=adamw"
         )
     updates = training.updates_per_rollout
-    # Trajectories that all processes together take through one forward and backward pass.
-    micro_batch = training.micro_batch_size * config.world_size
+    # Trajectories that all processes together train on before TRL counts a micro-batch: all of a
+    # mini-batch where the trainer itself cuts it by tokens.
+    by_tokens = training.max_tokens_per_micro_batch is not None
+    micro_batch = (
+        config.mini_batch_size if by_tokens else training.micro_batch_size * config.world_size
+    )
     on_gpu = torch.cuda.is_available()
     return SearchGRPOConfig(
         output_dir=str(output_dir),
@@ -142,12 +147,13 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         else None,
         # batches
         num_generations=rollout.group_size,
-        per_device_train_batch_size=training.micro_batch_size,
+        per_device_train_batch_size=micro_batch // config.world_size,
         gradient_accumulation_steps=config.mini_batch_size // micro_batch,
         steps_per_generation=config.trajectories_per_rollout // micro_batch,
         training=training,
         sampler=config.sampler,
         each_update=config.diagnostics.each_update,
+        final_share=config.diagnostics.final_share,
         shuffle_dataset=False,  # the data set arrives in the run's own order
         max_completion_length=rollout.max_action_tokens * (rollout.max_searches + 1),
         # objective

@@ -23,6 +23,7 @@ of the rows.
 """
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -37,20 +38,21 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
 from llds_core.errors import TrainingDivergedError
-from llds_core.losses import answer_weight_ramp, clamped_reference
+from llds_core.losses import clamped_reference
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory, validate_response_masks
 from llds_core.seeding import torch_generator
 from llds_core.training.checkpointing import AtomicCheckpointMixin
 from llds_core.training.micro_batches import (
     add_columns,
+    answer_weight,
     correct_for_sampler,
     cut,
     gather_batch,
     likelihood_penalty,
     mini_batch_rows,
-    penalty_tokens,
     rollout_columns,
+    set_counts,
     trajectory_reward,
 )
 from llds_core.training.min_p_proxies import proxies_for, proxy_penalty, set_bounds
@@ -80,8 +82,10 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     ref_model: Any
     metrics: StepMetrics  # of the step under way, from its rollout on
     is_over: Callable[[], bool]  # asked after each step: whether to save and end here
-    _buffered_inputs: Any
+    _buffered_inputs: Any  # micro-batches of each mini-batch
+    _window: list[dict[str, Any]]  # of them, those under way
     _micro: dict[str, Any]
+    _part = 0  # of a mini-batch that is cut by tokens
     _captured: torch.Tensor
     _divergence: torch.Tensor | None
 
@@ -173,66 +177,42 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             raise NotImplementedError("score checkpoints with llds_core.evaluation instead")
         per_generation = cast(int, self.args.steps_per_generation)  # TRL has set it
         is_due = self._step % (per_generation * self.num_iterations) == 0
-        if is_due or self._buffered_inputs is None:
+        if (is_due and not self._part) or self._buffered_inputs is None:
             self._rows = generation_batch
             batch = self._generate_and_score_completions(generation_batch)
             if self.accelerator.num_processes > 1:
                 batch = gather_batch(batch, self.accelerator, self.processing_class.pad_token_id)
             self._buffered_inputs = self._micro_batches(batch)
-        self._micro = self._buffered_inputs[self._step % per_generation]
+        number, place = divmod(self._step % per_generation, self.args.gradient_accumulation_steps)
+        self._window = self._buffered_inputs[number]
+        self._micro = self._window[place + self._part]
         return self._micro
 
-    def _micro_batches(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """Cut a rollout into this process's trimmed micro-batches, which carry their old and
-        reference log-probabilities.
+    def _micro_batches(self, batch: dict[str, Any]) -> list[list[dict[str, Any]]]:
+        """Cut a rollout into this process's trimmed micro-batches, by mini-batch; they carry their
+        old and reference log-probabilities.
         """
         trajectories = self.metrics.trajectories
         add_columns(batch, trajectories, self.args.loss)
         lengths = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)).tolist()
-        batches = mini_batch_rows(
+        rows = mini_batch_rows(
             lengths,
             self.args,
             group_size=self.num_generations,
             processes=self.accelerator.num_processes,
             generator=torch_generator(self.args.root_seed, "mini-batches", self.step),
         )
-        size = self.args.per_device_train_batch_size
-        micro_batches = []
-        for shares in batches:
-            window = cut(batch, shares[self.accelerator.process_index], size)
-            # The denominator of the penalty is the whole mini-batch's count.
-            penalty_count = self._per_process([penalty_tokens(m, self.args) for m in window])
-            tokens = self._per_process([micro["policy_mask"] for micro in window])
-            for micro in window:
-                own_tokens = len(window) * micro["policy_mask"].sum()
-                micro["penalty_count"], micro["policy_count"] = penalty_count, tokens
-                micro["entropy_scale"] = own_tokens / tokens.clamp(min=1)
-                if self.args.micro_batch_means:
-                    own_count = penalty_tokens(micro, self.args).sum()
-                    micro |= {"penalty_count": len(window) * own_count, "entropy_scale": 1.0}
-                    micro["policy_count"] = own_tokens
-            micro_batches += window
-        answer_weight = self._answer_weight(trajectories)
+        windows = [cut(batch, shares, self.accelerator.process_index, self.args) for shares in rows]
+        for window in windows:
+            set_counts(window, self.args, self.accelerator)
+        micro_batches = [micro for window in windows for micro in window]
+        weight = answer_weight(trajectories, self.args.loss)
         for micro in micro_batches:
-            micro["answer_weight"] = answer_weight
+            micro["answer_weight"] = weight
             self._add_log_probabilities(micro)
         set_bounds(micro_batches, self.args.loss)
-        self.metrics.close_rollout(micro_batches, answer_weight)
-        return micro_batches
-
-    def _per_process(self, masks: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The count of all processes, shared among them: gradients are averaged over them."""
-        count = torch.stack([mask.sum() for mask in masks]).sum()
-        total = self.accelerator.reduce(count.float(), reduction="sum")
-        return total / self.accelerator.num_processes
-
-    def _answer_weight(self, trajectories: Sequence[Trajectory]) -> float:
-        loss = self.args.loss
-        if loss.answer_ramp == "none":
-            return loss.answer_weight
-        # In 32 bits: runs are continued to the bit.
-        searches = torch.tensor(sum(t.searches for t in trajectories) / len(trajectories)).item()
-        return answer_weight_ramp(searches, ramp=loss.answer_ramp) * loss.answer_weight
+        self.metrics.close_rollout(micro_batches, weight)
+        return windows
 
     @torch.no_grad()
     def _add_log_probabilities(self, micro: dict[str, Any]) -> None:
@@ -298,7 +278,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         # A copy: what the forward pass puts into it holds for this update only.
         self._micro = inputs = dict(inputs)
-        policy_loss = super()._compute_loss(model, inputs)
+        policy_loss = super()._compute_loss(model, inputs) * inputs.get("share", 1)
         logprobs = self._captured
         settings = self.args.loss
         penalty, counts = likelihood_penalty(inputs, logprobs, settings)
@@ -321,8 +301,16 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         return loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Train on one micro-batch; the rollout happens inside the first one of a step."""
+        """Train on one micro-batch, or on all of a mini-batch that is cut by tokens; the rollout
+        happens inside the first one of a step.
+        """
         loss = super().training_step(*args, **kwargs)
+        if self.args.training.max_tokens_per_micro_batch:
+            for part in range(1, len(self._window)):
+                self._part = part
+                self._step -= 1  # to TRL they are one
+                loss = loss + super().training_step(*args, **kwargs)
+            self._part = 0
         self._metrics["train"].clear()  # TRL's own lists grow until a log call that never comes
         return loss
 
@@ -359,15 +347,20 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         is_last = update == self.updates_per_step - 1
         if not (is_last or self.args.each_update):
             return
-        micro_batches = self._buffered_inputs
-        window = self.args.gradient_accumulation_steps
-        for index, micro in enumerate(micro_batches):
+        windows = self._buffered_inputs
+        placed = [(number, micro) for number, window in enumerate(windows) for micro in window]
+        generator = torch_generator(self.args.root_seed, "final", self.step)
+        count = math.ceil(self.args.final_share * len(placed))
+        drawn = {*torch.randperm(len(placed), generator=generator)[:count].tolist()}
+        for index, (number, micro) in enumerate(placed):
+            if not (self.args.each_update or index in drawn):
+                continue
             width = micro["policy_mask"].shape[1]
             logprobs = self._forward(self.model, micro).log_probs[:, -width:]
             if self.args.each_update:
-                trained = index // window == update % (len(micro_batches) // window)
+                trained = number == update % len(windows)
                 self.metrics.add_update_logprobs(micro, logprobs, update, trained=trained)
-            if is_last:
+            if is_last and index in drawn:
                 self.metrics.add_final_logprobs(micro, logprobs)
         if is_last:
             self._finish_step()
@@ -384,6 +377,11 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     def checkpoint_extra(self) -> dict:
         """What resuming needs beside TRL's own state."""
         return {"nonfinite_in_a_row": self.nonfinite_in_a_row}
+
+    def is_resumable(self, step: int) -> bool:
+        """All are, or every so many, and the one a run ends with."""
+        every = self.args.training.resumable_every
+        return every is None or step % every == 0 or bool(self.control.should_training_stop)
 
     def _send_telemetry(self) -> None:
         """No message leaves the machine."""

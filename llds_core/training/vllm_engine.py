@@ -56,7 +56,7 @@ def engine_options(config: ExperimentConfig) -> Iterator[None]:
     made = vllm_generation.LLM
     options = {
         "dtype": config.training.dtype,
-        "logprobs_mode": logprobs_mode(config.rollout.temperature),
+        "logprobs_mode": logprobs_mode(config.rollout),
         "enable_prefix_caching": True,
     }
 

@@ -9,6 +9,7 @@ Licences: the questions as collected by FlashRAG are CC BY-SA 4.0, the passages 
 December 2018) CC BY-SA.
 """
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,6 +114,12 @@ def build_files_world(
     return World("files", passages, tuple(splits[False]), tuple(splits[True]), tuple(test), {})
 
 
+def training_file_hash(folder: Path) -> str:
+    """SHA-256 of the training file in the data folder, in hex digits."""
+    with _present(folder, MIX_FILE).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def published_prompt(folder: Path) -> str:
     """The instructions that Search-R1's training file in the data folder gives with every question,
     with `{question}` where that stands.
@@ -143,7 +150,9 @@ def published_prompt(folder: Path) -> str:
 def _present(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_file():
-        command = f"python -m llds_core data <profile> --folder {quote(str(folder))}"
+        # The same files for every profile of the paper.
+        part = "train" if name == MIX_FILE else "questions"
+        command = f"python -m llds_core data paper-3b --only {part} --folder {quote(str(folder))}"
         raise DataError(f"{path} is missing: fetch it with {command}")
     return path
 

@@ -1,12 +1,23 @@
 """The benchmark runs on the smallest profile and writes every row; speed itself is no test."""
 
 import csv
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from scripted_rollouts import ANSWER, QUESTION, SEARCH, TAGGED, StubRetriever, encode, limits
 
 from llds_core.bench import waiting
-from llds_core.bench.speed import bench, interleaved
+from llds_core.bench.search_r1 import reencoding_rollout
+from llds_core.bench.speed import bench, interleaved, measure_profile
+from llds_core.config import load_experiment
+from llds_core.errors import ConfigError
+from llds_core.retrieval import FailingRetriever, Hit
+from llds_core.rollout.loop import RolloutLoop
+from llds_core.rollout.protocol import search_observation
+from llds_core.runs.policies import END
 
 ROWS = {
     "policy",
@@ -17,6 +28,7 @@ ROWS = {
     "padding",
     "step time with LLDS",
     "update",
+    "update by tokens",
     "update on all cores",
 }
 
@@ -34,7 +46,7 @@ def test_bench_writes_every_row_with_the_random_policy(
     monkeypatch.setattr(waiting, "PASS_SECONDS", 1e-4)
     out = tmp_path / "new" / "bench.csv"
     bench("smoke", tmp_path / "runs", out)
-    rows = read(out)
+    rows = {re.sub(r"by \d+", "by", name): row for name, row in read(out).items()}
     assert set(rows) == ROWS
     assert rows["policy"]["value"] == "random initialisation"
     for name in ROWS - {"policy", "threads"}:
@@ -45,7 +57,7 @@ def test_bench_writes_every_row_with_the_random_policy(
         assert rows[name]["baseline"], name
     assert 0 <= float(rows["padding"]["value"]) < 1
     printed = capsys.readouterr().out
-    assert all(name in printed for name in (*ROWS, *rows["policy"]))
+    assert all(name in printed for name in (*ROWS - {"update by tokens"}, *rows["policy"]))
     assert "{'" not in printed
 
 
@@ -62,3 +74,31 @@ def test_candidates_take_turns_and_the_first_round_does_not_count() -> None:
     medians = interleaved([candidate("a", [99, 1, 5, 2]), candidate("b", [99, 4, 4, 9])])
     assert medians == [2, 4]
     assert calls == ["b", "a", "a", "b", "b", "a", "a", "b"]
+
+
+def test_a_policy_too_large_for_this_machine_is_refused_by_arithmetic(tmp_path: Path) -> None:
+    config = load_experiment("smoke/llds-action", ["policy.hidden_size=100000000"])
+    with pytest.raises(ConfigError, match=r"policy.hidden_size=100000000.*GiB"):
+        measure_profile(config, tmp_path / "runs", tmp_path)
+
+
+def test_the_baseline_reads_text_from_data_as_text() -> None:
+    """A passage that spells control tokens brings none into what is generated from."""
+    hit, shown = Hit("p", "T", f"so{END} it", 1.0), []
+
+    class Model:
+        training, device = False, "cpu"
+
+        def train(self, mode: bool) -> None:
+            pass
+
+        def generate(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+            shown.append(input_ids)
+            said = torch.tensor([encode(SEARCH if len(shown) == 1 else ANSWER)])
+            return torch.cat([input_ids, said], dim=1)
+
+    retriever = FailingRetriever(StubRetriever([hit]), failure_rate=0, passages=(), seed=0)
+    loop = RolloutLoop(TAGGED, retriever, limits(), top_k=3)
+    [text] = reencoding_rollout(loop, Model(), [(QUESTION, 0)])
+    assert not {*shown[1][0].tolist()} & {*TAGGED.all_special_ids}
+    assert text.endswith(f"{SEARCH}{search_observation([hit])}{ANSWER}")

@@ -186,14 +186,8 @@ def test_number_in_any_notation_is_a_float(text: str) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "training.steps",
-        "=",
-        "",
-        "training.steps=[1",
-        "loss.gate={[1]: 2}",
-        "training={3: 4}",
-        "method=grpo",
-        "training.steps=2024-13-45",
+        *("training.steps", "=", "", "training.steps=[1", "loss.gate={[1]: 2}"),
+        *("training={3: 4}", "method=grpo", "training.steps=2024-13-45"),
         pytest.param("training.learning_rate=" + "9" * 400, id="huge"),
         pytest.param("training.steps=" + "[" * 500, id="deep"),
     ],
@@ -271,6 +265,11 @@ def test_a_replaced_value_is_checked_too() -> None:
         ("sampler.backend=vllm rollout.temperature=2.5", "rollout.temperature=2.5"),
         ("hardware.sharding=zero3", "sampler.backend=vllm"),
         ("world.name=files training.warmstart=true", "training.warmstart=false"),
+        ("training.save_every=2 training.resumable_every=3", "is not a multiple of"),
+        *(
+            (f"training.max_tokens_per_micro_batch=9 {other}", f"=9 with {other}")
+            for other in ("loss.aggregate=token-mean-micro", "hardware.sharding=zero3")
+        ),
         ("loss.surrogate=cispo", "loss.clip_low=0.2.*set loss.clip_low=1$"),
         (
             "loss.surrogate=cispo loss.clip_low=1 loss.aggregate=constant",
@@ -297,11 +296,9 @@ def test_a_replaced_value_is_checked_too() -> None:
 )
 def test_values_that_cannot_be_used_are_named(overrides: str, said: str) -> None:
     assert re.search(said, failure(*overrides.split()))
-
-
-def test_one_update_is_fine_without_the_penalty() -> None:
-    overrides = ["training.updates_per_rollout=1", "training.epochs=1", "loss.llds_weight=0"]
-    assert load_experiment("desk/grpo", overrides).training.updates_per_rollout == 1
+    # One update is fine without the penalty.
+    usual = ["training.updates_per_rollout=1", "training.epochs=1", "loss.llds_weight=0"]
+    assert load_experiment("desk/grpo", usual).training.updates_per_rollout == 1
 
 
 # No dead values

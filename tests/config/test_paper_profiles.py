@@ -17,6 +17,7 @@ POLICIES = {
     "paper-7b": "qwen2.5-7b",
     "paper-7b-instruct": "qwen2.5-7b-instruct",
     "paper-llama3.2-3b": "llama-3.2-3b",
+    "paper-qwen3-4b": "qwen3-4b",
 }
 
 

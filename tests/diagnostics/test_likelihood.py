@@ -1,11 +1,13 @@
 """Teacher-forced scores against plain forward passes."""
 
+import pandas as pd
 import pytest
 import rounding
 import torch
-from toy_groups import PAD, group, plain_scores, policy, trajectory
+from toy_groups import PAD, VOCABULARY, group, plain_scores, policy, trajectory
 
 from llds_core.diagnostics import likelihood
+from llds_core.diagnostics.group_update import group_changes
 from llds_core.diagnostics.likelihood import score_trajectories
 
 MODEL = policy()
@@ -31,6 +33,29 @@ def test_every_policy_token_gets_the_value_of_a_plain_forward_pass(
         close(made.logprobs, logprobs)
         close(made.entropies, entropies)
         assert made.action_ids.tolist() == [i for i in item.action_ids if i]
+
+
+def test_rows_of_the_embedding_that_are_no_tokens_take_no_probability():
+    """As in the samplers and in the trainer's head."""
+    wide = policy()
+    wide.resize_token_embeddings(VOCABULARY + 5, mean_resizing=False)
+    with torch.no_grad():
+        wide.get_output_embeddings().weight[VOCABULARY:] = 9.0
+    both = [
+        score_trajectories(model, MIXED, pad_id=3, vocabulary=VOCABULARY) for model in (MODEL, wide)
+    ]
+    for plain, found in zip(*both, strict=True):
+        close(found.logprobs, plain.logprobs)
+        close(found.entropies, plain.entropies)
+    changes = [
+        group_changes(
+            *(model, [MIXED]),
+            **{"pad_id": 3, "learning_rate": 0.1, "optimizer": "sgd", "step": 0},
+            vocabulary=VOCABULARY,
+        )
+        for model in (MODEL, wide)
+    ]
+    pd.testing.assert_frame_equal(*changes, atol=1e-3)
 
 
 def test_scoring_keeps_mode_and_leaves_no_graph():

@@ -1,17 +1,24 @@
 """Mechanism tables of stored runs: measured once, resumed, refused when there is nothing."""
 
 import json
+import math
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from llds_core.__main__ import main
+from llds_core.config import load_experiment
 from llds_core.diagnostics.measure import TABLES, measure, mechanism_path, read_mechanism
 from llds_core.errors import CheckpointError, ConfigError, DataError
 from llds_core.reporting import mechanism_figures as figures
 from llds_core.reporting.store import load_runs
+from llds_core.rollout.environment import build_world
+from llds_core.rollout.loop import RolloutLoop
+from llds_core.worlds.records import Question
 
 METHODS = ("grpo", "llds-action")
 
@@ -72,6 +79,36 @@ def test_another_number_of_questions_starts_anew(tables, stored, tmp_path: Path)
     folder = measure("smoke", ["grpo"], 0, root, questions=3)
     changes = read_mechanism(folder)["likelihood_change"]
     assert set(changes["method"]) == {"grpo"} and changes["question_id"].nunique() == 3
+
+
+def test_questions_that_do_not_fit_are_refused_before_any_work_or_left_out(
+    tables, stored, tmp_path: Path, monkeypatch
+) -> None:
+    root = shutil.copytree(stored, tmp_path / "runs")
+    prompts = RolloutLoop.prompts
+
+    def longer(self: RolloutLoop, questions: Sequence[Question]) -> list[list[int]]:
+        made = prompts(self, questions)
+        return [ids * 400 if q is first else ids for q, ids in zip(questions, made, strict=True)]
+
+    monkeypatch.setattr(RolloutLoop, "prompts", longer)
+    monkeypatch.setattr("llds_core.rollout.loop.prompt_bound", lambda *_: lambda _: math.inf)
+    config = load_experiment("smoke/grpo")
+    world = build_world(config)
+    monkeypatch.setattr("llds_core.rollout.environment.build_world", lambda _: world)
+    first = world.train[0]
+    with pytest.raises(ConfigError, match=rf"^1 of 2 training questions \({first.id}\) do not fit"):
+        measure("smoke", ["grpo"], 0, root, questions=2)
+    assert len(read_mechanism(mechanism_path(root, "smoke", 0))["theorem"]) == len(
+        tables["theorem"]
+    )
+    skipping = replace(config, data=replace(config.data, too_long="skip"))
+    monkeypatch.setattr("llds_core.runs.run.load_experiment", lambda *_: skipping)
+    folder = measure("smoke", ["grpo"], 0, root, questions=2)
+    changes = read_mechanism(folder)["likelihood_change"]
+    assert changes["question_id"].unique().tolist() == [world.train[1].id]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["questions"], manifest["too_long"]) == (2, 1)
 
 
 def test_missing_runs_and_senseless_numbers_are_one_line(tmp_path: Path, capsys) -> None:

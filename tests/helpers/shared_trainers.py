@@ -29,7 +29,7 @@ from llds_core.errors import ConfigError, LLDSError, TrainingDivergedError
 from llds_core.losses import llds_penalty
 from llds_core.rollout.loop import Rollout
 from llds_core.runs.checkpoints import check_checkpoint, checkpoint_path
-from llds_core.training.micro_batches import penalty_tokens
+from llds_core.training.micro_batches import penalty_tokens, per_process
 from llds_core.training.processes import Processes, check_world_size, ending_together
 from llds_core.training.trainer import SearchGRPOTrainer
 
@@ -43,6 +43,10 @@ CASES: dict[str, tuple[str, ...]] = {
     "gspo": ("loss.aggregate=seq-mean-token-mean", "loss.ratio=sequence"),
     "constant": ("loss.aggregate=constant",),
     "batch-mean": ("loss.advantage_mean=batch", "loss.advantage_std=batch"),
+    "by-tokens": (
+        *("loss.aggregate=seq-mean-token-mean", "loss.entropy_weight=0.01", *_PENALTY),
+        "training.max_tokens_per_micro_batch=90",
+    ),
     "lp-reg": ("loss.lp_reg_weight=9", "loss.lp_reg_share=0.9", "loss.kl_weight=0"),
 } | {
     f"{gate}-{normalizer}": (f"loss.gate={gate}", f"loss.normalizer={normalizer}", *_PENALTY)
@@ -138,7 +142,7 @@ def penalties(place: Processes) -> dict[tuple, tuple[torch.Tensor, torch.Tensor]
     mask = (torch.rand(8, 12, generator=random) < 0.6).long()
     advantages = torch.tensor([1.0, 0, -1, 0.5, 0, -2, 0, 3])
     mine = slice(place.rank, None, place.count)
-    counting = SimpleNamespace(accelerator=Accelerator(cpu=True))
+    accelerator = Accelerator(cpu=True)
     found = {}
     for gate, *counted in product(
         ("action", "response", "token"), ("preserved", "all"), ("nonnegative", "positive")
@@ -150,7 +154,7 @@ def penalties(place: Processes) -> dict[tuple, tuple[torch.Tensor, torch.Tensor]
         value, _ = llds_penalty(
             *(logprobs, old[mine], *batch.values()),
             **{"gate": gate, "normalizer": counted[0], "preserve": counted[1]},
-            denominator=SearchGRPOTrainer._per_process(counting, [tokens]),
+            denominator=per_process([tokens], accelerator),
         )
         found[gate, *counted] = value.detach(), *torch.autograd.grad(value, logprobs)
     return found
@@ -225,7 +229,7 @@ def compute_all(folder: Path) -> None:
     torch.save(results, folder / f"rank{place.rank}.pt")
 
 
-SHARDED = ("token-mean", "action-preserved")
+SHARDED = ("token-mean", "action-preserved", "by-tokens")
 
 
 def compute_sharded(folder: Path) -> None:

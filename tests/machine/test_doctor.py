@@ -213,19 +213,19 @@ SERVER = "sampler.mode=server"
         case("retriever", "is not a search service", "stop", ask_health=Health("foreign")),
         case("retriever", "port 8000 is in use", "stop what listens", is_free=False),
         case("retriever", "not this machine", overrides=("service.url=http://10.0.0.1:8000",)),
-        # Log-probabilities are raw at temperature 1, whatever the nucleus, else processed.
+        # Processed log-probabilities know which ids are no tokens; raw ones ignore a nucleus.
         case(
             "vLLM server",
             "does not answer",
             "--port 8001 --tensor-parallel-size 1 --max-model-len 4096 --dtype bfloat16 "
-            "--logprobs-mode raw_logprobs",
+            "--logprobs-mode processed_logprobs",
             overrides=(SERVER,),
         ),
         case(
             "vLLM server",
             "",
-            "--logprobs-mode processed_logprobs",
-            overrides=(SERVER, "rollout.temperature=0.7"),
+            "--logprobs-mode raw_logprobs",
+            overrides=(SERVER, "rollout.top_p=0.9"),
         ),
     ],
 )

@@ -177,6 +177,33 @@ def test_a_layout_without_a_gpu_takes_what_the_processor_has(
     assert "cpu" in layouts_for("smol") and "cpu" not in layouts_for("desk")
 
 
+def test_checkpoints_gathering_and_pushing_are_in_the_step() -> None:
+    """By hand, for 3.086 billion parameters on four GPUs: bytes over bytes per second."""
+    weights = 4 * policy_shape(load_experiment("paper-3b/grpo").policy).parameters
+    found = estimate(load_experiment("paper-3b/grpo")).throughput
+    assert found["seconds_of_it"] == pytest.approx(
+        {
+            "checkpoints": 4 * weights / 15 / 1e9,
+            # 40 micro-batches: old, reference, a fifth of the final scores; forward and backward.
+            "gather": 40 * weights * (2.2 / 2 + 2) / 2e11,
+            "push": weights / 4e9,
+        }
+    )
+    overrides = ["training.resumable_every=150", "training.max_tokens_per_micro_batch=65536"]
+    fewer = estimate(load_experiment("paper-3b/grpo", overrides))
+    parts = fewer.throughput["seconds_of_it"]
+    assert parts["checkpoints"] == pytest.approx((0.1 * 4 + 0.9) * weights / 15 / 1e9)
+    assert parts["gather"] < found["seconds_of_it"]["gather"]
+    # Two whole ones, the last and the one being written; the rest is weights.
+    assert fewer.disk_parts_gib["checkpoints"] == pytest.approx((2 * 4 + 2) * weights / 2**30)
+    assert found["seconds_per_step"] > fewer.throughput["seconds_per_step"]
+
+
+def test_what_a_peer_reaches_without_a_penalty_is_said_beside_the_papers_recipe() -> None:
+    said = [estimate(load_experiment(name)).text() for name in ("paper-3b/grpo", "desk/grpo")]
+    assert ["SkyRL reports 330 steps" in text for text in said] == [True, False]
+
+
 def test_gpus_of_a_layout_get_its_settings() -> None:
     for gpus, memory, name in (
         (8, 80, "8x80"),

@@ -57,16 +57,14 @@ def test_non_canonical_split_is_kept(tokenizer) -> None:
     assert trajectory.actions[0].content == "where"
 
 
-def test_tag_spelled_out_is_a_tag_although_a_tag_token_exists() -> None:
-    """A policy that spells `</search>` in characters stops and searches all the same."""
+def test_spelled_tags_are_tags_and_white_space_survives() -> None:
+    """A policy that spells `</search>` in characters stops and searches all the same; decoding must
+    not tidy text up: the query is what was written.
+    """
     spelled = [TAGGED.convert_tokens_to_ids(letter) for letter in "<search>is</search>"]
     trajectory = one([[*spelled, *encode("then")], ANSWER])
     assert action_tokens(trajectory)[0] == spelled
     assert trajectory.actions[0].executed
-
-
-def test_white_space_before_punctuation_survives_decoding() -> None:
-    """Decoding must not tidy text up: the query is what was written."""
     query = "it 's , so . is n't"
     assert one([f"<search>{query}</search>", ANSWER]).actions[0].content == query
 
@@ -253,12 +251,6 @@ def test_empty_answer_ends_the_trajectory_and_is_wrong(kind: str) -> None:
     assert trajectory.reward == 0.0 and not trajectory.correct
 
 
-def test_end_of_text_written_in_a_passage_ends_nothing() -> None:
-    trajectory = one([SEARCH, ANSWER], hits=[Hit("p", "T", f"so {END} it {PAD} was", 1.0)])
-    assert trajectory.answer == "Paris" and len(trajectory.actions) == 2
-    validate_response_masks([trajectory.completion_ids], [trajectory.response_mask])
-
-
 def test_prompt_that_fills_the_context_is_a_configuration_error() -> None:
     """Exactly full leaves no room; one token fewer leaves room for one."""
     (trajectory,), _, _ = run([["so", "so", "so"]], limits(max_total_tokens=2000))
@@ -388,15 +380,17 @@ def test_a_passage_that_spells_control_tokens_is_read_as_text() -> None:
     [(_, shown)] = sampler.appended
     assert not {*shown} & {*TAGGED.all_special_ids}
     assert TAGGED.decode(shown) == search_observation([hit]) and trajectory.answer == "Paris"
+    assert len(trajectory.actions) == 2
+    validate_response_masks([trajectory.completion_ids], [trajectory.response_mask])
 
 
 def test_a_question_that_does_not_fit_is_refused_or_ends_unanswered() -> None:
-    long = Question("q1", "where is it " * 300, ("Paris",))
+    asked = [(Question("q1", "where is it " * 300, ("Paris",)), 0), (QUESTION, 0)]
     sampler = ScriptedSampler(TAGGED, [[ANSWER], [ANSWER]])
     retriever = FailingRetriever(StubRetriever(), failure_rate=0, passages=(), seed=0)
     loop = RolloutLoop(TAGGED, retriever, limits(max_total_tokens=200), top_k=3)
     with pytest.raises(ConfigError, match="max_total_tokens above 200"):
-        loop.run([(long, 0), (QUESTION, 0)], sampler)
-    made = replace(loop, skip_too_long=True).run([(long, 0), (QUESTION, 0)], sampler).trajectories
+        loop.run(asked, sampler)
+    made = replace(loop, skip_too_long=True).run(asked, sampler).trajectories
     assert [(t.stop_reason, t.answer) for t in made] == [("too_long", None), ("answer", "Paris")]
     assert not made[0].completion_ids and not made[0].actions

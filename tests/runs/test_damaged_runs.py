@@ -4,8 +4,10 @@ and signals: one line that names what is wrong, and nothing is lost.
 
 import errno
 import json
-import logging
 import os
+import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +35,8 @@ def begun(root: Path) -> Path:
     run = Run(CONFIG, 0, root)
     with RunDirectory(run.path, CONFIG, 0, command="again") as directory:
         directory.append_metrics({"step": 1, "reward": 0.5})
+        assert (run.path / ".reserve").stat().st_size  # given back, so that the status finds room
+    assert not (run.path / ".reserve").exists()
     return run.path
 
 
@@ -53,23 +57,19 @@ def test_a_manifest_with_a_wrong_type_is_named(tmp_path: Path, key: str, value: 
         one_line(error)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "metrics.jsonl"])
-def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path, name: str) -> None:
-    path = begun(tmp_path)
-    (path / name).unlink()
-    (path / name).mkdir()
-    with pytest.raises(DataError, match=name) as error:
-        (read_manifest if name == "manifest.json" else read_metrics)(path)
-    one_line(error)
-
-
-def test_a_row_without_its_reward_is_named(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_a_file_and_a_row_without_its_reward_are_named(tmp_path: Path) -> None:
     path = begun(tmp_path)
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2}\n{"step": 3, "reward": 1}\n')
     with pytest.raises(DataError, match=r'metrics.jsonl:2 has no number "reward"') as error:
         Run(CONFIG, 0, tmp_path).metrics()
     one_line(error)
+    for name, read in (("manifest.json", read_manifest), ("metrics.jsonl", read_metrics)):
+        (path / name).unlink()
+        (path / name).mkdir()
+        with pytest.raises(DataError, match=name) as error:
+            read(path)
+        one_line(error)
 
 
 # Checkpoints
@@ -81,6 +81,7 @@ def test_a_row_without_its_reward_is_named(tmp_path: Path) -> None:
         *((name, None) for name in ("config.json", "trainer_state.json", "optimizer.pt")),
         *((name, b'{"a": ') for name in ("config.json", "trainer_state.json", "extra.json")),
         *((name, b"[]") for name in ("trainer_state.json", "extra.json")),
+        *(("extra.json", content) for content in (b"{}", b'{"nonfinite_in_a_row": "x"}')),
         ("optimizer.pt", b"PK\x05\x06" + bytes(18)),
     ],
 )
@@ -88,24 +89,22 @@ def test_a_damaged_checkpoint_is_named_before_it_is_loaded(
     tmp_path: Path, name: str, content: bytes | None
 ) -> None:
     for whole in ("config.json", "trainer_state.json", "extra.json"):
-        (tmp_path / whole).write_text("{}")
+        (tmp_path / whole).write_text('{"nonfinite_in_a_row": 0}')
     header = b'{"__metadata__":{}}'
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     for archive in ("scheduler.pt", "rng_state.pth", "optimizer.pt"):
         with zipfile.ZipFile(tmp_path / archive, "w") as file:
             file.writestr("data", "x")
-    check_checkpoint(tmp_path)
+
+    def check() -> None:
+        check_checkpoint(tmp_path)
+        read_checkpoint_extra(tmp_path, "nonfinite_in_a_row")
+
+    check()
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=name) as error:
-        check_checkpoint(tmp_path)
+        check()
     one_line(error)
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", '{"nonfinite_in_a_row": "x"}'])
-def test_extra_state_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "extra.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"extra\.json"):
-        read_checkpoint_extra(tmp_path, "nonfinite_in_a_row")
 
 
 def test_files_in_place_of_folders(tmp_path: Path) -> None:
@@ -126,38 +125,44 @@ def test_files_in_place_of_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch, number: int) -> None:
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch, capsys, number: int
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    for take in (lambda: locked(tmp_path / "lock"), lambda: begun(tmp_path)):
-        with pytest.raises(
-            RunError, match=r"file system without locks \(.* at /.*--run-root"
-        ) as error:
-            take()
-        one_line(error)
+    begin = "error: .*file system without locks .* at /.*--run-root"
+    for words in (["train", "smoke/grpo"], ["warmstart", "smoke/grpo"]):
+        assert main([*words, "--run-root", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert re.match(begin, said) and said.count("\n") == 1
+    with pytest.raises(RunError, match="file system without locks"):
+        locked(tmp_path / "lock")
 
 
-def test_a_full_disk_leaves_the_first_error_and_the_status(tmp_path: Path, capsys) -> None:
-    """The log stands on a full device, as all of a run's files do on a full disk."""
-    run = Run(CONFIG, 0, tmp_path)
-    run.path.mkdir(parents=True)
-    (run.path / "log.txt").symlink_to("/dev/full")
-    with pytest.raises(RunError, match="no room"), RunDirectory(run.path, CONFIG, 0) as directory:
-        assert (run.path / ".reserve").stat().st_size
-        directory._log.handle(_record())
-        raise RunError("no room")
-    assert read_manifest(run.path)["status"] == "failed" and not (run.path / ".reserve").exists()
-    assert capsys.readouterr().err == ""
-    (run.path / "log.txt").unlink()
-    with RunDirectory(run.path, CONFIG, 0):
-        pass
-    assert read_manifest(run.path)["status"] == "complete"
-
-
-def _record() -> logging.LogRecord:
-    return logging.LogRecord("llds_core", logging.INFO, "", 0, "x" * 100, (), None)
+def test_a_full_disk_leaves_the_first_error_and_the_status(
+    tmp_path: Path, smoke_runs: Path, capsys
+) -> None:
+    """The disk takes no log, and no file as large as a checkpoint."""
+    (start,) = smoke_runs.glob("smoke/warmstart-*")
+    shutil.copytree(start, tmp_path / "smoke" / start.name)
+    words = ["train", "smoke/grpo", "training.steps=1", "sampler.gap_alarm=0", "--quiet"]
+    words += ["--run-root", str(tmp_path)]
+    path = Run.load("smoke/grpo", 0, tmp_path, words[2:4]).path
+    path.mkdir(parents=True)
+    (path / "log.txt").symlink_to("/dev/full")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 17, before[1]))
+    try:
+        assert main(words) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = [line for line in capsys.readouterr().err.splitlines() if "gap_alarm" not in line]
+    assert len(said) == 1 and said[0].startswith("error: checkpoint of step 1 cannot be written")
+    assert read_manifest(path)["status"] == "failed"
+    (path / "log.txt").unlink()
+    assert main(words) == 0 and read_manifest(path)["status"] == "complete"
 
 
 # Signals
@@ -186,12 +191,8 @@ sys.exit(program.main(sys.argv[1:]))
 )
 def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, sent: list[int]) -> None:
     words = ["train", "smoke/grpo", "--run-root", str(tmp_path)]
-    child = subprocess.Popen(
-        [sys.executable, "-c", _RUNNING, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen([sys.executable, "-c", _RUNNING, *words], **pipes)
     assert child.stdout.readline() == "ready\n"
     for number in sent:
         child.send_signal(number)

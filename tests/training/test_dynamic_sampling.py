@@ -23,6 +23,7 @@ class Scripted(SearchRollout):
 
     def __post_init__(self) -> None:
         self.calls: list[list[int]] = []
+        self.fitting = list(range(60))
 
     def _sample(self, tasks: Any, model: Any, step: int, numbers: Sequence[int]) -> Rollout:
         self.calls.append(list(numbers))
@@ -70,6 +71,13 @@ def test_uniform_groups_are_replaced_until_all_are_mixed() -> None:
     assert metrics["dropped_groups"] == len(found.dropped) / 4
     assert metrics["reward"] == metrics["em"] == 4 / (16 + len(found.dropped))
     assert 0 < metrics["zero_variance_groups"] < 1
+
+
+def test_a_question_that_does_not_fit_replaces_none() -> None:
+    sampler = scripted()
+    sampler.fitting = [7, 30, 33]
+    found = sampler(rows(0, 1, 2, 3), None, step=1)
+    assert {name for name, _ in names(found)} - {"0", "3"} <= {"30", "33"}
 
 
 def test_processes_find_together_what_one_finds_alone() -> None:

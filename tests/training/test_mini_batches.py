@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from recorded import run
-from scripted import settings
+from recorded import Recorded, run
+from rounding import assert_same_gradients
+from scripted import largest_difference, settings, weights
+from shared_trainers import CASES
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
 from llds_core.seeding import torch_generator
-from llds_core.training.micro_batches import mini_batch_rows
+from llds_core.training.micro_batches import mini_batch_rows, pack
 from llds_core.training.settings import SearchGRPOConfig
 
 LENGTHS = [(7 * row) % 23 + 4 for row in range(32)]
@@ -68,6 +70,73 @@ def test_mini_batches_that_cut_a_group_are_refused() -> None:
                 for v in ("mini_batches=groups", "updates_per_rollout=16", "micro_batch_size=2")
             ],
         )
+
+
+BUDGET = 90
+
+
+@pytest.mark.parametrize(
+    "case", ["token-mean", "gspo", "constant", "action-preserved", "lp-reg", "by-tokens"]
+)
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_budget_of_tokens_changes_no_update(tmp_path: Path, case: str, padded: bool) -> None:
+    options = (*CASES[case], "training.mini_batches=groups", "training.steps=2")
+    options += (f"training.remove_padding={str(not padded).lower()}",)
+    fixed, packed = (
+        run(settings(tmp_path / value, *options, f"training.{value}", adam_epsilon=1e-5))
+        for value in (
+            "max_tokens_per_micro_batch=null",
+            f"max_tokens_per_micro_batch={BUDGET}",
+        )
+    )
+    counts = [len(record["inputs"]["rows"]) for record in packed.records]
+    assert len({*counts}) > 1 and len(packed.rows) == 2 == len(fixed.rows)
+    for record in packed.records:
+        masks = [record["inputs"][f"{part}_mask"] for part in ("prompt", "completion")]
+        size = sum(mask.numel() if padded else int(mask.sum()) for mask in masks)
+        assert size <= BUDGET or len(masks[0]) == 1
+    for one, other in zip(fixed.gradients[:4], packed.gradients[:4], strict=True):
+        assert_same_gradients(one, other)
+    assert largest_difference(weights(fixed.model), weights(packed.model)) < 1e-5
+    for one, other in zip(fixed.rows, packed.rows, strict=True):
+        for name in ("loss", "llds_penalty", "loglik_correct", "loglik_change_correct", "kl"):
+            assert other[name] == pytest.approx(one[name], abs=1e-4), name
+
+
+def test_every_process_has_as_many_rows_in_a_micro_batch() -> None:
+    lengths = [[2] * 8, [3, 3, 3, 3, 8, 8, 8, 30]]
+    shares = [[0, 1, 2, 3], [4, 5, 6, 7]]
+    # A row of 32 tokens goes alone; 2 × (2 + 8) fit, 3 × (2 + 8) do not.
+    packed = [[[0, 1], [2], [3]], [[4, 5], [6], [7]]]
+    assert pack(shares, lengths, 20, padded=True) == packed
+    assert pack(shares[:1], lengths, 20, padded=False) == [[[0, 1, 2, 3]]]
+
+
+@pytest.mark.parametrize(
+    ("share", "seen"), [(0.0, None), (0.2, 4), (1.0, 16)], ids=["none", "a fifth", "all"]
+)
+def test_the_change_of_a_step_is_measured_on_drawn_micro_batches(
+    tmp_path: Path, share: float, seen: int | None
+) -> None:
+    """Another draw in each step; the updates stay as they were, to the bit."""
+    drawn: list[list[int]] = [[], []]
+
+    class Watched(Recorded):
+        def after_update(self) -> None:
+            self.metrics.add_final_logprobs = self._keep
+            super().after_update()
+
+        def _keep(self, micro: dict[str, Any], logprobs: torch.Tensor) -> None:
+            drawn[self.step - 2] += micro["rows"].tolist()
+            type(self.metrics).add_final_logprobs(self.metrics, micro, logprobs)
+
+    options = ("training.steps=2", "training.micro_batch_size=1")
+    made = run(settings(tmp_path, *options, f"diagnostics.final_share={share}"), Watched)
+    assert [len(rows) for rows in drawn] == [seen or 0] * 2
+    assert (made.rows[0]["loglik_change_incorrect"] is None) == (seen is None)
+    assert seen != 4 or {*drawn[0]} != {*drawn[1]}
+    usual = run(settings(tmp_path, *options))
+    assert largest_difference(weights(made.model), weights(usual.model)) == 0.0
 
 
 @pytest.mark.parametrize(

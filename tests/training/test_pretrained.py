@@ -1,5 +1,6 @@
 """Runs from a policy that is given: a Llama with a chat template and multi-token tags."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -210,6 +211,8 @@ def test_questions_that_do_not_fit_are_named_before_the_first_step(
     assert stopped.metrics() == [] and "data.too_long=skip" in str(error.value)
     train(run)
     assert len(run.metrics()) == 6
+    digest = hashlib.sha256(mix.read_bytes()).hexdigest()
+    assert run.manifest()["train_sha256"] == digest
     # Every other question came once before any came again.
     asked = [row["question"] for row in read_trajectories(run.path)]
     assert len({*asked}) == 10 and not any("where where" in question for question in asked)

@@ -230,6 +230,30 @@ def test_longer_run_continues_a_shorter_one(smoke_runs: Path, tmp_path: Path) ->
     assert rows(again) == rows(path)
 
 
+def test_a_run_goes_on_from_its_last_resumable_checkpoint(smoke_runs: Path, tmp_path: Path) -> None:
+    """Every second holds weights only, which rotation keeps no longer than others."""
+    options = ["training.steps=4", "training.resumable_every=2", "training.keep_checkpoints=1"]
+    whole, run = (
+        Run.load("smoke/grpo", 0, fresh_root(smoke_runs, tmp_path / name), options)
+        for name in ("whole", "stopped")
+    )
+    train(whole)
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run, after_step=stop)
+    assert {2, 3} <= {*checkpoint_steps(run.checkpoints)}
+    weights_only = checkpoint_path(run.checkpoints, 3)
+    assert not (weights_only / "optimizer.pt").exists() and load_policy(weights_only)
+    assert (checkpoint_path(run.checkpoints, 2) / "optimizer.pt").exists()
+    train(run)
+    assert_same_run(whole.path, run.path)
+    assert (checkpoint_path(run.checkpoints, 4) / "optimizer.pt").exists()
+
+
 def test_a_proved_collapse_ends_the_run_with_a_checkpoint_even_after_a_kill(
     smoke_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

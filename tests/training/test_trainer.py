@@ -1,12 +1,16 @@
 """The trainer against TRL and `losses/`; masks, micro-batches and non-finite updates."""
 
+import sys
+from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from recorded import NoPenaltyCode, Recorded, run
 from scripted import TOKENIZER, largest_difference, policy, settings, stock, trajectories, weights
+from transformers.integrations import deepspeed
 from trl.trainer import grpo_trainer as trl_module
 
 from llds_core.losses import (
@@ -182,7 +186,10 @@ def test_clamped_divergence_has_the_gradient_of_the_reference(tmp_path: Path) ->
     for record in trainer.records:
         batch = record["inputs"]
         original = next(
-            micro for micro in trainer._buffered_inputs if torch.equal(micro["rows"], batch["rows"])
+            micro
+            for window in trainer._buffered_inputs
+            for micro in window
+            if torch.equal(micro["rows"], batch["rows"])
         )["ref_per_token_logps"]
         mask = batch["policy_mask"]
         logprobs = record["logprobs"].clone().requires_grad_()
@@ -257,7 +264,15 @@ def test_batches_carry_every_trajectory_once_an_epoch_with_its_own_tokens(tmp_pa
         assert sorted(seen) == list(range(16))
 
 
-def test_rows_of_the_embedding_that_are_no_tokens_take_no_probability() -> None:
+class _Status(Enum):
+    AVAILABLE = 1
+
+
+@pytest.mark.parametrize("is_zero3", [False, True])
+def test_rows_of_the_embedding_that_are_no_tokens_take_no_probability(
+    monkeypatch: pytest.MonkeyPatch, is_zero3: bool
+) -> None:
+    """Nor gradients. ZeRO-3 is a stand-in: TRL's backward asks what it would have to gather."""
     plain, wide, count = policy(), policy(), len(TOKENIZER)
     wide.resize_token_embeddings(count + 5, mean_resizing=False)
     with torch.no_grad():
@@ -266,7 +281,20 @@ def test_rows_of_the_embedding_that_are_no_tokens_take_no_probability() -> None:
     labels = policy_labels(ids, torch.ones(1, 12))
     scores = []
     for model in (plain, wide):
+        if is_zero3:
+            parameters = ModuleType("deepspeed.runtime.zero.partition_parameters")
+            parameters.ZeroParamStatus = _Status
+            names = ("deepspeed", "deepspeed.runtime", "deepspeed.runtime.zero")
+            for name in names:
+                monkeypatch.setitem(sys.modules, name, ModuleType(name))
+            monkeypatch.setitem(sys.modules, parameters.__name__, parameters)
+            monkeypatch.setattr(deepspeed, "is_deepspeed_zero3_enabled", lambda: True)
+            model.get_output_embeddings().weight.ds_status = _Status.AVAILABLE
         add_policy_head(model, vocabulary=count)
         scores.append(model(input_ids=ids, policy_labels=labels))
+        scores[-1].log_probs.sum().backward()
     for name in ("log_probs", "entropy"):
         torch.testing.assert_close(scores[1][name], scores[0][name], rtol=0, atol=1e-5)
+    gradients = [model.get_input_embeddings().weight.grad for model in (plain, wide)]
+    torch.testing.assert_close(gradients[1][:count], gradients[0], rtol=0, atol=1e-4)
+    assert not gradients[1][count:].any()

@@ -135,7 +135,7 @@ def test_each_rollout_uses_the_trained_weights_pushed_once(
         "gpu_memory_utilization": 0.4,
         "max_model_len": config.rollout.max_total_tokens,
         "dtype": "float32",
-        "logprobs_mode": "raw_logprobs",
+        "logprobs_mode": "processed_logprobs",
         "enable_prefix_caching": True,
         "max_num_seqs": config.trajectories_per_rollout,
     }

@@ -113,7 +113,9 @@ def test_the_world_of_files_holds_mix_and_benchmarks(tmp_path):
     assert not {q.id for q in worlds[0].dev} & {q.id for q in worlds[0].train}
 
     (tmp_path / "questions/nq/test.jsonl").unlink()
-    with pytest.raises(DataError, match=r"nq/test\.jsonl is missing: .* llds_core data"):
+    with pytest.raises(
+        DataError, match=r"nq/test\.jsonl is missing: .* data paper-3b --only questions --folder /"
+    ):
         build_files_world(tmp_path, passages=())
 
 
