@@ -1,0 +1,19 @@
+"""Reads anybody's training log, says where the run stands, and warns before it collapses.
+
+Nothing here trains. The reader needs no framework; only `CollapseMonitor` loads transformers.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llds_core.monitor.collapse_monitor import CollapseMonitor
+
+__all__ = ["CollapseMonitor"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "CollapseMonitor":
+        from llds_core.monitor.collapse_monitor import CollapseMonitor
+
+        return CollapseMonitor
+    raise AttributeError(f"module {__name__} has no attribute {name}")
