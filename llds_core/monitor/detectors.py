@@ -16,7 +16,6 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import yaml
 
 from llds_core.diagnostics.phases import WINDOW, windowed_mean
@@ -36,7 +35,8 @@ def _level(values: np.ndarray) -> np.ndarray:
     return windowed_mean(values, WINDOW)
 
 
-def _over_start(values: np.ndarray) -> np.ndarray:
+def over_start(values: np.ndarray) -> np.ndarray:
+    """Means of three rows over the first of them (n,)."""
     means = _level(values)
     return means / _start(means)
 
@@ -56,7 +56,7 @@ def clip_saturation(clip_fraction: np.ndarray) -> np.ndarray:
 
 def entropy_rise(entropy: np.ndarray) -> np.ndarray:
     """Entropy over that of the start. Source: arXiv 2512.04220, Fig. 4: it surges in the spiral."""
-    return _over_start(entropy)
+    return over_start(entropy)
 
 
 def entropy_fall(entropy: np.ndarray) -> np.ndarray:
@@ -95,7 +95,7 @@ def behaviour_drift(response_length: np.ndarray, valid_searches: np.ndarray) -> 
     """
     drifts = []
     for values in (response_length, valid_searches):
-        ratio = _over_start(values)
+        ratio = over_start(values)
         drifts.append(np.abs(np.log(np.maximum(ratio, 1e-3))))
     return np.fmax(*drifts)
 
@@ -113,7 +113,7 @@ def sampler_mismatch(sampler_gap: np.ndarray) -> np.ndarray:
 
     Source: TRL's and verl's corrections of it; its scale depends on numerics, its growth does not.
     """
-    return _over_start(sampler_gap)
+    return over_start(sampler_gap)
 
 
 def reuse(updates_per_rollout: np.ndarray) -> np.ndarray:
@@ -178,6 +178,13 @@ def _preset(name: str) -> dict[str, Any]:
 
 ALARMS = _preset("alarms")
 EVIDENCE = _preset("alarm_evidence")
+
+
+def published_threshold(name: str) -> float:
+    """The threshold chosen on published runs; infinite for a detector that has none yet."""
+    return float(EVIDENCE["detectors"].get(name, {}).get("threshold", np.inf))
+
+
 _SCORES: dict[str, tuple[Callable[..., np.ndarray], Sequence[str], int]] = {
     "not_finite": (not_finite, ["nonfinite"], 1),
     "clip_saturation": (clip_saturation, ["clip_fraction"], FIRST),
@@ -199,7 +206,7 @@ DETECTORS = {
         score,
         tuple(columns),
         ALARMS["detectors"][name]["severity"],
-        float(EVIDENCE["detectors"].get(name, {}).get("threshold", np.inf)),
+        published_threshold(name),
         first,
     )
     for name, (score, columns, first) in _SCORES.items()

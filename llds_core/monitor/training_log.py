@@ -2,8 +2,8 @@
 
 import bisect
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def read_log(
     log = to_log(read_rows(path, format, notes), str(path), notes, updates_per_rollout)
     folder = path if path.is_dir() else path.parent
     steps = checkpoint_steps(folder / "checkpoint") or saved_steps(folder)
-    return TrainingLog(log.source, log.framework, log.table, log.keys, log.notes, tuple(steps))
+    return replace(log, checkpoints=tuple(steps))
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -103,7 +103,9 @@ def to_log(
     if not kept.numbered:
         notes.append("rows name no step and are counted")
     notes += kept.notes()
-    table = _to_table(kept, keys, updates_per_rollout)
+    steps = kept.steps() if kept.numbered else np.arange(1, len(kept.rows) + 1)
+    notes += _faults(kept.rows, steps)
+    table = _to_table(kept.rows, steps, keys, updates_per_rollout)
     return TrainingLog(source, framework_of(keys), table, keys, tuple(notes))
 
 
@@ -159,16 +161,29 @@ class _Kept:
         return []
 
 
+def _faults(rows: Sequence[Mapping[str, float]], steps: np.ndarray) -> list[str]:
+    """Where values are NaN or infinite that must not be."""
+    found = []
+    for name in _MUST_BE_FINITE:
+        at = [s for row, s in zip(rows, steps, strict=True) if not math.isfinite(row.get(name, 0))]
+        if at:
+            found.append(f"{name} is NaN or infinite in {len(at)} rows, first at step {at[0]}")
+    return found
+
+
 def _to_table(
-    kept: _Kept, keys: Mapping[str, str], updates_per_rollout: int | None
+    rows: Sequence[Mapping[str, float]],
+    steps: np.ndarray,
+    keys: Mapping[str, str],
+    updates_per_rollout: int | None,
 ) -> pd.DataFrame:
     """Count what is not finite, derive updates per rollout, and average TRL's rows per rollout."""
-    table = pd.DataFrame(kept.rows)
-    table.insert(0, "step", kept.steps() if kept.numbered else np.arange(1, len(table) + 1))
+    table = pd.DataFrame(rows)
+    table.insert(0, "step", steps)
     table["nonfinite"] = [
         sum(not math.isfinite(row[key]) for key in _MUST_BE_FINITE if key in row)
         + (row.get("nonfinite_updates", 0) > 1)
-        for row in kept.rows
+        for row in rows
     ]
     table = table.replace([np.inf, -np.inf], np.nan)
     if updates_per_rollout and framework_of(keys) == "trl":

@@ -1,0 +1,258 @@
+"""Where a run stands, what it is warned of, the likeliest cause and what to do about it.
+
+Every number of an answer comes from the log or from `presets/alarm_evidence.yaml`, which is
+computed from published runs. An alarm without a measured operating point says so.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llds_core.diagnostics.phases import WINDOW, detect_phases
+from llds_core.errors import DataError
+from llds_core.files import bounded, finite
+from llds_core.monitor.detectors import ALARMS, DETECTORS, EVIDENCE, SEVERITIES, Detector
+from llds_core.monitor.log_keys import NEARLY, how_to_log
+from llds_core.monitor.training_log import TrainingLog, read_log
+from llds_core.runs import best_step
+
+PHASES = ("unknown", "stagnation", "decay", "acceleration", "collapse")
+_AS_READ = {"nonfinite", "updates_per_rollout"}  # columns that are derived, not read
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What a detector found, at the first step at which it did.
+
+    Attributes:
+        severity: info, warning or critical.
+        evidence: the numbers, the threshold, and how the rule did on published runs.
+        advice: what to do, each with the arm and the interval that it rests on.
+    """
+
+    name: str
+    step: int
+    severity: str
+    evidence: str
+    cause: str
+    advice: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a log says about a run.
+
+    Attributes:
+        phase: one of `PHASES`; unknown for fewer than nine rows, or without a reward.
+        alarms: the worst first, then the earliest.
+        cause: the likeliest cause, empty without an alarm.
+        go_back_to: step of the checkpoint to go back to, where there was a critical alarm.
+        missing: what cannot be said for lack of a metric, and how to log it.
+    """
+
+    source: str
+    framework: str
+    rows: int
+    last_step: int
+    phase: str
+    alarms: tuple[Alarm, ...]
+    cause: str
+    go_back_to: int | None
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def worst(self) -> str:
+        """The highest severity of an alarm; empty without one."""
+        return self.alarms[0].severity if self.alarms else ""
+
+    def reaches(self, severity: str) -> bool:
+        """Whether an alarm is as severe as that."""
+        level = SEVERITIES.index(severity)
+        return any(SEVERITIES.index(alarm.severity) >= level for alarm in self.alarms)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return finite(asdict(self))
+
+    def text(self) -> str:
+        """For a terminal."""
+        lines = [
+            f"{self.source}: {self.rows} rows of {self.framework}, to step {self.last_step}",
+            f"phase: {self.phase}",
+        ]
+        if not self.alarms:
+            lines.append("no alarm")
+        for alarm in self.alarms:
+            lines += [f"{alarm.severity.upper()} {alarm.name}, step {alarm.step}: {alarm.evidence}"]
+        if self.cause:
+            lines += [f"likeliest cause: {self.cause}", "what to do:"]
+            lines += [f"  - {advice}" for advice in self.alarms_by_cause[0].advice]
+        if self.go_back_to is not None:
+            lines.append(f"go back to: step {self.go_back_to}")
+        lines += [f"cannot be said: {entry}" for entry in self.missing]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    @property
+    def alarms_by_cause(self) -> list[Alarm]:
+        """Alarms in the order in which they explain: the detectors' own."""
+        return sorted(self.alarms, key=lambda alarm: [*DETECTORS].index(alarm.name))
+
+
+def diagnose(
+    path: Path, *, format: str = "auto", updates_per_rollout: int | None = None
+) -> Diagnosis:
+    """Read a log and judge it; see `read_log` for the arguments."""
+    return judge(read_log(path, format=format, updates_per_rollout=updates_per_rollout))
+
+
+def follow(
+    path: Path,
+    *,
+    every: float = 5.0,
+    format: str = "auto",
+    updates_per_rollout: int | None = None,
+) -> Iterator[Diagnosis]:
+    """Diagnoses of a log that grows, one whenever it has; a log that is not there yet, or has no
+    metric yet, is waited for. Every change reads the whole log, so it may be replaced or restarted.
+    """
+    seen: object = None
+    while True:
+        files = [path, *path.rglob("*.json*")] if path.is_dir() else [path]
+        now = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.exists()]
+        if now != seen:
+            seen = now
+            with suppress(DataError):
+                yield diagnose(path, format=format, updates_per_rollout=updates_per_rollout)
+        time.sleep(every)
+
+
+def judge(log: TrainingLog) -> Diagnosis:
+    """Judge a log that was read."""
+    phase = _phase(log)
+    found = [_alarm(each, log, phase) for each in DETECTORS.values()]
+    alarms = sorted(
+        (alarm for alarm in found if alarm), key=lambda a: (-SEVERITIES.index(a.severity), a.step)
+    )
+    critical = [alarm.step for alarm in alarms if alarm.severity == "critical"]
+    causes = [alarm.cause for alarm in found if alarm and alarm.severity != "info"]
+    causes += [alarm.cause for alarm in found if alarm]
+    return Diagnosis(
+        log.source,
+        log.framework,
+        len(log.table),
+        int(log.table["step"].iloc[-1]),
+        phase,
+        tuple(alarms),
+        causes[0] if causes else "",
+        _go_back_to(log, min(critical)) if critical else None,
+        tuple(_missing(log)),
+        log.notes + tuple(f"{key}: {NEARLY[key]}" for key in log.keys.values() if key in NEARLY),
+    )
+
+
+def _phase(log: TrainingLog) -> str:
+    if not log.has("reward"):
+        return "unknown"
+    table = log.table[["step"]].assign(
+        reward=log.column("reward"), loglik_correct=log.column("loglik_correct")
+    )
+    phases = detect_phases(table)
+    return phases[-1].name if phases else "unknown"
+
+
+def _alarm(detector: Detector, log: TrainingLog, phase: str) -> Alarm | None:
+    row = detector.alarm_row(log)
+    if row is None:
+        return None
+    preset, severity = ALARMS["detectors"][detector.name], detector.severity
+    without_clip = detector.name == "entropy_rise" and not log.has("clip_fraction")
+    if without_clip or (detector.name == "reward_drop" and phase == "collapse"):
+        severity = "critical"
+    return Alarm(
+        detector.name,
+        int(log.table["step"].iloc[row]),
+        severity,
+        _evidence(detector, log, row),
+        preset["cause"],
+        tuple(advice_text(entry) for entry in preset["advice"]),
+    )
+
+
+def _evidence(detector: Detector, log: TrainingLog, row: int) -> str:
+    read = [name for name in detector.columns if log.has(name)]
+    names = [
+        name if name in _AS_READ or log.keys[name] == name else f"{name} ({log.keys[name]})"
+        for name in read
+    ]
+    score, last = detector.scores(log)[[row, -1]]
+    now = f", now {last:.3g}" if np.isfinite(last) and row < len(log.table) - 1 else ""
+    unit = "" if detector.first < 3 else f" over {WINDOW} rows"
+    return (
+        f"{' and '.join(names)}: score {score:.3g}{unit}, alarm above {detector.threshold:.3g}"
+        f"{now}; {operating_point(detector.name)}"
+    )
+
+
+def operating_point(name: str) -> str:
+    """How a detector did on published runs, thresholds chosen on other arms."""
+    found = EVIDENCE["detectors"][name]
+    if not found["collapsed"] or not (found["early"] or found["false"]):
+        return "no published run shows it: not measured"
+    lead = found["median_lead"]
+    before = "" if lead is None else f", {lead:g} steps before in the median"
+    return (
+        f"on published runs it came before {found['early']} of {found['collapsed']} "
+        f"collapses{before}, and in {found['false']} of {found['healthy']} healthy runs"
+    )
+
+
+def advice_text(entry: Mapping[str, str]) -> str:
+    """A piece of advice with the outcome of its arm: collapses against GRPO's on the same seeds,
+    and the difference of last rewards with Student's 95 % interval.
+    """
+    if "arm" not in entry:
+        return f"{entry['do']} (no arm of the study measures it)"
+    found = EVIDENCE["arms"][entry["arm"]]
+    estimate, low, high = (math.nan if v is None else v for v in found["last_reward"])
+    note = f"; {found['note']}" if found["note"] else ""
+    return (
+        f"{entry['do']}: {found['collapsed']} of {found['seeds']} seeds collapsed, GRPO's "
+        f"{found['grpo_collapsed']}; last reward {bounded(estimate, low, high, '+.2f')} against "
+        f"GRPO's (arm {entry['arm']} of study {EVIDENCE['recipe']}{note})"
+    )
+
+
+def _go_back_to(log: TrainingLog, alarm: int) -> int | None:
+    """The checkpoint before the alarm whose last steps had the best reward; without checkpoints
+    the best step, without a reward the last checkpoint.
+    """
+    steps = log.checkpoints or tuple(int(step) for step in log.table["step"])
+    before = [step for step in steps if step < alarm]
+    if not before:
+        return None
+    if not log.has("reward"):
+        return before[-1] if log.checkpoints else None
+    known = log.table[["step", "reward"]].dropna()
+    return best_step(known.to_dict("records"), before)  # type: ignore[arg-type]
+
+
+def _missing(log: TrainingLog) -> list[str]:
+    lacking: dict[str, list[str]] = {}
+    for detector in DETECTORS.values():
+        for column in detector.columns:
+            source = "updates" if column == "updates_per_rollout" else column
+            if column != "nonfinite" and not log.has(column):
+                lacking.setdefault(source, []).append(detector.name)
+    if not log.has("reward"):
+        lacking.setdefault("reward", []).append("phase")
+    return [
+        f"{', '.join(names)}: {metric} is not logged ({how_to_log(metric, log.framework)})"
+        for metric, names in lacking.items()
+    ]

@@ -1,0 +1,132 @@
+"""A diagnosis as one HTML page that needs nothing beside it, curves included."""
+
+import io
+from collections.abc import Iterable
+from html import escape
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from llds_core.diagnostics.metrics import METRICS
+from llds_core.monitor.detectors import DETECTORS
+from llds_core.monitor.diagnosis import Diagnosis
+from llds_core.monitor.training_log import TrainingLog
+
+_PANELS = (
+    "reward",
+    "clip_fraction",
+    "entropy",
+    "kl",
+    "loglik_correct",
+    "grad_norm",
+    "response_length",
+    "valid_searches",
+    "zero_variance_groups",
+    "sampler_gap",
+)
+_COLOURS = {"critical": "#B3261E", "warning": "#C77700", "info": "#5F6B7A"}
+_CURVE = "#1F5F8B"
+_MOST_POINTS = 2000
+_STYLE = """
+.llds-monitor { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
+  padding: 0 1rem; color: #1b1f24; background: #fff; }
+.llds-monitor h1 { font-size: 1.3rem; overflow-wrap: anywhere; }
+.llds-monitor h2 { font-size: 1.05rem; margin-top: 1.6rem; }
+.llds-monitor .alarm { border-left: 4px solid; padding: .2rem .8rem; margin: .6rem 0; }
+.llds-monitor .phase { display: inline-block; padding: .1rem .7rem; border-radius: 1rem;
+  background: #eef1f4; }
+.llds-monitor svg { width: 100%; height: auto; }
+.llds-monitor .small { color: #57606a; font-size: .9rem; }
+"""
+
+
+def page(diagnosis: Diagnosis, log: TrainingLog) -> str:
+    """The page as HTML; text of the log is escaped."""
+    title = f"Diagnosis of {escape(diagnosis.source)}"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"</head><body>{fragment(diagnosis, log)}</body></html>\n"
+    )
+
+
+def fragment(diagnosis: Diagnosis, log: TrainingLog) -> str:
+    """The part that shows in a notebook as well."""
+    parts = [
+        f"<style>{_STYLE}</style>",
+        f'<div class="llds-monitor"><h1>{escape(diagnosis.source)}</h1>',
+        f'<p>Phase <span class="phase">{escape(diagnosis.phase)}</span>, '
+        f"{diagnosis.rows} rows of {escape(diagnosis.framework)}, to step {diagnosis.last_step}.",
+        f" Go back to step <b>{diagnosis.go_back_to}</b>." if diagnosis.go_back_to else "",
+        "</p><h2>Alarms</h2>",
+    ]
+    for alarm in diagnosis.alarms:
+        parts.append(
+            f'<div class="alarm" style="border-color:{_COLOURS[alarm.severity]}">'
+            f"<b>{escape(alarm.name)}</b> from step {alarm.step} ({alarm.severity})<br>"
+            f"{escape(alarm.evidence)}</div>"
+        )
+    if not diagnosis.alarms:
+        parts.append("<p>None.</p>")
+    if diagnosis.cause:
+        parts.append(f"<h2>Likeliest cause</h2><p>{escape(diagnosis.cause)}.</p>")
+        parts.append(f"<h2>What to do</h2>{_list(diagnosis.alarms_by_cause[0].advice)}")
+    parts.append(f"<h2>Curves</h2>{curves(diagnosis, log)}")
+    if diagnosis.missing:
+        parts.append(f"<h2>What cannot be said</h2>{_list(diagnosis.missing)}")
+    if diagnosis.notes:
+        parts.append(f"<h2>Notes</h2>{_list(diagnosis.notes)}")
+    parts.append(
+        '<p class="small">Thresholds and rates come from published runs of a small model: see '
+        "docs/monitor.md before relying on them.</p></div>"
+    )
+    return "\n".join(parts)
+
+
+def _list(entries: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(entry)}</li>' for entry in entries)}</ul>"
+
+
+def curves(diagnosis: Diagnosis, log: TrainingLog) -> str:
+    """Metrics against the step as SVG, with the alarms that each of them raised."""
+    shown = [name for name in _PANELS if log.has(name)]
+    if not shown:
+        return "<p>No metric to draw.</p>"
+    rows = -(-len(shown) // 2)
+    figure = Figure(figsize=(9, 2.3 * rows), layout="constrained")
+    grid = list(figure.subplots(rows, 2, squeeze=False).ravel())
+    steps = log.table["step"].to_numpy()
+    thinned = slice(None, None, -(-len(steps) // _MOST_POINTS))
+    for name, axes in zip(shown, grid, strict=False):
+        values = log.column(name)
+        # What is missing breaks no line; a single row is a point.
+        known = np.isfinite(values)
+        marker = "o" if known.sum() <= 60 else ""
+        axes.plot(
+            steps[known][thinned], values[known][thinned], color=_CURVE, lw=1.5, marker=marker, ms=3
+        )
+        for alarm in diagnosis.alarms:
+            if name in DETECTORS[alarm.name].columns:
+                axes.axvline(alarm.step, color=_COLOURS[alarm.severity], ls="--", lw=1.2)
+                axes.annotate(
+                    alarm.name.replace("_", " "),
+                    (alarm.step, 1),
+                    xycoords=("data", "axes fraction"),
+                    xytext=(3, -2),
+                    textcoords="offset points",
+                    va="top",
+                    fontsize=8,
+                    color=_COLOURS[alarm.severity],
+                )
+        axes.set_title(f"{name.replace('_', ' ')} ({METRICS[name].unit})", loc="left", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)
+        axes.margins(y=0.15)
+    for axes in grid[len(shown) :]:
+        axes.set_visible(False)
+    text = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "llds", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
