@@ -131,7 +131,10 @@ def inert_penalty(llds_penalty: np.ndarray) -> np.ndarray:
 
 
 def not_finite(nonfinite: np.ndarray) -> np.ndarray:
-    """Logged values of a row that are NaN or infinite. Such a run is never healthy."""
+    """Logged values of a row that are NaN or infinite: such a run is never healthy.
+
+    Source: arithmetic, no measurement.
+    """
     return np.asarray(nonfinite, float)
 
 

@@ -37,6 +37,15 @@ from llds_core.monitor.detectors import ALARMS, DETECTORS
 
 HERE = Path(__file__).resolve().parent
 EVIDENCE = HERE.parents[2] / "llds_core/presets/alarm_evidence.yaml"
+VERL = {
+    "entropy": "actor/entropy",
+    "kl": "actor/kl_loss",
+    "clip_fraction": "actor/pg_clipfrac",
+    "grad_norm": "actor/grad_norm",
+    "reward": "critic/score/mean",
+    "response_length": "response_length/mean",
+    "valid_searches": "tool_call_counts/mean",
+}
 LEAST = {"collapsed": 5, "healthy": 10}  # runs without which nothing is said
 # Made of the rule itself, or of the reward that defines the collapse.
 NO_RIVALS = ("clip_times_entropy", "reward_drop")
@@ -144,6 +153,15 @@ def evidence(runs: Sequence[LabelledRun], study: Path) -> dict[str, Any]:
     return {"recipe": ALARMS["chosen_on"], "detectors": detectors, "arms": arms}
 
 
+def example(run: LabelledRun) -> str:
+    """A run in the shape of verl's console, to try the reader on."""
+    lines = []
+    for row in run.log.table.to_dict("records"):
+        pairs = [f"{key}:{row[name]!r}" for name, key in VERL.items()]
+        lines.append(" - ".join([f"(TaskRunner pid=4711) step:{row['step']:.0f}", *pairs]))
+    return "\n".join(lines) + "\n"
+
+
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """The four statements of `PREREGISTERED.md` on recipes that thresholds were not chosen on."""
     rows = []
@@ -183,6 +201,8 @@ def main(arguments: Sequence[str]) -> None:
         write_text(EVIDENCE, head + text)
         thresholds = {name: each["threshold"] for name, each in found["detectors"].items()}
         detectors = {n: replace(each, threshold=thresholds[n]) for n, each in detectors.items()}
+    fallen = next(r for r in runs if (r.arm, r.label) == ("grpo", "collapsed"))
+    write_text(HERE / "example-verl.log", example(fallen))
     tables = [benchmark(runs, detectors)]
     tables += [external(runs, file) for file in sorted(HERE.glob("*_alarms.csv"))]
     write_table(HERE / "benchmark.csv", pd.concat(tables, ignore_index=True))
