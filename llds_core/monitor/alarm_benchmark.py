@@ -21,13 +21,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from llds_core.diagnostics.phases import WINDOW, windowed_mean
-from llds_core.monitor.detectors import (
-    ALARMS,
-    DETECTORS,
-    Detector,
-    over_start,
-    published_threshold,
-)
+from llds_core.monitor.detectors import ALARMS, DETECTORS, Detector, over_start
 from llds_core.monitor.training_log import TrainingLog, read_log
 
 DATA_SET = Path("results/published/collapse-runs")
@@ -48,18 +42,12 @@ def clip_times_entropy(clip_fraction: np.ndarray, entropy: np.ndarray) -> np.nda
 
 
 # Scored beside the detectors, by the same rules.
-OTHERS = {
-    name: Detector(name, score, columns, "info", published_threshold(name))
-    for name, score, columns in (
-        ("gradient_growth", gradient_growth, ("grad_norm",)),
-        ("clip_times_entropy", clip_times_entropy, ("clip_fraction", "entropy")),
-    )
-}
+OTHERS = {each.name: each for each in map(Detector.of, (gradient_growth, clip_times_entropy))}
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledRun:
-    """A run of the data set; columns of `index.csv`, and its log."""
+    """A run of the data set: a row of `index.csv`, its log, and the folder of all recipes."""
 
     run: str
     arm: str
@@ -81,20 +69,13 @@ class LabelledRun:
         return scores[steps < end]
 
 
-def load_labelled(data_set: Path, recipe: str | None = None) -> list[LabelledRun]:
-    """The runs of the data set, or those of one recipe."""
+def load_labelled(data_set: Path) -> list[LabelledRun]:
+    """The runs of the data set."""
     table = pd.read_csv(data_set / "index.csv", dtype={"collapse_step": "Int64"})
+    about = table[["run", "arm", "recipe", "label"]].to_numpy().tolist()
+    steps = [None if pd.isna(step) else int(step) for step in table["collapse_step"]]
     return [
-        LabelledRun(
-            row.run,
-            row.arm,
-            row.recipe,
-            row.label,
-            None if pd.isna(row.collapse_step) else int(row.collapse_step),
-            data_set.parent,
-        )
-        for row in table.itertuples()
-        if recipe in (None, row.recipe)
+        LabelledRun(*row, step, data_set.parent) for row, step in zip(about, steps, strict=True)
     ]
 
 

@@ -6,13 +6,14 @@ trailing means of three rows that skip what is missing, from the third row on, a
 sixth: the first rows are what later ones are compared with. Where a score stands in relation to the
 start, the start is the first of these means.
 
-Thresholds stand in `presets/alarms.yaml`, measured operating points in
-`presets/alarm_evidence.yaml`, which `alarm_benchmark` writes.
+Thresholds and operating points stand in
+`presets/alarm_evidence.yaml`, both measured by `alarm_benchmark`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -93,11 +94,8 @@ def behaviour_drift(response_length: np.ndarray, valid_searches: np.ndarray) -> 
 
     Source: arXiv 2512.04220, Fig. 4, which says that both stay flat.
     """
-    drifts = []
-    for values in (response_length, valid_searches):
-        ratio = over_start(values)
-        drifts.append(np.abs(np.log(np.maximum(ratio, 1e-3))))
-    return np.fmax(*drifts)
+    ratios = [np.maximum(over_start(each), 1e-3) for each in (response_length, valid_searches)]
+    return np.fmax(*(np.abs(np.log(ratio)) for ratio in ratios))
 
 
 def zero_variance(zero_variance_groups: np.ndarray) -> np.ndarray:
@@ -138,22 +136,43 @@ def not_finite(nonfinite: np.ndarray) -> np.ndarray:
     return np.asarray(nonfinite, float)
 
 
+def _preset(name: str) -> dict[str, Any]:
+    return yaml.safe_load((files("llds_core") / f"presets/{name}.yaml").read_text("utf-8"))
+
+
+ALARMS = _preset("alarms")
+EVIDENCE = _preset("alarm_evidence")
+
+
 @dataclass(frozen=True)
 class Detector:
-    """A score, the columns it reads, and what the preset says of it.
+    """A score and when it is an alarm.
 
     Attributes:
-        score: from the columns, each (n,), to scores (n,); NaN is no alarm.
+        score: from columns of a log, each (n,) and named as its arguments, to scores (n,); NaN is
+            no alarm.
+        severity: what an alarm counts as.
         threshold: above it a score is an alarm.
         first: row, counted from 1, from which it may alarm.
     """
 
     name: str
     score: Callable[..., np.ndarray]
-    columns: tuple[str, ...]
-    severity: str
-    threshold: float
+    severity: str = "info"
+    threshold: float = np.inf
     first: int = FIRST
+
+    @classmethod
+    def of(cls, score: Callable[..., np.ndarray], first: int = FIRST) -> "Detector":
+        """A score with the severity and the threshold that the presets give it."""
+        severity = ALARMS["detectors"].get(score.__name__, {}).get("severity", "info")
+        threshold = EVIDENCE["detectors"].get(score.__name__, {}).get("threshold", np.inf)
+        return cls(score.__name__, score, severity, float(threshold), first)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns it reads."""
+        return tuple(signature(self.score).parameters)
 
     def scores(self, log: TrainingLog) -> np.ndarray:
         """Scores (n,) of the rows of a log; all NaN where it lacks the columns."""
@@ -166,51 +185,29 @@ class Detector:
 
     def reads(self, log: TrainingLog) -> bool:
         """Whether the log has any of its columns."""
-        return any(log.has(name) for name in self.columns)
+        return any(name in log.table for name in self.columns)
 
-    def alarm_row(self, log: TrainingLog, threshold: float | None = None) -> int | None:
+    def alarm_row(self, log: TrainingLog) -> int | None:
         """First row, counted from 0, whose score is above the threshold."""
-        bound = self.threshold if threshold is None else threshold
-        above = np.flatnonzero(self.scores(log) > bound)
+        above = np.flatnonzero(self.scores(log) > self.threshold)
         return int(above[0]) if len(above) else None
 
 
-def _preset(name: str) -> dict[str, Any]:
-    return yaml.safe_load((files("llds_core") / f"presets/{name}.yaml").read_text("utf-8"))
-
-
-ALARMS = _preset("alarms")
-EVIDENCE = _preset("alarm_evidence")
-
-
-def published_threshold(name: str) -> float:
-    """The threshold chosen on published runs; infinite for a detector that has none yet."""
-    return float(EVIDENCE["detectors"].get(name, {}).get("threshold", np.inf))
-
-
-_SCORES: dict[str, tuple[Callable[..., np.ndarray], Sequence[str], int]] = {
-    "not_finite": (not_finite, ["nonfinite"], 1),
-    "clip_saturation": (clip_saturation, ["clip_fraction"], FIRST),
-    "entropy_rise": (entropy_rise, ["entropy"], FIRST),
-    "kl_drift": (kl_drift, ["kl"], FIRST),
-    "likelihood_displacement": (likelihood_displacement, ["loglik_correct"], FIRST),
-    "reward_drop": (reward_drop, ["reward"], FIRST),
-    "sampler_mismatch": (sampler_mismatch, ["sampler_gap"], FIRST),
-    "inert_penalty": (inert_penalty, ["llds_penalty"], FIRST),
-    "reuse": (reuse, ["updates_per_rollout"], 2),
-    "entropy_fall": (entropy_fall, ["entropy"], FIRST),
-    "behaviour_drift": (behaviour_drift, ["response_length", "valid_searches"], FIRST),
-    "zero_variance": (zero_variance, ["zero_variance_groups"], FIRST),
-}
 # In the order in which one of them names the cause.
 DETECTORS = {
-    name: Detector(
-        name,
-        score,
-        tuple(columns),
-        ALARMS["detectors"][name]["severity"],
-        published_threshold(name),
-        first,
+    each.name: each
+    for each in (
+        Detector.of(not_finite, first=1),
+        Detector.of(clip_saturation),
+        Detector.of(entropy_rise),
+        Detector.of(kl_drift),
+        Detector.of(likelihood_displacement),
+        Detector.of(reward_drop),
+        Detector.of(sampler_mismatch),
+        Detector.of(inert_penalty),
+        Detector.of(reuse, first=2),
+        Detector.of(entropy_fall),
+        Detector.of(behaviour_drift),
+        Detector.of(zero_variance),
     )
-    for name, (score, columns, first) in _SCORES.items()
 }

@@ -158,7 +158,7 @@ def judge(log: TrainingLog) -> Diagnosis:
 
 
 def _phase(log: TrainingLog) -> str:
-    if not log.has("reward"):
+    if "reward" not in log.table:
         return "unknown"
     table = log.table[["step"]].assign(
         reward=log.column("reward"), loglik_correct=log.column("loglik_correct")
@@ -172,7 +172,7 @@ def _alarm(detector: Detector, log: TrainingLog, phase: str) -> Alarm | None:
     if row is None:
         return None
     preset, severity = ALARMS["detectors"][detector.name], detector.severity
-    without_clip = detector.name == "entropy_rise" and not log.has("clip_fraction")
+    without_clip = detector.name == "entropy_rise" and "clip_fraction" not in log.table
     if without_clip or (detector.name == "reward_drop" and phase == "collapse"):
         severity = "critical"
     return Alarm(
@@ -186,7 +186,7 @@ def _alarm(detector: Detector, log: TrainingLog, phase: str) -> Alarm | None:
 
 
 def _evidence(detector: Detector, log: TrainingLog, row: int) -> str:
-    read = [name for name in detector.columns if log.has(name)]
+    read = [name for name in detector.columns if name in log.table]
     names = [
         name if name in _AS_READ or log.keys[name] == name else f"{name} ({log.keys[name]})"
         for name in read
@@ -237,7 +237,7 @@ def _go_back_to(log: TrainingLog, alarm: int) -> int | None:
     before = [step for step in steps if step < alarm]
     if not before:
         return None
-    if not log.has("reward"):
+    if "reward" not in log.table:
         return before[-1] if log.checkpoints else None
     known = log.table[["step", "reward"]].dropna()
     return best_step(known.to_dict("records"), before)  # type: ignore[arg-type]
@@ -248,9 +248,9 @@ def _missing(log: TrainingLog) -> list[str]:
     for detector in DETECTORS.values():
         for column in detector.columns:
             source = "updates" if column == "updates_per_rollout" else column
-            if column != "nonfinite" and not log.has(column):
+            if column != "nonfinite" and column not in log.table:
                 lacking.setdefault(source, []).append(detector.name)
-    if not log.has("reward"):
+    if "reward" not in log.table:
         lacking.setdefault("reward", []).append("phase")
     return [
         f"{', '.join(names)}: {metric} is not logged ({how_to_log(metric, log.framework)})"

@@ -90,7 +90,7 @@ def _list(entries: Iterable[str]) -> str:
 
 def curves(diagnosis: Diagnosis, log: TrainingLog) -> str:
     """Metrics against the step as SVG, with the alarms that each of them raised."""
-    shown = [name for name in _PANELS if log.has(name)]
+    shown = [name for name in _PANELS if name in log.table]
     if not shown:
         return "<p>No metric to draw.</p>"
     rows = -(-len(shown) // 2)

@@ -1,6 +1,5 @@
 """One training log as a table of our metrics, one row per step."""
 
-import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,8 @@ from llds_core.runs.checkpoints import checkpoint_steps
 
 # Of these a value that is not finite is a fault; of others it may mean that there was nothing.
 _MUST_BE_FINITE = ("loss", "grad_norm", "entropy", "kl", "reward", "clip_fraction")
-# Steps that go back, or rows that contradict the one before, of a run that was restarted.
+# How often, and for what share of rows, steps go back or rows contradict the one before in the log
+# of a single run that was restarted.
 _RESTARTS, _RESTART_SHARE = 3, 0.05
 
 
@@ -49,10 +49,6 @@ class TrainingLog:
             return self.table[metric].to_numpy(float)
         return np.full(len(self.table), np.nan)
 
-    def has(self, metric: str) -> bool:
-        """Whether the metric was measured, be it as NaN."""
-        return metric in self.table
-
 
 def read_log(
     path: Path, *, format: str = "auto", updates_per_rollout: int | None = None
@@ -81,119 +77,93 @@ def saved_steps(folder: Path) -> list[int]:
 def to_log(
     rows: Iterable[Mapping[str, Any]],
     source: str,
-    notes: list[str] | None = None,
+    notes: Sequence[str] = (),
     updates_per_rollout: int | None = None,
 ) -> TrainingLog:
     """Put logged rows together: by step, the last one of a step counting."""
-    notes = [] if notes is None else notes
     keys: dict[str, str] = {}
     seen: dict[str, None] = {}
-    kept = _Kept(source)
+    steps: list[float | None] = []
+    epochs: list[float | None] = []
+    found: list[dict[str, float]] = []
     for row in rows:
         if len(seen) < 5:
             seen |= dict.fromkeys(str(key) for key in row)
-        values = named(row)
-        keys |= {metric: key for metric, (key, _) in values.items()}
-        if values:
-            numbers = {metric: value for metric, (_, value) in values.items()}
-            kept.add(step_of(row), to_number(row.get("epoch")), numbers)
-    if not kept.rows:
+        if values := named(row):
+            keys |= {metric: key for metric, (key, _) in values.items()}
+            found.append({metric: value for metric, (_, value) in values.items()})
+            steps.append(step_of(row))
+            epochs.append(to_number(row.get("epoch")))
+    if not found:
         what = f"keys: {', '.join([*seen][:5])}" if seen else "it has no rows"
         raise DataError(f"{source} holds no metric that is known ({what}): see docs/monitor.md")
-    if not kept.numbered:
-        notes.append("rows name no step and are counted")
-    notes += kept.notes()
-    steps = kept.steps() if kept.numbered else np.arange(1, len(kept.rows) + 1)
-    notes += _faults(kept.rows, steps)
-    table = _to_table(kept.rows, steps, keys, updates_per_rollout)
-    return TrainingLog(source, framework_of(keys), table, keys, tuple(notes))
+    found_notes = [*notes]
+    if numbered := None not in steps:
+        order = np.array(steps, float)
+    else:
+        found_notes.append("rows name no step and are counted")
+        order = np.array([0.0 if epoch is None else epoch for epoch in epochs])
+    kept = _kept_rows(order, found, source, found_notes, merge=numbered)
+    final = order[kept].astype(int) if numbered else np.arange(1, len(kept) + 1)
+    table = _to_table([found[row] for row in kept], final, found_notes)
+    table = _with_updates(table, framework_of(keys), updates_per_rollout)
+    return TrainingLog(source, framework_of(keys), table, keys, tuple(found_notes))
 
 
-class _Kept:
-    """Rows so far, in ascending order of steps; a step that comes again replaces what follows."""
+def _kept_rows(
+    order: np.ndarray, rows: list[dict[str, float]], source: str, notes: list[str], *, merge: bool
+) -> list[int]:
+    """Places of the rows that count, ascending: not those behind which the log went back.
 
-    def __init__(self, source: str) -> None:
-        self.rows: list[dict[str, float]] = []
-        self.numbered = True
-        self._source = source
-        self._orders: list[float] = []
-        self._back, self._anew, self._clashes, self._added, self._dropped = 0, 0, 0, 0, 0
-
-    def add(self, step: float | None, epoch: float | None, values: dict[str, float]) -> None:
-        """Take a row; without a step its epoch tells its place, else it is the next."""
-        self._added += 1
-        if step is None:
-            self.numbered = False
-        order = step if self.numbered else epoch
-        last = self._orders[-1] if self._orders else -math.inf
-        if order is None or not math.isfinite(order):
-            order = last + 1 if self._orders else 1.0
-        if order == last and self.numbered:
-            before = self.rows[-1]
-            self._clashes += any(before.get(key, value) != value for key, value in values.items())
-            before |= values
-            return
-        if order < last:
-            self._back += 1
-            place = bisect.bisect_left(self._orders, order)
-            self._anew += place == 0
-            self._dropped += len(self.rows) - place
-            del self.rows[place:], self._orders[place:]
-        self.rows.append(values)
-        self._orders.append(order)
-
-    def steps(self) -> np.ndarray:
-        """Steps (n,) of the rows."""
-        return np.array(self._orders).astype(int)
-
-    def notes(self) -> list[str]:
-        """What was left out of restarts; rows of several runs among each other are refused."""
-        allowed = max(_RESTARTS, _RESTART_SHARE * self._added)
-        if self._back > allowed or self._clashes > allowed:
-            raise DataError(
-                f"{self._source} seems to mix several runs (steps go back {self._back} times, "
-                f"{self._clashes} rows contradict the one before): give one log per run"
-            )
-        if self._anew:
-            return [f"the log starts anew: {self._dropped} earlier rows are left out"]
-        if self._back:
-            return [f"after a restart {self._dropped} rows came again: the later ones count"]
-        return []
-
-
-def _faults(rows: Sequence[Mapping[str, float]], steps: np.ndarray) -> list[str]:
-    """Where values are NaN or infinite that must not be."""
-    found = []
-    for name in _MUST_BE_FINITE:
-        at = [s for row, s in zip(rows, steps, strict=True) if not math.isfinite(row.get(name, 0))]
-        if at:
-            found.append(f"{name} is NaN or infinite in {len(at)} rows, first at step {at[0]}")
-    return found
+    With `merge`, rows of one step become its last one; rows of several runs among each other are
+    refused.
+    """
+    back, clashes = int((np.diff(order) < 0).sum()), 0
+    later = np.append(np.minimum.accumulate(order[::-1])[::-1][1:], np.inf)
+    kept: list[int] = []
+    for place in np.flatnonzero(order <= later).tolist():
+        if merge and kept and order[kept[-1]] == order[place]:
+            before = rows[kept.pop()]
+            clash = any(before.get(key, value) != value for key, value in rows[place].items())
+            clashes += clash and order[place - 1] == order[place]
+            rows[place] = before | rows[place]
+        kept.append(place)
+    if max(back, clashes) > max(_RESTARTS, _RESTART_SHARE * len(rows)):
+        raise DataError(
+            f"{source} seems to mix several runs (steps go back {back} times, {clashes} rows "
+            "contradict the one before): give one log per run"
+        )
+    if back:
+        left = len(rows) - len(kept)
+        notes.append(f"after a restart steps came again: {left} earlier rows are left out")
+    return kept
 
 
 def _to_table(
-    rows: Sequence[Mapping[str, float]],
-    steps: np.ndarray,
-    keys: Mapping[str, str],
-    updates_per_rollout: int | None,
+    rows: Sequence[Mapping[str, float]], steps: np.ndarray, notes: list[str]
 ) -> pd.DataFrame:
-    """Count what is not finite, derive updates per rollout, and average TRL's rows per rollout."""
+    """Rows with their steps; what is not finite is counted, told and taken out."""
     table = pd.DataFrame(rows)
+    faults = np.zeros(len(rows), int)
+    for name in _MUST_BE_FINITE:
+        bad = np.array([not math.isfinite(row.get(name, 0)) for row in rows])
+        if bad.any():
+            first = steps[bad][0]
+            notes.append(f"{name} is NaN or infinite in {bad.sum()} rows, first at step {first}")
+        faults += bad
+    # A single update that was skipped is no fault.
+    faults += [row.get("nonfinite_updates", 0) > 1 for row in rows]
     table.insert(0, "step", steps)
-    table["nonfinite"] = [
-        sum(not math.isfinite(row[key]) for key in _MUST_BE_FINITE if key in row)
-        + (row.get("nonfinite_updates", 0) > 1)
-        for row in rows
-    ]
-    table = table.replace([np.inf, -np.inf], np.nan)
-    if updates_per_rollout and framework_of(keys) == "trl":
-        rollout = (table["step"] - 1) // updates_per_rollout
-        steps, faults = table.groupby(rollout)["step"].max(), table.groupby(rollout)["nonfinite"]
-        table = table.groupby(rollout).mean().assign(step=steps, nonfinite=faults.max())
-        table = table.reset_index(drop=True)
-    if updates_per_rollout:
-        table["updates_per_rollout"] = float(updates_per_rollout)
-    elif "updates" in table:
+    return table.assign(nonfinite=faults).replace([np.inf, -np.inf], np.nan)
+
+
+def _with_updates(table: pd.DataFrame, framework: str, updates: int | None) -> pd.DataFrame:
+    """Add the updates per rollout where they are known; average TRL's rows, which are updates."""
+    if updates is None and "updates" in table:
         made = table["updates"].diff() / table["step"].diff()
-        table["updates_per_rollout"] = made.fillna(table["updates"] / table["step"])
-    return table
+        return table.assign(updates_per_rollout=made.fillna(table["updates"] / table["step"]))
+    if updates is not None and framework == "trl":
+        rollouts = table.groupby((table["step"] - 1) // updates)
+        last, worst = rollouts["step"].max(), rollouts["nonfinite"].max()
+        table = rollouts.mean().assign(step=last, nonfinite=worst).reset_index(drop=True)
+    return table if updates is None else table.assign(updates_per_rollout=float(updates))

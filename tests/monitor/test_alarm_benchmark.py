@@ -161,7 +161,7 @@ def test_on_another_recipe_thresholds_are_the_published_ones(tmp_path: Path, run
 
 
 def test_anybodys_detector_can_be_scored(runs) -> None:
-    mine = Detector("mine", lambda reward: -np.asarray(reward), ("reward",), "info", -0.1)
+    mine = Detector("mine", lambda reward: -np.asarray(reward), threshold=-0.1)
     row = benchmark(runs[:20], {"mine": mine}).iloc[0]
     assert row["detector"] == "mine" and row["healthy"] + row["collapsed"] + row["declined"] == 20
     assert OTHERS["gradient_growth"].name not in DETECTORS

@@ -154,9 +154,9 @@ DAMAGED = {
     "cut console": (FIRST + VERL[:60], CLIP, "the last line is cut off"),
     "cut json": (OURS + '{"step": 4, "cl', CLIP, "the last line is cut off"),
     "torn inside": (OURS[:-1] + '\n{"st\n', CLIP, "1 damaged lines are left out"),
-    "restart": (FIRST + AGAIN, [0.01, 0.5, 0.6, 0.7], "2 rows came again"),
-    "restart of ours": (OURS + OURS, CLIP, "starts anew: 3 earlier rows"),
-    "another run first": (FIRST + lines(VERL, (1, 2, 3), [1, 2, 3]), [1, 2, 3], "starts anew"),
+    "restart": (FIRST + AGAIN, [0.01, 0.5, 0.6, 0.7], "2 earlier rows"),
+    "restart of ours": (OURS + OURS, CLIP, "3 earlier rows"),
+    "another run first": (FIRST + lines(VERL, (1, 2, 3), [1, 2, 3]), [1, 2, 3], "3 earlier rows"),
     "split rows": (
         json_lines({"step": 1, "kl": 0.5}, {"step": 1, "clip_fraction": 0.01}, {"step": 2}),
         [0.01],
