@@ -62,10 +62,8 @@ class CollapseMonitor(TrainerCallback):
         self._told |= {(alarm.name, alarm.severity) for alarm in fresh}
         for alarm in fresh:
             if alarm.severity != "info":
-                advice = alarm.advice[0] if alarm.advice else ""
-                _logger.warning(
-                    "step %d: %s: %s. %s", alarm.step, alarm.name, alarm.evidence, advice
-                )
+                said = (alarm.step, alarm.name, alarm.evidence, alarm.advice[0])
+                _logger.warning("step %d: %s: %s. %s", *said)
         if self._stop_at and self.diagnosis.reaches(self._stop_at) and not self.stopped:
             self.stopped = True
             back = self.diagnosis.go_back_to

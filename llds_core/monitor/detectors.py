@@ -7,7 +7,7 @@ sixth: the first rows are what later ones are compared with. Where a score stand
 start, the start is the first of these means.
 
 Thresholds and operating points stand in
-`presets/alarm_evidence.yaml`, both measured by `alarm_benchmark`.
+`presets/alarm_evidence.yaml`, which `results/published/collapse-runs/make.py` writes.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from llds_core.diagnostics.phases import WINDOW, windowed_mean
 from llds_core.monitor.training_log import TrainingLog
 
 FIRST = 6  # row that may be the first to alarm
+_EARLIER = {"not_finite": 1, "reuse": 2}  # what needs nothing to compare with
 SEVERITIES = ("info", "warning", "critical")
 _EMPTY = 1e-12
 
@@ -163,11 +164,12 @@ class Detector:
     first: int = FIRST
 
     @classmethod
-    def of(cls, score: Callable[..., np.ndarray], first: int = FIRST) -> "Detector":
+    def of(cls, score: Callable[..., np.ndarray]) -> "Detector":
         """A score with the severity and the threshold that the presets give it."""
-        severity = ALARMS["detectors"].get(score.__name__, {}).get("severity", "info")
-        threshold = EVIDENCE["detectors"].get(score.__name__, {}).get("threshold", np.inf)
-        return cls(score.__name__, score, severity, float(threshold), first)
+        name = score.__name__
+        severity = ALARMS["detectors"].get(name, {}).get("severity", "info")
+        threshold = EVIDENCE["detectors"].get(name, {}).get("threshold", np.inf)
+        return cls(name, score, severity, float(threshold), _EARLIER.get(name, FIRST))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -193,21 +195,19 @@ class Detector:
         return int(above[0]) if len(above) else None
 
 
+_SCORES = (
+    not_finite,
+    clip_saturation,
+    entropy_rise,
+    kl_drift,
+    likelihood_displacement,
+    reward_drop,
+    sampler_mismatch,
+    inert_penalty,
+    reuse,
+    entropy_fall,
+    behaviour_drift,
+    zero_variance,
+)
 # In the order in which one of them names the cause.
-DETECTORS = {
-    each.name: each
-    for each in (
-        Detector.of(not_finite, first=1),
-        Detector.of(clip_saturation),
-        Detector.of(entropy_rise),
-        Detector.of(kl_drift),
-        Detector.of(likelihood_displacement),
-        Detector.of(reward_drop),
-        Detector.of(sampler_mismatch),
-        Detector.of(inert_penalty),
-        Detector.of(reuse, first=2),
-        Detector.of(entropy_fall),
-        Detector.of(behaviour_drift),
-        Detector.of(zero_variance),
-    )
-}
+DETECTORS = {score.__name__: Detector.of(score) for score in _SCORES}

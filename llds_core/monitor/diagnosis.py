@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from llds_core.monitor.training_log import TrainingLog, read_log
 from llds_core.runs import best_step
 
 PHASES = ("unknown", "stagnation", "decay", "acceleration", "collapse")
-_AS_READ = {"nonfinite", "updates_per_rollout"}  # columns that are derived, not read
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,6 @@ class Diagnosis:
     missing: tuple[str, ...]
     notes: tuple[str, ...]
 
-    @property
-    def worst(self) -> str:
-        """The highest severity of an alarm; empty without one."""
-        return self.alarms[0].severity if self.alarms else ""
-
     def reaches(self, severity: str) -> bool:
         """Whether an alarm is as severe as that."""
         level = SEVERITIES.index(severity)
@@ -93,16 +87,16 @@ class Diagnosis:
             lines += [f"{alarm.severity.upper()} {alarm.name}, step {alarm.step}: {alarm.evidence}"]
         if self.cause:
             lines += [f"likeliest cause: {self.cause}", "what to do:"]
-            lines += [f"  - {advice}" for advice in self.alarms_by_cause[0].advice]
+            lines += [f"  - {advice}" for advice in self.advice]
         if self.go_back_to is not None:
             lines.append(f"go back to: step {self.go_back_to}")
         lines += [f"cannot be said: {entry}" for entry in self.missing]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     @property
-    def alarms_by_cause(self) -> list[Alarm]:
-        """Alarms in the order in which they explain: the detectors' own."""
-        return sorted(self.alarms, key=lambda alarm: [*DETECTORS].index(alarm.name))
+    def advice(self) -> tuple[str, ...]:
+        """What to do about the likeliest cause."""
+        return next((alarm.advice for alarm in self.alarms if alarm.cause == self.cause), ())
 
 
 def diagnose(
@@ -137,12 +131,9 @@ def judge(log: TrainingLog) -> Diagnosis:
     """Judge a log that was read."""
     phase = _phase(log)
     found = [_alarm(each, log, phase) for each in DETECTORS.values()]
-    alarms = sorted(
-        (alarm for alarm in found if alarm), key=lambda a: (-SEVERITIES.index(a.severity), a.step)
-    )
+    explained = sorted((a for a in found if a), key=lambda a: a.severity == "info")
+    alarms = sorted(explained, key=lambda a: (-SEVERITIES.index(a.severity), a.step))
     critical = [alarm.step for alarm in alarms if alarm.severity == "critical"]
-    causes = [alarm.cause for alarm in found if alarm and alarm.severity != "info"]
-    causes += [alarm.cause for alarm in found if alarm]
     return Diagnosis(
         log.source,
         log.framework,
@@ -150,7 +141,7 @@ def judge(log: TrainingLog) -> Diagnosis:
         int(log.table["step"].iloc[-1]),
         phase,
         tuple(alarms),
-        causes[0] if causes else "",
+        explained[0].cause if explained else "",
         _go_back_to(log, min(critical)) if critical else None,
         tuple(_missing(log)),
         log.notes + tuple(f"{key}: {NEARLY[key]}" for key in log.keys.values() if key in NEARLY),
@@ -186,11 +177,8 @@ def _alarm(detector: Detector, log: TrainingLog, phase: str) -> Alarm | None:
 
 
 def _evidence(detector: Detector, log: TrainingLog, row: int) -> str:
-    read = [name for name in detector.columns if name in log.table]
-    names = [
-        name if name in _AS_READ or log.keys[name] == name else f"{name} ({log.keys[name]})"
-        for name in read
-    ]
+    read = {name: log.keys.get(name, name) for name in detector.columns if name in log.table}
+    names = [name if key == name else f"{name} ({key})" for name, key in read.items()]
     score, last = detector.scores(log)[[row, -1]]
     now = f", now {last:.3g}" if np.isfinite(last) and row < len(log.table) - 1 else ""
     unit = "" if detector.first < 3 else f" over {WINDOW} rows"
@@ -230,28 +218,25 @@ def advice_text(entry: Mapping[str, str]) -> str:
 
 
 def _go_back_to(log: TrainingLog, alarm: int) -> int | None:
-    """The checkpoint before the alarm whose last steps had the best reward; without checkpoints
-    the best step, without a reward the last checkpoint.
+    """The checkpoint before the alarm, or without checkpoints the step, whose last steps had the
+    best reward; without a reward the last one.
     """
-    steps = log.checkpoints or tuple(int(step) for step in log.table["step"])
+    steps = log.checkpoints or tuple(log.table["step"].tolist())
     before = [step for step in steps if step < alarm]
-    if not before:
-        return None
-    if "reward" not in log.table:
-        return before[-1] if log.checkpoints else None
-    known = log.table[["step", "reward"]].dropna()
-    return best_step(known.to_dict("records"), before)  # type: ignore[arg-type]
+    if not before or "reward" not in log.table:
+        return before[-1] if before else None
+    known = log.table[["step", "reward"]].dropna().to_dict("records")
+    return best_step(cast(list[dict[str, Any]], known), before)
 
 
 def _missing(log: TrainingLog) -> list[str]:
+    needs = {each.name: each.columns for each in DETECTORS.values()} | {"phase": ("reward",)}
     lacking: dict[str, list[str]] = {}
-    for detector in DETECTORS.values():
-        for column in detector.columns:
-            source = "updates" if column == "updates_per_rollout" else column
-            if column != "nonfinite" and column not in log.table:
-                lacking.setdefault(source, []).append(detector.name)
-    if "reward" not in log.table:
-        lacking.setdefault("reward", []).append("phase")
+    for name, columns in needs.items():
+        for column in columns:
+            if column not in log.table:
+                metric = "updates" if column == "updates_per_rollout" else column
+                lacking.setdefault(metric, []).append(name)
     return [
         f"{', '.join(names)}: {metric} is not logged ({how_to_log(metric, log.framework)})"
         for metric, names in lacking.items()

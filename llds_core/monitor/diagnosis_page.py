@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from html import escape
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -71,7 +70,7 @@ def fragment(diagnosis: Diagnosis, log: TrainingLog) -> str:
         parts.append("<p>None.</p>")
     if diagnosis.cause:
         parts.append(f"<h2>Likeliest cause</h2><p>{escape(diagnosis.cause)}.</p>")
-        parts.append(f"<h2>What to do</h2>{_list(diagnosis.alarms_by_cause[0].advice)}")
+        parts.append(f"<h2>What to do</h2>{_list(diagnosis.advice)}")
     parts.append(f"<h2>Curves</h2>{curves(diagnosis, log)}")
     if diagnosis.missing:
         parts.append(f"<h2>What cannot be said</h2>{_list(diagnosis.missing)}")
@@ -96,30 +95,19 @@ def curves(diagnosis: Diagnosis, log: TrainingLog) -> str:
     rows = -(-len(shown) // 2)
     figure = Figure(figsize=(9, 2.3 * rows), layout="constrained")
     grid = list(figure.subplots(rows, 2, squeeze=False).ravel())
-    steps = log.table["step"].to_numpy()
+    steps = log.table["step"].tolist()
     thinned = slice(None, None, -(-len(steps) // _MOST_POINTS))
     for name, axes in zip(shown, grid, strict=False):
-        values = log.column(name)
-        # What is missing breaks no line; a single row is a point.
-        known = np.isfinite(values)
-        marker = "o" if known.sum() <= 60 else ""
-        axes.plot(
-            steps[known][thinned], values[known][thinned], color=_CURVE, lw=1.5, marker=marker, ms=3
-        )
-        for alarm in diagnosis.alarms:
-            if name in DETECTORS[alarm.name].columns:
-                axes.axvline(alarm.step, color=_COLOURS[alarm.severity], ls="--", lw=1.2)
-                axes.annotate(
-                    alarm.name.replace("_", " "),
-                    (alarm.step, 1),
-                    xycoords=("data", "axes fraction"),
-                    xytext=(3, -2),
-                    textcoords="offset points",
-                    va="top",
-                    fontsize=8,
-                    color=_COLOURS[alarm.severity],
-                )
-        axes.set_title(f"{name.replace('_', ' ')} ({METRICS[name].unit})", loc="left", fontsize=10)
+        points = log.table[["step", name]].dropna()[thinned]
+        marker = "o" if len(points) <= 60 else ""
+        axes.plot(points["step"], points[name], color=_CURVE, lw=1.5, marker=marker, ms=3)
+        raised = [alarm for alarm in diagnosis.alarms if name in DETECTORS[alarm.name].columns]
+        for alarm in raised:
+            axes.axvline(alarm.step, color=_COLOURS[alarm.severity], ls="--", lw=1.2)
+        said = [f"{alarm.name.replace('_', ' ')} {alarm.step}" for alarm in raised]
+        label, unit = name.replace("_", " "), METRICS[name].unit
+        axes.set_title(label if unit in label else f"{label} ({unit})", loc="left", fontsize=10)
+        axes.set_title(", ".join(said), loc="right", fontsize=9, color=_COLOURS["critical"])
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)

@@ -63,9 +63,7 @@ def _log_inside(folder: Path) -> Path:
     if len(found) == 1:
         return found[0]
     names = ", ".join(file.name for file in found[:4]) or "no metrics.jsonl, trainer_state.json"
-    raise DataError(
-        f"{folder} is no folder of one run ({names}{' …' if len(found) > 4 else ''}): name the file"
-    )
+    raise DataError(f"{folder} is no folder of one run ({names}): name the file")
 
 
 def _guess(file: Path) -> str:
@@ -77,9 +75,7 @@ def _guess(file: Path) -> str:
     if name.endswith((".csv", ".tsv")):
         return "csv"
     first = next((line for line in _lines(file, []) if line.strip()), "")
-    if first.lstrip().startswith('{"'):
-        return "jsonl"
-    return "console"
+    return "jsonl" if first.lstrip().startswith('{"') else "console"
 
 
 def _open(file: Path) -> io.TextIOWrapper:
@@ -105,16 +101,13 @@ def _lines(file: Path, notes: list[str]) -> Iterator[str]:
 
 def _read_jsonl(file: Path, notes: list[str]) -> Rows:
     good, broken = 0, 0
-    for line in _lines(file, notes):
-        if not line.strip():
-            continue
+    for line in filter(str.strip, _lines(file, notes)):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            broken += 1
-            continue
+            row = None
+        good, broken = good + isinstance(row, dict), broken + (row is None)
         if isinstance(row, dict):
-            good += 1
             inner = row.get("data")  # of verl's file logger
             yield {**inner, "step": row.get("step")} if isinstance(inner, dict) else row
     if broken > good:
@@ -181,27 +174,25 @@ def _read_csv(file: Path, notes: list[str]) -> Rows:
     # Weights & Biases writes `<run> - <key>`, and bounds beside.
     exported = {name.rpartition(" - ")[0] for name in header if " - " in name}
     if len(exported) > 1:
-        raise DataError(f"{file} holds {len(exported)} runs ({_few(exported)}): export one")
+        raise DataError(
+            f"{file} holds {len(exported)} runs ({', '.join(sorted(exported)[:3])}): export one"
+        )
     names = [name.rpartition(" - ")[2] for name in header]
     kept = [(place, name) for place, name in enumerate(names) if name in KNOWN]
-    telling = [place for place, name in enumerate(names) if name in _RUN_COLUMNS]
-    seen: dict[int, set[str]] = {place: set() for place in telling}
+    of_run = [place for place, name in enumerate(names) if name in _RUN_COLUMNS]
+    run: list[str] = []
     short = 0
     for cells in reader:
         if len(cells) < len(names):
             short += bool(cells)
             continue
-        for place, values in seen.items():
-            values.add(cells[place])
-            if len(values) > 1:
-                raise DataError(f"{file} holds several runs (column {names[place]}): filter one")
+        told = [cells[place] for place in of_run]
+        run = run or told
+        if told != run:
+            raise DataError(f"{file} holds several runs ({run} and {told}): filter one")
         yield {name: cells[place] for place, name in kept}
     if short:
         notes.append(f"{short} short rows are left out")
-
-
-def _few(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:3])
 
 
 def _read_tensorboard(path: Path, notes: list[str]) -> Rows:
@@ -215,8 +206,8 @@ def _read_tensorboard(path: Path, notes: list[str]) -> Rows:
     rows: dict[int, dict[str, Any]] = {}
     for key in events.Tags()["scalars"]:
         for event in events.Scalars(key):
-            rows.setdefault(event.step, {})[key.removeprefix("train/")] = event.value
-            rows[event.step][key] = event.value
+            found = {key: event.value, key.removeprefix("train/"): event.value}  # HF's prefix
+            rows.setdefault(event.step, {}).update(found)
     yield from ({**rows[step], "step": step} for step in sorted(rows))
 
 

@@ -54,12 +54,10 @@ def watch(
     from llds_core.monitor.diagnosis import follow
 
     told: set[tuple[str, str]] = set()
-    found = follow(path, every=every, format=format, updates_per_rollout=updates_per_rollout)
-    for diagnosis in found:
-        now = time.strftime("%H:%M:%S")
-        print(f"{now} step {diagnosis.last_step}, {diagnosis.phase}", flush=True)
-        for alarm in diagnosis.alarms:
+    for found in follow(path, every=every, format=format, updates_per_rollout=updates_per_rollout):
+        print(f"{time.strftime('%X')} step {found.last_step}, {found.phase}", flush=True)
+        for alarm in found.alarms:
             if (alarm.name, alarm.severity) not in told:
                 told.add((alarm.name, alarm.severity))
-                print(f"  {alarm.severity.upper()} {alarm.name} from step {alarm.step}")
+                print(f"  {alarm.severity.upper()} {alarm.name}, step {alarm.step}")
                 print(f"    {alarm.evidence}", *(f"    - {a}" for a in alarm.advice), sep="\n")

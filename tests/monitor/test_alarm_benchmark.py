@@ -1,6 +1,5 @@
 """The data set and its tables are what the published runs give, and thresholds too."""
 
-import importlib.util
 import io
 import subprocess
 import sys
@@ -12,7 +11,13 @@ import pytest
 import yaml
 
 from llds_core.errors import DataError
-from llds_core.monitor.alarm_benchmark import (
+from llds_core.monitor.detectors import ALARMS, DETECTORS, EVIDENCE, Detector
+
+PUBLISHED = Path(__file__).parents[2] / "results/published"
+DATA_SET = PUBLISHED / "collapse-runs"
+sys.path.insert(0, str(DATA_SET))
+import make as MAKE  # noqa: E402
+from score import (  # noqa: E402
     OTHERS,
     RULE,
     LabelledRun,
@@ -24,22 +29,9 @@ from llds_core.monitor.alarm_benchmark import (
     load_labelled,
     outcome,
 )
-from llds_core.monitor.detectors import ALARMS, DETECTORS, EVIDENCE, Detector
 
-PUBLISHED = Path(__file__).parents[2] / "results/published"
-DATA_SET = PUBLISHED / "collapse-runs"
 INDEX = pd.read_csv(DATA_SET / "index.csv")
 TABLE = pd.read_csv(DATA_SET / "benchmark.csv")
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, DATA_SET / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MAKE = script("make")
 
 
 @pytest.fixture(scope="module")

@@ -183,8 +183,7 @@ def interleaved():
 
 
 def in_turn():
-    rows = [(s, v) for pair in zip(range(1, 20), range(50, 70), strict=False) for s, v in [pair]]
-    return "".join(lines(VERL, (a, b - 49 + 5), [0.1, 0.2]) for a, b in rows)
+    return "".join(lines(VERL, (s, s + 6), [0.1, 0.2]) for s in range(1, 20))
 
 
 REFUSED = {
@@ -193,7 +192,7 @@ REFUSED = {
     "foreign keys": ("a.jsonl", '{"step": 1, "accuracy": 2}\n', "keys: step, accuracy"),
     "two runs by turns": ("a.log", interleaved(), "mix several runs"),
     "two runs at other steps": ("a.log", in_turn(), "mix several runs"),
-    "two runs in a table": ("a.csv", "step,seed,reward\n1,0,1\n1,1,1\n", "column seed"),
+    "two runs in a table": ("a.csv", "step,seed,reward\n1,0,1\n1,1,1\n", "holds several runs"),
     "two runs of W&B": ("a.csv", "Step,a - reward,b - reward\n1,1,1\n", "holds 2 runs"),
     "no json": ("a.jsonl", '{"a\n{"b\n', "lines that are no JSON"),
     "half a state": ("trainer_state.json", '{"log_history": [{"step"', "no whole JSON file"),

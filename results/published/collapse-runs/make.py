@@ -16,11 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-
-from llds_core.diagnostics.phases import WINDOW, windowed_mean
-from llds_core.errors import DataError
-from llds_core.files import write_table, write_text
-from llds_core.monitor.alarm_benchmark import (
+from score import (
     OTHERS,
     RULE,
     LabelledRun,
@@ -33,6 +29,10 @@ from llds_core.monitor.alarm_benchmark import (
     peaks_of,
     scores_of,
 )
+
+from llds_core.diagnostics.phases import WINDOW, windowed_mean
+from llds_core.errors import DataError
+from llds_core.files import write_table, write_text
 from llds_core.monitor.detectors import ALARMS, DETECTORS
 
 HERE = Path(__file__).resolve().parent

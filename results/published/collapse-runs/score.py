@@ -1,5 +1,9 @@
-"""How early, and how falsely, detectors warn: scored on the labelled runs of
-`results/published/collapse-runs`.
+"""How early, and how falsely, a detector warns: scored on the labelled runs beside this file.
+
+    python results/published/collapse-runs/score.py [module:function]
+
+prints the table of the monitor's detectors, or the row of a score of yours: a pure function from
+columns of `metrics.jsonl`, named as its arguments, to a score per row. Its threshold is chosen.
 
 - *Collapsed* runs collapsed by `diagnostics.phases`; an alarm at an earlier step is early.
 - *Healthy* runs did not, and their lowest reward after the best is 0.6 of it or more; any alarm
@@ -10,6 +14,8 @@ On the recipe that thresholds were chosen on, an arm is judged by a threshold ch
 arms. On any other recipe the published thresholds hold, whatever comes out.
 """
 
+import importlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +30,7 @@ from llds_core.diagnostics.phases import WINDOW, windowed_mean
 from llds_core.monitor.detectors import ALARMS, DETECTORS, Detector, over_start
 from llds_core.monitor.training_log import TrainingLog, read_log
 
-DATA_SET = Path("results/published/collapse-runs")
+DATA_SET = Path(__file__).resolve().parent
 RULE = "clip_saturation"
 LABELS = ("collapsed", "healthy", "declined")
 _HORIZON: int = ALARMS["horizon"]
@@ -211,3 +217,18 @@ def operating_curve(runs: Sequence[LabelledRun], names: Sequence[str]) -> pd.Dat
             row["false"] = found["false"] / max(found["healthy"], 1)
             rows.append(row | {"median_lead": found["median_lead"]})
     return pd.DataFrame(rows)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the table of all detectors, or of the one that is named."""
+    chosen = None
+    if arguments:
+        module, _, name = arguments[0].partition(":")
+        chosen = {name: Detector.of(getattr(importlib.import_module(module), name))}
+    on = ALARMS["chosen_on"]
+    runs = [run for run in load_labelled(DATA_SET) if chosen is None or run.recipe == on]
+    print(benchmark(runs, chosen).to_string(index=False, float_format="%.3g"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
