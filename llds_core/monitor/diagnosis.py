@@ -17,7 +17,7 @@ import numpy as np
 from llds_core.diagnostics.phases import WINDOW, detect_phases
 from llds_core.errors import DataError
 from llds_core.files import bounded, finite
-from llds_core.monitor.detectors import ALARMS, DETECTORS, EVIDENCE, SEVERITIES, Detector
+from llds_core.monitor.detectors import ALARMS, DETECTORS, EVIDENCE, FIRST, SEVERITIES, Detector
 from llds_core.monitor.log_keys import NEARLY, how_to_log
 from llds_core.monitor.training_log import TrainingLog, read_log
 from llds_core.runs import best_step
@@ -74,6 +74,18 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return finite(asdict(self))
+
+    def row(self) -> dict[str, Any]:
+        """For a table of runs: phase, first critical alarm, where to go back to."""
+        alarm = next((each for each in self.alarms if each.severity == "critical"), None)
+        return {
+            "run": self.source,
+            "phase": self.phase,
+            "alarm": alarm.name if alarm else None,
+            "step": alarm.step if alarm else None,
+            "go back to": self.go_back_to,
+            "last step": self.last_step,
+        }
 
     def text(self) -> str:
         """For a terminal."""
@@ -149,11 +161,10 @@ def judge(log: TrainingLog) -> Diagnosis:
 
 
 def _phase(log: TrainingLog) -> str:
-    if "reward" not in log.table:
+    columns = {name: log.column(name) for name in ("reward", "loglik_correct")}
+    if np.isnan(columns["reward"]).all():
         return "unknown"
-    table = log.table[["step"]].assign(
-        reward=log.column("reward"), loglik_correct=log.column("loglik_correct")
-    )
+    table = log.table[["step"]].assign(**columns)
     phases = detect_phases(table)
     return phases[-1].name if phases else "unknown"
 
@@ -237,7 +248,8 @@ def _missing(log: TrainingLog) -> list[str]:
             if column not in log.table:
                 metric = "updates" if column == "updates_per_rollout" else column
                 lacking.setdefault(metric, []).append(name)
-    return [
+    short = len(log.table) < FIRST
+    return [f"any but not_finite: alarms need {FIRST} rows"] * short + [
         f"{', '.join(names)}: {metric} is not logged ({how_to_log(metric, log.framework)})"
         for metric, names in lacking.items()
     ]

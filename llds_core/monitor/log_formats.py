@@ -36,16 +36,16 @@ _RUN_COLUMNS = ("run", "run_id", "run_name", "experiment", "seed", "Name")
 
 def read_rows(path: Path, format: str, notes: list[str]) -> Rows:
     """Rows of the log `path`, in the order written; what is left out is added to `notes`."""
-    file = _log_inside(path) if path.is_dir() and format != "tensorboard" else path
-    if format == "auto":
-        format = _guess(file)
-    if format not in READERS:
+    if format not in FORMATS:
         raise ConfigError(f'unknown format "{format}": {did_you_mean(format, FORMATS)}')
     try:
-        yield from READERS[format](file, notes)
+        file = _log_inside(path) if path.is_dir() and format != "tensorboard" else path
+        yield from READERS[_guess(file) if format == "auto" else format](file, notes)
     except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, DataError):
+            raise
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{file} cannot be read ({reason}): name a training log") from error
+        raise DataError(f"{path} cannot be read ({reason}): name a training log") from error
 
 
 def _log_inside(folder: Path) -> Path:

@@ -64,7 +64,7 @@ def step_of(row: Mapping[str, Any]) -> float | None:
     """The step of a logged row; None where it names none."""
     for key in STEP_KEYS:
         value = to_number(row.get(key))
-        if value is not None and math.isfinite(value):
+        if value is not None and abs(value) < 2**53:
             return value
     return None
 

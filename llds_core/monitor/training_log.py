@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from llds_core.errors import DataError
+from llds_core.files import project_path
 from llds_core.monitor.log_formats import read_rows
 from llds_core.monitor.log_keys import framework_of, named, step_of, to_number
 from llds_core.runs.checkpoints import checkpoint_steps
@@ -62,7 +63,9 @@ def read_log(
             rows of a rollout are then averaged.
     """
     notes: list[str] = []
-    log = to_log(read_rows(path, format, notes), str(path), notes, updates_per_rollout)
+    root = project_path(".")
+    source = str(path.relative_to(root) if path.is_relative_to(root) else path)
+    log = to_log(read_rows(path, format, notes), source, notes, updates_per_rollout)
     folder = path if path.is_dir() else path.parent
     steps = checkpoint_steps(folder / "checkpoint") or saved_steps(folder)
     return replace(log, checkpoints=tuple(steps))

@@ -220,6 +220,7 @@ def test_paths_that_are_no_log(tmp_path: Path) -> None:
         (tmp_path / "two" / name).write_text("x\n")
     for path, words in (
         ("missing", "does not exist"),
+        ("x" * 300, "cannot be read"),
         ("none", "no metrics.jsonl, trainer_state.json"),
         ("two", "a.log, b.log"),
         ("torn.csv.gz", "cannot be read|is binary|holds no metric"),

@@ -152,6 +152,7 @@ def outcome(runs: Sequence[LabelledRun], alarms: Mapping[str, int]) -> dict[str,
         low, high = exact(count, len(by_label[label]))
         row |= {label: len(by_label[label]), name: count}
         row |= {f"{name}_low": low, f"{name}_high": high}
+    row["early_by_3"] = sum(lead >= 3 for lead in leads)
     row["median_lead"] = float(np.median(leads)) if leads else np.nan
     row["false_ever"] = sum(run.run in alarms for run in by_label["healthy"])
     named = sum(run.run in alarms for run in by_label["declined"])
@@ -213,8 +214,12 @@ def operating_curve(runs: Sequence[LabelledRun], names: Sequence[str]) -> pd.Dat
             thresholds = held_out("quantile", runs, scores, float(quantile))
             found = outcome(runs, alarm_steps(runs, scores, thresholds))
             row = {"detector": name, "quantile": round(float(quantile), 4)}
-            row["early"] = found["early"] / max(found["collapsed"], 1)
-            row["false"] = found["false"] / max(found["healthy"], 1)
+            for key, label in (
+                ("early", "collapsed"),
+                ("early_by_3", "collapsed"),
+                ("false", "healthy"),
+            ):
+                row[key] = found[key] / max(found[label], 1)
             rows.append(row | {"median_lead": found["median_lead"]})
     return pd.DataFrame(rows)
 
