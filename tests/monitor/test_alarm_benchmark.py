@@ -90,8 +90,15 @@ def test_the_simplest_rule_wins_where_it_is_said_to() -> None:
     assert rule["early"] == rivals["early"].max() and rule["false"] <= rivals["false"].median()
     assert (rivals.loc[rivals["early"] >= 20, "median_lead"] <= rule["median_lead"]).all()
     assert DETECTORS[RULE].severity == "critical"
-    product = part.set_index("detector").loc["clip_times_entropy"]
-    assert product["early"] <= rule["early"] and product["median_lead"] <= rule["median_lead"]
+    named = part.set_index("detector")
+    product, growth = named.loc["clip_times_entropy"], named.loc["gradient_growth"]
+    assert product["early_by_3"] <= rule["early_by_3"]
+    assert rule["early_by_3"] == rivals["early_by_3"].max()
+    assert named.loc["likelihood_displacement", "early"] < rule["collapsed"] / 2
+    assert growth["early"] <= 0.1 * growth["collapsed"]
+    assert named.loc["reuse", "false"] > named.loc["reuse", "healthy"] / 2
+    page = (DATA_SET.parents[2] / "docs/monitor.md").read_text("utf-8")
+    assert MAKE.with_table(page, MAKE.told(TABLE)) == page
 
 
 class FakeRun(LabelledRun):
@@ -157,6 +164,9 @@ def test_anybodys_detector_can_be_scored(runs) -> None:
     row = benchmark(runs[:20], {"mine": mine}).iloc[0]
     assert row["detector"] == "mine" and row["healthy"] + row["collapsed"] + row["declined"] == 20
     assert OTHERS["gradient_growth"].name not in DETECTORS
+    words = [sys.executable, str(DATA_SET / "score.py"), "score:gradient_growth"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "gradient_growth" in done.stdout and len(done.stdout.splitlines()) == 2
 
 
 def test_rl_doctor_is_replayed_as_published() -> None:

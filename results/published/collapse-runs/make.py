@@ -37,6 +37,7 @@ from llds_core.monitor.detectors import ALARMS, DETECTORS
 
 HERE = Path(__file__).resolve().parent
 EVIDENCE = HERE.parents[2] / "llds_core/presets/alarm_evidence.yaml"
+PAGE = HERE.parents[2] / "docs/monitor.md"
 VERL = {
     "entropy": "actor/entropy",
     "kl": "actor/kl_loss",
@@ -184,6 +185,32 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def told(table: pd.DataFrame) -> str:
+    """The table of `docs/monitor.md`: one line per rule, that of rl-doctor among them."""
+    lines = [
+        "| rule | early | 3 steps before | median lead | false alarms |",
+        "|---|---|---|---|---|",
+    ]
+    part = table[table["recipe"] == ALARMS["chosen_on"]].set_index("detector")
+    tools = [name for name in part.index if name.endswith((": any, critical", ": any, warning"))]
+    for name in [*CURVES, "gradient_growth", *tools]:
+        row = part.loc[name]
+        early, false = (
+            f"{row[key]:.0f}/{row[of]:.0f} [{row[key + '_low']:.2f}, {row[key + '_high']:.2f}]"
+            for key, of in (("early", "collapsed"), ("false", "healthy"))
+        )
+        lead = "–" if pd.isna(row["median_lead"]) else f"{row['median_lead']:g}"
+        by_3 = f"{row['early_by_3']:.0f}/{row['collapsed']:.0f}"
+        lines.append(f"| {name} | {early} | {by_3} | {lead} | {false} |")
+    return "\n".join(lines)
+
+
+def with_table(page: str, table: str) -> str:
+    """A page with the table between its markers."""
+    head, begin, rest = page.partition("<!-- benchmark:begin -->")
+    return f"{head}{begin}\n{table}\n{rest[rest.index('<!-- benchmark:end -->') :]}"
+
+
 def main(arguments: Sequence[str]) -> None:
     """Write everything anew."""
     studies = [Path(name).resolve() for name in arguments]
@@ -205,7 +232,9 @@ def main(arguments: Sequence[str]) -> None:
     write_text(HERE / "example-verl.log", example(fallen))
     tables = [benchmark(runs, detectors)]
     tables += [external(runs, file) for file in sorted(HERE.glob("*_alarms.csv"))]
-    write_table(HERE / "benchmark.csv", pd.concat(tables, ignore_index=True))
+    table = pd.concat(tables, ignore_index=True)
+    write_table(HERE / "benchmark.csv", table)
+    write_text(PAGE, with_table(PAGE.read_text("utf-8"), told(table)))
     write_table(HERE / "verdicts.csv", verdicts(tables[0]))
     curves, saved = [], []
     for recipe in dict.fromkeys(run.recipe for run in runs):
