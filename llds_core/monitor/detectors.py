@@ -12,6 +12,7 @@ Thresholds and operating points stand in
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from inspect import signature
 from typing import Any
@@ -26,6 +27,11 @@ FIRST = 6  # row that may be the first to alarm
 _EARLIER = {"not_finite": 1, "reuse": 2}  # what needs nothing to compare with
 SEVERITIES = ("info", "warning", "critical")
 _EMPTY = 1e-12
+_level = partial(windowed_mean, window=WINDOW)
+
+
+def _best(means: np.ndarray) -> np.ndarray:
+    return np.fmax.accumulate(means) if len(means) else means
 
 
 def _start(means: np.ndarray) -> float:
@@ -33,19 +39,10 @@ def _start(means: np.ndarray) -> float:
     return float(known[0]) if len(known) else np.nan
 
 
-def _level(values: np.ndarray) -> np.ndarray:
-    return windowed_mean(values, WINDOW)
-
-
 def over_start(values: np.ndarray) -> np.ndarray:
     """Means of three rows over the first of them (n,)."""
     means = _level(values)
     return means / _start(means)
-
-
-def _below_best(values: np.ndarray) -> np.ndarray:
-    means = _level(values)
-    return np.fmax.accumulate(means) - means if len(means) else means
 
 
 def clip_saturation(clip_fraction: np.ndarray) -> np.ndarray:
@@ -77,7 +74,8 @@ def likelihood_displacement(loglik_correct: np.ndarray) -> np.ndarray:
 
     Source: arXiv 2512.04220, section 5.1.
     """
-    return _below_best(loglik_correct)
+    means = _level(loglik_correct)
+    return _best(means) - means
 
 
 def reward_drop(reward: np.ndarray) -> np.ndarray:
@@ -86,7 +84,7 @@ def reward_drop(reward: np.ndarray) -> np.ndarray:
     Source: arXiv 2512.04220, Fig. 2.
     """
     means = _level(reward)
-    best = np.fmax.accumulate(means) if len(means) else means
+    best = _best(means)
     return np.divide(best - means, best, out=np.full(len(means), np.nan), where=best > _EMPTY)
 
 

@@ -75,28 +75,15 @@ class Diagnosis:
         """As JSON."""
         return finite(asdict(self))
 
-    def row(self) -> dict[str, Any]:
-        """For a table of runs: phase, first critical alarm, where to go back to."""
-        alarm = next((each for each in self.alarms if each.severity == "critical"), None)
-        return {
-            "run": self.source,
-            "phase": self.phase,
-            "alarm": alarm.name if alarm else None,
-            "step": alarm.step if alarm else None,
-            "go back to": self.go_back_to,
-            "last step": self.last_step,
-        }
-
     def text(self) -> str:
         """For a terminal."""
         lines = [
             f"{self.source}: {self.rows} rows of {self.framework}, to step {self.last_step}",
             f"phase: {self.phase}",
         ]
-        if not self.alarms:
-            lines.append("no alarm")
         for alarm in self.alarms:
             lines += [f"{alarm.severity.upper()} {alarm.name}, step {alarm.step}: {alarm.evidence}"]
+        lines += [] if self.alarms else ["no alarm"]
         if self.cause:
             lines += [f"likeliest cause: {self.cause}", "what to do:"]
             lines += [f"  - {advice}" for advice in self.advice]

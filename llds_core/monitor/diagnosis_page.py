@@ -13,18 +13,7 @@ from llds_core.monitor.detectors import DETECTORS
 from llds_core.monitor.diagnosis import Diagnosis
 from llds_core.monitor.training_log import TrainingLog
 
-_PANELS = (
-    "reward",
-    "clip_fraction",
-    "entropy",
-    "kl",
-    "loglik_correct",
-    "grad_norm",
-    "response_length",
-    "valid_searches",
-    "zero_variance_groups",
-    "sampler_gap",
-)
+_DRAWN = {column for each in DETECTORS.values() for column in each.columns} | {"grad_norm"}
 _COLOURS = {"critical": "#B3261E", "warning": "#C77700", "info": "#5F6B7A"}
 _CURVE = "#1F5F8B"
 _MOST_POINTS = 2000
@@ -89,7 +78,7 @@ def _list(entries: Iterable[str]) -> str:
 
 def curves(diagnosis: Diagnosis, log: TrainingLog) -> str:
     """Metrics against the step as SVG, with the alarms that each of them raised."""
-    shown = [name for name in _PANELS if name in log.table]
+    shown = [name for name in METRICS if name in _DRAWN and name in log.table]
     if not shown:
         return "<p>No metric to draw.</p>"
     rows = -(-len(shown) // 2)

@@ -42,8 +42,6 @@ def read_rows(path: Path, format: str, notes: list[str]) -> Rows:
         file = _log_inside(path) if path.is_dir() and format != "tensorboard" else path
         yield from READERS[_guess(file) if format == "auto" else format](file, notes)
     except (OSError, EOFError, zlib.error) as error:
-        if isinstance(error, DataError):
-            raise
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read ({reason}): name a training log") from error
 

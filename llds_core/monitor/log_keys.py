@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-_TEXT = (files("llds_core") / "presets/log_keys.yaml").read_text("utf-8")
-_PRESET = yaml.safe_load(_TEXT)
+_PRESET = yaml.safe_load((files("llds_core") / "presets/log_keys.yaml").read_text("utf-8"))
 STEP_KEYS: tuple[str, ...] = tuple(_PRESET["steps"])
 NEARLY: dict[str, str] = _PRESET["nearly"]
 _HOW: dict[str, dict[str, str]] = _PRESET["how"]

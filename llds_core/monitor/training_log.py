@@ -54,13 +54,10 @@ class TrainingLog:
 def read_log(
     path: Path, *, format: str = "auto", updates_per_rollout: int | None = None
 ) -> TrainingLog:
-    """Read a log of any known format; see `log_formats`.
+    """Read a log, a file or the folder of a run, in one of `log_formats.FORMATS`.
 
-    Args:
-        path: a file, or the folder of a run.
-        format: one of `log_formats.FORMATS`.
-        updates_per_rollout: where the log does not say it. Of TRL, whose steps are updates, the
-            rows of a rollout are then averaged.
+    `updates_per_rollout` is for logs that do not say it; of TRL, whose steps are updates, the rows
+    of a rollout are then averaged.
     """
     notes: list[str] = []
     root = project_path(".")
