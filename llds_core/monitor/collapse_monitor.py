@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from llds_core.errors import ConfigError
+from llds_core.errors import ConfigError, DataError
 from llds_core.monitor.detectors import SEVERITIES
 from llds_core.monitor.diagnosis import PHASES, Alarm, Diagnosis, judge
 from llds_core.monitor.log_keys import named
@@ -56,7 +56,11 @@ class CollapseMonitor(TrainerCallback):
         if not named(row):
             return []
         self._rows.append(dict(row))
-        log = to_log(self._rows, "this run", updates_per_rollout=self._updates)
+        try:
+            log = to_log(self._rows, "this run", updates_per_rollout=self._updates)
+        except DataError as error:  # no reason to end a training
+            _logger.warning("the monitor cannot judge: %s", error)
+            return []
         self.diagnosis = judge(replace(log, checkpoints=checkpoints))
         fresh = [a for a in self.diagnosis.alarms if (a.name, a.severity) not in self._told]
         self._told |= {(alarm.name, alarm.severity) for alarm in fresh}
@@ -83,18 +87,14 @@ class CollapseMonitor(TrainerCallback):
         if not state.is_world_process_zero and not self._stop_at:
             return
         saved = tuple(saved_steps(Path(args.output_dir)))
-        self.observe({**(logs or {}), "step": state.global_step}, saved)
-        if self.diagnosis is None:
-            return
-        verdict: dict[str, float] = {
-            "monitor/phase": PHASES.index(self.diagnosis.phase),
-            "monitor/alarms": len(self.diagnosis.alarms),
-        }
-        verdict |= {f"monitor/{alarm.name}": 1 for alarm in self.diagnosis.alarms}
-        if logs is not None:
-            logs |= verdict
-        if state.log_history:
-            state.log_history[-1] |= verdict
+        self.observe({**logs, "step": state.global_step}, saved)
+        if self.diagnosis:
+            alarms = self.diagnosis.alarms
+            verdict = {f"monitor/{alarm.name}": 1 for alarm in alarms}
+            verdict["monitor/phase"] = PHASES.index(self.diagnosis.phase)
+            verdict["monitor/alarms"] = len(alarms)
+            for row in (logs, state.log_history[-1]):
+                row.update(verdict)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the training where an alarm asked for it, in our own trainer as well."""

@@ -105,15 +105,10 @@ def diagnose(
     return judge(read_log(path, format=format, updates_per_rollout=updates_per_rollout))
 
 
-def follow(
-    path: Path,
-    *,
-    every: float = 5.0,
-    format: str = "auto",
-    updates_per_rollout: int | None = None,
-) -> Iterator[Diagnosis]:
-    """Diagnoses of a log that grows, one whenever it has; a log that is not there yet, or has no
-    metric yet, is waited for. Every change reads the whole log, so it may be replaced or restarted.
+def follow(path: Path, *, every: float = 5.0, **options: Any) -> Iterator[Diagnosis]:
+    """Diagnoses of a log that grows, with the options of `diagnose`, one whenever it has grown; a
+    log that is not there yet, or has no metric yet, is waited for. Every change reads the whole
+    log, so it may be replaced or restarted.
     """
     seen: object = None
     while True:
@@ -122,7 +117,7 @@ def follow(
         if now != seen:
             seen = now
             with suppress(DataError):
-                yield diagnose(path, format=format, updates_per_rollout=updates_per_rollout)
+                yield diagnose(path, **options)
         time.sleep(every)
 
 

@@ -18,13 +18,11 @@ _COLOURS = {"critical": "#B3261E", "warning": "#C77700", "info": "#5F6B7A"}
 _CURVE = "#1F5F8B"
 _MOST_POINTS = 2000
 _STYLE = """
-.llds-monitor { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
-  padding: 0 1rem; color: #1b1f24; background: #fff; }
+.llds-monitor { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; }
 .llds-monitor h1 { font-size: 1.3rem; overflow-wrap: anywhere; }
 .llds-monitor h2 { font-size: 1.05rem; margin-top: 1.6rem; }
 .llds-monitor .alarm { border-left: 4px solid; padding: .2rem .8rem; margin: .6rem 0; }
-.llds-monitor .phase { display: inline-block; padding: .1rem .7rem; border-radius: 1rem;
-  background: #eef1f4; }
+.llds-monitor .phase { padding: .1rem .7rem; border-radius: 1rem; background: #eef1f4; }
 .llds-monitor svg { width: 100%; height: auto; }
 .llds-monitor .small { color: #57606a; font-size: .9rem; }
 """
@@ -41,12 +39,13 @@ def page(diagnosis: Diagnosis, log: TrainingLog) -> str:
 
 def fragment(diagnosis: Diagnosis, log: TrainingLog) -> str:
     """The part that shows in a notebook as well."""
+    back = diagnosis.go_back_to
     parts = [
         f"<style>{_STYLE}</style>",
         f'<div class="llds-monitor"><h1>{escape(diagnosis.source)}</h1>',
         f'<p>Phase <span class="phase">{escape(diagnosis.phase)}</span>, '
         f"{diagnosis.rows} rows of {escape(diagnosis.framework)}, to step {diagnosis.last_step}.",
-        f" Go back to step <b>{diagnosis.go_back_to}</b>." if diagnosis.go_back_to else "",
+        "" if back is None else f" Go back to step <b>{back}</b>.",
         "</p><h2>Alarms</h2>",
     ]
     for alarm in diagnosis.alarms:
@@ -59,12 +58,10 @@ def fragment(diagnosis: Diagnosis, log: TrainingLog) -> str:
         parts.append("<p>None.</p>")
     if diagnosis.cause:
         parts.append(f"<h2>Likeliest cause</h2><p>{escape(diagnosis.cause)}.</p>")
-        parts.append(f"<h2>What to do</h2>{_list(diagnosis.advice)}")
-    parts.append(f"<h2>Curves</h2>{curves(diagnosis, log)}")
-    if diagnosis.missing:
-        parts.append(f"<h2>What cannot be said</h2>{_list(diagnosis.missing)}")
-    if diagnosis.notes:
-        parts.append(f"<h2>Notes</h2>{_list(diagnosis.notes)}")
+        parts.append(_section("What to do", diagnosis.advice))
+    parts += [f"<h2>Curves</h2>{curves(diagnosis, log)}"]
+    parts += [_section("What cannot be said", diagnosis.missing)]
+    parts += [_section("Notes", diagnosis.notes)]
     parts.append(
         '<p class="small">Thresholds and rates come from published runs of a small model: see '
         "docs/monitor.md before relying on them.</p></div>"
@@ -72,8 +69,9 @@ def fragment(diagnosis: Diagnosis, log: TrainingLog) -> str:
     return "\n".join(parts)
 
 
-def _list(entries: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(entry)}</li>' for entry in entries)}</ul>"
+def _section(title: str, entries: Iterable[str]) -> str:
+    found = "".join(f"<li>{escape(entry)}</li>" for entry in entries)
+    return f"<h2>{title}</h2><ul>{found}</ul>" if found else ""
 
 
 def curves(diagnosis: Diagnosis, log: TrainingLog) -> str:

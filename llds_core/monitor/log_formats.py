@@ -58,10 +58,10 @@ def _log_inside(folder: Path) -> Path:
         return folder
     endings = (".jsonl", ".csv", ".csv.gz", ".log", ".txt")
     found = sorted(file for file in folder.iterdir() if file.name.endswith(endings))
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(file.name for file in found[:4]) or "no metrics.jsonl, trainer_state.json"
-    raise DataError(f"{folder} is no folder of one run ({names}): name the file")
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found[:4]) or "no metrics.jsonl, trainer_state.json"
+        raise DataError(f"{folder} is no folder of one run ({names}): name the file")
+    return found[0]
 
 
 def _guess(file: Path) -> str:
@@ -204,9 +204,9 @@ def _read_tensorboard(path: Path, notes: list[str]) -> Rows:
     rows: dict[int, dict[str, Any]] = {}
     for key in events.Tags()["scalars"]:
         for event in events.Scalars(key):
-            found = {key: event.value, key.removeprefix("train/"): event.value}  # HF's prefix
-            rows.setdefault(event.step, {}).update(found)
-    yield from ({**rows[step], "step": step} for step in sorted(rows))
+            row = rows.setdefault(event.step, {"step": event.step})
+            row |= {key: event.value, key.removeprefix("train/"): event.value}  # HF's prefix
+    yield from (rows[step] for step in sorted(rows))
 
 
 READERS: dict[str, Callable[[Path, list[str]], Rows]] = {

@@ -2,8 +2,10 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from importlib.resources import files
+from numbers import Real
 from typing import Any
 
 import yaml
@@ -20,8 +22,7 @@ for _metric, _by_framework in _PRESET["metrics"].items():
         for _key in _keys:
             KEYS.setdefault(_metric, []).append(_key)
             _FRAMEWORKS.setdefault(_key, []).append(_framework)
-_METRIC = {key: metric for metric, keys in KEYS.items() for key in keys}
-KNOWN = frozenset(_METRIC) | frozenset(STEP_KEYS) | {"epoch"}
+KNOWN = {*_FRAMEWORKS, *STEP_KEYS, "epoch"}
 # `np.float64(0.2)`, `tensor(0.3, device='cuda:0')`
 _WRAPPED = re.compile(r"^[\w.]+\(\s*([-+.\w]+)")
 
@@ -38,7 +39,7 @@ def to_number(value: Any) -> float | None:
             return float(wrapped[1] if wrapped else text)
         except ValueError:
             return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         return None
     try:
         return float(value)
@@ -49,32 +50,24 @@ def to_number(value: Any) -> float | None:
 def named(row: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
     """The metrics of a logged row by our names, each with the key it was read from."""
     found: dict[str, tuple[str, float]] = {}
-    for key in row.keys() & _METRIC.keys():
-        value = to_number(row[key])
-        metric = _METRIC[key]
-        if value is None:
-            continue
-        if metric not in found or KEYS[metric].index(key) < KEYS[metric].index(found[metric][0]):
-            found[metric] = (key, value)
+    for metric, keys in KEYS.items():
+        for key in keys:
+            if key in row and (value := to_number(row[key])) is not None:
+                found[metric] = (key, value)
+                break
     return found
 
 
 def step_of(row: Mapping[str, Any]) -> float | None:
     """The step of a logged row; None where it names none."""
-    for key in STEP_KEYS:
-        value = to_number(row.get(key))
-        if value is not None and abs(value) < 2**53:
-            return value
-    return None
+    values = (to_number(row[key]) for key in STEP_KEYS if key in row)
+    return next((value for value in values if value is not None and abs(value) < 2**53), None)
 
 
 def framework_of(keys: Mapping[str, str]) -> str:
     """The framework that uses most of the keys read; in doubt the one listed first."""
-    votes: dict[str, int] = {}
-    for key in keys.values():
-        for framework in _FRAMEWORKS[key]:
-            votes[framework] = votes.get(framework, 0) + 1
-    return max(votes, key=votes.__getitem__)
+    votes = Counter(name for key in keys.values() for name in _FRAMEWORKS[key])
+    return votes.most_common(1)[0][0]
 
 
 def how_to_log(metric: str, framework: str) -> str:

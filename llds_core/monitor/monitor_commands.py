@@ -39,8 +39,6 @@ def diagnose(
         from llds_core.monitor.diagnosis_page import page
 
         write_text(html, page(diagnosis, log))
-        if not json_:
-            print(f"page: {html}")
     return int(fail_on is not None and diagnosis.reaches(fail_on))
 
 

@@ -46,9 +46,8 @@ class TrainingLog:
 
     def column(self, metric: str) -> np.ndarray:
         """Values of a metric (n,), NaN where missing."""
-        if metric in self.table:
-            return self.table[metric].to_numpy(float)
-        return np.full(len(self.table), np.nan)
+        missing = pd.Series(np.nan, self.table.index)
+        return self.table.get(metric, missing).to_numpy(float)
 
 
 def read_log(

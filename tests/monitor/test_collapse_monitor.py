@@ -126,6 +126,15 @@ def test_rows_of_our_own_trainer_give_the_alarms_of_their_log(tmp_path: Path, la
     assert control.should_training_stop == monitor.stopped
 
 
+def test_a_log_that_cannot_be_judged_ends_no_training(caplog) -> None:
+    monitor = CollapseMonitor(stop_at="info")
+    with caplog.at_level(logging.WARNING, "llds_core"):
+        for step in range(1, 12):
+            monitor.observe({"step": step % 2, "reward": step})
+    assert "cannot judge: this run seems to mix several runs" in caplog.text
+    assert not monitor.stopped
+
+
 def test_rows_without_a_metric_and_unknown_severities() -> None:
     monitor = CollapseMonitor()
     assert monitor.observe({"step": 1, "eval_loss": 3.0}) == [] and monitor.diagnosis is None

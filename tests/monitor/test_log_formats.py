@@ -245,6 +245,7 @@ def test_numbers_as_frameworks_write_them() -> None:
     assert all(to_number(value) is None for value in ("", None, "None", True, [1], "abc", {}))
     assert math.isnan(to_number("nan")) and to_number("-inf") == -math.inf
     assert to_number(10**400) == math.inf
+    assert (to_number(np.float32(0.5)), to_number(np.int64(3))) == (0.5, 3.0)
 
 
 def test_every_metric_says_how_it_is_logged() -> None:
