@@ -6,9 +6,7 @@ Nothing here trains. The reader needs no framework; only `CollapseMonitor` loads
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llds_core.monitor.collapse_monitor import CollapseMonitor
-
-__all__ = ["CollapseMonitor"]
+    from llds_core.monitor.collapse_monitor import CollapseMonitor as CollapseMonitor
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +14,4 @@ def __getattr__(name: str) -> Any:
         from llds_core.monitor.collapse_monitor import CollapseMonitor
 
         return CollapseMonitor
-    raise AttributeError(f"module {__name__} has no attribute {name}")
+    raise AttributeError(name)

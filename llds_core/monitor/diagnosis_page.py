@@ -94,7 +94,8 @@ def curves(diagnosis: Diagnosis, log: TrainingLog) -> str:
         said = [f"{alarm.name.replace('_', ' ')} {alarm.step}" for alarm in raised]
         label, unit = name.replace("_", " "), METRICS[name].unit
         axes.set_title(label if unit in label else f"{label} ({unit})", loc="left", fontsize=10)
-        axes.set_title(", ".join(said), loc="right", fontsize=9, color=_COLOURS["critical"])
+        colour = _COLOURS[raised[0].severity] if raised else None
+        axes.set_title(", ".join(said), loc="right", fontsize=9, color=colour)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)

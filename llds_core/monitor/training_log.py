@@ -146,9 +146,8 @@ def _to_table(
     faults = np.zeros(len(rows), int)
     for name in _MUST_BE_FINITE:
         bad = np.array([not math.isfinite(row.get(name, 0)) for row in rows])
-        if bad.any():
-            first = steps[bad][0]
-            notes.append(f"{name} is NaN or infinite in {bad.sum()} rows, first at step {first}")
+        for step in steps[bad][:1]:
+            notes.append(f"{name} is NaN or infinite in {bad.sum()} rows, first at step {step}")
         faults += bad
     # A single update that was skipped is no fault.
     faults += [row.get("nonfinite_updates", 0) > 1 for row in rows]
