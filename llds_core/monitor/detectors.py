@@ -170,9 +170,9 @@ class Detector:
         return cls(name, score, severity, float(threshold), _EARLIER.get(name, FIRST))
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def columns(self) -> list[str]:
         """The columns it reads."""
-        return tuple(signature(self.score).parameters)
+        return [*signature(self.score).parameters]
 
     def scores(self, log: TrainingLog) -> np.ndarray:
         """Scores (n,) of the rows of a log; all NaN where it lacks the columns."""

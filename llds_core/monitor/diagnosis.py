@@ -81,8 +81,9 @@ class Diagnosis:
             f"{self.source}: {self.rows} rows of {self.framework}, to step {self.last_step}",
             f"phase: {self.phase}",
         ]
-        for alarm in self.alarms:
-            lines += [f"{alarm.severity.upper()} {alarm.name}, step {alarm.step}: {alarm.evidence}"]
+        lines += [
+            f"{a.severity.upper()} {a.name}, step {a.step}: {a.evidence}" for a in self.alarms
+        ]
         lines += [] if self.alarms else ["no alarm"]
         if self.cause:
             lines += [f"likeliest cause: {self.cause}", "what to do:"]
@@ -189,8 +190,9 @@ def operating_point(name: str) -> str:
     lead = found["median_lead"]
     before = "" if lead is None else f", {lead:g} steps before in the median"
     return (
-        f"on published runs it came before {found['early']} of {found['collapsed']} "
-        f"collapses{before}, and in {found['false']} of {found['healthy']} healthy runs"
+        f"on published runs it came before {found['early']} of {found['collapsed']} collapses "
+        f"{found['early_share']}{before}, and in {found['false']} of {found['healthy']} healthy "
+        f"runs {found['false_share']}"
     )
 
 
@@ -202,10 +204,11 @@ def advice_text(entry: Mapping[str, str]) -> str:
         return f"{entry['do']} (no arm of the study measures it)"
     found = EVIDENCE["arms"][entry["arm"]]
     estimate, low, high = (math.nan if v is None else v for v in found["last_reward"])
+    reward = bounded(estimate, low, high, "+.2f")
     note = f"; {found['note']}" if found["note"] else ""
     return (
-        f"{entry['do']}: {found['collapsed']} of {found['seeds']} seeds collapsed, GRPO's "
-        f"{found['grpo_collapsed']}; last reward {bounded(estimate, low, high, '+.2f')} against "
+        f"{entry['do']}: {found['collapsed']} of {found['seeds']} seeds collapsed "
+        f"{found['share']}, GRPO's {found['grpo_collapsed']}; last reward {reward} against "
         f"GRPO's (arm {entry['arm']} of study {EVIDENCE['recipe']}{note})"
     )
 

@@ -56,16 +56,15 @@ def fragment(diagnosis: Diagnosis, log: TrainingLog) -> str:
         )
     if not diagnosis.alarms:
         parts.append("<p>None.</p>")
-    if diagnosis.cause:
-        parts.append(f"<h2>Likeliest cause</h2><p>{escape(diagnosis.cause)}.</p>")
-        parts.append(_section("What to do", diagnosis.advice))
-    parts += [f"<h2>Curves</h2>{curves(diagnosis, log)}"]
-    parts += [_section("What cannot be said", diagnosis.missing)]
-    parts += [_section("Notes", diagnosis.notes)]
-    parts.append(
+    parts += [
+        _section("Likeliest cause", [diagnosis.cause] if diagnosis.cause else []),
+        _section("What to do", diagnosis.advice),
+        f"<h2>Curves</h2>{curves(diagnosis, log)}",
+        _section("What cannot be said", diagnosis.missing),
+        _section("Notes", diagnosis.notes),
         '<p class="small">Thresholds and rates come from published runs of a small model: see '
-        "docs/monitor.md before relying on them.</p></div>"
-    )
+        "docs/monitor.md before relying on them.</p></div>",
+    ]
     return "\n".join(parts)
 
 
@@ -94,7 +93,7 @@ def curves(diagnosis: Diagnosis, log: TrainingLog) -> str:
         said = [f"{alarm.name.replace('_', ' ')} {alarm.step}" for alarm in raised]
         label, unit = name.replace("_", " "), METRICS[name].unit
         axes.set_title(label if unit in label else f"{label} ({unit})", loc="left", fontsize=10)
-        colour = _COLOURS[raised[0].severity] if raised else None
+        colour = _COLOURS[raised[0].severity if raised else "info"]
         axes.set_title(", ".join(said), loc="right", fontsize=9, color=colour)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))

@@ -98,7 +98,8 @@ def test_the_simplest_rule_wins_where_it_is_said_to() -> None:
     assert growth["early"] <= 0.1 * growth["collapsed"]
     assert named.loc["reuse", "false"] > named.loc["reuse", "healthy"] / 2
     page = (DATA_SET.parents[2] / "docs/monitor.md").read_text("utf-8")
-    assert MAKE.with_table(page, MAKE.told(TABLE)) == page
+    saved = pd.read_csv(DATA_SET / "saved_compute.csv")
+    assert MAKE.with_numbers(page, MAKE.told(TABLE), MAKE.told_of_saving(saved)) == page
 
 
 class FakeRun(LabelledRun):

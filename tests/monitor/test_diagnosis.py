@@ -39,7 +39,7 @@ def test_a_collapsed_run_is_called_one_from_verls_console() -> None:
     measured = EVIDENCE["detectors"]["clip_saturation"]
     assert f"before {measured['early']} of {measured['collapsed']} collapses" in clip.evidence
     arm = EVIDENCE["arms"]["grpo-epochs-1"]
-    told = f"{arm['collapsed']} of {arm['seeds']} seeds collapsed, GRPO's {arm['grpo_collapsed']}"
+    told = f"{arm['collapsed']} of {arm['seeds']} seeds collapsed {arm['share']}, GRPO's"
     assert told in clip.advice[0] and "arm grpo-epochs-1 of study" in clip.advice[0]
     low, high = arm["last_reward"][1:]
     assert f"[{low:+.2f}, {high:+.2f}]" in clip.advice[0]

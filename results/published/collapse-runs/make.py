@@ -22,6 +22,7 @@ from score import (
     LabelledRun,
     benchmark,
     choose_threshold,
+    exact,
     judged,
     load_labelled,
     operating_curve,
@@ -118,6 +119,11 @@ def saved_compute(runs: Sequence[LabelledRun], alarms: Mapping[str, int]) -> pd.
     return pd.DataFrame(rows)
 
 
+def rounded(bounds: tuple[float, float]) -> list[float]:
+    """Bounds as they are shown."""
+    return [round(bound, 2) for bound in bounds]
+
+
 def arm_outcomes(study: Path) -> dict[str, dict[str, Any]]:
     """What advice rests on, by arm: a row of `effects.csv` against the baseline's same seeds."""
     table = pd.read_csv(study / "effects.csv").drop_duplicates("arm")
@@ -125,6 +131,7 @@ def arm_outcomes(study: Path) -> dict[str, dict[str, Any]]:
     outcomes: dict[str, dict[str, Any]] = {}
     for row in table.to_dict("records"):
         found: dict[str, Any] = {name: int(row[name]) for name in names}
+        found["share"] = rounded(exact(found["collapsed"], found["seeds"]))
         found["last_reward"] = [
             None if pd.isna(row[key]) else float(row[key])
             for key in ("last_reward", "last_reward_low", "last_reward_high")
@@ -148,6 +155,9 @@ def evidence(runs: Sequence[LabelledRun], study: Path) -> dict[str, Any]:
         found |= {"median_lead": None if np.isnan(lead) else lead}
         kept = ("collapsed", "early", "median_lead", "healthy", "false")
         detectors[name] = {"threshold": float(f"{threshold:.6g}")} | {k: found[k] for k in kept}
+        for key in ("early", "false"):
+            bounds = (found[f"{key}_low"], found[f"{key}_high"])
+            detectors[name][f"{key}_share"] = rounded(bounds)
     entries = [entry for each in ALARMS["detectors"].values() for entry in each["advice"]]
     named, outcomes = {entry["arm"] for entry in entries if "arm" in entry}, arm_outcomes(study)
     arms = {arm: outcomes[arm] for arm in sorted(named)}
@@ -205,10 +215,24 @@ def told(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def with_table(page: str, table: str) -> str:
-    """A page with the table between its markers."""
+def told_of_saving(saved: pd.DataFrame) -> str:
+    """What ending runs at the alarm would have changed, on the recipe of the thresholds."""
+    part = saved[saved["recipe"] == ALARMS["chosen_on"]].set_index("label")
+    parts = []
+    for label, row in part.iterrows():
+        parts.append(
+            f"{row['stopped']:.0f} of {row['runs']:.0f} {label} runs, {row['steps_saved']:.0%} of "
+            f"the steps of all of them (mean best reward {row['best_before_alarm']:.2f} before the "
+            f"alarm, {row['best_of_run']:.2f} in the whole run, {row['last']:.2f} at its end)"
+        )
+    return f"Ending a run at the alarm of `{RULE}` would have ended {'; '.join(parts)}."
+
+
+def with_numbers(page: str, *blocks: str) -> str:
+    """A page with these blocks between its markers."""
     head, begin, rest = page.partition("<!-- benchmark:begin -->")
-    return f"{head}{begin}\n{table}\n{rest[rest.index('<!-- benchmark:end -->') :]}"
+    text = "\n\n".join(blocks)
+    return f"{head}{begin}\n{text}\n{rest[rest.index('<!-- benchmark:end -->') :]}"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -234,7 +258,6 @@ def main(arguments: Sequence[str]) -> None:
     tables += [external(runs, file) for file in sorted(HERE.glob("*_alarms.csv"))]
     table = pd.concat(tables, ignore_index=True)
     write_table(HERE / "benchmark.csv", table)
-    write_text(PAGE, with_table(PAGE.read_text("utf-8"), told(table)))
     write_table(HERE / "verdicts.csv", verdicts(tables[0]))
     curves, saved = [], []
     for recipe in dict.fromkeys(run.recipe for run in runs):
@@ -244,6 +267,8 @@ def main(arguments: Sequence[str]) -> None:
         saved.append(saved_compute(part, alarms).assign(recipe=recipe, detector=RULE))
     write_table(HERE / "operating_curve.csv", pd.concat(curves))
     write_table(HERE / "saved_compute.csv", pd.concat(saved))
+    blocks = told(table), told_of_saving(pd.concat(saved))
+    write_text(PAGE, with_numbers(PAGE.read_text("utf-8"), *blocks))
     print(f"{len(runs)} runs: {HERE}")
 
 
