@@ -1,7 +1,4 @@
-"""Reads anybody's training log, says where the run stands, and warns before it collapses.
-
-Nothing here trains. The reader needs no framework; only `CollapseMonitor` loads transformers.
-"""
+"""Reads anybody's training log; only `CollapseMonitor` loads a framework."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import random
+from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from llds_core.errors import ConfigError, DataError
 from llds_core.monitor.log_keys import KEYS, how_to_log, to_number
 from llds_core.monitor.training_log import read_log
 
+PRESETS = Path(str(files("llds_core"))) / "presets"
 CLIP = [0.01, 0.02, 0.03]
 # As printed by verl 0.9.1's `concat_dict_to_str`, of numpy's numbers among others.
 VERL = (
@@ -256,3 +258,19 @@ def test_every_metric_says_how_it_is_logged() -> None:
     assert columns <= KEYS.keys()
     for metric in columns | {"reward"}:
         assert len(how_to_log(metric, "verl")) > 10
+
+
+def test_keys_of_trl_are_those_of_its_code() -> None:
+    """The preferred key of each metric; older names follow it in the preset."""
+    import inspect
+
+    import transformers.trainer
+    import yaml
+    from trl.trainer import grpo_trainer
+
+    preset = yaml.safe_load((PRESETS / "log_keys.yaml").read_text("utf-8"))["metrics"]
+    code = inspect.getsource(grpo_trainer) + inspect.getsource(transformers.trainer)
+    preferred = {keys["trl"][0] for keys in preset.values() if "trl" in keys}
+    ours = {"llds/penalty"}  # of `LLDSGRPOTrainer`
+    assert {key for key in preferred - ours if f'"{key}"' not in code} == set()
+    assert len(preferred) >= 10
