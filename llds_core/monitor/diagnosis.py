@@ -4,10 +4,10 @@ Every number of an answer comes from the log or from `presets/alarm_evidence.yam
 computed from published runs. An alarm without a measured operating point says so.
 """
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from llds_core.monitor.log_keys import NEARLY, how_to_log
 from llds_core.monitor.training_log import TrainingLog, read_log
 from llds_core.runs import best_step
 
+_logger = logging.getLogger("llds_core")
 PHASES = ("unknown", "stagnation", "decay", "acceleration", "collapse")
 
 
@@ -50,7 +51,7 @@ class Diagnosis:
     Attributes:
         phase: one of `PHASES`; unknown for fewer than nine rows, or without a reward.
         alarms: the worst first, then the earliest.
-        cause: the likeliest cause, empty without an alarm.
+        cause: the likeliest cause, empty without a warning.
         go_back_to: step of the checkpoint to go back to, where there was a critical alarm.
         missing: what cannot be said for lack of a metric, and how to log it.
     """
@@ -107,27 +108,29 @@ def diagnose(
 
 
 def follow(path: Path, *, every: float = 5.0, **options: Any) -> Iterator[Diagnosis]:
-    """Diagnoses of a log that grows, with the options of `diagnose`, one whenever it has grown; a
-    log that is not there yet, or has no metric yet, is waited for. Every change reads the whole
-    log, so it may be replaced or restarted.
+    """Diagnoses of a log, one whenever it has grown, with the options of `diagnose`. A log without
+    a metric is waited for; each change reads all of it, so it may be replaced or restarted.
     """
-    seen: object = None
+    seen, told = None, ""
     while True:
-        files = [path, *path.rglob("*.json*")] if path.is_dir() else [path]
-        now = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.exists()]
-        if now != seen:
-            seen = now
-            with suppress(DataError):
+        try:
+            files = [*path.rglob("*")] if path.is_dir() else [path]
+            now = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+            if now != seen:
+                seen = now
                 yield diagnose(path, **options)
+        except (OSError, DataError) as error:  # a checkpoint may go while it is looked at
+            if told != (told := str(error)):
+                _logger.warning("waiting: %s", told)
         time.sleep(every)
 
 
 def judge(log: TrainingLog) -> Diagnosis:
     """Judge a log that was read."""
     phase = _phase(log)
-    found = [_alarm(each, log, phase) for each in DETECTORS.values()]
-    explained = sorted((a for a in found if a), key=lambda a: a.severity == "info")
-    alarms = sorted(explained, key=lambda a: (-SEVERITIES.index(a.severity), a.step))
+    found = [alarm for each in DETECTORS.values() if (alarm := _alarm(each, log, phase))]
+    alarms = sorted(found, key=lambda a: (-SEVERITIES.index(a.severity), a.step))
+    causes = [alarm.cause for alarm in found if alarm.severity != "info"]
     critical = [alarm.step for alarm in alarms if alarm.severity == "critical"]
     return Diagnosis(
         log.source,
@@ -136,7 +139,7 @@ def judge(log: TrainingLog) -> Diagnosis:
         int(log.table["step"].iloc[-1]),
         phase,
         tuple(alarms),
-        explained[0].cause if explained else "",
+        causes[0] if causes else "",
         _go_back_to(log, min(critical)) if critical else None,
         tuple(_missing(log)),
         log.notes + tuple(f"{key}: {NEARLY[key]}" for key in log.keys.values() if key in NEARLY),
@@ -147,8 +150,7 @@ def _phase(log: TrainingLog) -> str:
     columns = {name: log.column(name) for name in ("reward", "loglik_correct")}
     if np.isnan(columns["reward"]).all():
         return "unknown"
-    table = log.table[["step"]].assign(**columns)
-    phases = detect_phases(table)
+    phases = detect_phases(log.table[["step"]].assign(**columns))
     return phases[-1].name if phases else "unknown"
 
 

@@ -17,8 +17,7 @@ from llds_core.runs.checkpoints import checkpoint_steps
 
 # Of these a value that is not finite is a fault; of others it may mean that there was nothing.
 _MUST_BE_FINITE = ("loss", "grad_norm", "entropy", "kl", "reward", "clip_fraction")
-# How often, and for what share of rows, steps go back or rows contradict the one before in the log
-# of a single run that was restarted.
+# How often, and for what share of rows, steps may go back in one run's log, or rows contradict.
 _RESTARTS, _RESTART_SHARE = 3, 0.05
 
 

@@ -54,6 +54,8 @@ def test_a_steady_run_has_no_alarm_and_a_short_one_no_phase() -> None:
     assert short.phase == "unknown" and not short.alarms
     assert "alarms need 6 rows" in short.missing[0]
     assert judge(to_log(steady(reward=math.nan), "log")).phase == "unknown"
+    hint = judge(to_log(steady(zero_variance_groups=1.0), "log"))  # told, and explains nothing
+    assert [a.severity for a in hint.alarms] == ["info"] and not (hint.cause or hint.advice)
     blind = judge(to_log([{"step": s, "entropy": 0.2} for s in range(1, 20)], "log"))
     assert blind.phase == "unknown"
     lacking = " ".join(blind.missing)
