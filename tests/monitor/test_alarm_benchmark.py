@@ -145,8 +145,9 @@ def test_on_another_recipe_thresholds_are_the_published_ones(tmp_path: Path, run
     """A copy of runs under another name is scored as new ones, whatever its own best threshold."""
     (tmp_path / "set").mkdir()
     (tmp_path / "new").symlink_to(PUBLISHED / ALARMS["chosen_on"])
-    part = INDEX[INDEX["arm"].isin(["grpo", "grpo-epochs-1", "grpo-kl-0.1"])]
-    name = part["run"].str.replace(ALARMS["chosen_on"], "new")
+    part = INDEX[INDEX["recipe"] == ALARMS["chosen_on"]]
+    part = part[part["arm"].isin(["grpo", "grpo-epochs-1", "grpo-kl-0.1"])]
+    name = "new/" + part["run"].str.rpartition("/")[2]
     part.assign(recipe="new", run=name).to_csv(tmp_path / "set/index.csv", index=False)
     table = benchmark(load_labelled(tmp_path / "set")).set_index("detector")
     assert set(table["judged_by"]) == {"fixed"}
