@@ -30,6 +30,7 @@ from llds_core.config import options as cli
 from llds_core.config.given import words
 from llds_core.errors import ConfigError, LLDSError
 from llds_core.machine.vllm_server import spare_loopback
+from llds_core.monitor.monitor_commands import diagnose, watch
 from llds_core.runs import DEFAULT_ROOT as ROOT
 from llds_core.runs import Run
 from llds_core.study.commands import baselines, mechanism, publish, report, reproduce, slurm, study
@@ -379,6 +380,7 @@ COMMANDS = {
     "start": (doctor, data, reproduce),
     "train": (warmstart, train),
     "look": (ask, evaluate, baselines, report),
+    "monitor": (diagnose, watch),
     "study": (study, mechanism, publish),
     "machine": (plan, slurm, index, retriever, bench, gpu_check),
 }

@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(str(importlib.resources.files("llds_core")))
 MODULES = sorted(PACKAGE.rglob("*.py"))
-LIGHT = (".config", ".runs", ".worlds", ".retrieval", ".__main__")
+LIGHT = (".config", ".runs", ".worlds", ".retrieval", ".monitor", ".__main__")
 HEAVY = ("vllm", "trl", "faiss", "torch", "transformers", "pandas")
 
 # A room imports rooms of lower floors, and none of its own floor.
@@ -24,7 +24,7 @@ FLOORS = (
     {"runs", "retrieval"},
     {"rollout", "serving", "machine"},
     {"diagnostics", "evaluation"},
-    {"training", "reporting"},
+    {"training", "reporting", "monitor"},
     {"study", "bench"},
     {"__main__"},
 )
@@ -37,7 +37,7 @@ OWNERS = {
     "faiss": {"retrieval"},
     "fastapi": {"serving"},
     "papermill": {"reporting"},
-    "typer": {"__main__", "config", "study"},
+    "typer": {"__main__", "config", "study", "monitor"},
 }
 
 

@@ -1,0 +1,104 @@
+"""Watching a run from inside the trainer; `diagnosis.follow` does it by the log."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from llds_core.errors import ConfigError, DataError
+from llds_core.monitor.detectors import SEVERITIES
+from llds_core.monitor.diagnosis import PHASES, Alarm, Diagnosis, judge
+from llds_core.monitor.log_keys import named
+from llds_core.monitor.training_log import saved_steps, to_log
+
+_logger = logging.getLogger("llds_core")
+
+
+class CollapseMonitor(TrainerCallback):
+    """Judges a run after every log, warns once per alarm, and can end the training.
+
+    Each log gets `monitor/phase` (place of the phase in `diagnosis.PHASES`), `monitor/alarms`
+    (alarms so far) and `monitor/<detector>` (1 from its alarm on); they stand in
+    `trainer_state.json` too. Trackers read the log before callbacks that are given to a trainer:
+    `attach` puts the monitor before them.
+
+        trainer = GRPOTrainer(..., callbacks=[CollapseMonitor(stop_at="critical")])
+
+    Around our own trainer, `train(run, after_step=monitor.observe)`.
+
+    Args:
+        stop_at: end the training at an alarm of this severity; None only warns.
+        updates_per_rollout: taken from the arguments of TRL's trainer where it is None.
+    """
+
+    def __init__(
+        self, *, stop_at: str | None = None, updates_per_rollout: int | None = None
+    ) -> None:
+        if stop_at not in (None, *SEVERITIES):
+            raise ConfigError(f'stop_at="{stop_at}" is no severity: {", ".join(SEVERITIES)}')
+        self.diagnosis: Diagnosis | None = None
+        self.stopped = False
+        self._stop_at = stop_at
+        self._updates = updates_per_rollout
+        self._rows: list[dict[str, Any]] = []
+        self._told: set[tuple[str, str]] = set()
+
+    def attach(self, trainer: Any) -> "CollapseMonitor":
+        """Join a trainer before its trackers; return the monitor."""
+        trainer.callback_handler.callbacks.insert(0, self)
+        return self
+
+    def observe(self, row: Mapping[str, Any], checkpoints: tuple[int, ...] = ()) -> list[Alarm]:
+        """Take a logged row, with its step; return alarms that are new."""
+        if not named(row):
+            return []
+        self._rows.append(dict(row))
+        try:
+            log = to_log(self._rows, "this run", updates_per_rollout=self._updates)
+        except DataError as error:  # no reason to end a training
+            _logger.warning("the monitor cannot judge: %s", error)
+            return []
+        self.diagnosis = judge(replace(log, checkpoints=checkpoints))
+        fresh = [a for a in self.diagnosis.alarms if (a.name, a.severity) not in self._told]
+        self._told |= {(alarm.name, alarm.severity) for alarm in fresh}
+        for alarm in fresh:
+            if alarm.severity != "info":
+                said = (alarm.step, alarm.name, alarm.evidence, alarm.advice[0])
+                _logger.warning("step %d: %s: %s. %s", *said)
+        if self._stop_at and self.diagnosis.reaches(self._stop_at) and not self.stopped:
+            self.stopped = True
+            back = self.diagnosis.go_back_to
+            where = "no checkpoint before it" if back is None else f"go back to step {back}"
+            _logger.warning("the training ends at a %s alarm: %s", self._stop_at, where)
+        return fresh
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Learn the updates per rollout, and on a resumed run what was logged before."""
+        if self._updates is None and getattr(args, "steps_per_generation", None):
+            made = args.steps_per_generation * args.num_iterations
+            self._updates = max(1, made // args.gradient_accumulation_steps)
+        self._rows = [dict(row) for row in state.log_history if named(row)]
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Judge the run, add the verdict to the log, end the training if asked to."""
+        if not state.is_world_process_zero and not self._stop_at:
+            return
+        saved = tuple(saved_steps(Path(args.output_dir)))
+        self.observe({**logs, "step": state.global_step}, saved)
+        if self.diagnosis:
+            alarms = self.diagnosis.alarms
+            verdict = {f"monitor/{alarm.name}": 1 for alarm in alarms}
+            verdict["monitor/phase"] = PHASES.index(self.diagnosis.phase)
+            verdict["monitor/alarms"] = len(alarms)
+            for row in (logs, state.log_history[-1]):
+                row.update(verdict)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the training where an alarm asked for it, in our own trainer as well."""
+        if self.stopped:
+            control.should_training_stop = True
+
+    on_substep_end = on_step_end

@@ -1,0 +1,211 @@
+"""Detectors: pure functions from series to a score per row, and when a score is an alarm.
+
+A row is what a step logged. Scores look back only, so that a log gives the same alarms while it
+grows as when it is whole: the longer a score is the higher, the worse. They are computed on
+trailing means of three rows that skip what is missing, from the third row on, and count from the
+sixth: the first rows are what later ones are compared with. Where a score stands in relation to the
+start, the start is the first of these means.
+
+Thresholds and operating points stand in
+`presets/alarm_evidence.yaml`, which `results/published/collapse-runs/make.py` writes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import yaml
+
+from llds_core.diagnostics.phases import WINDOW, windowed_mean
+from llds_core.monitor.training_log import TrainingLog
+
+FIRST = 6  # row that may be the first to alarm
+_EARLIER = {"not_finite": 1, "reuse": 2}  # what needs nothing to compare with
+SEVERITIES = ("info", "warning", "critical")
+_EMPTY = 1e-12
+_level = partial(windowed_mean, window=WINDOW)
+
+
+def _best(means: np.ndarray) -> np.ndarray:
+    return np.fmax.accumulate(means) if len(means) else means
+
+
+def _start(means: np.ndarray) -> float:
+    known = means[np.isfinite(means) & (np.abs(means) > _EMPTY)]
+    return float(known[0]) if len(known) else np.nan
+
+
+def over_start(values: np.ndarray) -> np.ndarray:
+    """Means of three rows over the first of them (n,)."""
+    means = _level(values)
+    return means / _start(means)
+
+
+def clip_saturation(clip_fraction: np.ndarray) -> np.ndarray:
+    """Share of tokens outside the clip range: how far the policy moves on one rollout.
+
+    Source: PPO's own diagnostic (Schulman et al., 2017); as an alarm, measured here.
+    """
+    return _level(clip_fraction)
+
+
+def entropy_rise(entropy: np.ndarray) -> np.ndarray:
+    """Entropy over that of the start. Source: arXiv 2512.04220, Fig. 4: it surges in the spiral."""
+    return over_start(entropy)
+
+
+def entropy_fall(entropy: np.ndarray) -> np.ndarray:
+    """Entropy of the start over the present one. Source: arXiv 2505.22617, entropy collapse."""
+    means = _level(entropy)
+    return _start(means) / np.maximum(means, _EMPTY)
+
+
+def kl_drift(kl: np.ndarray) -> np.ndarray:
+    """Divergence from the start policy, in nats per token. Source: arXiv 2009.01325."""
+    return _level(kl)
+
+
+def likelihood_displacement(loglik_correct: np.ndarray) -> np.ndarray:
+    """Fall of the likelihood of correct responses below its best, in nats per token.
+
+    Source: arXiv 2512.04220, section 5.1.
+    """
+    means = _level(loglik_correct)
+    return _best(means) - means
+
+
+def reward_drop(reward: np.ndarray) -> np.ndarray:
+    """Share of the best reward that is lost; nothing while the best is not positive.
+
+    Source: arXiv 2512.04220, Fig. 2.
+    """
+    means = _level(reward)
+    best = _best(means)
+    return np.divide(best - means, best, out=np.full(len(means), np.nan), where=best > _EMPTY)
+
+
+def behaviour_drift(response_length: np.ndarray, valid_searches: np.ndarray) -> np.ndarray:
+    """Larger of two absolute logarithms: length and searches over those of the start.
+
+    Source: arXiv 2512.04220, Fig. 4, which says that both stay flat.
+    """
+    ratios = [np.maximum(over_start(each), 1e-3) for each in (response_length, valid_searches)]
+    return np.fmax(*(np.abs(np.log(ratio)) for ratio in ratios))
+
+
+def zero_variance(zero_variance_groups: np.ndarray) -> np.ndarray:
+    """Share of groups whose rewards are all equal, which teach nothing; 1 for groups of one.
+
+    Source: DAPO, arXiv 2503.14476, section 3.2.
+    """
+    return _level(zero_variance_groups)
+
+
+def sampler_mismatch(sampler_gap: np.ndarray) -> np.ndarray:
+    """Difference of the sampler's and the trainer's log-probabilities over that of the start.
+
+    Source: TRL's and verl's corrections of it; its scale depends on numerics, its growth does not.
+    """
+    return over_start(sampler_gap)
+
+
+def reuse(updates_per_rollout: np.ndarray) -> np.ndarray:
+    """Updates made on a rollout. Source: the desk study's factor with the clearest effect."""
+    return np.asarray(updates_per_rollout, float)
+
+
+def inert_penalty(llds_penalty: np.ndarray) -> np.ndarray:
+    """1 while an LLDS penalty has been zero in every row, else 0.
+
+    Source: on the first update of a rollout old and new policy are one, and the penalty is zero.
+    """
+    known = np.nan_to_num(llds_penalty, nan=0.0)
+    return np.where(np.maximum.accumulate(np.abs(known)) > 0, 0.0, 1.0) if len(known) else known
+
+
+def not_finite(nonfinite: np.ndarray) -> np.ndarray:
+    """Logged values of a row that are NaN or infinite: such a run is never healthy.
+
+    Source: arithmetic, no measurement.
+    """
+    return np.asarray(nonfinite, float)
+
+
+def _preset(name: str) -> dict[str, Any]:
+    return yaml.safe_load((files("llds_core") / f"presets/{name}.yaml").read_text("utf-8"))
+
+
+ALARMS = _preset("alarms")
+EVIDENCE = _preset("alarm_evidence")
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A score and when it is an alarm.
+
+    Attributes:
+        score: from columns of a log, each (n,) and named as its arguments, to scores (n,); NaN is
+            no alarm.
+        severity: what an alarm counts as.
+        threshold: above it a score is an alarm.
+        first: row, counted from 1, from which it may alarm.
+    """
+
+    name: str
+    score: Callable[..., np.ndarray]
+    severity: str = "info"
+    threshold: float = np.inf
+    first: int = FIRST
+
+    @classmethod
+    def of(cls, score: Callable[..., np.ndarray]) -> "Detector":
+        """A score with the severity and the threshold that the presets give it."""
+        name = score.__name__
+        severity = ALARMS["detectors"].get(name, {}).get("severity", "info")
+        threshold = EVIDENCE["detectors"].get(name, {}).get("threshold", np.inf)
+        return cls(name, score, severity, float(threshold), _EARLIER.get(name, FIRST))
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns it reads."""
+        return [*signature(self.score).parameters]
+
+    def scores(self, log: TrainingLog) -> np.ndarray:
+        """Scores (n,) of the rows of a log; all NaN where it lacks the columns."""
+        if not self.reads(log):
+            return np.full(len(log.table), np.nan)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = np.array(self.score(*(log.column(name) for name in self.columns)), float)
+        found[: self.first - 1] = np.nan
+        return found
+
+    def reads(self, log: TrainingLog) -> bool:
+        """Whether the log has any of its columns."""
+        return any(name in log.table for name in self.columns)
+
+    def alarm_row(self, log: TrainingLog) -> int | None:
+        """First row, counted from 0, whose score is above the threshold."""
+        above = np.flatnonzero(self.scores(log) > self.threshold)
+        return int(above[0]) if len(above) else None
+
+
+_SCORES = (
+    not_finite,
+    clip_saturation,
+    entropy_rise,
+    kl_drift,
+    likelihood_displacement,
+    reward_drop,
+    sampler_mismatch,
+    inert_penalty,
+    reuse,
+    entropy_fall,
+    behaviour_drift,
+    zero_variance,
+)
+# In the order in which one of them names the cause.
+DETECTORS = {score.__name__: Detector.of(score) for score in _SCORES}

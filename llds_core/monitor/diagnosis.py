@@ -1,0 +1,242 @@
+"""Where a run stands, what it is warned of, the likeliest cause and what to do about it.
+
+Every number of an answer comes from the log or from `presets/alarm_evidence.yaml`, which is
+computed from published runs. An alarm without a measured operating point says so.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from llds_core.diagnostics.phases import WINDOW, detect_phases
+from llds_core.errors import DataError
+from llds_core.files import bounded, finite
+from llds_core.monitor.detectors import ALARMS, DETECTORS, EVIDENCE, FIRST, SEVERITIES, Detector
+from llds_core.monitor.log_keys import NEARLY, how_to_log
+from llds_core.monitor.training_log import TrainingLog, read_log
+from llds_core.runs import best_step
+
+_logger = logging.getLogger("llds_core")
+PHASES = ("unknown", "stagnation", "decay", "acceleration", "collapse")
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What a detector found, at the first step at which it did.
+
+    Attributes:
+        severity: info, warning or critical.
+        evidence: the numbers, the threshold, and how the rule did on published runs.
+        advice: what to do, each with the arm and the interval that it rests on.
+    """
+
+    name: str
+    step: int
+    severity: str
+    evidence: str
+    cause: str
+    advice: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a log says about a run.
+
+    Attributes:
+        phase: one of `PHASES`; unknown for fewer than nine rows, or without a reward.
+        alarms: the worst first, then the earliest.
+        cause: the likeliest cause, empty without a warning.
+        go_back_to: step of the checkpoint to go back to, where there was a critical alarm.
+        missing: what cannot be said for lack of a metric, and how to log it.
+    """
+
+    source: str
+    framework: str
+    rows: int
+    last_step: int
+    phase: str
+    alarms: tuple[Alarm, ...]
+    cause: str
+    go_back_to: int | None
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def reaches(self, severity: str) -> bool:
+        """Whether an alarm is as severe as that."""
+        level = SEVERITIES.index(severity)
+        return any(SEVERITIES.index(alarm.severity) >= level for alarm in self.alarms)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return finite(asdict(self))
+
+    def text(self) -> str:
+        """For a terminal."""
+        lines = [
+            f"{self.source}: {self.rows} rows of {self.framework}, to step {self.last_step}",
+            f"phase: {self.phase}",
+        ]
+        lines += [
+            f"{a.severity.upper()} {a.name}, step {a.step}: {a.evidence}" for a in self.alarms
+        ]
+        lines += [] if self.alarms else ["no alarm"]
+        if self.cause:
+            lines += [f"likeliest cause: {self.cause}", "what to do:"]
+            lines += [f"  - {advice}" for advice in self.advice]
+        if self.go_back_to is not None:
+            lines.append(f"go back to: step {self.go_back_to}")
+        lines += [f"cannot be said: {entry}" for entry in self.missing]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to do about the likeliest cause."""
+        return next((alarm.advice for alarm in self.alarms if alarm.cause == self.cause), ())
+
+
+def diagnose(
+    path: Path, *, format: str = "auto", updates_per_rollout: int | None = None
+) -> Diagnosis:
+    """Read a log and judge it; see `read_log` for the arguments."""
+    return judge(read_log(path, format=format, updates_per_rollout=updates_per_rollout))
+
+
+def follow(path: Path, *, every: float = 5.0, **options: Any) -> Iterator[Diagnosis]:
+    """Diagnoses of a log, one whenever it has grown, with the options of `diagnose`. A log without
+    a metric is waited for; each change reads all of it, so it may be replaced or restarted.
+    """
+    seen, told = None, ""
+    while True:
+        try:
+            files = [*path.rglob("*")] if path.is_dir() else [path]
+            now = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+            if now != seen:
+                seen = now
+                yield diagnose(path, **options)
+        except (OSError, DataError) as error:  # a checkpoint may go while it is looked at
+            if told != (told := str(error)):
+                _logger.warning("waiting: %s", told)
+        time.sleep(every)
+
+
+def judge(log: TrainingLog) -> Diagnosis:
+    """Judge a log that was read."""
+    phase = _phase(log)
+    found = [alarm for each in DETECTORS.values() if (alarm := _alarm(each, log, phase))]
+    alarms = sorted(found, key=lambda a: (-SEVERITIES.index(a.severity), a.step))
+    causes = [alarm.cause for alarm in found if alarm.severity != "info"]
+    critical = [alarm.step for alarm in alarms if alarm.severity == "critical"]
+    return Diagnosis(
+        log.source,
+        log.framework,
+        len(log.table),
+        int(log.table["step"].iloc[-1]),
+        phase,
+        tuple(alarms),
+        causes[0] if causes else "",
+        _go_back_to(log, min(critical)) if critical else None,
+        tuple(_missing(log)),
+        log.notes + tuple(f"{key}: {NEARLY[key]}" for key in log.keys.values() if key in NEARLY),
+    )
+
+
+def _phase(log: TrainingLog) -> str:
+    columns = {name: log.column(name) for name in ("reward", "loglik_correct")}
+    if np.isnan(columns["reward"]).all():
+        return "unknown"
+    phases = detect_phases(log.table[["step"]].assign(**columns))
+    return phases[-1].name if phases else "unknown"
+
+
+def _alarm(detector: Detector, log: TrainingLog, phase: str) -> Alarm | None:
+    row = detector.alarm_row(log)
+    if row is None:
+        return None
+    preset, severity = ALARMS["detectors"][detector.name], detector.severity
+    without_clip = detector.name == "entropy_rise" and "clip_fraction" not in log.table
+    if without_clip or (detector.name == "reward_drop" and phase == "collapse"):
+        severity = "critical"
+    return Alarm(
+        detector.name,
+        int(log.table["step"].iloc[row]),
+        severity,
+        _evidence(detector, log, row),
+        preset["cause"],
+        tuple(advice_text(entry) for entry in preset["advice"]),
+    )
+
+
+def _evidence(detector: Detector, log: TrainingLog, row: int) -> str:
+    read = {name: log.keys.get(name, name) for name in detector.columns if name in log.table}
+    names = [name if key == name else f"{name} ({key})" for name, key in read.items()]
+    score, last = detector.scores(log)[[row, -1]]
+    now = f", now {last:.3g}" if np.isfinite(last) and row < len(log.table) - 1 else ""
+    unit = "" if detector.first < 3 else f" over {WINDOW} rows"
+    return (
+        f"{' and '.join(names)}: score {score:.3g}{unit}, alarm above {detector.threshold:.3g}"
+        f"{now}; {operating_point(detector.name)}"
+    )
+
+
+def operating_point(name: str) -> str:
+    """How a detector did on published runs, thresholds chosen on other arms."""
+    found = EVIDENCE["detectors"][name]
+    if not found["collapsed"] or not (found["early"] or found["false"]):
+        return "no published run shows it: not measured"
+    lead = found["median_lead"]
+    before = "" if lead is None else f", {lead:g} steps before in the median"
+    return (
+        f"on published runs it came before {found['early']} of {found['collapsed']} collapses "
+        f"{found['early_share']}{before}, and in {found['false']} of {found['healthy']} healthy "
+        f"runs {found['false_share']}"
+    )
+
+
+def advice_text(entry: Mapping[str, str]) -> str:
+    """A piece of advice with the outcome of its arm: collapses against GRPO's on the same seeds,
+    and the difference of last rewards with Student's 95 % interval.
+    """
+    if "arm" not in entry:
+        return f"{entry['do']} (no arm of the study measures it)"
+    found = EVIDENCE["arms"][entry["arm"]]
+    estimate, low, high = (math.nan if v is None else v for v in found["last_reward"])
+    reward = bounded(estimate, low, high, "+.2f")
+    note = f"; {found['note']}" if found["note"] else ""
+    return (
+        f"{entry['do']}: {found['collapsed']} of {found['seeds']} seeds collapsed "
+        f"{found['share']}, GRPO's {found['grpo_collapsed']}; last reward {reward} against "
+        f"GRPO's (arm {entry['arm']} of study {EVIDENCE['recipe']}{note})"
+    )
+
+
+def _go_back_to(log: TrainingLog, alarm: int) -> int | None:
+    """The checkpoint before the alarm, or without checkpoints the step, whose last steps had the
+    best reward; without a reward the last one.
+    """
+    steps = log.checkpoints or tuple(log.table["step"].tolist())
+    before = [step for step in steps if step < alarm]
+    if not before or "reward" not in log.table:
+        return before[-1] if before else None
+    known = log.table[["step", "reward"]].dropna().to_dict("records")
+    return best_step(cast(list[dict[str, Any]], known), before)
+
+
+def _missing(log: TrainingLog) -> list[str]:
+    needs = {each.name: each.columns for each in DETECTORS.values()} | {"phase": ("reward",)}
+    lacking: dict[str, list[str]] = {}
+    for name, columns in needs.items():
+        for column in columns:
+            if column not in log.table:
+                metric = "updates" if column == "updates_per_rollout" else column
+                lacking.setdefault(metric, []).append(name)
+    short = len(log.table) < FIRST
+    return [f"any but not_finite: alarms need {FIRST} rows"] * short + [
+        f"{', '.join(names)}: {metric} is not logged ({how_to_log(metric, log.framework)})"
+        for metric, names in lacking.items()
+    ]

@@ -1,0 +1,61 @@
+"""Commands that read training logs; `llds_core.__main__` offers them."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Argument, Option
+
+Log = Annotated[Path, Argument(help="a training log, or the folder of a run")]
+Format = Annotated[
+    Literal["auto", "jsonl", "state", "console", "csv", "tensorboard"],
+    Option(help="what the log is, where it is not guessed right"),
+]
+Updates = Annotated[
+    int | None, Option(help="optimizer steps per rollout, where the log lacks them", min=1)
+]
+
+
+def diagnose(
+    path: Log,
+    format: Format = "auto",
+    json_: Annotated[bool, Option("--json", help="print JSON")] = False,
+    html: Annotated[Path | None, Option(help="write a page with the curves")] = None,
+    fail_on: Annotated[
+        Literal["critical", "warning", "info"] | None, Option(help="exit with 1 at such an alarm")
+    ] = None,
+    updates_per_rollout: Updates = None,
+) -> int:
+    """Say where a run stands and what warns of a collapse, from anybody's log."""
+    from llds_core.files import write_text
+    from llds_core.monitor.diagnosis import judge
+    from llds_core.monitor.training_log import read_log
+
+    log = read_log(path, format=format, updates_per_rollout=updates_per_rollout)
+    diagnosis = judge(log)
+    print(json.dumps(diagnosis.to_dict(), indent=1) if json_ else diagnosis.text())
+    if html:
+        from llds_core.monitor.diagnosis_page import page
+
+        write_text(html, page(diagnosis, log))
+    return int(fail_on is not None and diagnosis.reaches(fail_on))
+
+
+def watch(
+    path: Log,
+    format: Format = "auto",
+    every: Annotated[float, Option(help="seconds between looks", min=0.1)] = 5.0,
+    updates_per_rollout: Updates = None,
+) -> None:
+    """Follow a log that grows, and print every new alarm; Ctrl-C ends it."""
+    from llds_core.monitor.diagnosis import follow
+
+    told: set[tuple[str, str]] = set()
+    for found in follow(path, every=every, format=format, updates_per_rollout=updates_per_rollout):
+        print(f"{time.strftime('%X')} step {found.last_step}, {found.phase}", flush=True)
+        for alarm in found.alarms:
+            if (alarm.name, alarm.severity) not in told:
+                told.add((alarm.name, alarm.severity))
+                print(f"  {alarm.severity.upper()} {alarm.name}, step {alarm.step}")
+                print(f"    {alarm.evidence}", *(f"    - {a}" for a in alarm.advice), sep="\n")

@@ -1,0 +1,166 @@
+"""One training log as a table of our metrics, one row per step."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llds_core.errors import DataError
+from llds_core.files import project_path
+from llds_core.monitor.log_formats import read_rows
+from llds_core.monitor.log_keys import framework_of, named, step_of, to_number
+from llds_core.runs.checkpoints import checkpoint_steps
+
+# Of these a value that is not finite is a fault; of others it may mean that there was nothing.
+_MUST_BE_FINITE = ("loss", "grad_norm", "entropy", "kl", "reward", "clip_fraction")
+# How often, and for what share of rows, steps may go back in one run's log, or rows contradict.
+_RESTARTS, _RESTART_SHARE = 3, 0.05
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """What a log says.
+
+    Attributes:
+        source: where it was read.
+        framework: whose keys it uses.
+        table: a column `step`, ascending, and one per metric; NaN where nothing was measured.
+            `nonfinite` counts the values of a row that were logged as NaN or infinite, and
+            `updates_per_rollout` is there when it is known.
+        keys: the key that each metric was read from.
+        notes: what was left out or assumed.
+        checkpoints: steps that can be gone back to; empty when none are known.
+    """
+
+    source: str
+    framework: str
+    table: pd.DataFrame
+    keys: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    checkpoints: tuple[int, ...] = ()
+
+    def column(self, metric: str) -> np.ndarray:
+        """Values of a metric (n,), NaN where missing."""
+        missing = pd.Series(np.nan, self.table.index)
+        return self.table.get(metric, missing).to_numpy(float)
+
+
+def read_log(
+    path: Path, *, format: str = "auto", updates_per_rollout: int | None = None
+) -> TrainingLog:
+    """Read a log, a file or the folder of a run, in one of `log_formats.FORMATS`.
+
+    `updates_per_rollout` is for logs that do not say it; of TRL, whose steps are updates, the rows
+    of a rollout are then averaged.
+    """
+    notes: list[str] = []
+    root = project_path(".")
+    source = str(path.relative_to(root) if path.is_relative_to(root) else path)
+    log = to_log(read_rows(path, format, notes), source, notes, updates_per_rollout)
+    folder = path if path.is_dir() else path.parent
+    steps = checkpoint_steps(folder / "checkpoint") or saved_steps(folder)
+    return replace(log, checkpoints=tuple(steps))
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints that transformers wrote into `folder`."""
+    names = (path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*") if path.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def to_log(
+    rows: Iterable[Mapping[str, Any]],
+    source: str,
+    notes: Sequence[str] = (),
+    updates_per_rollout: int | None = None,
+) -> TrainingLog:
+    """Put logged rows together: by step, the last one of a step counting."""
+    keys: dict[str, str] = {}
+    seen: dict[str, None] = {}
+    steps: list[float | None] = []
+    epochs: list[float | None] = []
+    found: list[dict[str, float]] = []
+    for row in rows:
+        if len(seen) < 5:
+            seen |= dict.fromkeys(str(key) for key in row)
+        if values := named(row):
+            keys |= {metric: key for metric, (key, _) in values.items()}
+            found.append({metric: value for metric, (_, value) in values.items()})
+            steps.append(step_of(row))
+            epochs.append(to_number(row.get("epoch")))
+    if not found:
+        what = f"keys: {', '.join([*seen][:5])}" if seen else "it has no rows"
+        raise DataError(f"{source} holds no metric that is known ({what}): see docs/monitor.md")
+    found_notes = [*notes]
+    if numbered := None not in steps:
+        order = np.array(steps, float)
+    else:
+        found_notes.append("rows name no step and are counted")
+        order = np.array([0.0 if epoch is None else epoch for epoch in epochs])
+    kept = _kept_rows(order, found, source, found_notes, merge=numbered)
+    final = order[kept].astype(int) if numbered else np.arange(1, len(kept) + 1)
+    table = _to_table([found[row] for row in kept], final, found_notes)
+    table = _with_updates(table, framework_of(keys), updates_per_rollout)
+    return TrainingLog(source, framework_of(keys), table, keys, tuple(found_notes))
+
+
+def _kept_rows(
+    order: np.ndarray, rows: list[dict[str, float]], source: str, notes: list[str], *, merge: bool
+) -> list[int]:
+    """Places of the rows that count, ascending: not those behind which the log went back.
+
+    With `merge`, rows of one step become its last one; rows of several runs among each other are
+    refused.
+    """
+    back, clashes = int((np.diff(order) < 0).sum()), 0
+    later = np.append(np.minimum.accumulate(order[::-1])[::-1][1:], np.inf)
+    kept: list[int] = []
+    for place in np.flatnonzero(order <= later).tolist():
+        if merge and kept and order[kept[-1]] == order[place]:
+            before = rows[kept.pop()]
+            clash = any(before.get(key, value) != value for key, value in rows[place].items())
+            clashes += clash and order[place - 1] == order[place]
+            rows[place] = before | rows[place]
+        kept.append(place)
+    if max(back, clashes) > max(_RESTARTS, _RESTART_SHARE * len(rows)):
+        raise DataError(
+            f"{source} seems to mix several runs (steps go back {back} times, {clashes} rows "
+            "contradict the one before): give one log per run"
+        )
+    if back:
+        left = len(rows) - len(kept)
+        notes.append(f"after a restart steps came again: {left} earlier rows are left out")
+    return kept
+
+
+def _to_table(
+    rows: Sequence[Mapping[str, float]], steps: np.ndarray, notes: list[str]
+) -> pd.DataFrame:
+    """Rows with their steps; what is not finite is counted, told and taken out."""
+    table = pd.DataFrame(rows)
+    faults = np.zeros(len(rows), int)
+    for name in _MUST_BE_FINITE:
+        bad = np.array([not math.isfinite(row.get(name, 0)) for row in rows])
+        for step in steps[bad][:1]:
+            notes.append(f"{name} is NaN or infinite in {bad.sum()} rows, first at step {step}")
+        faults += bad
+    # A single update that was skipped is no fault.
+    faults += [row.get("nonfinite_updates", 0) > 1 for row in rows]
+    table.insert(0, "step", steps)
+    return table.assign(nonfinite=faults).replace([np.inf, -np.inf], np.nan)
+
+
+def _with_updates(table: pd.DataFrame, framework: str, updates: int | None) -> pd.DataFrame:
+    """Add the updates per rollout where they are known; average TRL's rows, which are updates."""
+    if updates is None and "updates" in table:
+        made = table["updates"].diff() / table["step"].diff()
+        return table.assign(updates_per_rollout=made.fillna(table["updates"] / table["step"]))
+    if updates is not None and framework == "trl":
+        rollouts = table.groupby((table["step"] - 1) // updates)
+        last, worst = rollouts["step"].max(), rollouts["nonfinite"].max()
+        table = rollouts.mean().assign(step=last, nonfinite=worst).reset_index(drop=True)
+    return table if updates is None else table.assign(updates_per_rollout=float(updates))

@@ -1,0 +1,183 @@
+"""The data set and its tables are what the published runs give, and thresholds too."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from llds_core.errors import DataError
+from llds_core.monitor.detectors import ALARMS, DETECTORS, EVIDENCE, Detector
+
+PUBLISHED = Path(__file__).parents[2] / "results/published"
+DATA_SET = PUBLISHED / "collapse-runs"
+sys.path.insert(0, str(DATA_SET))
+import make as MAKE  # noqa: E402
+from score import (  # noqa: E402
+    OTHERS,
+    RULE,
+    LabelledRun,
+    benchmark,
+    choose_threshold,
+    exact,
+    held_out,
+    judged,
+    load_labelled,
+    outcome,
+)
+
+INDEX = pd.read_csv(DATA_SET / "index.csv")
+TABLE = pd.read_csv(DATA_SET / "benchmark.csv")
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return load_labelled(DATA_SET)
+
+
+def as_written(table, form="%.6g"):
+    return pd.read_csv(io.StringIO(table.to_csv(index=False, float_format=form)))
+
+
+def test_the_index_is_that_of_the_published_studies() -> None:
+    made = [MAKE.label_runs(PUBLISHED / recipe, PUBLISHED) for recipe in INDEX["recipe"].unique()]
+    pd.testing.assert_frame_equal(as_written(pd.concat(made)), INDEX)
+    assert list(INDEX.columns) == [
+        "run",
+        "arm",
+        "recipe",
+        "seed",
+        "label",
+        "collapse_step",
+        "steps",
+    ]
+    assert INDEX["run"].is_unique
+    with pytest.raises(DataError, match=r"runs\.csv does not exist"):
+        MAKE.label_runs(PUBLISHED, PUBLISHED)
+
+
+def test_thresholds_and_advice_are_those_of_the_runs_they_name(runs) -> None:
+    """Guards the pre-registration: a change of score, rule or preset moves no threshold."""
+    chosen = [run for run in runs if run.recipe == ALARMS["chosen_on"]]
+    made = MAKE.evidence(chosen, PUBLISHED / ALARMS["chosen_on"])
+    assert yaml.safe_load(yaml.safe_dump(made)) == EVIDENCE
+
+
+def test_tables_equal_the_runs(runs) -> None:
+    measured = TABLE[TABLE["auc"].notna()].reset_index(drop=True)
+    pd.testing.assert_frame_equal(as_written(benchmark(runs)), measured, check_dtype=False)
+    others = TABLE[TABLE["auc"].isna()].reset_index(drop=True)
+    read = as_written(MAKE.external(runs, DATA_SET / "rl_doctor_alarms.csv"))
+    pd.testing.assert_frame_equal(read, others[read.columns], check_dtype=False)
+    rule = DETECTORS[RULE]
+    for recipe, kept in pd.read_csv(DATA_SET / "saved_compute.csv").groupby("recipe"):
+        part = [run for run in runs if run.recipe == recipe]
+        saved = as_written(MAKE.saved_compute(part, judged(part, rule)))
+        pd.testing.assert_frame_equal(saved, kept[saved.columns].reset_index(drop=True))
+    verdicts = as_written(MAKE.verdicts(benchmark(runs)))
+    assert verdicts.equals(pd.read_csv(DATA_SET / "verdicts.csv"))
+
+
+def test_the_simplest_rule_wins_where_it_is_said_to() -> None:
+    """What `PREREGISTERED.md` and the docs say of the recipe that thresholds were chosen on."""
+    part = TABLE[(TABLE["recipe"] == ALARMS["chosen_on"]) & TABLE["auc"].notna()]
+    rivals = part.set_index("detector").drop(["reuse", "clip_times_entropy"])
+    rule = rivals.loc[RULE]
+    assert rule["early"] == rivals["early"].max() and rule["false"] <= rivals["false"].median()
+    assert (rivals.loc[rivals["early"] >= 20, "median_lead"] <= rule["median_lead"]).all()
+    assert DETECTORS[RULE].severity == "critical"
+    named = part.set_index("detector")
+    product, growth = named.loc["clip_times_entropy"], named.loc["gradient_growth"]
+    assert product["early_by_3"] <= rule["early_by_3"]
+    assert rule["early_by_3"] == rivals["early_by_3"].max()
+    assert named.loc["likelihood_displacement", "early"] < rule["collapsed"] / 2
+    assert growth["early"] <= 0.1 * growth["collapsed"]
+    assert named.loc["reuse", "false"] > named.loc["reuse", "healthy"] / 2
+    page = (DATA_SET.parents[2] / "docs/monitor.md").read_text("utf-8")
+    saved = pd.read_csv(DATA_SET / "saved_compute.csv")
+    assert MAKE.with_numbers(page, MAKE.told(TABLE), MAKE.told_of_saving(saved)) == page
+
+
+class FakeRun(LabelledRun):
+    @property
+    def log(self):
+        return type("Log", (), {"table": pd.DataFrame({"step": range(1, 41)})})()
+
+
+def fake(name, arm, label, collapse=None):
+    return FakeRun(name, arm, "new", label, collapse, Path())
+
+
+FAKES = [
+    fake("a", "x", "collapsed", 10),
+    fake("b", "x", "healthy"),
+    fake("c", "y", "healthy"),
+    fake("d", "y", "declined"),
+    fake("e", "y", "collapsed", 10),
+]
+
+
+def test_outcomes_by_hand() -> None:
+    alarms = {"a": 6, "e": 10, "b": 30, "c": 31, "d": 2}
+    found = outcome(FAKES, alarms)
+    assert (found["collapsed"], found["early"], found["median_lead"]) == (2, 1, 4)
+    assert (found["healthy"], found["false"], found["false_ever"]) == (2, 1, 2)
+    assert (found["declined"], found["declined_named"]) == (1, 1)
+    assert exact(0, 10) == pytest.approx((0, 1 - 0.025 ** (1 / 10)))
+    assert exact(0, 0) == (0, 1)
+
+
+def test_a_threshold_never_sees_its_own_arm() -> None:
+    peaks = {"a": 9.0, "b": 1.0, "c": 5.0, "d": 7.0, "e": 9.0}
+    scores = {name: np.full(40, value) for name, value in peaks.items()}
+    assert held_out("quantile", FAKES, scores) == {"x": 5.0, "y": 1.0}
+    assert choose_threshold("quantile", FAKES, peaks) == 5.0
+    assert choose_threshold("safe", FAKES, peaks | {"a": 3.0}) == 1.0
+    assert choose_threshold("quantile", FAKES[:1], peaks) == np.inf
+    assert choose_threshold(0.5, FAKES, peaks) == 0.5
+
+
+def test_on_another_recipe_thresholds_are_the_published_ones(tmp_path: Path, runs) -> None:
+    """A copy of runs under another name is scored as new ones, whatever its own best threshold."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "new").symlink_to(PUBLISHED / ALARMS["chosen_on"])
+    part = INDEX[INDEX["recipe"] == ALARMS["chosen_on"]]
+    part = part[part["arm"].isin(["grpo", "grpo-epochs-1", "grpo-kl-0.1"])]
+    name = "new/" + part["run"].str.rpartition("/")[2]
+    part.assign(recipe="new", run=name).to_csv(tmp_path / "set/index.csv", index=False)
+    table = benchmark(load_labelled(tmp_path / "set")).set_index("detector")
+    assert set(table["judged_by"]) == {"fixed"}
+    assert table.loc[RULE, "threshold"] == EVIDENCE["detectors"][RULE]["threshold"]
+    verdicts = MAKE.verdicts(table.reset_index())
+    assert verdicts["verdict"].tolist() == ["not tested"] * 4
+    enough = table.assign(collapsed=5, healthy=10).reset_index()
+    assert set(MAKE.verdicts(enough)["verdict"]) <= {"holds", "does not hold"}
+    low = enough.assign(early=3, auc=np.where(enough["detector"] == RULE, 0.5, 0.9))
+    assert MAKE.verdicts(low).set_index("statement").loc["warns in time", "verdict"] != "holds"
+    assert MAKE.verdicts(low).set_index("statement").loc["orders runs best", "verdict"] != "holds"
+
+
+def test_anybodys_detector_can_be_scored(runs) -> None:
+    mine = Detector("mine", lambda reward: -np.asarray(reward), threshold=-0.1)
+    row = benchmark(runs[:20], {"mine": mine}).iloc[0]
+    assert row["detector"] == "mine" and row["healthy"] + row["collapsed"] + row["declined"] == 20
+    assert OTHERS["gradient_growth"].name not in DETECTORS
+    words = [sys.executable, str(DATA_SET / "score.py"), "score:gradient_growth"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "gradient_growth" in done.stdout and len(done.stdout.splitlines()) == 2
+
+
+def test_rl_doctor_is_replayed_as_published() -> None:
+    rl_doctor = pytest.importorskip("rl_doctor", reason="needs pip install rldoctor==0.2.0")
+    if rl_doctor.__version__ != "0.2.0":
+        pytest.skip(f"rl-doctor {rl_doctor.__version__} is not the published 0.2.0")
+    chosen = INDEX.loc[INDEX["arm"] == "grpo", "run"].tolist()[:2]
+    words = [sys.executable, str(DATA_SET / "replay_rl_doctor.py"), *chosen]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    kept = pd.read_csv(DATA_SET / "rl_doctor_alarms.csv")
+    again = pd.read_csv(io.StringIO(done.stdout))
+    pd.testing.assert_frame_equal(again, kept[kept["run"].isin(chosen)].reset_index(drop=True))

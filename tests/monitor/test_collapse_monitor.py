@@ -1,0 +1,142 @@
+"""The monitor in a trainer: TRL's own on a plain task, and ours by its rows."""
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from llds_core.config import PolicyConfig
+from llds_core.errors import ConfigError
+from llds_core.monitor import CollapseMonitor
+from llds_core.monitor.diagnosis import diagnose
+from llds_core.runs.policies import build_policy, build_tokenizer
+
+PUBLISHED = Path(__file__).parents[2] / "results/published"
+INDEX = pd.read_csv(PUBLISHED / "collapse-runs/index.csv")
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("policy")
+    tokenizer = build_tokenizer(["one two three"], 300, ())
+    architecture = PolicyConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=16, layers=1, heads=2, key_value_heads=1
+    )
+    build_policy(architecture, tokenizer, 0).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def even(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
+
+
+class Tracker(TrainerCallback):
+    """Stands for Weights & Biases: sees what is logged when it is asked."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        self.seen.append(dict(logs))
+
+
+def trainer_of(policy: Path, folder: Path, callbacks: list, **settings: Any) -> GRPOTrainer:
+    values = {
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "num_generations": 4,
+        "per_device_train_batch_size": 4,
+        "num_iterations": 2,
+        "max_steps": 12,
+        "max_completion_length": 8,
+        "report_to": [],
+        "save_steps": 3,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return GRPOTrainer(
+        model=str(policy),
+        args=GRPOConfig(output_dir=str(folder), **(values | settings)),
+        reward_funcs=[even],
+        train_dataset=Dataset.from_dict({"prompt": ["a", "b", "a", "b"]}),
+        callbacks=callbacks,
+    )
+
+
+def test_it_logs_a_verdict_with_trls_own_trainer(policy: Path, tmp_path: Path) -> None:
+    tracker, monitor = Tracker(), CollapseMonitor()
+    trainer = trainer_of(policy, tmp_path, [tracker], learning_rate=1e-5)
+    monitor.attach(trainer)
+    trainer.train()
+    assert monitor.diagnosis.framework == "trl" and not monitor.stopped
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert len(rows) == 12 and all("monitor/phase" in row for row in rows)
+    assert all("monitor/alarms" in logs for logs in tracker.seen if "loss" in logs)
+    # From its own log the run gets the same verdict.
+    last = diagnose(tmp_path / "checkpoint-12", updates_per_rollout=2)
+    kept = {alarm.name: alarm.step for alarm in monitor.diagnosis.alarms}
+    assert {alarm.name: alarm.step for alarm in last.alarms} == kept
+
+
+def test_it_stops_at_an_alarm_and_names_the_checkpoint(
+    policy: Path, tmp_path: Path, caplog
+) -> None:
+    monitor = CollapseMonitor(stop_at="critical")
+
+    class Wreck(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+            if state.global_step >= 8:
+                logs["grad_norm"] = float("nan")
+
+    trainer = trainer_of(policy, tmp_path, [Wreck(), monitor], learning_rate=1e-5)
+    with caplog.at_level(logging.WARNING, "llds_core"):
+        trainer.train()
+    assert monitor.stopped and 8 <= trainer.state.global_step < 12
+    assert monitor.diagnosis.go_back_to in (3, 6)
+    assert f"go back to step {monitor.diagnosis.go_back_to}" in caplog.text
+    assert caplog.text.count("not_finite") == 1
+    assert trainer.state.log_history[-2]["monitor/not_finite"] == 1
+
+
+@pytest.mark.parametrize("label", ["collapsed", "healthy"])
+def test_rows_of_our_own_trainer_give_the_alarms_of_their_log(tmp_path: Path, label: str) -> None:
+    """As `train(run, after_step=monitor.observe)` hands them over."""
+    chosen = INDEX[(INDEX["label"] == label) & (INDEX["steps"] <= 30)].iloc[0]
+    name = chosen["run"].removeprefix(f"{chosen['recipe']}/")
+    table = pd.read_csv(PUBLISHED / chosen["recipe"] / "runs" / f"{name}.csv.gz")
+    rows = json.loads(table.to_json(orient="records"))
+    monitor = CollapseMonitor(stop_at="critical")
+    fresh = [alarm for row in rows for alarm in monitor.observe(row)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = diagnose(tmp_path)
+    assert {(a.name, a.step) for a in fresh} == {(a.name, a.step) for a in whole.alarms}
+    assert monitor.stopped == (label == "collapsed")
+    control = SimpleNamespace(should_training_stop=False)
+    monitor.on_step_end(None, None, control)
+    assert control.should_training_stop == monitor.stopped
+
+
+def test_a_log_that_cannot_be_judged_ends_no_training(caplog) -> None:
+    monitor = CollapseMonitor(stop_at="info")
+    with caplog.at_level(logging.WARNING, "llds_core"):
+        for step in range(1, 12):
+            monitor.observe({"step": step % 2, "reward": step})
+    assert "cannot judge: this run seems to mix several runs" in caplog.text
+    assert not monitor.stopped
+
+
+def test_rows_without_a_metric_and_unknown_severities() -> None:
+    monitor = CollapseMonitor()
+    assert monitor.observe({"step": 1, "eval_loss": 3.0}) == [] and monitor.diagnosis is None
+    with pytest.raises(ConfigError, match='stop_at="fatal" is no severity'):
+        CollapseMonitor(stop_at="fatal")

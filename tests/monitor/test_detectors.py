@@ -1,0 +1,103 @@
+"""Detectors by hand-computed values, and that a growing log gives the alarms of the whole one."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llds_core.monitor import detectors as d
+from llds_core.monitor.detectors import ALARMS, DETECTORS, EVIDENCE, SEVERITIES
+from llds_core.monitor.diagnosis import judge
+from llds_core.monitor.training_log import to_log
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("score", "columns", "expected"),
+    [
+        (d.clip_saturation, [[0.1, 0.2, 0.3, 0.6]], [NAN, NAN, 0.2, 1.1 / 3]),
+        (d.clip_saturation, [[0.1, NAN, 0.3, 0.5]], [NAN, NAN, 0.2, 0.4]),
+        (d.entropy_rise, [[1, 1, 1, 4]], [NAN, NAN, 1, 2]),
+        (d.entropy_rise, [[0, 0, 0, 3, 3]], [NAN, NAN, 0, 1, 2]),  # no start at zero
+        (d.entropy_fall, [[2, 2, 2, 0.5, 0.5]], [NAN, NAN, 1, 2 / 1.5, 2]),
+        (d.kl_drift, [[0, 0, 3]], [NAN, NAN, 1]),
+        (d.likelihood_displacement, [[-1, -1, -1, -4]], [NAN, NAN, 0, 1]),
+        (d.reward_drop, [[1, 1, 1, 0, 0]], [NAN, NAN, 0, 1 / 3, 2 / 3]),
+        (d.reward_drop, [[-1, -1, -1, -4]], [NAN] * 4),  # half of nothing
+        (d.behaviour_drift, [[1, 1, 1, 4], [2, 2, 2, 2]], [NAN, NAN, 0, math.log(2)]),
+        (d.behaviour_drift, [[1, 1, 1], [NAN] * 3], [NAN, NAN, 0]),
+        (d.zero_variance, [[1, 1, 1]], [NAN, NAN, 1]),
+        (d.sampler_mismatch, [[1, 1, 1, 4]], [NAN, NAN, 1, 2]),
+        (d.reuse, [[8, 8]], [8, 8]),
+        (d.inert_penalty, [[0, 0, NAN, 0.1, 0]], [1, 1, 1, 0, 0]),
+        (d.not_finite, [[0, 2]], [0, 2]),
+    ],
+)
+def test_scores_by_hand(score, columns, expected) -> None:
+    found = score(*(np.array(values, float) for values in columns))
+    assert found == pytest.approx(np.array(expected, float), nan_ok=True)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_no_series_is_too_short_or_too_empty(name: str) -> None:
+    score, columns = DETECTORS[name].score, DETECTORS[name].columns
+    for values in ([], [NAN], [0.0], [NAN] * 9, [0.0] * 9, [math.inf] * 9):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            assert len(score(*[np.array(values, float)] * len(columns))) == len(values)
+    assert "Source:" in (score.__doc__ or "")
+
+
+VALUES = st.one_of(st.none(), st.floats(0, 10), st.just(NAN), st.just(math.inf))
+ROW = st.fixed_dictionaries(
+    {"reward": VALUES, "entropy": VALUES, "clip_fraction": VALUES, "kl": VALUES, "loss": VALUES}
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ROW, min_size=2, max_size=25), st.data())
+def test_alarms_of_a_growing_log_are_those_of_the_whole_one(rows, data) -> None:
+    """No detector looks ahead: once raised at a step an alarm stays there, and none comes late."""
+    rows = [{"step": step, **row} for step, row in enumerate(rows, 1)]
+    if all(value is None for row in rows for key, value in row.items() if key != "step"):
+        return
+    end = data.draw(st.integers(1, len(rows)))
+    whole = {a.name: a.step for a in judge(to_log(rows, "log")).alarms}
+    try:
+        part = {a.name: a.step for a in judge(to_log(rows[:end], "log")).alarms}
+    except ValueError:  # no metric yet
+        return
+    known = to_log(rows[:end], "log").table["step"].max()
+    assert part == {name: step for name, step in whole.items() if step <= known}
+
+
+def test_values_that_are_not_finite_are_never_healthy() -> None:
+    for bad in (NAN, math.inf, -math.inf, "nan", "inf"):
+        for key in ("loss", "grad_norm", "actor/grad_norm", "entropy", "kl"):
+            found = judge(to_log([{"step": 1, key: 0.1}, {"step": 2, key: bad}], "log"))
+            (alarm,) = [a for a in found.alarms if a.name == "not_finite"]
+            assert (alarm.step, alarm.severity) == (2, "critical")
+    # What is not there is not a fault: no correct response, no number.
+    rows = [{"step": s, "loglik_correct": NAN, "kl": None} for s in (1, 2)]
+    assert not judge(to_log(rows, "log")).alarms
+
+
+def test_presets_name_what_there_is() -> None:
+    assert ALARMS["detectors"].keys() == DETECTORS.keys() and len(DETECTORS) <= 12
+    assert EVIDENCE["recipe"] == ALARMS["chosen_on"]
+    assert {each.severity for each in DETECTORS.values()} <= set(SEVERITIES)
+    for each in ALARMS["detectors"].values():
+        assert each["cause"] and each["advice"]
+        assert {e["arm"] for e in each["advice"] if "arm" in e} <= EVIDENCE["arms"].keys()
+    assert all(np.isfinite(each.threshold) for each in DETECTORS.values())
+
+
+def test_scores_leave_the_log_as_it_is() -> None:
+    rows = [{"step": s, "updates": 8 * s, "clip_fraction": 0.1} for s in range(1, 9)]
+    log = to_log(rows, "log")
+    before = log.table.copy()
+    judge(log)
+    pd.testing.assert_frame_equal(log.table, before)

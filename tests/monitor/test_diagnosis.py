@@ -1,0 +1,194 @@
+"""What a diagnosis says, in text, JSON, HTML, on the command line, and of a log that grows."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+import threading
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from llds_core.__main__ import main
+from llds_core.monitor.detectors import DETECTORS, EVIDENCE
+from llds_core.monitor.diagnosis import PHASES, advice_text, diagnose, follow, judge
+from llds_core.monitor.diagnosis_page import page
+from llds_core.monitor.training_log import read_log, to_log
+
+ROOT = Path(__file__).parents[2]
+COLLAPSED = ROOT / "results/published/collapse-runs/example-verl.log"
+
+
+def steady(rows=20, **values):
+    base = {"reward": 0.5, "entropy": 0.2, "clip_fraction": 0.01, "kl": 0.1}
+    return [{"step": s, **base, **values} for s in range(1, rows + 1)]
+
+
+def test_a_collapsed_run_is_called_one_from_verls_console() -> None:
+    found = diagnose(COLLAPSED)
+    assert (found.framework, found.phase) == ("verl", "collapse")
+    alarms = {alarm.name: alarm for alarm in found.alarms}
+    clip, drop = alarms["clip_saturation"], alarms["reward_drop"]
+    assert clip.severity == drop.severity == found.alarms[0].severity == "critical"
+    assert clip.step < drop.step and found.go_back_to < clip.step
+    assert "actor/pg_clipfrac" in clip.evidence
+    # Numbers of what it says are those of the evidence.
+    measured = EVIDENCE["detectors"]["clip_saturation"]
+    assert f"before {measured['early']} of {measured['collapsed']} collapses" in clip.evidence
+    arm = EVIDENCE["arms"]["grpo-epochs-1"]
+    told = f"{arm['collapsed']} of {arm['seeds']} seeds collapsed {arm['share']}, GRPO's"
+    assert told in clip.advice[0] and "arm grpo-epochs-1 of study" in clip.advice[0]
+    low, high = arm["last_reward"][1:]
+    assert f"[{low:+.2f}, {high:+.2f}]" in clip.advice[0]
+    assert (found.cause, found.advice) == (clip.cause, clip.advice)
+
+
+def test_a_steady_run_has_no_alarm_and_a_short_one_no_phase() -> None:
+    found = judge(to_log(steady(), "log"))
+    assert (found.alarms, found.cause, found.go_back_to) == ((), "", None)
+    assert found.phase == "stagnation" and "no alarm" in found.text()
+    short = judge(to_log(steady(1), "log"))
+    assert short.phase == "unknown" and not short.alarms
+    assert "alarms need 6 rows" in short.missing[0]
+    assert judge(to_log(steady(reward=math.nan), "log")).phase == "unknown"
+    hint = judge(to_log(steady(zero_variance_groups=1.0), "log"))  # told, and explains nothing
+    assert [a.severity for a in hint.alarms] == ["info"] and not (hint.cause or hint.advice)
+    blind = judge(to_log([{"step": s, "entropy": 0.2} for s in range(1, 20)], "log"))
+    assert blind.phase == "unknown"
+    lacking = " ".join(blind.missing)
+    assert all(name in lacking for name in ("clip_saturation", "kl_drift", "phase", "reuse"))
+
+
+def test_entropy_stands_in_where_no_clip_fraction_is_logged() -> None:
+    rows = [{**row, "entropy": 0.2 if row["step"] < 10 else 2.0} for row in steady()]
+    assert judge(to_log(rows, "log")).alarms[0].severity == "warning"
+    for row in rows:
+        del row["clip_fraction"]
+    found = judge(to_log(rows, "log"))
+    assert (found.alarms[0].name, found.alarms[0].severity) == ("entropy_rise", "critical")
+
+
+def test_the_checkpoint_to_go_back_to_is_the_best_before_the_alarm(tmp_path: Path) -> None:
+    rewards = [0.1, 0.2, 0.9, 0.9, 0.9, 0.9, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3]
+    rows = [{"step": s, "reward": r, "clip_fraction": 0.5 * (s > 8)} for s, r in enumerate(rewards)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert diagnose(tmp_path / "log.jsonl").go_back_to == 5
+    for step in (3, 7, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert diagnose(tmp_path / "log.jsonl").go_back_to == 7  # mean of steps 4 to 7
+    early = [{**row, "loss": math.nan} for row in rows]
+    assert judge(to_log(early, "log")).go_back_to is None
+
+
+def test_advice_says_when_no_arm_measures_it() -> None:
+    assert "no arm of the study measures it" in advice_text({"do": "look"})
+
+
+class _Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.links = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [v for k, v in attributes if k in ("src", "href") and not v.startswith("#")]
+
+
+def test_the_page_is_whole_and_escapes_what_comes_from_the_log() -> None:
+    log = to_log(steady(clip_fraction=0.5), "<script>alert(1)</script> $x_1$")
+    text = page(judge(log), log)
+    parser = _Tags()
+    parser.feed(text)
+    assert "script" not in parser.tags and "&lt;script&gt;" in text
+    assert parser.tags.count("svg") == 1 and parser.links == []
+    assert "clip saturation" in text and "<style>" in text
+    assert page(judge(log), log) == text
+    # One row, no drawable metric, and a long log are pages as well.
+    for rows in (steady(1), [{"step": 1, "updates": 8}], steady(30_000)):
+        log = to_log(rows, "log")
+        assert len(page(judge(log), log)) < 600_000
+
+
+def test_json_holds_what_others_rely_on(capsys) -> None:
+    assert main(["diagnose", str(COLLAPSED), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["phase"] in PHASES and found["missing"]
+    for alarm in found["alarms"]:
+        assert alarm.keys() >= {"name", "step", "severity", "evidence", "advice"}
+        assert alarm["name"] in DETECTORS
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ([], 0),
+        (["--fail-on", "critical"], 1),
+        (["--format", "console", "--updates-per-rollout", "32", "--fail-on", "info"], 1),
+        (["--format", "jsonl"], 2),
+    ],
+)
+def test_exit_codes(words: list[str], code: int, tmp_path: Path, capsys) -> None:
+    html = tmp_path / "page.html"
+    assert main(["diagnose", str(COLLAPSED), "--html", str(html), *words]) == code
+    said = capsys.readouterr()
+    if code == 2:
+        assert re.fullmatch(r"error: [^\n]+\n", said.err) and not html.exists()
+    else:
+        assert "phase: collapse" in said.out and html.exists()
+    healthy = tmp_path / "log.jsonl"
+    healthy.write_text("".join(json.dumps(row) + "\n" for row in steady()))
+    assert main(["diagnose", str(healthy), "--fail-on", "warning"]) == 0
+
+
+def test_a_log_is_followed_from_before_its_start(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "out.log"
+    seen = follow(path, every=0.01)
+    lines = COLLAPSED.read_text().splitlines(keepends=True)
+
+    def write():
+        time.sleep(0.1)
+        path.write_text("")  # there, without a metric yet
+        time.sleep(0.05)
+        path.write_text("".join(lines[:7]))
+
+    threading.Thread(target=write).start()
+    first = next(seen)
+    assert not any(alarm.name == "clip_saturation" for alarm in first.alarms)
+    path.write_text("".join(lines))
+    assert next(seen).phase == "collapse"
+
+
+def test_watch_prints_an_alarm_once_and_ends_by_a_signal(tmp_path: Path) -> None:
+    path = tmp_path / "out.log"
+    path.write_text(COLLAPSED.read_text())
+    words = [sys.executable, "-m", "llds_core", "watch", str(path), "--every", "0.1"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        shown = [process.stdout.readline() for _ in range(3)]
+        process.terminate()
+        rest = process.stdout.read()
+    assert process.returncode == 130
+    text = "".join(shown) + rest
+    assert text.count("CRITICAL clip_saturation") == 1 and "collapse" in shown[0]
+
+
+def test_a_diagnosis_loads_no_framework() -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from llds_core.monitor.diagnosis import diagnose
+diagnose(Path({str(COLLAPSED)!r}))
+assert not [name for name in ("torch", "transformers", "trl", "matplotlib") if name in sys.modules]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_long_log_takes_seconds(tmp_path: Path) -> None:
+    path = tmp_path / "out.log"
+    line = "step:{0} - actor/pg_clipfrac:0.01 - critic/score/mean:0.5 - " + "x/y:0.1234 - " * 40
+    path.write_text("".join(line.format(step) + "\n" for step in range(20_000)))
+    began = time.perf_counter()
+    assert len(read_log(path).table) == 20_000
+    assert time.perf_counter() - began < 60  # 12 MB

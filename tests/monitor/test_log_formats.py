@@ -1,0 +1,276 @@
+"""Every format in its exact shape, whole and damaged: a right answer or one clear line."""
+
+import gzip
+import json
+import math
+import random
+from importlib.resources import files
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from run_helpers import one_line
+from transformers import PrinterCallback, TrainerControl, TrainerState
+
+from llds_core.errors import ConfigError, DataError
+from llds_core.monitor.log_keys import KEYS, how_to_log, to_number
+from llds_core.monitor.training_log import read_log
+
+PRESETS = Path(str(files("llds_core"))) / "presets"
+CLIP = [0.01, 0.02, 0.03]
+# As printed by verl 0.9.1's `concat_dict_to_str`, of numpy's numbers among others.
+VERL = (
+    "step:{0} - actor/entropy:np.float64(0.218) - actor/kl_loss:0.0 - actor/pg_clipfrac:{1} - "
+    "actor/grad_norm:nan - critic/score/mean:0.903 - training/global_step:{0} - "
+    "num_turns/mean:np.float64(2.5) - actor/lr:1e-06"
+)
+RAY = "\x1b[36m(TaskRunner pid=4711)\x1b[0m "
+OLD_VERL = "(main_task pid=1) step:{0} - actor/entropy_loss:0.218 - actor/pg_clipfrac:{1}"
+
+
+def lines(form, steps=(1, 2, 3), values=CLIP):
+    return "".join(form.format(s, v) + "\n" for s, v in zip(steps, values, strict=True))
+
+
+def json_lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def rows_of(step, key, **more):
+    return [{step: s, key: v, **more} for s, v in zip((1, 2, 3), CLIP, strict=True)]
+
+
+def verl_file(steps=(1, 2, 3)):
+    rows = [{"step": s, "data": {"actor/pg_clipfrac": v}} for s, v in zip(steps, CLIP, strict=True)]
+    return json_lines(*rows)
+
+
+SLIME = "".join(
+    f"[2026-11-01] rollout {s - 1}: {{'rollout/raw_reward': 0.5, 'rollout/log_probs': -0.2}}\n"
+    f"[2026-11-01] step {2 * s}: {{'train/pg_clipfrac': 0.0, 'train/grad_norm': 0.4}}\n"
+    f"[2026-11-01] step {2 * s + 1}: {{'train/pg_clipfrac': {2 * v}, 'train/grad_norm': 0.6}}\n"
+    for s, v in zip((1, 2, 3), CLIP, strict=True)
+)
+SKYRL = "policy/loss_metrics/clip_ratio"
+WANDB = "Step,r1 - actor/pg_clipfrac,r1 - actor/pg_clipfrac__MIN\n1,0.01,0\n2,0.02,0\n3,0.03,0\n"
+
+SHAPES = {
+    "ours": ("metrics.jsonl", json_lines(*rows_of("step", "clip_fraction", kl=None)), "llds"),
+    "verl console": ("out.log", lines(VERL), "verl"),
+    "verl console, Ray": ("out.log", lines(RAY + VERL), "verl"),
+    "verl console, old": ("out.txt", "INFO start\n" + lines(OLD_VERL), "verl"),
+    "verl file": ("run.jsonl", verl_file(), "verl"),
+    "prime-rl": ("metrics.jsonl", json_lines(*rows_of("step", "is_masked/all/mean")), "prime-rl"),
+    "tinker": (
+        "metrics.jsonl",
+        json_lines(*rows_of("progress/batch", "optim/entropy", **{"env/all/reward/total": 0.5})),
+        "tinker",
+    ),
+    "SkyRL": ("log.jsonl", json_lines(*rows_of("trainer/global_step", SKYRL)), "skyrl"),
+    "slime": ("out.log", SLIME, "slime"),
+    "CSV": ("log.csv", "step,clip_fraction,note\n1,0.01,a\n2,0.02,\n3,0.03,c\n", "llds"),
+    "Weights & Biases": ("wandb.csv", WANDB, "verl"),
+    "bars before": ("out.log", " 10%|█ | 1/9\r" + lines(VERL), "verl"),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_format_in_its_exact_shape(tmp_path: Path, shape: str) -> None:
+    name, text, framework = SHAPES[shape]
+    (tmp_path / name).write_text(text, "utf-8")
+    log = read_log(tmp_path / name)
+    metric = "entropy" if shape == "tinker" else "clip_fraction"
+    assert log.framework == framework
+    assert log.column(metric) == pytest.approx(CLIP)
+    assert log.table["step"].tolist() == ([0, 1, 2] if shape == "slime" else [1, 2, 3])
+    assert not [note for note in log.notes if "left out" in note]
+    if shape == "slime":  # a rollout's updates are averaged
+        assert log.column("grad_norm").tolist() == [0.5] * 3
+        assert log.column("loglik_correct").tolist() == [-0.2] * 3
+
+
+def test_verl_prints_nan_and_numpy_numbers(tmp_path: Path) -> None:
+    (tmp_path / "out.log").write_text(lines(VERL))
+    log = read_log(tmp_path / "out.log")
+    assert log.column("entropy").tolist() == [0.218] * 3
+    assert log.table["nonfinite"].tolist() == [1, 1, 1]
+    assert "grad_norm is NaN or infinite in 3 rows, first at step 1" in log.notes
+
+
+def test_trl_by_the_code_of_transformers(tmp_path: Path, capsys) -> None:
+    """`trainer_state.json` as TrainerState writes it, the console as PrinterCallback prints it."""
+    history = [
+        {"loss": 0.1, "entropy": 0.5, "clip_ratio/region_mean": v, "epoch": s / 10, "step": s}
+        for s, v in zip((1, 2, 3), CLIP, strict=True)
+    ]
+    history.append({"eval_reward": 0.1, "step": 3})
+    history.append({"train_runtime": 1.0, "train_loss": 0.1, "step": 3})
+    folder = tmp_path / "out" / "checkpoint-3"
+    folder.mkdir(parents=True)
+    (tmp_path / "out" / "checkpoint-1").mkdir()
+    TrainerState(log_history=history).save_to_json(str(folder / "trainer_state.json"))
+    state = SimpleNamespace(is_local_process_zero=True)
+    for row in history:
+        logs = {key: value for key, value in row.items() if key != "step"}
+        PrinterCallback().on_log(None, state, TrainerControl(), logs)
+    printed = capsys.readouterr().out
+    assert "'0.01'" in printed  # numbers as text
+    (tmp_path / "console.log").write_text(printed)
+    for path in (tmp_path / "out", folder / "trainer_state.json", tmp_path / "console.log"):
+        log = read_log(path)
+        assert (log.framework, log.table["step"].tolist()) == ("trl", [1, 2, 3])
+        assert log.column("clip_fraction") == pytest.approx(CLIP)
+    assert read_log(tmp_path / "out").checkpoints == (1, 3)
+    assert "rows name no step and are counted" in log.notes
+
+
+def test_rows_of_trl_are_averaged_per_rollout_where_its_updates_are_known(tmp_path: Path) -> None:
+    rows = [{"step": s, "clip_ratio/region_mean": s % 2, "reward": s / 2} for s in range(1, 7)]
+    (tmp_path / "log.jsonl").write_text(json_lines(*rows))
+    log = read_log(tmp_path / "log.jsonl", updates_per_rollout=2)
+    assert log.table["step"].tolist() == [2, 4, 6]
+    assert log.column("clip_fraction").tolist() == [0.5] * 3
+    assert log.column("updates_per_rollout").tolist() == [2.0] * 3
+
+
+def test_tensorboard_needs_its_package(tmp_path: Path) -> None:
+    file = tmp_path / "events.out.tfevents.1"
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        file.write_bytes(b"\0")
+        with pytest.raises(ConfigError, match="pip install tensorboard") as caught:
+            read_log(tmp_path)
+        assert one_line(caught)
+        return
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step, value in zip((1, 2, 3), CLIP, strict=True):
+            writer.add_scalar("actor/pg_clipfrac", value, step)
+    assert read_log(tmp_path).column("clip_fraction") == pytest.approx(CLIP)
+
+
+FIRST, AGAIN = lines(VERL, (1, 2, 3)), lines(VERL, (2, 3, 4), [0.5, 0.6, 0.7])
+OURS = json_lines(*rows_of("step", "clip_fraction"))
+DAMAGED = {
+    "cut console": (FIRST + VERL[:60], CLIP, "the last line is cut off"),
+    "cut json": (OURS + '{"step": 4, "cl', CLIP, "the last line is cut off"),
+    "torn inside": (OURS[:-1] + '\n{"st\n', CLIP, "1 damaged lines are left out"),
+    "restart": (FIRST + AGAIN, [0.01, 0.5, 0.6, 0.7], "2 earlier rows"),
+    "restart of ours": (OURS + OURS, CLIP, "3 earlier rows"),
+    "another run first": (FIRST + lines(VERL, (1, 2, 3), [1, 2, 3]), [1, 2, 3], "3 earlier rows"),
+    "split rows": (
+        json_lines({"step": 1, "kl": 0.5}, {"step": 1, "clip_fraction": 0.01}, {"step": 2}),
+        [0.01],
+        "",
+    ),
+    "missing key": (lines(VERL, (1,), [0.01]) + "step:2 - actor/kl_loss:0.0\n", [0.01, None], ""),
+    "infinite": (lines(VERL, (1, 2), ["inf", "-inf"]), [None, None], "clip_fraction is NaN"),
+    "blank lines": ("\n\n" + FIRST.replace("\n", "\r\n\r\n"), CLIP, ""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damage_gets_a_right_answer_and_a_note(tmp_path: Path, damage: str) -> None:
+    text, values, note = DAMAGED[damage]
+    (tmp_path / "out.log").write_text(text, newline="")
+    log = read_log(tmp_path / "out.log")
+    expected = [math.nan if value is None else value for value in values]
+    assert log.column("clip_fraction") == pytest.approx(expected, nan_ok=True)
+    assert note in " ".join(log.notes)
+
+
+def interleaved():
+    return "".join(lines(VERL, (s, s), [0.1, 0.2]) for s in range(1, 20))
+
+
+def in_turn():
+    return "".join(lines(VERL, (s, s + 6), [0.1, 0.2]) for s in range(1, 20))
+
+
+REFUSED = {
+    "empty": ("a.log", "", r"holds no metric that is known \(it has no rows\)"),
+    "text": ("a.log", "hello\nworld\n", "it has no rows"),
+    "foreign keys": ("a.jsonl", '{"step": 1, "accuracy": 2}\n', "keys: step, accuracy"),
+    "two runs by turns": ("a.log", interleaved(), "mix several runs"),
+    "two runs at other steps": ("a.log", in_turn(), "mix several runs"),
+    "two runs in a table": ("a.csv", "step,seed,reward\n1,0,1\n1,1,1\n", "holds several runs"),
+    "two runs of W&B": ("a.csv", "Step,a - reward,b - reward\n1,1,1\n", "holds 2 runs"),
+    "no json": ("a.jsonl", '{"a\n{"b\n', "lines that are no JSON"),
+    "half a state": ("trainer_state.json", '{"log_history": [{"step"', "no whole JSON file"),
+    "no state": ("a.json", '{"model_type": "llama"}', "has no log_history"),
+    "deep": ("a.json", "[" * 10_000, "no whole JSON"),
+    "one word": ("a.json", "3", "no log_history"),
+    "binary": ("a.log", "step:1\0 - actor", "is binary"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_log_of_one_run_is_one_line(tmp_path: Path, case: str) -> None:
+    name, text, words = REFUSED[case]
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=words) as caught:
+        read_log(tmp_path / name)
+    assert one_line(caught)
+
+
+def test_paths_that_are_no_log(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    (tmp_path / "two").mkdir()
+    (tmp_path / "torn.csv.gz").write_bytes(gzip.compress(random.Random(0).randbytes(99))[:60])
+    for name in ("a.log", "b.log"):
+        (tmp_path / "two" / name).write_text("x\n")
+    for path, words in (
+        ("missing", "does not exist"),
+        ("x" * 300, "cannot be read"),
+        ("none", "no metrics.jsonl, trainer_state.json"),
+        ("two", "a.log, b.log"),
+        ("torn.csv.gz", "cannot be read|is binary|holds no metric"),
+    ):
+        with pytest.raises(DataError, match=words) as caught:
+            read_log(tmp_path / path)
+        assert one_line(caught)
+    with pytest.raises(ConfigError, match='unknown format "jason"'):
+        read_log(tmp_path / "two" / "a.log", format="jason")
+
+
+def test_the_folder_of_a_run_of_ours(smoke_runs: Path) -> None:
+    log = read_log(smoke_runs / "smoke/grpo/seed0")
+    assert log.framework == "llds" and log.checkpoints
+    updates = log.column("updates_per_rollout")
+    assert np.isfinite(updates).all() and len(set(updates)) == 1
+
+
+def test_numbers_as_frameworks_write_them() -> None:
+    texts = {"0.2": 0.2, "np.float32(1e-05)": 1e-5, "tensor(-3., device='cuda:0')": -3.0}
+    assert {text: to_number(text) for text in texts} == texts
+    assert all(to_number(value) is None for value in ("", None, "None", True, [1], "abc", {}))
+    assert math.isnan(to_number("nan")) and to_number("-inf") == -math.inf
+    assert to_number(10**400) == math.inf
+    assert (to_number(np.float32(0.5)), to_number(np.int64(3))) == (0.5, 3.0)
+
+
+def test_every_metric_says_how_it_is_logged() -> None:
+    from llds_core.monitor.detectors import DETECTORS
+
+    derived = {"nonfinite": None, "updates_per_rollout": "updates"}
+    columns = {derived.get(c, c) for d in DETECTORS.values() for c in d.columns} - {None}
+    assert columns <= KEYS.keys()
+    for metric in columns | {"reward"}:
+        assert len(how_to_log(metric, "verl")) > 10
+
+
+def test_keys_of_trl_are_those_of_its_code() -> None:
+    """The preferred key of each metric; older names follow it in the preset."""
+    import inspect
+
+    import transformers.trainer
+    import yaml
+    from trl.trainer import grpo_trainer
+
+    preset = yaml.safe_load((PRESETS / "log_keys.yaml").read_text("utf-8"))["metrics"]
+    code = inspect.getsource(grpo_trainer) + inspect.getsource(transformers.trainer)
+    preferred = {keys["trl"][0] for keys in preset.values() if "trl" in keys}
+    ours = {"llds/penalty"}  # of `LLDSGRPOTrainer`
+    assert {key for key in preferred - ours if f'"{key}"' not in code} == set()
+    assert len(preferred) >= 10
