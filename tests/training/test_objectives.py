@@ -140,7 +140,8 @@ class WithLogits(Recorded):
         return output.logits[:, -width - 1 : -1]
 
     def _micro_batches(self, batch: Any) -> Any:
-        made = super()._micro_batches(batch)
+        windows = super()._micro_batches(batch)
+        made = [micro for window in windows for micro in window]
         is_token = self.args.loss.lp_reg_kl == "token"
         with torch.no_grad():
             for micro in made:
@@ -152,7 +153,7 @@ class WithLogits(Recorded):
         self.bound = low_probability_bound(
             sampled, torch.ones_like(sampled), self.args.loss.lp_reg_share
         )
-        return made
+        return windows
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         now = self._logits(inputs).log_softmax(-1)
