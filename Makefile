@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-vllm test-verl lint bench baselines doctor plan slurm lab figures study \
+.PHONY: help setup demo reproduce test test-vllm test-verl lint bench baselines doctor plan slurm lab figures study \
   mechanism data index retriever retriever-env gpu-bundle clean
 
 PROFILE ?= desk
@@ -59,6 +59,9 @@ help:  ## show this list
 reproduce: $(STAMP) $(RETRIEVER_STAMP)  ## the main job: start policy, runs, notebooks, figures (PROFILE=desk SEEDS=0 ARMS=grpo,llds-action LAYOUT=4x80)
 	@$(RUN) reproduce $(PROFILE) --seeds $(SEEDS) $(if $(ARMS),--arms $(ARMS)) --run-root $(call escaped,$(RUN_ROOT)) \
 	  $(if $(LAYOUT),--layout $(LAYOUT)) $(if $(RETRIEVER_ENV),--retriever-env $(RETRIEVER)) $(ARGS)
+
+demo: $(STAMP)  ## read a published collapse in a browser, step by step and token by token: seconds
+	@$(RUN) demo $(ARGS)
 
 test: $(STAMP)  ## run the tests on two workers (ROOM=rollout for one room)
 	@$(PY) -m pytest $(if $(ROOM),tests/$(ROOM),-n 2 --dist loadfile --no-loadscope-reorder) $(ARGS)

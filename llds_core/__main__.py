@@ -33,7 +33,16 @@ from llds_core.machine.vllm_server import spare_loopback
 from llds_core.monitor.monitor_commands import diagnose, watch
 from llds_core.runs import DEFAULT_ROOT as ROOT
 from llds_core.runs import Run
-from llds_core.study.commands import baselines, mechanism, publish, report, reproduce, slurm, study
+from llds_core.study.commands import (
+    baselines,
+    demo,
+    mechanism,
+    publish,
+    report,
+    reproduce,
+    slurm,
+    study,
+)
 from llds_core.worlds.text import visible
 
 _PROGRAM = "llds" if Path(sys.argv[0]).name == "llds" else "python -m llds_core"
@@ -377,7 +386,7 @@ def gpu_check(
 
 
 COMMANDS = {
-    "start": (doctor, data, reproduce),
+    "start": (demo, doctor, data, reproduce),
     "train": (warmstart, train),
     "look": (ask, evaluate, baselines, report),
     "monitor": (diagnose, watch),

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from llds_core.__main__ import main
 from llds_core.errors import DataError
 from llds_core.reporting.explorer import (
     _falls,
@@ -132,3 +133,18 @@ def test_the_same_rollouts_give_the_same_bytes(runs, tmp_path):
     for file in (first, second):
         store_rollouts(load_rollouts(runs[0]), file)
     assert first.read_bytes() == second.read_bytes() and gzip.decompress(first.read_bytes())
+
+
+def test_demo_shows_a_published_seed_of_both_main_arms(tmp_path, capsys, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    page = tmp_path / "demo.html"
+    assert main(["demo", "--out", str(page)]) == 0
+    assert f"open {page}" in capsys.readouterr().out and opened == [page.as_uri()]
+    grpo, llds = page_data(page.read_text("utf-8"))
+    assert (grpo["label"], grpo["seed"]) == ("GRPO", llds["seed"])
+    pairs = zip(grpo["rollouts"]["1"], llds["rollouts"]["1"], strict=True)
+    assert all(a["question"] == b["question"] and len(a["changes"]) for a, b in pairs)
+    assert main(["demo", "desk", "--no-open", "--out", str(page)]) == 2
+    assert "no trajectories are published of study desk" in capsys.readouterr().err
+    assert len(opened) == 1
