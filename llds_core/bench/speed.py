@@ -203,19 +203,28 @@ class Updates:
         self.row: dict[str, Any] = {}
         self._rollout = Rollout(made, rollout.seconds, rollout.retrieval_seconds)
 
-    def trainer(self, weight: float, kind: type[_Trainer], budget: int | None = None) -> _Trainer:
-        """This package's trainer, with an LLDS penalty of `weight`; micro-batches have `budget`
-        tokens where it is given.
+    def trainer(
+        self,
+        weight: float,
+        kind: type[_Trainer],
+        budget: int | None = None,
+        *,
+        lp_reg: float = 0.0,
+    ) -> _Trainer:
+        """This package's trainer, with an LLDS penalty of `weight` and one of Lp-Reg; micro-batches
+        have `budget` tokens where it is given.
         """
         return kind(
             rollout=lambda given, policy, step: self._rollout,
             on_step=self._record,
-            **self._common(weight, budget),
+            **self._common(weight, budget, lp_reg),
         )
 
-    def ours(self, weight: float, threads: int, budget: int | None = None) -> float:
+    def ours(
+        self, weight: float, threads: int, budget: int | None = None, *, lp_reg: float = 0.0
+    ) -> float:
         """Seconds of this package's trainer; see `trainer`."""
-        trainer = self.trainer(weight, SearchGRPOTrainer, budget)
+        trainer = self.trainer(weight, SearchGRPOTrainer, budget, lp_reg=lp_reg)
         with _threads(threads):
             return train_seconds(trainer)
 
@@ -233,13 +242,15 @@ class Updates:
     def _record(self, row: dict[str, Any], trajectories: object) -> None:
         self.padding, self.row = row["padding"], row
 
-    def _common(self, weight: float, budget: int | None = None) -> dict[str, Any]:
+    def _common(
+        self, weight: float, budget: int | None = None, lp_reg: float = 0.0
+    ) -> dict[str, Any]:
         """What both trainers are given."""
         training = replace(self.config.training, max_tokens_per_micro_batch=budget)
         config = replace(self.config, training=training)
         model, tokenizer = load_policy(self._path)  # in float32, as runs do
         args = search_grpo_config(config, 0, self._folder / "checkpoint")
-        args.loss = replace(args.loss, llds_weight=weight)
+        args.loss = replace(args.loss, llds_weight=weight, lp_reg_weight=lp_reg)
         args.max_steps = self.config.training.updates_per_rollout
         args.save_strategy = "no"
         prompts = [str(index) for index in range(self.config.rollout.prompts_per_rollout)]
@@ -251,13 +262,14 @@ class Updates:
 def _measure_updates(updates: Updates) -> list[Measure]:
     config, cores = updates.config, usable_cores()
     weight, threads = config.loss.llds_weight, config.training.threads
-    ours, without, trl, all_cores, packed = interleaved(
+    ours, without, trl, all_cores, packed, lp_reg = interleaved(
         [
             lambda: updates.ours(weight, threads),
             lambda: updates.ours(0.0, threads),
             updates.trl,
             lambda: updates.ours(weight, cores),
             lambda: updates.ours(weight, threads, updates.budget),
+            lambda: updates.ours(0.0, threads, lp_reg=1.0),
         ]
     )
     padding, whole, tokens = updates.padding, updates.whole_padding, updates.tokens
@@ -272,6 +284,10 @@ def _measure_updates(updates: Updates) -> list[Measure]:
     return [
         Measure("padding", padding, "share of positions", longest, whole, saved, "<= 0.15"),
         Measure("step time with LLDS", ours, per_step, plain, without, ours / without, "<= 1.03 x"),
+        Measure(
+            "step time with Lp-Reg",
+            *(lp_reg, per_step, plain, without, lp_reg / without, "<= 1.25 x"),
+        ),
         Measure("update", own, "tokens/s", full_width, tokens / trl, trl / ours, ">= 1.5 x"),
         Measure(
             f"update by {updates.budget} tokens",

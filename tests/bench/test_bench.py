@@ -27,6 +27,7 @@ ROWS = {
     *(f"rollout, searches of {latency} ms" for latency in (0, 1, 2)),
     "padding",
     "step time with LLDS",
+    "step time with Lp-Reg",
     "update",
     "update by tokens",
     "update on all cores",
