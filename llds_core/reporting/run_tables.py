@@ -44,6 +44,8 @@ def run_row(run: StoredRun) -> dict[str, Any]:
         "config_hash": run.manifest["config_hash"],
         "lowest_after_best": round(run.lowest_after_best(), 4),
         "entropy_growth": round(run.entropy_growth(), 3),
+        # Older than the key are runs that drew single trajectories.
+        "mini_batches": run.manifest["config"]["training"].get("mini_batches", "shuffled"),
     }
 
 

@@ -21,6 +21,8 @@ from llds_core.reporting.store import PUBLISHED, is_published, read_published
 
 _TEMPLATE = files("llds_core.reporting") / "templates" / "report.html"
 _CAPTIONS = {
+    "01_at_a_glance": "Thin lines are seeds, bold ones their mean while all of them run, dotted "
+    "ones that of those that are left; trailing means of three steps.",
     "01_collapse_curves": "Reward, likelihood of correct and incorrect responses and gradient norm "
     "by rollout step; one thin line per seed, bold their mean.",
     "01_entropy": "Entropy, length and searches by rollout step.",

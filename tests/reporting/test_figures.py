@@ -9,6 +9,7 @@ from PIL import Image
 
 from llds_core.errors import ConfigError, DataError
 from llds_core.reporting.figures import METHOD_COLOURS, curves_data, curves_figure, save_figure
+from llds_core.reporting.hero import hero_data, hero_figure
 from llds_core.reporting.store import load_runs
 
 PANELS = ["reward", "loglik_correct", "entropy"]
@@ -140,3 +141,20 @@ def test_a_step_without_a_value_is_a_gap_in_every_line_and_in_the_band():
         assert line.get_xdata().tolist() == [*range(1, 19)]
     spans = [path.vertices[:, 0] for path in axes.collections[0].get_paths()]
     assert [(x.min(), x.max()) for x in spans] == [(1, 9), (11, 18)]
+
+
+def test_at_a_glance_counts_collapses_and_ends_bold_lines_with_the_shortest_seed():
+    fallen = {"reward": [0.6] * 6 + [0.1] * 9, "entropy": [1.0] * 15}
+    runs = [made_run(), made_run(seed=1, **fallen), made_run("llds-action")]
+    runs[1].manifest["config"]["training"]["steps"] = 18
+    data = hero_data(runs)
+    third = data.query("method == 'grpo' and seed == 1 and metric == 'reward'")["value"]
+    assert third.iloc[6] == pytest.approx((0.6 + 0.6 + 0.1) / 3)
+    axes = hero_figure(runs, data).axes
+    assert axes[0].get_title(loc="left") == "a  Collapsed within 18 steps: GRPO 1 of 2, LLDS 0 of 1"
+    assert {text.get_text() for text in axes[2].texts} == {"GRPO\n(2 seeds)", "LLDS\n(1 seed)"}
+    assert max(bold(axes[0]).get_xdata()) == 15
+    dotted = next(line for line in axes[0].lines if line.get_linestyle() == ":")
+    assert (dotted.get_xdata()[0], dotted.get_xdata()[-1]) == (15, 18)
+    with pytest.raises(DataError, match="nothing to draw"):
+        hero_figure(runs, data.head(0))
