@@ -151,13 +151,6 @@ def data(
     return 0
 
 
-def _laid_out(experiment: str, overrides: list[str], layout: str | None) -> list[str]:
-    """Overrides that put a run on a layout, and the user's own after them."""
-    from llds_core.machine.plan import layout_overrides
-
-    return [*layout_overrides(experiment, layout), *overrides]
-
-
 def warmstart(
     experiment: cli.AnyExperiment,
     overrides: cli.Overrides,
@@ -166,10 +159,11 @@ def warmstart(
     quiet: cli.Quiet = False,
 ) -> None:
     """Train the policy that all runs of a profile start from."""
+    from llds_core.machine.plan import layout_overrides
     from llds_core.training.warmstart import warmstart
 
     name = _any_experiment(experiment)
-    run = Run.load(name, 0, run_root, _laid_out(name, overrides, layout))
+    run = Run.load(name, 0, run_root, layout_overrides(name, layout, overrides))
     print(f"start policy: {warmstart(run)}")
 
 
@@ -188,8 +182,9 @@ def train(
     """Train one experiment; the same command resumes it."""
     from llds_core.machine.jobs import end_with_parent
     from llds_core.machine.launch import Machine, is_launched, launch_training
+    from llds_core.machine.plan import layout_overrides
 
-    run = Run.load(experiment, seed, run_root, _laid_out(experiment, overrides, layout))
+    run = Run.load(experiment, seed, run_root, layout_overrides(experiment, layout, overrides))
     if run.config.world_size > 1 and not is_launched():
         from llds_core.study.runner import make_start_policy
 

@@ -95,7 +95,8 @@ def load_experiment(
     values: dict[str, Any] = {"profile": profile, "method": method}
     for layer in layers:
         values = _merge(values, {key: layer[key] for key in layer if key not in _ABOUT})
-    if values.get("training", {}).get("dtype") == "auto":
+    training = values.get("training")
+    if isinstance(training, Mapping) and training.get("dtype") == "auto":
         dtype = "bfloat16" if computes_in_bfloat16() else "float32"
         values = _merge(values, {"training": {"dtype": dtype}})
     return ExperimentConfig(**values)

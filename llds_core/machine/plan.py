@@ -351,15 +351,18 @@ def load_laid_out(
     return load_experiment(experiment, [*overrides, *machines], layout=suited[memory])
 
 
-def layout_overrides(experiment: str, layout: str | None) -> list[str]:
+def layout_overrides(
+    experiment: str, layout: str | None, overrides: Sequence[str] = ()
+) -> list[str]:
     """What `layout` changes against the layout of the profile, as overrides for every process and
-    notebook of a job; nothing for None.
+    notebook of a job, nothing for None; then the given `overrides`.
     """
     if layout is None:
-        return []
+        return [*overrides]
     before = flat(load_experiment(experiment).to_dict())
     after = flat(load_experiment(experiment, layout=layout).to_dict())
-    return [f"{key}={json.dumps(after[key])}" for key in after if after[key] != before[key]]
+    changed = [f"{key}={json.dumps(after[key])}" for key in after if after[key] != before[key]]
+    return [*changed, *overrides]
 
 
 def say_costs(configs: Sequence[ExperimentConfig], run_root: Path, left: int) -> None:

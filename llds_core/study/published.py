@@ -32,6 +32,7 @@ from llds_core.reporting.explorer import readable_rollouts, store_rollouts
 from llds_core.reporting.notebooks import MAIN_ARMS, project_path, report
 from llds_core.reporting.run_tables import phase_row, run_row
 from llds_core.reporting.store import PUBLISHED, StoredRun, read_published
+from llds_core.runs.checkpoints import checkpoint_steps
 from llds_core.study.claims import evaluate_claims, load_claims
 from llds_core.study.evidence import published_mechanism
 from llds_core.study.report_page import render_report, update_readme
@@ -67,7 +68,8 @@ def publish_run(
         file.write(gzip.compress(table, mtime=0))
     kept = {key: value for key, value in run.manifest.items() if key not in _LOCAL_KEYS}
     kept |= {"arm": arm or run.method, "evaluation": run.evaluation}
-    if rollouts:
+    # A run that diverged early has no checkpoint, and so no tokenizer.
+    if rollouts and checkpoint_steps(run.path / "checkpoint"):
         store_rollouts(readable_rollouts(run.path), folder / f"{stem}.rollouts.jsonl.gz")
     write_json(folder / f"{stem}.json", kept)
     return folder / f"{stem}.json"

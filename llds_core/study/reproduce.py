@@ -68,7 +68,7 @@ def reproduce(
             )
         return reproduce_study(profile, seeds, root, arms=arms, out_dir=out_dir)
     as_printed = all(override.partition("=")[0].strip() in FREE for override in overrides)
-    overrides = (*layout_overrides(f"{profile}/{arms[0]}", layout), *overrides)
+    overrides = layout_overrides(f"{profile}/{arms[0]}", layout, overrides)
     runs = [Run.load(f"{profile}/{arm}", seed, root, overrides) for seed in seeds for arm in arms]
     left = [run for run in runs if not run.is_finished()]
     index = out_dir / "index.json"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from llds_core.files import project_path, write_text
 from llds_core.reporting.figures import method_label
-from llds_core.reporting.run_tables import by_method
+from llds_core.reporting.run_tables import by_method, run_row
 from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.store import PUBLISHED, is_published, read_published
 
@@ -133,15 +133,9 @@ def _claims(table: Path) -> dict[str, Any]:
 def _run_row(run: StoredRun) -> dict[str, Any]:
     hardware = run.manifest.get("hardware") or {}
     cards = ", ".join(map(str, hardware.get("gpus", ())))
-    collapse = run.collapse_step
-    return {
+    return run_row(run) | {
         "name": run.name,
-        "status": run.status,
-        "steps": len(run.rows),
-        "collapse": "none" if collapse is None else collapse,
-        "best": run.best("reward"),
-        "last": run.last("reward"),
-        "minutes": run.minutes(),
+        "collapse": "none" if run.collapse_step is None else run.collapse_step,
         "code": (run.manifest.get("git_commit") or "unknown")[:12],
         "machine": cards or f"{hardware.get('cores', '?')} cores",
     }

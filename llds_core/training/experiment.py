@@ -5,7 +5,7 @@ any moment.
 import logging
 import shlex
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -245,9 +245,9 @@ class SearchRollout:
         ]
         rounded = rounded_weights(model, config.sampler.rounding)
         # Around all actions of the rollout: autocast keeps its copies of the weights until it ends.
-        half = torch.autocast(
-            model.device.type, torch.bfloat16, enabled=config.training.dtype == "bfloat16"
-        )
+        half: AbstractContextManager[Any] = nullcontext()
+        if config.training.dtype == "bfloat16":
+            half = torch.autocast(model.device.type, torch.bfloat16)
         with self.engine.rollout() if self.engine else rounded, half:
             rollout = self._sample(tasks, model, step, numbers)
             if config.rollout.sampling_rounds > 1:
