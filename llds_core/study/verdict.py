@@ -26,6 +26,7 @@ _CAPTIONS = {
     "01_collapse_curves": "Reward, likelihood of correct and incorrect responses and gradient norm "
     "by rollout step; one thin line per seed, bold their mean.",
     "01_entropy": "Entropy, length and searches by rollout step.",
+    "02_displacement": "When a right answer loses likelihood, in a policy of six weights.",
     "05_first_action": "Likelihood of first against later actions of correct responses (Fig. 5).",
     "05_likelihood_change": "Change of likelihood by one update on their own group (Fig. 3a).",
     "05_right_and_wrong": "Likelihood of right and of wrong responses, and searches (Fig. 9).",
@@ -35,6 +36,7 @@ _CAPTIONS = {
     "03_outcomes": "Outcome of every arm of the study.",
     "03_updates": "What more updates per rollout do.",
     "03_weights": "What the weight of the penalty does (Fig. 8).",
+    "08_operating_curve": "How many collapses each alarm warned of, by its false alarms.",
     "06_averages": "Benchmark averages beside the paper's (Table 1).",
 }
 _COLOURS = 128
