@@ -26,12 +26,13 @@ from llds_core.files import replacing, write_text
 from llds_core.reporting.artefacts import record
 from llds_core.reporting.figures import method_colours, method_label
 from llds_core.reporting.run_view import StoredRun
+from llds_core.reporting.trajectories import ENDS
 from llds_core.runs import read_trajectories
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.worlds.text import visible
 
 _TEMPLATE = files("llds_core.reporting") / "templates" / "explorer.html"
-_ENDS = {"answer": "answered", "turns": "out of turns", "length": "out of room"}
+_OWN = "rollouts.jsonl.gz"  # of a run as it was made
 _TITLE = "Watch a search agent fall apart"
 Rollout = dict[str, Any]
 
@@ -77,7 +78,7 @@ def _readable(row: Rollout, group: Sequence[Rollout], decode: Callable[..., str]
 
 def _outcome(row: Rollout) -> str:
     if row["answer"] is None:
-        return f"no answer, {_ENDS.get(row['stop_reason'], 'unfinished')}"
+        return f"no answer, {ENDS.get(row['stop_reason'], 'unfinished')}"
     return f"answered {visible(row['answer'])}"
 
 
@@ -117,11 +118,20 @@ def store_rollouts(rollouts: Iterable[Rollout], file: Path) -> None:
         target.write(gzip.compress(lines.encode(), mtime=0))
 
 
+def has_rollouts(run: StoredRun) -> bool:
+    """Whether rollouts of a run are kept, without reading them."""
+    return (run.path / _OWN).exists() or _published_file(run).exists()
+
+
+def _published_file(run: StoredRun) -> Path:
+    return run.path / f"{run.arm}-seed{run.seed}.rollouts.jsonl.gz"
+
+
 def load_rollouts(run: StoredRun) -> list[Rollout]:
     """Readable rollouts of a run, published or as it was made; none where none are kept."""
-    file = run.path / f"{run.arm}-seed{run.seed}.rollouts.jsonl.gz"
-    if (run.path / "rollouts.jsonl.gz").exists():
+    if (run.path / _OWN).exists():
         return readable_rollouts(run.path)
+    file = _published_file(run)
     if not file.exists():
         return []
     try:

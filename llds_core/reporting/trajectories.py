@@ -19,7 +19,7 @@ from llds_core.runs import Run
 from llds_core.worlds.records import Question
 from llds_core.worlds.text import visible
 
-_ENDS = {"answer": "answered", "turns": "out of turns", "length": "out of room", None: "unfinished"}
+ENDS = {"answer": "answered", "turns": "out of turns", "length": "out of room", None: "unfinished"}
 # Name, background and border, readable on white and black, and the colour of a terminal.
 _AUTHORS = {
     "question": ("question", "#F2F2F2", "#8A8A8A", "\033[1m"),
@@ -79,7 +79,7 @@ def to_ansi(trajectory: Trajectory, color: bool = True) -> str:
 
 def outcome(trajectory: Trajectory) -> str:
     """One line: how it ended and, where the accepted answers are known, whether it was right."""
-    line = f"{_ENDS[trajectory.stop_reason]}, {trajectory.searches} searches"
+    line = f"{ENDS[trajectory.stop_reason]}, {trajectory.searches} searches"
     accepted = [answer for answer in trajectory.question.golden_answers if answer != "?"]
     if accepted:
         verdict = "correct" if trajectory.correct else "not correct"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from llds_core.config.arms import Study
+from llds_core.files import bounded
 from llds_core.reporting.run_tables import outcomes
 from llds_core.reporting.store import StoredRun, is_published
 from llds_core.study.claims import evaluate_claims, load_claims
@@ -44,7 +45,7 @@ def claims_html(claims: pd.DataFrame, runs: Sequence[StoredRun]) -> str:
             )
             found = ""
             if pd.notna(claim.effect):
-                interval = f"{claim.effect:.3g} [{claim.low:.3g}, {claim.high:.3g}]"
+                interval = bounded(claim.effect, claim.low, claim.high, ".3g")
                 found = f"<p>{interval} {html.escape(claim.effect_unit)}, {claim.seeds} seeds</p>"
             parts.append(
                 f"<details><summary>{html.escape(claim.claim)} "

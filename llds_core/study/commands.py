@@ -56,7 +56,7 @@ def demo(
 
     from llds_core.errors import DataError
     from llds_core.files import project_path, write_text
-    from llds_core.reporting.explorer import explorer, load_rollouts
+    from llds_core.reporting.explorer import explorer, has_rollouts
     from llds_core.reporting.notebooks import MAIN_ARMS
     from llds_core.reporting.store import load_study_runs
     from llds_core.study.published import published_root
@@ -64,7 +64,7 @@ def demo(
     plan = load_study(study)
     root = project_path(published_root(plan))
     main = [run for run in load_study_runs(root, plan) if run.arm in MAIN_ARMS]
-    shown = [run for run in main if load_rollouts(run)]
+    shown = [run for run in main if has_rollouts(run)]
     if not shown:
         raise DataError(f"no trajectories are published of study {study}: make runs of your own")
     page = project_path(out)

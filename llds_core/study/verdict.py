@@ -13,7 +13,7 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
-from llds_core.files import project_path, write_text
+from llds_core.files import bounded, project_path, write_text
 from llds_core.reporting.figures import method_label
 from llds_core.reporting.run_tables import by_method, run_row
 from llds_core.reporting.run_view import StoredRun
@@ -127,7 +127,7 @@ def _claims(table: Path) -> dict[str, Any]:
     claims = pd.read_csv(table).to_dict("records")
     for claim in claims:
         known = pd.notna(claim["effect"])
-        interval = f"{claim['effect']:.3g} [{claim['low']:.3g}, {claim['high']:.3g}]"
+        interval = bounded(claim["effect"], claim["low"], claim["high"], ".3g")
         claim["shown"] = f"{interval} {claim['effect_unit']}" if known else "–"
     return {"claims": claims, "counts": Counter(claim["verdict"] for claim in claims)}
 

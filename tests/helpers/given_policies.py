@@ -6,7 +6,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, TokenizersBackend
 
+from llds_core.config import PolicyConfig
 from llds_core.errors import ConfigError
+from llds_core.runs.policies import build_policy, build_tokenizer
 from llds_core.runs.smollm2 import smollm2_file
 
 # The special tokens of SmolLM2, in its order; padding is the end token.
@@ -56,3 +58,14 @@ def smollm2_absent() -> str:
     except ConfigError as error:
         return str(error)
     return ""
+
+
+def save_one_layer_policy(path: Path) -> Path:
+    """A policy of one layer for stock trainers, with its tokenizer; return `path`."""
+    tokenizer = build_tokenizer(["one two three"], 300, ())
+    architecture = PolicyConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=16, layers=1, heads=2, key_value_heads=1
+    )
+    build_policy(architecture, tokenizer, 0).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

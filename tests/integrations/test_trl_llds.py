@@ -7,28 +7,20 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from given_policies import save_one_layer_policy
 from run_helpers import one_line
 from trl import GRPOConfig, GRPOTrainer
 
-from llds_core.config import PolicyConfig
 from llds_core.errors import ConfigError
 from llds_core.integrations.trl import LLDSGRPOTrainer, LLDSMixin
 from llds_core.losses import llds_penalty
-from llds_core.runs.policies import build_policy, build_tokenizer
 
 LLDS = {"llds/penalty", "llds/gated_fraction", "llds/gated_fraction_first"}
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("policy")
-    tokenizer = build_tokenizer(["one two three"], 300, ())
-    architecture = PolicyConfig(
-        vocab_size=300, hidden_size=16, intermediate_size=16, layers=1, heads=2, key_value_heads=1
-    )
-    build_policy(architecture, tokenizer, 0).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return save_one_layer_policy(tmp_path_factory.mktemp("policy"))
 
 
 def even_tokens(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:

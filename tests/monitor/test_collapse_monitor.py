@@ -9,14 +9,13 @@ from typing import Any
 import pandas as pd
 import pytest
 from datasets import Dataset
+from given_policies import save_one_layer_policy
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from llds_core.config import PolicyConfig
 from llds_core.errors import ConfigError
 from llds_core.monitor import CollapseMonitor
 from llds_core.monitor.diagnosis import diagnose
-from llds_core.runs.policies import build_policy, build_tokenizer
 
 PUBLISHED = Path(__file__).parents[2] / "results/published"
 INDEX = pd.read_csv(PUBLISHED / "collapse-runs/index.csv")
@@ -24,14 +23,7 @@ INDEX = pd.read_csv(PUBLISHED / "collapse-runs/index.csv")
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("policy")
-    tokenizer = build_tokenizer(["one two three"], 300, ())
-    architecture = PolicyConfig(
-        vocab_size=300, hidden_size=16, intermediate_size=16, layers=1, heads=2, key_value_heads=1
-    )
-    build_policy(architecture, tokenizer, 0).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return save_one_layer_policy(tmp_path_factory.mktemp("policy"))
 
 
 def even(completion_ids: list[list[int]], **_: Any) -> list[float]:
