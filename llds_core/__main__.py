@@ -207,7 +207,7 @@ def train(
 
 
 def ask(
-    experiment: cli.Experiment,
+    experiment: cli.AnyExperiment,
     question: Annotated[str, Argument(help="in quotes")],
     seed: cli.Seed = 0,
     temperature: Annotated[float, Option(help="0 is greedy", min=0, max=10)] = 0.0,
@@ -215,13 +215,24 @@ def ask(
     run_root: cli.Root = ROOT,
     quiet: cli.Quiet = False,
 ) -> None:
-    """Show a trained agent think, search and answer."""
-    from llds_core.evaluation import ask
+    """Show a trained agent think, search and answer; with a profile alone, those that are published
+    of it.
+    """
+    from llds_core.evaluation import ask, unknown_places
     from llds_core.reporting.trajectories import to_ansi
+    from llds_core.study.published_agents import ask_agents
 
-    run = Run.load(experiment, seed, run_root)
-    trajectory = ask(run, question, checkpoint=checkpoint, temperature=temperature)
-    print(to_ansi(trajectory, color=sys.stdout.isatty()))
+    is_run = "/" in experiment
+    run = Run.load(experiment if is_run else f"{experiment}/grpo", seed, run_root)
+    if is_run:
+        answers = {"": ask(run, question, checkpoint=checkpoint, temperature=temperature)}
+    else:
+        answers = ask_agents(experiment, question, temperature=temperature)
+    for title, trajectory in answers.items():
+        print(f"== {title}\n" if title else "", end="")
+        print(to_ansi(trajectory, color=sys.stdout.isatty()), end="\n" if is_run else "\n\n")
+    if warning := unknown_places(run.config, question):
+        print(warning)
 
 
 def evaluate(

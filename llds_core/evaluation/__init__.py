@@ -8,7 +8,7 @@ checkpoints of runs with it.
 from llds_core.evaluation.agents import BASELINES, POLICY
 from llds_core.evaluation.benchmark_sets import averages
 from llds_core.evaluation.evaluate import ROOT, EvaluationPlan, evaluate_questions, run_baselines
-from llds_core.evaluation.held_out import ask, evaluate_ends, evaluate_run
+from llds_core.evaluation.held_out import ask, evaluate_ends, evaluate_run, unknown_places
 from llds_core.evaluation.models import open_asked, open_model
 from llds_core.evaluation.predictions import parse_shard
 from llds_core.evaluation.scores import score_rows
@@ -28,4 +28,5 @@ __all__ = [
     "parse_shard",
     "run_baselines",
     "score_rows",
+    "unknown_places",
 ]

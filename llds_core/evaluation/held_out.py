@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from llds_core.config import load_experiment
+from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.errors import ConfigError
 from llds_core.evaluation.benchmark_sets import choose_questions
 from llds_core.evaluation.evaluate import MODES, SAMPLED, Evaluation, EvaluationPlan
@@ -20,7 +20,7 @@ from llds_core.evaluation.models import open_model
 from llds_core.evaluation.predictions import Row
 from llds_core.evaluation.scores import drawn, entry, too_long
 from llds_core.files import write_json
-from llds_core.rollout.environment import build_environment, insisting
+from llds_core.rollout.environment import build_environment, build_world, insisting
 from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.rewards import score
 from llds_core.rollout.samplers import TransformersSampler
@@ -107,6 +107,20 @@ def _entry(rows: Sequence[Row]) -> dict[str, float]:
     found, n = entry(*drawn(rows)), len({row["id"] for row in rows})
     names = {"em": "em", "low": "em_low", "high": "em_high", "searches": "searches"}
     return {"n": n} | {ours: found[name] for ours, name in names.items()}
+
+
+def unknown_places(config: ExperimentConfig, question: str) -> str:
+    """One line where the atlas holds nothing that a question names; else empty."""
+    if config.world.name != "atlas":
+        return ""
+    world, asked = build_world(config), question.casefold()
+    if any(passage.title.casefold() in asked for passage in world.passages):
+        return ""
+    examples = " ".join(example.question for example in world.dev[:2])
+    return (
+        f"none of the {len(world.passages)} passages of this world is about anything named in the "
+        f"question, so no agent can know the answer; ask, for example: {examples}"
+    )
 
 
 def ask(

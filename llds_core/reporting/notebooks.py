@@ -111,7 +111,8 @@ def _missing_needs(
     from llds_core.diagnostics.measure import mechanism_path
 
     published = is_published(run_root, profile)
-    missing = {"policies": "trained policies are not published"} if published else {}
+    asks = not published or (run_root / profile / "agents").is_dir()
+    missing = {} if asks else {"policies": "trained policies are not published"}
     large = load_experiment(f"{profile}/{method}").policy.path
     measured = any(mechanism_path(run_root, profile, seed).is_dir() for seed in seeds)
     # Nobody measures published runs, a checkpoint of a large policy takes hours, and measurements

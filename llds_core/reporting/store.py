@@ -132,10 +132,12 @@ def read_published(profile: str, published: Path = PUBLISHED) -> list[StoredRun]
 
 
 def read_published_run(manifest: Path) -> StoredRun:
-    """Read one published run by its manifest."""
+    """Read one published run by its manifest; its folder names the profile, which may have had
+    another name when the run was made.
+    """
     try:
         metrics = pd.read_csv(manifest.with_suffix(".csv.gz"))
         values = json.loads(manifest.read_text("utf-8"))
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{manifest} or its metrics are damaged ({error}): restore them") from error
-    return StoredRun(manifest.parent, values, metrics)
+    return StoredRun(manifest.parent, values | {"profile": manifest.parents[1].name}, metrics)

@@ -7,7 +7,7 @@ Observations are rebuilt from the hits; the policy may have seen a shorter one, 
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -89,32 +89,31 @@ def outcome(trajectory: Trajectory) -> str:
     return line
 
 
-def trajectory_table(shown: Sequence[tuple[StoredRun, str, Trajectory]]) -> pd.DataFrame:
-    """What `answer_with` returns, one row per block."""
+def trajectory_table(shown: Mapping[str, Trajectory]) -> pd.DataFrame:
+    """Trajectories by title, one row per block."""
     return pd.DataFrame(
-        {"profile": run.profile, "method": run.method, "seed": run.seed, "title": title}
-        | {"block": number, "kind": kind, "text": text}
-        for run, title, trajectory in shown
+        {"title": title, "block": number, "kind": kind, "text": text}
+        for title, trajectory in shown.items()
         for number, (kind, text) in enumerate(blocks(trajectory))
     )
 
 
 def answer_with(
     runs: Sequence[StoredRun], question: Question, run_root: Path, overrides: Sequence[str] = ()
-) -> list[tuple[StoredRun, str, Trajectory]]:
+) -> dict[str, Trajectory]:
     """Let the start policy, then the best checkpoint of every run, answer `question` greedily.
-    Returns run, title and scored trajectory.
+    Returns scored trajectories by title.
     """
     # Imported here: it brings torch, which showing a stored trajectory does without.
     from llds_core.evaluation import ask
 
-    shown = []
+    shown = {}
     for run, which in [(run, "start") for run in runs[:1]] + [(run, "best") for run in runs]:
         made = Run.load(f"{run.profile}/{run.method}", run.seed, run_root, overrides)
         trajectory = ask(made, question, checkpoint=which)
         step = made.checkpoint(which).name.replace("-", " ")
         title = f"{method_label(run.method)}, seed {run.seed}, {step}"
-        shown.append((run, "before training" if which == "start" else title, trajectory))
+        shown["before training" if which == "start" else title] = trajectory
     return shown
 
 

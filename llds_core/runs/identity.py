@@ -73,6 +73,7 @@ def changed_keys(
     """What makes it another run: key, value before, value now.
 
     A key younger than the manifest had its default, or the value under which such runs were made.
+    The name of the profile is none: a profile is its values.
     """
     free = FREE
     if config.loss.aggregate == "token-mean-micro":
@@ -84,7 +85,10 @@ def changed_keys(
     return [
         (key, before.get(key), value)
         for key, value in after.items()
-        if before.get(key) != value and key not in free and "evaluation." not in key
+        if before.get(key) != value
+        and key not in free
+        and key != "profile"
+        and "evaluation." not in key
     ]
 
 

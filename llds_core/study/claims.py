@@ -2,14 +2,15 @@
 
 They stand in `presets/claims/<study>.yaml`. The verdict is `holds` or `does not hold` where the
 rule could be applied, else `not tested`: seeds are missing or too few for any outcome to meet the
-rule, or what the claim presupposes, such as a collapse, did not occur. `does not hold` says that
-the runs do not show the claim, which with few seeds is no proof of its contrary; the effect and its
-interval say how much they leave open. Claims are judged one by one, each at 95 %, without
-correction for their number.
+rule, or what the claim presupposes, such as a collapse, did not occur. While a study is under way,
+a claim about an arm whose planned seeds are not all there is not judged either. `does not hold`
+says that the runs do not show the claim, which with few seeds is no proof of its contrary; the
+effect and its interval say how much they leave open. Claims are judged one by one, each at 95 %,
+without correction for their number.
 """
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Annotated, Any
 
 import pandas as pd
@@ -20,6 +21,7 @@ from llds_core.config.checked import checked
 from llds_core.config.given import parse_yaml
 from llds_core.config.load import PRESETS
 from llds_core.errors import ConfigError, closest, did_you_mean
+from llds_core.reporting.run_tables import by_method
 from llds_core.reporting.store import StoredRun
 from llds_core.study.evidence import Evidence
 from llds_core.study.rules import NOTHING, RULES, Finding, Rule, together
@@ -105,10 +107,25 @@ def load_claims(study: Study, text: str | bytes | None = None) -> Claims:
     return claims
 
 
+def under_way(study: Study, runs: Sequence[StoredRun]) -> set[str]:
+    """Arms of a study that have runs, but not of all their seeds."""
+    made = by_method(runs)
+    return {
+        arm.name
+        for arm in study.arms
+        if arm.name in made and not set(arm.seeds) <= {run.seed for run in made[arm.name]}
+    }
+
+
 def evaluate_claims(
-    claims: Sequence[Claim], runs: Sequence[StoredRun], mechanism: Mapping[str, pd.DataFrame]
+    claims: Sequence[Claim],
+    runs: Sequence[StoredRun],
+    mechanism: Mapping[str, pd.DataFrame],
+    unjudged: Container[str] = (),
 ) -> pd.DataFrame:
     """Check every claim against `Evidence`; the same input gives the same table.
+
+    Claims that rest on an arm of `unjudged` get an effect so far, but no verdict.
 
     Returns:
         One row per claim. `effect` with its 95 % interval `low`, `high` is in `effect_unit`, and
@@ -116,14 +133,17 @@ def evaluate_claims(
         joined by ";".
     """
     evidence = Evidence(runs, mechanism)
-    return pd.DataFrame([_claim_row(claim, claim.check(evidence) or NOTHING) for claim in claims])
+    return pd.DataFrame(
+        [_claim_row(claim, claim.check(evidence) or NOTHING, unjudged) for claim in claims]
+    )
 
 
-def _claim_row(claim: Claim, found: Finding) -> dict[str, object]:
+def _claim_row(claim: Claim, found: Finding, unjudged: Container[str]) -> dict[str, object]:
+    is_judged = not any(arm in unjudged for arm, _ in found.runs)
     return {
         "claim": claim.claim,
         "paper_reference": claim.paper,
-        "verdict": _VERDICTS[found.holds],
+        "verdict": _VERDICTS[found.holds if is_judged else None],
         "effect": found.effect.estimate,
         "low": found.effect.low,
         "high": found.effect.high,

@@ -12,7 +12,7 @@ from llds_core.config.arms import Study
 from llds_core.files import bounded
 from llds_core.reporting.run_tables import outcomes
 from llds_core.reporting.store import StoredRun, is_published
-from llds_core.study.claims import evaluate_claims, load_claims
+from llds_core.study.claims import evaluate_claims, load_claims, under_way
 from llds_core.study.evidence import published_mechanism
 
 _COLOURS = {"holds": "#006d4c", "does not hold": "#a30000", "not tested": "#555555"}
@@ -25,7 +25,8 @@ def checked_claims(study: Study, runs: Sequence[StoredRun], root: Path) -> pd.Da
     """
     published = is_published(root, study.profile)
     measured = published_mechanism(root, study.profile) if published else {}
-    table = evaluate_claims(load_claims(study).claims, runs, measured)
+    unjudged = under_way(study, runs) if published else ()
+    table = evaluate_claims(load_claims(study).claims, runs, measured, unjudged)
     ours = table["paper_reference"].str.contains("not in the paper")
     return table.assign(of=ours.map({True: "ours", False: "paper"}))
 

@@ -47,7 +47,7 @@ def reproduce(
 
 
 def demo(
-    study: Annotated[str, Argument(help=f"one of: {', '.join(studies())}")] = "desk-groups",
+    study: Annotated[str, Argument(help=f"one of: {', '.join(studies())}")] = "desk",
     out: Annotated[Path, Option(help="the page to write")] = Path("results/demo.html"),
     show: Annotated[bool, Option("--open/--no-open", help="in a browser")] = True,
 ) -> None:

@@ -33,7 +33,7 @@ from llds_core.reporting.notebooks import MAIN_ARMS, project_path, report
 from llds_core.reporting.run_tables import phase_row, run_row
 from llds_core.reporting.store import PUBLISHED, StoredRun, read_published
 from llds_core.runs.checkpoints import checkpoint_steps
-from llds_core.study.claims import evaluate_claims, load_claims
+from llds_core.study.claims import evaluate_claims, load_claims, under_way
 from llds_core.study.evidence import published_mechanism
 from llds_core.study.report_page import render_report, update_readme
 from llds_core.study.tables import effects
@@ -97,7 +97,8 @@ def write_tables(published: Path, profile: str, study: Study | None = None) -> N
         return
     write_table(folder / "effects.csv", effects(runs, study), "%.4g")
     if claims := load_claims(study).claims:
-        checked = evaluate_claims(claims, runs, published_mechanism(published, profile))
+        mechanism = published_mechanism(published, profile)
+        checked = evaluate_claims(claims, runs, mechanism, under_way(study, runs))
         write_table(folder / "claims.csv", checked, "%.4g")
 
 

@@ -106,6 +106,16 @@ class PublishedStudy:
         found = [getattr(run, measure) for run in runs]
         return [value(*arguments) if callable(value) else value for value in found]
 
+    def seeds_of(self, arm: str) -> int:
+        """How many seeds are planned for an arm."""
+        return next(len(each.seeds) for each in self.plan.arms if each.name == arm)
+
+    def runs_of(self, *groups: str) -> tuple[int, int]:
+        """How many runs of some groups, or of all, are published, and how many are planned."""
+        arms = [arm for arm in self.plan.arms if arm.group in groups or not groups]
+        made = [set(arm.seeds) & set(self.arms.get(arm.name, ())) for arm in arms]
+        return sum(map(len, made)), sum(len(arm.seeds) for arm in arms)
+
     def collapsing(self, *arms: str) -> list[StoredRun]:
         """Runs of some arms that collapse, by arm and seed."""
         found = [run for arm in arms for run in self.arms[arm].values()]

@@ -126,7 +126,7 @@ def reproduce_study(
     if finished:
         _section("mechanism")
         failures += _measure(profile, finished, root, published)
-        write_tables(published, profile)
+        write_tables(published, profile, study)
         _section("notebooks and figures")
         index = report(profile, finished, published, out_dir, methods=MAIN_ARMS)
         runs = [run for run in read_published(profile, published) if run.arm in MAIN_ARMS]

@@ -55,17 +55,17 @@ def test_no_run_of_a_study_repeats_another(name: str) -> None:
 
 
 def test_the_desk_study_covers_what_it_promises() -> None:
-    arms = {arm.name: arm for arm in load_study("desk").arms}
+    arms = {arm.name: arm for arm in load_study("desk-reuse").arms}
     assert arms["grpo"].seeds == arms["llds-action"].seeds
     assert len(arms["grpo"].seeds) == 5
     assert all(seed < 100 for arm in arms.values() for seed in arm.seeds)  # not development seeds
-    groups = [arm.group for arm in load_study("desk").arms]
+    groups = [arm.group for arm in load_study("desk-reuse").arms]
     wanted = ["main", "weights", "gates", "variants", "cures", "factors", "map"]
     assert list(dict.fromkeys(groups)) == wanted
     for arm in arms.values():
         assert len(arm.seeds) >= {"main": 1, "factors": 2, "map": 1}.get(arm.group, 3)
     # Arms named after mini-batches vary nothing else in an update.
-    configs = {entry.arm.name: entry.config for entry in load_study("desk").entries()}
+    configs = {entry.arm.name: entry.config for entry in load_study("desk-reuse").entries()}
     sizes = {"grpo-mini-batch-8": 8, "grpo": 16, "grpo-large-batch": 32}
     assert {name: configs[name].mini_batch_size for name in sizes} == sizes
     assert len({configs[name].training.updates_per_rollout for name in sizes}) == 1
@@ -73,7 +73,7 @@ def test_the_desk_study_covers_what_it_promises() -> None:
 
 
 def test_a_study_on_other_seeds_gives_each_arm_as_many_as_it_planned() -> None:
-    study = load_study("desk")
+    study = load_study("desk-reuse")
     seeds = {arm.name: arm.seeds for arm in study.with_seeds([4, 0, 4, 1, 2, 3]).arms}
     assert seeds["grpo"] == seeds["llds-action"] == (4, 0, 1, 2, 3)
     assert seeds["llds-weight-3"] == (4, 0, 1) and seeds["grpo-top-p"] == (4, 0)

@@ -145,6 +145,6 @@ def test_demo_shows_a_published_seed_of_both_main_arms(tmp_path, capsys, monkeyp
     assert (grpo["label"], grpo["seed"]) == ("GRPO", llds["seed"])
     pairs = zip(grpo["rollouts"]["1"], llds["rollouts"]["1"], strict=True)
     assert all(a["question"] == b["question"] and len(a["changes"]) for a, b in pairs)
-    assert main(["demo", "desk", "--no-open", "--out", str(page)]) == 2
-    assert "no trajectories are published of study desk" in capsys.readouterr().err
+    assert main(["demo", "desk-reuse", "--no-open", "--out", str(page)]) == 2
+    assert "no trajectories are published of study desk-reuse" in capsys.readouterr().err
     assert len(opened) == 1

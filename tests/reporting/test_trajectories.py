@@ -81,9 +81,9 @@ def test_every_run_answers_after_the_start_policy(smoke_runs):
     run = load_run(smoke_runs / "smoke" / "grpo" / "seed0")
     question = Question("q", "Where is Homs?", ("Asia",), {"kind": "city-continent", "hops": 1})
     shown = answer_with([run], question, smoke_runs)
-    assert [title.split(",")[0] for _, title, _ in shown] == ["before training", "GRPO"]
-    assert all(trajectory.actions for _, _, trajectory in shown)
-    texts = [text for _, _, trajectory in shown for _, text in blocks(trajectory)]
+    assert [title.split(",")[0] for title in shown] == ["before training", "GRPO"]
+    assert all(trajectory.actions for trajectory in shown.values())
+    texts = [text for trajectory in shown.values() for _, text in blocks(trajectory)]
     assert trajectory_table(shown)["text"].tolist() == texts
 
 

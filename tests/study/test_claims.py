@@ -31,7 +31,7 @@ from llds_core.study.claims import evaluate_claims, load_claims
 from llds_core.study.evidence import Evidence
 from llds_core.study.rules import Effect
 
-DESK = load_study("desk")
+DESK = load_study("desk-reuse")
 CLAIMS = load_claims(DESK).claims
 
 

@@ -16,7 +16,7 @@ from llds_core.runs.identity import FREE, flat
 from llds_core.study.panels import map_figure, outcomes_figure, updates_figure, weights_figure
 from llds_core.study.tables import effects, heldout_table, map_cells, map_kinds, study_progress
 
-DESK = load_study("desk")
+DESK = load_study("desk-reuse")
 RISING = [0.3, 0.4] + [0.5] * 16
 FALLING = [0.3, 0.4] + [0.5] * 8 + [0.1] * 8
 SAGGING = [0.3, 0.4] + [0.5] * 11 + [0.1] * 3 + [0.3] * 2
@@ -242,7 +242,7 @@ def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
     names = {panel: [f"map-{panel}-{rate}" for rate in rates] for panel in ("grpo", "kl", "llds")}
     arms = [Arm(arm, "grpo", (0,), rates[arm[-1]]) for panel in names for arm in names[panel]]
     series = [Series(panel, panel, dict.fromkeys(names[panel], ""), ("map",)) for panel in names]
-    study = Study("mapped", "desk", arms=tuple(arms), series=tuple(series))
+    study = Study("mapped", "desk-reuse", arms=tuple(arms), series=tuple(series))
     cells = map_cells(study, outcomes(runs))
     figure = map_figure(cells, {})
     assert texts(figure) == [

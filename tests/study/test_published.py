@@ -7,10 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llds_core.config.arms import Arm, Study, load_study
+from llds_core.config.arms import Arm, Study, load_study, studies
 from llds_core.errors import DataError
 from llds_core.files import number, span
 from llds_core.reporting.store import find_published, load_run, load_runs, read_published
+from llds_core.study.claims import evaluate_claims, load_claims, under_way
 from llds_core.study.evidence import published_mechanism
 from llds_core.study.published import (
     publish_mechanism,
@@ -23,25 +24,39 @@ from llds_core.study.report_page import PublishedStudy, render_report, update_re
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "results/published"
-DESK = load_study("desk")
+DESK = load_study("desk-reuse")
 
 
-def test_the_report_and_the_readme_say_what_is_published() -> None:
-    report = PUBLISHED / "desk/REPORT.md"
-    assert render_report(PUBLISHED, DESK) == report.read_text("utf-8")
+@pytest.mark.parametrize("name", studies())
+def test_the_report_and_the_readme_say_what_is_published(name: str) -> None:
+    report, study = PUBLISHED / name / "REPORT.md", load_study(name)
+    assert render_report(PUBLISHED, study) == report.read_text("utf-8")
     readme = ROOT / "README.md"
-    assert update_readme(readme, PUBLISHED, DESK) == readme.read_text("utf-8")
+    assert update_readme(readme, PUBLISHED, study) == readme.read_text("utf-8")
 
 
-def test_the_tables_in_git_equal_the_runs_in_git(tmp_path: Path) -> None:
-    (tmp_path / "desk").mkdir()
-    for source in PUBLISHED.glob("desk/*"):
+@pytest.mark.parametrize("study", studies())
+def test_the_tables_in_git_equal_the_runs_in_git(study: str, tmp_path: Path) -> None:
+    (tmp_path / study).mkdir()
+    for source in (PUBLISHED / study).iterdir():
         if source.is_dir():
-            (tmp_path / "desk" / source.name).symlink_to(source)
-    write_tables(tmp_path, "desk")
+            (tmp_path / study / source.name).symlink_to(source)
+    write_tables(tmp_path, study)
     for name in ("runs", "phases", "effects", "claims"):
-        made, kept = (root / f"desk/{name}.csv" for root in (tmp_path, PUBLISHED))
+        made, kept = (root / study / f"{name}.csv" for root in (tmp_path, PUBLISHED))
         assert made.read_text("utf-8") == kept.read_text("utf-8")
+
+
+def test_no_claim_is_judged_before_the_seeds_of_its_arms_are_in(tmp_path: Path) -> None:
+    runs = read_published("desk-reuse", PUBLISHED)
+    arms = ("grpo", "llds-action")
+    some = [run for run in runs if run.arm in arms and (run.arm, run.seed) != ("grpo", 34)]
+    assert under_way(DESK, runs) == set() and under_way(DESK, some) == {"grpo"}
+    claims = load_claims(DESK).claims
+    so_far = evaluate_claims(claims, some, {}, under_way(DESK, some)).set_index("claim")
+    judged = so_far["verdict"] != "not tested"
+    assert judged.any() and not so_far["runs"][judged].str.contains("grpo-seed").any()
+    assert so_far.loc["GRPO's reward rises above that of its start policy", "seeds"] == 4
 
 
 def test_a_run_is_published_whole_under_the_name_of_its_arm(
@@ -111,10 +126,10 @@ def test_only_seeds_measured_alike_are_read_together(
 
 
 def test_a_report_of_too_little_says_what_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "desk/runs").mkdir(parents=True)
-    for file in PUBLISHED.glob("desk/runs/grpo-seed30.*"):
-        shutil.copy(file, tmp_path / "desk/runs")
-    write_tables(tmp_path, "desk")
+    (tmp_path / "desk-reuse/runs").mkdir(parents=True)
+    for file in PUBLISHED.glob("desk-reuse/runs/grpo-seed30.*"):
+        shutil.copy(file, tmp_path / "desk-reuse/runs")
+    write_tables(tmp_path, "desk-reuse")
     with pytest.raises(DataError, match="publish the whole study"):
         render_report(tmp_path, DESK)
 

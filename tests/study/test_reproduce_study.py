@@ -18,6 +18,8 @@ from llds_core.study.published import publish_run
 from llds_core.study.reproduce import reproduce, reproduce_study
 from llds_core.study.runner import planned_runs
 
+STUDY = "desk-reuse"
+
 
 class Made:
     """Stands in for what takes hours, and keeps what it was asked for."""
@@ -58,7 +60,7 @@ class Made:
         *,
         smollm2: bool,
     ) -> None:
-        assert (profile, list(methods)) == ("desk", ["grpo", "llds-action"])
+        assert (profile, list(methods)) == (STUDY, ["grpo", "llds-action"])
         if seed in self.unmeasured:
             raise DataError("the run has no checkpoint")
         folder = run_root / profile / f"mechanism-seed{seed}"
@@ -92,14 +94,14 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
 
 def seeds_published(out_dir: Path) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
-    for run in read_published("desk", out_dir / "published"):
+    for run in read_published(STUDY, out_dir / "published"):
         found[run.arm] = (*found.get(run.arm, ()), run.seed)
     return found
 
 
 def command(folder: Path, arms: str, seeds: str, *more: str) -> int:
     options = ["--run-root", str(folder / "runs"), "--out-dir", str(folder / "out"), "--quiet"]
-    return main(["reproduce", "desk", "--arms", arms, "--seeds", seeds, *options, *more])
+    return main(["reproduce", STUDY, "--arms", arms, "--seeds", seeds, *options, *more])
 
 
 def test_all_arms_run_on_the_seeds_given_and_both_main_arms_are_measured_on_each(
@@ -107,13 +109,13 @@ def test_all_arms_run_on_the_seeds_given_and_both_main_arms_are_measured_on_each
 ) -> None:
     """An arm that has n seeds in the study takes the first n."""
     assert command(tmp_path, "all", "4,0,1,2,3,5,6") == 0
-    planned = {arm.name: len(arm.seeds) for arm in load_study("desk").arms}
+    planned = {arm.name: len(arm.seeds) for arm in load_study(STUDY).arms}
     found = seeds_published(tmp_path / "out")
     given = (4, 0, 1, 2, 3)
     assert found == {arm: tuple(sorted(given[:count])) for arm, count in planned.items()}
     assert found["llds-action-long"] == (4,)
     assert made.measured == [4, 0, 1, 2, 3] and made.reported == [[4, 0, 1, 2, 3]]
-    folders = (tmp_path / "out/published/desk").glob("mechanism-seed*")
+    folders = (tmp_path / f"out/published/{STUDY}").glob("mechanism-seed*")
     assert sorted(folder.name[-1] for folder in folders) == list("01234")
 
 
@@ -124,7 +126,7 @@ def test_where_smollm2_is_missing_a_line_says_how_to_install_it(
         raise ConfigError("the package gguf is not installed: run pip install gguf")
 
     monkeypatch.setattr("llds_core.runs.smollm2.smollm2_file", missing)
-    reproduce_study("desk", [0], tmp_path, arms=["main"], out_dir=tmp_path / "out")
+    reproduce_study(STUDY, [0], tmp_path, arms=["main"], out_dir=tmp_path / "out")
     assert made.measured == [0] and made.with_smollm2 == []
     assert "without SmolLM2: the package gguf is not installed: run pip" in capsys.readouterr().out
 
@@ -143,7 +145,7 @@ def test_methods_alone_ask_for_no_study(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(reproduction, "reproduce_study", pytest.fail)
     monkeypatch.setattr(reproduction, "_check_machine", refuse)
     with pytest.raises(ConfigError, match="the main job"):
-        reproduce("desk", [0], tmp_path, arms=["grpo", "llds-token"], out_dir=tmp_path)
+        reproduce(STUDY, [0], tmp_path, arms=["grpo", "llds-token"], out_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_methods_alone_ask_for_no_study(tmp_path: Path, monkeypatch: pytest.Monk
     [
         ("llds-weight-33", (), 'no arm or group "llds-weight-33": did you mean "llds-weight-3'),
         ("grpo,factor", (), 'no arm or group "factor": did you mean "factors"?'),
-        ("gates", ("training.steps=1",), '"training.steps=1" with arms of study desk'),
+        ("gates", ("training.steps=1",), '"training.steps=1" with arms of study desk-reuse'),
     ],
 )
 def test_what_a_study_cannot_run_is_one_line(
@@ -167,10 +169,10 @@ def test_what_failed_is_named_after_the_rest_is_measured_and_drawn(
 ) -> None:
     made.failing, made.unmeasured = {("grpo", 1), ("llds-token", 0)}, {0}
     with pytest.raises(RunError, match=r"3 runs or measurements failed, .*grpo seed 1 failed"):
-        reproduce_study("desk", [0, 1, 2, 3], tmp_path, arms=["all"], out_dir=tmp_path / "out")
+        reproduce_study(STUDY, [0, 1, 2, 3], tmp_path, arms=["all"], out_dir=tmp_path / "out")
     assert made.measured == [2, 3] and made.reported == [[0, 2, 3]]
     assert made.with_smollm2 == [2]  # the first that can be measured
     made.failing = {("grpo", seed) for seed in range(2)}
     with pytest.raises(RunError, match=r"2 runs .*grpo seed 0 failed"):
-        reproduce_study("desk", [0, 1], tmp_path, arms=["all"], out_dir=tmp_path / "other")
+        reproduce_study(STUDY, [0, 1], tmp_path, arms=["all"], out_dir=tmp_path / "other")
     assert len(made.reported) == 1

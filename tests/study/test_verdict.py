@@ -13,6 +13,7 @@ from llds_core.reporting.store import read_published
 from llds_core.study.verdict import verdict, write_page
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
+STUDY = "desk-reuse"
 EVIL = "</td><script>alert(1)</script>"
 
 
@@ -23,16 +24,16 @@ def index(tmp_path: Path) -> Path:
     figures.mkdir()
     names = ("01_collapse_curves.png", "01_entropy.png", "01_entropy.csv")
     for name in names:
-        shutil.copy(PUBLISHED / "desk" / "figures" / name, figures / name)
+        shutil.copy(PUBLISHED / STUDY / "figures" / name, figures / name)
     artefacts = [{"path": f"figures/{name}", "kind": "figure"} for name in names]
     artefacts.append({"path": "gone.csv", "kind": "data"})
     (tmp_path / "explorer.html").write_text('<p title="x">a page</p>')
-    (tmp_path / "index.json").write_text(json.dumps({"profile": "desk", "artefacts": artefacts}))
+    (tmp_path / "index.json").write_text(json.dumps({"profile": STUDY, "artefacts": artefacts}))
     return tmp_path / "index.json"
 
 
 def main_runs(published: Path) -> list:
-    return [run for run in read_published("desk", published) if run.arm in ("grpo", "llds-action")]
+    return [run for run in read_published(STUDY, published) if run.arm in ("grpo", "llds-action")]
 
 
 def test_the_page_is_whole_and_small(index: Path) -> None:
@@ -46,7 +47,7 @@ def test_the_page_is_whole_and_small(index: Path) -> None:
     # Nothing is fetched; what is linked lies there.
     targets = re.findall(r'(?:href|src)="(?!#|data:)([^"]*)"', text)
     assert targets and all((index.parent / target).exists() for target in targets)
-    claims = pd.read_csv(PUBLISHED / "desk" / "claims.csv")
+    claims = pd.read_csv(PUBLISHED / STUDY / "claims.csv")
     for name, count in claims["verdict"].value_counts().items():
         assert f"{name} ({count})" in text and text.count(f'<tr data-verdict="{name}">') == count
     assert all(run.name in text for run in runs)

@@ -1,0 +1,99 @@
+"""Four policies of one published seed, small enough for git: what training starts from, GRPO at its
+best and at its end, and GRPO with LLDS after as many steps.
+
+    results/published/<profile>/agents/
+        agents.json            per agent: folder, title, run, step, digest of the policy it was
+        start/ best/ end/ llds/    policies, weights in 16 bits
+
+So a question can be asked before anything is trained here.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from llds_core.errors import CheckpointError, DataError
+from llds_core.evaluation import ask
+from llds_core.files import project_path, write_json
+from llds_core.reporting.store import PUBLISHED, load_run
+from llds_core.rollout.protocol import Trajectory
+from llds_core.runs import Run
+from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
+from llds_core.worlds import Question
+
+_SIZE_MB = 8  # of one agent: a language model is no file for git
+
+
+def publish_agents(grpo: Run, llds: Run, published: Path = PUBLISHED) -> Path:
+    """Copy the four policies of a seed that both runs share; return the folder.
+
+    Raises:
+        CheckpointError: when the runs did not keep them.
+        DataError: when a policy is too large for git.
+    """
+    from llds_core.runs.policies import load_policy, policy_digest  # loads transformers
+
+    target = published / grpo.config.profile / "agents"
+    run = load_run(grpo.path)
+    end = run.length
+    steps = [step for step in checkpoint_steps(llds.checkpoints) if step <= end]
+    if not steps:
+        raise CheckpointError(f"{llds.path} keeps no checkpoint of its first {end} steps")
+    best = int(run.manifest["best_step"])
+    collapse = f", collapsed at step {run.collapse_step}" if run.collapse_step else ""
+    chosen = {
+        "start": ("before training", grpo, 0, grpo.start_policy),
+        "best": (f"GRPO, step {best}, its best", grpo, best, grpo.checkpoint("best")),
+        "end": (f"GRPO, step {end}{collapse}", grpo, end, grpo.checkpoint("last")),
+        "llds": (
+            f"GRPO + LLDS, step {steps[-1]}",
+            llds,
+            steps[-1],
+            checkpoint_path(llds.checkpoints, steps[-1]),
+        ),
+    }
+    shutil.rmtree(target, ignore_errors=True)
+    listed = []
+    for name, (title, of, step, folder) in chosen.items():
+        model, tokenizer = load_policy(folder, "float16")
+        if (size := 2e-6 * model.num_parameters()) > _SIZE_MB:
+            raise DataError(f"{folder} takes {size:.0f} MB in 16 bits: too large to publish")
+        model.save_pretrained(target / name)
+        tokenizer.save_pretrained(target / name)
+        about = {
+            "method": of.config.method,
+            "seed": of.seed,
+            "step": step,
+            "policy": policy_digest(folder),
+        }
+        listed.append({"name": name, "title": title} | about)
+    write_json(target / "agents.json", listed)
+    return target
+
+
+def has_agents(profile: str, published: Path = PUBLISHED) -> bool:
+    """Whether agents of a profile are published."""
+    return (project_path(published) / profile / "agents/agents.json").is_file()
+
+
+def ask_agents(
+    profile: str, question: str | Question, *, temperature: float = 0.0, published: Path = PUBLISHED
+) -> dict[str, Trajectory]:
+    """Let the published agents of a profile answer a question: trajectories by title.
+
+    Raises:
+        DataError: when none are published.
+    """
+    folder = project_path(published) / profile / "agents"
+    if not has_agents(profile, published):
+        raise DataError(
+            f"no agents of profile {profile} are published: train one, and name it as in "
+            f"llds ask {profile}/grpo"
+        )
+    agents = json.loads((folder / "agents.json").read_text("utf-8"))
+    run = Run.load(f"{profile}/grpo", agents[0]["seed"])
+    paths = {agent["title"]: str(folder / agent["name"]) for agent in agents}
+    return {
+        title: ask(run, question, checkpoint=path, temperature=temperature)
+        for title, path in paths.items()
+    }

@@ -1,0 +1,44 @@
+"""Four small policies of a published seed: what they are, and that they answer without training."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llds_core.__main__ import main
+from llds_core.errors import CheckpointError, DataError
+from llds_core.evaluation import ask
+from llds_core.reporting.trajectories import blocks
+from llds_core.runs import Run
+from llds_core.runs.policies import policy_digest
+from llds_core.study.published_agents import ask_agents, publish_agents
+
+PUBLISHED = Path(__file__).parents[2] / "results/published"
+QUESTION = "which continent is Tokyo in?"
+
+
+def test_the_agents_of_a_seed_are_published_and_answer(smoke_runs: Path, tmp_path: Path) -> None:
+    grpo, llds = (Run.load(f"smoke/{arm}", 0, smoke_runs) for arm in ("grpo", "llds-action"))
+    folder = publish_agents(grpo, llds, tmp_path)
+    agents = {agent["name"]: agent for agent in json.loads((folder / "agents.json").read_text())}
+    assert list(agents) == ["start", "best", "end", "llds"]
+    assert agents["end"]["policy"] == policy_digest(grpo.checkpoint("last"))
+    assert agents["best"]["step"] == grpo.manifest()["best_step"]
+    assert agents["llds"]["step"] <= grpo.manifest()["last_step"]
+    answers = ask_agents("smoke", QUESTION, published=tmp_path)
+    assert list(answers) == [agent["title"] for agent in agents.values()]
+    # Sixteen bits are enough for the same answer.
+    whole = ask(grpo, QUESTION, checkpoint="last")
+    assert blocks(answers[agents["end"]["title"]]) == blocks(whole)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        publish_agents(grpo, Run.load("smoke/llds-action", 9, smoke_runs), tmp_path)
+
+
+def test_what_is_no_answer_is_said(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(DataError, match="no agents of profile smoke"):
+        ask_agents("smoke", QUESTION, published=PUBLISHED)
+    assert main(["ask", "desk", "who wrote Hamlet?", "--quiet"]) == 0
+    out = capsys.readouterr().out
+    agents = json.loads((PUBLISHED / "desk/agents/agents.json").read_text())
+    assert all(f"== {agent['title']}\n" in out for agent in agents)
+    assert "none of the 1446 passages" in out
