@@ -198,7 +198,7 @@ def train(
         if is_launched():
             end_with_parent()
         train(run)
-    print(f"run: {run.path}")
+    print(f"run: {run.path}\nnext: llds diagnose {shlex.quote(str(run.path))}")
     if evaluate:
         from llds_core.evaluation import evaluate_ends
 

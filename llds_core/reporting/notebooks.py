@@ -8,6 +8,8 @@ A notebook may say in its metadata what it needs beside the metrics of runs, and
 that is missing: `{"llds": {"needs": ["policies"]}}`, or `measurements` of checkpoints.
 """
 
+import base64
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -23,11 +25,12 @@ from llds_core.config import load_experiment
 from llds_core.config.given import numbers, words
 from llds_core.errors import ConfigError, DataError, RunError, did_you_mean
 from llds_core.files import NOTEBOOKS, disk_errors, project_path, write_json, write_text
-from llds_core.reporting.artefacts import KINDS, take_records
+from llds_core.reporting.artefacts import KINDS, small_png, take_records
 from llds_core.reporting.store import is_published, load_runs
 
 _NO_NOTEBOOK = (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError)
 MAIN_ARMS = ("grpo", "llds-action")
+_MOST_HTML = 100_000  # characters of one output in git
 # What a reader can do nothing about: pictures without a text for the blind.
 for _name in ("papermill", "traitlets"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -179,6 +182,43 @@ def run_notebook(source: Path, parameters: Mapping[str, Any], out_dir: Path) -> 
     page, _ = HTMLExporter().from_filename(str(executed))
     write_text(executed.with_suffix(".html"), page)
     return [executed, executed.with_suffix(".html")]
+
+
+def store_outputs(executed: Path, source: Path, of: Path) -> None:
+    """Copy what the cells of an executed notebook show into the notebook itself, pictures small,
+    and what it was made of, `outputs_digest`; pages within a page stay out.
+    """
+    shown = {cell.id: cell.get("outputs", []) for cell in nbformat.read(executed, 4).cells}
+    notebook = nbformat.read(source, 4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [_small(output) for output in shown[cell.id]]
+    notebook.metadata["llds"] = {
+        **notebook.metadata.get("llds", {}),
+        "outputs": outputs_digest(source, of),
+    }
+    write_text(source, nbformat.writes(notebook, 4) + "\n")
+
+
+def outputs_digest(source: Path, of: Path) -> str:
+    """Sixteen hex digits of a notebook's cells and of the published tables in folder `of`."""
+    cells = [cell.source for cell in nbformat.read(source, 4).cells]
+    tables = [(of / f"{name}.csv").read_bytes() for name in ("runs", "claims")]
+    return hashlib.sha256(json.dumps(cells).encode() + b"".join(tables)).hexdigest()[:16]
+
+
+def _small(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    output.pop("execution_count", None)
+    if output.output_type == "execute_result":
+        output.execution_count = None
+    data = output.get("data", {})
+    if "image/png" in data:
+        data["image/png"] = base64.b64encode(
+            small_png(base64.b64decode(data["image/png"]))
+        ).decode()
+    if len(data.get("text/html", "")) > _MOST_HTML:
+        data["text/html"] = "<p><i>Run this cell to see it.</i></p>"
+    return output
 
 
 def _read_needs(source: Path) -> set[str]:

@@ -27,9 +27,9 @@ import pandas as pd
 
 from llds_core.config import Study, load_study, studies
 from llds_core.errors import DataError
-from llds_core.files import disk_errors, replacing, write_json, write_table, write_text
+from llds_core.files import NOTEBOOKS, disk_errors, replacing, write_json, write_table, write_text
 from llds_core.reporting.explorer import readable_rollouts, store_rollouts
-from llds_core.reporting.notebooks import MAIN_ARMS, project_path, report
+from llds_core.reporting.notebooks import MAIN_ARMS, project_path, report, store_outputs
 from llds_core.reporting.run_tables import phase_row, run_row
 from llds_core.reporting.store import PUBLISHED, StoredRun, read_published
 from llds_core.runs.checkpoints import checkpoint_steps
@@ -41,6 +41,7 @@ from llds_core.study.verdict import write_page
 
 # What a reader of another machine has no use for.
 _LOCAL_KEYS = ("command", "start_policy")
+_NOTEBOOKS_SHOW = "desk"  # whose outputs are stored in the notebooks themselves
 
 
 def published_root(study: Study) -> Path:
@@ -118,8 +119,8 @@ def publish_mechanism(run_root: Path, profile: str, seed: int, published: Path =
 
 
 def report_published(name: str) -> Path:
-    """Redraw what is published from the runs stored there: tables, claims, figures, report, README;
-    return its folder. `name` is of a study, or of a profile without one.
+    """Redraw what is published from the runs stored there: tables, claims, figures, outputs of the
+    notebooks, report, README; return its folder. `name` is of a study, or of a profile without one.
     """
     study = load_study(name) if name in studies() else None
     profile = study.profile if study else name
@@ -141,6 +142,10 @@ def report_published(name: str) -> Path:
                 shutil.copy(file, target / file.name)
         if (explorer := project_path(out_dir) / "explorer.html").exists():
             shutil.copy(explorer, root / profile / explorer.name)
+    for executed in sorted((project_path(out_dir) / "notebooks").glob("*.ipynb")):
+        if profile == _NOTEBOOKS_SHOW:
+            source = project_path(NOTEBOOKS) / executed.name
+            store_outputs(executed, source, root / profile)
     shown = [run for run in runs if run.arm in main]
     write_page(project_path(index), shown, published=root, folder=root / profile)
     if study and (page := render_report(root, study)):

@@ -1,7 +1,6 @@
 """What a set of runs shows, in a sentence and on one self-contained page."""
 
 import base64
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -11,9 +10,9 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from PIL import Image
 
 from llds_core.files import bounded, project_path, write_text
+from llds_core.reporting.artefacts import small_png
 from llds_core.reporting.figures import method_label
 from llds_core.reporting.run_tables import by_method, run_row
 from llds_core.reporting.run_view import StoredRun
@@ -39,7 +38,6 @@ _CAPTIONS = {
     "08_operating_curve": "How many collapses each alarm warned of, by its false alarms.",
     "06_averages": "Benchmark averages beside the paper's (Table 1).",
 }
-_COLOURS = 128
 _PNG = "data:image/png;base64,"
 
 
@@ -112,10 +110,7 @@ def _figures(folder: Path, artefacts: Sequence[dict[str, Any]]) -> list[dict[str
     for entry in sorted(artefacts, key=lambda entry: entry["path"]):
         path = folder / entry["path"]
         if path.suffix == ".png":
-            with Image.open(path) as image, io.BytesIO() as small:
-                # Curves and text have few colours: a palette makes it a third of the size.
-                image.convert("RGB").quantize(_COLOURS).save(small, "png", optimize=True)
-                data = base64.b64encode(small.getvalue()).decode()
+            data = base64.b64encode(small_png(path.read_bytes())).decode()
             caption = _CAPTIONS.get(path.stem, path.stem)
             found.append({"name": path.stem, "caption": caption, "image": _PNG + data})
     return found

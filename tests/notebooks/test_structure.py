@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from papermill import inspect_notebook
 
+from llds_core.reporting.notebooks import outputs_digest
+
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 NEEDS = {"policies", "measurements"}
@@ -26,13 +28,18 @@ def prose(path):
     return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 
-def test_valid_and_without_outputs(path):
+def test_valid_and_shows_the_published_study(path):
+    """Redrawing the study stores what the cells show; `report desk --published` does it anew."""
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
-    assert set(notebook.metadata.get("llds", {}).get("needs", ())) <= NEEDS
+    about = notebook.metadata["llds"]
+    assert set(about.get("needs", ())) <= NEEDS
+    assert about["outputs"] == outputs_digest(path, FOLDER.parent / "results/published/desk")
+    assert any(cell.outputs for cell in code_cells(path)) and path.stat().st_size < 1_500_000
     for cell in code_cells(path):
-        assert cell.outputs == [] and cell.execution_count is None
+        assert cell.execution_count is None
+        assert not any(output.get("name") == "stderr" for output in cell.outputs)
 
 
 def test_few_short_cells_of_calls_instead_of_code(path):
