@@ -4,8 +4,8 @@ Each notebook goes through papermill with the standard parameters, in a kernel o
 whatever kernels the machine has installed. Beside the executed copy lies its HTML. `index.json`
 names every artefact with its notebook and the runs it came from.
 
-A notebook may say in its metadata what it needs beside the metrics of runs, and is left out where
-that is missing: `{"llds": {"needs": ["policies"]}}`, or `measurements` of checkpoints.
+A notebook may say in its metadata that it needs trained policies, which are not published, and is
+left out of published results: `{"llds": {"needs": ["policies"]}}`.
 """
 
 import json
@@ -62,7 +62,8 @@ def report(
     for method in methods:
         load_experiment(f"{profile}/{method}", overrides)
     folder = project_path(NOTEBOOKS)
-    missing = _missing_needs(profile, methods[0], seeds, project_path(run_root), overrides)
+    published = is_published(project_path(run_root), profile)
+    missing = {"policies": "trained policies are not published"} if published else {}
     sources = []
     for source in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
         if lacking := sorted(missing.keys() & _read_needs(source)):
@@ -101,25 +102,6 @@ def report(
     index = target / "index.json"
     write_json(index, {"profile": profile, "artefacts": artefacts, "runs": listed})
     return index
-
-
-def _missing_needs(
-    profile: str, method: str, seeds: Sequence[int], run_root: Path, overrides: Sequence[str]
-) -> dict[str, str]:
-    """What a notebook may need and does not find, each with what to say of it."""
-    # Imported here: it brings torch.
-    from llds_core.diagnostics.measure import mechanism_path
-
-    published = is_published(run_root, profile)
-    missing = {"policies": "trained policies are not published"} if published else {}
-    large = load_experiment(f"{profile}/{method}").policy.path
-    measured = any(mechanism_path(run_root, profile, seed).is_dir() for seed in seeds)
-    # Nobody measures published runs, a checkpoint of a large policy takes hours, and measurements
-    # know no overrides.
-    if overrides or ((published or large) and not measured):
-        command = f"python -m llds_core mechanism {profile} --run-root {run_root} does it"
-        missing["measurements"] = f"no checkpoint of these seeds is measured ({command})"
-    return missing
 
 
 def is_rendered(index: Path, runs: Sequence[Path]) -> bool:
