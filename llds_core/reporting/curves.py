@@ -80,7 +80,7 @@ def curves_figure(
     columns = 2 if len(metrics) == 4 else min(len(metrics), 3)
     rows = -(-len(metrics) // columns)
     with theme():
-        figure, grid = panels(rows, columns, 2.5)
+        figure, grid = panels(rows, columns, 2.9 if columns == 3 else 2.5)
         shown = dict(zip(metrics, grid, strict=False))
         ends: dict[str, list[End]] = {}
         for panel, axes in shown.items():
@@ -93,16 +93,16 @@ def curves_figure(
             set_title(axes, describe(arms, panel), columns)
             axes.set(xlabel="step", ylabel=axis_label(panel))
             axes.set_xlim(data["step"].min(), data["step"].max())
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6 - columns, integer=True))
             axes.margins(y=0.1)
         share_scale([axes for panel, axes in shown.items() if panel in same_scale])
-        for place in range(columns - 1, len(metrics), columns):
-            name_lines(grid[place], ends[metrics[place]])
         for axes in grid[len(metrics) :]:
             axes.set_visible(False)
         figure.align_ylabels()
         if not glance:
             _mark_phases(figure, shown.values(), arms, colours)
+        for place in range(columns - 1, len(metrics), columns):
+            name_lines(grid[place], ends[metrics[place]])
     return figure
 
 

@@ -86,7 +86,7 @@ def arm_names(runs: Sequence[StoredRun]) -> dict[str, str]:
     names = {}
     for arm, own in by_method(runs).items():
         weight = own[0].setting("loss", "llds_weight")
-        penalty = f"\nweight {weight:g}" if weight else ""
+        penalty = f", λ {weight:g}" if weight else ""
         names[arm] = f"{short_name(arm)}{penalty}\n{len(own)} seed{'s' * (len(own) > 1)}"
     return names
 
@@ -143,7 +143,9 @@ def set_title(axes: Axes, text: str, columns: int = 1) -> None:
     whole = text.replace(" -", " −").replace(" ", "\xa0")
     for pause in (",", ":", ";"):
         whole = whole.replace(f"{pause}\xa0", f"{pause} ")
-    lines = textwrap.wrap(whole, (76, 30, 20)[columns - 1], break_long_words=False)
+    lines = textwrap.wrap(
+        whole, (76, 30, 20)[columns - 1], break_long_words=False, break_on_hyphens=False
+    )
     axes.set_title("\n".join(lines).replace("\xa0", " "))
 
 
@@ -218,13 +220,14 @@ def draw_mean(
 
 def name_lines(axes: Axes, ends: Sequence[End]) -> None:
     """Write the name of each line beside the panel at the height of its end, moved where two would
-    lie on each other.
+    lie on each other. Legends and titles come first: they decide how high the panel is.
     """
+    figure = cast(Figure, axes.figure)
+    figure.draw_without_rendering()
     axes.set_ylim(axes.get_ylim())
     known = [end for end in ends if np.isfinite(end[1])]
     places = [axes.transLimits.transform(axes.transScale.transform(end[:2]))[1] for end in known]
-    # What is around the panel, not laid out yet, takes about a fifth of its height.
-    height = 0.8 * axes.get_window_extent().height * 72 / cast(Figure, axes.figure).dpi
+    height = 72 * axes.get_window_extent().height / figure.dpi
     room = [1.25 * mpl.rcParams["font.size"] * (1 + end[2].count("\n")) / height for end in known]
     order = np.argsort(places)
     for before, after in pairwise(order):
@@ -246,8 +249,9 @@ def mark_paper(axes: Axes, said: str) -> None:
     axes.axhline(value, color=FAINT, linestyle=(0, (1, 2)), linewidth=thin(1.2), zorder=0)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, value), max(high, value + 0.1 * (high - low)))
-    style: dict[str, Any] = {"color": FAINT, "va": "bottom", "style": "italic"}
-    axes.text(0.02, value, f"paper: {said}", transform=axes.get_yaxis_transform(), **style)
+    style: dict[str, Any] = {"color": FAINT, "va": "bottom", "style": "italic", "zorder": 1}
+    said = said.replace("over", ">").replace("about", "≈")
+    axes.text(0.02, value, f"paper {said}", transform=axes.get_yaxis_transform(), **style)
 
 
 def student_bounds(values: Sequence[float]) -> tuple[float, float]:
@@ -293,7 +297,7 @@ def share_scale(panels: Sequence[Axes]) -> None:
         return
     for axes in panels:
         axes.set_yscale("symlog", linthresh=0.1, linscale=0.3)
-        ticks = SymmetricalLogLocator(base=10, linthresh=0.1, subs=[1, 2, 3, 5])
+        ticks = SymmetricalLogLocator(base=10, linthresh=0.1, subs=[1, 3])
         axes.yaxis.set_major_locator(ticks)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.autoscale(axis="y")

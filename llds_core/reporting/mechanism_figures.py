@@ -192,10 +192,10 @@ def rounds_figure(rounds: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             set_title(axes, f"More searches: {', '.join(said)}", 2)
         grid[0].set_ylabel("negative log-likelihood\n(nats per token)")
-        name_lines(grid[-1], list(ends.values()))
         lines = {"last checkpoint before the collapse": "-", "first checkpoint": ":"}
         handles = [handle(label, GREY, linestyle=line) for label, line in lines.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        name_lines(grid[-1], list(ends.values()))
     return figure
 
 
@@ -287,7 +287,6 @@ def first_action_figure(data: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure
         set_title(searches, f"Begin alike: {', '.join(said)}", 3)
         searches.set(ylim=(0, 1), ylabel="incorrect responses whose\nfirst search matches")
         searches.yaxis.set_major_formatter(PercentFormatter(1, 0))
-        name_lines(searches, ends)
         for axes in (*grid, searches):
             axes.set_xlabel("step, to the collapse")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
@@ -295,4 +294,5 @@ def first_action_figure(data: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure
         lines["at least half the same"] = ":"
         handles = [handle(label, GREY, linestyle=line) for label, line in lines.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        name_lines(searches, ends)
     return figure

@@ -359,14 +359,11 @@ def _dose_finding(data: pd.DataFrame, name: str) -> str:
     broken = counts[counts["sum"] > 0]
     if broken.empty:
         return f"None of {counts['size'].sum()} runs collapses at any {name}"
-    said = f"{broken['sum'].sum()} of {broken['size'].sum()} runs collapse"
-    free = counts[counts["sum"] == 0]
-    for side, word in ((free[free.index > broken.index.max()], "from"), (free, "up to")):
-        side = side if word == "from" else side[side.index < broken.index.min()]
-        if len(side):
-            end = side.index.min() if word == "from" else side.index.max()
-            levels = f"{broken.index.min():g} to {broken.index.max():g}"
-            where = f"{broken.index[0]:g}" if len(broken) == 1 else levels
-            rest = f"none of {side['size'].sum()} {word} {end:g}"
-            return f"{said} at {name} {where}, {rest}"
-    return f"{said}: at the lowest {name} and at the highest"
+    said = f"{broken['sum'].sum()} of {broken['size'].sum()} runs collapse at"
+    low, high = broken.index.min(), broken.index.max()
+    where = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    if len(above := counts.loc[counts.index > high, "size"]):
+        return f"{said} {name} {where}, none of {above.sum()} from {above.index.min():g}"
+    if len(below := counts.loc[counts.index < low, "size"]):
+        return f"{said} {name} {where}, none of {below.sum()} up to {below.index.max():g}"
+    return f"{said} every {name}" if len(broken) == len(counts) else f"{said} {name} {where}"

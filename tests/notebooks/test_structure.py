@@ -11,8 +11,8 @@ from papermill import inspect_notebook
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-NEEDS = {"policies", "measurements"}
-PARAMETERS = {"profile", "methods", "seeds", "overrides", "run_root", "out_dir"}
+NEEDS = {"policies"}
+PARAMETERS = {"profile", "methods", "seeds", "overrides", "run_root", "out_dir", "style"}
 
 pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
