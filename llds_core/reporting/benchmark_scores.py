@@ -13,23 +13,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from llds_core.errors import ConfigError, DataError
 from llds_core.evaluation import BASELINES, POLICY, averages, score_rows
 from llds_core.files import bounded, disk_errors, write_json
-from llds_core.reporting.figures import (
-    METHOD_COLOURS,
-    METHOD_LABELS,
-    handle,
-    legend_above,
-    method_label,
-    panels,
-    theme,
-)
+from llds_core.reporting.figures import method_label
 from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import PUBLISHED
@@ -80,9 +69,6 @@ PAPER_AVERAGES = {
 _TITLES = {name: benchmark.title for name, benchmark in QUESTION_SETS.items()}
 _TITLES |= {name: title for name, (_, title) in PAPER_AVERAGES.items()}
 _DESK_AVERAGES = {"average_one_hop": "one-hop", "average_two_hop": "two-hop", "average": "all"}
-_FIGURE_METHODS = ("grpo", "llds-action", "llds-ma", "gspo", "gspo-llds")
-_FIGURE_LABELS = METHOD_LABELS | {"llds-action": "GRPO + LLDS"}
-_BAR = 0.17  # of the distance between two models
 
 
 def score_lines(folder: Path) -> str:
@@ -148,6 +134,22 @@ def paper_table(name: str) -> pd.DataFrame:
         return pd.read_csv(file).fillna({"variant": ""})  # of models that have none
 
 
+def paper_says(folder: Path) -> tuple[dict[str, str], dict[float, str]]:
+    """What the paper says in words: of its figures, by quantity, and of each penalty weight."""
+    quantities = pd.read_csv(folder / "llds_figures.csv", index_col="quantity")["value"]
+    weights = pd.read_csv(folder / "llds_lambda.csv", index_col="llds_weight")
+    steps = weights["collapse_step"].map("≈ {:.0f}".format).where(weights["collapse_step"].notna())
+    return quantities.to_dict(), steps.fillna("none").where(
+        steps.notna() | weights["stable_until"].notna()
+    ).dropna().to_dict()
+
+
+def paper_gates(folder: Path) -> pd.DataFrame:
+    """Table 3: averages as printed, a row per method, a column per model and training set."""
+    table = pd.read_csv(folder / "llds_table3.csv")
+    return table.pivot_table("average", "method", ["model", "variant", "training"], sort=False)
+
+
 def paper_comparison(name: str, evaluations: pd.DataFrame) -> pd.DataFrame:
     """One of `TABLES` in long form, one row per method and benchmark or average, with the greedy
     scores of `published_evaluations` beside it: of several seeds the mean and the interval.
@@ -190,47 +192,6 @@ def comparison_view(comparison: pd.DataFrame) -> pd.DataFrame:
             label = {"model": "", "variant": "", "method": f"ours (delta){how}"}
             rows.append(label | {name: _with_delta(cell) for name, cell in cells.iterrows()})
     return pd.DataFrame(rows).fillna("")
-
-
-def averages_data(comparisons: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Rows of Figure 1: overall averages of trained policies, methods by our names."""
-    table = pd.concat(comparisons, ignore_index=True)
-    table = table.assign(method=table["method"].map(METHODS))
-    chosen = table[(table["benchmark"] == "average") & table["method"].isin(_FIGURE_METHODS)]
-    return chosen.drop(columns=["table", "benchmark"]).reset_index(drop=True)
-
-
-def averages_figure(data: pd.DataFrame) -> Figure:
-    """Figure 1: bars are published averages, a diamond is ours with its 95 % interval."""
-    with theme():
-        figure, [axes] = panels(1, 1, (8.6, 3.9))
-        models = data.groupby(["model", "variant"], sort=False)
-        for place, (_, group) in enumerate(models):
-            order = [method for method in _FIGURE_METHODS if method in set(group["method"])]
-            group = group.set_index("method").loc[order]
-            x = place + (np.arange(len(group)) - (len(group) - 1) / 2) * _BAR
-            colours = [METHOD_COLOURS[method] for method in group.index]
-            bars = axes.bar(x, group["published"], 0.92 * _BAR, color=colours)
-            axes.bar_label(bars, fmt="%.3f", padding=2, fontsize=6.5)
-            error = [group["ours"] - group["ours_low"], group["ours_high"] - group["ours"]]
-            style: dict[str, Any] = {"color": "black", "mfc": "white", "ms": 4.5, "capsize": 2}
-            axes.errorbar(x, group["ours"], error, fmt="D", **style)
-        axes.set_xticks(range(len(models)), ["\n".join(name) for name in models.groups])
-        axes.tick_params(axis="x", length=0)
-        axes.set_ylabel("exact match, average\nof seven benchmarks (share)")
-        axes.set_ylim(0, 1.12 * float(np.nanmax(data[["published", "ours_high"]])))
-        handles = [
-            Patch(color=METHOD_COLOURS[method], label=f"{_FIGURE_LABELS[method]}, published")
-            for method in _FIGURE_METHODS
-            if method in set(data["method"])
-        ]
-        missing = int((data["status"] == NOT_RUN).sum())
-        label = "ours, 95 % interval" if missing < len(data) else f"ours: {NOT_RUN}"
-        if 0 < missing < len(data):
-            label += f" ({missing} of {len(data)} {NOT_RUN})"
-        ours = handle(label, "black", marker="D", markerfacecolor="white", linestyle="")
-        legend_above(figure, [*handles, ours])
-    return figure
 
 
 def desk_scores(

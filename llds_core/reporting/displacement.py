@@ -1,12 +1,14 @@
 """The toy of `diagnostics.toy` as a figure: when a right answer loses likelihood."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llds_core.diagnostics.toy import displacement
-from llds_core.reporting.figures import METHOD_COLOURS, theme
+from llds_core.reporting.figures import FAINT, METHOD_COLOURS, panels, set_title, theme, thin
 
 _SIMILARITIES = (0.0, 0.4, 0.8, 0.95)
 _WEIGHTS = (0.2, 1.0, 5.0)
@@ -37,28 +39,31 @@ def displacement_figure(data: pd.DataFrame) -> Figure:
     """Change of the right answer: by similarity without penalty, by weight at one similarity."""
     grpo, llds = METHOD_COLOURS["grpo"], METHOD_COLOURS["llds-action"]
     with theme():
-        figure = Figure(figsize=(11, 4), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
-        free = data[data["weight"] == 0]
+        figure, (left, right) = panels(1, 2, 2.8, sharey=True)
+        free, alike = data[data["weight"] == 0], data[data["similarity"] == _SHOWN]
         for similarity, rows in free.groupby("similarity"):
-            shade = 0.25 + 0.75 * similarity
-            left.plot(rows["wrong"], rows["change"], color=grpo, alpha=shade)
-            _name(left, rows, f"cosine {similarity:g}")
-        for weight, rows in data[data["similarity"] == _SHOWN].groupby("weight"):
-            colour, shade = (llds, 0.4 + 0.12 * weight) if weight else (grpo, 0.85)
-            right.plot(rows["wrong"], rows["change"], color=colour, alpha=min(shade, 1))
-            _name(right, rows, f"weight {weight:g}" if weight else "GRPO")
-        left.set_title("the more alike, the more is lost", loc="left")
-        right.set_title(f"LLDS holds it (cosine {_SHOWN:g})", loc="left")
+            _draw(left, rows, f"cosine {similarity:g}", grpo, 0.25 + 0.75 * similarity)
+        for weight, rows in alike.groupby("weight"):
+            name = f"weight {weight:g}" if weight else "GRPO"
+            _draw(right, rows, name, llds if weight else grpo, min(0.5 + 0.1 * weight, 1))
+        worst = free.groupby("similarity")["change"].min()
+        said = [f"{worst.iloc[end]:+.3f} at cosine {worst.index[end]:g}" for end in (0, -1)]
+        set_title(left, f"At worst: {', '.join(said)}", 2)
+        worst = alike.groupby("weight")["change"].min()
+        last = f"weight {worst.index[-1]:g} {worst.iloc[-1]:+.3f}"
+        set_title(right, f"At worst, cosine {_SHOWN:g}: GRPO {worst.iloc[0]:+.3f}, {last}", 2)
         left.set_ylabel("change of the right answer's\nlog-likelihood (nats)")
         for axes in (left, right):
-            axes.axhline(0, color="#999999", linewidth=0.8)
-            axes.set_xlabel("probability of the shared word in the wrong answer")
-            axes.set_xlim(-0.25, 1)
-            axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+            axes.axhline(0, color=FAINT, linewidth=thin(0.8))
+            axes.set_xlabel("probability of the shared word\nin the wrong answer")
+            axes.set_xlim(-0.55, 1)
+            axes.set_xticks([0, 0.5, 1])
     return figure
 
 
-def _name(axes: Axes, rows: pd.DataFrame, label: str) -> None:
-    first = rows.iloc[0]
-    axes.text(first["wrong"] - 0.02, first["change"], label, ha="right", va="center", fontsize=9)
+def _draw(axes: Axes, rows: pd.DataFrame, name: str, colour: str, alpha: float) -> None:
+    axes.plot(rows["wrong"], rows["change"], color=colour, alpha=alpha)
+    text: dict[str, Any] = {"ha": "right", "color": colour}
+    # The lines of small weights begin close to each other.
+    text["va"] = {"GRPO": "top", f"weight {_WEIGHTS[1]:g}": "bottom"}.get(name, "center")
+    axes.text(rows["wrong"].iloc[0] - 0.03, rows["change"].iloc[0], name, **text)

@@ -1,14 +1,14 @@
-"""Figures: one theme, one fixed colour per method, beside every picture the numbers that drew it.
-
-Nothing here measures anything: curves come from the metrics of runs, phases from
-`diagnostics.phases`.
+"""The look of all figures: sizes for a page or a slide, one colour per method, lines named where
+they end, and beside every picture the numbers that drew it.
 """
 
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -18,20 +18,18 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import (
     LogLocator,
-    MaxNLocator,
     NullFormatter,
     StrMethodFormatter,
     SymmetricalLogLocator,
 )
 
 from llds_core.diagnostics.metrics import METRICS
-from llds_core.errors import ConfigError, DataError, did_you_mean
+from llds_core.errors import ConfigError, did_you_mean
 from llds_core.files import disk_errors, write_table
 from llds_core.reporting.artefacts import record
-from llds_core.reporting.run_view import StoredRun
+from llds_core.reporting.run_view import StoredRun, by_method
 from llds_core.reporting.stats import student_interval
 
 BASELINE = "grpo"
@@ -57,20 +55,40 @@ _METRIC_LABELS = {
     "invalid_actions": "invalid actions per trajectory",
 }
 GREY = "#555555"
-_PHASE_SHADES = {
-    "stagnation": "#FFFFFF",
-    "decay": "#FAF3DF",
-    "acceleration": "#FAE6D8",
-    "collapse": "#F0DCDA",
-}
-_BOLD = 2.2
+FAINT = "#999999"
 SEEDS_FOR_INTERVAL = 3
 _BY_FACTORS = ("entropy", "grad_norm")
+# How much larger than on a page: there all text is of 10 points, and a figure 7 inches wide.
+_STYLES = {"paper": 1.0, "talk": 1.8}
+_WIDTH, _POINTS = 7.0, 10.0
+End = tuple[float, float, str, str]  # of a line: x, y, what it is called and its colour
+
+
+def use_style(style: str) -> None:
+    """Draw all figures from here on for a `paper` or a `talk`."""
+    if style not in _STYLES:
+        raise ConfigError(f'unknown style "{style}": {did_you_mean(style, _STYLES)}')
+    mpl.rcParams["font.size"] = _POINTS * _STYLES[style]
 
 
 def method_label(method: str) -> str:
     """How a method is called in figures and text."""
     return METHOD_LABELS.get(method, method)
+
+
+def short_name(arm: str) -> str:
+    """How a line is called: `LLDS` is the paper's own, with the gate of actions."""
+    return method_label(arm).removeprefix("GRPO + ").removesuffix(" (action gate)")
+
+
+def arm_names(runs: Sequence[StoredRun]) -> dict[str, str]:
+    """What stands at the line of each arm: its name, its penalty weight and how many seeds."""
+    names = {}
+    for arm, own in by_method(runs).items():
+        weight = own[0].setting("loss", "llds_weight")
+        penalty = f", λ {weight:g}" if weight else ""
+        names[arm] = f"{short_name(arm)}{penalty}\n{len(own)} seed{'s' * (len(own) > 1)}"
+    return names
 
 
 def method_colours(methods: Iterable[str]) -> dict[str, str]:
@@ -96,93 +114,39 @@ def axis_label(metric: str) -> str:
 @contextmanager
 def theme(*, grid: bool = False) -> Iterator[None]:
     """The look of all figures; `grid` draws lines behind them."""
-    style = sns.axes_style("whitegrid" if grid else "ticks")
-    with style, sns.plotting_context("paper", font_scale=1.05):
+    scale = mpl.rcParams["font.size"] / _POINTS
+    sizes = {"lines.linewidth": 2.0, "lines.markersize": 4.0, "axes.linewidth": 0.8}
+    sizes |= {f"{axis}tick.major.{part}": 3.0 for axis in "xy" for part in ("size", "pad")}
+    look: dict[str, Any] = {name: scale * size for name, size in sizes.items()}
+    look |= {"axes.titlesize": "medium", "axes.titleweight": "bold", "axes.titlelocation": "left"}
+    look |= {"legend.frameon": False, "lines.markeredgewidth": 0}
+    with sns.axes_style("whitegrid" if grid else "ticks"), mpl.rc_context(cast(Any, look)):
         yield
 
 
-def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure with a grid of panels, by rows; `size` is of a panel, in inches."""
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-    grid = list(figure.subplots(rows, columns, squeeze=False).ravel())
+def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with a grid of panels, by rows, each of `height` inches on a page; it is as wide as
+    the text. `options` are those of `Figure.subplots`.
+    """
+    scale = mpl.rcParams["font.size"] / _POINTS
+    figure = Figure(figsize=(scale * _WIDTH, scale * height * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False, **options).ravel())
     for axes in grid:
         sns.despine(ax=axes)
     return figure, grid
 
 
-def curves_data(runs: Sequence[StoredRun], metrics: Sequence[str]) -> pd.DataFrame:
-    """Return what `curves_figure` draws: one row per run, step and metric."""
-    for name in metrics:
-        if name not in METRICS:
-            raise ConfigError(f'unknown metric "{name}": {did_you_mean(name, METRICS)}')
-    parts = [
-        run.metrics.melt("step", [*metrics], var_name="metric").assign(
-            profile=run.profile, method=run.arm, seed=run.seed
-        )
-        for run in runs
-    ]
-    columns = ["profile", "method", "seed", "step", "metric", "value"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
-
-
-def curves_figure(
-    runs: Sequence[StoredRun], metrics: Sequence[str], *, same_scale: Sequence[str] = ()
-) -> Figure:
-    """Draw one panel per metric against the step, lines as in `draw_seeds`.
-
-    What changes by factors has a logarithmic axis, see `scale_axis`; panels of `same_scale` are to
-    be compared and get one, see `share_scale`. Dotted verticals mark where a run collapses. Shades
-    are the phases of the first GRPO run, or of the first run without one.
+def set_title(axes: Axes, text: str, columns: int = 1) -> None:
+    """What a panel shows, in lines as long as one of so many columns has room for, broken where the
+    text pauses.
     """
-    data = curves_data(runs, metrics)
-    if data.empty:
-        raise DataError("nothing to draw: name a metric and runs with a finished step")
-    colours = method_colours(run.arm for run in runs)
-    collapses = [(run.arm, step) for run in runs if (step := run.collapse_step) is not None]
-    columns = 2 if len(metrics) == 4 else min(len(metrics), 3)
-    rows = -(-len(metrics) // columns)
-    with theme():
-        figure, grid = panels(rows, columns, (3.9, 2.75 + 1 / rows))
-        shown = dict(zip(metrics, grid, strict=False))
-        for panel, axes in shown.items():
-            values = data[data["metric"] == panel]
-            scale_axis(axes, panel, values["value"])
-            marker = "o" if values["step"].nunique() <= 40 else ""
-            for arm, group in values.groupby("method", sort=False):
-                table = group.pivot(index="step", columns="seed", values="value")
-                draw_seeds(axes, table, colours[str(arm)], marker=marker)
-            for arm, step in collapses:
-                axes.axvline(step, color=colours[arm], linestyle=":", linewidth=1.5)
-            axes.set(xlabel="step", ylabel=axis_label(panel))
-            axes.set_xlim(data["step"].min() - 0.5, data["step"].max() + 0.5)
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-            axes.margins(y=0.12)
-        share_scale([axes for panel, axes in shown.items() if panel in same_scale])
-        for axes in grid[len(metrics) :]:
-            axes.set_visible(False)
-        figure.align_ylabels()
-        handles = method_handles(colours)
-        if collapses:
-            handles.append(handle("collapse onset", GREY, linestyle=":", linewidth=1.5))
-        legend_above(figure, handles)
-        _shade_phases(figure, shown.values(), runs)
-    return figure
-
-
-def _shade_phases(figure: Figure, panels: Iterable[Axes], runs: Sequence[StoredRun]) -> None:
-    """Colour the background by the phases of one run; a single phase needs no shade."""
-    run = next((run for run in runs if run.arm == BASELINE), runs[0])
-    if len(run.phases) < 2:
-        return
-    patches = []
-    for phase in run.phases:
-        colour = _PHASE_SHADES[phase.name]
-        patches.append(Patch(facecolor=colour, edgecolor="#BBBBBB", label=phase.name))
-        for axes in panels:
-            axes.axvspan(phase.first - 0.5, phase.last + 0.5, color=colour, linewidth=0, zorder=0)
-    title = f"background: phases of {method_label(run.arm)}, seed {run.seed}"
-    style: dict[str, Any] = {"title": title, "ncols": len(patches), "frameon": False}
-    figure.legend(handles=patches, loc="outside lower center", **style)
+    whole = text.replace(" -", " −").replace(" ", "\xa0")
+    for pause in (",", ":", ";"):
+        whole = whole.replace(f"{pause}\xa0", f"{pause} ")
+    lines = textwrap.wrap(
+        whole, (76, 30, 20)[columns - 1], break_long_words=False, break_on_hyphens=False
+    )
+    axes.set_title("\n".join(lines).replace("\xa0", " "))
 
 
 def save_figure(
@@ -206,42 +170,88 @@ def save_figure(
     return paths
 
 
+def thin(width: float) -> float:
+    """A width of lines beside those of means, as wide as on a page."""
+    return width * mpl.rcParams["font.size"] / _POINTS
+
+
 def draw_seeds(
     axes: Axes, table: pd.DataFrame, colour: str, *, linestyle: str = "-", **style: Any
-) -> None:
+) -> tuple[float, float]:
     """Draw a thin line per seed of `table`, by step or another number (rows) and seed (columns),
-    and the mean of the seeds as in `draw_mean`, which has the `style`. NaN makes a gap.
+    and the mean of the seeds as in `draw_mean`, which has the `style`; return where it ends. NaN
+    makes a gap.
     """
-    thin: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.45, "linestyle": linestyle}
-    axes.plot(table.index, table.to_numpy(float), color=colour, **thin)
+    faint: dict[str, Any] = {"linewidth": thin(0.7), "alpha": 0.4, "linestyle": linestyle}
+    axes.plot(table.index, table.to_numpy(float), color=colour, **faint)
     # An interval of three seeds may be so wide that the lines beside it would look flat: the lines
     # set the limits of the axis.
     limits = axes.dataLim.frozen()
-    draw_mean(axes, table, colour, linestyle=linestyle, **style)
+    end = draw_mean(axes, table, colour, linestyle=linestyle, **style)
     axes.dataLim.set(limits)
+    return end
 
 
 def draw_mean(
     axes: Axes, table: pd.DataFrame, colour: str, *, band: bool = True, **style: Any
-) -> None:
-    """Draw the mean of the seeds of a table in bold and, from three on, Student's 95 % interval.
+) -> tuple[float, float]:
+    """Draw the mean of the seeds of a table in bold and, from three on, Student's 95 % interval;
+    return where it ends.
 
     On a logarithmic axis the mean is the geometric one, and the interval that of logarithms. The
-    line ends with the shortest seed, as a mean beyond it would be that of the survivors; a seed
-    without any value is left out.
+    bold line ends with the shortest seed, and goes on dotted as the mean of those that are left; a
+    seed without any value is left out.
     """
-    table = table.dropna(axis=1, how="all")
+    table = table.dropna(axis=1, how="all").loc[table.first_valid_index() :]
     end = min((table[seed].last_valid_index() for seed in table), default=0)
-    table = table.loc[table.first_valid_index() : end]
     is_log = axes.get_yscale() == "log"
     values = np.log(table) if is_log else table
-    found = np.array([student_interval(row)[:3] for row in values.to_numpy(float)]).reshape(-1, 3).T
-    mean, low, high = np.exp(found) if is_log else found
-    style = {"linewidth": _BOLD, "markersize": 4.5, "markeredgewidth": 0} | style
-    axes.plot(table.index, mean, color=colour, **style)
-    if band and (several := table.count(axis=1) >= SEEDS_FOR_INTERVAL).any():
+    found = np.array([student_interval(row)[:3] for row in values.to_numpy(float)]).reshape(-1, 3)
+    curve = pd.DataFrame(np.exp(found) if is_log else found, table.index, ["mean", "low", "high"])
+    whole, left = curve.loc[:end], curve.loc[end:, "mean"].dropna()
+    axes.plot(whole.index, whole["mean"], color=colour, **style)
+    if len(left) > 1:
+        axes.plot(left.index, left, color=colour, linestyle=":", linewidth=thin(1.6))
+    if band and (several := table.loc[:end].count(axis=1) >= SEEDS_FOR_INTERVAL).any():
         shade: dict[str, Any] = {"alpha": 0.18, "linewidth": 0, "where": several}
-        axes.fill_between(table.index, low, high, color=colour, **shade)
+        axes.fill_between(whole.index, whole["low"], whole["high"], color=colour, **shade)
+    return (float(left.index[-1]), float(left.iloc[-1])) if len(left) else (np.nan, np.nan)
+
+
+def name_lines(axes: Axes, ends: Sequence[End]) -> None:
+    """Write the name of each line beside the panel at the height of its end, moved where two would
+    lie on each other. Legends and titles come first: they decide how high the panel is.
+    """
+    figure = cast(Figure, axes.figure)
+    figure.draw_without_rendering()
+    axes.set_ylim(axes.get_ylim())
+    known = [end for end in ends if np.isfinite(end[1])]
+    places = [axes.transLimits.transform(axes.transScale.transform(end[:2]))[1] for end in known]
+    height = 72 * axes.get_window_extent().height / figure.dpi
+    room = [1.25 * mpl.rcParams["font.size"] * (1 + end[2].count("\n")) / height for end in known]
+    order = np.argsort(places)
+    for before, after in pairwise(order):
+        least = places[before] + (room[before] + room[after]) / 2
+        places[after] = max(places[after], least)
+    for after, before in pairwise(order[::-1]):
+        top = 1 - room[after] / 2 if after == order[-1] else places[after]
+        places[after] = min(places[after], top)
+        most = places[after] - (room[before] + room[after]) / 2
+        places[before] = min(places[before], most)
+    for (_, _, text, colour), place in zip(known, places, strict=True):
+        style: dict[str, Any] = {"transform": axes.transAxes, "va": "center", "weight": "bold"}
+        axes.text(1.03, place, text, color=colour, linespacing=1.05, **style)
+
+
+def mark_paper(axes: Axes, said: str) -> None:
+    """A faint line at the value that the paper says, and its words; a percentage is a share."""
+    value = float(re.findall(r"[\d.]+", said)[0]) / (100 if "%" in said else 1)
+    axes.axhline(value, color=FAINT, linestyle=(0, (1, 2)), linewidth=thin(1.2), zorder=0)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, value), max(high, value + 0.1 * (high - low)))
+    style: dict[str, Any] = {"color": FAINT, "va": "bottom", "style": "italic", "zorder": 1}
+    said = said.replace("over", ">").replace("about", "≈")
+    axes.text(0.02, value, f"paper {said}", transform=axes.get_yaxis_transform(), **style)
 
 
 def student_bounds(values: Sequence[float]) -> tuple[float, float]:
@@ -252,7 +262,7 @@ def student_bounds(values: Sequence[float]) -> tuple[float, float]:
 
 def handle(label: str, colour: str, **style: Any) -> Line2D:
     """An entry of a legend: a bold line unless `style` says otherwise."""
-    return Line2D([], [], label=label, color=colour, **{"linewidth": _BOLD, **style})
+    return Line2D([], [], label=label, color=colour, **style)
 
 
 def method_handles(colours: Mapping[str, str], **style: Any) -> list[Line2D]:
@@ -287,7 +297,7 @@ def share_scale(panels: Sequence[Axes]) -> None:
         return
     for axes in panels:
         axes.set_yscale("symlog", linthresh=0.1, linscale=0.3)
-        ticks = SymmetricalLogLocator(base=10, linthresh=0.1, subs=[1, 2, 3, 5])
+        ticks = SymmetricalLogLocator(base=10, linthresh=0.1, subs=[1, 3])
         axes.yaxis.set_major_locator(ticks)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.autoscale(axis="y")

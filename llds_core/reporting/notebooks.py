@@ -3,9 +3,6 @@
 Each notebook goes through papermill with the standard parameters, in a kernel of this very Python,
 whatever kernels the machine has installed. Beside the executed copy lies its HTML. `index.json`
 names every artefact with its notebook and the runs it came from.
-
-A notebook may say in its metadata what it needs beside the metrics of runs, and is left out where
-that is missing: `{"llds": {"needs": ["policies"]}}`, or `measurements` of checkpoints.
 """
 
 import base64
@@ -26,7 +23,7 @@ from llds_core.config.given import numbers, words
 from llds_core.errors import ConfigError, DataError, RunError, did_you_mean
 from llds_core.files import NOTEBOOKS, disk_errors, project_path, write_json, write_text
 from llds_core.reporting.artefacts import KINDS, small_png, take_records
-from llds_core.reporting.store import is_published, load_runs
+from llds_core.reporting.store import load_runs
 
 _NO_NOTEBOOK = (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError)
 MAIN_ARMS = ("grpo", "llds-action")
@@ -65,13 +62,7 @@ def report(
     for method in methods:
         load_experiment(f"{profile}/{method}", overrides)
     folder = project_path(NOTEBOOKS)
-    missing = _missing_needs(profile, methods[0], seeds, project_path(run_root), overrides)
-    sources = []
-    for source in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
-        if lacking := sorted(missing.keys() & _read_needs(source)):
-            print(f"{source.name} is left out: {missing[lacking[0]]}")
-        else:
-            sources.append(source)
+    sources = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not sources:
         raise ConfigError(
             f"{folder} holds no notebook NN_topic.ipynb: run this in the project's folder"
@@ -104,26 +95,6 @@ def report(
     index = target / "index.json"
     write_json(index, {"profile": profile, "artefacts": artefacts, "runs": listed})
     return index
-
-
-def _missing_needs(
-    profile: str, method: str, seeds: Sequence[int], run_root: Path, overrides: Sequence[str]
-) -> dict[str, str]:
-    """What a notebook may need and does not find, each with what to say of it."""
-    # Imported here: it brings torch.
-    from llds_core.diagnostics.measure import mechanism_path
-
-    published = is_published(run_root, profile)
-    asks = not published or (run_root / profile / "agents").is_dir()
-    missing = {} if asks else {"policies": "trained policies are not published"}
-    large = load_experiment(f"{profile}/{method}").policy.path
-    measured = any(mechanism_path(run_root, profile, seed).is_dir() for seed in seeds)
-    # Nobody measures published runs, a checkpoint of a large policy takes hours, and measurements
-    # know no overrides.
-    if overrides or ((published or large) and not measured):
-        command = f"python -m llds_core mechanism {profile} --run-root {run_root} does it"
-        missing["measurements"] = f"no checkpoint of these seeds is measured ({command})"
-    return missing
 
 
 def is_rendered(index: Path, runs: Sequence[Path]) -> bool:
@@ -219,11 +190,6 @@ def _small(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     if len(data.get("text/html", "")) > _MOST_HTML:
         data["text/html"] = "<p><i>Run this cell to see it.</i></p>"
     return output
-
-
-def _read_needs(source: Path) -> set[str]:
-    """What a notebook says it needs, see above."""
-    return set(_read_notebook(source).metadata.get("llds", {}).get("needs", ()))
 
 
 def _read_notebook(source: Path) -> nbformat.NotebookNode:

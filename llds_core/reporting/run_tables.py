@@ -7,12 +7,7 @@ import numpy as np
 import pandas as pd
 
 from llds_core.reporting.figures import BASELINE, method_label, metric_label
-from llds_core.reporting.run_view import StoredRun
-
-
-def usual_steps(runs: Sequence[StoredRun]) -> int:
-    """Steps that every run was given: the shortest plan among them; 0 without runs."""
-    return min((run.planned for run in runs), default=0)
+from llds_core.reporting.run_view import StoredRun, by_method, usual_steps
 
 
 def run_row(run: StoredRun) -> dict[str, Any]:
@@ -189,14 +184,6 @@ def changes_table(runs: Sequence[StoredRun], metrics: Sequence[str]) -> pd.DataF
         | {metric_label(name): _describe_change(group, name) for name in metrics}
         for method, group in by_method(runs).items()
     )
-
-
-def by_method(runs: Sequence[StoredRun]) -> dict[str, list[StoredRun]]:
-    """Runs by arm, both in their order."""
-    arms: dict[str, list[StoredRun]] = {}
-    for run in runs:
-        arms.setdefault(run.arm, []).append(run)
-    return arms
 
 
 def _describe_change(runs: Sequence[StoredRun], metric: str) -> str:

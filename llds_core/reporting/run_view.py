@@ -11,7 +11,7 @@ reward declines for good. A value that a run cannot show is NaN, an outcome None
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -316,3 +316,21 @@ def before_collapse(table: pd.DataFrame, runs: Iterable[StoredRun]) -> pd.DataFr
     ends = {(run.arm, run.seed): run.collapse_step for run in runs if run.collapse is not None}
     keys = zip(table["method"], table["seed"], strict=True)
     return table[table["step"].to_numpy() < [ends.get(key, np.inf) for key in keys]]
+
+
+def usual_steps(runs: Iterable[StoredRun]) -> int:
+    """Steps that every run was given: the shortest plan among them; 0 without runs."""
+    return min((run.planned for run in runs), default=0)
+
+
+def same_steps(runs: Sequence[StoredRun]) -> list[StoredRun]:
+    """Runs as they were after the steps that every one of them was given."""
+    return [run.first(usual_steps(runs)) for run in runs]
+
+
+def by_method(runs: Iterable[StoredRun]) -> dict[str, list[StoredRun]]:
+    """Runs by arm, both in their order."""
+    arms: dict[str, list[StoredRun]] = {}
+    for run in runs:
+        arms.setdefault(run.arm, []).append(run)
+    return arms

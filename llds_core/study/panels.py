@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import FillStyleType
 
 from llds_core.config.arms import Series, Study
@@ -23,87 +21,111 @@ from llds_core.errors import DataError
 from llds_core.files import span
 from llds_core.reporting.figures import (
     BASELINE,
+    FAINT,
     GREY,
     METHOD_COLOURS,
-    axis_label,
-    draw_mean,
-    draw_seeds,
     handle,
-    legend_above,
     panels,
-    scale_axis,
+    student_bounds,
     theme,
+    thin,
 )
-from llds_core.reporting.run_tables import usual_steps
-from llds_core.reporting.run_view import StoredRun
+from llds_core.reporting.run_view import StoredRun, usual_steps
 from llds_core.reporting.stats import censored_median
 
 _SEED_ALPHA = 0.75
-_FADED = "#777777"
-_PALE = "#AAAAAA"
 _FELL_BELOW = 0.5  # of the best windowed reward
-# What became of a run: colour, marker, fill and name in the legend.
-_OUTCOMES: dict[str, tuple[str, str, FillStyleType, str]] = {
-    "likelihood lost": ("#D55E00", "o", "full", "collapsed, likelihood lost"),
-    "likelihood kept": ("#D55E00", "X", "full", "collapsed, likelihood kept"),
-    "fell": ("#AA4499", "v", "full", "not by the rule, but fell below half of its best"),
-    "none": ("#0072B2", ">", "none", "no collapse to its last step"),
+# What became of a run: marker, fill and name in the legend.
+_OUTCOMES: dict[str, tuple[str, FillStyleType, str]] = {
+    "likelihood lost": ("o", "full", "collapsed, likelihood lost"),
+    "likelihood kept": ("X", "full", "collapsed, likelihood kept"),
+    "fell": ("v", "full", "no collapse, but fell below half of its best"),
+    "none": (">", "none", "no collapse to its last step"),
 }
-_COLLAPSED = _OUTCOMES["likelihood lost"][0]
 _REWARD_SPAN = 0.4
+Row = tuple[str, str | None, dict[str, str]]  # label, arm and style; a heading has no arm
 
 
-def outcomes_figure(table: pd.DataFrame, study: Study) -> Figure:
-    """Draw collapse step and likelihood slope of every run, one row per arm, under group headings.
+def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) -> Figure:
+    """Draw collapse step and likelihood slope of every run, one row per arm, colours by method.
 
     Vertical lines repeat GRPO's runs in every row. The axis of steps ends at twice the steps of the
     shortest run without a collapse; later ends and collapses stand there, with their steps.
 
     Args:
         table: what `outcomes` returns.
-        study: its arms from top to bottom, those of its map left out; an arm without runs is named
-            "not run". A group for which the study has series is shown by series.
+        study: its arms from top to bottom, under headings, those of its map left out; an arm
+            without runs is named "not run". A group for which it has series is shown by series.
+        most: so many arms only: GRPO, then those with most seeds, from those that last longest.
     """
-    rows = _rows(study)
-    if not table["method"].isin([arm for _, arm, _ in rows]).any():
+    rows = _rows(study) if most is None else _most_telling(table, study, most)
+    shown = table[table["method"].isin([arm for _, arm, _ in rows])]
+    if shown.empty:
         raise DataError("none of the arms has a run: run the study first")
-    end = table["collapse_step"].fillna(table["steps"]).max()
-    whole = table.loc[table["collapse_step"].isna(), "steps"]
+    end = shown["collapse_step"].fillna(shown["steps"]).max()
+    whole = shown.loc[shown["collapse_step"].isna(), "steps"]
     if len(whole):  # a single run much longer than the usual would squeeze all
         end = min(end, 2 * whole.min())
+    methods = {arm.name: arm.method for arm in study.arms}
     with theme(grid=True):
-        figure = Figure(figsize=(9.6, 0.25 * len(rows) + 1.9), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
+        figure, (left, right) = panels(1, 2, 0.2 * len(rows) + 1.7, sharey=True)
         for _, run in table[table["method"] == BASELINE].iterrows():
-            line = {"color": _COLLAPSED, "alpha": 0.2, "linewidth": 1.2, "zorder": 0}
+            line: dict[str, Any] = {
+                "color": METHOD_COLOURS[BASELINE],
+                "alpha": 0.2,
+                "linewidth": thin(1.2),
+            }
             for axes, place in ((left, run["collapse_step"]), (right, run["slope"])):
                 if not np.isnan(place):
-                    axes.axvline(place, **line)
+                    axes.axvline(place, zorder=0, **line)
         left.set_yticks(range(len(rows)), [label for label, _, _ in rows])
         for text, (place, (_, arm, style)) in zip(
             left.get_yticklabels(), enumerate(rows), strict=True
         ):
             text.set(**style)
             if arm is not None:
-                _draw_row(left, right, place, table[table["method"] == arm], end)
+                colour = METHOD_COLOURS.get(methods[arm], GREY)
+                _draw_row(left, right, place, table[table["method"] == arm], end, colour)
         left.set_ylim(len(rows) - 0.5, -0.5)
         left.set_xlim(0, end * 1.05)
-        left.set_xlabel("step of the collapse, or last step")
-        right.set_xlabel(
-            "slope of the log-likelihood of correct\nresponses (nats per token, ten steps)"
-        )
-        right.xaxis.set_major_locator(MaxNLocator(nbins=5))
-        right.axvline(0, color=GREY, linewidth=1)
+        left.set_xlabel("step of the collapse,\nor last step")
+        right.set_xlabel("slope of log-likelihood\n(nats per token, ten steps)")
+        right.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        right.axvline(0, color=GREY, linewidth=thin(1))
+        marks: dict[str, Any] = {"linestyle": "", "markersize": thin(6), "markeredgewidth": thin(1)}
         handles = [
-            Line2D([], [], color=c, marker=m, fillstyle=f, linestyle="none", label=label)
-            for c, m, f, label in _OUTCOMES.values()
+            handle(label, GREY, marker=marker, fillstyle=fill, **marks)
+            for marker, fill, label in _OUTCOMES.values()
         ]
-        handles.append(Line2D([], [], color=_COLLAPSED, alpha=0.3, label="GRPO's runs"))
-        figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        figure.suptitle(_outcomes_finding(table, study), weight="bold", size="medium")
     return figure
 
 
-def _rows(study: Study) -> list[tuple[str, str | None, dict[str, str]]]:
+def _outcomes_finding(table: pd.DataFrame, study: Study) -> str:
+    known = table[table["method"].isin(study.labels) & ~table["method"].isin(study.only_on_map)]
+    counts = known["collapse_step"].notna().groupby(known["method"]).agg(["sum", "size"])
+    rest = counts.drop(BASELINE, errors="ignore")
+    others = f"{(rest['sum'] == 0).sum()} of {len(rest)} other settings in none"
+    if BASELINE not in counts.index:
+        return others
+    return "GRPO collapses in {} of {} seeds; {}".format(*counts.loc[BASELINE], others)
+
+
+def _most_telling(table: pd.DataFrame, study: Study, most: int) -> list[Row]:
+    known = table[table["method"].isin(study.labels) & ~table["method"].isin(study.only_on_map)]
+    known = known.assign(collapsed=known["collapse_step"].notna())
+    arms = known.groupby("method").agg(
+        {"seed": "size", "collapsed": "mean", "final_reward": "mean"}
+    )
+    arms["first"] = arms.index == BASELINE
+    chosen = arms.sort_values(["first", "seed", "final_reward"], ascending=False)[:most]
+    ordered = chosen.sort_values(["collapsed", "final_reward"], ascending=[True, False])
+    labels = study.labels
+    return [(labels[str(arm)], str(arm), {}) for arm in ordered.index]
+
+
+def _rows(study: Study) -> list[Row]:
     """Label, arm and style of every row; a heading has no arm.
 
     Arms of a group that are in none of its series come before its series.
@@ -112,7 +134,7 @@ def _rows(study: Study) -> list[tuple[str, str | None, dict[str, str]]]:
     for arm in study.arms:
         if arm.name not in study.only_on_map:
             groups.setdefault(arm.group, []).append(arm.name)
-    rows: list[tuple[str, str | None, dict[str, str]]] = []
+    rows: list[Row] = []
     for heading, arms in groups.items():
         series = study.drawn(heading)
         in_series = {arm for one in series for arm in one.arms}
@@ -124,22 +146,29 @@ def _rows(study: Study) -> list[tuple[str, str | None, dict[str, str]]]:
     return rows
 
 
-def _draw_row(left: Axes, right: Axes, row: int, runs: pd.DataFrame, end: float) -> None:
+def _draw_row(
+    left: Axes, right: Axes, row: int, runs: pd.DataFrame, end: float, colour: str
+) -> None:
     plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     if runs.empty:
-        left.text(1, row, "not run", va="center", fontsize=8, color=_FADED, bbox=plain)
+        left.text(1, row, "not run", va="center", color=FAINT, size="small", bbox=plain)
     offsets = (np.arange(len(runs)) - (len(runs) - 1) / 2) * 0.18
     steps = runs["collapse_step"].fillna(runs["steps"])
     for offset, step, (_, run) in zip(offsets, steps, runs.iterrows(), strict=True):
         kind = run["kind"] or ("fell" if run["lowest_after_best"] < _FELL_BELOW else "none")
-        colour, marker, fill, _ = _OUTCOMES[kind]
+        marker, fill, _ = _OUTCOMES[kind]
         style: dict[str, Any] = {"color": colour, "marker": marker, "fillstyle": fill}
-        style |= {"markersize": 5, "alpha": _SEED_ALPHA, "linestyle": "none"}
+        style |= {
+            "alpha": _SEED_ALPHA,
+            "linestyle": "",
+            "markersize": thin(5),
+            "markeredgewidth": thin(1),
+        }
         left.plot(min(step, end), row + offset, **style)
         right.plot(run["slope"], row + offset, **style)
     beyond = steps[steps > end]
     if len(beyond):
-        text: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 8, "bbox": plain}
+        text: dict[str, Any] = {"ha": "right", "va": "center", "size": "small", "bbox": plain}
         left.annotate(
             f"step {span(beyond, 0, '–')} →",
             (end, row),
@@ -154,7 +183,8 @@ def map_figure(cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     where it breaks.
 
     Colour is the last reward (mean over a window) minus that of the start policy, on a fixed scale;
-    the text says best and last reward and what became of the run, or that the cell was not run.
+    the text says the last reward and where the run collapsed, or that it fell below half of its
+    best reward otherwise, or that the cell was not run.
 
     Args:
         cells: what `map_cells` returns.
@@ -165,16 +195,15 @@ def map_figure(cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     rates = sorted(cells["learning_rate"].unique())
     updates = sorted(cells["updates_per_rollout"].unique())
     names = cells["panel"].unique()
-    with sns.axes_style("white"), sns.plotting_context("paper", font_scale=1.05):
-        figure = Figure(figsize=(3.4 * len(names) + 1, 3.5), layout="constrained")
-        grid = figure.subplots(1, len(names), squeeze=False, sharey=True).ravel()
+    with theme():
+        figure, grid = panels(1, len(names), 3.6, sharey=True)
         for axes, panel in zip(grid, names, strict=True):
             shown = cells[cells["panel"] == panel]
             gain = shown.assign(gain=shown["final_reward"] - shown["start_reward"]).pivot_table(
                 index="updates_per_rollout", columns="learning_rate", values="gain", dropna=False
             )
             gain = gain.reindex(index=updates, columns=rates)
-            scale = {"cmap": "RdBu", "vmin": -_REWARD_SPAN, "vmax": _REWARD_SPAN}
+            scale: dict[str, Any] = {"cmap": "RdBu", "vmin": -_REWARD_SPAN, "vmax": _REWARD_SPAN}
             image = axes.imshow(gain, origin="lower", aspect="auto", **scale)
             # What was not run is no white cell, which would be a reward that stayed as it was.
             axes.patch.set(facecolor="#EFEFEF", hatch="///", edgecolor="#CFCFCF")
@@ -182,18 +211,24 @@ def map_figure(cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
                 here = shown["updates_per_rollout"].eq(update) & shown["learning_rate"].eq(rate)
                 cell = shown[here].dropna(subset=["steps"])
                 dark = abs(gain.iloc[row, column]) > 0.7 * _REWARD_SPAN
-                ink = _FADED if cell.empty else "white" if dark else "black"
-                text = {"ha": "center", "va": "center", "fontsize": 7.5, "color": ink}
+                ink = GREY if cell.empty else "white" if dark else "black"
+                text: dict[str, Any] = {
+                    "ha": "center",
+                    "va": "center",
+                    "size": "small",
+                    "color": ink,
+                }
                 axes.text(column, row, _cell(cell), **text)
-            axes.set_xticks(range(len(rates)), [f"{rate:.3g}" for rate in rates])
+            axes.set_xticks(range(len(rates)), [f"{1e4 * rate:.3g}" for rate in rates])
             axes.set_yticks(range(len(updates)), updates)
-            axes.set_xlabel("learning rate")
+            axes.set_xlabel("learning rate (1e-4)")
             axes.set_title(titles.get(panel, panel))
         grid[0].set_ylabel("updates per rollout")
         seeds = cells["seed"].unique()
         title = f"one seed ({seeds[0]})" if len(seeds) == 1 else f"{len(seeds)} seeds"
-        figure.suptitle(title, fontsize=9)
-        figure.colorbar(image, ax=list(grid), label="last reward minus the start policy's")
+        figure.suptitle(title, weight="bold", size="medium")
+        label = "last reward minus the start policy's"
+        figure.colorbar(image, ax=list(grid), label=label, location="bottom", shrink=0.5)
     return figure
 
 
@@ -201,119 +236,134 @@ def _cell(runs: pd.DataFrame) -> str:
     if runs.empty:
         return "not run"
     collapsed = runs["collapse_step"].notna()
-    rewards = runs[["best_reward", "final_reward"]].mean()
     # A run that diverges before its first full window has no mean reward.
-    lines = [] if rewards.isna().all() else [" → ".join(f"{reward:.2f}" for reward in rewards)]
-    of = f" ({collapsed.sum()} of {len(runs)})" if len(runs) > 1 else ""
+    lines = [f"{reward:.2f}" for reward in [runs["final_reward"].mean()] if reward == reward]
     if collapsed.any():
-        kinds = runs.loc[collapsed, "kind"].unique()
-        lines.append(f"collapse at {censored_median(runs['collapse_step'])}{of}")
-        lines.append(kinds[0] if len(kinds) == 1 else "likelihood lost or kept")
-    else:
-        lines.append(f"no collapse in {runs['steps'].max():.0f}")
-        if (runs["lowest_after_best"] < _FELL_BELOW).any():
-            lines.append("fell below half")
+        lines += ["collapse", f"at {censored_median(runs['collapse_step'])}"]
+        lines += [f"{collapsed.sum()} of {len(runs)}"] * (len(runs) > 1)
+    elif (runs["lowest_after_best"] < _FELL_BELOW).any():
+        lines.append("fell")
     return "\n".join(lines)
 
 
-def weights_figure(runs: Sequence[StoredRun], metrics: Sequence[str]) -> Figure:
-    """Draw metrics against the step, one row per metric, one column per penalty weight.
+def doses(
+    runs: Sequence[StoredRun], series: Sequence[Series], section: str, key: str
+) -> pd.DataFrame:
+    """One row per run of the series: `profile`, `method` (its arm), `seed`, `series`, the `dose`
+    that is its setting `key`, `trained` (the method that its arm changes), and its `last_reward` (a
+    mean over the window) and whether it `collapsed` within the `steps` that every run was given. A
+    second arm of a dose is a longer run of it, and is looked at over all of its steps.
+    """
+    usual, rows = usual_steps(runs), []
+    for one in series:
+        first: dict[float, str] = {}
+        found = [run for arm in one.arms for run in runs if run.arm == arm]
+        for run in found:
+            dose = run.setting(section, key)
+            steps = usual if first.setdefault(dose, run.arm) == run.arm else run.planned
+            known = {"profile": run.profile, "method": run.arm, "seed": run.seed}
+            known |= {"series": one.name, "dose": dose, "trained": run.method, "steps": steps}
+            cut = run.first(steps)
+            fate = {"last_reward": cut.last("reward"), "collapsed": cut.collapse is not None}
+            rows.append(known | fate)
+    if not rows:
+        raise DataError("no run of these series: run the study first")
+    return pd.DataFrame(rows)
 
-    Lines as in `draw_seeds`, over the steps that every run was given; dotted verticals mark
-    collapses, and a grey line repeats the mean of the smallest weight over the same seeds.
+
+def dose_figure(data: pd.DataFrame, name: str, paper: Mapping[float, str] | None = None) -> Figure:
+    """Last reward against a setting, on a logarithmic axis with 0 at its left end: a mark per seed,
+    a cross where it collapsed, the mean of a dose with Student's interval from three seeds on, and
+    above how many collapsed.
 
     Args:
-        runs: what differs in nothing but the weight.
-        metrics: their names.
+        data: what `doses` returns. The first series has solid lines, the second dashed ones; a
+            longer run of a dose is a diamond.
+        name: of the setting.
+        paper: what the paper says of a dose, written faintly.
     """
-    if not runs:
-        raise DataError("no run of any weight: run the study first")
-    steps = usual_steps(runs)
-    columns: dict[float, list[StoredRun]] = {}
-    for run in runs:
-        columns.setdefault(run.setting("loss", "llds_weight"), []).append(run.first(steps))
-    weights = sorted(columns)
+    levels = sorted({*data["dose"], *(paper or {})})
+    above = [dose for dose in levels if dose > 0]
+    factor = above[1] / above[0] if len(above) > 1 else 2.0
+    places = {dose: dose if dose > 0 else above[0] / factor if above else 1.0 for dose in levels}
+    series = list(data["series"].unique())
+    rows = [*(series if len(series) > 1 else ["collapsed"]), *(["paper"] if paper else [])]
     with theme():
-        size = (max(1.45 * len(weights) + 0.9, 5.5), 1.6 * len(metrics) + 1.0)
-        figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(len(metrics), len(weights), squeeze=False, sharex=True, sharey="row")
-        for line, metric in zip(grid, metrics, strict=True):
-            line[0].set_ylabel(axis_label(metric))
-            tables = {
-                weight: pd.DataFrame({r.seed: r.rows.set_index("step")[metric] for r in found})
-                for weight, found in sorted(columns.items())
-            }
-            smallest = tables[weights[0]]
-            for axes, (weight, table) in zip(line, tables.items(), strict=True):
-                scale_axis(axes, metric, pd.concat(tables.values()).stack())
-                same = smallest[smallest.columns.intersection(table.columns)]
-                draw_mean(axes, same, _PALE, band=False, linewidth=1.6, zorder=1)
-                draw_seeds(axes, table, METHOD_COLOURS["llds-action" if weight else BASELINE])
-                for run in columns[weight]:
-                    if run.collapse is not None:
-                        axes.axvline(run.collapse_step, color=GREY, linestyle=":", linewidth=1)
-                axes.set_xlabel("")
-                sns.despine(ax=axes)
-        for axes, weight in zip(grid[0], weights, strict=True):
-            found = [run.collapse is not None for run in columns[weight]]
-            name = "0 (GRPO)" if weight == 0 else f"{weight:g}"
-            axes.set_title(f"weight {name}\n{sum(found)} of {len(found)} collapse", fontsize=8)
-        figure.supxlabel("step", fontsize=9)
-        figure.align_ylabels()
-        handles = [
-            handle("a seed", GREY, linewidth=0.8, alpha=0.6),
-            handle("mean", GREY),
-            handle(f"mean of weight {weights[0]:g}", _PALE, linewidth=1.6),
-            handle("collapse onset", GREY, linestyle=":", linewidth=1),
-        ]
-        legend_above(figure, handles)
+        figure, [axes] = panels(1, 1, 3.4)
+        axes.set(xscale="log", xlabel=name, ylabel="last reward")
+        for place, (one, line) in enumerate(zip(series, ("-", "--"), strict=False)):
+            part = data[data["series"] == one]
+            usual = part[part["steps"] == part["steps"].min()]
+            mean = usual.groupby("dose")["last_reward"].mean()
+            style: dict[str, Any] = {"color": GREY, "linestyle": line, "zorder": 0}
+            axes.plot([places[dose] for dose in mean.index], mean, linewidth=thin(1.2), **style)
+            for (dose, steps), own in part.groupby(["dose", "steps"]):
+                at, longer = places[dose], steps > part["steps"].min()
+                colour = METHOD_COLOURS.get(own["trained"].iloc[0], GREY)
+                _draw_dose(axes, at * (1 + 0.1 * place), own, colour, longer=longer)
+                if not longer:
+                    text = f"{own['collapsed'].sum()}/{len(own)}"
+                    _write_above(axes, at, len(rows) - 1 - place, text)
+        for dose, text in (paper or {}).items():
+            _write_above(axes, places[dose], 0, text, color=FAINT, style="italic")
+        for place, row in enumerate(rows[::-1]):
+            style = {"transform": axes.transAxes, "ha": "right", "color": GREY}
+            axes.text(-0.01, 1.04 + 0.085 * place, row, **style)
+        axes.set_xticks([places[dose] for dose in levels], [f"{dose:g}" for dose in levels])
+        axes.minorticks_off()
+        figure.suptitle(_dose_finding(data, name), weight="bold", size="medium")
+        marks = {"a seed": "o", "a seed that collapsed": "X"}
+        handles = [handle(label, GREY, marker=m, linestyle="") for label, m in marks.items()]
+        handles.append(handle("mean, 95 % interval from 3 seeds on", GREY, marker="_"))
+        if len(set(data["steps"])) > 1:
+            label = f"mean after {data['steps'].max()} steps"
+            style = {"marker": "D", "markerfacecolor": "white", "markeredgewidth": thin(1)}
+            handles.append(handle(label, GREY, linestyle="", **style))
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
-def updates_figure(
-    runs: Sequence[StoredRun], metrics: Sequence[str], series: Sequence[Series]
-) -> Figure:
-    """Draw metrics against the optimizer updates made so far, one colour per number of updates on
-    a rollout.
+def _draw_dose(axes: Axes, x: float, own: pd.DataFrame, colour: str, *, longer: bool) -> None:
+    style: dict[str, Any] = {"color": colour, "zorder": 2}
+    if longer:
+        edge: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": thin(1)}
+        axes.plot(x, own["last_reward"].mean(), marker="D", **edge, **style)
+        return
+    for collapsed, marker in ((False, "o"), (True, "X")):
+        found = own.loc[own["collapsed"] == collapsed, "last_reward"]
+        axes.plot(
+            [x] * len(found),
+            found,
+            marker=marker,
+            linestyle="",
+            alpha=0.6,
+            markersize=thin(5.5),
+            **style,
+        )
+    low, high = student_bounds(own["last_reward"].tolist())
+    axes.plot([x, x], [low, high], linewidth=thin(1.6), **style)
+    size: dict[str, Any] = {"markersize": thin(11), "markeredgewidth": thin(2.2)}
+    axes.plot(x, own["last_reward"].mean(), marker="_", **size, **style)
 
-    Values are trailing means over the runs' window, lines as in `draw_seeds`, one style per series,
-    a way to change that number: an arm of several has that of the first. Runs that reach the same
-    place after as many updates are slowed down by fewer updates per rollout; runs that do not are
-    changed.
 
-    Args:
-        runs: of the series.
-        metrics: their names.
-        series: of the figure `updates`, two at most.
-    """
-    if not runs:
-        raise DataError("no run of any number of updates: run the study first")
-    styles = dict(zip((one.name for one in series), ("-", "--"), strict=False))
-    style_of = {arm: styles[one.name] for one in reversed(series) for arm in one.arms}
-    arms: dict[tuple[int, str], list[StoredRun]] = {}
-    for run in runs:
-        place = (run.setting("training", "updates_per_rollout"), run.arm)
-        arms.setdefault(place, []).append(run)
-    numbers = sorted({updates for updates, _ in arms})
-    palette = sns.color_palette("viridis_r", len(numbers)).as_hex()
-    colours = dict(zip(numbers, palette, strict=True))
-    with theme():
-        figure, grid = panels(1, len(metrics), (3.6, 3.9))
-        for axes, metric in zip(grid, metrics, strict=True):
-            scale_axis(axes, metric, pd.concat([run.metrics[metric] for run in runs]))
-            for (updates, arm), chosen in sorted(arms.items(), key=lambda item: item[0]):
-                table = pd.DataFrame(
-                    {
-                        run.seed: pd.Series(run.means(metric), index=run.rows["updates"])
-                        for run in chosen
-                    }
-                )
-                draw_seeds(axes, table, colours[updates], linestyle=style_of[arm])
-            axes.set(xlabel="optimizer updates so far", ylabel=axis_label(metric), xscale="log")
-            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        handles = [handle(f"{number} per rollout", colour) for number, colour in colours.items()]
-        ways = [
-            handle(name, GREY, linestyle=style, linewidth=1.5) for name, style in styles.items()
-        ]
-        legend_above(figure, [*handles, *ways])
-    return figure
+def _write_above(axes: Axes, x: float, row: int, text: str, **style: Any) -> None:
+    place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center"}
+    axes.text(x, 1.04 + 0.085 * row, text, **place, **style)
+
+
+def _dose_finding(data: pd.DataFrame, name: str) -> str:
+    """Up to or from which dose no seed collapses."""
+    # An arm of two series has the same runs in both.
+    once = data.drop_duplicates(["method", "seed"])
+    counts = once.groupby("dose")["collapsed"].agg(["sum", "size"])
+    broken = counts[counts["sum"] > 0]
+    if broken.empty:
+        return f"None of {counts['size'].sum()} runs collapses at any {name}"
+    said = f"{broken['sum'].sum()} of {broken['size'].sum()} runs collapse at"
+    low, high = broken.index.min(), broken.index.max()
+    where = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    if len(above := counts.loc[counts.index > high, "size"]):
+        return f"{said} {name} {where}, none of {above.sum()} from {above.index.min():g}"
+    if len(below := counts.loc[counts.index < low, "size"]):
+        return f"{said} {name} {where}, none of {below.sum()} up to {below.index.max():g}"
+    return f"{said} every {name}" if len(broken) == len(counts) else f"{said} {name} {where}"

@@ -138,7 +138,7 @@ def report_published(name: str) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for file in sorted((project_path(out_dir) / "figures").iterdir()):
-            if file.suffix in (".png", ".csv"):
+            if file.suffix in (".png", ".pdf", ".csv"):
                 shutil.copy(file, target / file.name)
         if (explorer := project_path(out_dir) / "explorer.html").exists():
             shutil.copy(explorer, root / profile / explorer.name)

@@ -19,8 +19,8 @@ from llds_core.config.arms import Study
 from llds_core.config.load import PRESETS
 from llds_core.errors import DataError
 from llds_core.files import bounded, number, span
-from llds_core.reporting.run_tables import by_method, outcomes, usual_steps
-from llds_core.reporting.run_view import StoredRun
+from llds_core.reporting.run_tables import outcomes
+from llds_core.reporting.run_view import StoredRun, by_method, usual_steps
 from llds_core.reporting.stats import censored_median, mcnemar, student_interval
 from llds_core.reporting.store import read_published, read_published_run
 from llds_core.study.claims import load_claims

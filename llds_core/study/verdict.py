@@ -14,8 +14,8 @@ import pandas as pd
 from llds_core.files import bounded, project_path, write_text
 from llds_core.reporting.artefacts import small_png
 from llds_core.reporting.figures import method_label
-from llds_core.reporting.run_tables import by_method, run_row
-from llds_core.reporting.run_view import StoredRun
+from llds_core.reporting.run_tables import run_row
+from llds_core.reporting.run_view import StoredRun, by_method
 from llds_core.reporting.store import PUBLISHED, is_published, read_published
 
 _TEMPLATE = files("llds_core.reporting") / "templates" / "report.html"
@@ -26,17 +26,21 @@ _CAPTIONS = {
     "by rollout step; one thin line per seed, bold their mean.",
     "01_entropy": "Entropy, length and searches by rollout step.",
     "02_displacement": "When a right answer loses likelihood, in a policy of six weights.",
-    "05_first_action": "Likelihood of first against later actions of correct responses (Fig. 5).",
-    "05_likelihood_change": "Change of likelihood by one update on their own group (Fig. 3a).",
-    "05_right_and_wrong": "Likelihood of right and of wrong responses, and searches (Fig. 9).",
-    "05_rounds": "Likelihood of actions by the number of searches before them (Fig. 6).",
+    "fig5": "Likelihood of first against later actions of correct responses (Fig. 5).",
+    "fig3": "What one update on their own group does to correct responses (Fig. 3).",
+    "fig9": "Likelihood of right and of wrong responses, and searches (Fig. 9).",
+    "fig6": "Likelihood of actions by the number of searches before them (Fig. 6).",
+    "fig2": "Reward and likelihood of right answers under GRPO, with its phases (Fig. 2).",
+    "fig4": "Entropy, length and searches (Fig. 4).",
+    "fig7": "Reward by rollout step (Fig. 7).",
+    "fig8": "What the weight of the penalty does, the paper's collapse steps above (Fig. 8).",
     "05_theorem": "The theorem's score against the change of likelihood (Theorem 4.2).",
     "03_map": "Outcome by updates per rollout and learning rate.",
-    "03_outcomes": "Outcome of every arm of the study.",
+    "03_outcomes": "The twelve settings with most seeds, the most stable first.",
+    "03_outcomes_all": "Outcome of every arm of the study.",
     "03_updates": "What more updates per rollout do.",
     "03_weights": "What the weight of the penalty does (Fig. 8).",
     "08_operating_curve": "How many collapses each alarm warned of, by its false alarms.",
-    "06_averages": "Benchmark averages beside the paper's (Table 1).",
 }
 _PNG = "data:image/png;base64,"
 

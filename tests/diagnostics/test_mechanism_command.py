@@ -66,11 +66,11 @@ def test_figures_come_from_the_tables(tables, stored) -> None:
     changes = found["likelihood_change"]
     shares = figures.share_table(changes)
     assert (shares["measured"] <= shares["questions"]).all()
-    assert figures.first_action_figure(figures.first_action_data(runs, changes)).axes
-    assert figures.rounds_figure(found["nll_by_round"]).axes
+    assert figures.first_action_figure(figures.first_action_data(runs, changes), runs).axes
+    assert figures.rounds_figure(found["nll_by_round"], runs).axes
     assert figures.theorem_figure(found["theorem"]).axes
     if changes["delta"].notna().any():
-        assert figures.likelihood_change_figure(changes).axes
+        assert figures.likelihood_change_figure(changes, runs).axes
 
 
 def test_another_number_of_questions_starts_anew(tables, stored, tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from llds_core.reporting.notebooks import outputs_digest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-NEEDS = {"policies", "measurements"}
-PARAMETERS = {"profile", "methods", "seeds", "overrides", "run_root", "out_dir"}
+PARAMETERS = {"profile", "methods", "seeds", "overrides", "run_root", "out_dir", "style"}
 
 pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -33,9 +32,9 @@ def test_valid_and_shows_the_published_study(path):
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
-    about = notebook.metadata["llds"]
-    assert set(about.get("needs", ())) <= NEEDS
-    assert about["outputs"] == outputs_digest(path, FOLDER.parent / "results/published/desk")
+    assert notebook.metadata["llds"]["outputs"] == outputs_digest(
+        path, FOLDER.parent / "results/published/desk"
+    )
     assert any(cell.outputs for cell in code_cells(path)) and path.stat().st_size < 1_500_000
     for cell in code_cells(path):
         assert cell.execution_count is None

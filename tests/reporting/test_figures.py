@@ -1,5 +1,6 @@
 """Figures draw the numbers of the runs, and nothing else."""
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,8 +9,8 @@ from matplotlib.colors import to_rgba
 from PIL import Image
 
 from llds_core.errors import ConfigError, DataError
-from llds_core.reporting.figures import METHOD_COLOURS, curves_data, curves_figure, save_figure
-from llds_core.reporting.hero import hero_data, hero_figure
+from llds_core.reporting.curves import curves_data, curves_figure
+from llds_core.reporting.figures import METHOD_COLOURS, mark_paper, save_figure, use_style
 from llds_core.reporting.store import load_runs
 
 PANELS = ["reward", "loglik_correct", "entropy"]
@@ -110,12 +111,14 @@ def test_a_metric_that_changes_by_factors_has_a_logarithmic_axis_if_it_can(first
 
 def test_collapse_and_phases_are_marked_only_where_found():
     stable = curves_figure([made_run()], ["reward"])
-    assert not stable.axes[0].patches and len(stable.legends) == 1
+    assert not stable.axes[0].patches and not stable.legends
     fallen = curves_figure([made_run(reward=[0.6] * 6 + [0.0] * 12)], ["reward"])
     onset = [line for line in fallen.axes[0].lines if line.get_linestyle() == ":"]
     assert [line.get_xdata()[0] for line in onset] == [8]
-    names = [text.get_text() for text in fallen.legends[1].get_texts()]
-    assert names == ["stagnation", "collapse"] and len(fallen.axes[0].patches) == 2
+    names = [text.get_text() for text in fallen.legends[0].get_texts()]
+    assert names == ["stagnation", "collapse", "collapse of a run"]
+    shades = [patch.get_facecolor()[:3] for patch in fallen.axes[0].patches]
+    assert shades[0] > shades[1] and all(len({*shade}) == 1 for shade in shades)  # greys
 
 
 @pytest.mark.parametrize(
@@ -135,7 +138,7 @@ def test_a_step_without_a_value_is_a_gap_in_every_line_and_in_the_band():
     reward = [0.6] * 9 + [np.nan] + [0.6] * 8
     runs = [made_run(seed=seed, reward=np.add(reward, seed / 10)) for seed in range(3)]
     axes = curves_figure(runs, ["reward"]).axes[0]
-    assert len(axes.lines) == 4 and bold(axes).get_linewidth() > 2
+    assert len(axes.lines) == 4 and bold(axes).get_linewidth() == 2
     for line in axes.lines:
         assert line.get_xdata()[np.isnan(line.get_ydata())].tolist() == [10]
         assert line.get_xdata().tolist() == [*range(1, 19)]
@@ -147,14 +150,52 @@ def test_at_a_glance_counts_collapses_and_ends_bold_lines_with_the_shortest_seed
     fallen = {"reward": [0.6] * 6 + [0.1] * 9, "entropy": [1.0] * 15}
     runs = [made_run(), made_run(seed=1, **fallen), made_run("llds-action")]
     runs[1].manifest["config"]["training"]["steps"] = 18
-    data = hero_data(runs)
+    data = curves_data(runs, ["reward", "entropy"], glance=True)
     third = data.query("method == 'grpo' and seed == 1 and metric == 'reward'")["value"]
     assert third.iloc[6] == pytest.approx((0.6 + 0.6 + 0.1) / 3)
-    axes = hero_figure(runs, data).axes
-    assert axes[0].get_title(loc="left") == "a  Collapsed within 18 steps: GRPO 1 of 2, LLDS 0 of 1"
-    assert {text.get_text() for text in axes[2].texts} == {"GRPO\n(2 seeds)", "LLDS\n(1 seed)"}
+    axes = curves_figure(runs, ["reward", "entropy"], glance=True).axes
+    assert axes[0].get_title(loc="left") == "Collapsed: GRPO 1 of 2,\nLLDS 0 of 1"
+    assert {text.get_text() for text in axes[1].texts} == {"GRPO\n2 seeds", "LLDS\n1 seed"}
     assert max(bold(axes[0]).get_xdata()) == 15
     dotted = next(line for line in axes[0].lines if line.get_linestyle() == ":")
     assert (dotted.get_xdata()[0], dotted.get_xdata()[-1]) == (15, 18)
-    with pytest.raises(DataError, match="nothing to draw"):
-        hero_figure(runs, data.head(0))
+
+
+def test_all_arms_are_drawn_over_the_steps_that_all_were_given():
+    runs = [made_run(), made_run("llds-action", reward=[0.6] * 36, entropy=[1.0] * 36)]
+    runs[0].manifest["config"]["training"]["steps"] = 18
+    assert curves_data(runs, ["reward"]).groupby("method")["step"].max().tolist() == [18, 18]
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [([2.0], "rises"), ([1.0], "unclear"), ([0.5, 0.6, 0.7], "falls"), ([0.5, 1, 2], "unclear")],
+)
+def test_a_title_says_what_the_interval_or_the_noise_allows(ends, said):
+    runs = [made_run(seed=seed, entropy=[1.0] * 9 + [end] * 9) for seed, end in enumerate(ends)]
+    axes = curves_figure(runs, ["entropy"]).axes[0]
+    assert axes.get_title(loc="left") == f"GRPO {said}"
+
+
+def test_names_of_lines_do_not_lie_on_each_other():
+    runs = [made_run(arm) for arm in ("grpo", "llds-action", "llds-ma")]
+    figure = curves_figure(runs, ["reward"])
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 3 and not any(
+        one.overlaps(other) for one in boxes for other in boxes if one is not other
+    )
+
+
+def test_a_talk_has_larger_figures_and_text_and_the_paper_is_a_faint_line():
+    page = curves_figure([made_run()], ["reward"])
+    with mpl.rc_context():
+        use_style("talk")
+        slide = curves_figure([made_run()], ["reward"])
+        assert slide.axes[0].xaxis.label.get_size() == 18
+    assert page.axes[0].xaxis.label.get_size() == 10
+    assert slide.get_figwidth() == pytest.approx(1.8 * page.get_figwidth())
+    mark_paper(page.axes[0], "over 50 %")
+    assert page.axes[0].lines[-1].get_ydata()[0] == 0.5
+    with pytest.raises(ConfigError, match='did you mean "talk"'):
+        use_style("talks")

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from llds_core.reporting.figures import METHOD_COLOURS
 from llds_core.reporting.mechanism_figures import (
     first_action_data,
     first_action_figure,
@@ -76,13 +77,13 @@ def test_intervals_are_drawn_from_three_seeds_on(seeds: int, bands: int, bars: i
     found = tables(seeds)
     changes = found["likelihood_change"]
     unmeasured = changes.assign(method="llds-action", delta=np.nan)  # one outcome per group
-    share = likelihood_change_figure(pd.concat([changes, unmeasured])).axes[-2]
+    share = likelihood_change_figure(pd.concat([changes, unmeasured]), []).axes[0]
     assert len(share.collections) == bands
     theorem = theorem_figure(found["theorem"]).axes[0]
     drawn = [
         line
         for line in theorem.lines
-        if line.get_linewidth() == 2 and np.isfinite(line.get_xdata()).all()
+        if line.get_linewidth() == 1.6 and np.isfinite(line.get_xdata()).all()
     ]
     assert len(drawn) == bars
 
@@ -93,9 +94,9 @@ def test_the_share_is_a_line_per_seed_and_a_mean_that_ends_with_the_first_of_the
     shares = share_table(changes)
     assert shares["measured"].tolist() == [3] * 8
     assert shares["share"].tolist() == [0] * 6 + [1 / 3] * 2
-    lines = likelihood_change_figure(changes).axes[-2].lines
+    lines = likelihood_change_figure(changes, runs).axes[0].lines
     mean = max(lines, key=lambda line: line.get_linewidth())
-    assert len(lines) == 3 and mean.get_xdata()[-1] == 8
+    assert len(lines) == 4 and mean.get_xdata()[-1] == 8
     assert max(np.nanmax(line.get_ydata()) for line in lines) == pytest.approx(1 / 3)
     last = changes.tail(3).assign(delta=[np.nan, np.nan, -1.0])  # two groups of one outcome
     found = share_table(pd.concat([last, last.assign(seed=2, delta=np.nan)]))
@@ -112,23 +113,22 @@ def test_actions_are_drawn_up_to_the_collapse_on_one_scale_as_their_table_says()
     assert drawn["value"].tolist() == pytest.approx([-0.1 * step for step in range(1, 10)])
     shares = grpo.loc["first_search_equal"]
     assert shares["step"].tolist() == [*STEPS]
-    figure = first_action_figure(data)
-    ends = [max(line.get_xdata()[-1] for line in axes.lines) for axes in figure.axes[:2]]
-    assert ends == [9, 16]
-    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    figure = first_action_figure(data, runs)
+    for axes in figure.axes[:2]:
+        ends = {line.get_color(): line.get_xdata()[-1] for line in axes.lines}
+        assert ends == {METHOD_COLOURS["grpo"]: 9, METHOD_COLOURS["llds-action"]: 16}
     lines = [line.get_ydata().tolist() for line in figure.axes[-1].lines]
     assert shares["value"].tolist() in lines
 
 
 def test_search_rounds_name_their_axes_and_checkpoints() -> None:
     runs = [made(0, COLLAPSING), made(1)]
-    figure = rounds_figure(before_collapse(tables(2)["nll_by_round"], runs))
+    figure = rounds_figure(before_collapse(tables(2)["nll_by_round"], runs), runs)
     assert [axes.get_xlabel() for axes in figure.axes] == [
-        "rounds before the action",
-        "search rounds of the response",
+        "searches before the action",
+        "searches of the response",
     ]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "GRPO, first: step 0",
-        "GRPO, last: step 8–16",
-        "SmolLM2-135M, scripted",
-    ]
+    assert {text.get_text() for text in figure.axes[1].texts} == {
+        "GRPO\n2 seeds",
+        "SmolLM2-135M",
+    }

@@ -13,7 +13,7 @@ from llds_core.errors import DataError
 from llds_core.reporting.run_tables import gradient_sizes, outcomes
 from llds_core.reporting.store import StoredRun
 from llds_core.runs.identity import FREE, flat
-from llds_core.study.panels import map_figure, outcomes_figure, updates_figure, weights_figure
+from llds_core.study.panels import dose_figure, doses, map_figure, outcomes_figure
 from llds_core.study.tables import effects, heldout_table, map_cells, map_kinds, study_progress
 
 DESK = load_study("desk-reuse")
@@ -184,50 +184,59 @@ def differing(configs: dict[str, Any], one: str, other: str) -> set[str]:
     return {key for key in first if first[key] != second[key]} - {"method", "name"}
 
 
-def test_weights_are_columns_in_order_over_the_steps_that_all_were_given() -> None:
+def test_doses_are_over_the_steps_that_all_were_given_and_say_where_none_collapses() -> None:
     runs = [
-        made("llds-action", 0, RISING * 2, training={"steps": 36}),
+        made("llds-action", 0, RISING + FALLING, training={"steps": 36}),
         made("llds-weight-0.1", 0, FALLING, training={"steps": 18}, loss={"llds_weight": 0.1}),
-        *(made("grpo", seed, RISING, training={"steps": 18}) for seed in range(3)),
+        *(made("grpo", seed, FALLING, training={"steps": 18}) for seed in range(3)),
     ]
-    figure = weights_figure(runs, ["reward", "grad_norm"])
-    assert [axes.get_title() for axes in figure.axes[:3]] == [
-        "weight 0 (GRPO)\n0 of 3 collapse",
-        "weight 0.1\n1 of 1 collapse",
-        "weight 10\n0 of 1 collapse",
-    ]
-    assert len(figure.axes) == 6
-    ends = {line.get_xdata()[-1] for line in figure.axes[2].lines}
-    onset = [line for line in figure.axes[1].lines if line.get_linestyle() == ":"]
-    assert ends == {18} and [line.get_xdata()[0] for line in onset] == [12]
-    spread = [made("llds-action", seed, [0.3 + seed / 10] * 18) for seed in range(3)]
-    axes = weights_figure([made("grpo", 0, [0.4] * 18), *spread], ["reward"]).axes
-    # Lines set the limits of a row, not an interval that is wider.
-    assert [each.get_ylim() for each in axes] == [pytest.approx((0.29, 0.51))] * 2
-    runs[2].metrics["grad_norm"] = np.nan
-    assert weights_figure(runs[2:3], ["grad_norm"]).axes
+    data = doses(runs, DESK.drawn("weight"), "loss", "llds_weight")
+    assert set(data["steps"]) == {18}
+    fates = data.groupby("dose")["collapsed"].agg(["sum", "size"])
+    assert fates.to_numpy().tolist() == [[3, 3], [1, 1], [0, 1]]
+    assert data.set_index("dose").loc[10.0, "last_reward"] == pytest.approx(0.5)
+    figure = dose_figure(data, "penalty weight", {0.2: "none"})
+    assert texts(figure) == ["3/3", "1/1", "0/1", "none", "paper", "collapsed"]
+    assert figure.get_suptitle() == (
+        "4 of 4 runs collapse at penalty weight 0 to 0.1, none of 1 from 10"
+    )
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels == ["0", "0.1", "0.2", "10"]
+    for few, title in (
+        (runs[1:2], "1 of 1 runs collapse at every penalty weight"),
+        (runs[:1], "None of 1 runs collapses at any penalty weight"),
+        (runs[:2], "1 of 1 runs collapse at penalty weight 0.1, none of 1 from 10"),
+    ):
+        found = doses(few, DESK.drawn("weight"), "loss", "llds_weight")
+        assert dose_figure(found, "penalty weight").get_suptitle() == title
     with pytest.raises(DataError, match="run the study"):
-        weights_figure([], ["reward"])
+        doses([], DESK.drawn("weight"), "loss", "llds_weight")
 
 
-def test_updates_are_counted_and_coloured_by_their_number_a_rollout() -> None:
+def test_a_second_arm_of_a_dose_is_a_longer_run_of_it() -> None:
+    eight = {"updates_per_rollout": 8}
     runs = [
-        made("grpo-one-epoch-4", 0, RISING, training={"updates_per_rollout": 4}),
-        *(made("grpo", seed, FALLING) for seed in range(2)),
+        made("grpo-epochs-1", 0, RISING, training={"steps": 18} | eight),
+        made("grpo-long-epochs-1", 0, [*LONG[:-1], 0.8], training={"steps": 54} | eight),
+        made("grpo", 0, FALLING, training={"steps": 18}),
     ]
-    for run, updates in zip(runs, (4, 32, 32), strict=True):
-        run.metrics["updates"] = updates * run.metrics["step"]
     ways = DESK.drawn("updates")
-    [axes] = updates_figure(runs, ["reward"], ways).axes
-    slow, fast, *_ = (line for line in axes.lines if line.get_linewidth() > 2)
-    assert slow.get_xdata()[-1] == 4 * len(RISING) and slow.get_linestyle() == "--"
-    # The first mean is that of a whole window.
-    assert fast.get_xdata()[0] == 3 * 32 and fast.get_linestyle() == "-"
-    assert slow.get_color() != fast.get_color() and axes.get_xscale() == "log"
-    legend = [text.get_text() for text in axes.figure.legends[0].get_texts()]
-    assert legend == ["4 per rollout", "32 per rollout", "by epochs", "by mini-batches"]
-    with pytest.raises(DataError, match="run the study"):
-        updates_figure([], ["reward"], ways)
+    data = doses(runs, ways, "training", "updates_per_rollout")
+    assert data["steps"].tolist() == [18, 54, 18, 18]  # one arm is in both series
+    figure = dose_figure(data, "updates per rollout")
+    assert figure.get_suptitle() == (
+        "1 of 1 runs collapse at updates per rollout 32, none of 2 up to 8"
+    )
+    assert [text for text in texts(figure) if "/" in text] == ["0/1", "1/1", "0/1"]
+
+
+def test_the_short_figure_of_outcomes_has_the_arms_with_most_seeds_the_stable_ones_first() -> None:
+    runs = [made("grpo", 0, FALLING), *(made("llds-action", seed) for seed in range(2))]
+    runs.append(made("llds-token"))
+    study = small(main=["grpo", "llds-action"], gates=["llds-token", "llds-ma"])
+    figure = outcomes_figure(outcomes(runs), study, most=2)
+    assert row_labels(figure) == ["llds-action", "grpo"]
+    assert figure.get_suptitle() == "GRPO collapses in 1 of 1 seeds; 2 of 2 other settings in none"
 
 
 def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
@@ -246,12 +255,12 @@ def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
     cells = map_cells(study, outcomes(runs))
     figure = map_figure(cells, {})
     assert texts(figure) == [
-        "0.50 → 0.10\ncollapse at 12\nlikelihood lost",
-        "0.50 → 0.50\nno collapse in 18",
+        "0.10\ncollapse\nat 12",
+        "0.50",
         "not run",
         "not run",
-        "0.50 → 0.23\nno collapse in 18\nfell below half",
-        "collapse at 3\nlikelihood kept",
+        "0.23\nfell",
+        "collapse\nat 3",
     ]
     assert figure.get_suptitle() == "one seed (0)"
     kinds = map_kinds(cells)

@@ -1,0 +1,159 @@
+"""Metrics of runs against the step, and what they do in words; nothing is measured here."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from llds_core.diagnostics.metrics import METRICS
+from llds_core.errors import ConfigError, DataError, did_you_mean
+from llds_core.reporting.figures import (
+    BASELINE,
+    FAINT,
+    GREY,
+    SEEDS_FOR_INTERVAL,
+    End,
+    arm_names,
+    axis_label,
+    draw_seeds,
+    handle,
+    method_colours,
+    name_lines,
+    panels,
+    scale_axis,
+    set_title,
+    share_scale,
+    short_name,
+    theme,
+    thin,
+)
+from llds_core.reporting.run_view import StoredRun, by_method, same_steps
+from llds_core.reporting.stats import student_interval
+
+# Darker with every phase, so that they are told apart in print.
+_PHASE_SHADES = {"stagnation": 1.0, "decay": 0.94, "acceleration": 0.87, "collapse": 0.79}
+_GLANCE = 3  # steps of the trailing means of a first look
+
+
+def curves_data(
+    runs: Sequence[StoredRun], metrics: Sequence[str], *, glance: bool = False
+) -> pd.DataFrame:
+    """Return what `curves_figure` draws: one row per run, step and metric, over the steps that
+    every run was given; at a `glance`, trailing means of three steps.
+    """
+    for name in metrics:
+        if name not in METRICS:
+            raise ConfigError(f'unknown metric "{name}": {did_you_mean(name, METRICS)}')
+    parts = []
+    for run in same_steps(runs):
+        values = run.rows[[*metrics]]
+        values = values.rolling(_GLANCE, min_periods=1).mean() if glance else values
+        long = values.assign(step=run.rows["step"]).melt("step", [*metrics], var_name="metric")
+        parts.append(long.assign(profile=run.profile, method=run.arm, seed=run.seed))
+    columns = ["profile", "method", "seed", "step", "metric", "value"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def curves_figure(
+    runs: Sequence[StoredRun],
+    metrics: Sequence[str],
+    *,
+    same_scale: Sequence[str] = (),
+    glance: bool = False,
+) -> Figure:
+    """Draw one panel per metric against the step, lines as in `draw_seeds`, arms named where they
+    end, and above each panel what its metric does.
+
+    What changes by factors has a logarithmic axis, see `scale_axis`; panels of `same_scale` are to
+    be compared and get one, see `share_scale`. Unless drawn for a `glance`, dotted verticals mark
+    collapses, and shades the phases of the first GRPO run, or of the first run without one.
+    """
+    data = curves_data(runs, metrics, glance=glance)
+    if data.empty:
+        raise DataError("nothing to draw: name a metric and runs with a finished step")
+    arms = by_method(same_steps(runs))
+    colours, names = method_colours(arms), arm_names(runs)
+    columns = 2 if len(metrics) == 4 else min(len(metrics), 3)
+    rows = -(-len(metrics) // columns)
+    with theme():
+        figure, grid = panels(rows, columns, 2.9 if columns == 3 else 2.5)
+        shown = dict(zip(metrics, grid, strict=False))
+        ends: dict[str, list[End]] = {}
+        for panel, axes in shown.items():
+            values = data[data["metric"] == panel]
+            scale_axis(axes, panel, values["value"])
+            for arm, group in values.groupby("method", sort=False):
+                table = group.pivot(index="step", columns="seed", values="value")
+                end = draw_seeds(axes, table, colours[str(arm)])
+                ends.setdefault(panel, []).append((*end, names[str(arm)], colours[str(arm)]))
+            set_title(axes, describe(arms, panel), columns)
+            axes.set(xlabel="step", ylabel=axis_label(panel))
+            axes.set_xlim(data["step"].min(), data["step"].max())
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6 - columns, integer=True))
+            axes.margins(y=0.1)
+        share_scale([axes for panel, axes in shown.items() if panel in same_scale])
+        for axes in grid[len(metrics) :]:
+            axes.set_visible(False)
+        figure.align_ylabels()
+        if not glance:
+            _mark_phases(figure, shown.values(), arms, colours)
+        for place in range(columns - 1, len(metrics), columns):
+            name_lines(grid[place], ends[metrics[place]])
+    return figure
+
+
+def describe(arms: Mapping[str, Sequence[StoredRun]], metric: str) -> str:
+    """What a metric does in each arm, from the first window to the last; of a reward that collapses
+    anywhere, in how many runs.
+    """
+    counts = {arm: sum(run.collapse is not None for run in runs) for arm, runs in arms.items()}
+    if metric == "reward" and any(counts.values()):
+        said = [f"{short_name(arm)} {counts[arm]} of {len(runs)}" for arm, runs in arms.items()]
+        return f"Collapsed: {', '.join(said)}"
+    return ", ".join(f"{short_name(arm)} {_verb(runs, metric)}" for arm, runs in arms.items())
+
+
+def _verb(runs: Sequence[StoredRun], metric: str) -> str:
+    """Judged by the interval over seeds, or by the noise of a window where they are too few."""
+    found = student_interval([run.change(metric) for run in runs])
+    low, high = found.low, found.high
+    if found.n < SEEDS_FOR_INTERVAL:
+        noise = max(2 * run.noise(metric, run.length) * (2 / run.window) ** 0.5 for run in runs)
+        low, high = found.estimate - noise, found.estimate + noise
+    return "rises" if low > 0 else "falls" if high < 0 else "unclear"
+
+
+def _mark_phases(
+    figure: Figure,
+    panels: Iterable[Axes],
+    arms: Mapping[str, Sequence[StoredRun]],
+    colours: Mapping[str, str],
+) -> None:
+    """Dotted verticals at collapses, and grey behind the phases of one run if it has several."""
+    collapses = [
+        (colours[arm], step)
+        for arm, runs in arms.items()
+        for run in runs
+        if (step := run.collapse_step) is not None
+    ]
+    run = arms.get(BASELINE, next(iter(arms.values())))[0]
+    phases = run.phases if len(run.phases) > 1 else []
+    for axes in panels:
+        for colour, step in collapses:
+            axes.axvline(step, color=colour, linestyle=":", linewidth=thin(1.4))
+        for phase in phases:
+            shade = str(_PHASE_SHADES[phase.name])
+            axes.axvspan(phase.first - 0.5, phase.last + 0.5, color=shade, linewidth=0, zorder=0)
+    handles: list[Artist] = [
+        Patch(facecolor=str(_PHASE_SHADES[phase.name]), edgecolor=FAINT, label=phase.name)
+        for phase in phases
+    ]
+    if collapses:
+        handles.append(handle("collapse of a run", GREY, linestyle=":"))
+    title = f"grey: phases of {short_name(run.arm)}, seed {run.seed}" if phases else None
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", title=title, ncols=5)
