@@ -85,8 +85,8 @@ def ensure_mechanism(
         measure(profile, methods, seeds[0], run_root, questions=asked or _QUESTIONS)
     found = [read_mechanism(folder) for folder in folders if folder.is_dir()]
     if not found or overrides:
-        command = f"python -m llds_core mechanism {profile} --run-root {run_root}"
-        print(f"no checkpoint of these seeds is measured ({command} does it)")
+        command = f"python -m llds_core mechanism {profile}"
+        print(f"no checkpoint of these runs is measured: {command} does it")
         return {}
     tables = {name: pd.concat([one[name] for one in found], ignore_index=True) for name in found[0]}
     kept = {name: before_collapse(table, same_steps(runs)) for name, table in tables.items()}
