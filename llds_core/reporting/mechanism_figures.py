@@ -73,15 +73,10 @@ def ensure_mechanism(
     profile = runs[0].profile
     methods = list(dict.fromkeys(run.method for run in runs))
     seeds = list(dict.fromkeys(run.seed for run in runs))
-    made_here = not load_experiment(f"{profile}/{methods[0]}").policy.path
+    made_here = not (load_experiment(f"{profile}/{methods[0]}").policy.path or overrides)
     folders = [mechanism_path(run_root, profile, seed) for seed in seeds]
     done, asked = covered(folders[0])
-    if (
-        made_here
-        and not overrides
-        and not is_published(run_root, profile)
-        and not set(methods) <= set(done)
-    ):
+    if made_here and not is_published(run_root, profile) and not set(methods) <= set(done):
         measure(profile, methods, seeds[0], run_root, questions=asked or _QUESTIONS)
     found = [read_mechanism(folder) for folder in folders if folder.is_dir()]
     if not found or overrides:
