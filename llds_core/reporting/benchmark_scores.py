@@ -138,10 +138,9 @@ def paper_says(folder: Path) -> tuple[dict[str, str], dict[float, str]]:
     """What the paper says in words: of its figures, by quantity, and of each penalty weight."""
     quantities = pd.read_csv(folder / "llds_figures.csv", index_col="quantity")["value"]
     weights = pd.read_csv(folder / "llds_lambda.csv", index_col="llds_weight")
-    steps = weights["collapse_step"].map("≈ {:.0f}".format).where(weights["collapse_step"].notna())
-    return quantities.to_dict(), steps.fillna("none").where(
-        steps.notna() | weights["stable_until"].notna()
-    ).dropna().to_dict()
+    steps = weights["collapse_step"].dropna().map("≈ {:.0f}".format)
+    stable = weights["stable_until"].dropna().map(lambda _: "none")
+    return quantities.to_dict(), {**steps, **stable}
 
 
 def paper_gates(folder: Path) -> pd.DataFrame:

@@ -4,7 +4,7 @@ they end, and beside every picture the numbers that drew it.
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -192,9 +191,7 @@ def draw_seeds(
     return end
 
 
-def draw_mean(
-    axes: Axes, table: pd.DataFrame, colour: str, *, band: bool = True, **style: Any
-) -> tuple[float, float]:
+def draw_mean(axes: Axes, table: pd.DataFrame, colour: str, **style: Any) -> tuple[float, float]:
     """Draw the mean of the seeds of a table in bold and, from three on, Student's 95 % interval;
     return where it ends.
 
@@ -212,7 +209,7 @@ def draw_mean(
     axes.plot(whole.index, whole["mean"], color=colour, **style)
     if len(left) > 1:
         axes.plot(left.index, left, color=colour, linestyle=":", linewidth=thin(1.6))
-    if band and (several := table.loc[:end].count(axis=1) >= SEEDS_FOR_INTERVAL).any():
+    if (several := table.loc[:end].count(axis=1) >= SEEDS_FOR_INTERVAL).any():
         shade: dict[str, Any] = {"alpha": 0.18, "linewidth": 0, "where": several}
         axes.fill_between(whole.index, whole["low"], whole["high"], color=colour, **shade)
     return (float(left.index[-1]), float(left.iloc[-1])) if len(left) else (np.nan, np.nan)
@@ -263,16 +260,6 @@ def student_bounds(values: Sequence[float]) -> tuple[float, float]:
 def handle(label: str, colour: str, **style: Any) -> Line2D:
     """An entry of a legend: a bold line unless `style` says otherwise."""
     return Line2D([], [], label=label, color=colour, **style)
-
-
-def method_handles(colours: Mapping[str, str], **style: Any) -> list[Line2D]:
-    """Entries of a legend for methods with their colours."""
-    return [handle(method_label(method), colour, **style) for method, colour in colours.items()]
-
-
-def legend_above(figure: Figure, handles: Sequence[Artist], title: str | None = None) -> None:
-    """Put a legend of at most four columns above all panels."""
-    figure.legend(handles=handles, title=title, loc="outside upper center", ncols=4, frameon=False)
 
 
 def scale_axis(axes: Axes, metric: str, values: pd.Series) -> None:

@@ -25,10 +25,8 @@ from llds_core.reporting.figures import (
     arm_names,
     draw_seeds,
     handle,
-    legend_above,
     log_scale,
     method_colours,
-    method_handles,
     method_label,
     name_lines,
     panels,
@@ -59,7 +57,7 @@ _FACTOR_LABELS = {
 _OUTCOMES = ("correct", "incorrect")
 _LINES = {"first": "-", "later": "--"}
 _ACTIONS = [f"loglik_{outcome}_{place}" for outcome in _OUTCOMES for place in _LINES]
-_SEARCHES = {"first_search_equal": "-", "first_search_similar": ":"}
+_SEARCHES = ["first_search_equal", "first_search_similar"]
 _SIMILARITIES = 5  # bins with equally many questions
 
 
@@ -75,34 +73,19 @@ def ensure_mechanism(
     profile = runs[0].profile
     methods = list(dict.fromkeys(run.method for run in runs))
     seeds = list(dict.fromkeys(run.seed for run in runs))
-    made_here = not load_experiment(f"{profile}/{methods[0]}").policy.path
+    made_here = not (load_experiment(f"{profile}/{methods[0]}").policy.path or overrides)
     folders = [mechanism_path(run_root, profile, seed) for seed in seeds]
     done, asked = covered(folders[0])
-    if (
-        made_here
-        and not overrides
-        and not is_published(run_root, profile)
-        and not set(methods) <= set(done)
-    ):
+    if made_here and not is_published(run_root, profile) and not set(methods) <= set(done):
         measure(profile, methods, seeds[0], run_root, questions=asked or _QUESTIONS)
     found = [read_mechanism(folder) for folder in folders if folder.is_dir()]
     if not found or overrides:
-        command = f"python -m llds_core mechanism {profile} --run-root {run_root}"
-        print(f"no checkpoint of these seeds is measured ({command} does it)")
+        command = f"python -m llds_core mechanism {profile}"
+        print(f"no checkpoint of these runs is measured: {command} does it")
         return {}
     tables = {name: pd.concat([one[name] for one in found], ignore_index=True) for name in found[0]}
     kept = {name: before_collapse(table, same_steps(runs)) for name, table in tables.items()}
     return {name: table[table["step"] <= usual_steps(runs)] for name, table in kept.items()}
-
-
-def share_table(changes: pd.DataFrame) -> pd.DataFrame:
-    """One row per checkpoint: its `questions`, how many of them were `measured`, and the `share` of
-    those whose correct responses lose likelihood, NaN without any.
-    """
-    once = changes[changes["optimizer"] == OPTIMIZER]
-    once = once.assign(falls=(once["delta"] < 0).astype(float).where(once["delta"].notna()))
-    falls = once.groupby(_KEYS, sort=False)["falls"]
-    return falls.agg(questions="size", measured="count", share="mean").reset_index()
 
 
 def _measured_names(table: pd.DataFrame, runs: Sequence[StoredRun]) -> dict[str, str]:
@@ -231,7 +214,9 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
             said = [f"{short_name(method)} {mean:+.2f}" for method, mean in driver.mean().items()]
             set_title(axes, f"Driver ({optimizer}): {', '.join(said)}", 2)
         grid[0].set_yticks(range(len(factors)), [_FACTOR_LABELS[name] for name in factors])
-        legend_above(figure, method_handles(colours, marker="D", linestyle=""))
+        marks = {"marker": "D", "linestyle": ""}
+        handles = [handle(short_name(name), hue, **marks) for name, hue in colours.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -248,7 +233,7 @@ def first_action_data(runs: Sequence[StoredRun], changes: pd.DataFrame) -> pd.Da
     reached = [f"first_search_reached_{name}" for name in ("equal", "similar", "incorrect")]
     counts = once.groupby(_KEYS, sort=False)[reached].sum()
     total = counts.pop(reached[-1]).replace(0, np.nan)
-    shares = counts.div(total, axis=0).set_axis(list(_SEARCHES), axis=1)
+    shares = counts.div(total, axis=0).set_axis(_SEARCHES, axis=1)
     shares = shares.reset_index().melt(_KEYS, var_name="metric")
     return pd.concat([curves_data(kept, list(_ACTIONS)), shares], ignore_index=True)
 
@@ -277,22 +262,18 @@ def first_action_figure(data: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure
             set_title(axes, f"First − later: {', '.join(said)}", 3)
             axes.set_ylabel(f"log-likelihood, {outcome}\nresponses (nats per token)")
         ends, said = [], []
-        for (method, metric), table in tables.items():
-            if metric in _SEARCHES:
-                style: dict[str, Any] = {"linestyle": _SEARCHES[metric]}
-                end = draw_seeds(searches, table, colours[method], **style)
-                if metric == "first_search_equal":
-                    ends.append((*end, names[method], colours[method]))
-                    said.append(f"{short_name(method)} {end[1]:.0%}")
+        for method, colour in colours.items():
+            if (method, "first_search_equal") in tables:
+                end = draw_seeds(searches, tables[method, "first_search_equal"], colour)
+                ends.append((*end, names[method], colour))
+                said.append(f"{short_name(method)} {end[1]:.0%}")
         set_title(searches, f"Begin alike: {', '.join(said)}", 3)
         searches.set(ylim=(0, 1), ylabel="incorrect responses whose\nfirst search matches")
         searches.yaxis.set_major_formatter(PercentFormatter(1, 0))
         for axes in (*grid, searches):
             axes.set_xlabel("step, to the collapse")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-        lines = {"first actions, same documents": "-", "later actions": "--"}
-        lines["at least half the same"] = ":"
-        handles = [handle(label, GREY, linestyle=line) for label, line in lines.items()]
+        handles = [handle(f"{place} actions", GREY, linestyle=way) for place, way in _LINES.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
         name_lines(searches, ends)
     return figure

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llds_core.reporting.figures import BASELINE, method_label, metric_label
+from llds_core.reporting.figures import BASELINE, method_label
 from llds_core.reporting.run_view import StoredRun, by_method, usual_steps
 
 
@@ -175,21 +175,6 @@ def collapse_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
         row["median lead of likelihood"] = f"{lead.median():g} steps" if len(lead) else "–"
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def changes_table(runs: Sequence[StoredRun], metrics: Sequence[str]) -> pd.DataFrame:
-    """One row per method: means of metrics over the first window with values and over the last."""
-    return pd.DataFrame(
-        {"method": method_label(method)}
-        | {metric_label(name): _describe_change(group, name) for name in metrics}
-        for method, group in by_method(runs).items()
-    )
-
-
-def _describe_change(runs: Sequence[StoredRun], metric: str) -> str:
-    means = [run.means(metric) for run in runs]
-    ends = [found[[0, -1]] for each in means if len(found := each[~np.isnan(each)])]
-    return "{:.3g} → {:.3g}".format(*np.mean(ends, axis=0)) if ends else "never measured"
 
 
 def _count_steps(steps: pd.Series) -> str:

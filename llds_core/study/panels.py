@@ -58,7 +58,8 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
             without runs is named "not run". A group for which it has series is shown by series.
         most: so many arms only: GRPO, then those with most seeds, from those that last longest.
     """
-    rows = _rows(study) if most is None else _most_telling(table, study, most)
+    known = table[table["method"].isin({*study.labels} - study.only_on_map)]
+    rows = _rows(study) if most is None else _most_telling(known, study, most)
     shown = table[table["method"].isin([arm for _, arm, _ in rows])]
     if shown.empty:
         raise DataError("none of the arms has a run: run the study first")
@@ -98,12 +99,11 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
             for marker, fill, label in _OUTCOMES.values()
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
-        figure.suptitle(_outcomes_finding(table, study), weight="bold", size="medium")
+        figure.suptitle(_outcomes_finding(known), weight="bold", size="medium")
     return figure
 
 
-def _outcomes_finding(table: pd.DataFrame, study: Study) -> str:
-    known = table[table["method"].isin(study.labels) & ~table["method"].isin(study.only_on_map)]
+def _outcomes_finding(known: pd.DataFrame) -> str:
     counts = known["collapse_step"].notna().groupby(known["method"]).agg(["sum", "size"])
     rest = counts.drop(BASELINE, errors="ignore")
     others = f"{(rest['sum'] == 0).sum()} of {len(rest)} other settings in none"
@@ -112,8 +112,7 @@ def _outcomes_finding(table: pd.DataFrame, study: Study) -> str:
     return "GRPO collapses in {} of {} seeds; {}".format(*counts.loc[BASELINE], others)
 
 
-def _most_telling(table: pd.DataFrame, study: Study, most: int) -> list[Row]:
-    known = table[table["method"].isin(study.labels) & ~table["method"].isin(study.only_on_map)]
+def _most_telling(known: pd.DataFrame, study: Study, most: int) -> list[Row]:
     known = known.assign(collapsed=known["collapse_step"].notna())
     arms = known.groupby("method").agg(
         {"seed": "size", "collapsed": "mean", "final_reward": "mean"}

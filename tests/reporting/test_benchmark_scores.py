@@ -1,6 +1,7 @@
-"""Published numbers beside ours: deltas by hand, what was not run, and the figure of both."""
+"""Published numbers beside ours: deltas by hand, and what was not run."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,11 @@ from llds_core.reporting.benchmark_scores import (
     NOT_RUN,
     SCORE_COLUMNS,
     TABLES,
-    averages_data,
-    averages_figure,
     comparison_view,
     desk_scores,
     desk_view,
     paper_comparison,
+    paper_says,
     publish_evaluation,
     published_evaluations,
     score_lines,
@@ -27,6 +27,7 @@ from llds_core.reporting.run_view import StoredRun
 from llds_core.worlds import QUESTION_SETS
 from llds_core.worlds.atlas_questions import KINDS
 
+PAPER = Path(__file__).parents[2] / "results" / "paper"
 NONE = pd.DataFrame(columns=SCORE_COLUMNS)
 SCORES = ("em", "f1", "sub_em", "em_tagged", "valid_answers", "searches")
 
@@ -131,19 +132,10 @@ def test_a_baseline_is_published_under_its_own_name_a_score_of_nobody_only_print
         publish_evaluation(tmp_path / "absent", tmp_path / "published")
 
 
-def test_figure_one_shows_published_averages_and_what_was_not_run(tmp_path):
-    data = averages_data([paper_comparison(name, NONE) for name in TABLES])
-    assert len(data) == 3 + 4 + 2 + 2 + 3 and set(data["status"]) == {NOT_RUN}
-    figure = averages_figure(data)
-    assert figure.axes[0].get_ylim()[1] == pytest.approx(1.12 * 0.483)
-    heights = sorted(patch.get_height() for patch in figure.axes[0].patches)
-    assert heights == pytest.approx(sorted(data["published"]))
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels[-1] == f"ours: {NOT_RUN}"
-    found = published(tmp_path, summary([0.6] * 7))
-    some = averages_data([paper_comparison(name, found) for name in TABLES])
-    labels = [t.get_text() for t in averages_figure(some).legends[0].get_texts()]
-    assert labels[-1] == f"ours, 95 % interval (13 of 14 {NOT_RUN})"
+def test_what_the_paper_says_of_a_weight_and_of_a_figure():
+    figures, weights = paper_says(PAPER)
+    assert weights == {0.0: "≈ 200", 0.01: "≈ 220", 0.2: "none"}
+    assert figures["observation match at step 140"] == "about 60 %"
 
 
 def run(seed, em=None, **manifest):

@@ -13,7 +13,6 @@ from llds_core.reporting.mechanism_figures import (
     first_action_figure,
     likelihood_change_figure,
     rounds_figure,
-    share_table,
     theorem_figure,
 )
 from llds_core.reporting.run_view import StoredRun, before_collapse
@@ -91,17 +90,15 @@ def test_intervals_are_drawn_from_three_seeds_on(seeds: int, bands: int, bars: i
 def test_the_share_is_a_line_per_seed_and_a_mean_that_ends_with_the_first_of_them() -> None:
     runs = [made(0, COLLAPSING), made(1)]
     changes = before_collapse(tables(2)["likelihood_change"], runs)
-    shares = share_table(changes)
-    assert shares["measured"].tolist() == [3] * 8
-    assert shares["share"].tolist() == [0] * 6 + [1 / 3] * 2
     lines = likelihood_change_figure(changes, runs).axes[0].lines
     mean = max(lines, key=lambda line: line.get_linewidth())
     assert len(lines) == 4 and mean.get_xdata()[-1] == 8
     assert max(np.nanmax(line.get_ydata()) for line in lines) == pytest.approx(1 / 3)
-    last = changes.tail(3).assign(delta=[np.nan, np.nan, -1.0])  # two groups of one outcome
-    found = share_table(pd.concat([last, last.assign(seed=2, delta=np.nan)]))
-    assert found["questions"].tolist() == [3, 3] and found["measured"].tolist() == [1, 0]
-    assert found["share"].fillna(-1).tolist() == [1, -1]
+    # Groups of one outcome count for nothing.
+    last = changes.tail(3).assign(delta=[np.nan, np.nan, -1.0])
+    both = pd.concat([last, last.assign(seed=2, delta=np.nan)])
+    [line, mean] = likelihood_change_figure(both, runs).axes[0].lines
+    assert line.get_ydata().tolist() == mean.get_ydata().tolist() == [1]
 
 
 def test_actions_are_drawn_up_to_the_collapse_on_one_scale_as_their_table_says() -> None:

@@ -204,7 +204,7 @@ def test_doses_are_over_the_steps_that_all_were_given_and_say_where_none_collaps
     assert labels == ["0", "0.1", "0.2", "10"]
     for few, title in (
         (runs[1:2], "1 of 1 runs collapse at every penalty weight"),
-        (runs[:1], "None of 1 runs collapses at any penalty weight"),
+        ([made("grpo")], "None of 1 runs collapses at any penalty weight"),
         (runs[:2], "1 of 1 runs collapse at penalty weight 0.1, none of 1 from 10"),
     ):
         found = doses(few, DESK.drawn("weight"), "loss", "llds_weight")
