@@ -1,9 +1,11 @@
 """Studies: reading them, the order of their runs, and the queue that runs what is left."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from run_helpers import jobs_in_process
 
 from llds_core.__main__ import main
 from llds_core.config import load_study, studies
@@ -133,8 +135,6 @@ def test_unknown_names_have_hints(tmp_path: Path) -> None:
 def test_a_study_runs_what_is_left_and_publishes_it(
     smoke_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    import shutil
-
     root, published = tmp_path / "runs", tmp_path / "published"
     shutil.copytree(smoke_runs, root)
     study = load_study(written(tmp_path, SMALL.replace("seeds: [0, 1]", "seeds: [0]")))
@@ -142,7 +142,8 @@ def test_a_study_runs_what_is_left_and_publishes_it(
     assert before == {"late": "complete", "grpo": "complete", "llds-action": "complete"}
     shutil.rmtree(root / "smoke/grpo")
     publish_run(load_run(root / "smoke/llds-action/seed0"), "other", published)
-    assert run_study(study, root, arms=["main"], published=published) == []
+    with jobs_in_process():
+        assert run_study(study, root, arms=["main"], published=published) == []
     runs = {run.arm: run for run in read_published("smoke", published)}
     assert runs.keys() == {"grpo", "llds-action", "other"}
     assert runs["grpo"].evaluation["best"]["results"]["greedy"]["all"]["n"] == 16
