@@ -39,8 +39,8 @@ def train_run(
 
 @contextmanager
 def jobs_in_process() -> Iterator[None]:
-    """What `run_jobs` would give to children is done here, one after the other: a child pays for
-    its imports, which take longer than a smoke run. Real children are in `study/test_orchestration`.
+    """What `run_jobs` would give to children is done here, one after the other: their imports take
+    longer than a smoke run. Real children are in `study/test_orchestration.py`.
     """
     import torch
 
