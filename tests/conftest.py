@@ -2,6 +2,7 @@
 reason a GPU test is skipped.
 """
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -69,6 +70,14 @@ def run(tmp_path: Path) -> Iterator["RunDirectory"]:
 
     with RunDirectory(tmp_path / "run", CONFIG, 0, command="again") as opened:
         yield opened
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of garbage collections: every trainer asks for some, and
+    each would look at half a million objects of torch and transformers.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

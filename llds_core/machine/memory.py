@@ -24,14 +24,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 import yaml
-from transformers import AutoConfig, PretrainedConfig
 
 from llds_core.config import DenseConfig, ExperimentConfig, PolicyConfig
 from llds_core.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 GIB = 2**30
 USABLE = 0.95
@@ -73,6 +75,9 @@ def policy_shape(policy: PolicyConfig) -> ModelShape:
     A folder with a `config.json` speaks for itself; a model that is not there yet is looked up in
     `presets/models.yaml`.
     """
+    # It brings torch: seconds of a command that only asks `plan` for the overrides of a layout.
+    from transformers import AutoConfig
+
     if policy.path is None:
         from llds_core.runs.policies import policy_architecture
 
@@ -95,7 +100,7 @@ def policy_shape(policy: PolicyConfig) -> ModelShape:
     return shape_of(AutoConfig.for_model(**known[name]))
 
 
-def shape_of(model: PretrainedConfig) -> ModelShape:
+def shape_of(model: "PretrainedConfig") -> ModelShape:
     """Return the shape of a causal language model, counted on the `meta` device."""
     import torch
     from transformers import AutoModelForCausalLM

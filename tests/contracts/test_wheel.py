@@ -87,10 +87,6 @@ def python(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Path:
     return environment(tmp_path_factory.mktemp("losses"), wheel, "torch", "numpy")
 
 
-def test_the_loss_works_beside_torch_and_numpy_alone(python: Path, tmp_path: Path) -> None:
-    subprocess.run([python, "-c", USE], check=True, cwd=tmp_path, env=ALONE)
-
-
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
 GIVEN_LOSSES = """
 import torch
@@ -114,8 +110,10 @@ assert {"llds/penalty", "llds/gated_fraction", "llds/gated_fraction_first"} <= n
 """
 
 
-def test_the_readme_s_lines_run_as_printed(python: Path, tmp_path: Path) -> None:
-    code = GIVEN_LOSSES + BLOCKS[0] + "loss.backward()"
+def test_the_readme_s_lines_and_the_losses_work_beside_torch_and_numpy_alone(
+    python: Path, tmp_path: Path
+) -> None:
+    code = f"{GIVEN_LOSSES}{BLOCKS[0]}loss.backward()\n{USE}"
     subprocess.run([python, "-c", code], check=True, cwd=tmp_path, env=ALONE)
 
 

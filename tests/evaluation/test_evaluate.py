@@ -158,7 +158,6 @@ def test_a_killed_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
         (["smoke", "--checkpoint", "nowhere"], 'checkpoint "nowhere" is not a folder'),
         (["smoke", "--method", "grpo"], "python -m llds_core train smoke/grpo"),
         (["smoke", "--shard", "1-2"], "1/4"),
-        (["smoke", "--shard", "1/2", "--merge"], "leave out --shard"),
         (["smoke", "--shard", "1/2", "--publish"], "leave out --shard"),
         (["smoke", "--baseline", "serch-o1"], 'did you mean "search-o1"'),
         (["smoke", "--mode", "greddy"], 'did you mean "greedy"'),

@@ -1,13 +1,17 @@
 """What the tests of run directories share."""
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from llds_core.__main__ import main
 from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.machine import jobs
 from llds_core.runs import Run
 
 CONFIG = load_experiment("smoke/grpo")
@@ -31,3 +35,23 @@ def train_run(
     run = Run(config, seed, root, tuple(overrides))
     train(run, **options)
     return run.path
+
+
+@contextmanager
+def jobs_in_process() -> Iterator[None]:
+    """What `run_jobs` would give to children is done here, one after the other: their imports take
+    longer than a smoke run. Real children are in `study/test_orchestration.py`.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+
+    def start(job: jobs.Job, place: dict[str, str]) -> SimpleNamespace:
+        assert main([*job.words, "--quiet"]) == 0
+        return SimpleNamespace(code=0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "_start", start)
+        patch.setattr(jobs, "_POLL_SECONDS", 0.0)
+        yield
+    torch.set_num_threads(threads)

@@ -4,6 +4,7 @@ Children are forked from a server that has only imported the package. The enviro
 their place, as `torchrun` would.
 """
 
+import gc
 import math
 import multiprocessing
 import os
@@ -83,6 +84,7 @@ def wait(processes: Sequence[multiprocessing.Process], seconds: float = 900) -> 
 def _run(environment: dict[str, str], work: Callable, arguments: tuple) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
+    gc.freeze()  # as in conftest.py
     try:
         work(*arguments)
     except LLDSError:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from dense_worlds import write_published_vectors
 from files_world import write_files_world, write_policy
+from run_helpers import jobs_in_process
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
@@ -142,11 +143,11 @@ def interrupted(place: Place) -> str:
 @pytest.fixture(scope="module")
 def finished(place: Place, interrupted: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The index of the same job, issued again. The page of one notebook only: all of them are drawn
-    for the smoke profile elsewhere.
+    for the smoke profile elsewhere. Children train in `interrupted`; here only the service is one.
     """
     folder = tmp_path_factory.mktemp("notebooks")
     shutil.copy(ROOT / "notebooks/06_benchmarks.ipynb", folder)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, jobs_in_process():
         patch.chdir(ROOT)
         patch.setattr(notebooks, "NOTEBOOKS", folder)
         return place.reproduce()

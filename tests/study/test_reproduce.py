@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from run_helpers import jobs_in_process
 
 from llds_core.errors import RunError
 from llds_core.evaluation import evaluate_run
@@ -28,7 +29,7 @@ def made(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(smoke_runs, folder / "runs")
     shutil.rmtree(folder / "runs/smoke/llds-action")
     evaluate_run(Run.load("smoke/grpo", 0, folder / "runs"), "last")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, jobs_in_process():
         patch.setattr(notebooks, "NOTEBOOKS", folder / "notebooks")
         reproduce("smoke", [0], folder / "runs", out_dir=folder / "out")
     return folder

@@ -23,6 +23,7 @@ from run_helpers import train_run
 from shared_trainers import spawn, wait
 from transformers import PreTrainedModel
 
+from llds_core.__main__ import main
 from llds_core.config import load_experiment
 from llds_core.errors import TrainingDivergedError
 from llds_core.runs import Run, RunDirectory, read_manifest, read_metrics, read_trajectories
@@ -176,6 +177,13 @@ def start(root: Path, *words: str) -> subprocess.Popen:
     )
 
 
+def _command(words: list[str], errors: Path) -> None:
+    """`train` in this process, its standard error in a file."""
+    with errors.open("w") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    raise SystemExit(main(["train", *words, "--quiet"]))
+
+
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -203,12 +211,16 @@ def test_command_interrupted_then_killed_while_it_writes_a_checkpoint_is_bit_ide
     assert manifest["finished"] is not None
 
     # The lock is free, and a shorter command of the same run continues it.
-    process = start(root, "smoke/grpo")
+    errors = tmp_path / "errors"
+    (child,) = spawn(1, _command, ["smoke/grpo", "--run-root", str(root)], errors)
     partial = run / "checkpoint" / ".partial-2"  # gone in a moment: it may be missed
-    wait_until(lambda: partial.exists() or process.poll() is not None, process)
-    process.kill()
-    _, err = process.communicate()
-    assert "missing" not in err  # as transformers says of tied weights
+    deadline = time.monotonic() + PATIENCE
+    while not partial.exists() and child.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    child.kill()
+    child.join()
+    assert "missing" not in errors.read_text("utf-8")  # as transformers says of tied weights
     train_run(SMOKE, 0, root)
     assert_same_run(run, smoke_runs / "smoke" / "grpo" / "seed0")
 
