@@ -34,6 +34,7 @@ from llds_core.monitor.monitor_commands import diagnose, watch
 from llds_core.runs import DEFAULT_ROOT as ROOT
 from llds_core.runs import Run
 from llds_core.study.commands import (
+    ask,
     baselines,
     demo,
     mechanism,
@@ -204,35 +205,6 @@ def train(
 
         for path in evaluate_ends(run):
             print(f"evaluation: {path}")
-
-
-def ask(
-    experiment: cli.AnyExperiment,
-    question: Annotated[str, Argument(help="in quotes")],
-    seed: cli.Seed = 0,
-    temperature: Annotated[float, Option(help="0 is greedy", min=0, max=10)] = 0.0,
-    checkpoint: cli.Checkpoint = "best",
-    run_root: cli.Root = ROOT,
-    quiet: cli.Quiet = False,
-) -> None:
-    """Show a trained agent think, search and answer; with a profile alone, those that are published
-    of it.
-    """
-    from llds_core.evaluation import ask, unknown_places
-    from llds_core.reporting.trajectories import to_ansi
-    from llds_core.study.published_agents import ask_agents
-
-    is_run = "/" in experiment
-    run = Run.load(experiment if is_run else f"{experiment}/grpo", seed, run_root)
-    if is_run:
-        answers = {"": ask(run, question, checkpoint=checkpoint, temperature=temperature)}
-    else:
-        answers = ask_agents(experiment, question, temperature=temperature)
-    for title, trajectory in answers.items():
-        print(f"== {title}\n" if title else "", end="")
-        print(to_ansi(trajectory, color=sys.stdout.isatty()), end="\n" if is_run else "\n\n")
-    if warning := unknown_places(run.config, question):
-        print(warning)
 
 
 def evaluate(

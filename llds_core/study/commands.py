@@ -1,4 +1,4 @@
-"""Commands of the main job and of studies, and those that make tables; `llds_core.__main__` offers
+"""Commands of the main job and of studies, those that ask agents and those that make tables; `llds_core.__main__` offers
 them.
 """
 
@@ -12,6 +12,7 @@ from llds_core.config import load_experiment, load_study, studies
 from llds_core.config import options as cli
 from llds_core.config.given import numbers, words
 from llds_core.runs import DEFAULT_ROOT as ROOT
+from llds_core.runs import Run
 
 
 def reproduce(
@@ -72,6 +73,35 @@ def demo(
     print(f"open {page}")
     if show:
         webbrowser.open(page.as_uri())
+
+
+def ask(
+    experiment: cli.AnyExperiment,
+    question: Annotated[str, Argument(help="in quotes")],
+    seed: cli.Seed = 0,
+    temperature: Annotated[float, Option(help="0 is greedy", min=0, max=10)] = 0.0,
+    checkpoint: cli.Checkpoint = "best",
+    run_root: cli.Root = ROOT,
+    quiet: cli.Quiet = False,
+) -> None:
+    """Show a trained agent think, search and answer; with a profile alone, those that are published
+    of it.
+    """
+    from llds_core.evaluation import ask, unknown_places
+    from llds_core.reporting.trajectories import to_ansi
+    from llds_core.study.published_agents import ask_agents
+
+    is_run = "/" in experiment
+    run = Run.load(experiment if is_run else f"{experiment}/grpo", seed, run_root)
+    if is_run:
+        answers = {"": ask(run, question, checkpoint=checkpoint, temperature=temperature)}
+    else:
+        answers = ask_agents(experiment, question, temperature=temperature)
+    for title, trajectory in answers.items():
+        print(f"== {title}\n" if title else "", end="")
+        print(to_ansi(trajectory, color=sys.stdout.isatty()), end="\n" if is_run else "\n\n")
+    if warning := unknown_places(run.config, question):
+        print(warning)
 
 
 def baselines(
