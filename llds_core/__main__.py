@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 try:
     import typer
-    from typer import Argument, Option
+    from typer import Option
 except ModuleNotFoundError as error:  # the base of the package is the losses alone
     print(f"error: {error.name} is missing: run pip install llds-core[run]", file=sys.stderr)
     sys.exit(2)

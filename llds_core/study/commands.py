@@ -1,6 +1,4 @@
-"""Commands of the main job and of studies, those that ask agents and those that make tables; `llds_core.__main__` offers
-them.
-"""
+"""Commands of the main job, of studies and of agents; `llds_core.__main__` offers them."""
 
 import sys
 from pathlib import Path
