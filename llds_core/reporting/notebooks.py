@@ -172,8 +172,8 @@ def store_outputs(executed: Path, source: Path, of: Path) -> None:
 
 
 def outputs_digest(source: Path, of: Path) -> str:
-    """Sixteen hex digits of a notebook's cells and of the published tables in folder `of`."""
-    cells = [cell.source for cell in nbformat.read(source, 4).cells]
+    """Sixteen hex digits of a notebook's code and of the published tables in folder `of`."""
+    cells = [c.source for c in nbformat.read(source, 4).cells if c.cell_type == "code"]
     tables = [(of / f"{name}.csv").read_bytes() for name in ("runs", "claims")]
     return hashlib.sha256(json.dumps(cells).encode() + b"".join(tables)).hexdigest()[:16]
 

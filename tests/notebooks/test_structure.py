@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 import pytest
 from papermill import inspect_notebook
 
+from llds_core.config import load_study
 from llds_core.reporting.notebooks import outputs_digest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -70,7 +70,6 @@ def test_text_states_no_results(path):
 
 
 def test_seeds_named_for_the_published_study_are_those_of_its_main_arm(path):
-    runs = pd.read_csv(FOLDER.parent / "results" / "published" / "desk" / "runs.csv")
-    published = runs.loc[runs["method"] == "grpo", "seed"].tolist()
+    [grpo] = load_study("desk").chosen(["grpo"])
     for seeds in re.findall(r"`seeds = (\[.*?\])`", prose(path)):
-        assert ast.literal_eval(seeds) == published
+        assert tuple(ast.literal_eval(seeds)) == grpo.seeds
