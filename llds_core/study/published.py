@@ -142,10 +142,9 @@ def report_published(name: str) -> Path:
                 shutil.copy(file, target / file.name)
         if (explorer := project_path(out_dir) / "explorer.html").exists():
             shutil.copy(explorer, root / profile / explorer.name)
-    for executed in sorted((project_path(out_dir) / "notebooks").glob("*.ipynb")):
-        if profile == _NOTEBOOKS_SHOW:
-            source = project_path(NOTEBOOKS) / executed.name
-            store_outputs(executed, source, root / profile)
+    if profile == _NOTEBOOKS_SHOW:
+        for executed in sorted((project_path(out_dir) / "notebooks").glob("*.ipynb")):
+            store_outputs(executed, project_path(NOTEBOOKS) / executed.name, root / profile)
     shown = [run for run in runs if run.arm in main]
     write_page(project_path(index), shown, published=root, folder=root / profile)
     if study and (page := render_report(root, study)):

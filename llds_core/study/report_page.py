@@ -2,7 +2,8 @@
 
 Sentences stand in `presets/reports/<study>.md`, a Jinja template, and every number in them is asked
 for there: from the tables that are published, or from a run as `run_view` sees it. The block of the
-README is `<study>-status.md`. The same published results give the same page.
+README is `<study>-status.md`; tables that studies share are macros of `tables.md`. The same
+published results give the same page.
 """
 
 import re
@@ -49,6 +50,7 @@ def _render(template: str, published: Path, plan: Study) -> str:
     if not (_REPORTS / template).is_file():
         return ""
     environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (_REPORTS / name).read_text("utf-8")),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -58,10 +60,9 @@ def _render(template: str, published: Path, plan: Study) -> str:
     filters = (number, span, listed, word, mean, percent, censored_median)
     environment.filters.update({one.__name__: one for one in filters})
     environment.globals |= {"bounded": bounded, "mcnemar": mcnemar}
-    text = (_REPORTS / template).read_text("utf-8")
     study = PublishedStudy(published, plan)
     try:
-        return environment.from_string(text).render(study=study, claims=load_claims(plan))
+        return environment.get_template(template).render(study=study, claims=load_claims(plan))
     except (jinja2.UndefinedError, LookupError) as error:
         lacks = f"{study.folder} lacks what {template} asks for ({error})"
         raise DataError(f"{lacks}: publish the whole study") from error
