@@ -8,7 +8,7 @@ checkpoints of runs with it.
 from llds_core.evaluation.agents import BASELINES, POLICY
 from llds_core.evaluation.benchmark_sets import averages
 from llds_core.evaluation.evaluate import ROOT, EvaluationPlan, evaluate_questions, run_baselines
-from llds_core.evaluation.held_out import ask, evaluate_ends, evaluate_run, unknown_places
+from llds_core.evaluation.held_out import ask, ask_each, evaluate_ends, evaluate_run, unknown_places
 from llds_core.evaluation.models import open_asked, open_model
 from llds_core.evaluation.predictions import parse_shard
 from llds_core.evaluation.scores import score_rows
@@ -19,6 +19,7 @@ __all__ = [
     "ROOT",
     "EvaluationPlan",
     "ask",
+    "ask_each",
     "averages",
     "evaluate_ends",
     "evaluate_questions",

@@ -129,18 +129,29 @@ def ask(
     """Let a trained agent answer `question` and return its trajectory, scored when the question
     comes with accepted answers.
     """
+    [trajectory] = ask_each(run, question, [checkpoint], temperature=temperature)
+    return trajectory
+
+
+def ask_each(
+    run: Run, question: str | Question, checkpoints: Sequence[str], *, temperature: float = 0.0
+) -> list[Trajectory]:
+    """As `ask`, several checkpoints in one world."""
     if isinstance(question, str) and not question.strip():
         raise ConfigError(
             'the question is empty: write it in quotes, e.g. "which continent is Homs in?"'
         )
-    config, folder = run.config, run.checkpoint(checkpoint)
+    config, folders = run.config, [run.checkpoint(checkpoint) for checkpoint in checkpoints]
     environment = build_environment(insisting(config)).for_evaluation
-    model, tokenizer = open_model(folder, config.training.dtype).load()
-    loop = environment.rollout_loop(tokenizer, seed=run.seed, failure_rate=0.0)
-    generator = torch_generator(run.seed, "ask", device=str(model.device))
-    sampler = TransformersSampler(model, tokenizer, generator, temperature=temperature)
     asked = Question("ask", question, ("?",)) if isinstance(question, str) else question
-    [trajectory] = loop.run([(asked, 0)], sampler).trajectories
+    trajectories = []
+    for folder in folders:
+        model, tokenizer = open_model(folder, config.training.dtype).load()
+        loop = environment.rollout_loop(tokenizer, seed=run.seed, failure_rate=0.0)
+        generator = torch_generator(run.seed, "ask", device=str(model.device))
+        sampler = TransformersSampler(model, tokenizer, generator, temperature=temperature)
+        trajectories += loop.run([(asked, 0)], sampler).trajectories
     if asked is question:
-        score(trajectory, config.reward)
-    return trajectory
+        for trajectory in trajectories:
+            score(trajectory, config.reward)
+    return trajectories

@@ -12,13 +12,12 @@ import json
 import shutil
 from pathlib import Path
 
-from llds_core.errors import CheckpointError, DataError
-from llds_core.evaluation import ask
+from llds_core.errors import DataError
+from llds_core.evaluation import ask_each
 from llds_core.files import project_path, write_json
 from llds_core.reporting.store import PUBLISHED, load_run
 from llds_core.rollout.protocol import Trajectory
 from llds_core.runs import Run
-from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.worlds import Question
 
 _SIZE_MB = 8  # of one agent: a language model is no file for git
@@ -36,21 +35,15 @@ def publish_agents(grpo: Run, llds: Run, published: Path = PUBLISHED) -> Path:
     target = published / grpo.config.profile / "agents"
     run = load_run(grpo.path)
     end = run.length
-    steps = [step for step in checkpoint_steps(llds.checkpoints) if step <= end]
-    if not steps:
-        raise CheckpointError(f"{llds.path} keeps no checkpoint of its first {end} steps")
+    after = llds.checkpoint(f"last-{end}")
+    same = int(after.name.rpartition("-")[2])
     best = int(run.manifest["best_step"])
     collapse = f", collapsed at step {run.collapse_step}" if run.collapse_step else ""
     chosen = {
         "start": ("before training", grpo, 0, grpo.start_policy),
         "best": (f"GRPO, step {best}, its best", grpo, best, grpo.checkpoint("best")),
         "end": (f"GRPO, step {end}{collapse}", grpo, end, grpo.checkpoint("last")),
-        "llds": (
-            f"GRPO + LLDS, step {steps[-1]}",
-            llds,
-            steps[-1],
-            checkpoint_path(llds.checkpoints, steps[-1]),
-        ),
+        "llds": (f"GRPO + LLDS, step {same}", llds, same, after),
     }
     shutil.rmtree(target, ignore_errors=True)
     listed = []
@@ -60,13 +53,8 @@ def publish_agents(grpo: Run, llds: Run, published: Path = PUBLISHED) -> Path:
             raise DataError(f"{folder} takes {size:.0f} MB in 16 bits: too large to publish")
         model.save_pretrained(target / name)
         tokenizer.save_pretrained(target / name)
-        about = {
-            "method": of.config.method,
-            "seed": of.seed,
-            "step": step,
-            "policy": policy_digest(folder),
-        }
-        listed.append({"name": name, "title": title} | about)
+        about = {"method": of.config.method, "seed": of.seed, "step": step}
+        listed.append({"name": name, "title": title, **about, "policy": policy_digest(folder)})
     write_json(target / "agents.json", listed)
     return target
 
@@ -92,8 +80,6 @@ def ask_agents(
         )
     agents = json.loads((folder / "agents.json").read_text("utf-8"))
     run = Run.load(f"{profile}/grpo", agents[0]["seed"])
-    paths = {agent["title"]: str(folder / agent["name"]) for agent in agents}
-    return {
-        title: ask(run, question, checkpoint=path, temperature=temperature)
-        for title, path in paths.items()
-    }
+    paths = [str(folder / agent["name"]) for agent in agents]
+    answers = ask_each(run, question, paths, temperature=temperature)
+    return {agent["title"]: answer for agent, answer in zip(agents, answers, strict=True)}
