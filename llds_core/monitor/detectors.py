@@ -34,15 +34,19 @@ def _best(means: np.ndarray) -> np.ndarray:
     return np.fmax.accumulate(means) if len(means) else means
 
 
-def _start(means: np.ndarray) -> float:
-    known = means[np.isfinite(means) & (np.abs(means) > _EMPTY)]
-    return float(known[0]) if len(known) else np.nan
+def _starts(means: np.ndarray) -> np.ndarray:
+    """The first mean that is not zero, from its row on; NaN in the rows that cannot know it."""
+    starts = np.full(len(means), np.nan)
+    known = np.flatnonzero(np.isfinite(means) & (np.abs(means) > _EMPTY))
+    if len(known):
+        starts[known[0] :] = means[known[0]]
+    return starts
 
 
 def over_start(values: np.ndarray) -> np.ndarray:
     """Means of three rows over the first of them (n,)."""
     means = _level(values)
-    return means / _start(means)
+    return means / _starts(means)
 
 
 def clip_saturation(clip_fraction: np.ndarray) -> np.ndarray:
@@ -61,7 +65,7 @@ def entropy_rise(entropy: np.ndarray) -> np.ndarray:
 def entropy_fall(entropy: np.ndarray) -> np.ndarray:
     """Entropy of the start over the present one. Source: arXiv 2505.22617, entropy collapse."""
     means = _level(entropy)
-    return _start(means) / np.maximum(means, _EMPTY)
+    return _starts(means) / np.maximum(means, _EMPTY)
 
 
 def kl_drift(kl: np.ndarray) -> np.ndarray:

@@ -22,7 +22,8 @@ NAN = math.nan
         (d.clip_saturation, [[0.1, 0.2, 0.3, 0.6]], [NAN, NAN, 0.2, 1.1 / 3]),
         (d.clip_saturation, [[0.1, NAN, 0.3, 0.5]], [NAN, NAN, 0.2, 0.4]),
         (d.entropy_rise, [[1, 1, 1, 4]], [NAN, NAN, 1, 2]),
-        (d.entropy_rise, [[0, 0, 0, 3, 3]], [NAN, NAN, 0, 1, 2]),  # no start at zero
+        (d.entropy_rise, [[0, 0, 0, 3, 3]], [NAN, NAN, NAN, 1, 2]),  # no start at zero
+        (d.entropy_fall, [[0, 0, 0, 3, 3]], [NAN, NAN, NAN, 1, 0.5]),  # nor before it
         (d.entropy_fall, [[2, 2, 2, 0.5, 0.5]], [NAN, NAN, 1, 2 / 1.5, 2]),
         (d.kl_drift, [[0, 0, 3]], [NAN, NAN, 1]),
         (d.likelihood_displacement, [[-1, -1, -1, -4]], [NAN, NAN, 0, 1]),
@@ -61,10 +62,19 @@ ROW = st.fixed_dictionaries(
 @given(st.lists(ROW, min_size=2, max_size=25), st.data())
 def test_alarms_of_a_growing_log_are_those_of_the_whole_one(rows, data) -> None:
     """No detector looks ahead: once raised at a step an alarm stays there, and none comes late."""
+    _compare_growing(rows, data.draw(st.integers(1, len(rows))))
+
+
+def test_a_start_that_comes_late_is_not_known_before() -> None:
+    """What an example search found: entropy 0 at step 11, a first value at step 12."""
+    rows = [{"loss": 0.0}] * 10 + [{"entropy": 0.0}, {"entropy": 1.0}]
+    _compare_growing(rows, 11)
+
+
+def _compare_growing(rows: list[dict], end: int) -> None:
     rows = [{"step": step, **row} for step, row in enumerate(rows, 1)]
     if all(value is None for row in rows for key, value in row.items() if key != "step"):
         return
-    end = data.draw(st.integers(1, len(rows)))
     whole = {a.name: a.step for a in judge(to_log(rows, "log")).alarms}
     try:
         part = {a.name: a.step for a in judge(to_log(rows[:end], "log")).alarms}
