@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from llds_core.runs import RunDirectory
@@ -21,6 +22,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+
+# The same examples in every run; `make test ARGS=--hypothesis-profile=default` draws new ones.
+settings.register_profile("fixed", derandomize=True)
+settings.load_profile("fixed")
 
 SMOKE_METHODS = ("grpo", "llds-action")
 
