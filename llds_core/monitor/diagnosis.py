@@ -107,8 +107,10 @@ def diagnose(
     return judge(read_log(path, format=format, updates_per_rollout=updates_per_rollout))
 
 
-def follow(path: Path, *, every: float = 5.0, **options: Any) -> Iterator[Diagnosis]:
-    """Diagnoses of a log, one whenever it has grown, with the options of `diagnose`. A log without
+def follow(
+    path: Path, *, every: float = 5.0, **options: Any
+) -> Iterator[tuple[TrainingLog, Diagnosis]]:
+    """A log and its diagnosis whenever it has grown, with the options of `diagnose`. A log without
     a metric is waited for; each change reads all of it, so it may be replaced or restarted.
     """
     seen, told = None, ""
@@ -118,7 +120,8 @@ def follow(path: Path, *, every: float = 5.0, **options: Any) -> Iterator[Diagno
             now = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
             if now != seen:
                 seen = now
-                yield diagnose(path, **options)
+                log = read_log(path, **options)
+                yield log, judge(log)
         except (OSError, DataError) as error:  # a checkpoint may go while it is looked at
             if told != (told := str(error)):
                 _logger.warning("waiting: %s", told)

@@ -1,6 +1,7 @@
 """Commands that read training logs; `llds_core.__main__` offers them."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -48,11 +49,22 @@ def watch(
     every: Annotated[float, Option(help="seconds between looks", min=0.1)] = 5.0,
     updates_per_rollout: Updates = None,
 ) -> None:
-    """Follow a log that grows, and print every new alarm; Ctrl-C ends it."""
-    from llds_core.monitor.diagnosis import follow
+    """Follow a log that grows: curves, phase, alarms, newest trajectory; Ctrl-C ends it.
 
+    Where the output is no terminal, each look is a line and each new alarm is printed once.
+    """
+    from rich.live import Live
+
+    from llds_core.monitor.diagnosis import follow
+    from llds_core.monitor.live import look
+
+    looks = follow(path, every=every, format=format, updates_per_rollout=updates_per_rollout)
+    if sys.stdout.isatty():
+        with Live(auto_refresh=False) as screen:
+            for log, found in looks:
+                screen.update(look(log, found, path), refresh=True)
     told: set[tuple[str, str]] = set()
-    for found in follow(path, every=every, format=format, updates_per_rollout=updates_per_rollout):
+    for _, found in looks:
         print(f"{time.strftime('%X')} step {found.last_step}, {found.phase}", flush=True)
         for alarm in found.alarms:
             if (alarm.name, alarm.severity) not in told:

@@ -155,10 +155,10 @@ def test_a_log_is_followed_from_before_its_start(tmp_path: Path, capsys) -> None
         path.write_text("".join(lines[:7]))
 
     threading.Thread(target=write).start()
-    first = next(seen)
+    _, first = next(seen)
     assert not any(alarm.name == "clip_saturation" for alarm in first.alarms)
     path.write_text("".join(lines))
-    assert next(seen).phase == "collapse"
+    assert next(seen)[1].phase == "collapse"
 
 
 def test_watch_prints_an_alarm_once_and_ends_by_a_signal(tmp_path: Path) -> None:
