@@ -1,6 +1,9 @@
 """Metrics of runs against the step, and what they do in words; nothing is measured here."""
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
+from typing import Any
 
 import pandas as pd
 from matplotlib.artist import Artist
@@ -92,7 +95,8 @@ def curves_figure(
                 ends.setdefault(panel, []).append((*end, names[str(arm)], colours[str(arm)]))
             set_title(axes, describe(arms, panel), columns)
             axes.set(xlabel="step", ylabel=axis_label(panel))
-            axes.set_xlim(data["step"].min(), data["step"].max())
+            first = data["step"].min()
+            axes.set_xlim(first, max(data["step"].max(), first + 1))
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6 - columns, integer=True))
             axes.margins(y=0.1)
         share_scale([axes for panel, axes in shown.items() if panel in same_scale])
@@ -104,6 +108,33 @@ def curves_figure(
         for place in range(columns - 1, len(metrics), columns):
             name_lines(grid[place], ends[metrics[place]])
     return figure
+
+
+class LiveCurves:
+    """Curves of a run that trains in a notebook: called after a step, it redraws them in place, at
+    most every `every` seconds.
+    """
+
+    def __init__(self, metrics: Sequence[str], *, every: float = 2.0) -> None:
+        self._metrics = metrics
+        self._every = every
+        self._next = 0.0
+        self._shown: Any = None
+
+    def __call__(self, run: StoredRun) -> None:
+        """Draw what `run` has measured so far."""
+        from IPython.display import Image, display
+
+        if time.monotonic() < self._next:
+            return
+        png = BytesIO()
+        curves_figure([run], self._metrics).savefig(png, format="png")
+        picture = Image(png.getvalue(), width=760)
+        if self._shown is None:
+            self._shown = display(picture, display_id=True)
+        else:
+            self._shown.update(picture)
+        self._next = time.monotonic() + self._every
 
 
 def describe(arms: Mapping[str, Sequence[StoredRun]], metric: str) -> str:

@@ -8,7 +8,7 @@ it. A run that diverged is a result and published like a complete one.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -197,21 +197,32 @@ def ensure_runs(
     seeds: Sequence[int],
     run_root: Path,
     overrides: Sequence[str] = (),
+    *,
+    watch: Callable[[StoredRun], None] | None = None,
 ) -> list[StoredRun]:
     """Train what is missing or unfinished, then read the runs; complete runs are only read.
 
-    A run that diverged is a result too: it is read as far as it went.
+    A run that diverged is a result too: it is read as far as it went. `watch` is called after every
+    step of a run that trains with the run so far; an interrupt (a notebook's stop button) then ends
+    the training, and the steps that were made are read. The same call goes on with it.
     """
     methods, seeds = words(methods), numbers(seeds)
-    if not is_published(run_root, profile):
-        # Loads torch, which reading runs does without.
-        from llds_core.training.experiment import train
+    if is_published(run_root, profile):
+        return load_runs(run_root, profile, methods, seeds, overrides)
+    # Loads torch, which reading runs does without.
+    from llds_core.training.experiment import train
 
-        pairs = product(methods, seeds)
-        for run in [Run.load(f"{profile}/{m}", seed, run_root, overrides) for m, seed in pairs]:
-            try:
-                if not run.is_complete() and not run.has_diverged():
-                    train(run)
-            except TrainingDivergedError as error:
-                _logger.warning("%s diverged: %s", run.title, error)
-    return load_runs(run_root, profile, methods, seeds, overrides)
+    runs = [Run.load(f"{profile}/{m}", s, run_root, overrides) for m, s in product(methods, seeds)]
+    for run in runs:
+        see = (lambda row, path=run.path: watch(load_run(path))) if watch else None
+        try:
+            if not run.is_complete() and not run.has_diverged():
+                train(run, after_step=see)
+        except TrainingDivergedError as error:
+            _logger.warning("%s diverged: %s", run.title, error)
+        except KeyboardInterrupt:
+            if watch is None or not any(each.metrics() for each in runs):
+                raise
+            _logger.warning("%s was stopped: run the cell again to go on", run.title)
+            return [load_run(each.path) for each in runs if each.metrics()]
+    return [load_run(run.path) for run in runs]

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from unittest.mock import Mock
 
 import pytest
 
 from llds_core.errors import ConfigError, DataError, TrainingDivergedError
+from llds_core.reporting.curves import LiveCurves
 from llds_core.reporting.store import load_run, load_runs, read_published_run
 from llds_core.runs import read_metrics
 from llds_core.study.published import publish_run
@@ -74,7 +76,7 @@ def test_missing_runs_are_trained_and_diverged_and_complete_ones_read(
     shutil.rmtree(copied / "checkpoint")  # which reading needs not
     asked = []
 
-    def fake_train(run):
+    def fake_train(run, after_step):
         asked.append((run.config.method, run.seed))
         shutil.copytree(smoke_runs / "smoke" / run.config.method / "seed0", run.path)
         raise TrainingDivergedError("loss is not a number")
@@ -85,3 +87,22 @@ def test_missing_runs_are_trained_and_diverged_and_complete_ones_read(
         ensure_runs("smoke", ["llds-ma", "grrpo"], [0], tmp_path)
     assert asked == [("llds-action", 0)]
     assert [run.method for run in runs] == ["grpo", "llds-action"]
+
+
+def test_a_stopped_training_is_watched_and_read_as_far_as_it_went(tmp_path, monkeypatch):
+    """What a notebook's stop button does, and that the same call then goes on."""
+    asked = ["smoke", ["grpo", "llds-action"], [3], tmp_path]
+    seen = []
+
+    def stop(run):
+        seen.append(len(run.metrics))
+        LiveCurves(["reward", "entropy"])(run)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    (run,) = ensure_runs(*asked, watch=stop)
+    assert seen == [1, 2] and len(run.metrics) == 2 and run.status == "interrupted"
+    assert [len(run.metrics) for run in ensure_runs(*asked)] == [3, 3]
+    monkeypatch.setattr("llds_core.training.experiment.train", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):  # nothing to show
+        ensure_runs("smoke", ["grpo"], [4], tmp_path, watch=stop)
