@@ -63,6 +63,7 @@ def watch(
         with Live(auto_refresh=False) as screen:
             for log, found in looks:
                 screen.update(look(log, found, path), refresh=True)
+        return
     told: set[tuple[str, str]] = set()
     for _, found in looks:
         print(f"{time.strftime('%X')} step {found.last_step}, {found.phase}", flush=True)

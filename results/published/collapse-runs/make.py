@@ -195,13 +195,13 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def told(table: pd.DataFrame) -> str:
-    """The table of `docs/monitor.md`: one line per rule, that of rl-doctor among them."""
+def told(table: pd.DataFrame, recipe: str) -> str:
+    """A table of `docs/monitor.md`: one line per rule, those of rl-doctor where it was replayed."""
     lines = [
         "| rule | early | 3 steps before | median lead | false alarms |",
         "|---|---|---|---|---|",
     ]
-    part = table[table["recipe"] == ALARMS["chosen_on"]].set_index("detector")
+    part = table[table["recipe"] == recipe].set_index("detector")
     tools = [name for name in part.index if name.endswith((": any, critical", ": any, warning"))]
     for name in [*CURVES, "gradient_growth", *tools]:
         row = part.loc[name]
@@ -213,6 +213,15 @@ def told(table: pd.DataFrame) -> str:
         by_3 = f"{row['early_by_3']:.0f}/{row['collapsed']:.0f}"
         lines.append(f"| {name} | {early} | {by_3} | {lead} | {false} |")
     return "\n".join(lines)
+
+
+def told_of_unseen(table: pd.DataFrame, verdict: pd.DataFrame) -> list[str]:
+    """What was found on each recipe that no threshold was chosen on."""
+    blocks = []
+    for recipe, part in verdict.groupby("recipe", sort=False):
+        said = "; ".join(f"*{row.statement}*: {row.verdict}" for row in part.itertuples())
+        blocks += [f"On `{recipe}`, which no threshold had seen: {said}.", told(table, recipe)]
+    return blocks
 
 
 def told_of_saving(saved: pd.DataFrame) -> str:
@@ -258,7 +267,8 @@ def main(arguments: Sequence[str]) -> None:
     tables += [external(runs, file) for file in sorted(HERE.glob("*_alarms.csv"))]
     table = pd.concat(tables, ignore_index=True)
     write_table(HERE / "benchmark.csv", table)
-    write_table(HERE / "verdicts.csv", verdicts(tables[0]))
+    verdict = verdicts(tables[0])
+    write_table(HERE / "verdicts.csv", verdict)
     curves, saved = [], []
     for recipe in dict.fromkeys(run.recipe for run in runs):
         part = [run for run in runs if run.recipe == recipe]
@@ -267,7 +277,8 @@ def main(arguments: Sequence[str]) -> None:
         saved.append(saved_compute(part, alarms).assign(recipe=recipe, detector=RULE))
     write_table(HERE / "operating_curve.csv", pd.concat(curves))
     write_table(HERE / "saved_compute.csv", pd.concat(saved))
-    blocks = told(table), told_of_saving(pd.concat(saved))
+    blocks = [told(table, ALARMS["chosen_on"]), told_of_saving(pd.concat(saved))]
+    blocks += told_of_unseen(table, verdict)
     write_text(PAGE, with_numbers(PAGE.read_text("utf-8"), *blocks))
     print(f"{len(runs)} runs: {HERE}")
 
