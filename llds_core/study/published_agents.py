@@ -5,7 +5,8 @@ best and at its end, and GRPO with LLDS after as many steps.
         agents.json            per agent: folder, title, run, step, digest of the policy it was
         start/ best/ end/ llds/    policies, weights in 16 bits
 
-So a question can be asked before anything is trained here.
+So a question can be asked before anything is trained here, and a study that goes on with another
+processor begins its runs where the published ones began.
 """
 
 import json
@@ -15,9 +16,9 @@ from pathlib import Path
 from llds_core.errors import DataError
 from llds_core.evaluation import ask_each
 from llds_core.files import project_path, write_json
-from llds_core.reporting.store import PUBLISHED, load_run
+from llds_core.reporting.store import PUBLISHED, find_published, load_run
 from llds_core.rollout.protocol import Trajectory
-from llds_core.runs import Run
+from llds_core.runs import Run, RunDirectory
 from llds_core.worlds import Question
 
 _SIZE_MB = 8  # of one agent: a language model is no file for git
@@ -55,8 +56,32 @@ def publish_agents(grpo: Run, llds: Run, published: Path = PUBLISHED) -> Path:
         tokenizer.save_pretrained(target / name)
         about = {"method": of.config.method, "seed": of.seed, "step": step}
         listed.append({"name": name, "title": title, **about, "policy": policy_digest(folder)})
+    listed[0]["warmstart"] = grpo.warmstart_path.name
     write_json(target / "agents.json", listed)
     return target
+
+
+def take_start(run: Run, published: Path = PUBLISHED) -> bool:
+    """Let `run` begin at the published start policy, where that is of the warm start it needs and
+    none was begun here. Rounding differs between processors: a policy made here is another one.
+
+    The manifest of the warm start then says where it was taken from, and the digest of the policy
+    before its weights were rounded to 16 bits. Return whether it was taken.
+    """
+    begun = (run.warmstart_path / "manifest.json").exists()
+    if begun or not has_agents(run.config.profile, published):
+        return False
+    study = published / run.config.profile
+    start = json.loads((project_path(study) / "agents/agents.json").read_text("utf-8"))[0]
+    of = find_published(project_path(published), run.config.profile, start["method"], start["seed"])
+    if of is None or start.get("warmstart") != run.warmstart_path.name:
+        return False
+    shutil.copytree(project_path(study) / "agents/start", run.start_policy, dirs_exist_ok=True)
+    config = run.warmstart_config
+    with RunDirectory(run.warmstart_path, config, config.warmstart.seed) as directory:
+        directory.update(taken_from=str(study / "agents/start"), rounded_from=start["policy"])
+        directory.record("corpus", of.manifest["corpus"])
+    return True
 
 
 def has_agents(profile: str, published: Path = PUBLISHED) -> bool:

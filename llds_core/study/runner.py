@@ -30,6 +30,7 @@ from llds_core.reporting.store import (
 from llds_core.runs import Run
 from llds_core.runs.identity import diverged, same_run
 from llds_core.study.published import publish_run, write_runs_table
+from llds_core.study.published_agents import take_start
 
 _FINISHED = ("published", "complete")
 _logger = logging.getLogger("llds_core")
@@ -165,7 +166,8 @@ def run_study(
 
     say()
     for run in {run.warmstart_path: run for run in left}.values():
-        make_start_policy(run)
+        if not take_start(run, published):
+            make_start_policy(run)
     run_jobs(
         [Job.of(run, "train", "--evaluate") for run in left],
         done=done,

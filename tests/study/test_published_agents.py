@@ -1,6 +1,7 @@
 """Four small policies of a published seed: what they are, and that they answer without training."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,13 @@ import pytest
 from llds_core.__main__ import main
 from llds_core.errors import CheckpointError, DataError
 from llds_core.evaluation import ask
+from llds_core.reporting.store import load_run
 from llds_core.reporting.trajectories import blocks
-from llds_core.runs import Run
+from llds_core.runs import Run, read_manifest
 from llds_core.runs.policies import policy_digest
-from llds_core.study.published_agents import ask_agents, publish_agents
+from llds_core.study.published import publish_run
+from llds_core.study.published_agents import ask_agents, publish_agents, take_start
+from llds_core.training.warmstart import warmstart
 
 PUBLISHED = Path(__file__).parents[2] / "results/published"
 QUESTION = "which continent is Tokyo in?"
@@ -42,3 +46,24 @@ def test_what_is_no_answer_is_said(capsys: pytest.CaptureFixture) -> None:
     agents = json.loads((PUBLISHED / "desk/agents/agents.json").read_text())
     assert all(f"== {agent['title']}\n" in out for agent in agents)
     assert "none of the 1446 passages" in out
+
+
+def test_a_study_goes_on_from_the_published_start(smoke_runs: Path, tmp_path: Path) -> None:
+    grpo, llds = (Run.load(f"smoke/{arm}", 0, smoke_runs) for arm in ("grpo", "llds-action"))
+    folder, elsewhere = publish_agents(grpo, llds, tmp_path), tmp_path / "runs"
+    run = Run.load("smoke/grpo", 1, elsewhere)
+    assert not take_start(run, tmp_path)  # the run that began there is not published
+    publish_run(load_run(grpo.path), "grpo", tmp_path)
+    other = Run.load("smoke/grpo", 1, elsewhere, ["warmstart.steps=3"])
+    assert not take_start(other, tmp_path)
+    # A copy that a kill cut off is made again.
+    shutil.copytree(folder / "start", run.start_policy)
+    (run.start_policy / "model.safetensors").write_bytes(b"")
+    assert take_start(run, tmp_path)
+    manifest = read_manifest(run.warmstart_path)
+    assert manifest["status"] == "complete"
+    assert manifest["taken_from"] == str(tmp_path / "smoke/agents/start")
+    assert manifest["rounded_from"] == policy_digest(grpo.start_policy)
+    assert warmstart(run) == run.start_policy
+    assert policy_digest(run.start_policy) == policy_digest(folder / "start")
+    assert not take_start(run, tmp_path)
