@@ -131,7 +131,7 @@ def follow(
 def judge(log: TrainingLog) -> Diagnosis:
     """Judge a log that was read."""
     phase = _phase(log)
-    found = [alarm for each in DETECTORS.values() if (alarm := _alarm(each, log, phase))]
+    found = [alarm for each in DETECTORS.values() if (alarm := _alarm(each, log))]
     alarms = sorted(found, key=lambda a: (-SEVERITIES.index(a.severity), a.step))
     causes = [alarm.cause for alarm in found if alarm.severity != "info"]
     critical = [alarm.step for alarm in alarms if alarm.severity == "critical"]
@@ -157,18 +157,15 @@ def _phase(log: TrainingLog) -> str:
     return phases[-1].name if phases else "unknown"
 
 
-def _alarm(detector: Detector, log: TrainingLog, phase: str) -> Alarm | None:
+def _alarm(detector: Detector, log: TrainingLog) -> Alarm | None:
     row = detector.alarm_row(log)
     if row is None:
         return None
-    preset, severity = ALARMS["detectors"][detector.name], detector.severity
-    without_clip = detector.name == "entropy_rise" and "clip_fraction" not in log.table
-    if without_clip or (detector.name == "reward_drop" and phase == "collapse"):
-        severity = "critical"
+    preset = ALARMS["detectors"][detector.name]
     return Alarm(
         detector.name,
         int(log.table["step"].iloc[row]),
-        severity,
+        detector.severity,
         _evidence(detector, log, row),
         preset["cause"],
         tuple(advice_text(entry) for entry in preset["advice"]),
@@ -188,16 +185,23 @@ def _evidence(detector: Detector, log: TrainingLog, row: int) -> str:
 
 
 def operating_point(name: str) -> str:
-    """How a detector did on published runs, thresholds chosen on other arms."""
+    """How a detector did on published runs, thresholds chosen on other arms, and on recipes that
+    its threshold was not chosen on.
+    """
     found = EVIDENCE["detectors"][name]
     if not found["collapsed"] or not (found["early"] or found["false"]):
         return "no published run shows it: not measured"
     lead = found["median_lead"]
     before = "" if lead is None else f", {lead:g} steps before in the median"
+    unseen = "".join(
+        f"; on the unseen recipe {recipe} before {each['early']} of {each['collapsed']} and in "
+        f"{each['false']} of {each['healthy']}"
+        for recipe, each in found["unseen"].items()
+    )
     return (
         f"on published runs it came before {found['early']} of {found['collapsed']} collapses "
         f"{found['early_share']}{before}, and in {found['false']} of {found['healthy']} healthy "
-        f"runs {found['false_share']}"
+        f"runs {found['false_share']}{unseen}"
     )
 
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(DATA_SET))
 import make as MAKE  # noqa: E402
 from score import (  # noqa: E402
     OTHERS,
+    REGISTERED,
     RULE,
     LabelledRun,
     benchmark,
@@ -62,8 +63,7 @@ def test_the_index_is_that_of_the_published_studies() -> None:
 
 def test_thresholds_and_advice_are_those_of_the_runs_they_name(runs) -> None:
     """Guards the pre-registration: a change of score, rule or preset moves no threshold."""
-    chosen = [run for run in runs if run.recipe == ALARMS["chosen_on"]]
-    made = MAKE.evidence(chosen, PUBLISHED / ALARMS["chosen_on"])
+    made = MAKE.evidence(runs, PUBLISHED / ALARMS["chosen_on"])
     assert yaml.safe_load(yaml.safe_dump(made)) == EVIDENCE
 
 
@@ -73,24 +73,25 @@ def test_tables_equal_the_runs(runs) -> None:
     others = TABLE[TABLE["auc"].isna()].reset_index(drop=True)
     read = as_written(MAKE.external(runs, DATA_SET / "rl_doctor_alarms.csv"))
     pd.testing.assert_frame_equal(read, others[read.columns], check_dtype=False)
-    rule = DETECTORS[RULE]
-    for recipe, kept in pd.read_csv(DATA_SET / "saved_compute.csv").groupby("recipe"):
+    kept_of = pd.read_csv(DATA_SET / "saved_compute.csv").groupby(["recipe", "detector"])
+    for (recipe, rule), kept in kept_of:
         part = [run for run in runs if run.recipe == recipe]
-        saved = as_written(MAKE.saved_compute(part, judged(part, rule)))
+        saved = as_written(MAKE.saved_compute(part, judged(part, DETECTORS[rule])))
         kept = kept[saved.columns].reset_index(drop=True)
         pd.testing.assert_frame_equal(saved, kept, check_dtype=False)
-    verdicts = as_written(MAKE.verdicts(benchmark(runs)))
+    verdicts = as_written(MAKE.verdicts(runs))
     assert verdicts.equals(pd.read_csv(DATA_SET / "verdicts.csv"))
 
 
-def test_the_simplest_rule_wins_where_it_is_said_to() -> None:
-    """What `PREREGISTERED.md` and the docs say of the recipe that thresholds were chosen on."""
+def test_what_the_registrations_and_the_docs_say_of_known_runs() -> None:
     part = TABLE[(TABLE["recipe"] == ALARMS["chosen_on"]) & TABLE["auc"].notna()]
     rivals = part.set_index("detector").drop(["reuse", "clip_times_entropy"])
-    rule = rivals.loc[RULE]
+    rule, now = (rivals.loc[name] for name in REGISTERED)
     assert rule["early"] == rivals["early"].max() and rule["false"] <= rivals["false"].median()
     assert (rivals.loc[rivals["early"] >= 20, "median_lead"] <= rule["median_lead"]).all()
-    assert DETECTORS[RULE].severity == "critical"
+    severities = {name: each.severity for name, each in DETECTORS.items()}
+    assert {n for n, s in severities.items() if s == "critical"} == {RULE, "not_finite"}
+    assert (now["early"], now["false"], rule["early"]) == (27, 4, 29)
     named = part.set_index("detector")
     product, growth = named.loc["clip_times_entropy"], named.loc["gradient_growth"]
     assert product["early_by_3"] <= rule["early_by_3"]
@@ -155,13 +156,29 @@ def test_on_another_recipe_thresholds_are_the_published_ones(tmp_path: Path, run
     table = benchmark(load_labelled(tmp_path / "set")).set_index("detector")
     assert set(table["judged_by"]) == {"fixed"}
     assert table.loc[RULE, "threshold"] == EVIDENCE["detectors"][RULE]["threshold"]
-    verdicts = MAKE.verdicts(table.reset_index())
-    assert verdicts["verdict"].tolist() == ["not tested"] * 4
-    enough = table.assign(collapsed=5, healthy=10).reset_index()
-    assert set(MAKE.verdicts(enough)["verdict"]) <= {"holds", "does not hold"}
-    low = enough.assign(early=3, auc=np.where(enough["detector"] == RULE, 0.5, 0.9))
-    assert MAKE.verdicts(low).set_index("statement").loc["warns in time", "verdict"] != "holds"
-    assert MAKE.verdicts(low).set_index("statement").loc["orders runs best", "verdict"] != "holds"
+    for rule in REGISTERED:
+        told = [verdict for _, verdict, *_ in MAKE.statements(rule, table)]
+        assert told == ["not tested"] * 4
+        enough = table.assign(collapsed=5, healthy=10)
+        assert {v for _, v, *_ in MAKE.statements(rule, enough)} <= {"holds", "does not hold"}
+        mine = enough.index == rule
+        low = enough.assign(early=np.where(mine, 3, 5), auc=np.where(mine, 0.5, 0.9), false=0)
+        verdicts = {name: verdict for name, verdict, *_ in MAKE.statements(rule, low)}
+        last = "orders runs best" if rule == "clip_saturation" else "warns of most"
+        assert verdicts["warns in time"] == verdicts[last] == "does not hold"
+
+
+def test_a_registration_is_judged_on_runs_that_began_after_it(runs, monkeypatch) -> None:
+    others = [run for run in runs if run.recipe != ALARMS["chosen_on"]]
+    middle = sorted(run.started for run in others)[len(others) // 2]
+    monkeypatch.setattr(MAKE, "REGISTERED", {"clip_saturation": "", "reward_drop": middle})
+    later = [run for run in others if run.started > middle]
+    found = MAKE.verdicts(runs).set_index(["rule", "statement"])["value"]
+    drops = judged(later, DETECTORS["reward_drop"])
+    early = outcome(later, drops)
+    share = early["early"] / early["collapsed"]
+    assert found["reward_drop", "warns in time"] == pytest.approx(share)
+    assert len(later) < len(others) and found["clip_saturation", "warns in time"] == 0
 
 
 def test_anybodys_detector_can_be_scored(runs) -> None:

@@ -32,7 +32,7 @@ def test_a_view_has_curves_alarms_and_the_newest_trajectory(smoke_runs: Path) ->
     assert any(colour.startswith("rgb(") for colour in colours)
     assert "<pre" in view._repr_mimebundle_(["text/html"], [])["text/html"]
     log = read_log(LOG)
-    assert "CRITICAL clip_saturation, step" in look(log, judge(log), LOG).plain
+    assert "CRITICAL reward_drop, step" in look(log, judge(log), LOG).plain
 
 
 def test_a_terminal_gets_the_view_in_place_and_ctrl_c_ends_it() -> None:

@@ -8,8 +8,9 @@ alarms and advice goes into `llds_core/presets/alarm_evidence.yaml`, from the st
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pandas as pd
 import yaml
 from score import (
     OTHERS,
+    REGISTERED,
     RULE,
     LabelledRun,
     benchmark,
@@ -34,7 +36,7 @@ from score import (
 from llds_core.diagnostics.phases import WINDOW, windowed_mean
 from llds_core.errors import DataError
 from llds_core.files import write_table, write_text
-from llds_core.monitor.detectors import ALARMS, DETECTORS
+from llds_core.monitor.detectors import ALARMS, DETECTORS, Detector
 
 HERE = Path(__file__).resolve().parent
 EVIDENCE = HERE.parents[2] / "llds_core/presets/alarm_evidence.yaml"
@@ -49,10 +51,10 @@ VERL = {
     "valid_searches": "tool_call_counts/mean",
 }
 LEAST = {"collapsed": 5, "healthy": 10}  # runs without which nothing is said
-# Made of the rule itself, or of the reward that defines the collapse.
-NO_RIVALS = ("clip_times_entropy", "reward_drop")
+# Made of the first rule itself, or of the reward that defines the collapse.
+NO_RIVALS = ("clip_saturation", "clip_times_entropy", "reward_drop")
 HEALTHY = 0.6  # lowest reward after the best, over it
-CURVES = (RULE, "entropy_rise", "kl_drift", "likelihood_displacement", "reward_drop")
+CURVES = (*REGISTERED, "entropy_rise", "kl_drift", "likelihood_displacement")
 
 
 def label_runs(study: Path, published: Path) -> pd.DataFrame:
@@ -78,13 +80,17 @@ def label_runs(study: Path, published: Path) -> pd.DataFrame:
 
 
 def external(runs: Sequence[LabelledRun], file: Path) -> pd.DataFrame:
-    """Outcomes of alarms that another tool gave: a table of `tool,run,name,severity,step`."""
+    """Outcomes of alarms that another tool gave on the runs that it was given: a table of
+    `tool,run,name,severity,step`, with a row without a name per run.
+    """
     table = pd.read_csv(file)
     rows = []
     for recipe in dict.fromkeys(run.recipe for run in runs):
-        chosen = [run for run in runs if run.recipe == recipe]
+        given = set(table.loc[table["name"].isna(), "run"])
+        chosen = [run for run in runs if run.recipe == recipe and run.run in given]
         mine = table[table["run"].isin([run.run for run in chosen])]
-        for (tool, severity), group in mine.groupby(["tool", "severity"]):
+        for tool, severity in product(sorted(set(mine["tool"])), ("critical", "warning")):
+            group = mine[(mine["tool"] == tool) & (mine["severity"] == severity)]
             for name, part in [("any", group), *group.groupby("name")]:
                 first = part.groupby("run")["step"].min().to_dict()
                 about = {"recipe": recipe, "detector": f"{tool}: {name}, {severity}"}
@@ -143,8 +149,10 @@ def arm_outcomes(study: Path) -> dict[str, dict[str, Any]]:
 
 def evidence(runs: Sequence[LabelledRun], study: Path) -> dict[str, Any]:
     """What `presets/alarm_evidence.yaml` holds: thresholds chosen on all runs of the recipe,
-    outcomes with arms held out, and outcomes of the arms that advice names.
+    outcomes with arms held out, those on other recipes, and those of the arms that advice names.
     """
+    others = [run for run in runs if run.recipe != ALARMS["chosen_on"]]
+    runs = [run for run in runs if run.recipe == ALARMS["chosen_on"]]
     detectors: dict[str, Any] = {}
     for name, detector in (DETECTORS | OTHERS).items():
         how = ALARMS["detectors"].get(name, {}).get("threshold", "quantile")
@@ -158,6 +166,12 @@ def evidence(runs: Sequence[LabelledRun], study: Path) -> dict[str, Any]:
         for key in ("early", "false"):
             bounds = (found[f"{key}_low"], found[f"{key}_high"])
             detectors[name][f"{key}_share"] = rounded(bounds)
+        unseen = benchmark(others, {name: replace(detector, threshold=threshold)})
+        by_recipe = unseen.set_index("recipe") if len(unseen) else unseen
+        keys = ["collapsed", "early", "healthy", "false"]
+        detectors[name]["unseen"] = {
+            recipe: {key: int(row[key]) for key in keys} for recipe, row in by_recipe.iterrows()
+        }
     entries = [entry for each in ALARMS["detectors"].values() for entry in each["advice"]]
     named, outcomes = {entry["arm"] for entry in entries if "arm" in entry}, arm_outcomes(study)
     arms = {arm: outcomes[arm] for arm in sorted(named)}
@@ -173,26 +187,42 @@ def example(run: LabelledRun) -> str:
     return "\n".join(lines) + "\n"
 
 
-def verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """The four statements of `PREREGISTERED.md` on recipes that thresholds were not chosen on."""
+def verdicts(
+    runs: Sequence[LabelledRun], detectors: Mapping[str, Detector] | None = None
+) -> pd.DataFrame:
+    """The statements of both registrations on runs that were new to them, by rule and recipe."""
     rows = []
-    for recipe, part in table[table["recipe"] != ALARMS["chosen_on"]].groupby("recipe", sort=False):
-        by_name = part.set_index("detector")
-        rule = by_name.loc[RULE]
-        enough = rule["collapsed"] >= LEAST["collapsed"] and rule["healthy"] >= LEAST["healthy"]
-        early, false = rule["early"] / rule["collapsed"], rule["false"] / rule["healthy"]
-        rivals = by_name["auc"].drop([RULE, *NO_RIVALS], errors="ignore").dropna()
-        found = [
-            ("warns in time", early >= 0.8, early, rule["early_low"], rule["early_high"]),
-            ("seldom warns falsely", false <= 0.1, false, rule["false_low"], rule["false_high"]),
-            ("warns three steps before", rule["median_lead"] >= 3, rule["median_lead"], None, None),
-            ("orders runs best", rule["auc"] >= rivals.max(), rule["auc"], None, None),
-        ]
-        for name, holds, value, low, high in found:
-            verdict = ("holds" if holds else "does not hold") if enough else "not tested"
-            rows.append((recipe, name, verdict, value, low, high))
-    columns = ["recipe", "statement", "verdict", "value", "low", "high"]
+    for rule, after in REGISTERED.items():
+        part = [r for r in runs if r.recipe != ALARMS["chosen_on"] and r.started > after]
+        for recipe in dict.fromkeys(run.recipe for run in part):
+            of_recipe = [run for run in part if run.recipe == recipe]
+            table = benchmark(of_recipe, detectors).set_index("detector")
+            rows += [(rule, recipe, *row) for row in statements(rule, table)]
+    columns = ["rule", "recipe", "statement", "verdict", "value", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def statements(rule: str, table: pd.DataFrame) -> Iterator[tuple[str, str, Any, Any, Any]]:
+    """Statement, verdict, value and interval of one rule on one recipe, whose outcomes are given by
+    detector.
+    """
+    found = table.loc[rule]
+    early, false = found["early"] / found["collapsed"], found["false"] / found["healthy"]
+    tests: list[tuple[Any, ...]] = [
+        ("warns in time", early >= 0.8, early, found["early_low"], found["early_high"]),
+        ("seldom warns falsely", false <= 0.1, false, found["false_low"], found["false_high"]),
+        ("warns three steps before", found["median_lead"] >= 3, found["median_lead"], None, None),
+    ]
+    if rule == "clip_saturation":
+        rivals = table["auc"].drop([*NO_RIVALS], errors="ignore").dropna()
+        tests.append(("orders runs best", found["auc"] >= rivals.max(), found["auc"], None, None))
+    else:
+        seldom = table[table["false"] <= 0.1 * table["healthy"]]
+        most = found["early"] >= seldom["early"].max()
+        tests.append(("warns of most", most, found["early"], None, None))
+    enough = all(found[label] >= least for label, least in LEAST.items())
+    for name, holds, *numbers in tests:
+        yield name, ("holds" if holds else "does not hold") if enough else "not tested", *numbers
 
 
 def told(table: pd.DataFrame, recipe: str) -> str:
@@ -218,23 +248,31 @@ def told(table: pd.DataFrame, recipe: str) -> str:
 def told_of_unseen(table: pd.DataFrame, verdict: pd.DataFrame) -> list[str]:
     """What was found on each recipe that no threshold was chosen on."""
     blocks = []
-    for recipe, part in verdict.groupby("recipe", sort=False):
+    for (rule, recipe), part in verdict.groupby(["rule", "recipe"], sort=False):
         said = "; ".join(f"*{row.statement}*: {row.verdict}" for row in part.itertuples())
-        blocks += [f"On `{recipe}`, which no threshold had seen: {said}.", told(table, recipe)]
+        blocks.append(f"`{rule}` on runs of `{recipe}` that were new to it: {said}.")
+    blocks += [
+        f"All runs of `{recipe}`, at the fixed thresholds:\n\n{told(table, recipe)}"
+        for recipe in dict.fromkeys(verdict["recipe"])
+    ]
     return blocks
 
 
 def told_of_saving(saved: pd.DataFrame) -> str:
-    """What ending runs at the alarm would have changed, on the recipe of the thresholds."""
-    part = saved[saved["recipe"] == ALARMS["chosen_on"]].set_index("label")
-    parts = []
-    for label, row in part.iterrows():
-        parts.append(
-            f"{row['stopped']:.0f} of {row['runs']:.0f} {label} runs, {row['steps_saved']:.0%} of "
-            f"the steps of all of them (mean best reward {row['best_before_alarm']:.2f} before the "
-            f"alarm, {row['best_of_run']:.2f} in the whole run, {row['last']:.2f} at its end)"
-        )
-    return f"Ending a run at the alarm of `{RULE}` would have ended {'; '.join(parts)}."
+    """A table of `docs/monitor.md`: what ending runs at the alarm of the present rule would have
+    changed.
+    """
+    lines = [
+        f"What ending a run at the alarm of `{RULE}` would have changed:\n",
+        "| recipe, label | ended | steps saved | best reward until then | of the run | last |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in saved[saved["detector"] == RULE].itertuples():
+        rewards = (row.best_before_alarm, row.best_of_run, row.last)
+        means = " | ".join("–" if pd.isna(mean) else f"{mean:.2f}" for mean in rewards)
+        about = f"| {row.recipe}, {row.label} | {row.stopped} of {row.runs} |"
+        lines.append(f"{about} {row.steps_saved:.0%} | {means} |")
+    return "\n".join(lines)
 
 
 def with_numbers(page: str, *blocks: str) -> str:
@@ -253,9 +291,8 @@ def main(arguments: Sequence[str]) -> None:
     write_table(HERE / "index.csv", index)
     runs = load_labelled(HERE)
     detectors = DETECTORS | OTHERS
-    chosen = [run for run in runs if run.recipe == ALARMS["chosen_on"]]
-    if chosen:
-        found = evidence(chosen, HERE.parent / ALARMS["chosen_on"])
+    if any(run.recipe == ALARMS["chosen_on"] for run in runs):
+        found = evidence(runs, HERE.parent / ALARMS["chosen_on"])
         head = "# Written by results/published/collapse-runs/make.py.\n"
         text = yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=100)
         write_text(EVIDENCE, head + text)
@@ -267,14 +304,15 @@ def main(arguments: Sequence[str]) -> None:
     tables += [external(runs, file) for file in sorted(HERE.glob("*_alarms.csv"))]
     table = pd.concat(tables, ignore_index=True)
     write_table(HERE / "benchmark.csv", table)
-    verdict = verdicts(tables[0])
+    verdict = verdicts(runs, detectors)
     write_table(HERE / "verdicts.csv", verdict)
     curves, saved = [], []
     for recipe in dict.fromkeys(run.recipe for run in runs):
         part = [run for run in runs if run.recipe == recipe]
         curves.append(operating_curve(part, [*CURVES, "gradient_growth"]).assign(recipe=recipe))
-        alarms = judged(part, detectors[RULE])
-        saved.append(saved_compute(part, alarms).assign(recipe=recipe, detector=RULE))
+        for rule in REGISTERED:
+            alarms = judged(part, detectors[rule])
+            saved.append(saved_compute(part, alarms).assign(recipe=recipe, detector=rule))
     write_table(HERE / "operating_curve.csv", pd.concat(curves))
     write_table(HERE / "saved_compute.csv", pd.concat(saved))
     blocks = [told(table, ALARMS["chosen_on"]), told_of_saving(pd.concat(saved))]

@@ -57,6 +57,7 @@ def main(chosen):
             rows = list(csv.DictReader(file))
         for setting, values in SETTINGS.items():
             tool = f"rl-doctor {rl_doctor.__version__} {setting}"
+            writer.writerow([tool, run["run"], "", "", ""])  # that it was replayed
             for (detector, severity), step in sorted(alarms(rows, values).items()):
                 writer.writerow([tool, run["run"], detector, severity, step])
 

@@ -15,6 +15,7 @@ arms. On any other recipe the published thresholds hold, whatever comes out.
 """
 
 import importlib
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,10 @@ from llds_core.monitor.detectors import ALARMS, DETECTORS, Detector, over_start
 from llds_core.monitor.training_log import TrainingLog, read_log
 
 DATA_SET = Path(__file__).resolve().parent
-RULE = "clip_saturation"
+# Rules that a registration fixed, the present one last, and the time after which a run has to have
+# begun to be new to it. The second was made when runs of `desk` were known already.
+REGISTERED = {"clip_saturation": "", "reward_drop": "2026-11-28T08:59:30+00:00"}
+RULE = [*REGISTERED][-1]
 LABELS = ("collapsed", "healthy", "declined")
 _HORIZON: int = ALARMS["horizon"]
 _QUANTILE: float = ALARMS["quantile"]
@@ -67,6 +71,12 @@ class LabelledRun:
         """Its series."""
         name = self.run.removeprefix(f"{self.recipe}/")
         return read_log(self.root / self.recipe / "runs" / f"{name}.csv.gz")
+
+    @property
+    def started(self) -> str:
+        """When it began, in UTC: ISO 8601, from its manifest."""
+        file = self.root / self.recipe / f"runs/{self.run.removeprefix(f'{self.recipe}/')}.json"
+        return str(json.loads(file.read_text("utf-8"))["started"])
 
     def within(self, scores: np.ndarray) -> np.ndarray:
         """Scores that count: before the collapse, or within the horizon."""
