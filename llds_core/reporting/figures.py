@@ -49,6 +49,7 @@ METHOD_COLOURS = {name: colour for name, (_, colour) in _METHODS.items()}
 _METRIC_LABELS = {
     "loglik_correct": "log-likelihood of correct responses",
     "loglik_incorrect": "log-likelihood of incorrect responses",
+    "loglik_change_correct": "change of log-likelihood of correct responses",
     "grad_norm": "gradient norm",
     "valid_searches": "valid searches per trajectory",
     "invalid_actions": "invalid actions per trajectory",

@@ -1,0 +1,94 @@
+"""Two arms on the same seeds: what one update does to right answers, and how many runs collapse."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from llds_core.config.arms import Series
+from llds_core.files import bounded
+from llds_core.reporting.claim_measures import early_mean
+from llds_core.reporting.figures import (
+    GREY,
+    METHOD_COLOURS,
+    axis_label,
+    handle,
+    panels,
+    set_title,
+    student_bounds,
+    theme,
+    thin,
+)
+from llds_core.reporting.run_view import StoredRun, same_steps
+from llds_core.reporting.stats import student_interval
+
+
+def contrasts(runs: Sequence[StoredRun], series: Sequence[Series], metric: str) -> pd.DataFrame:
+    """One row per run of the series: `profile`, `method` (its arm), `seed`, `series`, `label` of
+    the arm in it, `value` (mean of `metric` over steps 3 to 15), and whether it `collapsed` within
+    the steps that all of these runs were given. A series that lacks an arm is left out.
+    """
+    present = {run.arm for run in runs}
+    whole = [one for one in series if present.issuperset(one.arms)]
+    found = same_steps([run for run in runs if any(run.arm in one.arms for one in whole)])
+    rows = [
+        {"profile": run.profile, "method": run.arm, "seed": run.seed, "series": one.title}
+        | {"label": label, "value": early_mean(run, metric), "collapsed": run.collapse is not None}
+        for one in whole
+        for arm, label in one.arms.items()
+        for run in found
+        if run.arm == arm
+    ]
+    columns = ["profile", "method", "seed", "series", "label", "value", "collapsed"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def contrast_figure(data: pd.DataFrame, metric: str) -> Figure:
+    """Draw what `contrasts` returns: a panel per series, a line per seed from arm to arm, a cross
+    where that run collapsed, the mean of an arm with Student's interval, and above how many
+    collapsed. The title tells the mean difference of the first two
+    arms over the seeds that both have.
+    """
+    names = list(data["series"].unique())
+    with theme():
+        figure, grid = panels(1, len(names), 3.4, sharey=True)
+        for axes, name in zip(grid, names, strict=True):
+            part = data[data["series"] == name]
+            labels = list(part["label"].unique())
+            table = part.pivot(index="seed", columns="label", values="value")[labels]
+            axes.axhline(0, color=GREY, linewidth=thin(0.7), zorder=0)
+            colour = METHOD_COLOURS["grpo"]
+            axes.plot(range(len(labels)), table.T, color=colour, alpha=0.3, linewidth=thin(0.9))
+            for place, label in enumerate(labels):
+                own = part[part["label"] == label]
+                for collapsed, marker in ((False, "o"), (True, "X")):
+                    values = own.loc[own["collapsed"] == collapsed, "value"]
+                    style: dict[str, Any] = {"color": colour, "alpha": 0.6, "linestyle": ""}
+                    axes.plot([place] * len(values), values, marker=marker, **style)
+                bounds = student_bounds(own["value"].tolist())
+                beside = place + 0.12 if place else place - 0.12
+                axes.plot([beside] * 2, bounds, color=GREY, linewidth=thin(1.6))
+                axes.plot(beside, own["value"].mean(), color=GREY, marker="D")
+            counts = part.groupby("label", sort=False)["collapsed"].agg(["sum", "size"])
+            ticks = [f"{at}\n{n} of {of} collapsed" for at, n, of in counts.itertuples()]
+            axes.set_xticks(range(len(labels)), ticks)
+            axes.set_xlim(-0.4, len(labels) - 0.6)
+            set_title(axes, f"{name}: {_finding(table)}", len(names))
+        grid[0].set_ylabel(axis_label(metric) + "\nmean of steps 3 to 15")
+        marks = {"a seed": "o", "a seed that collapsed": "X"}
+        handles = [
+            handle(label, METHOD_COLOURS["grpo"], marker=marker, linestyle="")
+            for label, marker in marks.items()
+        ]
+        handles.append(handle("mean, 95 % interval", GREY, marker="D"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _finding(table: pd.DataFrame) -> str:
+    """The mean of the first arm minus the second over the seeds that both have."""
+    first, second = table.columns[:2]
+    found = student_interval((table[first] - table[second]).tolist())
+    bounds = bounded(found.estimate, found.low, found.high, "+.2f")
+    return f"difference {bounds} in {found.n} pair{'s' * (found.n != 1)}"

@@ -1,0 +1,42 @@
+"""Two arms on the same seeds: which numbers the figure draws, and what it says."""
+
+import claim_worlds
+import numpy as np
+
+from llds_core.config.arms import Series
+from llds_core.study.contrast import contrast_figure, contrasts
+
+METRIC = "loglik_change_correct"
+WAYS = (
+    Series("a", "rate 1", {"grpo": "whole", "torn": "torn"}, ("contrast",)),
+    Series("b", "rate 2", {"slow": "whole", "slow-torn": "torn"}, ("contrast",)),
+)
+
+
+def made(arm: str, seed: int, change: float, *, falls: bool = False):
+    reward = [0.5] * 10 + [0.1 if falls else 0.5] * 10
+    columns = {"reward": reward, METRIC: np.where(np.arange(20) < 2, 9.0, change)}
+    return claim_worlds.made(arm, seed, columns, training={"steps": 20}, loss={"llds_weight": 0})
+
+
+def test_pairs_are_compared_and_a_lone_arm_is_left_out() -> None:
+    runs = [made("grpo", seed, -1 - seed, falls=seed > 0) for seed in range(4)]
+    runs += [made("torn", seed, -seed / 2) for seed in range(3)] + [made("slow", 0, 0.0)]
+    data = contrasts(runs, WAYS, METRIC)
+    assert set(data["method"]) == {"grpo", "torn"} and len(data) == 7
+    assert data.loc[data["method"] == "grpo", "value"].tolist() == [-1, -2, -3, -4]
+    assert data["collapsed"].tolist() == [False, True, True, True, False, False, False]
+    [axes] = contrast_figure(data, METRIC).axes
+    # Three seeds have both: -1, -1.5, -2; Student's half width of 0.5 / sqrt(3).
+    title = axes.get_title(loc="left").replace("\n", " ").replace("−", "-")
+    half = 4.302653 * 0.5 / np.sqrt(3)
+    assert f"rate 1: difference -1.50 [{-1.5 - half:+.2f}, {-1.5 + half:+.2f}] in 3 pairs" in title
+    ticks = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert ticks == ["whole\n3 of 4 collapsed", "torn\n0 of 3 collapsed"]
+
+
+def test_no_pair_gives_an_empty_table() -> None:
+    assert contrasts([made("grpo", 0, 0.0)], WAYS, METRIC).empty
+    one = contrasts([made("grpo", 0, -1.0), made("torn", 0, 1.0)], WAYS, METRIC)
+    [axes] = contrast_figure(one, METRIC).axes
+    assert axes.get_title(loc="left").replace("\n", " ") == "rate 1: difference −2.00 in 1 pair"
