@@ -1,0 +1,158 @@
+"""Objectives of other papers beside GRPO, on the same recipe and the same seeds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from llds_core.config.arms import Study
+from llds_core.files import bounded
+from llds_core.reporting.claim_measures import early_mean
+from llds_core.reporting.figures import (
+    BASELINE,
+    GREY,
+    axis_label,
+    handle,
+    method_colours,
+    panels,
+    set_title,
+    short_name,
+    theme,
+    thin,
+)
+from llds_core.reporting.run_view import StoredRun, same_steps
+from llds_core.reporting.stats import Interval, student_interval
+
+_CHANGE = "loglik_change_correct"
+_MEASURES = {
+    "best_reward": "best reward",
+    "last_reward": "last reward",
+    "heldout_em": "held-out EM",
+    "change_correct": "change of log-likelihood, nats",
+    "entropy_growth": "entropy over its start",
+    "seconds_per_step": "seconds per step",
+}
+# What the paper of an objective says, and the measure of ours that would be higher.
+_SAYS = {
+    "llds-action": ("no collapse (2512.04220)", "last_reward"),
+    "lp-reg": ("stable where others collapse (2510.03222)", "last_reward"),
+    "clip-higher": ("keeps entropy up (2503.14476)", "entropy_growth"),
+    "dapo": ("learns more in fewer steps (2503.14476)", "best_reward"),
+    "gspo": ("more stable than GRPO (2507.18071)", "last_reward"),
+    "dr-grpo": ("no worse without the deviation (2503.20783)", "best_reward"),
+    "lite-ppo": ("learns more than GRPO (2508.08221)", "best_reward"),
+    "cispo": ("learns faster (2506.13585)", "best_reward"),
+    "wapo": ("positive advantages suffice (2606.16154)", "last_reward"),
+    "sapo-search": ("keeps likelihood and score (2603.10069)", "change_correct"),
+}
+
+
+def objectives(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
+    """One row per run of GRPO, LLDS and the objectives of group `related`, on seeds that one of
+    these has, within the steps that all of them were given.
+
+    Returns:
+        Columns `profile`, `method` (its arm), `seed`, `objective`, `collapsed`, windowed
+        `best_reward` and `last_reward`, `heldout_em` of the best checkpoint (greedy; NaN where it
+        was not scored), `change_correct` (log-likelihood of a rollout's own correct responses over
+        its updates, nats per trajectory, mean of steps 3 to 15), `entropy_growth` and the median
+        `seconds_per_step`.
+    """
+    labels = {
+        arm.name: short_name(arm.label) for arm in study.arms if arm.group in ("main", "related")
+    }
+    related = {arm.name for arm in study.arms if arm.group == "related"}
+    seeds = {run.seed for run in runs if run.arm in related}
+    found = [run for run in runs if run.arm in labels and run.seed in seeds]
+    rows = []
+    for whole, run in zip(found, same_steps(found), strict=True):
+        em = whole.heldout(within=run.rows["step"].max())
+        seconds = run.rows["rollout_seconds"] + run.rows["update_seconds"]
+        rows.append(
+            {
+                "profile": run.profile,
+                "method": run.arm,
+                "seed": run.seed,
+                "objective": labels[run.arm],
+                "collapsed": run.collapse is not None,
+                "best_reward": run.best("reward"),
+                "last_reward": run.last("reward"),
+                "heldout_em": np.nan if em is None else em,
+                "change_correct": early_mean(run, _CHANGE),
+                "entropy_growth": run.entropy_growth(),
+                "seconds_per_step": seconds.median(),
+            }
+        )
+    order = {name: place for place, name in enumerate(labels)}
+    table = pd.DataFrame(
+        rows, columns=["profile", "method", "seed", "objective", "collapsed", *_MEASURES]
+    )
+    return table.sort_values("method", key=lambda arms: arms.map(order), kind="stable")
+
+
+def beside_grpo(table: pd.DataFrame) -> pd.DataFrame:
+    """What `objectives` returns as one row per objective: how many seeds collapsed, and the mean of
+    each measure less GRPO's on the same seeds, with Student's 95 % interval from two seeds on;
+    GRPO's row has its own means. Then what its paper says, and whether the interval of the measure
+    that would show it lies on that side, on the other, or on both ("open").
+    """
+    base = table[table["method"] == BASELINE].set_index("seed")
+    rows = []
+    for arm, part in table.groupby("method", sort=False):
+        own = part.set_index("seed")
+        row = {"objective": own["objective"].iloc[0], "seeds": len(own)}
+        row["collapsed"] = f"{own['collapsed'].sum()} of {len(own)}"
+        says, shown_by, here = *_SAYS.get(str(arm), ("", "")), ""
+        for measure, name in _MEASURES.items():
+            less, form = (0.0, ".2f") if arm == BASELINE else (base[measure], "+.2f")
+            found = student_interval((own[measure] - less).dropna().tolist())
+            row[name] = bounded(found.estimate, found.low, found.high, form) if found.n else "–"
+            if measure == shown_by:
+                here = f"{_side(found)}: {name}"
+        rows.append(row | {"its paper says": says, "here": here})
+    return pd.DataFrame(rows)
+
+
+def _side(found: Interval) -> str:
+    """Whether a difference is above zero, below, or open."""
+    return "as said" if found.low > 0 else "the contrary" if found.high < 0 else "open"
+
+
+def objectives_figure(table: pd.DataFrame) -> Figure:
+    """Draw what `objectives` returns, an objective per row, the highest last reward on top: on the
+    left from the best reward (a line's end) to the last one (a mark), on the right the change of
+    the log-likelihood of correct responses. A mark is a seed, a cross one that collapsed; verticals
+    are GRPO's means.
+    """
+    means = table.groupby("objective")["last_reward"].mean().sort_values()
+    places = {name: place for place, name in enumerate(means.index)}
+    colours = method_colours(table["method"])
+    with theme():
+        figure, (left, right) = panels(1, 2, 0.7 + 0.32 * len(places), sharey=True)
+        for row in table.itertuples():
+            shift = 0.16 * (row.seed - table["seed"].mean())
+            y, colour = places[row.objective] + shift, colours[row.method]
+            mark: dict[str, Any] = {"marker": "X" if row.collapsed else "o", "color": colour}
+            line: dict[str, Any] = {"color": colour, "linewidth": thin(1), "alpha": 0.5}
+            left.plot([row.best_reward, row.last_reward], [y, y], **line)
+            left.plot(row.last_reward, y, **mark)
+            right.plot(row.change_correct, y, **mark)
+        base = table[table["method"] == BASELINE].mean(numeric_only=True)
+        for axes, measure in ((left, "last_reward"), (right, "change_correct")):
+            axes.axvline(base[measure], color=GREY, linestyle=":", linewidth=thin(1), zorder=0)
+        right.axvline(0, color=GREY, linewidth=thin(0.7), zorder=0)
+        left.set_yticks(range(len(places)), list(places))
+        left.set_xlabel("reward, from its best to its last")
+        right.set_xlabel(axis_label(_CHANGE) + ", steps 3 to 15")
+        fell = table.groupby("objective")["collapsed"].any()
+        set_title(left, f"Collapsed on a seed: {fell.sum()} of {len(fell)}", 2)
+        rest = table[table["method"] != BASELINE].groupby("objective")["change_correct"].mean()
+        better = (rest > base["change_correct"]).sum()
+        set_title(right, f"Lose less than GRPO: {better} of {len(rest)}", 2)
+        marks = {"a seed": "o", "a seed that collapsed": "X"}
+        handles = [handle(label, GREY, marker=m, linestyle="") for label, m in marks.items()]
+        handles.append(handle("mean of GRPO", GREY, linestyle=":"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure

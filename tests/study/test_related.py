@@ -1,0 +1,80 @@
+"""Objectives of other papers beside GRPO: the same seeds, and words that follow from intervals."""
+
+import claim_worlds
+import pytest
+
+from llds_core.config import Arm, Study
+from llds_core.study.related import beside_grpo, objectives, objectives_figure
+
+STUDY = Study(
+    name="desk",
+    description="d",
+    profile="desk",
+    arms=tuple(
+        Arm(name=name, method="grpo", seeds=(0, 1, 2), group=group, label=label)
+        for name, group, label in (
+            ("grpo", "main", "GRPO"),
+            ("llds-action", "main", "GRPO + LLDS (action gate)"),
+            ("dapo", "related", "DAPO"),
+            ("lp-reg", "related", "Lp-Reg"),
+            ("other", "weights", "other"),
+        )
+    ),
+)
+
+
+def made(arm: str, seed: int, level: float, *, falls: bool = False, steps: int = 20):
+    reward = [level] * 10 + [0.05 if falls else level] * (steps - 10)
+    columns = {
+        "reward": reward,
+        "loglik_change_correct": level,
+        "entropy": 0.3,
+        "rollout_seconds": 2.0,
+        "update_seconds": 3.0,
+    }
+    run = claim_worlds.made(arm, seed, columns, training={"steps": steps})
+    run.manifest["evaluation"] = {}
+    return run
+
+
+RUNS = [
+    *(made("grpo", seed, 0.4 + 0.01 * seed, falls=True) for seed in range(4)),
+    *(made("dapo", seed, 0.6 + 0.01 * seed) for seed in range(3)),
+    *(made("lp-reg", seed, 0.3, falls=True) for seed in range(2)),
+    made("llds-action", 0, 0.5, steps=40),
+    made("other", 0, 0.5),
+]
+
+
+def test_rows_are_of_seeds_that_an_objective_has_over_common_steps() -> None:
+    table = objectives(RUNS, STUDY)
+    assert list(dict.fromkeys(table["method"])) == ["grpo", "llds-action", "dapo", "lp-reg"]
+    assert set(table["seed"]) == {0, 1, 2} and len(table) == 3 + 1 + 3 + 2
+    assert table.loc[table["method"] == "grpo", "collapsed"].all()
+    assert set(table["seconds_per_step"]) == {5.0}
+    assert objectives(RUNS[:4], STUDY).empty and beside_grpo(objectives([], STUDY)).empty
+
+
+def test_words_follow_from_the_interval() -> None:
+    told = beside_grpo(objectives(RUNS, STUDY)).set_index("objective")
+    assert told.loc["GRPO", "best reward"] == "0.41 [0.39, 0.43]"
+    assert told.loc["DAPO", "best reward"] == "+0.20 [+0.20, +0.20]"
+    assert told.loc["DAPO", "collapsed"] == "0 of 3"
+    assert told.loc["DAPO", "here"] == "as said: best reward"
+    # Both end at the same reward: the interval holds 0. One seed has no interval.
+    assert told.loc["Lp-Reg", "here"] == "open: last reward"
+    assert told.loc["LLDS", "here"] == "open: last reward"
+    assert told.loc["GRPO", "here"] == "" and (told["held-out EM"] == "–").all()
+
+
+def test_the_figure_has_a_row_per_objective_and_a_mark_per_seed() -> None:
+    figure = objectives_figure(objectives(RUNS, STUDY))
+    left, right = figure.axes
+    names = [tick.get_text() for tick in left.get_yticklabels()]
+    assert names[-1] == "DAPO" and set(names) == {"GRPO", "LLDS", "DAPO", "Lp-Reg"}
+    marks = [line for line in right.lines if line.get_marker() in ("X", "o")]
+    assert [line.get_marker() for line in marks].count("X") == 5 and len(marks) == 9
+    assert left.get_title(loc="left") == "Collapsed on a seed: 2 of 4"
+    assert right.get_title(loc="left") == "Lose less than GRPO: 2 of 3"
+    base = next(line for line in right.lines if line.get_linestyle() == ":")
+    assert base.get_xdata()[0] == pytest.approx(0.41)
