@@ -24,6 +24,7 @@ from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
+from llds_core.bench import head_memory
 from llds_core.bench.search_r1 import reencoding_rollout
 from llds_core.bench.waiting import PASS_SECONDS, measure_waiting
 from llds_core.config import ExperimentConfig, load_experiment
@@ -94,6 +95,7 @@ def measure_profile(config: ExperimentConfig, run_root: Path, folder: Path) -> l
         Measure("policy", name, ""),
         Measure("threads", config.training.threads, "threads"),
         _measure_import(),
+        _measure_memory(),
         *measures,
         *_measure_updates(Updates(_smaller(config), rollout, path, folder)),
     ]
@@ -137,6 +139,13 @@ def _measure_import() -> Measure:
 
     ours, empty = interleaved([lambda: seconds("import llds_core"), lambda: seconds("pass")])
     return Measure("import llds_core", ours, "s", "python -c pass", empty, ours / empty, "< 2 s")
+
+
+def _measure_memory() -> Measure:
+    tiles, whole = (head_memory.peak_bytes(way) / 2**20 for way in ("tiles", "whole"))
+    name = f"policy head, {head_memory.TOKENS} tokens, vocabulary {head_memory.VOCABULARY}"
+    against = "logits of all tokens at once"
+    return Measure(name, tiles, "MiB at the peak", against, whole, tiles / whole, "< 1 x")
 
 
 def _measure_rollouts(

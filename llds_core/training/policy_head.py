@@ -20,8 +20,8 @@ from transformers.utils import ModelOutput
 from trl.kernels import ChunkedLogProbFunction
 
 _IGNORED = -100
-_VOCABULARY_CHUNK = 32768  # TRL's own tile width
-_SCORES = ("log_probs", "entropy")
+VOCABULARY_CHUNK = 32768  # TRL's own tile width
+SCORES = ("log_probs", "entropy")
 _NEVER = -1e4
 
 
@@ -96,7 +96,7 @@ def add_policy_head(
                 # TRL gathers under ZeRO-3 what is not available; this bias is whole everywhere.
                 bias.ds_status = type(self.weight.ds_status).AVAILABLE  # type: ignore[attr-defined]
         log_probs, entropy, *_ = ChunkedLogProbFunction.apply(
-            states, self.weight, bias, labels, temperature, _VOCABULARY_CHUNK, None, 1.0, _SCORES
+            states, self.weight, bias, labels, temperature, VOCABULARY_CHUNK, None, 1.0, SCORES
         )
         if also is None:
             return log_probs, entropy

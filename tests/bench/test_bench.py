@@ -9,7 +9,7 @@ import pytest
 import torch
 from scripted_rollouts import ANSWER, QUESTION, SEARCH, TAGGED, StubRetriever, encode, limits
 
-from llds_core.bench import speed, waiting
+from llds_core.bench import head_memory, speed, waiting
 from llds_core.bench.search_r1 import reencoding_rollout
 from llds_core.bench.speed import bench, interleaved, measure_profile
 from llds_core.config import load_experiment
@@ -23,6 +23,7 @@ ROWS = {
     "policy",
     "threads",
     "import llds_core",
+    "policy head, 256 tokens, vocabulary 70000",
     "rollout",
     *(f"rollout, searches of {latency} ms" for latency in (0, 1, 2)),
     "padding",
@@ -46,6 +47,8 @@ def test_bench_writes_every_row_with_the_random_policy(
     monkeypatch.setattr(waiting, "LATENCIES", (0.0, 0.001, 0.002))
     monkeypatch.setattr(waiting, "PASS_SECONDS", 1e-4)
     monkeypatch.setattr(speed, "_REPETITIONS", 1)
+    monkeypatch.setattr(head_memory, "TOKENS", 256)
+    monkeypatch.setattr(head_memory, "VOCABULARY", 70_000)
     out = tmp_path / "new" / "bench.csv"
     bench("smoke", tmp_path / "runs", out)
     rows = {re.sub(r"by \d+", "by", name): row for name, row in read(out).items()}
