@@ -18,7 +18,7 @@ def reproduce(
     *,
     overrides: cli.Overrides,
     seeds: cli.Seeds = "0",
-    arms: cli.StudyArms = "grpo,llds-action",
+    arms: cli.Arms = "grpo,llds-action",
     layout: cli.Layout = None,
     retriever_env: Annotated[Path | None, Option(help="environment of the search service")] = None,
     machine_rank: cli.Rank = 0,
@@ -149,13 +149,9 @@ def report(
 
 def study(
     study: Annotated[str, Argument(help="name of a study, e.g. desk, or a YAML file")],
-    arms: cli.StudyArms = "",
+    arms: Annotated[str, Option(metavar="NAME,NAME", help="only these arms or groups")] = "",
     seeds: Annotated[str, Option(metavar="N,N", help="only these")] = "",
     status: Annotated[bool, Option("--status", help="show the queue and run nothing")] = False,
-    minutes: Annotated[
-        float | None,
-        Option(help="start no further run after this time", min=0),
-    ] = None,
     run_root: cli.Root = ROOT,
     quiet: cli.Quiet = False,
 ) -> int:
@@ -171,9 +167,7 @@ def study(
         print(table.to_string(index=False, float_format="%.1f"))
         print(runner.what_is_left(planned, table, run_root, published))
         return 0
-    failures = runner.run_study(
-        planned, run_root, arms=chosen, seeds=only, published=published, minutes=minutes
-    )
+    failures = runner.run_study(planned, run_root, chosen, only, published)
     for failure in failures:
         print(failure, file=sys.stderr)
     return 2 if failures else 0
