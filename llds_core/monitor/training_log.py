@@ -25,23 +25,17 @@ _RESTARTS, _RESTART_SHARE = 3, 0.05
 class TrainingLog:
     """What a log says.
 
-    Attributes:
-        source: where it was read.
-        framework: whose keys it uses.
-        table: a column `step`, ascending, and one per metric; NaN where nothing was measured.
-            `nonfinite` counts the values of a row that were logged as NaN or infinite, and
-            `updates_per_rollout` is there when it is known.
-        keys: the key that each metric was read from.
-        notes: what was left out or assumed.
-        checkpoints: steps that can be gone back to; empty when none are known.
+    Its table has a column `step`, ascending, and one per metric; NaN where nothing was measured.
+    `nonfinite` counts the values of a row that were logged as NaN or infinite, and
+    `updates_per_rollout` is there when it is known.
     """
 
     source: str
-    framework: str
+    framework: str  # whose keys it uses
     table: pd.DataFrame
-    keys: Mapping[str, str]
-    notes: tuple[str, ...] = ()
-    checkpoints: tuple[int, ...] = ()
+    keys: Mapping[str, str]  # that each metric was read from
+    notes: tuple[str, ...] = ()  # what was left out or assumed
+    checkpoints: tuple[int, ...] = ()  # steps that can be gone back to, where known
 
     def column(self, metric: str) -> np.ndarray:
         """Values of a metric (n,), NaN where missing."""

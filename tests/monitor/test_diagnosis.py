@@ -14,7 +14,7 @@ import pytest
 
 from llds_core.__main__ import main
 from llds_core.monitor.detectors import DETECTORS, EVIDENCE
-from llds_core.monitor.diagnosis import PHASES, advice_text, diagnose, follow, judge
+from llds_core.monitor.diagnosis import PHASES, advice_text, follow, judge
 from llds_core.monitor.diagnosis_page import page
 from llds_core.monitor.training_log import read_log, to_log
 
@@ -28,7 +28,7 @@ def steady(rows=20, **values):
 
 
 def test_a_collapsed_run_is_called_one_from_verls_console() -> None:
-    found = diagnose(COLLAPSED)
+    found = judge(read_log(COLLAPSED))
     assert (found.framework, found.phase) == ("verl", "collapse")
     alarms = {alarm.name: alarm for alarm in found.alarms}
     clip, drop = alarms["clip_saturation"], alarms["reward_drop"]
@@ -75,10 +75,10 @@ def test_the_checkpoint_to_go_back_to_is_the_best_before_the_alarm(tmp_path: Pat
     rewards = [0.1, 0.2, 0.9, 0.9, 0.9, 0.9, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3]
     rows = [{"step": s, "reward": r, "clip_fraction": 0.5 * (s > 8)} for s, r in enumerate(rewards)]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert diagnose(tmp_path / "log.jsonl").go_back_to == 5
+    assert judge(read_log(tmp_path / "log.jsonl")).go_back_to == 5
     for step in (3, 7, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    assert diagnose(tmp_path / "log.jsonl").go_back_to == 7  # mean of steps 4 to 7
+    assert judge(read_log(tmp_path / "log.jsonl")).go_back_to == 7  # mean of steps 4 to 7
     early = [{**row, "loss": math.nan} for row in rows]
     assert judge(to_log(early, "log")).go_back_to is None
 
@@ -178,8 +178,9 @@ def test_a_diagnosis_loads_no_framework() -> None:
     code = f"""
 import sys
 from pathlib import Path
-from llds_core.monitor.diagnosis import diagnose
-diagnose(Path({str(COLLAPSED)!r}))
+from llds_core.monitor.diagnosis import judge
+from llds_core.monitor.training_log import read_log
+judge(read_log(Path({str(COLLAPSED)!r})))
 assert not [name for name in ("torch", "transformers", "trl", "matplotlib") if name in sys.modules]
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
