@@ -59,19 +59,10 @@ def measure(
     questions: int = 50,
     smollm2: bool = False,
 ) -> Path:
-    """Measure every stored checkpoint of the runs of `methods`. Questions whose prompts do not fit
-    are refused before anything is measured, or left out, as `data.too_long` says.
-
-    Args:
-        profile: name of a profile.
-        methods: methods whose runs of `seed` are there.
-        seed: seed of the runs.
-        run_root: folder of all runs.
-        questions: the first so many training questions, `ROLLOUTS` responses each.
-        smollm2: score scripted searches with SmolLM2-135M-Instruct as well.
-
-    Returns:
-        The folder of the tables.
+    """Measure every stored checkpoint of the runs of `methods` on the first `questions` of
+    training, `ROLLOUTS` responses each, and with `smollm2` scripted searches by
+    SmolLM2-135M-Instruct; return the folder of the tables. Questions whose prompts do not fit are
+    refused before anything is measured, or left out, as `data.too_long` says.
     """
     if questions < 1:
         raise ConfigError(f"questions is {questions}: measure at least one")

@@ -47,27 +47,19 @@ def reproduce(
 
 def demo(
     study: Annotated[str, Argument(help=f"one of: {', '.join(studies())}")] = "desk",
-    out: Annotated[Path, Option(help="the page to write")] = Path("results/demo.html"),
     show: Annotated[bool, Option("--open/--no-open", help="in a browser")] = True,
 ) -> None:
     """Show a published collapse step by step and token by token: no training."""
     import webbrowser
 
     from llds_core.errors import DataError
-    from llds_core.files import project_path, write_text
-    from llds_core.reporting.explorer import explorer, has_rollouts
-    from llds_core.reporting.notebooks import MAIN_ARMS
-    from llds_core.reporting.store import load_study_runs
+    from llds_core.files import project_path
     from llds_core.study.published import published_root
 
     plan = load_study(study)
-    root = project_path(published_root(plan))
-    main = [run for run in load_study_runs(root, plan) if run.arm in MAIN_ARMS]
-    shown = [run for run in main if has_rollouts(run)]
-    if not shown:
+    page = project_path(published_root(plan) / plan.profile / "explorer.html")
+    if not page.exists():
         raise DataError(f"no trajectories are published of study {study}: make runs of your own")
-    page = project_path(out)
-    write_text(page, explorer([run for run in shown if run.seed == shown[0].seed]))
     print(f"open {page}")
     if show:
         webbrowser.open(page.as_uri())

@@ -131,15 +131,13 @@ def published_mechanism(published: Path, profile: str) -> dict[str, pd.DataFrame
     Only seeds that were measured alike are put together: those with the most rollouts per question,
     and of these with the most questions. A warning names the seeds that this leaves out.
     """
-    folders: dict[tuple[int, int], list[Path]] = {}
+    folders = {}
     for manifest in sorted((published / profile).glob("mechanism-seed*/manifest.json")):
         values = json.loads(manifest.read_text("utf-8"))
-        # Tables without the key are of groups as large as in training at the time.
-        measured = (values.get("rollouts", 4), values["questions"])
-        folders.setdefault(measured, []).append(manifest.parent)
-    chosen = folders.pop(max(folders)) if folders else []
-    if folders:
-        left = ", ".join(folder.name for others in folders.values() for folder in others)
+        folders[manifest.parent] = (values["rollouts"], values["questions"])
+    most = max(folders.values(), default=None)
+    chosen = [folder for folder, measured in folders.items() if measured == most]
+    if left := ", ".join(folder.name for folder in folders if folder not in chosen):
         _logger.warning("%s: measured on fewer rollouts or questions, left out", left)
     tables: dict[str, list[pd.DataFrame]] = {}
     for file in (file for folder in chosen for file in sorted(folder.glob("*.csv"))):

@@ -79,8 +79,7 @@ def publish_run(
 def write_runs_table(published: Path, profile: str) -> list[StoredRun]:
     """Write `runs.csv` from all published runs of a profile; return them."""
     runs = read_published(profile, published)
-    table = pd.DataFrame(run_row(run) for run in runs)
-    write_table(published / profile / "runs.csv", table, float_format=None)
+    write_table(published / profile / "runs.csv", pd.DataFrame(map(run_row, runs)), None)
     return runs
 
 
@@ -90,8 +89,8 @@ def write_tables(published: Path, profile: str, study: Study | None = None) -> N
     Runs are those of `study`, else of the study that is named as the profile, if any.
     """
     folder, runs = published / profile, write_runs_table(published, profile)
-    phases = pd.DataFrame([phase_row(run) for run in runs]).astype(object)
-    write_table(folder / "phases.csv", phases, float_format=None)
+    phases = pd.DataFrame(map(phase_row, runs)).astype(object)
+    write_table(folder / "phases.csv", phases, None)
     if study is None and profile in studies():
         study = load_study(profile)
     if study is None:
@@ -111,10 +110,7 @@ def publish_mechanism(run_root: Path, profile: str, seed: int, published: Path =
         words = shlex.join([profile, "--seed", str(seed), "--run-root", str(run_root)])
         raise DataError(f"no tables in {source}: run python -m llds_core mechanism {words}")
     with disk_errors(target):
-        target.mkdir(parents=True, exist_ok=True)
-        for file in sorted(source.iterdir()):
-            if file.suffix in (".csv", ".json"):
-                shutil.copy(file, target / file.name)
+        shutil.copytree(source, target, dirs_exist_ok=True)
     return target
 
 

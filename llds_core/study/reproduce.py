@@ -50,21 +50,13 @@ def reproduce(
     machine: Machine = ALONE,
     out_dir: Path | None = None,
 ) -> Path:
-    """Run the main job of `profile`.
-
-    Args:
-        profile: name of a profile.
-        seeds: seeds of every arm.
-        root: folder of all runs.
-        arms: methods to run.
-        overrides: of every run.
-        layout: GPUs to run on; None for those that the profile names.
-        retriever_env: virtual environment of the search service; None for this one.
-        machine: this machine of several, of which all but the first only train.
-        out_dir: folder of the rendered output; None for `results/<profile>`.
+    """Run the main job of `profile`: some methods (`arms`), each with all seeds and `overrides`,
+    below the run `root`, on the GPUs of a layout or of the profile, with the search service in this
+    environment or another. Of several machines all but the first only train.
 
     Returns:
-        The index that lists every artefact; the run root on all machines but the first.
+        The index of all artefacts, in `out_dir` or `results/<profile>`; the run root on all
+        machines but the first.
     """
     out_dir = Path("results") / profile if out_dir is None else out_dir
     seeds, arms = numbers(seeds), words(arms)

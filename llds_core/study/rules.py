@@ -53,17 +53,11 @@ _MEASURED_SEEDS = 2  # measurements on checkpoints are dear; the interval is acc
 
 @dataclass(frozen=True)
 class Finding:
-    """What the evidence says of a claim.
+    """What the evidence says of a claim."""
 
-    Attributes:
-        holds: whether its rule is met; None when so few runs could not meet it.
-        effect: size of the effect with its 95 % interval.
-        runs: the runs it rests on, each as arm and seed.
-    """
-
-    holds: bool | None
+    holds: bool | None  # None when so few runs could not meet its rule
     effect: Interval
-    runs: tuple[tuple[str, int], ...]
+    runs: tuple[tuple[str, int], ...]  # it rests on, each as arm and seed
 
 
 NOTHING = Finding(None, student_interval([]), ())

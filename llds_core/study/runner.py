@@ -63,16 +63,9 @@ def status(runs: Sequence[Run], published: Path = PUBLISHED) -> pd.DataFrame:
         # Of a damaged folder its own process says what is wrong with it.
         complete = run.is_finished() and run.is_complete()
         state = "published" if found else "complete" if complete else "started"
-        rows.append(
-            {
-                "arm": run.arm,
-                "seed": run.seed,
-                "state": state if len(metrics) else "waiting",
-                "steps": len(metrics),
-                "of": run.config.training.steps,
-                "minutes": seconds / 60,
-            }
-        )
+        row = {"arm": run.arm, "seed": run.seed, "state": state if len(metrics) else "waiting"}
+        row |= {"steps": len(metrics), "of": run.config.training.steps, "minutes": seconds / 60}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -111,7 +111,7 @@ def test_only_seeds_measured_alike_are_read_together(
 ) -> None:
     with pytest.raises(DataError, match="llds_core mechanism"):
         publish_mechanism(tmp_path / "runs", "smoke", 0, tmp_path / "published")
-    measured = [{"questions": 50}, {"questions": 50}, {"questions": 20, "rollouts": 8}]
+    measured = [{"questions": 50, "rollouts": 4}] * 2 + [{"questions": 20, "rollouts": 8}]
     for seed, manifest in enumerate(measured):
         folder = tmp_path / f"runs/smoke/mechanism-seed{seed}"
         folder.mkdir(parents=True)
