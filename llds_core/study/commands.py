@@ -172,7 +172,6 @@ def mechanism(
     questions: Annotated[
         int, Option(help="number of training questions, from the first", min=1)
     ] = 50,
-    smollm2: Annotated[bool, Option("--smollm2", help="SmolLM2-135M on scripts too")] = False,
     publish: cli.Publish = False,
     run_root: cli.Root = ROOT,
     quiet: cli.Quiet = False,
@@ -181,7 +180,7 @@ def mechanism(
     from llds_core.diagnostics.measure import measure
     from llds_core.study.published import publish_mechanism
 
-    folder = measure(profile, words(arms), seed, run_root, questions=questions, smollm2=smollm2)
+    folder = measure(profile, words(arms), seed, run_root, questions=questions)
     if publish:
         folder = publish_mechanism(run_root, profile, seed)
     print(f"tables: {folder}")
