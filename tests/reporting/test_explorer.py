@@ -1,6 +1,5 @@
 """The explorer: every token as text with its author, nothing in it can act, nothing is fetched."""
 
-import gzip
 import json
 import re
 import shutil
@@ -119,20 +118,6 @@ def test_a_browser_draws_both_runs_and_runs_nothing_of_theirs(runs, tmp_path):
     assert body.count("<polyline") == 2 and body.count("<article>") >= 2
     evil = drawn(save_explorer([hostile(runs, tmp_path)], tmp_path, "evil"))
     assert "<title>hacked" not in evil and "<img" not in evil and "&lt;img src=x" in evil
-
-
-def test_the_page_is_recorded(runs, tmp_path):
-    path = save_explorer(runs, tmp_path)
-    line = json.loads((tmp_path / "index.jsonl").read_text())
-    assert (line["path"], line["kind"]) == (path.name, "page")
-    assert line["runs"] == [run.name for run in runs]
-
-
-def test_the_same_rollouts_give_the_same_bytes(runs, tmp_path):
-    first, second = tmp_path / "a.gz", tmp_path / "b.gz"
-    for file in (first, second):
-        store_rollouts(load_rollouts(runs[0]), file)
-    assert first.read_bytes() == second.read_bytes() and gzip.decompress(first.read_bytes())
 
 
 def test_demo_shows_a_published_seed_of_both_main_arms(capsys, monkeypatch):

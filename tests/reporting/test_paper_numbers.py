@@ -92,8 +92,3 @@ def test_headline_gains_follow_from_the_tables(model, variant, before, after, ga
     scores = table.set_index(["model", "variant", "method"])["average"]
     ratio = scores[model, variant, after] / scores[model, variant, before]
     assert 100 * (ratio - 1) == pytest.approx(gain, abs=0.06)
-
-
-def test_lp_reg_averages_follow_from_their_members():
-    table = paper_table("lp_reg_table1")
-    assert (table[MATHS].mean(axis=1) - table["average"]).abs().max() < 0.0101
