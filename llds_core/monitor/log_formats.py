@@ -1,12 +1,4 @@
-"""Files that training leaves behind, as rows of keys and values.
-
-| format | what it is |
-|---|---|
-| `jsonl` | one object per line: our runs, verl's file logger, prime-rl, tinker, SkyRL |
-| `state` | `trainer_state.json` of transformers and TRL |
-| `console` | text: verl's `step:3 - key:value`, dicts of TRL and slime, whatever stands before |
-| `csv` | a table with a header, exports of Weights & Biases included |
-| `tensorboard` | an event file, or a folder of them |
+"""Files that training leaves behind, as rows of keys and values; `docs/monitor.md` lists them.
 
 Nothing is evaluated, only matched. What a killed process leaves (a torn last line) is left out with
 a note; what cannot be such a file is a `DataError` of one line.

@@ -8,11 +8,10 @@ import pandas as pd
 
 from llds_core.config.arms import Study
 from llds_core.files import bounded
-from llds_core.reporting.claim_measures import paired_survival
 from llds_core.reporting.figures import BASELINE, method_label
 from llds_core.reporting.run_view import StoredRun, usual_steps
 from llds_core.reporting.stats import student_interval
-from llds_core.study.evidence import RunsBySeed
+from llds_core.study.evidence import RunsBySeed, paired_survival
 from llds_core.study.rules import PAIRS
 
 
