@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from llds_core.errors import ConfigError, DataError
 from llds_core.monitor.detectors import SEVERITIES
 from llds_core.monitor.diagnosis import PHASES, Alarm, Diagnosis, judge
-from llds_core.monitor.log_keys import named
+from llds_core.monitor.log_formats import named
 from llds_core.monitor.training_log import saved_steps, to_log
 
 _logger = logging.getLogger("llds_core")

@@ -18,7 +18,7 @@ from llds_core.diagnostics.phases import WINDOW, detect_phases
 from llds_core.errors import DataError
 from llds_core.files import bounded, finite
 from llds_core.monitor.detectors import ALARMS, DETECTORS, EVIDENCE, FIRST, SEVERITIES, Detector
-from llds_core.monitor.log_keys import NEARLY, how_to_log
+from llds_core.monitor.log_formats import NEARLY, how_to_log
 from llds_core.monitor.training_log import TrainingLog, read_log
 from llds_core.runs import best_step
 

@@ -14,7 +14,7 @@ from run_helpers import one_line
 from transformers import PrinterCallback, TrainerControl, TrainerState
 
 from llds_core.errors import ConfigError, DataError
-from llds_core.monitor.log_keys import KEYS, how_to_log, to_number
+from llds_core.monitor.log_formats import KEYS, how_to_log, to_number
 from llds_core.monitor.training_log import read_log
 
 PRESETS = Path(str(files("llds_core"))) / "presets"
