@@ -125,24 +125,21 @@ def report_published(name: str) -> Path:
     write_tables(root, profile, study)
     main = [arm for arm in MAIN_ARMS if any(run.arm == arm for run in runs)]
     seeds = sorted({run.seed for run in runs if run.arm in main})
-    out_dir = Path("results") / name / "published"
+    drawn = project_path(Path("results") / name / "published")
     # What an earlier call drew may be of runs that are no longer published.
-    shutil.rmtree(project_path(out_dir), ignore_errors=True)
-    index = report(profile, seeds, root, out_dir, methods=main)
+    shutil.rmtree(drawn, ignore_errors=True)
+    index = report(profile, seeds, root, drawn, methods=main)
     target = root / profile / "figures"
     with disk_errors(target):
         shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        for file in sorted((project_path(out_dir) / "figures").iterdir()):
-            if file.suffix in (".png", ".pdf", ".csv"):
-                shutil.copy(file, target / file.name)
-        if (explorer := project_path(out_dir) / "explorer.html").exists():
+        shutil.copytree(drawn / "figures", target)
+        if (explorer := drawn / "explorer.html").exists():
             shutil.copy(explorer, root / profile / explorer.name)
     if profile == _NOTEBOOKS_SHOW:
-        for executed in sorted((project_path(out_dir) / "notebooks").glob("*.ipynb")):
+        for executed in sorted((drawn / "notebooks").glob("*.ipynb")):
             store_outputs(executed, project_path(NOTEBOOKS) / executed.name, root / profile)
     shown = [run for run in runs if run.arm in main]
-    write_page(project_path(index), shown, published=root, folder=root / profile)
+    write_page(index, shown, published=root, folder=root / profile)
     if study and (page := render_report(root, study)):
         write_text(root / profile / "REPORT.md", page)
         readme = project_path("README.md")
