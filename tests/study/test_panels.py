@@ -12,7 +12,7 @@ from llds_core.errors import DataError
 from llds_core.reporting.run_tables import gradient_sizes, outcomes
 from llds_core.reporting.store import StoredRun
 from llds_core.study.panels import dose_figure, doses, map_figure, outcomes_figure
-from llds_core.study.tables import effects, heldout_table, map_cells, map_kinds, study_progress
+from llds_core.study.tables import effects, heldout_table, map_cells, map_kinds
 
 DESK = load_study("desk-reuse")
 RISING = [0.3, 0.4] + [0.5] * 16
@@ -283,10 +283,3 @@ def test_heldout_scores_are_over_the_seeds_that_all_arms_share() -> None:
     table = heldout_table(runs, ["grpo", "llds-action", "llds-token"])
     assert table["seeds"].tolist() == [1, 1, 0]
     assert table["one-hop"].tolist() == ["0.300", "0.500", "not run"]
-
-
-def test_progress_counts_seeds_of_every_arm() -> None:
-    table = study_progress(DESK, [made("grpo", 0), made("grpo", 1)]).set_index("arm")
-    assert table.loc["grpo", "seeds run"] == "2 of 5"
-    assert table.loc["llds-token", "seeds run"] == "not run"
-    assert len(table) == len(DESK.arms)
