@@ -33,8 +33,8 @@ from llds_core.reporting.notebooks import MAIN_ARMS, project_path, report, store
 from llds_core.reporting.run_tables import phase_row, run_row
 from llds_core.reporting.store import PUBLISHED, StoredRun, read_published
 from llds_core.runs.checkpoints import checkpoint_steps
-from llds_core.study.claims import evaluate_claims, load_claims, under_way
-from llds_core.study.evidence import published_mechanism
+from llds_core.study.claims import load_claims
+from llds_core.study.claims_view import checked_claims
 from llds_core.study.report_page import render_report, update_readme
 from llds_core.study.tables import effects
 from llds_core.study.verdict import write_page
@@ -96,9 +96,8 @@ def write_tables(published: Path, profile: str, study: Study | None = None) -> N
     if study is None:
         return
     write_table(folder / "effects.csv", effects(runs, study), "%.4g")
-    if claims := load_claims(study).claims:
-        mechanism = published_mechanism(published, profile)
-        checked = evaluate_claims(claims, runs, mechanism, under_way(study, runs))
+    if load_claims(study).claims:
+        checked = checked_claims(study, runs, published).drop(columns="of")
         write_table(folder / "claims.csv", checked, "%.4g")
 
 
