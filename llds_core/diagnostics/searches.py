@@ -27,18 +27,16 @@ def first_search_matches(group: Sequence[Trajectory]) -> dict[str, int]:
     the same set of documents as that of a correct one, and `similar`, with a Jaccard index of at
     least 0.5. Two searches that find nothing are equal. All 0 without a correct response.
     """
-    counts = {"incorrect": 0, "equal": 0, "similar": 0}
-    if not any(t.correct for t in group):
-        return counts
-    found = [ids for t in group if t.correct and (ids := _first_documents(t)) is not None]
-    for trajectory in group:
-        if not trajectory.correct:
-            counts["incorrect"] += 1
-            ids = _first_documents(trajectory)
-            if ids is not None:
-                counts["equal"] += ids in found
-                counts["similar"] += any(_jaccard(ids, other) >= _JACCARD for other in found)
-    return counts
+    right, wrong = ([t for t in group if t.correct == side] for side in (True, False))
+    found, asked = (
+        [ids for t in side if (ids := _first_documents(t)) is not None] for side in (right, wrong)
+    )
+    similar = [any(_jaccard(ids, other) >= _JACCARD for other in found) for ids in asked]
+    return {
+        "incorrect": len(wrong) if right else 0,
+        "equal": sum(ids in found for ids in asked),
+        "similar": sum(similar),
+    }
 
 
 def _first_documents(trajectory: Trajectory) -> frozenset[str] | None:
