@@ -129,8 +129,8 @@ figures: $(STAMP)  ## redraw every published figure and table from the stored me
 study: $(STAMP)  ## run what is left of the study of PROFILE and publish it: hours, resumable
 	@$(RUN) study $(PROFILE) --run-root $(call escaped,$(RUN_ROOT)) $(ARGS)
 
-mechanism: $(STAMP)  ## measure the checkpoints of PROFILE and publish the tables (SmolLM2 included)
-	@$(RUN) mechanism $(PROFILE) --run-root $(call escaped,$(RUN_ROOT)) --smollm2 --publish $(ARGS)
+mechanism: $(STAMP)  ## measure the checkpoints of PROFILE and publish the tables
+	@$(RUN) mechanism $(PROFILE) --run-root $(call escaped,$(RUN_ROOT)) --publish $(ARGS)
 
 bench: $(STAMP)  ## measure speed against named baselines
 	@$(RUN) bench --profile $(PROFILE) --run-root $(call escaped,$(RUN_ROOT)) $(ARGS)

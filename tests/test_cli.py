@@ -176,7 +176,7 @@ def test_a_reader_that_stops_reading_is_no_error() -> None:
         *(f"slurm paper-3b --hours {hours}" for hours in (0, -1)),
         *(f"ask smoke/grpo q --temperature {value}" for value in ("nan", "-1", "inf")),
         *("plan desk --nodes 0", "plan desk --gpus 0", "plan desk --gpu-memory-gib nan"),
-        *("study desk --minutes nan", "mechanism smoke --questions 0", "mechanism smoke --seed -1"),
+        *("mechanism smoke --questions 0", "mechanism smoke --seed -1"),
         *("reproduce smoke --seeds 0,-1", "report smoke --seeds 9999999999999999999999"),
     ],
 )

@@ -40,7 +40,6 @@ OutDir = Annotated[Path | None, Option(help="folder of the output (default: resu
 Seed = Annotated[int, Option(help="seed of the run", min=0, max=MOST_SEED)]
 Seeds = Annotated[str, Option(metavar="N,N", help="seeds, separated by commas")]
 Arms = Annotated[str, Option(metavar="NAME,NAME", help="methods, separated by commas")]
-StudyArms = Annotated[str, Option("--arms", metavar="NAME,NAME", help="methods, arms, groups, all")]
 Layout = Annotated[str | None, Option(help=f"{', '.join(layouts())} (default: the profile's)")]
 Rank = Annotated[
     int, Option("--machine-rank", help="several machines: number of this, from 0", min=0)

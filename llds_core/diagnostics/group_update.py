@@ -43,23 +43,11 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 # Of one rollout; changes memory, and which random numbers a question meets.
 _QUESTIONS_AT_ONCE = 25
 
+# Columns of the frame, NaN for a group of one outcome.
 _MEASURED = (
-    "delta",
-    "delta_first",
-    "delta_later",
-    "delta_incorrect",
-    "loglik_correct",
-    "loglik_incorrect",
-    "similarity",
-    "driver",
-    "driver_first",
-    "driver_later",
-    "pull",
-    "gain",
-    "own",
-    "support",
-    "error_product",
-    "state_cosine",
+    *("delta", "delta_first", "delta_later", "delta_incorrect"),
+    *("loglik_correct", "loglik_incorrect", "similarity", "driver", "driver_first", "driver_later"),
+    *("pull", "gain", "own", "support", "error_product", "state_cosine"),
 )
 
 
@@ -74,20 +62,11 @@ def sample_groups(
     seed: int,
     reward: RewardConfig,
 ) -> list[list[Trajectory]]:
-    """Sample and score `group_size` trajectories per question, at temperature 1 and top-p 1.
+    """Sample `group_size` trajectories, two at least, per question, at temperature 1 and top-p 1,
+    and score them by `reward`: one list per question, in their order.
 
-    Args:
-        model: the policy.
-        tokenizer: its tokenizer.
-        loop: world, search engine and limits; its search failures are keyed by `step`.
-        questions: usually the first 50 training questions.
-        group_size: trajectories per question, at least 2.
-        step: rollout step of the checkpoint; names the random stream together with `seed`.
-        seed: root seed.
-        reward: reward of the advantages.
-
-    Returns:
-        One list per question, in their order.
+    `step` is the rollout step of the checkpoint: with the root `seed` it names the random stream,
+    and search failures of `loop` are keyed by it.
     """
     generator = torch_generator(seed, "likelihood-change", step, device=str(model.device))
     sampler = TransformersSampler(model, tokenizer, generator, stop=StopAtTag(tokenizer))
@@ -114,18 +93,10 @@ def group_changes(
     step: int,
     vocabulary: int | None = None,
 ) -> pd.DataFrame:
-    """Update on each group alone, from the same weights every time, and measure what it changed.
-
-    Weights, gradients and mode of `model` are afterwards what they were, bit for bit.
-
-    Args:
-        model: the policy that sampled the groups, in evaluation mode while measured.
-        groups: scored trajectories, one non-empty list per question.
-        pad_id: see `score_trajectories`.
-        learning_rate: of the one update, positive.
-        optimizer: one of `OPTIMIZERS`.
-        step: copied into the frame.
-        vocabulary: see `token_logits`.
+    """Update on each group of scored trajectories alone, from the same weights every time, by one
+    of `OPTIMIZERS`, and measure what it changed. Weights, gradients and mode of `model` are
+    afterwards what they were, bit for bit. `step` is copied into the frame; see
+    `score_trajectories` for `pad_id` and `vocabulary`.
 
     Returns:
         One row per group. `question_id`, `kind`, `step`, `optimizer`; `correct` and `incorrect`
@@ -164,9 +135,7 @@ def group_changes(
 
 
 def _count_search_matches(group: Sequence[Trajectory]) -> dict[str, int]:
-    """Columns of `first_search_matches`, over the whole group and without injected failures, which
-    return unrelated documents to the same query.
-    """
+    # Injected failures return unrelated documents to the same query.
     reached = [t for t in group if not t.actions[0].retrieval_failed]
     return {
         f"{prefix}{name}": count
@@ -196,7 +165,7 @@ def _one_update(
     pad_id: int,
     vocabulary: int | None,
 ) -> dict[str, float]:
-    """Take one step on `group` and return the measurements; leaves the weights changed."""
+    """The measurements of one step on `group`, which leaves the weights changed."""
     states, tokens = policy_states(model, group, pad_id=pad_id)
     rows, first, right = (values.to(tokens.device) for values in _token_labels(group))
     logits = token_logits(model, states, vocabulary)

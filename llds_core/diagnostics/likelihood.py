@@ -1,11 +1,9 @@
 """How likely a policy finds given trajectories: teacher-forced scoring, token by token.
 
-The model reads prompt and completion as they stand; only the positions that predict a policy token
-are projected on the vocabulary. All log-probabilities are at temperature 1 without nucleus cut,
-which is how the paper (arXiv 2512.04220, Figs. 2, 3, 5, 6) measures likelihood, and in nats.
-
-The trainer scores its own micro-batches inside TRL (`llds_core.training.policy_head`); this module
-serves everything that looks at a checkpoint from outside.
+Only the positions that predict a policy token are projected on the vocabulary. All
+log-probabilities are at temperature 1 without nucleus cut, which is how the paper
+(arXiv 2512.04220, Figs. 2, 3, 5, 6) measures likelihood, and in nats. The trainer scores its own
+micro-batches inside TRL (`llds_core.training.policy_head`).
 """
 
 from collections.abc import Sequence
@@ -24,20 +22,14 @@ _LOGITS_AT_ONCE = 2**24  # tokens × vocabulary: 64 MiB a tensor in float32
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model thinks of the T policy tokens of one trajectory, in their order.
-
-    Attributes:
-        trajectory: what was scored.
-        logprobs: (T,) log-probabilities, in at least float32 and on the CPU like all tensors
-            here.
-        entropies: (T,) entropies of the next-token distributions.
-        action_ids: (T,) index 1..K of the action each token belongs to.
+    """What a model thinks of the T policy tokens of one trajectory, in their order, on the CPU and
+    in at least float32.
     """
 
     trajectory: Trajectory
-    logprobs: torch.Tensor
-    entropies: torch.Tensor
-    action_ids: torch.Tensor
+    logprobs: torch.Tensor  # (T,)
+    entropies: torch.Tensor  # (T,) of the next-token distributions
+    action_ids: torch.Tensor  # (T,) index 1..K of the action each token belongs to
 
 
 def score_trajectories(
@@ -48,20 +40,12 @@ def score_trajectories(
     batch_size: int = 16,
     vocabulary: int | None = None,
 ) -> list[Scored]:
-    """Score the policy tokens of `trajectories`, in evaluation mode and without gradients.
+    """Score the policy tokens of finished trajectories, in their order, by a causal model whose
+    `base_model` ends in the final norm, in evaluation mode and without gradients.
 
-    Rows of similar length share a batch. What a row gets does not depend on its neighbours beyond
-    rounding (1e-5 in float32).
-
-    Args:
-        model: causal language model whose `base_model` ends in the final norm.
-        trajectories: finished trajectories, in any order.
-        pad_id: any token id; it fills the right of shorter rows, where no causal model looks.
-        batch_size: rows of a forward pass, at least 1.
-        vocabulary: see `token_logits`.
-
-    Returns:
-        One result per trajectory, in the order given.
+    Rows of similar length share a batch, which changes a row by no more than rounding (1e-5 in
+    float32). `pad_id`, any token, fills the right of shorter rows, where no causal model looks; see
+    `token_logits` for `vocabulary`.
     """
     order = sorted(range(len(trajectories)), key=lambda i: trajectories[i].total_tokens)
     results: dict[int, Scored] = {}
@@ -82,12 +66,8 @@ def score_trajectories(
 def policy_states(
     model: PreTrainedModel, trajectories: Sequence[Trajectory], *, pad_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Last-layer states (after the final norm) that predict the policy tokens, in order.
-
-    Keeps the graph unless gradients are off.
-
-    Returns:
-        States (N, D) and the policy tokens (N,) they predict, N over all trajectories.
+    """Last-layer states (N, D), after the final norm, and the policy tokens (N,) of all
+    trajectories that they predict, in order; with their graph unless gradients are off.
     """
     validate_response_masks(
         [t.completion_ids for t in trajectories], [t.response_mask for t in trajectories]

@@ -11,7 +11,7 @@ changed: then all are.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,15 @@ from tqdm.auto import tqdm
 
 from llds_core.diagnostics.group_update import OPTIMIZERS, group_changes, sample_groups
 from llds_core.diagnostics.likelihood import score_trajectories
-from llds_core.diagnostics.rounds import scripted_rounds
 from llds_core.diagnostics.searches import nll_by_round
 from llds_core.diagnostics.summary import correlations
-from llds_core.errors import ConfigError, DataError
+from llds_core.errors import DataError
 from llds_core.files import write_json, write_table
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.runs import Run
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.runs.policies import load_policy, load_tokenizer
 from llds_core.runs.provenance import git_state, package_versions
-from llds_core.runs.smollm2 import load_smollm2, quantization
 from llds_core.worlds.records import Question
 
 TABLES = ("likelihood_change", "theorem", "nll_by_round")
@@ -57,24 +55,11 @@ def measure(
     run_root: Path,
     *,
     questions: int = 50,
-    smollm2: bool = False,
 ) -> Path:
-    """Measure every stored checkpoint of the runs of `methods`. Questions whose prompts do not fit
-    are refused before anything is measured, or left out, as `data.too_long` says.
-
-    Args:
-        profile: name of a profile.
-        methods: methods whose runs of `seed` are there.
-        seed: seed of the runs.
-        run_root: folder of all runs.
-        questions: the first so many training questions, `ROLLOUTS` responses each.
-        smollm2: score scripted searches with SmolLM2-135M-Instruct as well.
-
-    Returns:
-        The folder of the tables.
+    """Measure every stored checkpoint of the runs of `methods` on the first `questions` of
+    training, `ROLLOUTS` responses each; return the folder of the tables. Questions whose prompts do
+    not fit are refused before anything is measured, or left out, as `data.too_long` says.
     """
-    if questions < 1:
-        raise ConfigError(f"questions is {questions}: measure at least one")
     runs = [Run.load(f"{profile}/{method}", seed, run_root) for method in methods]
     folder = mechanism_path(run_root, profile, seed)
     asked = {"questions": questions, "rollouts": ROLLOUTS}
@@ -93,16 +78,16 @@ def measure(
     tables = {name: _read_table(folder / f"{name}.csv") for name in TABLES}
     for run, checkpoints in zip(runs, steps, strict=True):
         method = run.config.method
-        found = tables["likelihood_change"]
-        done = set(found[found["method"] == method].get("step", ()))
+        known = tables["likelihood_change"]
+        done = set(known[known["method"] == method].get("step", ()))
         for step, checkpoint in checkpoints:
             if step not in done:
                 tqdm.write(f"{run.config.name} seed {seed}, step {step}")
-                frames = _measure(run, environment, checkpoint, step, fitting)
-                _add(frames, tables, folder, (profile, method, seed))
-    if smollm2 and "smollm2" not in tables["nll_by_round"]["method"].tolist():
-        frames = {"nll_by_round": _smollm2_rounds(environment, questions)}
-        _add(frames, tables, folder, (profile, "smollm2", seed))
+                keys = {"profile": profile, "method": method, "seed": seed}
+                for name, frame in _measure(run, environment, checkpoint, step, fitting).items():
+                    found = pd.DataFrame(keys, frame.index).join(frame)
+                    tables[name] = pd.concat([tables[name], found], ignore_index=True)
+                    write_table(folder / f"{name}.csv", tables[name])
     manifest: dict[str, Any] = {
         "profile": profile,
         "seed": seed,
@@ -112,8 +97,6 @@ def measure(
         **git_state(),
         "packages": package_versions(),
     }
-    if smollm2:
-        manifest["smollm2_quantization"] = quantization()
     write_json(folder / "manifest.json", manifest)
     return folder
 
@@ -165,29 +148,6 @@ def _measure(
         "theorem": pd.concat(factors, ignore_index=True),
         "nll_by_round": nll_by_round(scored).assign(step=step),
     }
-
-
-def _smollm2_rounds(environment: Environment, questions: int) -> pd.DataFrame:
-    model, tokenizer = load_smollm2()
-    asked, top_k = environment.world.train[:questions], environment.config.retrieval.top_k
-    trajectories = scripted_rounds(tokenizer, environment.retriever, asked, top_k=top_k)
-    known: dict[str, Any] = {"pad_id": tokenizer.pad_token_id, "vocabulary": len(tokenizer)}
-    scored = score_trajectories(model, trajectories, batch_size=4, **known)
-    return nll_by_round(scored).assign(step=0)
-
-
-def _add(
-    frames: Mapping[str, pd.DataFrame],
-    tables: dict[str, pd.DataFrame],
-    folder: Path,
-    keys: tuple[str, str, int],
-) -> None:
-    """Append what was measured to the tables, and write them."""
-    for name, frame in frames.items():
-        for position, (key, value) in enumerate(zip(_KEYS, keys, strict=True)):
-            frame.insert(position, key, value)
-        tables[name] = pd.concat([tables[name], frame], ignore_index=True)
-        write_table(folder / f"{name}.csv", tables[name])
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

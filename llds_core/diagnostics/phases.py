@@ -46,18 +46,13 @@ class Phase:
 
 
 def detect_phases(metrics: pd.DataFrame, *, window: int = WINDOW) -> list[Phase]:
-    """Return the phases of a run in order; together they cover every step.
+    """Phases of a run in order, which together cover every step: `stagnation` and whatever follows,
+    or none for fewer than `3 * window` steps.
 
     Args:
         metrics: one row per step with columns `step`, `reward` and `loglik_correct`; NaN is
             allowed, of rows for one step the last counts, and an empty frame needs no columns.
-        window: steps of the trailing means, at least 1.
-
-    Returns:
-        No phase for fewer than `3 * window` steps, else `stagnation` and whatever follows it.
-
-    Raises:
-        ConfigError: when `window` is not positive.
+        window: steps of the trailing means; a `ConfigError` below 1.
     """
     if window < 1:
         raise ConfigError(f"window is {window}: phases need windows of at least 1 step")

@@ -22,35 +22,24 @@ _ROUND_COLUMNS = ["view", "rounds", "nll", "entropy", "tokens", "trajectories"]
 
 
 def first_search_matches(group: Sequence[Trajectory]) -> dict[str, int]:
-    """Count the incorrect responses of a group that begin like a correct one (Fig. 5).
-
-    The first action of a response has to be an executed search; documents count by id, whatever
-    their order. Two searches that both find nothing are equal.
-
-    Args:
-        group: scored responses to one question.
-
-    Returns:
-        `incorrect` responses; of them `equal`, whose first search returned the same set of
-        documents as that of a correct one, and `similar`, with a Jaccard index of at least 0.5.
-        All 0 without a correct response.
+    """Count the incorrect responses of a group, scored responses to one question, that begin like a
+    correct one (Fig. 5): `incorrect` ones; of them `equal`, whose first action searched and found
+    the same set of documents as that of a correct one, and `similar`, with a Jaccard index of at
+    least 0.5. Two searches that find nothing are equal. All 0 without a correct response.
     """
-    counts = {"incorrect": 0, "equal": 0, "similar": 0}
-    if not any(t.correct for t in group):
-        return counts
-    found = [ids for t in group if t.correct and (ids := _first_documents(t)) is not None]
-    for trajectory in group:
-        if not trajectory.correct:
-            counts["incorrect"] += 1
-            ids = _first_documents(trajectory)
-            if ids is not None:
-                counts["equal"] += ids in found
-                counts["similar"] += any(_jaccard(ids, other) >= _JACCARD for other in found)
-    return counts
+    right, wrong = ([t for t in group if t.correct == side] for side in (True, False))
+    found, asked = (
+        [ids for t in side if (ids := _first_documents(t)) is not None] for side in (right, wrong)
+    )
+    similar = [any(_jaccard(ids, other) >= _JACCARD for other in found) for ids in asked]
+    return {
+        "incorrect": len(wrong) if right else 0,
+        "equal": sum(ids in found for ids in asked),
+        "similar": sum(similar),
+    }
 
 
 def _first_documents(trajectory: Trajectory) -> frozenset[str] | None:
-    """Ids that the first action's search returned; None when it was no executed search."""
     first: Action = trajectory.actions[0]
     return frozenset(hit.id for hit in first.hits) if first.executed else None
 
@@ -60,10 +49,8 @@ def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def nll_by_round(scored: Sequence[Scored]) -> pd.DataFrame:
-    """Mean negative log-likelihood per policy token against search rounds (Fig. 6).
-
-    Args:
-        scored: scored trajectories; rounds are their executed searches.
+    """Mean negative log-likelihood per policy token against search rounds, which are executed
+    searches (Fig. 6).
 
     Returns:
         Rows of two views. `position` looks at one action at a time: row t is action t (from 0) of
@@ -72,8 +59,7 @@ def nll_by_round(scored: Sequence[Scored]) -> pd.DataFrame:
 
         Columns `view`, `rounds` (t or R), `nll` and `entropy` in nats per token, pooled over
         trajectories, `tokens` and `trajectories`; ascending in `rounds`, and empty without any.
-        The entropy is the NLL that the model's own samples would have there: where actions are
-        scripted, the part of the NLL that is not the script's fault.
+        The entropy is the NLL that the model's own samples would have there.
     """
     collected: defaultdict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
     for item in scored:

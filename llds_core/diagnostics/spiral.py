@@ -29,18 +29,13 @@ _LEAST = 3
 
 @dataclass(frozen=True)
 class SpiralTest:
-    """Verdict on a run.
-
-    Attributes:
-        onsets: by the name of a condition, the first step of the first window from which it holds
-            to the end, for three windows at least; None when there is none.
-        judged: whether there were windows enough for a verdict.
-        collapse: step of the collapse up to which the run was judged, None when there is none.
+    """Verdict on a run: by the name of a condition, the first step of the first window from which
+    it holds to the end, for three windows at least; None when there is none.
     """
 
     onsets: dict[str, int | None]
-    judged: bool
-    collapse: int | None
+    judged: bool  # whether there were windows enough
+    collapse: int | None  # step up to which the run was judged
 
     @property
     def onset(self) -> int | None:

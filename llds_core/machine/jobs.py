@@ -179,7 +179,6 @@ def run_jobs(
     *,
     done: Callable[[Job], None] = lambda job: None,
     failed: Callable[[Job, RunError], None] | None = None,
-    may_start: Callable[[], bool] = lambda: True,
 ) -> None:
     """Run every job, in order; a `RunError` when one fails and there is no `failed`.
 
@@ -187,7 +186,6 @@ def run_jobs(
         jobs: what to run, all with the same sizes.
         done: called with each job that succeeded.
         failed: called with each job that failed; without it, a failure stops the rest.
-        may_start: asked before each start; after a no, what runs is finished and the rest left.
     """
     if not jobs:
         return
@@ -196,9 +194,6 @@ def run_jobs(
     try:
         while waiting or running:
             while waiting and free:
-                if not may_start():
-                    waiting.clear()
-                    break
                 job, place = waiting.pop(0), free.pop(0)
                 running.append((job, _start(job, place), place))
             time.sleep(_POLL_SECONDS)

@@ -11,38 +11,30 @@ from transformers import TrainerCallback
 from llds_core.errors import ConfigError, DataError
 from llds_core.monitor.detectors import SEVERITIES
 from llds_core.monitor.diagnosis import PHASES, Alarm, Diagnosis, judge
-from llds_core.monitor.log_keys import named
+from llds_core.monitor.log_formats import named
 from llds_core.monitor.training_log import saved_steps, to_log
 
 _logger = logging.getLogger("llds_core")
 
 
 class CollapseMonitor(TrainerCallback):
-    """Judges a run after every log, warns once per alarm, and can end the training.
+    """Judges a run after every log, warns once per alarm, and ends the training at one of the
+    severity `stop_at`. It is a callback of TRL's trainer, from whose arguments it learns the
+    updates per rollout; around our own trainer, `train(run, after_step=monitor.observe)`.
 
     Each log gets `monitor/phase` (place of the phase in `diagnosis.PHASES`), `monitor/alarms`
     (alarms so far) and `monitor/<detector>` (1 from its alarm on); they stand in
     `trainer_state.json` too. Trackers read the log before callbacks that are given to a trainer:
     `attach` puts the monitor before them.
-
-        trainer = GRPOTrainer(..., callbacks=[CollapseMonitor(stop_at="critical")])
-
-    Around our own trainer, `train(run, after_step=monitor.observe)`.
-
-    Args:
-        stop_at: end the training at an alarm of this severity; None only warns.
-        updates_per_rollout: taken from the arguments of TRL's trainer where it is None.
     """
 
-    def __init__(
-        self, *, stop_at: str | None = None, updates_per_rollout: int | None = None
-    ) -> None:
+    def __init__(self, *, stop_at: str | None = None) -> None:
         if stop_at not in (None, *SEVERITIES):
             raise ConfigError(f'stop_at="{stop_at}" is no severity: {", ".join(SEVERITIES)}')
         self.diagnosis: Diagnosis | None = None
         self.stopped = False
         self._stop_at = stop_at
-        self._updates = updates_per_rollout
+        self._updates: int | None = None
         self._rows: list[dict[str, Any]] = []
         self._told: set[tuple[str, str]] = set()
 
@@ -77,7 +69,7 @@ class CollapseMonitor(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Learn the updates per rollout, and on a resumed run what was logged before."""
-        if self._updates is None and getattr(args, "steps_per_generation", None):
+        if getattr(args, "steps_per_generation", None):
             made = args.steps_per_generation * args.num_iterations
             self._updates = max(1, made // args.gradient_accumulation_steps)
         self._rows = [dict(row) for row in state.log_history if named(row)]

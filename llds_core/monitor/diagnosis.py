@@ -18,7 +18,7 @@ from llds_core.diagnostics.phases import WINDOW, detect_phases
 from llds_core.errors import DataError
 from llds_core.files import bounded, finite
 from llds_core.monitor.detectors import ALARMS, DETECTORS, EVIDENCE, FIRST, SEVERITIES, Detector
-from llds_core.monitor.log_keys import NEARLY, how_to_log
+from llds_core.monitor.log_formats import NEARLY, how_to_log
 from llds_core.monitor.training_log import TrainingLog, read_log
 from llds_core.runs import best_step
 
@@ -28,43 +28,29 @@ PHASES = ("unknown", "stagnation", "decay", "acceleration", "collapse")
 
 @dataclass(frozen=True)
 class Alarm:
-    """What a detector found, at the first step at which it did.
-
-    Attributes:
-        severity: info, warning or critical.
-        evidence: the numbers, the threshold, and how the rule did on published runs.
-        advice: what to do, each with the arm and the interval that it rests on.
-    """
+    """What a detector found, at the first step at which it did."""
 
     name: str
     step: int
-    severity: str
-    evidence: str
+    severity: str  # info, warning or critical
+    evidence: str  # the numbers, the threshold, and how the rule did on published runs
     cause: str
-    advice: tuple[str, ...]
+    advice: tuple[str, ...]  # each with the arm and the interval that it rests on
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a log says about a run.
-
-    Attributes:
-        phase: one of `PHASES`; unknown for fewer than nine rows, or without a reward.
-        alarms: the worst first, then the earliest.
-        cause: the likeliest cause, empty without a warning.
-        go_back_to: step of the checkpoint to go back to, where there was a critical alarm.
-        missing: what cannot be said for lack of a metric, and how to log it.
-    """
+    """What a log says about a run."""
 
     source: str
     framework: str
     rows: int
     last_step: int
-    phase: str
-    alarms: tuple[Alarm, ...]
-    cause: str
-    go_back_to: int | None
-    missing: tuple[str, ...]
+    phase: str  # one of `PHASES`; unknown for fewer than nine rows, or without a reward
+    alarms: tuple[Alarm, ...]  # the worst first, then the earliest
+    cause: str  # the likeliest, empty without a warning
+    go_back_to: int | None  # step of a checkpoint, where there was a critical alarm
+    missing: tuple[str, ...]  # what cannot be said for lack of a metric, and how to log it
     notes: tuple[str, ...]
 
     def reaches(self, severity: str) -> bool:
@@ -100,17 +86,10 @@ class Diagnosis:
         return next((alarm.advice for alarm in self.alarms if alarm.cause == self.cause), ())
 
 
-def diagnose(
-    path: Path, *, format: str = "auto", updates_per_rollout: int | None = None
-) -> Diagnosis:
-    """Read a log and judge it; see `read_log` for the arguments."""
-    return judge(read_log(path, format=format, updates_per_rollout=updates_per_rollout))
-
-
 def follow(
     path: Path, *, every: float = 5.0, **options: Any
 ) -> Iterator[tuple[TrainingLog, Diagnosis]]:
-    """A log and its diagnosis whenever it has grown, with the options of `diagnose`. A log without
+    """A log and its diagnosis whenever it has grown, with the options of `read_log`. A log without
     a metric is waited for; each change reads all of it, so it may be replaced or restarted.
     """
     seen, told = None, ""

@@ -1,12 +1,5 @@
-"""Files that training leaves behind, as rows of keys and values.
-
-| format | what it is |
-|---|---|
-| `jsonl` | one object per line: our runs, verl's file logger, prime-rl, tinker, SkyRL |
-| `state` | `trainer_state.json` of transformers and TRL |
-| `console` | text: verl's `step:3 - key:value`, dicts of TRL and slime, whatever stands before |
-| `csv` | a table with a header, exports of Weights & Biases included |
-| `tensorboard` | an event file, or a folder of them |
+"""Files that training leaves behind, as rows of keys and values, and the metrics in such a row:
+`docs/monitor.md` lists the files, `presets/log_keys.yaml` the keys of the frameworks.
 
 Nothing is evaluated, only matched. What a killed process leaves (a torn last line) is left out with
 a note; what cannot be such a file is a `DataError` of one line.
@@ -16,22 +9,91 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from importlib.resources import files
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from llds_core.errors import ConfigError, DataError, did_you_mean
-from llds_core.monitor.log_keys import KNOWN, STEP_KEYS, to_number
 
 Rows = Iterator[dict[str, Any]]
+_PRESET = yaml.safe_load((files("llds_core") / "presets/log_keys.yaml").read_text("utf-8"))
+STEP_KEYS: tuple[str, ...] = tuple(_PRESET["steps"])
+NEARLY: dict[str, str] = _PRESET["nearly"]
+_HOW: dict[str, dict[str, str]] = _PRESET["how"]
+# Keys by metric, the preferred one first, and the frameworks that use a key.
+KEYS: dict[str, list[str]] = {}
+_FRAMEWORKS: dict[str, list[str]] = {}
+for _metric, _by_framework in _PRESET["metrics"].items():
+    for _framework, _keys in _by_framework.items():
+        for _key in _keys:
+            KEYS.setdefault(_metric, []).append(_key)
+            _FRAMEWORKS.setdefault(_key, []).append(_framework)
+KNOWN = {*_FRAMEWORKS, *STEP_KEYS, "epoch"}
+# `np.float64(0.2)`, `tensor(0.3, device='cuda:0')`
+_WRAPPED = re.compile(r"^[\w.]+\(\s*([-+.\w]+)")
 _VALUE = r"(?:[\w.]+\(\s*)?['\"]?([-+]?[\w.]+(?:[-+]\d+)?)"
 _DICT_PAIR = re.compile(r"['\"]([^'\"{}]+)['\"]:\s*" + _VALUE)
 _VERL_PAIR = re.compile(r"(?:^|\s)([^\s:]+):" + _VALUE)
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _SLIME = re.compile(r"\b(step|rollout) (\d+): \{")
 _RUN_COLUMNS = ("run", "run_id", "run_name", "experiment", "seed", "Name")
+
+
+def to_number(value: Any) -> float | None:
+    """A number as frameworks log it, text included; None where nothing was measured.
+
+    `nan` and `inf`, in whatever spelling, stay what they are: they were measured.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        wrapped = _WRAPPED.match(text)
+        try:
+            return float(wrapped[1] if wrapped else text)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def named(row: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+    """The metrics of a logged row by our names, each with the key it was read from."""
+    found: dict[str, tuple[str, float]] = {}
+    for metric, keys in KEYS.items():
+        for key in keys:
+            if key in row and (value := to_number(row[key])) is not None:
+                found[metric] = (key, value)
+                break
+    return found
+
+
+def step_of(row: Mapping[str, Any]) -> float | None:
+    """The step of a logged row; None where it names none."""
+    values = (to_number(row[key]) for key in STEP_KEYS if key in row)
+    return next((value for value in values if value is not None and abs(value) < 2**53), None)
+
+
+def framework_of(keys: Mapping[str, str]) -> str:
+    """The framework that uses most of the keys read; in doubt the one listed first."""
+    votes = Counter(name for key in keys.values() for name in _FRAMEWORKS[key])
+    return votes.most_common(1)[0][0]
+
+
+def how_to_log(metric: str, framework: str) -> str:
+    """What to set, or to log, for a metric that a log lacks."""
+    known = _HOW[metric]
+    return known.get(framework, known["any"])
 
 
 def read_rows(path: Path, format: str, notes: list[str]) -> Rows:

@@ -11,8 +11,7 @@ import pandas as pd
 
 from llds_core.errors import DataError
 from llds_core.files import project_path
-from llds_core.monitor.log_formats import read_rows
-from llds_core.monitor.log_keys import framework_of, named, step_of, to_number
+from llds_core.monitor.log_formats import framework_of, named, read_rows, step_of, to_number
 from llds_core.runs.checkpoints import checkpoint_steps
 
 # Of these a value that is not finite is a fault; of others it may mean that there was nothing.
@@ -25,23 +24,17 @@ _RESTARTS, _RESTART_SHARE = 3, 0.05
 class TrainingLog:
     """What a log says.
 
-    Attributes:
-        source: where it was read.
-        framework: whose keys it uses.
-        table: a column `step`, ascending, and one per metric; NaN where nothing was measured.
-            `nonfinite` counts the values of a row that were logged as NaN or infinite, and
-            `updates_per_rollout` is there when it is known.
-        keys: the key that each metric was read from.
-        notes: what was left out or assumed.
-        checkpoints: steps that can be gone back to; empty when none are known.
+    Its table has a column `step`, ascending, and one per metric; NaN where nothing was measured.
+    `nonfinite` counts the values of a row that were logged as NaN or infinite, and
+    `updates_per_rollout` is there when it is known.
     """
 
     source: str
-    framework: str
+    framework: str  # whose keys it uses
     table: pd.DataFrame
-    keys: Mapping[str, str]
-    notes: tuple[str, ...] = ()
-    checkpoints: tuple[int, ...] = ()
+    keys: Mapping[str, str]  # that each metric was read from
+    notes: tuple[str, ...] = ()  # what was left out or assumed
+    checkpoints: tuple[int, ...] = ()  # steps that can be gone back to, where known
 
     def column(self, metric: str) -> np.ndarray:
         """Values of a metric (n,), NaN where missing."""
@@ -79,28 +72,21 @@ def to_log(
     updates_per_rollout: int | None = None,
 ) -> TrainingLog:
     """Put logged rows together: by step, the last one of a step counting."""
-    keys: dict[str, str] = {}
-    seen: dict[str, None] = {}
-    steps: list[float | None] = []
-    epochs: list[float | None] = []
-    found: list[dict[str, float]] = []
+    first, known = "", []
     for row in rows:
-        if len(seen) < 5:
-            seen |= dict.fromkeys(str(key) for key in row)
+        first = first or ", ".join([str(key) for key in row][:5])
         if values := named(row):
-            keys |= {metric: key for metric, (key, _) in values.items()}
-            found.append({metric: value for metric, (_, value) in values.items()})
-            steps.append(step_of(row))
-            epochs.append(to_number(row.get("epoch")))
-    if not found:
-        what = f"keys: {', '.join([*seen][:5])}" if seen else "it has no rows"
+            known.append((step_of(row), to_number(row.get("epoch")) or 0.0, values))
+    if not known:
+        what = f"keys: {first}" if first else "it has no rows"
         raise DataError(f"{source} holds no metric that is known ({what}): see docs/monitor.md")
+    steps, epochs, metrics = zip(*known, strict=True)
+    keys = {metric: key for values in metrics for metric, (key, _) in values.items()}
+    found = [{metric: value for metric, (_, value) in values.items()} for values in metrics]
     found_notes = [*notes]
-    if numbered := None not in steps:
-        order = np.array(steps, float)
-    else:
+    if not (numbered := None not in steps):
         found_notes.append("rows name no step and are counted")
-        order = np.array([0.0 if epoch is None else epoch for epoch in epochs])
+    order = np.array(steps if numbered else epochs, float)
     kept = _kept_rows(order, found, source, found_notes, merge=numbered)
     final = order[kept].astype(int) if numbered else np.arange(1, len(kept) + 1)
     table = _to_table([found[row] for row in kept], final, found_notes)

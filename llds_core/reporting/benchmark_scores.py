@@ -82,8 +82,8 @@ def score_lines(folder: Path) -> str:
 def publish_evaluation(
     folder: Path, published: Path = PUBLISHED, *, name: str | None = None
 ) -> Path:
-    """Copy the summary of an evaluation below `published`, a root of published results or of runs;
-    return the file. It is named by what was evaluated: `name`, or the method or baseline.
+    """Copy the summary of an evaluation below `published`, a root of published results or of runs,
+    under `name`, or that of the method or baseline; return the file.
     """
     summary = _read_scores(folder / "summary.json")
     if not (name := name or summary["method" if summary["agent"] == POLICY else "agent"]):
@@ -150,11 +150,9 @@ def paper_gates(folder: Path) -> pd.DataFrame:
 
 
 def paper_comparison(name: str, evaluations: pd.DataFrame) -> pd.DataFrame:
-    """One of `TABLES` in long form, one row per method and benchmark or average, with the greedy
-    scores of `published_evaluations` beside it: of several seeds the mean and the interval.
-
-    Columns are `COMPARISON_COLUMNS`; numbers are NaN, and `status` says so, where nothing was run;
-    what was run otherwise than printed says how.
+    """One of `TABLES` in long form (`COMPARISON_COLUMNS`), one row per method and benchmark or
+    average, with the greedy scores of `published_evaluations` beside it: of several seeds the mean
+    and the interval; NaN where nothing was run.
     """
     greedy = evaluations[evaluations["mode"] == "greedy"]
     rows = []
@@ -197,10 +195,8 @@ def desk_scores(
     runs: Sequence[StoredRun], profile: str, published: Path = PUBLISHED
 ) -> pd.DataFrame:
     """Held-out greedy scores of the best checkpoint of runs, and of the published baselines, one
-    row per kind of question and average.
-
-    Columns are `DESK_COLUMNS`. What was not evaluated has one row that says so. Runs keep no
-    answers: their averages have no interval, and of their scores only exact match is there.
+    row (`DESK_COLUMNS`) per kind of question and average; what was not evaluated has one that says
+    so. Runs keep no answers: their averages have no interval, and only exact match is there.
     """
     rows = [row for run in runs for row in _score_run(run)]
     path = published / profile / "baselines.csv"

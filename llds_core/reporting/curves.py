@@ -24,10 +24,10 @@ from llds_core.reporting.figures import (
     axis_label,
     draw_seeds,
     handle,
+    log_scale,
     method_colours,
     name_lines,
     panels,
-    scale_axis,
     set_title,
     share_scale,
     short_name,
@@ -40,6 +40,7 @@ from llds_core.reporting.stats import student_interval
 # Darker with every phase, so that they are told apart in print.
 _PHASE_SHADES = {"stagnation": 1.0, "decay": 0.94, "acceleration": 0.87, "collapse": 0.79}
 _GLANCE = 3  # steps of the trailing means of a first look
+_BY_FACTORS = ("entropy", "grad_norm")
 
 
 def curves_data(
@@ -71,9 +72,9 @@ def curves_figure(
     """Draw one panel per metric against the step, lines as in `draw_seeds`, arms named where they
     end, and above each panel what its metric does.
 
-    What changes by factors has a logarithmic axis, see `scale_axis`; panels of `same_scale` are to
-    be compared and get one, see `share_scale`. Unless drawn for a `glance`, dotted verticals mark
-    collapses, and shades the phases of the first GRPO run, or of the first run without one.
+    What changes by factors has a logarithmic axis if its values allow it; panels of `same_scale`
+    are to be compared and get one, see `share_scale`. Unless drawn for a `glance`, dotted verticals
+    mark collapses, and shades the phases of the first GRPO run, or of the first run without one.
     """
     data = curves_data(runs, metrics, glance=glance)
     if data.empty:
@@ -88,7 +89,8 @@ def curves_figure(
         ends: dict[str, list[End]] = {}
         for panel, axes in shown.items():
             values = data[data["metric"] == panel]
-            scale_axis(axes, panel, values["value"])
+            if panel in _BY_FACTORS and (values["value"].dropna() > 0).all():
+                log_scale(axes)
             for arm, group in values.groupby("method", sort=False):
                 table = group.pivot(index="step", columns="seed", values="value")
                 end = draw_seeds(axes, table, colours[str(arm)])

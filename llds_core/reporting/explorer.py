@@ -33,13 +33,12 @@ from llds_core.worlds.text import visible
 
 _TEMPLATE = files("llds_core.reporting") / "templates" / "explorer.html"
 _OWN = "rollouts.jsonl.gz"  # of a run as it was made
-_TITLE = "Watch a search agent fall apart"
 Rollout = dict[str, Any]
 
 
-def readable_rollouts(path: Path, steps: int | None = None) -> list[Rollout]:
-    """What the page shows of the run directory `path`: the first group of each of its first `steps`
-    steps, whole or as far as it was stored (`training.trajectories_per_step`).
+def readable_rollouts(path: Path) -> list[Rollout]:
+    """What the page shows of the run directory `path`: the first group of each step, whole or as
+    far as it was stored (`training.trajectories_per_step`).
     """
     from transformers import AutoTokenizer
 
@@ -48,9 +47,7 @@ def readable_rollouts(path: Path, steps: int | None = None) -> list[Rollout]:
         raise DataError(f"{path} has no checkpoint, and so no tokenizer: finish the run first")
     decode: Any = AutoTokenizer.from_pretrained(checkpoint_path(folder, done[-1])).decode
     made = []
-    for step, rows in groupby(read_trajectories(path), key=lambda row: row["step"]):
-        if steps is not None and step > steps:
-            break
+    for _, rows in groupby(read_trajectories(path), key=lambda row: row["step"]):
         group = list(rows)
         group = [row for row in group if row["question_id"] == group[0]["question_id"]]
         made += [_readable(row, group, decode) for row in group]
@@ -61,12 +58,13 @@ def _readable(row: Rollout, group: Sequence[Rollout], decode: Callable[..., str]
     ids, mask, changes = row["completion_ids"], row["response_mask"], row.get("logprob_changes", [])
     rivals = [other["completion_ids"] for other in group if other["correct"] != row["correct"]]
     preserved = row["reward"] >= fmean(other["reward"] for other in group)
+    end = f"no answer, {ENDS.get(row['stop_reason'], 'unfinished')}"
     return {
         "step": row["step"],
         "question": visible(row["question"]),
         "accepted": [visible(answer) for answer in row["golden_answers"]],
         "correct": row["correct"],
-        "outcome": _outcome(row),
+        "outcome": end if row["answer"] is None else f"answered {visible(row['answer'])}",
         "tokens": [visible(piece) for piece in _pieces(ids, decode)],
         "mask": "".join(map(str, mask)),
         "logprobs": [round(value, 2) for value in row["sampler_logprobs"]],
@@ -74,12 +72,6 @@ def _readable(row: Rollout, group: Sequence[Rollout], decode: Callable[..., str]
         "shared": max((_common(ids, other) for other in rivals), default=0),
         "fell": _falls(mask, changes) if preserved and changes else "0" * len(ids),
     }
-
-
-def _outcome(row: Rollout) -> str:
-    if row["answer"] is None:
-        return f"no answer, {ENDS.get(row['stop_reason'], 'unfinished')}"
-    return f"answered {visible(row['answer'])}"
 
 
 def _pieces(ids: Sequence[int], decode: Callable[..., str]) -> Iterator[str]:
@@ -124,7 +116,7 @@ def has_rollouts(run: StoredRun) -> bool:
 
 
 def _published_file(run: StoredRun) -> Path:
-    return run.path / f"{run.arm}-seed{run.seed}.rollouts.jsonl.gz"
+    return run.path / f"{run.arm}-seed{run.seed}.{_OWN}"
 
 
 def load_rollouts(run: StoredRun) -> list[Rollout]:
@@ -140,7 +132,7 @@ def load_rollouts(run: StoredRun) -> list[Rollout]:
         raise DataError(f"{file} is damaged ({error}): restore it") from error
 
 
-def explorer(runs: Sequence[StoredRun], title: str = _TITLE, *, colour: str = "logprob") -> str:
+def explorer(runs: Sequence[StoredRun], *, colour: str = "logprob") -> str:
     """The page of `runs`, which should share seed and profile, as HTML.
 
     It opens with tokens coloured by `logprob` at the first collapse, or at the end, or by `change`
@@ -159,7 +151,7 @@ def explorer(runs: Sequence[StoredRun], title: str = _TITLE, *, colour: str = "l
     # Inside a script nothing may look like its end.
     data = json.dumps(arms, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     page = jinja2.Template(_TEMPLATE.read_text("utf-8"), autoescape=False)
-    return page.render(title=title, first_step=first, colour=colour, data=data)
+    return page.render(first_step=first, colour=colour, data=data)
 
 
 def _worst_step(rollouts: Sequence[Rollout], otherwise: int) -> int:

@@ -57,7 +57,6 @@ _METRIC_LABELS = {
 GREY = "#555555"
 FAINT = "#999999"
 SEEDS_FOR_INTERVAL = 3
-_BY_FACTORS = ("entropy", "grad_norm")
 # How much larger than on a page: there all text is of 10 points, and a figure 7 inches wide.
 _STYLES = {"paper": 1.0, "talk": 1.8}
 _WIDTH, _POINTS = 7.0, 10.0
@@ -100,14 +99,9 @@ def method_colours(methods: Iterable[str]) -> dict[str, str]:
     return {method: chosen[method] for method in order}
 
 
-def metric_label(metric: str) -> str:
-    """Name of a metric for an axis, without its unit."""
-    return _METRIC_LABELS.get(metric, metric.replace("_", " "))
-
-
 def axis_label(metric: str) -> str:
     """Label and unit on lines of their own; a unit that the label already says is left out."""
-    label, unit = metric_label(metric), METRICS[metric].unit
+    label, unit = _METRIC_LABELS.get(metric, metric.replace("_", " ")), METRICS[metric].unit
     return "\n".join(textwrap.wrap(label, 24) + ([] if unit in label else [f"({unit})"]))
 
 
@@ -261,12 +255,6 @@ def student_bounds(values: Sequence[float]) -> tuple[float, float]:
 def handle(label: str, colour: str, **style: Any) -> Line2D:
     """An entry of a legend: a bold line unless `style` says otherwise."""
     return Line2D([], [], label=label, color=colour, **style)
-
-
-def scale_axis(axes: Axes, metric: str, values: pd.Series) -> None:
-    """Make the y axis logarithmic for a metric that changes by factors, if its values allow it."""
-    if metric in _BY_FACTORS and (values.dropna() > 0).all():
-        log_scale(axes)
 
 
 def log_scale(axes: Axes) -> None:

@@ -86,11 +86,9 @@ def outcomes(runs: Sequence[StoredRun], within: int | None = None) -> pd.DataFra
     """One row per result among `runs`: when it collapsed and how the likelihood of correct
     responses went, looking only at the first steps `within`, if given.
 
-    `method` is the arm, `collapse_step` NaN without a collapse. `start_reward` is of the first
-    rollout, before any update, `best_reward` and `final_reward` are means over the run's window,
-    `lowest_after_best` is a share of the best, `entropy_growth` the highest windowed entropy over
-    the first, and `slope` that of `loglik_correct` in nats per token and ten steps: a straight line
-    through the steps that all runs were given, up to the collapse.
+    `method` is the arm, `start_reward` of the first rollout, before any update; other rewards are
+    means over the run's window. `slope` is that of `loglik_correct` in nats per token and ten
+    steps: a straight line through the steps that all runs were given, up to the collapse.
     """
     runs = [run for run in runs if run.is_result]
     steps = usual_steps(runs) if within is None else within

@@ -45,10 +45,8 @@ def _from_manifest(key: str) -> Any:
 class StoredRun:
     """One stored run, finished or not, published or as it was made, and what follows from it.
 
-    Attributes:
-        path: its directory.
-        manifest: what it is and how it was made, `profile`, `method`, `seed` and `status` among it.
-        metrics: one row per step, one column per metric; NaN where nothing was measured.
+    `manifest` says what it is and how it was made; `metrics` have one row per step, one column per
+    metric, NaN where nothing was measured.
     """
 
     path: Path
@@ -114,10 +112,11 @@ class StoredRun:
         if "evaluation" in self.manifest:
             return self.manifest["evaluation"]
         files = sorted(self.path.glob("evaluation-[bl]*-test.json"))  # neither start nor step-<n>
-        names = [file.name.split("-", 1)[1].removesuffix("-test.json") for file in files]
         return {
-            name: json.loads(file.read_text("utf-8"))
-            for name, file in zip(names, files, strict=True)
+            file.stem.removeprefix("evaluation-").removesuffix("-test"): json.loads(
+                file.read_text("utf-8")
+            )
+            for file in files
         }
 
     def heldout(

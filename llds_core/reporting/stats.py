@@ -35,10 +35,8 @@ class Interval(NamedTuple):
 
 
 class Survival(NamedTuple):
-    """How long a run went without collapse.
-
-    `steps` come before the collapse; of a censored run, which has not collapsed, they are those
-    known to be free of it: its collapse, if any, comes later.
+    """How long a run went without collapse: the steps before it or, of a censored run, which has
+    not collapsed, those known to be free of one.
     """
 
     steps: int

@@ -4,7 +4,6 @@ import json
 import shlex
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -67,26 +66,15 @@ def is_published(root: Path, profile: str) -> bool:
     return (root / profile / "runs.csv").exists()
 
 
-def load_study_runs(run_root: Path, study: Study) -> list[StoredRun]:
-    """Read what there is of a study, in its order, as runs that carry the name of their arm.
-
-    From published results, whatever their seeds, or from runs as they were made; a run that is
-    missing or unfinished is left out.
+def load_study_runs(root: Path, study: Study) -> list[StoredRun]:
+    """Read what `root` holds of a published study, in its order and whatever the seeds, as runs
+    that carry the name of their arm.
     """
-    if is_published(run_root, study.profile):
-        order = [*study.labels]
-        found = [run for run in read_published(study.profile, run_root) if run.arm in order]
-        for run in found:
-            run.manifest["label"] = study.labels[run.arm]
-        return sorted(found, key=lambda run: (order.index(run.arm), run.seed))
-    runs = []
-    for entry in study.entries():
-        path = Run(entry.config, entry.seed, run_root, entry.arm.overrides).path
-        if (path / "manifest.json").exists() and (run := load_run(path)).is_result:
-            named = {"arm": entry.arm.name, "label": study.labels[entry.arm.name]}
-            whole = replace(run, manifest=run.manifest | named)
-            runs.append(whole.first(entry.config.training.steps))
-    return runs
+    order = [*study.labels]
+    found = [run for run in read_published(study.profile, root) if run.arm in order]
+    for run in found:
+        run.manifest["label"] = study.labels[run.arm]
+    return sorted(found, key=lambda run: (order.index(run.arm), run.seed))
 
 
 def study_runs(
@@ -98,17 +86,15 @@ def study_runs(
     *,
     published: Path = PUBLISHED,
 ) -> list[StoredRun]:
-    """What there is of the study of `profile`, else the runs of `methods`; nothing is trained.
-
-    Where `run_root` holds neither, the published study stands in, and a line says so.
-
-    A study takes no `overrides`. `published` counts from the project's root.
+    """The study of `profile` where `run_root` holds it published, else the runs of `methods`;
+    nothing is trained. Where there are none, the study below `published`, which counts from the
+    project's root, stands in, and a line says so. A study takes no `overrides`.
     """
     methods, seeds = words(methods), numbers(seeds)
     if profile in studies() and not overrides:
         study, root = load_study(profile), project_path(published)
-        if stored := load_study_runs(run_root, study):
-            return stored
+        if is_published(run_root, profile):
+            return load_study_runs(run_root, study)
         own = [Run.load(f"{profile}/{m}", seed, run_root) for m, seed in product(methods, seeds)]
         if is_published(root, profile) and not any(run.path.exists() for run in own):
             print(f"run_root holds no run of study {profile}: shown are those of {published}")

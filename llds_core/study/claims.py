@@ -82,11 +82,8 @@ class Claims:
 
 
 def load_claims(study: Study, text: str | bytes | None = None) -> Claims:
-    """Read the claims about a study, of which there may be none.
-
-    Args:
-        study: its arms are those that rules may name.
-        text: YAML; None for the file that ships with the package.
+    """Read the claims about a study, of which there may be none, whose rules may name its arms;
+    from the file that ships with the package, or from YAML.
     """
     file, title = PRESETS / "claims" / f"{study.name}.yaml", f"claims of study {study.name}"
     if text is None:

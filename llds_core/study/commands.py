@@ -18,7 +18,7 @@ def reproduce(
     *,
     overrides: cli.Overrides,
     seeds: cli.Seeds = "0",
-    arms: cli.StudyArms = "grpo,llds-action",
+    arms: cli.Arms = "grpo,llds-action",
     layout: cli.Layout = None,
     retriever_env: Annotated[Path | None, Option(help="environment of the search service")] = None,
     machine_rank: cli.Rank = 0,
@@ -47,27 +47,19 @@ def reproduce(
 
 def demo(
     study: Annotated[str, Argument(help=f"one of: {', '.join(studies())}")] = "desk",
-    out: Annotated[Path, Option(help="the page to write")] = Path("results/demo.html"),
     show: Annotated[bool, Option("--open/--no-open", help="in a browser")] = True,
 ) -> None:
     """Show a published collapse step by step and token by token: no training."""
     import webbrowser
 
     from llds_core.errors import DataError
-    from llds_core.files import project_path, write_text
-    from llds_core.reporting.explorer import explorer, has_rollouts
-    from llds_core.reporting.notebooks import MAIN_ARMS
-    from llds_core.reporting.store import load_study_runs
+    from llds_core.files import project_path
     from llds_core.study.published import published_root
 
     plan = load_study(study)
-    root = project_path(published_root(plan))
-    main = [run for run in load_study_runs(root, plan) if run.arm in MAIN_ARMS]
-    shown = [run for run in main if has_rollouts(run)]
-    if not shown:
+    page = project_path(published_root(plan) / plan.profile / "explorer.html")
+    if not page.exists():
         raise DataError(f"no trajectories are published of study {study}: make runs of your own")
-    page = project_path(out)
-    write_text(page, explorer([run for run in shown if run.seed == shown[0].seed]))
     print(f"open {page}")
     if show:
         webbrowser.open(page.as_uri())
@@ -149,13 +141,9 @@ def report(
 
 def study(
     study: Annotated[str, Argument(help="name of a study, e.g. desk, or a YAML file")],
-    arms: cli.StudyArms = "",
+    arms: Annotated[str, Option(metavar="NAME,NAME", help="only these arms or groups")] = "",
     seeds: Annotated[str, Option(metavar="N,N", help="only these")] = "",
     status: Annotated[bool, Option("--status", help="show the queue and run nothing")] = False,
-    minutes: Annotated[
-        float | None,
-        Option(help="start no further run after this time", min=0),
-    ] = None,
     run_root: cli.Root = ROOT,
     quiet: cli.Quiet = False,
 ) -> int:
@@ -171,9 +159,7 @@ def study(
         print(table.to_string(index=False, float_format="%.1f"))
         print(runner.what_is_left(planned, table, run_root, published))
         return 0
-    failures = runner.run_study(
-        planned, run_root, arms=chosen, seeds=only, published=published, minutes=minutes
-    )
+    failures = runner.run_study(planned, run_root, chosen, only, published)
     for failure in failures:
         print(failure, file=sys.stderr)
     return 2 if failures else 0
@@ -186,7 +172,6 @@ def mechanism(
     questions: Annotated[
         int, Option(help="number of training questions, from the first", min=1)
     ] = 50,
-    smollm2: Annotated[bool, Option("--smollm2", help="SmolLM2-135M on scripts too")] = False,
     publish: cli.Publish = False,
     run_root: cli.Root = ROOT,
     quiet: cli.Quiet = False,
@@ -195,7 +180,7 @@ def mechanism(
     from llds_core.diagnostics.measure import measure
     from llds_core.study.published import publish_mechanism
 
-    folder = measure(profile, words(arms), seed, run_root, questions=questions, smollm2=smollm2)
+    folder = measure(profile, words(arms), seed, run_root, questions=questions)
     if publish:
         folder = publish_mechanism(run_root, profile, seed)
     print(f"tables: {folder}")

@@ -1,4 +1,8 @@
-"""What claims are checked against: the finished runs of one profile, and measurements."""
+"""What claims are checked against: the finished runs of one profile, measures of a run and of two
+runs of one seed, and measurements on checkpoints.
+
+Likelihoods are in nats per token; "before the collapse" is up to the end for a run without one.
+"""
 
 import json
 import logging
@@ -6,15 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from llds_core.diagnostics.summary import frequent_rounds
 from llds_core.errors import DataError
 from llds_core.reporting.figures import BASELINE
 from llds_core.reporting.run_view import StoredRun, before_collapse
+from llds_core.reporting.stats import restricted_steps
 
 _logger = logging.getLogger("llds_core")
 RunsBySeed = Mapping[int, StoredRun]
+# The paper sees incorrect responses less likely from step 80 of about 200 before the collapse on.
+_EARLY_SHARE = 0.4
+_EARLY_STEPS = (3, 15)
 
 
 class Evidence:
@@ -70,6 +79,139 @@ class Evidence:
         if "optimizer" in frame:
             frame = frame[frame["optimizer"] == optimizer]
         return before_collapse(frame[frame["method"] == arm], self.arm(arm).values())
+
+
+def _early_rise(run: StoredRun) -> float:
+    """Mean reward of the second and third window, no step of a collapse counted, minus that of
+    the first rollout, which the start policy made. Which windows is not chosen by what they
+    show: the best one rises by chance alone.
+    """
+    reward = run.rows["reward"]
+    end = min(3 * run.window, run.before_collapse)
+    return float(reward.iloc[run.window : end].mean() - reward.iloc[0])
+
+
+def _early_mean(run: StoredRun, metric: str, less: str = "") -> float:
+    """Mean of `metric`, less that of another, over steps 3 to 15: while the reward still rises."""
+    rows = run.rows[run.rows["step"].between(*_EARLY_STEPS)]
+    return float((rows[metric] - (rows[less] if less else 0)).mean())
+
+
+def _likelihood_gap(run: StoredRun, *, growth: bool = False) -> float:
+    """Likelihood of correct minus that of incorrect responses after the early steps, or how much
+    it has grown since the first window.
+    """
+    end = run.before_collapse
+    rows = run.rows.iloc[int(_EARLY_SHARE * end) : end]
+    start = run.head("loglik_correct") - run.head("loglik_incorrect") if growth else 0
+    return float((rows["loglik_correct"] - rows["loglik_incorrect"]).mean()) - start
+
+
+def _first_action_gap(run: StoredRun, *, growth: bool = False) -> float:
+    """Likelihood of later minus that of first actions before the collapse, or how much it has
+    grown since the first window.
+    """
+    later, first, end = "loglik_correct_later", "loglik_correct_first", run.before_collapse
+    start = run.head(later) - run.head(first) if growth else 0
+    return run.tail(later, end) - run.tail(first, end) - start
+
+
+def _relative_change(run: StoredRun, *metrics: str) -> float:
+    """Relative change of a metric from the first window of a collapsing run to the last before
+    its reward drops; of several metrics the largest, whatever its sign. NaN without a collapse.
+    """
+    if run.collapse is None:
+        return np.nan
+    drop = run.decline("reward")
+    drop = run.collapse if drop is None else min(drop, run.collapse)
+    if drop < 2 * run.window:
+        return np.nan
+    changes = [run.tail(metric, drop) / run.head(metric) - 1 for metric in metrics]
+    return changes[0] if len(changes) == 1 else float(np.max(np.abs(changes)))
+
+
+def _gradient_growth(run: StoredRun) -> float:
+    """Logarithm of the highest mean gradient norm around the collapse over the mean of the
+    first third of the steps before it; NaN without one.
+    """
+    if run.collapse is None:
+        return np.nan
+    start, end = max(run.collapse - run.window, 0), run.collapse + 2 * run.window
+    late = run.means("grad_norm")[start:end]
+    early = run.rows["grad_norm"].iloc[: max(run.collapse // 3, run.window)].mean()
+    return float(np.log(np.nanmax(late) / early)) if np.isfinite(late).any() else np.nan
+
+
+def _final_gain(run: StoredRun, other: StoredRun) -> float:
+    """Windowed reward at the last step that both runs have, minus the other's."""
+    end = min(run.length, other.length)
+    return run.tail("reward", end) - other.tail("reward", end)
+
+
+def _best_gain(run: StoredRun, other: StoredRun) -> float:
+    """Best windowed reward within the steps both were given, minus the other's.
+
+    A run that collapses has fewer windows to be best in, as its best checkpoint has in the paper.
+    """
+    end = min(run.given, other.given)
+    known = run.known_to(end) and other.known_to(end)
+    return run.best("reward", end) - other.best("reward", end) if known else np.nan
+
+
+def _likelihood_kept(run: StoredRun, other: StoredRun) -> float:
+    """Change of the likelihood of correct responses until the other collapses, minus its own."""
+    end = other.before_collapse
+    if run.length < end:
+        return np.nan
+    return run.change("loglik_correct", end) - other.change("loglik_correct", end)
+
+
+def _more_searches(run: StoredRun, other: StoredRun) -> float:
+    """Searches in the last window before a collapse, within the steps both were given, minus the
+    other's.
+    """
+    end = min(run.given, other.given)
+    own, others = (
+        each.tail("valid_searches", min(end, each.before_collapse)) for each in (run, other)
+    )
+    return own - others
+
+
+def paired_survival(first: RunsBySeed, second: RunsBySeed) -> dict[int, float]:
+    """Steps that `first` survives beyond `second` on each seed they share, up to the horizon to
+    which all these runs were watched.
+    """
+    seeds = sorted(first.keys() & second.keys())
+    steps = restricted_steps([arm[seed].survival() for arm in (first, second) for seed in seeds])
+    return dict(zip(seeds, steps[: len(seeds)] - steps[len(seeds) :], strict=True))
+
+
+def _heldout_gain(run: StoredRun, other: StoredRun, checkpoint: str, steps: int) -> float:
+    own, others = (each.heldout(checkpoint, within=steps) for each in (run, other))
+    return np.nan if own is None or others is None else own - others
+
+
+# Of a run.
+MEASURES: dict[str, Callable[..., float]] = {
+    "early_mean": _early_mean,
+    "early_rise": _early_rise,
+    "likelihood_gap": _likelihood_gap,
+    "likelihood_gap_growth": partial(_likelihood_gap, growth=True),
+    "first_action_gap": _first_action_gap,
+    "first_action_fall": partial(_first_action_gap, growth=True),
+    "change": StoredRun.change,
+    "relative_change": _relative_change,
+    "gradient_growth": _gradient_growth,
+}
+# Of two runs of a seed and the steps that the baseline was given.
+PAIRS: dict[str, Callable[[StoredRun, StoredRun, int], float]] = {
+    "final_reward": lambda run, other, steps: _final_gain(run, other),
+    "best_reward": lambda run, other, steps: _best_gain(run, other),
+    "likelihood_kept": lambda run, other, steps: _likelihood_kept(run, other),
+    "searches": lambda run, other, steps: _more_searches(run, other),
+    "heldout_best": lambda run, other, steps: _heldout_gain(run, other, "best", steps),
+    "heldout_last": lambda run, other, steps: _heldout_gain(run, other, "last", steps),
+}
 
 
 def _checkpoint_shares(evidence: Evidence, measurement: str, arm: str) -> pd.Series:
@@ -131,15 +273,13 @@ def published_mechanism(published: Path, profile: str) -> dict[str, pd.DataFrame
     Only seeds that were measured alike are put together: those with the most rollouts per question,
     and of these with the most questions. A warning names the seeds that this leaves out.
     """
-    folders: dict[tuple[int, int], list[Path]] = {}
+    folders = {}
     for manifest in sorted((published / profile).glob("mechanism-seed*/manifest.json")):
         values = json.loads(manifest.read_text("utf-8"))
-        # Tables without the key are of groups as large as in training at the time.
-        measured = (values.get("rollouts", 4), values["questions"])
-        folders.setdefault(measured, []).append(manifest.parent)
-    chosen = folders.pop(max(folders)) if folders else []
-    if folders:
-        left = ", ".join(folder.name for others in folders.values() for folder in others)
+        folders[manifest.parent] = (values["rollouts"], values["questions"])
+    most = max(folders.values(), default=None)
+    chosen = [folder for folder, measured in folders.items() if measured == most]
+    if left := ", ".join(folder.name for folder in folders if folder not in chosen):
         _logger.warning("%s: measured on fewer rollouts or questions, left out", left)
     tables: dict[str, list[pd.DataFrame]] = {}
     for file in (file for folder in chosen for file in sorted(folder.glob("*.csv"))):

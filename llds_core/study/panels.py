@@ -33,7 +33,6 @@ from llds_core.reporting.figures import (
 from llds_core.reporting.run_view import StoredRun, usual_steps
 from llds_core.reporting.stats import censored_median
 
-_SEED_ALPHA = 0.75
 _FELL_BELOW = 0.5  # of the best windowed reward
 # What became of a run: marker, fill and name in the legend.
 _OUTCOMES: dict[str, tuple[str, FillStyleType, str]] = {
@@ -47,16 +46,13 @@ Row = tuple[str, str | None, dict[str, str]]  # label, arm and style; a heading 
 
 
 def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) -> Figure:
-    """Draw collapse step and likelihood slope of every run, one row per arm, colours by method.
+    """Draw collapse step and likelihood slope of every run of `outcomes`, one row per arm of the
+    study, those of its map left out, under headings, colours by method; a group for which it has
+    series is shown by series. With `most` only so many arms: GRPO, then those with most seeds, from
+    those that last longest.
 
     Vertical lines repeat GRPO's runs in every row. The axis of steps ends at twice the steps of the
     shortest run without a collapse; later ends and collapses stand there, with their steps.
-
-    Args:
-        table: what `outcomes` returns.
-        study: its arms from top to bottom, under headings, those of its map left out; an arm
-            without runs is named "not run". A group for which it has series is shown by series.
-        most: so many arms only: GRPO, then those with most seeds, from those that last longest.
     """
     known = table[table["method"].isin({*study.labels} - study.only_on_map)]
     rows = _rows(study) if most is None else _most_telling(known, study, most)
@@ -71,14 +67,10 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
     with theme(grid=True):
         figure, (left, right) = panels(1, 2, 0.2 * len(rows) + 1.7, sharey=True)
         for _, run in table[table["method"] == BASELINE].iterrows():
-            line: dict[str, Any] = {
-                "color": METHOD_COLOURS[BASELINE],
-                "alpha": 0.2,
-                "linewidth": thin(1.2),
-            }
+            line: dict[str, Any] = {"alpha": 0.2, "linewidth": thin(1.2), "zorder": 0}
             for axes, place in ((left, run["collapse_step"]), (right, run["slope"])):
                 if not np.isnan(place):
-                    axes.axvline(place, zorder=0, **line)
+                    axes.axvline(place, color=METHOD_COLOURS[BASELINE], **line)
         left.set_yticks(range(len(rows)), [label for label, _, _ in rows])
         for text, (place, (_, arm, style)) in zip(
             left.get_yticklabels(), enumerate(rows), strict=True
@@ -125,10 +117,7 @@ def _most_telling(known: pd.DataFrame, study: Study, most: int) -> list[Row]:
 
 
 def _rows(study: Study) -> list[Row]:
-    """Label, arm and style of every row; a heading has no arm.
-
-    Arms of a group that are in none of its series come before its series.
-    """
+    """Every row; arms of a group that are in none of its series come before its series."""
     groups: dict[str, list[str]] = {}
     for arm in study.arms:
         if arm.name not in study.only_on_map:
@@ -157,37 +146,23 @@ def _draw_row(
         kind = run["kind"] or ("fell" if run["lowest_after_best"] < _FELL_BELOW else "none")
         marker, fill, _ = _OUTCOMES[kind]
         style: dict[str, Any] = {"color": colour, "marker": marker, "fillstyle": fill}
-        style |= {
-            "alpha": _SEED_ALPHA,
-            "linestyle": "",
-            "markersize": thin(5),
-            "markeredgewidth": thin(1),
-        }
+        style |= {"alpha": 0.75, "linestyle": "", "markersize": thin(5), "markeredgewidth": thin(1)}
         left.plot(min(step, end), row + offset, **style)
         right.plot(run["slope"], row + offset, **style)
     beyond = steps[steps > end]
     if len(beyond):
         text: dict[str, Any] = {"ha": "right", "va": "center", "size": "small", "bbox": plain}
-        left.annotate(
-            f"step {span(beyond, 0, '–')} →",
-            (end, row),
-            (-7, 0),
-            textcoords="offset points",
-            **text,
-        )
+        text |= {"xytext": (-7, 0), "textcoords": "offset points"}
+        left.annotate(f"step {span(beyond, 0, '–')} →", (end, row), **text)
 
 
 def map_figure(cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """Draw updates per rollout against learning rate, one panel per method: where it learns and
-    where it breaks.
+    """Draw `map_cells`, updates per rollout against learning rate, one panel per method with its
+    title: where it learns and where it breaks.
 
     Colour is the last reward (mean over a window) minus that of the start policy, on a fixed scale;
     the text says the last reward and where the run collapsed, or that it fell below half of its
     best reward otherwise, or that the cell was not run.
-
-    Args:
-        cells: what `map_cells` returns.
-        titles: of panels, by their name.
     """
     if cells.empty:
         raise DataError("the study has no map: name one with series of the figure map")
@@ -211,13 +186,8 @@ def map_figure(cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
                 cell = shown[here].dropna(subset=["steps"])
                 dark = abs(gain.iloc[row, column]) > 0.7 * _REWARD_SPAN
                 ink = GREY if cell.empty else "white" if dark else "black"
-                text: dict[str, Any] = {
-                    "ha": "center",
-                    "va": "center",
-                    "size": "small",
-                    "color": ink,
-                }
-                axes.text(column, row, _cell(cell), **text)
+                text: dict[str, Any] = {"ha": "center", "va": "center", "size": "small"}
+                axes.text(column, row, _cell(cell), color=ink, **text)
             axes.set_xticks(range(len(rates)), [f"{1e4 * rate:.3g}" for rate in rates])
             axes.set_yticks(range(len(updates)), updates)
             axes.set_xlabel("learning rate (1e-4)")
@@ -271,15 +241,10 @@ def doses(
 
 
 def dose_figure(data: pd.DataFrame, name: str, paper: Mapping[float, str] | None = None) -> Figure:
-    """Last reward against a setting, on a logarithmic axis with 0 at its left end: a mark per seed,
-    a cross where it collapsed, the mean of a dose with Student's interval from three seeds on, and
-    above how many collapsed.
-
-    Args:
-        data: what `doses` returns. The first series has solid lines, the second dashed ones; a
-            longer run of a dose is a diamond.
-        name: of the setting.
-        paper: what the paper says of a dose, written faintly.
+    """Last reward against a setting, by its name, on a logarithmic axis with 0 at its left end: of
+    `doses` a mark per seed, a cross where it collapsed, the mean with Student's interval from three
+    seeds on, and above how many collapsed; faintly what the paper says of a dose. The first series
+    has solid lines, the second dashed ones; a longer run of a dose is a diamond.
     """
     levels = sorted({*data["dose"], *(paper or {})})
     above = [dose for dose in levels if dose > 0]
@@ -330,15 +295,8 @@ def _draw_dose(axes: Axes, x: float, own: pd.DataFrame, colour: str, *, longer: 
         return
     for collapsed, marker in ((False, "o"), (True, "X")):
         found = own.loc[own["collapsed"] == collapsed, "last_reward"]
-        axes.plot(
-            [x] * len(found),
-            found,
-            marker=marker,
-            linestyle="",
-            alpha=0.6,
-            markersize=thin(5.5),
-            **style,
-        )
+        mark: dict[str, Any] = {"marker": marker, "markersize": thin(5.5), "alpha": 0.6}
+        axes.plot([x] * len(found), found, linestyle="", **mark, **style)
     low, high = student_bounds(own["last_reward"].tolist())
     axes.plot([x, x], [low, high], linewidth=thin(1.6), **style)
     size: dict[str, Any] = {"markersize": thin(11), "markeredgewidth": thin(2.2)}

@@ -33,8 +33,8 @@ from llds_core.reporting.notebooks import MAIN_ARMS, project_path, report, store
 from llds_core.reporting.run_tables import phase_row, run_row
 from llds_core.reporting.store import PUBLISHED, StoredRun, read_published
 from llds_core.runs.checkpoints import checkpoint_steps
-from llds_core.study.claims import evaluate_claims, load_claims, under_way
-from llds_core.study.evidence import published_mechanism
+from llds_core.study.claims import load_claims
+from llds_core.study.claims_view import checked_claims
 from llds_core.study.report_page import render_report, update_readme
 from llds_core.study.tables import effects
 from llds_core.study.verdict import write_page
@@ -79,8 +79,7 @@ def publish_run(
 def write_runs_table(published: Path, profile: str) -> list[StoredRun]:
     """Write `runs.csv` from all published runs of a profile; return them."""
     runs = read_published(profile, published)
-    table = pd.DataFrame(run_row(run) for run in runs)
-    write_table(published / profile / "runs.csv", table, float_format=None)
+    write_table(published / profile / "runs.csv", pd.DataFrame(map(run_row, runs)), None)
     return runs
 
 
@@ -90,16 +89,15 @@ def write_tables(published: Path, profile: str, study: Study | None = None) -> N
     Runs are those of `study`, else of the study that is named as the profile, if any.
     """
     folder, runs = published / profile, write_runs_table(published, profile)
-    phases = pd.DataFrame([phase_row(run) for run in runs]).astype(object)
-    write_table(folder / "phases.csv", phases, float_format=None)
+    phases = pd.DataFrame(map(phase_row, runs)).astype(object)
+    write_table(folder / "phases.csv", phases, None)
     if study is None and profile in studies():
         study = load_study(profile)
     if study is None:
         return
     write_table(folder / "effects.csv", effects(runs, study), "%.4g")
-    if claims := load_claims(study).claims:
-        mechanism = published_mechanism(published, profile)
-        checked = evaluate_claims(claims, runs, mechanism, under_way(study, runs))
+    if load_claims(study).claims:
+        checked = checked_claims(study, runs, published).drop(columns="of")
         write_table(folder / "claims.csv", checked, "%.4g")
 
 
@@ -111,10 +109,7 @@ def publish_mechanism(run_root: Path, profile: str, seed: int, published: Path =
         words = shlex.join([profile, "--seed", str(seed), "--run-root", str(run_root)])
         raise DataError(f"no tables in {source}: run python -m llds_core mechanism {words}")
     with disk_errors(target):
-        target.mkdir(parents=True, exist_ok=True)
-        for file in sorted(source.iterdir()):
-            if file.suffix in (".csv", ".json"):
-                shutil.copy(file, target / file.name)
+        shutil.copytree(source, target, dirs_exist_ok=True)
     return target
 
 
@@ -129,24 +124,21 @@ def report_published(name: str) -> Path:
     write_tables(root, profile, study)
     main = [arm for arm in MAIN_ARMS if any(run.arm == arm for run in runs)]
     seeds = sorted({run.seed for run in runs if run.arm in main})
-    out_dir = Path("results") / name / "published"
+    drawn = project_path(Path("results") / name / "published")
     # What an earlier call drew may be of runs that are no longer published.
-    shutil.rmtree(project_path(out_dir), ignore_errors=True)
-    index = report(profile, seeds, root, out_dir, methods=main)
+    shutil.rmtree(drawn, ignore_errors=True)
+    index = report(profile, seeds, root, drawn, methods=main)
     target = root / profile / "figures"
     with disk_errors(target):
         shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        for file in sorted((project_path(out_dir) / "figures").iterdir()):
-            if file.suffix in (".png", ".pdf", ".csv"):
-                shutil.copy(file, target / file.name)
-        if (explorer := project_path(out_dir) / "explorer.html").exists():
+        shutil.copytree(drawn / "figures", target)
+        if (explorer := drawn / "explorer.html").exists():
             shutil.copy(explorer, root / profile / explorer.name)
     if profile == _NOTEBOOKS_SHOW:
-        for executed in sorted((project_path(out_dir) / "notebooks").glob("*.ipynb")):
+        for executed in sorted((drawn / "notebooks").glob("*.ipynb")):
             store_outputs(executed, project_path(NOTEBOOKS) / executed.name, root / profile)
     shown = [run for run in runs if run.arm in main]
-    write_page(project_path(index), shown, published=root, folder=root / profile)
+    write_page(index, shown, published=root, folder=root / profile)
     if study and (page := render_report(root, study)):
         write_text(root / profile / "REPORT.md", page)
         readme = project_path("README.md")

@@ -69,13 +69,7 @@ def _render(template: str, published: Path, plan: Study) -> str:
 
 
 class PublishedStudy:
-    """What a template asks: published tables, and runs by arm and seed.
-
-    Attributes:
-        folder: published results of the profile.
-        plan: the study.
-        arms: runs of each arm by seed.
-    """
+    """What a template asks: published tables, and runs by arm and seed (`arms`) of the study."""
 
     def __init__(self, published: Path, plan: Study) -> None:
         self.folder = published / plan.profile
@@ -95,13 +89,8 @@ class PublishedStudy:
         return table[_arms_of(table) == arm]
 
     def each(self, arm: str, measure: str, *arguments: Any, like: str = "") -> list[Any]:
-        """A measure of `StoredRun` for every run of an arm, by seed.
-
-        Args:
-            arm: whose runs.
-            measure: name of a property or method.
-            arguments: of the method.
-            like: only seeds that this arm has, too.
+        """A property of `StoredRun`, or a method called with the arguments, for every run of an
+        arm, by seed; only of seeds that the arm `like` has, too.
         """
         runs = [run for seed, run in self.arms[arm].items() if seed in self.arms[like or arm]]
         found = [getattr(run, measure) for run in runs]

@@ -29,8 +29,6 @@ from llds_core.config import load_experiment
 from llds_core.config.checked import checked
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, did_you_mean
-from llds_core.reporting import claim_measures
-from llds_core.reporting.claim_measures import paired_survival
 from llds_core.reporting.figures import BASELINE
 from llds_core.reporting.run_view import SURGE, StoredRun
 from llds_core.reporting.stats import (
@@ -43,7 +41,14 @@ from llds_core.reporting.stats import (
     student_interval,
 )
 from llds_core.runs.identity import flat
-from llds_core.study.evidence import CHECKPOINTS, Evidence, RunsBySeed
+from llds_core.study.evidence import (
+    CHECKPOINTS,
+    MEASURES,
+    PAIRS,
+    Evidence,
+    RunsBySeed,
+    paired_survival,
+)
 
 MOST = 0.8
 _ALPHA = 0.05
@@ -53,17 +58,11 @@ _MEASURED_SEEDS = 2  # measurements on checkpoints are dear; the interval is acc
 
 @dataclass(frozen=True)
 class Finding:
-    """What the evidence says of a claim.
+    """What the evidence says of a claim."""
 
-    Attributes:
-        holds: whether its rule is met; None when so few runs could not meet it.
-        effect: size of the effect with its 95 % interval.
-        runs: the runs it rests on, each as arm and seed.
-    """
-
-    holds: bool | None
+    holds: bool | None  # None when so few runs could not meet its rule
     effect: Interval
-    runs: tuple[tuple[str, int], ...]
+    runs: tuple[tuple[str, int], ...]  # it rests on, each as arm and seed
 
 
 NOTHING = Finding(None, student_interval([]), ())
@@ -140,12 +139,19 @@ def _spirals(run: StoredRun, steps: int) -> bool | None:
     return run.spiral.fires if judged else None
 
 
+def _all_phases(run: StoredRun, steps: int) -> bool | None:
+    # Their order is part of their definition.
+    names = [phase.name for phase in run.phases]
+    every = ["stagnation", "decay", "acceleration", "collapse"]
+    return names == every if "collapse" in names else None
+
+
 # Of a run and the steps that count; None where the run cannot show it.
 OUTCOMES: dict[str, Callable[[StoredRun, int], bool | None]] = {
     "survives": _survives,
     "calm": _calm,
     "rises_then_collapses": lambda run, steps: run.rises_then_collapses(),
-    "all_phases": lambda run, steps: claim_measures.all_phases(run),
+    "all_phases": _all_phases,
     "spirals": _spirals,
     "no_spiral": lambda run, steps: not run.spiral.fires if run.spiral.judged else None,
 }
@@ -227,34 +233,6 @@ class Longer(Rule):
         found = _mean_of(means.to_dict(), [*self.longer, self.against])
         fell = any(arm[s].collapse is not None for arm in [*arms, base] for s in means.index)
         return replace(found, holds=bool(found.effect.low > 0)) if found and fell else found
-
-
-def _heldout_gain(run: StoredRun, other: StoredRun, checkpoint: str, steps: int) -> float:
-    own, others = (each.heldout(checkpoint, within=steps) for each in (run, other))
-    return np.nan if own is None or others is None else own - others
-
-
-# Of a run.
-MEASURES: dict[str, Callable[..., float]] = {
-    "early_mean": claim_measures.early_mean,
-    "early_rise": claim_measures.early_rise,
-    "likelihood_gap": claim_measures.likelihood_gap,
-    "likelihood_gap_growth": claim_measures.likelihood_gap_growth,
-    "first_action_gap": claim_measures.first_action_gap,
-    "first_action_fall": claim_measures.first_action_fall,
-    "change": StoredRun.change,
-    "relative_change": claim_measures.relative_change,
-    "gradient_growth": claim_measures.gradient_growth,
-}
-# Of two runs of a seed and the steps that the baseline was given.
-PAIRS: dict[str, Callable[[StoredRun, StoredRun, int], float]] = {
-    "final_reward": lambda run, other, steps: claim_measures.final_gain(run, other),
-    "best_reward": lambda run, other, steps: claim_measures.best_gain(run, other),
-    "likelihood_kept": lambda run, other, steps: claim_measures.likelihood_kept(run, other),
-    "searches": lambda run, other, steps: claim_measures.more_searches(run, other),
-    "heldout_best": lambda run, other, steps: _heldout_gain(run, other, "best", steps),
-    "heldout_last": lambda run, other, steps: _heldout_gain(run, other, "last", steps),
-}
 
 
 @checked

@@ -63,41 +63,31 @@ def status(runs: Sequence[Run], published: Path = PUBLISHED) -> pd.DataFrame:
         # Of a damaged folder its own process says what is wrong with it.
         complete = run.is_finished() and run.is_complete()
         state = "published" if found else "complete" if complete else "started"
-        rows.append(
-            {
-                "arm": run.arm,
-                "seed": run.seed,
-                "state": state if len(metrics) else "waiting",
-                "steps": len(metrics),
-                "of": run.config.training.steps,
-                "minutes": seconds / 60,
-            }
-        )
+        row = {"arm": run.arm, "seed": run.seed, "state": state if len(metrics) else "waiting"}
+        row |= {"steps": len(metrics), "of": run.config.training.steps, "minutes": seconds / 60}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
 def what_is_left(study: Study, table: pd.DataFrame, root: Path, published: Path = PUBLISHED) -> str:
     """One line about a table of `status`: runs and steps left, and the minutes they will take.
 
-    A step takes what one takes in finished runs of its arm, else of the group of the arm, else of
-    the study; scoring the runs comes on top.
+    A step takes what one takes in finished runs of its arm, else of the study; scoring the runs
+    comes on top.
     """
     left = table[~table["state"].isin(_FINISHED)]
     if left.empty:
         return "runs left: 0"
-    line = f"runs left: {len(left)}, with {(left['of'] - left['steps']).sum()} steps"
+    steps = left["of"] - left["steps"]
+    line = f"runs left: {len(left)}, with {steps.sum()} steps"
     planned = planned_runs(study, root)
     whole = status(planned, published)
     done = whole[whole["state"].isin(_FINISHED)]
     if not done["steps"].sum():
         return f"{line}; minutes left: unknown, no run is finished"
-    groups = {arm.name: arm.group for arm in study.arms}
-    minutes = 0.0
-    for row in left.itertuples():
-        of_arm = done[done["arm"] == row.arm]
-        of_group = done[done["arm"].map(groups) == groups[row.arm]]
-        seen = next(runs for runs in (of_arm, of_group, done) if runs["steps"].sum())
-        minutes += (row.of - row.steps) * seen["minutes"].sum() / seen["steps"].sum()
+    of_arms = done.groupby("arm")[["minutes", "steps"]].sum()
+    paces = left["arm"].map(of_arms["minutes"] / of_arms["steps"])
+    minutes = (steps * paces.fillna(done["minutes"].sum() / done["steps"].sum())).sum()
     at_once = min(len(places(Job.of(planned[0], "train"))), len(left))
     minutes /= at_once
     end = time.strftime("%H:%M", time.localtime(time.time() + 60 * minutes))
@@ -122,28 +112,16 @@ def _is_result(run: Run) -> bool:
 def run_study(
     study: Study,
     root: Path,
-    *,
     arms: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     published: Path = PUBLISHED,
-    minutes: float | None = None,
 ) -> list[str]:
-    """Run what is left of a study and publish each run as it ends.
-
-    Args:
-        study: what to run.
-        root: folder of all runs.
-        arms: names of arms or groups to run; None for all.
-        seeds: seeds to run; None for all.
-        published: root of the published results.
-        minutes: start no further run after this time.
-
-    Returns:
-        One line per run that failed, which the same call runs again.
+    """Run what is left of a study, or of some arms (names or groups) and seeds of it, and publish
+    each run below `published` as it ends; one line per run that failed, which the same call runs
+    again.
     """
     planned = planned_runs(study, root, arms, seeds)
     left = [run for run in planned if not _find(run, published)]
-    deadline = None if minutes is None else time.monotonic() + 60 * minutes
     failures = []
 
     def say() -> None:
@@ -168,12 +146,7 @@ def run_study(
     for run in {run.warmstart_path: run for run in left}.values():
         if not take_start(run, published):
             make_start_policy(run)
-    run_jobs(
-        [Job.of(run, "train", "--evaluate") for run in left],
-        done=done,
-        failed=failed,
-        may_start=lambda: deadline is None or time.monotonic() < deadline,
-    )
+    run_jobs([Job.of(run, "train", "--evaluate") for run in left], done=done, failed=failed)
     return failures
 
 

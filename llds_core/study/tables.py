@@ -8,11 +8,10 @@ import pandas as pd
 
 from llds_core.config.arms import Study
 from llds_core.files import bounded
-from llds_core.reporting.claim_measures import paired_survival
 from llds_core.reporting.figures import BASELINE, method_label
 from llds_core.reporting.run_view import StoredRun, usual_steps
 from llds_core.reporting.stats import student_interval
-from llds_core.study.evidence import RunsBySeed
+from llds_core.study.evidence import RunsBySeed, paired_survival
 from llds_core.study.rules import PAIRS
 
 
@@ -68,15 +67,10 @@ def heldout_table(
 ) -> pd.DataFrame:
     """Held-out exact match by question kind, one row per arm: the shape of the paper's Table 3.
 
-    Args:
-        runs: runs with their evaluation.
-        arms: rows; an arm without evaluation says "not run".
-        checkpoint: `best` or `last` within the steps that every run was given.
-
-    Returns:
-        Columns `arm`, `seeds`, and mean [95 % interval over seeds] of one-hop, two-hop and all
-        questions, greedy, then sampled at temperature 1, and of all questions greedy with the
-        search failures of training. Rows are over the seeds that all arms with a run share.
+    Columns are `arm`, `seeds`, and mean [95 % interval over seeds] of one-hop, two-hop and all
+    questions, greedy, then sampled at temperature 1, and of all questions greedy with the search
+    failures of training, or "not run"; of the `best` or the `last` checkpoint within the steps that
+    every run was given, over the seeds that all arms with a run share.
     """
     columns = {
         f"{kind}{suffix}": (mode, key)
@@ -103,11 +97,8 @@ def heldout_table(
 def map_cells(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """Cells of the study's map, whose panels are the series of the figure `map`: `panel`, `seed`,
     `learning_rate`, `updates_per_rollout` and `method`, the arm to show there, of the seeds that
-    all arms of the panel have; then what `table` says of its run, NaN where it was not run.
-
-    Args:
-        study: its seeds are those of the cells.
-        table: what `outcomes` returns, of equally many steps each.
+    all arms of the panel have; then what `table`, of `outcomes`, says of its run, NaN where it was
+    not run.
     """
     seeds = {arm.name: set(arm.seeds) for arm in study.arms}
     columns = ["panel", "seed", "learning_rate", "updates_per_rollout", "method"]
@@ -123,12 +114,9 @@ def map_cells(study: Study, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def map_kinds(cells: pd.DataFrame) -> pd.DataFrame:
-    """Which kind of collapse which panel cures, one row per place on the map.
-
-    Returns:
-        Columns `updates per rollout`, `learning rate` and the panels: the collapse step and its
-        kind, or "no collapse" with the lowest reward after the best as a share of it, and by what
-        entropy grew; or "not run".
+    """One row per place on the map: in a column per panel the collapse step and its kind, or "no
+    collapse" with the lowest reward after the best as a share of it, and by what entropy grew; or
+    "not run".
     """
     fates = [_fate(cell) for _, cell in cells.iterrows()]
     names = {"updates_per_rollout": "updates per rollout", "learning_rate": "learning rate"}

@@ -46,8 +46,11 @@ _PNG = "data:image/png;base64,"
 
 
 def verdict(runs: Sequence[StoredRun]) -> str:
-    """Per method, in how many of its runs the reward collapsed by the rule, and at which steps."""
-    return "; ".join(_of_method(arm, found) for arm, found in by_method(runs).items()) + "."
+    """Per method, in how many of its runs the reward collapsed by the rule, and at which steps;
+    empty without runs.
+    """
+    said = [_of_method(arm, found) for arm, found in by_method(runs).items()]
+    return "; ".join(said) + "." * bool(said)
 
 
 def _of_method(arm: str, runs: Sequence[StoredRun]) -> str:
@@ -69,17 +72,9 @@ def write_page(
     published: Path = PUBLISHED,
     folder: Path | None = None,
 ) -> Path:
-    """Write `report.html`: the verdict on `runs`, figures, the explorer, the claims of the
-    published study of the profile, runs, and links to files.
-
-    Args:
-        index: the `index.json` that lists what was drawn, from which figures are taken.
-        runs: what the verdict is about.
-        published: root of published results.
-        folder: where to put the page, which links what lies there; None for that of the index.
-
-    Returns:
-        The path of the page.
+    """Write `report.html` into `folder`, or beside the `index.json` that lists what was drawn, and
+    return its path: the verdict on `runs`, figures, the explorer, the claims of the study of the
+    profile that is `published`, runs, and links to files that lie there.
     """
     content = json.loads(index.read_text("utf-8"))
     profile, root = content["profile"], project_path(published)
@@ -87,10 +82,7 @@ def write_page(
     linked = [entry for entry in content["artefacts"] if (path.parent / entry["path"]).exists()]
     study = read_published(profile, root) if is_published(root, profile) else []
     arms = {run.arm for run in runs}
-    theirs, ours = (
-        verdict(found) if found else ""
-        for found in ([run for run in study if run.arm in arms], runs)
-    )
+    ours, theirs = verdict(runs), verdict([run for run in study if run.arm in arms])
     explorer = index.with_name("explorer.html")
     template = jinja2.Template(_TEMPLATE.read_text("utf-8"), autoescape=True, trim_blocks=True)
     page = template.render(
@@ -144,7 +136,7 @@ def _run_row(run: StoredRun) -> dict[str, Any]:
 
 def _toy() -> dict[str, Any]:
     # Imported here: it brings torch.
-    from llds_core.diagnostics.toy import displacement
+    from llds_core.reporting.displacement import displacement
 
     right, weights, wrong = 0.9, (0.2, 1, 5), (0.9, 0.7, 0.5, 0.3, 0.1)
     columns = [

@@ -168,12 +168,6 @@ def test_a_study_runs_what_is_left_and_publishes_it(
     assert (local[0].arm, len(local[0].metrics)) == ("late", 1)
 
 
-def test_a_time_limit_starts_nothing_more(smoke_runs: Path, tmp_path: Path) -> None:
-    study = load_study(written(tmp_path))
-    assert run_study(study, smoke_runs, published=tmp_path, minutes=0) == []
-    assert not (tmp_path / "smoke").exists()
-
-
 def test_the_command_shows_the_queue(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     options = ["study", written(tmp_path), "--status", "--run-root", str(tmp_path)]
     assert main(options) == 0

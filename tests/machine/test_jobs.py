@@ -18,7 +18,7 @@ from llds_core.machine import jobs
 from llds_core.machine.jobs import Job
 from llds_core.runs import Run, RunDirectory
 from llds_core.study import runner
-from llds_core.study.scoring import benchmark_job
+from llds_core.study.reproduce import benchmark_job
 
 SMOKE = Run(load_experiment("smoke/grpo"))
 FOUR = Run(load_experiment("paper-3b/grpo", layout="4x80"))

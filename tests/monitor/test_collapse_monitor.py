@@ -15,7 +15,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from llds_core.errors import ConfigError
 from llds_core.monitor import CollapseMonitor
-from llds_core.monitor.diagnosis import diagnose
+from llds_core.monitor.diagnosis import judge
+from llds_core.monitor.training_log import read_log
 
 PUBLISHED = Path(__file__).parents[2] / "results/published"
 INDEX = pd.read_csv(PUBLISHED / "collapse-runs/index.csv")
@@ -75,7 +76,7 @@ def test_it_logs_a_verdict_with_trls_own_trainer(policy: Path, tmp_path: Path) -
     assert len(rows) == 12 and all("monitor/phase" in row for row in rows)
     assert all("monitor/alarms" in logs for logs in tracker.seen if "loss" in logs)
     # From its own log the run gets the same verdict.
-    last = diagnose(tmp_path / "checkpoint-12", updates_per_rollout=2)
+    last = judge(read_log(tmp_path / "checkpoint-12", updates_per_rollout=2))
     kept = {alarm.name: alarm.step for alarm in monitor.diagnosis.alarms}
     assert {alarm.name: alarm.step for alarm in last.alarms} == kept
 
@@ -110,7 +111,7 @@ def test_rows_of_our_own_trainer_give_the_alarms_of_their_log(tmp_path: Path, la
     monitor = CollapseMonitor(stop_at="critical")
     fresh = [alarm for row in rows for alarm in monitor.observe(row)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    whole = diagnose(tmp_path)
+    whole = judge(read_log(tmp_path))
     assert {(a.name, a.step) for a in fresh} == {(a.name, a.step) for a in whole.alarms}
     assert monitor.stopped == (label == "collapsed")
     control = SimpleNamespace(should_training_stop=False)

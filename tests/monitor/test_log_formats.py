@@ -14,7 +14,7 @@ from run_helpers import one_line
 from transformers import PrinterCallback, TrainerControl, TrainerState
 
 from llds_core.errors import ConfigError, DataError
-from llds_core.monitor.log_keys import KEYS, how_to_log, to_number
+from llds_core.monitor.log_formats import KEYS, how_to_log, to_number
 from llds_core.monitor.training_log import read_log
 
 PRESETS = Path(str(files("llds_core"))) / "presets"
@@ -88,14 +88,6 @@ def test_a_format_in_its_exact_shape(tmp_path: Path, shape: str) -> None:
     if shape == "slime":  # a rollout's updates are averaged
         assert log.column("grad_norm").tolist() == [0.5] * 3
         assert log.column("loglik_correct").tolist() == [-0.2] * 3
-
-
-def test_verl_prints_nan_and_numpy_numbers(tmp_path: Path) -> None:
-    (tmp_path / "out.log").write_text(lines(VERL))
-    log = read_log(tmp_path / "out.log")
-    assert log.column("entropy").tolist() == [0.218] * 3
-    assert log.table["nonfinite"].tolist() == [1, 1, 1]
-    assert "grad_norm is NaN or infinite in 3 rows, first at step 1" in log.notes
 
 
 def test_trl_by_the_code_of_transformers(tmp_path: Path, capsys) -> None:

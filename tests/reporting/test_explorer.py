@@ -1,11 +1,11 @@
 """The explorer: every token as text with its author, nothing in it can act, nothing is fetched."""
 
-import gzip
 import json
 import re
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -68,7 +68,6 @@ def test_rollouts_are_the_first_group_of_each_step_with_the_text_the_policy_saw(
             assert len(one[name]) == len(row["completion_ids"]), name
         own = "".join(t for t, m in zip(one["tokens"], one["mask"], strict=True) if m == "1")
         assert own == visible("".join(action["text"] for action in row["actions"]))
-    assert {one["step"] for one in readable_rollouts(runs[0].path, steps=1)} == {1}
 
 
 def test_published_rollouts_give_the_same_page(runs, tmp_path):
@@ -121,30 +120,16 @@ def test_a_browser_draws_both_runs_and_runs_nothing_of_theirs(runs, tmp_path):
     assert "<title>hacked" not in evil and "<img" not in evil and "&lt;img src=x" in evil
 
 
-def test_the_page_is_recorded(runs, tmp_path):
-    path = save_explorer(runs, tmp_path)
-    line = json.loads((tmp_path / "index.jsonl").read_text())
-    assert (line["path"], line["kind"]) == (path.name, "page")
-    assert line["runs"] == [run.name for run in runs]
-
-
-def test_the_same_rollouts_give_the_same_bytes(runs, tmp_path):
-    first, second = tmp_path / "a.gz", tmp_path / "b.gz"
-    for file in (first, second):
-        store_rollouts(load_rollouts(runs[0]), file)
-    assert first.read_bytes() == second.read_bytes() and gzip.decompress(first.read_bytes())
-
-
-def test_demo_shows_a_published_seed_of_both_main_arms(tmp_path, capsys, monkeypatch):
+def test_demo_shows_a_published_seed_of_both_main_arms(capsys, monkeypatch):
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)
-    page = tmp_path / "demo.html"
-    assert main(["demo", "--out", str(page)]) == 0
-    assert f"open {page}" in capsys.readouterr().out and opened == [page.as_uri()]
+    assert main(["demo"]) == 0
+    page = Path(capsys.readouterr().out.strip().removeprefix("open "))
+    assert opened == [page.as_uri()]
     grpo, llds = page_data(page.read_text("utf-8"))
     assert (grpo["label"], grpo["seed"]) == ("GRPO", llds["seed"])
     pairs = zip(grpo["rollouts"]["1"], llds["rollouts"]["1"], strict=True)
     assert all(a["question"] == b["question"] and len(a["changes"]) for a, b in pairs)
-    assert main(["demo", "desk-reuse", "--no-open", "--out", str(page)]) == 2
+    assert main(["demo", "desk-reuse", "--no-open"]) == 2
     assert "no trajectories are published of study desk-reuse" in capsys.readouterr().err
     assert len(opened) == 1

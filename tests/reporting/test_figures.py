@@ -161,12 +161,6 @@ def test_at_a_glance_counts_collapses_and_ends_bold_lines_with_the_shortest_seed
     assert (dotted.get_xdata()[0], dotted.get_xdata()[-1]) == (15, 18)
 
 
-def test_all_arms_are_drawn_over_the_steps_that_all_were_given():
-    runs = [made_run(), made_run("llds-action", reward=[0.6] * 36, entropy=[1.0] * 36)]
-    runs[0].manifest["config"]["training"]["steps"] = 18
-    assert curves_data(runs, ["reward"]).groupby("method")["step"].max().tolist() == [18, 18]
-
-
 @pytest.mark.parametrize(
     ("ends", "said"),
     [([2.0], "rises"), ([1.0], "unclear"), ([0.5, 0.6, 0.7], "falls"), ([0.5, 1, 2], "unclear")],

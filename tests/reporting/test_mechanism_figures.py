@@ -13,7 +13,6 @@ from llds_core.reporting.mechanism_figures import (
     first_action_figure,
     likelihood_change_figure,
     rounds_figure,
-    theorem_figure,
 )
 from llds_core.reporting.run_view import StoredRun, before_collapse
 
@@ -69,22 +68,6 @@ def test_checkpoints_from_the_collapse_on_are_left_out() -> None:
         steps = table[table["method"] == "grpo"].groupby("seed")["step"].max()
         assert steps.tolist() == [8, 16, 16]  # the second diverged, the third has no run
     assert "smollm2" in set(kept["nll_by_round"]["method"])
-
-
-@pytest.mark.parametrize(("seeds", "bands", "bars"), [(2, 0, 0), (3, 1, 1)])
-def test_intervals_are_drawn_from_three_seeds_on(seeds: int, bands: int, bars: int) -> None:
-    found = tables(seeds)
-    changes = found["likelihood_change"]
-    unmeasured = changes.assign(method="llds-action", delta=np.nan)  # one outcome per group
-    share = likelihood_change_figure(pd.concat([changes, unmeasured]), []).axes[0]
-    assert len(share.collections) == bands
-    theorem = theorem_figure(found["theorem"]).axes[0]
-    drawn = [
-        line
-        for line in theorem.lines
-        if line.get_linewidth() == 1.6 and np.isfinite(line.get_xdata()).all()
-    ]
-    assert len(drawn) == bars
 
 
 def test_the_share_is_a_line_per_seed_and_a_mean_that_ends_with_the_first_of_them() -> None:

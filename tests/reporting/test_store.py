@@ -41,12 +41,6 @@ def test_the_fingerprint_depends_on_seed_and_configuration(copied):
         assert load_run(copied).fingerprint != before
 
 
-def test_a_run_without_steps_is_an_empty_table(copied):
-    (copied / "metrics.jsonl").unlink()
-    run = load_run(copied)
-    assert len(run.metrics) == 0 and "reward" in run.metrics
-
-
 def test_what_is_missing_or_damaged_is_named(copied, smoke_runs):
     with pytest.raises(DataError, match=r"train smoke/grpo loss\.kl_weight=0\.1 --seed 5"):
         load_runs(smoke_runs, "smoke", ["grpo"], [5], ["loss.kl_weight=0.1"])

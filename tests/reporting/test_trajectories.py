@@ -55,13 +55,6 @@ def test_html_shows_markup_as_text_and_each_author_in_a_colour():
     assert len({part.split(";")[0] for part in page.split("background:")[1:]}) == 4
 
 
-def test_control_characters_reach_neither_page_nor_terminal():
-    nasty = Action("invalid", "", "a\x1b[2Jb\x00\x07", 0, 1)
-    assert "\x1b" not in to_html(made(nasty)) and "\x00" not in to_html(made(nasty))
-    plain = to_ansi(made(nasty), color=False)
-    assert "\x1b" not in plain and "a\\x1b[2Jb\\x00\\x07" in plain
-
-
 def test_terminal_text_is_coloured_on_request_only():
     trajectory = made(SEARCH, ANSWER)
     plain, coloured = to_ansi(trajectory, color=False), to_ansi(trajectory, color=True)

@@ -1,6 +1,5 @@
 """Figures and tables of a study, from made-up runs."""
 
-import re
 from typing import Any
 
 import claim_worlds
@@ -12,9 +11,8 @@ from llds_core.config.arms import Series
 from llds_core.errors import DataError
 from llds_core.reporting.run_tables import gradient_sizes, outcomes
 from llds_core.reporting.store import StoredRun
-from llds_core.runs.identity import FREE, flat
 from llds_core.study.panels import dose_figure, doses, map_figure, outcomes_figure
-from llds_core.study.tables import effects, heldout_table, map_cells, map_kinds, study_progress
+from llds_core.study.tables import effects, heldout_table, map_cells, map_kinds
 
 DESK = load_study("desk-reuse")
 RISING = [0.3, 0.4] + [0.5] * 16
@@ -145,45 +143,6 @@ def test_a_group_is_shown_by_the_series_that_are_drawn_for_it() -> None:
     assert labels == ["main", "grpo", "factors", "mine", "updates", "8 updates", "32 updates"]
 
 
-def test_every_arm_of_the_desk_study_has_a_row_and_says_its_settings() -> None:
-    labels = row_labels(outcomes_figure(outcomes([made("grpo")]), DESK))
-    assert len(labels) == len(set(labels)) and not set(labels) & set(DESK.labels)
-    in_series = {arm for series in DESK.drawn("factors") for arm in series.arms}
-    assert {arm.name for arm in DESK.arms if arm.group == "factors"} <= in_series
-    configs = {entry.arm.name: entry.config for entry in DESK.entries()}
-    by_name = {series.name: series.arms for series in DESK.series}
-    said = {
-        "by epochs": lambda c: [c.training.updates_per_rollout, c.training.epochs],
-        "by mini-batches": lambda c: [c.training.updates_per_rollout, c.mini_batch_size],
-        "mini-batch": lambda c: [c.mini_batch_size],
-        "search failures": lambda c: [round(100 * c.retrieval.failure_rate)],
-        "group size": lambda c: [c.rollout.group_size],
-    }
-    for name, settings in said.items():
-        for arm, label in by_name[name].items():
-            found = [int(number) for number in re.findall(r"\d+", label)] or [0]
-            assert found[: 2 if name == "by epochs" else None] == settings(configs[arm])
-
-
-def test_series_of_the_desk_study_vary_nothing_else() -> None:
-    configs = {entry.arm.name: entry.config for entry in DESK.entries()}
-    [weight] = DESK.drawn("weight")
-    weights = [configs[arm].loss.llds_weight for arm in weight.arms]
-    assert weights == sorted(set(weights))
-    # Without a penalty its normaliser counts for nothing.
-    free = {"loss.llds_weight", "loss.normalizer"} | FREE
-    assert all(differing(configs, arm, "llds-action") <= free for arm in weight.arms)
-    grid = {"training.learning_rate", "training.updates_per_rollout", "training.epochs"} | FREE
-    for panel in DESK.drawn("map"):
-        first = next(iter(panel.arms))
-        assert all(differing(configs, arm, first) <= grid for arm in panel.arms)
-
-
-def differing(configs: dict[str, Any], one: str, other: str) -> set[str]:
-    first, second = (flat(configs[arm].to_dict()) for arm in (one, other))
-    return {key for key in first if first[key] != second[key]} - {"method", "name"}
-
-
 def test_doses_are_over_the_steps_that_all_were_given_and_say_where_none_collapses() -> None:
     runs = [
         made("llds-action", 0, RISING + FALLING, training={"steps": 36}),
@@ -276,16 +235,6 @@ def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
         map_figure(map_cells(small(main=["grpo"]), outcomes(runs)), {})
 
 
-def test_the_map_of_the_desk_study_is_three_by_three_for_three_methods() -> None:
-    table = outcomes([made("grpo")])
-    cells = map_cells(DESK, table)
-    assert cells.groupby("panel").size().to_dict() == {"grpo": 9, "llds": 9, "kl": 9}
-    assert cells["learning_rate"].nunique() == cells["updates_per_rollout"].nunique() == 3
-    assert not cells.duplicated(["panel", "learning_rate", "updates_per_rollout"]).any()
-    assert set(cells["seed"]) == {30}
-    assert set(map_cells(DESK.with_seeds([7, 3]), table)["seed"]) == {7}
-
-
 def test_effects_are_differences_on_shared_seeds() -> None:
     study = Study("s", "desk", "", (Arm("grpo", "grpo", (0, 1)), Arm("llds-action", "grpo", (0,))))
     runs = [made("grpo", seed, FALLING, evaluation=evaluation(0.2)) for seed in (0, 1)]
@@ -334,10 +283,3 @@ def test_heldout_scores_are_over_the_seeds_that_all_arms_share() -> None:
     table = heldout_table(runs, ["grpo", "llds-action", "llds-token"])
     assert table["seeds"].tolist() == [1, 1, 0]
     assert table["one-hop"].tolist() == ["0.300", "0.500", "not run"]
-
-
-def test_progress_counts_seeds_of_every_arm() -> None:
-    table = study_progress(DESK, [made("grpo", 0), made("grpo", 1)]).set_index("arm")
-    assert table.loc["grpo", "seeds run"] == "2 of 5"
-    assert table.loc["llds-token", "seeds run"] == "not run"
-    assert len(table) == len(DESK.arms)

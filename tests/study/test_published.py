@@ -77,9 +77,6 @@ def test_a_run_is_published_whole_under_the_name_of_its_arm(
     assert find_published(tmp_path, "smoke", "grpo", 1) is None
     for file in tmp_path.rglob("*.json"):
         assert str(smoke_runs) not in file.read_text("utf-8")
-    (tmp_path / "smoke/runs/grpo-seed0.csv.gz").write_bytes(b"torn")
-    with pytest.raises(DataError, match=r"grpo-seed0.*restore"):
-        read_published("smoke", tmp_path)
 
 
 def test_missing_or_unfinished_run_is_not_published(smoke_runs: Path, tmp_path: Path) -> None:
@@ -111,7 +108,7 @@ def test_only_seeds_measured_alike_are_read_together(
 ) -> None:
     with pytest.raises(DataError, match="llds_core mechanism"):
         publish_mechanism(tmp_path / "runs", "smoke", 0, tmp_path / "published")
-    measured = [{"questions": 50}, {"questions": 50}, {"questions": 20, "rollouts": 8}]
+    measured = [{"questions": 50, "rollouts": 4}] * 2 + [{"questions": 20, "rollouts": 8}]
     for seed, manifest in enumerate(measured):
         folder = tmp_path / f"runs/smoke/mechanism-seed{seed}"
         folder.mkdir(parents=True)

@@ -137,7 +137,7 @@ def test_a_run_with_all_steps_that_failed_is_not_finished() -> None:
     assert same_run(failed | {"reason": "TrainingDivergedError: nan"}, config, 1)
 
 
-def test_what_is_left_takes_the_pace_of_the_arm_else_of_its_group_else_of_all(
+def test_what_is_left_takes_the_pace_of_the_arm_else_of_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arms = (
@@ -150,7 +150,7 @@ def test_what_is_left_takes_the_pace_of_the_arm_else_of_its_group_else_of_all(
     rows = [
         ("grpo", 0, "published", 10, 20, 10.0),  # it collapsed
         ("grpo", 1, "started", 4, 10, 9.0),  # 6 minutes to go
-        ("token", 0, "waiting", 0, 10, 0.0),  # 10, as grpo's
+        ("token", 0, "waiting", 0, 10, 0.0),  # 20, as all
         ("ma", 0, "complete", 10, 10, 30.0),
         ("large", 0, "waiting", 0, 10, 0.0),  # 20, as all
     ]
@@ -160,11 +160,11 @@ def test_what_is_left_takes_the_pace_of_the_arm_else_of_its_group_else_of_all(
     monkeypatch.setattr(queue, "places", lambda job: [{}, {}])
     line = what_is_left(study, table, Path("runs"))
     assert line.startswith(
-        "runs left: 3, with 26 steps; 2 at a time, 18 minutes left at this pace ("
+        "runs left: 3, with 26 steps; 2 at a time, 23 minutes left at this pace ("
     )
     # The pace is that of the whole study, whatever part of it is asked for.
     line = what_is_left(study, table.iloc[[2]], Path("runs"))
-    assert line.startswith("runs left: 1, with 10 steps; 1 at a time, 10 minutes left")
+    assert line.startswith("runs left: 1, with 10 steps; 1 at a time, 20 minutes left")
     assert what_is_left(study, table.iloc[[0, 3]], Path("runs")) == "runs left: 0"
     table = table.iloc[[1, 2]]
     line = what_is_left(study, table, Path("runs"))

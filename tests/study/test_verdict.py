@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llds_core.diagnostics.toy import displacement
+from llds_core.reporting.displacement import displacement
 from llds_core.reporting.store import read_published
 from llds_core.study.verdict import verdict, write_page
 
