@@ -12,7 +12,7 @@ from typing import Any
 from llds_core.errors import ConfigError, did_you_mean
 from llds_core.seeding import numpy_generator
 from llds_core.worlds import QUESTION_SETS, Question, World
-from llds_core.worlds.atlas_questions import KINDS
+from llds_core.worlds.atlas import KINDS
 from llds_core.worlds.question_sets import GENERAL, MULTI_HOP
 
 ALL = "all"

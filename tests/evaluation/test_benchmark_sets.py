@@ -8,7 +8,7 @@ from llds_core.errors import ConfigError
 from llds_core.evaluation import averages
 from llds_core.evaluation.benchmark_sets import AVERAGE_MEMBERS, choose, choose_questions
 from llds_core.worlds import QUESTION_SETS
-from llds_core.worlds.atlas_questions import KINDS
+from llds_core.worlds.atlas import KINDS
 
 WORLD = environment().world
 

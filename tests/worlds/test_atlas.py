@@ -11,7 +11,7 @@ from llds_core.config import load_experiment
 from llds_core.rollout import environment
 from llds_core.rollout.rewards import exact_match, normalize_answer
 from llds_core.worlds import Question, World, build_atlas
-from llds_core.worlds.atlas_facts import Country, load_cities
+from llds_core.worlds.atlas import Country, load_cities
 from llds_core.worlds.text import fold
 
 SPLITS = ("train", "dev", "test")
