@@ -315,7 +315,7 @@ class HardwareConfig:
     """Per node."""
     gpu_memory_gib: Number | None = Field(default=None, ge=1, le=1024)
     """Of each GPU; what `plan` and `doctor` check against. Null on a CPU."""
-    sharding: Literal["none", "fsdp2", "zero3"] = "none"
+    sharding: Literal["none", "fsdp2"] = "none"
 
 
 @checked

@@ -116,7 +116,6 @@ def _check_packages(config: ExperimentConfig) -> list[Finding]:
     extras = {
         "vllm": ("gpu", config.sampler.backend == "vllm"),
         "bitsandbytes": ("gpu", config.training.optimizer == "adamw-8bit"),
-        "deepspeed": ("deepspeed", config.hardware.sharding == "zero3"),
     }
     findings = []
     for wanted in declared:

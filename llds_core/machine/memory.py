@@ -2,7 +2,7 @@
 
 On each GPU, for N parameters on W processes that shard the model (1 when it is not sharded):
 
-    weights      4 N / W   float32 whatever the arithmetic's type; ZeRO-3 adds a copy of 2 N / W
+    weights      4 N / W   float32 whatever the arithmetic's type
     gradients    4 N / W   twice with several processes and no sharding, for the buckets of DDP
     optimizer    8 N / W   AdamW's two moments; 2 N / W in 8 bits, the embedding staying in 32
     reference    4 N / W   with a KL weight only
@@ -136,8 +136,8 @@ def check_buildable(policy: PolicyConfig) -> None:
 
 def update_parts(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
     """Bytes by part while a process trains on a micro-batch of the longest trajectories."""
-    training, rollout, sharding = config.training, config.rollout, config.hardware.sharding
-    is_sharded, has_reference = sharding != "none", config.loss.kl_weight > 0
+    training, rollout = config.training, config.rollout
+    is_sharded, has_reference = config.hardware.sharding != "none", config.loss.kl_weight > 0
     mixed = training.dtype == "bfloat16"
     size = 2 if mixed else 4
     shards = config.world_size if is_sharded else 1
@@ -161,7 +161,7 @@ def update_parts(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
         tile += 7 * 4 * min(scored, _TOKEN_TILE) * vocabulary
     gradients = shape.matrix * (2 if shape.tied else 1) + h * scored
     return {
-        "weights": (6 if sharding == "zero3" else 4) * share,
+        "weights": 4 * share,
         "gradients": (8 if config.world_size > shards else 4) * share,
         "optimizer": _moments(config, shape) // shards,
         "reference": 4 * share if has_reference else 0,

@@ -139,7 +139,6 @@ def _build_trainer(
 ) -> SearchGRPOTrainer:
     config = run.config
     check_vllm(config, run.start_policy)
-    # Before the model, which sharding by DeepSpeed changes while it is loaded.
     arguments = search_grpo_config(config, run.seed, run.checkpoints)
     environment = build_environment(config)
     model, tokenizer = load_start_policy(run, environment)

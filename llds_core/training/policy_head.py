@@ -92,9 +92,6 @@ def add_policy_head(
             # A bias, because sharding gathers no slice of a weight.
             rows = torch.arange(self.out_features, device=states.device)
             bias = _NEVER * (rows >= vocabulary) + (0 if bias is None else bias)
-            if hasattr(self.weight, "ds_status"):
-                # TRL gathers under ZeRO-3 what is not available; this bias is whole everywhere.
-                bias.ds_status = type(self.weight.ds_status).AVAILABLE  # type: ignore[attr-defined]
         log_probs, entropy, *_ = ChunkedLogProbFunction.apply(
             states, self.weight, bias, labels, temperature, _VOCABULARY_CHUNK, None, 1.0, _SCORES
         )

@@ -23,8 +23,6 @@ from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, LLDSError, RunError
 
 T = TypeVar("T")
-# What `accelerate launch` sets from its configuration file.
-_SHARDING_SET = {"fsdp2": "ACCELERATE_USE_FSDP", "zero3": "ACCELERATE_USE_DEEPSPEED"}
 # How long a process waits for the slowest one, which may still be searching.
 _PATIENCE = timedelta(minutes=30)
 # How the communication libraries say that the other side is gone.
@@ -82,7 +80,8 @@ def _check_sharding(sharding: str) -> None:
             f"hardware.sharding={sharding} needs GPUs, and none is found: set "
             "hardware.sharding=none"
         )
-    if os.environ.get(_SHARDING_SET[sharding], "false").lower() != "true":
+    # What `accelerate launch` sets from its configuration file.
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         raise ConfigError(
             f"hardware.sharding={sharding}, but the processes were launched without it: start them "
             'with "python -m llds_core train"'

@@ -66,56 +66,6 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
         # accelerate numbers the CPUs of several processes, which `torch.load` does not understand.
         return torch.device("cpu") if device.type == "cpu" else device
 
-    def __post_init__(self) -> None:
-        """Check what was made by hand: the sections, and that TRL's options agree with them."""
-        super().__post_init__()
-        sections = {"loss": LossConfig, "training": TrainingConfig, "sampler": SamplerConfig}
-        for name, section in sections.items():
-            if isinstance(value := getattr(self, name), dict):
-                setattr(self, name, section(**value))
-        for name, value in _sections_to_trl(self.loss, self.training).items():
-            if getattr(self, name) != value:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)}, but the sections loss and training make it "
-                    f"{value}: set them to agree"
-                )
-        updates = self.training.updates_per_rollout
-        per_generation = cast(int, self.steps_per_generation)  # TRL has set it
-        made = per_generation * self.num_iterations / self.gradient_accumulation_steps
-        if made != updates:
-            raise ConfigError(
-                f"training.updates_per_rollout={updates}, but steps_per_generation="
-                f"{per_generation}, gradient_accumulation_steps={self.gradient_accumulation_steps} "
-                f"and num_iterations={self.num_iterations} make {made:g}: set them to agree"
-            )
-        if self.loss.llds_weight > 0 and updates < 2:
-            raise ConfigError(
-                f"loss.llds_weight={self.loss.llds_weight} with training.updates_per_rollout=1 is "
-                "always zero: set training.updates_per_rollout=2 or more"
-            )
-        if self.save_strategy == "steps" and self.save_steps % updates:
-            raise ConfigError(
-                f"save_steps={self.save_steps:g} is not a multiple of training.updates_per_rollout="
-                f"{updates}: a checkpoint inside a rollout could not be resumed exactly"
-            )
-
-
-def _sections_to_trl(loss: LossConfig, training: TrainingConfig) -> dict[str, Any]:
-    """TRL's names for what the sections say too."""
-    is_cispo = loss.surrogate == "cispo"
-    return {
-        "num_iterations": training.epochs,
-        "loss_type": "cispo" if is_cispo else _LOSS_TYPES[loss.aggregate],
-        "importance_sampling_level": loss.ratio,
-        "scale_rewards": loss.advantage_std,
-        "epsilon": loss.clip_low,
-        # TRL's cispo takes the largest weight itself.
-        "epsilon_high": 1 + loss.clip_high if is_cispo else loss.clip_high,
-        "delta": loss.dual_clip,
-        "beta": loss.kl_weight,
-        "entropy_coef": loss.entropy_weight,
-    }
-
 
 def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) -> SearchGRPOConfig:
     """Derive the trainer's configuration from `config`; checkpoints go to `output_dir`."""
@@ -132,7 +82,7 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
     micro_batch = (
         config.mini_batch_size if by_tokens else training.micro_batch_size * config.world_size
     )
-    on_gpu = torch.cuda.is_available()
+    on_gpu, is_cispo = torch.cuda.is_available(), loss.surrogate == "cispo"
     return SearchGRPOConfig(
         output_dir=str(output_dir),
         use_cpu=not on_gpu,
@@ -158,7 +108,16 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         max_completion_length=rollout.max_action_tokens * (rollout.max_searches + 1),
         # objective
         loss=loss,
-        **_sections_to_trl(loss, training),
+        num_iterations=training.epochs,
+        loss_type="cispo" if is_cispo else _LOSS_TYPES[loss.aggregate],
+        importance_sampling_level=loss.ratio,
+        scale_rewards=loss.advantage_std,
+        epsilon=loss.clip_low,
+        # TRL's cispo takes the largest weight itself.
+        epsilon_high=1 + loss.clip_high if is_cispo else loss.clip_high,
+        delta=loss.dual_clip,
+        beta=loss.kl_weight,
+        entropy_coef=loss.entropy_weight,
         use_bias_correction_kl=False,
         vllm_importance_sampling_correction=False,  # the trainer's own weighs any sampler
         mask_truncated_completions=False,

@@ -12,8 +12,7 @@ Deltas from TRL, each an override of one method:
   where asked (`unpadded`), and keeps what the loss computed for the penalty.
 * `_compute_loss`: TRL's loss plus weight × penalty, of LLDS and of Lp-Reg. With weight 0 nothing is
   added.
-* `_clip_grad_norm`: a non-finite gradient or loss skips the update. (DeepSpeed has made the update
-  by then: under ZeRO-3 it is counted and ends the run, but not undone.)
+* `_clip_grad_norm`: a non-finite gradient or loss skips the update.
 * `create_accelerator_and_postprocess`: log-probabilities and sums of gradients keep 32 bits under
   FSDP2.
 
@@ -318,8 +317,6 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         norm = super()._clip_grad_norm(model)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        # DeepSpeed gives a number, and none before its first update.
-        norm = torch.as_tensor(0.0 if norm is None else norm, device=self.accelerator.device)
         # Every process must come to the same decision: one NaN is a NaN in the sum.
         judged = norm.detach().float() if self._loss_is_finite else torch.full_like(norm, torch.nan)
         finite = bool(torch.isfinite(self.accelerator.reduce(judged, reduction="sum")))

@@ -76,7 +76,7 @@ def test_make_passes_layout_and_retriever_environment_through() -> None:
         ("setup PROFILE=paper-3b", "gpu"),
         ("reproduce PROFILE=smol LAYOUT=1x80", "gpu"),
         ("plan PROFILE=paper-3b LAYOUT=4x80", "cpu"),  # asks, and runs nothing
-        ("setup EXTRAS=gpu,deepspeed", "gpu,deepspeed"),
+        ("setup EXTRAS=gpu,minilm", "gpu,minilm"),
     ],
 )
 def test_gpu_packages_come_where_gpus_are_to_be_used(

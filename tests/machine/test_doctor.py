@@ -262,7 +262,7 @@ def test_a_corpus_that_was_never_read_is_a_warning(
 def test_packages_are_those_the_profile_uses_in_the_versions_it_was_tested_with(
     ready, tmp_path: Path, machine
 ) -> None:
-    without = {"vllm", "bitsandbytes", "deepspeed"}
+    without = {"vllm", "bitsandbytes"}
     project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     declared = [f'{text}; extra == "{extra}"' for extra in extras for text in extras[extra]]
@@ -274,7 +274,6 @@ def test_packages_are_those_the_profile_uses_in_the_versions_it_was_tested_with(
     small = ("sampler.backend=transformers", "training.optimizer=adamw-8bit")
     for settings, missing in (
         ((), {"vllm"}),
-        (("hardware.sharding=zero3",), {"vllm", "deepspeed"}),
         (small, {"bitsandbytes"}),
     ):
         checks = {finding.check for finding in failures(experiment(*folders, *settings), tmp_path)}

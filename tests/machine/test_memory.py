@@ -153,7 +153,7 @@ def test_what_competes_for_a_gpu() -> None:
     assert moments["rollout"] < four["rollout"]
 
 
-@pytest.mark.parametrize(("sharding", "size"), [("none", 12), ("zero3", 12), ("fsdp2", 16)])
+@pytest.mark.parametrize(("sharding", "size"), [("none", 12), ("fsdp2", 16)])
 def test_a_checkpoint_holds_weights_and_moments(sharding: str, size: int) -> None:
     """Under FSDP2 the weights twice: for everyone, and in its own form."""
     setting = f"hardware.sharding={sharding}"
