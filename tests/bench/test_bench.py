@@ -9,8 +9,8 @@ import pytest
 import torch
 from scripted_rollouts import ANSWER, QUESTION, SEARCH, TAGGED, StubRetriever, encode, limits
 
-from llds_core.bench import speed, waiting
-from llds_core.bench.search_r1 import reencoding_rollout
+from llds_core.bench import rollouts, speed
+from llds_core.bench.rollouts import reencoding_rollout
 from llds_core.bench.speed import bench, interleaved, measure_profile
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
@@ -22,7 +22,6 @@ from llds_core.runs.policies import END
 ROWS = {
     "policy",
     "threads",
-    "import llds_core",
     "rollout",
     *(f"rollout, searches of {latency} ms" for latency in (0, 1, 2)),
     "padding",
@@ -30,7 +29,6 @@ ROWS = {
     "step time with Lp-Reg",
     "update",
     "update by tokens",
-    "update on all cores",
 }
 
 
@@ -43,8 +41,8 @@ def read(path: Path) -> dict[str, dict[str, str]]:
 def test_bench_writes_every_row_with_the_random_policy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "LATENCIES", (0.0, 0.001, 0.002))
-    monkeypatch.setattr(waiting, "PASS_SECONDS", 1e-4)
+    monkeypatch.setattr(rollouts, "LATENCIES", (0.0, 0.001, 0.002))
+    monkeypatch.setattr(rollouts, "PASS_SECONDS", 1e-4)
     monkeypatch.setattr(speed, "_REPETITIONS", 1)
     out = tmp_path / "new" / "bench.csv"
     bench("smoke", tmp_path / "runs", out)
