@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from llds_core.config import RolloutConfig
-from llds_core.retrieval.base import Retriever
-from llds_core.retrieval.failures import FailingRetriever
+from llds_core.retrieval.base import FailingRetriever, Retriever
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.prompts import encode_plain
 from llds_core.rollout.protocol import Trajectory

@@ -1,4 +1,5 @@
-"""The processes that train one run together: who they are, and decisions that all of them share.
+"""The processes that train one run together: who they are, decisions that all of them share, and a
+policy that FSDP2 has sharded among them.
 
 `torchrun` and `accelerate launch` start one copy of the command per process and tell each its place
 through the environment. The first process alone owns the run directory; whatever it reads or
@@ -13,11 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import ConfigError, LLDSError, RunError
@@ -121,3 +124,34 @@ def _lost(reason: str) -> RunError:
         f"another process of this run has ended ({reason}): issue the same command again; the last "
         "checkpoint is intact"
     )
+
+
+@torch.no_grad()
+def whole_policy(policy: PreTrainedModel, copy: PreTrainedModel | None) -> PreTrainedModel:
+    """Return `copy`, made when it is None, with the present weights of the sharded `policy`.
+
+    All processes call it together, before each rollout.
+    """
+    if copy is None:
+        copy = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
+        copy.generation_config = policy.generation_config
+        cast(Any, copy).to(policy.device)  # transformers loses the types of `to`
+    present = dict(policy.named_parameters())
+    for name, value in copy.named_parameters():
+        weight = present[name]
+        value.copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
+    return copy
+
+
+@torch.no_grad()
+def copy_to_sharded(policy: PreTrainedModel, sharded: PreTrainedModel) -> None:
+    """Give `sharded` the weights that the whole `policy` has in the first process.
+
+    Only there has transformers read them, to save host memory. accelerate passes them on for the
+    model that is trained, but TRL shards a reference policy as each process holds it.
+    """
+    present = dict(policy.named_parameters())
+    for name, value in sharded.named_parameters():
+        whole = present[name].detach().to(value.device)
+        placed = cast(DTensor, value)
+        value.copy_(distribute_tensor(whole, placed.device_mesh, placed.placements))

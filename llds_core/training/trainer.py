@@ -41,7 +41,6 @@ from llds_core.losses import clamped_reference
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory, validate_response_masks
 from llds_core.seeding import torch_generator
-from llds_core.training.checkpointing import AtomicCheckpointMixin
 from llds_core.training.micro_batches import (
     add_columns,
     answer_weight,
@@ -55,11 +54,18 @@ from llds_core.training.micro_batches import (
     trajectory_reward,
 )
 from llds_core.training.min_p_proxies import proxies_for, proxy_penalty, set_bounds
-from llds_core.training.policy_head import Also, PolicyHeadOutput, add_policy_head, policy_labels
+from llds_core.training.policy_head import (
+    Also,
+    PolicyHeadOutput,
+    add_policy_head,
+    forward_unpadded,
+    policy_labels,
+    use_unpadded_attention,
+)
+from llds_core.training.processes import copy_to_sharded, whole_policy
+from llds_core.training.recorder import AtomicCheckpointMixin
 from llds_core.training.settings import SearchGRPOConfig
-from llds_core.training.sharding import copy_to_sharded, whole_policy
 from llds_core.training.step_metrics import Row, StepMetrics
-from llds_core.training.unpadded import forward_unpadded, use_unpadded_attention
 
 RolloutFunction = Callable[[Sequence[dict[str, Any]], PreTrainedModel, int], Rollout]
 StepFunction = Callable[[Row, list[Trajectory]], None]

@@ -6,7 +6,7 @@ from run_helpers import one_line
 
 from llds_core.errors import ConfigError
 from llds_core.evaluation import averages
-from llds_core.evaluation.benchmark_sets import AVERAGE_MEMBERS, choose, choose_questions
+from llds_core.evaluation.scores import AVERAGE_MEMBERS, choose, choose_questions
 from llds_core.worlds import QUESTION_SETS
 from llds_core.worlds.atlas import KINDS
 

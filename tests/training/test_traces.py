@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llds_core.config import load_experiment
-from llds_core.retrieval.failures import FailingRetriever
+from llds_core.retrieval.base import FailingRetriever
 from llds_core.rollout.environment import build_environment
 from llds_core.rollout.protocol import parse_action
 from llds_core.training.experiment import training_rows
