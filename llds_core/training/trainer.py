@@ -283,11 +283,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         # A copy: what the forward pass puts into it holds for this update only.
         self._micro = inputs = dict(inputs)
-        policy_loss = super()._compute_loss(model, inputs) * inputs.get("share", 1)
-        logprobs = self._captured
-        settings = self.args.loss
+        loss = super()._compute_loss(model, inputs) * inputs.get("share", 1)
+        logprobs, settings = self._captured, self.args.loss
         penalty, counts = likelihood_penalty(inputs, logprobs, settings)
-        loss = policy_loss
         if settings.llds_weight > 0:
             loss = loss + settings.llds_weight * penalty
         if settings.lp_reg_weight > 0:
@@ -365,10 +363,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
                 self.metrics.add_update_logprobs(micro, logprobs, update, trained=trained)
             if is_last and index in drawn:
                 self.metrics.add_final_logprobs(micro, logprobs)
-        if is_last:
-            self._finish_step()
-
-    def _finish_step(self) -> None:
+        if not is_last:
+            return
         if torch.cuda.is_available():
             self.metrics.add_gpu_memory(torch.cuda.max_memory_allocated())
             torch.cuda.reset_peak_memory_stats()
