@@ -11,22 +11,3 @@ from llds_core.evaluation.held_out import ask, ask_each, evaluate_ends, evaluate
 from llds_core.evaluation.models import open_asked, open_model
 from llds_core.evaluation.predictions import parse_shard
 from llds_core.evaluation.scores import averages, score_rows
-
-__all__ = [
-    "BASELINES",
-    "POLICY",
-    "ROOT",
-    "EvaluationPlan",
-    "ask",
-    "ask_each",
-    "averages",
-    "evaluate_ends",
-    "evaluate_questions",
-    "evaluate_run",
-    "open_asked",
-    "open_model",
-    "parse_shard",
-    "run_baselines",
-    "score_rows",
-    "unknown_places",
-]

@@ -30,7 +30,7 @@ import psutil  # type: ignore[import-untyped]  # its stubs are a package of thei
 import yaml
 
 from llds_core.config import DenseConfig, ExperimentConfig, PolicyConfig
-from llds_core.errors import CheckpointError, ConfigError
+from llds_core.errors import CheckpointError, ConfigError, one_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -86,9 +86,8 @@ def policy_shape(policy: PolicyConfig) -> ModelShape:
         try:
             return shape_of(AutoConfig.from_pretrained(policy.path))
         except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:120]
             raise CheckpointError(
-                f"{policy.path}/config.json cannot be read ({reason}): fetch the model again"
+                f"{policy.path}/config.json cannot be read ({one_line(error)}): fetch it again"
             ) from error
     known = known_models()
     name = PurePosixPath(policy.path).name.lower()

@@ -6,18 +6,3 @@ from llds_core.retrieval.client import RetrieverClient, ServiceIdentity, ask_hea
 from llds_core.retrieval.dense import DenseRetriever
 from llds_core.retrieval.index import build_index
 from llds_core.retrieval.passage_file import PassageFile, passages_hash
-
-__all__ = [
-    "BM25Retriever",
-    "DenseRetriever",
-    "FailingRetriever",
-    "Hit",
-    "PassageFile",
-    "Retriever",
-    "RetrieverClient",
-    "SearchKey",
-    "ServiceIdentity",
-    "ask_health",
-    "build_index",
-    "passages_hash",
-]

@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from llds_core.errors import CheckpointError
+from llds_core.errors import CheckpointError, one_line
 from llds_core.files import disk_errors
 
 _PREFIX = "step-"
@@ -87,7 +87,7 @@ def check_checkpoint(path: Path) -> None:
                 continue
             reason = "truncated" if file.exists() else "missing"
         except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
-            reason = " ".join(str(error).split())[:100]
+            reason = one_line(error, 100)
         raise CheckpointError(
             f"{file} cannot be read ({reason}): delete {path.name} to resume from an earlier one"
         )

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llds_core.config import ExperimentConfig
-from llds_core.errors import ConfigError, LLDSError, RunError
+from llds_core.errors import ConfigError, LLDSError, RunError, one_line
 
 T = TypeVar("T")
 # How long a process waits for the slowest one, which may still be searching.
@@ -113,7 +113,7 @@ def ending_together(processes: Processes) -> Iterator[None]:
         before = signal.SIG_IGN
         ours = isinstance(error, LLDSError) or not isinstance(error, RuntimeError)
         if not ours and _LOST.search(str(error)):
-            raise _lost(" ".join(str(error).split())[:120]) from error
+            raise _lost(one_line(error)) from error
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback
 
 from llds_core.config import ExperimentConfig
 from llds_core.diagnostics.phases import collapse_row
-from llds_core.errors import RunError
+from llds_core.errors import RunError, one_line
 from llds_core.machine.jobs import shown_metrics
 from llds_core.rollout.protocol import Trajectory
 from llds_core.runs import RunDirectory, best_step, read_metrics
@@ -77,10 +77,9 @@ class AtomicCheckpointMixin(Trainer):
             written = self._saving_to / f"checkpoint-{self.state.global_step}"
         except (OSError, RuntimeError, SafetensorError) as error:
             # A full disk speaks through whichever library was writing.
-            reason = " ".join(str(error).split())[:120]
             raise RunError(
-                f"checkpoint of step {step} cannot be written to {folder} ({reason}): free space "
-                "and issue the same command again; earlier checkpoints are intact"
+                f"checkpoint of step {step} cannot be written to {folder} ({one_line(error)}): "
+                "free space and issue the same command again; earlier checkpoints are intact"
             ) from error
         finally:
             self._saving_to = None

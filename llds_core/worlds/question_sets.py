@@ -17,7 +17,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
-from llds_core.errors import DataError
+from llds_core.errors import DataError, one_line
 from llds_core.seeding import child_seed
 from llds_core.worlds.atlas import World
 from llds_core.worlds.records import (
@@ -167,10 +167,9 @@ def _read_parquet(
     try:
         rows = read_table(path, columns=list(columns)).to_pylist()
     except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:120]
         raise DataError(
-            f"{path}: cannot be read as Search-R1's parquet file ({reason}): check the path, or "
-            "fetch it again"
+            f"{path}: cannot be read as Search-R1's parquet file ({one_line(error)}): check the "
+            "path, or fetch it again"
         ) from error
     return [(f"{path} row {number}", row) for number, row in enumerate(rows, start=1)]
 
