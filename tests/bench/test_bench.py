@@ -11,9 +11,7 @@ from scripted_rollouts import ANSWER, QUESTION, SEARCH, TAGGED, StubRetriever, e
 
 from llds_core.bench import rollouts, speed
 from llds_core.bench.rollouts import reencoding_rollout
-from llds_core.bench.speed import bench, interleaved, measure_profile
-from llds_core.config import load_experiment
-from llds_core.errors import ConfigError
+from llds_core.bench.speed import bench, interleaved
 from llds_core.retrieval import FailingRetriever, Hit
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.protocol import search_observation
@@ -74,12 +72,6 @@ def test_candidates_take_turns_and_the_first_round_does_not_count() -> None:
     medians = interleaved([candidate("a", [99, 1, 5, 2]), candidate("b", [99, 4, 4, 9])])
     assert medians == [2, 4]
     assert calls == ["b", "a", "a", "b", "b", "a", "a", "b"]
-
-
-def test_a_policy_too_large_for_this_machine_is_refused_by_arithmetic(tmp_path: Path) -> None:
-    config = load_experiment("smoke/llds-action", ["policy.hidden_size=100000000"])
-    with pytest.raises(ConfigError, match=r"policy.hidden_size=100000000.*GiB"):
-        measure_profile(config, tmp_path / "runs", tmp_path)
 
 
 def test_the_baseline_reads_text_from_data_as_text() -> None:

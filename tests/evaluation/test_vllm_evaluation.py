@@ -16,10 +16,8 @@ import numpy as np
 import pytest
 import torch
 from evaluation_worlds import TOKENIZER, environment, lines, policy
-from run_helpers import one_line
 from transformers import PreTrainedModel
 
-from llds_core.errors import ConfigError
 from llds_core.evaluation import EvaluationPlan, evaluate, evaluate_questions
 from llds_core.evaluation.models import Model
 from llds_core.rollout.protocol import TAGS
@@ -155,10 +153,3 @@ def test_the_packaged_model_is_decoded_by_transformers(engines, tmp_path) -> Non
     made = answer(tmp_path / "1", asked, VLLM, plan=plan)
     assert made == answer(tmp_path / "2", asked, plan=plan)
     assert not engines
-
-
-def test_a_missing_vllm_is_one_line(served, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"set sampler\.backend=transformers") as caught:
-        answer(tmp_path, served, VLLM)
-    one_line(caught)

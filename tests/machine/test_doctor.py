@@ -1,7 +1,6 @@
 """What is wrong with a machine is found, named in one line, and comes with its fix."""
 
 import json
-import socket
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from files_world import write_files_world
 from llds_core.__main__ import main
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.errors import RunError
-from llds_core.machine import doctor, gpu_probe
+from llds_core.machine import doctor
 from llds_core.machine.doctor import Finding, examine
 from llds_core.machine.gpu_probe import Gpu, Gpus
 from llds_core.machine.plan import estimate
@@ -316,21 +315,3 @@ def test_the_command_prints_a_list_and_tells_by_its_exit_code(
     assert main(words) == 1
     said = "fail  policy: no/such/policy is not a folder – name a folder"
     assert said in capsys.readouterr().out
-
-
-def test_a_probe_that_dies_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    for script, said in ("echo libcuda is broken >&2; exit 3", "broken"), ("kill -11 $$", "-11"):
-        python.write_text(f"#!/bin/sh\n{script}\n")
-        python.chmod(0o755)
-        monkeypatch.setattr(gpu_probe.sys, "executable", str(python))
-        with pytest.raises(RunError, match=said):
-            gpu_probe.find_gpus()
-
-
-def test_a_port_in_use_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        assert not doctor.is_free("127.0.0.1", port)
-    assert doctor.is_free("127.0.0.1", port)

@@ -18,7 +18,6 @@ from llds_core.machine import jobs
 from llds_core.machine.jobs import Job
 from llds_core.runs import Run, RunDirectory
 from llds_core.study import runner
-from llds_core.study.scoring import benchmark_job
 
 SMOKE = Run(load_experiment("smoke/grpo"))
 FOUR = Run(load_experiment("paper-3b/grpo", layout="4x80"))
@@ -55,16 +54,6 @@ def test_on_a_gpu_a_child_makes_the_start_policy(
     assert asked[0].gpus == 1 and not run.start_policy.exists()
     assert main([*asked[0].words, "--quiet"]) == 0
     assert (run.start_policy / "config.json").is_file()
-
-
-@pytest.mark.parametrize(("samples", "modes"), [(2, "greedy,sampled --samples 2"), (0, "")])
-def test_benchmarks_are_asked_as_evaluation_says(
-    monkeypatch: pytest.MonkeyPatch, samples: int, modes: str
-) -> None:
-    run = Run.load("paper-3b/grpo", overrides=[f"evaluation.samples={samples}"])
-    monkeypatch.setattr(Run, "checkpoint", lambda self, which: Path("step-000015"))
-    words = " ".join(benchmark_job(run).words)
-    assert f"--mode {modes}" in words if modes else "--mode" not in words
 
 
 def test_gpus_keep_their_names_and_without_any_cores_are_shared(

@@ -1,9 +1,7 @@
-import logging
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 
 import pytest
 
@@ -11,7 +9,6 @@ from llds_core.errors import ConfigError
 from llds_core.retrieval.bm25 import BM25Retriever
 from llds_core.worlds.atlas import build_atlas
 from llds_core.worlds.records import Passage
-from llds_core.worlds.text import search_words, words
 
 PASSAGES = (
     Passage("1", "São Paulo", "A city in Brazil."),
@@ -69,15 +66,6 @@ def test_score_of_a_hand_computed_case():
     assert hits[0].score == pytest.approx(math.log(2) / 2.5, rel=1e-6)
 
 
-def test_titles_weigh_as_often_as_they_count():
-    passages = [
-        Passage("text", "other", "homs homs homs rain rain"),
-        Passage("title", "homs", "a city in syria today"),
-    ]
-    assert BM25Retriever(passages, title_weight=1).search(["homs"], 1)[0][0].id == "text"
-    assert BM25Retriever(passages, title_weight=5).search(["homs"], 1)[0][0].id == "title"
-
-
 def test_identity_tells_corpora_and_settings_apart():
     identity = BM25Retriever(PASSAGES).identity
     assert len(identity) == 16
@@ -89,13 +77,6 @@ def test_identity_tells_corpora_and_settings_apart():
         BM25Retriever([*PASSAGES[:-1], Passage("6", "Blank", "x")]).identity,
     }
     assert len(others | {identity}) == 5
-
-
-def test_indexing_and_searching_are_silent(capfd, caplog):
-    """Neither progress bars nor log lines, even for a caller who logs everything."""
-    caplog.set_level(logging.DEBUG)
-    BM25Retriever(PASSAGES).search(["brazil", "", "xyzzy"], 2)
-    assert capfd.readouterr() == ("", "") and not caplog.records
 
 
 def test_another_process_finds_the_same():
@@ -114,29 +95,6 @@ def test_another_process_finds_the_same():
         for seed in "01"
     )
     assert zero == one
-
-
-class Endless(Sequence[Passage]):
-    """Wikipedia's size; nothing of it may be read."""
-
-    def __len__(self) -> int:
-        return 21_015_324 * 50
-
-    def __getitem__(self, index: object) -> Passage:
-        raise AssertionError("read before its size was looked at")
-
-
-@pytest.mark.parametrize(
-    ("passages", "message"),
-    [
-        ([], "without a word"),
-        ([Passage("1", "", "...")], "without a word"),
-        (Endless(), r"about 98.. GB of memory .* use the dense backend"),
-    ],
-)
-def test_an_unusable_corpus_is_refused(passages, message: str):
-    with pytest.raises(ConfigError, match=message):
-        BM25Retriever(passages)
 
 
 def test_searches_of_the_desk_world_find_their_passage():
@@ -169,10 +127,3 @@ def test_scripts_without_spaces_and_with_marks_are_found(text: str, query: str) 
     corpus = [Passage(other, "", other) for other in others]
     engine = BM25Retriever([*corpus, Passage("p", "", text)])
     assert [hit.id for hit in engine.search([query], 1)[0]] == ["p"]
-
-
-def test_letters_keep_the_marks_that_make_them_others() -> None:
-    assert search_words("हिन्दी São 東京2020 がぎ") == [
-        *("हिन्दी", "sao", "東", "京", "東京", "2020", "が", "ぎ", "がぎ")
-    ]
-    assert search_words("N'Djamena 1,200 São_Tomé") == words("N'Djamena 1,200 São_Tomé")

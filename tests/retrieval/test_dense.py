@@ -1,6 +1,5 @@
 """Dense search: exact where it is flat, and only over its own index."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -269,20 +268,7 @@ def test_identity_tells_corpora_encoders_and_settings_apart(tmp_path: Path) -> N
     assert retriever(tmp_path / "0", replace(FAKE, batch_size=9)).identity == first.identity
 
 
-def test_a_missing_faiss_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ConfigError, match="pip install faiss-cpu"):
-        retriever(tmp_path)
-
-
 # GPUs
-
-
-def test_a_faiss_without_gpus_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
-    with pytest.raises(ConfigError, match="pip install faiss-gpu"):
-        retriever(tmp_path, replace(FAKE, device="cuda"))
-    assert retriever(tmp_path, replace(FAKE, device="auto")).search(["a"], 2)
 
 
 @pytest.mark.gpu

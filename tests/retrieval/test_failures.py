@@ -25,13 +25,6 @@ def _searches(count: int) -> tuple[list[str], list[SearchKey]]:
     return [f"word{i % 40}" for i in range(count)], keys
 
 
-def test_rate_0_passes_everything_through(engine):
-    queries, keys = _searches(50)
-    hits, failed = _failing(engine, 0.0).search_keyed(queries, 2, keys)
-    assert hits == engine.search(queries, 2)
-    assert failed == [False] * 50
-
-
 def test_failed_searches_show_as_many_passages_of_other_titles(engine):
     queries, keys = _searches(200)
     true_hits = engine.search(queries, 3)

@@ -17,7 +17,7 @@ from filelock import FileLock
 from run_helpers import one_line
 
 from llds_core.config import DenseConfig
-from llds_core.errors import ConfigError, DataError, RunError
+from llds_core.errors import DataError, RunError
 from llds_core.files import write_json
 from llds_core.retrieval import DenseRetriever, build_index
 from llds_core.retrieval.index import index_kind, read_index_manifest
@@ -85,13 +85,6 @@ def test_more_shards_than_a_process_may_have_files_are_read(tmp_path: Path, monk
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert encoder.encoded == 350
-
-
-def test_16_bits_are_stored_as_16_bits(tmp_path: Path) -> None:
-    build(tmp_path, replace(FAKE, half=True))
-    rows = np.load(tmp_path / "vectors-00000.npy")
-    assert rows.dtype == np.float16
-    np.testing.assert_allclose(rows, FakeEncoder().encode_passages(PASSAGES[:100]), atol=5e-4)
 
 
 def test_another_kind_of_index_costs_no_second_encoding(tmp_path: Path) -> None:
@@ -189,45 +182,6 @@ def test_a_folder_of_something_else_is_refused(
         build_index(corpus, replace(FAKE, **values), tmp_path, encoder=encoder)
     assert named in one_line(error)
     assert contents(tmp_path) == before
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("", ""),
-        ("[]", ""),
-        ("{}", "schema_version"),
-        ('{"schema_version": 2}', 'no "corpus_hash"'),
-        ('{"schema_version": 1}', "schema version 1, not 2"),
-    ],
-)
-def test_a_damaged_manifest_is_named(tmp_path: Path, text: str, named: str) -> None:
-    (tmp_path / "manifest.json").write_text(text, "utf-8")
-    with pytest.raises(DataError, match=rf"manifest\.json is not a manifest .*{named}"):
-        build(tmp_path)
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(RunError, match="cannot write to"):
-        build(tmp_path / "file" / "index")
-
-
-@pytest.mark.parametrize(
-    ("named", "count", "values"),
-    [
-        ("does not divide vectors of 32", 350, {"pq_bytes": 5}),
-        ("dense.ivf_lists=351", 350, {"pq_bytes": 8, "ivf_lists": 351}),
-        ("needs 256 passages", 255, {"pq_bytes": 8}),
-        ("0 passages", 0, {}),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(
-    tmp_path: Path, named: str, count: int, values: dict
-) -> None:
-    with pytest.raises(ConfigError, match=named):
-        settings = replace(FAKE, index="ivf-pq", **values)
-        build_index(passages(count), settings, tmp_path, encoder=FakeEncoder())
 
 
 def test_cells_follow_the_number_of_passages() -> None:

@@ -1,7 +1,6 @@
 """One writer, whole files, and what survives a kill, a full disk or another configuration."""
 
 import json
-import logging
 import multiprocessing
 import os
 import shutil
@@ -55,11 +54,6 @@ def test_lock_of_a_live_process_names_it_and_that_of_a_killed_one_is_taken_over(
             holder.kill()
     with RunDirectory(tmp_path, CONFIG, 0):
         assert (tmp_path / "lock").read_text("utf-8") == str(os.getpid())
-
-
-def test_second_opening_in_the_same_process_is_refused(run: RunDirectory) -> None:
-    with pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
-        RunDirectory(run.path, CONFIG, 0)
 
 
 # Status
@@ -145,15 +139,6 @@ def test_a_folder_deleted_during_the_run_is_refused_and_not_made_again(tmp_path:
             write(run)
         one_line(error)
         assert not run.path.exists()
-
-
-def test_messages_go_to_the_log_of_the_run_only_while_it_is_open(tmp_path: Path) -> None:
-    logger = logging.getLogger("llds_core.test")
-    with RunDirectory(tmp_path, CONFIG, 0):
-        logger.info("within")
-    logger.info("after")
-    text = (tmp_path / "log.txt").read_text("utf-8")
-    assert "within" in text and "after" not in text
 
 
 # One folder, one experiment

@@ -26,11 +26,10 @@ from services import (
     serving,
 )
 
-from llds_core.errors import ConfigError
-from llds_core.retrieval import Hit, ask_health
+from llds_core.retrieval import ask_health
 from llds_core.retrieval.client import IDENTITY_HEADER
 from llds_core.serving import app
-from llds_core.serving.app import SearchService, serve
+from llds_core.serving.app import SearchService
 
 
 @pytest.fixture(scope="module")
@@ -160,15 +159,6 @@ def test_a_query_that_breaks_the_engine_breaks_its_own_request_only(caplog) -> N
     assert "as told" in caplog.text
 
 
-def test_an_engine_with_impossible_scores_is_an_error() -> None:
-    class Broken:
-        def search(self, queries, k):
-            return [[Hit("p", "t", "x", float("nan"))] for _ in queries]
-
-    with running(Broken()) as url:
-        assert post(url, queries=["a"], return_scores=True).status_code == 500
-
-
 # What it refuses, in one line, and lives on
 
 
@@ -260,18 +250,3 @@ def test_a_stop_while_loading_is_a_stop() -> None:
     process.start()
     eventually(lambda: ask_health(process.url).state == "loading")
     assert process.stop(signal.SIGTERM) == (0, "")
-
-
-def test_what_cannot_be_served_is_one_line_of_advice() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 .*in use.*--port"):
-            serve(lambda: pytest.fail("loaded"), SETTINGS, port=port)
-    with pytest.raises(ConfigError, match=r"port 70000 .* from 0 to 65535"):
-        serve(lambda: pytest.fail("loaded"), SETTINGS, port=70000)
-
-    def load():
-        raise ConfigError("no such encoder: name another")
-
-    with pytest.raises(ConfigError, match="no such encoder"):
-        serve(load, SETTINGS, port=0)

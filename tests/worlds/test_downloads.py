@@ -18,7 +18,7 @@ import huggingface_hub.constants
 import pytest
 
 from llds_core.__main__ import main
-from llds_core.errors import DataError, DownloadError, RunError
+from llds_core.errors import DownloadError, RunError
 from llds_core.worlds import downloads
 from llds_core.worlds.downloads import SOURCES, download, find_missing, read_manifest
 
@@ -245,16 +245,3 @@ def test_nothing_is_fetched_onto_a_small_disk_or_without_consent(
     monkeypatch.setattr("sys.stdin", terminal)
     assert main(["data", *arguments]) == 1
     assert not hub.asked and not list(tmp_path.iterdir())
-
-
-def test_names_and_folders_that_cannot_be_used_are_named(hub, tmp_path, capsys):
-    assert main(["data", "smoke"]) == 0
-    assert "needs no download" in capsys.readouterr().out
-    assert 'did you mean "paper-3b"?' in one_line(capsys, "paper-3c")
-    assert 'did you mean "index"?' in one_line(capsys, "paper-3b", "--only", "indx")
-    (tmp_path / "data").write_text("")
-    line = one_line(capsys, "paper-3b", "--folder", str(tmp_path / "data"), "--yes")
-    assert "cannot write to" in line and "File exists" in line
-    (tmp_path / "manifest.json").write_text('{"sources": 1}')
-    with pytest.raises(DataError, match=r"manifest\.json is damaged: delete it"):
-        find_missing(["questions"], tmp_path)
