@@ -346,7 +346,7 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
             source |= {"passages": corpus.passages, "corpus_hash": corpus.hash}
         if settings.encoder == PACKAGED or Path(settings.encoder).is_dir():
             source["encoder_hash"] = encoder_hash(encoder_folder(settings))
-        check_manifest(folder, manifest, source, index_kind(settings, source["passages"]))
+        check_manifest(folder, manifest, source, index_kind(settings))
     except LLDSError as error:
         said, fix = _split(error, "build it")
         return _finding(check, said, fail=f"{fix}: {command}")

@@ -248,10 +248,7 @@ def index_bytes(
 ) -> int:
     """Bytes of the FAISS index of `settings`, in memory and as a file.
 
-    Numbers take 4 bytes. A node of `hnsw` has about 2 M + 1 links of 4 bytes and 12 of its own; a
-    vector of `ivf-pq` its code and 8 bytes of number, beside tables of a few per cent.
+    Numbers take 4 bytes. A node of `hnsw` has about 2 M + 1 links of 4 bytes and 12 of its own.
     """
-    links = 4 * (2 * settings.hnsw_neighbours + 1) + 12
-    flat = 4 * dimension
-    kinds = {"flat": flat, "hnsw": flat + links, "ivf-pq": settings.pq_bytes + 8}
-    return passages * kinds[settings.index]
+    links = 4 * (2 * settings.hnsw_neighbours + 1) + 12 if settings.index == "hnsw" else 0
+    return passages * (4 * dimension + links)

@@ -58,15 +58,12 @@ class DenseRetriever:
             passages, self._encoder, settings, folder, build=build, command=command
         )
         self._graph_depth = settings.hnsw_search_depth if settings.index == "hnsw" else None
-        depth = self._graph_depth
-        if settings.index == "ivf-pq":
-            cast("faiss.IndexIVF", self._index).nprobe = depth = settings.ivf_probes
         if self._graph_depth is None:
             self._index = _on_gpus(self._index, settings)
         self._lock = threading.Lock()  # an index on a GPU answers one thread at a time
         named = index_source(passages, self._encoder, settings)
         del named["encoder"]  # a path, which may change; its hash is named too
-        named |= {"index": index_kind(settings, len(passages)), "depth": depth}
+        named |= {"index": index_kind(settings), "depth": self._graph_depth}
         self.identity = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
@@ -110,5 +107,4 @@ def _on_gpus(index: "faiss.Index", settings: DenseConfig) -> "faiss.Index":
         )
     options = faiss.GpuMultipleClonerOptions()
     options.shard, options.useFloat16 = True, settings.half
-    options.useFloat16LookupTables = True  # tables of 32 bits for 64 codes do not fit every GPU
     return faiss.index_cpu_to_all_gpus(index, options)

@@ -20,7 +20,7 @@ from llds_core.config import DenseConfig
 from llds_core.errors import DataError, RunError
 from llds_core.files import write_json
 from llds_core.retrieval import DenseRetriever, build_index
-from llds_core.retrieval.index import index_kind, read_index_manifest
+from llds_core.retrieval.index import read_index_manifest
 
 faiss = pytest.importorskip("faiss", reason="needs faiss")
 
@@ -28,7 +28,6 @@ PASSAGES = passages(350)
 KINDS = {
     "flat": FAKE,
     "hnsw": replace(FAKE, index="hnsw", hnsw_neighbours=8, hnsw_build_depth=20),
-    "ivf-pq": replace(FAKE, index="ivf-pq", pq_bytes=8),
 }
 
 
@@ -70,7 +69,7 @@ def test_a_folder_holds_shards_index_and_manifest(tmp_path: Path, kind: str) -> 
         assert index.ntotal == 350 and index.metric_type == faiss.METRIC_INNER_PRODUCT
         _, found = index.search(expected, 5)
         share = (found == np.arange(350)[:, None]).any(axis=1).mean()
-        assert share > (0.3 if kind == "ivf-pq" else 0.97)
+        assert share > 0.97
 
 
 def test_more_shards_than_a_process_may_have_files_are_read(tmp_path: Path, monkeypatch) -> None:
@@ -81,7 +80,7 @@ def test_more_shards_than_a_process_may_have_files_are_read(tmp_path: Path, monk
     open_now = len(list(Path("/dev/fd").iterdir()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 50, limits[1]))
     try:
-        build(tmp_path, KINDS["ivf-pq"], encoder)
+        build(tmp_path, KINDS["hnsw"], encoder)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert encoder.encoded == 350
@@ -89,7 +88,7 @@ def test_more_shards_than_a_process_may_have_files_are_read(tmp_path: Path, monk
 
 def test_another_kind_of_index_costs_no_second_encoding(tmp_path: Path) -> None:
     encoder = FakeEncoder()
-    for kind in ("flat", "hnsw", "ivf-pq", "flat"):
+    for kind in ("flat", "hnsw", "flat"):
         build(tmp_path, KINDS[kind], encoder)
         assert (tmp_path / "index.faiss").exists() is (kind != "flat")
     assert encoder.encoded == 350
@@ -182,16 +181,6 @@ def test_a_folder_of_something_else_is_refused(
         build_index(corpus, replace(FAKE, **values), tmp_path, encoder=encoder)
     assert named in one_line(error)
     assert contents(tmp_path) == before
-
-
-def test_cells_follow_the_number_of_passages() -> None:
-    """4 √n, with at least 40 passages a cell: 4 √(10^6) = 4000, but 350 / 40 = 8."""
-    expected = {256: 6, 350: 8, 10_000: 250, 1_000_000: 4000, 21_015_324: 18337}
-    ivf = KINDS["ivf-pq"]
-    assert {n: index_kind(ivf, n) for n in expected} == {
-        n: f"IVF{cells},PQ8np" for n, cells in expected.items()
-    }
-    assert index_kind(replace(ivf, ivf_lists=3), 350) == "IVF3,PQ8np"
 
 
 @pytest.mark.parametrize("kind", KINDS)
