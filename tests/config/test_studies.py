@@ -87,19 +87,10 @@ def test_runs_go_group_by_group_and_seed_by_seed(tmp_path: Path) -> None:
         ("profile: smoke\narms: [{name: a, method: grpo}]", r'"arms\[0\].seeds" is missing'),
         ("profile: smoke\narms: [{nam: a}]", r'key "arms\[0\].nam": did you mean "arms\[0\].name"'),
         (f"{ARM} seeds: 3}}]", "valid list"),
-        (f"{ARM} seeds: [x]}}]", "valid integer"),
-        (f"{ARM} seeds: [0], overrides: {{a: 1}}}}]", "valid list"),
         (f"{ARM} seeds: [0], overrides: [a]}}]", "section.key=value"),
         (f"{ARM} seeds: [0]}}, {{name: a, method: grpo, seeds: [0]}}]", "is there twice"),
-        ("profile: smoke\narms: [{name: a, method: grp, seeds: [0]}]", "did you mean"),
-        *(
-            (text, "not valid YAML")
-            for text in ("a: [", b"description: caf\xe9", "[" * 3000, "a: " + "{a: " * 3000)
-        ),
-        *(
-            (f"profile: smoke\narms: [{{name: '{name}', method: grpo, seeds: [0]}}]", "name is")
-            for name in ("../../../../escape", "/tmp/x", "a/b", "..", "")
-        ),
+        *((text, "not valid YAML") for text in ("a: [", b"description: caf\xe9", "[" * 3000)),
+        ("profile: smoke\narms: [{name: ../x, method: grpo, seeds: [0]}]", "name is"),
         ("profile: ../x\narms: [{name: a, method: grpo, seeds: [0]}]", "profile is"),
         (f"{ARM} seeds: [-1]}}]", "seeds"),
     ],

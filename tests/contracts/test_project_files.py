@@ -1,6 +1,5 @@
 """The files that describe the environment agree with each other."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -85,20 +84,3 @@ def test_an_old_python_is_refused_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "Python 3.10.1 is too old" in done.stderr
     assert not (tmp_path / "env").exists()
-
-
-@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-def test_an_environment_in_a_folder_with_a_space_works(tmp_path: Path) -> None:
-    environment, other = tmp_path / "my env", tmp_path / "other env"
-    (environment / "bin").mkdir(parents=True)
-    python = environment / "bin" / "python"
-    python.write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/asked"\n')
-    python.chmod(0o755)
-    shutil.copytree(environment, other)
-    variables = os.environ | {"VIRTUAL_ENV": str(environment)}
-    for _ in range(2):
-        words = ["make", "doctor", "retriever-env", f"RETRIEVER_ENV={other}"]
-        subprocess.run(words, cwd=ROOT, env=variables, check=True, capture_output=True)
-    asked = (environment / "bin" / "asked").read_text().splitlines()
-    assert [line for line in asked if "doctor" in line] == ["-m llds_core doctor desk"] * 2
-    assert sum("--no-deps" in line for line in asked) == 1  # the stamps are found again

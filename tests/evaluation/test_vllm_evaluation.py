@@ -145,11 +145,3 @@ def test_sampled_answers_depend_on_no_batch_and_go_on_after_an_error(
     assert 0 < len(kept) < 28 and kept == whole[: len(kept)]
     assert answer(tmp_path / "parts", served, *options, plan=plan) == whole
     assert [engine[-1] for engine in engines] == ["closed"] * 3
-
-
-def test_the_packaged_model_is_decoded_by_transformers(engines, tmp_path) -> None:
-    plan = EvaluationPlan(limit=7)
-    asked = model()  # without a folder
-    made = answer(tmp_path / "1", asked, VLLM, plan=plan)
-    assert made == answer(tmp_path / "2", asked, plan=plan)
-    assert not engines

@@ -165,12 +165,6 @@ SERVER = "sampler.mode=server"
             "update to driver >= 580 for CUDA 13",
             find_gpus=gpus(driver="550.54"),
         ),
-        case(
-            "CUDA",
-            f"{CUDA} unknown",
-            "install the NVIDIA driver >= 580",
-            find_gpus=gpus(driver=None),
-        ),
         case("CUDA", f"{CUDA} 580.65: no", "CUDA_VISIBLE_DEVICES must", find_gpus=gpus()),
         case("CUDA", "Segmentation", "machine.gpu_probe", find_gpus=broken),
         case("GPUs", "2 × NVIDIA H100", "4 per node are needed", find_gpus=gpus(H100, H100)),
@@ -200,7 +194,6 @@ SERVER = "sampler.mode=server"
         case("index", "holds no finished", "/e5_Flat.index (checks ", index={"index": None}),
         case("index", "was built with", index={"corpus_hash": "0" * 64}),
         case("index", "was built with", index={"encoder_hash": "0" * 64}),
-        case("index", "was built with", index={"half": False}),
         case("index", "holds the index HNSW64, not Flat", index={"index": "HNSW64"}),
         case("index", "schema version 7", index={"schema_version": 7}),
         case(
@@ -219,12 +212,6 @@ SERVER = "sampler.mode=server"
             "--port 8001 --tensor-parallel-size 1 --max-model-len 4096 --dtype bfloat16 "
             "--logprobs-mode processed_logprobs",
             overrides=(SERVER,),
-        ),
-        case(
-            "vLLM server",
-            "",
-            "--logprobs-mode raw_logprobs",
-            overrides=(SERVER, "rollout.top_p=0.9"),
         ),
     ],
 )

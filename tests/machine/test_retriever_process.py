@@ -14,6 +14,7 @@ from services import Scripted, eventually, free_port
 
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.errors import RetrieverChangedError, RetrieverError, RunError
+from llds_core.machine import retriever
 from llds_core.machine.retriever import running_retriever, wait_for_service
 from llds_core.retrieval.client import ask_health, local_address
 
@@ -61,10 +62,10 @@ def stub(folder: Path, behaviour: str) -> Path:
 
 
 @contextmanager
-def started(config: ExperimentConfig, folder: Path, behaviour: str, **more) -> Iterator[None]:
+def started(config: ExperimentConfig, folder: Path, behaviour: str) -> Iterator[None]:
     environment = stub(folder, behaviour)
     log = folder / "log.txt"
-    with running_retriever(config, CORPUS, ["a.b=c"], log, environment=environment, **more):
+    with running_retriever(config, CORPUS, ["a.b=c"], log, environment=environment):
         yield
 
 
@@ -110,11 +111,12 @@ def test_it_ends_when_the_job_is_killed(config: ExperimentConfig, tmp_path: Path
     ],
 )
 def test_one_that_does_not_come_up_is_one_line_and_stopped(
-    config: ExperimentConfig, tmp_path: Path, behaviour: str, patience: float, error, words: str
+    config: ExperimentConfig, tmp_path: Path, monkeypatch, behaviour, patience, error, words
 ) -> None:
+    monkeypatch.setattr(retriever, "START_SECONDS", patience)
     with (
         pytest.raises(error, match=words) as caught,
-        started(config, tmp_path, behaviour, patience=patience),
+        started(config, tmp_path, behaviour),
     ):
         pytest.fail("it was taken for ready")
     one_line(caught)
@@ -148,10 +150,11 @@ def test_a_node_is_known_without_its_domain(monkeypatch: pytest.MonkeyPatch) -> 
         assert local_address(url) is None
 
 
-def test_another_machine_waits_for_the_service_of_the_first() -> None:
+def test_another_machine_waits_for_the_service_of_the_first(monkeypatch) -> None:
     with answering(200, ready(CORPUS)) as url:
         wait_for_service(url, CORPUS)
         with pytest.raises(RetrieverChangedError):
             wait_for_service(url, "d" * 16)
     with pytest.raises(RetrieverError, match="look at the first machine"):
-        wait_for_service(f"http://127.0.0.1:{free_port()}", CORPUS, patience=0.3)
+        monkeypatch.setattr(retriever, "START_SECONDS", 0.3)
+        wait_for_service(f"http://127.0.0.1:{free_port()}", CORPUS)

@@ -123,17 +123,3 @@ def test_hash_and_vectors_follow_the_files(encoder: Encoder, folder: Path) -> No
     assert encoder_hash(folder) != encoder.hash
     first_token = Encoder(replace(PACKAGED, encoder=str(folder))).encode_queries(["Homs"])
     assert not np.allclose(first_token, encoder.encode_queries(["Homs"]), atol=1e-2)
-
-
-def test_an_encoder_on_the_hub_is_fetched_without_other_frameworks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    def download(name: str, revision: str | None, ignore_patterns: list[str]) -> str:
-        assert (name, revision) == ("some/encoder", "main") and "onnx/*" in ignore_patterns
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    chosen = replace(PACKAGED, encoder="some/encoder", revision="main")
-    assert encoder_folder(chosen) == tmp_path

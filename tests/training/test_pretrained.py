@@ -25,7 +25,7 @@ from llds_core.evaluation import evaluate_run
 from llds_core.rollout.prompts import encode_prompt
 from llds_core.runs import Run, read_manifest, read_trajectories
 from llds_core.runs.checkpoints import checkpoint_path
-from llds_core.runs.policies import given_policy, load_policy, policy_digest
+from llds_core.runs.policies import load_policy, policy_digest
 from llds_core.training.experiment import train
 from llds_core.training.warmstart import start_policy, warmstart
 from llds_core.worlds.question_sets import MIX_FILE
@@ -173,21 +173,6 @@ def test_a_policy_that_cannot_be_had_is_one_line(
     with pytest.raises(kind, match=said) as error:
         make(run)
     one_line(error)
-
-
-def test_a_model_of_the_hub_is_taken_from_its_cache(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    asked = {}
-
-    def download(repo: str, allow_patterns: list[str]) -> str:
-        asked[repo] = allow_patterns
-        return str(tmp_path / "snapshot")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    config = load_experiment("smoke/grpo", ["policy.path=owner/model"])
-    assert given_policy(config, tmp_path) == tmp_path / "snapshot"
-    assert "*.safetensors" in asked["owner/model"] and "config.json" in asked["owner/model"]
 
 
 def test_questions_that_do_not_fit_are_named_before_the_first_step(
