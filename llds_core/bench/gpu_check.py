@@ -72,15 +72,9 @@ class _Sizes:
 
 
 def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int:
-    """Run `phases`, write `gpu_check.json` under `out`; 1 when a check failed, else 0.
-
-    Args:
-        phases: of A, B, C and D, run in the order given.
-        out: folder of the rows, and of the runs of phase D, which are continued.
-        steps: of phase D instead of the profile's.
-
-    Raises:
-        ConfigError: for an unknown phase, and for a GPU that no layout is for.
+    """Run `phases` in the order given and write their rows to `gpu_check.json` under `out`, where
+    the runs of phase D are continued, of `steps` if not the profile's; 1 when a check failed, else
+    0. A `ConfigError` for an unknown phase, and for a GPU that no layout is for.
     """
     if unknown := [phase for phase in phases if phase not in PHASES]:
         raise ConfigError(f'--phase is "{unknown[0]}": choose of {",".join(PHASES)}')

@@ -35,12 +35,8 @@ def reencoding_rollout(loop: RolloutLoop, model: PreTrainedModel, tasks: Tasks) 
 
     Every turn tokenises what followed the prompt of all running contexts, pads them on the left,
     and calls `generate`, which keeps a cache within the turn and drops it after. A group's common
-    prompt is computed once per trajectory.
-
-    Args:
-        loop: our own, whose tokenizer, search engine and limits are taken.
-        model: samples the actions.
-        tasks: questions, each with the number of its sample.
+    prompt is computed once per trajectory. Tokenizer, search engine and limits are those of `loop`,
+    our own; `tasks` are questions, each with the number of its sample.
     """
     limits, tokenizer = loop.config, loop.tokenizer
     prompts = loop.prompts([question for question, _ in tasks])

@@ -143,11 +143,7 @@ studies = partial(preset_names, "studies")  # names of those that ship with the 
 
 
 def load_study(name: str) -> Study:
-    """Read a study by name, or from a YAML file.
-
-    Raises:
-        ConfigError: for an unknown study, or a file that is not one: what is wrong and where.
-    """
+    """Read a study by name, or from a YAML file; a `ConfigError` says what is wrong and where."""
     if name in studies():
         text = (PRESETS / "studies" / f"{name}.yaml").read_bytes()
     elif name.endswith((".yaml", ".yml")) and Path(name).is_file():

@@ -33,14 +33,9 @@ def running_retriever(
     *,
     environment: Path | None = None,
 ) -> Iterator[None]:
-    """Hold a ready search service over `corpus` at `service.url`.
-
-    Args:
-        config: any experiment of the profile, with `retrieval.backend` "server".
-        corpus: what the service must search, as it names its corpus.
-        overrides: as given by the user; the service gets them too.
-        log: gets the output of a service that is started here.
-        environment: folder of the virtual environment it runs in; None for this one.
+    """Hold a ready search service over `corpus`, as it names that, at `service.url`. One that is
+    started here gets the `overrides` of the user, writes to `log`, and runs in the virtual
+    environment in the folder `environment`, None for this one.
     """
     url = config.service.url
     found = _settled(url, "look into its log, or stop it")

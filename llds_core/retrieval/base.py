@@ -79,13 +79,8 @@ def format_hits(hits: Sequence[Hit]) -> str:
 
 @dataclass(frozen=True)
 class FailingRetriever:
-    """A retriever of which `failure_rate` of the keyed searches return unrelated passages.
-
-    Args:
-        retriever: the engine that is asked first, always.
-        failure_rate: probability of a failure, in [0, 1]; 0 passes everything through.
-        passages: where unrelated passages are drawn from.
-        seed: root of the failure stream, beside the seed inside each key.
+    """A retriever, always asked, of whose keyed searches a share of `failure_rate` in [0, 1] return
+    unrelated ones of `passages`; `seed` is the root of failures, beside that inside each key.
     """
 
     retriever: Retriever
@@ -96,12 +91,9 @@ class FailingRetriever:
     def search_keyed(
         self, queries: Sequence[str], k: int, keys: Sequence[SearchKey]
     ) -> tuple[list[list[Hit]], list[bool]]:
-        """Search, failing by key.
-
-        Returns:
-            Hits per query, and whether they were replaced. A failed search shows as many
-            passages as it had hits, all under other titles (fewer if the corpus has no more);
-            a search without hits cannot fail.
+        """Hits per query, and whether they were replaced. A failed search shows as many passages as
+        it had hits, all under other titles (fewer if the corpus has no more); a search without hits
+        cannot fail.
         """
         shown, failed = [], []
         for hits, key in zip(self.retriever.search(queries, k), keys, strict=True):

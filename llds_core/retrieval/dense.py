@@ -24,12 +24,9 @@ class DenseRetriever:
     """Ranks passages by the inner product of their vectors with that of the query.
 
     Args:
-        passages: the corpus, in memory or a `PassageFile`.
-        settings: encoder, index and searching.
-        folder: where the index is.
-        encoder: the encoder of `settings`, if it is loaded already.
-        build: build the index first when none is finished, which takes hours on millions of
-            passages.
+        folder: where the index of `passages` by `settings` is.
+        encoder: that of `settings`, if it is loaded already.
+        build: build the index first when none is finished: hours on millions of passages.
         command: what else builds it, for the message where none is finished.
 
     Raises:

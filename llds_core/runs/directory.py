@@ -127,10 +127,8 @@ class RunDirectory:
             file.write(gzip.compress(_json_lines(rows).encode()))
 
     def rewind(self) -> tuple[int, Path | None]:
-        """Go back to the last checkpoint to continue from: what came after it is made again.
-
-        Returns:
-            Its step and folder; (0, None) without one.
+        """Go back to the last checkpoint to continue from: what came after it is made again. Its
+        step and folder; (0, None) without one.
         """
         remove_leftovers(self.checkpoints)
         steps = resumable_steps(self.checkpoints)

@@ -59,10 +59,7 @@ def start_policy(run: Run) -> Path:
 
 
 def warmstart(run: Run) -> Path:
-    """Train the start policy of `run`, or continue, or return at once when it is there.
-
-    Returns:
-        The folder of the policy, loadable with `AutoModelForCausalLM` and `AutoTokenizer`.
+    """Train the start policy of `run`, or continue, or return at once when it is there: its folder.
 
     Raises:
         ConfigError: when the run starts from `policy.path` as it is.

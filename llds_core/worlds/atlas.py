@@ -172,13 +172,8 @@ def _spellings(names: Iterable[str]) -> tuple[str, ...]:
 def city_questions(
     city: City, alike: Sequence[City], *, repeated: bool, seed: int
 ) -> list[Question]:
-    """Return the one-hop and two-hop questions about `city`.
-
-    Args:
-        city: the subject.
-        alike: every city that the wording fits, `city` among them; the answers of all count.
-        repeated: whether the name needs the population beside it.
-        seed: root seed of the wordings.
+    """The one-hop and two-hop questions about `city`, whose name needs the population beside it if
+    `repeated`. It is among the cities `alike`, all that the wording fits: all their answers count.
     """
     subject = f"{city.name} (about {city.people} people)" if repeated else city.name
     query = f"{city.name} {city.people}" if repeated else city.name

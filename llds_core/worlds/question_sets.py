@@ -122,10 +122,8 @@ def training_file_hash(folder: Path) -> str:
 
 def published_prompt(folder: Path) -> str:
     """The instructions that Search-R1's training file in the data folder gives with every question,
-    with `{question}` where that stands.
-
-    Raises:
-        DataError: when there is no such file, or its prompts differ in more than the question.
+    with `{question}` where that stands; a `DataError` when there is no such file, or its prompts
+    differ in more than the question.
     """
     path, template = _present(folder, MIX_FILE), ""
     for where, row in _read_parquet(path, ["question", "prompt"]):
