@@ -155,9 +155,8 @@ class Updates:
 
     Attributes:
         tokens: that all updates train on.
-        padding: share of positions, in the last step of our trainer.
-        row: all metrics of that step.
-        whole_padding: the same when all trajectories are padded to the longest.
+        row: all metrics of the last step of our trainer.
+        whole_padding: its share of positions when all trajectories are padded to the longest.
     """
 
     def __init__(self, config: ExperimentConfig, rollout: Rollout, path: str, folder: Path) -> None:
@@ -170,7 +169,7 @@ class Updates:
         width = max(len(t.prompt_ids) for t in made) + max(len(t.completion_ids) for t in made)
         self.config, self._path, self._folder = config, path, folder
         self.tokens = total * config.training.epochs
-        self.padding, self.whole_padding = 0.0, 1 - total / (width * len(made))
+        self.whole_padding = 1 - total / (width * len(made))
         # What the longest trajectories take in a micro-batch of a fixed number of them.
         self.budget = config.training.micro_batch_size * max(t.total_tokens for t in made)
         self.row: dict[str, Any] = {}
@@ -209,7 +208,7 @@ class Updates:
         return train_seconds(trainer)
 
     def _record(self, row: dict[str, Any], trajectories: object) -> None:
-        self.padding, self.row = row["padding"], row
+        self.row = row
 
     def _common(
         self, weight: float, budget: int | None = None, lp_reg: float = 0.0
@@ -239,7 +238,7 @@ def _measure_updates(updates: Updates) -> list[Measure]:
             lambda: updates.ours(0.0, lp_reg=1.0),
         ]
     )
-    padding, whole, tokens = updates.padding, updates.whole_padding, updates.tokens
+    padding, whole, tokens = updates.row["padding"], updates.whole_padding, updates.tokens
     saved = padding / whole if whole else None
     per_step = f"s for {config.training.updates_per_rollout} updates"
     plain = "the same with weight 0"
