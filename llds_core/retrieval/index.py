@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -52,9 +52,6 @@ _SOURCES = {
     "vectors": "dense.vectors",
 }
 
-Blocks = Callable[[], Iterator[np.ndarray]]
-"""All vectors of a corpus in order, as blocks (at most `SHARD`, dimension)."""
-
 
 def index_path(settings: DenseConfig, world: str, corpus: str) -> Path:
     """Where the index over the corpus of hash `corpus` is, or will be: `dense.path`, or a folder of
@@ -82,8 +79,7 @@ def build_index(
     """
     if not len(passages):
         raise ConfigError("a corpus of 0 passages: give the index something to find")
-    encoder = encoder or Encoder(settings)
-    index = _empty_index(settings, encoder.dimension)
+    faiss, encoder = import_faiss(), encoder or Encoder(settings)
     source, kind = index_source(passages, encoder, settings), index_kind(settings)
     file = folder / "index.faiss"
     with locked(folder / "lock"):
@@ -98,14 +94,15 @@ def build_index(
         write_json(folder / "manifest.json", unfinished)
         if settings.vectors is None:
             _encode(passages, encoder, settings, folder)
-        blocks = _blocks(passages, encoder, settings, folder)
+        elif settings.index == "flat":
+            _open_published(Path(settings.vectors), passages, encoder)  # is it of this corpus?
         if settings.index == "flat":
             file.unlink(missing_ok=True)  # of another kind
         else:
-            index = _fill(index, blocks, settings, len(passages))
+            index = _filled(passages, encoder, settings, folder)
             with replacing(file) as target:
                 try:
-                    import_faiss().write_index(index, target.name)
+                    faiss.write_index(index, target.name)
                 except RuntimeError as error:
                     reason = str(error).strip().split("\n")[-1]
                     raise RunError(f"cannot write to {file} ({reason}): free space") from error
@@ -139,7 +136,6 @@ def open_index(
     check_manifest(
         folder, manifest, index_source(passages, encoder, settings), index_kind(settings)
     )
-    index = _empty_index(settings, encoder.dimension)
     if not is_new and (damaged := _damaged(folder, manifest, _READ_AT_LOAD)):
         raise DataError(
             f"{damaged[0]} is missing or damaged (its SHA-256 is not that of the manifest): "
@@ -147,10 +143,11 @@ def open_index(
         )
     if settings.index != "flat":
         advice = "build the index again (the vectors are kept)"
-        return _read_faiss(folder / "index.faiss", index, len(passages), advice)
+        like = _empty_index(settings, encoder.dimension)
+        return _read_faiss(folder / "index.faiss", like, len(passages), advice)
     if settings.vectors is not None:
         return _open_published(Path(settings.vectors), passages, encoder)
-    return _fill(index, _blocks(passages, encoder, settings, folder), settings, len(passages))
+    return _filled(passages, encoder, settings, folder)
 
 
 def read_index_manifest(folder: Path) -> dict[str, Any] | None:
@@ -267,33 +264,33 @@ def _shards(
 
 def _blocks(
     passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
-) -> Blocks:
+) -> Iterator[np.ndarray]:
+    """All vectors of a corpus in order, as blocks (at most `SHARD`, dimension)."""
     if settings.vectors is not None:
         published = _open_published(Path(settings.vectors), passages, encoder)
-        starts = range(0, len(passages), SHARD)
-        return lambda: (
-            published.reconstruct_n(start, min(SHARD, len(passages) - start)) for start in starts
-        )
-
-    def stored() -> Iterator[np.ndarray]:
-        for path, _, shard in _shards(folder, len(passages), encoder.dimension):
-            if shard is None:
-                raise DataError(
-                    f"{path} is missing or damaged: build the index again, which encodes only that"
-                )
-            yield shard
-
-    return stored
+        for start in range(0, len(passages), SHARD):
+            yield published.reconstruct_n(start, min(SHARD, len(passages) - start))
+        return
+    for path, _, shard in _shards(folder, len(passages), encoder.dimension):
+        if shard is None:
+            raise DataError(
+                f"{path} is missing or damaged: build the index again, which encodes only that"
+            )
+        yield shard
 
 
-def _fill(index: "faiss.Index", blocks: Blocks, settings: DenseConfig, count: int) -> "faiss.Index":
-    """Add `count` vectors to `index`."""
+def _filled(
+    passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
+) -> "faiss.Index":
+    """The index of `settings` with all vectors of a corpus."""
+    index = _empty_index(settings, encoder.dimension)
     if settings.index == "flat":
         # Reserved: growing while vectors are added would take twice the memory.
         flat = cast("faiss.IndexFlat", index)
-        flat.codes.resize(count * flat.code_size)
+        flat.codes.resize(len(passages) * flat.code_size)
         flat.codes.clear()
-    for block in tqdm(blocks(), f"filling {settings.index}", unit=" shards"):
+    blocks = _blocks(passages, encoder, settings, folder)
+    for block in tqdm(blocks, f"filling {settings.index}", unit=" shards"):
         if not np.isfinite(block).all():
             raise DataError("stored vectors are not finite: delete the index and build it again")
         index.add(np.asarray(block, np.float32))
