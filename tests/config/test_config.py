@@ -3,17 +3,13 @@
 import ast
 import importlib.resources
 import itertools
-import json
 import re
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-import yaml
 from annotated_types import Ge, Le
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from llds_core.config import (
     ExperimentConfig,
@@ -73,31 +69,6 @@ def test_every_profile_loads_with_every_method_and_returns_from_its_values(name:
     config = load_experiment(name)
     assert config.name == name
     assert ExperimentConfig(**config.to_dict()) == config
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    rate=st.floats(0, 1),
-    learning_rate=st.sampled_from([1e-6, 1e-05, 2.5e-7]) | st.floats(0, 1),
-    path=st.none() | st.text(max_size=20),
-    cities=st.none() | st.integers(1, 10**6),
-    kl=st.floats(0, 1e300),
-    ramp=st.sampled_from(["none", "paper", "code"]),
-)
-def test_any_values_return_from_yaml_and_json(rate, learning_rate, path, cities, kl, ramp) -> None:
-    base = load_experiment("desk/grpo")
-    config = replace(
-        base,
-        world=replace(base.world, cities=cities),
-        policy=replace(base.policy, path=path),
-        retrieval=replace(base.retrieval, failure_rate=rate),
-        training=replace(base.training, learning_rate=learning_rate),
-        loss=replace(base.loss, kl_weight=kl, answer_ramp=ramp),
-    )
-    values = config.to_dict()
-    for again in (parse_yaml(yaml.safe_dump(values), ""), json.loads(json.dumps(values))):
-        assert ExperimentConfig(**again) == config
-        assert ExperimentConfig(**again).hash() == config.hash()
 
 
 def test_method_lies_over_the_profile_and_overrides_over_both() -> None:

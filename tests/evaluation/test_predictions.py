@@ -60,14 +60,6 @@ def test_answers_of_all_shards_count_once(tmp_path):
     assert made.read(KEYS) == dict(zip(KEYS, ROWS, strict=True))
 
 
-def test_a_file_has_one_writer(tmp_path):
-    held = Predictions(tmp_path, (1, 2)).writing()
-    with held, pytest.raises(RunError, match="being written by another process") as caught:
-        write(tmp_path, ROWS, (1, 2))
-    one_line(caught)
-    write(tmp_path, ROWS, (1, 2))
-
-
 def test_a_folder_holds_one_evaluation(tmp_path):
     identity = {"model": "abc", "limit": None, "names": ["x"]}
     made = Predictions(tmp_path / "one")

@@ -1,4 +1,3 @@
-import math
 import os
 import subprocess
 import sys
@@ -52,18 +51,6 @@ def test_a_query_without_a_known_word_finds_nothing(retriever):
     assert retriever.search(queries, 3) == [[]] * 5
     with pytest.raises(ConfigError, match=r"retrieval\.top_k"):
         retriever.search(queries, 0)
-
-
-def test_score_of_a_hand_computed_case():
-    """Two documents of two words each (title once, text once), query word in one of them.
-
-    Lucene's idf is ln(1 + (N - n + 0.5) / (n + 0.5)) = ln 2 for N=2, n=1; with every document of
-    average length the term weight is tf / (tf + k1) = 1 / 2.5.
-    """
-    hits = BM25Retriever([Passage("1", "a", "b"), Passage("2", "c", "d")], title_weight=1).search(
-        ["b"], 1
-    )[0]
-    assert hits[0].score == pytest.approx(math.log(2) / 2.5, rel=1e-6)
 
 
 def test_identity_tells_corpora_and_settings_apart():

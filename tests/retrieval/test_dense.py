@@ -181,15 +181,6 @@ def test_a_published_index_that_is_missing_or_damaged_is_named(published: Path) 
 # Opening
 
 
-def test_it_builds_once_and_then_loads(tmp_path: Path) -> None:
-    first = retriever(tmp_path, HNSW)
-    encoder = FakeEncoder()
-    second = DenseRetriever(PASSAGES, HNSW, tmp_path, encoder=encoder)
-    assert encoder.encoded == 0
-    assert first.identity == second.identity
-    assert first.search(["query"], 5) == second.search(["query"], 5)
-
-
 @pytest.mark.parametrize("begun", [False, True])
 def test_only_the_atlas_is_indexed_by_opening(tmp_path: Path, monkeypatch, begun: bool) -> None:
     """Encoding millions of passages takes hours: whoever only wants to search is told so."""

@@ -67,13 +67,6 @@ def test_what_comes_after_max_tokens_is_not_read_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_16_bits_come_close(encoder: Encoder) -> None:
-    half = Encoder(replace(PACKAGED, half=True)).encode_queries(TEXTS)
-    assert half.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-6)
-    assert np.einsum("nd,nd->n", half, encoder.encode_queries(TEXTS)).min() > 0.9995
-
-
 def test_any_text_has_a_vector_of_length_1(encoder: Encoder) -> None:
     """Half surrogate pairs and control characters too: a policy may write anything."""
     texts = ["\ud83d", "\x00\x1b\u202e", "", " \n", "大阪 🏯 naïve", "[CLS] [PAD]", "a" * 5000]

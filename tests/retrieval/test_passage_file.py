@@ -85,16 +85,6 @@ def test_titles_with_and_without_quotes_are_read(tmp_path: Path, contents, title
     assert PassageFile(tmp_path / "corpus.jsonl")[0] == Passage("1", title, text)
 
 
-def test_the_map_is_made_once(corpus: Path) -> None:
-    PassageFile(corpus)
-    before = offsets(corpus).stat().st_mtime_ns
-    again = PassageFile(corpus)
-    assert offsets(corpus).stat().st_mtime_ns == before
-    assert again.hash == passages_hash(PASSAGES)
-    assert offsets(corpus).stat().st_size == 128 + 8 * (HEADER + 2500 + 1)
-    assert sorted(p.name for p in corpus.parent.iterdir()) == [corpus.name, offsets(corpus).name]
-
-
 def test_a_changed_corpus_is_mapped_again(corpus: Path) -> None:
     before = PassageFile(corpus).hash
     # As long as before: only the time of change tells.

@@ -1,7 +1,6 @@
 """Runs from a policy that is given: a Llama with a chat template and multi-token tags."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,7 @@ from huggingface_hub import errors as hub_errors
 from run_helpers import one_line
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from llds_core.config import load_experiment
 from llds_core.errors import CheckpointError, ConfigError, DownloadError, RunError
-from llds_core.evaluation import evaluate_run
 from llds_core.rollout.prompts import encode_prompt
 from llds_core.runs import Run, read_manifest, read_trajectories
 from llds_core.runs.checkpoints import checkpoint_path
@@ -85,14 +82,6 @@ def test_its_tokenizer_and_chat_template_are_used_and_stored_as_they_were(
     text = "<think> São  Tomé, 1,234 </think>\n\n<search> e\u0301 </search><|im_end|>"
     assert stored.encode(text) == given.encode(text)
     assert stored.decode(stored.encode(text)) == text
-
-
-@pytest.mark.parametrize("checkpoint", ["last", "start"])
-def test_its_checkpoints_are_evaluated(trained: Run, llama: Path, checkpoint: str) -> None:
-    overrides = [*trained.overrides, "evaluation.questions=4"]
-    config = load_experiment("smoke/llds-action", overrides)
-    path = evaluate_run(Run(config, 0, trained.root, trained.overrides), checkpoint)
-    assert json.loads(path.read_text())["results"]["greedy"]["all"]["n"] == 4
 
 
 def test_stopped_and_resumed_it_is_bit_identical(llama: Path, trained: Run, tmp_path: Path) -> None:

@@ -105,20 +105,6 @@ def test_everything_of_a_paper_profile_is_fetched_and_recorded(hub, tmp_path, ca
     assert "complete in" in capsys.readouterr().out
 
 
-def test_a_lost_shortened_or_newly_listed_file_is_fetched(hub, tmp_path, monkeypatch):
-    shorter = dataclasses.replace(SOURCES["questions"], files=SOURCES["questions"].files[:-1])
-    with monkeypatch.context() as before:
-        before.setitem(SOURCES, "questions", shorter)
-        fetch(tmp_path, "questions")
-        assert not find_missing(["questions"], tmp_path)
-    (tmp_path / "questions/nq/test.jsonl").unlink()
-    (tmp_path / "questions/popqa/test.jsonl").write_bytes(b"")
-    hub.asked.clear()
-    fetch(tmp_path, "questions")
-    assert set(hub.asked) == {"nq/test.jsonl", "popqa/test.jsonl", "bamboogle/test.jsonl"}
-    assert not find_missing(["questions"], tmp_path)
-
-
 def test_a_killed_call_is_continued_by_the_next(hub, tmp_path):
     """Killed in the middle of the second part: the first is not fetched again."""
     hub.stall_after["part_ab"] = 10_000
