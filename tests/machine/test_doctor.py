@@ -91,7 +91,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             replaced = answer if callable(answer) else lambda *_, answer=answer: answer
             monkeypatch.setattr(doctor, name, replaced)
 
-    change(installed="999", hub_problem="", is_free=True, ask_health=Health("silent"))
+    change(installed="999", hub_problem="", ask_health=Health("silent"))
     change(find_gpus=gpus(*[H100] * 4))
     has_gib(monkeypatch, memory=2000, disk=2000)
     return change
@@ -203,7 +203,6 @@ SERVER = "sampler.mode=server"
             ask_health=Health("ready", identity("0" * 16)),
         ),
         case("retriever", "is not a search service", "stop", ask_health=Health("foreign")),
-        case("retriever", "port 8000 is in use", "stop what listens", is_free=False),
         case("retriever", "not this machine", overrides=("service.url=http://10.0.0.1:8000",)),
         # Processed log-probabilities know which ids are no tokens; raw ones ignore a nucleus.
         case(

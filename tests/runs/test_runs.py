@@ -1,7 +1,6 @@
 """One writer, whole files, and what survives a kill, a full disk or another configuration."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -114,17 +113,6 @@ def test_first_error_is_the_one_reported_when_the_disk_fails_too(
     with pytest.raises(kind, match="loss is blue"), RunDirectory(tmp_path, CONFIG, 0):
         monkeypatch.setattr(runs.os, "replace", no_space)
         raise kind("loss is blue")
-
-
-def test_a_folder_deleted_during_the_run_is_refused_and_not_made_again(tmp_path: Path) -> None:
-    row = {"step": 1}
-    for write in (str, RunDirectory.update, lambda run: run.append_metrics(row)):
-        run = opened(tmp_path / "run")
-        with pytest.raises(RunError, match=str(run.path)) as error, run:
-            shutil.rmtree(run.path)
-            write(run)
-        one_line(error)
-        assert not run.path.exists()
 
 
 # One folder, one experiment

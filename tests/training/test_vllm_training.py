@@ -24,7 +24,7 @@ from llds_core.rollout.samplers import TransformersSampler
 from llds_core.runs import read_metrics
 from llds_core.runs.policies import load_policy
 from llds_core.training.experiment import SearchRollout
-from llds_core.training.vllm_engine import check_vllm
+from llds_core.training.settings import check_vllm
 
 VLLM = ["sampler.backend=vllm", "sampler.memory_share=0.4"]
 
