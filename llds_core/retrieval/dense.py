@@ -70,7 +70,12 @@ class DenseRetriever:
         results: list[list[Hit]] = [[] for _ in queries]
         if asked:
             vectors = self._encoder.encode_queries([queries[place] for place in asked])
-            found = self._nearest(vectors, k)
+            most = min(k, len(self._passages))
+            with self._lock:
+                if self._graph_depth is not None:  # a graph returns no more than it looks at
+                    graph = cast("faiss.IndexHNSW", self._index).hnsw
+                    graph.efSearch = max(self._graph_depth, most)
+                found = self._index.search(vectors, most)
             if not np.isfinite(found[0][found[1] >= 0]).all():
                 raise DataError(
                     "the index holds numbers that are not finite, so it is damaged: build it again"
@@ -82,14 +87,6 @@ class DenseRetriever:
                     if index >= 0  # an approximate index may find fewer
                 ]
         return results
-
-    def _nearest(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        k = min(k, len(self._passages))
-        with self._lock:
-            if self._graph_depth is not None:  # a graph returns no more than it looks at
-                graph = cast("faiss.IndexHNSW", self._index).hnsw
-                graph.efSearch = max(self._graph_depth, k)
-            return self._index.search(vectors, k)
 
 
 def _on_gpus(index: "faiss.Index", settings: DenseConfig) -> "faiss.Index":

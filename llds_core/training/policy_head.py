@@ -17,8 +17,7 @@ transformers' SDPA.
 
 import inspect
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -177,7 +176,8 @@ def forward_unpadded(
     kept = attention.bool()
     lengths = attention.sum(1)
     starts = nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-    with _without_mask():
+    token = _is_unpadded.set(True)
+    try:
         output = model(
             input_ids=ids[kept][None],
             position_ids=(attention.cumsum(1) - 1)[kept][None],
@@ -186,6 +186,8 @@ def forward_unpadded(
             starts=starts,
             longest=int(lengths.max()),
         )
+    finally:
+        _is_unpadded.reset(token)
 
     def padded(values: torch.Tensor) -> torch.Tensor:
         # The score at t belongs to token t + 1; the first token of all has none.
@@ -201,15 +203,6 @@ def forward_unpadded(
         ),
         extra=None if output.extra is None else padded(output.extra),
     )
-
-
-@contextmanager
-def _without_mask() -> Iterator[None]:
-    token = _is_unpadded.set(True)
-    try:
-        yield
-    finally:
-        _is_unpadded.reset(token)
 
 
 def _mask(**options: Any) -> torch.Tensor | None:
