@@ -52,6 +52,11 @@ class TrainingDivergedError(LLDSError, ArithmeticError):
     """Loss or gradient stayed non-finite for the configured number of updates in a row."""
 
 
+def one_line(error: object, longest: int = 120) -> str:
+    """What an error of a library says, on one line and shortened."""
+    return " ".join(str(error).split())[:longest]
+
+
 def did_you_mean(name: str, valid: Iterable[str], *, prefix: str = "") -> str:
     """Return a hint for an unknown `name`: the nearest valid name with its `prefix`, then all of
     them.

@@ -43,10 +43,8 @@ exec python3 -m llds_core gpu-check --out "$out" "$@"
 
 
 def make_bundle(out: Path, python: str) -> None:
-    """Write the bundle for version `python` ("3.12") of the other machine into `out`, anew.
-
-    Raises:
-        DownloadError: when pip fetches a wheel not.
+    """Write the bundle for version `python` ("3.12") of the other machine into `out`, anew; a
+    `DownloadError` when pip fetches a wheel not.
     """
     shutil.rmtree(out, ignore_errors=True)
     (out / "pieces").mkdir(parents=True)

@@ -28,7 +28,7 @@ from llds_core.bench.gpu_kernels import check_kernels
 from llds_core.bench.gpu_report import Report, Status, synchronise
 from llds_core.bench.speed import Updates, measure_profile, train_seconds
 from llds_core.config import ExperimentConfig, layouts_for, load_experiment
-from llds_core.errors import ConfigError, RunError
+from llds_core.errors import ConfigError, RunError, one_line
 from llds_core.files import write_text
 from llds_core.machine.gpu_probe import find_gpus
 from llds_core.machine.jobs import Child, stop_children
@@ -72,15 +72,9 @@ class _Sizes:
 
 
 def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int:
-    """Run `phases`, write `gpu_check.json` under `out`; 1 when a check failed, else 0.
-
-    Args:
-        phases: of A, B, C and D, run in the order given.
-        out: folder of the rows, and of the runs of phase D, which are continued.
-        steps: of phase D instead of the profile's.
-
-    Raises:
-        ConfigError: for an unknown phase, and for a GPU that no layout is for.
+    """Run `phases` in the order given and write their rows to `gpu_check.json` under `out`, where
+    the runs of phase D are continued, of `steps` if not the profile's; 1 when a check failed, else
+    0. A `ConfigError` for an unknown phase, and for a GPU that no layout is for.
     """
     if unknown := [phase for phase in phases if phase not in PHASES]:
         raise ConfigError(f'--phase is "{unknown[0]}": choose of {",".join(PHASES)}')
@@ -101,8 +95,8 @@ def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int
             run[phase](report, replace(sizes, steps=steps or sizes.steps), out)
         except Exception as error:  # whatever a card or a driver brings: the other phases run
             write_text(out / f"phase_{phase}_error.txt", traceback.format_exc())
-            reason = " ".join(str(error).split())[:300]
-            report.add(phase, "phase", f"{type(error).__name__}: {reason}", status="fail")
+            said = f"{type(error).__name__}: {one_line(error, 300)}"
+            report.add(phase, "phase", said, status="fail")
         report.add(phase, "duration", time.perf_counter() - started, "s")
     return int(any(row.status == "fail" for row in report.rows))
 

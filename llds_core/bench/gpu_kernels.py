@@ -12,8 +12,12 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from llds_core.bench.gpu_report import Report, seconds
 from llds_core.losses import kl_k3, llds_penalty, policy_loss
 from llds_core.seeding import torch_generator
-from llds_core.training.policy_head import add_policy_head, policy_labels
-from llds_core.training.unpadded import forward_unpadded, use_unpadded_attention
+from llds_core.training.policy_head import (
+    add_policy_head,
+    forward_unpadded,
+    policy_labels,
+    use_unpadded_attention,
+)
 
 _EPS = torch.finfo(torch.float32).eps
 _WIDTHS = range(252, 261)  # 256 among them, which kernels like best

@@ -2,18 +2,15 @@
 
 Ratios are what counts: a candidate and its baseline run alternately on the same inputs with the
 same threads, so that a busy machine slows both. Baselines are written out for anyone to read: the
-rollout of Search-R1 (`search_r1`) and the update of TRL's own trainer.
+rollout of Search-R1 (`rollouts`) and the update of TRL's own trainer.
 """
 
 import itertools
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,12 +22,10 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
 from llds_core.bench import head_memory
-from llds_core.bench.search_r1 import reencoding_rollout
-from llds_core.bench.waiting import PASS_SECONDS, measure_waiting
+from llds_core.bench.rollouts import PASS_SECONDS, measure_waiting, reencoding_rollout
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.evaluation import open_model
 from llds_core.files import write_table
-from llds_core.machine.jobs import usable_cores
 from llds_core.machine.memory import check_buildable
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.loop import Rollout
@@ -67,23 +62,13 @@ def bench(profile: str, run_root: Path, out: Path) -> None:
     The start policy of the profile is measured when it is under `run_root`, else a random one.
     """
     config = load_experiment(f"{profile}/llds-action")
-    with _threads(config.training.threads), tempfile.TemporaryDirectory() as folder:
+    torch.set_num_threads(config.training.threads)
+    with tempfile.TemporaryDirectory() as folder:
         measures = measure_profile(config, run_root, Path(folder))
     table = pd.DataFrame(measures, dtype=object).fillna("")
     table = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
     write_table(out, table)
     print(table.to_string(index=False))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Let torch work on `count` threads, and then on as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def measure_profile(config: ExperimentConfig, run_root: Path, folder: Path) -> list[Measure]:
@@ -94,7 +79,6 @@ def measure_profile(config: ExperimentConfig, run_root: Path, folder: Path) -> l
     return [
         Measure("policy", name, ""),
         Measure("threads", config.training.threads, "threads"),
-        _measure_import(),
         _measure_memory(),
         *measures,
         *_measure_updates(Updates(_smaller(config), rollout, path, folder)),
@@ -131,16 +115,6 @@ def interleaved(candidates: Sequence[Callable[[], float]]) -> list[float]:
     return [statistics.median(values) for values in found]
 
 
-def _measure_import() -> Measure:
-    def seconds(code: str) -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        return time.perf_counter() - started
-
-    ours, empty = interleaved([lambda: seconds("import llds_core"), lambda: seconds("pass")])
-    return Measure("import llds_core", ours, "s", "python -c pass", empty, ours / empty, "< 2 s")
-
-
 def _measure_memory() -> Measure:
     tiles, whole = (head_memory.peak_bytes(way) / 2**20 for way in ("tiles", "whole"))
     name = f"policy head, {head_memory.TOKENS} tokens, vocabulary {head_memory.VOCABULARY}"
@@ -170,10 +144,9 @@ def _measure_rollouts(
         run()
         return len(tasks) / (time.perf_counter() - started)
 
-    def baseline() -> None:
-        reencoding_rollout(loop, model, tasks)
-
-    value, reference = interleaved([lambda: speed(ours), lambda: speed(baseline)])
+    value, reference = interleaved(
+        [lambda: speed(ours), lambda: speed(lambda: reencoding_rollout(loop, model, tasks))]
+    )
     against = "whole context encoded again every turn, as Search-R1 does"
     ratio = value / reference
     unit = "trajectories/s"
@@ -191,9 +164,8 @@ class Updates:
 
     Attributes:
         tokens: that all updates train on.
-        padding: share of positions, in the last step of our trainer.
-        row: all metrics of that step.
-        whole_padding: the same when all trajectories are padded to the longest.
+        row: all metrics of the last step of our trainer.
+        whole_padding: its share of positions when all trajectories are padded to the longest.
     """
 
     def __init__(self, config: ExperimentConfig, rollout: Rollout, path: str, folder: Path) -> None:
@@ -206,7 +178,7 @@ class Updates:
         width = max(len(t.prompt_ids) for t in made) + max(len(t.completion_ids) for t in made)
         self.config, self._path, self._folder = config, path, folder
         self.tokens = total * config.training.epochs
-        self.padding, self.whole_padding = 0.0, 1 - total / (width * len(made))
+        self.whole_padding = 1 - total / (width * len(made))
         # What the longest trajectories take in a micro-batch of a fixed number of them.
         self.budget = config.training.micro_batch_size * max(t.total_tokens for t in made)
         self.row: dict[str, Any] = {}
@@ -216,9 +188,9 @@ class Updates:
         self,
         weight: float,
         kind: type[_Trainer],
-        budget: int | None = None,
         *,
         lp_reg: float = 0.0,
+        budget: int | None = None,
     ) -> _Trainer:
         """This package's trainer, with an LLDS penalty of `weight` and one of Lp-Reg; micro-batches
         have `budget` tokens where it is given.
@@ -226,16 +198,12 @@ class Updates:
         return kind(
             rollout=lambda given, policy, step: self._rollout,
             on_step=self._record,
-            **self._common(weight, budget, lp_reg),
+            **self._common(weight, lp_reg, budget),
         )
 
-    def ours(
-        self, weight: float, threads: int, budget: int | None = None, *, lp_reg: float = 0.0
-    ) -> float:
+    def ours(self, weight: float, **options: Any) -> float:
         """Seconds of this package's trainer; see `trainer`."""
-        trainer = self.trainer(weight, SearchGRPOTrainer, budget, lp_reg=lp_reg)
-        with _threads(threads):
-            return train_seconds(trainer)
+        return train_seconds(self.trainer(weight, SearchGRPOTrainer, **options))
 
     def trl(self) -> float:
         """Seconds of TRL's own trainer, without a penalty."""
@@ -249,10 +217,10 @@ class Updates:
         return train_seconds(trainer)
 
     def _record(self, row: dict[str, Any], trajectories: object) -> None:
-        self.padding, self.row = row["padding"], row
+        self.row = row
 
     def _common(
-        self, weight: float, budget: int | None = None, lp_reg: float = 0.0
+        self, weight: float, lp_reg: float = 0.0, budget: int | None = None
     ) -> dict[str, Any]:
         """What both trainers are given."""
         training = replace(self.config.training, max_tokens_per_micro_batch=budget)
@@ -269,27 +237,23 @@ class Updates:
 
 
 def _measure_updates(updates: Updates) -> list[Measure]:
-    config, cores = updates.config, usable_cores()
-    weight, threads = config.loss.llds_weight, config.training.threads
-    ours, without, trl, all_cores, packed, lp_reg = interleaved(
+    config, weight = updates.config, updates.config.loss.llds_weight
+    ours, without, trl, lp_reg, packed = interleaved(
         [
-            lambda: updates.ours(weight, threads),
-            lambda: updates.ours(0.0, threads),
+            lambda: updates.ours(weight),
+            lambda: updates.ours(0.0),
             updates.trl,
-            lambda: updates.ours(weight, cores),
-            lambda: updates.ours(weight, threads, updates.budget),
-            lambda: updates.ours(0.0, threads, lp_reg=1.0),
+            lambda: updates.ours(0.0, lp_reg=1.0),
+            lambda: updates.ours(weight, budget=updates.budget),
         ]
     )
-    padding, whole, tokens = updates.padding, updates.whole_padding, updates.tokens
+    padding, whole, tokens = updates.row["padding"], updates.whole_padding, updates.tokens
     saved = padding / whole if whole else None
     per_step = f"s for {config.training.updates_per_rollout} updates"
-    plain, fewer = "the same with weight 0", "the profile's threads"
+    plain = "the same with weight 0"
     longest = "rollout padded to its longest trajectory"
-    full_width = "TRL's trainer: full width, its own pass for old log-probabilities"
-    own, on_all, by_tokens = tokens / ours, tokens / all_cores, tokens / packed
     fixed = f"micro-batches of {config.training.micro_batch_size} trajectories"
-    unit = f"tokens/s on {cores} threads"
+    full_width = "TRL's trainer: full width, its own pass for old log-probabilities"
     return [
         Measure("padding", padding, "share of positions", longest, whole, saved, "<= 0.15"),
         Measure("step time with LLDS", ours, per_step, plain, without, ours / without, "<= 1.03 x"),
@@ -297,12 +261,14 @@ def _measure_updates(updates: Updates) -> list[Measure]:
             "step time with Lp-Reg",
             *(lp_reg, per_step, plain, without, lp_reg / without, "<= 1.25 x"),
         ),
-        Measure("update", own, "tokens/s", full_width, tokens / trl, trl / ours, ">= 1.5 x"),
+        Measure(
+            "update",
+            *(tokens / ours, "tokens/s", full_width, tokens / trl, trl / ours, ">= 1.5 x"),
+        ),
         Measure(
             f"update by {updates.budget} tokens",
-            *(by_tokens, "tokens/s", fixed, own, by_tokens / own, ">= 1.1 x"),
+            *(tokens / packed, "tokens/s", fixed, tokens / ours, ours / packed, ">= 1.1 x"),
         ),
-        Measure("update on all cores", on_all, unit, fewer, own, on_all / own, "> 1 x"),
     ]
 
 

@@ -22,27 +22,3 @@ from llds_core.config.sections import (
     TrainingConfig,
     WarmstartConfig,
 )
-
-__all__ = [
-    "FEEDBACK",
-    "Arm",
-    "DenseConfig",
-    "ExperimentConfig",
-    "LossConfig",
-    "PolicyConfig",
-    "RewardConfig",
-    "RolloutConfig",
-    "SamplerConfig",
-    "ServiceConfig",
-    "Study",
-    "TrainingConfig",
-    "WarmstartConfig",
-    "is_method",
-    "layouts",
-    "layouts_for",
-    "load_experiment",
-    "load_study",
-    "methods",
-    "profiles",
-    "studies",
-]

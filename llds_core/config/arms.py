@@ -39,10 +39,6 @@ class Arm:
     """Name in figures and tables."""
 
 
-def _as_mapping(arms: object) -> object:
-    return dict.fromkeys(arms, "") if isinstance(arms, list) else arms
-
-
 @checked
 class Series:
     """Arms that vary one thing, in its order."""
@@ -51,7 +47,10 @@ class Series:
     """In tables and legends."""
     title: str
     """In figures."""
-    arms: Annotated[dict[str, str], BeforeValidator(_as_mapping)]
+    arms: Annotated[
+        dict[str, str],
+        BeforeValidator(lambda arms: dict.fromkeys(arms, "") if isinstance(arms, list) else arms),
+    ]
     """What a figure calls each arm; empty for the label of the arm."""
     figures: tuple[str, ...]
     """Where it is drawn: `weight`, `updates`, `map`, or a group whose arms it shows."""
@@ -143,11 +142,7 @@ studies = partial(preset_names, "studies")  # names of those that ship with the 
 
 
 def load_study(name: str) -> Study:
-    """Read a study by name, or from a YAML file.
-
-    Raises:
-        ConfigError: for an unknown study, or a file that is not one: what is wrong and where.
-    """
+    """Read a study by name, or from a YAML file; a `ConfigError` says what is wrong and where."""
     if name in studies():
         text = (PRESETS / "studies" / f"{name}.yaml").read_bytes()
     elif name.endswith((".yaml", ".yml")) and Path(name).is_file():

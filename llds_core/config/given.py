@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
 
-from llds_core.errors import ConfigError
+from llds_core.errors import ConfigError, one_line
 
 MOST_SEED = 2**63 - 1
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
@@ -82,6 +82,4 @@ def parse_yaml(text: str | bytes, what: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"{what} is not valid YAML ({' '.join(str(error).split())[:120]}): correct it"
-        ) from error
+        raise ConfigError(f"{what} is not valid YAML ({one_line(error)}): correct it") from error

@@ -116,11 +116,6 @@ def _misfits(config: ExperimentConfig) -> Iterator[str]:
             f"training.max_tokens_per_micro_batch={budget} with loss.aggregate=token-mean-micro "
             "changes the objective, whose means are those of micro-batches: set it to null"
         )
-    if budget and config.hardware.sharding == "zero3":
-        yield (
-            f"training.max_tokens_per_micro_batch={budget} with hardware.sharding=zero3: DeepSpeed "
-            "counts micro-batches itself; set it to null, or hardware.sharding=fsdp2"
-        )
     if config.rollout.prompt == "data" and config.world.name != "files":
         yield (
             f"rollout.prompt=data with world.name={config.world.name}: only downloaded files bring "
@@ -130,11 +125,6 @@ def _misfits(config: ExperimentConfig) -> Iterator[str]:
         yield (
             f"sampler.rounding={sampler.rounding} with sampler.backend=vllm: its weights are its "
             "own; set sampler.rounding=none"
-        )
-    if config.hardware.sharding == "zero3" and sampler.backend == "transformers":
-        yield (
-            "hardware.sharding=zero3 with sampler.backend=transformers has no whole policy to "
-            "sample from: set sampler.backend=vllm, or hardware.sharding=fsdp2"
         )
     if sampler.backend == "vllm" and config.rollout.temperature > _VLLM_MAX_TEMPERATURE:
         yield (

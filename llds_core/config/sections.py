@@ -66,15 +66,10 @@ class DenseConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     half: StrictBool = False
     """Encode, and search on a GPU, in 16 bits."""
-    index: Literal["flat", "ivf-pq", "hnsw"] = "flat"
+    index: Literal["flat", "hnsw"] = "flat"
     hnsw_neighbours: StrictInt = Field(default=64, ge=4, le=256)
     hnsw_build_depth: StrictInt = Field(default=200, ge=8)
     hnsw_search_depth: StrictInt = Field(default=256, ge=1)
-    ivf_lists: StrictInt | None = Field(default=None, ge=1)
-    """Cells of the coarse quantiser; null takes about 4 √n."""
-    ivf_probes: StrictInt = Field(default=256, ge=1)
-    pq_bytes: StrictInt = Field(default=64, ge=1, le=1024)
-    """Bytes a vector takes after product quantisation; must divide its dimension."""
     path: FilePath | None = None
     """Folder of a built index; null builds one under the run root."""
     vectors: FilePath | None = None
@@ -315,7 +310,7 @@ class HardwareConfig:
     """Per node."""
     gpu_memory_gib: Number | None = Field(default=None, ge=1, le=1024)
     """Of each GPU; what `plan` and `doctor` check against. Null on a CPU."""
-    sharding: Literal["none", "fsdp2", "zero3"] = "none"
+    sharding: Literal["none", "fsdp2"] = "none"
 
 
 @checked

@@ -1,33 +1,13 @@
 """Evaluation: any model over questions, with every trajectory on disk.
 
-`evaluate` is the one evaluator: `benchmark_sets` says which questions and which averages, `agents`
-how a question is answered, `predictions` keeps the lines, `scores` sums up. `held_out` scores the
-checkpoints of runs with it.
+`evaluate` is the one evaluator: `agents` say how a question is answered, `predictions` keeps the
+lines, `scores` says which questions are asked and sums up. `held_out` scores the checkpoints of
+runs with it.
 """
 
 from llds_core.evaluation.agents import BASELINES, POLICY
-from llds_core.evaluation.benchmark_sets import averages
 from llds_core.evaluation.evaluate import ROOT, EvaluationPlan, evaluate_questions, run_baselines
 from llds_core.evaluation.held_out import ask, ask_each, evaluate_ends, evaluate_run, unknown_places
 from llds_core.evaluation.models import open_asked, open_model
 from llds_core.evaluation.predictions import parse_shard
-from llds_core.evaluation.scores import score_rows
-
-__all__ = [
-    "BASELINES",
-    "POLICY",
-    "ROOT",
-    "EvaluationPlan",
-    "ask",
-    "ask_each",
-    "averages",
-    "evaluate_ends",
-    "evaluate_questions",
-    "evaluate_run",
-    "open_asked",
-    "open_model",
-    "parse_shard",
-    "run_baselines",
-    "score_rows",
-    "unknown_places",
-]
+from llds_core.evaluation.scores import averages, score_rows

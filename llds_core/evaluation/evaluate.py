@@ -24,10 +24,16 @@ from transformers import PreTrainedTokenizerBase
 
 from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.evaluation.agents import BASELINES, POLICY, Agent, Names, prompt_digest
-from llds_core.evaluation.benchmark_sets import ALL, AVERAGE_MEMBERS, choose
 from llds_core.evaluation.models import Model
 from llds_core.evaluation.predictions import Key, Predictions, Row, Shard
-from llds_core.evaluation.scores import score_rows, summarise, too_long
+from llds_core.evaluation.scores import (
+    ALL,
+    AVERAGE_MEMBERS,
+    choose,
+    score_rows,
+    summarise,
+    too_long,
+)
 from llds_core.files import write_json, write_table
 from llds_core.rollout.environment import Environment
 from llds_core.rollout.samplers import Sampler, StopAtTag, TransformersSampler

@@ -14,11 +14,10 @@ from typing import Literal
 
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.errors import ConfigError
-from llds_core.evaluation.benchmark_sets import choose_questions
 from llds_core.evaluation.evaluate import MODES, SAMPLED, Evaluation, EvaluationPlan
 from llds_core.evaluation.models import open_model
 from llds_core.evaluation.predictions import Row
-from llds_core.evaluation.scores import drawn, entry, too_long
+from llds_core.evaluation.scores import choose_questions, drawn, entry, too_long
 from llds_core.files import write_json
 from llds_core.rollout.environment import build_environment, build_world, insisting
 from llds_core.rollout.protocol import Trajectory

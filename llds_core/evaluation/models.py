@@ -13,7 +13,7 @@ from llds_core.errors import ConfigError
 from llds_core.rollout.environment import Environment, build_environment, insisting
 from llds_core.runs import Run
 from llds_core.runs.policies import digest_files, load_policy, policy_digest
-from llds_core.runs.smollm2 import SMOLLM2, load_smollm2, quantization, smollm2_file
+from llds_core.runs.smollm2 import SMOLLM2, load_smollm2, smollm2_file
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,9 @@ class Model:
     folder: Path | None = None  # where vLLM finds it; None for the packaged one
 
     @property
-    def about(self) -> dict[str, object]:
+    def about(self) -> dict[str, str]:
         """What a manifest says."""
-        about: dict[str, object] = {"model": self.name, "model_digest": self.digest}
-        if self.name == SMOLLM2:
-            about["quantization"] = quantization()
-        return about
+        return {"model": self.name, "model_digest": self.digest}
 
 
 def open_model(checkpoint: Path | str, dtype: str) -> Model:

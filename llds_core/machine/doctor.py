@@ -5,7 +5,6 @@ commands that need it.
 """
 
 import os
-import socket
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -23,7 +22,7 @@ from llds_core.machine.gpu_probe import Gpus, find_gpus
 from llds_core.machine.jobs import usable_cores
 from llds_core.machine.memory import GIB
 from llds_core.machine.plan import estimate
-from llds_core.machine.retriever import OTHER_ADDRESS, check_service
+from llds_core.machine.retriever import check_service
 from llds_core.machine.vllm_server import server_command
 from llds_core.retrieval.client import Health, ask_health, local_address
 from llds_core.retrieval.encoder import PACKAGED, encoder_folder, encoder_hash
@@ -116,7 +115,6 @@ def _check_packages(config: ExperimentConfig) -> list[Finding]:
     extras = {
         "vllm": ("gpu", config.sampler.backend == "vllm"),
         "bitsandbytes": ("gpu", config.training.optimizer == "adamw-8bit"),
-        "deepspeed": ("deepspeed", config.hardware.sharding == "zero3"),
     }
     findings = []
     for wanted in declared:
@@ -267,15 +265,6 @@ def _check_model(check: str, named: str, config: ExperimentConfig) -> Finding:
     return _finding(check, f"{named} is not here yet", fail=problem, warn=late)
 
 
-def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there."""
-    try:
-        socket.create_server((host, port), backlog=1).close()
-    except OSError:
-        return False
-    return True
-
-
 def _check_search(config: ExperimentConfig) -> list[Finding]:
     """Whether searches would be answered, from the right passages."""
     if config.retrieval.backend == "bm25":
@@ -283,18 +272,16 @@ def _check_search(config: ExperimentConfig) -> list[Finding]:
     corpus = stored_map(Path(config.data.folder) / CORPUS_FILE, config.data.cache)
     if config.retrieval.backend == "dense":
         return [_check_index(config, corpus)]
-    url, address = config.service.url, local_address(config.service.url)
+    url = config.service.url
     found = ask_health(url)
     if found.state != "silent":
         return [_check_service(config, found, corpus)]
-    if address is None:
+    if local_address(url) is None:
         fix = f"start it there: make retriever PROFILE={config.profile} BACKEND=dense"
         said = f"nothing answers at {url}, which is not this machine"
         return [_finding("retriever", said, fail=fix)]
-    said, fix = f"not running; it will be started at {url}", ""
-    if not is_free(*address):
-        said, fix = f"port {address[1]} is in use", f"stop what listens there, {OTHER_ADDRESS}"
-    return [_finding("retriever", said, fail=fix), _check_index(config, corpus)]
+    said = f"not running; it will be started at {url}"
+    return [_finding("retriever", said), _check_index(config, corpus)]
 
 
 def _check_service(config: ExperimentConfig, found: Health, corpus: StoredMap | None) -> Finding:
@@ -347,7 +334,7 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
             source |= {"passages": corpus.passages, "corpus_hash": corpus.hash}
         if settings.encoder == PACKAGED or Path(settings.encoder).is_dir():
             source["encoder_hash"] = encoder_hash(encoder_folder(settings))
-        check_manifest(folder, manifest, source, index_kind(settings, source["passages"]))
+        check_manifest(folder, manifest, source, index_kind(settings))
     except LLDSError as error:
         said, fix = _split(error, "build it")
         return _finding(check, said, fail=f"{fix}: {command}")

@@ -86,10 +86,8 @@ def launch_command(
 
 
 def launch_training(run: Run, machine: Machine = ALONE) -> None:
-    """Train `run`, whose start policy is there, in processes of its own; see `train`.
-
-    Raises:
-        RunError: when a process fails or is killed, naming which and why.
+    """Train `run`, whose start policy is there, in processes of its own; see `train`. A `RunError`
+    when one fails or is killed says which and why.
     """
     if run.is_complete():
         return

@@ -2,7 +2,7 @@
 
 On each GPU, for N parameters on W processes that shard the model (1 when it is not sharded):
 
-    weights      4 N / W   float32 whatever the arithmetic's type; ZeRO-3 adds a copy of 2 N / W
+    weights      4 N / W   float32 whatever the arithmetic's type
     gradients    4 N / W   twice with several processes and no sharding, for the buckets of DDP
     optimizer    8 N / W   AdamW's two moments; 2 N / W in 8 bits, the embedding staying in 32
     reference    4 N / W   with a KL weight only
@@ -30,7 +30,7 @@ import psutil  # type: ignore[import-untyped]  # its stubs are a package of thei
 import yaml
 
 from llds_core.config import DenseConfig, ExperimentConfig, PolicyConfig
-from llds_core.errors import CheckpointError, ConfigError
+from llds_core.errors import CheckpointError, ConfigError, one_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -86,9 +86,8 @@ def policy_shape(policy: PolicyConfig) -> ModelShape:
         try:
             return shape_of(AutoConfig.from_pretrained(policy.path))
         except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:120]
             raise CheckpointError(
-                f"{policy.path}/config.json cannot be read ({reason}): fetch the model again"
+                f"{policy.path}/config.json cannot be read ({one_line(error)}): fetch it again"
             ) from error
     known = known_models()
     name = PurePosixPath(policy.path).name.lower()
@@ -136,8 +135,8 @@ def check_buildable(policy: PolicyConfig) -> None:
 
 def update_parts(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
     """Bytes by part while a process trains on a micro-batch of the longest trajectories."""
-    training, rollout, sharding = config.training, config.rollout, config.hardware.sharding
-    is_sharded, has_reference = sharding != "none", config.loss.kl_weight > 0
+    training, rollout = config.training, config.rollout
+    is_sharded, has_reference = config.hardware.sharding != "none", config.loss.kl_weight > 0
     mixed = training.dtype == "bfloat16"
     size = 2 if mixed else 4
     shards = config.world_size if is_sharded else 1
@@ -161,7 +160,7 @@ def update_parts(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
         tile += 7 * 4 * min(scored, _TOKEN_TILE) * vocabulary
     gradients = shape.matrix * (2 if shape.tied else 1) + h * scored
     return {
-        "weights": (6 if sharding == "zero3" else 4) * share,
+        "weights": 4 * share,
         "gradients": (8 if config.world_size > shards else 4) * share,
         "optimizer": _moments(config, shape) // shards,
         "reference": 4 * share if has_reference else 0,
@@ -249,10 +248,7 @@ def index_bytes(
 ) -> int:
     """Bytes of the FAISS index of `settings`, in memory and as a file.
 
-    Numbers take 4 bytes. A node of `hnsw` has about 2 M + 1 links of 4 bytes and 12 of its own; a
-    vector of `ivf-pq` its code and 8 bytes of number, beside tables of a few per cent.
+    Numbers take 4 bytes. A node of `hnsw` has about 2 M + 1 links of 4 bytes and 12 of its own.
     """
-    links = 4 * (2 * settings.hnsw_neighbours + 1) + 12
-    flat = 4 * dimension
-    kinds = {"flat": flat, "hnsw": flat + links, "ivf-pq": settings.pq_bytes + 8}
-    return passages * kinds[settings.index]
+    links = 4 * (2 * settings.hnsw_neighbours + 1) + 12 if settings.index == "hnsw" else 0
+    return passages * (4 * dimension + links)

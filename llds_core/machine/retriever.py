@@ -32,20 +32,13 @@ def running_retriever(
     log: Path,
     *,
     environment: Path | None = None,
-    patience: float = START_SECONDS,
 ) -> Iterator[None]:
-    """Hold a ready search service over `corpus` at `service.url`.
-
-    Args:
-        config: any experiment of the profile, with `retrieval.backend` "server".
-        corpus: what the service must search, as it names its corpus.
-        overrides: as given by the user; the service gets them too.
-        log: gets the output of a service that is started here.
-        environment: folder of the virtual environment it runs in; None for this one.
-        patience: seconds it has to become ready.
+    """Hold a ready search service over `corpus`, as it names that, at `service.url`. One that is
+    started here gets the `overrides` of the user, writes to `log`, and runs in the virtual
+    environment in the folder `environment`, None for this one.
     """
     url = config.service.url
-    found = _settled(url, patience, "look into its log, or stop it")
+    found = _settled(url, "look into its log, or stop it")
     if found.state != "silent":
         check_service(url, found, corpus)
         print(f"retriever at {url} is running already; it is left running", flush=True)
@@ -70,7 +63,7 @@ def running_retriever(
     child = Child(command, log, environment=own, all_output=True)
     try:
         states = ("silent", "loading", "foreign")
-        found = _settled(url, patience, f"look into {log}", unsettled=states, child=child)
+        found = _settled(url, f"look into {log}", unsettled=states, child=child)
         check_service(url, found, corpus)
         yield
     finally:
@@ -78,9 +71,9 @@ def running_retriever(
         print("retriever stopped", flush=True)
 
 
-def wait_for_service(url: str, corpus: str, *, patience: float = START_SECONDS) -> None:
+def wait_for_service(url: str, corpus: str) -> None:
     """Wait for a search service over `corpus` that another machine starts at `url`."""
-    found = _settled(url, patience, "look at the first machine", unsettled=("silent", "loading"))
+    found = _settled(url, "look at the first machine", unsettled=("silent", "loading"))
     check_service(url, found, corpus)
 
 
@@ -99,7 +92,6 @@ def check_service(url: str, found: Health, corpus: str | None) -> None:
 
 def _settled(
     url: str,
-    patience: float,
     advice: str,
     *,
     unsettled: Sequence[str] = ("loading",),
@@ -116,9 +108,10 @@ def _settled(
         if found.state not in unsettled:
             return found
         now = time.monotonic()
-        if now - started > patience:
+        if now - started > START_SECONDS:
             raise RetrieverError(
-                f"retriever at {url} is not ready after {patience:g} s ({found.state}): {advice}"
+                f"retriever at {url} is not ready after {START_SECONDS:g} s ({found.state}): "
+                f"{advice}"
             )
         if now - reported > _REPORT_SECONDS:
             reported = now

@@ -23,7 +23,7 @@ from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import PUBLISHED
 from llds_core.worlds import QUESTION_SETS
-from llds_core.worlds.atlas_questions import KINDS
+from llds_core.worlds.atlas import KINDS
 
 NOT_RUN = "not run"
 TABLES = {"table1": "llds_table1", "table2": "llds_table2", "table4": "llds_table4"}

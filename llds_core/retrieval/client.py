@@ -5,16 +5,15 @@
 
 What goes wrong on the way is tried again a bounded number of times, with growing pauses: refused
 and dropped connections, silence, server errors, answers that are not as agreed. What stays wrong is
-an error that says what to do, or, where `service.on_failure` says so, an empty list of hits that is
-logged and counted. A service that comes back with another corpus is an error always: a run whose
-hits come from two corpora would be worse than none.
+an error that says what to do, or, where `service.on_failure` says so, an empty list of hits and a
+line in the log. A service that comes back with another corpus is an error always: a run whose hits
+come from two corpora would be worse than none.
 """
 
 import hashlib
 import json
 import logging
 import socket
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -120,9 +119,6 @@ class RetrieverClient:
     Args:
         settings: address, patience and limits.
         corpus: what the service must search, as it names its corpus; None takes any.
-
-    Attributes:
-        failed: queries answered with an empty list because the service did not answer them.
     """
 
     def __init__(
@@ -142,9 +138,7 @@ class RetrieverClient:
         )
         self._session = _session()
         self._session.mount(self.url, HTTPAdapter(pool_connections=1, pool_maxsize=64))
-        self._lock = threading.Lock()
         self._identity: str | None = None
-        self.failed = 0
 
     @property
     def identity(self) -> str:
@@ -197,8 +191,6 @@ class RetrieverClient:
             if self._settings.on_failure == "raise":
                 raise
             _logger.warning("%d searches find nothing: %s", len(part), error)
-            with self._lock:
-                self.failed += len(part)
             return [[] for _ in part]
 
     def _read_identity(self, response: requests.Response) -> str:

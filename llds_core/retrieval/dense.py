@@ -24,12 +24,9 @@ class DenseRetriever:
     """Ranks passages by the inner product of their vectors with that of the query.
 
     Args:
-        passages: the corpus, in memory or a `PassageFile`.
-        settings: encoder, index and searching.
-        folder: where the index is.
-        encoder: the encoder of `settings`, if it is loaded already.
-        build: build the index first when none is finished, which takes hours on millions of
-            passages.
+        folder: where the index of `passages` by `settings` is.
+        encoder: that of `settings`, if it is loaded already.
+        build: build the index first when none is finished: hours on millions of passages.
         command: what else builds it, for the message where none is finished.
 
     Raises:
@@ -58,15 +55,12 @@ class DenseRetriever:
             passages, self._encoder, settings, folder, build=build, command=command
         )
         self._graph_depth = settings.hnsw_search_depth if settings.index == "hnsw" else None
-        depth = self._graph_depth
-        if settings.index == "ivf-pq":
-            cast("faiss.IndexIVF", self._index).nprobe = depth = settings.ivf_probes
         if self._graph_depth is None:
             self._index = _on_gpus(self._index, settings)
         self._lock = threading.Lock()  # an index on a GPU answers one thread at a time
         named = index_source(passages, self._encoder, settings)
         del named["encoder"]  # a path, which may change; its hash is named too
-        named |= {"index": index_kind(settings, len(passages)), "depth": depth}
+        named |= {"index": index_kind(settings), "depth": self._graph_depth}
         self.identity = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
@@ -76,7 +70,12 @@ class DenseRetriever:
         results: list[list[Hit]] = [[] for _ in queries]
         if asked:
             vectors = self._encoder.encode_queries([queries[place] for place in asked])
-            found = self._nearest(vectors, k)
+            most = min(k, len(self._passages))
+            with self._lock:
+                if self._graph_depth is not None:  # a graph returns no more than it looks at
+                    graph = cast("faiss.IndexHNSW", self._index).hnsw
+                    graph.efSearch = max(self._graph_depth, most)
+                found = self._index.search(vectors, most)
             if not np.isfinite(found[0][found[1] >= 0]).all():
                 raise DataError(
                     "the index holds numbers that are not finite, so it is damaged: build it again"
@@ -88,14 +87,6 @@ class DenseRetriever:
                     if index >= 0  # an approximate index may find fewer
                 ]
         return results
-
-    def _nearest(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        k = min(k, len(self._passages))
-        with self._lock:
-            if self._graph_depth is not None:  # a graph returns no more than it looks at
-                graph = cast("faiss.IndexHNSW", self._index).hnsw
-                graph.efSearch = max(self._graph_depth, k)
-            return self._index.search(vectors, k)
 
 
 def _on_gpus(index: "faiss.Index", settings: DenseConfig) -> "faiss.Index":
@@ -110,5 +101,4 @@ def _on_gpus(index: "faiss.Index", settings: DenseConfig) -> "faiss.Index":
         )
     options = faiss.GpuMultipleClonerOptions()
     options.shard, options.useFloat16 = True, settings.half
-    options.useFloat16LookupTables = True  # tables of 32 bits for 64 codes do not fit every GPU
     return faiss.index_cpu_to_all_gpus(index, options)

@@ -29,15 +29,9 @@ _OTHER_FRAMEWORKS = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.ot", "*.msgpac
 
 
 class Encoder:
-    """A sentence encoder with its prefixes.
-
-    Raises:
-        ConfigError: when the encoder is missing or unusable, takes fewer tokens than asked for,
-            or the device is not there.
-
-    Attributes:
-        folder: where its files are.
-        dimension: length of its vectors.
+    """A sentence encoder with its prefixes; `dimension` is the length of its vectors. A
+    `ConfigError` when it is missing or unusable, takes fewer tokens than asked for, or the device
+    is not there.
     """
 
     def __init__(self, settings: DenseConfig) -> None:

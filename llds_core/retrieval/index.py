@@ -2,11 +2,10 @@
 
     manifest.json            what the index was made from
     vectors-00000.npy        vectors in the order of the corpus; a killed build loses one such shard
-    index.faiss              of `hnsw` and `ivf-pq`; a `flat` index is the vectors themselves
+    index.faiss              of `hnsw`; a `flat` index is the vectors themselves
 
     flat      every vector is compared: exact
-    hnsw      a graph of neighbours over full vectors: fast and nearly exact, the largest in memory
-    ivf-pq    vectors as a few bytes in cells: the smallest
+    hnsw      a graph of neighbours over full vectors: fast and nearly exact, larger in memory
 
 With `dense.vectors` a flat FAISS index that somebody else published takes the place of the shards
 and is opened where it lies. The file says nothing of its corpus and encoder, so some of its vectors
@@ -17,7 +16,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,8 +38,6 @@ SHARD = 5_000
 """Passages per shard."""
 
 _VERSION = 2
-_PQ_CENTROIDS = 256  # values of a byte of a quantised vector: the fewest passages `ivf-pq` takes
-_POINTS = 40  # training vectors per cell; k-means gains little from more
 _CHECKED = 32  # published vectors that are compared
 _READ_AT_LOAD = 2**31  # bytes of a file that is checked when it is opened; `index` checks any
 _APART = 0.1  # largest distance of two encodings of a passage; 16 bits against 32 give under 0.05
@@ -54,9 +51,6 @@ _SOURCES = {
     "half": "dense.half",
     "vectors": "dense.vectors",
 }
-
-Blocks = Callable[[], Iterator[np.ndarray]]
-"""All vectors of a corpus in order, as blocks (at most `SHARD`, dimension)."""
 
 
 def index_path(settings: DenseConfig, world: str, corpus: str) -> Path:
@@ -85,9 +79,8 @@ def build_index(
     """
     if not len(passages):
         raise ConfigError("a corpus of 0 passages: give the index something to find")
-    encoder = encoder or Encoder(settings)
-    index = _empty_index(settings, len(passages), encoder.dimension)
-    source, kind = index_source(passages, encoder, settings), index_kind(settings, len(passages))
+    faiss, encoder = import_faiss(), encoder or Encoder(settings)
+    source, kind = index_source(passages, encoder, settings), index_kind(settings)
     file = folder / "index.faiss"
     with locked(folder / "lock"):
         unfinished = {"schema_version": _VERSION, **source, "index": None}
@@ -101,14 +94,15 @@ def build_index(
         write_json(folder / "manifest.json", unfinished)
         if settings.vectors is None:
             _encode(passages, encoder, settings, folder)
-        blocks = _blocks(passages, encoder, settings, folder)
+        elif settings.index == "flat":
+            _open_published(Path(settings.vectors), passages, encoder)  # is it of this corpus?
         if settings.index == "flat":
             file.unlink(missing_ok=True)  # of another kind
         else:
-            index = _fill(index, blocks, settings, len(passages))
+            index = _filled(passages, encoder, settings, folder)
             with replacing(file) as target:
                 try:
-                    import_faiss().write_index(index, target.name)
+                    faiss.write_index(index, target.name)
                 except RuntimeError as error:
                     reason = str(error).strip().split("\n")[-1]
                     raise RunError(f"cannot write to {file} ({reason}): free space") from error
@@ -139,9 +133,9 @@ def open_index(
                 "dense.path"
             )
         manifest, is_new = build_index(passages, settings, folder, encoder), True
-    source, kind = index_source(passages, encoder, settings), index_kind(settings, len(passages))
-    check_manifest(folder, manifest, source, kind)
-    index = _empty_index(settings, len(passages), encoder.dimension)
+    check_manifest(
+        folder, manifest, index_source(passages, encoder, settings), index_kind(settings)
+    )
     if not is_new and (damaged := _damaged(folder, manifest, _READ_AT_LOAD)):
         raise DataError(
             f"{damaged[0]} is missing or damaged (its SHA-256 is not that of the manifest): "
@@ -149,10 +143,11 @@ def open_index(
         )
     if settings.index != "flat":
         advice = "build the index again (the vectors are kept)"
-        return _read_faiss(folder / "index.faiss", index, len(passages), advice)
+        like = _empty_index(settings, encoder.dimension)
+        return _read_faiss(folder / "index.faiss", like, len(passages), advice)
     if settings.vectors is not None:
         return _open_published(Path(settings.vectors), passages, encoder)
-    return _fill(index, _blocks(passages, encoder, settings, folder), settings, len(passages))
+    return _filled(passages, encoder, settings, folder)
 
 
 def read_index_manifest(folder: Path) -> dict[str, Any] | None:
@@ -209,15 +204,10 @@ def index_source(
     }
 
 
-def index_kind(settings: DenseConfig, passages: int) -> str:
-    """What `faiss.index_factory` calls the index, then what else it is built with."""
+def index_kind(settings: DenseConfig) -> str:
+    """What the manifest of an index calls it: its kind, and what it is built with."""
     if settings.index == "hnsw":
         return f"HNSW{settings.hnsw_neighbours} depth {settings.hnsw_build_depth}"
-    if settings.index == "ivf-pq":
-        # Cells of the coarse quantiser: as set, or about 4 √n with at least 40 passages each.
-        usual = max(1, min(round(4 * math.sqrt(passages)), passages // _POINTS))
-        # np: not polysemous, which would train for hours and serves another way of searching.
-        return f"IVF{settings.ivf_lists or usual},PQ{settings.pq_bytes}np"
     return "Flat"
 
 
@@ -232,25 +222,14 @@ def import_faiss() -> Any:
     return faiss
 
 
-def _empty_index(settings: DenseConfig, passages: int, dimension: int) -> "faiss.Index":
-    """The FAISS index of `settings` for inner products; a `ConfigError` where it does not fit."""
+def _empty_index(settings: DenseConfig, dimension: int) -> "faiss.Index":
+    """The FAISS index of `settings` for inner products."""
     faiss = import_faiss()
-    if settings.index == "ivf-pq":
-        if passages < (least := max(_PQ_CENTROIDS, settings.ivf_lists or 0)):
-            raise ConfigError(
-                f"dense.index=ivf-pq with dense.ivf_lists={settings.ivf_lists} needs {least} "
-                f"passages to learn from and the corpus has {passages}: set dense.index=flat"
-            )
-        if dimension % settings.pq_bytes:
-            raise ConfigError(
-                f"dense.pq_bytes={settings.pq_bytes} does not divide vectors of {dimension} "
-                f"numbers: set it to e.g. {math.gcd(dimension, 64)}"
-            )
-    name = index_kind(settings, passages).split()[0]
-    index = faiss.index_factory(dimension, name, faiss.METRIC_INNER_PRODUCT)
-    if settings.index == "hnsw":
-        index.hnsw.efConstruction = settings.hnsw_build_depth
-    return index
+    if settings.index == "flat":
+        return faiss.IndexFlatIP(dimension)
+    graph = faiss.IndexHNSWFlat(dimension, settings.hnsw_neighbours, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = settings.hnsw_build_depth
+    return graph
 
 
 def _encode(
@@ -285,39 +264,33 @@ def _shards(
 
 def _blocks(
     passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
-) -> Blocks:
+) -> Iterator[np.ndarray]:
+    """All vectors of a corpus in order, as blocks (at most `SHARD`, dimension)."""
     if settings.vectors is not None:
         published = _open_published(Path(settings.vectors), passages, encoder)
-        starts = range(0, len(passages), SHARD)
-        return lambda: (
-            published.reconstruct_n(start, min(SHARD, len(passages) - start)) for start in starts
-        )
-
-    def stored() -> Iterator[np.ndarray]:
-        for path, _, shard in _shards(folder, len(passages), encoder.dimension):
-            if shard is None:
-                raise DataError(
-                    f"{path} is missing or damaged: build the index again, which encodes only that"
-                )
-            yield shard
-
-    return stored
+        for start in range(0, len(passages), SHARD):
+            yield published.reconstruct_n(start, min(SHARD, len(passages) - start))
+        return
+    for path, _, shard in _shards(folder, len(passages), encoder.dimension):
+        if shard is None:
+            raise DataError(
+                f"{path} is missing or damaged: build the index again, which encodes only that"
+            )
+        yield shard
 
 
-def _fill(index: "faiss.Index", blocks: Blocks, settings: DenseConfig, count: int) -> "faiss.Index":
-    """Train `index` where it has to learn, and add `count` vectors."""
+def _filled(
+    passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
+) -> "faiss.Index":
+    """The index of `settings` with all vectors of a corpus."""
+    index = _empty_index(settings, encoder.dimension)
     if settings.index == "flat":
         # Reserved: growing while vectors are added would take twice the memory.
         flat = cast("faiss.IndexFlat", index)
-        flat.codes.resize(count * flat.code_size)
+        flat.codes.resize(len(passages) * flat.code_size)
         flat.codes.clear()
-    elif settings.index == "ivf-pq":
-        # FAISS warns of small samples; the manifest says how many passages there are.
-        ivf = cast("faiss.IndexIVFPQ", index)
-        ivf.cp.min_points_per_centroid = ivf.pq.cp.min_points_per_centroid = 1
-        stride = max(1, count // (_POINTS * max(ivf.nlist, _PQ_CENTROIDS)))
-        ivf.train(np.concatenate([block[::stride].astype(np.float32) for block in blocks()]))
-    for block in tqdm(blocks(), f"filling {settings.index}", unit=" shards"):
+    blocks = _blocks(passages, encoder, settings, folder)
+    for block in tqdm(blocks, f"filling {settings.index}", unit=" shards"):
         if not np.isfinite(block).all():
             raise DataError("stored vectors are not finite: delete the index and build it again")
         index.add(np.asarray(block, np.float32))

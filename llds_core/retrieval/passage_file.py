@@ -41,11 +41,7 @@ class PassageFile(Sequence[Passage]):
     Raises:
         DataError: when the file is missing or unreadable, a line is no passage, an id occurs
             twice, or there is no passage at all.
-        RunError: when the map cannot be written.
-
-    Args:
-        path: the file.
-        cache: folder of maps that cannot lie beside their files.
+        RunError: when the map can be written neither beside it nor in the folder `cache`.
 
     Attributes:
         hash: SHA-256 of ids, titles and texts in their order; see `passages_hash`.

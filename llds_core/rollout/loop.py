@@ -18,8 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llds_core.config import RolloutConfig
 from llds_core.errors import ConfigError
-from llds_core.retrieval.base import SearchKey, format_hits
-from llds_core.retrieval.failures import FailingRetriever
+from llds_core.retrieval.base import FailingRetriever, SearchKey, format_hits
 from llds_core.rollout.prompts import (
     cut_observation,
     encode_plain,

@@ -14,17 +14,3 @@ from llds_core.runs.run import (
     read_metrics,
     read_trajectories,
 )
-
-__all__ = [
-    "DEFAULT_ROOT",
-    "FINAL",
-    "Run",
-    "RunDirectory",
-    "best_step",
-    "check_recorded",
-    "deviations",
-    "end_run",
-    "read_manifest",
-    "read_metrics",
-    "read_trajectories",
-]

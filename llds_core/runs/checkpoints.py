@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from llds_core.errors import CheckpointError
+from llds_core.errors import CheckpointError, one_line
 from llds_core.files import disk_errors
 
 _PREFIX = "step-"
@@ -69,14 +69,11 @@ def delete_checkpoints(folder: Path, steps: Iterable[int]) -> None:
 
 def check_checkpoint(path: Path) -> None:
     """Check that a run could continue from `path`, without loading it."""
-    # Several processes store one generator each. FSDP names the moments differently, DeepSpeed
-    # keeps them in folders of its own, to which `latest` points.
+    # Several processes store one generator each, and FSDP names the moments differently.
     generators = "rng_state_0.pth" if (path / "rng_state_0.pth").exists() else "rng_state.pth"
+    moments = "optimizer.bin" if (path / "optimizer.bin").exists() else "optimizer.pt"
     names = ["config.json", "trainer_state.json", "extra.json"]
-    names += ["model.safetensors", "scheduler.pt", generators]
-    if not (path / "latest").exists():
-        names += ["optimizer.bin" if (path / "optimizer.bin").exists() else "optimizer.pt"]
-    for name in names:
+    for name in (*names, "model.safetensors", "scheduler.pt", generators, moments):
         file = path / name
         try:
             if file.suffix == ".safetensors":
@@ -90,7 +87,7 @@ def check_checkpoint(path: Path) -> None:
                 continue
             reason = "truncated" if file.exists() else "missing"
         except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
-            reason = " ".join(str(error).split())[:100]
+            reason = one_line(error, 100)
         raise CheckpointError(
             f"{file} cannot be read ({reason}): delete {path.name} to resume from an earlier one"
         )

@@ -96,11 +96,6 @@ class RunDirectory:
 
     def update(self, **values: Any) -> None:
         """Set manifest values and write it."""
-        # Writing would make the folder again, without the run.
-        if not (self.path / "lock").exists():
-            raise RunError(
-                f"{self.path} was deleted during the run: delete what is left, start again"
-            )
         self.manifest.update(values)
         write_json(self.path / "manifest.json", self.manifest)
 
@@ -127,10 +122,8 @@ class RunDirectory:
             file.write(gzip.compress(_json_lines(rows).encode()))
 
     def rewind(self) -> tuple[int, Path | None]:
-        """Go back to the last checkpoint to continue from: what came after it is made again.
-
-        Returns:
-            Its step and folder; (0, None) without one.
+        """Go back to the last checkpoint to continue from: what came after it is made again. Its
+        step and folder; (0, None) without one.
         """
         remove_leftovers(self.checkpoints)
         steps = resumable_steps(self.checkpoints)

@@ -125,8 +125,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 _NEUTRAL_SECTIONS = ("hardware", "sampler", "diagnostics", "service", "data", "profile", "method")
 _NEUTRAL = _keys(
     {
-        "training": "micro_batch_size gradient_checkpointing threads save_every keep_checkpoints"
-        " trajectories_per_step max_nonfinite_updates",
+        "training": "threads save_every max_nonfinite_updates",
         "dense": "device batch_size path vectors",
         "evaluation": "batch_size",
         "warmstart": "threads save_every",

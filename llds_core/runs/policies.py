@@ -29,7 +29,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from llds_core.config import ExperimentConfig, PolicyConfig
-from llds_core.errors import CheckpointError, DownloadError
+from llds_core.errors import CheckpointError, DownloadError, one_line
 from llds_core.files import hub_errors
 from llds_core.runs.smollm2 import PACKAGE, SMOLLM2, VERSION, unpack_smollm2
 from llds_core.seeding import child_seed
@@ -172,10 +172,9 @@ def _loading(path: str | Path) -> Iterator[None]:
     try:
         yield
     except _LOADING_ERRORS as error:
-        reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
-            f"checkpoint {path} cannot be loaded ({reason}): delete it to fall back to an earlier "
-            "one, or name another"
+            f"checkpoint {path} cannot be loaded ({one_line(error, 160)}): delete it to fall back "
+            "to an earlier one, or name another"
         ) from error
 
 

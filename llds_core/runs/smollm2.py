@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llds_core.errors import ConfigError, RunError
+from llds_core.errors import ConfigError, RunError, one_line
 from llds_core.files import locked
 
 SMOLLM2 = "smollm2"
@@ -95,9 +95,8 @@ def unpack_smollm2(folder: Path) -> Path:
                 os.replace(partial, folder)
     except (OSError, SafetensorError) as error:
         # A full disk speaks through whichever library was writing.
-        reason = " ".join(str(error).split())[:120]
         raise RunError(
-            f"SmolLM2 cannot be unpacked to {folder} ({reason}): free space, or choose another "
-            "folder with --run-root"
+            f"SmolLM2 cannot be unpacked to {folder} ({one_line(error)}): free space, or choose "
+            "another folder with --run-root"
         ) from error
     return folder

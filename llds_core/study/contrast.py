@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from llds_core.config.arms import Series
 from llds_core.files import bounded
-from llds_core.reporting.claim_measures import early_mean
 from llds_core.reporting.figures import (
     GREY,
     METHOD_COLOURS,
@@ -22,6 +21,7 @@ from llds_core.reporting.figures import (
 )
 from llds_core.reporting.run_view import StoredRun, same_steps
 from llds_core.reporting.stats import student_interval
+from llds_core.study.evidence import early_mean
 
 
 def contrasts(runs: Sequence[StoredRun], series: Sequence[Series], metric: str) -> pd.DataFrame:

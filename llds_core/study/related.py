@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from llds_core.config.arms import Study
 from llds_core.files import bounded
-from llds_core.reporting.claim_measures import early_mean
 from llds_core.reporting.figures import (
     BASELINE,
     GREY,
@@ -24,6 +23,7 @@ from llds_core.reporting.figures import (
 )
 from llds_core.reporting.run_view import StoredRun, same_steps
 from llds_core.reporting.stats import Interval, student_interval
+from llds_core.study.evidence import early_mean
 
 _CHANGE = "loglik_change_correct"
 _MEASURES = {

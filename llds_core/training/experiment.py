@@ -37,9 +37,13 @@ from llds_core.runs.policies import policy_digest
 from llds_core.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.training.processes import Processes, check_world_size, ending_together
 from llds_core.training.recorder import Recorder, note_collapse
-from llds_core.training.settings import search_grpo_config
+from llds_core.training.settings import (
+    check_vllm,
+    engine_options,
+    open_engine,
+    search_grpo_config,
+)
 from llds_core.training.trainer import SearchGRPOTrainer
-from llds_core.training.vllm_engine import check_vllm, engine_options, open_engine
 from llds_core.training.warmstart import load_start_policy, start_policy
 from llds_core.worlds.question_sets import training_file_hash
 from llds_core.worlds.records import Question
@@ -139,7 +143,6 @@ def _build_trainer(
 ) -> SearchGRPOTrainer:
     config = run.config
     check_vllm(config, run.start_policy)
-    # Before the model, which sharding by DeepSpeed changes while it is loaded.
     arguments = search_grpo_config(config, run.seed, run.checkpoints)
     environment = build_environment(config)
     model, tokenizer = load_start_policy(run, environment)

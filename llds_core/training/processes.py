@@ -1,4 +1,5 @@
-"""The processes that train one run together: who they are, and decisions that all of them share.
+"""The processes that train one run together: who they are, decisions that all of them share, and a
+policy that FSDP2 has sharded among them.
 
 `torchrun` and `accelerate launch` start one copy of the command per process and tell each its place
 through the environment. The first process alone owns the run directory; whatever it reads or
@@ -13,18 +14,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llds_core.config import ExperimentConfig
-from llds_core.errors import ConfigError, LLDSError, RunError
+from llds_core.errors import ConfigError, LLDSError, RunError, one_line
 
 T = TypeVar("T")
-# What `accelerate launch` sets from its configuration file.
-_SHARDING_SET = {"fsdp2": "ACCELERATE_USE_FSDP", "zero3": "ACCELERATE_USE_DEEPSPEED"}
 # How long a process waits for the slowest one, which may still be searching.
 _PATIENCE = timedelta(minutes=30)
 # How the communication libraries say that the other side is gone.
@@ -82,7 +83,8 @@ def _check_sharding(sharding: str) -> None:
             f"hardware.sharding={sharding} needs GPUs, and none is found: set "
             "hardware.sharding=none"
         )
-    if os.environ.get(_SHARDING_SET[sharding], "false").lower() != "true":
+    # What `accelerate launch` sets from its configuration file.
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         raise ConfigError(
             f"hardware.sharding={sharding}, but the processes were launched without it: start them "
             'with "python -m llds_core train"'
@@ -111,7 +113,7 @@ def ending_together(processes: Processes) -> Iterator[None]:
         before = signal.SIG_IGN
         ours = isinstance(error, LLDSError) or not isinstance(error, RuntimeError)
         if not ours and _LOST.search(str(error)):
-            raise _lost(" ".join(str(error).split())[:120]) from error
+            raise _lost(one_line(error)) from error
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -122,3 +124,34 @@ def _lost(reason: str) -> RunError:
         f"another process of this run has ended ({reason}): issue the same command again; the last "
         "checkpoint is intact"
     )
+
+
+@torch.no_grad()
+def whole_policy(policy: PreTrainedModel, copy: PreTrainedModel | None) -> PreTrainedModel:
+    """Return `copy`, made when it is None, with the present weights of the sharded `policy`.
+
+    All processes call it together, before each rollout.
+    """
+    if copy is None:
+        copy = AutoModelForCausalLM.from_config(policy.config, dtype=policy.dtype)
+        copy.generation_config = policy.generation_config
+        cast(Any, copy).to(policy.device)  # transformers loses the types of `to`
+    present = dict(policy.named_parameters())
+    for name, value in copy.named_parameters():
+        weight = present[name]
+        value.copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
+    return copy
+
+
+@torch.no_grad()
+def copy_to_sharded(policy: PreTrainedModel, sharded: PreTrainedModel) -> None:
+    """Give `sharded` the weights that the whole `policy` has in the first process.
+
+    Only there has transformers read them, to save host memory. accelerate passes them on for the
+    model that is trained, but TRL shards a reference policy as each process holds it.
+    """
+    present = dict(policy.named_parameters())
+    for name, value in sharded.named_parameters():
+        whole = present[name].detach().to(value.device)
+        placed = cast(DTensor, value)
+        value.copy_(distribute_tensor(whole, placed.device_mesh, placed.placements))

@@ -1,22 +1,99 @@
-"""What a run leaves behind while it trains: metrics rows, trajectories, ranked checkpoints."""
+"""What a run leaves behind while it trains: checkpoints that are whole or absent, metrics rows and
+trajectories.
+"""
 
+import json
 import logging
+import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from llds_core.config import ExperimentConfig
 from llds_core.diagnostics.phases import collapse_row
+from llds_core.errors import RunError, one_line
 from llds_core.machine.jobs import shown_metrics
 from llds_core.rollout.protocol import Trajectory
 from llds_core.runs import RunDirectory, best_step, read_metrics
-from llds_core.runs.checkpoints import checkpoint_steps, rotate_checkpoints
+from llds_core.runs.checkpoints import (
+    WEIGHTS_ONLY,
+    checkpoint_path,
+    checkpoint_steps,
+    rotate_checkpoints,
+)
 
 _logger = logging.getLogger("llds_core")
 _ACTION = ("kind", "content", "text", "start", "end", "executed", "retrieval_failed")
+
+
+class AtomicCheckpointMixin(Trainer):
+    """For any `transformers.Trainer`: writes `checkpoint/step-N` whole or not at all.
+
+    The class it is mixed into sets `updates_per_step`, and may override `checkpoint_extra` to add
+    state to the checkpoint's `extra.json`, read back by `read_checkpoint_extra`.
+    """
+
+    # A trainer has these, whatever transformers allows before it is built.
+    args: Any
+    model: Any
+    processing_class: Any
+
+    updates_per_step = 1
+    _saving_to: Path | None = None
+
+    def checkpoint_extra(self) -> dict[str, Any]:
+        """State to store beside the weights, JSON-compatible."""
+        return {}
+
+    def is_resumable(self, step: int) -> bool:
+        """Whether a run can be continued from the checkpoint of `step`; else it holds weights."""
+        return True
+
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
+        """No model card per checkpoint: the manifest of the run says more."""
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A tied weight is stored under one of its names: the other is not missing."""
+        tied = self.model.all_tied_weights_keys
+        missing = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._saving_to or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        step = self.state.global_step // self.updates_per_step
+        self._saving_to = folder / f".partial-{step}"
+        self.args.save_only_model = not self.is_resumable(step)
+        try:
+            super()._save_checkpoint(model, trial)
+            written = self._saving_to / f"checkpoint-{self.state.global_step}"
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # A full disk speaks through whichever library was writing.
+            raise RunError(
+                f"checkpoint of step {step} cannot be written to {folder} ({one_line(error)}): "
+                "free space and issue the same command again; earlier checkpoints are intact"
+            ) from error
+        finally:
+            self._saving_to = None
+        # Every process has put its part there before the folder gets its name.
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            if self.args.save_only_model:
+                (written / WEIGHTS_ONLY).touch()
+            (written / "extra.json").write_text(json.dumps(self.checkpoint_extra()), "utf-8")
+            final = checkpoint_path(folder, step)
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(written, final)
+            shutil.rmtree(written.parent)
 
 
 def note_collapse(directory: RunDirectory, config: ExperimentConfig) -> bool:

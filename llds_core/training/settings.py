@@ -6,19 +6,35 @@ bfloat16 (autocast); weights, gradients and moments stay in float32, as under th
 FSDP, and log-probabilities are never rounded to 16 bits. Old, reference and new log-probabilities
 come from the same modules, weights and autocast on the same rows and widths, so that the gate
 canary (`gated_fraction_first`) is exactly 0 wherever a kernel gives equal outputs for equal inputs.
+
+What TRL leaves open about its vLLM engine stands here too: whether it can start, its dtype and
+log-prob mode.
 """
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import requests
 import torch
 from transformers.training_args import OptimizerNames
-from trl import GRPOConfig
+from trl import GRPOConfig, GRPOTrainer
+from trl.generation import vllm_generation
+from trl.generation.vllm_client import VLLMClient
 
 from llds_core.config import ExperimentConfig, LossConfig, SamplerConfig, TrainingConfig
-from llds_core.errors import ConfigError
+from llds_core.errors import ConfigError, SamplerError
+from llds_core.machine.vllm_server import logprobs_mode, server_command, spare_loopback
+from llds_core.rollout.vllm_sampler import (
+    MOST_SEQUENCES,
+    ColocatedEngine,
+    Engine,
+    ServerEngine,
+    require_vllm,
+)
 from llds_core.seeding import child_seed
 
 _OPTIMIZERS = {"adamw": OptimizerNames.ADAMW_TORCH_FUSED, "adamw-8bit": OptimizerNames.ADAMW_BNB}
@@ -28,6 +44,7 @@ _LOSS_TYPES = {
     "seq-mean-token-mean": "grpo",
     "constant": "dr_grpo",
 }
+_HEALTH_SECONDS = 10.0
 
 
 class OneGPUMixin:
@@ -66,56 +83,6 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
         # accelerate numbers the CPUs of several processes, which `torch.load` does not understand.
         return torch.device("cpu") if device.type == "cpu" else device
 
-    def __post_init__(self) -> None:
-        """Check what was made by hand: the sections, and that TRL's options agree with them."""
-        super().__post_init__()
-        sections = {"loss": LossConfig, "training": TrainingConfig, "sampler": SamplerConfig}
-        for name, section in sections.items():
-            if isinstance(value := getattr(self, name), dict):
-                setattr(self, name, section(**value))
-        for name, value in _sections_to_trl(self.loss, self.training).items():
-            if getattr(self, name) != value:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)}, but the sections loss and training make it "
-                    f"{value}: set them to agree"
-                )
-        updates = self.training.updates_per_rollout
-        per_generation = cast(int, self.steps_per_generation)  # TRL has set it
-        made = per_generation * self.num_iterations / self.gradient_accumulation_steps
-        if made != updates:
-            raise ConfigError(
-                f"training.updates_per_rollout={updates}, but steps_per_generation="
-                f"{per_generation}, gradient_accumulation_steps={self.gradient_accumulation_steps} "
-                f"and num_iterations={self.num_iterations} make {made:g}: set them to agree"
-            )
-        if self.loss.llds_weight > 0 and updates < 2:
-            raise ConfigError(
-                f"loss.llds_weight={self.loss.llds_weight} with training.updates_per_rollout=1 is "
-                "always zero: set training.updates_per_rollout=2 or more"
-            )
-        if self.save_strategy == "steps" and self.save_steps % updates:
-            raise ConfigError(
-                f"save_steps={self.save_steps:g} is not a multiple of training.updates_per_rollout="
-                f"{updates}: a checkpoint inside a rollout could not be resumed exactly"
-            )
-
-
-def _sections_to_trl(loss: LossConfig, training: TrainingConfig) -> dict[str, Any]:
-    """TRL's names for what the sections say too."""
-    is_cispo = loss.surrogate == "cispo"
-    return {
-        "num_iterations": training.epochs,
-        "loss_type": "cispo" if is_cispo else _LOSS_TYPES[loss.aggregate],
-        "importance_sampling_level": loss.ratio,
-        "scale_rewards": loss.advantage_std,
-        "epsilon": loss.clip_low,
-        # TRL's cispo takes the largest weight itself.
-        "epsilon_high": 1 + loss.clip_high if is_cispo else loss.clip_high,
-        "delta": loss.dual_clip,
-        "beta": loss.kl_weight,
-        "entropy_coef": loss.entropy_weight,
-    }
-
 
 def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) -> SearchGRPOConfig:
     """Derive the trainer's configuration from `config`; checkpoints go to `output_dir`."""
@@ -132,7 +99,7 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
     micro_batch = (
         config.mini_batch_size if by_tokens else training.micro_batch_size * config.world_size
     )
-    on_gpu = torch.cuda.is_available()
+    on_gpu, is_cispo = torch.cuda.is_available(), loss.surrogate == "cispo"
     return SearchGRPOConfig(
         output_dir=str(output_dir),
         use_cpu=not on_gpu,
@@ -158,7 +125,16 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         max_completion_length=rollout.max_action_tokens * (rollout.max_searches + 1),
         # objective
         loss=loss,
-        **_sections_to_trl(loss, training),
+        num_iterations=training.epochs,
+        loss_type="cispo" if is_cispo else _LOSS_TYPES[loss.aggregate],
+        importance_sampling_level=loss.ratio,
+        scale_rewards=loss.advantage_std,
+        epsilon=loss.clip_low,
+        # TRL's cispo takes the largest weight itself.
+        epsilon_high=1 + loss.clip_high if is_cispo else loss.clip_high,
+        delta=loss.dual_clip,
+        beta=loss.kl_weight,
+        entropy_coef=loss.entropy_weight,
         use_bias_correction_kl=False,
         vllm_importance_sampling_correction=False,  # the trainer's own weighs any sampler
         mask_truncated_completions=False,
@@ -200,3 +176,66 @@ def _sampler_settings(config: ExperimentConfig, *, on_gpu: bool) -> dict[str, An
         # Sleeping frees GPU memory for the updates; vLLM cannot sleep on a CPU.
         "vllm_enable_sleep_mode": on_gpu,
     }
+
+
+def check_vllm(config: ExperimentConfig, policy: Path) -> None:
+    """Refuse, before anything is loaded, a vLLM sampler that could not start; the advice starts a
+    server with the start policy `policy`.
+    """
+    sampler = config.sampler
+    if sampler.backend != "vllm":
+        return
+    require_vllm()
+    if sampler.mode == "server":
+        spare_loopback()  # TRL's client, too, asks whatever proxy the environment names
+        try:
+            requests.get(f"{sampler.server_url}/health", timeout=_HEALTH_SECONDS).raise_for_status()
+        except requests.RequestException as error:
+            raise SamplerError(
+                f"no vLLM server answers at sampler.server_url={sampler.server_url}: start it "
+                f"with {server_command(config, policy)}"
+            ) from error
+
+
+@contextmanager
+def engine_options(config: ExperimentConfig) -> Iterator[None]:
+    """Add to the colocated engine that a trainer builds inside this context what TRL does not pass.
+
+    Left alone, vLLM takes the dtype from the checkpoint's file and makes half precision of
+    float32, and TRL fixes the log-prob mode for an importance correction that is not used here.
+    """
+    if config.sampler.backend != "vllm" or config.sampler.mode != "colocate":
+        yield
+        return
+    made = vllm_generation.LLM
+    options = {
+        "dtype": config.training.dtype,
+        "logprobs_mode": logprobs_mode(config.rollout),
+        "enable_prefix_caching": True,
+    }
+
+    def make(**theirs: Any) -> Any:
+        # TRL asks for the whole rollout at once: vLLM would reserve gigabytes for its logits, and
+        # refuses more sequences than the tokens it takes in a pass.
+        most = min(theirs.get("max_num_seqs", MOST_SEQUENCES), MOST_SEQUENCES)
+        return made(**theirs | options | {"max_num_seqs": most})
+
+    vllm_generation.LLM = make
+    try:
+        yield
+    finally:
+        vllm_generation.LLM = made
+
+
+def open_engine(trainer: GRPOTrainer) -> Engine:
+    """The engine that TRL built for `trainer`."""
+    generation: Any = trainer.vllm_generation
+    if generation.mode == "colocate":
+        return ColocatedEngine(generation)
+    accelerator = trainer.accelerator
+    client = (
+        generation.vllm_client
+        if accelerator.is_main_process
+        else VLLMClient(base_url=generation.server_base_url)
+    )
+    return ServerEngine(client, accelerator.wait_for_everyone)

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llds_core.config import WarmstartConfig
-from llds_core.retrieval.base import Hit, SearchKey
-from llds_core.retrieval.failures import FailingRetriever
+from llds_core.retrieval.base import FailingRetriever, Hit, SearchKey
 from llds_core.rollout.protocol import search_observation
 from llds_core.seeding import numpy_generator
 from llds_core.worlds.atlas import World

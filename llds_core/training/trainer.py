@@ -12,8 +12,7 @@ Deltas from TRL, each an override of one method:
   where asked (`unpadded`), and keeps what the loss computed for the penalty.
 * `_compute_loss`: TRL's loss plus weight × penalty, of LLDS and of Lp-Reg. With weight 0 nothing is
   added.
-* `_clip_grad_norm`: a non-finite gradient or loss skips the update. (DeepSpeed has made the update
-  by then: under ZeRO-3 it is counted and ends the run, but not undone.)
+* `_clip_grad_norm`: a non-finite gradient or loss skips the update.
 * `create_accelerator_and_postprocess`: log-probabilities and sums of gradients keep 32 bits under
   FSDP2.
 
@@ -42,7 +41,6 @@ from llds_core.losses import clamped_reference
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory, validate_response_masks
 from llds_core.seeding import torch_generator
-from llds_core.training.checkpointing import AtomicCheckpointMixin
 from llds_core.training.micro_batches import (
     add_columns,
     answer_weight,
@@ -56,11 +54,18 @@ from llds_core.training.micro_batches import (
     trajectory_reward,
 )
 from llds_core.training.min_p_proxies import proxies_for, proxy_penalty, set_bounds
-from llds_core.training.policy_head import Also, PolicyHeadOutput, add_policy_head, policy_labels
+from llds_core.training.policy_head import (
+    Also,
+    PolicyHeadOutput,
+    add_policy_head,
+    forward_unpadded,
+    policy_labels,
+    use_unpadded_attention,
+)
+from llds_core.training.processes import copy_to_sharded, whole_policy
+from llds_core.training.recorder import AtomicCheckpointMixin
 from llds_core.training.settings import SearchGRPOConfig
-from llds_core.training.sharding import copy_to_sharded, whole_policy
 from llds_core.training.step_metrics import Row, StepMetrics
-from llds_core.training.unpadded import forward_unpadded, use_unpadded_attention
 
 RolloutFunction = Callable[[Sequence[dict[str, Any]], PreTrainedModel, int], Rollout]
 StepFunction = Callable[[Row, list[Trajectory]], None]
@@ -278,11 +283,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         # A copy: what the forward pass puts into it holds for this update only.
         self._micro = inputs = dict(inputs)
-        policy_loss = super()._compute_loss(model, inputs) * inputs.get("share", 1)
-        logprobs = self._captured
-        settings = self.args.loss
+        loss = super()._compute_loss(model, inputs) * inputs.get("share", 1)
+        logprobs, settings = self._captured, self.args.loss
         penalty, counts = likelihood_penalty(inputs, logprobs, settings)
-        loss = policy_loss
         if settings.llds_weight > 0:
             loss = loss + settings.llds_weight * penalty
         if settings.lp_reg_weight > 0:
@@ -318,8 +321,6 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         norm = super()._clip_grad_norm(model)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        # DeepSpeed gives a number, and none before its first update.
-        norm = torch.as_tensor(0.0 if norm is None else norm, device=self.accelerator.device)
         # Every process must come to the same decision: one NaN is a NaN in the sum.
         judged = norm.detach().float() if self._loss_is_finite else torch.full_like(norm, torch.nan)
         finite = bool(torch.isfinite(self.accelerator.reduce(judged, reduction="sum")))
@@ -362,10 +363,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
                 self.metrics.add_update_logprobs(micro, logprobs, update, trained=trained)
             if is_last and index in drawn:
                 self.metrics.add_final_logprobs(micro, logprobs)
-        if is_last:
-            self._finish_step()
-
-    def _finish_step(self) -> None:
+        if not is_last:
+            return
         if torch.cuda.is_available():
             self.metrics.add_gpu_memory(torch.cuda.max_memory_allocated())
             torch.cuda.reset_peak_memory_stats()

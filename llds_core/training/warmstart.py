@@ -29,7 +29,7 @@ from transformers.trainer_callback import PrinterCallback
 from llds_core.config import ExperimentConfig
 from llds_core.errors import CheckpointError, ConfigError
 from llds_core.machine.memory import check_buildable
-from llds_core.retrieval.failures import FailingRetriever
+from llds_core.retrieval.base import FailingRetriever
 from llds_core.rollout.environment import Environment, build_retriever, build_world
 from llds_core.rollout.prompts import cut_observation, encode_plain, encode_prompt, prompt_text
 from llds_core.rollout.protocol import TAGS
@@ -43,7 +43,7 @@ from llds_core.runs.policies import (
     policy_digest,
 )
 from llds_core.seeding import child_seed, numpy_generator
-from llds_core.training.checkpointing import AtomicCheckpointMixin
+from llds_core.training.recorder import AtomicCheckpointMixin
 from llds_core.training.settings import OneGPUMixin
 from llds_core.training.traces import Trace, make_traces
 from llds_core.worlds.atlas import World
@@ -59,10 +59,7 @@ def start_policy(run: Run) -> Path:
 
 
 def warmstart(run: Run) -> Path:
-    """Train the start policy of `run`, or continue, or return at once when it is there.
-
-    Returns:
-        The folder of the policy, loadable with `AutoModelForCausalLM` and `AutoTokenizer`.
+    """Train the start policy of `run`, or continue, or return at once when it is there: its folder.
 
     Raises:
         ConfigError: when the run starts from `policy.path` as it is.

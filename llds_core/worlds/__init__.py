@@ -3,5 +3,3 @@
 from llds_core.worlds.atlas import World, build_atlas
 from llds_core.worlds.question_sets import QUESTION_SETS, build_files_world
 from llds_core.worlds.records import Passage, Question
-
-__all__ = ["QUESTION_SETS", "Passage", "Question", "World", "build_atlas", "build_files_world"]

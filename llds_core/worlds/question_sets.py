@@ -17,7 +17,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
-from llds_core.errors import DataError
+from llds_core.errors import DataError, one_line
 from llds_core.seeding import child_seed
 from llds_core.worlds.atlas import World
 from llds_core.worlds.records import (
@@ -122,10 +122,8 @@ def training_file_hash(folder: Path) -> str:
 
 def published_prompt(folder: Path) -> str:
     """The instructions that Search-R1's training file in the data folder gives with every question,
-    with `{question}` where that stands.
-
-    Raises:
-        DataError: when there is no such file, or its prompts differ in more than the question.
+    with `{question}` where that stands; a `DataError` when there is no such file, or its prompts
+    differ in more than the question.
     """
     path, template = _present(folder, MIX_FILE), ""
     for where, row in _read_parquet(path, ["question", "prompt"]):
@@ -167,10 +165,9 @@ def _read_parquet(
     try:
         rows = read_table(path, columns=list(columns)).to_pylist()
     except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:120]
         raise DataError(
-            f"{path}: cannot be read as Search-R1's parquet file ({reason}): check the path, or "
-            "fetch it again"
+            f"{path}: cannot be read as Search-R1's parquet file ({one_line(error)}): check the "
+            "path, or fetch it again"
         ) from error
     return [(f"{path} row {number}", row) for number, row in enumerate(rows, start=1)]
 

@@ -3,21 +3,16 @@
 import ast
 import importlib.resources
 import itertools
-import json
 import re
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-import yaml
 from annotated_types import Ge, Le
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from llds_core.config import (
     ExperimentConfig,
-    RolloutConfig,
     is_method,
     load_experiment,
     methods,
@@ -25,7 +20,7 @@ from llds_core.config import (
 )
 from llds_core.config import given as typed
 from llds_core.config.given import parse_yaml
-from llds_core.errors import ConfigError, did_you_mean
+from llds_core.errors import ConfigError
 from llds_core.files import project_path
 from llds_core.runs.identity import flat
 
@@ -74,31 +69,6 @@ def test_every_profile_loads_with_every_method_and_returns_from_its_values(name:
     config = load_experiment(name)
     assert config.name == name
     assert ExperimentConfig(**config.to_dict()) == config
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    rate=st.floats(0, 1),
-    learning_rate=st.sampled_from([1e-6, 1e-05, 2.5e-7]) | st.floats(0, 1),
-    path=st.none() | st.text(max_size=20),
-    cities=st.none() | st.integers(1, 10**6),
-    kl=st.floats(0, 1e300),
-    ramp=st.sampled_from(["none", "paper", "code"]),
-)
-def test_any_values_return_from_yaml_and_json(rate, learning_rate, path, cities, kl, ramp) -> None:
-    base = load_experiment("desk/grpo")
-    config = replace(
-        base,
-        world=replace(base.world, cities=cities),
-        policy=replace(base.policy, path=path),
-        retrieval=replace(base.retrieval, failure_rate=rate),
-        training=replace(base.training, learning_rate=learning_rate),
-        loss=replace(base.loss, kl_weight=kl, answer_ramp=ramp),
-    )
-    values = config.to_dict()
-    for again in (parse_yaml(yaml.safe_dump(values), ""), json.loads(json.dumps(values))):
-        assert ExperimentConfig(**again) == config
-        assert ExperimentConfig(**again).hash() == config.hash()
 
 
 def test_method_lies_over_the_profile_and_overrides_over_both() -> None:
@@ -170,10 +140,6 @@ def test_unknown_experiment_names_the_nearest_or_the_form(name: str, said: str) 
     assert said in failure(name=name)
 
 
-def test_hint_without_a_close_name_lists_all() -> None:
-    assert did_you_mean("zzz", ["b", "a"]) == "valid: a, b"
-
-
 # Types
 
 
@@ -220,14 +186,6 @@ def test_values_outside_the_range_are_refused_with_the_bound(key: str) -> None:
         assert f"{key} is " in message and float(message.split()[-1]) == bound
 
 
-def test_a_replaced_value_is_checked_too() -> None:
-    with pytest.raises(ConfigError, match=r"^top_p is 2\.0: it should be less than or equal to 1$"):
-        replace(RolloutConfig(), top_p=2.0)
-    config = load_experiment("desk/grpo")
-    with pytest.raises(ConfigError, match="choose a divisor of 16"):
-        replace(config, training=replace(config.training, micro_batch_size=5))
-
-
 # Keys, types, and values that must fit together
 
 
@@ -263,12 +221,11 @@ def test_a_replaced_value_is_checked_too() -> None:
         ),
         ("sampler.backend=vllm sampler.tensor_parallel=2", "sampler.tensor_parallel=2"),
         ("sampler.backend=vllm rollout.temperature=2.5", "rollout.temperature=2.5"),
-        ("hardware.sharding=zero3", "sampler.backend=vllm"),
         ("world.name=files training.warmstart=true", "training.warmstart=false"),
         ("training.save_every=2 training.resumable_every=3", "is not a multiple of"),
-        *(
-            (f"training.max_tokens_per_micro_batch=9 {other}", f"=9 with {other}")
-            for other in ("loss.aggregate=token-mean-micro", "hardware.sharding=zero3")
+        (
+            "training.max_tokens_per_micro_batch=9 loss.aggregate=token-mean-micro",
+            "=9 with loss.aggregate=token-mean-micro",
         ),
         ("loss.surrogate=cispo", "loss.clip_low=0.2.*set loss.clip_low=1$"),
         (

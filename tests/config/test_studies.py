@@ -56,24 +56,6 @@ def test_no_run_of_a_study_repeats_another(name: str) -> None:
     assert [arms for arms in runs.values() if len(arms) > 1 and arms != longer] == []
 
 
-def test_the_desk_study_covers_what_it_promises() -> None:
-    arms = {arm.name: arm for arm in load_study("desk-reuse").arms}
-    assert arms["grpo"].seeds == arms["llds-action"].seeds
-    assert len(arms["grpo"].seeds) == 5
-    assert all(seed < 100 for arm in arms.values() for seed in arm.seeds)  # not development seeds
-    groups = [arm.group for arm in load_study("desk-reuse").arms]
-    wanted = ["main", "weights", "gates", "variants", "cures", "factors", "map"]
-    assert list(dict.fromkeys(groups)) == wanted
-    for arm in arms.values():
-        assert len(arm.seeds) >= {"main": 1, "factors": 2, "map": 1}.get(arm.group, 3)
-    # Arms named after mini-batches vary nothing else in an update.
-    configs = {entry.arm.name: entry.config for entry in load_study("desk-reuse").entries()}
-    sizes = {"grpo-mini-batch-8": 8, "grpo": 16, "grpo-large-batch": 32}
-    assert {name: configs[name].mini_batch_size for name in sizes} == sizes
-    assert len({configs[name].training.updates_per_rollout for name in sizes}) == 1
-    assert len({configs[name].training.epochs for name in sizes}) == 1
-
-
 def test_a_study_on_other_seeds_gives_each_arm_as_many_as_it_planned() -> None:
     study = load_study("desk-reuse")
     seeds = {arm.name: arm.seeds for arm in study.with_seeds([4, 0, 4, 1, 2, 3]).arms}
@@ -105,19 +87,10 @@ def test_runs_go_group_by_group_and_seed_by_seed(tmp_path: Path) -> None:
         ("profile: smoke\narms: [{name: a, method: grpo}]", r'"arms\[0\].seeds" is missing'),
         ("profile: smoke\narms: [{nam: a}]", r'key "arms\[0\].nam": did you mean "arms\[0\].name"'),
         (f"{ARM} seeds: 3}}]", "valid list"),
-        (f"{ARM} seeds: [x]}}]", "valid integer"),
-        (f"{ARM} seeds: [0], overrides: {{a: 1}}}}]", "valid list"),
         (f"{ARM} seeds: [0], overrides: [a]}}]", "section.key=value"),
         (f"{ARM} seeds: [0]}}, {{name: a, method: grpo, seeds: [0]}}]", "is there twice"),
-        ("profile: smoke\narms: [{name: a, method: grp, seeds: [0]}]", "did you mean"),
-        *(
-            (text, "not valid YAML")
-            for text in ("a: [", b"description: caf\xe9", "[" * 3000, "a: " + "{a: " * 3000)
-        ),
-        *(
-            (f"profile: smoke\narms: [{{name: '{name}', method: grpo, seeds: [0]}}]", "name is")
-            for name in ("../../../../escape", "/tmp/x", "a/b", "..", "")
-        ),
+        *((text, "not valid YAML") for text in ("a: [", b"description: caf\xe9", "[" * 3000)),
+        ("profile: smoke\narms: [{name: ../x, method: grpo, seeds: [0]}]", "name is"),
         ("profile: ../x\narms: [{name: a, method: grpo, seeds: [0]}]", "profile is"),
         (f"{ARM} seeds: [-1]}}]", "seeds"),
     ],
@@ -175,9 +148,3 @@ def test_the_command_shows_the_queue(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert lines[0].split() == ["arm", "seed", "state", "steps", "of", "minutes"]
     assert lines[1].split()[:3] == ["late", "0", "waiting"]
     assert main([*options, "--arms", "nothing"]) == 2
-
-
-def test_repeated_seeds_count_once(tmp_path: Path) -> None:
-    text = "profile: smoke\narms: [{name: a, method: grpo, seeds: [1, 0, 1]}]"
-    (tmp_path / "s.yaml").write_text(text)
-    assert [entry.seed for entry in load_study(str(tmp_path / "s.yaml")).entries()] == [0, 1]

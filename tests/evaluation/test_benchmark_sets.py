@@ -2,13 +2,11 @@
 
 import pytest
 from evaluation_worlds import environment
-from run_helpers import one_line
 
-from llds_core.errors import ConfigError
 from llds_core.evaluation import averages
-from llds_core.evaluation.benchmark_sets import AVERAGE_MEMBERS, choose, choose_questions
+from llds_core.evaluation.scores import AVERAGE_MEMBERS, choose, choose_questions
 from llds_core.worlds import QUESTION_SETS
-from llds_core.worlds.atlas_questions import KINDS
+from llds_core.worlds.atlas import KINDS
 
 WORLD = environment().world
 
@@ -39,20 +37,6 @@ def test_questions_of_chosen_benchmarks_only_and_all_of_them():
     expected = [q for q in WORLD.test if q.metadata["kind"] in ("city-country", "city-capital")]
     assert sorted(q.id for q in chosen) == sorted(q.id for q in expected)
     assert len(choose(WORLD, "test", (), None, 0)) == len(WORLD.test)
-
-
-@pytest.mark.parametrize(
-    ("names", "limit", "words"),
-    [
-        (("city-contry",), None, 'did you mean "city-country"'),
-        (("nq",), None, "valid: city-capital"),
-        ((), 3, "--limit 3 leaves no question"),
-    ],
-)
-def test_questions_that_are_not_there_are_refused(names, limit, words):
-    with pytest.raises(ConfigError, match=words) as caught:
-        choose(WORLD, "test", names, limit, 0)
-    one_line(caught)
 
 
 def test_a_limit_is_spread_evenly_and_a_larger_one_begins_with_the_smaller():

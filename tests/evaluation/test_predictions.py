@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from run_helpers import no_space, one_line
+from run_helpers import one_line
 
-from llds_core.errors import ConfigError, DataError, RunError
-from llds_core.evaluation.predictions import Predictions, parse_shard
+from llds_core.errors import DataError, RunError
+from llds_core.evaluation.predictions import Predictions
 
 ROWS = [
     {"benchmark": "nq", "id": f"q{i}", "mode": "greedy", "sample": 0, "text": "a\u2028ü\r\n"}
@@ -60,21 +60,6 @@ def test_answers_of_all_shards_count_once(tmp_path):
     assert made.read(KEYS) == dict(zip(KEYS, ROWS, strict=True))
 
 
-@pytest.mark.parametrize("shard", ["1-2", "4/3", "0/3", "1/", "a/b"])
-def test_a_shard_is_one_of_how_many(shard):
-    assert parse_shard("2/3") == (2, 3)
-    with pytest.raises(ConfigError, match=f'--shard is "{shard}": give a part'):
-        parse_shard(shard)
-
-
-def test_a_file_has_one_writer(tmp_path):
-    held = Predictions(tmp_path, (1, 2)).writing()
-    with held, pytest.raises(RunError, match="being written by another process") as caught:
-        write(tmp_path, ROWS, (1, 2))
-    one_line(caught)
-    write(tmp_path, ROWS, (1, 2))
-
-
 def test_a_folder_holds_one_evaluation(tmp_path):
     identity = {"model": "abc", "limit": None, "names": ["x"]}
     made = Predictions(tmp_path / "one")
@@ -91,10 +76,3 @@ def test_a_folder_holds_one_evaluation(tmp_path):
     (tmp_path / "one" / "manifest.json").write_text("{}")
     with pytest.raises(DataError, match=r"manifest\.json is not a manifest"):
         made.claim({}, {})
-
-
-def test_a_full_disk_is_an_error_of_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.fsync", no_space)
-    with pytest.raises(RunError, match="free space") as caught:
-        Predictions(tmp_path).append(ROWS)
-    one_line(caught)

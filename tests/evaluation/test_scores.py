@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from llds_core.evaluation.scores import METRICS, entry, resampled_means, score_answer, summarise
-from llds_core.worlds.atlas_questions import KINDS
+from llds_core.worlds.atlas import KINDS
 
 
 @pytest.mark.parametrize(

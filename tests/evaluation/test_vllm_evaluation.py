@@ -16,10 +16,8 @@ import numpy as np
 import pytest
 import torch
 from evaluation_worlds import TOKENIZER, environment, lines, policy
-from run_helpers import one_line
 from transformers import PreTrainedModel
 
-from llds_core.errors import ConfigError
 from llds_core.evaluation import EvaluationPlan, evaluate, evaluate_questions
 from llds_core.evaluation.models import Model
 from llds_core.rollout.protocol import TAGS
@@ -147,18 +145,3 @@ def test_sampled_answers_depend_on_no_batch_and_go_on_after_an_error(
     assert 0 < len(kept) < 28 and kept == whole[: len(kept)]
     assert answer(tmp_path / "parts", served, *options, plan=plan) == whole
     assert [engine[-1] for engine in engines] == ["closed"] * 3
-
-
-def test_the_packaged_model_is_decoded_by_transformers(engines, tmp_path) -> None:
-    plan = EvaluationPlan(limit=7)
-    asked = model()  # without a folder
-    made = answer(tmp_path / "1", asked, VLLM, plan=plan)
-    assert made == answer(tmp_path / "2", asked, plan=plan)
-    assert not engines
-
-
-def test_a_missing_vllm_is_one_line(served, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"set sampler\.backend=transformers") as caught:
-        answer(tmp_path, served, VLLM)
-    one_line(caught)

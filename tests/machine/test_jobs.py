@@ -11,14 +11,11 @@ import psutil
 import pytest
 from services import eventually
 
-from llds_core.__main__ import main
 from llds_core.config import load_experiment
 from llds_core.errors import RunError, TrainingDivergedError
 from llds_core.machine import jobs
 from llds_core.machine.jobs import Job
 from llds_core.runs import Run, RunDirectory
-from llds_core.study import runner
-from llds_core.study.reproduce import benchmark_job
 
 SMOKE = Run(load_experiment("smoke/grpo"))
 FOUR = Run(load_experiment("paper-3b/grpo", layout="4x80"))
@@ -41,30 +38,6 @@ def test_gpus_are_divided_among_jobs(
     found = jobs.places(Job(SMOKE, ("train",), SMOKE.messages, gpus=wanted))
     assert found == [{"CUDA_VISIBLE_DEVICES": names} for names in sets]
     assert Job.of(FOUR, "train").gpus == 4
-
-
-def test_on_a_gpu_a_child_makes_the_start_policy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A parent that had made it would keep GPU memory while others train."""
-    monkeypatch.setattr(runner, "visible_gpus", lambda: ["0", "1"])
-    overrides = ("warmstart.steps=2", "warmstart.save_every=2")
-    run, asked = Run.load("smoke/grpo", 0, tmp_path, overrides), []
-    monkeypatch.setattr(runner, "run_jobs", asked.extend)
-    runner.make_start_policy(run)
-    assert asked[0].gpus == 1 and not run.start_policy.exists()
-    assert main([*asked[0].words, "--quiet"]) == 0
-    assert (run.start_policy / "config.json").is_file()
-
-
-@pytest.mark.parametrize(("samples", "modes"), [(2, "greedy,sampled --samples 2"), (0, "")])
-def test_benchmarks_are_asked_as_evaluation_says(
-    monkeypatch: pytest.MonkeyPatch, samples: int, modes: str
-) -> None:
-    run = Run.load("paper-3b/grpo", overrides=[f"evaluation.samples={samples}"])
-    monkeypatch.setattr(Run, "checkpoint", lambda self, which: Path("step-000015"))
-    words = " ".join(benchmark_job(run).words)
-    assert f"--mode {modes}" in words if modes else "--mode" not in words
 
 
 def test_gpus_keep_their_names_and_without_any_cores_are_shared(

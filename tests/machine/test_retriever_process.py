@@ -13,7 +13,8 @@ from run_helpers import one_line
 from services import Scripted, eventually, free_port
 
 from llds_core.config import ExperimentConfig, load_experiment
-from llds_core.errors import ConfigError, RetrieverChangedError, RetrieverError, RunError
+from llds_core.errors import RetrieverChangedError, RetrieverError, RunError
+from llds_core.machine import retriever
 from llds_core.machine.retriever import running_retriever, wait_for_service
 from llds_core.retrieval.client import ask_health, local_address
 
@@ -61,10 +62,10 @@ def stub(folder: Path, behaviour: str) -> Path:
 
 
 @contextmanager
-def started(config: ExperimentConfig, folder: Path, behaviour: str, **more) -> Iterator[None]:
+def started(config: ExperimentConfig, folder: Path, behaviour: str) -> Iterator[None]:
     environment = stub(folder, behaviour)
     log = folder / "log.txt"
-    with running_retriever(config, CORPUS, ["a.b=c"], log, environment=environment, **more):
+    with running_retriever(config, CORPUS, ["a.b=c"], log, environment=environment):
         yield
 
 
@@ -110,11 +111,12 @@ def test_it_ends_when_the_job_is_killed(config: ExperimentConfig, tmp_path: Path
     ],
 )
 def test_one_that_does_not_come_up_is_one_line_and_stopped(
-    config: ExperimentConfig, tmp_path: Path, behaviour: str, patience: float, error, words: str
+    config: ExperimentConfig, tmp_path: Path, monkeypatch, behaviour, patience, error, words
 ) -> None:
+    monkeypatch.setattr(retriever, "START_SECONDS", patience)
     with (
         pytest.raises(error, match=words) as caught,
-        started(config, tmp_path, behaviour, patience=patience),
+        started(config, tmp_path, behaviour),
     ):
         pytest.fail("it was taken for ready")
     one_line(caught)
@@ -140,25 +142,6 @@ def test_a_service_that_is_there_is_used_and_left_running(tmp_path: Path) -> Non
     assert not (tmp_path / "arguments").exists()
 
 
-@pytest.mark.parametrize(("status", "body"), [(200, "<html>"), (404, "<html>"), (500, "{}")])
-def test_what_is_there_instead_is_named(tmp_path: Path, status: int, body: str) -> None:
-    named = pytest.raises(ConfigError, match="not a search service")
-    with answering(status, body) as url:
-        config = load_experiment("paper-3b/grpo", [f"service.url={url}"])
-        with named, started(config, tmp_path, f"ready {CORPUS}"):
-            pytest.fail("it was used")
-
-
-def test_nobody_starts_a_service_elsewhere_or_without_its_environment(
-    config: ExperimentConfig, tmp_path: Path
-) -> None:
-    far = load_experiment("paper-3b/grpo", ["service.url=http://192.0.2.1:9"])
-    for which, words in ((far, "not this machine: start it there"), (config, "make retriever-env")):
-        held = running_retriever(which, CORPUS, [], tmp_path, environment=tmp_path / "none")
-        with pytest.raises(ConfigError, match=words), held:
-            pytest.fail("it was started")
-
-
 def test_a_node_is_known_without_its_domain(monkeypatch: pytest.MonkeyPatch) -> None:
     assert local_address(f"http://{socket.gethostname()}:8000") is not None
     monkeypatch.setattr(socket, "gethostname", lambda: "node7.cluster.example")
@@ -167,10 +150,11 @@ def test_a_node_is_known_without_its_domain(monkeypatch: pytest.MonkeyPatch) -> 
         assert local_address(url) is None
 
 
-def test_another_machine_waits_for_the_service_of_the_first() -> None:
+def test_another_machine_waits_for_the_service_of_the_first(monkeypatch) -> None:
     with answering(200, ready(CORPUS)) as url:
         wait_for_service(url, CORPUS)
         with pytest.raises(RetrieverChangedError):
             wait_for_service(url, "d" * 16)
     with pytest.raises(RetrieverError, match="look at the first machine"):
-        wait_for_service(f"http://127.0.0.1:{free_port()}", CORPUS, patience=0.3)
+        monkeypatch.setattr(retriever, "START_SECONDS", 0.3)
+        wait_for_service(f"http://127.0.0.1:{free_port()}", CORPUS)

@@ -25,7 +25,7 @@ from llds_core.reporting.benchmark_scores import (
 )
 from llds_core.reporting.run_view import StoredRun
 from llds_core.worlds import QUESTION_SETS
-from llds_core.worlds.atlas_questions import KINDS
+from llds_core.worlds.atlas import KINDS
 
 PAPER = Path(__file__).parents[2] / "results" / "paper"
 NONE = pd.DataFrame(columns=SCORE_COLUMNS)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from services import ENGINE, IDENTITY, Recorder, Scripted, running
 
 from llds_core.config.given import address
-from llds_core.errors import ConfigError, LLDSError, RetrieverChangedError, RetrieverError
+from llds_core.errors import LLDSError, RetrieverChangedError, RetrieverError
 from llds_core.retrieval import Hit, ask_health
 from llds_core.retrieval.client import IDENTITY_HEADER, UNKNOWN, local_address
 
@@ -24,13 +24,6 @@ def url():
 
 
 # What it finds
-
-
-def test_it_finds_what_the_engine_finds(url) -> None:
-    queries = ["word1 word2", "", "xyzzy", "text", "word5", "word1 word2", "é 北京 \x00\ud800"]
-    assert client_of(url).search(queries, 4) == ENGINE.search(queries, 4)
-    assert client_of(url).search([], 4) == []
-    assert client_of(url).identity == ENGINE.identity
 
 
 def test_hits_survive_the_journey() -> None:
@@ -98,19 +91,6 @@ def test_threads_may_share_a_client(url) -> None:
     assert found == ENGINE.search(queries, 2)
 
 
-def test_addresses_may_end_as_those_of_search_r1(url) -> None:
-    assert {client_of(url + end).url for end in ("", "/", "/retrieve", "/retrieve/")} == {url}
-
-
-@pytest.mark.parametrize(
-    "bad", ["", "localhost:8000", "ftp://a", "http://", "http://a:99999", "http://a:0"]
-)
-def test_an_address_that_is_none_is_refused_at_once(bad: str) -> None:
-    for call in (client_of, local_address):
-        with pytest.raises(ConfigError, match=r"service\.url"):
-            call(bad)
-
-
 def test_environment_variables_do_not_lead_elsewhere(url, monkeypatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", DEAD)
     monkeypatch.setenv("ALL_PROXY", DEAD)
@@ -144,7 +124,6 @@ def test_what_may_pass_is_tried_again(fault) -> None:
     with server.serve() as url:
         client = client_of(url, tries=3)
         assert client.search(["word1", "word2"], 2) == ENGINE.search(["word1", "word2"], 2)
-        assert client.failed == 0
     assert len(server.requests) == 4
 
 
@@ -203,19 +182,17 @@ def test_a_dead_service_is_one_line_that_says_what_to_do() -> None:
     )
 
 
-def test_failed_searches_may_be_empty_counted_and_logged(caplog) -> None:
+def test_failed_searches_may_be_empty_and_logged(caplog) -> None:
     """The next time the service may be there."""
     server = Scripted(health, says(500), says(500), right)
     with server.serve() as url:
         client = client_of(url, tries=2, on_failure="empty")
         with caplog.at_level(logging.WARNING, "llds_core"):
             assert client.search(["word1", "word2"], 2) == [[], []]
-        assert client.failed == 2
         assert "2 searches find nothing" in caplog.text and url in caplog.text
         assert client.search(["word1", "word2"], 2) == ENGINE.search(["word1", "word2"], 2)
-        assert client.failed == 2
     dead = client_of(DEAD, tries=1, on_failure="empty")
-    assert dead.search(["a", "b", "a"], 1) == [[], [], []] and dead.failed == 2
+    assert dead.search(["a", "b", "a"], 1) == [[], [], []]
 
 
 # Whom it asks

@@ -1,6 +1,5 @@
 """Dense search: exact where it is flat, and only over its own index."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +21,6 @@ faiss = pytest.importorskip("faiss", reason="needs faiss")
 
 PASSAGES = passages(400)
 HNSW = replace(FAKE, index="hnsw", hnsw_neighbours=8, hnsw_build_depth=40, hnsw_search_depth=64)
-IVF = replace(FAKE, index="ivf-pq", pq_bytes=16, ivf_probes=4)
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +68,7 @@ def test_hits_are_those_of_every_vector_compared(tmp_path: Path) -> None:
         np.testing.assert_allclose([hit.score for hit in hits], -np.sort(-row)[:7], atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [FAKE, HNSW, IVF])
+@pytest.mark.parametrize("kind", [FAKE, HNSW])
 def test_more_than_there_is_gives_no_more_than_there_is(tmp_path: Path, kind: DenseConfig) -> None:
     corpus = PASSAGES[:300]
     (hits,) = retriever(tmp_path, kind, corpus).search(["title 3"], 1000)
@@ -95,13 +93,9 @@ def test_a_blank_query_finds_nothing(tmp_path: Path) -> None:
 # Approximate indexes
 
 
-@pytest.mark.parametrize(
-    ("kind", "less"), [(IVF, {"ivf_probes": 1}), (HNSW, {"hnsw_search_depth": 1})]
-)
-def test_looking_less_far_finds_less(tmp_path: Path, kind: DenseConfig, less: dict) -> None:
+def test_looking_less_far_finds_less(tmp_path: Path) -> None:
     """Search settings are no part of the index."""
-    far = retriever(tmp_path, replace(kind, ivf_probes=10))
-    near = retriever(tmp_path, replace(kind, **less))
+    far, near = retriever(tmp_path, HNSW), retriever(tmp_path, replace(HNSW, hnsw_search_depth=1))
     queries = [f"query {i}" for i in range(200)]
     sums = [
         sum(hit.score for hits in engine.search(queries, 3) for hit in hits)
@@ -187,15 +181,6 @@ def test_a_published_index_that_is_missing_or_damaged_is_named(published: Path) 
 # Opening
 
 
-def test_it_builds_once_and_then_loads(tmp_path: Path) -> None:
-    first = retriever(tmp_path, HNSW)
-    encoder = FakeEncoder()
-    second = DenseRetriever(PASSAGES, HNSW, tmp_path, encoder=encoder)
-    assert encoder.encoded == 0
-    assert first.identity == second.identity
-    assert first.search(["query"], 5) == second.search(["query"], 5)
-
-
 @pytest.mark.parametrize("begun", [False, True])
 def test_only_the_atlas_is_indexed_by_opening(tmp_path: Path, monkeypatch, begun: bool) -> None:
     """Encoding millions of passages takes hours: whoever only wants to search is told so."""
@@ -260,29 +245,15 @@ def test_identity_tells_corpora_encoders_and_settings_apart(tmp_path: Path) -> N
         replace(FAKE, query_prefix=""),
         replace(FAKE, passage_prefix=""),
         *(HNSW, replace(HNSW, hnsw_search_depth=9)),
-        *(IVF, replace(IVF, ivf_probes=2)),
     ]
     others = [retriever(tmp_path / str(i), kind) for i, kind in enumerate(kinds, 1)]
     others += [retriever(tmp_path / "corpus", corpus=PASSAGES[::-1])]
     others += [retriever(tmp_path / "encoder", hash="1" * 64)]
-    assert len({engine.identity for engine in (first, *others)}) == 9
+    assert len({engine.identity for engine in (first, *others)}) == 7
     assert retriever(tmp_path / "0", replace(FAKE, batch_size=9)).identity == first.identity
 
 
-def test_a_missing_faiss_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ConfigError, match="pip install faiss-cpu"):
-        retriever(tmp_path)
-
-
 # GPUs
-
-
-def test_a_faiss_without_gpus_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0, raising=False)
-    with pytest.raises(ConfigError, match="pip install faiss-gpu"):
-        retriever(tmp_path, replace(FAKE, device="cuda"))
-    assert retriever(tmp_path, replace(FAKE, device="auto")).search(["a"], 2)
 
 
 @pytest.mark.gpu

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pytest
 from dense_worlds import PACKAGED
 from run_helpers import one_line
 
-from llds_core.errors import ConfigError, DataError
-from llds_core.retrieval.encoder import Encoder, encoder_folder, encoder_hash, unit_length
+from llds_core.errors import ConfigError
+from llds_core.retrieval.encoder import Encoder, encoder_folder, encoder_hash
 from llds_core.worlds.records import Passage
 
 pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
@@ -68,13 +67,6 @@ def test_what_comes_after_max_tokens_is_not_read_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_16_bits_come_close(encoder: Encoder) -> None:
-    half = Encoder(replace(PACKAGED, half=True)).encode_queries(TEXTS)
-    assert half.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-6)
-    assert np.einsum("nd,nd->n", half, encoder.encode_queries(TEXTS)).min() > 0.9995
-
-
 def test_any_text_has_a_vector_of_length_1(encoder: Encoder) -> None:
     """Half surrogate pairs and control characters too: a policy may write anything."""
     texts = ["\ud83d", "\x00\x1b\u202e", "", " \n", "大阪 🏯 naïve", "[CLS] [PAD]", "a" * 5000]
@@ -84,26 +76,6 @@ def test_any_text_has_a_vector_of_length_1(encoder: Encoder) -> None:
     # What spells a control token is text, which this encoder reads in lower case.
     control, text = encoder.encode_queries(["a [SEP] b [PAD]", "a [sep] b [pad]"])
     np.testing.assert_allclose(control, text, atol=2e-6)
-
-
-def test_rows_are_scaled_to_length_1() -> None:
-    rows = np.array([[3, 0, 4], [0, 0, 0], [-1e6, 0, 0]], np.float32)
-    np.testing.assert_allclose(unit_length(rows), [[0.6, 0, 0.8], [0, 0, 0], [-1, 0, 0]])
-    with pytest.raises(DataError, match=r"dense\.half=false"):
-        unit_length(np.array([[1.0, np.inf]], np.float32))
-
-
-def test_a_local_encoder_asks_no_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
-
-    def refuse(*arguments: object, **named: object) -> None:
-        raise AssertionError(f"network access: {arguments}")
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    for name in ("create_connection", "getaddrinfo"):
-        monkeypatch.setattr(socket, name, refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert Encoder(replace(PACKAGED, encoder=str(folder), device="auto")).dimension == 384
 
 
 def failure(**values: object) -> str:
@@ -132,27 +104,6 @@ def test_what_cannot_be_had_is_one_clear_line(monkeypatch, values: dict, message
     assert message in failure(**values)
 
 
-@pytest.mark.parametrize(
-    ("names", "content", "message"),
-    [
-        (["tokenizer.json", "vocab.txt"], None, "knows no word: fetch the encoder again"),
-        (["model.safetensors"], None, "cannot be loaded"),
-        (["model.safetensors"], b"\x08" + b"\0" * 7 + b"garbage!", "cannot be loaded from"),
-        (["config.json"], b"[]", "cannot be loaded from"),
-        (["1_Pooling/config.json"], None, "cannot be loaded from"),
-    ],
-)
-def test_a_damaged_encoder_is_one_clear_line(
-    folder: Path, names: list[str], content: bytes | None, message: str
-) -> None:
-    """Without its tokenizer it would load, and turn every word into one and the same token."""
-    for name in names:
-        (folder / name).unlink()  # it may be a link to the packaged file
-        if content is not None:
-            (folder / name).write_bytes(content)
-    assert message in failure(encoder=str(folder))
-
-
 def test_hash_and_vectors_follow_the_files(encoder: Encoder, folder: Path) -> None:
     assert encoder_hash(folder) == encoder.hash
     assert len(encoder.hash) == 64
@@ -165,17 +116,3 @@ def test_hash_and_vectors_follow_the_files(encoder: Encoder, folder: Path) -> No
     assert encoder_hash(folder) != encoder.hash
     first_token = Encoder(replace(PACKAGED, encoder=str(folder))).encode_queries(["Homs"])
     assert not np.allclose(first_token, encoder.encode_queries(["Homs"]), atol=1e-2)
-
-
-def test_an_encoder_on_the_hub_is_fetched_without_other_frameworks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    def download(name: str, revision: str | None, ignore_patterns: list[str]) -> str:
-        assert (name, revision) == ("some/encoder", "main") and "onnx/*" in ignore_patterns
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    chosen = replace(PACKAGED, encoder="some/encoder", revision="main")
-    assert encoder_folder(chosen) == tmp_path

@@ -17,10 +17,10 @@ from filelock import FileLock
 from run_helpers import one_line
 
 from llds_core.config import DenseConfig
-from llds_core.errors import ConfigError, DataError, RunError
+from llds_core.errors import DataError, RunError
 from llds_core.files import write_json
 from llds_core.retrieval import DenseRetriever, build_index
-from llds_core.retrieval.index import index_kind, read_index_manifest
+from llds_core.retrieval.index import read_index_manifest
 
 faiss = pytest.importorskip("faiss", reason="needs faiss")
 
@@ -28,7 +28,6 @@ PASSAGES = passages(350)
 KINDS = {
     "flat": FAKE,
     "hnsw": replace(FAKE, index="hnsw", hnsw_neighbours=8, hnsw_build_depth=20),
-    "ivf-pq": replace(FAKE, index="ivf-pq", pq_bytes=8),
 }
 
 
@@ -70,7 +69,7 @@ def test_a_folder_holds_shards_index_and_manifest(tmp_path: Path, kind: str) -> 
         assert index.ntotal == 350 and index.metric_type == faiss.METRIC_INNER_PRODUCT
         _, found = index.search(expected, 5)
         share = (found == np.arange(350)[:, None]).any(axis=1).mean()
-        assert share > (0.3 if kind == "ivf-pq" else 0.97)
+        assert share > 0.97
 
 
 def test_more_shards_than_a_process_may_have_files_are_read(tmp_path: Path, monkeypatch) -> None:
@@ -81,22 +80,15 @@ def test_more_shards_than_a_process_may_have_files_are_read(tmp_path: Path, monk
     open_now = len(list(Path("/dev/fd").iterdir()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 50, limits[1]))
     try:
-        build(tmp_path, KINDS["ivf-pq"], encoder)
+        build(tmp_path, KINDS["hnsw"], encoder)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert encoder.encoded == 350
 
 
-def test_16_bits_are_stored_as_16_bits(tmp_path: Path) -> None:
-    build(tmp_path, replace(FAKE, half=True))
-    rows = np.load(tmp_path / "vectors-00000.npy")
-    assert rows.dtype == np.float16
-    np.testing.assert_allclose(rows, FakeEncoder().encode_passages(PASSAGES[:100]), atol=5e-4)
-
-
 def test_another_kind_of_index_costs_no_second_encoding(tmp_path: Path) -> None:
     encoder = FakeEncoder()
-    for kind in ("flat", "hnsw", "ivf-pq", "flat"):
+    for kind in ("flat", "hnsw", "flat"):
         build(tmp_path, KINDS[kind], encoder)
         assert (tmp_path / "index.faiss").exists() is (kind != "flat")
     assert encoder.encoded == 350
@@ -189,55 +181,6 @@ def test_a_folder_of_something_else_is_refused(
         build_index(corpus, replace(FAKE, **values), tmp_path, encoder=encoder)
     assert named in one_line(error)
     assert contents(tmp_path) == before
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("", ""),
-        ("[]", ""),
-        ("{}", "schema_version"),
-        ('{"schema_version": 2}', 'no "corpus_hash"'),
-        ('{"schema_version": 1}', "schema version 1, not 2"),
-    ],
-)
-def test_a_damaged_manifest_is_named(tmp_path: Path, text: str, named: str) -> None:
-    (tmp_path / "manifest.json").write_text(text, "utf-8")
-    with pytest.raises(DataError, match=rf"manifest\.json is not a manifest .*{named}"):
-        build(tmp_path)
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(RunError, match="cannot write to"):
-        build(tmp_path / "file" / "index")
-
-
-@pytest.mark.parametrize(
-    ("named", "count", "values"),
-    [
-        ("does not divide vectors of 32", 350, {"pq_bytes": 5}),
-        ("dense.ivf_lists=351", 350, {"pq_bytes": 8, "ivf_lists": 351}),
-        ("needs 256 passages", 255, {"pq_bytes": 8}),
-        ("0 passages", 0, {}),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(
-    tmp_path: Path, named: str, count: int, values: dict
-) -> None:
-    with pytest.raises(ConfigError, match=named):
-        settings = replace(FAKE, index="ivf-pq", **values)
-        build_index(passages(count), settings, tmp_path, encoder=FakeEncoder())
-
-
-def test_cells_follow_the_number_of_passages() -> None:
-    """4 √n, with at least 40 passages a cell: 4 √(10^6) = 4000, but 350 / 40 = 8."""
-    expected = {256: 6, 350: 8, 10_000: 250, 1_000_000: 4000, 21_015_324: 18337}
-    ivf = KINDS["ivf-pq"]
-    assert {n: index_kind(ivf, n) for n in expected} == {
-        n: f"IVF{cells},PQ8np" for n, cells in expected.items()
-    }
-    assert index_kind(replace(ivf, ivf_lists=3), 350) == "IVF3,PQ8np"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -85,16 +85,6 @@ def test_titles_with_and_without_quotes_are_read(tmp_path: Path, contents, title
     assert PassageFile(tmp_path / "corpus.jsonl")[0] == Passage("1", title, text)
 
 
-def test_the_map_is_made_once(corpus: Path) -> None:
-    PassageFile(corpus)
-    before = offsets(corpus).stat().st_mtime_ns
-    again = PassageFile(corpus)
-    assert offsets(corpus).stat().st_mtime_ns == before
-    assert again.hash == passages_hash(PASSAGES)
-    assert offsets(corpus).stat().st_size == 128 + 8 * (HEADER + 2500 + 1)
-    assert sorted(p.name for p in corpus.parent.iterdir()) == [corpus.name, offsets(corpus).name]
-
-
 def test_a_changed_corpus_is_mapped_again(corpus: Path) -> None:
     before = PassageFile(corpus).hash
     # As long as before: only the time of change tells.
@@ -135,14 +125,6 @@ def test_a_map_that_cannot_be_written_is_named(corpus: Path) -> None:
     assert made[0].stat().st_mtime_ns == changed
 
 
-def test_blank_passages_are_counted_at_load(corpus: Path, caplog) -> None:
-    with corpus.open("a") as file:
-        file.write('{"id": "b", "contents": "\\"\\"\\n  "}\n{"id": "c", "contents": "\\" \\""}\n')
-    opened = PassageFile(corpus)
-    assert f"2 of {len(opened)} passages are blank" in caplog.text
-    assert [passage.is_blank for passage in opened[-2:]] == [True, True]
-
-
 GOOD = b'{"id": "1", "contents": "\\"a\\"\\nb"}\n'
 
 
@@ -169,16 +151,6 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, complaint: str) -> Non
     message = str(error.value)
     assert message.startswith(f"{path}:5: ") and complaint in message and "\n" not in message
     assert len(message.replace(str(path), "")) < 220, "only the start of a bad value is repeated"
-
-
-def test_a_file_without_passages_or_without_a_reader_is_named(tmp_path: Path) -> None:
-    (tmp_path / "blank.jsonl").write_bytes(b"\n \n")
-    with pytest.raises(DataError, match="holds no passage"):
-        PassageFile(tmp_path / "blank.jsonl")
-    with pytest.raises(DataError, match=r"nowhere\.jsonl: cannot be read \(No such file"):
-        PassageFile(tmp_path / "nowhere.jsonl")
-    with pytest.raises(DataError, match="cannot be read"):
-        PassageFile(tmp_path)
 
 
 @settings(max_examples=60, deadline=None)

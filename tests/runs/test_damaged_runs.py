@@ -21,12 +21,10 @@ from run_helpers import CONFIG, one_line
 from llds_core.__main__ import main
 from llds_core.errors import CheckpointError, DataError, LLDSError, RunError
 from llds_core.files import locked
-from llds_core.runs import Run, RunDirectory, read_manifest, read_metrics
+from llds_core.runs import Run, RunDirectory, read_manifest
 from llds_core.runs.checkpoints import (
     check_checkpoint,
-    checkpoint_steps,
     read_checkpoint_extra,
-    remove_leftovers,
 )
 
 
@@ -54,21 +52,6 @@ def test_a_manifest_with_a_wrong_type_is_named(tmp_path: Path, key: str, value: 
     for use in (Run(CONFIG, 0, tmp_path).is_complete, lambda: RunDirectory(path, CONFIG, 0)):
         with pytest.raises(DataError, match=f"manifest.json.*{key} is") as error:
             use()
-        one_line(error)
-
-
-def test_a_folder_in_place_of_a_file_and_a_row_without_its_reward_are_named(tmp_path: Path) -> None:
-    path = begun(tmp_path)
-    with (path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2}\n{"step": 3, "reward": 1}\n')
-    with pytest.raises(DataError, match=r'metrics.jsonl:2 has no number "reward"') as error:
-        Run(CONFIG, 0, tmp_path).metrics()
-    one_line(error)
-    for name, read in (("manifest.json", read_manifest), ("metrics.jsonl", read_metrics)):
-        (path / name).unlink()
-        (path / name).mkdir()
-        with pytest.raises(DataError, match=name) as error:
-            read(path)
         one_line(error)
 
 
@@ -105,20 +88,6 @@ def test_a_damaged_checkpoint_is_named_before_it_is_loaded(
     with pytest.raises(CheckpointError, match=name) as error:
         check()
     one_line(error)
-
-
-def test_files_in_place_of_folders(tmp_path: Path) -> None:
-    (tmp_path / ".partial-3").touch()
-    (tmp_path / "step-000003").touch()
-    remove_leftovers(tmp_path)
-    assert checkpoint_steps(tmp_path) == [] and not (tmp_path / ".partial-3").exists()
-    (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="file, not a folder"):
-        remove_leftovers(tmp_path / "file")
-    for root in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(RunError, match="cannot write to") as error:
-            RunDirectory(Run(CONFIG, 0, root).path, CONFIG, 0)
-        one_line(error)
 
 
 # Locks, disks

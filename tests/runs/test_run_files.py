@@ -4,9 +4,9 @@ import gzip
 from pathlib import Path
 
 import pytest
-from run_helpers import no_space, one_line
+from run_helpers import one_line
 
-from llds_core.errors import DataError, RunError
+from llds_core.errors import DataError
 from llds_core.runs import RunDirectory, read_metrics, read_trajectories
 from llds_core.runs import directory as runs
 
@@ -115,12 +115,3 @@ def test_rows_appended_after_truncating_a_torn_file_are_whole(filled: RunDirecto
     filled.append_trajectories([{"step": 3, "again": True}])
     assert read_metrics(filled.path)[-1] == {"step": 3, "again": True}
     assert [row["step"] for row in read_trajectories(filled.path)] == [1, 1, 2, 2, 3]
-
-
-def test_failed_truncation_leaves_the_old_files(
-    filled: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch, pytest.raises(RunError):
-        patch.setattr(runs.os, "replace", no_space)
-        filled.truncate(1)
-    assert len(read_metrics(filled.path)) == 3 and len(read_trajectories(filled.path)) == 6

@@ -1,15 +1,10 @@
 """One writer, whole files, and what survives a kill, a full disk or another configuration."""
 
-import json
-import logging
-import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +12,6 @@ from run_helpers import CONFIG, no_space, one_line
 
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.errors import DataError, RunError
-from llds_core.files import write_json
 from llds_core.runs import Run, RunDirectory, read_manifest
 from llds_core.runs import directory as runs
 from llds_core.runs.identity import same_run
@@ -55,11 +49,6 @@ def test_lock_of_a_live_process_names_it_and_that_of_a_killed_one_is_taken_over(
             holder.kill()
     with RunDirectory(tmp_path, CONFIG, 0):
         assert (tmp_path / "lock").read_text("utf-8") == str(os.getpid())
-
-
-def test_second_opening_in_the_same_process_is_refused(run: RunDirectory) -> None:
-    with pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
-        RunDirectory(run.path, CONFIG, 0)
 
 
 # Status
@@ -124,36 +113,6 @@ def test_first_error_is_the_one_reported_when_the_disk_fails_too(
     with pytest.raises(kind, match="loss is blue"), RunDirectory(tmp_path, CONFIG, 0):
         monkeypatch.setattr(runs.os, "replace", no_space)
         raise kind("loss is blue")
-
-
-def test_run_is_closed_when_its_last_write_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch, pytest.raises(RunError), opened(tmp_path):
-        patch.setattr(runs.os, "replace", no_space)
-    with opened(tmp_path):
-        pass
-    assert read_manifest(tmp_path)["status"] == "complete"
-
-
-def test_a_folder_deleted_during_the_run_is_refused_and_not_made_again(tmp_path: Path) -> None:
-    row = {"step": 1}
-    for write in (str, RunDirectory.update, lambda run: run.append_metrics(row)):
-        run = opened(tmp_path / "run")
-        with pytest.raises(RunError, match=str(run.path)) as error, run:
-            shutil.rmtree(run.path)
-            write(run)
-        one_line(error)
-        assert not run.path.exists()
-
-
-def test_messages_go_to_the_log_of_the_run_only_while_it_is_open(tmp_path: Path) -> None:
-    logger = logging.getLogger("llds_core.test")
-    with RunDirectory(tmp_path, CONFIG, 0):
-        logger.info("within")
-    logger.info("after")
-    text = (tmp_path / "log.txt").read_text("utf-8")
-    assert "within" in text and "after" not in text
 
 
 # One folder, one experiment
@@ -229,26 +188,6 @@ def test_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
 
 
 # The disk
-
-
-def _write_often(file: Path, together: Any) -> None:
-    together.wait()
-    for number in range(30):
-        write_json(file, {"number": number})
-
-
-def test_processes_may_write_the_same_json(tmp_path: Path) -> None:
-    """As the shards of an evaluation do when they start together."""
-    forked = multiprocessing.get_context("forkserver")
-    file, together = tmp_path / "manifest.json", forked.Barrier(3)
-    writers = [forked.Process(target=_write_often, args=(file, together)) for _ in range(3)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert [writer.exitcode for writer in writers] == [0, 0, 0]
-    assert json.loads(file.read_text()) == {"number": 29}
-    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(

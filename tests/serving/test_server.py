@@ -26,11 +26,10 @@ from services import (
     serving,
 )
 
-from llds_core.errors import ConfigError
-from llds_core.retrieval import Hit, ask_health
+from llds_core.retrieval import ask_health
 from llds_core.retrieval.client import IDENTITY_HEADER
 from llds_core.serving import app
-from llds_core.serving.app import SearchService, serve
+from llds_core.serving.app import SearchService
 
 
 @pytest.fixture(scope="module")
@@ -160,15 +159,6 @@ def test_a_query_that_breaks_the_engine_breaks_its_own_request_only(caplog) -> N
     assert "as told" in caplog.text
 
 
-def test_an_engine_with_impossible_scores_is_an_error() -> None:
-    class Broken:
-        def search(self, queries, k):
-            return [[Hit("p", "t", "x", float("nan"))] for _ in queries]
-
-    with running(Broken()) as url:
-        assert post(url, queries=["a"], return_scores=True).status_code == 500
-
-
 # What it refuses, in one line, and lives on
 
 
@@ -176,17 +166,12 @@ def test_an_engine_with_impossible_scores_is_an_error() -> None:
     ("body", "named"),
     [
         (b"", "Invalid JSON"),
-        (b"[]", "queries"),
         (b"{}", "queries"),
         (b'{"queries": "word1"}', "valid array"),
         (b'{"queries": [["a"]]}', "valid string"),
-        (b'{"queries": ["a", null]}', "valid string"),
         (b'{"queries": ["a"], "topk": -1}', "topk"),
         (b'{"queries": ["a"], "topk": "3"}', "topk"),
-        (b'{"queries": ["a"], "topk": 3.0}', "topk"),
-        (b'{"queries": ["a"], "topk": true}', "topk"),
         (b'{"queries": ["a"], "topk": NaN}', "topk"),
-        (b'{"queries": ["a"], "topk": -Infinity}', "topk"),
         (b'{"queries": ["a"], "topk": 1000000000}', "less than or equal to 100"),
         (b'{"queries": ["a"], "topk": 1' + b"0" * 5000 + b"}", "number"),
         (b'{"queries": ["a"], "return_scores": "yes"}', "return_scores"),
@@ -202,7 +187,7 @@ def test_an_engine_with_impossible_scores_is_an_error() -> None:
         (b'{"queries": [' + b"[]," * 1_000_000 + b"[]]}", "queries"),
         (b'{"queries": ["\\\\", "\\"", "[[[[,,,,"], "topk": "}"}', "topk"),
     ],
-    ids=range(26),
+    ids=range(21),
 )
 def test_what_is_not_as_agreed_is_refused_in_one_line(url, body: bytes, named: str) -> None:
     response = requests.post(f"{url}/retrieve", data=body, timeout=PATIENCE)
@@ -260,18 +245,3 @@ def test_a_stop_while_loading_is_a_stop() -> None:
     process.start()
     eventually(lambda: ask_health(process.url).state == "loading")
     assert process.stop(signal.SIGTERM) == (0, "")
-
-
-def test_what_cannot_be_served_is_one_line_of_advice() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 .*in use.*--port"):
-            serve(lambda: pytest.fail("loaded"), SETTINGS, port=port)
-    with pytest.raises(ConfigError, match=r"port 70000 .* from 0 to 65535"):
-        serve(lambda: pytest.fail("loaded"), SETTINGS, port=70000)
-
-    def load():
-        raise ConfigError("no such encoder: name another")
-
-    with pytest.raises(ConfigError, match="no such encoder"):
-        serve(load, SETTINGS, port=0)

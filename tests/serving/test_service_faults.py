@@ -94,7 +94,6 @@ def test_a_rollout_survives_the_death_and_restart_of_the_service() -> None:
             process.start()
 
         trajectories = rollout(client, kill_and_start)
-    assert client.failed == 0
     for i, trajectory in enumerate(trajectories):
         assert trajectory.stop_reason == "answer"
         found = [list(action.hits) for action in trajectory.actions[:2]]
@@ -117,7 +116,6 @@ def test_a_service_that_stays_away_ends_the_rollout_or_is_done_without() -> None
         trajectories = rollout(client, process.kill)
         with pytest.raises(RetrieverError, match="make retriever"):
             rollout(strict, process.kill)
-    assert client.failed == 4
     for trajectory in trajectories:
         assert trajectory.stop_reason == "answer"
         assert [len(action.hits) for action in trajectory.actions] == [1, 0, 0]

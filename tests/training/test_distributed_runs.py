@@ -11,13 +11,12 @@ from typing import Any
 
 import psutil
 import pytest
-from run_helpers import one_line, train_run
+from run_helpers import train_run
 from shared_trainers import differing, spawn, wait
 from test_resume import assert_same_run, fresh_root, kill, rows
 
 from llds_core.__main__ import main
 from llds_core.config import load_experiment
-from llds_core.errors import ConfigError
 from llds_core.runs import Run, read_manifest, read_metrics, read_trajectories
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.runs.policies import load_policy
@@ -169,11 +168,3 @@ def test_command_says_which_process_was_killed_or_that_it_was_interrupted(
     output = capsys.readouterr().err
     assert "stopped; to continue: " in output and "Traceback" not in output
     assert read_manifest(path)["status"] == "interrupted"
-
-
-def test_wrong_number_of_processes_is_refused_in_one_line(tmp_path: Path) -> None:
-    config = load_experiment("smoke/grpo", ["hardware.processes=2"])
-    with pytest.raises(ConfigError, match="ask for 2 processes, but 1 run") as error:
-        train_run(config, 0, tmp_path)
-    one_line(error)
-    assert not list(tmp_path.iterdir())

@@ -10,8 +10,6 @@ from rounding import assert_same_gradients
 from scripted import largest_difference, settings, weights
 from shared_trainers import CASES
 
-from llds_core.config import load_experiment
-from llds_core.errors import ConfigError
 from llds_core.seeding import torch_generator
 from llds_core.training.micro_batches import mini_batch_rows, pack
 from llds_core.training.settings import SearchGRPOConfig
@@ -59,17 +57,6 @@ def test_the_trainer_keeps_groups_whole_and_pads_least(tmp_path: Path) -> None:
             for length in batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
         ]
         assert lengths == sorted(lengths)
-
-
-def test_mini_batches_that_cut_a_group_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"mini-batches of 2 .*group_size=4: .*updates_per_roll"):
-        load_experiment(
-            "smoke/grpo",
-            [
-                f"training.{v}"
-                for v in ("mini_batches=groups", "updates_per_rollout=16", "micro_batch_size=2")
-            ],
-        )
 
 
 BUDGET = 90

@@ -1,7 +1,6 @@
 """Runs from a policy that is given: a Llama with a chat template and multi-token tags."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +18,11 @@ from huggingface_hub import errors as hub_errors
 from run_helpers import one_line
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from llds_core.config import load_experiment
 from llds_core.errors import CheckpointError, ConfigError, DownloadError, RunError
-from llds_core.evaluation import evaluate_run
 from llds_core.rollout.prompts import encode_prompt
 from llds_core.runs import Run, read_manifest, read_trajectories
 from llds_core.runs.checkpoints import checkpoint_path
-from llds_core.runs.policies import given_policy, load_policy, policy_digest
+from llds_core.runs.policies import load_policy, policy_digest
 from llds_core.training.experiment import train
 from llds_core.training.warmstart import start_policy, warmstart
 from llds_core.worlds.question_sets import MIX_FILE
@@ -85,14 +82,6 @@ def test_its_tokenizer_and_chat_template_are_used_and_stored_as_they_were(
     text = "<think> São  Tomé, 1,234 </think>\n\n<search> e\u0301 </search><|im_end|>"
     assert stored.encode(text) == given.encode(text)
     assert stored.decode(stored.encode(text)) == text
-
-
-@pytest.mark.parametrize("checkpoint", ["last", "start"])
-def test_its_checkpoints_are_evaluated(trained: Run, llama: Path, checkpoint: str) -> None:
-    overrides = [*trained.overrides, "evaluation.questions=4"]
-    config = load_experiment("smoke/llds-action", overrides)
-    path = evaluate_run(Run(config, 0, trained.root, trained.overrides), checkpoint)
-    assert json.loads(path.read_text())["results"]["greedy"]["all"]["n"] == 4
 
 
 def test_stopped_and_resumed_it_is_bit_identical(llama: Path, trained: Run, tmp_path: Path) -> None:
@@ -173,21 +162,6 @@ def test_a_policy_that_cannot_be_had_is_one_line(
     with pytest.raises(kind, match=said) as error:
         make(run)
     one_line(error)
-
-
-def test_a_model_of_the_hub_is_taken_from_its_cache(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    asked = {}
-
-    def download(repo: str, allow_patterns: list[str]) -> str:
-        asked[repo] = allow_patterns
-        return str(tmp_path / "snapshot")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    config = load_experiment("smoke/grpo", ["policy.path=owner/model"])
-    assert given_policy(config, tmp_path) == tmp_path / "snapshot"
-    assert "*.safetensors" in asked["owner/model"] and "config.json" in asked["owner/model"]
 
 
 def test_questions_that_do_not_fit_are_named_before_the_first_step(

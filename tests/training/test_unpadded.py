@@ -4,8 +4,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from llds_core.training.policy_head import add_policy_head, policy_labels
-from llds_core.training.unpadded import forward_unpadded, use_unpadded_attention
+from llds_core.training.policy_head import (
+    add_policy_head,
+    forward_unpadded,
+    policy_labels,
+    use_unpadded_attention,
+)
 
 SIZES = {
     "vocab_size": 97,

@@ -24,8 +24,7 @@ from llds_core.rollout.samplers import TransformersSampler
 from llds_core.runs import read_metrics
 from llds_core.runs.policies import load_policy
 from llds_core.training.experiment import SearchRollout
-from llds_core.training.settings import search_grpo_config
-from llds_core.training.vllm_engine import check_vllm
+from llds_core.training.settings import check_vllm
 
 VLLM = ["sampler.backend=vllm", "sampler.memory_share=0.4"]
 
@@ -185,15 +184,6 @@ def test_log_probabilities_of_other_weights_raise_the_alarm(
     (line,) = [text for text in (path / "log.txt").read_text().splitlines() if "gap_alarm" in text]
     assert logging.getLevelName(logging.WARNING) in line
     assert "step 1" in line and "0.25" in line and "0.05" in line
-
-
-def test_settings_of_a_server_and_of_no_engine_reach_trl(tmp_path: Path) -> None:
-    args = search_grpo_config(load_experiment("smoke/grpo", VLLM[1:]), 0, tmp_path)
-    assert not args.use_vllm and args.vllm_gpu_memory_utilization == 0.3
-    overrides = [*VLLM, "sampler.mode=server", "sampler.server_url=http://node7:9000"]
-    args = search_grpo_config(load_experiment("smoke/grpo", overrides), 0, tmp_path)
-    assert (args.use_vllm, args.vllm_mode) == (True, "server")
-    assert args.vllm_server_base_url == "http://node7:9000"
 
 
 def test_a_missing_vllm_is_refused_before_anything_is_loaded(

@@ -1,7 +1,7 @@
 import pytest
 
 from llds_core.rollout.rewards import exact_match
-from llds_core.worlds.atlas_facts import TABLES, load_countries
+from llds_core.worlds.atlas import TABLES, load_countries
 from llds_core.worlds.text import fold, strip_accents, words
 
 COUNTRIES = load_countries()

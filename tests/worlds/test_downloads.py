@@ -18,7 +18,7 @@ import huggingface_hub.constants
 import pytest
 
 from llds_core.__main__ import main
-from llds_core.errors import DataError, DownloadError, RunError
+from llds_core.errors import DownloadError, RunError
 from llds_core.worlds import downloads
 from llds_core.worlds.downloads import SOURCES, download, find_missing, read_manifest
 
@@ -103,20 +103,6 @@ def test_everything_of_a_paper_profile_is_fetched_and_recorded(hub, tmp_path, ca
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert main(arguments) == 0
     assert "complete in" in capsys.readouterr().out
-
-
-def test_a_lost_shortened_or_newly_listed_file_is_fetched(hub, tmp_path, monkeypatch):
-    shorter = dataclasses.replace(SOURCES["questions"], files=SOURCES["questions"].files[:-1])
-    with monkeypatch.context() as before:
-        before.setitem(SOURCES, "questions", shorter)
-        fetch(tmp_path, "questions")
-        assert not find_missing(["questions"], tmp_path)
-    (tmp_path / "questions/nq/test.jsonl").unlink()
-    (tmp_path / "questions/popqa/test.jsonl").write_bytes(b"")
-    hub.asked.clear()
-    fetch(tmp_path, "questions")
-    assert set(hub.asked) == {"nq/test.jsonl", "popqa/test.jsonl", "bamboogle/test.jsonl"}
-    assert not find_missing(["questions"], tmp_path)
 
 
 def test_a_killed_call_is_continued_by_the_next(hub, tmp_path):
@@ -245,16 +231,3 @@ def test_nothing_is_fetched_onto_a_small_disk_or_without_consent(
     monkeypatch.setattr("sys.stdin", terminal)
     assert main(["data", *arguments]) == 1
     assert not hub.asked and not list(tmp_path.iterdir())
-
-
-def test_names_and_folders_that_cannot_be_used_are_named(hub, tmp_path, capsys):
-    assert main(["data", "smoke"]) == 0
-    assert "needs no download" in capsys.readouterr().out
-    assert 'did you mean "paper-3b"?' in one_line(capsys, "paper-3c")
-    assert 'did you mean "index"?' in one_line(capsys, "paper-3b", "--only", "indx")
-    (tmp_path / "data").write_text("")
-    line = one_line(capsys, "paper-3b", "--folder", str(tmp_path / "data"), "--yes")
-    assert "cannot write to" in line and "File exists" in line
-    (tmp_path / "manifest.json").write_text('{"sources": 1}')
-    with pytest.raises(DataError, match=r"manifest\.json is damaged: delete it"):
-        find_missing(["questions"], tmp_path)

@@ -86,18 +86,6 @@ def test_a_bad_row_is_named(tmp_path, write, change, complaint):
     assert message.startswith(where) and complaint in message and "\n" not in message
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(DataError, match="holds no question"):
-        load_questions(jsonl(tmp_path), 0, "nq")
-    with pytest.raises(DataError, match="cannot be read"):
-        load_questions(tmp_path, 0, "nq")
-    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and then nothing")
-    missing = tmp_path / "none.parquet"
-    for path in (tmp_path / "bad.parquet", missing, parquet(tmp_path, {"a": 1})):
-        with pytest.raises(DataError, match="cannot be read as Search-R1's parquet file"):
-            load_questions(path, 0)
-
-
 def test_the_world_of_files_holds_mix_and_benchmarks(tmp_path):
     write_files_world(tmp_path, train=60, test=1)
     passages = SimpleNamespace()
