@@ -17,7 +17,7 @@ import numpy as np
 from llds_core.errors import ConfigError
 from llds_core.retrieval.base import Hit, check_k, hit_of
 from llds_core.worlds.records import Passage
-from llds_core.worlds.text import words
+from llds_core.worlds.text import search_words
 
 
 def _import_bm25s() -> Any:
@@ -67,7 +67,7 @@ class BM25Retriever:
         self._vocabulary: dict[str, int] = {}
         ids = []
         for passage in self._passages:
-            said = words(passage.title) * title_weight + words(passage.text)
+            said = search_words(passage.title) * title_weight + search_words(passage.text)
             ids.append([self._vocabulary.setdefault(w, len(self._vocabulary)) for w in said])
         if not self._vocabulary:
             raise ConfigError(
@@ -92,7 +92,7 @@ class BM25Retriever:
         return [self._search_one(query, k) for query in queries]
 
     def _search_one(self, query: str, k: int) -> list[Hit]:
-        ids = [self._vocabulary[word] for word in words(query) if word in self._vocabulary]
+        ids = [self._vocabulary[word] for word in search_words(query) if word in self._vocabulary]
         if not ids:
             return []
         scores = self._index.get_scores_from_ids(ids)

@@ -7,6 +7,9 @@ spelling is listed.
 import re
 import unicodedata
 from functools import lru_cache
+from itertools import pairwise
+
+import regex  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 # Letters that Unicode does not decompose into a base letter and a mark.
 _BASE_LETTERS = str.maketrans(
@@ -15,6 +18,11 @@ _BASE_LETTERS = str.maketrans(
 )
 _APOSTROPHES = str.maketrans("", "", "'’‘ʻʼ`´")
 _DIGIT_COMMA = re.compile(r"(?<=\d),(?=\d)")
+_WORD = regex.compile(r"\w+")  # with the marks of letters, which `re` leaves out
+# Scripts written without spaces.
+_SPACELESS = r"\p{Thai}\p{Lao}\p{Tibetan}\p{Myanmar}\p{Khmer}\p{Hiragana}\p{Katakana}\p{Han}"
+_RUN = regex.compile(rf"(?P<spaceless>[{_SPACELESS}][{_SPACELESS}\p{{M}}]*)|[^{_SPACELESS}]+")
+_OF_A_LETTER = (7, 8, 9)  # marks that make another letter: nukta, voicing of kana, virama
 
 
 def well_formed(text: str) -> str:
@@ -32,7 +40,7 @@ def strip_accents(text: str) -> str:
     if text.isascii():
         return text
     decomposed = unicodedata.normalize("NFKD", text.translate(_BASE_LETTERS))
-    kept = (c for c in decomposed if not unicodedata.combining(c))
+    kept = (c for c in decomposed if unicodedata.combining(c) in (0, *_OF_A_LETTER))
     return unicodedata.normalize("NFC", "".join(kept))
 
 
@@ -40,7 +48,19 @@ def words(text: str) -> list[str]:
     """Split `text` into lower-case, accent-free words; `N'Djamena` and `1,200` are one each."""
     # Apostrophes go first: decomposing would turn some of them into a space.
     folded = strip_accents(text.translate(_APOSTROPHES)).casefold()
-    return re.findall(r"\w+", _DIGIT_COMMA.sub("", folded))
+    return _WORD.findall(_DIGIT_COMMA.sub("", folded))
+
+
+def search_words(text: str) -> list[str]:
+    """The words of `text` as a search engine counts them: of scripts without spaces, whose words
+    nothing parts, every letter and every pair of neighbours.
+    """
+    found: list[str] = []
+    for word in words(text):
+        for run in _RUN.finditer(word):
+            letters = regex.findall(r"\X", run[0]) if run["spaceless"] else [run[0]]
+            found += letters + [first + second for first, second in pairwise(letters)]
+    return found
 
 
 @lru_cache(maxsize=1 << 16)

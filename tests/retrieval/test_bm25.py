@@ -96,3 +96,21 @@ def test_searches_of_the_desk_world_find_their_passage():
             for step, row in zip(steps, found, strict=True)
         ]
         assert sum(hits) > 0.99 * len(hits)
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("北京是中华人民共和国的首都", "中华人民共和国的首都"),
+        ("กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย", "เมืองหลวง"),
+        ("東京は日本の首都です", "日本の首都"),
+        ("नई दिल्ली भारत की राजधानी है", "राजधानी"),
+        ("서울은 대한민국의 수도이다", "수도이다"),
+        ("Việt Nam", "viet nam"),
+    ],
+)
+def test_scripts_without_spaces_and_with_marks_are_found(text: str, query: str) -> None:
+    others = ("上海是一个城市", "दिल", "か", "other")
+    corpus = [Passage(other, "", other) for other in others]
+    engine = BM25Retriever([*corpus, Passage("p", "", text)])
+    assert [hit.id for hit in engine.search([query], 1)[0]] == ["p"]
