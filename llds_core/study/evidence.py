@@ -91,7 +91,7 @@ def _early_rise(run: StoredRun) -> float:
     return float(reward.iloc[run.window : end].mean() - reward.iloc[0])
 
 
-def _early_mean(run: StoredRun, metric: str, less: str = "") -> float:
+def early_mean(run: StoredRun, metric: str, less: str = "") -> float:
     """Mean of `metric`, less that of another, over steps 3 to 15: while the reward still rises."""
     rows = run.rows[run.rows["step"].between(*_EARLY_STEPS)]
     return float((rows[metric] - (rows[less] if less else 0)).mean())
@@ -193,7 +193,7 @@ def _heldout_gain(run: StoredRun, other: StoredRun, checkpoint: str, steps: int)
 
 # Of a run.
 MEASURES: dict[str, Callable[..., float]] = {
-    "early_mean": _early_mean,
+    "early_mean": early_mean,
     "early_rise": _early_rise,
     "likelihood_gap": _likelihood_gap,
     "likelihood_gap_growth": partial(_likelihood_gap, growth=True),
