@@ -140,7 +140,8 @@ def _draw_row(
     plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     if runs.empty:
         left.text(1, row, "not run", va="center", color=FAINT, size="small", bbox=plain)
-    offsets = (np.arange(len(runs)) - (len(runs) - 1) / 2) * 0.18
+    # As far apart as marks are high, but within the row.
+    offsets = (np.arange(len(runs)) - (len(runs) - 1) / 2) * min(0.18, 0.8 / max(len(runs), 1))
     steps = runs["collapse_step"].fillna(runs["steps"])
     for offset, step, (_, run) in zip(offsets, steps, runs.iterrows(), strict=True):
         kind = run["kind"] or ("fell" if run["lowest_after_best"] < _FELL_BELOW else "none")

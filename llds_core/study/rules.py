@@ -18,6 +18,7 @@ within its steps counts as "at least so long", never as a collapse (see `stats`)
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -29,6 +30,8 @@ from llds_core.config import load_experiment
 from llds_core.config.checked import checked
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, did_you_mean
+from llds_core.monitor.detectors import DETECTORS
+from llds_core.monitor.training_log import to_log
 from llds_core.reporting.figures import BASELINE
 from llds_core.reporting.run_view import SURGE, StoredRun
 from llds_core.reporting.stats import (
@@ -146,6 +149,15 @@ def _all_phases(run: StoredRun, steps: int) -> bool | None:
     return names == every if "collapse" in names else None
 
 
+def _warned(detector: str, run: StoredRun, steps: int) -> bool | None:
+    """Whether an alarm came before the collapse of a run that has one."""
+    if run.collapse_step is None:
+        return None
+    log = to_log(run.metrics.to_dict("records"), run.name)
+    row = DETECTORS[detector].alarm_row(log)
+    return row is not None and bool(log.table["step"].iloc[row] < run.collapse_step)
+
+
 # Of a run and the steps that count; None where the run cannot show it.
 OUTCOMES: dict[str, Callable[[StoredRun, int], bool | None]] = {
     "survives": _survives,
@@ -153,6 +165,8 @@ OUTCOMES: dict[str, Callable[[StoredRun, int], bool | None]] = {
     "rises_then_collapses": lambda run, steps: run.rises_then_collapses(),
     "all_phases": _all_phases,
     "spirals": _spirals,
+    "clip_warned": partial(_warned, "clip_saturation"),
+    "drop_warned": partial(_warned, "reward_drop"),
     "no_spiral": lambda run, steps: not run.spiral.fires if run.spiral.judged else None,
 }
 Outcome = Annotated[str, _one_of(OUTCOMES)]
