@@ -29,7 +29,7 @@ from llds_core.config.arms import load_study
 from llds_core.errors import ConfigError, DataError
 from llds_core.study.claims import evaluate_claims, load_claims
 from llds_core.study.evidence import Evidence
-from llds_core.study.rules import Effect
+from llds_core.study.rules import OUTCOMES, Effect
 
 DESK = load_study("desk-reuse")
 CLAIMS = load_claims(DESK).claims
@@ -317,3 +317,14 @@ def test_an_early_mean_is_that_of_steps_3_to_15_alone_or_less_another():
     paired = effect(metrics[0], against="llds-action")
     assert paired.effect.estimate == -3
     assert {name for name, _ in paired.runs} == {"grpo", "llds-action"}
+
+
+@pytest.mark.parametrize(("clip", "warned"), [(0.0, False), (0.5, True)])
+def test_an_alarm_counts_when_it_comes_before_the_collapse(clip: float, warned: bool) -> None:
+    columns = {"reward": [0.5] * 10 + [0.4, 0.3, 0.25, 0.2] + [0.05] * 12, "clip_fraction": clip}
+    run = made("grpo", 0, columns)
+    assert run.collapse_step is not None
+    assert OUTCOMES["clip_warned"](run, 26) is warned
+    assert OUTCOMES["drop_warned"](run, 26) is True
+    steady = made("grpo", 0, columns | {"reward": [0.5] * 26})
+    assert OUTCOMES["clip_warned"](steady, 26) is None
