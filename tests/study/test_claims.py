@@ -260,10 +260,6 @@ def test_a_run_proves_no_more_than_its_windows_allow():
 def test_ambiguous_runs_and_windows_are_refused():
     with pytest.raises(DataError, match="grpo seed 0 is given twice"):
         Evidence([fallen("grpo", 0), fallen("grpo", 0)], {})
-    other = fallen("grpo", 1)
-    other.manifest["profile"] = "smoke"
-    with pytest.raises(DataError, match="profiles desk, smoke"):
-        Evidence([fallen("grpo", 0), other], {})
     longer = fallen("grpo", 1)
     longer.manifest["config"]["diagnostics"]["window"] = 4
     with pytest.raises(DataError, match=r"differ in diagnostics\.window"):
