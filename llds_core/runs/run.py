@@ -8,7 +8,7 @@
         checkpoint/         see `llds_core.runs.checkpoints`
         log.txt             messages
         messages.txt        standard error of its processes, when another one started them
-        code.diff           difference of the source tree from its commit, if any
+        code.diff           difference of the source tree from its commit
 
 Runs of a profile that need the same start policy share `<root>/<profile>/warmstart-<digest>/`.
 """

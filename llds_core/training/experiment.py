@@ -32,7 +32,7 @@ from llds_core.rollout.samplers import (
 )
 from llds_core.rollout.vllm_sampler import Engine, VLLMSampler
 from llds_core.runs import Run, RunDirectory
-from llds_core.runs.checkpoints import checkpoint_steps, read_checkpoint_extra
+from llds_core.runs.checkpoints import checkpoint_steps, read_object
 from llds_core.runs.policies import policy_digest
 from llds_core.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.training.processes import Processes, check_world_size, ending_together
@@ -83,7 +83,8 @@ def train(run: Run, *, after_step: Callable[[dict[str, Any]], None] | None = Non
         trainer = _build_trainer(run, start, processes, recorder)
         trainer.is_over = lambda: processes.decide(lambda: note_collapse(directory, config))
         if start.resume:
-            extra = read_checkpoint_extra(start.resume, "nonfinite_in_a_row")
+            # Whole, as `check_checkpoint` has seen.
+            extra = read_object(start.resume / "extra.json")
             trainer.nonfinite_in_a_row = extra["nonfinite_in_a_row"]
             _logger.info("continuing %s after step %d", run.path, start.done)
         trainer.train(resume_from_checkpoint=str(start.resume) if start.resume else None)

@@ -36,7 +36,7 @@ class AtomicCheckpointMixin(Trainer):
     """For any `transformers.Trainer`: writes `checkpoint/step-N` whole or not at all.
 
     The class it is mixed into sets `updates_per_step`, and may override `checkpoint_extra` to add
-    state to the checkpoint's `extra.json`, read back by `read_checkpoint_extra`.
+    state to the checkpoint's `extra.json`.
     """
 
     # A trainer has these, whatever transformers allows before it is built.
