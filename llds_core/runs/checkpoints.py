@@ -4,7 +4,6 @@ A checkpoint is written into a hidden folder and renamed when it is complete, so
 process leaves at most a hidden leftover behind. Names count rollout steps: `step-000012`.
 """
 
-import errno
 import json
 import os
 import re
@@ -44,8 +43,6 @@ def resumable_steps(folder: Path) -> list[int]:
 def remove_leftovers(folder: Path) -> None:
     """Delete what a killed save or deletion left; only for the process that holds the run."""
     with disk_errors(folder):
-        if folder.exists() and not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder")
         for leftover in folder.glob(".partial*"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
