@@ -68,7 +68,9 @@ def train(run: Run, *, after_step: Callable[[dict[str, Any]], None] | None = Non
     processes = check_world_size(config)
     if processes.decide(run.is_complete):
         return
-    _need_start_policy(run, processes)
+    # Several processes cannot make a start policy: it must be there.
+    makes = processes.count == 1 or not config.warm_starts
+    processes.decide(lambda: start_policy(run) if makes else run.checkpoint("start"))
     command = f"python -m llds_core {shlex.join(run.command('train'))}"
     held: list[RunDirectory] = []
     processes.decide(lambda: held.append(RunDirectory(run.path, config, run.seed, command=command)))
@@ -97,18 +99,6 @@ class _Start(NamedTuple):
     resume: Path | None  # checkpoint of the last one
     collapsed: bool  # nothing is left to do
     streams: str  # see `rollout.streams`, never `auto`
-
-
-def _need_start_policy(run: Run, processes: Processes) -> None:
-    """Make the start policy where one process can; several need it made."""
-    if processes.count == 1 or not run.config.warm_starts:
-        processes.decide(lambda: start_policy(run))
-    elif not processes.decide(lambda: run.start_policy.is_dir()):
-        words = [run.config.name, *run.overrides, "--run-root", str(run.root)]
-        raise RunError(
-            f"{run.config.profile} has no start policy in {run.root}, and several processes cannot "
-            f"make one: python -m llds_core warmstart {shlex.join(words)}"
-        )
 
 
 def _begin(run: Run, directory: RunDirectory, processes: Processes) -> _Start:
