@@ -53,8 +53,6 @@ class Predictions:
         """
         path = self.folder / "manifest.json"
         if not path.exists():
-            with disk_errors(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, {"identity": dict(identity), **about})
             return
         try:
