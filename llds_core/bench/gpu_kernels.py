@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,20 +41,18 @@ def _check_losses(report: Report, device: torch.device, rng: torch.Generator) ->
     new = old + 0.2 * torch.randn(rows, width, dtype=torch.float64, generator=rng)
     mask = (torch.rand(rows, width, generator=rng) < 0.7).long()
     advantages = torch.randn(rows, dtype=torch.float64, generator=rng)
-    losses: dict[str, Callable[..., torch.Tensor]] = {
-        f"llds_penalty, {gate} gate": lambda n, o, m, a, gate=gate: llds_penalty(
-            n, o, m, a, gate=gate
-        )[0]
+    losses: dict[str, Callable[..., tuple[torch.Tensor, Any]]] = {
+        f"llds_penalty, {gate} gate": partial(llds_penalty, gate=gate)
         for gate in ("action", "response", "token")
     }
-    losses["policy_loss"] = lambda n, o, m, a: policy_loss(n, o, a, m)[0]
-    losses["kl_k3"] = lambda n, o, m, a: (kl_k3(n, o, m)[0] * m).sum() / m.sum()
+    losses["policy_loss"] = lambda n, o, m, a: policy_loss(n, o, a, m)
+    losses["kl_k3"] = lambda n, o, m, a: ((kl_k3(n, o, m)[0] * m).sum() / m.sum(), None)
     # Sums of so many terms err by about the square root of their number.
     limit = 4 * _EPS * (rows * width) ** 0.5
 
-    def evaluate(loss: Callable[..., torch.Tensor], where: Any, dtype: torch.dtype) -> torch.Tensor:
+    def evaluate(loss: Callable[..., Any], where: Any, dtype: torch.dtype) -> torch.Tensor:
         leaf = new.to(where, dtype).clone().requires_grad_()
-        value = loss(leaf, old.to(where, dtype), mask.to(where), advantages.to(where, dtype))
+        value, _ = loss(leaf, old.to(where, dtype), mask.to(where), advantages.to(where, dtype))
         value.backward()
         assert leaf.grad is not None
         return torch.cat([value.detach()[None], leaf.grad.flatten()]).double().cpu()
@@ -96,10 +95,8 @@ def _check_head(
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
 
-        def train(
-            run: Callable[[torch.Tensor], torch.Tensor] = run, leaf: torch.Tensor = leaf
-        ) -> None:
-            run(leaf).sum().backward()  # type: ignore[no-untyped-call]
+        def train(run: Any = run, leaf: torch.Tensor = leaf) -> None:
+            run(leaf).sum().backward()
 
         spent = seconds(train)
         report.add("A", f"{name}, {len(states)} tokens forward and backward", spent * 1e3, "ms")
@@ -176,13 +173,12 @@ def _list_backends(report: Report, shape: Qwen2Config, device: torch.device) -> 
     mask = torch.ones(2, 1, 128, 128, device=device, dtype=torch.bool).tril()
     for name, options in (("a mask", {"attn_mask": mask}), ("no mask", {"is_causal": True})):
         works = []
-        for backend in SDPBackend.__members__.values():
-            if backend.name not in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
-                continue
+        for kernel in ("flash", "efficient", "cudnn"):
+            backend = SDPBackend.__members__[f"{kernel.upper()}_ATTENTION"]
             try:
                 with warnings.catch_warnings(action="ignore"), sdpa_kernel(backend):
                     nn.functional.scaled_dot_product_attention(query, key, value, **options)
-                works.append(backend.name.removesuffix("_ATTENTION").lower())
+                works.append(kernel)
             except RuntimeError:  # this is how torch says that a kernel does not take the inputs
                 continue
         report.add("A", f"fused SDPA kernels with {name}", ", ".join(works) or "none")

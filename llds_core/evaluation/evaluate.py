@@ -163,7 +163,7 @@ class Evaluation:
         predictions, asked = Predictions(folder, shard), self._asked(shard)
         predictions.claim(self.identity, about | self.model.about | _code())
         with predictions.writing():
-            done = predictions.read(self._asked())
+            done = predictions.read()
             if evaluate and asked.keys() - done.keys():
                 for lines in self._rest(asked, done):
                     predictions.append(lines.values())

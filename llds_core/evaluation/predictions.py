@@ -12,7 +12,7 @@ evaluation: `manifest.json` says which, and any other is refused.
 
 import json
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,6 @@ class Predictions:
         """
         path = self.folder / "manifest.json"
         if not path.exists():
-            with disk_errors(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, {"identity": dict(identity), **about})
             return
         try:
@@ -88,13 +86,10 @@ class Predictions:
             file.flush()
             os.fsync(file.fileno())
 
-    def read(self, asked: Container[Key]) -> dict[Key, Row]:
-        """The answers so far, of all shards; torn ends are left out, and a line that is not the
-        answer to what was asked is refused.
-        """
+    def read(self) -> dict[Key, Row]:
+        """The answers so far, of all shards; torn ends are left out."""
         rows: dict[Key, Row] = {}
         for path in sorted(self.folder.glob("predictions*.jsonl")):
-            of_file: dict[Key, Row] = {}
             for number, line in enumerate(_whole_lines(path).splitlines(), start=1):
                 try:
                     row = json.loads(line)
@@ -103,12 +98,7 @@ class Predictions:
                     raise DataError(
                         f"{path}:{number} is not a prediction ({line[:60]!r}): delete the line"
                     ) from None
-                if key not in asked or key in of_file:
-                    wrong = "is there twice" if key in of_file else "was not asked"
-                    name = "/".join(map(str, key))
-                    raise DataError(f"{path}:{number}: {name} {wrong}: delete the line")
-                of_file[key] = row
-            rows |= of_file
+                rows[key] = row
         return rows
 
 

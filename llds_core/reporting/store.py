@@ -23,7 +23,7 @@ PUBLISHED = Path("results/published")
 def load_run(path: Path) -> StoredRun:
     """Read the run directory `path`."""
     manifest = read_manifest(path)
-    table = pd.DataFrame(read_metrics(path, "reward"))
+    table = pd.DataFrame(read_metrics(path))
     table = table.reindex(columns=list(dict.fromkeys([*METRICS, *table.columns])))
     numbers = table[list(METRICS)].apply(pd.to_numeric, errors="coerce").astype(float)
     return StoredRun(path, manifest, table.assign(**numbers).astype({"step": int}))

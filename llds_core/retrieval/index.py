@@ -291,8 +291,6 @@ def _filled(
         flat.codes.clear()
     blocks = _blocks(passages, encoder, settings, folder)
     for block in tqdm(blocks, f"filling {settings.index}", unit=" shards"):
-        if not np.isfinite(block).all():
-            raise DataError("stored vectors are not finite: delete the index and build it again")
         index.add(np.asarray(block, np.float32))
     return index
 

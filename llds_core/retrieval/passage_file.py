@@ -12,7 +12,6 @@ file of the same size and time of change; another one is mapped anew.
 """
 
 import hashlib
-import logging
 import os
 from array import array
 from collections.abc import Iterable, Sequence
@@ -32,7 +31,6 @@ HEADER = 8
 """Leading numbers of a map: version, size, time of change, passages, and the hash in four."""
 
 _VERSION = 1
-_logger = logging.getLogger("llds_core")
 
 
 class PassageFile(Sequence[Passage]):
@@ -159,7 +157,7 @@ def _scan(path: Path) -> np.ndarray:
     # Eight bytes per number; a list would take five times that.
     starts, lines, ids = array("q"), array("q"), array("q")
     digest = hashlib.sha256()
-    position, blank = 0, 0
+    position = 0
     with reading(path), path.open("rb") as file:
         corpus = os.fstat(file.fileno())
         for number, line in enumerate(tqdm(file, f"reading {path.name}", unit=" lines"), 1):
@@ -169,12 +167,9 @@ def _scan(path: Path) -> np.ndarray:
                 lines.append(number)
                 ids.append(hash(passage.id))
                 digest.update(_canonical(passage))
-                blank += passage.is_blank
             position += len(line)
         if not starts:
             raise DataError(f"{path}: holds no passage: give a file with one JSON object per line")
-        if blank:
-            _logger.warning("%s: %d of %d passages are blank", path, blank, len(starts))
         # Ids of one hash are looked up in the file.
         hashes = np.frombuffer(ids, np.int64)
         order = np.argsort(hashes, kind="stable")

@@ -4,7 +4,6 @@ A checkpoint is written into a hidden folder and renamed when it is complete, so
 process leaves at most a hidden leftover behind. Names count rollout steps: `step-000012`.
 """
 
-import errno
 import json
 import os
 import re
@@ -44,8 +43,6 @@ def resumable_steps(folder: Path) -> list[int]:
 def remove_leftovers(folder: Path) -> None:
     """Delete what a killed save or deletion left; only for the process that holds the run."""
     with disk_errors(folder):
-        if folder.exists() and not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder")
         for leftover in folder.glob(".partial*"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
@@ -80,7 +77,7 @@ def check_checkpoint(path: Path) -> None:
                 with safe_open(file, framework="pt"):
                     continue
             if file.suffix == ".json":
-                _read_object(file)
+                read_object(file)
                 continue
             # torch saves zip archives, whose directory stands at the end.
             if zipfile.is_zipfile(file) and zipfile.ZipFile(file).namelist():
@@ -93,21 +90,8 @@ def check_checkpoint(path: Path) -> None:
         )
 
 
-def read_checkpoint_extra(path: Path, *needed: str) -> dict[str, Any]:
-    """Return what a trainer's `checkpoint_extra` stored, numbers `needed` among it."""
-    try:
-        extra = _read_object(path / "extra.json")
-        for key in needed:
-            if not isinstance(extra.get(key), int):
-                raise ValueError(f"extra.json has no number {key}")
-        return extra
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole checkpoint ({error}): delete it to resume from an earlier one"
-        ) from error
-
-
-def _read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint; a `ValueError` for anything else."""
     value = json.loads(file.read_bytes())
     if not isinstance(value, dict):
         raise ValueError(f"{file.name} is {value!r}, not an object")

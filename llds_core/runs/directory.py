@@ -177,11 +177,7 @@ class RunDirectory:
         manifest |= kept | {"reason": None}
         write_json(self.path / "manifest.json", manifest)
         write_text(self.path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-        if diff := git_diff():
-            write_text(self.path / "code.diff", diff)
-        else:
-            with disk_errors(self.path):
-                (self.path / "code.diff").unlink(missing_ok=True)
+        write_text(self.path / "code.diff", git_diff())
         return manifest
 
 

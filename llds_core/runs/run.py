@@ -8,7 +8,7 @@
         checkpoint/         see `llds_core.runs.checkpoints`
         log.txt             messages
         messages.txt        standard error of its processes, when another one started them
-        code.diff           difference of the source tree from its commit, if any
+        code.diff           difference of the source tree from its commit
 
 Runs of a profile that need the same start policy share `<root>/<profile>/warmstart-<digest>/`.
 """
@@ -150,7 +150,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Its rows; see `read_metrics`."""
-        return read_metrics(self.path, "reward")
+        return read_metrics(self.path)
 
     @property
     def exists(self) -> bool:
@@ -260,10 +260,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_metrics(path: Path, *needed: str) -> list[dict[str, Any]]:
-    """Read `metrics.jsonl` of a run directory, one dict per step, each with the keys `needed`.
-
-    A torn last line, which a killed process leaves, is ignored.
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read `metrics.jsonl` of a run directory, one dict per step; a torn last line, which a killed
+    process leaves, is ignored.
     """
     file = path / "metrics.jsonl"
     if not file.exists():
@@ -288,11 +287,6 @@ def read_metrics(path: Path, *needed: str) -> list[dict[str, Any]]:
                 f"{file}:{number} is not a metrics row ({line[:60]!r}): delete the line, or the "
                 "run directory"
             ) from None
-        for key in needed:
-            if not isinstance(row.get(key), float | int):
-                raise DataError(
-                    f'{file}:{number} has no number "{key}": delete the line, or the run directory'
-                )
         rows.append(row)
     return rows
 
@@ -306,8 +300,6 @@ def read_trajectories(path: Path) -> list[dict[str, Any]]:
     try:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             rows.extend(json.loads(line) for line in lines)
-    except IsADirectoryError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror}): restore it") from error
     except (EOFError, ValueError, gzip.BadGzipFile, zlib.error) as error:
         # One byte may be all that is left of the next member's header.
         header_torn = isinstance(error, OSError) and rows and file.read_bytes()[-1:] == b"\x1f"

@@ -32,7 +32,7 @@ from llds_core.rollout.samplers import (
 )
 from llds_core.rollout.vllm_sampler import Engine, VLLMSampler
 from llds_core.runs import Run, RunDirectory
-from llds_core.runs.checkpoints import checkpoint_steps, read_checkpoint_extra
+from llds_core.runs.checkpoints import checkpoint_steps, read_object
 from llds_core.runs.policies import policy_digest
 from llds_core.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.training.processes import Processes, check_world_size, ending_together
@@ -68,7 +68,9 @@ def train(run: Run, *, after_step: Callable[[dict[str, Any]], None] | None = Non
     processes = check_world_size(config)
     if processes.decide(run.is_complete):
         return
-    _need_start_policy(run, processes)
+    # Several processes cannot make a start policy: it must be there.
+    makes = processes.count == 1 or not config.warm_starts
+    processes.decide(lambda: start_policy(run) if makes else run.checkpoint("start"))
     command = f"python -m llds_core {shlex.join(run.command('train'))}"
     held: list[RunDirectory] = []
     processes.decide(lambda: held.append(RunDirectory(run.path, config, run.seed, command=command)))
@@ -83,7 +85,8 @@ def train(run: Run, *, after_step: Callable[[dict[str, Any]], None] | None = Non
         trainer = _build_trainer(run, start, processes, recorder)
         trainer.is_over = lambda: processes.decide(lambda: note_collapse(directory, config))
         if start.resume:
-            extra = read_checkpoint_extra(start.resume, "nonfinite_in_a_row")
+            # Whole, as `check_checkpoint` has seen.
+            extra = read_object(start.resume / "extra.json")
             trainer.nonfinite_in_a_row = extra["nonfinite_in_a_row"]
             _logger.info("continuing %s after step %d", run.path, start.done)
         trainer.train(resume_from_checkpoint=str(start.resume) if start.resume else None)
@@ -96,18 +99,6 @@ class _Start(NamedTuple):
     resume: Path | None  # checkpoint of the last one
     collapsed: bool  # nothing is left to do
     streams: str  # see `rollout.streams`, never `auto`
-
-
-def _need_start_policy(run: Run, processes: Processes) -> None:
-    """Make the start policy where one process can; several need it made."""
-    if processes.count == 1 or not run.config.warm_starts:
-        processes.decide(lambda: start_policy(run))
-    elif not processes.decide(lambda: run.start_policy.is_dir()):
-        words = [run.config.name, *run.overrides, "--run-root", str(run.root)]
-        raise RunError(
-            f"{run.config.profile} has no start policy in {run.root}, and several processes cannot "
-            f"make one: python -m llds_core warmstart {shlex.join(words)}"
-        )
 
 
 def _begin(run: Run, directory: RunDirectory, processes: Processes) -> _Start:

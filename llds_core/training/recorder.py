@@ -36,7 +36,7 @@ class AtomicCheckpointMixin(Trainer):
     """For any `transformers.Trainer`: writes `checkpoint/step-N` whole or not at all.
 
     The class it is mixed into sets `updates_per_step`, and may override `checkpoint_extra` to add
-    state to the checkpoint's `extra.json`, read back by `read_checkpoint_extra`.
+    state to the checkpoint's `extra.json`.
     """
 
     # A trainer has these, whatever transformers allows before it is built.
@@ -98,7 +98,7 @@ class AtomicCheckpointMixin(Trainer):
 
 def note_collapse(directory: RunDirectory, config: ExperimentConfig) -> bool:
     """Whether a run that is to stop after its collapse has proved it, which its directory notes."""
-    if config.diagnostics.stop_after_collapse and (rows := read_metrics(directory.path, "reward")):
+    if config.diagnostics.stop_after_collapse and (rows := read_metrics(directory.path)):
         rewards = np.array([row["reward"] for row in rows], float)
         directory.collapsed = collapse_row(rewards, config.diagnostics.window) is not None
     return directory.collapsed
@@ -145,7 +145,7 @@ class Recorder(TrainerCallback):
     def saved(self, step: int) -> None:
         """A checkpoint of `step` is on disk: rank it and drop old ones."""
         folder = self.directory.checkpoints
-        best = best_step(read_metrics(self.directory.path, "reward"), checkpoint_steps(folder))
+        best = best_step(read_metrics(self.directory.path), checkpoint_steps(folder))
         rotate_checkpoints(folder, self._config.training.keep_checkpoints, best)
         self.directory.update(best_step=best, last_step=step)
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import requests
 import torch
 from transformers.training_args import OptimizerNames
 from trl import GRPOConfig, GRPOTrainer
@@ -28,6 +27,7 @@ from trl.generation.vllm_client import VLLMClient
 from llds_core.config import ExperimentConfig, LossConfig, SamplerConfig, TrainingConfig
 from llds_core.errors import ConfigError, SamplerError
 from llds_core.machine.vllm_server import logprobs_mode, server_command, spare_loopback
+from llds_core.retrieval.client import ask_health
 from llds_core.rollout.vllm_sampler import (
     MOST_SEQUENCES,
     ColocatedEngine,
@@ -44,7 +44,6 @@ _LOSS_TYPES = {
     "seq-mean-token-mean": "grpo",
     "constant": "dr_grpo",
 }
-_HEALTH_SECONDS = 10.0
 
 
 class OneGPUMixin:
@@ -188,13 +187,11 @@ def check_vllm(config: ExperimentConfig, policy: Path) -> None:
     require_vllm()
     if sampler.mode == "server":
         spare_loopback()  # TRL's client, too, asks whatever proxy the environment names
-        try:
-            requests.get(f"{sampler.server_url}/health", timeout=_HEALTH_SECONDS).raise_for_status()
-        except requests.RequestException as error:
+        if ask_health(sampler.server_url).state == "silent":
             raise SamplerError(
                 f"no vLLM server answers at sampler.server_url={sampler.server_url}: start it "
                 f"with {server_command(config, policy)}"
-            ) from error
+            )
 
 
 @contextmanager

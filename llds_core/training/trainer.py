@@ -178,8 +178,6 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         return rollout.trajectories
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        if not self.model.training:
-            raise NotImplementedError("score checkpoints with llds_core.evaluation instead")
         per_generation = cast(int, self.args.steps_per_generation)  # TRL has set it
         is_due = self._step % (per_generation * self.num_iterations) == 0
         if (is_due and not self._part) or self._buffered_inputs is None:
