@@ -9,8 +9,7 @@ from llds_core.config.load import (
     methods,
     profiles,
 )
-from llds_core.config.objective import LossConfig
-from llds_core.config.schema import ExperimentConfig
+from llds_core.config.schema import ExperimentConfig, LossConfig
 from llds_core.config.sections import (
     FEEDBACK,
     DenseConfig,

@@ -4,16 +4,21 @@ On GPUs `accelerate launch` starts them; on a CPU `torchrun`, because accelerate
 CPU processes needs MPI. With several machines the same command is issued on each, with its
 `--machine-rank` and the address of the first. Output goes to `processes-<machine rank>.log` in the
 run directory. What a killed process can no longer write, its status and why, is written here.
+
+`batch_script` is the main job as a Slurm script, from the commented template in `presets/slurm`.
 """
 
-import importlib.resources
 import os
 import re
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
 from typing import Any
 
 from llds_core.config import ExperimentConfig
@@ -80,7 +85,7 @@ def launch_command(
             flags += ["--multi_gpu"]
         else:
             file = f"presets/accelerate/{hardware.sharding}.yaml"
-            options["config_file"] = importlib.resources.files("llds_core") / file
+            options["config_file"] = files("llds_core") / file
     flags += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return [sys.executable, "-m", launcher, *flags, "-m", "llds_core", *arguments]
 
@@ -136,3 +141,33 @@ def _reason(output: str) -> str:
     # A defect: the last line of the first traceback names it.
     defects = [line for line in lines if _EXCEPTION.match(line)]
     return (defects or errors or lines or ["no output"])[0]
+
+
+def batch_script(
+    config: ExperimentConfig,
+    *,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    run_root: Path,
+    overrides: Sequence[str] = (),
+    layout: str | None = None,
+    hours: int = 24,
+) -> str:
+    """Return the script that runs `reproduce` for at most `hours` on the machines of `config`."""
+    hardware = config.hardware
+    if hardware.gpu_memory_gib is None:
+        raise ConfigError(
+            f'{config.profile} needs no GPU: run "make reproduce PROFILE={config.profile}", or '
+            "choose a GPU profile such as paper-3b"
+        )
+    words = ["reproduce", config.profile, *overrides, *(["--layout", layout] if layout else [])]
+    words += ["--arms", ",".join(arms), "--seeds", ",".join(map(str, seeds))]
+    template = files("llds_core") / "presets/slurm/reproduce.sbatch"
+    return Template(template.read_text("utf-8")).substitute(
+        name=f"llds-{config.profile}",
+        nodes=hardware.nodes,
+        gpus=hardware.processes,
+        cores=max(8, hardware.processes * config.training.threads),
+        hours=hours,
+        command=shlex.join([*words, "--run-root", str(run_root), "--quiet"]),
+    )

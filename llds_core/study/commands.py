@@ -216,7 +216,7 @@ def slurm(
     run_root: cli.Root = ROOT,
 ) -> None:
     """Print the main job as a Slurm batch script."""
-    from llds_core.machine.slurm import batch_script
+    from llds_core.machine.launch import batch_script
 
     script = batch_script(
         load_experiment(f"{profile}/grpo", overrides, layout),

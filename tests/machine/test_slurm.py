@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 from llds_core.config import load_experiment
-from llds_core.machine.slurm import batch_script
+from llds_core.machine.launch import batch_script
 
 
 def script(layout: str, *overrides: str) -> str:
