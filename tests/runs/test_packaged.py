@@ -21,7 +21,7 @@ from llds_core.rollout.samplers import StopAtTag
 from llds_core.runs import Run
 from llds_core.runs import smollm2 as packaged
 from llds_core.runs.policies import load_policy
-from llds_core.runs.smollm2 import load_smollm2, quantization, unpack_smollm2
+from llds_core.runs.smollm2 import load_smollm2, unpack_smollm2
 
 installed = pytest.mark.skipif(bool(smollm2_absent()), reason=smollm2_absent())
 
@@ -68,8 +68,6 @@ def smol(tmp_path_factory):
 @installed
 def test_the_real_model_reads_and_writes(smol):
     assert importlib.metadata.version(packaged.PACKAGE) == packaged.VERSION
-    stored = quantization()
-    assert next(iter(stored)) == "Q4_1" and sum(stored.values()) == pytest.approx(1)
     model, tokenizer = load_policy(smol[1])
     assert isinstance(model, LlamaForCausalLM) and model.dtype == torch.float32
     assert model.num_parameters() == 134_515_008

@@ -1,6 +1,7 @@
 """One writer, whole files, and what survives a kill, a full disk or another configuration."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -250,3 +251,14 @@ def test_a_setting_younger_than_a_run_had_its_default(tmp_path: Path) -> None:
 def test_start_policies_keep_their_folders(profile: str, digits: str) -> None:
     """A younger key of the configuration leaves them where they are."""
     assert Run.load(f"{profile}/grpo").warmstart_path.name == f"warmstart-{digits}"
+
+
+def test_a_folder_deleted_during_the_run_is_refused_and_not_made_again(tmp_path: Path) -> None:
+    row = {"step": 1}
+    for write in (str, RunDirectory.update, lambda run: run.append_metrics(row)):
+        run = opened(tmp_path / "run")
+        with pytest.raises(RunError, match=str(run.path)) as error, run:
+            shutil.rmtree(run.path)
+            write(run)
+        one_line(error)
+        assert not run.path.exists()
