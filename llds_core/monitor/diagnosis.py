@@ -223,6 +223,7 @@ def _missing(log: TrainingLog) -> list[str]:
                 lacking.setdefault(metric, []).append(name)
     short = len(log.table) < FIRST
     return [f"any but not_finite: alarms need {FIRST} rows"] * short + [
-        f"{', '.join(names)}: {metric} is not logged ({how_to_log(metric, log.framework)})"
+        f"{', '.join(names)}: {metric} has no value in any row ("
+        f"{how_to_log(metric, log.framework)})"
         for metric, names in lacking.items()
     ]

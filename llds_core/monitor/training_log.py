@@ -80,12 +80,16 @@ def to_log(
     if not known:
         what = f"keys: {first}" if first else "it has no rows"
         raise DataError(f"{source} holds no metric that is known ({what}): see docs/monitor.md")
+    found_notes = [*notes]
+    numbered = 2 * sum(step is not None for step, *_ in known) > len(known)
+    if not numbered:
+        found_notes.append("rows name no step and are counted")
+    elif missing := sum(step is None for step, *_ in known):
+        found_notes.append(f"{missing} of {len(known)} rows name no step and are left out")
+        known = [row for row in known if row[0] is not None]
     steps, epochs, metrics = zip(*known, strict=True)
     keys = {metric: key for values in metrics for metric, (key, _) in values.items()}
     found = [{metric: value for metric, (_, value) in values.items()} for values in metrics]
-    found_notes = [*notes]
-    if not (numbered := None not in steps):
-        found_notes.append("rows name no step and are counted")
     order = np.array(steps if numbered else epochs, float)
     kept = _kept_rows(order, found, source, found_notes, merge=numbered)
     final = order[kept].astype(int) if numbered else np.arange(1, len(kept) + 1)

@@ -90,7 +90,7 @@ def curves_figure(
         for panel, axes in shown.items():
             values = data[data["metric"] == panel]
             if panel in _BY_FACTORS and (values["value"].dropna() > 0).all():
-                log_scale(axes)
+                log_scale(axes, wide=values["value"].max() > 1000 * values["value"].min())
             for arm, group in values.groupby("method", sort=False):
                 table = group.pivot(index="step", columns="seed", values="value")
                 end = draw_seeds(axes, table, colours[str(arm)])

@@ -257,10 +257,12 @@ def handle(label: str, colour: str, **style: Any) -> Line2D:
     return Line2D([], [], label=label, color=colour, **style)
 
 
-def log_scale(axes: Axes) -> None:
-    """Make the y axis of `axes` logarithmic, with plain numbers at 1, 2, 5 times powers of ten."""
+def log_scale(axes: Axes, *, wide: bool = False) -> None:
+    """Make the y axis of `axes` logarithmic, with plain numbers at 1, 2, 5 times powers of ten, or
+    of a `wide` range at these powers.
+    """
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=[1, 2, 5]))
+    axes.yaxis.set_major_locator(LogLocator(subs=[1] if wide else [1, 2, 5]))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 

@@ -9,6 +9,7 @@ from typer import Argument, Option
 from llds_core.config import load_experiment, load_study, studies
 from llds_core.config import options as cli
 from llds_core.config.given import numbers, words
+from llds_core.errors import ConfigError, DataError
 from llds_core.runs import DEFAULT_ROOT as ROOT
 from llds_core.runs import Run
 
@@ -52,7 +53,6 @@ def demo(
     """Show a published collapse step by step and token by token: no training."""
     import webbrowser
 
-    from llds_core.errors import DataError
     from llds_core.files import project_path
     from llds_core.study.published import published_root
 
@@ -82,6 +82,11 @@ def ask(
     from llds_core.study.published_agents import ask_agents
 
     is_run = "/" in experiment
+    if not is_run and (seed, checkpoint, run_root) != (0, "best", ROOT):
+        raise ConfigError(
+            "--seed, --checkpoint and --run-root are of a run of yours: name it, as in "
+            f"llds ask {experiment}/grpo"
+        )
     run = Run.load(experiment if is_run else f"{experiment}/grpo", seed, run_root)
     if is_run:
         answers = {"": ask(run, question, checkpoint=checkpoint, temperature=temperature)}

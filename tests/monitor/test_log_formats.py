@@ -13,7 +13,7 @@ from transformers import PrinterCallback, TrainerControl, TrainerState
 
 from llds_core.errors import ConfigError, DataError
 from llds_core.monitor.log_formats import KEYS, how_to_log, to_number
-from llds_core.monitor.training_log import read_log
+from llds_core.monitor.training_log import read_log, to_log
 
 PRESETS = Path(str(files("llds_core"))) / "presets"
 CLIP = [0.01, 0.02, 0.03]
@@ -261,3 +261,14 @@ def test_keys_of_trl_are_those_of_its_code() -> None:
     ours = {"llds/penalty"}  # of `LLDSGRPOTrainer`
     assert {key for key in preferred - ours if f'"{key}"' not in code} == set()
     assert len(preferred) >= 10
+
+
+def test_a_row_without_a_step_is_left_out_of_a_log_that_has_steps() -> None:
+    rows = [{"step": 10 * n, "reward": 0.1 * n} for n in range(1, 6)]
+    rows[2].pop("step")
+    log = to_log(rows, "log")
+    assert log.table["step"].tolist() == [10, 20, 40, 50]
+    assert "1 of 5 rows name no step and are left out" in log.notes
+    for row in rows[:4]:
+        row.pop("step", None)
+    assert to_log(rows, "log").table["step"].tolist() == [1, 2, 3, 4, 5]

@@ -41,6 +41,8 @@ def test_the_agents_of_a_seed_are_published_and_answer(smoke_runs: Path, tmp_pat
 def test_what_is_no_answer_is_said(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(DataError, match="no agents of profile smoke"):
         ask_agents("smoke", QUESTION, published=PUBLISHED)
+    assert main(["ask", "desk", "who wrote Hamlet?", "--checkpoint", "best-9"]) == 2
+    assert "are of a run of yours" in capsys.readouterr().err
     assert main(["ask", "desk", "who wrote Hamlet?", "--quiet"]) == 0
     out = capsys.readouterr().out
     agents = json.loads((PUBLISHED / "desk/agents/agents.json").read_text())
