@@ -130,7 +130,7 @@ def objectives_figure(table: pd.DataFrame) -> Figure:
     places = {name: place for place, name in enumerate(means.index)}
     colours = method_colours(table["method"])
     with theme():
-        figure, (left, right) = panels(1, 2, 0.7 + 0.32 * len(places), sharey=True)
+        figure, (left, right) = panels(1, 2, 1.8 + 0.3 * len(places), sharey=True)
         for row in table.itertuples():
             shift = 0.16 * (row.seed - table["seed"].mean())
             y, colour = places[row.objective] + shift, colours[row.method]
@@ -144,6 +144,7 @@ def objectives_figure(table: pd.DataFrame) -> Figure:
             axes.axvline(base[measure], color=GREY, linestyle=":", linewidth=thin(1), zorder=0)
         right.axvline(0, color=GREY, linewidth=thin(0.7), zorder=0)
         left.set_yticks(range(len(places)), list(places))
+        left.set_ylim(-0.6, len(places) - 0.4)
         left.set_xlabel("reward, from its best to its last")
         right.set_xlabel(axis_label(_CHANGE) + ", steps 3 to 15")
         fell = table.groupby("objective")["collapsed"].any()
