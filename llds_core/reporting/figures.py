@@ -257,6 +257,12 @@ def handle(label: str, colour: str, **style: Any) -> Line2D:
     return Line2D([], [], label=label, color=colour, **style)
 
 
+def seed_handles(colour: str) -> list[Line2D]:
+    """Entries of a legend for marks of seeds: a dot, and a cross where the run collapsed."""
+    marks = {"a seed": "o", "a seed that collapsed": "X"}
+    return [handle(label, colour, marker=mark, linestyle="") for label, mark in marks.items()]
+
+
 def log_scale(axes: Axes, *, wide: bool = False) -> None:
     """Make the y axis of `axes` logarithmic, with plain numbers at 1, 2, 5 times powers of ten, or
     of a `wide` range at these powers.

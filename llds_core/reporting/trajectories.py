@@ -20,8 +20,11 @@ from llds_core.worlds.records import Question
 from llds_core.worlds.text import visible
 
 ENDS: dict[str | None, str] = {
-    **{"answer": "answered", "turns": "out of turns", "length": "out of room"},
-    **{"too_long": "the question is too long", None: "unfinished"},
+    "answer": "answered",
+    "turns": "out of turns",
+    "length": "out of room",
+    "too_long": "the question is too long",
+    None: "unfinished",
 }
 # Name, background and border, readable on white and black, and the colour of a terminal.
 _AUTHORS = {

@@ -14,6 +14,7 @@ from llds_core.reporting.figures import (
     axis_label,
     handle,
     panels,
+    seed_handles,
     set_title,
     student_bounds,
     theme,
@@ -47,8 +48,8 @@ def contrasts(runs: Sequence[StoredRun], series: Sequence[Series], metric: str) 
 def contrast_figure(data: pd.DataFrame, metric: str) -> Figure:
     """Draw what `contrasts` returns: a panel per series, a line per seed from arm to arm, a cross
     where that run collapsed, the mean of an arm with Student's interval, and above how many
-    collapsed. The title tells the mean difference of the first two
-    arms over the seeds that both have.
+    collapsed. The title tells the mean difference of the first two arms over the seeds that both
+    have.
     """
     names = list(data["series"].unique())
     with theme():
@@ -76,11 +77,7 @@ def contrast_figure(data: pd.DataFrame, metric: str) -> Figure:
             axes.set_xlim(-0.4, len(labels) - 0.6)
             set_title(axes, f"{name}: {_finding(table)}", len(names))
         grid[0].set_ylabel(axis_label(metric) + "\nmean of steps 3 to 15")
-        marks = {"a seed": "o", "a seed that collapsed": "X"}
-        handles = [
-            handle(label, METHOD_COLOURS["grpo"], marker=marker, linestyle="")
-            for label, marker in marks.items()
-        ]
+        handles = seed_handles(METHOD_COLOURS["grpo"])
         handles.append(handle("mean, 95 % interval", GREY, marker="D"))
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure

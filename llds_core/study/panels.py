@@ -26,6 +26,7 @@ from llds_core.reporting.figures import (
     METHOD_COLOURS,
     handle,
     panels,
+    seed_handles,
     student_bounds,
     theme,
     thin,
@@ -277,8 +278,7 @@ def dose_figure(data: pd.DataFrame, name: str, paper: Mapping[float, str] | None
         axes.set_xticks([places[dose] for dose in levels], [f"{dose:g}" for dose in levels])
         axes.minorticks_off()
         figure.suptitle(_dose_finding(data, name), weight="bold", size="medium")
-        marks = {"a seed": "o", "a seed that collapsed": "X"}
-        handles = [handle(label, GREY, marker=m, linestyle="") for label, m in marks.items()]
+        handles = seed_handles(GREY)
         handles.append(handle("mean, 95 % interval from 3 seeds on", GREY, marker="_"))
         if len(set(data["steps"])) > 1:
             label = f"mean after {data['steps'].max()} steps"

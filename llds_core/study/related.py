@@ -16,6 +16,7 @@ from llds_core.reporting.figures import (
     handle,
     method_colours,
     panels,
+    seed_handles,
     set_title,
     short_name,
     theme,
@@ -152,8 +153,7 @@ def objectives_figure(table: pd.DataFrame) -> Figure:
         rest = table[table["method"] != BASELINE].groupby("objective")["change_correct"].mean()
         better = (rest > base["change_correct"]).sum()
         set_title(right, f"Lose less than GRPO: {better} of {len(rest)}", 2)
-        marks = {"a seed": "o", "a seed that collapsed": "X"}
-        handles = [handle(label, GREY, marker=m, linestyle="") for label, m in marks.items()]
+        handles = seed_handles(GREY)
         handles.append(handle("mean of GRPO", GREY, linestyle=":"))
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
