@@ -186,13 +186,12 @@ def train(
     from llds_core.machine.plan import layout_overrides
 
     run = Run.load(experiment, seed, run_root, layout_overrides(experiment, layout, overrides))
-    if run.config.world_size > 1 and not is_launched():
+    if not is_launched() and machine_rank == 0 and not run.is_complete():
         from llds_core.study.runner import make_start_policy
 
-        machine = Machine(machine_rank, main_address, main_port)
-        if machine.rank == 0 and not run.is_complete():
-            make_start_policy(run)
-        launch_training(run, machine)
+        make_start_policy(run)
+    if run.config.world_size > 1 and not is_launched():
+        launch_training(run, Machine(machine_rank, main_address, main_port))
     else:
         from llds_core.training.experiment import train
 

@@ -144,19 +144,26 @@ def run_study(
 
     say()
     for run in {run.warmstart_path: run for run in left}.values():
-        if not take_start(run, published):
-            make_start_policy(run)
+        make_start_policy(run, published)
     run_jobs([Job.of(run, "train", "--evaluate") for run in left], done=done, failed=failed)
     return failures
 
 
-def make_start_policy(run: Run) -> None:
-    """Make the policy that `run` starts from, unless it is there.
+def make_start_policy(run: Run, published: Path = PUBLISHED) -> None:
+    """Copy the published policy that `run` starts from, or train it where none is published; what
+    is there stays, and what was begun here goes on.
 
-    On a GPU a child makes it: this process would keep its share of the memory while others train.
+    On a GPU a child trains it: this process would keep its share of the memory while others train.
     """
     from llds_core.training.warmstart import start_policy
 
+    if run.config.warm_starts and take_start(run, published):
+        print(
+            f"   the published one, of {run.config.warmstart.steps:,} steps "
+            f"(llds warmstart {run.config.profile}, before, trains your own)",
+            flush=True,
+        )
+        return
     gpus = visible_gpus() if run.config.warm_starts else []
     if not gpus or run.start_policy.is_dir():
         start_policy(run)
@@ -192,6 +199,7 @@ def ensure_runs(
         see = (lambda row, path=run.path: watch(load_run(path))) if watch else None
         try:
             if not run.is_complete() and not run.has_diverged():
+                make_start_policy(run)
                 train(run, after_step=see)
         except TrainingDivergedError as error:
             _logger.warning("%s diverged: %s", run.title, error)

@@ -69,3 +69,15 @@ def test_a_study_goes_on_from_the_published_start(smoke_runs: Path, tmp_path: Pa
     assert warmstart(run) == run.start_policy
     assert policy_digest(run.start_policy) == policy_digest(folder / "start")
     assert not take_start(run, tmp_path)
+
+
+def test_training_begins_at_the_published_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run = Run.load("desk/grpo", 7, tmp_path)
+    monkeypatch.setattr("llds_core.training.experiment.train", lambda run: None)
+    monkeypatch.setattr("llds_core.training.warmstart._build_trainer", pytest.fail)
+    words = ["train", "desk/grpo", "--seed", "7", "--run-root", str(tmp_path)]
+    assert main(words) == main(words) == 0
+    assert policy_digest(run.start_policy) == policy_digest(PUBLISHED / "desk/agents/start")
+    assert capsys.readouterr().out.count("the published one, of 1,600 steps") == 1
