@@ -12,6 +12,7 @@ changed: then all are.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from llds_core.config import load_study, studies
 from llds_core.diagnostics.group_update import OPTIMIZERS, group_changes, sample_groups
 from llds_core.diagnostics.likelihood import score_trajectories
 from llds_core.diagnostics.searches import nll_by_round
@@ -56,11 +58,12 @@ def measure(
     *,
     questions: int = 50,
 ) -> Path:
-    """Measure every stored checkpoint of the runs of `methods` on the first `questions` of
-    training, `ROLLOUTS` responses each; return the folder of the tables. Questions whose prompts do
-    not fit are refused before anything is measured, or left out, as `data.too_long` says.
+    """Measure every stored checkpoint of the runs of `methods`, or of arms of the profile's study,
+    on the first `questions` of training, `ROLLOUTS` responses each; return the folder of the
+    tables. Questions whose prompts do not fit are refused before anything is measured, or left out,
+    as `data.too_long` says.
     """
-    runs = [Run.load(f"{profile}/{method}", seed, run_root) for method in methods]
+    runs = [_run(profile, method, seed, run_root) for method in methods]
     folder = mechanism_path(run_root, profile, seed)
     asked = {"questions": questions, "rollouts": ROLLOUTS}
     steps = [_checkpoints(run) for run in runs]
@@ -72,12 +75,13 @@ def measure(
     before = _read_manifest(folder)
     if {name: before.get(name) for name in asked} != asked:
         # Shares and correlations over other responses are not to be mixed with these.
+        before = {}
         for file in folder.glob("*"):
             file.unlink()
     write_json(folder / "manifest.json", asked)
     tables = {name: _read_table(folder / f"{name}.csv") for name in TABLES}
     for run, checkpoints in zip(runs, steps, strict=True):
-        method = run.config.method
+        method = run.arm or run.config.method
         known = tables["likelihood_change"]
         done = set(known[known["method"] == method].get("step", ()))
         for step, checkpoint in checkpoints:
@@ -93,12 +97,22 @@ def measure(
         "seed": seed,
         **asked,
         "too_long": len(chosen) - len(fitting),
-        "runs": {run.config.method: run.manifest()["config_hash"] for run in runs},
+        "runs": before.get("runs", {})
+        | {run.arm or run.config.method: run.manifest()["config_hash"] for run in runs},
         **git_state(),
         "packages": package_versions(),
     }
     write_json(folder / "manifest.json", manifest)
     return folder
+
+
+def _run(profile: str, name: str, seed: int, root: Path) -> Run:
+    study = load_study(profile) if profile in studies() else None
+    for arm in study.arms if study else ():
+        if arm.name == name:
+            run = Run.load(f"{profile}/{arm.method}", seed, root, arm.overrides)
+            return replace(run, arm=name)
+    return Run.load(f"{profile}/{name}", seed, root)
 
 
 def read_mechanism(folder: Path) -> dict[str, pd.DataFrame]:
