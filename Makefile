@@ -3,7 +3,7 @@
   mechanism data index retriever retriever-env gpu-bundle clean
 
 PROFILE ?= desk
-SEEDS ?= 0
+SEEDS ?=
 ARMS ?=
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -56,8 +56,8 @@ NEW_ENV = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
-reproduce: $(STAMP) $(RETRIEVER_STAMP)  ## the main job: start policy, runs, notebooks, figures (PROFILE=desk SEEDS=0 ARMS=grpo,llds-action LAYOUT=4x80)
-	@$(RUN) reproduce $(PROFILE) --seeds $(SEEDS) $(if $(ARMS),--arms $(ARMS)) --run-root $(call escaped,$(RUN_ROOT)) \
+reproduce: $(STAMP) $(RETRIEVER_STAMP)  ## the main job: start policy, runs, notebooks, figures (PROFILE=desk SEEDS=40,41 ARMS=grpo,llds-action LAYOUT=4x80)
+	@$(RUN) reproduce $(PROFILE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ARMS),--arms $(ARMS)) --run-root $(call escaped,$(RUN_ROOT)) \
 	  $(if $(LAYOUT),--layout $(LAYOUT)) $(if $(RETRIEVER_ENV),--retriever-env $(RETRIEVER)) $(ARGS)
 
 demo: $(STAMP)  ## read a published collapse in a browser, step by step and token by token: seconds
@@ -108,7 +108,7 @@ plan: $(STAMP)  ## what a run of PROFILE takes: memory, disk, hours, downloads (
 	@$(RUN) plan $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) --run-root $(call escaped,$(RUN_ROOT)) $(ARGS)
 
 slurm: $(STAMP)  ## print the main job of PROFILE as a Slurm batch script (LAYOUT=2x8x80 ARGS="--hours 48")
-	@$(RUN) slurm $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) --seeds $(SEEDS) $(if $(ARMS),--arms $(ARMS)) \
+	@$(RUN) slurm $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ARMS),--arms $(ARMS)) \
 	  --run-root $(call escaped,$(RUN_ROOT)) $(ARGS)
 
 data: $(STAMP)  ## fetch what PROFILE needs from the model hub (sizes first; FOLDER=data, ARGS=--yes)

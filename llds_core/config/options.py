@@ -39,6 +39,9 @@ Publish = Annotated[bool, Option("--publish", help="copy into results/published"
 OutDir = Annotated[Path | None, Option(help="folder of the output (default: results/<profile>)")]
 Seed = Annotated[int, Option(help="seed of the run", min=0, max=MOST_SEED)]
 Seeds = Annotated[str, Option(metavar="N,N", help="seeds, separated by commas")]
+MainSeeds = Annotated[
+    str, Option(metavar="N,N", help="seeds (default: the first of the profile's study, else 0)")
+]
 Arms = Annotated[str, Option(metavar="NAME,NAME", help="methods, separated by commas")]
 Layout = Annotated[str | None, Option(help=f"{', '.join(layouts())} (default: the profile's)")]
 Rank = Annotated[

@@ -1,6 +1,7 @@
 """Commands of the main job, of studies and of agents; `llds_core.__main__` offers them."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,7 @@ def reproduce(
     profile: cli.Profile = "desk",
     *,
     overrides: cli.Overrides,
-    seeds: cli.Seeds = "0",
+    seeds: cli.MainSeeds = "",
     arms: cli.Arms = "grpo,llds-action",
     layout: cli.Layout = None,
     retriever_env: Annotated[Path | None, Option(help="environment of the search service")] = None,
@@ -35,7 +36,7 @@ def reproduce(
 
     reproduce(
         profile,
-        numbers(seeds),
+        _main_seeds(profile, seeds),
         run_root,
         arms=words(arms),
         overrides=overrides,
@@ -128,7 +129,7 @@ def baselines(
 def report(
     profile: cli.Profile,
     published: Annotated[bool, Option("--published", help="of results/published alone")] = False,
-    seeds: cli.Seeds = "0",
+    seeds: cli.MainSeeds = "",
     arms: cli.Arms = "grpo,llds-action",
     out_dir: cli.OutDir = None,
     run_root: cli.Root = ROOT,
@@ -141,7 +142,7 @@ def report(
     if published:
         print(f"redrawn: {report_published(profile)}")
     else:
-        report(profile, numbers(seeds), run_root, out_dir, methods=words(arms))
+        report(profile, _main_seeds(profile, seeds), run_root, out_dir, methods=words(arms))
 
 
 def study(
@@ -193,7 +194,7 @@ def mechanism(
 
 def publish(
     profile: cli.Profile,
-    seeds: cli.Seeds = "0",
+    seeds: cli.MainSeeds = "",
     arms: cli.Arms = "grpo,llds-action",
     run_root: cli.Root = ROOT,
 ) -> None:
@@ -202,13 +203,20 @@ def publish(
     from llds_core.reporting.store import PUBLISHED, load_runs
     from llds_core.study.published import publish_run, update_readme, write_tables
 
-    for run in load_runs(run_root, profile, words(arms), numbers(seeds)):
+    for run in load_runs(run_root, profile, words(arms), _main_seeds(profile, seeds)):
         publish_run(run)
     write_tables(PUBLISHED, profile)
     if profile in studies():
         readme = Path("README.md")
         write_text(readme, update_readme(readme, PUBLISHED, load_study(profile)))
     print(f"published: {PUBLISHED / profile / 'runs.csv'}")
+
+
+def _main_seeds(profile: str, given: str) -> Sequence[int]:
+    """Seeds as given, else the first of the study, so that its run is what is repeated."""
+    if given:
+        return numbers(given)
+    return load_study(profile).arms[0].seeds[:1] if profile in studies() else (0,)
 
 
 def slurm(

@@ -33,7 +33,7 @@ from llds_core.runs import Run
 from llds_core.runs.checkpoints import checkpoint_steps
 from llds_core.runs.identity import FREE
 from llds_core.study.runner import make_start_policy
-from llds_core.study.verdict import verdict, write_page
+from llds_core.study.verdict import published_verdict, verdict, write_page
 
 _CHECKPOINTS = ("best", "last")
 
@@ -91,7 +91,10 @@ def _conclude(index: Path, runs: Sequence[StoredRun]) -> Path:
     """Say what was found, and which page shows it."""
     page = write_page(index, runs)
     _section("verdict")
-    print(f"{verdict(runs)}\nopen {page}", flush=True)
+    print(verdict(runs))
+    if published := published_verdict(runs):
+        print(f"in the published study: {published}")
+    print(f"open {page}", flush=True)
     return index
 
 

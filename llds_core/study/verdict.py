@@ -53,6 +53,17 @@ def verdict(runs: Sequence[StoredRun]) -> str:
     return "; ".join(said) + "." * bool(said)
 
 
+def published_verdict(runs: Sequence[StoredRun], published: Path = PUBLISHED) -> str:
+    """`verdict` on what is published of the methods of `runs`; empty where nothing is, or where
+    these are the published runs.
+    """
+    profile, root = runs[0].profile if runs else "", project_path(published)
+    study = read_published(profile, root) if runs and is_published(root, profile) else []
+    arms = {run.arm for run in runs}
+    theirs = verdict([run for run in study if run.arm in arms])
+    return "" if theirs == verdict(runs) else theirs
+
+
 def _of_method(arm: str, runs: Sequence[StoredRun]) -> str:
     name = method_label(arm)
     steps = [run.collapse_step for run in runs if run.collapse_step is not None]
@@ -80,15 +91,12 @@ def write_page(
     profile, root = content["profile"], project_path(published)
     path = (folder or index.parent) / "report.html"
     linked = [entry for entry in content["artefacts"] if (path.parent / entry["path"]).exists()]
-    study = read_published(profile, root) if is_published(root, profile) else []
-    arms = {run.arm for run in runs}
-    ours, theirs = verdict(runs), verdict([run for run in study if run.arm in arms])
     explorer = index.with_name("explorer.html")
     template = jinja2.Template(_TEMPLATE.read_text("utf-8"), autoescape=True, trim_blocks=True)
     page = template.render(
         profile=profile,
-        verdict=ours,
-        published=theirs if theirs != ours else "",
+        verdict=verdict(runs),
+        published=published_verdict(runs, root),
         explorer=explorer.read_text("utf-8") if explorer.exists() else "",
         toy=_toy(),
         figures=_figures(index.parent, content["artefacts"]),

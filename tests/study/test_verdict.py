@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from llds_core.__main__ import main
 from llds_core.reporting.displacement import displacement
 from llds_core.reporting.store import read_published
-from llds_core.study.verdict import verdict, write_page
+from llds_core.study.verdict import published_verdict, verdict, write_page
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 STUDY = "desk-reuse"
@@ -82,3 +83,15 @@ def test_the_toy_displaces_what_the_wrong_answer_finds_unlikely() -> None:
     own, shared = (sum(a * b for a, b in zip(right, x, strict=True)) for x in (right, other))
     (found,) = displacement([0.3], similarity=similarity, rate=rate, updates=1)
     assert found == pytest.approx(rate * (own - similarity * shared), rel=0.01)
+
+
+def test_the_main_job_repeats_the_first_seed_of_the_study(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        "llds_core.study.reproduce.reproduce", lambda profile, seeds, *_, **__: asked.append(seeds)
+    )
+    for words in (["desk"], ["smoke"], ["desk", "--seeds", "1,2"]):
+        assert main(["reproduce", *words]) == 0
+    assert [*map(list, asked)] == [[40], [0], [1, 2]]
+    assert published_verdict(main_runs(PUBLISHED), PUBLISHED) == ""
+    assert published_verdict([], PUBLISHED) == ""
