@@ -6,6 +6,7 @@ gathers these lines into `index.json`.
 
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from llds_core.files import disk_errors, write_table
 from llds_core.reporting.run_view import StoredRun
 
 KINDS = {".png": "figure", ".pdf": "figure", ".csv": "data", ".ipynb": "notebook", ".html": "page"}
+RECORDED_BY = "LLDS_NOTEBOOK"  # environment variable: the notebook that runs
 _RECORDS = "index.jsonl"
 _COLOURS = 128
 
@@ -43,7 +45,7 @@ def save_table(
 
 
 def record(paths: Sequence[Path], runs: Sequence[StoredRun]) -> None:
-    """Append a line per file, in the folder of the first: its name, its kind and its runs."""
+    """Append a line per file, in the folder of the first: its name, kind, runs and notebook."""
     index = paths[0].parent / _RECORDS
     with disk_errors(index), index.open("a", encoding="utf-8") as file:
         for path in paths:
@@ -51,6 +53,7 @@ def record(paths: Sequence[Path], runs: Sequence[StoredRun]) -> None:
                 "path": path.name,
                 "kind": KINDS[path.suffix],
                 "runs": [run.name for run in runs],
+                "notebook": os.environ.get(RECORDED_BY, ""),
             }
             file.write(json.dumps(line) + "\n")
 

@@ -9,7 +9,10 @@ import base64
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,16 @@ import nbformat
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from tqdm.auto import tqdm
 
 from llds_core.config import load_experiment
 from llds_core.config.given import numbers, words
 from llds_core.errors import ConfigError, DataError, RunError
 from llds_core.files import NOTEBOOKS, disk_errors, project_path, write_json, write_text
-from llds_core.reporting.artefacts import KINDS, small_png, take_records
-from llds_core.reporting.store import load_runs
+from llds_core.machine.jobs import end_with_parent, visible_gpus
+from llds_core.reporting.artefacts import KINDS, RECORDED_BY, small_png, take_records
+from llds_core.reporting.store import is_published, load_runs
+from llds_core.runs import Run
 
 MAIN_ARMS = ("grpo", "llds-action")
 _MOST_HTML = 100_000  # characters of one output in git
@@ -76,16 +82,23 @@ def report(
         "out_dir": _portable(target),
     }
     take_records(target)  # those of an earlier call that failed
-    artefacts = []
-    for source in sources:
-        pages = run_notebook(source, parameters, target / "notebooks")
-        found = take_records(target)
+    there = is_published(run_root, profile) or all(
+        Run.load(f"{profile}/{method}", seed, run_root, overrides).is_finished()
+        for method in methods
+        for seed in seeds
+    )
+    # Two notebooks would train one run, or share a GPU.
+    pages = _run_notebooks(sources, parameters, target, 2 if there and not visible_gpus() else 1)
+    found = take_records(target)
+    for name, made in pages.items():
         # The pages show the runs of all that their notebook recorded.
-        shown = {run for entry in found.values() for run in entry["runs"]}
-        found |= {page: {"kind": KINDS[page.suffix], "runs": shown} for page in pages}
-        for path, entry in sorted(found.items()):
-            known = {"path": path.relative_to(target).as_posix(), "bytes": path.stat().st_size}
-            artefacts.append(entry | known | {"notebook": source.name})
+        shown = {r for entry in found.values() if entry["notebook"] == name for r in entry["runs"]}
+        entry = {"runs": shown, "notebook": name}
+        found |= {page: entry | {"kind": KINDS[page.suffix]} for page in made}
+    artefacts: list[dict[str, Any]] = []
+    for path, entry in sorted(found.items(), key=lambda item: (item[1]["notebook"], item[0])):
+        known = {"path": path.relative_to(target).as_posix(), "bytes": path.stat().st_size}
+        artefacts.append(entry | known)
     runs = load_runs(project_path(run_root), profile, methods, seeds, overrides)
     for artefact in artefacts:
         artefact["runs"] = [str(run.path) for run in runs if run.name in artefact["runs"]]
@@ -94,6 +107,32 @@ def report(
     index = target / "index.json"
     write_json(index, {"profile": profile, "artefacts": artefacts, "runs": listed})
     return index
+
+
+def _run_notebooks(
+    sources: Sequence[Path], parameters: Mapping[str, Any], target: Path, at_once: int
+) -> dict[str, list[Path]]:
+    """Run all notebooks, some at once, those of most cells first so that none is waited for at the
+    end; return what `run_notebook` made of each, by name.
+    """
+    ordered = sorted(sources, key=lambda source: -len(_read_notebook(source).cells))
+    pages: dict[str, list[Path]] = {}
+    with (
+        tqdm(total=len(ordered), desc="notebooks", unit="notebook") as bar,
+        ProcessPoolExecutor(at_once, get_context("spawn"), end_with_parent) as pool,
+    ):
+        futures = {
+            pool.submit(run_notebook, source, parameters, target / "notebooks"): source.name
+            for source in ordered
+        }
+        try:
+            for future in as_completed(futures):
+                pages[futures[future]] = future.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return pages
 
 
 def is_rendered(index: Path, runs: Sequence[Path]) -> bool:
@@ -120,6 +159,7 @@ def run_notebook(source: Path, parameters: Mapping[str, Any], out_dir: Path) -> 
 
     notebook = _read_notebook(source)
     executed = out_dir / source.name
+    os.environ[RECORDED_BY] = source.name  # for the kernel
     with disk_errors(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
     try:
@@ -131,7 +171,7 @@ def run_notebook(source: Path, parameters: Mapping[str, Any], out_dir: Path) -> 
             kernel_manager_class=_ThisPython,
             cwd=project_path("."),
             coalesce_streams=True,
-            progress_bar={"desc": source.stem},
+            progress_bar=False,
         )
     except PapermillExecutionError as error:
         reason = _in_one_line(f"{error.ename}: {error.evalue}")
