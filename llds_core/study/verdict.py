@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 
 from llds_core.files import bounded, project_path, write_text
@@ -46,8 +47,8 @@ _PNG = "data:image/png;base64,"
 
 
 def verdict(runs: Sequence[StoredRun]) -> str:
-    """Per method, in how many of its runs the reward collapsed by the rule, and at which steps;
-    empty without runs.
+    """Per method, in how many of its runs the reward collapsed by the rule and at which steps, and
+    the best and last windowed reward, averaged over runs; empty without runs.
     """
     said = [_of_method(arm, found) for arm, found in by_method(runs).items()]
     return "; ".join(said) + "." * bool(said)
@@ -68,12 +69,16 @@ def _of_method(arm: str, runs: Sequence[StoredRun]) -> str:
     name = method_label(arm)
     steps = [run.collapse_step for run in runs if run.collapse_step is not None]
     length = max(int(run.rows["step"].max()) for run in runs)
+    best, last = (
+        np.mean([getattr(run, end)("reward") for run in runs]) for end in ("best", "last")
+    )
+    reward = f", reward {best:.2f} at best and {last:.2f} at the end"
     if len(runs) == 1:
         if steps:
-            return f"{name} collapsed at step {steps[0]}"
-        return f"{name} did not collapse in {length} steps"
+            return f"{name} collapsed at step {steps[0]}{reward}"
+        return f"{name} did not collapse in {length} steps{reward}"
     at = f" (at steps {', '.join(map(str, steps))})" if steps else ""
-    return f"{name} collapsed in {len(steps)} of {len(runs)} seeds{at} of {length} steps"
+    return f"{name} collapsed in {len(steps)} of {len(runs)} seeds{at} of {length} steps{reward}"
 
 
 def write_page(
