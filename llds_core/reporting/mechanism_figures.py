@@ -85,7 +85,8 @@ def ensure_mechanism(
         return {}
     tables = {name: pd.concat([one[name] for one in found], ignore_index=True) for name in found[0]}
     kept = {name: before_collapse(table, same_steps(runs)) for name, table in tables.items()}
-    return {name: table[table["step"] <= usual_steps(runs)] for name, table in kept.items()}
+    steps = usual_steps(runs)
+    return {name: t[t["method"].isin(methods) & (t["step"] <= steps)] for name, t in kept.items()}
 
 
 def _measured_names(table: pd.DataFrame, runs: Sequence[StoredRun]) -> dict[str, str]:
