@@ -279,7 +279,9 @@ def plan(
     gpus: Annotated[int | None, Option(help="GPUs per node, instead of a layout", min=1)] = None,
     gpu_memory_gib: Annotated[float | None, Option(help="memory of each GPU", min=1)] = None,
     nodes: Annotated[int, Option(help="machines", min=1)] = 1,
-    json_: cli.Json = False,
+    json_: Annotated[
+        bool, Option("--json", help="print JSON; exit with 1 where the run does not fit")
+    ] = False,
     run_root: cli.Root = ROOT,
 ) -> int:
     """Say what a run takes: memory, disk, time, downloads."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import requests
+import typer
 from run_helpers import no_space
 
-from llds_core.__main__ import COMMANDS, main
+from llds_core.__main__ import COMMANDS, app, main
 from llds_core.machine.vllm_server import spare_loopback
 from llds_core.runs import Run, RunDirectory
 from llds_core.runs.checkpoints import checkpoint_steps
@@ -44,6 +45,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["reproduce", "smoke", "--seeds", "0,x"], "--seeds"),
         (["reproduce", "smoke", "--arms", "gpro"], "smoke/grpo"),
         (["train", "desk/grpo", "training.steps"], 'has no "="'),
+        (["train", "desk/grpo", "training.steps=3", "training.steps=4"], "is given twice"),
         (["train"], "Missing argument"),
         (["trian"], "Did you mean 'train'"),
         (["retriever", "dsk"], "desk"),
@@ -136,6 +138,8 @@ def test_every_command_explains_itself_in_a_group(capsys: pytest.CaptureFixture[
             shown = " ".join(capsys.readouterr().out.split())
             assert f"Usage: python -m llds_core {name}" in shown
             assert function.__doc__.splitlines()[0] in shown
+            for option in typer.main.get_command(app).commands[name].params:
+                assert option.name == "help" or option.help, f"{name} {option.name}"
 
 
 def test_overrides_may_follow_options_and_quiet_hides_bars(

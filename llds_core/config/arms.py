@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from llds_core.config.checked import checked
 from llds_core.config.given import Name, Seed, parse_yaml
-from llds_core.config.load import PRESETS, load_experiment, preset_names
+from llds_core.config.load import PRESETS, laid_over, load_experiment, preset_names
 from llds_core.config.schema import ExperimentConfig
 from llds_core.errors import ConfigError, closest, did_you_mean
 
@@ -156,10 +156,8 @@ def load_study(name: str) -> Study:
         study = Study(**{"name": Path(name).stem} | {str(key): values[key] for key in values})
         arms = []
         for arm in study.arms:
-            both = (*study.overrides, *arm.overrides)
             # Of two values of a key the arm's own counts.
-            last = {override.partition("=")[0].strip(): override for override in both}
-            arms.append(replace(arm, overrides=tuple(last.values())))
+            arms.append(replace(arm, overrides=tuple(laid_over(study.overrides, arm.overrides))))
             load_experiment(f"{study.profile}/{arm.method}", arms[-1].overrides)
     except ConfigError as error:
         raise ConfigError(f"study {name}: {error}") from None

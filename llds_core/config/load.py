@@ -54,6 +54,13 @@ def _is_for(layout: str, profile: str) -> bool:
     return any(fnmatchcase(profile, pattern) for pattern in only)
 
 
+def laid_over(lower: Iterable[str], upper: Iterable[str]) -> list[str]:
+    """Overrides of a layout or a study, without keys that `upper` sets, and then `upper`."""
+    upper = [*upper]
+    own = {override.partition("=")[0].strip() for override in upper}
+    return [*(each for each in lower if each.partition("=")[0].strip() not in own), *upper]
+
+
 def is_method(name: str) -> bool:
     """Whether `name` is a method, or several combined, with or without a variant."""
     return all(part in methods() for part in name.partition("@")[0].split("+"))
@@ -71,23 +78,27 @@ def load_experiment(
             as printed, from which others deviate. None takes the one the profile names, if any.
 
     Raises:
-        ConfigError: for an unknown profile, method, variant, layout or key, a wrong type, or sizes
-            that do not fit together.
+        ConfigError: for an unknown profile, method, variant, layout or key, a key given twice, a
+            wrong type, or sizes that do not fit together.
     """
     profile, method, layers = _layers(name)
     if layout is None:
         layout = _read_profile(profile).get("layout")
     if layout:
         layers.append(_read_layout(layout, profile))
+    given: dict[str, str] = {}
     for override in overrides:
         key, separator, text = override.partition("=")
+        key = key.strip()
         if not separator:
             raise ConfigError(f'override "{override}" has no "=": write it as section.key=value')
-        if key.strip() in ("profile", "method"):
+        if key in ("profile", "method"):
             raise ConfigError(
                 f'override "{override}" changes what is run: name the experiment as profile/method'
             )
-        key = key.strip()
+        if key in given:
+            raise ConfigError(f"{key} is given twice ({given[key]}, {override}): leave one out")
+        given[key] = override
         # Text is taken to the letter; where it may be missing, an empty one says so, and "null".
         missing = ("", "null", "~") if _text_keys().get(key) else ()
         literal = key in _text_keys() and text.strip() not in missing

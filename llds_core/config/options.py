@@ -34,7 +34,7 @@ Overrides = Annotated[
 ]
 Root = Annotated[Path, Option("--run-root", help="folder of runs")]
 Quiet = Annotated[bool, Option("--quiet", help="no progress bars", callback=_hide_bars)]
-Json = Annotated[bool, Option("--json", help="print JSON; of plan, exit with 1 if it does not fit")]
+Json = Annotated[bool, Option("--json", help="print JSON")]
 Publish = Annotated[bool, Option("--publish", help="copy into results/published")]
 OutDir = Annotated[Path | None, Option(help="folder of the output (default: results/<profile>)")]
 Seed = Annotated[int, Option(help="seed of the run", min=0, max=MOST_SEED)]

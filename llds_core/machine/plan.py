@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 
-from llds_core.config import ExperimentConfig, layouts_for, load_experiment
+from llds_core.config import ExperimentConfig, laid_over, layouts_for, load_experiment
 from llds_core.errors import ConfigError
 from llds_core.machine.memory import (
     E5_DIMENSION,
@@ -362,7 +362,7 @@ def layout_overrides(
     before = flat(load_experiment(experiment).to_dict())
     after = flat(load_experiment(experiment, layout=layout).to_dict())
     changed = [f"{key}={json.dumps(after[key])}" for key in after if after[key] != before[key]]
-    return [*changed, *overrides]
+    return laid_over(changed, overrides)
 
 
 def say_costs(configs: Sequence[ExperimentConfig], run_root: Path, left: int) -> None:

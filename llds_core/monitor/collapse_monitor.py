@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 from llds_core.errors import ConfigError, DataError
 from llds_core.monitor.detectors import SEVERITIES
 from llds_core.monitor.diagnosis import PHASES, Alarm, Diagnosis, judge
-from llds_core.monitor.log_formats import named
-from llds_core.monitor.training_log import saved_steps, to_log
+from llds_core.monitor.log_formats import named, saved_steps
+from llds_core.monitor.training_log import to_log
 
 _logger = logging.getLogger("llds_core")
 
@@ -36,7 +36,7 @@ class CollapseMonitor(TrainerCallback):
         self._stop_at = stop_at
         self._updates: int | None = None
         self._rows: list[dict[str, Any]] = []
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[str] = set()
 
     def attach(self, trainer: Any) -> "CollapseMonitor":
         """Join a trainer before its trackers; return the monitor."""
@@ -54,8 +54,8 @@ class CollapseMonitor(TrainerCallback):
             _logger.warning("the monitor cannot judge: %s", error)
             return []
         self.diagnosis = judge(replace(log, checkpoints=checkpoints))
-        fresh = [a for a in self.diagnosis.alarms if (a.name, a.severity) not in self._told]
-        self._told |= {(alarm.name, alarm.severity) for alarm in fresh}
+        fresh = [alarm for alarm in self.diagnosis.alarms if alarm.name not in self._told]
+        self._told |= {alarm.name for alarm in fresh}
         for alarm in fresh:
             if alarm.severity != "info":
                 said = (alarm.step, alarm.name, alarm.evidence, alarm.advice[0])

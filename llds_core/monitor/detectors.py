@@ -4,22 +4,19 @@ A row is what a step logged. Scores look back only, so that a log gives the same
 grows as when it is whole: the longer a score is the higher, the worse. They are computed on
 trailing means of three rows that skip what is missing, from the third row on, and count from the
 sixth: the first rows are what later ones are compared with. Where a score stands in relation to the
-start, the start is the first of these means.
-
-Thresholds and operating points stand in
-`presets/alarm_evidence.yaml`, which `results/published/collapse-runs/make.py` writes.
+start, the start is the first of these means. Thresholds stand in `presets/alarm_evidence.yaml`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from inspect import signature
 from typing import Any
 
 import numpy as np
 import yaml
 
+from llds_core.config.load import PRESETS
 from llds_core.diagnostics.phases import WINDOW, windowed_mean
 from llds_core.monitor.training_log import TrainingLog
 
@@ -28,10 +25,6 @@ _EARLIER = {"not_finite": 1, "reuse": 2}  # what needs nothing to compare with
 SEVERITIES = ("info", "warning", "critical")
 _EMPTY = 1e-12
 _level = partial(windowed_mean, window=WINDOW)
-
-
-def _best(means: np.ndarray) -> np.ndarray:
-    return np.fmax.accumulate(means) if len(means) else means
 
 
 def _starts(means: np.ndarray) -> np.ndarray:
@@ -79,7 +72,7 @@ def likelihood_displacement(loglik_correct: np.ndarray) -> np.ndarray:
     Source: arXiv 2512.04220, section 5.1.
     """
     means = _level(loglik_correct)
-    return _best(means) - means
+    return np.fmax.accumulate(means) - means
 
 
 def reward_drop(reward: np.ndarray) -> np.ndarray:
@@ -88,7 +81,7 @@ def reward_drop(reward: np.ndarray) -> np.ndarray:
     Source: arXiv 2512.04220, Fig. 2.
     """
     means = _level(reward)
-    best = _best(means)
+    best = np.fmax.accumulate(means)
     return np.divide(best - means, best, out=np.full(len(means), np.nan), where=best > _EMPTY)
 
 
@@ -128,7 +121,7 @@ def inert_penalty(llds_penalty: np.ndarray) -> np.ndarray:
     Source: on the first update of a rollout old and new policy are one, and the penalty is zero.
     """
     known = np.nan_to_num(llds_penalty, nan=0.0)
-    return np.where(np.maximum.accumulate(np.abs(known)) > 0, 0.0, 1.0) if len(known) else known
+    return np.where(np.maximum.accumulate(np.abs(known)) > 0, 0.0, 1.0)
 
 
 def not_finite(nonfinite: np.ndarray) -> np.ndarray:
@@ -139,12 +132,8 @@ def not_finite(nonfinite: np.ndarray) -> np.ndarray:
     return np.asarray(nonfinite, float)
 
 
-def _preset(name: str) -> dict[str, Any]:
-    return yaml.safe_load((files("llds_core") / f"presets/{name}.yaml").read_text("utf-8"))
-
-
-ALARMS = _preset("alarms")
-EVIDENCE = _preset("alarm_evidence")
+ALARMS: dict[str, Any] = yaml.safe_load((PRESETS / "alarms.yaml").read_text("utf-8"))
+EVIDENCE: dict[str, Any] = yaml.safe_load((PRESETS / "alarm_evidence.yaml").read_text("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -197,19 +186,5 @@ class Detector:
         return int(above[0]) if len(above) else None
 
 
-_SCORES = (
-    not_finite,
-    clip_saturation,
-    entropy_rise,
-    kl_drift,
-    likelihood_displacement,
-    reward_drop,
-    sampler_mismatch,
-    inert_penalty,
-    reuse,
-    entropy_fall,
-    behaviour_drift,
-    zero_variance,
-)
-# In the order in which one of them names the cause.
-DETECTORS = {score.__name__: Detector.of(score) for score in _SCORES}
+# In the order of the preset, in which one of them names the cause.
+DETECTORS = {name: Detector.of(globals()[name]) for name in ALARMS["detectors"]}

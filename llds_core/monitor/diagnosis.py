@@ -64,14 +64,9 @@ class Diagnosis:
 
     def text(self) -> str:
         """For a terminal."""
-        lines = [
-            f"{self.source}: {self.rows} rows of {self.framework}, to step {self.last_step}",
-            f"phase: {self.phase}",
-        ]
-        lines += [
-            f"{a.severity.upper()} {a.name}, step {a.step}: {a.evidence}" for a in self.alarms
-        ]
-        lines += [] if self.alarms else ["no alarm"]
+        head = f"{self.source}: {self.rows} rows of {self.framework}, to step {self.last_step}"
+        lines = [f"{a.severity.upper()} {a.name}, step {a.step}: {a.evidence}" for a in self.alarms]
+        lines = [head, f"phase: {self.phase}", *(lines or ["no alarm"])]
         if self.cause:
             lines += [f"likeliest cause: {self.cause}", "what to do:"]
             lines += [f"  - {advice}" for advice in self.advice]
@@ -96,7 +91,8 @@ def follow(
     while True:
         try:
             files = [*path.rglob("*")] if path.is_dir() else [path]
-            now = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+            stats = [file.stat() for file in files if file.exists()]  # links may lead nowhere
+            now = [(stat.st_mtime_ns, stat.st_size) for stat in stats]
             if now != seen:
                 seen = now
                 log = read_log(path, **options)
@@ -130,25 +126,17 @@ def judge(log: TrainingLog) -> Diagnosis:
 
 def _phase(log: TrainingLog) -> str:
     columns = {name: log.column(name) for name in ("reward", "loglik_correct")}
-    if np.isnan(columns["reward"]).all():
-        return "unknown"
     phases = detect_phases(log.table[["step"]].assign(**columns))
-    return phases[-1].name if phases else "unknown"
+    return phases[-1].name if phases and np.isfinite(columns["reward"]).any() else "unknown"
 
 
 def _alarm(detector: Detector, log: TrainingLog) -> Alarm | None:
     row = detector.alarm_row(log)
     if row is None:
         return None
-    preset = ALARMS["detectors"][detector.name]
-    return Alarm(
-        detector.name,
-        int(log.table["step"].iloc[row]),
-        detector.severity,
-        _evidence(detector, log, row),
-        preset["cause"],
-        tuple(advice_text(entry) for entry in preset["advice"]),
-    )
+    step, preset = int(log.table["step"].iloc[row]), ALARMS["detectors"][detector.name]
+    evidence, advice = _evidence(detector, log, row), tuple(map(advice_text, preset["advice"]))
+    return Alarm(detector.name, step, detector.severity, evidence, preset["cause"], advice)
 
 
 def _evidence(detector: Detector, log: TrainingLog, row: int) -> str:
@@ -196,8 +184,9 @@ def advice_text(entry: Mapping[str, str]) -> str:
     note = f"; {found['note']}" if found["note"] else ""
     return (
         f"{entry['do']}: {found['collapsed']} of {found['seeds']} seeds collapsed "
-        f"{found['share']}, GRPO's {found['grpo_collapsed']}; last reward {reward} against "
-        f"GRPO's (arm {entry['arm']} of study {EVIDENCE['recipe']}{note})"
+        f"{found['share']}, GRPO's {found['grpo_collapsed']} of {found['seeds']} on the same "
+        f"seeds; last reward {reward} against GRPO's (arm {entry['arm']} of study "
+        f"{EVIDENCE['recipe']}{note})"
     )
 
 

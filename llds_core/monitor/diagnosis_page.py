@@ -40,6 +40,12 @@ def page(diagnosis: Diagnosis, log: TrainingLog) -> str:
 def fragment(diagnosis: Diagnosis, log: TrainingLog) -> str:
     """The part that shows in a notebook as well."""
     back = diagnosis.go_back_to
+    alarms = [
+        f'<div class="alarm" style="border-color:{_COLOURS[alarm.severity]}">'
+        f"<b>{escape(alarm.name)}</b> from step {alarm.step} ({alarm.severity})<br>"
+        f"{escape(alarm.evidence)}</div>"
+        for alarm in diagnosis.alarms
+    ]
     parts = [
         f"<style>{_STYLE}</style>",
         f'<div class="llds-monitor"><h1>{escape(diagnosis.source)}</h1>',
@@ -47,16 +53,7 @@ def fragment(diagnosis: Diagnosis, log: TrainingLog) -> str:
         f"{diagnosis.rows} rows of {escape(diagnosis.framework)}, to step {diagnosis.last_step}.",
         "" if back is None else f" Go back to step <b>{back}</b>.",
         "</p><h2>Alarms</h2>",
-    ]
-    for alarm in diagnosis.alarms:
-        parts.append(
-            f'<div class="alarm" style="border-color:{_COLOURS[alarm.severity]}">'
-            f"<b>{escape(alarm.name)}</b> from step {alarm.step} ({alarm.severity})<br>"
-            f"{escape(alarm.evidence)}</div>"
-        )
-    if not diagnosis.alarms:
-        parts.append("<p>None.</p>")
-    parts += [
+        *(alarms or ["<p>None.</p>"]),
         _section("Likeliest cause", [diagnosis.cause] if diagnosis.cause else []),
         _section("What to do", diagnosis.advice),
         f"<h2>Curves</h2>{curves(diagnosis, log)}",

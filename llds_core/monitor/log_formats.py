@@ -1,8 +1,8 @@
 """Files that training leaves behind, as rows of keys and values, and the metrics in such a row:
 `docs/monitor.md` lists the files, `presets/log_keys.yaml` the keys of the frameworks.
 
-Nothing is evaluated, only matched. What a killed process leaves (a torn last line) is left out with
-a note; what cannot be such a file is a `DataError` of one line.
+Nothing is evaluated, only matched. What a killed process leaves (a torn end) is left out with a
+note; what cannot be such a file is a `DataError` of one line.
 """
 
 import csv
@@ -14,35 +14,37 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from importlib.resources import files
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from llds_core.config.load import PRESETS
 from llds_core.errors import ConfigError, DataError, did_you_mean
 
 Rows = Iterator[dict[str, Any]]
-_PRESET = yaml.safe_load((files("llds_core") / "presets/log_keys.yaml").read_text("utf-8"))
+_PRESET = yaml.safe_load((PRESETS / "log_keys.yaml").read_text("utf-8"))
 STEP_KEYS: tuple[str, ...] = tuple(_PRESET["steps"])
 NEARLY: dict[str, str] = _PRESET["nearly"]
-_HOW: dict[str, dict[str, str]] = _PRESET["how"]
-# Keys by metric, the preferred one first, and the frameworks that use a key.
+# Keys by metric, the preferred one first, and the frameworks that a key tells of.
 KEYS: dict[str, list[str]] = {}
-_FRAMEWORKS: dict[str, list[str]] = {}
+_FRAMEWORKS: dict[str, list[str]] = {key: [] for key in _PRESET["plain"]}
 for _metric, _by_framework in _PRESET["metrics"].items():
     for _framework, _keys in _by_framework.items():
-        for _key in _keys:
-            KEYS.setdefault(_metric, []).append(_key)
+        KEYS.setdefault(_metric, []).extend(_keys)
+        for _key in set(_keys) - set(_PRESET["plain"]):
             _FRAMEWORKS.setdefault(_key, []).append(_framework)
 KNOWN = {*_FRAMEWORKS, *STEP_KEYS, "epoch"}
+_NOTHING = {"", "none", "null", "n/a", "na", "-"}
 # `np.float64(0.2)`, `tensor(0.3, device='cuda:0')`
 _WRAPPED = re.compile(r"^[\w.]+\(\s*([-+.\w]+)")
 _VALUE = r"(?:[\w.]+\(\s*)?['\"]?([-+]?[\w.]+(?:[-+]\d+)?)"
 _DICT_PAIR = re.compile(r"['\"]([^'\"{}]+)['\"]:\s*" + _VALUE)
 _VERL_PAIR = re.compile(r"(?:^|\s)([^\s:]+):" + _VALUE)
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_BETWEEN = re.compile(r"( - |[,;\t])")  # values, on a console and in CSV
 _SLIME = re.compile(r"\b(step|rollout) (\d+): \{")
 _RUN_COLUMNS = ("run", "run_id", "run_name", "experiment", "seed", "Name")
 
@@ -53,16 +55,14 @@ def to_number(value: Any) -> float | None:
     `nan` and `inf`, in whatever spelling, stay what they are: they were measured.
     """
     if isinstance(value, str):
-        text = value.strip()
-        wrapped = _WRAPPED.match(text)
-        try:
-            return float(wrapped[1] if wrapped else text)
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, Real):
+        wrapped = _WRAPPED.match(value.strip())
+        value = wrapped[1] if wrapped else value
+    elif isinstance(value, bool) or not isinstance(value, (int, float, Real)):  # the last is slow
         return None
     try:
         return float(value)
+    except ValueError:
+        return None
     except OverflowError:
         return math.inf
 
@@ -78,21 +78,27 @@ def named(row: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
     return found
 
 
+def unread(row: Mapping[str, Any]) -> list[str]:
+    """Known keys of a logged row whose value is there and is no number."""
+    found = [key for key in row if key in KNOWN and to_number(row[key]) is None]
+    return [key for key in found if str(row[key]).strip().lower() not in _NOTHING]
+
+
 def step_of(row: Mapping[str, Any]) -> float | None:
-    """The step of a logged row; None where it names none."""
+    """The step of a logged row; None where it names none, or no whole number."""
     values = (to_number(row[key]) for key in STEP_KEYS if key in row)
-    return next((value for value in values if value is not None and abs(value) < 2**53), None)
+    return next((x for x in values if x is not None and x.is_integer() and abs(x) < 2**53), None)
 
 
 def framework_of(keys: Mapping[str, str]) -> str:
-    """The framework that uses most of the keys read; in doubt the one listed first."""
+    """The framework that uses most of the keys read; plain words, as anybody's, tell of none."""
     votes = Counter(name for key in keys.values() for name in _FRAMEWORKS[key])
-    return votes.most_common(1)[0][0]
+    return votes.most_common(1)[0][0] if votes else "unknown origin"
 
 
 def how_to_log(metric: str, framework: str) -> str:
     """What to set, or to log, for a metric that a log lacks."""
-    known = _HOW[metric]
+    known: dict[str, str] = _PRESET["how"][metric]
     return known.get(framework, known["any"])
 
 
@@ -103,60 +109,70 @@ def read_rows(path: Path, format: str, notes: list[str]) -> Rows:
     try:
         file = _log_inside(path) if path.is_dir() and format != "tensorboard" else path
         yield from READERS[_guess(file) if format == "auto" else format](file, notes)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read ({reason}): name a training log") from error
 
 
+def saved_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints that transformers wrote into `folder`."""
+    names = (path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*") if path.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
 def _log_inside(folder: Path) -> Path:
     """The log in a folder of a run."""
-    for name in ("metrics.jsonl", "trainer_state.json"):
+    saved = [f"checkpoint-{step}/trainer_state.json" for step in reversed(saved_steps(folder))]
+    for name in ("metrics.jsonl", "trainer_state.json", *saved):
         if (folder / name).is_file():
             return folder / name
-    states = [*folder.glob("checkpoint-*/trainer_state.json")]
-    if states:
-        return max(states, key=lambda file: int(file.parent.name.rpartition("-")[2] or 0))
     if any(folder.glob("*tfevents*")):
         return folder
     endings = (".jsonl", ".csv", ".csv.gz", ".log", ".txt")
     found = sorted(file for file in folder.iterdir() if file.name.endswith(endings))
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found[:4]) or "no metrics.jsonl, trainer_state.json"
-        raise DataError(f"{folder} is no folder of one run ({names}): name the file")
-    return found[0]
+    if len(found) == 1:
+        return found[0]
+    found = found or sorted(folder.glob("*/metrics.jsonl"))
+    names = ", ".join(str(file.relative_to(folder)) for file in found[:4])
+    names = names or "no metrics.jsonl, trainer_state.json"
+    raise DataError(f"{folder} is no folder of one run ({names}): name the file")
 
 
 def _guess(file: Path) -> str:
     if file.is_dir() or "tfevents" in file.name:
         return "tensorboard"
-    name = file.name.removesuffix(".gz")
-    if name.endswith(".json"):
-        return "state"
-    if name.endswith((".csv", ".tsv")):
-        return "csv"
+    by_ending = {".json": "state", ".jsonl": "jsonl", ".csv": "csv", ".tsv": "csv"}
+    if found := by_ending.get(Path(file.name.removesuffix(".gz")).suffix):
+        return found
     first = next((line for line in _lines(file, []) if line.strip()), "")
-    return "jsonl" if first.lstrip().startswith('{"') else "console"
+    return "jsonl" if re.match(r'\s*\{\s*"', first) else "console"
 
 
 def _open(file: Path) -> io.TextIOWrapper:
     """A text file, unpacked where it is packed; the bytes of a binary one are refused."""
-    if not file.exists():
-        raise DataError(f"{file} does not exist: name a training log or the folder of a run")
-    opened = gzip.open if file.suffix == ".gz" else open
+    if not file.is_file():  # a pipe cannot be read twice
+        what = "is no file" if file.exists() else "does not exist"
+        raise DataError(f"{file} {what}: name a training log or the folder of a run")
+    with file.open("rb") as packed:
+        opened = gzip.open if packed.read(2) == b"\x1f\x8b" else open
     with opened(file, "rb") as start:
-        if b"\0" in start.read(4096):
-            raise DataError(f"{file} is binary: name a log in text, JSON, CSV or TensorBoard's")
-    return io.TextIOWrapper(opened(file, "rb"), "utf-8-sig", errors="replace")
+        first = start.read(4096)
+    # PowerShell's `>` writes UTF-16.
+    encoding = "utf-16" if first[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if b"\0" in first and encoding != "utf-16":
+        raise DataError(f"{file} is binary: name a log in text, JSON, CSV or TensorBoard's")
+    return io.TextIOWrapper(opened(file, "rb"), encoding, errors="replace")
 
 
 def _lines(file: Path, notes: list[str]) -> Iterator[str]:
-    """Lines without colours; a last one that was not finished is left out."""
+    """Lines without colours; of a last one without an end, the values that are surely whole."""
     with _open(file) as text:
-        for line in text:
-            if not line.endswith("\n") and not line.rstrip().endswith("}"):
-                notes.append("the last line is cut off and left out")
-                return
-            yield _ANSI.sub("", line)
+        for line in map(partial(_ANSI.sub, ""), text):
+            if line.endswith("\n") or line.rstrip().endswith("}"):
+                yield line
+            else:
+                notes.append("the last line has no end: what may be cut off of it is left out")
+                yield "" if line.lstrip().startswith("{") else "".join(_BETWEEN.split(line)[:-1])
 
 
 def _read_jsonl(file: Path, notes: list[str]) -> Rows:
@@ -166,12 +182,14 @@ def _read_jsonl(file: Path, notes: list[str]) -> Rows:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        good, broken = good + isinstance(row, dict), broken + (row is None)
+        good, broken = good + isinstance(row, dict), broken + (not isinstance(row, dict))
         if isinstance(row, dict):
-            inner = row.get("data")  # of verl's file logger
-            yield {**inner, "step": row.get("step")} if isinstance(inner, dict) else row
+            for key in [key for key in row if isinstance(row[key], dict)]:
+                under = "" if key == "data" else f"{key}/"  # the former of verl's file logger
+                row = {f"{under}{name}": value for name, value in row.pop(key).items()} | row
+            yield row
     if broken > good:
-        raise DataError(f"{file} has {broken} lines that are no JSON: give --format console or csv")
+        raise DataError(f"{file} has {broken} lines that are no JSON: give another --format")
     if broken:
         notes.append(f"{broken} damaged lines are left out")
 
@@ -183,7 +201,7 @@ def _read_state(file: Path, notes: list[str]) -> Rows:
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{file} is no whole JSON file ({error}): name trainer_state.json of an earlier "
-            "checkpoint"
+            "checkpoint, or give --format jsonl where each line is a row"
         ) from error
     rows = state.get("log_history") if isinstance(state, dict) else state
     if not isinstance(rows, list):
@@ -192,8 +210,7 @@ def _read_state(file: Path, notes: list[str]) -> Rows:
 
 
 def _read_console(file: Path, notes: list[str]) -> Rows:
-    rollout: dict[str, Any] = {}  # of slime: a rollout's line, then its updates'
-    updates: list[dict[str, Any]] = []
+    rollout: list[dict[str, Any]] = []  # of slime: a rollout's lines, then its updates'
     for line in _lines(file, notes):
         if "step:" in line and " - " in line:
             yield dict(_VERL_PAIR.findall(line[line.index("step:") :]))
@@ -202,57 +219,55 @@ def _read_console(file: Path, notes: list[str]) -> Rows:
         if start < 0 or "}" not in line:
             continue
         row = dict(_DICT_PAIR.findall(line[start:]))
-        if not (kind := _SLIME.search(line)):
-            yield row
-        elif kind[1] == "rollout":
-            if rollout.get("step") not in (None, kind[2]):
-                yield rollout | _averaged(updates)
-                rollout, updates = {}, []
-            rollout |= row | {"step": kind[2]}
-        elif rollout:
-            updates.append(row)
+        kind = _SLIME.search(line)
+        if kind and kind[1] == "rollout":
+            if rollout and rollout[0]["step"] != kind[2]:
+                yield _averaged(rollout)
+                rollout = []
+            rollout.append(row | {"step": kind[2]})
+        elif kind and rollout:
+            rollout.append(row)
         else:
-            yield row | {"step": kind[2]}
+            yield row | {"step": kind[2]} if kind else row
     if rollout:
-        yield rollout | _averaged(updates)
+        yield _averaged(rollout)
 
 
 def _averaged(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means of the metrics of several updates; one that is not finite stays so."""
+    """One row, of the first one's step, with means of metrics; one that is not finite stays so."""
     values: dict[str, list[float]] = {}
     for row in rows:
         for key in row.keys() & KNOWN - set(STEP_KEYS):
             if (number := to_number(row[key])) is not None:
                 values.setdefault(key, []).append(number)
-    return {key: sum(found) / len(found) for key, found in values.items()}
+    means = {key: sum(found) / len(found) for key, found in values.items()}
+    return {key: row[key] for row in rows for key in row} | means | {"step": rows[0]["step"]}
 
 
 def _read_csv(file: Path, notes: list[str]) -> Rows:
-    delimiter = "\t" if ".tsv" in file.name else ","
-    reader = csv.reader(_lines(file, notes), delimiter=delimiter)
-    header = [name.strip() for name in next(reader, [])]
+    lines = filter(str.strip, _lines(file, notes))
+    first = next(lines, "")
+    delimiter = max("\t;,", key=first.count)
+    header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
     # Weights & Biases writes `<run> - <key>`, and bounds beside.
-    exported = {name.rpartition(" - ")[0] for name in header if " - " in name}
-    if len(exported) > 1:
-        raise DataError(
-            f"{file} holds {len(exported)} runs ({', '.join(sorted(exported)[:3])}): export one"
-        )
+    runs = sorted({name.rpartition(" - ")[0] for name in header} - {""})
+    if len(runs) > 1:
+        raise DataError(f"{file} holds {len(runs)} runs ({', '.join(runs[:3])}): export one")
     names = [name.rpartition(" - ")[2] for name in header]
-    kept = [(place, name) for place, name in enumerate(names) if name in KNOWN]
-    of_run = [place for place, name in enumerate(names) if name in _RUN_COLUMNS]
     run: list[str] = []
     short = 0
-    for cells in reader:
-        if len(cells) < len(names):
-            short += bool(cells)
+    for row in csv.DictReader(lines, names, delimiter=delimiter):
+        if None in row.values() or any(row.pop(None, ())):  # fewer cells, or more
+            short += 1
             continue
-        told = [cells[place] for place in of_run]
+        told = [row[name] for name in names if name in _RUN_COLUMNS]
         run = run or told
         if told != run:
             raise DataError(f"{file} holds several runs ({run} and {told}): filter one")
-        yield {name: cells[place] for place, name in kept}
+        # With `;` between them numbers may have decimal commas.
+        yield {k: row[k].replace(",", ".") for k in names} if delimiter == ";" else row
     if short:
-        notes.append(f"{short} short rows are left out")
+        notes.append(f"{short} rows of another length are left out")
 
 
 def _read_tensorboard(path: Path, notes: list[str]) -> Rows:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from llds_core.errors import ConfigError
+
 Log = Annotated[Path, Argument(help="a training log, or the folder of a run")]
 Format = Annotated[
     Literal["auto", "jsonl", "state", "console", "csv", "tensorboard"],
@@ -29,17 +31,22 @@ def diagnose(
     updates_per_rollout: Updates = None,
 ) -> int:
     """Say where a run stands and what warns of a collapse, from anybody's log."""
-    from llds_core.files import write_text
+    from llds_core.files import disk_errors, write_text
     from llds_core.monitor.diagnosis import judge
     from llds_core.monitor.training_log import read_log
 
+    with disk_errors(html or path):
+        if html and (html.is_dir() or not html.parent.is_dir()):
+            raise ConfigError(f"--html {html} is no file in a folder that is there: name another")
+        if html and html.exists() and path.exists() and html.samefile(path):
+            raise ConfigError(f"--html {html} is the log itself: name another file")
     log = read_log(path, format=format, updates_per_rollout=updates_per_rollout)
     diagnosis = judge(log)
-    print(json.dumps(diagnosis.to_dict(), indent=1) if json_ else diagnosis.text())
     if html:
         from llds_core.monitor.diagnosis_page import page
 
         write_text(html, page(diagnosis, log))
+    print(json.dumps(diagnosis.to_dict(), indent=1) if json_ else diagnosis.text())
     return int(fail_on is not None and diagnosis.reaches(fail_on))
 
 
@@ -64,11 +71,11 @@ def watch(
             for log, found in looks:
                 screen.update(look(log, found, path), refresh=True)
         return
-    told: set[tuple[str, str]] = set()
+    told: set[str] = set()
     for _, found in looks:
         print(f"{time.strftime('%X')} step {found.last_step}, {found.phase}", flush=True)
         for alarm in found.alarms:
-            if (alarm.name, alarm.severity) not in told:
-                told.add((alarm.name, alarm.severity))
+            if alarm.name not in told:
+                told.add(alarm.name)
                 print(f"  {alarm.severity.upper()} {alarm.name}, step {alarm.step}")
                 print(f"    {alarm.evidence}", *(f"    - {a}" for a in alarm.advice), sep="\n")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from llds_core.errors import DataError
 from llds_core.files import project_path
-from llds_core.monitor.log_formats import framework_of, named, read_rows, step_of, to_number
+from llds_core.monitor import log_formats as logs
 from llds_core.runs.checkpoints import checkpoint_steps
 
 # Of these a value that is not finite is a fault; of others it may mean that there was nothing.
@@ -38,8 +38,7 @@ class TrainingLog:
 
     def column(self, metric: str) -> np.ndarray:
         """Values of a metric (n,), NaN where missing."""
-        missing = pd.Series(np.nan, self.table.index)
-        return self.table.get(metric, missing).to_numpy(float)
+        return self.table.reindex(columns=[metric])[metric].to_numpy(float)
 
 
 def read_log(
@@ -53,16 +52,10 @@ def read_log(
     notes: list[str] = []
     root = project_path(".")
     source = str(path.relative_to(root) if path.is_relative_to(root) else path)
-    log = to_log(read_rows(path, format, notes), source, notes, updates_per_rollout)
+    log = to_log(logs.read_rows(path, format, notes), source, notes, updates_per_rollout)
     folder = path if path.is_dir() else path.parent
-    steps = checkpoint_steps(folder / "checkpoint") or saved_steps(folder)
+    steps = checkpoint_steps(folder / "checkpoint") or logs.saved_steps(folder)
     return replace(log, checkpoints=tuple(steps))
-
-
-def saved_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints that transformers wrote into `folder`."""
-    names = (path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*") if path.is_dir())
-    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def to_log(
@@ -72,76 +65,66 @@ def to_log(
     updates_per_rollout: int | None = None,
 ) -> TrainingLog:
     """Put logged rows together: by step, the last one of a step counting."""
-    first, known = "", []
-    for row in rows:
+    first, keys = "", dict[str, str]()
+    found: list[dict[str, float | None]] = []
+    wrong: dict[str, list[Any]] = {}  # of keys without a number: how often, what and where first
+    for number, row in enumerate(rows, 1):
         first = first or ", ".join([str(key) for key in row][:5])
-        if values := named(row):
-            known.append((step_of(row), to_number(row.get("epoch")) or 0.0, values))
-    if not known:
-        what = f"keys: {first}" if first else "it has no rows"
-        raise DataError(f"{source} holds no metric that is known ({what}): see docs/monitor.md")
-    found_notes = [*notes]
-    numbered = 2 * sum(step is not None for step, *_ in known) > len(known)
-    if not numbered:
-        found_notes.append("rows name no step and are counted")
-    elif missing := sum(step is None for step, *_ in known):
-        found_notes.append(f"{missing} of {len(known)} rows name no step and are left out")
-        known = [row for row in known if row[0] is not None]
-    steps, epochs, metrics = zip(*known, strict=True)
-    keys = {metric: key for values in metrics for metric, (key, _) in values.items()}
-    found = [{metric: value for metric, (_, value) in values.items()} for values in metrics]
-    order = np.array(steps if numbered else epochs, float)
-    kept = _kept_rows(order, found, source, found_notes, merge=numbered)
-    final = order[kept].astype(int) if numbered else np.arange(1, len(kept) + 1)
-    table = _to_table([found[row] for row in kept], final, found_notes)
-    table = _with_updates(table, framework_of(keys), updates_per_rollout)
-    return TrainingLog(source, framework_of(keys), table, keys, tuple(found_notes))
+        step, values = logs.step_of(row), logs.named(row)
+        for key in logs.unread(row):
+            where = f"in row {number}" if step is None else f"at step {step:g}"
+            wrong.setdefault(key, [0, f"{str(row[key])[:40]!r} {where}"])[0] += 1
+        keys |= {metric: key for metric, (key, _) in values.items()}
+        if values:
+            # From here on infinite is what was measured and is not finite, and NaN what is missing.
+            numbers = {m: x if math.isfinite(x) else math.inf for m, (_, x) in values.items()}
+            epoch = logs.to_number(row.get("epoch")) or 0.0
+            found.append({"step": step, "epoch": epoch, **numbers})
+    said = [*notes]
+    said += [f"{key} is no number {n} times, first {what}" for key, (n, what) in wrong.items()]
+    if not found:
+        what = "; ".join([f"keys: {first}" if first else "no row: is it another --format?", *said])
+        raise DataError(f"{source} holds no number of a known metric ({what}): see docs/monitor.md")
+    table = _one_row_per_step(pd.DataFrame(found).astype(float), source, said)
+    bad = np.isinf(table.reindex(columns=_MUST_BE_FINITE))
+    for name, rows_of_it in bad.loc[:, bad.any()].items():
+        step = table["step"][rows_of_it].iloc[0]
+        said.append(f"{name} is NaN or infinite in {rows_of_it.sum()} rows, first at step {step}")
+    table = table.replace(np.inf, np.nan)
+    skipped = table.get("nonfinite_updates", 0) > 1  # a single one that was skipped is no fault
+    table = table.assign(nonfinite=bad.sum(axis=1) + skipped)
+    framework = logs.framework_of(keys)
+    table = _with_updates(table, framework, updates_per_rollout)
+    return TrainingLog(source, framework, table, keys, tuple(said))
 
 
-def _kept_rows(
-    order: np.ndarray, rows: list[dict[str, float]], source: str, notes: list[str], *, merge: bool
-) -> list[int]:
-    """Places of the rows that count, ascending: not those behind which the log went back.
-
-    With `merge`, rows of one step become its last one; rows of several runs among each other are
-    refused.
+def _one_row_per_step(table: pd.DataFrame, source: str, notes: list[str]) -> pd.DataFrame:
+    """Rows that count, ascending: not those behind which the log went back. Those of one step
+    become its last values; rows of several runs among each other are refused.
     """
-    back, clashes = int((np.diff(order) < 0).sum()), 0
-    later = np.append(np.minimum.accumulate(order[::-1])[::-1][1:], np.inf)
-    kept: list[int] = []
-    for place in np.flatnonzero(order <= later).tolist():
-        if merge and kept and order[kept[-1]] == order[place]:
-            before = rows[kept.pop()]
-            clash = any(before.get(key, value) != value for key, value in rows[place].items())
-            clashes += clash and order[place - 1] == order[place]
-            rows[place] = before | rows[place]
-        kept.append(place)
-    if max(back, clashes) > max(_RESTARTS, _RESTART_SHARE * len(rows)):
+    numbered = 2 * table["step"].count() > len(table)
+    if not numbered:
+        notes.append("rows name no step and are counted")
+    elif missing := int(table["step"].isna().sum()):
+        notes.append(f"{missing} of {len(table)} rows name no step and are left out")
+        table = table.dropna(subset="step")
+    order, metrics = table["step" if numbered else "epoch"], table.drop(columns=["step", "epoch"])
+    clash = (metrics.diff().abs() > 0).any(axis=1) & (order.diff() == 0) & numbered
+    clashes, back = int(clash.sum()), int((order.diff() < 0).sum())
+    if max(back, clashes) > max(_RESTARTS, _RESTART_SHARE * len(table)):
         raise DataError(
             f"{source} seems to mix several runs (steps go back {back} times, {clashes} rows "
-            "contradict the one before): give one log per run"
+            "contradict the one before): give one log per run, sorted by step"
         )
+    kept = table[order <= order[::-1].cummin().shift(fill_value=np.inf)[::-1]]
+    if numbered:
+        kept = kept.groupby("step", as_index=False).last()
+    else:
+        kept = kept.assign(step=range(1, len(kept) + 1)).reset_index(drop=True)
     if back:
-        left = len(rows) - len(kept)
+        left = len(table) - len(kept)
         notes.append(f"after a restart steps came again: {left} earlier rows are left out")
-    return kept
-
-
-def _to_table(
-    rows: Sequence[Mapping[str, float]], steps: np.ndarray, notes: list[str]
-) -> pd.DataFrame:
-    """Rows with their steps; what is not finite is counted, told and taken out."""
-    table = pd.DataFrame(rows)
-    faults = np.zeros(len(rows), int)
-    for name in _MUST_BE_FINITE:
-        bad = np.array([not math.isfinite(row.get(name, 0)) for row in rows])
-        for step in steps[bad][:1]:
-            notes.append(f"{name} is NaN or infinite in {bad.sum()} rows, first at step {step}")
-        faults += bad
-    # A single update that was skipped is no fault.
-    faults += [row.get("nonfinite_updates", 0) > 1 for row in rows]
-    table.insert(0, "step", steps)
-    return table.assign(nonfinite=faults).replace([np.inf, -np.inf], np.nan)
+    return kept.drop(columns="epoch").astype({"step": int})
 
 
 def _with_updates(table: pd.DataFrame, framework: str, updates: int | None) -> pd.DataFrame:

@@ -212,6 +212,13 @@ class Run:
             raise CheckpointError(
                 f"{self.path} has no checkpoint: run python -m llds_core {command}"
             )
+        # One that a collapse ended early was given more steps than it made.
+        longest = max(steps[-1], self.config.training.steps)
+        if within and int(within) > longest:
+            raise CheckpointError(
+                f'checkpoint "{kind}-{within}" is of {within} steps, and {self.title} has '
+                f"{longest}: use {kind}, or a number up to {longest}"
+            )
         kept = [step for step in steps if within is None or step <= int(within)]
         if not kept:
             raise CheckpointError(

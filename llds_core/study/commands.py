@@ -103,7 +103,9 @@ def ask(
 def baselines(
     profile: cli.Profile,
     overrides: cli.Overrides,
-    baselines: Annotated[str, Option(metavar="NAME,NAME")] = "direct,rag,search-o1,search-r1",
+    baselines: Annotated[
+        str, Option(metavar="NAME,NAME", help="ways to answer")
+    ] = "direct,rag,search-o1,search-r1",
     seed: cli.Seed = 0,
     split: cli.Split = "test",
     checkpoint: cli.Checkpoint = "best",

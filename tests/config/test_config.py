@@ -73,7 +73,7 @@ def test_every_profile_loads_with_every_method_and_returns_from_its_values(name:
 
 def test_method_lies_over_the_profile_and_overrides_over_both() -> None:
     plain = load_experiment("smoke/llds-action")
-    overrides = ["loss.llds_weight=0.7", "loss.llds_weight=0.9", "world.cities=null"]
+    overrides = ["loss.llds_weight=0.9", "world.cities=null"]
     changed = load_experiment("smoke/llds-action", overrides)
     assert plain.loss.llds_weight > 0 and changed.world.cities is None
     assert changed.loss == replace(plain.loss, llds_weight=0.9)
@@ -214,6 +214,11 @@ def test_values_outside_the_range_are_refused_with_the_bound(key: str) -> None:
         ("policy.hidden_size=30 policy.heads=2 policy.key_value_heads=1", "is odd"),
         ("rollout.max_total_tokens=48 rollout.max_action_tokens=48", "rollout.max_total_tokens=48"),
         ("rollout.max_searches=0", "rollout.max_searches is 0"),
+        (
+            "training.steps=3 loss.gate=token training.steps=4",
+            r"^training.steps is given twice \(training.steps=3, training.steps=4\): leave one out",
+        ),
+        ("training.steps=3 training.steps=3", "^training.steps is given twice"),
         ("loss.ratio=sequence loss.aggregate=token-mean", "loss.aggregate=seq-mean-token-mean"),
         (
             "loss.llds_weight=0.2 training.updates_per_rollout=1 training.epochs=1",

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from trl import GRPOTrainer
 
-from llds_core.config import PolicyConfig, load_experiment
+from llds_core.config import PolicyConfig, laid_over, load_experiment
 from llds_core.retrieval import Hit
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import TAGS, Action, Trajectory
@@ -51,7 +51,7 @@ def settings(
     folder: Path, *overrides: str, method: str = "grpo", **direct: Any
 ) -> SearchGRPOConfig:
     """Settings of the smoke profile: 16 trajectories, 2 epochs of 2 mini-batches of 2 x 4."""
-    config = load_experiment(f"smoke/{method}", [*_BASE, *overrides])
+    config = load_experiment(f"smoke/{method}", laid_over(_BASE, overrides))
     args = search_grpo_config(config, 0, folder)
     for name, value in direct.items():
         setattr(args, name, value)

@@ -24,7 +24,7 @@ from accelerate.utils import DistributedType
 from scripted import build, largest_difference, policy, settings, trajectories, weights
 from torch.distributed.tensor import DTensor
 
-from llds_core.config import LossConfig, load_experiment
+from llds_core.config import LossConfig, laid_over, load_experiment
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, LLDSError, TrainingDivergedError
 from llds_core.losses import llds_penalty
@@ -106,10 +106,10 @@ def case_trainer(
         trainer.sampled = largest_difference(start_weights(), policy.state_dict())
         return Rollout(trajectories(step)[share], 0.5 + processes.rank, 0.1)
 
-    values = ("training.steps=1", "training.micro_batch_size=2", *CASES[case], *overrides)
+    values = ("training.steps=1", "training.micro_batch_size=2", *CASES[case])
     world = f"hardware.processes={processes.count}"
     # Where a gradient is mere rounding, Adam divides rounding by rounding.
-    args = settings(folder, world, *values, adam_epsilon=1e-5)
+    args = settings(folder, world, *laid_over(values, overrides), adam_epsilon=1e-5)
     trainer = build(args, cls or WholeGradients, rollout=rollout)
     return trainer
 

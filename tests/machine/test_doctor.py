@@ -10,7 +10,7 @@ import pytest
 from files_world import write_files_world
 
 from llds_core.__main__ import main
-from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.config import ExperimentConfig, laid_over, load_experiment
 from llds_core.errors import RunError
 from llds_core.machine import doctor
 from llds_core.machine.doctor import Finding, examine
@@ -77,9 +77,8 @@ def experiment(data: Path, index: Path, *more: str) -> ExperimentConfig:
         f"dense.encoder={data}/encoder/e5-base-v2",
         f"dense.path={index}",
         f"dense.vectors={index}/e5_Flat.index",
-        *more,
     ]
-    return load_experiment("paper-3b/grpo", overrides)
+    return load_experiment("paper-3b/grpo", laid_over(overrides, more))
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from run_helpers import CONFIG
 
-from llds_core.config import load_experiment
+from llds_core.config import laid_over, load_experiment
 from llds_core.files import write_json
 from llds_core.machine import launch
 from llds_core.machine.jobs import Child
@@ -31,7 +31,7 @@ Root Cause (first observed failure):
 
 
 def experiment(*overrides: str):
-    return load_experiment("smoke/grpo", ["training.micro_batch_size=1", *overrides])
+    return load_experiment("smoke/grpo", laid_over(["training.micro_batch_size=1"], overrides))
 
 
 @pytest.mark.parametrize(

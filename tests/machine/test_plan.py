@@ -221,6 +221,8 @@ def test_a_layout_as_overrides_is_the_layout(name: str, layout: str | None) -> N
     overrides = layout_overrides(name, layout)
     assert load_experiment(name, overrides) == load_experiment(name, layout=layout)
     assert overrides == [] or layout not in (None, "4x80")
+    own = layout_overrides(name, "1x80", ["training.micro_batch_size=2"])
+    assert load_experiment(name, own).training.micro_batch_size == 2
 
 
 def test_costs_are_those_of_the_plan_for_every_run_left(tmp_path: Path, capsys) -> None:

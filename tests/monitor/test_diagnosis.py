@@ -42,7 +42,8 @@ def test_a_collapsed_run_is_called_one_from_verls_console() -> None:
         told = f"on the unseen recipe {recipe} before {unseen['early']} of {unseen['collapsed']}"
         assert told in clip.evidence
     arm = EVIDENCE["arms"]["grpo-epochs-1"]
-    told = f"{arm['collapsed']} of {arm['seeds']} seeds collapsed {arm['share']}, GRPO's"
+    told = f"{arm['collapsed']} of {arm['seeds']} seeds collapsed {arm['share']}, "
+    told += f"GRPO's {arm['grpo_collapsed']} of {arm['seeds']} on the same seeds; last reward"
     assert told in clip.advice[0] and "arm grpo-epochs-1 of study" in clip.advice[0]
     low, high = arm["last_reward"][1:]
     assert f"[{low:+.2f}, {high:+.2f}]" in clip.advice[0]
@@ -134,6 +135,24 @@ def test_exit_codes(words: list[str], code: int, tmp_path: Path, capsys) -> None
     healthy = tmp_path / "log.jsonl"
     healthy.write_text("".join(json.dumps(row) + "\n" for row in steady()))
     assert main(["diagnose", str(healthy), "--fail-on", "warning"]) == 0
+
+
+def test_a_page_that_cannot_be_written_is_said_before_anything_else(tmp_path: Path, capsys) -> None:
+    log = tmp_path / "out.log"
+    log.write_text(COLLAPSED.read_text())
+    places = (".", "new/page.html", "out.log/page.html", "out.log", 300 * "x")
+    for html in (tmp_path / place for place in places):
+        assert main(["diagnose", str(log), "--html", str(html)]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and re.fullmatch(r"error: [^\n]+\n", said.err)
+        assert str(html) in said.err
+    assert [*tmp_path.iterdir()] == [log] and log.read_text() == COLLAPSED.read_text()
+
+
+def test_a_folder_is_followed_though_a_link_in_it_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steady()))
+    (tmp_path / "latest").symlink_to(tmp_path / "latest")
+    assert next(follow(tmp_path))[1].phase == "stagnation"
 
 
 def test_a_log_is_followed_from_before_its_start(tmp_path: Path, capsys) -> None:

@@ -1,7 +1,9 @@
 """Every format in its exact shape, whole and damaged: a right answer or one clear line."""
 
+import gzip
 import json
 import math
+import os
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,7 +56,17 @@ SKYRL = "policy/loss_metrics/clip_ratio"
 WANDB = "Step,r1 - actor/pg_clipfrac,r1 - actor/pg_clipfrac__MIN\n1,0.01,0\n2,0.02,0\n3,0.03,0\n"
 
 SHAPES = {
-    "ours": ("metrics.jsonl", json_lines(*rows_of("step", "clip_fraction", kl=None)), "llds"),
+    "ours": (
+        "metrics.jsonl",
+        json_lines(*rows_of("step", "clip_fraction", kl=None, valid_searches=1.5)),
+        "llds",
+    ),
+    "anybody's": ("log.jsonl", json_lines(*rows_of("step", "clip_fraction")), "unknown origin"),
+    "nested": (
+        "log.jsonl",
+        json_lines(*({"step": s, "actor": {"pg_clipfrac": v}} for s, v in enumerate(CLIP, 1))),
+        "verl",
+    ),
     "verl console": ("out.log", lines(VERL), "verl"),
     "verl console, Ray": ("out.log", lines(RAY + VERL), "verl"),
     "verl console, old": ("out.txt", "INFO start\n" + lines(OLD_VERL), "verl"),
@@ -67,7 +79,17 @@ SHAPES = {
     ),
     "SkyRL": ("log.jsonl", json_lines(*rows_of("trainer/global_step", SKYRL)), "skyrl"),
     "slime": ("out.log", SLIME, "slime"),
-    "CSV": ("log.csv", "step,clip_fraction,note\n1,0.01,a\n2,0.02,\n3,0.03,c\n", "llds"),
+    "CSV": (
+        "log.csv",
+        "step,clip_fraction,note\n1,0.01,a\n2,0.02,\n3,0.03,c\n",
+        "unknown origin",
+    ),
+    "TSV": ("log.tsv", "step\tactor/pg_clipfrac\n1\t0.01\n2\t0.02\n3\t0.03\n", "verl"),
+    "CSV with decimal commas": (
+        "log.csv",
+        "step;actor/pg_clipfrac\n1;0,01\n2;0,02\n3;0,03\n",
+        "verl",
+    ),
     "Weights & Biases": ("wandb.csv", WANDB, "verl"),
     "bars before": ("out.log", " 10%|█ | 1/9\r" + lines(VERL), "verl"),
 }
@@ -143,8 +165,16 @@ def test_tensorboard_needs_its_package(tmp_path: Path) -> None:
 FIRST, AGAIN = lines(VERL, (1, 2, 3)), lines(VERL, (2, 3, 4), [0.5, 0.6, 0.7])
 OURS = json_lines(*rows_of("step", "clip_fraction"))
 DAMAGED = {
-    "cut console": (FIRST + VERL[:60], CLIP, "the last line is cut off"),
-    "cut json": (OURS + '{"step": 4, "cl', CLIP, "the last line is cut off"),
+    "no end": (FIRST[:-1], CLIP, "the last line has no end"),  # all that is cut is actor/lr
+    "cut console": (FIRST + VERL.format(4, 0.5)[:60], [*CLIP, None], "the last line has no end"),
+    "cut value": (FIRST + VERL.format(4, 0.55)[:84], [*CLIP, None], "the last line has no end"),
+    "cut json": (OURS + '{"step": 4, "cl', CLIP, "the last line has no end"),
+    "words": (
+        json_lines(*rows_of("step", "clip_fraction"), {"step": 4, "clip_fraction": "high"})
+        + json_lines({"step": 5, "clip_fraction": True}, {"step": 6, "clip_fraction": "None"}),
+        CLIP,
+        "clip_fraction is no number 2 times, first 'high' at step 4",
+    ),
     "torn inside": (OURS[:-1] + '\n{"st\n', CLIP, "1 damaged lines are left out"),
     "restart": (FIRST + AGAIN, [0.01, 0.5, 0.6, 0.7], "2 earlier rows"),
     "restart of ours": (OURS + OURS, CLIP, "3 earlier rows"),
@@ -179,8 +209,13 @@ def in_turn():
 
 
 REFUSED = {
-    "empty": ("a.log", "", r"holds no metric that is known \(it has no rows\)"),
-    "text": ("a.log", "hello\nworld\n", "it has no rows"),
+    "empty": ("a.log", "", "holds no number of a known metric .no row: is it another --format"),
+    "text": ("a.log", "hello\nworld\n", "no row: is it another --format"),
+    "not sorted": ("a.jsonl", json_lines(*rows_of("step", "kl")[::-1] * 4), "sorted by step"),
+    "foreign columns": ("a.csv", "step;accuracy\n1;0.5\n", "keys: step, accuracy"),
+    "words": ("a.csv", "step,reward\n1,up\n2,down\n", "is no number 2 times, first 'up' at step 1"),
+    "decimal commas": ("a.csv", "step,reward\n1,0,5\n2,0,5\n", "2 rows of another length"),
+    "an open quote": ("a.csv", 'step,reward\n1,"' + 200_000 * "x" + "\n", "cannot be read"),
     "foreign keys": ("a.jsonl", '{"step": 1, "accuracy": 2}\n', "keys: step, accuracy"),
     "two runs by turns": ("a.log", interleaved(), "mix several runs"),
     "two runs at other steps": ("a.log", in_turn(), "mix several runs"),
@@ -219,6 +254,35 @@ def test_paths_that_are_no_log(tmp_path: Path) -> None:
         assert one_line(caught)
     with pytest.raises(ConfigError, match='unknown format "jason"'):
         read_log(tmp_path / "two" / "a.log", format="jason")
+
+
+def test_what_is_odd_about_a_path_is_said(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        (tmp_path / f"runs/seed{seed}").mkdir(parents=True)
+        (tmp_path / f"runs/seed{seed}/metrics.jsonl").write_text(OURS)
+    (tmp_path / "hf/checkpoint-best").mkdir(parents=True)
+    (tmp_path / "hf/checkpoint-best/trainer_state.json").write_text("{}")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    for path, words in (
+        ("runs", "seed0/metrics.jsonl, seed1/metrics.jsonl"),
+        ("hf", "no metrics.jsonl, trainer_state.json"),
+        ("loop", "does not exist"),
+        ("pipe", "is no file"),
+    ):
+        with pytest.raises(DataError, match=words) as caught:
+            read_log(tmp_path / path)
+        assert one_line(caught)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_log_of_any_encoding_packed_or_not(tmp_path: Path, encoding: str, packed: bool) -> None:
+    """PowerShell writes UTF-16; what is packed need not be named so."""
+    text = FIRST.replace("\n", "\r\n")
+    content = ("\ufeff" if encoding.endswith("be") else "").encode(encoding) + text.encode(encoding)
+    (tmp_path / "out.log").write_bytes(gzip.compress(content) if packed else content)
+    assert read_log(tmp_path / "out.log").column("clip_fraction") == pytest.approx(CLIP)
 
 
 def test_the_folder_of_a_run_of_ours(smoke_runs: Path) -> None:
@@ -270,5 +334,5 @@ def test_a_row_without_a_step_is_left_out_of_a_log_that_has_steps() -> None:
     assert log.table["step"].tolist() == [10, 20, 40, 50]
     assert "1 of 5 rows name no step and are left out" in log.notes
     for row in rows[:4]:
-        row.pop("step", None)
+        row["step"] = row.get("step", 0) + 0.5  # no whole number
     assert to_log(rows, "log").table["step"].tolist() == [1, 2, 3, 4, 5]

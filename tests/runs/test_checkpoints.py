@@ -160,6 +160,11 @@ def test_best_and_last_of_the_first_steps(tmp_path: Path) -> None:
     assert (folder / ".partial-2").is_dir()
     with pytest.raises(CheckpointError, match="first 3 steps: name at least 4"):
         run.checkpoint("best-3")
+    with pytest.raises(CheckpointError, match=r'"best-99" is of 99 steps, and .* has 12: use best'):
+        run.checkpoint("best-99")
+    # One that a collapse ended keeps what it was given.
+    longer = Run.load("smoke/grpo", 0, tmp_path, ["training.steps=20"])
+    assert longer.checkpoint("last-20") == checkpoint_path(folder, 12)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from dense_worlds import write_published_vectors
 from files_world import write_files_world, write_policy
 from run_helpers import jobs_in_process
 
-from llds_core.config import load_experiment
+from llds_core.config import laid_over, load_experiment
 from llds_core.errors import ConfigError
 from llds_core.reporting import notebooks
 from llds_core.retrieval import ask_health
@@ -218,7 +218,7 @@ def test_a_finished_job_is_not_done_again(
 def test_a_machine_that_lacks_something_starts_nothing(
     place: Place, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    overrides = [*place.overrides, f"dense.path={tmp_path}/none"]
+    overrides = laid_over(place.overrides, [f"dense.path={tmp_path}/none"])
     with pytest.raises(ConfigError, match=r"cannot run paper-3b: fail  index: .*holds no finished"):
         reproduce("paper-3b", [0], tmp_path / "runs", overrides=overrides)
     assert "retriever starts" not in capsys.readouterr().out

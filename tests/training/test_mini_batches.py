@@ -10,6 +10,7 @@ from rounding import assert_same_gradients
 from scripted import largest_difference, settings, weights
 from shared_trainers import CASES
 
+from llds_core.config import laid_over
 from llds_core.seeding import torch_generator
 from llds_core.training.micro_batches import mini_batch_rows, pack
 from llds_core.training.settings import SearchGRPOConfig
@@ -70,10 +71,10 @@ def test_a_budget_of_tokens_changes_no_update(tmp_path: Path, case: str, padded:
     options = (*CASES[case], "training.mini_batches=groups", "training.steps=2")
     options += (f"training.remove_padding={str(not padded).lower()}",)
     fixed, packed = (
-        run(settings(tmp_path / value, *options, f"training.{value}", adam_epsilon=1e-5))
+        run(settings(tmp_path / value, *laid_over(options, [value]), adam_epsilon=1e-5))
         for value in (
-            "max_tokens_per_micro_batch=null",
-            f"max_tokens_per_micro_batch={BUDGET}",
+            "training.max_tokens_per_micro_batch=null",
+            f"training.max_tokens_per_micro_batch={BUDGET}",
         )
     )
     counts = [len(record["inputs"]["rows"]) for record in packed.records]

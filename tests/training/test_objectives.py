@@ -10,7 +10,7 @@ from rounding import PASS, assert_same_gradients
 from scripted import largest_difference, policy, settings, stock, trajectories, weights
 from trl.trainer import grpo_trainer as trl_module
 
-from llds_core.config import load_experiment, methods
+from llds_core.config import laid_over, load_experiment, methods
 from llds_core.losses import (
     group_advantages,
     low_probability_bound,
@@ -27,7 +27,7 @@ SHORT = ("training.steps=1", "training.epochs=1", "training.updates_per_rollout=
 
 def short(folder: Path, name: str, *overrides: str, **direct: Any) -> Any:
     fixed = ("training.micro_batch_size=8", "training.mini_batches=groups")
-    return settings(folder, *SHORT, *fixed, *overrides, method=name, **direct)
+    return settings(folder, *laid_over((*SHORT, *fixed), overrides), method=name, **direct)
 
 
 @pytest.mark.parametrize("name", NAMES)

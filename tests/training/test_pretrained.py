@@ -18,6 +18,7 @@ from huggingface_hub import errors as hub_errors
 from run_helpers import one_line
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from llds_core.config import laid_over
 from llds_core.errors import CheckpointError, ConfigError, DownloadError, RunError
 from llds_core.rollout.prompts import encode_prompt
 from llds_core.runs import Run, read_manifest, read_trajectories
@@ -39,7 +40,8 @@ _WARM = (
 
 
 def run_from(policy: Path, root: Path, *extra: str) -> Run:
-    return Run.load("smoke/llds-action", 0, root, [*_SMALL, f"policy.path={policy}", *extra])
+    small = [*_SMALL, f"policy.path={policy}"]
+    return Run.load("smoke/llds-action", 0, root, laid_over(small, extra))
 
 
 @pytest.fixture(scope="module")
