@@ -33,7 +33,7 @@ from llds_core.integrations.skyrl import LldsAlgorithmConfig, LldsTrainerMixin, 
 WEIGHT = 0.5
 BASES = (
     *("regular", "dual_clip", "gspo", "sapo", "cispo", "rollout_is", "dppo"),
-    *("kl_cov", "importance_sampling"),
+    *("clip_cov", "kl_cov", "importance_sampling"),
 )
 REDUCTIONS = ("token_mean", "sequence_mean", "seq_mean_token_sum_norm", "prompt_mean")
 VOCABULARY = 7
@@ -272,15 +272,16 @@ class Ranks:
         return [ray.put(0.0)]
 
 
-def rollout(width: int = 6) -> TrainingInputBatch:
+def rollout(noise: float = 0.3) -> TrainingInputBatch:
     """Two mini-batches of four responses of unequal length, sampled by another policy."""
+    width = 6
     generator = torch.Generator().manual_seed(2)
     sequences = torch.randint(0, VOCABULARY, (8, width + 2), generator=generator)
     mask = torch.ones(8, width, dtype=torch.long)
     mask[0, 3:] = mask[2, 2:4] = mask[3, 1:] = mask[5, :2] = mask[7, 5:] = 0
     signs = torch.tensor([1.0, -1.0, 0.0, 0.5, 1.0, -0.5, -0.5, 0.0])
     old = Bigram()(sequences, width)[0].detach()
-    old = old + 0.3 * torch.randn(8, width, generator=generator)
+    old = old + noise * torch.randn(8, width, generator=generator)
     data = TrainingInputBatch(
         {
             "sequences": sequences,
@@ -300,7 +301,7 @@ def rollout(width: int = 6) -> TrainingInputBatch:
     return data
 
 
-def train(cfg: Any, dp_size: int, monkeypatch: pytest.MonkeyPatch) -> tuple:
+def train(cfg: Any, dp_size: int, monkeypatch: pytest.MonkeyPatch, noise: float = 0.3) -> tuple:
     """Gradients of the updates of a rollout, and what SkyRL logs of it."""
     monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
     ranks = Ranks(cfg, dp_size)
@@ -316,7 +317,7 @@ def train(cfg: Any, dp_size: int, monkeypatch: pytest.MonkeyPatch) -> tuple:
     cfg.trainer.placement.colocate_policy_ref = False
     trainer = Trainer(cfg=cfg)
     trainer.build_models(None, None, None)
-    metrics = trainer._execute_training_step("policy", rollout())
+    metrics = trainer._execute_training_step("policy", rollout(noise))
     return ranks.gradients, metrics
 
 
@@ -359,6 +360,14 @@ def test_skyrls_own_step_on_ranks_and_micro_batches_is_the_whole_mini_batch(
         if dp_size == 1:  # several ranks add up by an all-reduce, which stands still here
             close(metrics["loss_metrics/llds/penalty_loss"], sum(penalties) / 2)
             assert metrics["loss_metrics/llds/gated_fraction_first"] > 0  # these never were equal
+
+
+def test_a_first_update_shows_that_nothing_changed(
+    monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    _, metrics = train(configuration(), 1, monkeypatch, noise=0.0)
+    names = ("penalty_loss", "gated_fraction", "gated_fraction_first")
+    assert [metrics[f"loss_metrics/llds/{name}"] for name in names] == [0, 0, 0]
 
 
 def test_micro_batches_by_tokens_are_the_whole_mini_batch_too(
@@ -417,6 +426,19 @@ def test_the_entry_point_hands_on_what_was_typed(monkeypatch: pytest.MonkeyPatch
     assert len(others) == 2 and all(other is cfg for other in others)
     assert isinstance(cfg.trainer.algorithm, LldsAlgorithmConfig)
     assert (cfg.trainer.algorithm.llds_weight, cfg.trainer.algorithm.base_loss) == (0.3, "gspo")
+
+
+def test_the_task_runs_skyrls_experiment_with_this_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from skyrl.train.entrypoints.main_base import BasePPOExp
+
+    made: list[Any] = []
+    for kind in (BasePPOExp, RayPPOTrainer):
+        monkeypatch.setattr(kind, "__init__", lambda self, cfg, **_: setattr(self, "cfg", cfg))
+    monkeypatch.setattr(
+        BasePPOExp, "run", lambda self: made.append(self.get_trainer(cfg=self.cfg, tracker=None))
+    )
+    adapter.run(configuration())
+    assert isinstance(made[0], LldsTrainerMixin) and isinstance(made[0], RayPPOTrainer)
 
 
 def test_skyrl_accepts_the_configuration() -> None:
