@@ -1,11 +1,13 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce test test-vllm test-verl lint bench baselines doctor plan slurm lab figures study \
+.PHONY: help setup demo reproduce test test-vllm test-verl test-skyrl lint bench baselines doctor plan slurm lab figures study \
   mechanism data index retriever retriever-env gpu-bundle clean
 
 PROFILE ?= desk
 SEEDS ?=
 ARMS ?=
 PYTHON ?= python3
+# SkyRL's recipes run on 3.12.
+SKYRL_PYTHON ?= python3.12
 PIP_ARGS ?=
 LAYOUT ?=
 ROOM ?=
@@ -48,6 +50,8 @@ VLLM_ENV := .venv-vllm
 VLLM_STAMP := $(VLLM_ENV)/.llds-core-vllm-cpu-$(PINS)
 VERL_ENV := .venv-verl
 VERL_STAMP := $(VERL_ENV)/.llds-core-verl-cpu-$(PINS)
+SKYRL_ENV := .venv-skyrl
+SKYRL_STAMP := $(SKYRL_ENV)/.llds-core-skyrl-cpu-$(PINS)
 PIP_INSTALL := -m pip install --disable-pip-version-check $(PIP_ARGS)
 NEW_ENV = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
   f"Python {sys.version.split()[0]} is too old: llds_core needs 3.11 or newer, e.g. make PYTHON=python3.11")' \
@@ -72,6 +76,9 @@ test-vllm: $(VLLM_STAMP)  ## run the tests of the vLLM sampler on vllm-cpu, in a
 test-verl: $(VERL_STAMP)  ## run the tests of LLDS in verl on its wheel, in an environment of their own (.venv-verl)
 	@$(VERL_ENV)/bin/python -m pytest tests/optional/test_verl_llds.py $(ARGS)
 
+test-skyrl: $(SKYRL_STAMP)  ## run the tests of LLDS in SkyRL on its wheel, in an environment of their own (.venv-skyrl)
+	@$(SKYRL_ENV)/bin/python -m pytest tests/optional/test_skyrl_llds.py $(ARGS)
+
 # The three packages come along with vllm-cpu, are built for another torch and break its import.
 $(VLLM_STAMP):
 	$(call NEW_ENV,$(VLLM_ENV))
@@ -84,6 +91,13 @@ $(VERL_STAMP):
 	$(VERL_ENV)/bin/python $(PIP_INSTALL) -e ".[verl-cpu]"
 	$(VERL_ENV)/bin/python $(PIP_INSTALL) --no-deps verl==0.9.1
 	@rm -f $(VERL_ENV)/.llds-core-* && touch $@
+
+# SkyRL's own dependencies, not its extras for GPUs: what the tests import beyond them is listed.
+$(SKYRL_STAMP): PYTHON := $(SKYRL_PYTHON)
+$(SKYRL_STAMP):
+	$(call NEW_ENV,$(SKYRL_ENV))
+	$(SKYRL_ENV)/bin/python $(PIP_INSTALL) -e ".[skyrl-cpu]"
+	@rm -f $(SKYRL_ENV)/.llds-core-* && touch $@
 
 setup: $(STAMP)  ## make the environment only; afterwards: source .venv/bin/activate
 

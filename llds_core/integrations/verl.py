@@ -19,6 +19,7 @@ from verl.trainer.ppo.core_algos import get_policy_loss_fn, register_policy_loss
 from verl.workers.config.actor import PolicyLossConfig
 
 from llds_core.errors import ConfigError
+from llds_core.integrations.per_response import one_per_response
 from llds_core.losses import llds_penalty
 from llds_core.losses.aggregate import check_range
 from llds_core.losses.llds import check_penalty_options
@@ -96,7 +97,7 @@ def llds_policy_loss(
             log_prob,
             old_log_prob,
             response_mask,
-            _one_per_response(advantages, response_mask),
+            one_per_response(advantages, response_mask, "algorithm.adv_estimator=grpo"),
             **settings.penalty_options(),
         )
     if settings.llds_weight > 0:
@@ -108,16 +109,3 @@ def llds_policy_loss(
         loss = loss + settings.llds_weight * share * penalty
     ours = {"llds/penalty": penalty, "llds/gated_fraction": counts["gated_fraction"]}
     return loss, metrics | {name: value.detach().item() for name, value in ours.items()}
-
-
-def _one_per_response(advantages: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
-    """(B,) of (B, T): verl gives every token of a response its advantage."""
-    mask = response_mask.bool()
-    low = advantages.masked_fill(~mask, torch.inf).amin(1)
-    high = advantages.masked_fill(~mask, -torch.inf).amax(1)
-    if bool((low < high).any()):
-        raise ConfigError(
-            f"advantages differ by up to {(high - low).max().item():g} within a response: LLDS "
-            "needs one per response, as of algorithm.adv_estimator=grpo"
-        )
-    return high

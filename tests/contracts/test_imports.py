@@ -32,6 +32,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS, 1) for room in rooms}
 # Packages that only these rooms import.
 OWNERS = {
     "trl": {"training", "bench", "integrations"},  # the bench measures TRL's own beside ours
+    "skyrl": {"integrations"},
     "verl": {"integrations"},
     "vllm": {"rollout"},
     "faiss": {"retrieval"},
@@ -120,7 +121,7 @@ for module in {light!r}:
 
 def test_the_house_stays_small() -> None:
     # What it measures today; only a new capability may raise the limit.
-    assert sum(len(path.read_text("utf-8").splitlines()) for path in MODULES) <= 22_842
+    assert sum(len(path.read_text("utf-8").splitlines()) for path in MODULES) <= 23_138
     readme = PACKAGE.parent / "README.md"
     assert len(readme.read_text("utf-8").splitlines()) <= 220 and readme.stat().st_size <= 15_000
 

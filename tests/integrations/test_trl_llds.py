@@ -1,19 +1,22 @@
 """LLDS inside TRL's own trainer, on a plain task: text in, text out, a reward on the text."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import trl_updates
 from datasets import Dataset
 from given_policies import save_one_layer_policy
 from run_helpers import one_line
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
+from trl_updates import trainer_of, update, whole, window
 
 from llds_core.errors import ConfigError
 from llds_core.integrations.trl import LLDSGRPOTrainer, LLDSMixin
-from llds_core.losses import llds_penalty
 
 LLDS = {"llds/penalty", "llds/gated_fraction", "llds/gated_fraction_first"}
 
@@ -21,47 +24,6 @@ LLDS = {"llds/penalty", "llds/gated_fraction", "llds/gated_fraction_first"}
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_one_layer_policy(tmp_path_factory.mktemp("policy"))
-
-
-def even_tokens(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
-    """Share of even ids; nothing for prompt `a`, whose responses are preserved untrained."""
-    share = [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
-    return [0.0 if prompt == "a" else value for prompt, value in zip(prompts, share, strict=True)]
-
-
-def trainer_of(
-    kind: type, policy: Path, folder: Path, options: dict[str, Any] | None = None, **settings: Any
-) -> Any:
-    args = GRPOConfig(
-        output_dir=str(folder),
-        **{
-            "use_cpu": True,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "num_generations": 4,
-            "per_device_train_batch_size": 4,
-            "gradient_accumulation_steps": 2,
-            "num_iterations": 2,
-            "learning_rate": 0.01,
-            "max_steps": 4,
-            "shuffle_dataset": False,
-            "max_completion_length": 8,
-            "report_to": [],
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
-            **settings,
-        },
-    )
-    prompts = Dataset.from_dict({"prompt": ["a", "b", "a", "b"]})
-    return kind(
-        model=str(policy),
-        args=args,
-        reward_funcs=[even_tokens],
-        train_dataset=prompts,
-        **(options or {}),
-    )
 
 
 def trained(*args: Any, **kwargs: Any) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
@@ -88,74 +50,64 @@ def test_weight_0_trains_as_stock_trl_to_the_bit_and_more_changes_training(
     assert math.isclose(rows[0]["grad_norm"], regularised[0]["grad_norm"], rel_tol=1e-4)
 
 
-def window(trainer: Any, *, tools: bool) -> list[dict[str, Any]]:
-    """Two micro-batches of a rollout, of unequal lengths, as TRL would hold them."""
-    generator = torch.Generator().manual_seed(0)
-    micro_batches = []
-    for width, advantages in ((8, [1.0, -1.0, 0.5, 0.0]), (3, [-0.2, 0.3, -1.0, 2.0])):
-        ids = torch.randint(5, 250, (4, 2 + width), generator=generator)
-        micro = {
-            "prompt_ids": ids[:, :2],
-            "prompt_mask": torch.ones(4, 2, dtype=torch.long),
-            "completion_ids": ids[:, 2:],
-            "completion_mask": torch.ones(4, width, dtype=torch.long),
-            "advantages": torch.tensor(advantages),
-            "num_items_in_batch": torch.tensor(44.0),
-        }
-        if tools:
-            micro["tool_mask"] = torch.tensor([1, 0, 1, 1, 0, 0, 1, 1])[:width].expand(4, -1)
-        with torch.no_grad():
-            logprobs = trainer._get_per_token_logps_and_entropies(
-                trainer.model, ids, torch.ones_like(ids), width
-            )[0]
-        noise = torch.randn(logprobs.shape, generator=generator)
-        micro_batches.append({**micro, "old_per_token_logps": logprobs + 0.1 * noise})
-    return micro_batches
+def lora(**settings: Any) -> Any:
+    peft = pytest.importorskip("peft", reason="needs peft")
+    return peft.LoraConfig(r=4, target_modules="all-linear", **settings)
 
 
 @pytest.mark.parametrize("normalizer", ["preserved", "all"])
-@pytest.mark.parametrize("tools", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "tools", "lora"])
 def test_an_update_of_unequal_micro_batches_gets_the_penalty_of_the_whole(
-    policy: Path, tmp_path: Path, tools: bool, normalizer: str
+    policy: Path, tmp_path: Path, kind: str, normalizer: str
 ) -> None:
     found = []
     for weight in (0.0, 3.0):
         options = {"llds_weight": weight, "llds_normalizer": normalizer, "llds_gate": "action"}
+        if kind == "lora":
+            options["peft_config"] = lora(init_lora_weights=False)  # none of them is zero
         trainer = trainer_of(LLDSGRPOTrainer, policy, tmp_path, options)
-        trainer.model.train()
-        trainer.current_gradient_accumulation_steps = 2
-        trainer._buffered_inputs = window(trainer, tools=tools)
-        losses = []
-        for step, micro in enumerate(trainer._buffered_inputs):
-            trainer._step = step
-            losses.append(trainer._compute_loss(trainer.model, micro))
-        sum(losses).backward()
-        gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
-        found.append((float(sum(losses)), torch.cat([g.flatten() for g in gradients])))
-    # The same from one padded batch, in one call of the pure function.
-    trainer.model.zero_grad()
-    rows: dict[str, list[torch.Tensor]] = {"new": [], "old": [], "mask": []}
-    for micro in trainer._buffered_inputs:
-        ids = torch.cat([micro["prompt_ids"], micro["completion_ids"]], 1)
-        width = micro["completion_ids"].shape[1]
-        new = trainer._get_per_token_logps_and_entropies(
-            trainer.model, ids, torch.ones_like(ids), width
-        )[0]
-        mask = micro.get("tool_mask", micro["completion_mask"])
-        for name, tensor in (("new", new), ("old", micro["old_per_token_logps"]), ("mask", mask)):
-            rows[name].append(torch.nn.functional.pad(tensor, (0, 8 - width)))
-    new, old, mask = (torch.cat(rows[name]) for name in ("new", "old", "mask"))
-    advantages = torch.cat([micro["advantages"] for micro in trainer._buffered_inputs])
-    penalty, metrics = llds_penalty(new, old, mask, advantages, normalizer=normalizer)
-    (3.0 * penalty).backward()
-    expected = torch.cat(
-        [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
-    )
-    assert found[1][0] - found[0][0] == pytest.approx(3 * float(penalty), rel=1e-5)
-    torch.testing.assert_close(found[1][1] - found[0][1], expected, rtol=1e-4, atol=1e-6)
+        micro_batches = window(trainer, tools=kind == "tools")
+        found.append(update(trainer, micro_batches))
+    penalty, metrics, expected = whole(trainer, micro_batches, normalizer=normalizer)
+    assert found[1][0] - found[0][0] == pytest.approx(3 * penalty, rel=1e-5)
+    torch.testing.assert_close(found[1][1] - found[0][1], 3 * expected, rtol=1e-4, atol=1e-6)
+    if kind == "lora":
+        named = trainer.model.named_parameters()
+        assert all("lora" in name for name, value in named if value.grad is not None)
     logged = trainer._metrics["train"]
-    assert logged["llds/penalty"] == [pytest.approx(float(penalty), rel=1e-5)]
+    assert logged["llds/penalty"] == [pytest.approx(penalty, rel=1e-5)]
     assert logged["llds/gated_fraction"] == [pytest.approx(float(metrics["gated_fraction"]))]
+
+
+@pytest.mark.slow
+def test_two_processes_get_the_penalty_and_the_metrics_of_one(policy: Path, tmp_path: Path) -> None:
+    """Four micro-batches, two on each process, whose gradients DDP averages over gloo."""
+    helper = Path(trl_updates.__file__)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *words, str(helper), str(policy), str(tmp_path)]
+    subprocess.run(command, check=True, timeout=300)
+    one, two = (torch.load(tmp_path / f"process-{rank}.pt") for rank in (0, 1))
+    for normalizer in ("preserved", "all"):
+        penalty, metrics, expected = one[f"expected {normalizer}"]
+        fraction = float(metrics["gated_fraction"])
+        assert penalty > 0 and 0 < fraction < 1
+        for gradient, logged in (one[normalizer], two[normalizer]):
+            torch.testing.assert_close(gradient, 3 * expected, rtol=1e-4, atol=1e-6)
+            assert logged["llds/penalty"] == [pytest.approx(penalty, rel=1e-5)]
+            assert logged["llds/gated_fraction"] == [pytest.approx(fraction, rel=1e-5)]
+
+
+def test_lora_trains_and_its_dropout_is_refused_until_it_is_switched_off(
+    policy: Path, tmp_path: Path
+) -> None:
+    options = {"peft_config": lora(), "llds_weight": 5.0}
+    _, rows = trained(LLDSGRPOTrainer, policy, tmp_path, options, learning_rate=0.1)
+    for first, second in (rows[:2], rows[2:]):
+        assert first["llds/penalty"] < 1e-6 < second["llds/penalty"]
+    options["peft_config"] = lora(lora_dropout=0.1)
+    with pytest.raises(ConfigError, match="disable_dropout=True"):
+        trainer_of(LLDSGRPOTrainer, policy, tmp_path, options)
+    trainer_of(LLDSGRPOTrainer, policy, tmp_path, options, disable_dropout=True)
 
 
 @pytest.mark.parametrize(

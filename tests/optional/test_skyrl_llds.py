@@ -1,0 +1,520 @@
+"""LLDS in SkyRL, on its real wheel (`make test-skyrl` builds an environment for it)."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("skyrl", reason="needs SkyRL: `make test-skyrl` installs it and runs this")
+
+import ray
+from skyrl.backends.skyrl_train.distributed.dispatch import ActorInfo, MeshRank
+from skyrl.backends.skyrl_train.training_batch import TrainingInputBatch
+from skyrl.backends.skyrl_train.utils.ppo_utils import (
+    PolicyLossRegistry,
+    apply_loss_reduction_to_advantages_minibatch,
+    register_policy_loss,
+    sync_registries,
+)
+from skyrl.backends.skyrl_train.workers.worker import PolicyWorkerBase
+from skyrl.backends.skyrl_train.workers.worker_dispatch import WorkerDispatch
+from skyrl.train.config import SkyRLTrainConfig, make_config
+from skyrl.train.trainer import RayPPOTrainer
+
+from llds_core.errors import ConfigError
+from llds_core.integrations import skyrl as adapter
+from llds_core.integrations.skyrl import LldsAlgorithmConfig, LldsTrainerMixin, check_config
+
+WEIGHT = 0.5
+BASES = (
+    *("regular", "dual_clip", "gspo", "sapo", "cispo", "rollout_is", "dppo"),
+    *("clip_cov", "kl_cov", "importance_sampling"),
+)
+REDUCTIONS = ("token_mean", "sequence_mean", "seq_mean_token_sum_norm", "prompt_mean")
+VOCABULARY = 7
+
+
+class Trainer(LldsTrainerMixin, RayPPOTrainer):
+    """As `llds_core.integrations.skyrl.run` makes it."""
+
+
+def configuration(**settings: Any) -> Any:
+    """As SkyRL makes it of a command line; two mini-batches of four responses per rollout."""
+    given = {
+        "trainer.train_batch_size": 2,
+        "trainer.policy_mini_batch_size": 1,
+        "trainer.micro_train_batch_size_per_gpu": 1,
+        "trainer.logger": "console",
+        "trainer.algorithm.use_kl_loss": "false",
+        "trainer.algorithm.max_seq_len": 16,
+        "trainer.algorithm.llds_weight": WEIGHT,
+        **{f"trainer.{name}": value for name, value in settings.items()},
+    }
+    return make_config(algorithm_cls=LldsAlgorithmConfig).from_cli_overrides(given)
+
+
+def algorithm(**settings: Any) -> LldsAlgorithmConfig:
+    return configuration(**{f"algorithm.{k}": v for k, v in settings.items()}).trainer.algorithm
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    """Four responses: two actions, one, two, and an observation without an action after it."""
+    generator = torch.Generator().manual_seed(0)
+    old = -torch.rand(4, 10, generator=generator)
+    new = old - 0.1 + 0.2 * torch.randn(4, 10, generator=generator)
+    mask = torch.ones(4, 10)
+    mask[0, 4:6] = mask[1, 7:] = mask[2, 2:5] = mask[3, 3:] = 0
+    advantages = torch.tensor([1.0, -1.0, 0.0, 0.5])[:, None].expand(4, 10) / mask.sum()
+    return {
+        "log_probs": new,
+        "old_log_probs": old,
+        "advantages": advantages,
+        "loss_mask": mask,
+        "rollout_logprobs": old + 0.01,
+    }
+
+
+def slow_penalty(
+    batch: dict[str, torch.Tensor], gate: str, normalizer: str, threshold: float = 0.0
+) -> tuple[float, torch.Tensor]:
+    """Penalty and gradient, token by token (arXiv 2512.04220v2, Eq. 4, 5, 9 and 10)."""
+    gradient = torch.zeros_like(batch["log_probs"])
+    total, preserved, tokens = 0.0, 0, 0
+    for row, mask in enumerate(batch["loss_mask"].tolist()):
+        tokens += int(sum(mask))
+        if batch["advantages"][row, 0] < 0:
+            continue
+        preserved += int(sum(mask))
+        units: list[list[int]] = []
+        for place, is_policy in enumerate(mask):
+            starts = place == 0 or not mask[place - 1] or gate == "token"
+            if is_policy and ((starts and gate != "response") or not units):
+                units.append([])
+            if is_policy:
+                units[-1].append(place)
+        for unit in units:
+            lost = [
+                float(batch["old_log_probs"][row, place]) - float(batch["log_probs"][row, place])
+                for place in unit
+            ]
+            if math.fsum(lost) > threshold:
+                total += sum(max(value, 0.0) for value in lost)
+                for place, value in zip(unit, lost, strict=True):
+                    gradient[row, place] = -float(value > 0)
+    divisor = preserved if normalizer == "preserved" else tokens
+    return total / divisor, gradient / divisor
+
+
+def compute(config: Any, name: str, batch: dict[str, torch.Tensor]) -> tuple:
+    """Loss, gradient and metrics of one micro-batch."""
+    new = batch["log_probs"].clone().requires_grad_()
+    loss, metrics = PolicyLossRegistry.get(name)(**{**batch, "log_probs": new}, config=config)
+    loss.backward()
+    return loss.detach(), new.grad, metrics
+
+
+def close(one: Any, other: Any) -> None:
+    torch.testing.assert_close(torch.as_tensor(one), torch.as_tensor(other), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("gate", ["action", "response", "token"])
+@pytest.mark.parametrize("base", BASES)
+def test_it_is_the_base_loss_plus_weight_times_a_slow_transcription(
+    batch: dict[str, torch.Tensor], base: str, gate: str
+) -> None:
+    normalizer = "all" if gate == "response" else "preserved"
+    count = batch["loss_mask"].sum() if normalizer == "all" else batch["loss_mask"][[0, 2, 3]].sum()
+    settings = {"llds_gate": gate, "llds_normalizer": normalizer, "llds_denominator": float(count)}
+    loss, gradient, _ = compute(algorithm(policy_loss_type=base), base, batch)
+    penalty, pull = slow_penalty(batch, gate, normalizer)
+    ours, our_gradient, metrics = compute(algorithm(base_loss=base, **settings), "llds", batch)
+    assert penalty > 0
+    close(ours, loss + WEIGHT * penalty)
+    close(our_gradient, gradient + WEIGHT * pull)
+    close(metrics["llds/penalty_loss"], penalty)
+    off, gradient_off, _ = compute(
+        algorithm(base_loss=base, **(settings | {"llds_weight": 0})), "llds", batch
+    )
+    assert torch.equal(off, loss) and torch.equal(gradient_off, gradient)
+
+
+@pytest.mark.parametrize("normalizer", ["preserved", "all"])
+@pytest.mark.parametrize("base", ["regular", "gspo", "rollout_is"])
+def test_the_losses_of_micro_batches_add_up(
+    batch: dict[str, torch.Tensor], base: str, normalizer: str
+) -> None:
+    config = algorithm(base_loss=base, llds_normalizer=normalizer, llds_denominator=23)
+    whole, gradient, metrics = compute(config, "llds", batch)
+    for parts in ([[0], [1], [2], [3]], [[1, 3], [0, 2]], [[0, 1, 2], [3]]):
+        pieces = [compute(config, "llds", {k: v[rows] for k, v in batch.items()}) for rows in parts]
+        close(sum(piece[0] for piece in pieces), whole)
+        close(
+            torch.cat([piece[1] for piece in pieces]),
+            gradient[[row for rows in parts for row in rows]],
+        )
+        said = sum(piece[2]["llds/penalty_loss"] for piece in pieces)
+        close(said, metrics["llds/penalty_loss"])
+
+
+def test_the_scale_that_skyrl_gives_advantages_changes_no_penalty(
+    batch: dict[str, torch.Tensor],
+) -> None:
+    said = set()
+    for reduction in (*REDUCTIONS, "token_mean_legacy"):
+        scaled = apply_loss_reduction_to_advantages_minibatch(
+            batch["advantages"], batch["loss_mask"], reduction, 2, 16, [(0, 2), (2, 4)]
+        )
+        _, _, metrics = compute(
+            algorithm(llds_denominator=23), "llds", {**batch, "advantages": scaled}
+        )
+        said.add(metrics["llds/penalty_loss"])
+    assert len(said) == 1
+
+
+def test_old_equal_to_new_does_nothing_and_shows_it(batch: dict[str, torch.Tensor]) -> None:
+    batch["log_probs"] = batch["old_log_probs"]
+    _, gradient, _ = compute(algorithm(policy_loss_type="regular"), "regular", batch)
+    settings = {"llds_weight": 100, "llds_denominator": 23}
+    _, ours, metrics = compute(algorithm(**settings), "llds", batch)
+    assert torch.equal(ours, gradient)
+    assert metrics["llds/penalty_loss"] == metrics["llds/gated_fraction"] == 0
+
+
+def test_padding_and_what_stands_under_the_mask_do_nothing(batch: dict[str, torch.Tensor]) -> None:
+    """The micro-batches that SkyRL adds to even out its ranks, and observations."""
+    config = algorithm(llds_denominator=23)
+    _, gradient, metrics = compute(config, "llds", batch)
+    other = {k: v.clone() for k, v in batch.items()}
+    for name in ("log_probs", "old_log_probs", "advantages"):
+        other[name][batch["loss_mask"] == 0] = 0.7
+    close(compute(config, "llds", other)[1], gradient)
+    nothing = {**batch, "loss_mask": torch.zeros(4, 10)}
+    loss, gradient, metrics = compute(config, "llds", nothing)
+    assert loss == metrics["llds/penalty_loss"] == 0 and not gradient.any()
+
+
+# SkyRL's own trainer, dispatch, object store and worker; only the model, the ranks in one process
+# and the optimizer are ours.
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+class Bigram(torch.nn.Module):
+    """A model with SkyRL's signature: log-probabilities of the last tokens, and entropies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.logits = torch.nn.Parameter(
+            torch.randn(VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64).float()
+        )
+
+    def forward(self, sequences: torch.Tensor, num_actions: int, **_: Any) -> tuple:
+        logprobs = self.logits.log_softmax(-1)[sequences[:, :-1]]
+        taken = logprobs.gather(-1, sequences[:, 1:, None])[..., 0]
+        return taken[:, -num_actions:], {"entropy": torch.zeros(sequences.shape)}
+
+
+class Rank:
+    """A worker of SkyRL's in this process, called as Ray would call it."""
+
+    def __init__(self, cfg: Any, model: torch.nn.Module, dp_size: int) -> None:
+        worker = object.__new__(PolicyWorkerBase)
+        worker.cfg, worker.model = cfg.trainer, model
+        worker.policy_loss_fn = PolicyLossRegistry.get(cfg.trainer.algorithm.policy_loss_type)
+        worker.mesh_rank = SimpleNamespace(dp_size=dp_size)
+        worker.device_mesh = SimpleNamespace(get_group=lambda name: None)
+        worker.scheduler = SimpleNamespace(get_last_lr=lambda: [0.0])
+        worker.strategy = SimpleNamespace(
+            backward=lambda loss, model, optimizer: (loss / dp_size).backward(),
+            all_reduce=lambda metrics, op, group: metrics,
+        )
+        worker.optimizer = None
+
+        def remote(chunk: Any, **options: Any) -> Any:
+            return ray.put(worker.forward_backward(ray.get(chunk), **options))
+
+        self.forward_backward = SimpleNamespace(remote=remote)
+
+
+class Ranks:
+    """A group of them that share a model, and so its gradient; `optim_step` puts it aside."""
+
+    def __init__(self, cfg: Any, dp_size: int) -> None:
+        self.model = Bigram()
+        self.gradients: list[torch.Tensor] = []
+        self.actor_infos = [
+            ActorInfo(
+                handle=Rank(cfg, self.model, dp_size),
+                rank=MeshRank(
+                    dp=dp, sp=0, tp=0, pp=0, world_size=dp_size, dp_size=dp_size, pp_size=1
+                ),
+            )
+            for dp in range(dp_size)
+        ]
+
+    def async_run_ray_method(self, dispatch: str, method: str, **_: Any) -> list:
+        if method == "optim_step":
+            assert self.model.logits.grad is not None
+            self.gradients.append(self.model.logits.grad)
+            self.model.logits.grad = None
+        return [ray.put(0.0)]
+
+
+def rollout(noise: float = 0.3) -> TrainingInputBatch:
+    """Two mini-batches of four responses of unequal length, sampled by another policy."""
+    width = 6
+    generator = torch.Generator().manual_seed(2)
+    sequences = torch.randint(0, VOCABULARY, (8, width + 2), generator=generator)
+    mask = torch.ones(8, width, dtype=torch.long)
+    mask[0, 3:] = mask[2, 2:4] = mask[3, 1:] = mask[5, :2] = mask[7, 5:] = 0
+    signs = torch.tensor([1.0, -1.0, 0.0, 0.5, 1.0, -0.5, -0.5, 0.0])
+    old = Bigram()(sequences, width)[0].detach()
+    old = old + noise * torch.randn(8, width, generator=generator)
+    data = TrainingInputBatch(
+        {
+            "sequences": sequences,
+            "attention_mask": torch.ones_like(sequences),
+            "action_log_probs": old,
+            "rollout_logprobs": old + 0.01,
+            "advantages": signs[:, None].expand(8, width).clone(),
+            "loss_mask": mask,
+            "response_mask": torch.ones_like(mask),
+        }
+    )
+    data.metadata = {
+        "response_length": width,
+        "policy_mini_batch_boundaries": [(0, 4), (4, 8)],
+        "policy_prompt_boundaries": [(0, 2), (2, 4), (4, 8)],
+    }
+    return data
+
+
+def train(cfg: Any, dp_size: int, monkeypatch: pytest.MonkeyPatch, noise: float = 0.3) -> tuple:
+    """Gradients of the updates of a rollout, and what SkyRL logs of it."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+    ranks = Ranks(cfg, dp_size)
+
+    def build_models(self: Any, *workers: Any) -> None:
+        self.dispatch = WorkerDispatch(self.cfg, ranks)
+
+    monkeypatch.setattr(RayPPOTrainer, "build_models", build_models)
+    monkeypatch.setattr(
+        RayPPOTrainer, "__init__", lambda self, cfg, **_: self.__dict__.update(cfg=cfg)
+    )
+    cfg.trainer.placement.colocate_all = False
+    cfg.trainer.placement.colocate_policy_ref = False
+    trainer = Trainer(cfg=cfg)
+    trainer.build_models(None, None, None)
+    metrics = trainer._execute_training_step("policy", rollout(noise))
+    return ranks.gradients, metrics
+
+
+@pytest.mark.parametrize("normalizer", ["preserved", "all"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_skyrls_own_step_on_ranks_and_micro_batches_is_the_whole_mini_batch(
+    reduction: str, normalizer: str, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    settings = {
+        "algorithm.loss_reduction": reduction,
+        "algorithm.llds_normalizer": normalizer,
+        "update_epochs_per_batch": 2,
+    }
+    stock = {
+        "algorithm.loss_reduction": reduction,
+        "algorithm.llds_weight": 0,
+        "update_epochs_per_batch": 2,
+    }
+    base, _ = train(configuration(**stock), 1, monkeypatch)
+    model, data, expected, penalties = Bigram(), rollout(), [], []
+    for rows in (slice(0, 4), slice(4, 8)):
+        new = model(data["sequences"][rows], 6)[0]
+        piece = {
+            "log_probs": new.detach(),
+            "old_log_probs": data["action_log_probs"][rows],
+            "advantages": data["advantages"][rows],
+            "loss_mask": data["loss_mask"][rows],
+        }
+        penalty, pull = slow_penalty(piece, "action", normalizer)
+        penalties.append(penalty)
+        expected.append(WEIGHT * torch.autograd.grad(new, model.logits, pull)[0])
+    assert min(penalties) > 0
+    for dp_size, micro in ((1, 4), (1, 1), (1, 3), (2, 2), (2, 1)):
+        ours, metrics = train(
+            configuration(micro_train_batch_size_per_gpu=micro, **settings), dp_size, monkeypatch
+        )
+        assert len(ours) == len(base) == 4
+        for step, gradient in enumerate(ours):
+            close(gradient, base[step] + expected[step % 2])
+        if dp_size == 1:  # several ranks add up by an all-reduce, which stands still here
+            close(metrics["loss_metrics/llds/penalty_loss"], sum(penalties) / 2)
+            assert metrics["loss_metrics/llds/gated_fraction_first"] > 0  # these never were equal
+
+
+def test_a_first_update_shows_that_nothing_changed(
+    monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    _, metrics = train(configuration(), 1, monkeypatch, noise=0.0)
+    names = ("penalty_loss", "gated_fraction", "gated_fraction_first")
+    assert [metrics[f"loss_metrics/llds/{name}"] for name in names] == [0, 0, 0]
+
+
+def test_micro_batches_by_tokens_are_the_whole_mini_batch_too(
+    monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    whole, _ = train(configuration(micro_train_batch_size_per_gpu=4), 1, monkeypatch)
+    packed, _ = train(configuration(max_tokens_per_microbatch=17), 2, monkeypatch)
+    for one, other in zip(whole, packed, strict=True):
+        close(one, other)
+
+
+def test_a_process_that_imported_nothing_gets_the_loss_and_its_configuration(
+    ray_session: None,
+) -> None:
+    """`initialize_ray` syncs the registries; a worker reads the loss there, by its import path.
+
+    Loading the configuration imports the adapter in the worker, which registers the loss again.
+    """
+    sync_registries()
+
+    def worker(cfg: Any) -> tuple:
+        from skyrl.backends.skyrl_train.utils.ppo_utils import PolicyLossRegistry
+
+        found = PolicyLossRegistry.get(cfg.trainer.algorithm.policy_loss_type)
+        zeros = torch.zeros(1, 2)
+        config = cfg.trainer.algorithm
+        config.llds_denominator = 2.0
+        loss, metrics = found(zeros - 1, zeros, zeros, config=config, loss_mask=zeros + 1)
+        return found.__module__, type(config).__module__, loss.item(), metrics
+
+    cfg = configuration()
+    found, of, loss, metrics = ray.get(ray.remote(num_cpus=1)(worker).remote(cfg))
+    assert found == of == "llds_core.integrations.skyrl"
+    assert loss == WEIGHT and metrics["llds/penalty_loss"] == metrics["llds/gated_fraction"] == 1
+
+
+# What a user types.
+
+
+def test_the_entry_point_hands_on_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import skyrl.train.utils.utils as utils
+
+    seen: list[Any] = []
+    monkeypatch.setattr(utils, "validate_cfg", seen.append)
+    monkeypatch.setattr(utils, "initialize_ray", seen.append)
+    task = SimpleNamespace(remote=seen.append)
+    fake_ray = SimpleNamespace(get=lambda result: None, remote=lambda **_: lambda run: task)
+    monkeypatch.setattr(adapter, "ray", fake_ray)
+    words = ["trainer.override_entrypoint=llds_core.integrations.skyrl"]
+    words += ["trainer.algorithm.llds_weight=0.3", "trainer.algorithm.base_loss=gspo"]
+    monkeypatch.setattr(sys, "argv", ["main_base", *words])
+    from skyrl.train.entrypoints.main_base import main
+
+    main()
+    cfg, *others = seen
+    assert len(others) == 2 and all(other is cfg for other in others)
+    assert isinstance(cfg.trainer.algorithm, LldsAlgorithmConfig)
+    assert (cfg.trainer.algorithm.llds_weight, cfg.trainer.algorithm.base_loss) == (0.3, "gspo")
+
+
+def test_the_task_runs_skyrls_experiment_with_this_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from skyrl.train.entrypoints.main_base import BasePPOExp
+
+    made: list[Any] = []
+    for kind in (BasePPOExp, RayPPOTrainer):
+        monkeypatch.setattr(kind, "__init__", lambda self, cfg, **_: setattr(self, "cfg", cfg))
+    monkeypatch.setattr(
+        BasePPOExp, "run", lambda self: made.append(self.get_trainer(cfg=self.cfg, tracker=None))
+    )
+    adapter.run(configuration())
+    assert isinstance(made[0], LldsTrainerMixin) and isinstance(made[0], RayPPOTrainer)
+
+
+def test_skyrl_accepts_the_configuration() -> None:
+    from skyrl.train.utils.utils import validate_cfg
+
+    validate_cfg(configuration(**{"placement.policy_num_gpus_per_node": 1}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"algorithm.policy_loss_type": "gspo"}, "base_loss=gspo"),
+        ({"algorithm.base_loss": "llds"}, "base_loss=llds: give one of"),
+        ({"algorithm.base_loss": "cross_entropy"}, "base_loss=cross_entropy: give one of"),
+        ({"algorithm.base_loss": "ppo"}, "base_loss=ppo: give one of"),
+        ({"policy_mini_batch_size": 2}, "needs a second"),
+        ({"fully_async.enabled": "true"}, "synchronous trainer"),
+        ({"algorithm.advantage_estimator": "gae"}, "advantage_estimator=grpo"),
+        ({"algorithm.advantage_estimator": "reinforce++"}, "advantage_estimator=grpo"),
+        ({"algorithm.advantage_batch_normalize": "true"}, "set it to false"),
+        ({"policy.model.lora.dropout": 0.1}, "set it to 0"),
+        (
+            {
+                "algorithm.base_loss": "kl_cov",
+                "algorithm.off_policy_correction.tis_ratio_type": "token",
+            },
+            "another base_loss",
+        ),
+    ],
+)
+def test_what_does_nothing_or_harm_is_refused_in_one_line(
+    settings: dict[str, Any], said: str
+) -> None:
+    check_config(configuration())
+    check_config(configuration(policy_mini_batch_size=2, update_epochs_per_batch=2))
+    with pytest.raises(ConfigError, match=said) as error:
+        Trainer(cfg=configuration(**settings))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("setting", [{"llds_gate": "actions"}, {"llds_weight": -0.1}])
+def test_unknown_options_are_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(setting)).removeprefix("llds_")):
+        algorithm(**setting)
+
+
+def test_a_plain_configuration_or_trainer_is_refused(batch: dict[str, torch.Tensor]) -> None:
+    plain = SkyRLTrainConfig.from_cli_overrides(["trainer.algorithm.policy_loss_type=llds"])
+    with pytest.raises(ConfigError, match="algorithm_cls=LldsAlgorithmConfig"):
+        check_config(plain)
+    for config in (plain.trainer.algorithm, algorithm()):
+        with pytest.raises(ConfigError, match="LldsTrainerMixin"):
+            compute(config, "llds", batch)
+
+
+def test_advantages_per_token_are_refused(batch: dict[str, torch.Tensor]) -> None:
+    batch["advantages"] = batch["advantages"].clone()
+    batch["advantages"][0, 0] = 2.0
+    with pytest.raises(ConfigError, match="advantage_estimator=grpo"):
+        compute(algorithm(llds_denominator=23), "llds", batch)
+
+
+def test_a_loss_of_ones_own_is_a_base(batch: dict[str, torch.Tensor]) -> None:
+    @register_policy_loss("mine")
+    def mine(log_probs: torch.Tensor, *_: Any, **__: Any) -> tuple:
+        return 3 * log_probs.sum(), {}
+
+    try:
+        loss, _, metrics = compute(algorithm(base_loss="mine", llds_denominator=23), "llds", batch)
+        close(loss, 3 * batch["log_probs"].sum() + WEIGHT * metrics["llds/penalty_loss"])
+    finally:
+        PolicyLossRegistry.unregister("mine")
+        adapter._base_loss.cache_clear()
+
+
+def test_a_worker_imports_no_trainer_and_no_inference_engine() -> None:
+    code = "import sys, llds_core.integrations.skyrl; "
+    code += "assert not {'vllm', 'skyrl.train.trainer'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
