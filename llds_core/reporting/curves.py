@@ -19,20 +19,19 @@ from llds_core.reporting.figures import (
     FAINT,
     GREY,
     SEEDS_FOR_INTERVAL,
-    End,
-    arm_names,
+    Line,
+    arm_lines,
     axis_label,
-    draw_seeds,
+    draw_arms,
+    each_arm,
     handle,
     log_scale,
-    method_colours,
     name_lines,
     panels,
     set_title,
     share_scale,
     short_name,
     theme,
-    thin,
 )
 from llds_core.reporting.run_view import StoredRun, by_method, same_steps
 from llds_core.reporting.stats import student_interval
@@ -40,6 +39,7 @@ from llds_core.reporting.stats import student_interval
 # Darker with every phase, so that they are told apart in print.
 _PHASE_SHADES = {"stagnation": 1.0, "decay": 0.94, "acceleration": 0.87, "collapse": 0.79}
 _GLANCE = 3  # steps of the trailing means of a first look
+_REDRAW = 2.0  # seconds
 _BY_FACTORS = ("entropy", "grad_norm")
 
 
@@ -69,7 +69,7 @@ def curves_figure(
     same_scale: Sequence[str] = (),
     glance: bool = False,
 ) -> Figure:
-    """Draw one panel per metric against the step, lines as in `draw_seeds`, arms named where they
+    """Draw one panel per metric against the step, lines as in `draw_arms`, arms named where they
     end, and above each panel what its metric does.
 
     What changes by factors has a logarithmic axis if its values allow it; panels of `same_scale`
@@ -79,49 +79,44 @@ def curves_figure(
     data = curves_data(runs, metrics, glance=glance)
     if data.empty:
         raise DataError("nothing to draw: name a metric and runs with a finished step")
-    arms = by_method(same_steps(runs))
-    colours, names = method_colours(arms), arm_names(runs)
+    arms, lines = by_method(same_steps(runs)), arm_lines(runs)
     columns = 2 if len(metrics) == 4 else min(len(metrics), 3)
     rows = -(-len(metrics) // columns)
     with theme():
         figure, grid = panels(rows, columns, 2.9 if columns == 3 else 2.5)
         shown = dict(zip(metrics, grid, strict=False))
-        ends: dict[str, list[End]] = {}
+        means = {}
         for panel, axes in shown.items():
             values = data[data["metric"] == panel]
             if panel in _BY_FACTORS and (values["value"].dropna() > 0).all():
                 log_scale(axes, wide=values["value"].max() > 1000 * values["value"].min())
-            for arm, group in values.groupby("method", sort=False):
-                table = group.pivot(index="step", columns="seed", values="value")
-                end = draw_seeds(axes, table, colours[str(arm)])
-                ends.setdefault(panel, []).append((*end, names[str(arm)], colours[str(arm)]))
+            means[panel] = draw_arms(axes, values, lines)
             set_title(axes, describe(arms, panel), columns)
             axes.set(xlabel="step", ylabel=axis_label(panel))
             first = data["step"].min()
             axes.set_xlim(first, max(data["step"].max(), first + 1))
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6 - columns, integer=True))
             axes.margins(y=0.1)
-        share_scale([axes for panel, axes in shown.items() if panel in same_scale])
+        if same_scale:
+            share_scale([shown[panel] for panel in same_scale])
         for axes in grid[len(metrics) :]:
             axes.set_visible(False)
         figure.align_ylabels()
         if not glance:
-            _mark_phases(figure, shown.values(), arms, colours)
+            _mark_phases(figure, shown.values(), arms, lines)
         for place in range(columns - 1, len(metrics), columns):
-            name_lines(grid[place], ends[metrics[place]])
+            name_lines(grid[place], means[metrics[place]], lines)
     return figure
 
 
 class LiveCurves:
-    """Curves of a run that trains in a notebook: called after a step, it redraws them in place, at
-    most every `every` seconds.
+    """Curves of a run that trains in a notebook: called after a step, it redraws them in place, not
+    more often than every two seconds.
     """
 
-    def __init__(self, metrics: Sequence[str], *, every: float = 2.0) -> None:
+    def __init__(self, metrics: Sequence[str]) -> None:
         self._metrics = metrics
-        self._every = every
         self._next = 0.0
-        self._shown: Any = None
 
     def __call__(self, run: StoredRun) -> None:
         """Draw what `run` has measured so far."""
@@ -131,12 +126,9 @@ class LiveCurves:
             return
         png = BytesIO()
         curves_figure([run], self._metrics).savefig(png, format="png")
-        picture = Image(png.getvalue(), width=760)
-        if self._shown is None:
-            self._shown = display(picture, display_id=True)
-        else:
-            self._shown.update(picture)
-        self._next = time.monotonic() + self._every
+        place: dict[str, Any] = {"display_id": str(id(self)), "update": self._next > 0}
+        display(Image(png.getvalue(), width=760), **place)
+        self._next = time.monotonic() + _REDRAW
 
 
 def describe(arms: Mapping[str, Sequence[StoredRun]], metric: str) -> str:
@@ -145,9 +137,9 @@ def describe(arms: Mapping[str, Sequence[StoredRun]], metric: str) -> str:
     """
     counts = {arm: sum(run.collapse is not None for run in runs) for arm, runs in arms.items()}
     if metric == "reward" and any(counts.values()):
-        said = [f"{short_name(arm)} {counts[arm]} of {len(runs)}" for arm, runs in arms.items()]
-        return f"Collapsed: {', '.join(said)}"
-    return ", ".join(f"{short_name(arm)} {_verb(runs, metric)}" for arm, runs in arms.items())
+        of = {arm: f"{counts[arm]} of {len(runs)}" for arm, runs in arms.items()}
+        return f"Collapsed: {each_arm(of)}"
+    return each_arm({arm: _verb(runs, metric) for arm, runs in arms.items()})
 
 
 def _verb(runs: Sequence[StoredRun], metric: str) -> str:
@@ -164,11 +156,11 @@ def _mark_phases(
     figure: Figure,
     panels: Iterable[Axes],
     arms: Mapping[str, Sequence[StoredRun]],
-    colours: Mapping[str, str],
+    lines: Mapping[str, Line],
 ) -> None:
     """Dotted verticals at collapses, and grey behind the phases of one run if it has several."""
     collapses = [
-        (colours[arm], step)
+        (lines[arm][1], step)
         for arm, runs in arms.items()
         for run in runs
         if (step := run.collapse_step) is not None
@@ -177,7 +169,7 @@ def _mark_phases(
     phases = run.phases if len(run.phases) > 1 else []
     for axes in panels:
         for colour, step in collapses:
-            axes.axvline(step, color=colour, linestyle=":", linewidth=thin(1.4))
+            axes.axvline(step, color=colour, linestyle=":", linewidth=1.4)
         for phase in phases:
             shade = str(_PHASE_SHADES[phase.name])
             axes.axvspan(phase.first - 0.5, phase.last + 0.5, color=shade, linewidth=0, zorder=0)

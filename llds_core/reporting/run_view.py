@@ -329,7 +329,5 @@ def same_steps(runs: Sequence[StoredRun]) -> list[StoredRun]:
 
 def by_method(runs: Iterable[StoredRun]) -> dict[str, list[StoredRun]]:
     """Runs by arm, both in their order."""
-    arms: dict[str, list[StoredRun]] = {}
-    for run in runs:
-        arms.setdefault(run.arm, []).append(run)
-    return arms
+    found = [*runs]
+    return {arm: [r for r in found if r.arm == arm] for arm in dict.fromkeys(r.arm for r in found)}

@@ -9,7 +9,6 @@ stream. `n` counts the values that were there. Two things follow from few seeds:
   than what was watched. `restricted_steps` needs no assumption about what happens beyond that.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -45,7 +44,7 @@ class Survival(NamedTuple):
 
 class Trend(NamedTuple):
     """A mean rank correlation over settings, the two-sided p of its permutation test, and the
-    smallest p that these outcomes allow, in whatever order; ties raise it.
+    smallest p that one of the permutations would have had; ties raise it.
     """
 
     correlation: Interval
@@ -88,10 +87,8 @@ def paired_proportions(first: Mapping[int, bool], second: Mapping[int, bool]) ->
     yes = np.array([[bool(side[seed]) for seed in shared] for side in (first, second)])
     totals = yes.sum(1)
     one, other = (proportion_interval(int(total), n) for total in totals)
-    # Of the table's determinant a continuity correction takes n / 2, never past 0.
     determinant = float((yes[0] & yes[1]).sum() * n - totals.prod())
-    if determinant > 0:
-        determinant = max(determinant - n / 2, 0.0)
+    determinant -= np.clip(determinant, 0, n / 2)  # for continuity
     norm = np.sqrt(float((totals * (n - totals)).prod()))
     phi = determinant / norm if norm else 0.0
     difference = one.estimate - other.estimate
@@ -130,11 +127,11 @@ def censored_median(steps: Sequence[float]) -> str:
     """Median of collapse steps, NaN for a run that has not collapsed, which comes last; "> n" after
     the last collapse when half of the runs and more have not, and "–" without a collapse.
     """
-    ordered = np.sort(np.asarray(steps, dtype=float))  # NaN sorts last
-    if np.isnan(ordered).all():
+    known = np.asarray(steps, dtype=float)
+    if np.isnan(known).all():
         return "–"
-    median = float(np.mean(ordered[[(len(ordered) - 1) // 2, len(ordered) // 2]]))
-    return f"> {np.nanmax(ordered):.0f}" if np.isnan(median) else f"{median:g}"
+    median = np.median(np.nan_to_num(known, nan=np.inf))
+    return f"> {np.nanmax(known):.0f}" if np.isinf(median) else f"{median:g}"
 
 
 def spearman_trend(
@@ -175,31 +172,13 @@ def spearman_trend(
         permuted.append(_rank_correlation(np.broadcast_to(x, mixed.shape), mixed))
     tail = (1 - _LEVEL) / 2
     low, high = np.quantile(np.mean(resampled, axis=0), [tail, 1 - tail]).tolist()
+    by_chance = np.abs(np.mean(permuted, axis=0))
     # Rounding must not make an arrangement as extreme as the observed one look less so.
-    extreme = np.abs(np.mean(permuted, axis=0)) >= abs(estimate) - 1e-9
-    p = float((extreme.sum() + 1) / (_RESAMPLES + 1))
-    return Trend(Interval(estimate, low, high, n), p, _least_p(groups))
-
-
-def _least_p(groups: Sequence[np.ndarray]) -> float:
-    """Smallest two-sided p of the permutation test of `spearman_trend` that the outcomes of
-    `groups`, each (2, n) of settings and outcomes, could have reached in another order.
-    """
-    extremes = []
-    for sign in (1, -1):
-        ordered = [(np.sort(x), np.sort(y)[::sign]) for x, y in groups]
-        estimate = abs(float(np.mean([_rank_correlation(*pair) for pair in ordered])))
-        extremes.append((estimate, math.prod(_chance(*pair) for pair in ordered)))
-    top = max(estimate for estimate, _ in extremes)
-    return min(1.0, sum(chance for estimate, chance in extremes if estimate > top - 1e-9))
-
-
-def _chance(x: np.ndarray, y: np.ndarray) -> float:
-    """Probability that a random order of `y` pairs the same values with the same values of `x`."""
-    cells = pd.crosstab(x, y).to_numpy()
-    same = [math.factorial(count) for count in (*cells.sum(0), *cells.sum(1))]
-    other = [math.factorial(count) for count in (len(x), *cells.ravel())]
-    return math.prod(same) / math.prod(other)
+    p, least_p = (
+        float(((by_chance >= bound - 1e-9).sum() + 1) / (_RESAMPLES + 1))
+        for bound in (abs(estimate), max(by_chance.max(), abs(estimate)))
+    )
+    return Trend(Interval(estimate, low, high, n), p, least_p)
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:

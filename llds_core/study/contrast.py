@@ -1,7 +1,6 @@
 """Two arms on the same seeds: what one update does to right answers, and how many runs collapse."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,13 +11,13 @@ from llds_core.reporting.figures import (
     GREY,
     METHOD_COLOURS,
     axis_label,
+    draw_means,
+    draw_runs,
     handle,
     panels,
     seed_handles,
     set_title,
-    student_bounds,
     theme,
-    thin,
 )
 from llds_core.reporting.run_view import StoredRun, same_steps
 from llds_core.reporting.stats import student_interval
@@ -58,23 +57,18 @@ def contrast_figure(data: pd.DataFrame, metric: str) -> Figure:
             part = data[data["series"] == name]
             labels = list(part["label"].unique())
             table = part.pivot(index="seed", columns="label", values="value")[labels]
-            axes.axhline(0, color=GREY, linewidth=thin(0.7), zorder=0)
+            axes.axhline(0, color=GREY, linewidth=0.7, zorder=0)
             colour = METHOD_COLOURS["grpo"]
-            axes.plot(range(len(labels)), table.T, color=colour, alpha=0.3, linewidth=thin(0.9))
-            for place, label in enumerate(labels):
-                own = part[part["label"] == label]
-                for collapsed, marker in ((False, "o"), (True, "X")):
-                    values = own.loc[own["collapsed"] == collapsed, "value"]
-                    style: dict[str, Any] = {"color": colour, "alpha": 0.6, "linestyle": ""}
-                    axes.plot([place] * len(values), values, marker=marker, **style)
-                bounds = student_bounds(own["value"].tolist())
-                beside = place + 0.12 if place else place - 0.12
-                axes.plot([beside] * 2, bounds, color=GREY, linewidth=thin(1.6))
-                axes.plot(beside, own["value"].mean(), color=GREY, marker="D")
+            axes.plot(range(len(labels)), table.T, color=colour, alpha=0.3, linewidth=0.9)
+            place = part["label"].map(labels.index)
+            draw_runs(axes, part, x=place, y="value", color=colour, alpha=0.6)
+            beside = place + (0.24 * (place > 0) - 0.12)
+            mark = {"markers": "D", "markersize": 4, "markeredgewidth": 0}
+            draw_means(axes, part, x=beside, y="value", color=GREY, **mark)
             counts = part.groupby("label", sort=False)["collapsed"].agg(["sum", "size"])
             ticks = [f"{at}\n{n} of {of} collapsed" for at, n, of in counts.itertuples()]
             axes.set_xticks(range(len(labels)), ticks)
-            axes.set_xlim(-0.4, len(labels) - 0.6)
+            axes.set(xlim=(-0.4, len(labels) - 0.6), xlabel="")
             set_title(axes, f"{name}: {_finding(table)}", len(names))
         grid[0].set_ylabel(axis_label(metric) + "\nmean of steps 3 to 15")
         handles = seed_handles(METHOD_COLOURS["grpo"])

@@ -24,12 +24,12 @@ from llds_core.reporting.figures import (
     FAINT,
     GREY,
     METHOD_COLOURS,
+    draw_means,
+    draw_runs,
     handle,
     panels,
     seed_handles,
-    student_bounds,
     theme,
-    thin,
 )
 from llds_core.reporting.run_view import StoredRun, usual_steps
 from llds_core.reporting.stats import censored_median
@@ -68,7 +68,7 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
     with theme(grid=True):
         figure, (left, right) = panels(1, 2, 0.2 * len(rows) + 1.7, sharey=True)
         for _, run in table[table["method"] == BASELINE].iterrows():
-            line: dict[str, Any] = {"alpha": 0.2, "linewidth": thin(1.2), "zorder": 0}
+            line: dict[str, Any] = {"alpha": 0.2, "linewidth": 1.2, "zorder": 0}
             for axes, place in ((left, run["collapse_step"]), (right, run["slope"])):
                 if not np.isnan(place):
                     axes.axvline(place, color=METHOD_COLOURS[BASELINE], **line)
@@ -85,8 +85,8 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
         left.set_xlabel("step of the collapse,\nor last step")
         right.set_xlabel("slope of log-likelihood\n(nats per token, ten steps)")
         right.xaxis.set_major_locator(MaxNLocator(nbins=4))
-        right.axvline(0, color=GREY, linewidth=thin(1))
-        marks: dict[str, Any] = {"linestyle": "", "markersize": thin(6), "markeredgewidth": thin(1)}
+        right.axvline(0, color=GREY, linewidth=1)
+        marks: dict[str, Any] = {"linestyle": "", "markersize": 6, "markeredgewidth": 1}
         handles = [
             handle(label, GREY, marker=marker, fillstyle=fill, **marks)
             for marker, fill, label in _OUTCOMES.values()
@@ -148,7 +148,7 @@ def _draw_row(
         kind = run["kind"] or ("fell" if run["lowest_after_best"] < _FELL_BELOW else "none")
         marker, fill, _ = _OUTCOMES[kind]
         style: dict[str, Any] = {"color": colour, "marker": marker, "fillstyle": fill}
-        style |= {"alpha": 0.75, "linestyle": "", "markersize": thin(5), "markeredgewidth": thin(1)}
+        style |= {"alpha": 0.75, "linestyle": "", "markersize": 5, "markeredgewidth": 1}
         left.plot(min(step, end), row + offset, **style)
         right.plot(run["slope"], row + offset, **style)
     beyond = steps[steps > end]
@@ -252,24 +252,30 @@ def dose_figure(data: pd.DataFrame, name: str, paper: Mapping[float, str] | None
     above = [dose for dose in levels if dose > 0]
     factor = above[1] / above[0] if len(above) > 1 else 2.0
     places = {dose: dose if dose > 0 else above[0] / factor if above else 1.0 for dose in levels}
+    low, high = min(places.values()), max(places.values())
+    room = max(high / low, 2) ** 0.08
+    colours = {name: METHOD_COLOURS.get(name, GREY) for name in data["trained"].unique()}
     series = list(data["series"].unique())
     rows = [*(series if len(series) > 1 else ["collapsed"]), *(["paper"] if paper else [])]
     with theme():
         figure, [axes] = panels(1, 1, 3.4)
-        axes.set(xscale="log", xlabel=name, ylabel="last reward")
+        limits = (low / room, high * room)
+        axes.set(xscale="log", xlim=limits, xlabel=name, ylabel="last reward")
         for place, (one, line) in enumerate(zip(series, ("-", "--"), strict=False)):
             part = data[data["series"] == one]
             usual = part[part["steps"] == part["steps"].min()]
             mean = usual.groupby("dose")["last_reward"].mean()
             style: dict[str, Any] = {"color": GREY, "linestyle": line, "zorder": 0}
-            axes.plot([places[dose] for dose in mean.index], mean, linewidth=thin(1.2), **style)
-            for (dose, steps), own in part.groupby(["dose", "steps"]):
-                at, longer = places[dose], steps > part["steps"].min()
-                colour = METHOD_COLOURS.get(own["trained"].iloc[0], GREY)
-                _draw_dose(axes, at * (1 + 0.1 * place), own, colour, longer=longer)
-                if not longer:
-                    text = f"{own['collapsed'].sum()}/{len(own)}"
-                    _write_above(axes, at, len(rows) - 1 - place, text)
+            axes.plot([places[dose] for dose in mean.index], mean, linewidth=1.2, **style)
+            marks: dict[str, Any] = {"y": "last_reward", "hue": "trained", "palette": colours}
+            marks["x"] = data["dose"].map(places) * (1 + 0.1 * place)
+            draw_runs(axes, usual, s=30, alpha=0.6, **marks)
+            draw_means(axes, usual, markers="_", markersize=11, markeredgewidth=2.2, **marks)
+            if len(longer := part.drop(usual.index)):
+                draw_means(axes, longer, markers="D", fillstyle="none", errorbar=None, **marks)
+            for dose, fell in usual.groupby("dose")["collapsed"]:
+                row = len(rows) - 1 - place
+                _write_above(axes, places[dose], row, f"{fell.sum()}/{len(fell)}")
         for dose, text in (paper or {}).items():
             _write_above(axes, places[dose], 0, text, color=FAINT, style="italic")
         for place, row in enumerate(rows[::-1]):
@@ -282,26 +288,10 @@ def dose_figure(data: pd.DataFrame, name: str, paper: Mapping[float, str] | None
         handles.append(handle("mean, 95 % interval from 3 seeds on", GREY, marker="_"))
         if len(set(data["steps"])) > 1:
             label = f"mean after {data['steps'].max()} steps"
-            style = {"marker": "D", "markerfacecolor": "white", "markeredgewidth": thin(1)}
+            style = {"marker": "D", "markerfacecolor": "white", "markeredgewidth": 1}
             handles.append(handle(label, GREY, linestyle="", **style))
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
-
-
-def _draw_dose(axes: Axes, x: float, own: pd.DataFrame, colour: str, *, longer: bool) -> None:
-    style: dict[str, Any] = {"color": colour, "zorder": 2}
-    if longer:
-        edge: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": thin(1)}
-        axes.plot(x, own["last_reward"].mean(), marker="D", **edge, **style)
-        return
-    for collapsed, marker in ((False, "o"), (True, "X")):
-        found = own.loc[own["collapsed"] == collapsed, "last_reward"]
-        mark: dict[str, Any] = {"marker": marker, "markersize": thin(5.5), "alpha": 0.6}
-        axes.plot([x] * len(found), found, linestyle="", **mark, **style)
-    low, high = student_bounds(own["last_reward"].tolist())
-    axes.plot([x, x], [low, high], linewidth=thin(1.6), **style)
-    size: dict[str, Any] = {"markersize": thin(11), "markeredgewidth": thin(2.2)}
-    axes.plot(x, own["last_reward"].mean(), marker="_", **size, **style)
 
 
 def _write_above(axes: Axes, x: float, row: int, text: str, **style: Any) -> None:

@@ -1,7 +1,6 @@
 """Objectives of other papers beside GRPO, on the same recipe and the same seeds."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ from llds_core.reporting.figures import (
     BASELINE,
     GREY,
     axis_label,
+    draw_runs,
     handle,
     method_colours,
     panels,
@@ -20,7 +20,6 @@ from llds_core.reporting.figures import (
     set_title,
     short_name,
     theme,
-    thin,
 )
 from llds_core.reporting.run_view import StoredRun, same_steps
 from llds_core.reporting.stats import Interval, student_interval
@@ -132,20 +131,16 @@ def objectives_figure(table: pd.DataFrame) -> Figure:
     colours = method_colours(table["method"])
     with theme():
         figure, (left, right) = panels(1, 2, 1.8 + 0.3 * len(places), sharey=True)
-        for row in table.itertuples():
-            shift = 0.16 * (row.seed - table["seed"].mean())
-            y, colour = places[row.objective] + shift, colours[row.method]
-            mark: dict[str, Any] = {"marker": "X" if row.collapsed else "o", "color": colour}
-            line: dict[str, Any] = {"color": colour, "linewidth": thin(1), "alpha": 0.5}
-            left.plot([row.best_reward, row.last_reward], [y, y], **line)
-            left.plot(row.last_reward, y, **mark)
-            right.plot(row.change_correct, y, **mark)
+        y = table["objective"].map(places) + 0.16 * (table["seed"] - table["seed"].mean())
+        lines = left.hlines(y, table["best_reward"], table["last_reward"], linewidth=1, alpha=0.5)
+        lines.set_color(table["method"].map(colours))
         base = table[table["method"] == BASELINE].mean(numeric_only=True)
         for axes, measure in ((left, "last_reward"), (right, "change_correct")):
-            axes.axvline(base[measure], color=GREY, linestyle=":", linewidth=thin(1), zorder=0)
-        right.axvline(0, color=GREY, linewidth=thin(0.7), zorder=0)
+            draw_runs(axes, table, x=measure, y=y, hue="method", palette=colours)
+            axes.axvline(base[measure], color=GREY, linestyle=":", linewidth=1, zorder=0)
+        right.axvline(0, color=GREY, linewidth=0.7, zorder=0)
         left.set_yticks(range(len(places)), list(places))
-        left.set_ylim(-0.6, len(places) - 0.4)
+        left.set(ylim=(-0.6, len(places) - 0.4), ylabel="")
         left.set_xlabel("reward, from its best to its last")
         right.set_xlabel(axis_label(_CHANGE) + ", steps 3 to 15")
         fell = table.groupby("objective")["collapsed"].any()
