@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
@@ -24,7 +25,6 @@ from llds_core.reporting.figures import (
     axis_label,
     draw_arms,
     each_arm,
-    handle,
     log_scale,
     name_lines,
     panels,
@@ -178,7 +178,7 @@ def _mark_phases(
         for phase in phases
     ]
     if collapses:
-        handles.append(handle("collapse of a run", GREY, linestyle=":"))
+        handles.append(Line2D([], [], label="collapse of a run", color=GREY, linestyle=":"))
     title = f"grey: phases of {short_name(run.arm)}, seed {run.seed}" if phases else None
     if handles:
         figure.legend(handles=handles, loc="outside lower center", title=title, ncols=5)

@@ -43,7 +43,6 @@ _METHODS = {
     "gspo-llds": ("GSPO + LLDS", "#333333"),
     "smollm2": ("SmolLM2-135M", "#777777"),
 }
-METHOD_LABELS = {name: label for name, (label, _) in _METHODS.items()}
 METHOD_COLOURS = {name: colour for name, (_, colour) in _METHODS.items()}
 _METRIC_LABELS = {
     "loglik_correct": "log-likelihood of correct responses",
@@ -57,6 +56,10 @@ GREY = "#555555"
 FAINT = "#999999"
 SEEDS_FOR_INTERVAL = 3
 _FATES = {False: "o", True: "X"}  # the mark of a run, by whether it collapsed
+SEED_MARKS: dict[str, dict[str, Any]] = {
+    "a seed": {"marker": _FATES[False], "linestyle": ""},
+    "a seed that collapsed": {"marker": _FATES[True], "linestyle": ""},
+}
 # Dots per inch of a figure as wide as a page, 7 inches, whose text is of 10 points.
 _STYLES = {"paper": 150, "talk": 270}
 _WIDTH = 7.0
@@ -72,7 +75,7 @@ def use_style(style: str) -> None:
 
 def method_label(method: str) -> str:
     """How a method is called in figures and text."""
-    return METHOD_LABELS.get(method, method)
+    return _METHODS.get(method, (method,))[0]
 
 
 def short_name(arm: str) -> str:
@@ -253,15 +256,9 @@ def mark_paper(axes: Axes, said: str) -> None:
 
 
 def draw_runs(axes: Axes, table: pd.DataFrame, **style: Any) -> None:
-    """A mark per run, as `seed_handles` says; the `style` is that of `seaborn.scatterplot`."""
-    style = {
-        "style": "collapsed",
-        "markers": _FATES,
-        "legend": False,
-        "linewidth": 0,
-        "s": 16,
-    } | style
-    sns.scatterplot(table, ax=axes, **style)
+    """A mark per run, as `SEED_MARKS` says; the `style` is that of `seaborn.scatterplot`."""
+    look: dict[str, Any] = {"legend": False, "linewidth": 0, "s": 16}
+    sns.scatterplot(table, style="collapsed", markers=_FATES, ax=axes, **look | style)
 
 
 def draw_means(axes: Axes, table: pd.DataFrame, **style: Any) -> None:
@@ -279,15 +276,15 @@ def _student_bounds(values: Sequence[float]) -> tuple[float, float]:
     return (found.low, found.high) if found.n >= SEEDS_FOR_INTERVAL else (np.nan, np.nan)
 
 
-def handle(label: str, colour: str, **style: Any) -> Line2D:
-    """An entry of a legend: a bold line unless `style` says otherwise."""
-    return Line2D([], [], label=label, color=colour, **style)
-
-
-def seed_handles(colour: str) -> list[Line2D]:
-    """Entries of a legend for marks of seeds: a dot, and a cross where the run collapsed."""
-    names = {False: "a seed", True: "a seed that collapsed"}
-    return [handle(names[fell], colour, marker=mark, linestyle="") for fell, mark in _FATES.items()]
+def legend_below(
+    figure: Figure, columns: int, entries: Mapping[str, Mapping[str, Any]], **common: Any
+) -> None:
+    """A legend below the panels: labels, and the style of a line for each beside the `common` one,
+    grey unless they say otherwise.
+    """
+    known = {"color": GREY} | common
+    handles = [Line2D([], [], label=label, **known | style) for label, style in entries.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def log_scale(axes: Axes, *, wide: bool = False) -> None:

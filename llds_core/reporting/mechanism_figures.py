@@ -27,7 +27,7 @@ from llds_core.reporting.figures import (
     draw_arms,
     draw_means,
     each_arm,
-    handle,
+    legend_below,
     log_scale,
     method_colours,
     name_lines,
@@ -162,9 +162,11 @@ def rounds_figure(rounds: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure:
             axes.set_xlabel(xlabel)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[0].set_ylabel("negative log-likelihood\n(nats per token)")
-        lines = {"last checkpoint before the collapse": "-", "first checkpoint": ":"}
-        handles = [handle(label, GREY, linestyle=line) for label, line in lines.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        before_and_after = {
+            "last checkpoint before the collapse": {},
+            "first checkpoint": {"linestyle": ":"},
+        }
+        legend_below(figure, 2, before_and_after)
         name_lines(grid[-1], named, arms)
     return figure
 
@@ -197,9 +199,8 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
             said = each_arm(driver.mean().map("{:+.2f}".format))
             set_title(axes, f"Driver ({optimizer}): {said}", 2)
         grid[0].set_yticks(range(len(factors)), [_FACTOR_LABELS[name] for name in factors])
-        marks = {"marker": "D", "linestyle": ""}
-        handles = [handle(short_name(name), hue, **marks) for name, hue in colours.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=4)
+        entries = {short_name(name): {"color": hue} for name, hue in colours.items()}
+        legend_below(figure, 4, entries, marker="D", linestyle="")
     return figure
 
 
@@ -245,7 +246,8 @@ def first_action_figure(data: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure
         for axes in (*grid, searches):
             axes.set_xlabel("step, to the collapse")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-        handles = [handle(f"{place} actions", GREY, linestyle=way) for place, way in _LINES.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        legend_below(
+            figure, 3, {f"{place} actions": {"linestyle": line} for place, line in _LINES.items()}
+        )
         name_lines(searches, shares, arms)
     return figure

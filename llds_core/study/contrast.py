@@ -10,12 +10,12 @@ from llds_core.files import bounded
 from llds_core.reporting.figures import (
     GREY,
     METHOD_COLOURS,
+    SEED_MARKS,
     axis_label,
     draw_means,
     draw_runs,
-    handle,
+    legend_below,
     panels,
-    seed_handles,
     set_title,
     theme,
 )
@@ -71,9 +71,8 @@ def contrast_figure(data: pd.DataFrame, metric: str) -> Figure:
             axes.set(xlim=(-0.4, len(labels) - 0.6), xlabel="")
             set_title(axes, f"{name}: {_finding(table)}", len(names))
         grid[0].set_ylabel(axis_label(metric) + "\nmean of steps 3 to 15")
-        handles = seed_handles(METHOD_COLOURS["grpo"])
-        handles.append(handle("mean, 95 % interval", GREY, marker="D"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        mean = {"mean, 95 % interval": {"color": GREY, "marker": "D"}}
+        legend_below(figure, 3, SEED_MARKS | mean, color=METHOD_COLOURS["grpo"])
     return figure
 
 

@@ -24,11 +24,11 @@ from llds_core.reporting.figures import (
     FAINT,
     GREY,
     METHOD_COLOURS,
+    SEED_MARKS,
     draw_means,
     draw_runs,
-    handle,
+    legend_below,
     panels,
-    seed_handles,
     theme,
 )
 from llds_core.reporting.run_view import StoredRun, usual_steps
@@ -86,12 +86,11 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
         right.set_xlabel("slope of log-likelihood\n(nats per token, ten steps)")
         right.xaxis.set_major_locator(MaxNLocator(nbins=4))
         right.axvline(0, color=GREY, linewidth=1)
-        marks: dict[str, Any] = {"linestyle": "", "markersize": 6, "markeredgewidth": 1}
-        handles = [
-            handle(label, GREY, marker=marker, fillstyle=fill, **marks)
+        entries = {
+            label: {"marker": marker, "fillstyle": fill}
             for marker, fill, label in _OUTCOMES.values()
-        ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        }
+        legend_below(figure, 2, entries, linestyle="", markersize=6, markeredgewidth=1)
         figure.suptitle(_outcomes_finding(known), weight="bold", size="medium")
     return figure
 
@@ -284,13 +283,11 @@ def dose_figure(data: pd.DataFrame, name: str, paper: Mapping[float, str] | None
         axes.set_xticks([places[dose] for dose in levels], [f"{dose:g}" for dose in levels])
         axes.minorticks_off()
         figure.suptitle(_dose_finding(data, name), weight="bold", size="medium")
-        handles = seed_handles(GREY)
-        handles.append(handle("mean, 95 % interval from 3 seeds on", GREY, marker="_"))
+        entries = SEED_MARKS | {"mean, 95 % interval from 3 seeds on": {"marker": "_"}}
         if len(set(data["steps"])) > 1:
-            label = f"mean after {data['steps'].max()} steps"
-            style = {"marker": "D", "markerfacecolor": "white", "markeredgewidth": 1}
-            handles.append(handle(label, GREY, linestyle="", **style))
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+            style = {"marker": "D", "fillstyle": "none", "markeredgewidth": 1, "linestyle": ""}
+            entries[f"mean after {data['steps'].max()} steps"] = style
+        legend_below(figure, 2, entries)
     return figure
 
 

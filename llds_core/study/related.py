@@ -11,12 +11,12 @@ from llds_core.files import bounded
 from llds_core.reporting.figures import (
     BASELINE,
     GREY,
+    SEED_MARKS,
     axis_label,
     draw_runs,
-    handle,
+    legend_below,
     method_colours,
     panels,
-    seed_handles,
     set_title,
     short_name,
     theme,
@@ -148,7 +148,5 @@ def objectives_figure(table: pd.DataFrame) -> Figure:
         rest = table[table["method"] != BASELINE].groupby("objective")["change_correct"].mean()
         better = (rest > base["change_correct"]).sum()
         set_title(right, f"Lose less than GRPO: {better} of {len(rest)}", 2)
-        handles = seed_handles(GREY)
-        handles.append(handle("mean of GRPO", GREY, linestyle=":"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        legend_below(figure, 3, SEED_MARKS | {"mean of GRPO": {"linestyle": ":"}})
     return figure
