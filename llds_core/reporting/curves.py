@@ -15,24 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, DataError, did_you_mean
-from llds_core.reporting.figures import (
-    BASELINE,
-    FAINT,
-    GREY,
-    SEEDS_FOR_INTERVAL,
-    Line,
-    arm_lines,
-    axis_label,
-    draw_arms,
-    each_arm,
-    log_scale,
-    name_lines,
-    panels,
-    set_title,
-    share_scale,
-    short_name,
-    theme,
-)
+from llds_core.reporting import figures as look
 from llds_core.reporting.run_view import StoredRun, by_method, same_steps
 from llds_core.reporting.stats import student_interval
 
@@ -79,33 +62,33 @@ def curves_figure(
     data = curves_data(runs, metrics, glance=glance)
     if data.empty:
         raise DataError("nothing to draw: name a metric and runs with a finished step")
-    arms, lines = by_method(same_steps(runs)), arm_lines(runs)
+    arms, lines = by_method(same_steps(runs)), look.arm_lines(runs)
     columns = 2 if len(metrics) == 4 else min(len(metrics), 3)
     rows = -(-len(metrics) // columns)
-    with theme():
-        figure, grid = panels(rows, columns, 2.9 if columns == 3 else 2.5)
+    with look.theme():
+        figure, grid = look.panels(rows, columns, 2.9 if columns == 3 else 2.5)
         shown = dict(zip(metrics, grid, strict=False))
         means = {}
         for panel, axes in shown.items():
             values = data[data["metric"] == panel]
             if panel in _BY_FACTORS and (values["value"].dropna() > 0).all():
-                log_scale(axes, wide=values["value"].max() > 1000 * values["value"].min())
-            means[panel] = draw_arms(axes, values, lines)
-            set_title(axes, describe(arms, panel), columns)
-            axes.set(xlabel="step", ylabel=axis_label(panel))
+                look.log_scale(axes, wide=values["value"].max() > 1000 * values["value"].min())
+            means[panel] = look.draw_arms(axes, values, lines)
+            look.set_title(axes, describe(arms, panel), columns)
+            axes.set(xlabel="step", ylabel=look.axis_label(panel))
             first = data["step"].min()
             axes.set_xlim(first, max(data["step"].max(), first + 1))
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6 - columns, integer=True))
             axes.margins(y=0.1)
         if same_scale:
-            share_scale([shown[panel] for panel in same_scale])
+            look.share_scale([shown[panel] for panel in same_scale])
         for axes in grid[len(metrics) :]:
             axes.set_visible(False)
         figure.align_ylabels()
         if not glance:
             _mark_phases(figure, shown.values(), arms, lines)
         for place in range(columns - 1, len(metrics), columns):
-            name_lines(grid[place], means[metrics[place]], lines)
+            look.name_lines(grid[place], means[metrics[place]], lines)
     return figure
 
 
@@ -138,15 +121,15 @@ def describe(arms: Mapping[str, Sequence[StoredRun]], metric: str) -> str:
     counts = {arm: sum(run.collapse is not None for run in runs) for arm, runs in arms.items()}
     if metric == "reward" and any(counts.values()):
         of = {arm: f"{counts[arm]} of {len(runs)}" for arm, runs in arms.items()}
-        return f"Collapsed: {each_arm(of)}"
-    return each_arm({arm: _verb(runs, metric) for arm, runs in arms.items()})
+        return f"Collapsed: {look.each_arm(of)}"
+    return look.each_arm({arm: _verb(runs, metric) for arm, runs in arms.items()})
 
 
 def _verb(runs: Sequence[StoredRun], metric: str) -> str:
     """Judged by the interval over seeds, or by the noise of a window where they are too few."""
     found = student_interval([run.change(metric) for run in runs])
     low, high = found.low, found.high
-    if found.n < SEEDS_FOR_INTERVAL:
+    if found.n < look.SEEDS_FOR_INTERVAL:
         noise = max(2 * run.noise(metric, run.length) * (2 / run.window) ** 0.5 for run in runs)
         low, high = found.estimate - noise, found.estimate + noise
     return "rises" if low > 0 else "falls" if high < 0 else "unclear"
@@ -156,7 +139,7 @@ def _mark_phases(
     figure: Figure,
     panels: Iterable[Axes],
     arms: Mapping[str, Sequence[StoredRun]],
-    lines: Mapping[str, Line],
+    lines: Mapping[str, look.Line],
 ) -> None:
     """Dotted verticals at collapses, and grey behind the phases of one run if it has several."""
     collapses = [
@@ -165,7 +148,7 @@ def _mark_phases(
         for run in runs
         if (step := run.collapse_step) is not None
     ]
-    run = arms.get(BASELINE, next(iter(arms.values())))[0]
+    run = arms.get(look.BASELINE, next(iter(arms.values())))[0]
     phases = run.phases if len(run.phases) > 1 else []
     for axes in panels:
         for colour, step in collapses:
@@ -174,11 +157,11 @@ def _mark_phases(
             shade = str(_PHASE_SHADES[phase.name])
             axes.axvspan(phase.first - 0.5, phase.last + 0.5, color=shade, linewidth=0, zorder=0)
     handles: list[Artist] = [
-        Patch(facecolor=str(_PHASE_SHADES[phase.name]), edgecolor=FAINT, label=phase.name)
+        Patch(facecolor=str(_PHASE_SHADES[phase.name]), edgecolor=look.FAINT, label=phase.name)
         for phase in phases
     ]
     if collapses:
-        handles.append(Line2D([], [], label="collapse of a run", color=GREY, linestyle=":"))
-    title = f"grey: phases of {short_name(run.arm)}, seed {run.seed}" if phases else None
+        handles.append(Line2D([], [], label="collapse of a run", color=look.GREY, linestyle=":"))
+    title = f"grey: phases of {look.short_name(run.arm)}, seed {run.seed}" if phases else None
     if handles:
         figure.legend(handles=handles, loc="outside lower center", title=title, ncols=5)

@@ -19,23 +19,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from llds_core.config import load_experiment
 from llds_core.diagnostics.measure import covered, measure, mechanism_path, read_mechanism
 from llds_core.errors import DataError
+from llds_core.reporting import figures as look
 from llds_core.reporting.curves import curves_data
-from llds_core.reporting.figures import (
-    GREY,
-    Line,
-    arm_lines,
-    draw_arms,
-    draw_means,
-    each_arm,
-    legend_below,
-    log_scale,
-    method_colours,
-    name_lines,
-    panels,
-    set_title,
-    short_name,
-    theme,
-)
 from llds_core.reporting.run_view import StoredRun, before_collapse, same_steps, usual_steps
 from llds_core.reporting.store import is_published
 
@@ -88,10 +73,10 @@ def ensure_mechanism(
     return {name: table[table["step"] <= usual_steps(runs)] for name, table in kept.items()}
 
 
-def _measured_lines(table: pd.DataFrame, runs: Sequence[StoredRun]) -> dict[str, Line]:
+def _measured_lines(table: pd.DataFrame, runs: Sequence[StoredRun]) -> dict[str, look.Line]:
     """As `arm_lines`, of the runs that were measured."""
     pairs = set(zip(table["method"], table["seed"], strict=True))
-    return arm_lines([run for run in runs if (run.arm, run.seed) in pairs], table["method"])
+    return look.arm_lines([run for run in runs if (run.arm, run.seed) in pairs], table["method"])
 
 
 def likelihood_change_figure(changes: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure:
@@ -107,10 +92,10 @@ def likelihood_change_figure(changes: pd.DataFrame, runs: Sequence[StoredRun]) -
     ranks = measured["similarity"].rank(method="first", pct=True)
     alike = np.ceil(ranks * _SIMILARITIES)
     measured = measured.assign(alike=alike, share=(measured["delta"] < 0).astype(float))
-    with theme():
-        figure, (share, change, states) = panels(1, 3, 2.7)
-        by_step = draw_arms(share, measured, arms, y="share", marker="o")
-        by_state = draw_arms(states, measured, arms, "alike", "share", marker="o")
+    with look.theme():
+        figure, (share, change, states) = look.panels(1, 3, 2.7)
+        by_step = look.draw_arms(share, measured, arms, y="share", marker="o")
+        by_state = look.draw_arms(states, measured, arms, "alike", "share", marker="o")
         for method, own in measured.groupby("method"):
             spread, colour = own.groupby("step")["delta"], arms[str(method)][1]
             change.plot(spread.median(), color=colour, marker="o")
@@ -118,11 +103,11 @@ def likelihood_change_figure(changes: pd.DataFrame, runs: Sequence[StoredRun]) -
             low, high = spread.quantile(0.1), spread.quantile(0.9)
             change.fill_between(low.index, low, high, **shade)
         lost = {method: f"{mean.max():.0%}" for method, mean in by_step.items()}
-        set_title(share, f"Lost at most: {each_arm(lost)}", 3)
+        look.set_title(share, f"Lost at most: {look.each_arm(lost)}", 3)
         medians = measured.groupby("method", sort=False)["delta"].median()
-        set_title(change, f"Median change: {each_arm(medians.map('{:+.1f}'.format))}", 3)
+        look.set_title(change, f"Median change: {look.each_arm(medians.map('{:+.1f}'.format))}", 3)
         ends = {m: f"{mean.iloc[0]:.0%} → {mean.iloc[-1]:.0%}" for m, mean in by_state.items()}
-        set_title(states, f"More alike: {each_arm(ends)}", 3)
+        look.set_title(states, f"More alike: {look.each_arm(ends)}", 3)
         for axes in (share, states):
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
@@ -131,10 +116,10 @@ def likelihood_change_figure(changes: pd.DataFrame, runs: Sequence[StoredRun]) -
             axes.set_xlabel("step, up to the collapse")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         change.set_ylabel("change in one update\n(nats per response)")
-        change.axhline(0, color=GREY, linewidth=0.8)
+        change.axhline(0, color=look.GREY, linewidth=0.8)
         states.set_xticks(range(1, _SIMILARITIES + 1))
         states.set_xlabel("fifth by similarity of states")
-        name_lines(states, by_state, arms)
+        look.name_lines(states, by_state, arms)
     return figure
 
 
@@ -146,19 +131,21 @@ def rounds_figure(rounds: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure:
     first, last = (rounds[rounds["step"] == steps.transform(end)] for end in ("min", "max"))
     arms = _measured_lines(rounds, runs)
     views = {"position": "searches before the action", "total": "searches of the response"}
-    with theme():
-        figure, grid = panels(1, 2, 2.7, sharey=True)
+    with look.theme():
+        figure, grid = look.panels(1, 2, 2.7, sharey=True)
         named: dict[str, pd.Series] = {}
         for axes, (view, xlabel) in zip(grid, views.items(), strict=True):
-            log_scale(axes)
-            means = draw_arms(axes, last[last["view"] == view], arms, "rounds", "nll", marker="o")
+            look.log_scale(axes)
+            means = look.draw_arms(
+                axes, last[last["view"] == view], arms, "rounds", "nll", marker="o"
+            )
             named |= means
             means.pop("smollm2", None)  # whose only checkpoint is drawn
             before = first[first["view"] == view].groupby(["method", "rounds"])["nll"].mean()
             for method in means:
                 axes.plot(before[method], color=arms[method][1], linestyle=":", linewidth=1.4)
             ends = {m: f"{mean.iloc[0]:.2f} → {mean.iloc[-1]:.2f}" for m, mean in means.items()}
-            set_title(axes, f"More searches: {each_arm(ends)}", 2)
+            look.set_title(axes, f"More searches: {look.each_arm(ends)}", 2)
             axes.set_xlabel(xlabel)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[0].set_ylabel("negative log-likelihood\n(nats per token)")
@@ -166,8 +153,8 @@ def rounds_figure(rounds: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure:
             "last checkpoint before the collapse": {},
             "first checkpoint": {"linestyle": ":"},
         }
-        legend_below(figure, 2, before_and_after)
-        name_lines(grid[-1], named, arms)
+        look.legend_below(figure, 2, before_and_after)
+        look.name_lines(grid[-1], named, arms)
     return figure
 
 
@@ -178,29 +165,29 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
     means of their checkpoints, with Student's 95 % interval from three seeds on; on the shaded side
     the sign is the expected one.
     """
-    colours = method_colours(theorem["method"])
+    colours = look.method_colours(theorem["method"])
     factors = [name for name in _FACTOR_LABELS if name in set(theorem["factor"])]
     expected = theorem.groupby("factor")["expected"].first()[factors]
     optimizers = list(dict.fromkeys(theorem["optimizer"]))
     common: dict[str, Any] = {"x": "spearman", "y": "factor", "hue": "method", "palette": colours}
     common |= {"order": factors, "legend": False}
-    with theme(grid=True):
-        figure, grid = panels(1, len(optimizers), 4.0, sharey=True)
+    with look.theme(grid=True):
+        figure, grid = look.panels(1, len(optimizers), 4.0, sharey=True)
         for axes, optimizer in zip(grid, optimizers, strict=True):
             part = theorem[theorem["optimizer"] == optimizer]
             axes.barh(factors, expected, height=0.95, color="#EEF3EA", zorder=0, linewidth=0)
             sns.stripplot(part, dodge=True, jitter=False, size=2.5, alpha=0.35, ax=axes, **common)
             means = part.groupby(["factor", "method", "seed"], as_index=False)["spearman"].mean()
             dodge = 0.8 * (1 - 1 / len(colours))  # as stripplot does
-            draw_means(axes, means, dodge=dodge, markers="D", markersize=4.5, **common)
-            axes.axvline(0, color=GREY, linewidth=1)
+            look.draw_means(axes, means, dodge=dodge, markers="D", markersize=4.5, **common)
+            axes.axvline(0, color=look.GREY, linewidth=1)
             axes.set(xlim=(-1.02, 1.02), xlabel="rank correlation with the change", ylabel="")
             driver = means[means["factor"] == "driver"].groupby("method", sort=False)["spearman"]
-            said = each_arm(driver.mean().map("{:+.2f}".format))
-            set_title(axes, f"Driver ({optimizer}): {said}", 2)
+            said = look.each_arm(driver.mean().map("{:+.2f}".format))
+            look.set_title(axes, f"Driver ({optimizer}): {said}", 2)
         grid[0].set_yticks(range(len(factors)), [_FACTOR_LABELS[name] for name in factors])
-        entries = {short_name(name): {"color": hue} for name, hue in colours.items()}
-        legend_below(figure, 4, entries, marker="D", linestyle="")
+        entries = {look.short_name(name): {"color": hue} for name, hue in colours.items()}
+        look.legend_below(figure, 4, entries, marker="D", linestyle="")
     return figure
 
 
@@ -226,28 +213,28 @@ def first_action_figure(data: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure
     """Fig. 5: likelihood of first and later actions of correct and of incorrect responses, and how
     often an incorrect one began as a correct one; lines as in `draw_arms`.
     """
-    arms, by_metric = arm_lines(runs), dict([*data.groupby("metric")])
-    with theme():
-        figure, (*grid, searches) = panels(1, 3, 2.9)
+    arms, by_metric = look.arm_lines(runs), dict([*data.groupby("metric")])
+    with look.theme():
+        figure, (*grid, searches) = look.panels(1, 3, 2.9)
         for axes, outcome in zip(grid, _OUTCOMES, strict=True):
             first, later = (
-                draw_arms(axes, by_metric[f"loglik_{outcome}_{place}"], arms, linestyle=line)
+                look.draw_arms(axes, by_metric[f"loglik_{outcome}_{place}"], arms, linestyle=line)
                 for place, line in _LINES.items()
             )
             known = [arm for arm in first if len(first[arm]) and len(later[arm])]
             gaps = {arm: f"{first[arm].iloc[-1] - later[arm].iloc[-1]:+.2f}" for arm in known}
-            set_title(axes, f"First − later: {each_arm(gaps)}", 3)
+            look.set_title(axes, f"First − later: {look.each_arm(gaps)}", 3)
             axes.set_ylabel(f"log-likelihood, {outcome}\nresponses (nats per token)")
-        shares = draw_arms(searches, by_metric["first_search_equal"], arms)
+        shares = look.draw_arms(searches, by_metric["first_search_equal"], arms)
         ends = {arm: f"{share.iloc[-1]:.0%}" for arm, share in shares.items() if len(share)}
-        set_title(searches, f"Begin alike: {each_arm(ends)}", 3)
+        look.set_title(searches, f"Begin alike: {look.each_arm(ends)}", 3)
         searches.set(ylim=(0, 1), ylabel="incorrect responses whose\nfirst search matches")
         searches.yaxis.set_major_formatter(PercentFormatter(1, 0))
         for axes in (*grid, searches):
             axes.set_xlabel("step, to the collapse")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-        legend_below(
+        look.legend_below(
             figure, 3, {f"{place} actions": {"linestyle": line} for place, line in _LINES.items()}
         )
-        name_lines(searches, shares, arms)
+        look.name_lines(searches, shares, arms)
     return figure

@@ -7,18 +7,7 @@ from matplotlib.figure import Figure
 
 from llds_core.config.arms import Series
 from llds_core.files import bounded
-from llds_core.reporting.figures import (
-    GREY,
-    METHOD_COLOURS,
-    SEED_MARKS,
-    axis_label,
-    draw_means,
-    draw_runs,
-    legend_below,
-    panels,
-    set_title,
-    theme,
-)
+from llds_core.reporting import figures as look
 from llds_core.reporting.run_view import StoredRun, same_steps
 from llds_core.reporting.stats import student_interval
 from llds_core.study.evidence import early_mean
@@ -51,28 +40,28 @@ def contrast_figure(data: pd.DataFrame, metric: str) -> Figure:
     have.
     """
     names = list(data["series"].unique())
-    with theme():
-        figure, grid = panels(1, len(names), 3.4, sharey=True)
+    with look.theme():
+        figure, grid = look.panels(1, len(names), 3.4, sharey=True)
         for axes, name in zip(grid, names, strict=True):
             part = data[data["series"] == name]
             labels = list(part["label"].unique())
             table = part.pivot(index="seed", columns="label", values="value")[labels]
-            axes.axhline(0, color=GREY, linewidth=0.7, zorder=0)
-            colour = METHOD_COLOURS["grpo"]
+            axes.axhline(0, color=look.GREY, linewidth=0.7, zorder=0)
+            colour = look.METHOD_COLOURS["grpo"]
             axes.plot(range(len(labels)), table.T, color=colour, alpha=0.3, linewidth=0.9)
             place = part["label"].map(labels.index)
-            draw_runs(axes, part, x=place, y="value", color=colour, alpha=0.6)
+            look.draw_runs(axes, part, x=place, y="value", color=colour, alpha=0.6)
             beside = place + (0.24 * (place > 0) - 0.12)
             mark = {"markers": "D", "markersize": 4, "markeredgewidth": 0}
-            draw_means(axes, part, x=beside, y="value", color=GREY, **mark)
+            look.draw_means(axes, part, x=beside, y="value", color=look.GREY, **mark)
             counts = part.groupby("label", sort=False)["collapsed"].agg(["sum", "size"])
             ticks = [f"{at}\n{n} of {of} collapsed" for at, n, of in counts.itertuples()]
             axes.set_xticks(range(len(labels)), ticks)
             axes.set(xlim=(-0.4, len(labels) - 0.6), xlabel="")
-            set_title(axes, f"{name}: {_finding(table)}", len(names))
-        grid[0].set_ylabel(axis_label(metric) + "\nmean of steps 3 to 15")
-        mean = {"mean, 95 % interval": {"color": GREY, "marker": "D"}}
-        legend_below(figure, 3, SEED_MARKS | mean, color=METHOD_COLOURS["grpo"])
+            look.set_title(axes, f"{name}: {_finding(table)}", len(names))
+        grid[0].set_ylabel(look.axis_label(metric) + "\nmean of steps 3 to 15")
+        mean = {"mean, 95 % interval": {"color": look.GREY, "marker": "D"}}
+        look.legend_below(figure, 3, look.SEED_MARKS | mean, color=look.METHOD_COLOURS["grpo"])
     return figure
 
 

@@ -19,18 +19,7 @@ from matplotlib.typing import FillStyleType
 from llds_core.config.arms import Series, Study
 from llds_core.errors import DataError
 from llds_core.files import span
-from llds_core.reporting.figures import (
-    BASELINE,
-    FAINT,
-    GREY,
-    METHOD_COLOURS,
-    SEED_MARKS,
-    draw_means,
-    draw_runs,
-    legend_below,
-    panels,
-    theme,
-)
+from llds_core.reporting import figures as look
 from llds_core.reporting.run_view import StoredRun, usual_steps
 from llds_core.reporting.stats import censored_median
 
@@ -65,43 +54,43 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
     if len(whole):  # a single run much longer than the usual would squeeze all
         end = min(end, 2 * whole.min())
     methods = {arm.name: arm.method for arm in study.arms}
-    with theme(grid=True):
-        figure, (left, right) = panels(1, 2, 0.2 * len(rows) + 1.7, sharey=True)
-        for _, run in table[table["method"] == BASELINE].iterrows():
+    with look.theme(grid=True):
+        figure, (left, right) = look.panels(1, 2, 0.2 * len(rows) + 1.7, sharey=True)
+        for _, run in table[table["method"] == look.BASELINE].iterrows():
             line: dict[str, Any] = {"alpha": 0.2, "linewidth": 1.2, "zorder": 0}
             for axes, place in ((left, run["collapse_step"]), (right, run["slope"])):
                 if not np.isnan(place):
-                    axes.axvline(place, color=METHOD_COLOURS[BASELINE], **line)
+                    axes.axvline(place, color=look.METHOD_COLOURS[look.BASELINE], **line)
         left.set_yticks(range(len(rows)), [label for label, _, _ in rows])
         for text, (place, (_, arm, style)) in zip(
             left.get_yticklabels(), enumerate(rows), strict=True
         ):
             text.set(**style)
             if arm is not None:
-                colour = METHOD_COLOURS.get(methods[arm], GREY)
+                colour = look.METHOD_COLOURS.get(methods[arm], look.GREY)
                 _draw_row(left, right, place, table[table["method"] == arm], end, colour)
         left.set_ylim(len(rows) - 0.5, -0.5)
         left.set_xlim(0, end * 1.05)
         left.set_xlabel("step of the collapse,\nor last step")
         right.set_xlabel("slope of log-likelihood\n(nats per token, ten steps)")
         right.xaxis.set_major_locator(MaxNLocator(nbins=4))
-        right.axvline(0, color=GREY, linewidth=1)
+        right.axvline(0, color=look.GREY, linewidth=1)
         entries = {
             label: {"marker": marker, "fillstyle": fill}
             for marker, fill, label in _OUTCOMES.values()
         }
-        legend_below(figure, 2, entries, linestyle="", markersize=6, markeredgewidth=1)
+        look.legend_below(figure, 2, entries, linestyle="", markersize=6, markeredgewidth=1)
         figure.suptitle(_outcomes_finding(known), weight="bold", size="medium")
     return figure
 
 
 def _outcomes_finding(known: pd.DataFrame) -> str:
     counts = known["collapse_step"].notna().groupby(known["method"]).agg(["sum", "size"])
-    rest = counts.drop(BASELINE, errors="ignore")
+    rest = counts.drop(look.BASELINE, errors="ignore")
     others = f"{(rest['sum'] == 0).sum()} of {len(rest)} other settings in none"
-    if BASELINE not in counts.index:
+    if look.BASELINE not in counts.index:
         return others
-    return "GRPO collapses in {} of {} seeds; {}".format(*counts.loc[BASELINE], others)
+    return "GRPO collapses in {} of {} seeds; {}".format(*counts.loc[look.BASELINE], others)
 
 
 def _most_telling(known: pd.DataFrame, study: Study, most: int) -> list[Row]:
@@ -109,7 +98,7 @@ def _most_telling(known: pd.DataFrame, study: Study, most: int) -> list[Row]:
     arms = known.groupby("method").agg(
         {"seed": "size", "collapsed": "mean", "final_reward": "mean"}
     )
-    arms["first"] = arms.index == BASELINE
+    arms["first"] = arms.index == look.BASELINE
     chosen = arms.sort_values(["first", "seed", "final_reward"], ascending=False)[:most]
     ordered = chosen.sort_values(["collapsed", "final_reward"], ascending=[True, False])
     labels = study.labels
@@ -139,7 +128,7 @@ def _draw_row(
 ) -> None:
     plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     if runs.empty:
-        left.text(1, row, "not run", va="center", color=FAINT, size="small", bbox=plain)
+        left.text(1, row, "not run", va="center", color=look.FAINT, size="small", bbox=plain)
     # As far apart as marks are high, but within the row.
     offsets = (np.arange(len(runs)) - (len(runs) - 1) / 2) * min(0.18, 0.8 / max(len(runs), 1))
     steps = runs["collapse_step"].fillna(runs["steps"])
@@ -170,8 +159,8 @@ def map_figure(cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     rates = sorted(cells["learning_rate"].unique())
     updates = sorted(cells["updates_per_rollout"].unique())
     names = cells["panel"].unique()
-    with theme():
-        figure, grid = panels(1, len(names), 3.6, sharey=True)
+    with look.theme():
+        figure, grid = look.panels(1, len(names), 3.6, sharey=True)
         for axes, panel in zip(grid, names, strict=True):
             shown = cells[cells["panel"] == panel]
             gain = shown.assign(gain=shown["final_reward"] - shown["start_reward"]).pivot_table(
@@ -186,7 +175,7 @@ def map_figure(cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
                 here = shown["updates_per_rollout"].eq(update) & shown["learning_rate"].eq(rate)
                 cell = shown[here].dropna(subset=["steps"])
                 dark = abs(gain.iloc[row, column]) > 0.7 * _REWARD_SPAN
-                ink = GREY if cell.empty else "white" if dark else "black"
+                ink = look.GREY if cell.empty else "white" if dark else "black"
                 text: dict[str, Any] = {"ha": "center", "va": "center", "size": "small"}
                 axes.text(column, row, _cell(cell), color=ink, **text)
             axes.set_xticks(range(len(rates)), [f"{1e4 * rate:.3g}" for rate in rates])
@@ -253,41 +242,41 @@ def dose_figure(data: pd.DataFrame, name: str, paper: Mapping[float, str] | None
     places = {dose: dose if dose > 0 else above[0] / factor if above else 1.0 for dose in levels}
     low, high = min(places.values()), max(places.values())
     room = max(high / low, 2) ** 0.08
-    colours = {name: METHOD_COLOURS.get(name, GREY) for name in data["trained"].unique()}
+    colours = {name: look.METHOD_COLOURS.get(name, look.GREY) for name in data["trained"].unique()}
     series = list(data["series"].unique())
     rows = [*(series if len(series) > 1 else ["collapsed"]), *(["paper"] if paper else [])]
-    with theme():
-        figure, [axes] = panels(1, 1, 3.4)
+    with look.theme():
+        figure, [axes] = look.panels(1, 1, 3.4)
         limits = (low / room, high * room)
         axes.set(xscale="log", xlim=limits, xlabel=name, ylabel="last reward")
         for place, (one, line) in enumerate(zip(series, ("-", "--"), strict=False)):
             part = data[data["series"] == one]
             usual = part[part["steps"] == part["steps"].min()]
             mean = usual.groupby("dose")["last_reward"].mean()
-            style: dict[str, Any] = {"color": GREY, "linestyle": line, "zorder": 0}
+            style: dict[str, Any] = {"color": look.GREY, "linestyle": line, "zorder": 0}
             axes.plot([places[dose] for dose in mean.index], mean, linewidth=1.2, **style)
             marks: dict[str, Any] = {"y": "last_reward", "hue": "trained", "palette": colours}
             marks["x"] = data["dose"].map(places) * (1 + 0.1 * place)
-            draw_runs(axes, usual, s=30, alpha=0.6, **marks)
-            draw_means(axes, usual, markers="_", markersize=11, markeredgewidth=2.2, **marks)
+            look.draw_runs(axes, usual, s=30, alpha=0.6, **marks)
+            look.draw_means(axes, usual, markers="_", markersize=11, markeredgewidth=2.2, **marks)
             if len(longer := part.drop(usual.index)):
-                draw_means(axes, longer, markers="D", fillstyle="none", errorbar=None, **marks)
+                look.draw_means(axes, longer, markers="D", fillstyle="none", errorbar=None, **marks)
             for dose, fell in usual.groupby("dose")["collapsed"]:
                 row = len(rows) - 1 - place
                 _write_above(axes, places[dose], row, f"{fell.sum()}/{len(fell)}")
         for dose, text in (paper or {}).items():
-            _write_above(axes, places[dose], 0, text, color=FAINT, style="italic")
+            _write_above(axes, places[dose], 0, text, color=look.FAINT, style="italic")
         for place, row in enumerate(rows[::-1]):
-            style = {"transform": axes.transAxes, "ha": "right", "color": GREY}
+            style = {"transform": axes.transAxes, "ha": "right", "color": look.GREY}
             axes.text(-0.01, 1.04 + 0.085 * place, row, **style)
         axes.set_xticks([places[dose] for dose in levels], [f"{dose:g}" for dose in levels])
         axes.minorticks_off()
         figure.suptitle(_dose_finding(data, name), weight="bold", size="medium")
-        entries = SEED_MARKS | {"mean, 95 % interval from 3 seeds on": {"marker": "_"}}
+        entries = look.SEED_MARKS | {"mean, 95 % interval from 3 seeds on": {"marker": "_"}}
         if len(set(data["steps"])) > 1:
             style = {"marker": "D", "fillstyle": "none", "markeredgewidth": 1, "linestyle": ""}
             entries[f"mean after {data['steps'].max()} steps"] = style
-        legend_below(figure, 2, entries)
+        look.legend_below(figure, 2, entries)
     return figure
 
 
