@@ -211,7 +211,7 @@ def desk_scores(
 
 
 def _score_run(run: StoredRun) -> list[dict[str, Any]]:
-    known = {"profile": run.profile, "method": run.arm, "seed": run.seed, "mode": "greedy"}
+    known = run.key | {"mode": "greedy"}
     scores = run.evaluation.get("best", {}).get("results", {}).get("greedy", {})
     if not scores:
         return [known | {"benchmark": "average", "status": NOT_RUN}]

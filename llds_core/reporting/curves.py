@@ -40,7 +40,7 @@ def curves_data(
         values = run.rows[[*metrics]]
         values = values.rolling(_GLANCE, min_periods=1).mean() if glance else values
         long = values.assign(step=run.rows["step"]).melt("step", [*metrics], var_name="metric")
-        parts.append(long.assign(profile=run.profile, method=run.arm, seed=run.seed))
+        parts.append(long.assign(**run.key))
     columns = ["profile", "method", "seed", "step", "metric", "value"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 

@@ -277,7 +277,7 @@ def _student_bounds(values: Sequence[float]) -> tuple[float, float]:
 
 
 def legend_below(
-    figure: Figure, columns: int, entries: Mapping[str, Mapping[str, Any]], **common: Any
+    figure: Figure, columns: int, entries: Mapping[str, dict[str, Any]], **common: Any
 ) -> None:
     """A legend below the panels: labels, and the style of a line for each beside the `common` one,
     grey unless they say otherwise.

@@ -74,6 +74,11 @@ class StoredRun:
         return f"{self.profile}/{self.arm}/seed{self.seed}"
 
     @property
+    def key(self) -> dict[str, Any]:
+        """`profile`, `method` (its arm) and `seed`: how a row of a table names it."""
+        return {"profile": self.profile, "method": self.arm, "seed": self.seed}
+
+    @property
     def window(self) -> int:
         """Steps of the means it is judged on."""
         return self.setting("diagnostics", "window")

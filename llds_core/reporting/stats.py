@@ -92,13 +92,10 @@ def paired_proportions(first: Mapping[int, bool], second: Mapping[int, bool]) ->
     norm = np.sqrt(float((totals * (n - totals)).prod()))
     phi = determinant / norm if norm else 0.0
     difference = one.estimate - other.estimate
-
-    def reach(a: float, b: float) -> float:
-        return float(np.sqrt(a * a - 2 * phi * a * b + b * b))
-
-    low = difference - reach(one.estimate - one.low, other.high - other.estimate)
-    high = difference + reach(one.high - one.estimate, other.estimate - other.low)
-    return Interval(difference, low, high, n)
+    below = (one.estimate - one.low, other.high - other.estimate)
+    above = (one.high - one.estimate, other.estimate - other.low)
+    down, up = (float(np.sqrt(a * a - 2 * phi * a * b + b * b)) for a, b in (below, above))
+    return Interval(difference, difference - down, difference + up, n)
 
 
 def mcnemar(first: Mapping[int, bool], second: Mapping[int, bool]) -> float:

@@ -22,8 +22,8 @@ def contrasts(runs: Sequence[StoredRun], series: Sequence[Series], metric: str) 
     whole = [one for one in series if present.issuperset(one.arms)]
     found = same_steps([run for run in runs if any(run.arm in one.arms for one in whole)])
     rows = [
-        {"profile": run.profile, "method": run.arm, "seed": run.seed, "series": one.title}
-        | {"label": label, "value": early_mean(run, metric), "collapsed": run.collapse is not None}
+        {**run.key, "series": one.title, "label": label}
+        | {"value": early_mean(run, metric), "collapsed": run.collapse is not None}
         for one in whole
         for arm, label in one.arms.items()
         for run in found

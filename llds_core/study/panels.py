@@ -56,11 +56,10 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
     methods = {arm.name: arm.method for arm in study.arms}
     with look.theme(grid=True):
         figure, (left, right) = look.panels(1, 2, 0.2 * len(rows) + 1.7, sharey=True)
-        for _, run in table[table["method"] == look.BASELINE].iterrows():
-            line: dict[str, Any] = {"alpha": 0.2, "linewidth": 1.2, "zorder": 0}
-            for axes, place in ((left, run["collapse_step"]), (right, run["slope"])):
-                if not np.isnan(place):
-                    axes.axvline(place, color=look.METHOD_COLOURS[look.BASELINE], **line)
+        base, colour = table[table["method"] == look.BASELINE], look.METHOD_COLOURS[look.BASELINE]
+        for axes, measure in ((left, "collapse_step"), (right, "slope")):
+            for at in base[measure].dropna():
+                axes.axvline(at, color=colour, alpha=0.2, linewidth=1.2, zorder=0)
         left.set_yticks(range(len(rows)), [label for label, _, _ in rows])
         for text, (place, (_, arm, style)) in zip(
             left.get_yticklabels(), enumerate(rows), strict=True
@@ -220,11 +219,10 @@ def doses(
         for run in found:
             dose = run.setting(section, key)
             steps = usual if first.setdefault(dose, run.arm) == run.arm else run.planned
-            known = {"profile": run.profile, "method": run.arm, "seed": run.seed}
-            known |= {"series": one.name, "dose": dose, "trained": run.method, "steps": steps}
+            known = {"series": one.name, "dose": dose, "trained": run.method, "steps": steps}
             cut = run.first(steps)
             fate = {"last_reward": cut.last("reward"), "collapsed": cut.collapse is not None}
-            rows.append(known | fate)
+            rows.append(run.key | known | fate)
     if not rows:
         raise DataError("no run of these series: run the study first")
     return pd.DataFrame(rows)

@@ -55,16 +55,14 @@ def objectives(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
     }
     related = {arm.name for arm in study.arms if arm.group == "related"}
     seeds = {run.seed for run in runs if run.arm in related}
-    found = [run for run in runs if run.arm in labels and run.seed in seeds]
+    found = [run for arm in labels for run in runs if run.arm == arm and run.seed in seeds]
     rows = []
     for whole, run in zip(found, same_steps(found), strict=True):
         em = whole.heldout(within=run.rows["step"].max())
         seconds = run.rows["rollout_seconds"] + run.rows["update_seconds"]
         rows.append(
-            {
-                "profile": run.profile,
-                "method": run.arm,
-                "seed": run.seed,
+            run.key
+            | {
                 "objective": labels[run.arm],
                 "collapsed": run.collapse is not None,
                 "best_reward": run.best("reward"),
@@ -75,11 +73,8 @@ def objectives(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
                 "seconds_per_step": seconds.median(),
             }
         )
-    order = {name: place for place, name in enumerate(labels)}
-    table = pd.DataFrame(
-        rows, columns=["profile", "method", "seed", "objective", "collapsed", *_MEASURES]
-    )
-    return table.sort_values("method", key=lambda arms: arms.map(order), kind="stable")
+    columns = ["profile", "method", "seed", "objective", "collapsed", *_MEASURES]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def beside_grpo(table: pd.DataFrame) -> pd.DataFrame:
