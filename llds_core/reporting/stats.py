@@ -44,7 +44,7 @@ class Survival(NamedTuple):
 
 class Trend(NamedTuple):
     """A mean rank correlation over settings, the two-sided p of its permutation test, and the
-    smallest p that one of the permutations would have had; ties raise it.
+    smallest p that these outcomes allow, in whatever order; ties raise it.
     """
 
     correlation: Interval
@@ -169,13 +169,26 @@ def spearman_trend(
         permuted.append(_rank_correlation(np.broadcast_to(x, mixed.shape), mixed))
     tail = (1 - _LEVEL) / 2
     low, high = np.quantile(np.mean(resampled, axis=0), [tail, 1 - tail]).tolist()
-    by_chance = np.abs(np.mean(permuted, axis=0))
     # Rounding must not make an arrangement as extreme as the observed one look less so.
-    p, least_p = (
-        float(((by_chance >= bound - 1e-9).sum() + 1) / (_RESAMPLES + 1))
-        for bound in (abs(estimate), max(by_chance.max(), abs(estimate)))
-    )
-    return Trend(Interval(estimate, low, high, n), p, least_p)
+    extreme = np.abs(np.mean(permuted, axis=0)) >= abs(estimate) - 1e-9
+    p = float((extreme.sum() + 1) / (_RESAMPLES + 1))
+    return Trend(Interval(estimate, low, high, n), p, _least_p(groups))
+
+
+def _least_p(groups: Sequence[np.ndarray]) -> float:
+    """Smallest two-sided p of the permutation test of `spearman_trend` that the outcomes of
+    `groups`, each (2, n) of settings and outcomes, could have reached in another order.
+    """
+    extremes = []
+    for sign in (1, -1):
+        ordered = [(np.sort(x), np.sort(y)[::sign]) for x, y in groups]
+        estimate = abs(float(np.mean([_rank_correlation(*pair) for pair in ordered])))
+        # How often a random order pairs the same values with the same settings.
+        pairs = [pd.crosstab(*pair).to_numpy() for pair in ordered]
+        chances = [stats.random_table(each.sum(1), each.sum(0)).pmf(each) for each in pairs]
+        extremes.append((estimate, float(np.prod(chances))))
+    top = max(estimate for estimate, _ in extremes)
+    return min(1.0, sum(chance for estimate, chance in extremes if estimate > top - 1e-9))
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -37,10 +37,15 @@ class Evidence:
 
     def __init__(self, runs: Sequence[StoredRun], mechanism: Mapping[str, pd.DataFrame]) -> None:
         self._mechanism = mechanism
+        if len(profiles := sorted({run.profile for run in runs})) > 1:
+            raise DataError(f"the runs are of profiles {', '.join(profiles)}: judge one at a time")
         if len({run.window for run in runs}) > 1:
             raise DataError("the runs differ in diagnostics.window: publish them again")
         finished = sorted((run for run in runs if run.is_result), key=lambda run: run.seed)
         self._arms = {a: {run.seed: run for run in own} for a, own in by_method(finished).items()}
+        for run in finished:
+            if self._arms[run.arm][run.seed] is not run:
+                raise DataError(f"{run.arm} seed {run.seed} is given twice: keep one run of each")
 
     def arm(self, name: str) -> RunsBySeed:
         """Runs of an arm by seed; three windows long at least, or collapsed."""

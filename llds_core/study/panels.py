@@ -243,6 +243,7 @@ def dose_figure(data: pd.DataFrame, name: str, paper: Mapping[float, str] | None
     colours = {name: look.METHOD_COLOURS.get(name, look.GREY) for name in data["trained"].unique()}
     series = list(data["series"].unique())
     rows = [*(series if len(series) > 1 else ["collapsed"]), *(["paper"] if paper else [])]
+    hollow: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1}
     with look.theme():
         figure, [axes] = look.panels(1, 1, 3.4)
         limits = (low / room, high * room)
@@ -258,7 +259,8 @@ def dose_figure(data: pd.DataFrame, name: str, paper: Mapping[float, str] | None
             look.draw_runs(axes, usual, s=30, alpha=0.6, **marks)
             look.draw_means(axes, usual, markers="_", markersize=11, markeredgewidth=2.2, **marks)
             if len(longer := part.drop(usual.index)):
-                look.draw_means(axes, longer, markers="D", fillstyle="none", errorbar=None, **marks)
+                mark = {"markers": "D", "markersize": 4, "errorbar": None} | hollow
+                look.draw_means(axes, longer, **mark, **marks)
             for dose, fell in usual.groupby("dose")["collapsed"]:
                 row = len(rows) - 1 - place
                 _write_above(axes, places[dose], row, f"{fell.sum()}/{len(fell)}")
@@ -272,8 +274,7 @@ def dose_figure(data: pd.DataFrame, name: str, paper: Mapping[float, str] | None
         figure.suptitle(_dose_finding(data, name), weight="bold", size="medium")
         entries = look.SEED_MARKS | {"mean, 95 % interval from 3 seeds on": {"marker": "_"}}
         if len(set(data["steps"])) > 1:
-            style = {"marker": "D", "fillstyle": "none", "markeredgewidth": 1, "linestyle": ""}
-            entries[f"mean after {data['steps'].max()} steps"] = style
+            entries[f"mean after {data['steps'].max()} steps"] = hollow | {"marker": "D", "ls": ""}
         look.legend_below(figure, 2, entries)
     return figure
 

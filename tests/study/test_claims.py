@@ -257,7 +257,9 @@ def test_a_run_proves_no_more_than_its_windows_allow():
     assert run.collapsed_by(STEPS) is False and run.collapsed_by(STEPS + 1) is None
 
 
-def test_runs_judged_by_different_windows_are_refused():
+def test_ambiguous_runs_and_windows_are_refused():
+    with pytest.raises(DataError, match="grpo seed 0 is given twice"):
+        Evidence([fallen("grpo", 0), fallen("grpo", 0)], {})
     longer = fallen("grpo", 1)
     longer.manifest["config"]["diagnostics"]["window"] = 4
     with pytest.raises(DataError, match=r"differ in diagnostics\.window"):
