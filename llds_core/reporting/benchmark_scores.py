@@ -211,21 +211,16 @@ def desk_scores(
 
 
 def _score_run(run: StoredRun) -> list[dict[str, Any]]:
-    known = {"profile": run.profile, "method": run.arm, "seed": run.seed, "mode": "greedy"}
+    known = run.key | {"mode": "greedy"}
     scores = run.evaluation.get("best", {}).get("results", {}).get("greedy", {})
     if not scores:
         return [known | {"benchmark": "average", "status": NOT_RUN}]
     known["status"] = "run"
     kinds = {kind: scores[kind] for kind in KINDS if kind in scores}
-    ems, searches = (
-        averages("atlas", {kind: entry[key] for kind, entry in kinds.items()})
-        for key in ("em", "searches")
-    )
-    means = {
-        name: None if em is None else {"em": em, "searches": searches[name]}
-        for name, em in ems.items()
-    }
-    modes = {"greedy": {"benchmarks": kinds, "averages": means}}
+    pairs = {kind: pd.Series(entry)[["em", "searches"]] for kind, entry in kinds.items()}
+    means = averages("atlas", pairs)
+    known_means = {name: None if mean is None else dict(mean) for name, mean in means.items()}
+    modes = {"greedy": {"benchmarks": kinds, "averages": known_means}}
     rows = score_rows({"world": "atlas", "agent": run.arm, "modes": modes})
     return [row | known | {"em_low": row.get("low"), "em_high": row.get("high")} for row in rows]
 

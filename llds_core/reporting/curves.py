@@ -9,37 +9,20 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, DataError, did_you_mean
-from llds_core.reporting.figures import (
-    BASELINE,
-    FAINT,
-    GREY,
-    SEEDS_FOR_INTERVAL,
-    End,
-    arm_names,
-    axis_label,
-    draw_seeds,
-    handle,
-    log_scale,
-    method_colours,
-    name_lines,
-    panels,
-    set_title,
-    share_scale,
-    short_name,
-    theme,
-    thin,
-)
+from llds_core.reporting import figures as look
 from llds_core.reporting.run_view import StoredRun, by_method, same_steps
 from llds_core.reporting.stats import student_interval
 
 # Darker with every phase, so that they are told apart in print.
 _PHASE_SHADES = {"stagnation": 1.0, "decay": 0.94, "acceleration": 0.87, "collapse": 0.79}
 _GLANCE = 3  # steps of the trailing means of a first look
+_REDRAW = 2.0  # seconds
 _BY_FACTORS = ("entropy", "grad_norm")
 
 
@@ -57,7 +40,7 @@ def curves_data(
         values = run.rows[[*metrics]]
         values = values.rolling(_GLANCE, min_periods=1).mean() if glance else values
         long = values.assign(step=run.rows["step"]).melt("step", [*metrics], var_name="metric")
-        parts.append(long.assign(profile=run.profile, method=run.arm, seed=run.seed))
+        parts.append(long.assign(**run.key))
     columns = ["profile", "method", "seed", "step", "metric", "value"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
@@ -69,7 +52,7 @@ def curves_figure(
     same_scale: Sequence[str] = (),
     glance: bool = False,
 ) -> Figure:
-    """Draw one panel per metric against the step, lines as in `draw_seeds`, arms named where they
+    """Draw one panel per metric against the step, lines as in `draw_arms`, arms named where they
     end, and above each panel what its metric does.
 
     What changes by factors has a logarithmic axis if its values allow it; panels of `same_scale`
@@ -79,49 +62,44 @@ def curves_figure(
     data = curves_data(runs, metrics, glance=glance)
     if data.empty:
         raise DataError("nothing to draw: name a metric and runs with a finished step")
-    arms = by_method(same_steps(runs))
-    colours, names = method_colours(arms), arm_names(runs)
+    arms, lines = by_method(same_steps(runs)), look.arm_lines(runs)
     columns = 2 if len(metrics) == 4 else min(len(metrics), 3)
     rows = -(-len(metrics) // columns)
-    with theme():
-        figure, grid = panels(rows, columns, 2.9 if columns == 3 else 2.5)
+    with look.theme():
+        figure, grid = look.panels(rows, columns, 2.9 if columns == 3 else 2.5)
         shown = dict(zip(metrics, grid, strict=False))
-        ends: dict[str, list[End]] = {}
+        means = {}
         for panel, axes in shown.items():
             values = data[data["metric"] == panel]
             if panel in _BY_FACTORS and (values["value"].dropna() > 0).all():
-                log_scale(axes, wide=values["value"].max() > 1000 * values["value"].min())
-            for arm, group in values.groupby("method", sort=False):
-                table = group.pivot(index="step", columns="seed", values="value")
-                end = draw_seeds(axes, table, colours[str(arm)])
-                ends.setdefault(panel, []).append((*end, names[str(arm)], colours[str(arm)]))
-            set_title(axes, describe(arms, panel), columns)
-            axes.set(xlabel="step", ylabel=axis_label(panel))
+                look.log_scale(axes, wide=values["value"].max() > 1000 * values["value"].min())
+            means[panel] = look.draw_arms(axes, values, lines)
+            look.set_title(axes, describe(arms, panel), columns)
+            axes.set(xlabel="step", ylabel=look.axis_label(panel))
             first = data["step"].min()
             axes.set_xlim(first, max(data["step"].max(), first + 1))
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6 - columns, integer=True))
             axes.margins(y=0.1)
-        share_scale([axes for panel, axes in shown.items() if panel in same_scale])
+        if same_scale:
+            look.share_scale([shown[panel] for panel in same_scale])
         for axes in grid[len(metrics) :]:
             axes.set_visible(False)
         figure.align_ylabels()
         if not glance:
-            _mark_phases(figure, shown.values(), arms, colours)
+            _mark_phases(figure, shown.values(), arms, lines)
         for place in range(columns - 1, len(metrics), columns):
-            name_lines(grid[place], ends[metrics[place]])
+            look.name_lines(grid[place], means[metrics[place]], lines)
     return figure
 
 
 class LiveCurves:
-    """Curves of a run that trains in a notebook: called after a step, it redraws them in place, at
-    most every `every` seconds.
+    """Curves of a run that trains in a notebook: called after a step, it redraws them in place, not
+    more often than every two seconds.
     """
 
-    def __init__(self, metrics: Sequence[str], *, every: float = 2.0) -> None:
+    def __init__(self, metrics: Sequence[str]) -> None:
         self._metrics = metrics
-        self._every = every
         self._next = 0.0
-        self._shown: Any = None
 
     def __call__(self, run: StoredRun) -> None:
         """Draw what `run` has measured so far."""
@@ -131,12 +109,9 @@ class LiveCurves:
             return
         png = BytesIO()
         curves_figure([run], self._metrics).savefig(png, format="png")
-        picture = Image(png.getvalue(), width=760)
-        if self._shown is None:
-            self._shown = display(picture, display_id=True)
-        else:
-            self._shown.update(picture)
-        self._next = time.monotonic() + self._every
+        place: dict[str, Any] = {"display_id": str(id(self)), "update": self._next > 0}
+        display(Image(png.getvalue(), width=760), **place)
+        self._next = time.monotonic() + _REDRAW
 
 
 def describe(arms: Mapping[str, Sequence[StoredRun]], metric: str) -> str:
@@ -145,16 +120,16 @@ def describe(arms: Mapping[str, Sequence[StoredRun]], metric: str) -> str:
     """
     counts = {arm: sum(run.collapse is not None for run in runs) for arm, runs in arms.items()}
     if metric == "reward" and any(counts.values()):
-        said = [f"{short_name(arm)} {counts[arm]} of {len(runs)}" for arm, runs in arms.items()]
-        return f"Collapsed: {', '.join(said)}"
-    return ", ".join(f"{short_name(arm)} {_verb(runs, metric)}" for arm, runs in arms.items())
+        of = {arm: f"{counts[arm]} of {len(runs)}" for arm, runs in arms.items()}
+        return f"Collapsed: {look.each_arm(of)}"
+    return look.each_arm({arm: _verb(runs, metric) for arm, runs in arms.items()})
 
 
 def _verb(runs: Sequence[StoredRun], metric: str) -> str:
     """Judged by the interval over seeds, or by the noise of a window where they are too few."""
     found = student_interval([run.change(metric) for run in runs])
     low, high = found.low, found.high
-    if found.n < SEEDS_FOR_INTERVAL:
+    if found.n < look.SEEDS_FOR_INTERVAL:
         noise = max(2 * run.noise(metric, run.length) * (2 / run.window) ** 0.5 for run in runs)
         low, high = found.estimate - noise, found.estimate + noise
     return "rises" if low > 0 else "falls" if high < 0 else "unclear"
@@ -164,29 +139,29 @@ def _mark_phases(
     figure: Figure,
     panels: Iterable[Axes],
     arms: Mapping[str, Sequence[StoredRun]],
-    colours: Mapping[str, str],
+    lines: Mapping[str, look.Line],
 ) -> None:
     """Dotted verticals at collapses, and grey behind the phases of one run if it has several."""
     collapses = [
-        (colours[arm], step)
+        (lines[arm][1], step)
         for arm, runs in arms.items()
         for run in runs
         if (step := run.collapse_step) is not None
     ]
-    run = arms.get(BASELINE, next(iter(arms.values())))[0]
+    run = arms.get(look.BASELINE, next(iter(arms.values())))[0]
     phases = run.phases if len(run.phases) > 1 else []
     for axes in panels:
         for colour, step in collapses:
-            axes.axvline(step, color=colour, linestyle=":", linewidth=thin(1.4))
+            axes.axvline(step, color=colour, linestyle=":", linewidth=1.4)
         for phase in phases:
             shade = str(_PHASE_SHADES[phase.name])
             axes.axvspan(phase.first - 0.5, phase.last + 0.5, color=shade, linewidth=0, zorder=0)
     handles: list[Artist] = [
-        Patch(facecolor=str(_PHASE_SHADES[phase.name]), edgecolor=FAINT, label=phase.name)
+        Patch(facecolor=str(_PHASE_SHADES[phase.name]), edgecolor=look.FAINT, label=phase.name)
         for phase in phases
     ]
     if collapses:
-        handles.append(handle("collapse of a run", GREY, linestyle=":"))
-    title = f"grey: phases of {short_name(run.arm)}, seed {run.seed}" if phases else None
+        handles.append(Line2D([], [], label="collapse of a run", color=look.GREY, linestyle=":"))
+    title = f"grey: phases of {look.short_name(run.arm)}, seed {run.seed}" if phases else None
     if handles:
         figure.legend(handles=handles, loc="outside lower center", title=title, ncols=5)

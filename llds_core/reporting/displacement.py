@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llds_core.losses import llds_penalty
-from llds_core.reporting.figures import FAINT, METHOD_COLOURS, panels, set_title, theme, thin
+from llds_core.reporting.figures import FAINT, METHOD_COLOURS, panels, set_title, theme
 
 _SIMILARITIES = (0.0, 0.4, 0.8, 0.95)
 _WEIGHTS = (0.2, 1.0, 5.0)
@@ -79,17 +79,12 @@ def displacement_data() -> pd.DataFrame:
     settings = [(similarity, 0.0) for similarity in _SIMILARITIES]
     settings += [(_SHOWN, weight) for weight in _WEIGHTS]
     wrong = np.linspace(0.05, 0.95, 19).tolist()
-    return pd.concat(
-        pd.DataFrame(
-            {
-                "similarity": similarity,
-                "weight": weight,
-                "wrong": wrong,
-                "change": displacement(wrong, similarity=similarity, weight=weight),
-            }
-        )
-        for similarity, weight in settings
-    )
+    parts = []
+    for similarity, weight in settings:
+        change = displacement(wrong, similarity=similarity, weight=weight)
+        known = {"similarity": similarity, "weight": weight}
+        parts.append(pd.DataFrame(known | {"wrong": wrong, "change": change}))
+    return pd.concat(parts)
 
 
 def displacement_figure(data: pd.DataFrame) -> Figure:
@@ -111,7 +106,7 @@ def displacement_figure(data: pd.DataFrame) -> Figure:
         set_title(right, f"At worst, cosine {_SHOWN:g}: GRPO {worst.iloc[0]:+.3f}, {last}", 2)
         left.set_ylabel("change of the right answer's\nlog-likelihood (nats)")
         for axes in (left, right):
-            axes.axhline(0, color=FAINT, linewidth=thin(0.8))
+            axes.axhline(0, color=FAINT, linewidth=0.8)
             axes.set_xlabel("probability of the shared word\nin the wrong answer")
             axes.set_xlim(-0.55, 1)
             axes.set_xticks([0, 0.5, 1])

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.resources import files
 from itertools import groupby
+from os.path import commonprefix
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -69,7 +70,7 @@ def _readable(row: Rollout, group: Sequence[Rollout], decode: Callable[..., str]
         "mask": "".join(map(str, mask)),
         "logprobs": [round(value, 2) for value in row["sampler_logprobs"]],
         "changes": [round(value, 3) for value in changes],
-        "shared": max((_common(ids, other) for other in rivals), default=0),
+        "shared": max((len(commonprefix([ids, other])) for other in rivals), default=0),
         "fell": _falls(mask, changes) if preserved and changes else "0" * len(ids),
     }
 
@@ -85,12 +86,6 @@ def _pieces(ids: Sequence[int], decode: Callable[..., str]) -> Iterator[str]:
             continue
         yield now[len(before.rstrip("\N{REPLACEMENT CHARACTER}")) :] if end - start > 1 else now
         start = end
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of tokens with which both begin."""
-    pairs = zip(first, second, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def _falls(mask: Sequence[int], changes: Sequence[float]) -> str:
@@ -121,11 +116,11 @@ def _published_file(run: StoredRun) -> Path:
 
 def load_rollouts(run: StoredRun) -> list[Rollout]:
     """Readable rollouts of a run, published or as it was made; none where none are kept."""
+    if not has_rollouts(run):
+        return []
     if (run.path / _OWN).exists():
         return readable_rollouts(run.path)
     file = _published_file(run)
-    if not file.exists():
-        return []
     try:
         return [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
     except (OSError, EOFError, ValueError, zlib.error) as error:

@@ -4,9 +4,8 @@ they end, and beside every picture the numbers that drew it.
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,7 +43,6 @@ _METHODS = {
     "gspo-llds": ("GSPO + LLDS", "#333333"),
     "smollm2": ("SmolLM2-135M", "#777777"),
 }
-METHOD_LABELS = {name: label for name, (label, _) in _METHODS.items()}
 METHOD_COLOURS = {name: colour for name, (_, colour) in _METHODS.items()}
 _METRIC_LABELS = {
     "loglik_correct": "log-likelihood of correct responses",
@@ -57,22 +55,27 @@ _METRIC_LABELS = {
 GREY = "#555555"
 FAINT = "#999999"
 SEEDS_FOR_INTERVAL = 3
-# How much larger than on a page: there all text is of 10 points, and a figure 7 inches wide.
-_STYLES = {"paper": 1.0, "talk": 1.8}
-_WIDTH, _POINTS = 7.0, 10.0
-End = tuple[float, float, str, str]  # of a line: x, y, what it is called and its colour
+_FATES = {False: "o", True: "X"}  # the mark of a run, by whether it collapsed
+SEED_MARKS: dict[str, dict[str, Any]] = {
+    "a seed": {"marker": _FATES[False], "linestyle": ""},
+    "a seed that collapsed": {"marker": _FATES[True], "linestyle": ""},
+}
+# Dots per inch of a figure as wide as a page, 7 inches, whose text is of 10 points.
+_STYLES = {"paper": 150, "talk": 270}
+_WIDTH = 7.0
+Line = tuple[str, str]  # what a line is called, and its colour
 
 
 def use_style(style: str) -> None:
-    """Draw all figures from here on for a `paper` or a `talk`."""
+    """Draw all figures from here on for a `paper` or, nearly twice as large, for a `talk`."""
     if style not in _STYLES:
         raise ConfigError(f'unknown style "{style}": {did_you_mean(style, _STYLES)}')
-    mpl.rcParams["font.size"] = _POINTS * _STYLES[style]
+    mpl.rcParams["savefig.dpi"] = _STYLES[style]
 
 
 def method_label(method: str) -> str:
     """How a method is called in figures and text."""
-    return METHOD_LABELS.get(method, method)
+    return _METHODS.get(method, (method,))[0]
 
 
 def short_name(arm: str) -> str:
@@ -80,14 +83,21 @@ def short_name(arm: str) -> str:
     return method_label(arm).removeprefix("GRPO + ").removesuffix(" (action gate)")
 
 
-def arm_names(runs: Sequence[StoredRun]) -> dict[str, str]:
-    """What stands at the line of each arm: its name, its penalty weight and how many seeds."""
-    names = {}
+def each_arm(said: Mapping[str, str]) -> str:
+    """What is said of each arm, after its short name."""
+    return ", ".join(f"{short_name(arm)} {text}" for arm, text in said.items())
+
+
+def arm_lines(runs: Sequence[StoredRun], others: Iterable[str] = ()) -> dict[str, Line]:
+    """What stands at the line of each arm, and its colour: its name, its penalty weight and how
+    many seeds, and of `others`, methods without a run, the name.
+    """
+    names = {method: method_label(method) for method in others}
     for arm, own in by_method(runs).items():
         weight = own[0].setting("loss", "llds_weight")
         penalty = f", λ {weight:g}" if weight else ""
         names[arm] = f"{short_name(arm)}{penalty}\n{len(own)} seed{'s' * (len(own) > 1)}"
-    return names
+    return {arm: (names[arm], colour) for arm, colour in method_colours(names).items()}
 
 
 def method_colours(methods: Iterable[str]) -> dict[str, str]:
@@ -108,22 +118,19 @@ def axis_label(metric: str) -> str:
 @contextmanager
 def theme(*, grid: bool = False) -> Iterator[None]:
     """The look of all figures; `grid` draws lines behind them."""
-    scale = mpl.rcParams["font.size"] / _POINTS
-    sizes = {"lines.linewidth": 2.0, "lines.markersize": 4.0, "axes.linewidth": 0.8}
-    sizes |= {f"{axis}tick.major.{part}": 3.0 for axis in "xy" for part in ("size", "pad")}
-    look: dict[str, Any] = {name: scale * size for name, size in sizes.items()}
+    look: dict[str, Any] = {"lines.linewidth": 2, "lines.markersize": 4, "lines.markeredgewidth": 0}
+    look |= {f"{axis}tick.major.{part}": 3 for axis in "xy" for part in ("size", "pad")}
     look |= {"axes.titlesize": "medium", "axes.titleweight": "bold", "axes.titlelocation": "left"}
-    look |= {"legend.frameon": False, "lines.markeredgewidth": 0}
+    look |= {"axes.linewidth": 0.8, "legend.frameon": False}
     with sns.axes_style("whitegrid" if grid else "ticks"), mpl.rc_context(cast(Any, look)):
         yield
 
 
 def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with a grid of panels, by rows, each of `height` inches on a page; it is as wide as
-    the text. `options` are those of `Figure.subplots`.
+    """A figure with a grid of panels, by rows, each of `height` inches; it is as wide as the text.
+    `options` are those of `Figure.subplots`.
     """
-    scale = mpl.rcParams["font.size"] / _POINTS
-    figure = Figure(figsize=(scale * _WIDTH, scale * height * rows), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, height * rows), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False, **options).ravel())
     for axes in grid:
         sns.despine(ax=axes)
@@ -155,7 +162,8 @@ def save_figure(
     with disk_errors(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
         png = {"Title": name, "Source": sources, "Software": "llds_core"}
-        figure.savefig(paths[0], dpi=150, metadata=png)
+        dpi = mpl.rcParams["savefig.dpi"]
+        figure.savefig(paths[0], dpi=_STYLES["paper"] if dpi == "figure" else dpi, metadata=png)
         pdf = {"Title": name, "Subject": sources, "Creator": "llds_core", "CreationDate": None}
         with mpl.rc_context({"pdf.fonttype": 42}):
             figure.savefig(paths[1], metadata=pdf)
@@ -164,36 +172,38 @@ def save_figure(
     return paths
 
 
-def thin(width: float) -> float:
-    """A width of lines beside those of means, as wide as on a page."""
-    return width * mpl.rcParams["font.size"] / _POINTS
-
-
-def draw_seeds(
-    axes: Axes, table: pd.DataFrame, colour: str, *, linestyle: str = "-", **style: Any
-) -> tuple[float, float]:
-    """Draw a thin line per seed of `table`, by step or another number (rows) and seed (columns),
-    and the mean of the seeds as in `draw_mean`, which has the `style`; return where it ends. NaN
-    makes a gap.
-    """
-    faint: dict[str, Any] = {"linewidth": thin(0.7), "alpha": 0.4, "linestyle": linestyle}
-    axes.plot(table.index, table.to_numpy(float), color=colour, **faint)
-    # An interval of three seeds may be so wide that the lines beside it would look flat: the lines
-    # set the limits of the axis.
-    limits = axes.dataLim.frozen()
-    end = draw_mean(axes, table, colour, linestyle=linestyle, **style)
-    axes.dataLim.set(limits)
-    return end
-
-
-def draw_mean(axes: Axes, table: pd.DataFrame, colour: str, **style: Any) -> tuple[float, float]:
-    """Draw the mean of the seeds of a table in bold and, from three on, Student's 95 % interval;
-    return where it ends.
+def draw_arms(
+    axes: Axes,
+    data: pd.DataFrame,
+    arms: Mapping[str, Line],
+    x: str = "step",
+    y: str = "value",
+    **style: Any,
+) -> dict[str, pd.Series]:
+    """Draw column `y` of `data` against `x`: of each arm (`method`) a thin line per seed, their
+    mean in bold, in a `style`, and from three seeds on Student's 95 % interval; return the means by
+    arm, without NaN, which makes a gap.
 
     On a logarithmic axis the mean is the geometric one, and the interval that of logarithms. The
     bold line ends with the shortest seed, and goes on dotted as the mean of those that are left; a
     seed without any value is left out.
     """
+    return {
+        str(arm): _draw_seeds(
+            axes, own.pivot_table(y, x, "seed", dropna=False), arms[str(arm)][1], **style
+        )
+        for arm, own in data.groupby("method", sort=False)
+    }
+
+
+def _draw_seeds(
+    axes: Axes, table: pd.DataFrame, colour: str, *, linestyle: str = "-", **style: Any
+) -> pd.Series:
+    faint: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.4, "linestyle": linestyle}
+    axes.plot(table.index, table.to_numpy(float), color=colour, **faint)
+    # An interval of three seeds may be so wide that the lines beside it would look flat: the lines
+    # set the limits of the axis.
+    limits = axes.dataLim.frozen()
     table = table.dropna(axis=1, how="all").loc[table.first_valid_index() :]
     end = min((table[seed].last_valid_index() for seed in table), default=0)
     is_log = axes.get_yscale() == "log"
@@ -201,36 +211,35 @@ def draw_mean(axes: Axes, table: pd.DataFrame, colour: str, **style: Any) -> tup
     found = np.array([student_interval(row)[:3] for row in values.to_numpy(float)]).reshape(-1, 3)
     curve = pd.DataFrame(np.exp(found) if is_log else found, table.index, ["mean", "low", "high"])
     whole, left = curve.loc[:end], curve.loc[end:, "mean"].dropna()
-    axes.plot(whole.index, whole["mean"], color=colour, **style)
+    axes.plot(whole.index, whole["mean"], color=colour, linestyle=linestyle, **style)
     if len(left) > 1:
-        axes.plot(left.index, left, color=colour, linestyle=":", linewidth=thin(1.6))
+        axes.plot(left.index, left, color=colour, linestyle=":", linewidth=1.6)
     if (several := table.loc[:end].count(axis=1) >= SEEDS_FOR_INTERVAL).any():
         shade: dict[str, Any] = {"alpha": 0.18, "linewidth": 0, "where": several}
         axes.fill_between(whole.index, whole["low"], whole["high"], color=colour, **shade)
-    return (float(left.index[-1]), float(left.iloc[-1])) if len(left) else (np.nan, np.nan)
+    axes.dataLim.set(limits)
+    return curve["mean"].dropna()
 
 
-def name_lines(axes: Axes, ends: Sequence[End]) -> None:
-    """Write the name of each line beside the panel at the height of its end, moved where two would
-    lie on each other. Legends and titles come first: they decide how high the panel is.
+def name_lines(axes: Axes, curves: Mapping[str, pd.Series], arms: Mapping[str, Line]) -> None:
+    """Write the name of each line of `draw_arms` beside the panel at the height of its end, moved
+    where two would lie on each other. Legends and titles come first: they decide how high the panel
+    is.
     """
     figure = cast(Figure, axes.figure)
     figure.draw_without_rendering()
     axes.set_ylim(axes.get_ylim())
-    known = [end for end in ends if np.isfinite(end[1])]
-    places = [axes.transLimits.transform(axes.transScale.transform(end[:2]))[1] for end in known]
+    to_panel = axes.transScale + axes.transLimits
+    known = {arm: curve for arm, curve in curves.items() if len(curve)}
+    ends = [to_panel.transform((curve.index[-1], curve.iloc[-1]))[1] for curve in known.values()]
+    wanted = pd.Series(ends, known, dtype=float).sort_values()
     height = 72 * axes.get_window_extent().height / figure.dpi
-    room = [1.25 * mpl.rcParams["font.size"] * (1 + end[2].count("\n")) / height for end in known]
-    order = np.argsort(places)
-    for before, after in pairwise(order):
-        least = places[before] + (room[before] + room[after]) / 2
-        places[after] = max(places[after], least)
-    for after, before in pairwise(order[::-1]):
-        top = 1 - room[after] / 2 if after == order[-1] else places[after]
-        places[after] = min(places[after], top)
-        most = places[after] - (room[before] + room[after]) / 2
-        places[before] = min(places[before], most)
-    for (_, _, text, colour), place in zip(known, places, strict=True):
+    line = 1.25 * mpl.rcParams["font.size"] / height
+    rooms = np.array([line * (1 + arms[arm][0].count("\n")) for arm in wanted.index])
+    stacked = np.cumsum(rooms) - rooms / 2  # where they are if they begin at 0 and touch
+    places = (wanted - stacked).cummax().clip(upper=1 - rooms.sum()) + stacked
+    for arm, place in places.items():
+        text, colour = arms[str(arm)]
         style: dict[str, Any] = {"transform": axes.transAxes, "va": "center", "weight": "bold"}
         axes.text(1.03, place, text, color=colour, linespacing=1.05, **style)
 
@@ -238,7 +247,7 @@ def name_lines(axes: Axes, ends: Sequence[End]) -> None:
 def mark_paper(axes: Axes, said: str) -> None:
     """A faint line at the value that the paper says, and its words; a percentage is a share."""
     value = float(re.findall(r"[\d.]+", said)[0]) / (100 if "%" in said else 1)
-    axes.axhline(value, color=FAINT, linestyle=(0, (1, 2)), linewidth=thin(1.2), zorder=0)
+    axes.axhline(value, color=FAINT, linestyle=(0, (1, 2)), linewidth=1.2, zorder=0)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, value), max(high, value + 0.1 * (high - low)))
     style: dict[str, Any] = {"color": FAINT, "va": "bottom", "style": "italic", "zorder": 1}
@@ -246,21 +255,36 @@ def mark_paper(axes: Axes, said: str) -> None:
     axes.text(0.02, value, f"paper {said}", transform=axes.get_yaxis_transform(), **style)
 
 
-def student_bounds(values: Sequence[float]) -> tuple[float, float]:
+def draw_runs(axes: Axes, table: pd.DataFrame, **style: Any) -> None:
+    """A mark per run, as `SEED_MARKS` says; the `style` is that of `seaborn.scatterplot`."""
+    look: dict[str, Any] = {"legend": False, "linewidth": 0, "s": 16}
+    sns.scatterplot(table, style="collapsed", markers=_FATES, ax=axes, **look | style)
+
+
+def draw_means(axes: Axes, table: pd.DataFrame, **style: Any) -> None:
+    """A mark for the mean at each place and, from three seeds on, Student's 95 % interval; the
+    `style` is that of `seaborn.pointplot`.
+    """
+    look: dict[str, Any] = {"linestyle": "none", "legend": False, "native_scale": True}
+    look |= {"errorbar": _student_bounds, "err_kws": {"linewidth": 1.6}}
+    sns.pointplot(table, ax=axes, **look | style)
+
+
+def _student_bounds(values: Sequence[float]) -> tuple[float, float]:
     """Student's 95 % interval as seaborn wants it; NaN below three values, for no interval."""
     found = student_interval(values)
     return (found.low, found.high) if found.n >= SEEDS_FOR_INTERVAL else (np.nan, np.nan)
 
 
-def handle(label: str, colour: str, **style: Any) -> Line2D:
-    """An entry of a legend: a bold line unless `style` says otherwise."""
-    return Line2D([], [], label=label, color=colour, **style)
-
-
-def seed_handles(colour: str) -> list[Line2D]:
-    """Entries of a legend for marks of seeds: a dot, and a cross where the run collapsed."""
-    marks = {"a seed": "o", "a seed that collapsed": "X"}
-    return [handle(label, colour, marker=mark, linestyle="") for label, mark in marks.items()]
+def legend_below(
+    figure: Figure, columns: int, entries: Mapping[str, dict[str, Any]], **common: Any
+) -> None:
+    """A legend below the panels: labels, and the style of a line for each beside the `common` one,
+    grey unless they say otherwise.
+    """
+    known = {"color": GREY} | common
+    handles = [Line2D([], [], label=label, **known | style) for label, style in entries.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def log_scale(axes: Axes, *, wide: bool = False) -> None:
@@ -277,15 +301,12 @@ def share_scale(panels: Sequence[Axes]) -> None:
     """Give all `panels` one y axis: linear around 0, logarithmic beyond, so that small values are
     told apart beside large ones. It ends at 0 where no line is above.
     """
-    if not panels:
-        return
-    for axes in panels:
-        axes.set_yscale("symlog", linthresh=0.1, linscale=0.3)
-        ticks = SymmetricalLogLocator(base=10, linthresh=0.1, subs=[1, 3])
-        axes.yaxis.set_major_locator(ticks)
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.autoscale(axis="y")
-    low, high = np.array([axes.get_ylim() for axes in panels]).T
-    above = max(axes.dataLim.ymax for axes in panels) > 0
-    for axes in panels:
-        axes.set_ylim(low.min(), high.max() if above else 0)
+    first, *others = panels
+    for axes in others:
+        axes.sharey(first)
+    first.set_yscale("symlog", linthresh=0.1, linscale=0.3)
+    first.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=0.1, subs=[1, 3]))
+    first.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    first.autoscale(axis="y")
+    if max(axes.dataLim.ymax for axes in panels) <= 0:
+        first.set_ylim(top=0)

@@ -19,23 +19,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from llds_core.config import load_experiment
 from llds_core.diagnostics.measure import covered, measure, mechanism_path, read_mechanism
 from llds_core.errors import DataError
+from llds_core.reporting import figures as look
 from llds_core.reporting.curves import curves_data
-from llds_core.reporting.figures import (
-    GREY,
-    arm_names,
-    draw_seeds,
-    handle,
-    log_scale,
-    method_colours,
-    method_label,
-    name_lines,
-    panels,
-    set_title,
-    short_name,
-    student_bounds,
-    theme,
-    thin,
-)
 from llds_core.reporting.run_view import StoredRun, before_collapse, same_steps, usual_steps
 from llds_core.reporting.store import is_published
 
@@ -89,49 +74,41 @@ def ensure_mechanism(
     return {name: t[t["method"].isin(methods) & (t["step"] <= steps)] for name, t in kept.items()}
 
 
-def _measured_names(table: pd.DataFrame, runs: Sequence[StoredRun]) -> dict[str, str]:
-    """What stands at the lines: as `arm_names`, of the runs that were measured."""
+def _measured_lines(table: pd.DataFrame, runs: Sequence[StoredRun]) -> dict[str, look.Line]:
+    """As `arm_lines`, of the runs that were measured."""
     pairs = set(zip(table["method"], table["seed"], strict=True))
-    known = {method: method_label(method) for method in table["method"].unique()}
-    return known | arm_names([run for run in runs if (run.arm, run.seed) in pairs])
+    return look.arm_lines([run for run in runs if (run.arm, run.seed) in pairs], table["method"])
 
 
 def likelihood_change_figure(changes: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure:
     """Fig. 3: the share of questions that one update makes less likely, by step; by how much their
     likelihood changes, median and the middle 80 %; and the share by the similarity of states.
 
-    Shares are drawn as in `draw_seeds`.
+    Shares are drawn as in `draw_arms`.
     """
     measured = changes[(changes["optimizer"] == OPTIMIZER) & changes["delta"].notna()]
     if measured.empty:
         raise DataError("every group had a single outcome: nothing changes, measure more questions")
-    colours = method_colours(measured["method"])
-    names = _measured_names(measured, runs)
+    arms = _measured_lines(measured, runs)
     ranks = measured["similarity"].rank(method="first", pct=True)
     alike = np.ceil(ranks * _SIMILARITIES)
     measured = measured.assign(alike=alike, share=(measured["delta"] < 0).astype(float))
-    with theme():
-        figure, (share, change, states) = panels(1, 3, 2.7)
-        said: dict[str, list[str]] = {"share": [], "change": [], "states": []}
-        ends = []
-        for method, colour in colours.items():
-            own, name = measured[measured["method"] == method], short_name(method)
-            by_step = own.pivot_table("share", "step", "seed")
-            draw_seeds(share, by_step, colour, marker="o")
-            spread = own.groupby("step")["delta"].quantile([0.1, 0.5, 0.9]).unstack()
-            change.plot(spread.index, spread[0.5], color=colour, marker="o")
+    with look.theme():
+        figure, (share, change, states) = look.panels(1, 3, 2.7)
+        by_step = look.draw_arms(share, measured, arms, y="share", marker="o")
+        by_state = look.draw_arms(states, measured, arms, "alike", "share", marker="o")
+        for method, own in measured.groupby("method"):
+            spread, colour = own.groupby("step")["delta"], arms[str(method)][1]
+            change.plot(spread.median(), color=colour, marker="o")
             shade: dict[str, Any] = {"color": colour, "alpha": 0.18, "linewidth": 0}
-            change.fill_between(spread.index, spread[0.1], spread[0.9], **shade)
-            by_state = own.pivot_table("share", "alike", "seed")
-            end = draw_seeds(states, by_state, colour, marker="o")
-            ends.append((*end, names[method], colour))
-            mean = by_state.mean(axis=1)
-            said["share"].append(f"{name} {by_step.mean(axis=1).max():.0%}")
-            said["change"].append(f"{name} {own['delta'].median():+.1f}")
-            said["states"].append(f"{name} {mean.iloc[0]:.0%} → {mean.iloc[-1]:.0%}")
-        set_title(share, f"Lost at most: {', '.join(said['share'])}", 3)
-        set_title(change, f"Median change: {', '.join(said['change'])}", 3)
-        set_title(states, f"More alike: {', '.join(said['states'])}", 3)
+            low, high = spread.quantile(0.1), spread.quantile(0.9)
+            change.fill_between(low.index, low, high, **shade)
+        lost = {method: f"{mean.max():.0%}" for method, mean in by_step.items()}
+        look.set_title(share, f"Lost at most: {look.each_arm(lost)}", 3)
+        medians = measured.groupby("method", sort=False)["delta"].median()
+        look.set_title(change, f"Median change: {look.each_arm(medians.map('{:+.1f}'.format))}", 3)
+        ends = {m: f"{mean.iloc[0]:.0%} → {mean.iloc[-1]:.0%}" for m, mean in by_state.items()}
+        look.set_title(states, f"More alike: {look.each_arm(ends)}", 3)
         for axes in (share, states):
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
@@ -140,46 +117,45 @@ def likelihood_change_figure(changes: pd.DataFrame, runs: Sequence[StoredRun]) -
             axes.set_xlabel("step, up to the collapse")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
         change.set_ylabel("change in one update\n(nats per response)")
-        change.axhline(0, color=GREY, linewidth=thin(0.8))
+        change.axhline(0, color=look.GREY, linewidth=0.8)
         states.set_xticks(range(1, _SIMILARITIES + 1))
         states.set_xlabel("fifth by similarity of states")
-        name_lines(states, ends)
+        look.name_lines(states, by_state, arms)
     return figure
 
 
 def rounds_figure(rounds: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure:
     """Fig. 6: negative log-likelihood against search rounds, by position and by total, at the last
-    checkpoint of every seed, lines as in `draw_seeds`; dotted is the mean at the first.
+    checkpoint of every seed, lines as in `draw_arms`; dotted is the mean at the first.
     """
     steps = rounds.groupby(["method", "seed"])["step"]
     first, last = (rounds[rounds["step"] == steps.transform(end)] for end in ("min", "max"))
-    colours, names = method_colours(rounds["method"]), _measured_names(rounds, runs)
+    arms = _measured_lines(rounds, runs)
     views = {"position": "searches before the action", "total": "searches of the response"}
-    with theme():
-        figure, grid = panels(1, 2, 2.7, sharey=True)
-        ends: dict[str, tuple[float, float, str, str]] = {}
+    with look.theme():
+        figure, grid = look.panels(1, 2, 2.7, sharey=True)
+        named: dict[str, pd.Series] = {}
         for axes, (view, xlabel) in zip(grid, views.items(), strict=True):
-            log_scale(axes)
-            said = []
-            for method, group in last[last["view"] == view].groupby("method", sort=False):
-                name, colour = names[str(method)], colours[str(method)]
-                by_seed = group.pivot(index="rounds", columns="seed", values="nll")
-                end = draw_seeds(axes, by_seed, colour, marker="o")
-                ends[str(method)] = (*end, name, colour)
-                before = first[(first["view"] == view) & (first["method"] == method)]
-                if method != "smollm2":  # whose only checkpoint is drawn
-                    mean = before.groupby("rounds")["nll"].mean()
-                    axes.plot(mean.index, mean, color=colour, linestyle=":", linewidth=thin(1.4))
-                    found = np.exp(np.log(by_seed).mean(axis=1))
-                    said.append(f"{short_name(method)} {found.iloc[0]:.2f} → {found.iloc[-1]:.2f}")
+            look.log_scale(axes)
+            means = look.draw_arms(
+                axes, last[last["view"] == view], arms, "rounds", "nll", marker="o"
+            )
+            named |= means
+            means.pop("smollm2", None)  # whose only checkpoint is drawn
+            before = first[first["view"] == view].groupby(["method", "rounds"])["nll"].mean()
+            for method in means:
+                axes.plot(before[method], color=arms[method][1], linestyle=":", linewidth=1.4)
+            ends = {m: f"{mean.iloc[0]:.2f} → {mean.iloc[-1]:.2f}" for m, mean in means.items()}
+            look.set_title(axes, f"More searches: {look.each_arm(ends)}", 2)
             axes.set_xlabel(xlabel)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            set_title(axes, f"More searches: {', '.join(said)}", 2)
         grid[0].set_ylabel("negative log-likelihood\n(nats per token)")
-        lines = {"last checkpoint before the collapse": "-", "first checkpoint": ":"}
-        handles = [handle(label, GREY, linestyle=line) for label, line in lines.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
-        name_lines(grid[-1], list(ends.values()))
+        before_and_after = {
+            "last checkpoint before the collapse": {},
+            "first checkpoint": {"linestyle": ":"},
+        }
+        look.legend_below(figure, 2, before_and_after)
+        look.name_lines(grid[-1], named, arms)
     return figure
 
 
@@ -190,34 +166,29 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
     means of their checkpoints, with Student's 95 % interval from three seeds on; on the shaded side
     the sign is the expected one.
     """
-    colours = method_colours(theorem["method"])
+    colours = look.method_colours(theorem["method"])
     factors = [name for name in _FACTOR_LABELS if name in set(theorem["factor"])]
     expected = theorem.groupby("factor")["expected"].first()[factors]
     optimizers = list(dict.fromkeys(theorem["optimizer"]))
     common: dict[str, Any] = {"x": "spearman", "y": "factor", "hue": "method", "palette": colours}
     common |= {"order": factors, "legend": False}
-    with theme(grid=True):
-        figure, grid = panels(1, len(optimizers), 4.0, sharey=True)
+    with look.theme(grid=True):
+        figure, grid = look.panels(1, len(optimizers), 4.0, sharey=True)
         for axes, optimizer in zip(grid, optimizers, strict=True):
             part = theorem[theorem["optimizer"] == optimizer]
             axes.barh(factors, expected, height=0.95, color="#EEF3EA", zorder=0, linewidth=0)
-            sns.stripplot(
-                part, dodge=True, jitter=False, size=thin(2.5), alpha=0.35, ax=axes, **common
-            )
+            sns.stripplot(part, dodge=True, jitter=False, size=2.5, alpha=0.35, ax=axes, **common)
             means = part.groupby(["factor", "method", "seed"], as_index=False)["spearman"].mean()
-            style = {"linestyle": "none", "markers": "D", "markersize": thin(4.5)}
-            style |= {"errorbar": student_bounds, "err_kws": {"linewidth": thin(1.6)}}
             dodge = 0.8 * (1 - 1 / len(colours))  # as stripplot does
-            sns.pointplot(means, dodge=dodge, ax=axes, **style, **common)
-            axes.axvline(0, color=GREY, linewidth=thin(1))
+            look.draw_means(axes, means, dodge=dodge, markers="D", markersize=4.5, **common)
+            axes.axvline(0, color=look.GREY, linewidth=1)
             axes.set(xlim=(-1.02, 1.02), xlabel="rank correlation with the change", ylabel="")
             driver = means[means["factor"] == "driver"].groupby("method", sort=False)["spearman"]
-            said = [f"{short_name(method)} {mean:+.2f}" for method, mean in driver.mean().items()]
-            set_title(axes, f"Driver ({optimizer}): {', '.join(said)}", 2)
+            said = look.each_arm(driver.mean().map("{:+.2f}".format))
+            look.set_title(axes, f"Driver ({optimizer}): {said}", 2)
         grid[0].set_yticks(range(len(factors)), [_FACTOR_LABELS[name] for name in factors])
-        marks = {"marker": "D", "linestyle": ""}
-        handles = [handle(short_name(name), hue, **marks) for name, hue in colours.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=4)
+        entries = {look.short_name(name): {"color": hue} for name, hue in colours.items()}
+        look.legend_below(figure, 4, entries, marker="D", linestyle="")
     return figure
 
 
@@ -241,40 +212,30 @@ def first_action_data(runs: Sequence[StoredRun], changes: pd.DataFrame) -> pd.Da
 
 def first_action_figure(data: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure:
     """Fig. 5: likelihood of first and later actions of correct and of incorrect responses, and how
-    often an incorrect one began as a correct one; lines as in `draw_seeds`.
+    often an incorrect one began as a correct one; lines as in `draw_arms`.
     """
-    tables = {
-        key: group.pivot(index="step", columns="seed", values="value")
-        for key, group in data.groupby(["method", "metric"])
-    }
-    colours, names = method_colours(data["method"]), arm_names(runs)
-    with theme():
-        figure, (*grid, searches) = panels(1, 3, 2.9)
+    arms, by_metric = look.arm_lines(runs), dict([*data.groupby("metric")])
+    with look.theme():
+        figure, (*grid, searches) = look.panels(1, 3, 2.9)
         for axes, outcome in zip(grid, _OUTCOMES, strict=True):
-            said = []
-            for method, colour in colours.items():
-                heights = [
-                    draw_seeds(
-                        axes, tables[method, f"loglik_{outcome}_{place}"], colour, linestyle=line
-                    )
-                    for place, line in _LINES.items()
-                ]
-                said.append(f"{short_name(method)} {heights[0][1] - heights[1][1]:+.2f}")
-            set_title(axes, f"First − later: {', '.join(said)}", 3)
+            first, later = (
+                look.draw_arms(axes, by_metric[f"loglik_{outcome}_{place}"], arms, linestyle=line)
+                for place, line in _LINES.items()
+            )
+            known = [arm for arm in first if len(first[arm]) and len(later[arm])]
+            gaps = {arm: f"{first[arm].iloc[-1] - later[arm].iloc[-1]:+.2f}" for arm in known}
+            look.set_title(axes, f"First − later: {look.each_arm(gaps)}", 3)
             axes.set_ylabel(f"log-likelihood, {outcome}\nresponses (nats per token)")
-        ends, said = [], []
-        for method, colour in colours.items():
-            if (method, "first_search_equal") in tables:
-                end = draw_seeds(searches, tables[method, "first_search_equal"], colour)
-                ends.append((*end, names[method], colour))
-                said.append(f"{short_name(method)} {end[1]:.0%}")
-        set_title(searches, f"Begin alike: {', '.join(said)}", 3)
+        shares = look.draw_arms(searches, by_metric["first_search_equal"], arms)
+        ends = {arm: f"{share.iloc[-1]:.0%}" for arm, share in shares.items() if len(share)}
+        look.set_title(searches, f"Begin alike: {look.each_arm(ends)}", 3)
         searches.set(ylim=(0, 1), ylabel="incorrect responses whose\nfirst search matches")
         searches.yaxis.set_major_formatter(PercentFormatter(1, 0))
         for axes in (*grid, searches):
             axes.set_xlabel("step, to the collapse")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-        handles = [handle(f"{place} actions", GREY, linestyle=way) for place, way in _LINES.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
-        name_lines(searches, ends)
+        look.legend_below(
+            figure, 3, {f"{place} actions": {"linestyle": line} for place, line in _LINES.items()}
+        )
+        look.name_lines(searches, shares, arms)
     return figure

@@ -168,6 +168,7 @@ def run_notebook(source: Path, parameters: Mapping[str, Any], out_dir: Path) -> 
             executed,
             dict(parameters),
             kernel_name="python3",
+            language="python",
             kernel_manager_class=_ThisPython,
             cwd=project_path("."),
             coalesce_streams=True,
@@ -226,12 +227,9 @@ def _small(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _read_notebook(source: Path) -> nbformat.NotebookNode:
-    """A notebook, whatever editor has saved it: kernel and language are ours."""
+    """A notebook, whatever editor has saved it."""
     try:
         notebook = nbformat.reads(source.read_text("utf-8-sig"), 4)
-        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        notebook.metadata.kernelspec = kernel
-        notebook.metadata.language_info = {"name": "python"}
         nbformat.validate(notebook)
     except Exception as error:  # which one depends on what stands there
         reason = _in_one_line(error)[:120]

@@ -19,10 +19,7 @@ def run_row(run: StoredRun) -> dict[str, Any]:
     """
     metrics = run.metrics
     seconds = metrics[["rollout_seconds", "update_seconds"]].sum().sum()
-    return {
-        "profile": run.profile,
-        "method": run.arm,
-        "seed": run.seed,
+    return run.key | {
         "steps": run.length,
         "updates": int(metrics["updates"].iloc[-1]),
         "collapsed": run.collapse is not None,
@@ -98,10 +95,7 @@ def outcomes(runs: Sequence[StoredRun], within: int | None = None) -> pd.DataFra
 def _outcome(run: StoredRun, steps: int) -> dict[str, object]:
     loglik = run.rows.set_index("step")["loglik_correct"]
     loglik = loglik.iloc[: min(steps, run.before_collapse)].dropna()
-    return {
-        "profile": run.profile,
-        "method": run.arm,
-        "seed": run.seed,
+    return run.key | {
         "steps": run.length,
         "updates_per_rollout": run.setting("training", "updates_per_rollout"),
         "learning_rate": run.setting("training", "learning_rate"),

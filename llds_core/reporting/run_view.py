@@ -74,6 +74,11 @@ class StoredRun:
         return f"{self.profile}/{self.arm}/seed{self.seed}"
 
     @property
+    def key(self) -> dict[str, Any]:
+        """`profile`, `method` (its arm) and `seed`: how a row of a table names it."""
+        return {"profile": self.profile, "method": self.arm, "seed": self.seed}
+
+    @property
     def window(self) -> int:
         """Steps of the means it is judged on."""
         return self.setting("diagnostics", "window")
@@ -329,7 +334,5 @@ def same_steps(runs: Sequence[StoredRun]) -> list[StoredRun]:
 
 def by_method(runs: Iterable[StoredRun]) -> dict[str, list[StoredRun]]:
     """Runs by arm, both in their order."""
-    arms: dict[str, list[StoredRun]] = {}
-    for run in runs:
-        arms.setdefault(run.arm, []).append(run)
-    return arms
+    found = [*runs]
+    return {arm: [r for r in found if r.arm == arm] for arm in dict.fromkeys(r.arm for r in found)}

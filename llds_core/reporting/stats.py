@@ -9,7 +9,6 @@ stream. `n` counts the values that were there. Two things follow from few seeds:
   than what was watched. `restricted_steps` needs no assumption about what happens beyond that.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -88,20 +87,15 @@ def paired_proportions(first: Mapping[int, bool], second: Mapping[int, bool]) ->
     yes = np.array([[bool(side[seed]) for seed in shared] for side in (first, second)])
     totals = yes.sum(1)
     one, other = (proportion_interval(int(total), n) for total in totals)
-    # Of the table's determinant a continuity correction takes n / 2, never past 0.
     determinant = float((yes[0] & yes[1]).sum() * n - totals.prod())
-    if determinant > 0:
-        determinant = max(determinant - n / 2, 0.0)
+    determinant -= np.clip(determinant, 0, n / 2)  # for continuity
     norm = np.sqrt(float((totals * (n - totals)).prod()))
     phi = determinant / norm if norm else 0.0
     difference = one.estimate - other.estimate
-
-    def reach(a: float, b: float) -> float:
-        return float(np.sqrt(a * a - 2 * phi * a * b + b * b))
-
-    low = difference - reach(one.estimate - one.low, other.high - other.estimate)
-    high = difference + reach(one.high - one.estimate, other.estimate - other.low)
-    return Interval(difference, low, high, n)
+    below = (one.estimate - one.low, other.high - other.estimate)
+    above = (one.high - one.estimate, other.estimate - other.low)
+    down, up = (float(np.sqrt(a * a - 2 * phi * a * b + b * b)) for a, b in (below, above))
+    return Interval(difference, difference - down, difference + up, n)
 
 
 def mcnemar(first: Mapping[int, bool], second: Mapping[int, bool]) -> float:
@@ -130,11 +124,11 @@ def censored_median(steps: Sequence[float]) -> str:
     """Median of collapse steps, NaN for a run that has not collapsed, which comes last; "> n" after
     the last collapse when half of the runs and more have not, and "–" without a collapse.
     """
-    ordered = np.sort(np.asarray(steps, dtype=float))  # NaN sorts last
-    if np.isnan(ordered).all():
+    known = np.asarray(steps, dtype=float)
+    if np.isnan(known).all():
         return "–"
-    median = float(np.mean(ordered[[(len(ordered) - 1) // 2, len(ordered) // 2]]))
-    return f"> {np.nanmax(ordered):.0f}" if np.isnan(median) else f"{median:g}"
+    median = np.median(np.nan_to_num(known, nan=np.inf))
+    return f"> {np.nanmax(known):.0f}" if np.isinf(median) else f"{median:g}"
 
 
 def spearman_trend(
@@ -189,17 +183,12 @@ def _least_p(groups: Sequence[np.ndarray]) -> float:
     for sign in (1, -1):
         ordered = [(np.sort(x), np.sort(y)[::sign]) for x, y in groups]
         estimate = abs(float(np.mean([_rank_correlation(*pair) for pair in ordered])))
-        extremes.append((estimate, math.prod(_chance(*pair) for pair in ordered)))
+        # How often a random order pairs the same values with the same settings.
+        pairs = [pd.crosstab(*pair).to_numpy() for pair in ordered]
+        chances = [stats.random_table(each.sum(1), each.sum(0)).pmf(each) for each in pairs]
+        extremes.append((estimate, float(np.prod(chances))))
     top = max(estimate for estimate, _ in extremes)
     return min(1.0, sum(chance for estimate, chance in extremes if estimate > top - 1e-9))
-
-
-def _chance(x: np.ndarray, y: np.ndarray) -> float:
-    """Probability that a random order of `y` pairs the same values with the same values of `x`."""
-    cells = pd.crosstab(x, y).to_numpy()
-    same = [math.factorial(count) for count in (*cells.sum(0), *cells.sum(1))]
-    other = [math.factorial(count) for count in (len(x), *cells.ravel())]
-    return math.prod(same) / math.prod(other)
 
 
 def _rank_correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -64,7 +64,9 @@ def to_html(trajectory: Trajectory) -> str:
     body = "".join(
         f'<div style="{_style(kind)};padding:6px 10px;margin:4px 0;white-space:pre-wrap;'
         'overflow-wrap:anywhere;font-family:monospace">'
-        f"{_escape(text)}</div>"
+        # Control characters are not allowed in HTML, whatever a policy may write.
+        + html.escape(visible(text).strip("\n"))
+        + "</div>"
         for kind, text in parts
     )
     return (
@@ -126,8 +128,3 @@ def answer_with(
 def _style(kind: str) -> str:
     _, background, border, _ = _AUTHORS[kind]
     return f"background:{background};border-left:4px solid {border};color:#111"
-
-
-def _escape(text: str) -> str:
-    # Control characters are not allowed in HTML, whatever a policy may write.
-    return html.escape(visible(text).strip("\n"))

@@ -1,25 +1,13 @@
 """Two arms on the same seeds: what one update does to right answers, and how many runs collapse."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from llds_core.config.arms import Series
 from llds_core.files import bounded
-from llds_core.reporting.figures import (
-    GREY,
-    METHOD_COLOURS,
-    axis_label,
-    handle,
-    panels,
-    seed_handles,
-    set_title,
-    student_bounds,
-    theme,
-    thin,
-)
+from llds_core.reporting import figures as look
 from llds_core.reporting.run_view import StoredRun, same_steps
 from llds_core.reporting.stats import student_interval
 from llds_core.study.evidence import early_mean
@@ -34,8 +22,8 @@ def contrasts(runs: Sequence[StoredRun], series: Sequence[Series], metric: str) 
     whole = [one for one in series if present.issuperset(one.arms)]
     found = same_steps([run for run in runs if any(run.arm in one.arms for one in whole)])
     rows = [
-        {"profile": run.profile, "method": run.arm, "seed": run.seed, "series": one.title}
-        | {"label": label, "value": early_mean(run, metric), "collapsed": run.collapse is not None}
+        {**run.key, "series": one.title, "label": label}
+        | {"value": early_mean(run, metric), "collapsed": run.collapse is not None}
         for one in whole
         for arm, label in one.arms.items()
         for run in found
@@ -52,34 +40,28 @@ def contrast_figure(data: pd.DataFrame, metric: str) -> Figure:
     have.
     """
     names = list(data["series"].unique())
-    with theme():
-        figure, grid = panels(1, len(names), 3.4, sharey=True)
+    with look.theme():
+        figure, grid = look.panels(1, len(names), 3.4, sharey=True)
         for axes, name in zip(grid, names, strict=True):
             part = data[data["series"] == name]
             labels = list(part["label"].unique())
             table = part.pivot(index="seed", columns="label", values="value")[labels]
-            axes.axhline(0, color=GREY, linewidth=thin(0.7), zorder=0)
-            colour = METHOD_COLOURS["grpo"]
-            axes.plot(range(len(labels)), table.T, color=colour, alpha=0.3, linewidth=thin(0.9))
-            for place, label in enumerate(labels):
-                own = part[part["label"] == label]
-                for collapsed, marker in ((False, "o"), (True, "X")):
-                    values = own.loc[own["collapsed"] == collapsed, "value"]
-                    style: dict[str, Any] = {"color": colour, "alpha": 0.6, "linestyle": ""}
-                    axes.plot([place] * len(values), values, marker=marker, **style)
-                bounds = student_bounds(own["value"].tolist())
-                beside = place + 0.12 if place else place - 0.12
-                axes.plot([beside] * 2, bounds, color=GREY, linewidth=thin(1.6))
-                axes.plot(beside, own["value"].mean(), color=GREY, marker="D")
+            axes.axhline(0, color=look.GREY, linewidth=0.7, zorder=0)
+            colour = look.METHOD_COLOURS["grpo"]
+            axes.plot(range(len(labels)), table.T, color=colour, alpha=0.3, linewidth=0.9)
+            place = part["label"].map(labels.index)
+            look.draw_runs(axes, part, x=place, y="value", color=colour, alpha=0.6)
+            beside = place + (0.24 * (place > 0) - 0.12)
+            mark = {"markers": "D", "markersize": 4, "markeredgewidth": 0}
+            look.draw_means(axes, part, x=beside, y="value", color=look.GREY, **mark)
             counts = part.groupby("label", sort=False)["collapsed"].agg(["sum", "size"])
             ticks = [f"{at}\n{n} of {of} collapsed" for at, n, of in counts.itertuples()]
             axes.set_xticks(range(len(labels)), ticks)
-            axes.set_xlim(-0.4, len(labels) - 0.6)
-            set_title(axes, f"{name}: {_finding(table)}", len(names))
-        grid[0].set_ylabel(axis_label(metric) + "\nmean of steps 3 to 15")
-        handles = seed_handles(METHOD_COLOURS["grpo"])
-        handles.append(handle("mean, 95 % interval", GREY, marker="D"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+            axes.set(xlim=(-0.4, len(labels) - 0.6), xlabel="")
+            look.set_title(axes, f"{name}: {_finding(table)}", len(names))
+        grid[0].set_ylabel(look.axis_label(metric) + "\nmean of steps 3 to 15")
+        mean = {"mean, 95 % interval": {"color": look.GREY, "marker": "D"}}
+        look.legend_below(figure, 3, look.SEED_MARKS | mean, color=look.METHOD_COLOURS["grpo"])
     return figure
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from llds_core.diagnostics.summary import frequent_rounds
 from llds_core.errors import DataError
 from llds_core.reporting.figures import BASELINE
-from llds_core.reporting.run_view import StoredRun, before_collapse
+from llds_core.reporting.run_view import StoredRun, before_collapse, by_method
 from llds_core.reporting.stats import restricted_steps
 
 _logger = logging.getLogger("llds_core")
@@ -41,13 +41,11 @@ class Evidence:
             raise DataError(f"the runs are of profiles {', '.join(profiles)}: judge one at a time")
         if len({run.window for run in runs}) > 1:
             raise DataError("the runs differ in diagnostics.window: publish them again")
-        self._arms: dict[str, dict[int, StoredRun]] = {}
-        for run in sorted(runs, key=lambda run: run.seed):
-            seeds = self._arms.setdefault(run.arm, {})
-            if run.seed in seeds:
+        finished = sorted((run for run in runs if run.is_result), key=lambda run: run.seed)
+        self._arms = {a: {run.seed: run for run in own} for a, own in by_method(finished).items()}
+        for run in finished:
+            if self._arms[run.arm][run.seed] is not run:
                 raise DataError(f"{run.arm} seed {run.seed} is given twice: keep one run of each")
-            if run.is_result:
-                seeds[run.seed] = run
 
     def arm(self, name: str) -> RunsBySeed:
         """Runs of an arm by seed; three windows long at least, or collapsed."""

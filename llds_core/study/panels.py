@@ -19,18 +19,7 @@ from matplotlib.typing import FillStyleType
 from llds_core.config.arms import Series, Study
 from llds_core.errors import DataError
 from llds_core.files import span
-from llds_core.reporting.figures import (
-    BASELINE,
-    FAINT,
-    GREY,
-    METHOD_COLOURS,
-    handle,
-    panels,
-    seed_handles,
-    student_bounds,
-    theme,
-    thin,
-)
+from llds_core.reporting import figures as look
 from llds_core.reporting.run_view import StoredRun, usual_steps
 from llds_core.reporting.stats import censored_median
 
@@ -65,44 +54,42 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
     if len(whole):  # a single run much longer than the usual would squeeze all
         end = min(end, 2 * whole.min())
     methods = {arm.name: arm.method for arm in study.arms}
-    with theme(grid=True):
-        figure, (left, right) = panels(1, 2, 0.2 * len(rows) + 1.7, sharey=True)
-        for _, run in table[table["method"] == BASELINE].iterrows():
-            line: dict[str, Any] = {"alpha": 0.2, "linewidth": thin(1.2), "zorder": 0}
-            for axes, place in ((left, run["collapse_step"]), (right, run["slope"])):
-                if not np.isnan(place):
-                    axes.axvline(place, color=METHOD_COLOURS[BASELINE], **line)
+    with look.theme(grid=True):
+        figure, (left, right) = look.panels(1, 2, 0.2 * len(rows) + 1.7, sharey=True)
+        base, colour = table[table["method"] == look.BASELINE], look.METHOD_COLOURS[look.BASELINE]
+        for axes, measure in ((left, "collapse_step"), (right, "slope")):
+            for at in base[measure].dropna():
+                axes.axvline(at, color=colour, alpha=0.2, linewidth=1.2, zorder=0)
         left.set_yticks(range(len(rows)), [label for label, _, _ in rows])
         for text, (place, (_, arm, style)) in zip(
             left.get_yticklabels(), enumerate(rows), strict=True
         ):
             text.set(**style)
             if arm is not None:
-                colour = METHOD_COLOURS.get(methods[arm], GREY)
+                colour = look.METHOD_COLOURS.get(methods[arm], look.GREY)
                 _draw_row(left, right, place, table[table["method"] == arm], end, colour)
         left.set_ylim(len(rows) - 0.5, -0.5)
         left.set_xlim(0, end * 1.05)
         left.set_xlabel("step of the collapse,\nor last step")
         right.set_xlabel("slope of log-likelihood\n(nats per token, ten steps)")
         right.xaxis.set_major_locator(MaxNLocator(nbins=4))
-        right.axvline(0, color=GREY, linewidth=thin(1))
-        marks: dict[str, Any] = {"linestyle": "", "markersize": thin(6), "markeredgewidth": thin(1)}
-        handles = [
-            handle(label, GREY, marker=marker, fillstyle=fill, **marks)
+        right.axvline(0, color=look.GREY, linewidth=1)
+        entries = {
+            label: {"marker": marker, "fillstyle": fill}
             for marker, fill, label in _OUTCOMES.values()
-        ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+        }
+        look.legend_below(figure, 2, entries, linestyle="", markersize=6, markeredgewidth=1)
         figure.suptitle(_outcomes_finding(known), weight="bold", size="medium")
     return figure
 
 
 def _outcomes_finding(known: pd.DataFrame) -> str:
     counts = known["collapse_step"].notna().groupby(known["method"]).agg(["sum", "size"])
-    rest = counts.drop(BASELINE, errors="ignore")
+    rest = counts.drop(look.BASELINE, errors="ignore")
     others = f"{(rest['sum'] == 0).sum()} of {len(rest)} other settings in none"
-    if BASELINE not in counts.index:
+    if look.BASELINE not in counts.index:
         return others
-    return "GRPO collapses in {} of {} seeds; {}".format(*counts.loc[BASELINE], others)
+    return "GRPO collapses in {} of {} seeds; {}".format(*counts.loc[look.BASELINE], others)
 
 
 def _most_telling(known: pd.DataFrame, study: Study, most: int) -> list[Row]:
@@ -110,7 +97,7 @@ def _most_telling(known: pd.DataFrame, study: Study, most: int) -> list[Row]:
     arms = known.groupby("method").agg(
         {"seed": "size", "collapsed": "mean", "final_reward": "mean"}
     )
-    arms["first"] = arms.index == BASELINE
+    arms["first"] = arms.index == look.BASELINE
     chosen = arms.sort_values(["first", "seed", "final_reward"], ascending=False)[:most]
     ordered = chosen.sort_values(["collapsed", "final_reward"], ascending=[True, False])
     labels = study.labels
@@ -140,7 +127,7 @@ def _draw_row(
 ) -> None:
     plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     if runs.empty:
-        left.text(1, row, "not run", va="center", color=FAINT, size="small", bbox=plain)
+        left.text(1, row, "not run", va="center", color=look.FAINT, size="small", bbox=plain)
     # As far apart as marks are high, but within the row.
     offsets = (np.arange(len(runs)) - (len(runs) - 1) / 2) * min(0.18, 0.8 / max(len(runs), 1))
     steps = runs["collapse_step"].fillna(runs["steps"])
@@ -148,7 +135,7 @@ def _draw_row(
         kind = run["kind"] or ("fell" if run["lowest_after_best"] < _FELL_BELOW else "none")
         marker, fill, _ = _OUTCOMES[kind]
         style: dict[str, Any] = {"color": colour, "marker": marker, "fillstyle": fill}
-        style |= {"alpha": 0.75, "linestyle": "", "markersize": thin(5), "markeredgewidth": thin(1)}
+        style |= {"alpha": 0.75, "linestyle": "", "markersize": 5, "markeredgewidth": 1}
         left.plot(min(step, end), row + offset, **style)
         right.plot(run["slope"], row + offset, **style)
     beyond = steps[steps > end]
@@ -171,8 +158,8 @@ def map_figure(cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     rates = sorted(cells["learning_rate"].unique())
     updates = sorted(cells["updates_per_rollout"].unique())
     names = cells["panel"].unique()
-    with theme():
-        figure, grid = panels(1, len(names), 3.6, sharey=True)
+    with look.theme():
+        figure, grid = look.panels(1, len(names), 3.6, sharey=True)
         for axes, panel in zip(grid, names, strict=True):
             shown = cells[cells["panel"] == panel]
             gain = shown.assign(gain=shown["final_reward"] - shown["start_reward"]).pivot_table(
@@ -187,7 +174,7 @@ def map_figure(cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
                 here = shown["updates_per_rollout"].eq(update) & shown["learning_rate"].eq(rate)
                 cell = shown[here].dropna(subset=["steps"])
                 dark = abs(gain.iloc[row, column]) > 0.7 * _REWARD_SPAN
-                ink = GREY if cell.empty else "white" if dark else "black"
+                ink = look.GREY if cell.empty else "white" if dark else "black"
                 text: dict[str, Any] = {"ha": "center", "va": "center", "size": "small"}
                 axes.text(column, row, _cell(cell), color=ink, **text)
             axes.set_xticks(range(len(rates)), [f"{1e4 * rate:.3g}" for rate in rates])
@@ -232,11 +219,10 @@ def doses(
         for run in found:
             dose = run.setting(section, key)
             steps = usual if first.setdefault(dose, run.arm) == run.arm else run.planned
-            known = {"profile": run.profile, "method": run.arm, "seed": run.seed}
-            known |= {"series": one.name, "dose": dose, "trained": run.method, "steps": steps}
+            known = {"series": one.name, "dose": dose, "trained": run.method, "steps": steps}
             cut = run.first(steps)
             fate = {"last_reward": cut.last("reward"), "collapsed": cut.collapse is not None}
-            rows.append(known | fate)
+            rows.append(run.key | known | fate)
     if not rows:
         raise DataError("no run of these series: run the study first")
     return pd.DataFrame(rows)
@@ -252,56 +238,45 @@ def dose_figure(data: pd.DataFrame, name: str, paper: Mapping[float, str] | None
     above = [dose for dose in levels if dose > 0]
     factor = above[1] / above[0] if len(above) > 1 else 2.0
     places = {dose: dose if dose > 0 else above[0] / factor if above else 1.0 for dose in levels}
+    low, high = min(places.values()), max(places.values())
+    room = max(high / low, 2) ** 0.08
+    colours = {name: look.METHOD_COLOURS.get(name, look.GREY) for name in data["trained"].unique()}
     series = list(data["series"].unique())
     rows = [*(series if len(series) > 1 else ["collapsed"]), *(["paper"] if paper else [])]
-    with theme():
-        figure, [axes] = panels(1, 1, 3.4)
-        axes.set(xscale="log", xlabel=name, ylabel="last reward")
+    hollow: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 1}
+    with look.theme():
+        figure, [axes] = look.panels(1, 1, 3.4)
+        limits = (low / room, high * room)
+        axes.set(xscale="log", xlim=limits, xlabel=name, ylabel="last reward")
         for place, (one, line) in enumerate(zip(series, ("-", "--"), strict=False)):
             part = data[data["series"] == one]
             usual = part[part["steps"] == part["steps"].min()]
             mean = usual.groupby("dose")["last_reward"].mean()
-            style: dict[str, Any] = {"color": GREY, "linestyle": line, "zorder": 0}
-            axes.plot([places[dose] for dose in mean.index], mean, linewidth=thin(1.2), **style)
-            for (dose, steps), own in part.groupby(["dose", "steps"]):
-                at, longer = places[dose], steps > part["steps"].min()
-                colour = METHOD_COLOURS.get(own["trained"].iloc[0], GREY)
-                _draw_dose(axes, at * (1 + 0.1 * place), own, colour, longer=longer)
-                if not longer:
-                    text = f"{own['collapsed'].sum()}/{len(own)}"
-                    _write_above(axes, at, len(rows) - 1 - place, text)
+            style: dict[str, Any] = {"color": look.GREY, "linestyle": line, "zorder": 0}
+            axes.plot([places[dose] for dose in mean.index], mean, linewidth=1.2, **style)
+            marks: dict[str, Any] = {"y": "last_reward", "hue": "trained", "palette": colours}
+            marks["x"] = data["dose"].map(places) * (1 + 0.1 * place)
+            look.draw_runs(axes, usual, s=30, alpha=0.6, **marks)
+            look.draw_means(axes, usual, markers="_", markersize=11, markeredgewidth=2.2, **marks)
+            if len(longer := part.drop(usual.index)):
+                mark = {"markers": "D", "markersize": 4, "errorbar": None} | hollow
+                look.draw_means(axes, longer, **mark, **marks)
+            for dose, fell in usual.groupby("dose")["collapsed"]:
+                row = len(rows) - 1 - place
+                _write_above(axes, places[dose], row, f"{fell.sum()}/{len(fell)}")
         for dose, text in (paper or {}).items():
-            _write_above(axes, places[dose], 0, text, color=FAINT, style="italic")
+            _write_above(axes, places[dose], 0, text, color=look.FAINT, style="italic")
         for place, row in enumerate(rows[::-1]):
-            style = {"transform": axes.transAxes, "ha": "right", "color": GREY}
+            style = {"transform": axes.transAxes, "ha": "right", "color": look.GREY}
             axes.text(-0.01, 1.04 + 0.085 * place, row, **style)
         axes.set_xticks([places[dose] for dose in levels], [f"{dose:g}" for dose in levels])
         axes.minorticks_off()
         figure.suptitle(_dose_finding(data, name), weight="bold", size="medium")
-        handles = seed_handles(GREY)
-        handles.append(handle("mean, 95 % interval from 3 seeds on", GREY, marker="_"))
+        entries = look.SEED_MARKS | {"mean, 95 % interval from 3 seeds on": {"marker": "_"}}
         if len(set(data["steps"])) > 1:
-            label = f"mean after {data['steps'].max()} steps"
-            style = {"marker": "D", "markerfacecolor": "white", "markeredgewidth": thin(1)}
-            handles.append(handle(label, GREY, linestyle="", **style))
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+            entries[f"mean after {data['steps'].max()} steps"] = hollow | {"marker": "D", "ls": ""}
+        look.legend_below(figure, 2, entries)
     return figure
-
-
-def _draw_dose(axes: Axes, x: float, own: pd.DataFrame, colour: str, *, longer: bool) -> None:
-    style: dict[str, Any] = {"color": colour, "zorder": 2}
-    if longer:
-        edge: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": thin(1)}
-        axes.plot(x, own["last_reward"].mean(), marker="D", **edge, **style)
-        return
-    for collapsed, marker in ((False, "o"), (True, "X")):
-        found = own.loc[own["collapsed"] == collapsed, "last_reward"]
-        mark: dict[str, Any] = {"marker": marker, "markersize": thin(5.5), "alpha": 0.6}
-        axes.plot([x] * len(found), found, linestyle="", **mark, **style)
-    low, high = student_bounds(own["last_reward"].tolist())
-    axes.plot([x, x], [low, high], linewidth=thin(1.6), **style)
-    size: dict[str, Any] = {"markersize": thin(11), "markeredgewidth": thin(2.2)}
-    axes.plot(x, own["last_reward"].mean(), marker="_", **size, **style)
 
 
 def _write_above(axes: Axes, x: float, row: int, text: str, **style: Any) -> None:

@@ -1,7 +1,6 @@
 """Objectives of other papers beside GRPO, on the same recipe and the same seeds."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,19 +8,7 @@ from matplotlib.figure import Figure
 
 from llds_core.config.arms import Study
 from llds_core.files import bounded
-from llds_core.reporting.figures import (
-    BASELINE,
-    GREY,
-    axis_label,
-    handle,
-    method_colours,
-    panels,
-    seed_handles,
-    set_title,
-    short_name,
-    theme,
-    thin,
-)
+from llds_core.reporting import figures as look
 from llds_core.reporting.run_view import StoredRun, same_steps
 from llds_core.reporting.stats import Interval, student_interval
 from llds_core.study.evidence import early_mean
@@ -62,20 +49,20 @@ def objectives(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
         `seconds_per_step`.
     """
     labels = {
-        arm.name: short_name(arm.label) for arm in study.arms if arm.group in ("main", "related")
+        arm.name: look.short_name(arm.label)
+        for arm in study.arms
+        if arm.group in ("main", "related")
     }
     related = {arm.name for arm in study.arms if arm.group == "related"}
     seeds = {run.seed for run in runs if run.arm in related}
-    found = [run for run in runs if run.arm in labels and run.seed in seeds]
+    found = [run for arm in labels for run in runs if run.arm == arm and run.seed in seeds]
     rows = []
     for whole, run in zip(found, same_steps(found), strict=True):
         em = whole.heldout(within=run.rows["step"].max())
         seconds = run.rows["rollout_seconds"] + run.rows["update_seconds"]
         rows.append(
-            {
-                "profile": run.profile,
-                "method": run.arm,
-                "seed": run.seed,
+            run.key
+            | {
                 "objective": labels[run.arm],
                 "collapsed": run.collapse is not None,
                 "best_reward": run.best("reward"),
@@ -86,11 +73,8 @@ def objectives(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
                 "seconds_per_step": seconds.median(),
             }
         )
-    order = {name: place for place, name in enumerate(labels)}
-    table = pd.DataFrame(
-        rows, columns=["profile", "method", "seed", "objective", "collapsed", *_MEASURES]
-    )
-    return table.sort_values("method", key=lambda arms: arms.map(order), kind="stable")
+    columns = ["profile", "method", "seed", "objective", "collapsed", *_MEASURES]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def beside_grpo(table: pd.DataFrame) -> pd.DataFrame:
@@ -99,7 +83,7 @@ def beside_grpo(table: pd.DataFrame) -> pd.DataFrame:
     GRPO's row has its own means. Then what its paper says, and whether the interval of the measure
     that would show it lies on that side, on the other, or on both ("open").
     """
-    base = table[table["method"] == BASELINE].set_index("seed")
+    base = table[table["method"] == look.BASELINE].set_index("seed")
     rows = []
     for arm, part in table.groupby("method", sort=False):
         own = part.set_index("seed")
@@ -107,7 +91,7 @@ def beside_grpo(table: pd.DataFrame) -> pd.DataFrame:
         row["collapsed"] = f"{own['collapsed'].sum()} of {len(own)}"
         says, shown_by, here = *_SAYS.get(str(arm), ("", "")), ""
         for measure, name in _MEASURES.items():
-            less, form = (0.0, ".2f") if arm == BASELINE else (base[measure], "+.2f")
+            less, form = (0.0, ".2f") if arm == look.BASELINE else (base[measure], "+.2f")
             found = student_interval((own[measure] - less).dropna().tolist())
             row[name] = bounded(found.estimate, found.low, found.high, form) if found.n else "–"
             if measure == shown_by:
@@ -129,31 +113,25 @@ def objectives_figure(table: pd.DataFrame) -> Figure:
     """
     means = table.groupby("objective")["last_reward"].mean().sort_values()
     places = {name: place for place, name in enumerate(means.index)}
-    colours = method_colours(table["method"])
-    with theme():
-        figure, (left, right) = panels(1, 2, 1.8 + 0.3 * len(places), sharey=True)
-        for row in table.itertuples():
-            shift = 0.16 * (row.seed - table["seed"].mean())
-            y, colour = places[row.objective] + shift, colours[row.method]
-            mark: dict[str, Any] = {"marker": "X" if row.collapsed else "o", "color": colour}
-            line: dict[str, Any] = {"color": colour, "linewidth": thin(1), "alpha": 0.5}
-            left.plot([row.best_reward, row.last_reward], [y, y], **line)
-            left.plot(row.last_reward, y, **mark)
-            right.plot(row.change_correct, y, **mark)
-        base = table[table["method"] == BASELINE].mean(numeric_only=True)
+    colours = look.method_colours(table["method"])
+    with look.theme():
+        figure, (left, right) = look.panels(1, 2, 1.8 + 0.3 * len(places), sharey=True)
+        y = table["objective"].map(places) + 0.16 * (table["seed"] - table["seed"].mean())
+        lines = left.hlines(y, table["best_reward"], table["last_reward"], linewidth=1, alpha=0.5)
+        lines.set_color(table["method"].map(colours))
+        base = table[table["method"] == look.BASELINE].mean(numeric_only=True)
         for axes, measure in ((left, "last_reward"), (right, "change_correct")):
-            axes.axvline(base[measure], color=GREY, linestyle=":", linewidth=thin(1), zorder=0)
-        right.axvline(0, color=GREY, linewidth=thin(0.7), zorder=0)
+            look.draw_runs(axes, table, x=measure, y=y, hue="method", palette=colours)
+            axes.axvline(base[measure], color=look.GREY, linestyle=":", linewidth=1, zorder=0)
+        right.axvline(0, color=look.GREY, linewidth=0.7, zorder=0)
         left.set_yticks(range(len(places)), list(places))
-        left.set_ylim(-0.6, len(places) - 0.4)
+        left.set(ylim=(-0.6, len(places) - 0.4), ylabel="")
         left.set_xlabel("reward, from its best to its last")
-        right.set_xlabel(axis_label(_CHANGE) + ", steps 3 to 15")
+        right.set_xlabel(look.axis_label(_CHANGE) + ", steps 3 to 15")
         fell = table.groupby("objective")["collapsed"].any()
-        set_title(left, f"Collapsed on a seed: {fell.sum()} of {len(fell)}", 2)
-        rest = table[table["method"] != BASELINE].groupby("objective")["change_correct"].mean()
+        look.set_title(left, f"Collapsed on a seed: {fell.sum()} of {len(fell)}", 2)
+        rest = table[table["method"] != look.BASELINE].groupby("objective")["change_correct"].mean()
         better = (rest > base["change_correct"]).sum()
-        set_title(right, f"Lose less than GRPO: {better} of {len(rest)}", 2)
-        handles = seed_handles(GREY)
-        handles.append(handle("mean of GRPO", GREY, linestyle=":"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        look.set_title(right, f"Lose less than GRPO: {better} of {len(rest)}", 2)
+        look.legend_below(figure, 3, look.SEED_MARKS | {"mean of GRPO": {"linestyle": ":"}})
     return figure

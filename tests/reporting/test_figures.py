@@ -181,15 +181,16 @@ def test_names_of_lines_do_not_lie_on_each_other():
     )
 
 
-def test_a_talk_has_larger_figures_and_text_and_the_paper_is_a_faint_line():
-    page = curves_figure([made_run()], ["reward"])
-    with mpl.rc_context():
-        use_style("talk")
-        slide = curves_figure([made_run()], ["reward"])
-        assert slide.axes[0].xaxis.label.get_size() == 18
-    assert page.axes[0].xaxis.label.get_size() == 10
-    assert slide.get_figwidth() == pytest.approx(1.8 * page.get_figwidth())
-    mark_paper(page.axes[0], "over 50 %")
-    assert page.axes[0].lines[-1].get_ydata()[0] == 0.5
+def test_a_talk_has_larger_pictures_and_the_paper_is_a_faint_line(tmp_path):
+    runs = [made_run()]
+    figure = curves_figure(runs, ["reward"])
+    for style, width in ((None, 1050), ("talk", 1890), ("paper", 1050)):
+        with mpl.rc_context():
+            if style:
+                use_style(style)
+            picture = save_figure(figure, pd.DataFrame(), tmp_path, "curves", runs)[0]
+        assert Image.open(picture).width == width
+    mark_paper(figure.axes[0], "over 50 %")
+    assert figure.axes[0].lines[-1].get_ydata()[0] == 0.5
     with pytest.raises(ConfigError, match='did you mean "talk"'):
         use_style("talks")
