@@ -115,24 +115,27 @@ class LiveCurves:
 
 
 def describe(arms: Mapping[str, Sequence[StoredRun]], metric: str) -> str:
-    """What a metric does in each arm, from the first window to the last; of a reward that collapses
-    anywhere, in how many runs.
+    """What a metric does in each arm, from the first window to the last, where seeds or noise
+    decide it; of a reward that collapses anywhere, in how many runs.
     """
     counts = {arm: sum(run.collapse is not None for run in runs) for arm, runs in arms.items()}
     if metric == "reward" and any(counts.values()):
         of = {arm: f"{counts[arm]} of {len(runs)}" for arm, runs in arms.items()}
-        return f"Collapsed: {look.each_arm(of)}"
-    return look.each_arm({arm: _verb(runs, metric) for arm, runs in arms.items()})
+        return f"Runs that collapse: {look.each_arm(of)}"
+    verbs = {arm: _verb(runs, metric) for arm, runs in arms.items()}
+    return look.each_arm({arm: verb for arm, verb in verbs.items() if verb}) or "no clear trend"
 
 
 def _verb(runs: Sequence[StoredRun], metric: str) -> str:
-    """Judged by the interval over seeds, or by the noise of a window where they are too few."""
+    """Judged by the interval over seeds, or by the noise of a window where they are too few; empty
+    where that is undecided.
+    """
     found = student_interval([run.change(metric) for run in runs])
     low, high = found.low, found.high
     if found.n < look.SEEDS_FOR_INTERVAL:
         noise = max(2 * run.noise(metric, run.length) * (2 / run.window) ** 0.5 for run in runs)
         low, high = found.estimate - noise, found.estimate + noise
-    return "rises" if low > 0 else "falls" if high < 0 else "unclear"
+    return "rises" if low > 0 else "falls" if high < 0 else ""
 
 
 def _mark_phases(
@@ -162,6 +165,8 @@ def _mark_phases(
     ]
     if collapses:
         handles.append(Line2D([], [], label="collapse of a run", color=look.GREY, linestyle=":"))
-    title = f"grey: phases of {look.short_name(run.arm)}, seed {run.seed}" if phases else None
+    title = (
+        f"grey: phases of one run, {look.short_name(run.arm)} seed {run.seed}" if phases else None
+    )
     if handles:
         figure.legend(handles=handles, loc="outside lower center", title=title, ncols=5)

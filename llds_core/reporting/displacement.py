@@ -99,11 +99,12 @@ def displacement_figure(data: pd.DataFrame) -> Figure:
             name = f"weight {weight:g}" if weight else "GRPO"
             _draw(right, rows, name, llds if weight else grpo, min(0.5 + 0.1 * weight, 1))
         worst = free.groupby("similarity")["change"].min()
-        said = [f"{worst.iloc[end]:+.3f} at cosine {worst.index[end]:g}" for end in (0, -1)]
-        set_title(left, f"At worst: {', '.join(said)}", 2)
+        said = [f"{_signed(worst.iloc[end])} at cosine {worst.index[end]:g}" for end in (0, -1)]
+        set_title(left, f"The right answer, at worst: {', '.join(said)}", 2)
         worst = alike.groupby("weight")["change"].min()
-        last = f"weight {worst.index[-1]:g} {worst.iloc[-1]:+.3f}"
-        set_title(right, f"At worst, cosine {_SHOWN:g}: GRPO {worst.iloc[0]:+.3f}, {last}", 2)
+        last = f"{_signed(worst.iloc[-1])} at weight {worst.index[-1]:g}"
+        said_of = f"{_signed(worst.iloc[0])} without penalty, {last}"
+        set_title(right, f"At worst, cosine {_SHOWN:g}: {said_of}", 2)
         left.set_ylabel("change of the right answer's\nlog-likelihood (nats)")
         for axes in (left, right):
             axes.axhline(0, color=FAINT, linewidth=0.8)
@@ -111,6 +112,10 @@ def displacement_figure(data: pd.DataFrame) -> Figure:
             axes.set_xlim(-0.55, 1)
             axes.set_xticks([0, 0.5, 1])
     return figure
+
+
+def _signed(change: float) -> str:
+    return f"{round(change, 3) + 0.0:+.3f}".replace("-", "−")
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, name: str, colour: str, alpha: float) -> None:

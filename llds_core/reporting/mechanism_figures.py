@@ -27,6 +27,7 @@ from llds_core.reporting.store import is_published
 OPTIMIZER = "adamw"  # that of training; each response was counted once for every optimizer
 _QUESTIONS = 16  # per checkpoint that is measured for a figure
 _KEYS = ["profile", "method", "seed", "step"]
+_OPTIMIZER_NAMES = {"adamw": "AdamW", "sgd": "SGD"}
 _FACTOR_LABELS = {
     "driver": "driver score of Theorem 4.2",
     "pull": "pull of incorrect tokens",
@@ -104,11 +105,11 @@ def likelihood_change_figure(changes: pd.DataFrame, runs: Sequence[StoredRun]) -
             low, high = spread.quantile(0.1), spread.quantile(0.9)
             change.fill_between(low.index, low, high, **shade)
         lost = {method: f"{mean.max():.0%}" for method, mean in by_step.items()}
-        look.set_title(share, f"Lost at most: {look.each_arm(lost)}", 3)
+        look.set_title(share, f"Questions that lose, at most: {look.each_arm(lost)}", 3)
         medians = measured.groupby("method", sort=False)["delta"].median()
         look.set_title(change, f"Median change: {look.each_arm(medians.map('{:+.1f}'.format))}", 3)
         ends = {m: f"{mean.iloc[0]:.0%} → {mean.iloc[-1]:.0%}" for m, mean in by_state.items()}
-        look.set_title(states, f"More alike: {look.each_arm(ends)}", 3)
+        look.set_title(states, f"From unlike to alike: {look.each_arm(ends)}", 3)
         for axes in (share, states):
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
@@ -119,7 +120,7 @@ def likelihood_change_figure(changes: pd.DataFrame, runs: Sequence[StoredRun]) -
         change.set_ylabel("change in one update\n(nats per response)")
         change.axhline(0, color=look.GREY, linewidth=0.8)
         states.set_xticks(range(1, _SIMILARITIES + 1))
-        states.set_xlabel("fifth by similarity of states")
+        states.set_xlabel("similarity of states, fifths\nfrom low (1) to high (5)")
         look.name_lines(states, by_state, arms)
     return figure
 
@@ -131,7 +132,7 @@ def rounds_figure(rounds: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure:
     steps = rounds.groupby(["method", "seed"])["step"]
     first, last = (rounds[rounds["step"] == steps.transform(end)] for end in ("min", "max"))
     arms = _measured_lines(rounds, runs)
-    views = {"position": "searches before the action", "total": "searches of the response"}
+    views = {"position": "searches before the action", "total": "searches in the whole response"}
     with look.theme():
         figure, grid = look.panels(1, 2, 2.7, sharey=True)
         named: dict[str, pd.Series] = {}
@@ -182,10 +183,14 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
             dodge = 0.8 * (1 - 1 / len(colours))  # as stripplot does
             look.draw_means(axes, means, dodge=dodge, markers="D", markersize=4.5, **common)
             axes.axvline(0, color=look.GREY, linewidth=1)
-            axes.set(xlim=(-1.02, 1.02), xlabel="rank correlation with the change", ylabel="")
+            axes.set(
+                xlim=(-1.02, 1.02),
+                xlabel="rank correlation with\nthe change of likelihood",
+                ylabel="",
+            )
             driver = means[means["factor"] == "driver"].groupby("method", sort=False)["spearman"]
             said = look.each_arm(driver.mean().map("{:+.2f}".format))
-            look.set_title(axes, f"Driver ({optimizer}): {said}", 2)
+            look.set_title(axes, f"{_OPTIMIZER_NAMES[optimizer]}, the theorem's driver: {said}", 2)
         grid[0].set_yticks(range(len(factors)), [_FACTOR_LABELS[name] for name in factors])
         entries = {look.short_name(name): {"color": hue} for name, hue in colours.items()}
         look.legend_below(figure, 4, entries, marker="D", linestyle="")
@@ -224,11 +229,11 @@ def first_action_figure(data: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure
             )
             known = [arm for arm in first if len(first[arm]) and len(later[arm])]
             gaps = {arm: f"{first[arm].iloc[-1] - later[arm].iloc[-1]:+.2f}" for arm in known}
-            look.set_title(axes, f"First − later: {look.each_arm(gaps)}", 3)
+            look.set_title(axes, f"First − later actions: {look.each_arm(gaps)}", 3)
             axes.set_ylabel(f"log-likelihood, {outcome}\nresponses (nats per token)")
         shares = look.draw_arms(searches, by_metric["first_search_equal"], arms)
         ends = {arm: f"{share.iloc[-1]:.0%}" for arm, share in shares.items() if len(share)}
-        look.set_title(searches, f"Begin alike: {look.each_arm(ends)}", 3)
+        look.set_title(searches, f"Begin like a right one: {look.each_arm(ends)}", 3)
         searches.set(ylim=(0, 1), ylabel="incorrect responses whose\nfirst search matches")
         searches.yaxis.set_major_formatter(PercentFormatter(1, 0))
         for axes in (*grid, searches):
@@ -237,5 +242,6 @@ def first_action_figure(data: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure
         look.legend_below(
             figure, 3, {f"{place} actions": {"linestyle": line} for place, line in _LINES.items()}
         )
-        look.name_lines(searches, shares, arms)
+        measured = _measured_lines(by_metric["first_search_equal"].dropna(), runs)
+        look.name_lines(searches, shares, measured)
     return figure

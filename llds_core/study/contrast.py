@@ -69,5 +69,6 @@ def _finding(table: pd.DataFrame) -> str:
     """The mean of the first arm minus the second over the seeds that both have."""
     first, second = table.columns[:2]
     found = student_interval((table[first] - table[second]).tolist())
-    bounds = bounded(found.estimate, found.low, found.high, "+.2f")
-    return f"difference {bounds} in {found.n} pair{'s' * (found.n != 1)}"
+    bounds = bounded(found.estimate, found.low, found.high, "+.2f").replace("-", "−")
+    pairs = f"{found.n} pair{'s' * (found.n != 1)}"
+    return f"{first} − {second} {bounds}, {pairs}".replace(" [", "\xa0[").replace(", +", ",\xa0+")

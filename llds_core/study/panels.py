@@ -71,7 +71,7 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
         left.set_ylim(len(rows) - 0.5, -0.5)
         left.set_xlim(0, end * 1.05)
         left.set_xlabel("step of the collapse,\nor last step")
-        right.set_xlabel("slope of log-likelihood\n(nats per token, ten steps)")
+        right.set_xlabel("change of log-likelihood\n(nats per token in ten steps)")
         right.xaxis.set_major_locator(MaxNLocator(nbins=4))
         right.axvline(0, color=look.GREY, linewidth=1)
         entries = {
@@ -86,7 +86,7 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
 def _outcomes_finding(known: pd.DataFrame) -> str:
     counts = known["collapse_step"].notna().groupby(known["method"]).agg(["sum", "size"])
     rest = counts.drop(look.BASELINE, errors="ignore")
-    others = f"{(rest['sum'] == 0).sum()} of {len(rest)} other settings in none"
+    others = f"{(rest['sum'] == 0).sum()} of {len(rest)} other settings run so far never do"
     if look.BASELINE not in counts.index:
         return others
     return "GRPO collapses in {} of {} seeds; {}".format(*counts.loc[look.BASELINE], others)
@@ -179,13 +179,14 @@ def map_figure(cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
                 axes.text(column, row, _cell(cell), color=ink, **text)
             axes.set_xticks(range(len(rates)), [f"{1e4 * rate:.3g}" for rate in rates])
             axes.set_yticks(range(len(updates)), updates)
-            axes.set_xlabel("learning rate (1e-4)")
+            axes.set_xlabel("learning rate (× 10⁻⁴)")
             axes.set_title(titles.get(panel, panel))
         grid[0].set_ylabel("updates per rollout")
         seeds = cells["seed"].unique()
-        title = f"one seed ({seeds[0]})" if len(seeds) == 1 else f"{len(seeds)} seeds"
+        title = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
+        title = f"{cells['steps'].notna().sum()} of {len(cells)} runs of the map, {title}"
         figure.suptitle(title, weight="bold", size="medium")
-        label = "last reward minus the start policy's"
+        label = "last reward (the number) minus the start policy's"
         figure.colorbar(image, ax=list(grid), label=label, location="bottom", shrink=0.5)
     return figure
 
@@ -299,4 +300,9 @@ def _dose_finding(data: pd.DataFrame, name: str) -> str:
         return f"{said} {name} {where}, none of {above.sum()} from {above.index.min():g}"
     if len(below := counts.loc[counts.index < low, "size"]):
         return f"{said} {name} {where}, none of {below.sum()} up to {below.index.max():g}"
-    return f"{said} every {name}" if len(broken) == len(counts) else f"{said} {name} {where}"
+    if len(broken) == len(counts) > 1:
+        least, most = (
+            f"{counts['sum'].iloc[end]} of {counts['size'].iloc[end]}" for end in (0, -1)
+        )
+        return f"{least} runs collapse at {name} {low:g}, {most} at {high:g}"
+    return f"{said} {name} {where}"

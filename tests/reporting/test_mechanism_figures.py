@@ -106,7 +106,7 @@ def test_search_rounds_name_their_axes_and_checkpoints() -> None:
     figure = rounds_figure(before_collapse(tables(2)["nll_by_round"], runs), runs)
     assert [axes.get_xlabel() for axes in figure.axes] == [
         "searches before the action",
-        "searches of the response",
+        "searches in the whole response",
     ]
     assert {text.get_text() for text in figure.axes[1].texts} == {
         "GRPO\n2 seeds",

@@ -162,7 +162,7 @@ def test_doses_are_over_the_steps_that_all_were_given_and_say_where_none_collaps
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert labels == ["0", "0.1", "0.2", "10"]
     for few, title in (
-        (runs[1:2], "1 of 1 runs collapse at every penalty weight"),
+        (runs[1:2], "1 of 1 runs collapse at penalty weight 0.1"),
         ([made("grpo")], "None of 1 runs collapses at any penalty weight"),
         (runs[:2], "1 of 1 runs collapse at penalty weight 0.1, none of 1 from 10"),
     ):
@@ -195,7 +195,10 @@ def test_the_short_figure_of_outcomes_has_the_arms_with_most_seeds_the_stable_on
     study = small(main=["grpo", "llds-action"], gates=["llds-token", "llds-ma"])
     figure = outcomes_figure(outcomes(runs), study, most=2)
     assert row_labels(figure) == ["llds-action", "grpo"]
-    assert figure.get_suptitle() == "GRPO collapses in 1 of 1 seeds; 2 of 2 other settings in none"
+    assert (
+        figure.get_suptitle()
+        == "GRPO collapses in 1 of 1 seeds; 2 of 2 other settings run so far never do"
+    )
 
 
 def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
@@ -221,7 +224,7 @@ def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
         "0.23\nfell",
         "collapse\nat 3",
     ]
-    assert figure.get_suptitle() == "one seed (0)"
+    assert figure.get_suptitle() == "4 of 6 runs of the map, seed 0"
     kinds = map_kinds(cells)
     assert kinds["updates per rollout"].tolist() == [32, 32]
     assert kinds["grpo"].tolist() == [
