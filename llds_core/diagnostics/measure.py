@@ -78,7 +78,7 @@ def measure(
         before = {}
         for file in folder.glob("*"):
             file.unlink()
-    write_json(folder / "manifest.json", asked)
+    write_json(folder / "manifest.json", before | asked)
     tables = {name: _read_table(folder / f"{name}.csv") for name in TABLES}
     for run, checkpoints in zip(runs, steps, strict=True):
         method = run.arm or run.config.method
@@ -92,16 +92,18 @@ def measure(
                     found = pd.DataFrame(keys, frame.index).join(frame)
                     tables[name] = pd.concat([tables[name], found], ignore_index=True)
                     write_table(folder / f"{name}.csv", tables[name])
+    measured = {run.arm or run.config.method: run.manifest()["config_hash"] for run in runs}
     manifest: dict[str, Any] = {
         "profile": profile,
         "seed": seed,
         **asked,
         "too_long": len(chosen) - len(fitting),
-        "runs": before.get("runs", {})
-        | {run.arm or run.config.method: run.manifest()["config_hash"] for run in runs},
+        "runs": before.get("runs", {}) | measured,
         **git_state(),
         "packages": package_versions(),
     }
+    if not set(before.get("runs", {})) <= set(measured):
+        manifest["earlier"] = before  # by which code the others were measured
     write_json(folder / "manifest.json", manifest)
     return folder
 

@@ -12,7 +12,13 @@ import pytest
 
 from llds_core.__main__ import main
 from llds_core.config import load_experiment
-from llds_core.diagnostics.measure import TABLES, measure, mechanism_path, read_mechanism
+from llds_core.diagnostics.measure import (
+    TABLES,
+    covered,
+    measure,
+    mechanism_path,
+    read_mechanism,
+)
 from llds_core.errors import CheckpointError, ConfigError, DataError
 from llds_core.reporting import mechanism_figures as figures
 from llds_core.reporting.store import load_runs
@@ -58,6 +64,10 @@ def test_what_is_measured_is_not_measured_again(tables, stored, monkeypatch) -> 
     assert all(len(again[name]) == len(tables[name]) for name in TABLES)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["questions"] == 6 and set(manifest["runs"]) == set(METHODS)
+    assert "earlier" not in manifest
+    measure("smoke", METHODS[:1], 0, stored, questions=6)
+    assert json.loads((folder / "manifest.json").read_text())["earlier"] == manifest
+    assert set(covered(folder)[0]) == set(METHODS)
 
 
 def test_figures_come_from_the_tables(tables, stored, capsys) -> None:
