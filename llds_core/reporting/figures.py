@@ -145,7 +145,7 @@ def set_title(axes: Axes, text: str, columns: int = 1) -> None:
     for pause in (",", ":", ";"):
         whole = whole.replace(f"{pause}\xa0", f"{pause} ")
     lines = textwrap.wrap(
-        whole, (76, 30, 20)[columns - 1], break_long_words=False, break_on_hyphens=False
+        whole, (76, 30, 19)[columns - 1], break_long_words=False, break_on_hyphens=False
     )
     axes.set_title("\n".join(lines).replace("\xa0", " "))
 

@@ -71,4 +71,4 @@ def _finding(table: pd.DataFrame) -> str:
     found = student_interval((table[first] - table[second]).tolist())
     bounds = bounded(found.estimate, found.low, found.high, "+.2f").replace("-", "−")
     pairs = f"{found.n} pair{'s' * (found.n != 1)}"
-    return f"{first} − {second} {bounds}, {pairs}".replace(" [", "\xa0[").replace(", +", ",\xa0+")
+    return f"left − right {bounds}, {pairs}"

@@ -132,6 +132,6 @@ def objectives_figure(table: pd.DataFrame) -> Figure:
         look.set_title(left, f"{fell.sum()} of {len(fell)} objectives collapse on a seed", 2)
         rest = table[table["method"] != look.BASELINE].groupby("objective")["change_correct"].mean()
         better = (rest > base["change_correct"]).sum()
-        look.set_title(right, f"{better} of {len(rest)} keep more likelihood than GRPO", 2)
+        look.set_title(right, f"{better} of {len(rest)} lose less than GRPO", 2)
         look.legend_below(figure, 3, look.SEED_MARKS | {"mean of GRPO": {"linestyle": ":"}})
     return figure

@@ -30,7 +30,7 @@ def test_pairs_are_compared_and_a_lone_arm_is_left_out() -> None:
     # Three seeds have both: -1, -1.5, -2; Student's half width of 0.5 / sqrt(3).
     title = axes.get_title(loc="left").replace("\n", " ").replace("−", "-")
     half = 4.302653 * 0.5 / np.sqrt(3)
-    assert f"rate 1: whole - torn -1.50 [{-1.5 - half:+.2f}, {-1.5 + half:+.2f}], 3 pairs" in title
+    assert f"rate 1: left - right -1.50 [{-1.5 - half:+.2f}, {-1.5 + half:+.2f}], 3 pairs" in title
     ticks = [tick.get_text() for tick in axes.get_xticklabels()]
     assert ticks == ["whole\n3 of 4 collapsed", "torn\n0 of 3 collapsed"]
 
@@ -39,4 +39,4 @@ def test_no_pair_gives_an_empty_table() -> None:
     assert contrasts([made("grpo", 0, 0.0)], WAYS, METRIC).empty
     one = contrasts([made("grpo", 0, -1.0), made("torn", 0, 1.0)], WAYS, METRIC)
     [axes] = contrast_figure(one, METRIC).axes
-    assert axes.get_title(loc="left").replace("\n", " ") == "rate 1: whole − torn −2.00, 1 pair"
+    assert axes.get_title(loc="left").replace("\n", " ") == "rate 1: left − right −2.00, 1 pair"
