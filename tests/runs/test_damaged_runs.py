@@ -144,8 +144,9 @@ def slow(run):
         print("ready", flush=True)
         time.sleep(60)
 
-# In place of a module that takes seconds to import.
+# In place of modules that take seconds to import, or train a start policy.
 sys.modules["llds_core.training.experiment"] = SimpleNamespace(train=slow)
+sys.modules["llds_core.study.runner"] = SimpleNamespace(make_start_policy=lambda run: None)
 sys.exit(program.main(sys.argv[1:]))
 """
 
