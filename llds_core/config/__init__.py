@@ -8,6 +8,7 @@ from llds_core.config.load import (
     layouts_for,
     load_experiment,
     methods,
+    override_key,
     profiles,
 )
 from llds_core.config.schema import ExperimentConfig, LossConfig

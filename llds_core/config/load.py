@@ -54,11 +54,16 @@ def _is_for(layout: str, profile: str) -> bool:
     return any(fnmatchcase(profile, pattern) for pattern in only)
 
 
+def override_key(override: str) -> str:
+    """The dotted key that an override sets."""
+    return override.partition("=")[0].strip()
+
+
 def laid_over(lower: Iterable[str], upper: Iterable[str]) -> list[str]:
     """Overrides of a layout or a study, without keys that `upper` sets, and then `upper`."""
     upper = [*upper]
-    own = {override.partition("=")[0].strip() for override in upper}
-    return [*(each for each in lower if each.partition("=")[0].strip() not in own), *upper]
+    own = {*map(override_key, upper)}
+    return [*(each for each in lower if override_key(each) not in own), *upper]
 
 
 def is_method(name: str) -> bool:

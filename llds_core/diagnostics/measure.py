@@ -63,7 +63,7 @@ def measure(
     tables. Questions whose prompts do not fit are refused before anything is measured, or left out,
     as `data.too_long` says.
     """
-    runs = [_run(profile, method, seed, run_root) for method in methods]
+    runs = _runs(profile, methods, seed, run_root)
     folder = mechanism_path(run_root, profile, seed)
     asked = {"questions": questions, "rollouts": ROLLOUTS}
     steps = [_checkpoints(run) for run in runs]
@@ -81,7 +81,7 @@ def measure(
     write_json(folder / "manifest.json", before | asked)
     tables = {name: _read_table(folder / f"{name}.csv") for name in TABLES}
     for run, checkpoints in zip(runs, steps, strict=True):
-        method = run.arm or run.config.method
+        method = run.arm
         known = tables["likelihood_change"]
         done = set(known[known["method"] == method].get("step", ()))
         for step, checkpoint in checkpoints:
@@ -92,7 +92,7 @@ def measure(
                     found = pd.DataFrame(keys, frame.index).join(frame)
                     tables[name] = pd.concat([tables[name], found], ignore_index=True)
                     write_table(folder / f"{name}.csv", tables[name])
-    measured = {run.arm or run.config.method: run.manifest()["config_hash"] for run in runs}
+    measured = {run.arm: run.manifest()["config_hash"] for run in runs}
     manifest: dict[str, Any] = {
         "profile": profile,
         "seed": seed,
@@ -108,13 +108,12 @@ def measure(
     return folder
 
 
-def _run(profile: str, name: str, seed: int, root: Path) -> Run:
-    study = load_study(profile) if profile in studies() else None
-    for arm in study.arms if study else ():
-        if arm.name == name:
-            run = Run.load(f"{profile}/{arm.method}", seed, root, arm.overrides)
-            return replace(run, arm=name)
-    return Run.load(f"{profile}/{name}", seed, root)
+def _runs(profile: str, names: Sequence[str], seed: int, root: Path) -> list[Run]:
+    """Of each name the arm of the profile's study, else the method; `arm` is the name."""
+    arms = load_study(profile).arms if profile in studies() else ()
+    known = {arm.name: (arm.method, arm.overrides) for arm in arms}
+    given = [(name, *known.get(name, (name, ()))) for name in names]
+    return [replace(Run.load(f"{profile}/{m}", seed, root, o), arm=name) for name, m, o in given]
 
 
 def read_mechanism(folder: Path) -> dict[str, pd.DataFrame]:

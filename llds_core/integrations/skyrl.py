@@ -24,10 +24,8 @@ from skyrl.backends.skyrl_train.utils.ppo_utils import PolicyLossRegistry
 from skyrl.train.config import AlgorithmConfig, make_config
 
 from llds_core.errors import ConfigError
-from llds_core.integrations.per_response import one_per_response
+from llds_core.integrations.adapters import check_penalty, one_per_response, penalty_options
 from llds_core.losses import llds_penalty
-from llds_core.losses.aggregate import check_range
-from llds_core.losses.llds import check_penalty_options
 
 _Trainer: Any = object  # what comes next in the order of a subclass, of which types know nothing
 _REMEDY = "trainer.algorithm.advantage_estimator=grpo"
@@ -49,17 +47,7 @@ class LldsAlgorithmConfig(AlgorithmConfig):
 
     def __post_init__(self) -> None:
         """Refuse what `llds_penalty` does not know."""
-        check_range("llds_weight", self.llds_weight, 0)
-        check_penalty_options(**self.penalty_options())
-
-    def penalty_options(self) -> dict[str, Any]:
-        """What `llds_penalty` is called with."""
-        return {
-            "gate": self.llds_gate,
-            "normalizer": self.llds_normalizer,
-            "preserve": self.llds_preserve,
-            "gate_threshold": self.llds_gate_threshold,
-        }
+        check_penalty(self)
 
 
 def llds_policy_loss(
@@ -101,7 +89,7 @@ def llds_policy_loss(
             mask,
             one_per_response(advantages, mask, _REMEDY),
             denominator=config.llds_denominator,
-            **config.penalty_options(),
+            **penalty_options(config),
         )
     if config.llds_weight > 0:
         loss = loss + config.llds_weight * penalty
@@ -174,7 +162,7 @@ class _CountingDispatch:
         """What the mini-batch `data` divides by."""
         old, mask = data["action_log_probs"], data["loss_mask"]
         advantages = one_per_response(data["advantages"], mask, _REMEDY)
-        _, counts = llds_penalty(old, old, mask, advantages, **self._algorithm.penalty_options())
+        _, counts = llds_penalty(old, old, mask, advantages, **penalty_options(self._algorithm))
         preserved = self._algorithm.llds_normalizer == "preserved"
         return float(counts["preserved_tokens" if preserved else "response_tokens"])
 

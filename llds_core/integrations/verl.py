@@ -19,10 +19,8 @@ from verl.trainer.ppo.core_algos import get_policy_loss_fn, register_policy_loss
 from verl.workers.config.actor import PolicyLossConfig
 
 from llds_core.errors import ConfigError
-from llds_core.integrations.per_response import one_per_response
+from llds_core.integrations.adapters import check_penalty, one_per_response, penalty_options
 from llds_core.losses import llds_penalty
-from llds_core.losses.aggregate import check_range
-from llds_core.losses.llds import check_penalty_options
 
 
 @dataclass
@@ -46,17 +44,7 @@ class LldsPolicyLossConfig(PolicyLossConfig):
                 f"policy_loss.loss_mode={self.loss_mode} base_loss={self.base_loss}: LLDS needs "
                 "loss_mode=llds over another loss, without rollout_correction.bypass_mode"
             )
-        check_range("llds_weight", self.llds_weight, 0)
-        check_penalty_options(**self.penalty_options())
-
-    def penalty_options(self) -> dict[str, Any]:
-        """What `llds_penalty` is called with."""
-        return {
-            "gate": self.llds_gate,
-            "normalizer": self.llds_normalizer,
-            "preserve": self.llds_preserve,
-            "gate_threshold": self.llds_gate_threshold,
-        }
+        check_penalty(self)
 
 
 @register_policy_loss("llds")
@@ -98,7 +86,7 @@ def llds_policy_loss(
             old_log_prob,
             response_mask,
             one_per_response(advantages, response_mask, "algorithm.adv_estimator=grpo"),
-            **settings.penalty_options(),
+            **penalty_options(settings),
         )
     if settings.llds_weight > 0:
         batch = config.global_batch_info

@@ -115,7 +115,7 @@ def displacement_figure(data: pd.DataFrame) -> Figure:
 
 
 def _signed(change: float) -> str:
-    return f"{round(change, 3) + 0.0:+.3f}".replace("-", "−")
+    return f"{round(change, 3) + 0.0:+.3f}"
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, name: str, colour: str, alpha: float) -> None:

@@ -141,7 +141,7 @@ def set_title(axes: Axes, text: str, columns: int = 1) -> None:
     """What a panel shows, in lines as long as one of so many columns has room for, broken where the
     text pauses.
     """
-    whole = text.replace(" -", " −").replace(" ", "\xa0")
+    whole = re.sub(r"(?<!\w)-(?=\d)", "−", text).replace(" ", "\xa0")
     for pause in (",", ":", ";"):
         whole = whole.replace(f"{pause}\xa0", f"{pause} ")
     lines = textwrap.wrap(

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.config import ExperimentConfig, load_experiment, override_key
 from llds_core.errors import CheckpointError, DataError, LLDSError
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.runs.identity import FREE, check_same, complete, diverged
@@ -83,7 +83,7 @@ class Run:
         named = sorted(
             override.replace(" ", "")
             for override in self.overrides
-            if override.split("=")[0].strip() not in FREE
+            if override_key(override) not in FREE
         )
         suffix = "".join(f"+{re.sub(r'[^A-Za-z0-9._=-]', '_', override)}" for override in named)
         if len(suffix) > _LONGEST_SUFFIX:

@@ -69,6 +69,6 @@ def _finding(table: pd.DataFrame) -> str:
     """The mean of the first arm minus the second over the seeds that both have."""
     first, second = table.columns[:2]
     found = student_interval((table[first] - table[second]).tolist())
-    bounds = bounded(found.estimate, found.low, found.high, "+.2f").replace("-", "−")
+    bounds = bounded(found.estimate, found.low, found.high, "+.2f")
     pairs = f"{found.n} pair{'s' * (found.n != 1)}"
     return f"left − right {bounds}, {pairs}"

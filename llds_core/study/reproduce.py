@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from llds_core.config import ExperimentConfig
+from llds_core.config import ExperimentConfig, override_key
 from llds_core.config.given import numbers, words
 from llds_core.errors import ConfigError, RunError
 from llds_core.machine.doctor import examine
@@ -60,7 +60,7 @@ def reproduce(
     """
     out_dir = Path("results") / profile if out_dir is None else out_dir
     seeds, arms = numbers(seeds), words(arms)
-    as_printed = all(override.partition("=")[0].strip() in FREE for override in overrides)
+    as_printed = all(override_key(override) in FREE for override in overrides)
     overrides = layout_overrides(f"{profile}/{arms[0]}", layout, overrides)
     runs = [Run.load(f"{profile}/{arm}", seed, root, overrides) for seed in seeds for arm in arms]
     left = [run for run in runs if not run.is_finished()]

@@ -1,8 +1,26 @@
-"""One advantage per response, of trainers that hand down one per token."""
+"""What adapters of trainers with a registry of losses share: the settings of the penalty, and one
+advantage per response where a trainer hands down one per token.
+"""
+
+from typing import Any
 
 import torch
 
 from llds_core.errors import ConfigError
+from llds_core.losses.aggregate import check_range
+from llds_core.losses.llds import check_penalty_options
+
+
+def penalty_options(settings: Any) -> dict[str, Any]:
+    """What `llds_penalty` is called with, of a trainer's configuration that has `llds_` fields."""
+    names = ("gate", "normalizer", "preserve", "gate_threshold")
+    return {name: getattr(settings, f"llds_{name}") for name in names}
+
+
+def check_penalty(settings: Any) -> None:
+    """Raise `ValueError` for such fields that `llds_penalty` cannot use."""
+    check_range("llds_weight", settings.llds_weight, 0)
+    check_penalty_options(**penalty_options(settings))
 
 
 def one_per_response(
