@@ -87,6 +87,9 @@ def curves_figure(
         figure.align_ylabels()
         if not glance:
             _mark_phases(figure, shown.values(), arms, lines)
+        elif any(len(own) > 1 for own in arms.values()):
+            marks = {"mean of all": {}, "mean of those that go on": {"ls": ":"}}
+            look.legend_below(figure, 3, {"a seed": {"lw": 0.7}} | marks)
         for place in range(columns - 1, len(metrics), columns):
             look.name_lines(grid[place], means[metrics[place]], lines)
     return figure

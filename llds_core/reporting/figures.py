@@ -34,6 +34,7 @@ BASELINE = "grpo"
 # Label, and a colour of Okabe and Ito's palette, told apart by colour-blind readers and in grey.
 _METHODS = {
     "grpo": ("GRPO", "#D55E00"),
+    "grpo-kept": ("GRPO", "#D55E00"),  # again, for its checkpoints
     "llds-action": ("GRPO + LLDS (action gate)", "#0072B2"),
     "llds-response": ("GRPO + LLDS (response gate)", "#56B4E9"),
     "llds-token": ("GRPO + LLDS (token gate)", "#009E73"),
@@ -244,15 +245,18 @@ def name_lines(axes: Axes, curves: Mapping[str, pd.Series], arms: Mapping[str, L
         axes.text(1.03, place, text, color=colour, linespacing=1.05, **style)
 
 
-def mark_paper(axes: Axes, said: str) -> None:
-    """A faint line at the value that the paper says, and its words; a percentage is a share."""
+def mark_paper(axes: Axes, said: str, of: str = "") -> None:
+    """A faint line at the value that the paper says, and its words; a percentage is a share. `of`
+    says whose it is, where the paper says several.
+    """
     value = float(re.findall(r"[\d.]+", said)[0]) / (100 if "%" in said else 1)
     axes.axhline(value, color=FAINT, linestyle=(0, (1, 2)), linewidth=1.2, zorder=0)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, value), max(high, value + 0.1 * (high - low)))
-    style: dict[str, Any] = {"color": FAINT, "va": "bottom", "style": "italic", "zorder": 1}
-    said = said.replace("over", ">").replace("about", "≈")
-    axes.text(0.02, value, f"paper {said}", transform=axes.get_yaxis_transform(), **style)
+    style: dict[str, Any] = {"color": GREY, "va": "bottom", "style": "italic"}
+    style["bbox"] = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}
+    said = f"{of or 'paper'} {said.replace('over', '>').replace('about', '≈')}"
+    axes.text(0.02, value, said, transform=axes.get_yaxis_transform(), **style)
 
 
 def draw_runs(axes: Axes, table: pd.DataFrame, **style: Any) -> None:

@@ -16,13 +16,13 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from llds_core.config import load_experiment
+from llds_core.config import load_experiment, load_study, studies
 from llds_core.diagnostics.measure import covered, measure, mechanism_path, read_mechanism
 from llds_core.errors import DataError
 from llds_core.reporting import figures as look
 from llds_core.reporting.curves import curves_data
 from llds_core.reporting.run_view import StoredRun, before_collapse, same_steps, usual_steps
-from llds_core.reporting.store import is_published
+from llds_core.reporting.store import find_published, is_published
 
 OPTIMIZER = "adamw"  # that of training; each response was counted once for every optimizer
 _QUESTIONS = 16  # per checkpoint that is measured for a figure
@@ -47,6 +47,19 @@ _SEARCHES = ["first_search_equal", "first_search_similar"]
 _SIMILARITIES = 5  # bins with equally many questions
 
 
+def measured_runs(runs: Sequence[StoredRun], run_root: Path) -> list[StoredRun]:
+    """The runs whose checkpoints show the mechanism: `runs`, and of a published study, in place of
+    those of a method, what it has of the arm that repeats it to keep them (group `mechanism`).
+    """
+    profile, methods = runs[0].profile, {run.method for run in runs}
+    if profile not in studies() or not is_published(run_root, profile):
+        return [*runs]
+    arms = [arm for arm in load_study(profile).chosen() if arm.group == "mechanism"]
+    pairs = [(arm.name, seed) for arm in arms if arm.method in methods for seed in arm.seeds]
+    kept = [run for pair in pairs if (run := find_published(run_root, profile, *pair))]
+    return kept + [run for run in runs if run.arm not in {run.method for run in kept}]
+
+
 def ensure_mechanism(
     runs: Sequence[StoredRun], run_root: Path, overrides: Sequence[str] = ()
 ) -> dict[str, pd.DataFrame]:
@@ -57,9 +70,9 @@ def ensure_mechanism(
     `overrides`, which measurements do not know.
     """
     profile = runs[0].profile
-    methods = list(dict.fromkeys(run.method for run in runs))
+    methods = list(dict.fromkeys(run.arm for run in runs))
     seeds = list(dict.fromkeys(run.seed for run in runs))
-    made_here = not (load_experiment(f"{profile}/{methods[0]}").policy.path or overrides)
+    made_here = not (load_experiment(f"{profile}/{runs[0].method}").policy.path or overrides)
     folders = [mechanism_path(run_root, profile, seed) for seed in seeds]
     done, asked = covered(folders[0])
     if made_here and not is_published(run_root, profile) and not set(methods) <= set(done):
@@ -72,7 +85,10 @@ def ensure_mechanism(
     tables = {name: pd.concat([one[name] for one in found], ignore_index=True) for name in found[0]}
     kept = {name: before_collapse(table, same_steps(runs)) for name, table in tables.items()}
     steps = usual_steps(runs)
-    return {name: t[t["method"].isin(methods) & (t["step"] <= steps)] for name, t in kept.items()}
+    for name, table in kept.items():
+        known = table[table["method"].isin(methods) & (table["step"] <= steps)]
+        kept[name] = known.sort_values("method", key=lambda m: m.map(methods.index), kind="stable")
+    return kept
 
 
 def _measured_lines(table: pd.DataFrame, runs: Sequence[StoredRun]) -> dict[str, look.Line]:
@@ -127,7 +143,7 @@ def likelihood_change_figure(changes: pd.DataFrame, runs: Sequence[StoredRun]) -
 
 def rounds_figure(rounds: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure:
     """Fig. 6: negative log-likelihood against search rounds, by position and by total, at the last
-    checkpoint of every seed, lines as in `draw_arms`; dotted is the mean at the first.
+    checkpoint of every seed, lines as in `draw_arms`; dashed is the mean at the first.
     """
     steps = rounds.groupby(["method", "seed"])["step"]
     first, last = (rounds[rounds["step"] == steps.transform(end)] for end in ("min", "max"))
@@ -145,17 +161,14 @@ def rounds_figure(rounds: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure:
             means.pop("smollm2", None)  # whose only checkpoint is drawn
             before = first[first["view"] == view].groupby(["method", "rounds"])["nll"].mean()
             for method in means:
-                axes.plot(before[method], color=arms[method][1], linestyle=":", linewidth=1.4)
+                axes.plot(before[method], color=arms[method][1], linestyle="--", linewidth=1.4)
             ends = {m: f"{mean.iloc[0]:.2f} → {mean.iloc[-1]:.2f}" for m, mean in means.items()}
-            look.set_title(axes, f"More searches: {look.each_arm(ends)}", 2)
+            look.set_title(axes, f"From fewest to most: {look.each_arm(ends)}", 2)
             axes.set_xlabel(xlabel)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[0].set_ylabel("negative log-likelihood\n(nats per token)")
-        before_and_after = {
-            "last checkpoint before the collapse": {},
-            "first checkpoint": {"linestyle": ":"},
-        }
-        look.legend_below(figure, 2, before_and_after)
+        last_ones = {"last checkpoint before the collapse": {}, "in fewer seeds": {"ls": ":"}}
+        look.legend_below(figure, 3, last_ones | {"first checkpoint": {"ls": "--"}})
         look.name_lines(grid[-1], named, arms)
     return figure
 
@@ -190,7 +203,7 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
             )
             driver = means[means["factor"] == "driver"].groupby("method", sort=False)["spearman"]
             said = look.each_arm(driver.mean().map("{:+.2f}".format))
-            look.set_title(axes, f"{_OPTIMIZER_NAMES[optimizer]}, the theorem's driver: {said}", 2)
+            look.set_title(axes, f"{_OPTIMIZER_NAMES[optimizer]}, driver score: {said}", 3)
         grid[0].set_yticks(range(len(factors)), [_FACTOR_LABELS[name] for name in factors])
         entries = {look.short_name(name): {"color": hue} for name, hue in colours.items()}
         look.legend_below(figure, 4, entries, marker="D", linestyle="")

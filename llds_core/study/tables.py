@@ -113,28 +113,6 @@ def map_cells(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).merge(found, on=["method", "seed"], how="left")
 
 
-def map_kinds(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per place on the map: in a column per panel the collapse step and its kind, or "no
-    collapse" with the lowest reward after the best as a share of it, and by what entropy grew; or
-    "not run".
-    """
-    fates = [_fate(cell) for _, cell in cells.iterrows()]
-    names = {"updates_per_rollout": "updates per rollout", "learning_rate": "learning rate"}
-    wide = cells.assign(outcome=fates).pivot_table(
-        index=list(names), columns="panel", values="outcome", aggfunc="; ".join, sort=False
-    )
-    return wide.sort_index().rename_axis(columns=None).reset_index().rename(columns=names)
-
-
-def _fate(run: pd.Series) -> str:
-    if np.isnan(run["steps"]):
-        return "not run"
-    entropy = f"entropy × {run['entropy_growth']:.1f}"
-    if not run["kind"]:
-        return f"no collapse, lowest {run['lowest_after_best']:.2f} of the best, {entropy}"
-    return f"collapse at {run['collapse_step']:.0f}, {run['kind']}, {entropy}"
-
-
 def study_progress(study: Study, runs: Sequence[StoredRun]) -> pd.DataFrame:
     """One row per arm: seeds run of seeds planned, and what it is for."""
     done = Counter(run.arm for run in runs)

@@ -7,14 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from llds_core.files import project_path
 from llds_core.reporting.figures import METHOD_COLOURS
 from llds_core.reporting.mechanism_figures import (
+    ensure_mechanism,
     first_action_data,
     first_action_figure,
     likelihood_change_figure,
+    measured_runs,
     rounds_figure,
 )
 from llds_core.reporting.run_view import StoredRun, before_collapse
+from llds_core.reporting.store import PUBLISHED, load_runs
 
 STEPS = (0, 4, 8, 12, 16)
 STABLE = [0.5] * 16
@@ -112,3 +116,17 @@ def test_search_rounds_name_their_axes_and_checkpoints() -> None:
         "GRPO\n2 seeds",
         "SmolLM2-135M",
     }
+
+
+def test_the_published_mechanism_is_that_of_the_runs_that_kept_their_checkpoints(tmp_path) -> None:
+    published = project_path(PUBLISHED)
+    runs = load_runs(published, "desk", ["grpo", "llds-action"], [40, 41])
+    measured = measured_runs(runs, published)
+    assert {(run.arm, run.seed) for run in measured} == {
+        *(("grpo-kept", seed) for seed in range(40, 45)),
+        *(("llds-action", seed) for seed in (40, 41)),
+    }
+    tables = ensure_mechanism(measured, published)
+    # GRPO comes first, as in every figure.
+    assert list(dict.fromkeys(tables["theorem"]["method"])) == ["grpo-kept", "llds-action"]
+    assert measured_runs(runs, tmp_path) == runs

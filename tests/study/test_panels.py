@@ -12,7 +12,7 @@ from llds_core.errors import DataError
 from llds_core.reporting.run_tables import gradient_sizes, outcomes
 from llds_core.reporting.store import StoredRun
 from llds_core.study.panels import dose_figure, doses, map_figure, outcomes_figure
-from llds_core.study.tables import effects, heldout_table, map_cells, map_kinds
+from llds_core.study.tables import effects, heldout_table, map_cells
 
 DESK = load_study("desk-reuse")
 RISING = [0.3, 0.4] + [0.5] * 16
@@ -225,13 +225,6 @@ def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
         "collapse\nat 3",
     ]
     assert figure.get_suptitle() == "4 of 6 runs of the map, seed 0"
-    kinds = map_kinds(cells)
-    assert kinds["updates per rollout"].tolist() == [32, 32]
-    assert kinds["grpo"].tolist() == [
-        "collapse at 12, likelihood lost, entropy × 1.0",
-        "no collapse, lowest 1.00 of the best, entropy × 1.0",
-    ]
-    assert kinds["kl"].tolist() == ["not run"] * 2
     empty = map_cells(study, outcomes([made("grpo")]))
     assert texts(map_figure(empty, {})) == ["not run"] * 6
     with pytest.raises(DataError, match="no map"):
