@@ -25,7 +25,7 @@ from skyrl.train.config import AlgorithmConfig, make_config
 
 from llds_core.errors import ConfigError
 from llds_core.integrations.adapters import check_penalty, one_per_response, penalty_options
-from llds_core.losses import llds_penalty
+from llds_core.losses import displacement, llds_penalty
 
 _Trainer: Any = object  # what comes next in the order of a subclass, of which types know nothing
 _REMEDY = "trainer.algorithm.advantage_estimator=grpo"
@@ -105,8 +105,10 @@ PolicyLossRegistry.register("llds", llds_policy_loss)
 class LldsTrainerMixin(_Trainer):
     """Gives SkyRL's `RayPPOTrainer`, or a subclass of it, what `llds_policy_loss` divides by.
 
-    Adds the metric `llds/gated_fraction_first`: the gated fraction on the first mini-batch of a
-    rollout, where nothing has changed yet, so that anything above 0 is numerical noise.
+    Adds two metrics: `llds/gated_fraction_first`, the gated fraction on the first mini-batch of a
+    rollout, where nothing has changed yet, so that anything above 0 is numerical noise; and
+    `llds/loglik_rewarded`, the log-likelihood of responses of positive advantage when they were
+    sampled (nats per token), whose fall is the paper's first sign of a collapse.
 
     Args:
         cfg: SkyRL's configuration, with an `LldsAlgorithmConfig`.
@@ -131,7 +133,8 @@ class _CountingDispatch:
 
     def __init__(self, dispatch: Any, algorithm: LldsAlgorithmConfig) -> None:
         self._dispatch, self._algorithm = dispatch, algorithm
-        self._counts: dict[str, float] = {}  # by the name of a mini-batch's first chunk
+        # By the name of a mini-batch's first chunk: what it divides by, and its log-likelihood.
+        self._counts: dict[str, tuple[float, float | None]] = {}
         self._is_first = False
 
     def __getattr__(self, name: str) -> Any:
@@ -141,30 +144,39 @@ class _CountingDispatch:
         staged = self._dispatch.stage_data(model, data, boundaries)
         if model == "policy" and data.get("advantages") is not None:  # else for a forward pass
             self._counts = {
-                chunks[0].hex(): self._tokens(data[start:end])
+                chunks[0].hex(): self._count(data[start:end])
                 for chunks, (start, end) in zip(staged, boundaries, strict=True)
             }
             self._is_first = True
         return staged
 
     def forward_backward_from_staged(self, model: str, chunks: list[Any], **options: Any) -> Any:
-        if model == "policy":
-            count = {"llds_denominator": self._counts[chunks[0].hex()]}
-            options["loss_fn_config"] = (options.get("loss_fn_config") or {}) | count
+        if model != "policy":
+            return self._dispatch.forward_backward_from_staged(model, chunks, **options)
+        denominator, loglik = self._counts[chunks[0].hex()]
+        count = {"llds_denominator": denominator}
+        options["loss_fn_config"] = (options.get("loss_fn_config") or {}) | count
         output = self._dispatch.forward_backward_from_staged(model, chunks, **options)
-        if model == "policy" and self._is_first:
+        if loglik is not None:
+            output.metrics["loss_metrics/llds/loglik_rewarded"] = loglik
+        if self._is_first:
             name = "loss_metrics/llds/gated_fraction"
             output.metrics[f"{name}_first"] = output.metrics[name]
             self._is_first = False
         return output
 
-    def _tokens(self, data: Any) -> float:
-        """What the mini-batch `data` divides by."""
+    def _count(self, data: Any) -> tuple[float, float | None]:
+        """What the mini-batch `data` divides by, and its log-likelihood of rewarded responses, None
+        without any.
+        """
         old, mask = data["action_log_probs"], data["loss_mask"]
         advantages = one_per_response(data["advantages"], mask, _REMEDY)
         _, counts = llds_penalty(old, old, mask, advantages, **penalty_options(self._algorithm))
         preserved = self._algorithm.llds_normalizer == "preserved"
-        return float(counts["preserved_tokens" if preserved else "response_tokens"])
+        denominator = float(counts["preserved_tokens" if preserved else "response_tokens"])
+        sums = displacement(old, old, mask, advantages)
+        tokens = float(sums["rewarded_tokens"])
+        return denominator, float(sums["loglik_sum"]) / tokens if tokens else None
 
 
 def check_config(cfg: Any) -> None:

@@ -12,10 +12,14 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from llds_core.errors import ConfigError
-from llds_core.losses import llds_penalty
+from llds_core.losses import displacement, llds_penalty
 from llds_core.losses.aggregate import check_range
 from llds_core.losses.llds import check_penalty_options
 
+_SUMS = (
+    *("penalty_sum", "gated_tokens", "preserved_tokens"),
+    *("rewarded", "rewarded_tokens", "loglik_sum", "change_sum", "displaced"),
+)
 _Trainer: Any = object  # what comes next in the order of a subclass, of which types know nothing
 
 
@@ -29,7 +33,10 @@ class LLDSMixin(_Trainer):
     Logged with TRL's own metrics, per update: `llds/penalty` (before the weight),
     `llds/gated_fraction` (preserved tokens that it pulls up), and on the first update of a rollout
     `llds/gated_fraction_first`: nothing has changed yet, so that anything above 0 is numerical
-    noise and calls for a threshold.
+    noise and calls for a threshold. Of the responses of positive advantage: `llds/loglik_rewarded`
+    (nats per token, when they were sampled) and, on later updates, what the earlier ones did to
+    them: `llds/change_rewarded` (nats per response) and `llds/displaced_fraction` (of them, those
+    that became less likely).
 
     Args:
         positional, options: those of the trainer, by position or by name.
@@ -101,11 +108,11 @@ class LLDSMixin(_Trainer):
         position = self._step % window
         if position == 0:
             self._llds_count = self._tokens_of_update()
-            self._llds_sums = torch.zeros(3, device=loss.device)
+            self._llds_sums = torch.zeros(len(_SUMS), device=loss.device)
         with torch.set_grad_enabled(self.llds_weight > 0):
             penalty, counts = self._penalty(logprobs, inputs, denominator=self._llds_count)
-        names = ("penalty_sum", "gated_tokens", "preserved_tokens")
-        self._llds_sums += torch.stack([counts[name].float() for name in names])
+        counts |= displacement(logprobs, *_constants(inputs))
+        self._llds_sums += torch.stack([counts[name].float() for name in _SUMS])
         if position == window - 1:
             self._log_update()
         return loss + self.llds_weight * penalty if self.llds_weight > 0 else loss
@@ -113,10 +120,7 @@ class LLDSMixin(_Trainer):
     def _penalty(
         self, logprobs: torch.Tensor, inputs: dict[str, Any], **options: Any
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        mask = inputs["completion_mask"]
-        if "tool_mask" in inputs:
-            mask = mask * inputs["tool_mask"]
-        old, advantages = inputs["old_per_token_logps"], inputs["advantages"]
+        old, mask, advantages = _constants(inputs)
         return llds_penalty(logprobs, old, mask, advantages, **self.llds_options, **options)
 
     def _tokens_of_update(self) -> torch.Tensor:
@@ -133,16 +137,29 @@ class LLDSMixin(_Trainer):
         return total / self.accelerator.num_processes
 
     def _log_update(self) -> None:
-        penalty, gated, preserved = self.accelerator.reduce(
-            self._llds_sums, reduction="sum"
-        ).tolist()
+        found = self.accelerator.reduce(self._llds_sums, reduction="sum").tolist()
+        sums = dict(zip(_SUMS, found, strict=True))
         tokens = self._llds_count.item() * self.accelerator.num_processes
-        metrics = {"penalty": penalty / max(tokens, 1), "gated_fraction": gated / max(preserved, 1)}
+        gated = sums["gated_tokens"] / max(sums["preserved_tokens"], 1)
+        metrics = {"penalty": sums["penalty_sum"] / max(tokens, 1), "gated_fraction": gated}
+        if sums["rewarded"]:
+            metrics["loglik_rewarded"] = sums["loglik_sum"] / sums["rewarded_tokens"]
         micro_batches = len(self._buffered_inputs) * self.num_iterations  # of a rollout
         if self._step % micro_batches < self.args.gradient_accumulation_steps:
-            metrics["gated_fraction_first"] = metrics["gated_fraction"]
+            metrics["gated_fraction_first"] = gated
+        elif sums["rewarded"]:
+            metrics["change_rewarded"] = sums["change_sum"] / sums["rewarded"]
+            metrics["displaced_fraction"] = sums["displaced"] / sums["rewarded"]
         for name, value in metrics.items():
             self._metrics["train"][f"llds/{name}"].append(value)
+
+
+def _constants(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Old log-probabilities, the mask of tokens that the model wrote, and advantages."""
+    mask = inputs["completion_mask"]
+    if "tool_mask" in inputs:
+        mask = mask * inputs["tool_mask"]
+    return inputs["old_per_token_logps"], mask, inputs["advantages"]
 
 
 class LLDSGRPOTrainer(LLDSMixin, GRPOTrainer):

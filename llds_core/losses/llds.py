@@ -127,6 +127,43 @@ def llds_penalty(
     }
 
 
+def displacement(
+    logprobs_BT: torch.Tensor,
+    old_logprobs_BT: torch.Tensor,
+    response_mask_BT: torch.Tensor,
+    advantages_B: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """What the updates since a rollout did to the responses that they reward: lazy likelihood
+    displacement is when these grow less likely (arXiv 2512.04220v2, section 4). A measurement,
+    without a gradient; it needs no penalty.
+
+    Args:
+        logprobs_BT, old_logprobs_BT, response_mask_BT, advantages_B: as of `llds_penalty`.
+
+    Returns:
+        Sums and counts over responses of positive advantage, which add up over micro-batches:
+        `rewarded` (responses), `rewarded_tokens`, `loglik_sum` (old log-probabilities, nats),
+        `change_sum` (new minus old, nats), `displaced` (responses less likely than when they were
+        sampled).
+
+    Raises:
+        ValueError: for unequal shapes.
+    """
+    grids = {"old_logprobs_BT": old_logprobs_BT, "response_mask_BT": response_mask_BT}
+    check_same_shape(logprobs_BT=logprobs_BT, **grids)
+    check_rows(logprobs_BT, advantages_B=advantages_B)
+    rewarded = response_mask_BT.bool() & (advantages_B > 0)[:, None]
+    old = torch.where(rewarded, upcast(old_logprobs_BT.detach()), 0.0)
+    change = (torch.where(rewarded, upcast(logprobs_BT.detach()), 0.0) - old).sum(1)
+    return {
+        "rewarded": rewarded.any(1).sum(),
+        "rewarded_tokens": rewarded.sum(),
+        "loglik_sum": old.sum(),
+        "change_sum": change.sum(),
+        "displaced": (change < 0).sum(),
+    }
+
+
 def action_ids(response_mask_BT: torch.Tensor) -> torch.Tensor:
     """Number the actions of each trajectory.
 

@@ -18,7 +18,8 @@ from trl_updates import trainer_of, update, whole, window
 from llds_core.errors import ConfigError
 from llds_core.integrations.trl import LLDSGRPOTrainer, LLDSMixin
 
-LLDS = {"llds/penalty", "llds/gated_fraction", "llds/gated_fraction_first"}
+LLDS = {"llds/penalty", "llds/gated_fraction", "llds/loglik_rewarded"}
+LATER = {"llds/change_rewarded", "llds/displaced_fraction"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,9 @@ def test_weight_0_trains_as_stock_trl_to_the_bit_and_more_changes_training(
     on, regularised = trained(LLDSGRPOTrainer, policy, tmp_path, {"llds_weight": 5.0}, **settings)
     assert any(not torch.equal(stock[name], on[name]) for name in stock)
     for first, second in (rows[:2], rows[2:], regularised[:2], regularised[2:]):
-        assert set(first) >= LLDS and LLDS - set(second) == {"llds/gated_fraction_first"}
+        assert set(first) >= LLDS | {"llds/gated_fraction_first"} and set(second) >= LLDS | LATER
+        assert not LATER & set(first) and "llds/gated_fraction_first" not in second
+        assert first["llds/loglik_rewarded"] == second["llds/loglik_rewarded"] < 0
         assert first["llds/penalty"] < 1e-6 < second["llds/penalty"]
         assert 0 < second["llds/gated_fraction"] < 1
     # The first update is the same without LLDS.
@@ -77,6 +80,29 @@ def test_an_update_of_unequal_micro_batches_gets_the_penalty_of_the_whole(
     logged = trainer._metrics["train"]
     assert logged["llds/penalty"] == [pytest.approx(penalty, rel=1e-5)]
     assert logged["llds/gated_fraction"] == [pytest.approx(float(metrics["gated_fraction"]))]
+    # Of responses of positive advantage, token by token.
+    old, tokens, changes = 0.0, 0, []
+    for micro in micro_batches:
+        ids = torch.cat([micro["prompt_ids"], micro["completion_ids"]], 1)
+        width = micro["completion_ids"].shape[1]
+        with torch.no_grad():
+            new = GRPOTrainer._get_per_token_logps_and_entropies(
+                trainer, trainer.model, ids, torch.ones_like(ids), width
+            )[0]
+        written = micro.get("tool_mask", torch.ones_like(micro["completion_ids"]))
+        for row, advantage in enumerate(micro["advantages"]):
+            if advantage > 0:
+                kept = [place for place in range(width) if written[row, place]]
+                was = [micro["old_per_token_logps"][row, place].item() for place in kept]
+                old, tokens = old + sum(was), tokens + len(was)
+                changes.append(sum(new[row, place].item() for place in kept) - sum(was))
+    assert logged["llds/loglik_rewarded"] == [pytest.approx(old / tokens, rel=1e-5)]
+    assert len(changes) == 4 and "llds/change_rewarded" not in logged  # a first update
+    trainer._step += len(micro_batches)  # a second one, as far as the trainer knows
+    trainer._log_update()
+    assert logged["llds/change_rewarded"] == [pytest.approx(sum(changes) / 4, rel=1e-4)]
+    displaced = sum(change < 0 for change in changes) / 4
+    assert logged["llds/displaced_fraction"] == [displaced]
 
 
 @pytest.mark.slow

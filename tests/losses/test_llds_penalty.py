@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llds_core.losses import action_ids, answer_weight_ramp, llds_penalty
+from llds_core.losses import action_ids, answer_weight_ramp, displacement, llds_penalty
 
 # Three trajectories of seven tokens. Row 0: two actions around an observation, with total losses of
 # likelihood 0.3 and -0.4; row 1: one action with 0.2; row 2 has a negative advantage.
@@ -131,3 +131,26 @@ def test_answer_weight_ramps_match_their_published_values(searches, paper, code)
     assert answer_weight_ramp(searches, ramp="code") == code
     # Half the slope of the code's ramp ends at three searches.
     assert answer_weight_ramp(2 * searches - 1 if searches else 0, ramp="code", budget=3.0) == code
+
+
+def test_displacement_counts_rewarded_responses_alone():
+    outside = MASK == 0
+    old = OLD.masked_fill(outside, float("nan"))  # never read
+    logprobs = (old - DELTA).requires_grad_()
+    advantages = torch.tensor([1.0, 2.0, -1.0])
+    found = displacement(logprobs, old, MASK, advantages)
+    # The first gained 0.1 in all, the second lost 0.2.
+    expected = {"rewarded": 2, "rewarded_tokens": 7, "loglik_sum": -7, "displaced": 1}
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        expected | {"change_sum": -0.1}
+    )
+    assert not any(value.requires_grad for value in found.values())
+    rows = [
+        displacement(logprobs[[i]], old[[i]], MASK[[i]], advantages[[i]]) for i in range(len(MASK))
+    ]
+    for name, value in found.items():
+        torch.testing.assert_close(sum(row[name] for row in rows), value)
+    nothing = displacement(logprobs, old, torch.zeros_like(MASK), advantages)
+    assert not any(nothing.values())
+    with pytest.raises(ValueError, match="advantages_B"):
+        displacement(logprobs, old, MASK, advantages[:2])

@@ -322,7 +322,7 @@ def test_keys_of_trl_are_those_of_its_code() -> None:
     preset = yaml.safe_load((PRESETS / "log_keys.yaml").read_text("utf-8"))["metrics"]
     code = inspect.getsource(grpo_trainer) + inspect.getsource(transformers.trainer)
     preferred = {keys["trl"][0] for keys in preset.values() if "trl" in keys}
-    ours = {"llds/penalty"}  # of `LLDSGRPOTrainer`
+    ours = {"llds/penalty", "llds/loglik_rewarded"}  # of `LLDSGRPOTrainer`
     assert {key for key in preferred - ours if f'"{key}"' not in code} == set()
     assert len(preferred) >= 10
 

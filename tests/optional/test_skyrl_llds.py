@@ -198,7 +198,7 @@ def test_skyrls_own_step_on_ranks_and_micro_batches_is_the_whole_mini_batch(
         "update_epochs_per_batch": 2,
     }
     base, _ = train(configuration(**stock), 1, monkeypatch)
-    model, data, expected, penalties = Bigram(), rollout(), [], []
+    model, data, expected, penalties, logliks = Bigram(), rollout(), [], [], []
     for rows in (slice(0, 4), slice(4, 8)):
         new = model(data["sequences"][rows], 6)[0]
         piece = {
@@ -209,6 +209,8 @@ def test_skyrls_own_step_on_ranks_and_micro_batches_is_the_whole_mini_batch(
         }
         penalty, pull = slow_penalty(piece, "action", normalizer)
         penalties.append(penalty)
+        rewarded = (piece["loss_mask"] * (piece["advantages"] > 0)).bool()
+        logliks.append(piece["old_log_probs"][rewarded].mean().item())
         expected.append(WEIGHT * torch.autograd.grad(new, model.logits, pull)[0])
     assert min(penalties) > 0
     for dp_size, micro in ((1, 4), (1, 1), (1, 3), (2, 2), (2, 1)):
@@ -220,6 +222,7 @@ def test_skyrls_own_step_on_ranks_and_micro_batches_is_the_whole_mini_batch(
             close(gradient, base[step] + expected[step % 2])
         if dp_size == 1:  # several ranks add up by an all-reduce, which stands still here
             close(metrics["loss_metrics/llds/penalty_loss"], sum(penalties) / 2)
+            close(metrics["loss_metrics/llds/loglik_rewarded"], sum(logliks) / 2)
             assert metrics["loss_metrics/llds/gated_fraction_first"] > 0  # these never were equal
 
 
