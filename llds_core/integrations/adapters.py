@@ -1,5 +1,5 @@
-"""What adapters of trainers with a registry of losses share: the settings of the penalty, and one
-advantage per response where a trainer hands down one per token.
+"""What adapters of trainers with a registry of losses share: the settings of the penalty, one
+advantage per response where a trainer hands down one per token, and what is logged of displacement.
 """
 
 from typing import Any
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from llds_core.errors import ConfigError
+from llds_core.losses import displacement
 from llds_core.losses.aggregate import check_range
 from llds_core.losses.llds import check_penalty_options
 
@@ -48,3 +49,11 @@ def one_per_response(
             f"needs one per response, as of {remedy}"
         )
     return high
+
+
+def change_rewarded(*tensors: torch.Tensor) -> torch.Tensor:
+    """What updates since the rollout did to the log-probability of a response of positive
+    advantage, nats, their mean; 0 without such a response. `tensors` are those of `displacement`.
+    """
+    sums = displacement(*tensors)
+    return sums["change_sum"] / sums["rewarded"].clamp(min=1)

@@ -24,7 +24,12 @@ from skyrl.backends.skyrl_train.utils.ppo_utils import PolicyLossRegistry
 from skyrl.train.config import AlgorithmConfig, make_config
 
 from llds_core.errors import ConfigError
-from llds_core.integrations.adapters import check_penalty, one_per_response, penalty_options
+from llds_core.integrations.adapters import (
+    change_rewarded,
+    check_penalty,
+    one_per_response,
+    penalty_options,
+)
 from llds_core.losses import displacement, llds_penalty
 
 _Trainer: Any = object  # what comes next in the order of a subclass, of which types know nothing
@@ -59,7 +64,8 @@ def llds_policy_loss(
     rollout_logprobs: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The base loss plus weight × penalty, and its metrics plus `llds/penalty_loss`, which SkyRL
-    adds up to the penalty of the mini-batch, and `llds/gated_fraction`, a mean over micro-batches.
+    adds up to the penalty of the mini-batch, and `llds/gated_fraction` and `llds/change_rewarded`,
+    means over micro-batches.
 
     Args:
         log_probs, old_log_probs, advantages, loss_mask: (B, T), for one micro-batch. Of the
@@ -82,18 +88,20 @@ def llds_policy_loss(
         log_probs, old_log_probs, advantages, config=base, **tensors
     )
     mask = torch.ones_like(log_probs) if loss_mask is None else loss_mask
+    each = one_per_response(advantages, mask, _REMEDY)
     with torch.set_grad_enabled(torch.is_grad_enabled() and config.llds_weight > 0):
         penalty, counts = llds_penalty(
             log_probs,
             old_log_probs,
             mask,
-            one_per_response(advantages, mask, _REMEDY),
+            each,
             denominator=config.llds_denominator,
             **penalty_options(config),
         )
     if config.llds_weight > 0:
         loss = loss + config.llds_weight * penalty
     ours = {"llds/penalty_loss": penalty, "llds/gated_fraction": counts["gated_fraction"]}
+    ours["llds/change_rewarded"] = change_rewarded(log_probs, old_log_probs, mask, each)
     return loss, metrics | {name: value.detach().item() for name, value in ours.items()}
 
 

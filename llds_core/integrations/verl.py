@@ -19,7 +19,12 @@ from verl.trainer.ppo.core_algos import get_policy_loss_fn, register_policy_loss
 from verl.workers.config.actor import PolicyLossConfig
 
 from llds_core.errors import ConfigError
-from llds_core.integrations.adapters import check_penalty, one_per_response, penalty_options
+from llds_core.integrations.adapters import (
+    change_rewarded,
+    check_penalty,
+    one_per_response,
+    penalty_options,
+)
 from llds_core.losses import llds_penalty
 
 
@@ -57,8 +62,8 @@ def llds_policy_loss(
     config: Any = None,
     rollout_is_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """The base loss plus weight × penalty, and its metrics plus `llds/penalty` and
-    `llds/gated_fraction`, means over micro-batches.
+    """The base loss plus weight × penalty, and its metrics plus `llds/penalty`,
+    `llds/gated_fraction` and `llds/change_rewarded`, means over micro-batches.
 
     Args:
         old_log_prob, log_prob, advantages, response_mask: (B, T), for one micro-batch.
@@ -80,13 +85,10 @@ def llds_policy_loss(
         config=config,
         rollout_is_weights=rollout_is_weights,
     )
+    each = one_per_response(advantages, response_mask, "algorithm.adv_estimator=grpo")
     with torch.set_grad_enabled(torch.is_grad_enabled() and settings.llds_weight > 0):
         penalty, counts = llds_penalty(
-            log_prob,
-            old_log_prob,
-            response_mask,
-            one_per_response(advantages, response_mask, "algorithm.adv_estimator=grpo"),
-            **penalty_options(settings),
+            log_prob, old_log_prob, response_mask, each, **penalty_options(settings)
         )
     if settings.llds_weight > 0:
         batch = config.global_batch_info
@@ -96,4 +98,5 @@ def llds_policy_loss(
             share = counts["response_tokens"] / batch["batch_num_tokens"] * batch["dp_size"]
         loss = loss + settings.llds_weight * share * penalty
     ours = {"llds/penalty": penalty, "llds/gated_fraction": counts["gated_fraction"]}
+    ours["llds/change_rewarded"] = change_rewarded(log_prob, old_log_prob, response_mask, each)
     return loss, metrics | {name: value.detach().item() for name, value in ours.items()}

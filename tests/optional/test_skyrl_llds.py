@@ -230,8 +230,8 @@ def test_a_first_update_shows_that_nothing_changed(
     monkeypatch: pytest.MonkeyPatch, ray_session: None
 ) -> None:
     _, metrics = train(configuration(), 1, monkeypatch, noise=0.0)
-    names = ("penalty_loss", "gated_fraction", "gated_fraction_first")
-    assert [metrics[f"loss_metrics/llds/{name}"] for name in names] == [0, 0, 0]
+    names = ("penalty_loss", "gated_fraction", "gated_fraction_first", "change_rewarded")
+    assert [metrics[f"loss_metrics/llds/{name}"] for name in names] == [0, 0, 0, 0]
 
 
 def test_micro_batches_by_tokens_are_the_whole_mini_batch_too(
