@@ -35,7 +35,7 @@ PY := $(ENV)/bin/python
 # What is installed: gpu (vLLM, faiss-gpu) where it is installed already, and where a paper profile
 # or a layout of GPUs is to be run; cpu elsewhere. So faiss-cpu is never written over faiss-gpu.
 RUNS := $(filter setup reproduce index retriever mechanism bench,$(MAKECMDGOALS))
-NEEDS_GPU := $(if $(RUNS),$(filter paper-%,$(PROFILE))$(LAYOUT))
+NEEDS_GPU := $(if $(RUNS),$(filter paper-%,$(PROFILE))$(filter-out cpu,$(LAYOUT)))
 HAS_GPU := $(wildcard $(ENV)/lib/python3*/site-packages/faiss_gpu-*)
 EXTRAS ?= $(if $(HAS_GPU)$(NEEDS_GPU),gpu,cpu)
 # The stamp is named by what was installed: other pins or extras make a new name, hence a new

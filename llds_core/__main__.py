@@ -22,7 +22,8 @@ try:
     import typer
     from typer import Option
 except ModuleNotFoundError as error:  # the base of the package is the losses alone
-    print(f"error: {error.name} is missing: run pip install llds-core[run]", file=sys.stderr)
+    needed = "llds-core[run], or llds-core[monitor] for diagnose and watch"
+    print(f"error: {error.name} is missing: run pip install {needed}", file=sys.stderr)
     sys.exit(2)
 
 from llds_core.config import load_experiment, profiles

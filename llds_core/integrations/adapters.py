@@ -51,9 +51,21 @@ def one_per_response(
     return high
 
 
-def change_rewarded(*tensors: torch.Tensor) -> torch.Tensor:
-    """What updates since the rollout did to the log-probability of a response of positive
-    advantage, nats, their mean; 0 without such a response. `tensors` are those of `displacement`.
+def displacement_sums(*tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What `displacement` returns, by the names that are logged. Trainers take means of them over
+    micro-batches; the ratio of two means is that of the sums.
     """
-    sums = displacement(*tensors)
-    return sums["change_sum"] / sums["rewarded"].clamp(min=1)
+    return {f"llds/{name}": value for name, value in displacement(*tensors).items()}
+
+
+def displacement_metrics(sums: dict[str, float], suffix: str = "") -> dict[str, float]:
+    """From sums, or means of them, what they say of a response of positive advantage, names ending
+    in `suffix`: nothing without such a response.
+    """
+    if not sums["rewarded"]:
+        return {}
+    return {
+        "loglik_rewarded": sums["loglik_sum"] / sums["rewarded_tokens"],
+        f"change_rewarded{suffix}": sums["change_sum"] / sums["rewarded"],
+        f"displaced_fraction{suffix}": sums["displaced"] / sums["rewarded"],
+    }

@@ -25,14 +25,16 @@ from skyrl.train.config import AlgorithmConfig, make_config
 
 from llds_core.errors import ConfigError
 from llds_core.integrations.adapters import (
-    change_rewarded,
     check_penalty,
+    displacement_metrics,
+    displacement_sums,
     one_per_response,
     penalty_options,
 )
-from llds_core.losses import displacement, llds_penalty
+from llds_core.losses import llds_penalty
 
 _Trainer: Any = object  # what comes next in the order of a subclass, of which types know nothing
+_SUMS = ("rewarded", "rewarded_tokens", "loglik_sum", "change_sum", "displaced")
 _REMEDY = "trainer.algorithm.advantage_estimator=grpo"
 _base_loss = cache(PolicyLossRegistry.get)  # which asks a Ray actor at each call
 
@@ -64,8 +66,8 @@ def llds_policy_loss(
     rollout_logprobs: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The base loss plus weight × penalty, and its metrics plus `llds/penalty_loss`, which SkyRL
-    adds up to the penalty of the mini-batch, and `llds/gated_fraction` and `llds/change_rewarded`,
-    means over micro-batches.
+    adds up to the penalty of the mini-batch, and `llds/gated_fraction` and the sums of
+    `displacement`, means over micro-batches.
 
     Args:
         log_probs, old_log_probs, advantages, loss_mask: (B, T), for one micro-batch. Of the
@@ -101,7 +103,7 @@ def llds_policy_loss(
     if config.llds_weight > 0:
         loss = loss + config.llds_weight * penalty
     ours = {"llds/penalty_loss": penalty, "llds/gated_fraction": counts["gated_fraction"]}
-    ours["llds/change_rewarded"] = change_rewarded(log_probs, old_log_probs, mask, each)
+    ours |= displacement_sums(log_probs, old_log_probs, mask, each)
     return loss, metrics | {name: value.detach().item() for name, value in ours.items()}
 
 
@@ -113,10 +115,11 @@ PolicyLossRegistry.register("llds", llds_policy_loss)
 class LldsTrainerMixin(_Trainer):
     """Gives SkyRL's `RayPPOTrainer`, or a subclass of it, what `llds_policy_loss` divides by.
 
-    Adds two metrics: `llds/gated_fraction_first`, the gated fraction on the first mini-batch of a
-    rollout, where nothing has changed yet, so that anything above 0 is numerical noise; and
-    `llds/loglik_rewarded`, the log-likelihood of responses of positive advantage when they were
-    sampled (nats per token), whose fall is the paper's first sign of a collapse.
+    Logs of each mini-batch what it says of responses of positive advantage: `llds/loglik_rewarded`
+    (when they were sampled, nats per token), `llds/change_rewarded` (since then, nats per response)
+    and `llds/displaced_fraction` (that became less likely). The last two and `llds/gated_fraction`
+    have a name of their own on the first mini-batch of a rollout, `…_first`: nothing has changed
+    yet, so that anything but 0 is numerical noise.
 
     Args:
         cfg: SkyRL's configuration, with an `LldsAlgorithmConfig`.
@@ -141,8 +144,7 @@ class _CountingDispatch:
 
     def __init__(self, dispatch: Any, algorithm: LldsAlgorithmConfig) -> None:
         self._dispatch, self._algorithm = dispatch, algorithm
-        # By the name of a mini-batch's first chunk: what it divides by, and its log-likelihood.
-        self._counts: dict[str, tuple[float, float | None]] = {}
+        self._counts: dict[str, float] = {}  # by the name of a mini-batch's first chunk
         self._is_first = False
 
     def __getattr__(self, name: str) -> Any:
@@ -152,7 +154,7 @@ class _CountingDispatch:
         staged = self._dispatch.stage_data(model, data, boundaries)
         if model == "policy" and data.get("advantages") is not None:  # else for a forward pass
             self._counts = {
-                chunks[0].hex(): self._count(data[start:end])
+                chunks[0].hex(): self._tokens(data[start:end])
                 for chunks, (start, end) in zip(staged, boundaries, strict=True)
             }
             self._is_first = True
@@ -161,30 +163,25 @@ class _CountingDispatch:
     def forward_backward_from_staged(self, model: str, chunks: list[Any], **options: Any) -> Any:
         if model != "policy":
             return self._dispatch.forward_backward_from_staged(model, chunks, **options)
-        denominator, loglik = self._counts[chunks[0].hex()]
-        count = {"llds_denominator": denominator}
+        count = {"llds_denominator": self._counts[chunks[0].hex()]}
         options["loss_fn_config"] = (options.get("loss_fn_config") or {}) | count
         output = self._dispatch.forward_backward_from_staged(model, chunks, **options)
-        if loglik is not None:
-            output.metrics["loss_metrics/llds/loglik_rewarded"] = loglik
+        suffix, prefix = "_first" * self._is_first, "loss_metrics/llds/"
+        sums = {name: output.metrics.pop(prefix + name) for name in _SUMS}
+        found = displacement_metrics(sums, suffix)
         if self._is_first:
-            name = "loss_metrics/llds/gated_fraction"
-            output.metrics[f"{name}_first"] = output.metrics[name]
-            self._is_first = False
+            found["gated_fraction_first"] = output.metrics[f"{prefix}gated_fraction"]
+        output.metrics.update({prefix + name: value for name, value in found.items()})
+        self._is_first = False
         return output
 
-    def _count(self, data: Any) -> tuple[float, float | None]:
-        """What the mini-batch `data` divides by, and its log-likelihood of rewarded responses, None
-        without any.
-        """
+    def _tokens(self, data: Any) -> float:
+        """What the mini-batch `data` divides by."""
         old, mask = data["action_log_probs"], data["loss_mask"]
         advantages = one_per_response(data["advantages"], mask, _REMEDY)
         _, counts = llds_penalty(old, old, mask, advantages, **penalty_options(self._algorithm))
         preserved = self._algorithm.llds_normalizer == "preserved"
-        denominator = float(counts["preserved_tokens" if preserved else "response_tokens"])
-        sums = displacement(old, old, mask, advantages)
-        tokens = float(sums["rewarded_tokens"])
-        return denominator, float(sums["loglik_sum"]) / tokens if tokens else None
+        return float(counts["preserved_tokens" if preserved else "response_tokens"])
 
 
 def check_config(cfg: Any) -> None:

@@ -12,6 +12,7 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from llds_core.errors import ConfigError
+from llds_core.integrations.adapters import displacement_metrics
 from llds_core.losses import displacement, llds_penalty
 from llds_core.losses.aggregate import check_range
 from llds_core.losses.llds import check_penalty_options
@@ -33,16 +34,17 @@ class LLDSMixin(_Trainer):
     Logged with TRL's own metrics, per update: `llds/penalty` (before the weight),
     `llds/gated_fraction` (preserved tokens that it pulls up), and on the first update of a rollout
     `llds/gated_fraction_first`: nothing has changed yet, so that anything above 0 is numerical
-    noise and calls for a threshold. Of the responses of positive advantage: `llds/loglik_rewarded`
-    (nats per token, when they were sampled) and, on later updates, what the earlier ones did to
-    them: `llds/change_rewarded` (nats per response) and `llds/displaced_fraction` (of them, those
-    that became less likely).
+    noise and calls for a threshold. Of the responses of positive advantage `llds/loglik_rewarded`
+    (nats per token, when they were sampled) and, from the second pass over a rollout on, what
+    updates did to them: `llds/change_rewarded` (nats per response) and `llds/displaced_fraction`
+    (those that became less likely). Both end in `_first` on the first update, where they are noise,
+    and in `_by_others` on the others of the first pass: a response has had no update of its own.
 
     Args:
         positional, options: those of the trainer, by position or by name.
         args: TRL's configuration, with at least two updates per rollout.
         llds_weight: weight of the penalty, >= 0 (paper: 0.2). With 0 training is the trainer's own,
-            to the bit, and the metrics are logged.
+            to the bit, under any settings, and the metrics are logged.
         llds_gate, llds_normalizer, llds_preserve, llds_gate_threshold: those of
             `llds_core.losses.llds_penalty`.
 
@@ -68,7 +70,8 @@ class LLDSMixin(_Trainer):
                 "subclass of it (AsyncGRPOTrainer has a loss of its own)"
             )
         check_range("llds_weight", llds_weight, 0)
-        _check_updates(args)
+        if llds_weight > 0:
+            _check_updates(args)
         self.llds_weight = llds_weight
         self.llds_options: dict[str, Any] = {
             "gate": llds_gate,
@@ -82,7 +85,7 @@ class LLDSMixin(_Trainer):
         dropout = max(
             (m.p for m in self.model.modules() if isinstance(m, torch.nn.Dropout)), default=0
         )
-        if dropout > 0:
+        if dropout > 0 and llds_weight > 0:
             raise ConfigError(
                 f"the model drops out {dropout:g} of its values, which moves log-probabilities "
                 "more than an update does: set disable_dropout=True in GRPOConfig"
@@ -111,7 +114,7 @@ class LLDSMixin(_Trainer):
             self._llds_sums = torch.zeros(len(_SUMS), device=loss.device)
         with torch.set_grad_enabled(self.llds_weight > 0):
             penalty, counts = self._penalty(logprobs, inputs, denominator=self._llds_count)
-        counts |= displacement(logprobs, *_constants(inputs))
+        counts |= displacement(logprobs, *_constants(inputs, logprobs))
         self._llds_sums += torch.stack([counts[name].float() for name in _SUMS])
         if position == window - 1:
             self._log_update()
@@ -120,7 +123,7 @@ class LLDSMixin(_Trainer):
     def _penalty(
         self, logprobs: torch.Tensor, inputs: dict[str, Any], **options: Any
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        old, mask, advantages = _constants(inputs)
+        old, mask, advantages = _constants(inputs, logprobs)
         return llds_penalty(logprobs, old, mask, advantages, **self.llds_options, **options)
 
     def _tokens_of_update(self) -> torch.Tensor:
@@ -132,7 +135,9 @@ class LLDSMixin(_Trainer):
         preserved = self.llds_options["normalizer"] == "preserved"
         name = "preserved_tokens" if preserved else "response_tokens"
         micro_batches = [held[step % len(held)] for step in ahead]
-        counts = [self._penalty(m["old_per_token_logps"], m)[1][name] for m in micro_batches]
+        blanks = [torch.zeros_like(m["completion_mask"], dtype=torch.float) for m in micro_batches]
+        pairs = zip(blanks, micro_batches, strict=True)
+        counts = [self._penalty(blank, micro)[1][name] for blank, micro in pairs]
         total = self.accelerator.reduce(torch.stack(counts).sum().float(), reduction="sum")
         return total / self.accelerator.num_processes
 
@@ -142,24 +147,28 @@ class LLDSMixin(_Trainer):
         tokens = self._llds_count.item() * self.accelerator.num_processes
         gated = sums["gated_tokens"] / max(sums["preserved_tokens"], 1)
         metrics = {"penalty": sums["penalty_sum"] / max(tokens, 1), "gated_fraction": gated}
-        if sums["rewarded"]:
-            metrics["loglik_rewarded"] = sums["loglik_sum"] / sums["rewarded_tokens"]
-        micro_batches = len(self._buffered_inputs) * self.num_iterations  # of a rollout
-        if self._step % micro_batches < self.args.gradient_accumulation_steps:
+        first_pass = len(self._buffered_inputs)
+        place = self._step % (first_pass * self.num_iterations)  # in the rollout
+        is_first = place < self.args.gradient_accumulation_steps
+        if is_first:
             metrics["gated_fraction_first"] = gated
-        elif sums["rewarded"]:
-            metrics["change_rewarded"] = sums["change_sum"] / sums["rewarded"]
-            metrics["displaced_fraction"] = sums["displaced"] / sums["rewarded"]
+        suffix = "_first" if is_first else "_by_others" if place < first_pass else ""
+        metrics |= displacement_metrics(sums, suffix)
         for name, value in metrics.items():
             self._metrics["train"][f"llds/{name}"].append(value)
 
 
-def _constants(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Old log-probabilities, the mask of tokens that the model wrote, and advantages."""
+def _constants(
+    inputs: dict[str, Any], logprobs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Old log-probabilities, the mask of tokens that the model wrote, and advantages. Where there
+    is one update per rollout TRL keeps no old ones: they are the present ones.
+    """
     mask = inputs["completion_mask"]
     if "tool_mask" in inputs:
         mask = mask * inputs["tool_mask"]
-    return inputs["old_per_token_logps"], mask, inputs["advantages"]
+    old = inputs.get("old_per_token_logps")
+    return logprobs.detach() if old is None else old, mask, inputs["advantages"]
 
 
 class LLDSGRPOTrainer(LLDSMixin, GRPOTrainer):

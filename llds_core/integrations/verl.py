@@ -20,8 +20,8 @@ from verl.workers.config.actor import PolicyLossConfig
 
 from llds_core.errors import ConfigError
 from llds_core.integrations.adapters import (
-    change_rewarded,
     check_penalty,
+    displacement_sums,
     one_per_response,
     penalty_options,
 )
@@ -63,7 +63,7 @@ def llds_policy_loss(
     rollout_is_weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """The base loss plus weight × penalty, and its metrics plus `llds/penalty`,
-    `llds/gated_fraction` and `llds/change_rewarded`, means over micro-batches.
+    `llds/gated_fraction` and the sums of `displacement`; verl logs means over micro-batches.
 
     Args:
         old_log_prob, log_prob, advantages, response_mask: (B, T), for one micro-batch.
@@ -98,5 +98,5 @@ def llds_policy_loss(
             share = counts["response_tokens"] / batch["batch_num_tokens"] * batch["dp_size"]
         loss = loss + settings.llds_weight * share * penalty
     ours = {"llds/penalty": penalty, "llds/gated_fraction": counts["gated_fraction"]}
-    ours["llds/change_rewarded"] = change_rewarded(log_prob, old_log_prob, response_mask, each)
+    ours |= displacement_sums(log_prob, old_log_prob, response_mask, each)
     return loss, metrics | {name: value.detach().item() for name, value in ours.items()}

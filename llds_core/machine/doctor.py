@@ -113,13 +113,14 @@ def _check_packages(config: ExperimentConfig) -> list[Finding]:
     except PackageNotFoundError:
         return [_finding("packages", "llds-core is not installed", fail="run make setup")]
     extras = {
-        "vllm": ("gpu", config.sampler.backend == "vllm"),
-        "bitsandbytes": ("gpu", config.training.optimizer == "adamw-8bit"),
+        "vllm": (["gpu"], config.sampler.backend == "vllm"),
+        "bitsandbytes": (["gpu"], config.training.optimizer == "adamw-8bit"),
     }
     findings = []
     for wanted in declared:
-        extra, is_used = extras.get(wanted.name, ("run", True))
-        if wanted.marker and not (is_used and wanted.marker.evaluate({"extra": extra})):
+        names, is_used = extras.get(wanted.name, (["run", "monitor"], True))
+        marker = wanted.marker
+        if marker and not (is_used and any(marker.evaluate({"extra": name}) for name in names)):
             continue
         found, fix = installed(wanted.name), f'pip install "{wanted.name}{wanted.specifier}"'
         if found is None:

@@ -36,7 +36,7 @@ for _metric, _by_framework in _PRESET["metrics"].items():
         KEYS.setdefault(_metric, []).extend(_keys)
         for _key in set(_keys) - set(_PRESET["plain"]):
             _FRAMEWORKS.setdefault(_key, []).append(_framework)
-KNOWN = {*_FRAMEWORKS, *STEP_KEYS, "epoch"}
+KNOWN = {part for key in _FRAMEWORKS for part in key.split(" / ")} | {*STEP_KEYS, "epoch"}
 _NOTHING = {"", "none", "null", "n/a", "na", "-"}
 # `np.float64(0.2)`, `tensor(0.3, device='cuda:0')`
 _WRAPPED = re.compile(r"^[\w.]+\(\s*([-+.\w]+)")
@@ -52,7 +52,7 @@ _RUN_COLUMNS = ("run", "run_id", "run_name", "experiment", "seed", "Name")
 def to_number(value: Any) -> float | None:
     """A number as frameworks log it, text included; None where nothing was measured.
 
-    `nan` and `inf`, in whatever spelling, stay what they are: they were measured.
+    `nan` and `inf` stay what they are: they were measured.
     """
     if isinstance(value, str):
         wrapped = _WRAPPED.match(value.strip())
@@ -72,8 +72,9 @@ def named(row: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
     found: dict[str, tuple[str, float]] = {}
     for metric, keys in KEYS.items():
         for key in keys:
-            if key in row and (value := to_number(row[key])) is not None:
-                found[metric] = (key, value)
+            value, *under = (to_number(row.get(part)) for part in key.split(" / "))
+            if value is not None and (below := under[0] if under else 1.0):
+                found[metric] = (key, value / below)
                 break
     return found
 

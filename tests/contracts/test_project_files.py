@@ -58,6 +58,7 @@ def test_make_passes_layout_and_retriever_environment_through() -> None:
         ("setup", "cpu"),
         ("setup PROFILE=paper-3b", "gpu"),
         ("reproduce PROFILE=smol LAYOUT=1x80", "gpu"),
+        ("reproduce PROFILE=smol LAYOUT=cpu", "cpu"),
         ("plan PROFILE=paper-3b LAYOUT=4x80", "cpu"),  # asks, and runs nothing
         ("setup EXTRAS=gpu,minilm", "gpu,minilm"),
     ],

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 from pathlib import Path
 
@@ -130,6 +131,23 @@ def test_the_readme_s_lines_train_beside_trl_and_nothing_else(
     code = GIVEN_TRL + BLOCKS[1] + TRAINED
     settings = ALONE | {"CUDA_VISIBLE_DEVICES": ""}
     subprocess.run([python, "-c", code], check=True, cwd=folder, env=settings)
+
+
+def test_a_log_is_diagnosed_with_the_monitor_extra_and_no_trainer(
+    wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("monitor")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    listed = extras["optional-dependencies"]["monitor"]
+    names = [Requirement(text).name for text in listed]
+    python = environment(folder, wheel, "torch", "numpy", *names)
+    log, page = ROOT / "results/published/collapse-runs/example-verl.log", folder / "page.html"
+    command = [python.with_name("llds"), "diagnose", str(log), "--html", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=ALONE)
+    assert done.returncode == 0, done.stderr
+    assert "phase: " in done.stdout and "<svg" in page.read_text("utf-8")
+    code = "import llds_core.monitor.live"  # what `llds watch` draws with
+    subprocess.run([python, "-c", code], check=True, cwd=folder, env=ALONE)
 
 
 def test_the_command_says_in_one_line_what_else_it_needs(python: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from llds_core.integrations.trl import LLDSGRPOTrainer, LLDSMixin
 
 LLDS = {"llds/penalty", "llds/gated_fraction", "llds/loglik_rewarded"}
 LATER = {"llds/change_rewarded", "llds/displaced_fraction"}
+FIRST = {f"{name}_first" for name in LATER | {"llds/gated_fraction"}}
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +45,8 @@ def test_weight_0_trains_as_stock_trl_to_the_bit_and_more_changes_training(
     on, regularised = trained(LLDSGRPOTrainer, policy, tmp_path, {"llds_weight": 5.0}, **settings)
     assert any(not torch.equal(stock[name], on[name]) for name in stock)
     for first, second in (rows[:2], rows[2:], regularised[:2], regularised[2:]):
-        assert set(first) >= LLDS | {"llds/gated_fraction_first"} and set(second) >= LLDS | LATER
-        assert not LATER & set(first) and "llds/gated_fraction_first" not in second
+        assert set(first) >= LLDS | FIRST and set(second) >= LLDS | LATER
+        assert not LATER & set(first) and not FIRST & set(second)
         assert first["llds/loglik_rewarded"] == second["llds/loglik_rewarded"] < 0
         assert first["llds/penalty"] < 1e-6 < second["llds/penalty"]
         assert 0 < second["llds/gated_fraction"] < 1
@@ -98,11 +99,25 @@ def test_an_update_of_unequal_micro_batches_gets_the_penalty_of_the_whole(
                 changes.append(sum(new[row, place].item() for place in kept) - sum(was))
     assert logged["llds/loglik_rewarded"] == [pytest.approx(old / tokens, rel=1e-5)]
     assert len(changes) == 4 and "llds/change_rewarded" not in logged  # a first update
-    trainer._step += len(micro_batches)  # a second one, as far as the trainer knows
+    trainer._step += len(micro_batches)  # of the second pass, as far as the trainer knows
     trainer._log_update()
-    assert logged["llds/change_rewarded"] == [pytest.approx(sum(changes) / 4, rel=1e-4)]
+    trainer._buffered_inputs *= 2  # of the first pass, but not the first
+    trainer._log_update()
     displaced = sum(change < 0 for change in changes) / 4
-    assert logged["llds/displaced_fraction"] == [displaced]
+    for suffix in ("", "_first", "_by_others"):
+        change = [pytest.approx(sum(changes) / 4, rel=1e-4)]
+        assert logged[f"llds/change_rewarded{suffix}"] == change
+        assert logged[f"llds/displaced_fraction{suffix}"] == [displaced]
+
+
+def test_weight_0_measures_any_run_and_refuses_none(policy: Path, tmp_path: Path) -> None:
+    settings = {"num_iterations": 1}  # TRL's default: it keeps no old log-probabilities
+    stock, _ = trained(GRPOTrainer, policy, tmp_path, **settings)
+    off, rows = trained(LLDSGRPOTrainer, policy, tmp_path, {"llds_weight": 0.0}, **settings)
+    assert all(torch.equal(stock[name], off[name]) for name in stock)
+    assert all(row["llds/loglik_rewarded"] < 0 for row in rows)
+    assert all(row["llds/change_rewarded_first"] == row["llds/penalty"] == 0 for row in rows)
+    assert not LATER & {name for row in rows for name in row}
 
 
 @pytest.mark.slow
@@ -201,6 +216,7 @@ def test_dropout_is_refused_until_it_is_switched_off(
         trainer_of(Dropping, policy, tmp_path)
     one_line(error)
     trainer_of(Dropping, policy, tmp_path, disable_dropout=True)
+    trainer_of(Dropping, policy, tmp_path, {"llds_weight": 0.0})
 
 
 def test_evaluation_is_stock(policy: Path, tmp_path: Path) -> None:

@@ -327,6 +327,17 @@ def test_keys_of_trl_are_those_of_its_code() -> None:
     assert len(preferred) >= 10
 
 
+def test_a_metric_may_be_one_key_over_another() -> None:
+    keys = ("actor/llds/loglik_sum", "actor/llds/rewarded_tokens")
+    rows = [dict(zip(keys, pair, strict=True)) for pair in ((-7.0, 35), ("-8", "20"), (-1.0, 0))]
+    log = to_log([row | {"step": n, "actor/entropy": 0.1} for n, row in enumerate(rows)], "log")
+    assert log.framework == "verl"
+    assert log.column("loglik_correct").tolist() == pytest.approx(
+        [-0.2, -0.4, math.nan], nan_ok=True
+    )
+    assert log.keys["loglik_correct"] == " / ".join(keys)
+
+
 def test_a_row_without_a_step_is_left_out_of_a_log_that_has_steps() -> None:
     rows = [{"step": 10 * n, "reward": 0.1 * n} for n in range(1, 6)]
     rows[2].pop("step")

@@ -230,7 +230,7 @@ def test_a_first_update_shows_that_nothing_changed(
     monkeypatch: pytest.MonkeyPatch, ray_session: None
 ) -> None:
     _, metrics = train(configuration(), 1, monkeypatch, noise=0.0)
-    names = ("penalty_loss", "gated_fraction", "gated_fraction_first", "change_rewarded")
+    names = ("penalty_loss", "gated_fraction", "gated_fraction_first", "change_rewarded_first")
     assert [metrics[f"loss_metrics/llds/{name}"] for name in names] == [0, 0, 0, 0]
 
 

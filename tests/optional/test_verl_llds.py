@@ -91,7 +91,8 @@ def test_it_is_the_base_loss_plus_weight_times_the_pure_function(
     assert metrics["llds/penalty"] == pytest.approx(float(penalty))
     assert metrics["llds/gated_fraction"] == pytest.approx(float(counts["gated_fraction"]))
     moved = ((batch["log_prob"] - batch["old_log_prob"]) * batch["response_mask"]).sum(1)
-    assert metrics["llds/change_rewarded"] == pytest.approx(float(moved[[0, 3]].mean()), rel=1e-5)
+    assert metrics["llds/change_sum"] == pytest.approx(float(moved[[0, 3]].sum()), rel=1e-5)
+    assert metrics["llds/rewarded"] == 2 and metrics["llds/displaced"] == (moved[[0, 3]] < 0).sum()
     off, gradient_off, _ = compute(actor(base_loss=base, llds_weight=0.0), "llds", batch)
     assert torch.equal(off, loss) and torch.equal(gradient_off, gradient)
 
