@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.reporting import figures as look
-from llds_core.reporting.run_view import StoredRun, by_method, same_steps
+from llds_core.reporting.run_view import StoredRun, by_method, same_steps, usual_steps
 from llds_core.reporting.stats import student_interval
 
 # Darker with every phase, so that they are told apart in print.
@@ -124,7 +124,8 @@ def describe(arms: Mapping[str, Sequence[StoredRun]], metric: str) -> str:
     counts = {arm: sum(run.collapse is not None for run in runs) for arm, runs in arms.items()}
     if metric == "reward" and any(counts.values()):
         of = {arm: f"{counts[arm]} of {len(runs)}" for arm, runs in arms.items()}
-        return f"Runs that collapse: {look.each_arm(of)}"
+        steps = usual_steps(run for runs in arms.values() for run in runs)
+        return f"Collapsed by step {steps}: {look.each_arm(of)}"
     verbs = {arm: _verb(runs, metric) for arm, runs in arms.items()}
     return look.each_arm({arm: verb for arm, verb in verbs.items() if verb}) or "no clear trend"
 

@@ -70,9 +70,9 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
                 _draw_row(left, right, place, table[table["method"] == arm], end, colour)
         left.set_ylim(len(rows) - 0.5, -0.5)
         left.set_xlim(0, end * 1.05)
-        left.set_xlabel("step of the collapse,\nor last step")
-        right.set_xlabel("change of log-likelihood\n(nats per token in ten steps)")
-        right.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        left.set_xlabel("step of collapse,\nor last step")
+        right.set_xlabel("change of log-\nlikelihood (nats per\ntoken in 10 steps)")
+        right.xaxis.set_major_locator(MaxNLocator(nbins=3))
         right.axvline(0, color=look.GREY, linewidth=1)
         entries = {
             label: {"marker": marker, "fillstyle": fill}
@@ -85,7 +85,7 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
 
 def _outcomes_finding(known: pd.DataFrame) -> str:
     counts = known["collapse_step"].notna().groupby(known["method"]).agg(["sum", "size"])
-    rest = counts.drop(look.BASELINE, errors="ignore")
+    rest = counts.drop([look.BASELINE, f"{look.BASELINE}-kept"], errors="ignore")
     others = f"{(rest['sum'] == 0).sum()} of {len(rest)} other settings run so far never do"
     if look.BASELINE not in counts.index:
         return others
@@ -272,7 +272,8 @@ def dose_figure(data: pd.DataFrame, name: str, paper: Mapping[float, str] | None
             axes.text(-0.01, 1.04 + 0.085 * place, row, **style)
         axes.set_xticks([places[dose] for dose in levels], [f"{dose:g}" for dose in levels])
         axes.minorticks_off()
-        figure.suptitle(_dose_finding(data, name), weight="bold", size="medium")
+        said = f"Within {data['steps'].min()} steps: {_dose_finding(data, name)}"
+        figure.suptitle(said, weight="bold", size="medium")
         entries = look.SEED_MARKS | {"mean, 95 % interval from 3 seeds on": {"marker": "_"}}
         if len(set(data["steps"])) > 1:
             entries[f"mean after {data['steps'].max()} steps"] = hollow | {"marker": "D", "ls": ""}
@@ -292,7 +293,7 @@ def _dose_finding(data: pd.DataFrame, name: str) -> str:
     counts = once.groupby("dose")["collapsed"].agg(["sum", "size"])
     broken = counts[counts["sum"] > 0]
     if broken.empty:
-        return f"None of {counts['size'].sum()} runs collapses at any {name}"
+        return f"none of {counts['size'].sum()} runs collapses at any {name}"
     said = f"{broken['sum'].sum()} of {broken['size'].sum()} runs collapse at"
     low, high = broken.index.min(), broken.index.max()
     where = f"{low:g}" if low == high else f"{low:g} to {high:g}"

@@ -155,7 +155,7 @@ def test_at_a_glance_counts_collapses_and_ends_bold_lines_with_the_shortest_seed
     third = data.query("method == 'grpo' and seed == 1 and metric == 'reward'")["value"]
     assert third.iloc[6] == pytest.approx((0.6 + 0.6 + 0.1) / 3)
     axes = curves_figure(runs, ["reward", "entropy"], glance=True).axes
-    assert axes[0].get_title(loc="left") == "Runs that collapse:\nGRPO 1 of 2, LLDS 0 of 1"
+    assert axes[0].get_title(loc="left") == "Collapsed by step 18:\nGRPO 1 of 2, LLDS 0 of 1"
     assert {text.get_text() for text in axes[1].texts} == {"GRPO\n2 seeds", "LLDS\n1 seed"}
     assert max(bold(axes[0]).get_xdata()) == 15
     dotted = next(line for line in axes[0].lines if line.get_linestyle() == ":")
