@@ -5,6 +5,7 @@ have collapsed later. One that lost more than half of its best reward, but not b
 `diagnostics.phases`, has a mark of its own.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -273,7 +274,7 @@ def dose_figure(data: pd.DataFrame, name: str, paper: Mapping[float, str] | None
         axes.set_xticks([places[dose] for dose in levels], [f"{dose:g}" for dose in levels])
         axes.minorticks_off()
         said = f"Within {data['steps'].min()} steps: {_dose_finding(data, name)}"
-        figure.suptitle(said, weight="bold", size="medium")
+        figure.suptitle(textwrap.fill(said, 76), weight="bold", size="medium")
         entries = look.SEED_MARKS | {"mean, 95 % interval from 3 seeds on": {"marker": "_"}}
         if len(set(data["steps"])) > 1:
             entries[f"mean after {data['steps'].max()} steps"] = hollow | {"marker": "D", "ls": ""}

@@ -22,6 +22,10 @@ LONG = RISING * 3
 DIVERGED = {"status": "failed", "reason": "TrainingDivergedError: loss was not finite"}
 
 
+def in_one_line(figure):
+    return " ".join(figure.get_suptitle().split())
+
+
 def made(
     arm: str,
     seed: int = 0,
@@ -156,18 +160,19 @@ def test_doses_are_over_the_steps_that_all_were_given_and_say_where_none_collaps
     assert data.set_index("dose").loc[10.0, "last_reward"] == pytest.approx(0.5)
     figure = dose_figure(data, "penalty weight", {0.2: "none"})
     assert texts(figure) == ["3/3", "1/1", "0/1", "none", "paper", "collapsed"]
-    assert figure.get_suptitle() == (
-        "4 of 4 runs collapse at penalty weight 0 to 0.1, none of 1 from 10"
+    assert in_one_line(figure) == (
+        "Within 18 steps: 4 of 4 runs collapse at penalty weight 0 to 0.1, none of 1 from 10"
     )
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert labels == ["0", "0.1", "0.2", "10"]
     for few, title in (
         (runs[1:2], "1 of 1 runs collapse at penalty weight 0.1"),
-        ([made("grpo")], "None of 1 runs collapses at any penalty weight"),
+        ([made("grpo")], "none of 1 runs collapses at any penalty weight"),
         (runs[:2], "1 of 1 runs collapse at penalty weight 0.1, none of 1 from 10"),
     ):
         found = doses(few, DESK.drawn("weight"), "loss", "llds_weight")
-        assert dose_figure(found, "penalty weight").get_suptitle() == title
+        steps = found["steps"].min()
+        assert in_one_line(dose_figure(found, "penalty weight")) == f"Within {steps} steps: {title}"
     with pytest.raises(DataError, match="run the study"):
         doses([], DESK.drawn("weight"), "loss", "llds_weight")
 
@@ -183,8 +188,8 @@ def test_a_second_arm_of_a_dose_is_a_longer_run_of_it() -> None:
     data = doses(runs, ways, "training", "updates_per_rollout")
     assert data["steps"].tolist() == [18, 54, 18, 18]  # one arm is in both series
     figure = dose_figure(data, "updates per rollout")
-    assert figure.get_suptitle() == (
-        "1 of 1 runs collapse at updates per rollout 32, none of 2 up to 8"
+    assert in_one_line(figure) == (
+        "Within 18 steps: 1 of 1 runs collapse at updates per rollout 32, none of 2 up to 8"
     )
     assert [text for text in texts(figure) if "/" in text] == ["0/1", "1/1", "0/1"]
 
