@@ -123,15 +123,17 @@ def objectives_figure(table: pd.DataFrame) -> Figure:
         for axes, measure in ((left, "last_reward"), (right, "change_correct")):
             look.draw_runs(axes, table, x=measure, y=y, hue="method", palette=colours)
             axes.axvline(base[measure], color=look.GREY, linestyle=":", linewidth=1, zorder=0)
+        right.set_xscale("symlog", linthresh=3)  # one seed may lose ten times as much as the others
+        right.xaxis.set_major_formatter("{x:g}")
         right.axvline(0, color=look.GREY, linewidth=0.7, zorder=0)
         left.set_yticks(range(len(places)), list(places))
         left.set(ylim=(-0.6, len(places) - 0.4), ylabel="")
         left.set_xlabel("reward: best (line's end), last (mark)")
         right.set_xlabel(look.axis_label(_CHANGE) + ", steps 3 to 15")
         fell = table.groupby("objective")["collapsed"].any()
-        look.set_title(left, f"{fell.sum()} of {len(fell)} objectives collapse on a seed", 2)
+        look.set_title(left, f"Collapse on a seed: {fell.sum()} of {len(fell)}", 3)
         rest = table[table["method"] != look.BASELINE].groupby("objective")["change_correct"].mean()
         better = (rest > base["change_correct"]).sum()
-        look.set_title(right, f"{better} of {len(rest)} lose less than GRPO", 2)
+        look.set_title(right, f"Lose less than GRPO: {better} of {len(rest)}", 3)
         look.legend_below(figure, 3, look.SEED_MARKS | {"mean of GRPO": {"linestyle": ":"}})
     return figure
