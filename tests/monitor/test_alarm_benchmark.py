@@ -174,11 +174,11 @@ def test_a_registration_is_judged_on_runs_that_began_after_it(runs, monkeypatch)
     monkeypatch.setattr(MAKE, "REGISTERED", {"clip_saturation": "", "reward_drop": middle})
     later = [run for run in others if run.started > middle]
     found = MAKE.verdicts(runs).set_index(["rule", "statement"])["value"]
-    drops = judged(later, DETECTORS["reward_drop"])
-    early = outcome(later, drops)
-    share = early["early"] / early["collapsed"]
-    assert found["reward_drop", "warns in time"] == pytest.approx(share)
-    assert len(later) < len(others) and found["clip_saturation", "warns in time"] == 0
+    for rule, judged_on in (("reward_drop", later), ("clip_saturation", others)):
+        early = outcome(judged_on, judged(judged_on, DETECTORS[rule]))
+        share = early["early"] / early["collapsed"]
+        assert found[rule, "warns in time"] == pytest.approx(share)
+    assert len(later) < len(others)
 
 
 def test_anybodys_detector_can_be_scored(runs) -> None:
