@@ -11,6 +11,8 @@ from llds_core.losses import displacement
 from llds_core.losses.aggregate import check_range
 from llds_core.losses.llds import check_penalty_options
 
+DISPLACEMENT = ("rewarded", "rewarded_tokens", "loglik_sum", "change_sum", "displaced")
+
 
 def penalty_options(settings: Any) -> dict[str, Any]:
     """What `llds_penalty` is called with, of a trainer's configuration that has `llds_` fields."""

@@ -25,6 +25,7 @@ from skyrl.train.config import AlgorithmConfig, make_config
 
 from llds_core.errors import ConfigError
 from llds_core.integrations.adapters import (
+    DISPLACEMENT,
     check_penalty,
     displacement_metrics,
     displacement_sums,
@@ -34,7 +35,6 @@ from llds_core.integrations.adapters import (
 from llds_core.losses import llds_penalty
 
 _Trainer: Any = object  # what comes next in the order of a subclass, of which types know nothing
-_SUMS = ("rewarded", "rewarded_tokens", "loglik_sum", "change_sum", "displaced")
 _REMEDY = "trainer.algorithm.advantage_estimator=grpo"
 _base_loss = cache(PolicyLossRegistry.get)  # which asks a Ray actor at each call
 
@@ -167,7 +167,7 @@ class _CountingDispatch:
         options["loss_fn_config"] = (options.get("loss_fn_config") or {}) | count
         output = self._dispatch.forward_backward_from_staged(model, chunks, **options)
         suffix, prefix = "_first" * self._is_first, "loss_metrics/llds/"
-        sums = {name: output.metrics.pop(prefix + name) for name in _SUMS}
+        sums = {name: output.metrics.pop(prefix + name) for name in DISPLACEMENT}
         found = displacement_metrics(sums, suffix)
         if self._is_first:
             found["gated_fraction_first"] = output.metrics[f"{prefix}gated_fraction"]

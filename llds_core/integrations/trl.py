@@ -12,15 +12,12 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from llds_core.errors import ConfigError
-from llds_core.integrations.adapters import displacement_metrics
+from llds_core.integrations.adapters import DISPLACEMENT, displacement_metrics
 from llds_core.losses import displacement, llds_penalty
 from llds_core.losses.aggregate import check_range
 from llds_core.losses.llds import check_penalty_options
 
-_SUMS = (
-    *("penalty_sum", "gated_tokens", "preserved_tokens"),
-    *("rewarded", "rewarded_tokens", "loglik_sum", "change_sum", "displaced"),
-)
+_SUMS = ("penalty_sum", "gated_tokens", "preserved_tokens", *DISPLACEMENT)
 _Trainer: Any = object  # what comes next in the order of a subclass, of which types know nothing
 
 

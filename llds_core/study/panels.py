@@ -80,13 +80,14 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
             for marker, fill, label in _OUTCOMES.values()
         }
         look.legend_below(figure, 2, entries, linestyle="", markersize=6, markeredgewidth=1)
-        figure.suptitle(_outcomes_finding(known), weight="bold", size="medium")
+        figure.suptitle(_outcomes_finding(known, study), weight="bold", size="medium")
     return figure
 
 
-def _outcomes_finding(known: pd.DataFrame) -> str:
+def _outcomes_finding(known: pd.DataFrame, study: Study) -> str:
     counts = known["collapse_step"].notna().groupby(known["method"]).agg(["sum", "size"])
-    rest = counts.drop([look.BASELINE, f"{look.BASELINE}-kept"], errors="ignore")
+    repeats = [arm.name for arm in study.arms if arm.group == "mechanism"]
+    rest = counts.drop([look.BASELINE, *repeats], errors="ignore")
     others = f"{(rest['sum'] == 0).sum()} of {len(rest)} other settings run so far never do"
     if look.BASELINE not in counts.index:
         return others
