@@ -29,7 +29,6 @@ from llds_core.study.evidence import Evidence, published_mechanism, shares_at
 from llds_core.study.tables import map_cells
 
 _REPORTS = PRESETS / "reports"
-_BLOCK = re.compile(r"(<!-- status:begin -->\n).*?(<!-- status:end -->)", re.DOTALL)
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -39,11 +38,13 @@ def render_report(published: Path, study: Study) -> str:
 
 
 def update_readme(readme: Path, published: Path, study: Study) -> str:
-    """The text of `readme` with the block between its two status markers made anew, if the study
+    """The text of `readme` with the block between the two markers of the study made anew, if it
     has one.
     """
     text, status = readme.read_text("utf-8"), _render(f"{study.name}-status.md", published, study)
-    return _BLOCK.sub(lambda block: block[1] + status + block[2], text) if status else text
+    block = rf"(<!-- {study.name}:begin -->\n).*?(<!-- {study.name}:end -->)"
+    made_anew = re.sub(block, lambda old: old[1] + status + old[2], text, flags=re.DOTALL)
+    return made_anew if status else text
 
 
 def _render(template: str, published: Path, plan: Study) -> str:
