@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -14,8 +13,8 @@ import torch
 
 os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 pytest.importorskip("verl", reason="needs verl: `make test-verl` installs it and runs this")
-hydra = pytest.importorskip("hydra", reason="needs hydra: `make test-verl` installs it")
 
+import hydra
 from tiny_policy import (
     GROUP,
     LEARNING_RATE,
@@ -32,22 +31,16 @@ from verl import DataProto
 from verl.plugin.platform import platform_manager
 from verl.plugin.platform.platform_cuda import PlatformCUDA
 
-# verl's trainer and worker import the data loader and the inference servers, which need packages
-# that nothing else does here.
-_ABSENT = {"torchdata.stateful_dataloader", "torchdata"}
-_ABSENT |= {"verl.workers.rollout.llm_server", "verl.workers.rollout.utils"}
-_ABSENT -= set(sys.modules)
-sys.modules.update({name: MagicMock() for name in _ABSENT})
-from verl.trainer.ppo.ray_trainer import RayPPOTrainer, compute_advantage
-from verl.workers.engine_workers import ActorRolloutRefWorker
-
-for _name in _ABSENT:
-    del sys.modules[_name]
-
 ACTOR = "actor_rollout_ref.actor"
 LLDS = (
     f"{ACTOR}.policy_loss._target_=llds_core.integrations.verl.LldsPolicyLossConfig",
     f"{ACTOR}.policy_loss.loss_mode=llds",
+)
+# Imported by verl's trainer and worker, with packages that nothing else does here.
+UNUSED = (
+    "torchdata.stateful_dataloader",
+    "verl.workers.rollout.llm_server",
+    "verl.workers.rollout.utils",
 )
 ROLLOUTS = 6
 
@@ -72,6 +65,8 @@ class CPU(PlatformCUDA):
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A saved model, in a process that verl takes for a rank with a device."""
     with pytest.MonkeyPatch.context() as patch:
+        for name in UNUSED:
+            patch.setitem(sys.modules, name, MagicMock())
         patch.setattr(platform_manager, "_current_platform", CPU())
         rank = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         # The engine is registered for CUDA and NPU only.
@@ -132,6 +127,9 @@ def batch_of(sampled: dict[str, torch.Tensor]) -> DataProto:
 
 def train(model: str, *words: str, rollouts: int = ROLLOUTS) -> SimpleNamespace:
     """The steps of verl's `fit` between one generation and the next, by its trainer and worker."""
+    from verl.trainer.ppo.ray_trainer import RayPPOTrainer, compute_advantage
+    from verl.workers.engine_workers import ActorRolloutRefWorker
+
     cfg = configuration(model, *words)
     worker = ActorRolloutRefWorker(cfg.actor_rollout_ref, role="actor")
     worker.init_model()
