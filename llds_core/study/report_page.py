@@ -38,9 +38,7 @@ def render_report(published: Path, study: Study) -> str:
 
 
 def update_readme(readme: Path, published: Path, study: Study) -> str:
-    """The text of `readme` with the block between the two markers of the study made anew, if it
-    has one.
-    """
+    """The text of `readme`, the block between the study's markers made anew if it has one."""
     text, status = readme.read_text("utf-8"), _render(f"{study.name}-status.md", published, study)
     block = rf"(<!-- {study.name}:begin -->\n).*?(<!-- {study.name}:end -->)"
     made_anew = re.sub(block, lambda old: old[1] + status + old[2], text, flags=re.DOTALL)
