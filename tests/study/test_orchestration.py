@@ -207,7 +207,7 @@ def test_a_finished_job_is_not_done_again(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("it began anew")
 
-    monkeypatch.setattr(notebooks, "NOTEBOOKS", finished.parent / "none")
+    monkeypatch.setattr(reproduction, "NOTEBOOKS", finished.parent / "none")
     monkeypatch.setattr(reproduction, "examine", never)
     before = finished.read_bytes()
     assert place.reproduce() == finished
