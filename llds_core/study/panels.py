@@ -22,7 +22,7 @@ from llds_core.errors import DataError
 from llds_core.files import span
 from llds_core.reporting import figures as look
 from llds_core.reporting.run_view import StoredRun, usual_steps
-from llds_core.reporting.stats import censored_median
+from llds_core.study.claim_statistics import censored_median
 
 _FELL_BELOW = 0.5  # of the best windowed reward
 # What became of a run: marker, fill and name in the legend.

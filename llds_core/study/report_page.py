@@ -22,8 +22,9 @@ from llds_core.errors import DataError
 from llds_core.files import bounded, number, span
 from llds_core.reporting.run_tables import outcomes
 from llds_core.reporting.run_view import StoredRun, by_method, usual_steps
-from llds_core.reporting.stats import censored_median, mcnemar, student_interval
+from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import read_published, read_published_run
+from llds_core.study.claim_statistics import censored_median, mcnemar
 from llds_core.study.claims import load_claims
 from llds_core.study.evidence import Evidence, published_mechanism, shares_at
 from llds_core.study.tables import map_cells
