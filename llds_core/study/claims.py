@@ -60,10 +60,6 @@ class Claim:
     rule: Annotated[tuple[Rule, ...], BeforeValidator(_read_rules), Field(min_length=1)]
     """When it holds; of two rules both have to, and the effect is that of the first."""
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rules."""
-        return together([rule.check(evidence) for rule in self.rule])
-
 
 @checked
 class Change:
@@ -130,9 +126,8 @@ def evaluate_claims(
         joined by ";".
     """
     evidence = Evidence(runs, mechanism)
-    return pd.DataFrame(
-        [_claim_row(claim, claim.check(evidence) or NOTHING, unjudged) for claim in claims]
-    )
+    found = [together([rule.check(evidence) for rule in claim.rule]) or NOTHING for claim in claims]
+    return pd.DataFrame(_claim_row(*pair, unjudged) for pair in zip(claims, found, strict=True))
 
 
 def _claim_row(claim: Claim, found: Finding, unjudged: Container[str]) -> dict[str, object]:
