@@ -30,15 +30,25 @@ import nbformat
 import pandas as pd
 
 from llds_core.config import Study, load_study, studies
-from llds_core.errors import DataError
-from llds_core.files import NOTEBOOKS, disk_errors, replacing, write_json, write_table, write_text
+from llds_core.errors import ConfigError, DataError
+from llds_core.evaluation import POLICY
+from llds_core.files import (
+    NOTEBOOKS,
+    disk_errors,
+    project_path,
+    replacing,
+    write_json,
+    write_table,
+    write_text,
+)
+from llds_core.reporting.benchmark_scores import read_scores
 from llds_core.reporting.explorer import readable_rollouts, store_rollouts
-from llds_core.reporting.notebooks import MAIN_ARMS, project_path, report
 from llds_core.reporting.run_tables import phase_row, run_row
 from llds_core.reporting.store import PUBLISHED, StoredRun, read_published
 from llds_core.runs.checkpoints import checkpoint_steps
 from llds_core.study.claims import load_claims
 from llds_core.study.claims_view import checked_claims
+from llds_core.study.notebooks import MAIN_ARMS, report
 from llds_core.study.report_page import render_report, update_readme
 from llds_core.study.tables import effects
 from llds_core.study.verdict import small_png, write_page
@@ -147,6 +157,25 @@ def _small(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     if len(data.get("text/html", "")) > _MOST_HTML:
         data["text/html"] = "<p><i>Run this cell to see it.</i></p>"
     return output
+
+
+def publish_evaluation(
+    folder: Path, published: Path = PUBLISHED, *, name: str | None = None
+) -> Path:
+    """Copy the summary of an evaluation below `published`, a root of published results or of runs,
+    under `name`, or that of the method or baseline; return the file.
+    """
+    summary = read_scores(folder / "summary.json")
+    if not (name := name or summary["method" if summary["agent"] == POLICY else "agent"]):
+        raise ConfigError(f"{folder} does not say what was trained: evaluate it with --method")
+    identity, deviations = summary["identity"], list(summary.get("deviations", ()))
+    if identity["limit"] is not None and not any("evaluation.questions" in d for d in deviations):
+        deviations.append(f"{summary['questions']} questions instead of all")
+    if identity["split"] != "test":
+        deviations.append(f"the {identity['split']} split instead of test")
+    path = published / summary["profile"] / "evaluations" / f"{name}-seed{summary['run_seed']}.json"
+    write_json(path, summary | {"deviations": deviations})
+    return path
 
 
 def report_published(name: str) -> Path:

@@ -27,12 +27,12 @@ from llds_core.machine.jobs import Job, run_jobs, visible_gpus
 from llds_core.machine.launch import ALONE, Machine
 from llds_core.machine.plan import layout_overrides, say_costs
 from llds_core.machine.retriever import running_retriever, wait_for_service
-from llds_core.reporting.benchmark_scores import publish_evaluation
-from llds_core.reporting.notebooks import MAIN_ARMS, report
 from llds_core.reporting.store import StoredRun, load_run
 from llds_core.runs import Run
 from llds_core.runs.checkpoints import checkpoint_steps
 from llds_core.runs.identity import FREE
+from llds_core.study.notebooks import MAIN_ARMS, report
+from llds_core.study.published import publish_evaluation
 from llds_core.study.runner import make_start_policy
 from llds_core.study.verdict import published_verdict, verdict, write_page
 

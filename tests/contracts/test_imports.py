@@ -37,7 +37,7 @@ OWNERS = {
     "vllm": {"rollout"},
     "faiss": {"retrieval"},
     "fastapi": {"serving"},
-    "papermill": {"reporting"},
+    "papermill": {"study"},
     "typer": {"__main__", "config", "study", "monitor"},
 }
 
