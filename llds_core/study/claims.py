@@ -3,7 +3,7 @@
 They stand in `presets/claims/<study>.yaml`. The verdict is `holds` or `does not hold` where the
 rule could be applied, else `not tested`: seeds are missing or too few for any outcome to meet the
 rule, or what the claim presupposes, such as a collapse, did not occur. While a study is under way,
-a claim about an arm whose planned seeds are not all there is not judged either. `does not hold`
+a claim about an arm whose planned seeds are not all there is `not tested` either. `does not hold`
 says that the runs do not show the claim, which with few seeds is no proof of its contrary; the
 effect and its interval say how much they leave open. Claims are judged one by one, each at 95 %,
 without correction for their number.

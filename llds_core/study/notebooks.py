@@ -20,7 +20,6 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from tqdm.auto import tqdm
 
-from llds_core.config import load_experiment
 from llds_core.config.given import numbers, words
 from llds_core.errors import ConfigError, DataError, RunError, one_line
 from llds_core.files import NOTEBOOKS, disk_errors, project_path, write_json, write_text
@@ -61,8 +60,7 @@ def report(
     seeds, methods = numbers(seeds), words(methods)
     if not seeds or not methods:
         raise ConfigError("a report needs at least one seed and one method: give --seeds, e.g. 0")
-    for method in methods:
-        load_experiment(f"{profile}/{method}", overrides)
+    runs = [Run.load(f"{profile}/{m}", s, run_root, overrides) for m in methods for s in seeds]
     folder = project_path(NOTEBOOKS)
     sources = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not sources:
@@ -79,11 +77,7 @@ def report(
         "out_dir": _portable(target),
     }
     take_records(target)  # those of an earlier call that failed
-    there = is_published(run_root, profile) or all(
-        Run.load(f"{profile}/{method}", seed, run_root, overrides).is_finished()
-        for method in methods
-        for seed in seeds
-    )
+    there = is_published(run_root, profile) or all(run.is_finished() for run in runs)
     # Two notebooks would train one run, or share a GPU.
     pages = _run_notebooks(sources, parameters, target, 2 if there and not visible_gpus() else 1)
     found = take_records(target)
@@ -92,14 +86,14 @@ def report(
         shown = {r for entry in found.values() if entry["notebook"] == name for r in entry["runs"]}
         entry = {"runs": shown, "notebook": name}
         found |= {page: entry | {"kind": KINDS[page.suffix]} for page in made}
-    runs = load_runs(project_path(run_root), profile, methods, seeds, overrides)
+    stored = load_runs(project_path(run_root), profile, methods, seeds, overrides)
     artefacts = []
     for path, entry in sorted(found.items(), key=lambda item: (item[1]["notebook"], item[0])):
         known = {"path": path.relative_to(target).as_posix(), "bytes": path.stat().st_size}
-        behind = [str(run.path) for run in runs if run.name in entry["runs"]]
+        behind = [str(run.path) for run in stored if run.name in entry["runs"]]
         artefacts.append(entry | known | {"runs": behind})
     kept = ("profile", "method", "seed", "config_hash", "status")
-    listed = [{"path": str(run.path)} | {key: run.manifest[key] for key in kept} for run in runs]
+    listed = [{"path": str(run.path)} | {key: run.manifest[key] for key in kept} for run in stored]
     index = target / "index.json"
     write_json(index, {"profile": profile, "artefacts": artefacts, "runs": listed})
     return index
