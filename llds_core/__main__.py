@@ -238,7 +238,7 @@ def evaluate(
         open_asked,
         parse_shard,
     )
-    from llds_core.reporting.benchmark_scores import publish_evaluation, score_lines
+    from llds_core.reporting.benchmark_scores import score_lines
     from llds_core.runs import deviations
 
     profile, separator, name = experiment.partition("/")
@@ -270,6 +270,8 @@ def evaluate(
     print(score_lines(folder))
     print(f"summary: {folder / 'summary.json'}")
     if publish:
+        from llds_core.study.published import publish_evaluation
+
         print(f"published: {publish_evaluation(folder)}")
 
 

@@ -4,7 +4,6 @@ Whatever draws a file appends a line to `index.jsonl` in the file's folder; the 
 gathers these lines into `index.json`.
 """
 
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from PIL import Image
 
 from llds_core.files import disk_errors, write_table
 from llds_core.reporting.run_view import StoredRun
@@ -20,14 +18,6 @@ from llds_core.reporting.run_view import StoredRun
 KINDS = {".png": "figure", ".pdf": "figure", ".csv": "data", ".ipynb": "notebook", ".html": "page"}
 RECORDED_BY = "LLDS_NOTEBOOK"  # environment variable: the notebook that runs
 _RECORDS = "index.jsonl"
-_COLOURS = 128
-
-
-def small_png(picture: bytes) -> bytes:
-    """A figure with a palette: curves and text have few colours, and it is a third of the size."""
-    with Image.open(io.BytesIO(picture)) as image, io.BytesIO() as small:
-        image.convert("RGB").quantize(_COLOURS).save(small, "png", optimize=True)
-        return small.getvalue()
 
 
 def save_table(

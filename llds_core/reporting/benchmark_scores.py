@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from llds_core.errors import ConfigError, DataError
-from llds_core.evaluation import BASELINES, POLICY, averages, score_rows
-from llds_core.files import bounded, disk_errors, write_json
+from llds_core.errors import DataError
+from llds_core.evaluation import BASELINES, averages, score_rows
+from llds_core.files import bounded
 from llds_core.reporting.figures import method_label
 from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import student_interval
@@ -73,31 +73,10 @@ _DESK_AVERAGES = {"average_one_hop": "one-hop", "average_two_hop": "two-hop", "a
 
 def score_lines(folder: Path) -> str:
     """The scores of an evaluation as a table for a terminal."""
-    table = pd.DataFrame(score_rows(_read_scores(folder / "summary.json")))
+    table = pd.DataFrame(score_rows(read_scores(folder / "summary.json")))
     table["95 %"] = [f"[{row.em_low:.3f}, {row.em_high:.3f}]" for row in table.itertuples()]
     names = ["benchmark", "mode", "n", "em", "95 %", "f1", "sub_em", "valid_answers", "searches"]
     return table[names].to_string(index=False, float_format="{:.3f}".format)
-
-
-def publish_evaluation(
-    folder: Path, published: Path = PUBLISHED, *, name: str | None = None
-) -> Path:
-    """Copy the summary of an evaluation below `published`, a root of published results or of runs,
-    under `name`, or that of the method or baseline; return the file.
-    """
-    summary = _read_scores(folder / "summary.json")
-    if not (name := name or summary["method" if summary["agent"] == POLICY else "agent"]):
-        raise ConfigError(f"{folder} does not say what was trained: evaluate it with --method")
-    identity, deviations = summary["identity"], list(summary.get("deviations", ()))
-    if identity["limit"] is not None and not any("evaluation.questions" in d for d in deviations):
-        deviations.append(f"{summary['questions']} questions instead of all")
-    if identity["split"] != "test":
-        deviations.append(f"the {identity['split']} split instead of test")
-    path = published / summary["profile"] / "evaluations" / f"{name}-seed{summary['run_seed']}.json"
-    with disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, summary | {"deviations": deviations})
-    return path
 
 
 def published_evaluations(*roots: Path) -> pd.DataFrame:
@@ -112,7 +91,7 @@ def published_evaluations(*roots: Path) -> pd.DataFrame:
     }
     rows = []
     for file in found.values():
-        summary = _read_scores(file)
+        summary = read_scores(file)
         known = {"profile": summary["profile"], "seed": summary["run_seed"]}
         known["method"] = file.stem.rpartition("-seed")[0]
         known["deviations"] = "; ".join(summary.get("deviations", ()))
@@ -120,7 +99,8 @@ def published_evaluations(*roots: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=SCORE_COLUMNS)
 
 
-def _read_scores(path: Path) -> dict[str, Any]:
+def read_scores(path: Path) -> dict[str, Any]:
+    """Read the summary of an evaluation."""
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:

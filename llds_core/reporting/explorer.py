@@ -107,20 +107,22 @@ def store_rollouts(rollouts: Iterable[Rollout], file: Path) -> None:
 
 def has_rollouts(run: StoredRun) -> bool:
     """Whether rollouts of a run are kept, without reading them."""
-    return (run.path / _OWN).exists() or _published_file(run).exists()
+    return _kept(run).exists()
 
 
-def _published_file(run: StoredRun) -> Path:
-    return run.path / f"{run.arm}-seed{run.seed}.{_OWN}"
+def _kept(run: StoredRun) -> Path:
+    """Where the rollouts of a run are, its own or published beside its metrics."""
+    own = run.path / _OWN
+    return own if own.exists() else run.path / f"{run.arm}-seed{run.seed}.{_OWN}"
 
 
 def load_rollouts(run: StoredRun) -> list[Rollout]:
     """Readable rollouts of a run, published or as it was made; none where none are kept."""
-    if not has_rollouts(run):
+    file = _kept(run)
+    if not file.exists():
         return []
-    if (run.path / _OWN).exists():
+    if file.name == _OWN:
         return readable_rollouts(run.path)
-    file = _published_file(run)
     try:
         return [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
     except (OSError, EOFError, ValueError, zlib.error) as error:

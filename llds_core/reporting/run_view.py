@@ -30,7 +30,6 @@ from llds_core.diagnostics.phases import (
     windowed_mean,
 )
 from llds_core.diagnostics.spiral import SpiralTest, death_spiral
-from llds_core.reporting.stats import Survival
 from llds_core.runs import FINAL
 from llds_core.runs.identity import diverged
 
@@ -257,14 +256,6 @@ class StoredRun:
     def known_to(self, row: int) -> bool:
         """Whether it reached `row`, or ended before in a collapse."""
         return self.length >= row or self.collapse is not None
-
-    def survival(self) -> Survival:
-        """Steps before its collapse; without one, those that its length proves free of it: a
-        collapse takes two windows to prove, so that the last rows of a run prove nothing.
-        """
-        if self.collapse is not None:
-            return Survival(self.collapse, True)
-        return Survival(max(self.length - 2 * self.window + 1, 0), False)
 
     def collapse_kind(self) -> str:
         """Whether correct responses lost likelihood before the collapse; empty without one.

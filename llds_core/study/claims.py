@@ -3,7 +3,7 @@
 They stand in `presets/claims/<study>.yaml`. The verdict is `holds` or `does not hold` where the
 rule could be applied, else `not tested`: seeds are missing or too few for any outcome to meet the
 rule, or what the claim presupposes, such as a collapse, did not occur. While a study is under way,
-a claim about an arm whose planned seeds are not all there is not judged either. `does not hold`
+a claim about an arm whose planned seeds are not all there is `not tested` either. `does not hold`
 says that the runs do not show the claim, which with few seeds is no proof of its contrary; the
 effect and its interval say how much they leave open. Claims are judged one by one, each at 95 %,
 without correction for their number.
@@ -59,10 +59,6 @@ class Claim:
     """Of the effect."""
     rule: Annotated[tuple[Rule, ...], BeforeValidator(_read_rules), Field(min_length=1)]
     """When it holds; of two rules both have to, and the effect is that of the first."""
-
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rules."""
-        return together([rule.check(evidence) for rule in self.rule])
 
 
 @checked
@@ -130,9 +126,8 @@ def evaluate_claims(
         joined by ";".
     """
     evidence = Evidence(runs, mechanism)
-    return pd.DataFrame(
-        [_claim_row(claim, claim.check(evidence) or NOTHING, unjudged) for claim in claims]
-    )
+    found = [together([rule.check(evidence) for rule in claim.rule]) or NOTHING for claim in claims]
+    return pd.DataFrame(_claim_row(*pair, unjudged) for pair in zip(claims, found, strict=True))
 
 
 def _claim_row(claim: Claim, found: Finding, unjudged: Container[str]) -> dict[str, object]:

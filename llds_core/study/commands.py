@@ -138,7 +138,7 @@ def report(
     quiet: cli.Quiet = False,
 ) -> None:
     """Run the notebooks and write figures, tables and the index of a profile."""
-    from llds_core.reporting.notebooks import report
+    from llds_core.study.notebooks import report
     from llds_core.study.published import report_published
 
     if published:

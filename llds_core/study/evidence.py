@@ -17,7 +17,7 @@ from llds_core.diagnostics.summary import frequent_rounds
 from llds_core.errors import DataError
 from llds_core.reporting.figures import BASELINE
 from llds_core.reporting.run_view import StoredRun, before_collapse, by_method
-from llds_core.reporting.stats import restricted_steps
+from llds_core.study.claim_statistics import survived_steps
 
 _logger = logging.getLogger("llds_core")
 RunsBySeed = Mapping[int, StoredRun]
@@ -180,7 +180,7 @@ def paired_survival(first: RunsBySeed, second: RunsBySeed) -> dict[int, float]:
     which all these runs were watched.
     """
     seeds = sorted(first.keys() & second.keys())
-    steps = restricted_steps([arm[seed].survival() for arm in (first, second) for seed in seeds])
+    steps = survived_steps([arm[seed] for arm in (first, second) for seed in seeds])
     return dict(zip(seeds, steps[: len(seeds)] - steps[len(seeds) :], strict=True))
 
 

@@ -22,7 +22,7 @@ from llds_core.errors import DataError
 from llds_core.files import span
 from llds_core.reporting import figures as look
 from llds_core.reporting.run_view import StoredRun, usual_steps
-from llds_core.reporting.stats import censored_median
+from llds_core.study.claim_statistics import censored_median
 
 _FELL_BELOW = 0.5  # of the best windowed reward
 # What became of a run: marker, fill and name in the legend.
@@ -85,10 +85,13 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
 
 
 def _outcomes_finding(known: pd.DataFrame, study: Study) -> str:
+    """Of GRPO so far, and of the settings whose planned seeds are all in."""
     counts = known["collapse_step"].notna().groupby(known["method"]).agg(["sum", "size"])
-    repeats = [arm.name for arm in study.arms if arm.group == "mechanism"]
-    rest = counts.drop([look.BASELINE, *repeats], errors="ignore")
-    others = f"{(rest['sum'] == 0).sum()} of {len(rest)} other settings run so far never do"
+    seeds, settings = known.groupby("method")["seed"].agg(set), study.arms
+    whole = [arm.name for arm in settings if seeds.get(arm.name, set()) >= set(arm.seeds)]
+    repeats = [arm.name for arm in settings if arm.group == "mechanism"]
+    rest = counts[counts.index.isin(whole)].drop([look.BASELINE, *repeats], errors="ignore")
+    others = f"{(rest['sum'] == 0).sum()} of {len(rest)} other settings with all seeds in never do"
     if look.BASELINE not in counts.index:
         return others
     return "GRPO collapses in {} of {} seeds; {}".format(*counts.loc[look.BASELINE], others)

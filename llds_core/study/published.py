@@ -18,29 +18,44 @@ An arm is a setting of a study: a method, or a method with overrides. A study th
 its profile has a folder of its own: `results/published/<study>/<profile>/`.
 """
 
+import base64
 import gzip
+import hashlib
+import json
 import shlex
 import shutil
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 
 from llds_core.config import Study, load_study, studies
-from llds_core.errors import DataError
-from llds_core.files import NOTEBOOKS, disk_errors, replacing, write_json, write_table, write_text
+from llds_core.errors import ConfigError, DataError
+from llds_core.evaluation import POLICY
+from llds_core.files import (
+    NOTEBOOKS,
+    disk_errors,
+    project_path,
+    replacing,
+    write_json,
+    write_table,
+    write_text,
+)
+from llds_core.reporting.benchmark_scores import read_scores
 from llds_core.reporting.explorer import readable_rollouts, store_rollouts
-from llds_core.reporting.notebooks import MAIN_ARMS, project_path, report, store_outputs
 from llds_core.reporting.run_tables import phase_row, run_row
 from llds_core.reporting.store import PUBLISHED, StoredRun, read_published
 from llds_core.runs.checkpoints import checkpoint_steps
 from llds_core.study.claims import load_claims
 from llds_core.study.claims_view import checked_claims
+from llds_core.study.notebooks import MAIN_ARMS, report
 from llds_core.study.report_page import render_report, update_readme
 from llds_core.study.tables import effects
-from llds_core.study.verdict import write_page
+from llds_core.study.verdict import small_png, write_page
 
 # What a reader of another machine has no use for.
 _LOCAL_KEYS = ("command", "start_policy")
+_MOST_HTML = 100_000  # characters of one output of a notebook in git
 _NOTEBOOKS_SHOW = "desk"  # whose outputs are stored in the notebooks themselves
 
 
@@ -111,6 +126,56 @@ def publish_mechanism(run_root: Path, profile: str, seed: int, published: Path =
     with disk_errors(target):
         shutil.copytree(source, target, dirs_exist_ok=True)
     return target
+
+
+def store_outputs(executed: Path, source: Path, of: Path) -> None:
+    """Copy what the cells of an executed notebook show into the notebook itself, pictures small,
+    and what it was made of, `outputs_digest`; pages within a page stay out.
+    """
+    shown = {cell.id: cell.get("outputs", []) for cell in nbformat.read(executed, 4).cells}
+    notebook = nbformat.read(source, 4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [_small(output) for output in shown[cell.id]]
+    notebook.metadata.setdefault("llds", {})["outputs"] = outputs_digest(source, of)
+    write_text(source, nbformat.writes(notebook, 4) + "\n")
+
+
+def outputs_digest(source: Path, of: Path) -> str:
+    """Sixteen hex digits of a notebook's code and of the published tables in folder `of`."""
+    cells = [c.source for c in nbformat.read(source, 4).cells if c.cell_type == "code"]
+    tables = [(of / f"{name}.csv").read_bytes() for name in ("runs", "claims")]
+    return hashlib.sha256(json.dumps(cells).encode() + b"".join(tables)).hexdigest()[:16]
+
+
+def _small(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    if output.output_type == "execute_result":
+        output.execution_count = None
+    data = output.get("data", {})
+    if "image/png" in data:
+        data["image/png"] = small_png(base64.b64decode(data["image/png"]))
+    if len(data.get("text/html", "")) > _MOST_HTML:
+        data["text/html"] = "<p><i>Run this cell to see it.</i></p>"
+    return output
+
+
+def publish_evaluation(
+    folder: Path, published: Path = PUBLISHED, *, name: str | None = None
+) -> Path:
+    """Copy the summary of an evaluation below `published`, a root of published results or of runs,
+    under `name`, or that of the method or baseline; return the file.
+    """
+    summary = read_scores(folder / "summary.json")
+    if not (name := name or summary["method" if summary["agent"] == POLICY else "agent"]):
+        raise ConfigError(f"{folder} does not say what was trained: evaluate it with --method")
+    identity, deviations = summary["identity"], list(summary.get("deviations", ()))
+    if identity["limit"] is not None and not any("evaluation.questions" in d for d in deviations):
+        deviations.append(f"{summary['questions']} questions instead of all")
+    if identity["split"] != "test":
+        deviations.append(f"the {identity['split']} split instead of test")
+    path = published / summary["profile"] / "evaluations" / f"{name}-seed{summary['run_seed']}.json"
+    write_json(path, summary | {"deviations": deviations})
+    return path
 
 
 def report_published(name: str) -> Path:

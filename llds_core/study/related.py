@@ -29,7 +29,7 @@ _SAYS = {
     "clip-higher": ("keeps entropy from falling (2503.14476)", ""),  # here it rises
     "dapo": ("learns more in fewer steps (2503.14476)", "best_reward"),
     "gspo": ("more stable than GRPO (2507.18071)", "last_reward"),
-    "dr-grpo": ("no worse without the deviation (2503.20783)", "best_reward"),
+    "dr-grpo": ("no worse without the deviation, no margin said (2503.20783)", "best_reward"),
     "lite-ppo": ("learns more than GRPO (2508.08221)", "best_reward"),
     "cispo": ("learns faster (2506.13585)", "best_reward"),
     "wapo": ("positive advantages suffice (2606.16154)", "last_reward"),
@@ -81,7 +81,8 @@ def beside_grpo(table: pd.DataFrame) -> pd.DataFrame:
     """What `objectives` returns as one row per objective: how many seeds collapsed, and the mean of
     each measure less GRPO's on the same seeds, with Student's 95 % interval from two seeds on;
     GRPO's row has its own means. Then what its paper says, and whether the interval of the measure
-    that would show it lies on that side, on the other, or on both ("open").
+    that would show it lies on that side, on the other, or on both ("open", as "no worse" is, too,
+    while no margin is stated).
     """
     base = table[table["method"] == look.BASELINE].set_index("seed")
     rows = []

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jinja2
-import numpy as np
 import pandas as pd
 
 from llds_core.config.arms import Study
@@ -22,8 +22,9 @@ from llds_core.errors import DataError
 from llds_core.files import bounded, number, span
 from llds_core.reporting.run_tables import outcomes
 from llds_core.reporting.run_view import StoredRun, by_method, usual_steps
-from llds_core.reporting.stats import censored_median, mcnemar, student_interval
+from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import read_published, read_published_run
+from llds_core.study.claim_statistics import censored_median, mcnemar
 from llds_core.study.claims import load_claims
 from llds_core.study.evidence import Evidence, published_mechanism, shares_at
 from llds_core.study.tables import map_cells
@@ -56,8 +57,8 @@ def _render(template: str, published: Path, plan: Study) -> str:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    filters = (number, span, listed, word, mean, percent, censored_median)
-    environment.filters.update({one.__name__: one for one in filters})
+    filters = (number, span, listed, word, percent, censored_median)
+    environment.filters |= {one.__name__: one for one in filters} | {"mean": fmean}
     environment.globals |= {"bounded": bounded, "mcnemar": mcnemar}
     study = PublishedStudy(published, plan)
     try:
@@ -181,11 +182,6 @@ def listed(values: Iterable[float], digits: int = 2) -> str:
     """`a, b and c`, in the order given."""
     *rest, last = [number(value, digits) for value in values]
     return f"{', '.join(rest)} and {last}" if rest else last
-
-
-def mean(values: Iterable[float]) -> float:
-    """Mean of all values."""
-    return float(np.mean([*values]))
 
 
 def percent(value: float) -> str:

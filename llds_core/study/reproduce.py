@@ -21,17 +21,18 @@ from pathlib import Path
 from llds_core.config import ExperimentConfig, override_key
 from llds_core.config.given import numbers, words
 from llds_core.errors import ConfigError, RunError
+from llds_core.files import NOTEBOOKS, project_path
 from llds_core.machine.doctor import examine
 from llds_core.machine.jobs import Job, run_jobs, visible_gpus
 from llds_core.machine.launch import ALONE, Machine
 from llds_core.machine.plan import layout_overrides, say_costs
 from llds_core.machine.retriever import running_retriever, wait_for_service
-from llds_core.reporting.benchmark_scores import publish_evaluation
-from llds_core.reporting.notebooks import MAIN_ARMS, is_rendered, report
 from llds_core.reporting.store import StoredRun, load_run
 from llds_core.runs import Run
 from llds_core.runs.checkpoints import checkpoint_steps
 from llds_core.runs.identity import FREE
+from llds_core.study.notebooks import MAIN_ARMS, report
+from llds_core.study.published import publish_evaluation
 from llds_core.study.runner import make_start_policy
 from llds_core.study.verdict import published_verdict, verdict, write_page
 
@@ -66,7 +67,7 @@ def reproduce(
     left = [run for run in runs if not run.is_finished()]
     index = out_dir / "index.json"
     scored = all(_has_score(run, which) for which in _CHECKPOINTS for run in runs)
-    if not left and scored and is_rendered(index, [run.path for run in runs]):
+    if not left and scored and _is_rendered(index, [run.path for run in runs]):
         _section("everything is there already")
         return _conclude(index, [load_run(run.path) for run in runs])
     _check_machine(runs[0], machine, max(1, len(left)))
@@ -85,6 +86,20 @@ def reproduce(
         _section("notebooks and figures")
         index = report(profile, list(seeds), root, out_dir, methods=arms, overrides=overrides)
     return _conclude(index, [load_run(run.path) for run in runs])
+
+
+def _is_rendered(index: Path, runs: Sequence[Path]) -> bool:
+    """Whether `index` lists exactly `runs`, and none of them or of the notebooks changed since."""
+    if not index.exists():
+        return False
+    listed = {project_path(run["path"]) for run in json.loads(index.read_text("utf-8"))["runs"]}
+    if listed != {project_path(run) for run in runs}:
+        return False
+    names = ("manifest.json", "metrics.jsonl", "evaluation-*.json", "benchmarks/*/summary.json")
+    sources = [file for run in runs for name in names for file in run.glob(name)]
+    sources += project_path(NOTEBOOKS).glob("*.ipynb")
+    made = index.stat().st_mtime_ns
+    return all(source.stat().st_mtime_ns <= made for source in sources)
 
 
 def _conclude(index: Path, runs: Sequence[StoredRun]) -> Path:

@@ -13,7 +13,7 @@ kinds occur:
 
 A rule that no outcome of so few runs could meet gives no verdict, whatever came out: its `holds` is
 None, its effect is told. Survival is compared up to a common horizon: a run that has not collapsed
-within its steps counts as "at least so long", never as a collapse (see `stats`).
+within its steps counts as "at least so long", never as a collapse (see `claim_statistics`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,16 +34,15 @@ from llds_core.monitor.detectors import DETECTORS
 from llds_core.monitor.training_log import to_log
 from llds_core.reporting.figures import BASELINE
 from llds_core.reporting.run_view import SURGE, StoredRun
-from llds_core.reporting.stats import (
-    Interval,
+from llds_core.reporting.stats import Interval, student_interval
+from llds_core.runs.identity import flat
+from llds_core.study.claim_statistics import (
     mcnemar,
     paired_proportions,
     proportion_interval,
-    restricted_steps,
     spearman_trend,
-    student_interval,
+    survived_steps,
 )
-from llds_core.runs.identity import flat
 from llds_core.study.evidence import (
     CHECKPOINTS,
     MEASURES,
@@ -366,7 +365,7 @@ class Trend(Rule):
         if not several:
             return None
         kept = pd.concat(several)
-        steps = restricted_steps([run.survival() for run in kept["run"]])
+        steps = survived_steps(kept["run"].tolist())
         strata = [*zip(kept["seed"], kept["rate"], strict=True)]
         found = spearman_trend(kept["value"].tolist(), steps.tolist(), strata)
         if np.isnan(found.p):

@@ -9,8 +9,8 @@ import pytest
 
 from llds_core.errors import ConfigError, DataError, RunError
 from llds_core.files import project_path
-from llds_core.reporting.notebooks import report, run_notebook
 from llds_core.reporting.store import load_run, load_runs, study_runs
+from llds_core.study.notebooks import report, run_notebook
 from llds_core.study.runner import ensure_runs
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def made(own_runs, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("JUPYTER_PATH", str(jupyter))
-        patch.setattr("llds_core.reporting.notebooks.NOTEBOOKS", notebooks)
+        patch.setattr("llds_core.study.notebooks.NOTEBOOKS", notebooks)
         report("smoke", [0], own_runs, out_dir, methods=METHODS)
     executed = sorted(path.stem for path in (out_dir / "notebooks").glob("*.ipynb"))
     assert executed == [path.stem for path in NOTEBOOKS]
@@ -119,7 +119,7 @@ def test_a_kernel_that_dies_is_an_error_of_ours(tmp_path):
     ],
 )
 def test_what_cannot_be_run_is_refused(tmp_path, monkeypatch, seeds, methods, words):
-    monkeypatch.setattr("llds_core.reporting.notebooks.NOTEBOOKS", tmp_path / "none")
+    monkeypatch.setattr("llds_core.study.notebooks.NOTEBOOKS", tmp_path / "none")
     with pytest.raises(ConfigError, match=words):
         report("smoke", seeds, tmp_path, tmp_path / "out", methods=methods)
     assert not (tmp_path / "out").exists()

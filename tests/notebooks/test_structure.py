@@ -9,7 +9,7 @@ import pytest
 from papermill import inspect_notebook
 
 from llds_core.config import load_study
-from llds_core.reporting.notebooks import outputs_digest
+from llds_core.study.published import outputs_digest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

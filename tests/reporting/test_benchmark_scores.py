@@ -19,11 +19,11 @@ from llds_core.reporting.benchmark_scores import (
     desk_view,
     paper_comparison,
     paper_says,
-    publish_evaluation,
     published_evaluations,
     score_lines,
 )
 from llds_core.reporting.run_view import StoredRun
+from llds_core.study.published import publish_evaluation
 from llds_core.worlds import QUESTION_SETS
 from llds_core.worlds.atlas import KINDS
 

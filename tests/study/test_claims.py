@@ -27,6 +27,7 @@ from claim_worlds import (
 
 from llds_core.config.arms import load_study
 from llds_core.errors import ConfigError, DataError
+from llds_core.study.claim_statistics import survived_steps
 from llds_core.study.claims import evaluate_claims, load_claims
 from llds_core.study.evidence import Evidence
 from llds_core.study.rules import OUTCOMES, Effect
@@ -247,13 +248,13 @@ def test_a_diverged_run_collapses_and_a_broken_one_is_left_out():
     running = made("grpo", 2, columns, status="running")
     evidence = Evidence([diverged, broken, running], {})
     assert list(evidence.arm("grpo")) == [0]
-    survival = evidence.arm("grpo")[0].survival()
-    assert (survival.steps, survival.collapsed) == (12, True)
+    run = evidence.arm("grpo")[0]
+    assert run.collapse == 12 == survived_steps([run])
 
 
 def test_a_run_proves_no_more_than_its_windows_allow():
     run = stable("grpo", 0)
-    assert run.survival().steps == STEPS - 2 * WINDOW + 1 and not run.survival().collapsed
+    assert run.collapse is None and survived_steps([run]) == STEPS - 2 * WINDOW + 1
     assert run.collapsed_by(STEPS) is False and run.collapsed_by(STEPS + 1) is None
 
 

@@ -21,13 +21,13 @@ from run_helpers import jobs_in_process
 
 from llds_core.config import laid_over, load_experiment
 from llds_core.errors import ConfigError
-from llds_core.reporting import notebooks
 from llds_core.retrieval import ask_health
 from llds_core.retrieval.encoder import Encoder
 from llds_core.retrieval.index import build_index
 from llds_core.rollout.environment import build_world
 from llds_core.runs import Run, read_manifest, read_metrics
 from llds_core.runs.checkpoints import checkpoint_steps
+from llds_core.study import notebooks
 from llds_core.study import reproduce as reproduction
 from llds_core.study.reproduce import reproduce
 from llds_core.worlds import QUESTION_SETS
@@ -207,7 +207,7 @@ def test_a_finished_job_is_not_done_again(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("it began anew")
 
-    monkeypatch.setattr(notebooks, "NOTEBOOKS", finished.parent / "none")
+    monkeypatch.setattr(reproduction, "NOTEBOOKS", finished.parent / "none")
     monkeypatch.setattr(reproduction, "examine", never)
     before = finished.read_bytes()
     assert place.reproduce() == finished

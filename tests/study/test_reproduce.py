@@ -11,8 +11,8 @@ from llds_core.errors import RunError
 from llds_core.evaluation import evaluate_run
 from llds_core.machine import jobs
 from llds_core.machine.jobs import Child, Job
-from llds_core.reporting import notebooks
 from llds_core.runs import Run
+from llds_core.study import notebooks
 from llds_core.study import reproduce as reproduction
 from llds_core.study.reproduce import reproduce
 
