@@ -336,8 +336,8 @@ def retriever(
         raise ConfigError(
             'retrieval.backend is "server", which is what this starts: add --backend bm25 or dense'
         )
+    from llds_core.retrieval.service import serve
     from llds_core.rollout.environment import build_served
-    from llds_core.serving.app import serve
 
     serve(lambda: build_served(config), config.service, host=host, port=port)
 

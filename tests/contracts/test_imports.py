@@ -22,7 +22,7 @@ FLOORS = (
     {"files", "config", "integrations"},
     {"worlds"},
     {"runs", "retrieval"},
-    {"rollout", "serving", "machine"},
+    {"rollout", "machine"},
     {"diagnostics", "evaluation"},
     {"training", "reporting", "monitor"},
     {"study", "bench"},
@@ -36,7 +36,7 @@ OWNERS = {
     "verl": {"integrations"},
     "vllm": {"rollout"},
     "faiss": {"retrieval"},
-    "fastapi": {"serving"},
+    "fastapi": {"retrieval"},
     "papermill": {"study"},
     "typer": {"__main__", "config", "study", "monitor"},
 }
@@ -121,7 +121,7 @@ for module in {light!r}:
 
 def test_the_house_stays_small() -> None:
     # What it measures today; only a new capability may raise the limit.
-    assert sum(len(path.read_text("utf-8").splitlines()) for path in MODULES) <= 23_179
+    assert sum(len(path.read_text("utf-8").splitlines()) for path in MODULES) <= 23_178
     readme = PACKAGE.parent / "README.md"
     assert len(readme.read_text("utf-8").splitlines()) <= 220 and readme.stat().st_size <= 15_000
 

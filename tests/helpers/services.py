@@ -15,7 +15,7 @@ import requests
 
 from llds_core.config import ServiceConfig
 from llds_core.retrieval import BM25Retriever, Hit, ServiceIdentity
-from llds_core.serving.app import SearchService, http_server
+from llds_core.retrieval.service import SearchService, http_server
 from llds_core.worlds.records import Passage
 
 PASSAGES = tuple(Passage(f"p{i}", f"title{i}", f"text about word{i} and all") for i in range(60))
@@ -68,7 +68,7 @@ def running(engine=ENGINE, identity: ServiceIdentity = IDENTITY) -> Iterator[str
 _PROGRAM = """
 import time
 from services import ENGINE, IDENTITY, Recorder, ServiceConfig
-from llds_core.serving.app import serve
+from llds_core.retrieval.service import serve
 
 def load():
     time.sleep({load})

@@ -27,9 +27,9 @@ from services import (
 )
 
 from llds_core.retrieval import ask_health
+from llds_core.retrieval import service as module
 from llds_core.retrieval.client import IDENTITY_HEADER
-from llds_core.serving import app
-from llds_core.serving.app import SearchService
+from llds_core.retrieval.service import SearchService
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def test_punctuation_of_json_within_queries_is_text(url) -> None:
 
 @pytest.mark.parametrize("length", [40, 99999999])
 def test_a_body_that_does_not_come_is_given_up(monkeypatch, url, length: int) -> None:
-    monkeypatch.setattr(app, "_BODY_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_BODY_SECONDS", 0.2)
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
         head = f"POST /retrieve HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"

@@ -1,1 +1,0 @@
-"""The search service: any search engine of the package over HTTP."""
