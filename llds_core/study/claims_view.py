@@ -47,10 +47,10 @@ def claims_html(claims: pd.DataFrame, runs: Sequence[StoredRun]) -> str:
             found = ""
             if pd.notna(claim.effect):
                 interval = bounded(claim.effect, claim.low, claim.high, ".3g")
-                found = f"<p>{interval} {html.escape(claim.effect_unit)}, {claim.seeds} seeds</p>"
+                found = f": <b>{interval}</b> {html.escape(claim.effect_unit)}, {claim.seeds} seeds"
             parts.append(
                 f"<details><summary>{html.escape(claim.claim)} "
-                f"<i>({html.escape(claim.paper_reference)})</i></summary>"
-                f"<p>Holds when: {html.escape(claim.rule)}.</p>{found}{rows}</details>"
+                f"<i>({html.escape(claim.paper_reference)})</i>{found}</summary>"
+                f"<p>Holds when: {html.escape(claim.rule)}.</p>{rows}</details>"
             )
     return "\n".join(parts)

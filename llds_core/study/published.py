@@ -55,7 +55,6 @@ from llds_core.study.verdict import small_png, write_page
 
 # What a reader of another machine has no use for.
 _LOCAL_KEYS = ("command", "start_policy")
-_MOST_HTML = 100_000  # characters of one output of a notebook in git
 _NOTEBOOKS_SHOW = "desk"  # whose outputs are stored in the notebooks themselves
 
 
@@ -154,7 +153,7 @@ def _small(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     data = output.get("data", {})
     if "image/png" in data:
         data["image/png"] = small_png(base64.b64decode(data["image/png"]))
-    if len(data.get("text/html", "")) > _MOST_HTML:
+    if "<iframe srcdoc=" in data.get("text/html", ""):
         data["text/html"] = "<p><i>Run this cell to see it.</i></p>"
     return output
 
