@@ -155,7 +155,7 @@ def paper_comparison(name: str, evaluations: pd.DataFrame) -> pd.DataFrame:
 
 def comparison_view(comparison: pd.DataFrame) -> pd.DataFrame:
     """A comparison as one reads it, a method per row: what is printed, and below it, where it was
-    run, ours with interval and delta; elsewhere `ours` says that it was not run.
+    run, ours with interval and delta; `ours` counts the benchmarks that were run.
     """
     rows = []
     keys = ["model", "variant", "method"]
@@ -163,7 +163,7 @@ def comparison_view(comparison: pd.DataFrame) -> pd.DataFrame:
         cells = group.set_index("benchmark").rename(_TITLES)
         ran = cells[cells["status"] != NOT_RUN]
         row = dict(zip(keys, labels, strict=True)) | cells["published"].map(_number).to_dict()
-        rows.append(row | {"ours": f"{len(ran)} of {len(cells)}" if len(ran) else NOT_RUN})
+        rows.append(row | {"ours": f"{len(ran)} of {len(cells)}" if len(ran) else "–"})
         if len(ran):
             how = ran["status"].iloc[0].removeprefix("run").replace(" with ", ", ", 1)
             label = {"model": "", "variant": "", "method": f"ours (delta){how}"}
@@ -218,7 +218,7 @@ def desk_view(scores: pd.DataFrame, runs: Sequence[StoredRun] = ()) -> pd.DataFr
         ran = group[group["status"] != NOT_RUN]
         for name, title in ({kind: kind for kind in KINDS} | _DESK_AVERAGES).items():
             found = ran[ran["benchmark"] == name]
-            row[title] = _number(found["em"].mean()) if len(found) else NOT_RUN
+            row[title] = _number(found["em"].mean()) if len(found) else "–"
             if len(found) and name in _DESK_AVERAGES:
                 row[title] = bounded(found["em"].mean(), *_bounds(found), ".3f")
         overall = group[group["benchmark"] == "average"].mean(numeric_only=True)
@@ -235,7 +235,7 @@ def _number(value: float, digits: int = 3) -> str:
 
 def _with_delta(cell: pd.Series) -> str:
     if cell["status"] == NOT_RUN:
-        return NOT_RUN
+        return "–"
     delta = "" if pd.isna(cell["delta"]) else f" ({cell['delta']:+.3f})"
     return bounded(cell["ours"], cell["ours_low"], cell["ours_high"], ".3f") + delta
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, DataError, did_you_mean
 from llds_core.reporting import figures as look
-from llds_core.reporting.run_view import StoredRun, by_method, same_steps, usual_steps
+from llds_core.reporting.run_view import BASELINE, StoredRun, by_method, same_steps, usual_steps
 from llds_core.reporting.stats import student_interval
 
 # Darker with every phase, so that they are told apart in print.
@@ -155,7 +155,7 @@ def _mark_phases(
         for run in runs
         if (step := run.collapse_step) is not None
     ]
-    run = arms.get(look.BASELINE, next(iter(arms.values())))[0]
+    run = arms.get(BASELINE, next(iter(arms.values())))[0]
     phases = run.phases if len(run.phases) > 1 else []
     for axes in panels:
         for colour, step in collapses:

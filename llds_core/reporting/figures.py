@@ -30,7 +30,6 @@ from llds_core.reporting.artefacts import record
 from llds_core.reporting.run_view import StoredRun, by_method
 from llds_core.reporting.stats import student_interval
 
-BASELINE = "grpo"
 # Label, and a colour of Okabe and Ito's palette, told apart by colour-blind readers and in grey.
 _METHODS = {
     "grpo": ("GRPO", "#D55E00"),

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llds_core.reporting.figures import BASELINE, method_label
-from llds_core.reporting.run_view import StoredRun, by_method, usual_steps
+from llds_core.reporting.figures import method_label
+from llds_core.reporting.run_view import BASELINE, StoredRun, by_method, usual_steps
 
 
 def run_row(run: StoredRun) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from llds_core.diagnostics.spiral import SpiralTest, death_spiral
 from llds_core.runs import FINAL
 from llds_core.runs.identity import diverged
 
+BASELINE = "grpo"
 SURGE = 2.0  # entropy over that of the first window
 
 
@@ -313,9 +314,19 @@ def before_collapse(table: pd.DataFrame, runs: Iterable[StoredRun]) -> pd.DataFr
     return table[table["step"].to_numpy() < [ends.get(key, np.inf) for key in keys]]
 
 
+def full_length(runs: Iterable[StoredRun]) -> list[StoredRun]:
+    """Leave out runs that were planned shorter than every run of GRPO: they make its first steps
+    again to measure more of them, and what became of them later is not known. Without a run of
+    GRPO, all.
+    """
+    found = [*runs]
+    usual = min((run.planned for run in found if run.arm == BASELINE), default=0)
+    return [run for run in found if run.planned >= usual]
+
+
 def usual_steps(runs: Iterable[StoredRun]) -> int:
-    """Steps that every run was given: the shortest plan among them; 0 without runs."""
-    return min((run.planned for run in runs), default=0)
+    """Steps that every run of full length was given, see `full_length`; 0 without runs."""
+    return min((run.planned for run in full_length(runs)), default=0)
 
 
 def same_steps(runs: Sequence[StoredRun]) -> list[StoredRun]:

@@ -15,8 +15,7 @@ import pandas as pd
 
 from llds_core.diagnostics.summary import frequent_rounds
 from llds_core.errors import DataError
-from llds_core.reporting.figures import BASELINE
-from llds_core.reporting.run_view import StoredRun, before_collapse, by_method
+from llds_core.reporting.run_view import BASELINE, StoredRun, before_collapse, by_method
 from llds_core.study.claim_statistics import survived_steps
 
 _logger = logging.getLogger("llds_core")

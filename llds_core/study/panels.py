@@ -21,7 +21,7 @@ from llds_core.config.arms import Series, Study
 from llds_core.errors import DataError
 from llds_core.files import span
 from llds_core.reporting import figures as look
-from llds_core.reporting.run_view import StoredRun, usual_steps
+from llds_core.reporting.run_view import BASELINE, StoredRun, usual_steps
 from llds_core.study.claim_statistics import censored_median
 
 _FELL_BELOW = 0.5  # of the best windowed reward
@@ -38,15 +38,15 @@ Row = tuple[str, str | None, dict[str, str]]  # label, arm and style; a heading 
 
 def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) -> Figure:
     """Draw collapse step and likelihood slope of every run of `outcomes`, one row per arm of the
-    study, those of its map left out, under headings, colours by method; a group for which it has
-    series is shown by series. With `most` only so many arms: GRPO, then those with most seeds, from
-    those that last longest.
+    study that has one, those of its map left out, under headings, colours by method; a group for
+    which it has series is shown by series. With `most` only so many arms: GRPO, then those with
+    most seeds, from those that last longest.
 
     Vertical lines repeat GRPO's runs in every row. The axis of steps ends at twice the steps of the
     shortest run without a collapse; later ends and collapses stand there, with their steps.
     """
     known = table[table["method"].isin({*study.labels} - study.only_on_map)]
-    rows = _rows(study) if most is None else _most_telling(known, study, most)
+    rows = _rows(study, {*known["method"]}) if most is None else _most_telling(known, study, most)
     shown = table[table["method"].isin([arm for _, arm, _ in rows])]
     if shown.empty:
         raise DataError("none of the arms has a run: run the study first")
@@ -57,7 +57,7 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
     methods = {arm.name: arm.method for arm in study.arms}
     with look.theme(grid=True):
         figure, (left, right) = look.panels(1, 2, 0.2 * len(rows) + 1.7, sharey=True)
-        base, colour = table[table["method"] == look.BASELINE], look.METHOD_COLOURS[look.BASELINE]
+        base, colour = table[table["method"] == BASELINE], look.METHOD_COLOURS[BASELINE]
         for axes, measure in ((left, "collapse_step"), (right, "slope")):
             for at in base[measure].dropna():
                 axes.axvline(at, color=colour, alpha=0.2, linewidth=1.2, zorder=0)
@@ -69,7 +69,7 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
             if arm is not None:
                 colour = look.METHOD_COLOURS.get(methods[arm], look.GREY)
                 _draw_row(left, right, place, table[table["method"] == arm], end, colour)
-        left.set_ylim(len(rows) - 0.5, -0.5)
+        left.set_ylim(len(rows) - 0.3, -0.7)
         left.set_xlim(0, end * 1.05)
         left.set_xlabel("step of collapse,\nor last step")
         right.set_xlabel("change of log-\nlikelihood (nats per\ntoken in 10 steps)")
@@ -90,11 +90,11 @@ def _outcomes_finding(known: pd.DataFrame, study: Study) -> str:
     seeds, settings = known.groupby("method")["seed"].agg(set), study.arms
     whole = [arm.name for arm in settings if seeds.get(arm.name, set()) >= set(arm.seeds)]
     repeats = [arm.name for arm in settings if arm.group == "mechanism"]
-    rest = counts[counts.index.isin(whole)].drop([look.BASELINE, *repeats], errors="ignore")
+    rest = counts[counts.index.isin(whole)].drop([BASELINE, *repeats], errors="ignore")
     others = f"{(rest['sum'] == 0).sum()} of {len(rest)} other settings with all seeds in never do"
-    if look.BASELINE not in counts.index:
+    if BASELINE not in counts.index:
         return others
-    return "GRPO collapses in {} of {} seeds; {}".format(*counts.loc[look.BASELINE], others)
+    return "GRPO collapses in {} of {} seeds; {}".format(*counts.loc[BASELINE], others)
 
 
 def _most_telling(known: pd.DataFrame, study: Study, most: int) -> list[Row]:
@@ -102,18 +102,20 @@ def _most_telling(known: pd.DataFrame, study: Study, most: int) -> list[Row]:
     arms = known.groupby("method").agg(
         {"seed": "size", "collapsed": "mean", "final_reward": "mean"}
     )
-    arms["first"] = arms.index == look.BASELINE
+    arms["first"] = arms.index == BASELINE
     chosen = arms.sort_values(["first", "seed", "final_reward"], ascending=False)[:most]
     ordered = chosen.sort_values(["collapsed", "final_reward"], ascending=[True, False])
     labels = study.labels
     return [(labels[str(arm)], str(arm), {}) for arm in ordered.index]
 
 
-def _rows(study: Study) -> list[Row]:
-    """Every row; arms of a group that are in none of its series come before its series."""
+def _rows(study: Study, known: set[str]) -> list[Row]:
+    """Rows of the arms that are `known`; those of a group that are in none of its series come
+    before its series.
+    """
     groups: dict[str, list[str]] = {}
     for arm in study.arms:
-        if arm.name not in study.only_on_map:
+        if arm.name in known:
             groups.setdefault(arm.group, []).append(arm.name)
     rows: list[Row] = []
     for heading, arms in groups.items():
@@ -123,16 +125,17 @@ def _rows(study: Study) -> list[Row]:
         rows += [(study.labels[arm], arm, {}) for arm in arms if arm not in in_series]
         for one in series:
             rows.append((one.title, None, {"fontstyle": "italic"}))
-            rows += [(label or study.labels[arm], arm, {}) for arm, label in one.arms.items()]
+            rows += [
+                (label or study.labels[arm], arm, {})
+                for arm, label in one.arms.items()
+                if arm in known
+            ]
     return rows
 
 
 def _draw_row(
     left: Axes, right: Axes, row: int, runs: pd.DataFrame, end: float, colour: str
 ) -> None:
-    plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    if runs.empty:
-        left.text(1, row, "not run", va="center", color=look.FAINT, size="small", bbox=plain)
     # As far apart as marks are high, but within the row.
     offsets = (np.arange(len(runs)) - (len(runs) - 1) / 2) * min(0.18, 0.8 / max(len(runs), 1))
     steps = runs["collapse_step"].fillna(runs["steps"])
@@ -145,6 +148,7 @@ def _draw_row(
         right.plot(run["slope"], row + offset, **style)
     beyond = steps[steps > end]
     if len(beyond):
+        plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         text: dict[str, Any] = {"ha": "right", "va": "center", "size": "small", "bbox": plain}
         text |= {"xytext": (-7, 0), "textcoords": "offset points"}
         left.annotate(f"step {span(beyond, 0, '–')} →", (end, row), **text)
@@ -156,7 +160,7 @@ def map_figure(cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
 
     Colour is the last reward (mean over a window) minus that of the start policy, on a fixed scale;
     the text says the last reward and where the run collapsed, or that it fell below half of its
-    best reward otherwise, or that the cell was not run.
+    best reward otherwise. A hatched cell was not run.
     """
     if cells.empty:
         raise DataError("the study has no map: name one with series of the figure map")
@@ -179,7 +183,7 @@ def map_figure(cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
                 here = shown["updates_per_rollout"].eq(update) & shown["learning_rate"].eq(rate)
                 cell = shown[here].dropna(subset=["steps"])
                 dark = abs(gain.iloc[row, column]) > 0.7 * _REWARD_SPAN
-                ink = look.GREY if cell.empty else "white" if dark else "black"
+                ink = "white" if dark else "black"
                 text: dict[str, Any] = {"ha": "center", "va": "center", "size": "small"}
                 axes.text(column, row, _cell(cell), color=ink, **text)
             axes.set_xticks(range(len(rates)), [f"{1e4 * rate:.3g}" for rate in rates])
@@ -189,7 +193,9 @@ def map_figure(cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         grid[0].set_ylabel("updates per rollout")
         seeds = cells["seed"].unique()
         title = f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
-        title = f"{cells['steps'].notna().sum()} of {len(cells)} runs of the map, {title}"
+        made = cells["steps"].notna().sum()
+        left_out = " (hatched: not run)" if made < len(cells) else ""
+        title = f"{made} of {len(cells)} runs of the map{left_out}, {title}"
         figure.suptitle(title, weight="bold", size="medium")
         label = "last reward (the number) minus the start policy's"
         figure.colorbar(image, ax=list(grid), label=label, location="bottom", shrink=0.5)
@@ -198,7 +204,7 @@ def map_figure(cells: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
 
 def _cell(runs: pd.DataFrame) -> str:
     if runs.empty:
-        return "not run"
+        return ""
     collapsed = runs["collapse_step"].notna()
     # A run that diverges before its first full window has no mean reward.
     lines = [f"{reward:.2f}" for reward in [runs["final_reward"].mean()] if reward == reward]

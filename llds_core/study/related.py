@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from llds_core.config.arms import Study
 from llds_core.files import bounded
 from llds_core.reporting import figures as look
-from llds_core.reporting.run_view import StoredRun, same_steps
+from llds_core.reporting.run_view import BASELINE, StoredRun, same_steps
 from llds_core.reporting.stats import Interval, student_interval
 from llds_core.study.evidence import early_mean
 
@@ -84,7 +84,7 @@ def beside_grpo(table: pd.DataFrame) -> pd.DataFrame:
     that would show it lies on that side, on the other, or on both ("open", as "no worse" is, too,
     while no margin is stated).
     """
-    base = table[table["method"] == look.BASELINE].set_index("seed")
+    base = table[table["method"] == BASELINE].set_index("seed")
     rows = []
     for arm, part in table.groupby("method", sort=False):
         own = part.set_index("seed")
@@ -92,7 +92,7 @@ def beside_grpo(table: pd.DataFrame) -> pd.DataFrame:
         row["collapsed"] = f"{own['collapsed'].sum()} of {len(own)}"
         says, shown_by, here = *_SAYS.get(str(arm), ("", "")), ""
         for measure, name in _MEASURES.items():
-            less, form = (0.0, ".2f") if arm == look.BASELINE else (base[measure], "+.2f")
+            less, form = (0.0, ".2f") if arm == BASELINE else (base[measure], "+.2f")
             found = student_interval((own[measure] - less).dropna().tolist())
             row[name] = bounded(found.estimate, found.low, found.high, form) if found.n else "–"
             if measure == shown_by:
@@ -114,13 +114,13 @@ def objectives_figure(table: pd.DataFrame) -> Figure:
     """
     means = table.groupby("objective")["last_reward"].mean().sort_values()
     places = {name: place for place, name in enumerate(means.index)}
-    colours = look.method_colours(table["method"])
+    colours = {name: look.METHOD_COLOURS.get(name, look.GREY) for name in table["method"].unique()}
     with look.theme():
         figure, (left, right) = look.panels(1, 2, 1.8 + 0.3 * len(places), sharey=True)
         y = table["objective"].map(places) + 0.16 * (table["seed"] - table["seed"].mean())
         lines = left.hlines(y, table["best_reward"], table["last_reward"], linewidth=1, alpha=0.5)
         lines.set_color(table["method"].map(colours))
-        base = table[table["method"] == look.BASELINE].mean(numeric_only=True)
+        base = table[table["method"] == BASELINE].mean(numeric_only=True)
         for axes, measure in ((left, "last_reward"), (right, "change_correct")):
             look.draw_runs(axes, table, x=measure, y=y, hue="method", palette=colours)
             axes.axvline(base[measure], color=look.GREY, linestyle=":", linewidth=1, zorder=0)
@@ -133,8 +133,8 @@ def objectives_figure(table: pd.DataFrame) -> Figure:
         right.set_xlabel(look.axis_label(_CHANGE) + ", steps 3 to 15")
         fell = table.groupby("objective")["collapsed"].any()
         look.set_title(left, f"Collapse on a seed: {fell.sum()} of {len(fell)}", 3)
-        rest = table[table["method"] != look.BASELINE].groupby("objective")["change_correct"].mean()
+        rest = table[table["method"] != BASELINE].groupby("objective")["change_correct"].mean()
         better = (rest > base["change_correct"]).sum()
-        look.set_title(right, f"Lose less than GRPO: {better} of {len(rest)}", 3)
+        look.set_title(right, f"Less lost than by GRPO: {better} of {len(rest)}", 3)
         look.legend_below(figure, 3, look.SEED_MARKS | {"mean of GRPO": {"linestyle": ":"}})
     return figure

@@ -32,8 +32,7 @@ from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, did_you_mean
 from llds_core.monitor.detectors import DETECTORS
 from llds_core.monitor.training_log import to_log
-from llds_core.reporting.figures import BASELINE
-from llds_core.reporting.run_view import SURGE, StoredRun
+from llds_core.reporting.run_view import BASELINE, SURGE, StoredRun
 from llds_core.reporting.stats import Interval, student_interval
 from llds_core.runs.identity import flat
 from llds_core.study.claim_statistics import (

@@ -8,15 +8,16 @@ import pandas as pd
 
 from llds_core.config.arms import Study
 from llds_core.files import bounded
-from llds_core.reporting.figures import BASELINE, method_label
-from llds_core.reporting.run_view import StoredRun, usual_steps
+from llds_core.reporting.figures import method_label
+from llds_core.reporting.run_view import BASELINE, StoredRun, by_method, full_length, usual_steps
 from llds_core.reporting.stats import student_interval
 from llds_core.study.evidence import RunsBySeed, paired_survival
 from llds_core.study.rules import PAIRS
 
 
 def effects(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
-    """One row per arm of the study that shares seeds with GRPO: what it changes, seed by seed.
+    """One row per arm of the study that shares seeds with GRPO and makes no fewer steps by plan:
+    what it changes, seed by seed.
 
     Returns:
         Columns `group`, `arm`, `seeds` that it shares with GRPO, how many of them have `collapsed`
@@ -27,7 +28,7 @@ def effects(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
         `last_heldout_em`), all within the steps that both were given; NaN where it was not measured
         on every seed. Last the `note` on the arm.
     """
-    known = [run for run in runs if run.arm in study.labels]
+    known = full_length(run for run in runs if run.arm in study.labels)
     steps = usual_steps(known)
     base = {run.seed: run for run in known if run.arm == BASELINE}
     rows = []
@@ -69,8 +70,9 @@ def heldout_table(
 
     Columns are `arm`, `seeds`, and mean [95 % interval over seeds] of one-hop, two-hop and all
     questions, greedy, then sampled at temperature 1, and of all questions greedy with the search
-    failures of training, or "not run"; of the `best` or the `last` checkpoint within the steps that
-    every run was given, over the seeds that all arms with a run share.
+    failures of training, a dash where nothing was measured; of the `best` or the `last` checkpoint
+    within the steps that every run was given, over the seeds that all arms share. Arms without a
+    run are left out.
     """
     columns = {
         f"{kind}{suffix}": (mode, key)
@@ -79,19 +81,20 @@ def heldout_table(
     }
     columns["all, with failures"] = ("greedy_with_failures", "all")
     steps = usual_steps(runs)
-    by_arm = {arm: {run.seed for run in runs if run.arm == arm} for arm in arms}
-    shared = set.intersection(*filter(None, by_arm.values())) if any(by_arm.values()) else set()
+    by_arm = {arm: own for arm, own in by_method(runs).items() if arm in arms}
+    seeds = [{run.seed for run in own} for own in by_arm.values()]
+    shared = set.intersection(*seeds) if seeds else set()
     rows = []
-    for arm in arms:
-        chosen = [run for run in runs if run.arm == arm and run.seed in shared]
+    for arm in (arm for arm in arms if arm in by_arm):
+        chosen = [run for run in by_arm[arm] if run.seed in shared]
         row: dict[str, object] = {"arm": method_label(arm), "seeds": len(chosen)}
         for name, (mode, kind) in columns.items():
             values = [run.heldout(checkpoint, mode, kind, within=steps) for run in chosen]
             found = student_interval([value for value in values if value is not None])
             text = bounded(found.estimate, found.low, found.high, ".3f")
-            row[name] = text if found.n else "not run"
+            row[name] = text if found.n else "–"
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["arm", "seeds", *columns])
 
 
 def map_cells(study: Study, table: pd.DataFrame) -> pd.DataFrame:
@@ -114,14 +117,15 @@ def map_cells(study: Study, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def study_progress(study: Study, runs: Sequence[StoredRun]) -> pd.DataFrame:
-    """One row per arm: seeds run of seeds planned, and what it is for."""
+    """One row per arm that has a run: seeds run of seeds planned, and what it is for."""
     done = Counter(run.arm for run in runs)
     return pd.DataFrame(
         {
             "group": arm.group,
             "arm": arm.name,
-            "seeds run": f"{done[arm.name]} of {len(arm.seeds)}" if done[arm.name] else "not run",
+            "seeds run": f"{done[arm.name]} of {len(arm.seeds)}",
             "note": arm.note,
         }
         for arm in study.arms
+        if done[arm.name]
     )

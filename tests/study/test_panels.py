@@ -10,9 +10,10 @@ from llds_core.config import Arm, Study, load_study
 from llds_core.config.arms import Series
 from llds_core.errors import DataError
 from llds_core.reporting.run_tables import gradient_sizes, outcomes
+from llds_core.reporting.run_view import full_length, usual_steps
 from llds_core.reporting.store import StoredRun
 from llds_core.study.panels import dose_figure, doses, map_figure, outcomes_figure
-from llds_core.study.tables import effects, heldout_table, map_cells
+from llds_core.study.tables import effects, heldout_table, map_cells, study_progress
 
 DESK = load_study("desk-reuse")
 RISING = [0.3, 0.4] + [0.5] * 16
@@ -131,11 +132,10 @@ def test_a_mark_says_what_became_of_a_run(
     assert figure.axes[0].get_xlim()[1] < 40
 
 
-def test_an_arm_without_runs_has_a_row_and_a_study_without_runs_no_figure() -> None:
+def test_an_arm_without_runs_has_no_row_and_a_study_without_runs_no_figure() -> None:
     table = outcomes([made("grpo")])
     figure = outcomes_figure(table, small(main=["grpo"], gates=["llds-token"]))
-    assert row_labels(figure) == ["main", "grpo", "gates", "llds-token"]
-    assert texts(figure) == ["not run"]
+    assert row_labels(figure) == ["main", "grpo"]
     with pytest.raises(DataError, match="run the study"):
         outcomes_figure(table, small(main=["nothing"]))
 
@@ -143,8 +143,11 @@ def test_an_arm_without_runs_has_a_row_and_a_study_without_runs_no_figure() -> N
 def test_a_group_is_shown_by_the_series_that_are_drawn_for_it() -> None:
     series = Series("s", "updates", {"few": "8 updates", "grpo": "32 updates"}, ("factors",))
     study = small((series,), main=["grpo"], factors=["mine", "few"])
-    labels = row_labels(outcomes_figure(outcomes([made("grpo")]), study))
+    table = outcomes([made("grpo"), made("mine"), made("few")])
+    labels = row_labels(outcomes_figure(table, study))
     assert labels == ["main", "grpo", "factors", "mine", "updates", "8 updates", "32 updates"]
+    labels = row_labels(outcomes_figure(table[table["method"] != "few"], study))
+    assert labels == ["main", "grpo", "factors", "mine", "updates", "32 updates"]
 
 
 def test_doses_are_over_the_steps_that_all_were_given_and_say_where_none_collapses() -> None:
@@ -224,16 +227,26 @@ def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
     assert texts(figure) == [
         "0.10\ncollapse\nat 12",
         "0.50",
-        "not run",
-        "not run",
+        "",
+        "",
         "0.23\nfell",
         "collapse\nat 3",
     ]
-    assert figure.get_suptitle() == "4 of 6 runs of the map, seed 0"
+    assert figure.get_suptitle() == "4 of 6 runs of the map (hatched: not run), seed 0"
     empty = map_cells(study, outcomes([made("grpo")]))
-    assert texts(map_figure(empty, {})) == ["not run"] * 6
+    assert texts(map_figure(empty, {})) == [""] * 6
     with pytest.raises(DataError, match="no map"):
         map_figure(map_cells(small(main=["grpo"]), outcomes(runs)), {})
+
+
+def test_runs_shorter_than_grpo_by_plan_cut_nothing_and_are_compared_with_nothing() -> None:
+    early = made("grpo-traced", 0, RISING[:9], training={"steps": 9})
+    runs = [made("grpo", 0, FALLING), early, made("llds-action", training={"steps": 60})]
+    assert usual_steps(runs) == 30 and full_length(runs) == [runs[0], runs[2]]
+    assert usual_steps(runs[1:]) == 9 and full_length(runs[1:]) == runs[1:]
+    study = small(main=["grpo", "llds-action"], traced=["grpo-traced"])
+    assert effects(runs, study)["arm"].tolist() == ["llds-action"]
+    assert study_progress(study, runs[:2])["seeds run"].tolist() == ["1 of 1", "1 of 1"]
 
 
 def test_effects_are_differences_on_shared_seeds() -> None:
@@ -279,8 +292,8 @@ def test_heldout_scores_are_over_the_seeds_that_all_arms_share() -> None:
     table = heldout_table(runs, ["grpo", "llds-token"]).set_index("seeds")
     assert table.loc[3, "all"].startswith("0.300 [")
     assert table.loc[3, "two-hop"].startswith("0.200 [")
-    assert table.loc[3, "all, sampled"] == table.loc[0, "all"] == "not run"
+    assert table.index.tolist() == [3] and table.loc[3, "all, sampled"] == "–"
     runs.append(made("llds-action", 0, evaluation=evaluation(0.4)))
     table = heldout_table(runs, ["grpo", "llds-action", "llds-token"])
-    assert table["seeds"].tolist() == [1, 1, 0]
-    assert table["one-hop"].tolist() == ["0.300", "0.500", "not run"]
+    assert table["seeds"].tolist() == [1, 1]
+    assert table["one-hop"].tolist() == ["0.300", "0.500"]
