@@ -2,7 +2,6 @@
 
 from llds_core.config.arms import Arm, Study, load_study, studies
 from llds_core.config.load import (
-    is_method,
     laid_over,
     layouts,
     layouts_for,

@@ -66,11 +66,6 @@ def laid_over(lower: Iterable[str], upper: Iterable[str]) -> list[str]:
     return [*(each for each in lower if override_key(each) not in own), *upper]
 
 
-def is_method(name: str) -> bool:
-    """Whether `name` is a method, or several combined, with or without a variant."""
-    return all(part in methods() for part in name.partition("@")[0].split("+"))
-
-
 def load_experiment(
     name: str, overrides: Iterable[str] = (), layout: str | None = None
 ) -> ExperimentConfig:

@@ -91,7 +91,7 @@ def displacement_figure(data: pd.DataFrame) -> Figure:
     """Change of the right answer: by similarity without penalty, by weight at one similarity."""
     grpo, llds = METHOD_COLOURS["grpo"], METHOD_COLOURS["llds-action"]
     with theme():
-        figure, (left, right) = panels(1, 2, 2.8, sharey=True)
+        figure, (left, right) = panels(1, 2, 3.4, sharey=True)
         free, alike = data[data["weight"] == 0], data[data["similarity"] == _SHOWN]
         for similarity, rows in free.groupby("similarity"):
             _draw(left, rows, f"cosine {similarity:g}", grpo, 0.25 + 0.75 * similarity)

@@ -191,5 +191,6 @@ def save_explorer(
 def framed(page: Path) -> str:
     """HTML that shows `page` inside a notebook, carried along whole."""
     inside = html.escape(page.read_text("utf-8"))
-    frame = f'<iframe srcdoc="{inside}" style="width:100%;height:900px;border:0"></iframe>'
+    look = 'style="width:100%;height:900px;border:0"'
+    frame = f'<iframe title="{page.stem}" srcdoc="{inside}" {look}></iframe>'
     return f"<div>{frame}</div>"  # IPython warns of a frame that is all

@@ -34,6 +34,8 @@ from llds_core.reporting.stats import student_interval
 _METHODS = {
     "grpo": ("GRPO", "#D55E00"),
     "grpo-kept": ("GRPO", "#D55E00"),  # again, for its checkpoints
+    "grpo-traced": ("GRPO, whole groups", "#D55E00"),  # again, to measure every update
+    "grpo-torn-traced": ("GRPO, torn groups", "#7F3300"),
     "llds-action": ("GRPO + LLDS (action gate)", "#0072B2"),
     "llds-response": ("GRPO + LLDS (response gate)", "#56B4E9"),
     "llds-token": ("GRPO + LLDS (token gate)", "#009E73"),
@@ -199,7 +201,8 @@ def draw_arms(
 def _draw_seeds(
     axes: Axes, table: pd.DataFrame, colour: str, *, linestyle: str = "-", **style: Any
 ) -> pd.Series:
-    faint: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.4, "linestyle": linestyle}
+    alpha = 0.4 if len(table.columns) <= 5 else 0.2
+    faint: dict[str, Any] = {"linewidth": 0.7, "alpha": alpha, "linestyle": linestyle}
     axes.plot(table.index, table.to_numpy(float), color=colour, **faint)
     # An interval of three seeds may be so wide that the lines beside it would look flat: the lines
     # set the limits of the axis.

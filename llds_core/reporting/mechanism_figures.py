@@ -213,10 +213,10 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
 def first_action_data(runs: Sequence[StoredRun], changes: pd.DataFrame) -> pd.DataFrame:
     """What `first_action_figure` draws: `profile`, `method`, `seed`, `step`, `metric` and `value`.
 
-    From runs, the log-likelihoods of first and later actions up to the collapse. From a table of
-    `measure`, `first_search_equal` and `first_search_similar`: shares of incorrect responses whose
-    first search found the same documents as a correct one's, or half of them; searches that were
-    made to fail are left out.
+    From runs, the log-likelihoods of first and later actions up to the collapse, as trailing means
+    of three steps. From a table of `measure`, `first_search_equal` and `first_search_similar`:
+    shares of incorrect responses whose first search found the same documents as a correct one's,
+    or half of them; searches that were made to fail are left out.
     """
     kept = [replace(run, metrics=run.rows.iloc[: run.before_collapse]) for run in runs]
     once = changes[changes["optimizer"] == OPTIMIZER]
@@ -225,7 +225,8 @@ def first_action_data(runs: Sequence[StoredRun], changes: pd.DataFrame) -> pd.Da
     total = counts.pop(reached[-1]).replace(0, np.nan)
     shares = counts.div(total, axis=0).set_axis(_SEARCHES, axis=1)
     shares = shares.reset_index().melt(_KEYS, var_name="metric")
-    return pd.concat([curves_data(kept, list(_ACTIONS)), shares], ignore_index=True)
+    actions = curves_data(kept, list(_ACTIONS), glance=True)
+    return pd.concat([actions, shares], ignore_index=True)
 
 
 def first_action_figure(data: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure:

@@ -66,6 +66,11 @@ def is_published(root: Path, profile: str) -> bool:
     return (root / profile / "runs.csv").exists()
 
 
+def published_root(study: Study) -> Path:
+    """Root of the published results of a study."""
+    return PUBLISHED if study.name == study.profile else PUBLISHED / study.name
+
+
 def load_study_runs(root: Path, study: Study) -> list[StoredRun]:
     """Read what `root` holds of a published study, in its order and whatever the seeds, as runs
     that carry the name of their arm.

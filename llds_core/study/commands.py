@@ -55,7 +55,7 @@ def demo(
     import webbrowser
 
     from llds_core.files import project_path
-    from llds_core.study.published import published_root
+    from llds_core.reporting.store import published_root
 
     plan = load_study(study)
     page = project_path(published_root(plan) / plan.profile / "explorer.html")
@@ -93,11 +93,11 @@ def ask(
         answers = {"": ask(run, question, checkpoint=checkpoint, temperature=temperature)}
     else:
         answers = ask_agents(experiment, question, temperature=temperature)
+    if warning := unknown_places(run.config, question):
+        print(warning, end="\n\n")
     for title, trajectory in answers.items():
         print(f"== {title}\n" if title else "", end="")
         print(to_ansi(trajectory, color=sys.stdout.isatty()), end="\n" if is_run else "\n\n")
-    if warning := unknown_places(run.config, question):
-        print(warning)
 
 
 def baselines(
@@ -156,8 +156,8 @@ def study(
     quiet: cli.Quiet = False,
 ) -> int:
     """Run what is left of a study and publish each run as it ends."""
+    from llds_core.reporting.store import published_root
     from llds_core.study import runner
-    from llds_core.study.published import published_root
 
     planned, chosen = load_study(study), words(arms) or None
     published = published_root(planned)

@@ -105,8 +105,7 @@ def _most_telling(known: pd.DataFrame, study: Study, most: int) -> list[Row]:
     arms["first"] = arms.index == BASELINE
     chosen = arms.sort_values(["first", "seed", "final_reward"], ascending=False)[:most]
     ordered = chosen.sort_values(["collapsed", "final_reward"], ascending=[True, False])
-    labels = study.labels
-    return [(labels[str(arm)], str(arm), {}) for arm in ordered.index]
+    return [(study.labels[str(arm)], str(arm), {}) for arm in ordered.index]
 
 
 def _rows(study: Study, known: set[str]) -> list[Row]:
@@ -137,7 +136,7 @@ def _draw_row(
     left: Axes, right: Axes, row: int, runs: pd.DataFrame, end: float, colour: str
 ) -> None:
     # As far apart as marks are high, but within the row.
-    offsets = (np.arange(len(runs)) - (len(runs) - 1) / 2) * min(0.18, 0.8 / max(len(runs), 1))
+    offsets = (np.arange(len(runs)) - (len(runs) - 1) / 2) * min(0.18, 0.8 / len(runs))
     steps = runs["collapse_step"].fillna(runs["steps"])
     for offset, step, (_, run) in zip(offsets, steps, runs.iterrows(), strict=True):
         kind = run["kind"] or ("fell" if run["lowest_after_best"] < _FELL_BELOW else "none")

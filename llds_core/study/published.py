@@ -10,7 +10,7 @@
         runs/<arm>-seed<k>.csv.gz      metrics, one row per step
         runs/<arm>-seed<k>.json        manifest, with the held-out evaluation
         runs/<arm>-seed<k>.rollouts.jsonl.gz  of the first seed of the main arms: a group per step
-        explorer.html                  the page that shows them
+        explorer.html                  the page that shows them; pictures of it beside it
         report.html                    figures, explorer, claims and runs on one page
         mechanism-seed<k>/             measurements on checkpoints
 
@@ -22,6 +22,7 @@ import base64
 import gzip
 import hashlib
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -44,7 +45,7 @@ from llds_core.files import (
 from llds_core.reporting.benchmark_scores import read_scores
 from llds_core.reporting.explorer import readable_rollouts, store_rollouts
 from llds_core.reporting.run_tables import phase_row, run_row
-from llds_core.reporting.store import PUBLISHED, StoredRun, read_published
+from llds_core.reporting.store import PUBLISHED, StoredRun, published_root, read_published
 from llds_core.runs.checkpoints import checkpoint_steps
 from llds_core.study.claims import load_claims
 from llds_core.study.claims_view import checked_claims
@@ -55,12 +56,8 @@ from llds_core.study.verdict import small_png, write_page
 
 # What a reader of another machine has no use for.
 _LOCAL_KEYS = ("command", "start_policy")
+_FRAME = re.compile(r'<iframe title="(\w+)" srcdoc=')
 _NOTEBOOKS_SHOW = "desk"  # whose outputs are stored in the notebooks themselves
-
-
-def published_root(study: Study) -> Path:
-    """Root of the published results of a study."""
-    return PUBLISHED if study.name == study.profile else PUBLISHED / study.name
 
 
 def publish_run(
@@ -135,7 +132,7 @@ def store_outputs(executed: Path, source: Path, of: Path) -> None:
     notebook = nbformat.read(source, 4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [_small(output) for output in shown[cell.id]]
+            cell.outputs = [_small(output, of) for output in shown[cell.id]]
     notebook.metadata.setdefault("llds", {})["outputs"] = outputs_digest(source, of)
     write_text(source, nbformat.writes(notebook, 4) + "\n")
 
@@ -147,14 +144,17 @@ def outputs_digest(source: Path, of: Path) -> str:
     return hashlib.sha256(json.dumps(cells).encode() + b"".join(tables)).hexdigest()[:16]
 
 
-def _small(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def _small(output: nbformat.NotebookNode, of: Path) -> nbformat.NotebookNode:
+    """An output as it is stored: instead of a page of its own, a picture of it below `of`."""
     if output.output_type == "execute_result":
         output.execution_count = None
     data = output.get("data", {})
+    if page := _FRAME.search(data.get("text/html", "")):
+        picture = (of / f"{page[1]}.png").read_bytes()
+        data["text/html"] = "<p><i>A picture. Run this cell for the page itself.</i></p>"
+        data["image/png"] = base64.b64encode(picture).decode()
     if "image/png" in data:
         data["image/png"] = small_png(base64.b64decode(data["image/png"]))
-    if "<iframe srcdoc=" in data.get("text/html", ""):
-        data["text/html"] = "<p><i>Run this cell to see it.</i></p>"
     return output
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+import yaml
 from PIL import Image
 
 from llds_core.files import bounded, project_path, write_text
@@ -21,29 +22,7 @@ from llds_core.reporting.run_view import StoredRun, by_method
 from llds_core.reporting.store import PUBLISHED, is_published, read_published
 
 _TEMPLATE = files("llds_core.reporting") / "templates" / "report.html"
-_CAPTIONS = {
-    "01_at_a_glance": "Thin lines are seeds, bold ones their mean while all of them run, dotted "
-    "ones that of those that are left; trailing means of three steps.",
-    "01_collapse_curves": "Reward, likelihood of correct and incorrect responses and gradient norm "
-    "by rollout step; one thin line per seed, bold their mean.",
-    "01_entropy": "Entropy, length and searches by rollout step.",
-    "02_displacement": "When a right answer loses likelihood, in a policy of six weights.",
-    "fig5": "Likelihood of first against later actions of correct responses (Fig. 5).",
-    "fig3": "What one update on their own group does to correct responses (Fig. 3).",
-    "fig9": "Likelihood of right and of wrong responses, and searches (Fig. 9).",
-    "fig6": "Likelihood of actions by the number of searches before them (Fig. 6).",
-    "fig2": "Reward and likelihood of right answers under GRPO, with its phases (Fig. 2).",
-    "fig4": "Entropy, length and searches (Fig. 4).",
-    "fig7": "Reward by rollout step (Fig. 7).",
-    "fig8": "What the weight of the penalty does, the paper's collapse steps above (Fig. 8).",
-    "05_theorem": "The theorem's score against the change of likelihood (Theorem 4.2).",
-    "03_map": "Outcome by updates per rollout and learning rate.",
-    "03_outcomes": "The twelve settings with most seeds, the most stable first.",
-    "03_outcomes_all": "Outcome of every arm of the study.",
-    "03_updates": "What more updates per rollout do.",
-    "03_weights": "What the weight of the penalty does (Fig. 8).",
-    "08_operating_curve": "How many collapses each alarm warned of, by its false alarms.",
-}
+_CAPTIONS = yaml.safe_load((files("llds_core") / "presets/captions.yaml").read_text("utf-8"))
 _PNG = "data:image/png;base64,"
 _COLOURS = 128
 

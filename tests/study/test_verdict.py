@@ -11,7 +11,7 @@ import pytest
 from llds_core.__main__ import main
 from llds_core.reporting.displacement import displacement
 from llds_core.reporting.store import read_published
-from llds_core.study.verdict import published_verdict, verdict, write_page
+from llds_core.study.verdict import _CAPTIONS, published_verdict, verdict, write_page
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 STUDY = "desk-reuse"
@@ -35,6 +35,11 @@ def index(tmp_path: Path) -> Path:
 
 def main_runs(published: Path) -> list:
     return [run for run in read_published(STUDY, published) if run.arm in ("grpo", "llds-action")]
+
+
+def test_every_published_figure_has_a_caption() -> None:
+    names = {path.stem for path in PUBLISHED.glob("*/figures/*.png")}
+    assert names and names <= _CAPTIONS.keys()
 
 
 def test_the_page_is_whole_and_small(index: Path) -> None:
