@@ -1,19 +1,6 @@
 """Published results: small copies of runs that git keeps, and the tables made of them.
 
-    results/published/<profile>/
-        REPORT.md                      everything below, in words
-        runs.csv                       one row per run
-        phases.csv                     one row per run: onsets of its phases, the spiral test
-        effects.csv                    one row per arm: what it changes against GRPO
-        claims.csv                     one row per claim of the study
-        figures/                       every figure with the numbers that drew it
-        runs/<arm>-seed<k>.csv.gz      metrics, one row per step
-        runs/<arm>-seed<k>.json        manifest, with the held-out evaluation
-        runs/<arm>-seed<k>.rollouts.jsonl.gz  of the first seed of the main arms: a group per step
-        explorer.html                  the page that shows them; pictures of it beside it
-        report.html                    figures, explorer, claims and runs on one page
-        mechanism-seed<k>/             measurements on checkpoints
-
+What is in such a folder is listed in `results/README.md`.
 An arm is a setting of a study: a method, or a method with overrides. A study that is not named as
 its profile has a folder of its own: `results/published/<study>/<profile>/`.
 """
@@ -149,6 +136,8 @@ def _small(output: nbformat.NotebookNode, of: Path) -> nbformat.NotebookNode:
     if output.output_type == "execute_result":
         output.execution_count = None
     data = output.get("data", {})
+    if "application/vnd.jupyter.widget-view+json" in data:
+        output.data = {"text/html": "<p><i>Sliders. Run this cell to move them.</i></p>"}
     if page := _FRAME.search(data.get("text/html", "")):
         picture = (of / f"{page[1]}.png").read_bytes()
         data["text/html"] = "<p><i>A picture. Run this cell for the page itself.</i></p>"

@@ -71,7 +71,7 @@ def write_page(
 ) -> Path:
     """Write `report.html` into `folder`, or beside the `index.json` that lists what was drawn, and
     return its path: the verdict on `runs`, figures, the explorer, the claims of the study of the
-    profile that is `published`, runs, and links to files that lie there.
+    profile that is `published` and its arms, runs, and links to files that lie there.
     """
     content = json.loads(index.read_text("utf-8"))
     profile, root = content["profile"], project_path(published)
@@ -86,7 +86,9 @@ def write_page(
         explorer=explorer.read_text("utf-8") if explorer.exists() else "",
         toy=_toy(),
         figures=_figures(index.parent, content["artefacts"]),
-        **_claims(root / profile / "claims.csv"),
+        **_claims(_records(root / profile / "claims.csv")),
+        arms=_records(root / profile / "effects.csv"),
+        bounded=bounded,
         runs=[_run_row(run) for run in runs],
         files=sorted(linked, key=lambda entry: entry["path"]),
     )
@@ -115,10 +117,11 @@ def _figures(folder: Path, artefacts: Sequence[dict[str, Any]]) -> list[dict[str
     return found
 
 
-def _claims(table: Path) -> dict[str, Any]:
-    if not table.exists():
-        return {"claims": [], "counts": {}}
-    claims = pd.read_csv(table).to_dict("records")
+def _records(table: Path) -> list[dict[Any, Any]]:
+    return pd.read_csv(table).to_dict("records") if table.exists() else []
+
+
+def _claims(claims: list[dict[Any, Any]]) -> dict[str, Any]:
     for claim in claims:
         known = pd.notna(claim["effect"])
         interval = bounded(claim["effect"], claim["low"], claim["high"], ".3g")

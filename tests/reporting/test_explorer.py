@@ -2,12 +2,11 @@
 
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from browser import drawn, needs_browser
 
 from llds_core.__main__ import main
 from llds_core.errors import DataError
@@ -105,19 +104,29 @@ def test_what_a_policy_wrote_is_data_and_nothing_is_fetched(runs, tmp_path):
     assert not re.search(r"(src|href)=|@import|url\(|https?://(?!www\.w3\.org/2000/svg)", page)
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="no headless browser")
+@needs_browser
 def test_a_browser_draws_both_runs_and_runs_nothing_of_theirs(runs, tmp_path):
-    def drawn(page):
-        words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-        words += ["--virtual-time-budget=3000", "--enable-logging=stderr", page.as_uri()]
-        made = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
-        assert "CONSOLE" not in made.stderr
-        return made.stdout
-
-    body = drawn(save_explorer(runs, tmp_path, "both"))
+    page = save_explorer(runs, tmp_path, "both")
+    body = drawn(page)
     assert body.count("<polyline") == 2 and body.count("<article>") >= 2
+    assert body.count("GRPO + LLDS (action gate)</text>") == 1
     evil = drawn(save_explorer([hostile(runs, tmp_path)], tmp_path, "evil"))
     assert "<title>hacked" not in evil and "<img" not in evil and "&lt;img src=x" in evil
+
+
+@needs_browser
+def test_the_slider_moves_both_panes(runs, tmp_path):
+    page = save_explorer(runs, tmp_path, "both")
+    arms = page_data(page.read_text("utf-8"))
+    shown = set()
+    for place in (0, 1):
+        body = drawn(page, f"slider.value = {place}; slider.dispatchEvent(new Event('input'));")
+        assert f'<b id="now">{place + 1} of' in body
+        for arm in arms:
+            said = f"reward {arm['reward'][place]:.2f}, entropy {arm['entropy'][place]:.2f} nats"
+            assert said in body
+        shown.add(re.search(r'<div id="question">(.*?)</div>', body)[1])
+    assert len(shown) == 2
 
 
 def test_demo_shows_a_published_seed_of_both_main_arms(capsys, monkeypatch):

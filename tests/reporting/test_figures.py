@@ -66,7 +66,11 @@ def test_one_panel_per_metric_with_the_colour_of_the_method():
     ]
     colours = {to_rgba(line.get_color()) for axes in shown for line in axes.lines}
     assert colours == {to_rgba(METHOD_COLOURS["llds-action"])}
-    own = [colour for name, colour in METHOD_COLOURS.items() if name not in ("grpo-kept", "grpo-traced")]
+    own = [
+        colour
+        for name, colour in METHOD_COLOURS.items()
+        if name not in ("grpo-kept", "grpo-traced")
+    ]
     assert len(set(own)) == len(own)
 
 

@@ -1,6 +1,7 @@
 """Published results: what git keeps equals the runs, and the report equals what git keeps."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,13 +11,18 @@ import pytest
 from llds_core.config.arms import Arm, Study, load_study, studies
 from llds_core.errors import DataError
 from llds_core.files import number, span
-from llds_core.reporting.store import find_published, load_run, load_runs, read_published
+from llds_core.reporting.store import (
+    find_published,
+    load_run,
+    load_runs,
+    published_root,
+    read_published,
+)
 from llds_core.study.claims import evaluate_claims, load_claims, under_way
 from llds_core.study.evidence import published_mechanism
 from llds_core.study.published import (
     publish_mechanism,
     publish_run,
-    published_root,
     write_runs_table,
     write_tables,
 )
@@ -45,6 +51,17 @@ def test_the_tables_in_git_equal_the_runs_in_git(study: str, tmp_path: Path) -> 
     for name in ("runs", "phases", "effects", "claims"):
         made, kept = (root / study / f"{name}.csv" for root in (tmp_path, PUBLISHED))
         assert made.read_text("utf-8") == kept.read_text("utf-8")
+
+
+def test_a_deleted_run_leaves_tables_and_report_without_a_failure(tmp_path: Path) -> None:
+    shutil.copytree(PUBLISHED / "desk", tmp_path / "desk", copy_function=os.symlink)
+    for file in (tmp_path / "desk/runs").glob("cispo-seed41.*"):
+        file.unlink()
+    for table in ("runs", "phases", "effects", "claims"):
+        (tmp_path / f"desk/{table}.csv").unlink()
+    write_tables(tmp_path, "desk")
+    assert "cispo-seed41" in (PUBLISHED / "desk/REPORT.md").read_text("utf-8")
+    assert "cispo-seed41" not in render_report(tmp_path, load_study("desk"))
 
 
 def test_no_claim_is_judged_before_the_seeds_of_its_arms_are_in(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from browser import drawn, needs_browser
 
 from llds_core.__main__ import main
 from llds_core.reporting.displacement import displacement
@@ -59,6 +60,18 @@ def test_the_page_is_whole_and_small(index: Path) -> None:
     assert all(run.name in text for run in runs)
     (value,) = displacement([0.5])
     assert value < 0 and f"{value:+.3f}" in text
+
+
+@needs_browser
+def test_a_browser_draws_the_page_and_its_filter_hides_claims(index: Path) -> None:
+    page = write_page(index, main_runs(PUBLISHED), published=PUBLISHED)
+    claims = pd.read_csv(PUBLISHED / STUDY / "claims.csv")
+    for click in ("", "document.querySelector('input[data-verdict]').click()"):
+        body = drawn(page, click)
+        hidden = body.count('hidden=""')
+        first = re.search(r'checked="" data-verdict="([^"]*)"', body)[1]
+        assert hidden == (claims["verdict"] == first).sum() * bool(click)
+    assert 'id="arms"' in body and "Runs: " in body
 
 
 def test_runs_of_ones_own_stand_beside_the_published(index: Path) -> None:
