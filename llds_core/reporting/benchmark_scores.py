@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from llds_core.errors import DataError
-from llds_core.evaluation import BASELINES, averages, score_rows
+from llds_core.evaluation import averages, score_rows
 from llds_core.files import bounded
 from llds_core.reporting.figures import method_label
 from llds_core.reporting.run_view import StoredRun
@@ -58,7 +58,7 @@ COMPARISON_COLUMNS = (
 )
 DESK_COLUMNS = (
     *("profile", "method", "seed", "benchmark", "mode", "n", "em", "em_low", "em_high"),
-    *("f1", "sub_em", "valid_answers", "searches", "status"),
+    *("f1", "sub_em", "valid_answers", "searches"),
 )
 # Averages as the published tables name them: how an evaluation does, and how readers do.
 PAPER_AVERAGES = {
@@ -175,18 +175,15 @@ def desk_scores(
     runs: Sequence[StoredRun], profile: str, published: Path = PUBLISHED
 ) -> pd.DataFrame:
     """Held-out greedy scores of the best checkpoint of runs, and of the published baselines, one
-    row (`DESK_COLUMNS`) per kind of question and average; what was not evaluated has one that says
-    so. Runs keep no answers: their averages have no interval, and only exact match is there.
+    row (`DESK_COLUMNS`) per kind of question and average; none of what was not evaluated. Runs keep
+    no answers: their averages have no interval, and only exact match is there.
     """
     rows = [row for run in runs for row in _score_run(run)]
     path = published / profile / "baselines.csv"
     if path.exists():
         baselines = pd.read_csv(path).query("mode == 'greedy'")
-        labels = {"method": "SmolLM2 " + baselines["baseline"], "profile": profile, "status": "run"}
+        labels = {"method": "SmolLM2 " + baselines["baseline"], "profile": profile}
         rows += baselines.assign(**labels).to_dict("records")
-    else:
-        blank = {"profile": profile, "mode": "greedy", "benchmark": "average", "status": NOT_RUN}
-        rows += [blank | {"method": f"SmolLM2 {name}"} for name in BASELINES]
     return pd.DataFrame(rows, columns=DESK_COLUMNS)
 
 
@@ -194,8 +191,7 @@ def _score_run(run: StoredRun) -> list[dict[str, Any]]:
     known = run.key | {"mode": "greedy"}
     scores = run.evaluation.get("best", {}).get("results", {}).get("greedy", {})
     if not scores:
-        return [known | {"benchmark": "average", "status": NOT_RUN}]
-    known["status"] = "run"
+        return []
     kinds = {kind: scores[kind] for kind in KINDS if kind in scores}
     pairs = {kind: pd.Series(entry)[["em", "searches"]] for kind, entry in kinds.items()}
     means = averages("atlas", pairs)
@@ -215,9 +211,8 @@ def desk_view(scores: pd.DataFrame, runs: Sequence[StoredRun] = ()) -> pd.DataFr
     for method, group in scores.groupby("method", sort=False):
         name = labels.get(method) or method_label(str(method))
         row = {"method": name, "seeds": group["seed"].nunique() or "–"}
-        ran = group[group["status"] != NOT_RUN]
         for name, title in ({kind: kind for kind in KINDS} | _DESK_AVERAGES).items():
-            found = ran[ran["benchmark"] == name]
+            found = group[group["benchmark"] == name]
             row[title] = _number(found["em"].mean()) if len(found) else "–"
             if len(found) and name in _DESK_AVERAGES:
                 row[title] = bounded(found["em"].mean(), *_bounds(found), ".3f")

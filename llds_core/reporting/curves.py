@@ -51,6 +51,7 @@ def curves_figure(
     *,
     same_scale: Sequence[str] = (),
     glance: bool = False,
+    behind: Sequence[StoredRun] = (),
 ) -> Figure:
     """Draw one panel per metric against the step, lines as in `draw_arms`, arms named where they
     end, and above each panel what its metric does.
@@ -58,6 +59,7 @@ def curves_figure(
     What changes by factors has a logarithmic axis if its values allow it; panels of `same_scale`
     are to be compared and get one, see `share_scale`. Unless drawn for a `glance`, dotted verticals
     mark collapses, and shades the phases of the first GRPO run, or of the first run without one.
+    Runs to compare with stand `behind`, thin and grey.
     """
     data = curves_data(runs, metrics, glance=glance)
     if data.empty:
@@ -74,6 +76,9 @@ def curves_figure(
             if panel in _BY_FACTORS and (values["value"].dropna() > 0).all():
                 look.log_scale(axes, wide=values["value"].max() > 1000 * values["value"].min())
             means[panel] = look.draw_arms(axes, values, lines)
+            for run in behind:
+                seen = run.rows[panel].rolling(_GLANCE if glance else 1, min_periods=1).mean()
+                axes.plot(run.rows["step"], seen, color=look.FAINT, lw=0.5, alpha=0.5, zorder=0)
             look.set_title(axes, describe(arms, panel), columns)
             axes.set(xlabel="step", ylabel=look.axis_label(panel))
             first = data["step"].min()
@@ -87,9 +92,12 @@ def curves_figure(
         figure.align_ylabels()
         if not glance:
             _mark_phases(figure, shown.values(), arms, lines)
-        elif any(len(own) > 1 for own in arms.values()):
-            marks = {"mean of all": {}, "mean of those that go on": {"ls": ":"}}
-            look.legend_below(figure, 3, {"a seed": {"lw": 0.7}} | marks)
+        else:
+            marks = {"published runs": {"lw": 0.5, "color": look.FAINT}} if behind else {}
+            if any(len(own) > 1 for own in arms.values()):
+                marks |= {"a seed": {"lw": 0.7}, "mean": {}, "once some have ended": {"ls": ":"}}
+            if marks:
+                look.legend_below(figure, 4, marks)
         for place in range(columns - 1, len(metrics), columns):
             look.name_lines(grid[place], means[metrics[place]], lines)
     return figure

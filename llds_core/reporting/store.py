@@ -107,6 +107,16 @@ def study_runs(
     return load_runs(run_root, profile, methods, seeds, overrides)
 
 
+def published_beside(runs: Sequence[StoredRun]) -> list[StoredRun]:
+    """Published runs of the methods of `runs`, to draw one's own over them; none where `runs` are
+    published themselves, or nothing is of their profile.
+    """
+    root, methods = project_path(PUBLISHED), {run.method for run in runs}
+    if root in runs[0].path.parents or not is_published(root, runs[0].profile):
+        return []
+    return [run for run in read_published(runs[0].profile, root) if run.arm in methods]
+
+
 def find_published(published: Path, profile: str, arm: str, seed: int) -> StoredRun | None:
     """Read one published run, None when there is none."""
     manifest = published / profile / "runs" / f"{arm}-seed{seed}.json"

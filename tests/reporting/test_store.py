@@ -6,10 +6,16 @@ from unittest.mock import Mock
 import pytest
 
 from llds_core.errors import ConfigError, DataError, TrainingDivergedError
-from llds_core.reporting.curves import LiveCurves
-from llds_core.reporting.store import load_run, load_runs, read_published_run
+from llds_core.reporting.curves import LiveCurves, curves_figure
+from llds_core.reporting.figures import FAINT
+from llds_core.reporting.store import (
+    load_run,
+    load_runs,
+    published_beside,
+    read_published_run,
+)
 from llds_core.runs import read_metrics
-from llds_core.study.published import publish_run
+from llds_core.study.published import publish_run, write_runs_table
 from llds_core.study.runner import ensure_runs
 
 
@@ -90,3 +96,18 @@ def test_a_stopped_training_is_watched_and_read_as_far_as_it_went(tmp_path, monk
     monkeypatch.setattr("llds_core.training.experiment.train", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):  # nothing to show
         ensure_runs("smoke", ["grpo"], [4], tmp_path, watch=stop)
+
+
+def test_published_runs_stand_grey_behind_ones_own(smoke_runs, tmp_path, monkeypatch):
+    own = [load_run(smoke_runs / "smoke/grpo/seed0")]
+    assert published_beside(own) == []  # nothing is published of smoke
+    monkeypatch.setattr("llds_core.reporting.store.PUBLISHED", tmp_path)
+    publish_run(own[0], published=tmp_path)
+    write_runs_table(tmp_path, "smoke")
+    (other,) = published_beside(own)
+    assert other.name == own[0].name and published_beside([other]) == []
+    alone, above = (curves_figure(own, ["reward"], behind=runs) for runs in ((), [other]))
+    (added,) = {line.get_color() for line in above.axes[0].lines} - {
+        line.get_color() for line in alone.axes[0].lines
+    }
+    assert added == FAINT and alone.axes[0].get_xlim() == above.axes[0].get_xlim()
