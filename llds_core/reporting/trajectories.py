@@ -87,7 +87,8 @@ def to_ansi(trajectory: Trajectory, color: bool = True) -> str:
 
 def outcome(trajectory: Trajectory) -> str:
     """One line: how it ended and, where the accepted answers are known, whether it was right."""
-    line = f"{ENDS[trajectory.stop_reason]}, {trajectory.searches} searches"
+    plural = "es" * (trajectory.searches != 1)
+    line = f"{ENDS[trajectory.stop_reason]}, {trajectory.searches} search{plural}"
     accepted = [answer for answer in trajectory.question.golden_answers if answer != "?"]
     if accepted:
         verdict = "correct" if trajectory.correct else "not correct"

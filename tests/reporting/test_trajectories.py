@@ -64,10 +64,10 @@ def test_terminal_text_is_coloured_on_request_only():
 
 
 def test_the_outcome_names_the_verdict_where_there_is_one():
-    assert "1 searches, correct (accepted: Asia)" in outcome(made(SEARCH, ANSWER, correct=True))
+    assert "1 search, correct (accepted: Asia)" in outcome(made(SEARCH, ANSWER, correct=True))
     unscored = made(SEARCH, stop="turns")
     unscored.question = Question("ask", "?", ("?",))
-    assert outcome(unscored) == "out of turns, 1 searches"
+    assert outcome(unscored) == "out of turns, 1 search"
 
 
 def test_every_run_answers_after_the_start_policy(smoke_runs):
