@@ -213,7 +213,7 @@ def desk_view(scores: pd.DataFrame, runs: Sequence[StoredRun] = ()) -> pd.DataFr
         row = {"method": name, "seeds": group["seed"].nunique() or "–"}
         for name, title in ({kind: kind for kind in KINDS} | _DESK_AVERAGES).items():
             found = group[group["benchmark"] == name]
-            row[title] = _number(found["em"].mean()) if len(found) else "–"
+            row[title] = _number(found["em"].mean())
             if len(found) and name in _DESK_AVERAGES:
                 row[title] = bounded(found["em"].mean(), *_bounds(found), ".3f")
         overall = group[group["benchmark"] == "average"].mean(numeric_only=True)

@@ -114,7 +114,8 @@ def published_beside(runs: Sequence[StoredRun]) -> list[StoredRun]:
     root, methods = project_path(PUBLISHED), {run.method for run in runs}
     if root in runs[0].path.parents or not is_published(root, runs[0].profile):
         return []
-    return [run for run in read_published(runs[0].profile, root) if run.arm in methods]
+    found = sorted((root / runs[0].profile / "runs").glob("*-seed*.json"))
+    return [read_published_run(at) for at in found if at.stem.rpartition("-seed")[0] in methods]
 
 
 def find_published(published: Path, profile: str, arm: str, seed: int) -> StoredRun | None:

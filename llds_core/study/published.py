@@ -139,10 +139,9 @@ def _small(output: nbformat.NotebookNode, of: Path) -> nbformat.NotebookNode:
     if "application/vnd.jupyter.widget-view+json" in data:
         output.data = {"text/html": "<p><i>Sliders. Run this cell to move them.</i></p>"}
     if page := _FRAME.search(data.get("text/html", "")):
-        picture = (of / f"{page[1]}.png").read_bytes()
         data["text/html"] = "<p><i>A picture. Run this cell for the page itself.</i></p>"
-        data["image/png"] = base64.b64encode(picture).decode()
-    if "image/png" in data:
+        data["image/png"] = small_png((of / f"{page[1]}.png").read_bytes())
+    elif "image/png" in data:
         data["image/png"] = small_png(base64.b64decode(data["image/png"]))
     return output
 

@@ -81,18 +81,18 @@ def heldout_table(
     }
     columns["all, with failures"] = ("greedy_with_failures", "all")
     steps = usual_steps(runs)
-    by_arm = {arm: own for arm, own in by_method(runs).items() if arm in arms}
+    found = by_method(runs)
+    by_arm = {arm: found[arm] for arm in arms if arm in found}
     seeds = [{run.seed for run in own} for own in by_arm.values()]
     shared = set.intersection(*seeds) if seeds else set()
     rows = []
-    for arm in (arm for arm in arms if arm in by_arm):
-        chosen = [run for run in by_arm[arm] if run.seed in shared]
+    for arm, own in by_arm.items():
+        chosen = [run for run in own if run.seed in shared]
         row: dict[str, object] = {"arm": method_label(arm), "seeds": len(chosen)}
         for name, (mode, kind) in columns.items():
             values = [run.heldout(checkpoint, mode, kind, within=steps) for run in chosen]
-            found = student_interval([value for value in values if value is not None])
-            text = bounded(found.estimate, found.low, found.high, ".3f")
-            row[name] = text if found.n else "–"
+            mean = student_interval([value for value in values if value is not None])
+            row[name] = bounded(mean.estimate, mean.low, mean.high, ".3f") if mean.n else "–"
         rows.append(row)
     return pd.DataFrame(rows, columns=["arm", "seeds", *columns])
 
