@@ -2,6 +2,7 @@
 they end, and beside every picture the numbers that drew it.
 """
 
+import json
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -69,6 +70,7 @@ SEED_MARKS: dict[str, dict[str, Any]] = {
 # Dots per inch of a figure as wide as a page, 7 inches, whose text is of 10 points.
 _STYLES = {"paper": 150, "talk": 270}
 _WIDTH = 7.0
+STEP_PANELS = "Step panels"  # a key of a picture's metadata
 Line = tuple[str, str]  # what a line is called, and its colour
 
 
@@ -161,21 +163,35 @@ def save_figure(
 ) -> list[Path]:
     """Write and record `name`.png, .pdf and .csv, and return their paths; the same runs give the
     same bytes. `data` are the numbers that drew the figure, `runs` where they come from: their
-    fingerprints go into the picture's metadata.
+    fingerprints go into the picture's metadata, and where its panels against the step are.
     """
     sources = "; ".join(f"{run.name} {run.fingerprint}" for run in runs)
     paths = [out_dir / f"{name}.{suffix}" for suffix in ("png", "pdf", "csv")]
     with disk_errors(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
-        png = {"Title": name, "Source": sources, "Software": "llds_core"}
-        dpi = mpl.rcParams["savefig.dpi"]
-        figure.savefig(paths[0], dpi=_STYLES["paper"] if dpi == "figure" else dpi, metadata=png)
         pdf = {"Title": name, "Subject": sources, "Creator": "llds_core", "CreationDate": None}
         with mpl.rc_context({"pdf.fonttype": 42}):
             figure.savefig(paths[1], metadata=pdf)
+        png = {"Title": name, "Source": sources, "Software": "llds_core"}
+        png[STEP_PANELS] = json.dumps(_step_panels(figure))  # known once it has been drawn
+        dpi = mpl.rcParams["savefig.dpi"]
+        figure.savefig(paths[0], dpi=_STYLES["paper"] if dpi == "figure" else dpi, metadata=png)
     write_table(paths[2], data)
     record(paths, runs)
     return paths
+
+
+def _step_panels(figure: Figure) -> list[list[float]]:
+    """Left, right, top and bottom of each panel against the step, as shares of the figure's size
+    from its upper left corner, and the steps at its left and right.
+    """
+    found = [axes for axes in figure.axes if axes.get_visible() and axes.get_xlabel() == "step"]
+    boxes = [axes.get_position() for axes in found]
+    places = [
+        [box.x0, box.x1, 1 - box.y1, 1 - box.y0, *axes.get_xlim()]
+        for axes, box in zip(found, boxes, strict=True)
+    ]
+    return np.round(places, 4).tolist()
 
 
 def draw_arms(

@@ -7,8 +7,6 @@ its profile has a folder of its own: `results/published/<study>/<profile>/`.
 
 import base64
 import gzip
-import hashlib
-import json
 import re
 import shlex
 import shutil
@@ -44,6 +42,7 @@ from llds_core.study.verdict import small_png, write_page
 # What a reader of another machine has no use for.
 _LOCAL_KEYS = ("command", "start_policy")
 _FRAME = re.compile(r'<iframe title="(\w+)" srcdoc=')
+_TABLE = re.compile(r"\bT_[0-9a-f]{5}")  # drawn at random by pandas
 _NOTEBOOKS_SHOW = "desk"  # whose outputs are stored in the notebooks themselves
 
 
@@ -112,37 +111,38 @@ def publish_mechanism(run_root: Path, profile: str, seed: int, published: Path =
 
 
 def store_outputs(executed: Path, source: Path, of: Path) -> None:
-    """Copy what the cells of an executed notebook show into the notebook itself, pictures small,
-    and what it was made of, `outputs_digest`; pages within a page stay out.
-    """
-    shown = {cell.id: cell.get("outputs", []) for cell in nbformat.read(executed, 4).cells}
+    """Copy the `small_outputs` of an executed notebook into the notebook itself."""
+    shown = small_outputs(executed, of)
     notebook = nbformat.read(source, 4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [_small(output, of) for output in shown[cell.id]]
-    notebook.metadata.setdefault("llds", {})["outputs"] = outputs_digest(source, of)
+            cell.outputs = shown[cell.id]
     write_text(source, nbformat.writes(notebook, 4) + "\n")
 
 
-def outputs_digest(source: Path, of: Path) -> str:
-    """Sixteen hex digits of a notebook's code and of the published tables in folder `of`."""
-    cells = [c.source for c in nbformat.read(source, 4).cells if c.cell_type == "code"]
-    tables = [(of / f"{name}.csv").read_bytes() for name in ("runs", "claims")]
-    return hashlib.sha256(json.dumps(cells).encode() + b"".join(tables)).hexdigest()[:16]
+def small_outputs(executed: Path, of: Path) -> dict[str, list[nbformat.NotebookNode]]:
+    """What each cell of an executed notebook shows, by its name, as a notebook in git keeps it: the
+    same in every run, pictures small, and instead of a page its picture in folder `of`.
+    """
+    cells = [cell for cell in nbformat.read(executed, 4).cells if cell.cell_type == "code"]
+    return {cell.id: [_small(output, cell.id, of) for output in cell.outputs] for cell in cells}
 
 
-def _small(output: nbformat.NotebookNode, of: Path) -> nbformat.NotebookNode:
-    """An output as it is stored: instead of a page of its own, a picture of it below `of`."""
+def _small(output: nbformat.NotebookNode, cell: str, of: Path) -> nbformat.NotebookNode:
     if output.output_type == "execute_result":
         output.execution_count = None
     data = output.get("data", {})
     if "application/vnd.jupyter.widget-view+json" in data:
-        output.data = {"text/html": "<p><i>Sliders. Run this cell to move them.</i></p>"}
+        data = output.data = {"text/html": "<p><i>Sliders. Run this cell to move them.</i></p>"}
     if page := _FRAME.search(data.get("text/html", "")):
         data["text/html"] = "<p><i>A picture. Run this cell for the page itself.</i></p>"
         data["image/png"] = small_png((of / f"{page[1]}.png").read_bytes())
     elif "image/png" in data:
         data["image/png"] = small_png(base64.b64decode(data["image/png"]))
+    if "text/html" in data:
+        data["text/html"] = _TABLE.sub(f"T_{cell}", data["text/html"])
+    if len(data) > 1:
+        data.pop("text/plain", None)  # with an address in memory
     return output
 
 

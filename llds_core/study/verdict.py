@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from llds_core.files import bounded, project_path, write_text
-from llds_core.reporting.figures import method_label
+from llds_core.reporting.figures import STEP_PANELS, method_label
 from llds_core.reporting.run_tables import run_row
 from llds_core.reporting.run_view import StoredRun, by_method
 from llds_core.reporting.store import PUBLISHED, is_published, read_published
@@ -112,8 +112,11 @@ def _figures(folder: Path, artefacts: Sequence[dict[str, Any]]) -> list[dict[str
         path = folder / entry["path"]
         if path.suffix == ".png":
             caption = _CAPTIONS.get(path.stem, path.stem)
-            image = _PNG + small_png(path.read_bytes())
-            found.append({"name": path.stem, "caption": caption, "image": image})
+            picture = path.read_bytes()
+            with Image.open(io.BytesIO(picture)) as image:
+                panels = image.info.get(STEP_PANELS, "[]")
+            found.append({"name": path.stem, "caption": caption, "panels": panels})
+            found[-1]["image"] = _PNG + small_png(picture)
     return found
 
 

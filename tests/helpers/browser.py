@@ -19,6 +19,7 @@ def drawn(page: Path, script: str = "") -> str:
         page.write_text(f"{text}<script>{script}</script>", "utf-8")
     words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     words += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=3000"]
+    words += ["--window-size=1366,900"]
     words += ["--enable-logging=stderr", page.as_uri()]
     made = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in made.stderr

@@ -9,7 +9,6 @@ import pytest
 from papermill import inspect_notebook
 
 from llds_core.config import load_study
-from llds_core.study.published import outputs_digest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -28,13 +27,10 @@ def prose(path):
 
 
 def test_valid_and_shows_the_published_study(path):
-    """Redrawing the study stores what the cells show; `report desk --published` does it anew."""
+    """That the outputs are those of the cells is what `test_published_outputs.py` tests."""
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
-    assert notebook.metadata["llds"]["outputs"] == outputs_digest(
-        path, FOLDER.parent / "results/published/desk"
-    )
     assert any(cell.outputs for cell in code_cells(path)) and path.stat().st_size < 1_500_000
     for cell in code_cells(path):
         assert cell.execution_count is None

@@ -8,10 +8,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from browser import drawn, needs_browser
+from PIL import Image
 
 from llds_core.__main__ import main
+from llds_core.reporting.curves import curves_data, curves_figure
 from llds_core.reporting.displacement import displacement
+from llds_core.reporting.explorer import load_rollouts, save_explorer
+from llds_core.reporting.figures import STEP_PANELS, save_figure
 from llds_core.reporting.store import read_published
+from llds_core.study.notebooks import MAIN_ARMS
 from llds_core.study.verdict import _CAPTIONS, published_verdict, verdict, write_page
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
@@ -34,8 +39,8 @@ def index(tmp_path: Path) -> Path:
     return tmp_path / "index.json"
 
 
-def main_runs(published: Path) -> list:
-    return [run for run in read_published(STUDY, published) if run.arm in ("grpo", "llds-action")]
+def main_runs(published: Path, profile: str = STUDY) -> list:
+    return [run for run in read_published(profile, published) if run.arm in MAIN_ARMS]
 
 
 def test_every_published_figure_has_a_caption() -> None:
@@ -72,6 +77,49 @@ def test_a_browser_draws_the_page_and_its_filter_hides_claims(index: Path) -> No
         first = re.search(r'checked="" data-verdict="([^"]*)"', body)[1]
         assert hidden == (claims["verdict"] == first).sum() * bool(click)
     assert 'id="arms"' in body and "Runs: " in body
+
+
+@needs_browser
+def test_the_curves_and_the_explorer_move_each_other(tmp_path: Path) -> None:
+    runs = [run for run in main_runs(PUBLISHED, "desk") if run.seed == 40]
+    data = curves_data(runs, ["reward", "entropy"], glance=True)
+    figure = curves_figure(runs, ["reward", "entropy"], glance=True)
+    save_figure(figure, data, tmp_path / "figures", "01_at_a_glance", runs)
+    save_explorer(runs, tmp_path)
+    artefacts = [{"path": "figures/01_at_a_glance.png", "kind": "figure"}]
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({"profile": "desk", "artefacts": artefacts}))
+    page = write_page(index, runs, published=PUBLISHED)
+    script = """
+      const say = (name, value) => document.body.setAttribute(name, value);
+      const soon = next => setTimeout(next, 100);
+      addEventListener("load", () => soon(() => {
+        const inside = frame.contentDocument, slider = inside.getElementById("step");
+        const line = glance.querySelector("i"), picture = glance.querySelector("img");
+        const edge = node => node.getBoundingClientRect().left;
+        const along = () => (edge(line) - edge(picture)) / picture.clientWidth;
+        const panels = JSON.parse(glance.dataset.panels);
+        say("data-opened", along());
+        slider.value = 0;
+        slider.dispatchEvent(new Event("input"));
+        soon(() => {
+          say("data-first", along());
+          const clientX = edge(picture) + picture.clientWidth * (panels[1][1] - 0.002);
+          glance.firstElementChild.dispatchEvent(new MouseEvent("click", {bubbles: true, clientX}));
+          soon(() => say("data-now", inside.getElementById("now").textContent));
+        });
+      }));
+    """
+    said = dict(re.findall(r'data-(opened|first|now)="([^"]*)"', drawn(page, script)))
+    left, right, *_, first, last = json.loads(
+        Image.open(tmp_path / "figures/01_at_a_glance.png").text[STEP_PANELS]
+    )[0]
+    collapse = runs[0].collapse_step  # at which the explorer opens
+    for name, step in (("opened", collapse), ("first", 1)):
+        share = left + (right - left) * (step - first) / (last - first)
+        assert float(said[name]) == pytest.approx(share, abs=0.002)
+    steps = [one["step"] for run in runs for one in load_rollouts(run)]
+    assert said["now"] == f"{max(s for s in steps if s <= last)} of {max(steps)}"
 
 
 def test_runs_of_ones_own_stand_beside_the_published(index: Path) -> None:
