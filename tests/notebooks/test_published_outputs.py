@@ -41,13 +41,13 @@ def say_the_same(stored, shown):
 
 
 def look_the_same(stored, shown):
-    """Pictures are of one size, and of their pixels at most one in a hundred is another grey."""
+    """Pictures are of one size, and of their pixels at most one in a thousand is another grey."""
     first, second = (
         np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"), dtype=float)
         for data in (stored, shown)
     )
     assert first.shape == second.shape
-    assert (abs(first - second) > 32).mean() < 0.01
+    assert (abs(first - second) > 32).mean() < 0.001
 
 
 @pytest.mark.parametrize("source", NOTEBOOKS, ids=lambda path: path.stem)
