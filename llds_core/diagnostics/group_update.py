@@ -2,7 +2,7 @@
 
 This is Figure 3a (Eq. 3) of arXiv 2512.04220, with what its Theorem 4.2 names as the cause measured
 on the same group: the driver score (`theorem`), the likelihood of incorrect responses, and the
-similarity of states (Fig. 3b). `change_summary` sums a frame up.
+similarity of states (Fig. 3b). `summary.correlations` sums a frame up.
 
 The paper leaves optimizer and objective of Fig. 3a open. Here: a fresh optimizer, the plain clipped
 surrogate as token mean over the whole group, advantages scaled by the group's deviation; no KL, no
@@ -22,7 +22,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llds_core.config import RewardConfig
 from llds_core.diagnostics.likelihood import policy_actions, policy_states, token_logits
-from llds_core.diagnostics.searches import first_search_matches
 from llds_core.diagnostics.theorem import driver_score, prediction_errors
 from llds_core.losses import group_advantages, policy_loss
 from llds_core.losses.aggregate import upcast
@@ -42,6 +41,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 # Of one rollout; changes memory, and which random numbers a question meets.
 _QUESTIONS_AT_ONCE = 25
+
+_JACCARD = 0.5
 
 # Columns of the frame, NaN for a group of one outcome.
 _MEASURED = (
@@ -142,6 +143,34 @@ def _count_search_matches(group: Sequence[Trajectory]) -> dict[str, int]:
         for prefix, chosen in (("first_search_", group), ("first_search_reached_", reached))
         for name, count in first_search_matches(chosen).items()
     }
+
+
+def first_search_matches(group: Sequence[Trajectory]) -> dict[str, int]:
+    """Count the incorrect responses of a group, scored responses to one question, that begin like a
+    correct one (Fig. 5): `incorrect` ones; of them `equal`, whose first action searched and found
+    the same set of documents as that of a correct one, and `similar`, with a Jaccard index of at
+    least 0.5: the paper does not say when two match. They share a good first action, and are pushed
+    down with it. Two searches that find nothing are equal. All 0 without a correct response.
+    """
+    right, wrong = ([t for t in group if t.correct == side] for side in (True, False))
+    found, asked = (
+        [ids for t in side if (ids := _first_documents(t)) is not None] for side in (right, wrong)
+    )
+    similar = [any(_jaccard(ids, other) >= _JACCARD for other in found) for ids in asked]
+    return {
+        "incorrect": len(wrong) if right else 0,
+        "equal": sum(ids in found for ids in asked),
+        "similar": sum(similar),
+    }
+
+
+def _first_documents(trajectory: Trajectory) -> frozenset[str] | None:
+    first = trajectory.actions[0]
+    return frozenset(hit.id for hit in first.hits) if first.executed else None
+
+
+def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    return len(a & b) / len(a | b) if a or b else 1.0
 
 
 @contextmanager

@@ -6,9 +6,11 @@ log-probabilities are at temperature 1 without nucleus cut, which is how the pap
 micro-batches inside TRL (`llds_core.training.policy_head`).
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
@@ -18,6 +20,7 @@ from llds_core.rollout.protocol import Trajectory, validate_response_masks
 from llds_core.rollout.samplers import evaluation_mode
 
 _LOGITS_AT_ONCE = 2**24  # tokens × vocabulary: 64 MiB a tensor in float32
+_ROUND_COLUMNS = ["view", "rounds", "nll", "entropy", "tokens", "trajectories"]
 
 
 @dataclass(frozen=True)
@@ -110,3 +113,31 @@ def _project(
         logprobs.append(log_softmax.gather(1, wanted[:, None]).squeeze(1))
         entropies.append(-(log_softmax.exp() * log_softmax).sum(-1))
     return torch.cat(logprobs).cpu(), torch.cat(entropies).cpu()
+
+
+def nll_by_round(scored: Sequence[Scored]) -> pd.DataFrame:
+    """Mean negative log-likelihood per policy token against search rounds, which are executed
+    searches (Fig. 6). The paper does not say how rounds are counted; both readings are measured.
+
+    Returns:
+        Rows of two views. `position` looks at one action at a time: row t is action t (from 0) of
+        the trajectories with more than t rounds. `total` looks at whole responses: row R holds all
+        actions of the trajectories with exactly R rounds.
+
+        Columns `view`, `rounds` (t or R), `nll` and `entropy` in nats per token, pooled over
+        trajectories, `tokens` and `trajectories`; ascending in `rounds`, and empty without any.
+        The entropy is the NLL that the model's own samples would have there.
+    """
+    collected: defaultdict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
+    for item in scored:
+        rounds = item.trajectory.searches
+        values = torch.stack([-item.logprobs, item.entropies], dim=1)
+        collected["total", rounds].append(values)
+        for position in range(rounds):
+            collected["position", position].append(values[item.action_ids == position + 1])
+    rows = []
+    for (view, rounds), parts in sorted(collected.items()):
+        nll, entropy = torch.cat(parts).double().mean(0).tolist()
+        tokens = sum(map(len, parts))
+        rows.append((view, rounds, nll, entropy, tokens, len(parts)))
+    return pd.DataFrame(rows, columns=_ROUND_COLUMNS)

@@ -22,8 +22,7 @@ from tqdm.auto import tqdm
 
 from llds_core.config import load_study, studies
 from llds_core.diagnostics.group_update import OPTIMIZERS, group_changes, sample_groups
-from llds_core.diagnostics.likelihood import score_trajectories
-from llds_core.diagnostics.searches import nll_by_round
+from llds_core.diagnostics.likelihood import nll_by_round, score_trajectories
 from llds_core.diagnostics.summary import correlations
 from llds_core.errors import DataError
 from llds_core.files import write_json, write_table

@@ -5,8 +5,8 @@ import pytest
 import torch
 from toy_groups import trajectory
 
-from llds_core.diagnostics.likelihood import Scored, policy_actions
-from llds_core.diagnostics.searches import first_search_matches, nll_by_round
+from llds_core.diagnostics.group_update import first_search_matches
+from llds_core.diagnostics.likelihood import Scored, nll_by_round, policy_actions
 
 
 def searched(*found, correct=False):
