@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from llds_core.bench.gpu_kernels import check_kernels
-from llds_core.bench.gpu_report import Report, Status, synchronise
+from llds_core.bench.gpu_report import Report, Status, timed
 from llds_core.bench.speed import Updates, measure_profile, train_seconds
 from llds_core.config import ExperimentConfig, layouts_for, load_experiment
 from llds_core.errors import ConfigError, RunError, one_line
@@ -35,7 +36,7 @@ from llds_core.machine.jobs import Child, stop_children
 from llds_core.machine.memory import GIB, gpu_memory, known_models, policy_shape
 from llds_core.machine.plan import GPU_SPEED, estimate, load_laid_out
 from llds_core.rollout.loop import Rollout
-from llds_core.rollout.protocol import TAGS, Action, Trajectory
+from llds_core.rollout.protocol import TAGS, Action, ActionKind, Trajectory
 from llds_core.runs import Run
 from llds_core.runs.policies import build_tokenizer
 from llds_core.seeding import torch_generator
@@ -49,26 +50,16 @@ _ARMS = ("grpo", "llds-action")
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What the phases run on.
+    """What the phases run on."""
 
-    Attributes:
-        shape: of the models of phases A and B, as in `presets/models.yaml`.
-        experiment: that phase B takes its settings from, on `layout`.
-        groups: of phase B, in two updates.
-        micro_batches: sizes that phase B tries, with padding and without.
-        lengths: tokens of a prompt, an action and an observation in phase B.
-        profile: of phases C and D.
-        steps: of phase D.
-    """
-
-    shape: dict[str, Any]
-    experiment: str
+    shape: dict[str, Any]  # of the models of phases A and B, as in `presets/models.yaml`
+    experiment: str  # that phase B takes its settings from, on `layout`
     layout: str | None
-    groups: int
-    micro_batches: tuple[int, ...]
-    lengths: tuple[int, int, int]
-    profile: str
-    steps: int
+    groups: int  # of phase B, in two updates
+    micro_batches: tuple[int, ...]  # sizes that phase B tries, with padding and without
+    lengths: tuple[int, int, int]  # tokens of a prompt, an action and an observation in phase B
+    profile: str  # of phases C and D
+    steps: int  # of phase D
 
 
 def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int:
@@ -222,19 +213,13 @@ class _TimedTrainer(SearchGRPOTrainer):
     scoring_seconds = final_seconds = 0.0
 
     def _micro_batches(self, batch: dict[str, Any]) -> list[list[dict[str, Any]]]:
-        synchronise()
-        started = time.perf_counter()
-        result = super()._micro_batches(batch)
-        synchronise()
-        self.scoring_seconds += time.perf_counter() - started
+        result, spent = timed(partial(super()._micro_batches, batch))
+        self.scoring_seconds += spent
         return result
 
     def after_update(self) -> None:
-        synchronise()
-        started = time.perf_counter()
-        super().after_update()
-        synchronise()
-        self.final_seconds += time.perf_counter() - started
+        _, spent = timed(super().after_update)
+        self.final_seconds += spent
 
 
 def _synthetic_rollout(config: ExperimentConfig, lengths: tuple[int, int, int]) -> Rollout:
@@ -249,15 +234,13 @@ def _synthetic_rollout(config: ExperimentConfig, lengths: tuple[int, int, int]) 
     for index in range(config.trajectories_per_rollout):
         group, sample = divmod(index, config.rollout.group_size)
         trajectory = Trajectory(Question(str(group), "", ("",)), sample, draw(prompt))
-        for _ in range(index % 4):
-            start = len(trajectory.completion_ids)
-            step = Action("search", "", "", start, start + action, executed=True)
+        for turn in range(index % 4 + 1):
+            start, executed = len(trajectory.completion_ids), turn < index % 4
+            kind: ActionKind = "search" if executed else "answer"
+            step = Action(kind, "", "", start, start + action, executed=executed)
             trajectory.add_action(step, draw(action), [-1.0] * action)
-            trajectory.add_observation(draw(observation))
-        start = len(trajectory.completion_ids)
-        trajectory.add_action(
-            Action("answer", "", "", start, start + action), draw(action), [-1.0] * action
-        )
+            if executed:
+                trajectory.add_observation(draw(observation))
         trajectories.append(trajectory)
     return Rollout(trajectories, seconds=1.0, retrieval_seconds=0.0)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
@@ -14,6 +14,7 @@ from llds_core.files import write_text
 from llds_core.machine.plan import UNCERTAINTY
 
 Status = Literal["ok", "outside", "fail", "info"]
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -85,19 +86,21 @@ def _shown(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
-def seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Median wall-clock time of `work`, after one call that is not measured."""
-    found = []
-    for _ in range(repeats + 1):
-        synchronise()
-        started = time.perf_counter()
-        work()
-        synchronise()
-        found.append(time.perf_counter() - started)
-    return statistics.median(found[1:])
+def seconds(work: Callable[[], object]) -> float:
+    """Median wall-clock time of five calls of `work`, after one that is not measured."""
+    _, *found = (timed(work)[1] for _ in range(6))
+    return statistics.median(found)
 
 
-def synchronise() -> None:
-    """Wait for the GPU, if there is one."""
+def timed(work: Callable[[], _Made]) -> tuple[_Made, float]:
+    """What `work` returns, and its wall-clock time, that of the GPU included."""
+    _synchronise()
+    started = time.perf_counter()
+    made = work()
+    _synchronise()
+    return made, time.perf_counter() - started
+
+
+def _synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
