@@ -185,12 +185,9 @@ def _step_panels(figure: Figure) -> list[list[float]]:
     """Left, right, top and bottom of each panel against the step, as shares of the figure's size
     from its upper left corner, and the steps at its left and right.
     """
-    found = [axes for axes in figure.axes if axes.get_visible() and axes.get_xlabel() == "step"]
-    boxes = [axes.get_position() for axes in found]
-    places = [
-        [box.x0, box.x1, 1 - box.y1, 1 - box.y0, *axes.get_xlim()]
-        for axes, box in zip(found, boxes, strict=True)
-    ]
+    shown = [axes for axes in figure.axes if axes.get_visible() and axes.get_xlabel() == "step"]
+    found = [(axes.get_position(), axes.get_xlim()) for axes in shown]
+    places = [[box.x0, box.x1, 1 - box.y1, 1 - box.y0, *steps] for box, steps in found]
     return np.round(places, 4).tolist()
 
 

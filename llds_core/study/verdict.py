@@ -111,12 +111,11 @@ def _figures(folder: Path, artefacts: Sequence[dict[str, Any]]) -> list[dict[str
     for entry in sorted(artefacts, key=lambda entry: entry["path"]):
         path = folder / entry["path"]
         if path.suffix == ".png":
-            caption = _CAPTIONS.get(path.stem, path.stem)
-            picture = path.read_bytes()
+            caption, picture = _CAPTIONS.get(path.stem, path.stem), path.read_bytes()
             with Image.open(io.BytesIO(picture)) as image:
                 panels = image.info.get(STEP_PANELS, "[]")
-            found.append({"name": path.stem, "caption": caption, "panels": panels})
-            found[-1]["image"] = _PNG + small_png(picture)
+            shown = {"image": _PNG + small_png(picture), "panels": panels}
+            found.append({"name": path.stem, "caption": caption} | shown)
     return found
 
 
@@ -145,7 +144,7 @@ def _run_row(run: StoredRun) -> dict[str, Any]:
 
 def _toy() -> dict[str, Any]:
     # Imported here: it brings torch.
-    from llds_core.reporting.displacement import displacement
+    from llds_core.diagnostics.two_answers import displacement
 
     right, weights, wrong = 0.9, (0.2, 1, 5), (0.9, 0.7, 0.5, 0.3, 0.1)
     columns = [

@@ -121,7 +121,7 @@ for module in {light!r}:
 
 def test_the_house_stays_small() -> None:
     # What it measures today; only a new capability may raise the limit.
-    assert sum(len(path.read_text("utf-8").splitlines()) for path in MODULES) <= 23_168
+    assert sum(len(path.read_text("utf-8").splitlines()) for path in MODULES) <= 23_169
     readme = PACKAGE.parent / "README.md"
     assert len(readme.read_text("utf-8").splitlines()) <= 220 and readme.stat().st_size <= 15_000
 
