@@ -201,7 +201,7 @@ def train(
         train(run)
     print(f"run: {run.path}\nnext: llds diagnose {shlex.quote(str(run.path))}")
     if evaluate:
-        from llds_core.evaluation import evaluate_ends
+        from llds_core.evaluation.held_out import evaluate_ends
 
         for path in evaluate_ends(run):
             print(f"evaluation: {path}")
@@ -231,13 +231,10 @@ def evaluate(
 
     A run takes the options up to --quiet; those below belong to benchmarks.
     """
-    from llds_core.evaluation import (
-        EvaluationPlan,
-        evaluate_questions,
-        evaluate_run,
-        open_asked,
-        parse_shard,
-    )
+    from llds_core.evaluation.evaluate import EvaluationPlan, evaluate_questions
+    from llds_core.evaluation.held_out import evaluate_run
+    from llds_core.evaluation.models import open_asked
+    from llds_core.evaluation.predictions import parse_shard
     from llds_core.reporting.benchmark_scores import score_lines
     from llds_core.runs import deviations
 

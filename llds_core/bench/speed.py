@@ -24,7 +24,7 @@ from trl import GRPOTrainer
 from llds_core.bench import head_memory
 from llds_core.bench.rollouts import PASS_SECONDS, measure_waiting, reencoding_rollout
 from llds_core.config import ExperimentConfig, load_experiment
-from llds_core.evaluation import open_model
+from llds_core.evaluation.models import open_model
 from llds_core.files import write_table
 from llds_core.machine.memory import check_buildable
 from llds_core.rollout.environment import Environment, build_environment

@@ -19,6 +19,8 @@ from llds_core.config.load import PRESETS, laid_over, load_experiment, preset_na
 from llds_core.config.schema import ExperimentConfig
 from llds_core.errors import ConfigError, closest, did_you_mean
 
+MAIN_ARMS = ("grpo", "llds-action")  # the two that the story compares
+
 
 @checked
 class Arm:

@@ -10,7 +10,6 @@ A checkpoint that is in the tables already is not measured again, unless the num
 changed: then all are.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +22,8 @@ from tqdm.auto import tqdm
 from llds_core.config import load_study, studies
 from llds_core.diagnostics.group_update import OPTIMIZERS, group_changes, sample_groups
 from llds_core.diagnostics.likelihood import nll_by_round, score_trajectories
+from llds_core.diagnostics.mechanism_tables import TABLES, mechanism_path, read_manifest, read_table
 from llds_core.diagnostics.summary import correlations
-from llds_core.errors import DataError
 from llds_core.files import write_json, write_table
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.runs import Run
@@ -33,20 +32,7 @@ from llds_core.runs.policies import load_policy, load_tokenizer
 from llds_core.runs.provenance import git_state, package_versions
 from llds_core.worlds.records import Question
 
-TABLES = ("likelihood_change", "theorem", "nll_by_round")
 ROLLOUTS = 8  # responses to a question, as the paper's Fig. 3a; a run's own groups may be smaller
-_KEYS = ["profile", "method", "seed"]
-
-
-def mechanism_path(root: Path, profile: str, seed: int) -> Path:
-    """Folder of the tables of one seed, in a folder of runs."""
-    return root / profile / f"mechanism-seed{seed}"
-
-
-def covered(folder: Path) -> tuple[list[str], int | None]:
-    """Methods that the tables of `folder` cover to their end, and the number of their questions."""
-    manifest = _read_manifest(folder)
-    return [*manifest.get("runs", ())], manifest.get("questions")
 
 
 def measure(
@@ -71,14 +57,14 @@ def measure(
     loop = environment.rollout_loop(load_tokenizer(steps[0][-1][1]), seed=seed, failure_rate=0.0)
     skip = runs[0].config.data.too_long == "skip"
     fitting = [chosen[place] for place in loop.fitting(chosen, skip=skip)]
-    before = _read_manifest(folder)
+    before = read_manifest(folder)
     if {name: before.get(name) for name in asked} != asked:
         # Shares and correlations over other responses are not to be mixed with these.
         before = {}
         for file in folder.glob("*"):
             file.unlink()
     write_json(folder / "manifest.json", before | asked)
-    tables = {name: _read_table(folder / f"{name}.csv") for name in TABLES}
+    tables = {name: read_table(folder / f"{name}.csv") for name in TABLES}
     for run, checkpoints in zip(runs, steps, strict=True):
         method = run.arm
         known = tables["likelihood_change"]
@@ -113,14 +99,6 @@ def _runs(profile: str, names: Sequence[str], seed: int, root: Path) -> list[Run
     known = {arm.name: (arm.method, arm.overrides) for arm in arms}
     given = [(name, *known.get(name, (name, ()))) for name in names]
     return [replace(Run.load(f"{profile}/{m}", seed, root, o), arm=name) for name, m, o in given]
-
-
-def read_mechanism(folder: Path) -> dict[str, pd.DataFrame]:
-    """Read the tables of `measure`, or published ones."""
-    tables = {name: _read_table(folder / f"{name}.csv") for name in TABLES}
-    if all(table.empty for table in tables.values()):
-        raise DataError(f"{folder} holds no measurement: run python -m llds_core mechanism")
-    return tables
 
 
 def _checkpoints(run: Run) -> list[tuple[int, Path]]:
@@ -162,12 +140,3 @@ def _measure(
         "theorem": pd.concat(factors, ignore_index=True),
         "nll_by_round": nll_by_round(scored).assign(step=step),
     }
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=_KEYS)

@@ -26,7 +26,7 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from llds_core.config import FEEDBACK
-from llds_core.evaluation.predictions import KEYS, Key, Row
+from llds_core.evaluation.predictions import KEYS, POLICY, Key, Row
 from llds_core.evaluation.scores import score_answer
 from llds_core.retrieval.base import Hit, format_hits
 from llds_core.rollout.environment import Environment
@@ -36,7 +36,6 @@ from llds_core.rollout.protocol import TAGS, Trajectory
 from llds_core.rollout.samplers import Sampler
 from llds_core.worlds.records import Question
 
-POLICY = "policy"
 BASELINES = ("direct", "rag", "search-o1", "search-r1")
 NO_FACTS = "Nothing helpful was found."
 PROMPTS = yaml.safe_load((files("llds_core") / "evaluation" / "prompts.yaml").read_text("utf-8"))

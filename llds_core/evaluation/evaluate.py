@@ -23,9 +23,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from llds_core.errors import ConfigError, DataError, did_you_mean
-from llds_core.evaluation.agents import BASELINES, POLICY, Agent, Names, prompt_digest
+from llds_core.evaluation.agents import BASELINES, Agent, Names, prompt_digest
 from llds_core.evaluation.models import Model
-from llds_core.evaluation.predictions import Key, Predictions, Row, Shard
+from llds_core.evaluation.predictions import POLICY, Key, Predictions, Row, Shard
 from llds_core.evaluation.scores import (
     ALL,
     AVERAGE_MEMBERS,

@@ -26,6 +26,7 @@ Row = Mapping[str, Any]
 Shard = tuple[int, int]
 """Number, counted from 1, and how many shards there are."""
 KEYS = ("benchmark", "id", "mode", "sample")
+POLICY = "policy"  # the agent that is trained; every other is a baseline
 
 
 def parse_shard(shard: str) -> Shard:

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from llds_core.errors import DataError
-from llds_core.evaluation import averages, score_rows
+from llds_core.evaluation.scores import averages, score_rows
 from llds_core.files import bounded
 from llds_core.reporting.figures import method_label
 from llds_core.reporting.run_view import StoredRun

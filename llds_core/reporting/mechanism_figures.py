@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from llds_core.config import load_experiment, load_study, studies
-from llds_core.diagnostics.measure import covered, measure, mechanism_path, read_mechanism
+from llds_core.diagnostics.mechanism_tables import covered, mechanism_path, read_mechanism
 from llds_core.errors import DataError
 from llds_core.reporting import figures as look
 from llds_core.reporting.curves import curves_data
@@ -76,6 +76,8 @@ def ensure_mechanism(
     folders = [mechanism_path(run_root, profile, seed) for seed in seeds]
     done, asked = covered(folders[0])
     if made_here and not is_published(run_root, profile) and not set(methods) <= set(done):
+        from llds_core.diagnostics.measure import measure  # loads transformers
+
         measure(profile, methods, seeds[0], run_root, questions=asked or _QUESTIONS)
     found = [read_mechanism(folder) for folder in folders if folder.is_dir()]
     if not found or overrides:

@@ -114,7 +114,7 @@ def answer_with(
     Returns scored trajectories by title.
     """
     # Imported here: it brings torch, which showing a stored trajectory does without.
-    from llds_core.evaluation import ask
+    from llds_core.evaluation.held_out import ask
 
     shown = {}
     for run, which in [(run, "start") for run in runs[:1]] + [(run, "best") for run in runs]:

@@ -78,7 +78,7 @@ def ask(
     """Show a trained agent think, search and answer; with a profile alone, those that are published
     of it.
     """
-    from llds_core.evaluation import ask, unknown_places
+    from llds_core.evaluation.held_out import ask, unknown_places
     from llds_core.reporting.trajectories import to_ansi
     from llds_core.study.published_agents import ask_agents
 
@@ -119,7 +119,9 @@ def baselines(
     publish: cli.Publish = False,
 ) -> None:
     """Answer questions with a model as it is, in several ways."""
-    from llds_core.evaluation import POLICY, ROOT, EvaluationPlan, open_asked, run_baselines
+    from llds_core.evaluation.evaluate import ROOT, EvaluationPlan, run_baselines
+    from llds_core.evaluation.models import open_asked
+    from llds_core.evaluation.predictions import POLICY
     from llds_core.reporting.store import PUBLISHED
 
     plan = EvaluationPlan(POLICY, words(benchmarks), limit, words(mode), samples, split, seed)
@@ -139,7 +141,7 @@ def report(
 ) -> None:
     """Run the notebooks and write figures, tables and the index of a profile."""
     from llds_core.study.notebooks import report
-    from llds_core.study.published import report_published
+    from llds_core.study.redraw import report_published
 
     if published:
         print(f"redrawn: {report_published(profile)}")
@@ -203,7 +205,8 @@ def publish(
     """Copy runs into results/published and update the README."""
     from llds_core.files import write_text
     from llds_core.reporting.store import PUBLISHED, load_runs
-    from llds_core.study.published import publish_run, update_readme, write_tables
+    from llds_core.study.published import publish_run, write_tables
+    from llds_core.study.report_page import update_readme
 
     for run in load_runs(run_root, profile, words(arms), _main_seeds(profile, seeds)):
         publish_run(run)

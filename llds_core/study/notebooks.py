@@ -20,6 +20,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from tqdm.auto import tqdm
 
+from llds_core.config.arms import MAIN_ARMS
 from llds_core.config.given import numbers, words
 from llds_core.errors import ConfigError, DataError, RunError, one_line
 from llds_core.files import NOTEBOOKS, disk_errors, project_path, write_json, write_text
@@ -28,7 +29,6 @@ from llds_core.reporting.artefacts import KINDS, RECORDED_BY, take_records
 from llds_core.reporting.store import is_published, load_runs
 from llds_core.runs import Run
 
-MAIN_ARMS = ("grpo", "llds-action")
 # What a reader can do nothing about: pictures without a text for the blind.
 for _name in ("papermill", "traitlets"):
     logging.getLogger(_name).setLevel(logging.ERROR)

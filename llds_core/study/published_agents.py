@@ -14,7 +14,6 @@ import shutil
 from pathlib import Path
 
 from llds_core.errors import DataError
-from llds_core.evaluation import ask_each
 from llds_core.files import project_path, write_json
 from llds_core.reporting.store import PUBLISHED, find_published, load_run
 from llds_core.rollout.protocol import Trajectory
@@ -97,6 +96,8 @@ def ask_agents(
     Raises:
         DataError: when none are published.
     """
+    from llds_core.evaluation.held_out import ask_each  # loads transformers
+
     folder = project_path(published) / profile / "agents"
     if not has_agents(profile, published):
         raise DataError(

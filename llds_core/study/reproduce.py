@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from llds_core.config import ExperimentConfig, override_key
+from llds_core.config.arms import MAIN_ARMS
 from llds_core.config.given import numbers, words
 from llds_core.errors import ConfigError, RunError
 from llds_core.files import NOTEBOOKS, project_path
@@ -31,7 +32,7 @@ from llds_core.reporting.store import StoredRun, load_run
 from llds_core.runs import Run
 from llds_core.runs.checkpoints import checkpoint_steps
 from llds_core.runs.identity import FREE
-from llds_core.study.notebooks import MAIN_ARMS, report
+from llds_core.study.notebooks import report
 from llds_core.study.published import publish_evaluation
 from llds_core.study.runner import make_start_policy
 from llds_core.study.verdict import published_verdict, verdict, write_page

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from llds_core.config import Study
+from llds_core.config.arms import MAIN_ARMS
 from llds_core.config.given import numbers, words
 from llds_core.errors import DataError, RunError, TrainingDivergedError
 from llds_core.machine.jobs import Job, places, run_jobs, visible_gpus
@@ -28,7 +29,6 @@ from llds_core.reporting.store import (
 )
 from llds_core.runs import Run
 from llds_core.runs.identity import diverged, same_run
-from llds_core.study.notebooks import MAIN_ARMS
 from llds_core.study.published import publish_run, write_runs_table
 from llds_core.study.published_agents import take_start
 

@@ -6,8 +6,9 @@ import pytest
 from evaluation_worlds import HOSTILE, QUESTION, TOKENIZER, environment
 from scripted_rollouts import ScriptedSampler, StubRetriever
 
-from llds_core.evaluation import BASELINES, POLICY, agents
-from llds_core.evaluation.agents import NO_FACTS, Agent, prompt_digest
+from llds_core.evaluation import agents
+from llds_core.evaluation.agents import BASELINES, NO_FACTS, Agent, prompt_digest
+from llds_core.evaluation.predictions import POLICY
 from llds_core.retrieval.base import Hit
 
 HITS = (Hit("a", "Lyon", "Lyon lies in {France}.", 2.0), Hit("b", "Nice", "Nice is warm.", 1.0))

@@ -16,8 +16,12 @@ from run_helpers import one_line
 
 from llds_core.__main__ import main
 from llds_core.errors import ConfigError, DataError, RunError
-from llds_core.evaluation import EvaluationPlan, evaluate_questions, run_baselines
-from llds_core.evaluation.evaluate import BASELINE_COLUMNS
+from llds_core.evaluation.evaluate import (
+    BASELINE_COLUMNS,
+    EvaluationPlan,
+    evaluate_questions,
+    run_baselines,
+)
 from llds_core.evaluation.models import Model
 
 PLAN = EvaluationPlan(limit=14, modes=("greedy", "sampled"), samples=2)

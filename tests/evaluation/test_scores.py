@@ -5,10 +5,10 @@ import pytest
 from evaluation_worlds import environment
 from scipy.stats import bootstrap
 
-from llds_core.evaluation import averages
 from llds_core.evaluation.scores import (
     AVERAGE_MEMBERS,
     METRICS,
+    averages,
     choose,
     choose_questions,
     entry,

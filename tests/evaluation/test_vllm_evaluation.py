@@ -18,7 +18,8 @@ import torch
 from evaluation_worlds import TOKENIZER, environment, lines, policy
 from transformers import PreTrainedModel
 
-from llds_core.evaluation import EvaluationPlan, evaluate, evaluate_questions
+from llds_core.evaluation import evaluate
+from llds_core.evaluation.evaluate import EvaluationPlan, evaluate_questions
 from llds_core.evaluation.models import Model
 from llds_core.rollout.protocol import TAGS
 from llds_core.rollout.samplers import Generation, StopAtTag, TransformersSampler

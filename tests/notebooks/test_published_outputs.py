@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from llds_core.config import load_study
+from llds_core.config.arms import MAIN_ARMS
 from llds_core.files import project_path
-from llds_core.study.notebooks import MAIN_ARMS, report
-from llds_core.study.published import small_outputs
+from llds_core.study.notebooks import report
+from llds_core.study.redraw import small_outputs
 
 PUBLISHED = project_path("results/published")
 NOTEBOOKS = sorted(project_path("notebooks").glob("*.ipynb"))

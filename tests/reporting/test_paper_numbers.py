@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llds_core.evaluation import averages
+from llds_core.evaluation.scores import averages
 from llds_core.reporting.benchmark_scores import PAPER_AVERAGES, TABLES
 from llds_core.worlds import QUESTION_SETS
 

@@ -103,7 +103,7 @@ def test_the_unpacked_tokenizer_is_that_of_the_package(smol):
 @pytest.mark.slow
 @installed
 def test_smol_is_warm_started_trained_and_evaluated(smol):
-    from llds_core.evaluation import evaluate_run
+    from llds_core.evaluation.held_out import evaluate_run
     from llds_core.training.experiment import train
 
     root = smol[0] / "small"

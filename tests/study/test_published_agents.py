@@ -8,7 +8,7 @@ import pytest
 
 from llds_core.__main__ import main
 from llds_core.errors import CheckpointError, DataError
-from llds_core.evaluation import ask
+from llds_core.evaluation.held_out import ask
 from llds_core.reporting.store import load_run
 from llds_core.reporting.trajectories import blocks
 from llds_core.runs import Run, read_manifest

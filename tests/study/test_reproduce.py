@@ -8,7 +8,7 @@ import pytest
 from run_helpers import jobs_in_process
 
 from llds_core.errors import RunError
-from llds_core.evaluation import evaluate_run
+from llds_core.evaluation.held_out import evaluate_run
 from llds_core.machine import jobs
 from llds_core.machine.jobs import Child, Job
 from llds_core.runs import Run

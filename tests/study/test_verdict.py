@@ -11,12 +11,12 @@ from browser import drawn, needs_browser
 from PIL import Image
 
 from llds_core.__main__ import main
+from llds_core.config.arms import MAIN_ARMS
 from llds_core.diagnostics.two_answers import displacement
 from llds_core.reporting.curves import curves_data, curves_figure
 from llds_core.reporting.explorer import load_rollouts, save_explorer
 from llds_core.reporting.figures import STEP_PANELS, save_figure
 from llds_core.reporting.store import read_published
-from llds_core.study.notebooks import MAIN_ARMS
 from llds_core.study.verdict import _CAPTIONS, published_verdict, verdict, write_page
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
