@@ -39,7 +39,6 @@ from llds_core.study.commands import (
     baselines,
     demo,
     mechanism,
-    publish,
     report,
     reproduce,
     slurm,
@@ -369,7 +368,7 @@ COMMANDS = {
     "train": (warmstart, train),
     "look": (ask, evaluate, baselines, report),
     "monitor": (diagnose, watch),
-    "study": (study, mechanism, publish),
+    "study": (study, mechanism),
     "machine": (plan, slurm, index, retriever, bench, gpu_check),
 }
 for _panel, _functions in COMMANDS.items():

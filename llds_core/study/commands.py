@@ -196,27 +196,6 @@ def mechanism(
     print(f"tables: {folder}")
 
 
-def publish(
-    profile: cli.Profile,
-    seeds: cli.MainSeeds = "",
-    arms: cli.Arms = "grpo,llds-action",
-    run_root: cli.Root = ROOT,
-) -> None:
-    """Copy runs into results/published and update the README."""
-    from llds_core.files import write_text
-    from llds_core.reporting.store import PUBLISHED, load_runs
-    from llds_core.study.published import publish_run, write_tables
-    from llds_core.study.report_page import update_readme
-
-    for run in load_runs(run_root, profile, words(arms), _main_seeds(profile, seeds)):
-        publish_run(run)
-    write_tables(PUBLISHED, profile)
-    if profile in studies():
-        readme = Path("README.md")
-        write_text(readme, update_readme(readme, PUBLISHED, load_study(profile)))
-    print(f"published: {PUBLISHED / profile / 'runs.csv'}")
-
-
 def _main_seeds(profile: str, given: str) -> Sequence[int]:
     """Seeds as given, else the first of the study, so that its run is what is repeated."""
     if given:
