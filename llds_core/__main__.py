@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:  # the base of the package is the losses al
     print(f"error: {error.name} is missing: run pip install {needed}", file=sys.stderr)
     sys.exit(2)
 
-from llds_core.config import load_experiment, profiles
+from llds_core.config import laid_over, load_experiment, profiles
 from llds_core.config import options as cli
 from llds_core.config.given import words
 from llds_core.errors import ConfigError, LLDSError
@@ -223,7 +223,6 @@ def evaluate(
     baseline: Annotated[str, Option(help="direct, rag, search-o1 or search-r1")] = "policy",
     out: Annotated[Path | None, Option(help="folder of predictions and summary")] = None,
     shard: Annotated[str, Option(metavar="I/N", help="answer every n-th question")] = "",
-    merge: Annotated[bool, Option("--merge", help="put shards together, answer nothing")] = False,
     publish: cli.Publish = False,
 ) -> None:
     """Score the checkpoint of a run, or with a profile alone any model over benchmarks.
@@ -250,16 +249,13 @@ def evaluate(
         print(evaluate_run(run, checkpoint, split).read_text("utf-8"))
         return
     part = parse_shard(shard) if shard else None
-    if part and (merge or publish):
-        option = "merge" if merge else "publish"
-        raise ConfigError(f"--{option} takes the answers of all shards: leave out --shard")
+    if part and publish:
+        raise ConfigError("--publish takes the answers of all shards: leave out --shard")
     modes = tuple(word.strip() for word in mode.split(","))  # a repeat is a mistake, and said
     plan = EvaluationPlan(baseline, words(benchmarks), limit, modes, samples, split, seed)
     environment, model = open_asked(profile, overrides, method, checkpoint, seed, run_root)
     about = {"method": method, "run_seed": seed, "deviations": deviations(environment.config)}
-    folder = evaluate_questions(
-        environment, model, plan, out=out, shard=part, evaluate=not merge, about=about
-    )
+    folder = evaluate_questions(environment, model, plan, out=out, shard=part, about=about)
     if part:
         print(f"shard {shard}: {folder}")
         return
@@ -307,12 +303,13 @@ def index(
     quiet: cli.Quiet = False,
 ) -> None:
     """Build the dense index of a profile: resumable."""
-    from llds_core.retrieval.index import build_index
-    from llds_core.rollout.environment import build_world, index_folder
+    from llds_core.retrieval.index import build_index, index_path
+    from llds_core.retrieval.passage_file import passages_hash
+    from llds_core.rollout.environment import build_world
 
     config = load_experiment(f"{profile}/grpo", overrides, layout)
     world = build_world(config)
-    folder = index_folder(config, world)
+    folder = index_path(config.dense, world.name, passages_hash(world.passages))
     build_index(world.passages, config.dense, folder)
     print(f"index: {folder}")
 
@@ -327,7 +324,7 @@ def retriever(
 ) -> None:
     """Serve the search engine of a profile over HTTP."""
     chosen = [f"retrieval.backend={backend}"] if backend else []
-    config = load_experiment(f"{profile}/grpo", [*overrides, *chosen], layout)
+    config = load_experiment(f"{profile}/grpo", laid_over(overrides, chosen), layout)
     if config.retrieval.backend == "server":
         raise ConfigError(
             'retrieval.backend is "server", which is what this starts: add --backend bm25 or dense'

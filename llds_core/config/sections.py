@@ -71,7 +71,7 @@ class DenseConfig:
     hnsw_build_depth: StrictInt = Field(default=200, ge=8)
     hnsw_search_depth: StrictInt = Field(default=256, ge=1)
     path: FilePath | None = None
-    """Folder of a built index; null builds one under the run root."""
+    """Folder of a built index; null for one below `results/indexes`."""
     vectors: FilePath | None = None
     """Flat FAISS index of the same corpus and encoder, made elsewhere: it is opened where it lies,
     and other indexes are built from its vectors; null encodes."""

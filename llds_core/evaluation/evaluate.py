@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from llds_core.errors import ConfigError, DataError, did_you_mean
+from llds_core.errors import ConfigError, did_you_mean
 from llds_core.evaluation.agents import BASELINES, Agent, Names, prompt_digest
 from llds_core.evaluation.models import Model
 from llds_core.evaluation.predictions import POLICY, Key, Predictions, Row, Shard
@@ -147,11 +147,9 @@ class Evaluation:
             for question in self.questions[first - 1 :: step]
         }
 
-    def answer(
-        self, folder: Path, *, shard: Shard | None = None, evaluate: bool = True
-    ) -> list[Row]:
-        """Answer every question, of a shard if given, that has no answer in `folder` yet, or with
-        `evaluate=False` none; return the answers in order and refuse where one is missing.
+    def answer(self, folder: Path, *, shard: Shard | None = None) -> list[Row]:
+        """Answer every question, of a shard if given, that has no answer in `folder` yet; return
+        the answers in order.
         """
         config = self.environment.config
         if config.retrieval.backend == "server" and config.service.on_failure == "empty":
@@ -164,17 +162,11 @@ class Evaluation:
         predictions.claim(self.identity, about | self.model.about | _code())
         with predictions.writing():
             done = predictions.read()
-            if evaluate and asked.keys() - done.keys():
+            if asked.keys() - done.keys():
                 for lines in self._rest(asked, done):
                     predictions.append(lines.values())
                     done |= lines
-        rows = [done[key] for key in asked if key in done]
-        if len(rows) < len(asked):
-            raise DataError(
-                f"{len(rows)} of {len(asked)} answers are there: evaluate the rest with the same "
-                "command"
-            )
-        return rows
+        return [done[key] for key in asked]
 
     def _rest(
         self, asked: Mapping[Key, Question], done: Mapping[Key, Row]
@@ -264,7 +256,6 @@ def evaluate_questions(
     *,
     out: Path | None = None,
     shard: Shard | None = None,
-    evaluate: bool = True,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Answer every question that has no answer yet, write `summary.json`, and return the folder.
@@ -273,7 +264,6 @@ def evaluate_questions(
         out: None for `results/evaluations/<profile>/<model>/<agent>-<digits>`, where the same
             command finds it again.
         shard: answer only its questions, and sum up nothing.
-        evaluate: False only sums up what shards have answered.
         about: further entries of the summary, such as the method that was trained.
     """
     environment = environment.for_evaluation
@@ -282,7 +272,7 @@ def evaluate_questions(
     evaluation = Evaluation(environment, model, plan, questions)
     named = f"{model.name}-{model.digest[:8]}"
     folder = out or ROOT / config.profile / named / f"{plan.agent}-{evaluation.digits}"
-    rows = evaluation.answer(folder, shard=shard, evaluate=evaluate)
+    rows = evaluation.answer(folder, shard=shard)
     if shard is None:
         present = {row["benchmark"] for row in rows}
         summary = {

@@ -17,7 +17,7 @@ import pandas as pd
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from llds_core.config import ExperimentConfig, laid_over, layouts_for, load_experiment
-from llds_core.errors import ConfigError
+from llds_core.errors import ConfigError, DataError
 from llds_core.machine.memory import (
     E5_DIMENSION,
     GIB,
@@ -256,11 +256,12 @@ def _bounds(seconds: float) -> tuple[float, float, float]:
 
 def _measured(config: ExperimentConfig, run_root: Path) -> Rate | None:
     """From stored and published runs whose steps cost what those of `config` do."""
-    tables = [
-        pd.DataFrame(read_metrics(path.parent))
-        for path in sorted(run_root.glob(f"{config.profile}/*/seed*/metrics.jsonl"))
-        if _is_alike(read_manifest(path.parent), config)
-    ] + [
+    tables = []
+    for path in sorted(run_root.glob(f"{config.profile}/*/seed*/metrics.jsonl")):
+        with suppress(DataError):  # a damaged folder says so when it is asked for
+            if _is_alike(read_manifest(path.parent), config):
+                tables.append(pd.DataFrame(read_metrics(path.parent)))
+    tables += [
         pd.read_csv(path.with_suffix(".csv.gz"))
         for path in sorted((_PUBLISHED / config.profile / "runs").glob("*.json"))
         if _is_alike(json.loads(path.read_text("utf-8")), config)

@@ -162,13 +162,15 @@ def operating_point(name: str) -> str:
     before = "" if lead is None else f", {lead:g} steps before in the median"
     unseen = "".join(
         f"; on the unseen recipe {recipe} before {each['early']} of {each['collapsed']} and in "
-        f"{each['false']} of {each['healthy']}"
+        f"{each['false']} of {each['healthy']}, and in {each['declined_named']} of "
+        f"{each['declined']} that declined without one"
         for recipe, each in found["unseen"].items()
     )
     return (
         f"on published runs it came before {found['early']} of {found['collapsed']} collapses "
         f"{found['early_share']}{before}, and in {found['false']} of {found['healthy']} healthy "
-        f"runs {found['false_share']}{unseen}"
+        f"runs {found['false_share']}, and in {found['declined_named']} of {found['declined']} "
+        f"that declined without one{unseen}"
     )
 
 
@@ -178,7 +180,8 @@ def advice_text(entry: Mapping[str, str]) -> str:
     """
     if "arm" not in entry:
         return f"{entry['do']} (no arm of the study measures it)"
-    found = EVIDENCE["arms"][entry["arm"]]
+    study = entry.get("study", EVIDENCE["recipe"])
+    found = EVIDENCE["arms"][f"{study}/{entry['arm']}"]
     estimate, low, high = (math.nan if v is None else v for v in found["last_reward"])
     reward = bounded(estimate, low, high, "+.2f")
     note = f"; {found['note']}" if found["note"] else ""
@@ -186,7 +189,7 @@ def advice_text(entry: Mapping[str, str]) -> str:
         f"{entry['do']}: {found['collapsed']} of {found['seeds']} seeds collapsed "
         f"{found['share']}, GRPO's {found['grpo_collapsed']} of {found['seeds']} on the same "
         f"seeds; last reward {reward} against GRPO's (arm {entry['arm']} of study "
-        f"{EVIDENCE['recipe']}{note})"
+        f"{study}{note})"
     )
 
 

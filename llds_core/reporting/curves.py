@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -15,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, DataError, did_you_mean
+from llds_core.files import number
 from llds_core.reporting import figures as look
 from llds_core.reporting.run_view import BASELINE, StoredRun, by_method, same_steps, usual_steps
 from llds_core.reporting.stats import student_interval
@@ -126,28 +128,27 @@ class LiveCurves:
 
 
 def describe(arms: Mapping[str, Sequence[StoredRun]], metric: str) -> str:
-    """What a metric does in each arm, from the first window to the last, where seeds or noise
-    decide it; of a reward that collapses anywhere, in how many runs.
+    """By how much a metric changes in each arm, from the first window to the last, with half of the
+    95 % interval over seeds, or the noise of a window where they are too few; of a reward that
+    collapses anywhere, in how many runs.
     """
     counts = {arm: sum(run.collapse is not None for run in runs) for arm, runs in arms.items()}
     if metric == "reward" and any(counts.values()):
         of = {arm: f"{counts[arm]} of {len(runs)}" for arm, runs in arms.items()}
         steps = usual_steps(run for runs in arms.values() for run in runs)
         return f"Collapsed by step {steps}: {look.each_arm(of)}"
-    verbs = {arm: _verb(runs, metric) for arm, runs in arms.items()}
-    return look.each_arm({arm: verb for arm, verb in verbs.items() if verb}) or "no clear trend"
+    changes = {arm: _change(runs, metric) for arm, runs in arms.items()}
+    return look.each_arm({arm: change for arm, change in changes.items() if change})
 
 
-def _verb(runs: Sequence[StoredRun], metric: str) -> str:
-    """Judged by the interval over seeds, or by the noise of a window where they are too few; empty
-    where that is undecided.
-    """
+def _change(runs: Sequence[StoredRun], metric: str) -> str:
     found = student_interval([run.change(metric) for run in runs])
-    low, high = found.low, found.high
+    half = (found.high - found.low) / 2
     if found.n < look.SEEDS_FOR_INTERVAL:
-        noise = max(2 * run.noise(metric, run.length) * (2 / run.window) ** 0.5 for run in runs)
-        low, high = found.estimate - noise, found.estimate + noise
-    return "rises" if low > 0 else "falls" if high < 0 else ""
+        half = max(2 * run.noise(metric, run.length) * (2 / run.window) ** 0.5 for run in runs)
+    digits = 2 if half < 1 else 1 if half < 10 else 0
+    both = f"{number(found.estimate, digits, plus=True)} ± {number(half, digits)}"
+    return both if np.isfinite(found.estimate + half) else ""
 
 
 def _mark_phases(

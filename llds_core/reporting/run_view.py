@@ -31,7 +31,7 @@ from llds_core.diagnostics.phases import (
 )
 from llds_core.diagnostics.spiral import SpiralTest, death_spiral
 from llds_core.runs import FINAL
-from llds_core.runs.identity import diverged
+from llds_core.runs.identity import FREE, diverged, flat
 
 BASELINE = "grpo"
 SURGE = 2.0  # entropy over that of the first window
@@ -67,6 +67,11 @@ class StoredRun:
     def label(self) -> str:
         """How its study calls its arm; empty outside of studies."""
         return self.manifest.get("label", "")
+
+    @property
+    def start(self) -> str:
+        """Digest of the policy it began at; empty where an old manifest does not say."""
+        return self.manifest.get("policy", "")
 
     @property
     def name(self) -> str:
@@ -224,9 +229,12 @@ class StoredRun:
 
     @cached_property
     def collapse(self) -> int | None:
-        """Row at which the reward collapses, or the run diverged; None when it did neither."""
+        """Row at which the reward collapses, or updates stayed non-finite; None when neither. A run
+        that dynamic sampling left without groups has ended and not collapsed.
+        """
         row = collapse_row(self.rows["reward"].to_numpy(float), self.window)
-        return self.length if row is None and diverged(self.manifest) else row
+        broke = diverged(self.manifest) and "not finite" in self.manifest["reason"]
+        return self.length if row is None and broke else row
 
     @property
     def collapse_step(self) -> int | None:
@@ -322,6 +330,26 @@ def full_length(runs: Iterable[StoredRun]) -> list[StoredRun]:
     found = [*runs]
     usual = min((run.planned for run in found if run.arm == BASELINE), default=0)
     return [run for run in found if run.planned >= usual]
+
+
+def beside(run: StoredRun, runs: Sequence[StoredRun]) -> StoredRun | None:
+    """The run of GRPO among `runs` that `run` is compared with: of the same seed and, where there
+    is one, from the same start policy, be it of an arm that repeats GRPO. None without any.
+    """
+    first = [each for each in runs if each.arm == BASELINE and each.seed == run.seed]
+    if not first:
+        return None
+    same = flat(first[0].manifest["config"])
+
+    def repeats(other: StoredRun) -> bool:
+        config = flat(other.manifest["config"])
+        return all(config[key] == same[key] for key in config.keys() & same.keys() - FREE)
+
+    again = [each for each in runs if each.seed == run.seed and repeats(each)]
+    if run.arm in {each.arm for each in again}:
+        return first[0]
+    start = [each for each in again if each.start == run.start]
+    return [*start, *first][0]
 
 
 def usual_steps(runs: Iterable[StoredRun]) -> int:

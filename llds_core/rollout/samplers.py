@@ -100,7 +100,8 @@ class StopAtTag:
 
 def end_of_sequence_ids(declared: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Tokens that end a text: the tokenizer's and the `eos_token_id` of generation settings."""
-    return {tokenizer.eos_token_id} | set(declared if isinstance(declared, list) else [declared])
+    also = declared if isinstance(declared, list) else [declared]
+    return {tokenizer.eos_token_id, *also} - {None}
 
 
 @contextmanager

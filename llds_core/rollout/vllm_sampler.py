@@ -28,7 +28,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from llds_core.errors import ConfigError, SamplerError
+from llds_core.errors import ConfigError, SamplerError, one_line
 from llds_core.rollout.samplers import Generation, StopAtTag, end_of_sequence_ids
 
 MOST_SEQUENCES = 512  # decoded at a time; the rest waits
@@ -275,10 +275,9 @@ def own_sampler(
     try:
         alone = SimpleNamespace(llm=LLM(str(model), **options), tensor_parallel_size=1)
     except Exception as error:  # vLLM raises whatever its parts do
-        reason = " ".join(str(error).split())[:200]
         raise SamplerError(
-            f"vLLM cannot serve {model} ({reason}): free the GPU, name another checkpoint, or set "
-            "sampler.backend=transformers"
+            f"vLLM cannot serve {model} ({one_line(error, 200)}): free the GPU, name another "
+            "checkpoint, or set sampler.backend=transformers"
         ) from error
     tokenizer = alone.llm.get_tokenizer()
     config = alone.llm.llm_engine.model_config
@@ -326,8 +325,8 @@ class ServerEngine:
             )
         except Exception as error:  # TRL's client raises nothing more specific
             raise SamplerError(
-                f"the vLLM server did not answer ({' '.join(str(error).split())[:200]}): look at "
-                "its log, start it again and re-issue the command"
+                f"the vLLM server did not answer ({one_line(error, 200)}): look at its log, start "
+                "it again and re-issue the command"
             ) from error
         (ids,), (logprobs,) = answer["completion_ids"], answer["logprobs"]
         (names,) = answer["logprob_token_ids"]

@@ -62,7 +62,9 @@ def complete(manifest: Mapping[str, Any], config: ExperimentConfig, steps: int) 
 
 
 def diverged(manifest: Mapping[str, Any]) -> bool:
-    """Whether a run ended as its updates stayed non-finite: a result, which training repeats."""
+    """Whether a run ended as its updates stayed non-finite, or as dynamic sampling found too few
+    groups: a result, which training repeats.
+    """
     reason = manifest.get("reason") or ""
     return manifest["status"] == "failed" and reason.startswith(TrainingDivergedError.__name__)
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from contextlib import suppress
@@ -64,7 +65,7 @@ def hardware() -> dict[str, str | int | list[str]]:
 
 def command_line() -> str:
     """The command that started this process, as typed after the interpreter."""
-    return " ".join(["llds_core", *sys.argv[1:]])
+    return shlex.join(["llds_core", *sys.argv[1:]])
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -89,9 +89,16 @@ def _early_rise(run: StoredRun) -> float:
 
 
 def early_mean(run: StoredRun, metric: str, less: str = "") -> float:
-    """Mean of `metric`, less that of another, over steps 3 to 15: while the reward still rises."""
+    """Mean of `metric`, less that of another, over steps 3 to 15."""
     rows = run.rows[run.rows["step"].between(*_EARLY_STEPS)]
     return float((rows[metric] - (rows[less] if less else 0)).mean())
+
+
+def _rising_mean(run: StoredRun, metric: str) -> float:
+    """Mean of `metric` from step 3 to the end of the window of the best reward."""
+    best = int(np.nanargmax(run.means("reward")))
+    rows = run.rows[: best + 1]
+    return float(rows.loc[rows["step"] >= _EARLY_STEPS[0], metric].mean())
 
 
 def _likelihood_gap(run: StoredRun, *, growth: bool = False) -> float:
@@ -191,6 +198,7 @@ def _heldout_gain(run: StoredRun, other: StoredRun, checkpoint: str, steps: int)
 # Of a run.
 MEASURES: dict[str, Callable[..., float]] = {
     "early_mean": early_mean,
+    "rising_mean": _rising_mean,
     "early_rise": _early_rise,
     "likelihood_gap": _likelihood_gap,
     "likelihood_gap_growth": partial(_likelihood_gap, growth=True),

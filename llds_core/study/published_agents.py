@@ -1,7 +1,7 @@
 """Four policies of one published seed, small enough for git: what training starts from, GRPO at its
 best and at its end, and GRPO with LLDS after as many steps.
 
-    results/published/<profile>/agents/
+    results/published/<profile>/agents/       made by `results/published/make_agents.py`
         agents.json            per agent: folder, title, run, step, digest of the policy it was
         start/ best/ end/ llds/    policies, weights in 16 bits
 
@@ -14,50 +14,11 @@ import shutil
 from pathlib import Path
 
 from llds_core.errors import DataError
-from llds_core.files import project_path, write_json
-from llds_core.reporting.store import PUBLISHED, find_published, load_run
+from llds_core.files import project_path
+from llds_core.reporting.store import PUBLISHED, find_published
 from llds_core.rollout.protocol import Trajectory
 from llds_core.runs import Run, RunDirectory
 from llds_core.worlds import Question
-
-_SIZE_MB = 8  # of one agent: a language model is no file for git
-
-
-def publish_agents(grpo: Run, llds: Run, published: Path = PUBLISHED) -> Path:
-    """Copy the four policies of a seed that both runs share; return the folder.
-
-    Raises:
-        CheckpointError: when the runs did not keep them.
-        DataError: when a policy is too large for git.
-    """
-    from llds_core.runs.policies import load_policy, policy_digest  # loads transformers
-
-    target = published / grpo.config.profile / "agents"
-    run = load_run(grpo.path)
-    end = run.length
-    after = llds.checkpoint(f"last-{end}")
-    same = int(after.name.rpartition("-")[2])
-    best = int(run.manifest["best_step"])
-    collapse = f", collapsed at step {run.collapse_step}" if run.collapse_step else ""
-    chosen = {
-        "start": ("before training", grpo, 0, grpo.start_policy),
-        "best": (f"GRPO, step {best}, its best", grpo, best, grpo.checkpoint("best")),
-        "end": (f"GRPO, step {end}{collapse}", grpo, end, grpo.checkpoint("last")),
-        "llds": (f"GRPO + LLDS, step {same}", llds, same, after),
-    }
-    shutil.rmtree(target, ignore_errors=True)
-    listed = []
-    for name, (title, of, step, folder) in chosen.items():
-        model, tokenizer = load_policy(folder, "float16")
-        if (size := 2e-6 * model.num_parameters()) > _SIZE_MB:
-            raise DataError(f"{folder} takes {size:.0f} MB in 16 bits: too large to publish")
-        model.save_pretrained(target / name)
-        tokenizer.save_pretrained(target / name)
-        about = {"method": of.config.method, "seed": of.seed, "step": step}
-        listed.append({"name": name, "title": title, **about, "policy": policy_digest(folder)})
-    listed[0]["warmstart"] = grpo.warmstart_path.name
-    write_json(target / "agents.json", listed)
-    return target
 
 
 def take_start(run: Run, published: Path = PUBLISHED) -> bool:

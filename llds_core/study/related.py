@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 from llds_core.config.arms import Study
 from llds_core.files import bounded
 from llds_core.reporting import figures as look
-from llds_core.reporting.run_view import BASELINE, StoredRun, same_steps
+from llds_core.reporting.run_view import BASELINE, StoredRun, beside, same_steps
 from llds_core.reporting.stats import Interval, student_interval
 from llds_core.study.evidence import early_mean
 
 _CHANGE = "loglik_change_correct"
 _MEASURES = {
     "best_reward": "best reward",
-    "last_reward": "last reward",
+    "last_reward": "last reward of the run",
     "heldout_em": "held-out EM",
     "change_correct": "change of log-likelihood, nats",
     "entropy_growth": "entropy over its start",
@@ -38,11 +38,12 @@ _SAYS = {
 
 
 def objectives(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
-    """One row per run of GRPO, LLDS and the objectives of group `related`, on seeds that one of
-    these has, within the steps that all of them were given.
+    """One row per run of GRPO, also of the arms that repeat it, of LLDS and of the objectives of
+    group `related`, on seeds that one of these has, within the steps that all of them were given.
 
     Returns:
-        Columns `profile`, `method` (its arm), `seed`, `objective`, `collapsed`, windowed
+        Columns `profile`, `method` (its arm), `seed`, `objective`, `beside` (the arm of GRPO's run
+        to compare with, see `reporting.run_view.beside`), `collapsed`, windowed
         `best_reward` and `last_reward`, `heldout_em` of the best checkpoint (greedy; NaN where it
         was not scored), `change_correct` (log-likelihood of a rollout's own correct responses over
         its updates, nats per trajectory, mean of steps 3 to 15), `entropy_growth` and the median
@@ -51,19 +52,21 @@ def objectives(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
     labels = {
         arm.name: look.short_name(arm.label)
         for arm in study.arms
-        if arm.group in ("main", "related")
+        if arm.group in ("main", "mechanism", "related")
     }
     related = {arm.name for arm in study.arms if arm.group == "related"}
     seeds = {run.seed for run in runs if run.arm in related}
     found = [run for arm in labels for run in runs if run.arm == arm and run.seed in seeds]
     rows = []
     for whole, run in zip(found, same_steps(found), strict=True):
+        grpo = beside(whole, found)
         em = whole.heldout(within=run.rows["step"].max())
         seconds = run.rows["rollout_seconds"] + run.rows["update_seconds"]
         rows.append(
             run.key
             | {
                 "objective": labels[run.arm],
+                "beside": grpo.arm if grpo else "",
                 "collapsed": run.collapse is not None,
                 "best_reward": run.best("reward"),
                 "last_reward": run.last("reward"),
@@ -73,32 +76,37 @@ def objectives(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
                 "seconds_per_step": seconds.median(),
             }
         )
-    columns = ["profile", "method", "seed", "objective", "collapsed", *_MEASURES]
+    columns = ["profile", "method", "seed", "objective", "beside", "collapsed", *_MEASURES]
     return pd.DataFrame(rows, columns=columns)
 
 
 def beside_grpo(table: pd.DataFrame) -> pd.DataFrame:
     """What `objectives` returns as one row per objective: how many seeds collapsed, and the mean of
-    each measure less GRPO's on the same seeds, with Student's 95 % interval from two seeds on;
+    each measure less that of GRPO's run `beside`, with Student's 95 % interval from two seeds on;
     GRPO's row has its own means. Then what its paper says, and whether the interval of the measure
     that would show it lies on that side, on the other, or on both ("open", as "no worse" is, too,
     while no margin is stated).
     """
-    base = table[table["method"] == BASELINE].set_index("seed")
     rows = []
     for arm, part in table.groupby("method", sort=False):
-        own = part.set_index("seed")
-        row = {"objective": own["objective"].iloc[0], "seeds": len(own)}
-        row["collapsed"] = f"{own['collapsed'].sum()} of {len(own)}"
+        row = {"objective": part["objective"].iloc[0], "seeds": len(part)}
+        row["collapsed"] = f"{part['collapsed'].sum()} of {len(part)}"
         says, shown_by, here = *_SAYS.get(str(arm), ("", "")), ""
         for measure, name in _MEASURES.items():
-            less, form = (0.0, ".2f") if arm == BASELINE else (base[measure], "+.2f")
-            found = student_interval((own[measure] - less).dropna().tolist())
+            values, form = (part, ".2f") if arm == BASELINE else (_differences(table, part), "+.2f")
+            found = student_interval(values[measure].dropna().tolist())
             row[name] = bounded(found.estimate, found.low, found.high, form) if found.n else "–"
             if measure == shown_by:
                 here = f"{_side(found)}: {name}"
         rows.append(row | {"its paper says": says, "here": here})
     return pd.DataFrame(rows)
+
+
+def _differences(table: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
+    """Measures of runs less those of GRPO's runs beside them."""
+    base = table.set_index(["method", "seed"])[[*_MEASURES]]
+    keys = pd.MultiIndex.from_arrays([own["beside"], own["seed"]])
+    return own[[*_MEASURES]] - base.reindex(keys).to_numpy()
 
 
 def _side(found: Interval) -> str:
@@ -127,14 +135,15 @@ def objectives_figure(table: pd.DataFrame) -> Figure:
         right.set_xscale("symlog", linthresh=3)  # one seed may lose ten times as much as the others
         right.xaxis.set_major_formatter("{x:g}")
         right.axvline(0, color=look.GREY, linewidth=0.7, zorder=0)
-        left.set_yticks(range(len(places)), list(places))
+        left.set_yticks(range(len(places)), [name.replace(", ", ",\n") for name in places])
         left.set(ylim=(-0.6, len(places) - 0.4), ylabel="")
         left.set_xlabel("reward: best (line's end), last (mark)")
-        right.set_xlabel(look.axis_label(_CHANGE) + ", steps 3 to 15")
+        right.set_xlabel(look.axis_label(_CHANGE) + ",\nsteps 3 to 15")
         fell = table.groupby("objective")["collapsed"].any()
         look.set_title(left, f"Collapse on a seed: {fell.sum()} of {len(fell)}", 3)
-        rest = table[table["method"] != BASELINE].groupby("objective")["change_correct"].mean()
-        better = (rest > base["change_correct"]).sum()
-        look.set_title(right, f"Less lost than by GRPO: {better} of {len(rest)}", 3)
+        others = [part for arm, part in table.groupby("method") if arm != BASELINE]
+        less = [_differences(table, part)["change_correct"].dropna().tolist() for part in others]
+        better = sum(student_interval(values).low > 0 for values in less)
+        look.set_title(right, f"Surely less lost: {better} of {len(less)}", 3)
         look.legend_below(figure, 3, look.SEED_MARKS | {"mean of GRPO": {"linestyle": ":"}})
     return figure

@@ -26,7 +26,7 @@ from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import read_published, read_published_run
 from llds_core.study.claim_statistics import censored_median, mcnemar
 from llds_core.study.claims import load_claims
-from llds_core.study.evidence import Evidence, published_mechanism, shares_at
+from llds_core.study.evidence import Evidence, early_mean, published_mechanism, shares_at
 from llds_core.study.tables import map_cells
 
 _REPORTS = PRESETS / "reports"
@@ -156,6 +156,10 @@ class PublishedStudy:
         """The run of one cell of the map."""
         found = self.on_map.set_index(["panel", "updates_per_rollout", "learning_rate"])
         return found.loc[(panel, updates, rate)]
+
+    def early(self, arm: str, metric: str) -> float:
+        """Mean over the seeds of an arm of the mean of a metric in steps 3 to 15."""
+        return fmean(early_mean(run, metric) for run in self.arms[arm].values())
 
     def shares(self, measurement: str, arm: str, place: str) -> list[float]:
         """A share at the first or the last measured checkpoint before the collapse, by seed."""

@@ -174,14 +174,11 @@ def _answers(run: Run) -> Path:
 
 def _ask_benchmarks(run: Run) -> None:
     """Answer all questions, each GPU a part of them; then put the parts together."""
-    count = max(1, len(visible_gpus()))
-    if count == 1:
-        run_jobs([benchmark_job(run)])
-        return
-    # Parts run at a time, so that each has its own messages.
-    parts = range(1, count + 1)
-    run_jobs([benchmark_job(run, "--shard", f"{n}/{count}", messages=f"-{n}") for n in parts])
-    run_jobs([benchmark_job(run, "--merge")])
+    if (count := len(visible_gpus())) > 1:
+        # Parts run at a time, so that each has its own messages.
+        parts = range(1, count + 1)
+        run_jobs([benchmark_job(run, "--shard", f"{n}/{count}", messages=f"-{n}") for n in parts])
+    run_jobs([benchmark_job(run)])
 
 
 def benchmark_job(run: Run, *extra: str, messages: str = "") -> Job:

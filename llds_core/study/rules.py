@@ -329,15 +329,15 @@ class Leads(Rule):
         if len(runs) < _SEEDS:
             return None
         sign = 1 if self.leaves == "maximum" else -1
-        lead = student_interval(
-            [
-                run.halfway("reward") - run.halfway(self.leads, sign)
-                for run in runs.values()
-                if run.leaves(self.leads, sign)
-            ]
-        )
+        leads = {
+            seed: run.halfway("reward") - run.halfway(self.leads, sign)
+            for seed, run in runs.items()
+            if run.leaves(self.leads, sign)
+        }
+        leads = {seed: steps for seed, steps in leads.items() if np.isfinite(steps)}
+        lead = student_interval([*leads.values()])
         holds = bool(lead.n / len(runs) >= MOST and lead.low > 0)
-        return Finding(holds, lead, tuple((self.arm, seed) for seed in runs))
+        return Finding(holds, lead, tuple((self.arm, seed) for seed in leads))
 
 
 @checked

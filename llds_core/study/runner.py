@@ -17,7 +17,7 @@ import pandas as pd
 from llds_core.config import Study
 from llds_core.config.arms import MAIN_ARMS
 from llds_core.config.given import numbers, words
-from llds_core.errors import DataError, RunError, TrainingDivergedError
+from llds_core.errors import RunError, TrainingDivergedError
 from llds_core.machine.jobs import Job, places, run_jobs, visible_gpus
 from llds_core.reporting.store import (
     PUBLISHED,
@@ -28,7 +28,7 @@ from llds_core.reporting.store import (
     load_runs,
 )
 from llds_core.runs import Run
-from llds_core.runs.identity import diverged, same_run
+from llds_core.runs.identity import same_run
 from llds_core.study.published import publish_run, write_runs_table
 from llds_core.study.published_agents import take_start
 
@@ -100,15 +100,6 @@ def _find(run: Run, published: Path) -> StoredRun | None:
     return found if found and same_run(found.manifest, run.config, len(found.metrics)) else None
 
 
-def _is_result(run: Run) -> bool:
-    """Whether a run that failed diverged; what cannot be read is no result."""
-    try:
-        manifest, steps = run.manifest(), len(run.metrics())
-    except DataError:
-        return False
-    return steps > 0 and diverged(manifest) and same_run(manifest, run.config, steps)
-
-
 def run_study(
     study: Study,
     root: Path,
@@ -137,7 +128,7 @@ def run_study(
         say()
 
     def failed(job: Job, error: RunError) -> None:
-        if _is_result(job.run):
+        if job.run.is_finished() and job.run.metrics():
             done(job)
         else:
             failures.append(str(error))

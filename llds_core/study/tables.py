@@ -9,7 +9,14 @@ import pandas as pd
 from llds_core.config.arms import Study
 from llds_core.files import bounded
 from llds_core.reporting.figures import method_label
-from llds_core.reporting.run_view import BASELINE, StoredRun, by_method, full_length, usual_steps
+from llds_core.reporting.run_view import (
+    BASELINE,
+    StoredRun,
+    beside,
+    by_method,
+    full_length,
+    usual_steps,
+)
 from llds_core.reporting.stats import student_interval
 from llds_core.study.evidence import RunsBySeed, paired_survival
 from llds_core.study.rules import PAIRS
@@ -17,10 +24,12 @@ from llds_core.study.rules import PAIRS
 
 def effects(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
     """One row per arm of the study that shares seeds with GRPO and makes no fewer steps by plan:
-    what it changes, seed by seed.
+    what it changes, seed by seed, against the run of GRPO from the same start policy where there is
+    one, be it of an arm that repeats GRPO.
 
     Returns:
-        Columns `group`, `arm`, `seeds` that it shares with GRPO, how many of them have `collapsed`
+        Columns `group`, `arm`, `seeds` that it shares with GRPO, on how many of them both began at
+        the same start policy (`same_start`), how many have `collapsed`
         and of GRPO's (`grpo_collapsed`), then means of differences from GRPO's run of the seed:
         `steps_survived` up to the common horizon with Student's 95 % interval, `best_reward` of a
         window, `last_reward`, windowed, at the last step that both have with Student's interval,
@@ -30,11 +39,12 @@ def effects(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
     """
     known = full_length(run for run in runs if run.arm in study.labels)
     steps = usual_steps(known)
-    base = {run.seed: run for run in known if run.arm == BASELINE}
     rows = []
     for arm in study.arms:
-        own = {r.seed: r for r in known if r.arm == arm.name and r.seed in base}
-        if arm.name != BASELINE and own:
+        pairs = [(run, beside(run, known)) for run in known if run.arm == arm.name != BASELINE]
+        base = {run.seed: other for run, other in pairs if other}
+        own = {run.seed: run for run, other in pairs if other}
+        if own:
             row = {"group": arm.group, "arm": arm.name, **_effect(own, base, steps)}
             rows.append(row | {"note": arm.note})
     return pd.DataFrame(rows)
@@ -48,6 +58,7 @@ def _effect(own: RunsBySeed, base: RunsBySeed, steps: int) -> dict[str, object]:
     last = student_interval(gains("final_reward"))
     return {
         "seeds": len(own),
+        "same_start": sum(run.start == base[seed].start for seed, run in own.items()),
         "collapsed": sum(bool(run.collapsed_by(steps)) for run in own.values()),
         "grpo_collapsed": sum(bool(base[seed].collapsed_by(steps)) for seed in own),
         "steps_survived": survived.estimate,

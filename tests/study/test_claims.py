@@ -243,11 +243,15 @@ def test_the_verdict_at_the_edges(start, given, verdict):
 
 def test_a_diverged_run_collapses_and_a_broken_one_is_left_out():
     columns = {"reward": np.full(12, 0.5), "loglik_correct": -0.2}
-    diverged = made("grpo", 0, columns, status="failed", reason="TrainingDivergedError: loss")
+    reasons = [f"TrainingDivergedError: {what}" for what in ("loss was not finite", "14 groups")]
+    diverged, ended = (
+        made("grpo", seed, columns, status="failed", reason=reason)
+        for seed, reason in zip((0, 3), reasons, strict=True)
+    )
     broken = made("grpo", 1, columns, status="failed", reason="OSError: disk")
     running = made("grpo", 2, columns, status="running")
-    evidence = Evidence([diverged, broken, running], {})
-    assert list(evidence.arm("grpo")) == [0]
+    evidence = Evidence([diverged, broken, running, ended], {})
+    assert list(evidence.arm("grpo")) == [0, 3] and ended.collapse is None
     run = evidence.arm("grpo")[0]
     assert run.collapse == 12 == survived_steps([run])
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,14 @@ from llds_core.reporting.trajectories import blocks
 from llds_core.runs import Run, read_manifest
 from llds_core.runs.policies import policy_digest
 from llds_core.study.published import publish_run
-from llds_core.study.published_agents import ask_agents, publish_agents, take_start
+from llds_core.study.published_agents import ask_agents, take_start
 from llds_core.training.warmstart import warmstart
 
 PUBLISHED = Path(__file__).parents[2] / "results/published"
+sys.path.insert(0, str(PUBLISHED))
+
+from make_agents import publish_agents  # noqa: E402
+
 QUESTION = "which continent is Tokyo in?"
 
 

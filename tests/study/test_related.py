@@ -4,6 +4,7 @@ import claim_worlds
 import pytest
 
 from llds_core.config import Arm, Study
+from llds_core.reporting.run_view import beside
 from llds_core.study.related import beside_grpo, objectives, objectives_figure
 
 STUDY = Study(
@@ -62,9 +63,25 @@ def test_words_follow_from_the_interval() -> None:
     assert told.loc["DAPO", "collapsed"] == "0 of 3"
     assert told.loc["DAPO", "here"] == "as said: best reward"
     # Both end at the same reward: the interval holds 0. One seed has no interval.
-    assert told.loc["Lp-Reg", "here"] == "open: last reward"
+    assert told.loc["Lp-Reg", "here"] == "open: last reward of the run"
     assert told.loc["LLDS", "here"] == ""  # a claim of its own
     assert told.loc["GRPO", "here"] == "" and (told["held-out EM"] == "–").all()
+
+
+def test_a_run_stands_beside_the_grpo_of_its_seed_and_of_its_start() -> None:
+    runs = [made("grpo", 0, 0.4), made("grpo", 1, 0.4), made("grpo-kept", 0, 0.3)]
+    runs += [made(arm, seed, 0.5) for arm in ("grpo-lr-half", "dapo") for seed in (0, 1)]
+    for run in runs[3:5]:
+        run.manifest["config"]["training"]["learning_rate"] /= 2
+    for run in runs[5:]:
+        run.manifest["config"]["training"]["updates_per_rollout"] = 4
+    for run in runs:
+        run.manifest["policy"] = "copy" if run.arm in ("grpo-kept", "dapo") else "original"
+    found = [other.name for run in runs if (other := beside(run, runs))]
+    # A repeat is compared with the first; without a run of its start, a run with another.
+    grpo, other = "desk/grpo/seed0", "desk/grpo/seed1"
+    assert found == [grpo, other, grpo, grpo, other, "desk/grpo-kept/seed0", other]
+    assert beside(runs[0], runs[1:]) is None
 
 
 def test_the_figure_has_a_row_per_objective_and_a_mark_per_seed() -> None:
@@ -76,6 +93,6 @@ def test_the_figure_has_a_row_per_objective_and_a_mark_per_seed() -> None:
     shapes = [path.vertices.shape for path in marks.get_paths()]  # a circle has more corners
     assert shapes.count(min(shapes)) == 5 and len(shapes) == 9
     assert left.get_title(loc="left") == "Collapse on a seed:\n2 of 4"
-    assert right.get_title(loc="left") == "Less lost than by GRPO:\n2 of 3"
+    assert right.get_title(loc="left") == "Surely less lost:\n1 of 3"
     base = next(line for line in right.lines if line.get_linestyle() == ":")
     assert base.get_xdata()[0] == pytest.approx(0.41)

@@ -53,6 +53,7 @@ VERL = {
 LEAST = {"collapsed": 5, "healthy": 10}  # runs without which nothing is said
 # Made of the first rule itself, or of the reward that defines the collapse.
 NO_RIVALS = ("clip_saturation", "clip_times_entropy", "reward_drop")
+_DECLINED = ("declined", "declined_named")
 HEALTHY = 0.6  # lowest reward after the best, over it
 CURVES = (*REGISTERED, "entropy_rise", "kl_drift", "likelihood_displacement")
 
@@ -65,7 +66,9 @@ def label_runs(study: Path, published: Path) -> pd.DataFrame:
     table = pd.read_csv(file)
     recipe = study.resolve().relative_to(published.resolve()).as_posix()
     healthy = ~(table["lowest_after_best"] < HEALTHY)
-    label = np.where(healthy, "healthy", "declined")
+    # What dynamic sampling left without groups shows no end of its own.
+    ended = np.where(table["status"] == "failed", "ended", "declined")
+    label = np.where(healthy & (ended != "ended"), "healthy", ended)
     return pd.DataFrame(
         {
             "run": [f"{recipe}/{a}-seed{s}" for a, s in table[["method", "seed"]].to_numpy()],
@@ -161,20 +164,21 @@ def evidence(runs: Sequence[LabelledRun], study: Path) -> dict[str, Any]:
         found = outcome(part, judged(part, detector))
         lead = found["median_lead"]
         found |= {"median_lead": None if np.isnan(lead) else lead}
-        kept = ("collapsed", "early", "median_lead", "healthy", "false")
+        kept = ("collapsed", "early", "median_lead", "healthy", "false", *_DECLINED)
         detectors[name] = {"threshold": float(f"{threshold:.6g}")} | {k: found[k] for k in kept}
         for key in ("early", "false"):
             bounds = (found[f"{key}_low"], found[f"{key}_high"])
             detectors[name][f"{key}_share"] = rounded(bounds)
         unseen = benchmark(others, {name: replace(detector, threshold=threshold)})
         by_recipe = unseen.set_index("recipe") if len(unseen) else unseen
-        keys = ["collapsed", "early", "healthy", "false"]
+        keys = ["collapsed", "early", "healthy", "false", *_DECLINED]
         detectors[name]["unseen"] = {
             recipe: {key: int(row[key]) for key in keys} for recipe, row in by_recipe.iterrows()
         }
-    entries = [entry for each in ALARMS["detectors"].values() for entry in each["advice"]]
-    named, outcomes = {entry["arm"] for entry in entries if "arm" in entry}, arm_outcomes(study)
-    arms = {arm: outcomes[arm] for arm in sorted(named)}
+    advice = [entry for each in ALARMS["detectors"].values() for entry in each["advice"]]
+    named = {(e.get("study", study.name), e["arm"]) for e in advice if "arm" in e}
+    known = {name: arm_outcomes(study.parent / name) for name, _ in named}
+    arms = {f"{name}/{arm}": known[name][arm] for name, arm in sorted(named)}
     return {"recipe": ALARMS["chosen_on"], "detectors": detectors, "arms": arms}
 
 
