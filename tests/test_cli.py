@@ -52,7 +52,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["retriever", "smoke", "service.max_querys=3"], "service.max_queries"),
         (["retriever", "desk", "--backend", "bm52"], "'bm25'"),
         (["retriever", "smoke", "retrieval.backend=server"], "--backend bm25"),
-        (["retriever", "smoke", "retrieval.backend=server", "--backend=bm25", "sed=1"], '"seed"'),
+        (["retriever", "smoke", "retrieval.backend=server", "--backend=bm25", "sed=1"], '"sed"'),
         (["retriever", "smoke", "--port", "65536"], "from 0 to 65535"),
         (["evaluate", "desk/grpo", "--limit", "0"], "evaluate desk --method grpo"),
         (["evaluate", "desk/grpo", "--publish"], "--publish belongs to benchmarks"),

@@ -101,7 +101,9 @@ def test_presets_name_what_there_is() -> None:
     assert {each.severity for each in DETECTORS.values()} <= set(SEVERITIES)
     for each in ALARMS["detectors"].values():
         assert each["cause"] and each["advice"]
-        assert {e["arm"] for e in each["advice"] if "arm" in e} <= EVIDENCE["arms"].keys()
+        named = [e for e in each["advice"] if "arm" in e]
+        asked = {f"{e.get('study', EVIDENCE['recipe'])}/{e['arm']}" for e in named}
+        assert asked <= EVIDENCE["arms"].keys()
     assert all(np.isfinite(each.threshold) for each in DETECTORS.values())
 
 

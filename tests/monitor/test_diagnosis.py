@@ -41,10 +41,10 @@ def test_a_collapsed_run_is_called_one_from_verls_console() -> None:
     for recipe, unseen in measured["unseen"].items():
         told = f"on the unseen recipe {recipe} before {unseen['early']} of {unseen['collapsed']}"
         assert told in clip.evidence
-    arm = EVIDENCE["arms"]["grpo-epochs-1"]
+    arm = EVIDENCE["arms"]["desk/grpo-lr-half"]
     told = f"{arm['collapsed']} of {arm['seeds']} seeds collapsed {arm['share']}, "
     told += f"GRPO's {arm['grpo_collapsed']} of {arm['seeds']} on the same seeds; last reward"
-    assert told in clip.advice[0] and "arm grpo-epochs-1 of study" in clip.advice[0]
+    assert told in clip.advice[0] and "arm grpo-lr-half of study desk" in clip.advice[0]
     low, high = arm["last_reward"][1:]
     assert f"[{low:+.2f}, {high:+.2f}]" in clip.advice[0]
     assert (found.cause, found.advice) == (clip.cause, clip.advice)
