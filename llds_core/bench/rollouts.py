@@ -97,7 +97,7 @@ def _search(
 ) -> dict[int, list[Hit]]:
     if not queries:
         return {}
-    keys = [SearchKey(0, 1, tasks[row][0].id, tasks[row][1], turn) for row in queries]
+    keys = [SearchKey(1, tasks[row][0].id, tasks[row][1], turn) for row in queries]
     hits, _ = loop.retriever.search_keyed([*queries.values()], loop.top_k, keys)
     return dict(zip(queries, hits, strict=True))
 

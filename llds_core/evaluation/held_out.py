@@ -122,20 +122,12 @@ def unknown_places(config: ExperimentConfig, question: str) -> str:
     )
 
 
-def ask(
-    run: Run, question: str | Question, *, checkpoint: str = "best", temperature: float = 0.0
-) -> Trajectory:
-    """Let a trained agent answer `question` and return its trajectory, scored when the question
-    comes with accepted answers.
-    """
-    [trajectory] = ask_each(run, question, [checkpoint], temperature=temperature)
-    return trajectory
-
-
 def ask_each(
     run: Run, question: str | Question, checkpoints: Sequence[str], *, temperature: float = 0.0
 ) -> list[Trajectory]:
-    """As `ask`, several checkpoints in one world."""
+    """Let checkpoints of a trained agent answer `question` in one world: their trajectories, scored
+    when the question comes with accepted answers.
+    """
     if isinstance(question, str) and not question.strip():
         raise ConfigError(
             'the question is empty: write it in quotes, e.g. "which continent is Homs in?"'

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from llds_core.errors import DataError
@@ -236,8 +237,13 @@ def _with_delta(cell: pd.Series) -> str:
 
 
 def _bounds(scores: pd.DataFrame) -> tuple[float, float]:
-    """95 % interval of a mean: over questions for one seed, over seeds for more."""
+    """95 % interval of a mean share: over questions for one seed, over seeds from three on. Where
+    no question, or every one, is right, a bootstrap has no width: Clopper and Pearson's bound.
+    """
     if len(scores) > 1:
-        return student_interval(scores["em"].to_numpy())[1:3]
-    low, high = scores[["em_low", "em_high"]].iloc[0]
+        low, high = student_interval(scores["em"].to_numpy())[1:3]
+        return (max(low, 0.0), min(high, 1.0)) if len(scores) > 2 else (np.nan, np.nan)
+    em, low, high, n = scores[["em", "em_low", "em_high", "n"]].iloc[0]
+    if low == high and n > 0:
+        return (0.0, 1 - 0.025 ** (1 / n)) if em == 0 else (0.025 ** (1 / n), 1.0)
     return low, high

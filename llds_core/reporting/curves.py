@@ -129,26 +129,28 @@ class LiveCurves:
 
 def describe(arms: Mapping[str, Sequence[StoredRun]], metric: str) -> str:
     """By how much a metric changes in each arm, from the first window to the last, with half of the
-    95 % interval over seeds, or the noise of a window where they are too few; of a reward that
-    collapses anywhere, in how many runs.
+    95 % interval over seeds, or the noise of a window where they are too few, if there are at most
+    two arms; of a reward that collapses anywhere, in how many runs.
     """
     counts = {arm: sum(run.collapse is not None for run in runs) for arm, runs in arms.items()}
     if metric == "reward" and any(counts.values()):
         of = {arm: f"{counts[arm]} of {len(runs)}" for arm, runs in arms.items()}
         steps = usual_steps(run for runs in arms.values() for run in runs)
         return f"Collapsed by step {steps}: {look.each_arm(of)}"
-    changes = {arm: _change(runs, metric) for arm, runs in arms.items()}
+    # Beside two others, three panels have no room for intervals.
+    changes = {arm: _change(runs, metric, whole=len(arms) < 3) for arm, runs in arms.items()}
     return look.each_arm({arm: change for arm, change in changes.items() if change})
 
 
-def _change(runs: Sequence[StoredRun], metric: str) -> str:
+def _change(runs: Sequence[StoredRun], metric: str, *, whole: bool) -> str:
     found = student_interval([run.change(metric) for run in runs])
     half = (found.high - found.low) / 2
     if found.n < look.SEEDS_FOR_INTERVAL:
         half = max(2 * run.noise(metric, run.length) * (2 / run.window) ** 0.5 for run in runs)
     digits = 2 if half < 1 else 1 if half < 10 else 0
-    both = f"{number(found.estimate, digits, plus=True)} ± {number(half, digits)}"
-    return both if np.isfinite(found.estimate + half) else ""
+    spread = f" ± {number(half, digits)}" if whole else ""
+    known = np.isfinite(found.estimate + half)
+    return f"{number(found.estimate, digits, plus=True)}{spread}" if known else ""
 
 
 def _mark_phases(

@@ -161,10 +161,11 @@ def collapse_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
     for method, group in by_method(runs).items():
         judged = [phase_row(run) for run in group if run.length >= 3 * run.window]
         found = pd.DataFrame(judged, columns=["seed", "decay", "collapse", "likelihood_lead"])
-        lead = found["likelihood_lead"].dropna()
+        lead = found.dropna(subset="collapse")["likelihood_lead"].dropna()
         row = {"method": method_label(method), "likelihood decays": _count_steps(found["decay"])}
         row["reward collapses"] = _count_steps(found["collapse"])
-        row["median lead of likelihood"] = f"{lead.median():g} steps" if len(lead) else "–"
+        known = f"{lead.median():g} steps ({len(lead)} of {found['collapse'].count()} collapsed)"
+        row["median lead of likelihood's decline"] = known if len(lead) else "–"
         rows.append(row)
     return pd.DataFrame(rows)
 

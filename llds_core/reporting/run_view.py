@@ -31,7 +31,7 @@ from llds_core.diagnostics.phases import (
 )
 from llds_core.diagnostics.spiral import SpiralTest, death_spiral
 from llds_core.runs import FINAL
-from llds_core.runs.identity import FREE, diverged, flat
+from llds_core.runs.identity import diverged
 
 BASELINE = "grpo"
 SURGE = 2.0  # entropy over that of the first window
@@ -330,26 +330,6 @@ def full_length(runs: Iterable[StoredRun]) -> list[StoredRun]:
     found = [*runs]
     usual = min((run.planned for run in found if run.arm == BASELINE), default=0)
     return [run for run in found if run.planned >= usual]
-
-
-def beside(run: StoredRun, runs: Sequence[StoredRun]) -> StoredRun | None:
-    """The run of GRPO among `runs` that `run` is compared with: of the same seed and, where there
-    is one, from the same start policy, be it of an arm that repeats GRPO. None without any.
-    """
-    first = [each for each in runs if each.arm == BASELINE and each.seed == run.seed]
-    if not first:
-        return None
-    same = flat(first[0].manifest["config"])
-
-    def repeats(other: StoredRun) -> bool:
-        config = flat(other.manifest["config"])
-        return all(config[key] == same[key] for key in config.keys() & same.keys() - FREE)
-
-    again = [each for each in runs if each.seed == run.seed and repeats(each)]
-    if run.arm in {each.arm for each in again}:
-        return first[0]
-    start = [each for each in again if each.start == run.start]
-    return [*start, *first][0]
 
 
 def usual_steps(runs: Iterable[StoredRun]) -> int:

@@ -114,12 +114,12 @@ def answer_with(
     Returns scored trajectories by title.
     """
     # Imported here: it brings torch, which showing a stored trajectory does without.
-    from llds_core.evaluation.held_out import ask
+    from llds_core.evaluation.held_out import ask_each
 
     shown = {}
     for run, which in [(run, "start") for run in runs[:1]] + [(run, "best") for run in runs]:
         made = Run.load(f"{run.profile}/{run.method}", run.seed, run_root, overrides)
-        trajectory = ask(made, question, checkpoint=which)
+        [trajectory] = ask_each(made, question, [which])
         step = made.checkpoint(which).name.replace("-", " ")
         title = f"{method_label(run.method)}, seed {run.seed}, {step}"
         shown["before training" if which == "start" else title] = trajectory

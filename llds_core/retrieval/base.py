@@ -29,11 +29,10 @@ class Hit(Passage):
 
 @dataclass(frozen=True)
 class SearchKey:
-    """Names one search of one run, in whatever order searches are run: root seed, rollout step, id
-    of the question, index within the question's group, turn of the trajectory, from 0.
+    """Names one search of one run, in whatever order searches are run: rollout step, id of the
+    question, index within the question's group, turn of the trajectory, from 0.
     """
 
-    seed: int
     step: int
     question: str
     sample: int
@@ -80,7 +79,7 @@ def format_hits(hits: Sequence[Hit]) -> str:
 @dataclass(frozen=True)
 class FailingRetriever:
     """A retriever, always asked, of whose keyed searches a share of `failure_rate` in [0, 1] return
-    unrelated ones of `passages`; `seed` is the root of failures, beside that inside each key.
+    unrelated ones of `passages`; `seed` is the root of failures.
     """
 
     retriever: Retriever
@@ -97,7 +96,7 @@ class FailingRetriever:
         """
         shown, failed = [], []
         for hits, key in zip(self.retriever.search(queries, k), keys, strict=True):
-            random = numpy_generator(self.seed, "search-failure", *astuple(key))
+            random = numpy_generator(self.seed, "search-failure", self.seed, *astuple(key))
             failed.append(bool(hits) and random.random() < self.failure_rate)
             shown.append(self._unrelated(hits, random) if failed[-1] else hits)
         return shown, failed

@@ -68,7 +68,7 @@ class Environment:
         waits = self.config.sampler.lock_step
         usual: dict[str, Any] = {"template": self.template, "lock_step": waits}
         chosen = usual | options
-        return RolloutLoop(tokenizer, failing, limits, top_k=top_k, seed=seed, **chosen)
+        return RolloutLoop(tokenizer, failing, limits, top_k=top_k, **chosen)
 
 
 def insisting(config: ExperimentConfig) -> ExperimentConfig:

@@ -58,7 +58,6 @@ class RolloutLoop:
         retriever: search engine with keyed failures.
         config: limits and prompt template.
         top_k: passages per search.
-        seed: root seed of the injected search failures.
         template: wording of the prompts, with `{question}` in it; None for that of `config`.
         encode: makes the token ids of the prompts; None for the template.
         refine: makes what is shown instead of the passages, one text for each of the trajectories
@@ -73,7 +72,6 @@ class RolloutLoop:
     retriever: FailingRetriever
     config: RolloutConfig
     top_k: int
-    seed: int = 0
     template: str | None = None
     encode: Callable[[Sequence[Question]], list[list[int]]] | None = None
     refine: Callable[[Sequence[Trajectory]], list[str]] | None = None
@@ -195,9 +193,7 @@ class RolloutLoop:
 
     def _search(self, asking: Sequence[Trajectory], step: int) -> None:
         """Execute the search that each of `asking` ends with."""
-        keys = [
-            SearchKey(self.seed, step, t.question.id, t.sample, len(t.actions) - 1) for t in asking
-        ]
+        keys = [SearchKey(step, t.question.id, t.sample, len(t.actions) - 1) for t in asking]
         queries = [trajectory.actions[-1].content for trajectory in asking]
         found = self.retriever.search_keyed(queries, self.top_k, keys)
         for trajectory, hits, failed in zip(asking, *found, strict=True):

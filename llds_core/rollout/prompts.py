@@ -9,8 +9,7 @@ has one, as the official code does for base models too.
 import json
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -25,6 +24,11 @@ As soon as nothing is missing, write the bare answer inside <answer> and </answe
 explanation, for example <answer> Beijing </answer>. Question: {question}
 """
 _PRIVATE = "\ue000"
+# Some templates ask for today's date: a run that is continued tomorrow would read other prompts.
+_RENDERED: dict[str, Any] = {
+    "add_generation_prompt": True,
+    "strftime_now": lambda _: "26 Jul 2024",
+}
 _TEMPLATES = {"search-r1": _INSTRUCTIONS, "short": "Question: {question}\n"}
 
 
@@ -51,11 +55,11 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """
     if tokenizer.chat_template is None:
         return encode_plain([text], tokenizer)[0]
-    render = partial(tokenizer.apply_chat_template, add_generation_prompt=True)
     special = (token for token in tokenizer.added_tokens_decoder.values() if token.special)
     if not any(token.content in text for token in special):
         message = [{"role": "user", "content": well_formed(text)}]
-        return cast("list[int]", render(message, tokenize=True, return_dict=False))
+        ids = tokenizer.apply_chat_template(message, return_dict=False, **_RENDERED)
+        return cast("list[int]", ids)
     parts = [tokenizer.encode(part, add_special_tokens=False) for part in _around(tokenizer)]
     return [*parts[0], *encode_plain([text], tokenizer)[0], *parts[1]]
 
@@ -63,7 +67,7 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _around(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What the chat template puts before and after a text: a private character takes its place."""
     message = [{"role": "user", "content": _PRIVATE}]
-    rendered = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    rendered = tokenizer.apply_chat_template(message, tokenize=False, **_RENDERED)
     return cast(str, rendered).split(_PRIVATE, 1)
 
 

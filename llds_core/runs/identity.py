@@ -77,11 +77,7 @@ def changed_keys(
     A key younger than the manifest had its default, or the value under which such runs were made.
     The name of the profile is none: a profile is its values.
     """
-    free = FREE
-    if config.loss.aggregate == "token-mean-micro":
-        free = free - _COMPOSITION
-    if config.training.mini_batches == "balanced":  # over the processes
-        free = free - {"hardware.nodes", "hardware.processes"}
+    free = free_keys(config)
     defaults = flat(ExperimentConfig(config.profile, config.method).to_dict())
     before, after = defaults | _OLDEST | flat(manifest["config"]), flat(config.to_dict())
     return [
@@ -92,6 +88,16 @@ def changed_keys(
         and key != "profile"
         and "evaluation." not in key
     ]
+
+
+def free_keys(config: ExperimentConfig) -> set[str]:
+    """Keys that leave a run with the settings of `config` itself unchanged."""
+    free = FREE
+    if config.loss.aggregate == "token-mean-micro":
+        free = free - _COMPOSITION
+    if config.training.mini_batches == "balanced":  # over the processes
+        free = free - {"hardware.nodes", "hardware.processes"}
+    return free
 
 
 def check_recorded(path: Path, manifest: Mapping[str, Any], what: str, now: str) -> None:

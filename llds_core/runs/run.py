@@ -28,7 +28,7 @@ from typing import Any
 from llds_core.config import ExperimentConfig, load_experiment, override_key
 from llds_core.errors import CheckpointError, DataError, LLDSError
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
-from llds_core.runs.identity import FREE, check_same, complete, diverged
+from llds_core.runs.identity import check_same, complete, diverged, free_keys
 
 DEFAULT_ROOT = Path("results/runs")
 FINAL = ("complete", "collapsed", "failed")
@@ -83,7 +83,7 @@ class Run:
         named = sorted(
             override.replace(" ", "")
             for override in self.overrides
-            if override_key(override) not in FREE
+            if override_key(override) not in free_keys(self.config)
         )
         suffix = "".join(f"+{re.sub(r'[^A-Za-z0-9._=-]', '_', override)}" for override in named)
         if len(suffix) > _LONGEST_SUFFIX:

@@ -78,7 +78,7 @@ def ask(
     """Show a trained agent think, search and answer; with a profile alone, those that are published
     of it.
     """
-    from llds_core.evaluation.held_out import ask, unknown_places
+    from llds_core.evaluation.held_out import ask_each, unknown_places
     from llds_core.reporting.trajectories import to_ansi
     from llds_core.study.published_agents import ask_agents
 
@@ -90,7 +90,7 @@ def ask(
         )
     run = Run.load(experiment if is_run else f"{experiment}/grpo", seed, run_root)
     if is_run:
-        answers = {"": ask(run, question, checkpoint=checkpoint, temperature=temperature)}
+        answers = {"": ask_each(run, question, [checkpoint], temperature=temperature)[0]}
     else:
         answers = ask_agents(experiment, question, temperature=temperature)
     if warning := unknown_places(run.config, question):

@@ -70,5 +70,6 @@ def _finding(table: pd.DataFrame) -> str:
     first, second = table.columns[:2]
     found = student_interval((table[first] - table[second]).tolist())
     bounds = bounded(found.estimate, found.low, found.high, "+.2f")
+    bounds = bounds.replace(", ", ",\u202f")  # no place to break a title
     pairs = f"{found.n} pair{'s' * (found.n != 1)}"
     return f"left − right {bounds}, {pairs}"

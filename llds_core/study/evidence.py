@@ -16,6 +16,7 @@ import pandas as pd
 from llds_core.diagnostics.summary import frequent_rounds
 from llds_core.errors import DataError
 from llds_core.reporting.run_view import BASELINE, StoredRun, before_collapse, by_method
+from llds_core.runs.identity import FREE, flat
 from llds_core.study.claim_statistics import survived_steps
 
 _logger = logging.getLogger("llds_core")
@@ -179,6 +180,26 @@ def _more_searches(run: StoredRun, other: StoredRun) -> float:
         each.tail("valid_searches", min(end, each.before_collapse)) for each in (run, other)
     )
     return own - others
+
+
+def beside(run: StoredRun, runs: Sequence[StoredRun]) -> StoredRun | None:
+    """The run of GRPO among `runs` that `run` is compared with: of the same seed and, where there
+    is one, from the same start policy, be it of an arm that repeats GRPO. None without any.
+    """
+    first = [each for each in runs if each.arm == BASELINE and each.seed == run.seed]
+    if not first:
+        return None
+    same = flat(first[0].manifest["config"])
+
+    def repeats(other: StoredRun) -> bool:
+        config = flat(other.manifest["config"])
+        return all(config[key] == same[key] for key in config.keys() & same.keys() - FREE)
+
+    again = [each for each in runs if each.seed == run.seed and repeats(each)]
+    if run.arm in {each.arm for each in again}:
+        return first[0]
+    start = [each for each in again if each.start == run.start]
+    return [*start, *first][0]
 
 
 def paired_survival(first: RunsBySeed, second: RunsBySeed) -> dict[int, float]:

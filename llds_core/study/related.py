@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from llds_core.config.arms import Study
 from llds_core.files import bounded
 from llds_core.reporting import figures as look
-from llds_core.reporting.run_view import BASELINE, StoredRun, beside, same_steps
+from llds_core.reporting.run_view import BASELINE, StoredRun, same_steps
 from llds_core.reporting.stats import Interval, student_interval
-from llds_core.study.evidence import early_mean
+from llds_core.study.evidence import beside, early_mean
 
 _CHANGE = "loglik_change_correct"
 _MEASURES = {
@@ -43,7 +43,7 @@ def objectives(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
 
     Returns:
         Columns `profile`, `method` (its arm), `seed`, `objective`, `beside` (the arm of GRPO's run
-        to compare with, see `reporting.run_view.beside`), `collapsed`, windowed
+        to compare with, see `evidence.beside`), `collapsed`, windowed
         `best_reward` and `last_reward`, `heldout_em` of the best checkpoint (greedy; NaN where it
         was not scored), `change_correct` (log-likelihood of a rollout's own correct responses over
         its updates, nats per trajectory, mean of steps 3 to 15), `entropy_growth` and the median

@@ -174,7 +174,7 @@ def _answers(run: Run) -> Path:
 
 def _ask_benchmarks(run: Run) -> None:
     """Answer all questions, each GPU a part of them; then put the parts together."""
-    if (count := len(visible_gpus())) > 1:
+    if (count := len(visible_gpus()) // run.config.sampler.tensor_parallel) > 1:
         # Parts run at a time, so that each has its own messages.
         parts = range(1, count + 1)
         run_jobs([benchmark_job(run, "--shard", f"{n}/{count}", messages=f"-{n}") for n in parts])
@@ -182,7 +182,7 @@ def _ask_benchmarks(run: Run) -> None:
 
 
 def benchmark_job(run: Run, *extra: str, messages: str = "") -> Job:
-    """`evaluate` of the best checkpoint of `run` on every benchmark, on one GPU."""
+    """`evaluate` of the best checkpoint of `run` on every benchmark, on the GPUs of one sampler."""
     settings = run.config.evaluation
     command = ["evaluate", run.config.profile, *run.overrides, "--method", run.config.method]
     command += ["--seed", str(run.seed), "--checkpoint", str(run.checkpoint("best"))]
@@ -192,7 +192,7 @@ def benchmark_job(run: Run, *extra: str, messages: str = "") -> Job:
     if settings.samples:
         command += ["--mode", "greedy,sampled", "--samples", str(settings.samples)]
     log = run.path / f"messages-benchmarks{messages}.txt"
-    return Job(run, (*command, *extra), log, gpus=1)
+    return Job(run, (*command, *extra), log, gpus=run.config.sampler.tensor_parallel)
 
 
 def _search_service(

@@ -9,16 +9,9 @@ import pandas as pd
 from llds_core.config.arms import Study
 from llds_core.files import bounded
 from llds_core.reporting.figures import method_label
-from llds_core.reporting.run_view import (
-    BASELINE,
-    StoredRun,
-    beside,
-    by_method,
-    full_length,
-    usual_steps,
-)
+from llds_core.reporting.run_view import BASELINE, StoredRun, by_method, full_length, usual_steps
 from llds_core.reporting.stats import student_interval
-from llds_core.study.evidence import RunsBySeed, paired_survival
+from llds_core.study.evidence import RunsBySeed, beside, paired_survival
 from llds_core.study.rules import PAIRS
 
 

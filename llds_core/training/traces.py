@@ -74,7 +74,7 @@ def make_traces(
     scripts = [_Script(i, world.train[order[i]], config, world) for i in range(count)]
     active, turn = scripts, 0
     while active:
-        keys = [SearchKey(config.seed, s.index, s.question.id, 0, turn) for s in active]
+        keys = [SearchKey(s.index, s.question.id, 0, turn) for s in active]
         found, failed = retriever.search_keyed([s.query for s in active], top_k, keys)
         for script, hits, failure in zip(active, found, failed, strict=True):
             script.observe(hits, failure)

@@ -127,7 +127,7 @@ def run(
     """One trajectory per script; questions are used in turn, samples counted per question."""
     sampler, engine = sampler_type(tokenizer, scripts), engine or StubRetriever(hits)
     retriever = FailingRetriever(engine, failure_rate=failure_rate, passages=passages, seed=0)
-    loop = RolloutLoop(tokenizer, retriever, config or limits(), top_k=3, seed=0)
+    loop = RolloutLoop(tokenizer, retriever, config or limits(), top_k=3)
     tasks = [(questions[i % len(questions)], i // len(questions)) for i in range(len(scripts))]
     return loop.run(tasks, sampler, step=step).trajectories, sampler, engine
 

@@ -90,6 +90,7 @@ def test_collapses_are_counted_of_the_runs_that_are_long_enough() -> None:
     runs = [made("grpo", i, columns) for i, columns in enumerate([COLLAPSING, STABLE, short])]
     grpo, llds = collapse_table([*runs, made("llds-action", 0, short)]).to_dict("records")
     assert grpo["reward collapses"] == "1 of 2 (from step 8)"
-    assert grpo["likelihood decays"] == "0 of 2" and grpo["median lead of likelihood"] == "–"
+    assert grpo["likelihood decays"] == "0 of 2"
+    assert grpo["median lead of likelihood's decline"] == "–"
     assert llds["method"] == "GRPO + LLDS (action gate)"
     assert llds["reward collapses"] == "too few steps to judge"

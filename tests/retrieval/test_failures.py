@@ -20,7 +20,7 @@ def _failing(engine: BM25Retriever, rate: float, seed: int = 0) -> FailingRetrie
 
 
 def _searches(count: int) -> tuple[list[str], list[SearchKey]]:
-    keys = [SearchKey(0, i % 5, f"q{i % 7}", i, i % 3) for i in range(count)]
+    keys = [SearchKey(i % 5, f"q{i % 7}", i, i % 3) for i in range(count)]
     return [f"word{i % 40}" for i in range(count)], keys
 
 

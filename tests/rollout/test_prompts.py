@@ -41,6 +41,13 @@ def test_chat_template_wraps_the_prompt_and_opens_the_answer() -> None:
     assert tokenizer.decode(ids) == "[user]Question: where?\n[assistant]"
 
 
+def test_a_template_that_asks_for_the_date_gives_the_same_prompt_every_day() -> None:
+    tokenizer = build_tokenizer(["where is it"], 300, TAGS)
+    each = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer.chat_template = "{{ strftime_now('%f') }}" + each
+    assert encode_prompt("where", "short", tokenizer) == encode_prompt("where", "short", tokenizer)
+
+
 SPELLED = "<|im_end|>\n<|im_start|>user\nis <|endoftext|> \ue000 \ud800 it"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from llds_core.__main__ import main
 from llds_core.errors import CheckpointError, DataError
-from llds_core.evaluation.held_out import ask
+from llds_core.evaluation.held_out import ask_each
 from llds_core.reporting.store import load_run
 from llds_core.reporting.trajectories import blocks
 from llds_core.runs import Run, read_manifest
@@ -37,7 +37,7 @@ def test_the_agents_of_a_seed_are_published_and_answer(smoke_runs: Path, tmp_pat
     answers = ask_agents("smoke", QUESTION, published=tmp_path)
     assert list(answers) == [agent["title"] for agent in agents.values()]
     # Sixteen bits are enough for the same answer.
-    whole = ask(grpo, QUESTION, checkpoint="last")
+    [whole] = ask_each(grpo, QUESTION, ["last"])
     assert blocks(answers[agents["end"]["title"]]) == blocks(whole)
     with pytest.raises(CheckpointError, match="no checkpoint"):
         publish_agents(grpo, Run.load("smoke/llds-action", 9, smoke_runs), tmp_path)

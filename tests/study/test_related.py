@@ -4,7 +4,7 @@ import claim_worlds
 import pytest
 
 from llds_core.config import Arm, Study
-from llds_core.reporting.run_view import beside
+from llds_core.study.evidence import beside
 from llds_core.study.related import beside_grpo, objectives, objectives_figure
 
 STUDY = Study(
