@@ -155,8 +155,11 @@ def test_desk_averages_are_over_kinds_and_seeds(tmp_path):
     assert one["em"] == pytest.approx(0.2 + 0.28 / 7) and one["n"] == 90
     row, *_ = desk_view(scores).to_dict("records")
     assert (row["method"], row["seeds"], row["city-capital"]) == ("GRPO", 2, "0.300")
-    assert row["one-hop"].startswith("0.370 [") and row["two-hop"].startswith("0.300 [")
-    assert row["all"].startswith("0.340 [") and row["contained"] == "–"
+    assert (row["one-hop"], row["two-hop"]) == ("0.370", "0.300")  # two seeds have no interval
+    assert row["all"] == "0.340" and row["contained"] == "–"
+    three = desk_scores([run(1, 0.0), run(2, 0.4), run(3, 0.7)], "desk", tmp_path)
+    shown = desk_view(three).to_dict("records")[0]["one-hop"]
+    assert shown == "0.437 [0.000, 1.000]"  # of a share
     single, *_ = desk_view(desk_scores([run(1, 0.2)], "desk", tmp_path)).to_dict("records")
     assert single["all"] == "0.240"
 
@@ -182,3 +185,5 @@ def test_baselines_stand_below_the_runs(tmp_path):
     assert row["method"] == "SmolLM2 rag" and row["all"] == "0.100 [0.050, 0.200]"
     assert (row["contained"], row["in tags"], row["searches"]) == ("0.500", "0.250", "1.0")
     assert row["seeds"] == "–"
+    none = scores.assign(em=0.0, em_low=0.0, em_high=0.0)
+    assert desk_view(none).to_dict("records")[1]["all"] == "0.000 [0.000, 0.336]"

@@ -43,7 +43,7 @@ def test_mcnemar_counts_only_seeds_that_differ():
 
 
 def test_a_censored_run_lasts_to_the_horizon_that_all_were_watched_to():
-    fell = {"status": "failed", "reason": "TrainingDivergedError: loss"}
+    fell = {"status": "failed", "reason": "TrainingDivergedError: loss not finite"}
     runs = [made("grpo", 0, {"reward": np.ones(n)}, **fell) for n in (5, 30)]
     runs += [made("grpo", 0, {"reward": np.ones(n + 2 * WINDOW - 1)}) for n in (20, 50)]
     assert survived_steps(runs).tolist() == [5, 20, 20, 20]

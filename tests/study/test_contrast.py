@@ -28,7 +28,7 @@ def test_pairs_are_compared_and_a_lone_arm_is_left_out() -> None:
     assert data["collapsed"].tolist() == [False, True, True, True, False, False, False]
     [axes] = contrast_figure(data, METRIC).axes
     # Three seeds have both: -1, -1.5, -2; Student's half width of 0.5 / sqrt(3).
-    title = axes.get_title(loc="left").replace("\n", " ").replace("−", "-")
+    title = axes.get_title(loc="left").replace("\n", " ").replace("−", "-").replace("\u202f", " ")
     half = 4.302653 * 0.5 / np.sqrt(3)
     assert f"rate 1: left - right -1.50 [{-1.5 - half:+.2f}, {-1.5 + half:+.2f}], 3 pairs" in title
     ticks = [tick.get_text() for tick in axes.get_xticklabels()]
