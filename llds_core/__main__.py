@@ -303,13 +303,12 @@ def index(
     quiet: cli.Quiet = False,
 ) -> None:
     """Build the dense index of a profile: resumable."""
-    from llds_core.retrieval.index import build_index, index_path
-    from llds_core.retrieval.passage_file import passages_hash
-    from llds_core.rollout.environment import build_world
+    from llds_core.retrieval.index import build_index
+    from llds_core.rollout.environment import build_world, index_folder
 
     config = load_experiment(f"{profile}/grpo", overrides, layout)
     world = build_world(config)
-    folder = index_path(config.dense, world.name, passages_hash(world.passages))
+    folder = index_folder(config, world)
     build_index(world.passages, config.dense, folder)
     print(f"index: {folder}")
 

@@ -149,8 +149,7 @@ def _change(runs: Sequence[StoredRun], metric: str, *, whole: bool) -> str:
         half = max(2 * run.noise(metric, run.length) * (2 / run.window) ** 0.5 for run in runs)
     digits = 2 if half < 1 else 1 if half < 10 else 0
     spread = f" ± {number(half, digits)}" if whole else ""
-    known = np.isfinite(found.estimate + half)
-    return f"{number(found.estimate, digits, plus=True)}{spread}" if known else ""
+    return f"{number(found.estimate, digits, plus=True)}{spread}" if np.isfinite(half) else ""
 
 
 def _mark_phases(

@@ -96,6 +96,7 @@ class FailingRetriever:
         """
         shown, failed = [], []
         for hits, key in zip(self.retriever.search(queries, k), keys, strict=True):
+            # The seed twice: the streams of runs that are stored.
             random = numpy_generator(self.seed, "search-failure", self.seed, *astuple(key))
             failed.append(bool(hits) and random.random() < self.failure_rate)
             shown.append(self._unrelated(hits, random) if failed[-1] else hits)

@@ -121,13 +121,20 @@ def build_retriever(config: ExperimentConfig, world: World) -> Retriever:
     that of the atlas: it is small, and built when there is none.
     """
     if config.retrieval.backend == "dense":
-        folder = index_path(config.dense, world.name, passages_hash(world.passages))
-        small, command = world.name == "atlas", index_command(config)
+        folder, small = index_folder(config, world), world.name == "atlas"
+        command = index_command(config)
         return DenseRetriever(world.passages, config.dense, folder, build=small, command=command)
     if config.retrieval.backend == "server":
         corpus = passages_hash(world.passages)[:16]
         return RetrieverClient(config.service, corpus=corpus, profile=config.profile)
     return BM25Retriever(world.passages, title_weight=config.retrieval.title_weight)
+
+
+def index_folder(config: ExperimentConfig, world: World) -> Path:
+    """Where the dense index over `world` is, or will be; see `index_path`. Indexes of several kinds
+    share a folder, hence its vectors, one after the other.
+    """
+    return index_path(config.dense, world.name, passages_hash(world.passages))
 
 
 def corpus_identity(config: ExperimentConfig) -> str:

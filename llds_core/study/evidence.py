@@ -182,24 +182,23 @@ def _more_searches(run: StoredRun, other: StoredRun) -> float:
     return own - others
 
 
-def beside(run: StoredRun, runs: Sequence[StoredRun]) -> StoredRun | None:
-    """The run of GRPO among `runs` that `run` is compared with: of the same seed and, where there
-    is one, from the same start policy, be it of an arm that repeats GRPO. None without any.
+def beside(runs: Sequence[StoredRun]) -> dict[str, StoredRun]:
+    """By the name of a run, the run of GRPO that it is compared with: of the same seed and, where
+    there is one, from the same start policy, be it of an arm that repeats GRPO. Such an arm is
+    compared with GRPO itself. Runs of seeds that GRPO lacks are left out.
     """
-    first = [each for each in runs if each.arm == BASELINE and each.seed == run.seed]
-    if not first:
-        return None
-    same = flat(first[0].manifest["config"])
+    first = {run.seed: run for run in runs if run.arm == BASELINE}
+    same = {seed: flat(run.manifest["config"]) for seed, run in first.items()}
 
-    def repeats(other: StoredRun) -> bool:
-        config = flat(other.manifest["config"])
-        return all(config[key] == same[key] for key in config.keys() & same.keys() - FREE)
+    def repeats(run: StoredRun) -> bool:
+        config, grpo = flat(run.manifest["config"]), same[run.seed]
+        return all(config[key] == grpo[key] for key in config.keys() & grpo.keys() - FREE)
 
-    again = [each for each in runs if each.seed == run.seed and repeats(each)]
-    if run.arm in {each.arm for each in again}:
-        return first[0]
-    start = [each for each in again if each.start == run.start]
-    return [*start, *first][0]
+    paired = [run for run in runs if run.seed in first]
+    again = {run.name: run for run in paired if repeats(run)}
+    starts = {(run.seed, run.start): run for run in reversed(again.values())}
+    found = {run.name: starts.get((run.seed, run.start), first[run.seed]) for run in paired}
+    return found | {name: first[run.seed] for name, run in again.items()}
 
 
 def paired_survival(first: RunsBySeed, second: RunsBySeed) -> dict[int, float]:

@@ -57,16 +57,15 @@ def objectives(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
     related = {arm.name for arm in study.arms if arm.group == "related"}
     seeds = {run.seed for run in runs if run.arm in related}
     found = [run for arm in labels for run in runs if run.arm == arm and run.seed in seeds]
-    rows = []
+    grpo, rows = beside(found), []
     for whole, run in zip(found, same_steps(found), strict=True):
-        grpo = beside(whole, found)
         em = whole.heldout(within=run.rows["step"].max())
         seconds = run.rows["rollout_seconds"] + run.rows["update_seconds"]
         rows.append(
             run.key
             | {
                 "objective": labels[run.arm],
-                "beside": grpo.arm if grpo else "",
+                "beside": grpo[run.name].arm if run.name in grpo else "",
                 "collapsed": run.collapse is not None,
                 "best_reward": run.best("reward"),
                 "last_reward": run.last("reward"),

@@ -330,11 +330,11 @@ class Leads(Rule):
             return None
         sign = 1 if self.leaves == "maximum" else -1
         leads = {
-            seed: run.halfway("reward") - run.halfway(self.leads, sign)
+            seed: steps
             for seed, run in runs.items()
             if run.leaves(self.leads, sign)
+            and np.isfinite(steps := run.halfway("reward") - run.halfway(self.leads, sign))
         }
-        leads = {seed: steps for seed, steps in leads.items() if np.isfinite(steps)}
         lead = student_interval([*leads.values()])
         holds = bool(lead.n / len(runs) >= MOST and lead.low > 0)
         return Finding(holds, lead, tuple((self.arm, seed) for seed in leads))

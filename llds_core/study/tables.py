@@ -32,12 +32,11 @@ def effects(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
     """
     known = full_length(run for run in runs if run.arm in study.labels)
     steps = usual_steps(known)
-    rows = []
+    grpo, rows = beside(known), []
     for arm in study.arms:
-        pairs = [(run, beside(run, known)) for run in known if run.arm == arm.name != BASELINE]
-        base = {run.seed: other for run, other in pairs if other}
-        own = {run.seed: run for run, other in pairs if other}
-        if own:
+        own = {run.seed: run for run in known if run.arm == arm.name and run.name in grpo}
+        if arm.name != BASELINE and own:
+            base = {seed: grpo[run.name] for seed, run in own.items()}
             row = {"group": arm.group, "arm": arm.name, **_effect(own, base, steps)}
             rows.append(row | {"note": arm.note})
     return pd.DataFrame(rows)

@@ -77,11 +77,12 @@ def test_a_run_stands_beside_the_grpo_of_its_seed_and_of_its_start() -> None:
         run.manifest["config"]["training"]["updates_per_rollout"] = 4
     for run in runs:
         run.manifest["policy"] = "copy" if run.arm in ("grpo-kept", "dapo") else "original"
-    found = [other.name for run in runs if (other := beside(run, runs))]
+    pairs = beside(runs)
+    found = [pairs[run.name].name for run in runs]
     # A repeat is compared with the first; without a run of its start, a run with another.
     grpo, other = "desk/grpo/seed0", "desk/grpo/seed1"
     assert found == [grpo, other, grpo, grpo, other, "desk/grpo-kept/seed0", other]
-    assert beside(runs[0], runs[1:]) is None
+    assert beside(runs[1:]).keys() == {run.name for run in runs if run.seed == 1}
 
 
 def test_the_figure_has_a_row_per_objective_and_a_mark_per_seed() -> None:

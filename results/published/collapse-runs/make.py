@@ -65,17 +65,19 @@ def label_runs(study: Path, published: Path) -> pd.DataFrame:
         raise DataError(f"{file} does not exist: name a folder of published runs")
     table = pd.read_csv(file)
     recipe = study.resolve().relative_to(published.resolve()).as_posix()
-    healthy = ~(table["lowest_after_best"] < HEALTHY)
     # What dynamic sampling left without groups shows no end of its own.
-    ended = np.where(table["status"] == "failed", "ended", "declined")
-    label = np.where(healthy & (ended != "ended"), "healthy", ended)
+    labels = {
+        "collapsed": table["collapse_step"].notna(),
+        "ended": table["status"] == "failed",
+        "declined": table["lowest_after_best"] < HEALTHY,
+    }
     return pd.DataFrame(
         {
             "run": [f"{recipe}/{a}-seed{s}" for a, s in table[["method", "seed"]].to_numpy()],
             "arm": table["method"],
             "recipe": recipe,
             "seed": table["seed"],
-            "label": np.where(table["collapse_step"].notna(), "collapsed", label),
+            "label": np.select([*labels.values()], [*labels], "healthy"),
             "collapse_step": table["collapse_step"].astype("Int64"),
             "steps": table["steps"],
         }
