@@ -29,6 +29,7 @@ from llds_core.bench.gpu_kernels import check_kernels
 from llds_core.bench.gpu_report import Report, Status, timed
 from llds_core.bench.speed import Updates, measure_profile, train_seconds
 from llds_core.config import ExperimentConfig, layouts_for, load_experiment
+from llds_core.config.seeding import torch_generator
 from llds_core.errors import ConfigError, RunError, one_line
 from llds_core.files import write_text
 from llds_core.machine.gpu_probe import find_gpus
@@ -39,7 +40,6 @@ from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import TAGS, Action, ActionKind, Trajectory
 from llds_core.runs import Run
 from llds_core.runs.policies import build_tokenizer
-from llds_core.seeding import torch_generator
 from llds_core.training.trainer import SearchGRPOTrainer
 from llds_core.training.warmstart import warmstart
 from llds_core.worlds.records import Question

@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from llds_core.bench.gpu_report import Report, seconds
+from llds_core.config.seeding import torch_generator
 from llds_core.losses import kl_k3, llds_penalty, policy_loss
-from llds_core.seeding import torch_generator
 from llds_core.training.policy_head import (
     add_policy_head,
     forward_unpadded,

@@ -16,12 +16,12 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llds_core.config import load_experiment
+from llds_core.config.seeding import numpy_generator
 from llds_core.retrieval.base import Hit, SearchKey
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.prompts import encode_plain
 from llds_core.rollout.protocol import STOP_TAGS, parse_action, search_observation
 from llds_core.rollout.samplers import Generation, evaluation_mode
-from llds_core.seeding import numpy_generator
 from llds_core.worlds.records import Question
 
 Tasks = Sequence[tuple[Question, int]]

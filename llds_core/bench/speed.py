@@ -24,6 +24,7 @@ from trl import GRPOTrainer
 from llds_core.bench import head_memory
 from llds_core.bench.rollouts import PASS_SECONDS, measure_waiting, reencoding_rollout
 from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.config.seeding import torch_generator
 from llds_core.evaluation.models import open_model
 from llds_core.files import write_table
 from llds_core.machine.memory import check_buildable
@@ -34,7 +35,6 @@ from llds_core.rollout.protocol import TAGS
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
 from llds_core.runs import Run
 from llds_core.runs.policies import build_policy, build_tokenizer, load_policy
-from llds_core.seeding import torch_generator
 from llds_core.training.micro_batches import rollout_columns, trajectory_reward
 from llds_core.training.settings import search_grpo_config
 from llds_core.training.trainer import SearchGRPOTrainer

@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llds_core.config import RewardConfig
+from llds_core.config.seeding import torch_generator
 from llds_core.diagnostics.likelihood import policy_actions, policy_states, token_logits
 from llds_core.diagnostics.theorem import driver_score, prediction_errors
 from llds_core.losses import group_advantages, policy_loss
@@ -29,7 +30,6 @@ from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.rewards import score
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler, evaluation_mode
-from llds_core.seeding import torch_generator
 from llds_core.worlds.records import Question
 
 # The first step of `adamw` moves every weight by about the learning rate, whatever the gradient's

@@ -22,6 +22,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from llds_core.config.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.errors import ConfigError, did_you_mean
 from llds_core.evaluation.agents import BASELINES, Agent, Names, prompt_digest
 from llds_core.evaluation.models import Model
@@ -39,7 +40,6 @@ from llds_core.rollout.environment import Environment
 from llds_core.rollout.samplers import Sampler, StopAtTag, TransformersSampler
 from llds_core.rollout.vllm_sampler import MOST_SEQUENCES, VLLMSampler, own_sampler
 from llds_core.runs.provenance import command_line, git_state, hardware, package_versions
-from llds_core.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.worlds.records import Question
 
 ROOT = Path("results/evaluations")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.config.seeding import torch_generator
 from llds_core.errors import ConfigError
 from llds_core.evaluation.evaluate import MODES, SAMPLED, Evaluation, EvaluationPlan
 from llds_core.evaluation.models import open_model
@@ -24,7 +25,6 @@ from llds_core.rollout.protocol import Trajectory
 from llds_core.rollout.rewards import score
 from llds_core.rollout.samplers import TransformersSampler
 from llds_core.runs import Run
-from llds_core.seeding import torch_generator
 from llds_core.worlds.records import Question
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from llds_core.config.seeding import numpy_generator
 from llds_core.errors import ConfigError, did_you_mean
 from llds_core.evaluation.predictions import Row
 from llds_core.rollout.rewards import exact_match, f1_score, sub_exact_match
-from llds_core.seeding import numpy_generator
 from llds_core.worlds import QUESTION_SETS, Question, World
 from llds_core.worlds.atlas import KINDS
 from llds_core.worlds.question_sets import GENERAL, MULTI_HOP

@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from llds_core.config.seeding import numpy_generator
 from llds_core.errors import ConfigError
-from llds_core.seeding import numpy_generator
 from llds_core.worlds.records import Passage
 
 _ROUNDS = 100  # draws before a corpus counts as too small to hold enough unrelated titles

@@ -24,11 +24,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from llds_core.config import DenseConfig
+from llds_core.config.seeding import numpy_generator
 from llds_core.errors import ConfigError, DataError, RunError
 from llds_core.files import locked, replacing, write_json
 from llds_core.retrieval.encoder import Encoder
 from llds_core.retrieval.passage_file import passages_hash
-from llds_core.seeding import numpy_generator
 from llds_core.worlds.records import Passage, shown
 
 if TYPE_CHECKING:

@@ -29,10 +29,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from llds_core.config import ExperimentConfig, PolicyConfig
+from llds_core.config.seeding import child_seed
 from llds_core.errors import CheckpointError, DownloadError, one_line
 from llds_core.files import hub_errors
 from llds_core.runs.smollm2 import PACKAGE, SMOLLM2, VERSION, unpack_smollm2
-from llds_core.seeding import child_seed
 
 # A bar per file of weights says nothing about a training run.
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

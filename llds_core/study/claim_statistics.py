@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from llds_core.config.seeding import numpy_generator
 from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import Interval, student_interval
-from llds_core.seeding import numpy_generator
 
 _LEVEL = 0.95
 _RESAMPLES = 4999

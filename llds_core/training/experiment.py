@@ -17,6 +17,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llds_core.config import ExperimentConfig
+from llds_core.config.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.errors import ConfigError, RunError, TrainingDivergedError
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.loop import Rollout
@@ -34,7 +35,6 @@ from llds_core.rollout.vllm_sampler import Engine, VLLMSampler
 from llds_core.runs import Run, RunDirectory
 from llds_core.runs.checkpoints import checkpoint_steps, read_object
 from llds_core.runs.policies import policy_digest
-from llds_core.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.training.processes import Processes, check_world_size, ending_together
 from llds_core.training.recorder import Recorder, note_collapse
 from llds_core.training.settings import (

@@ -25,6 +25,7 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 
 from llds_core.config import ExperimentConfig, LossConfig, SamplerConfig, TrainingConfig
+from llds_core.config.seeding import child_seed
 from llds_core.errors import ConfigError, SamplerError
 from llds_core.machine.vllm_server import logprobs_mode, server_command, spare_loopback
 from llds_core.retrieval.client import ask_health
@@ -35,7 +36,6 @@ from llds_core.rollout.vllm_sampler import (
     ServerEngine,
     require_vllm,
 )
-from llds_core.seeding import child_seed
 
 _OPTIMIZERS = {"adamw": OptimizerNames.ADAMW_TORCH_FUSED, "adamw-8bit": OptimizerNames.ADAMW_BNB}
 _LOSS_TYPES = {

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llds_core.config import WarmstartConfig
+from llds_core.config.seeding import numpy_generator
 from llds_core.retrieval.base import FailingRetriever, Hit, SearchKey
 from llds_core.rollout.protocol import search_observation
-from llds_core.seeding import numpy_generator
 from llds_core.worlds.atlas import World
 from llds_core.worlds.records import Question
 

@@ -36,11 +36,11 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
+from llds_core.config.seeding import torch_generator
 from llds_core.errors import TrainingDivergedError
 from llds_core.losses import clamped_reference
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory, validate_response_masks
-from llds_core.seeding import torch_generator
 from llds_core.training.micro_batches import (
     add_columns,
     answer_weight,

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from llds_core.config import ExperimentConfig
+from llds_core.config.seeding import child_seed, numpy_generator
 from llds_core.errors import CheckpointError, ConfigError
 from llds_core.machine.memory import check_buildable
 from llds_core.retrieval.base import FailingRetriever
@@ -42,7 +43,6 @@ from llds_core.runs.policies import (
     load_policy,
     policy_digest,
 )
-from llds_core.seeding import child_seed, numpy_generator
 from llds_core.training.recorder import AtomicCheckpointMixin
 from llds_core.training.settings import OneGPUMixin
 from llds_core.training.traces import Trace, make_traces

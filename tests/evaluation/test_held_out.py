@@ -8,13 +8,13 @@ from evaluation_worlds import TOKENIZER, environment, lines, model, policy
 from scripted_rollouts import ScriptedSampler
 
 from llds_core.config import load_experiment
+from llds_core.config.seeding import torch_generator
 from llds_core.errors import RetrieverError
 from llds_core.evaluation import evaluate
 from llds_core.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate_questions
 from llds_core.evaluation.held_out import evaluate_run
 from llds_core.rollout.samplers import TransformersSampler
 from llds_core.runs import Run
-from llds_core.seeding import torch_generator
 
 
 @pytest.mark.parametrize(("allowed", "searches"), [("null", 2), ("4", 4), ("1", 1)])

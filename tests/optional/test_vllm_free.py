@@ -21,13 +21,13 @@ vllm = pytest.importorskip(
 from evaluation_worlds import TOKENIZER, environment, lines  # noqa: E402
 from test_vllm_cpu import refuse_special_names  # noqa: E402
 
+from llds_core.config.seeding import child_seed  # noqa: E402
 from llds_core.evaluation.evaluate import EvaluationPlan, evaluate_questions  # noqa: E402
 from llds_core.evaluation.models import open_model  # noqa: E402
 from llds_core.retrieval import Hit  # noqa: E402
 from llds_core.rollout.protocol import TAGS  # noqa: E402
 from llds_core.rollout.vllm_sampler import own_sampler  # noqa: E402
 from llds_core.runs.policies import build_policy  # noqa: E402
-from llds_core.seeding import child_seed  # noqa: E402
 
 VLLM = ("sampler.backend=vllm", "rollout.max_searches=3")
 

@@ -11,7 +11,7 @@ from scripted import largest_difference, settings, weights
 from shared_trainers import CASES
 
 from llds_core.config import laid_over
-from llds_core.seeding import torch_generator
+from llds_core.config.seeding import torch_generator
 from llds_core.training.micro_batches import mini_batch_rows, pack
 from llds_core.training.settings import SearchGRPOConfig
 

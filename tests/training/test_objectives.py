@@ -11,13 +11,13 @@ from scripted import largest_difference, policy, settings, stock, trajectories, 
 from trl.trainer import grpo_trainer as trl_module
 
 from llds_core.config import laid_over, load_experiment, methods
+from llds_core.config.seeding import torch_generator
 from llds_core.losses import (
     group_advantages,
     low_probability_bound,
     lp_reg_penalty,
     min_p_proxy,
 )
-from llds_core.seeding import torch_generator
 from llds_core.training.micro_batches import add_columns
 
 NAMES = [*methods(), "gspo+llds-action", "lp-reg+llds-action", "lp-reg@official", "dapo+llds-ma"]

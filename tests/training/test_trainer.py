@@ -9,6 +9,7 @@ from recorded import NoPenaltyCode, Recorded, run
 from scripted import TOKENIZER, largest_difference, policy, settings, stock, trajectories, weights
 from trl.trainer import grpo_trainer as trl_module
 
+from llds_core.config.seeding import torch_generator
 from llds_core.losses import (
     aggregate,
     answer_weight_ramp,
@@ -18,7 +19,6 @@ from llds_core.losses import (
     sampler_correction,
 )
 from llds_core.losses.mismatch import MODES
-from llds_core.seeding import torch_generator
 from llds_core.training.policy_head import add_policy_head, policy_labels
 from llds_core.training.trainer import SearchGRPOTrainer
 

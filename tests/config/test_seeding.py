@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llds_core.seeding import child_seed, numpy_generator, torch_generator
+from llds_core.config.seeding import child_seed, numpy_generator, torch_generator
 
 
 def test_seeds_are_fixed_across_versions() -> None:
