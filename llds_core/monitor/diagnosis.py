@@ -65,10 +65,14 @@ class Diagnosis:
     def text(self) -> str:
         """For a terminal."""
         head = f"{self.source}: {self.rows} rows of {self.framework}, to step {self.last_step}"
-        lines = [f"{a.severity.upper()} {a.name}, step {a.step}: {a.evidence}" for a in self.alarms]
+        # One thing per line: the numbers, then what the rule is worth on each recipe.
+        lines = [
+            f"{a.severity.upper()} {a.name}, step {a.step}: " + a.evidence.replace("; ", "\n    ")
+            for a in self.alarms
+        ]
         lines = [head, f"phase: {self.phase}", *(lines or ["no alarm"])]
         if self.cause:
-            lines += [f"likeliest cause: {self.cause}", "what to do:"]
+            lines += [f"a possible cause: {self.cause}", "what to do:"]
             lines += [f"  - {advice}" for advice in self.advice]
         if self.go_back_to is not None:
             lines.append(f"go back to: step {self.go_back_to}")
@@ -143,7 +147,7 @@ def _evidence(detector: Detector, log: TrainingLog, row: int) -> str:
     read = {name: log.keys.get(name, name) for name in detector.columns if name in log.table}
     names = [name if key == name else f"{name} ({key})" for name, key in read.items()]
     score, last = detector.scores(log)[[row, -1]]
-    now = f", now {last:.3g}" if np.isfinite(last) and row < len(log.table) - 1 else ""
+    now = f", at the end {last:.3g}" if np.isfinite(last) and row < len(log.table) - 1 else ""
     unit = "" if detector.first < 3 else f" over {WINDOW} rows"
     return (
         f"{' and '.join(names)}: score {score:.3g}{unit}, alarm above {detector.threshold:.3g}"
@@ -161,16 +165,16 @@ def operating_point(name: str) -> str:
     lead = found["median_lead"]
     before = "" if lead is None else f", {lead:g} steps before in the median"
     unseen = "".join(
-        f"; on the unseen recipe {recipe} before {each['early']} of {each['collapsed']} and in "
-        f"{each['false']} of {each['healthy']}, and in {each['declined_named']} of "
-        f"{each['declined']} that declined without one"
+        f"on recipe {recipe}, new to its threshold: before {each['early']} of "
+        f"{each['collapsed']} collapses, in {each['false']} of {each['healthy']} healthy runs, in "
+        f"{each['declined_named']} of {each['declined']} that declined without a collapse; "
         for recipe, each in found["unseen"].items()
     )
     return (
-        f"on published runs it came before {found['early']} of {found['collapsed']} collapses "
-        f"{found['early_share']}{before}, and in {found['false']} of {found['healthy']} healthy "
-        f"runs {found['false_share']}, and in {found['declined_named']} of {found['declined']} "
-        f"that declined without one{unseen}"
+        f"{unseen}on recipe {EVIDENCE['recipe']}, whose other arms gave the threshold: before "
+        f"{found['early']} of {found['collapsed']} collapses {found['early_share']}{before}, in "
+        f"{found['false']} of {found['healthy']} healthy runs {found['false_share']}, in "
+        f"{found['declined_named']} of {found['declined']} that declined without a collapse"
     )
 
 

@@ -60,7 +60,7 @@ def curves_figure(
 
     What changes by factors has a logarithmic axis if its values allow it; panels of `same_scale`
     are to be compared and get one, see `share_scale`. Unless drawn for a `glance`, dotted verticals
-    mark collapses, and shades the phases of the first GRPO run, or of the first run without one.
+    mark collapses, and shades the phases of the run of GRPO, or of the first arm, that has most.
     Runs to compare with stand `behind`, thin and grey.
     """
     data = curves_data(runs, metrics, glance=glance)
@@ -165,7 +165,7 @@ def _mark_phases(
         for run in runs
         if (step := run.collapse_step) is not None
     ]
-    run = arms.get(BASELINE, next(iter(arms.values())))[0]
+    run = max(arms.get(BASELINE, next(iter(arms.values()))), key=lambda run: len(run.phases))
     phases = run.phases if len(run.phases) > 1 else []
     for axes in panels:
         for colour, step in collapses:

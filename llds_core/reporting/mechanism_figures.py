@@ -175,6 +175,12 @@ def rounds_figure(rounds: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure:
     return figure
 
 
+def _shared_ends(values: pd.DataFrame) -> pd.Series:
+    """By arm the last step at which all of its seeds have a value."""
+    lasts = values.dropna(subset="value").groupby(["method", "seed"])["step"].max()
+    return lasts.groupby(level="method").min()
+
+
 def theorem_figure(theorem: pd.DataFrame) -> Figure:
     """Rank correlation of the measured change with each cause that the theorem names.
 
@@ -243,13 +249,16 @@ def first_action_figure(data: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure
                 look.draw_arms(axes, by_metric[f"loglik_{outcome}_{place}"], arms, linestyle=line)
                 for place, line in _LINES.items()
             )
+            ends = _shared_ends(by_metric[f"loglik_{outcome}_first"])
             known = [arm for arm in first if len(first[arm]) and len(later[arm])]
-            gaps = {arm: f"{first[arm].iloc[-1] - later[arm].iloc[-1]:+.2f}" for arm in known}
-            look.set_title(axes, f"First − later actions: {look.each_arm(gaps)}", 3)
+            gaps = {a: f"{first[a].asof(ends[a]) - later[a].asof(ends[a]):+.2f}" for a in known}
+            title = "First − later actions, last step of all seeds"
+            look.set_title(axes, f"{title}: {look.each_arm(gaps)}", 3)
             axes.set_ylabel(f"log-likelihood, {outcome}\nresponses (nats per token)")
         shares = look.draw_arms(searches, by_metric["first_search_equal"], arms)
-        ends = {arm: f"{share.iloc[-1]:.0%}" for arm, share in shares.items() if len(share)}
-        look.set_title(searches, f"Begin like a right one: {look.each_arm(ends)}", 3)
+        ends = _shared_ends(by_metric["first_search_equal"])
+        said = {arm: f"{share.asof(ends[arm]):.0%}" for arm, share in shares.items() if len(share)}
+        look.set_title(searches, f"Begin like a right one, likewise: {look.each_arm(said)}", 3)
         searches.set(ylim=(0, 1), ylabel="incorrect responses whose\nfirst search matches")
         searches.yaxis.set_major_formatter(PercentFormatter(1, 0))
         for axes in (*grid, searches):

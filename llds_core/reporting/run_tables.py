@@ -154,18 +154,21 @@ def runs_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
 
 def collapse_table(runs: Sequence[StoredRun]) -> pd.DataFrame:
     """One row per method: how many runs collapse, at which steps, and by how many steps the
-    decline of likelihood comes before that of reward. Runs shorter than three windows, on which
-    phases cannot be judged, are not counted.
+    decline of likelihood begins, and is half-way, before that of reward. Runs shorter than three
+    windows, on which phases cannot be judged, are not counted.
     """
     rows = []
     for method, group in by_method(runs).items():
         judged = [phase_row(run) for run in group if run.length >= 3 * run.window]
-        found = pd.DataFrame(judged, columns=["seed", "decay", "collapse", "likelihood_lead"])
-        lead = found.dropna(subset="collapse")["likelihood_lead"].dropna()
+        columns = ["seed", "decay", "collapse", "likelihood_lead", "halfway_lead"]
+        found = pd.DataFrame(judged, columns=columns)
+        fell = found.dropna(subset="collapse")
         row = {"method": method_label(method), "likelihood decays": _count_steps(found["decay"])}
         row["reward collapses"] = _count_steps(found["collapse"])
-        known = f"{lead.median():g} steps ({len(lead)} of {found['collapse'].count()} collapsed)"
-        row["median lead of likelihood's decline"] = known if len(lead) else "–"
+        for column, name in (("likelihood_lead", "begins"), ("halfway_lead", "is half-way")):
+            lead = fell[column].dropna()
+            known = f"{lead.median():g} steps ({len(lead)} of {len(fell)} collapsed)"
+            row[f"its decline {name} before the reward's, median"] = known if len(lead) else "–"
         rows.append(row)
     return pd.DataFrame(rows)
 

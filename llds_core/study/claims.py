@@ -4,9 +4,9 @@ They stand in `presets/claims/<study>.yaml`. The verdict is `holds` or `does not
 rule could be applied, else `not tested`: seeds are missing or too few for any outcome to meet the
 rule, or what the claim presupposes, such as a collapse, did not occur. While a study is under way,
 a claim about an arm whose planned seeds are not all there is `not tested` either. `does not hold`
-says that the runs do not show the claim, which with few seeds is no proof of its contrary; the
-effect and its interval say how much they leave open. Claims are judged one by one, each at 95 %,
-without correction for their number.
+says that the runs do not show the claim, which with few seeds is no proof of its contrary; where
+the whole interval lies on the other side of the bound, it is `contradicted`. Claims are judged one
+by one, each at 95 %, without correction for their number.
 """
 
 import datetime
@@ -122,8 +122,9 @@ def evaluate_claims(
 
     Returns:
         One row per claim. `effect` with its 95 % interval `low`, `high` is in `effect_unit`, and
-        NaN where nothing was found; `seeds` counts seeds, `runs` names runs as `<arm>-seed<k>`,
-        joined by ";".
+        NaN where nothing was found; `contradicted` says of what does not hold that the evidence
+        shows the opposite; `seeds` counts seeds, `runs` names runs as `<arm>-seed<k>`, joined by
+        ";".
     """
     evidence = Evidence(runs, mechanism)
     found = [together([rule.check(evidence) for rule in claim.rule]) or NOTHING for claim in claims]
@@ -143,4 +144,5 @@ def _claim_row(claim: Claim, found: Finding, unjudged: Container[str]) -> dict[s
         "runs": ";".join(f"{arm}-seed{seed}" for arm, seed in found.runs),
         "effect_unit": claim.unit,
         "rule": claim.means,
+        "contradicted": is_judged and found.holds is False and found.contradicted,
     }

@@ -50,7 +50,8 @@ def claims_html(claims: pd.DataFrame, runs: Sequence[StoredRun]) -> str:
                 found = f": <b>{interval}</b> {html.escape(claim.effect_unit)}, {claim.seeds} seeds"
             parts.append(
                 f"<details><summary>{html.escape(claim.claim)} "
-                f"<i>({html.escape(claim.paper_reference)})</i>{found}</summary>"
+                f"<i>({html.escape(claim.paper_reference)})</i>{found}"
+                f"{'; contradicted' * claim.contradicted}</summary>"
                 f"<p>Holds when: {html.escape(claim.rule)}.</p>{rows}</details>"
             )
     return "\n".join(parts)

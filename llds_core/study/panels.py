@@ -85,13 +85,18 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
 
 
 def _outcomes_finding(known: pd.DataFrame, study: Study) -> str:
-    """Of GRPO so far, and of the settings whose planned seeds are all in."""
+    """Of GRPO so far, and of the settings whose planned seeds are all in, within their steps."""
     counts = known["collapse_step"].notna().groupby(known["method"]).agg(["sum", "size"])
     seeds, settings = known.groupby("method")["seed"].agg(set), study.arms
     whole = [arm.name for arm in settings if seeds.get(arm.name, set()) >= set(arm.seeds)]
     repeats = [arm.name for arm in settings if arm.group == "mechanism"]
     rest = counts[counts.index.isin(whole)].drop([BASELINE, *repeats], errors="ignore")
-    others = f"{(rest['sum'] == 0).sum()} of {len(rest)} other settings with all seeds in never do"
+    never = rest.index[rest["sum"] == 0]
+    lowest = known.groupby("method")["lowest_after_best"].min().reindex(never)
+    others = (
+        f"no collapse within its steps: {len(never)} of {len(rest)} other settings,\n"
+        f"always above half of the best reward: {(lowest >= _FELL_BELOW).sum()}"
+    )
     if BASELINE not in counts.index:
         return others
     return "GRPO collapses in {} of {} seeds; {}".format(*counts.loc[BASELINE], others)

@@ -134,11 +134,14 @@ class PublishedStudy:
         return interval(low, effect, high, digits)
 
     def verdicts(self, *, ours: bool) -> pd.Series:
-        """How many claims came out how: `holds`, `does not hold`, `not tested`."""
+        """How many claims came out how: `holds`, `contradicted`, `not shown` (those that do not
+        hold otherwise), `not tested`.
+        """
         table = self.table("claims")
         chosen = table["paper_reference"].str.contains("not in the paper") == ours
-        found = table.loc[chosen, "verdict"].value_counts()
-        return found.reindex(["holds", "does not hold", "not tested"], fill_value=0)
+        known = table["verdict"].mask(table["contradicted"], "contradicted")
+        found = known[chosen].replace("does not hold", "not shown").value_counts()
+        return found.reindex(["holds", "contradicted", "not shown", "not tested"], fill_value=0)
 
     def difference(self, column: str, first: str, second: str) -> str:
         """Mean difference of a column of `runs.csv` on shared seeds, with its interval."""

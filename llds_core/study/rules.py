@@ -64,6 +64,7 @@ class Finding:
     holds: bool | None  # None when so few runs could not meet its rule
     effect: Interval
     runs: tuple[tuple[str, int], ...]  # it rests on, each as arm and seed
+    contradicted: bool = False  # more than not shown: the interval lies on the other side
 
 
 NOTHING = Finding(None, student_interval([]), ())
@@ -76,7 +77,8 @@ def together(findings: Sequence[Finding | None]) -> Finding | None:
         return None
     holds = found[0].holds if len(found) == 1 else all(each.holds for each in found)
     runs = dict.fromkeys(run for each in found for run in each.runs)
-    return Finding(holds, found[0].effect, tuple(runs))
+    contradicted = any(each.contradicted for each in found)
+    return Finding(holds, found[0].effect, tuple(runs), contradicted)
 
 
 @checked
@@ -197,7 +199,8 @@ class Count(Rule):
         share = proportion_interval(sum(shown.values()), len(shown))
         holds = share.estimate >= MOST
         decided = not holds or len(shown) >= self.to_hold
-        return Finding(holds if decided else None, share, tuple((self.arm, s) for s in shown))
+        rests_on = tuple((self.arm, seed) for seed in shown)
+        return Finding(holds if decided else None, share, rests_on, share.high < MOST)
 
 
 @checked
@@ -220,11 +223,12 @@ class FewerCollapse(Rule):
         if len(seeds) < _SEEDS:
             return None
         found = paired_proportions(one, other)
-        fewer = found.estimate < 0 and mcnemar(one, other) < _ALPHA
+        differ = mcnemar(one, other) < _ALPHA
         # If all of one arm collapsed and none of the other.
         decidable = 2 * 0.5 ** len(seeds) < _ALPHA
         runs = tuple((arm, seed) for arm in arms for seed in seeds)
-        return Finding(fewer if decidable else None, found, runs)
+        fewer = found.estimate < 0 and differ if decidable else None
+        return Finding(fewer, found, runs, found.estimate > 0 and differ)
 
 
 @checked
@@ -244,7 +248,10 @@ class Longer(Rule):
         means = gains.mean(skipna=False).dropna()  # of seeds that all arms have
         found = _mean_of(means.to_dict(), [*self.longer, self.against])
         fell = any(arm[s].collapse is not None for arm in [*arms, base] for s in means.index)
-        return replace(found, holds=bool(found.effect.low > 0)) if found and fell else found
+        if not found or not fell:
+            return found
+        low, high = found.effect.low, found.effect.high
+        return replace(found, holds=bool(low > 0), contradicted=bool(high < 0))
 
 
 @checked
@@ -291,7 +298,9 @@ class Effect(Rule):
             mean = Interval(estimate, low, high, mean.n)
         over = self.above is None or mean.low > self.above
         under = self.below is None or mean.high < self.below
-        return replace(found, effect=mean, holds=bool(over and under))
+        beyond = self.above is not None and mean.high <= self.above
+        beyond |= self.below is not None and mean.low >= self.below
+        return replace(found, effect=mean, holds=bool(over and under), contradicted=bool(beyond))
 
 
 @checked
@@ -310,7 +319,9 @@ class Ordered(Rule):
         if not (result := together(found)):
             return None
         ordered = all(each.effect.estimate >= 0 for each in found if each)
-        return replace(result, holds=bool(found[0] and found[0].holds and ordered))
+        ends = found[0] or NOTHING
+        holds = bool(ends.holds and ordered)
+        return replace(result, holds=holds, contradicted=ends.contradicted)
 
 
 @checked
@@ -337,7 +348,9 @@ class Leads(Rule):
         }
         lead = student_interval([*leads.values()])
         holds = bool(lead.n / len(runs) >= MOST and lead.low > 0)
-        return Finding(holds, lead, tuple((self.arm, seed) for seed in leads))
+        rare = proportion_interval(lead.n, len(runs)).high < MOST
+        rests_on = tuple((self.arm, seed) for seed in leads)
+        return Finding(holds, lead, rests_on, bool(rare or lead.high < 0))
 
 
 @checked
@@ -372,7 +385,7 @@ class Trend(Rule):
         claimed = (found.correlation.estimate > 0) == self.rises
         holds = bool(claimed and found.p < _ALPHA) if found.least_p < _ALPHA else None
         named = tuple(zip(kept["arm"], kept["seed"], strict=True))
-        return Finding(holds, found.correlation, named)
+        return Finding(holds, found.correlation, named, not claimed and found.p < _ALPHA)
 
 
 # By the key that names the rule, its first.

@@ -30,11 +30,13 @@ def publish_agents(grpo: Run, llds: Run, published: Path = PUBLISHED) -> Path:
     same = int(after.name.rpartition("-")[2])
     best = int(run.manifest["best_step"])
     collapse = f", collapsed at step {run.collapse_step}" if run.collapse_step else ""
+    fell = load_run(llds.path).collapse_step
+    later = f", collapses at step {fell}" if fell else ""
     chosen = {
         "start": ("before training", grpo, 0, grpo.start_policy),
         "best": (f"GRPO, step {best}, its best", grpo, best, grpo.checkpoint("best")),
         "end": (f"GRPO, step {end}{collapse}", grpo, end, grpo.checkpoint("last")),
-        "llds": (f"GRPO + LLDS, step {same}", llds, same, after),
+        "llds": (f"GRPO + LLDS, step {same}{later}", llds, same, after),
     }
     shutil.rmtree(target, ignore_errors=True)
     listed = []
