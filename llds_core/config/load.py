@@ -149,10 +149,17 @@ def _layers(name: str) -> tuple[str, str, list[dict[str, Any]]]:
             raise ConfigError(
                 f'unknown variant "{variant}" in "{name}": {did_you_mean(variant, variants())}'
             )
-        # A method with official code of its own brings what that ran.
-        own = [each["variants"][variant] for each in chosen if variant in each.get("variants", {})]
         values = _read_preset("variants", variant)
-        layers += own or [values, *(values.get("methods", {}).get(part, {}) for part in parts)]
+        # A method with official code of its own brings what that ran.
+        if len(chosen) == 1 and variant in chosen[0].get("variants", {}):
+            layers.append(chosen[0]["variants"][variant])
+        elif strange := [part for part in parts if part not in values["only"]]:
+            raise ConfigError(
+                f'"{name}": the code behind @{variant} has no {strange[0]}: leave @{variant} out, '
+                f"or name one of {', '.join(values['only'])}"
+            )
+        else:
+            layers += [values, *(values.get("methods", {}).get(part, {}) for part in parts)]
     return profile, method, layers
 
 

@@ -92,9 +92,9 @@ def _wrong_objectives(loss: LossConfig) -> Iterator[str]:
             "loss.advantage_mean=batch with loss.advantage_std=group scales by a spread that a "
             "group of equal rewards does not have: set loss.advantage_std=batch or none"
         )
-    if loss.mask_truncated and loss.aggregate == "seq-mean-token-mean":
+    if loss.mask_truncated and loss.aggregate in ("seq-mean-token-mean", "constant"):
         yield (
-            "loss.mask_truncated=true with loss.aggregate=seq-mean-token-mean would count what is "
+            f"loss.mask_truncated=true with loss.aggregate={loss.aggregate} would count what is "
             "left out as sequences: set loss.aggregate=token-mean"
         )
 

@@ -12,7 +12,12 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from llds_core.errors import ConfigError
-from llds_core.integrations.adapters import DISPLACEMENT, displacement_metrics
+from llds_core.integrations.adapters import (
+    DISPLACEMENT,
+    displacement_metrics,
+    largest_dropout,
+    one_per_response,
+)
 from llds_core.losses import displacement, llds_penalty
 from llds_core.losses.aggregate import check_range
 from llds_core.losses.llds import check_penalty_options
@@ -38,10 +43,11 @@ class LLDSMixin(_Trainer):
     and in `_by_others` on the others of the first pass: a response has had no update of its own.
 
     Args:
-        positional, options: those of the trainer, by position or by name.
+        positional, options: those of the trainer, by position or by name, `args` among them.
         args: TRL's configuration, with at least two updates per rollout.
         llds_weight: weight of the penalty, >= 0 (paper: 0.2). With 0 training is the trainer's own,
-            to the bit, under any settings, and the metrics are logged.
+            to the bit, under any settings, and the metrics are logged where they mean something:
+            not where an update takes parts of two rollouts, or advantages differ by token.
         llds_gate, llds_normalizer, llds_preserve, llds_gate_threshold: those of
             `llds_core.losses.llds_penalty`.
 
@@ -53,7 +59,7 @@ class LLDSMixin(_Trainer):
     def __init__(
         self,
         *positional: Any,
-        args: GRPOConfig,
+        args: GRPOConfig | None = None,
         llds_weight: float = 0.2,
         llds_gate: str = "action",
         llds_normalizer: str = "preserved",
@@ -67,8 +73,14 @@ class LLDSMixin(_Trainer):
                 "subclass of it (AsyncGRPOTrainer has a loss of its own)"
             )
         check_range("llds_weight", llds_weight, 0)
+        if args is not None:
+            options["args"] = args
+        elif len(positional) > 2:  # its place in GRPOTrainer
+            args = positional[2]
+        if args is None:
+            raise ConfigError("args is missing: give args=GRPOConfig(num_iterations=2, ...)")
         if llds_weight > 0:
-            _check_updates(args)
+            _check_settings(args)
         self.llds_weight = llds_weight
         self.llds_options: dict[str, Any] = {
             "gate": llds_gate,
@@ -78,14 +90,13 @@ class LLDSMixin(_Trainer):
         }
         # A wrong option is better refused here than after the first rollout.
         check_penalty_options(**self.llds_options)
-        super().__init__(*positional, args=args, **options)
-        dropout = max(
-            (m.p for m in self.model.modules() if isinstance(m, torch.nn.Dropout)), default=0
-        )
-        if dropout > 0 and llds_weight > 0:
+        self._llds_is_whole = _is_whole(args, args.num_iterations)
+        super().__init__(*positional, **options)
+        if llds_weight > 0 and (dropout := largest_dropout(self.model)):
             raise ConfigError(
                 f"the model drops out {dropout:g} of its values, which moves log-probabilities "
-                "more than an update does: set disable_dropout=True in GRPOConfig"
+                "more than an update does: set disable_dropout=True in GRPOConfig, and load the "
+                "model with attention_dropout=0"
             )
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
@@ -104,6 +115,9 @@ class LLDSMixin(_Trainer):
                 f"the loss of {type(self).__name__} takes no log-probabilities from "
                 "`_get_per_token_logps_and_entropies` (a fused loss, as Liger's was): switch it off"
             )
+        by_token = inputs["advantages"].dim() > 1
+        if not self.llds_weight and (by_token or not self._llds_is_whole):
+            return loss
         window = self.args.gradient_accumulation_steps
         position = self._step % window
         if position == 0:
@@ -164,20 +178,35 @@ def _constants(
     mask = inputs["completion_mask"]
     if "tool_mask" in inputs:
         mask = mask * inputs["tool_mask"]
-    old = inputs.get("old_per_token_logps")
-    return logprobs.detach() if old is None else old, mask, inputs["advantages"]
+    old, advantages = inputs.get("old_per_token_logps"), inputs["advantages"]
+    if advantages.dim() > 1:
+        advantages = one_per_response(advantages, mask, "GRPOTrainer")
+    return logprobs.detach() if old is None else old, mask, advantages
 
 
 class LLDSGRPOTrainer(LLDSMixin, GRPOTrainer):
     """TRL's `GRPOTrainer` with the LLDS penalty; arguments as in `LLDSMixin`."""
 
 
-def _check_updates(args: GRPOConfig) -> None:
-    """Refuse less than two updates per rollout, and updates on parts of two rollouts."""
+def _is_whole(args: GRPOConfig, iterations: int) -> bool:
+    """Whether a rollout is used for a whole number of updates."""
+    return (args.steps_per_generation or 1) * iterations % args.gradient_accumulation_steps == 0
+
+
+def _check_settings(args: GRPOConfig) -> None:
+    """Refuse less than two updates per rollout, updates on parts of two rollouts, and advantages
+    whose sign is rounding.
+    """
+    if args.multi_objective_aggregation != "sum_then_normalize":
+        raise ConfigError(
+            f"multi_objective_aggregation={args.multi_objective_aggregation} gives groups of equal "
+            "rewards advantages of either sign, and the sign says what is preserved: set "
+            "sum_then_normalize"
+        )
     steps, window = args.steps_per_generation or 1, args.gradient_accumulation_steps
 
     def works(iterations: int) -> bool:
-        return steps * iterations % window == 0 and steps * iterations >= 2 * window
+        return _is_whole(args, iterations) and steps * iterations >= 2 * window
 
     if not works(args.num_iterations):
         raise ConfigError(

@@ -77,7 +77,7 @@ def _statistics(
     mean_G = zeros_G.index_add(0, group_of_B, rewards) / size_G
     low_G = zeros_G.scatter_reduce(0, group_of_B, rewards, "amin", include_self=False)
     high_G = zeros_G.scatter_reduce(0, group_of_B, rewards, "amax", include_self=False)
-    # Rounding can put the mean of equal rewards (five times 0.2) beside them; the sign of what is
+    # Rounding can put the mean of equal rewards (eight times 0.2) beside them; the sign of what is
     # left would then decide whether LLDS preserves the group.
     mean_B = torch.minimum(torch.maximum(mean_G, low_G), high_G)[group_of_B]
     squares_G = zeros_G.index_add(0, group_of_B, (rewards - mean_B) ** 2)

@@ -43,8 +43,10 @@ def kl_k3(
     )
     mask = response_mask_BT.bool()
     difference = torch.where(mask, upcast(ref_logprobs_BT).detach() - upcast(logprobs_BT), 0.0)
+    # Far beyond any clamp, and before exp overflows, whose gradient would be 0 times infinity.
+    bounded = difference if clamp is None else difference.clamp(max=80.0)
     # expm1 keeps the small values that exp(d) - 1 would round away.
-    values = torch.expm1(difference) - difference
+    values = torch.expm1(bounded) - bounded
     if clamp is not None:
         values = values.clamp(max=clamp)
     k1 = -difference.detach()

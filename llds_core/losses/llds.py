@@ -217,7 +217,7 @@ def _open_gates(
     if gate == "token":
         return (delta > threshold) & kept
     units = actions if gate == "action" else kept.long()
-    # Summed in token order, so that padding cannot tip a sum near 0 by another rounding.
+    # Summed in token order (on a CPU), so that padding cannot tip a sum near 0 by rounding.
     return (_sum_by_unit(units, delta) > threshold).gather(1, units) & kept
 
 

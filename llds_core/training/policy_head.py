@@ -31,6 +31,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.utils import ModelOutput
 from trl.kernels import ChunkedLogProbFunction
 
+from llds_core.errors import ConfigError
+
 _NAME = "llds_unpadded"
 _is_unpadded = ContextVar("is_unpadded", default=False)
 _SHARES_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters  # from torch 2.12 on
@@ -39,6 +41,11 @@ _IGNORED = -100
 VOCABULARY_CHUNK = 32768  # TRL's own tile width
 SCORES = ("log_probs", "entropy")
 _NEVER = -1e4
+# What some models do to their logits after the head (Gemma, Cohere, Falcon-H1, Granite).
+_LOGIT_CHANGES = (
+    *("final_logit_softcapping", "logit_scale", "logits_scaling"),
+    *("output_multiplier", "lm_head_multiplier"),
+)
 
 
 @dataclass
@@ -92,6 +99,13 @@ def add_policy_head(
     With it, `also` may name a function that makes one more number (N,) of each scored token: inside
     the head, where its weight is whole.
     """
+    text = model.config.get_text_config()
+    for key in _LOGIT_CHANGES:
+        if (value := getattr(text, key, None)) not in (None, 1):
+            raise ConfigError(
+                f"the policy's {key}={value} changes its logits, which the policy head does not: "
+                "set policy.path to another model"
+            )
     original = model.forward
     head = model.get_output_embeddings()
 
@@ -148,6 +162,13 @@ def add_policy_head(
 
 def use_unpadded_attention(model: PreTrainedModel) -> None:
     """Let `model` take what `forward_unpadded` gives it; other calls stay as they were."""
+    text = model.config.get_text_config()
+    for key in ("sliding_window", "attn_logit_softcapping"):
+        if value := getattr(text, key, None):
+            raise ConfigError(
+                f"the policy's {key}={value} is not kept without padding: set "
+                "training.remove_padding=false"
+            )
     AttentionInterface.register(_NAME, _attend)
     AttentionMaskInterface.register(_NAME, _mask)
     model.set_attn_implementation(_NAME)

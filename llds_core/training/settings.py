@@ -138,6 +138,7 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         vllm_importance_sampling_correction=False,  # the trainer's own weighs any sampler
         mask_truncated_completions=False,
         temperature=1.0,  # of the objective's log-probabilities, whatever sampling uses
+        disable_dropout=True,
         # optimisation
         max_steps=training.steps * updates,
         learning_rate=training.learning_rate,

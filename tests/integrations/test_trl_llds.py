@@ -219,6 +219,44 @@ def test_dropout_is_refused_until_it_is_switched_off(
     trainer_of(Dropping, policy, tmp_path, {"llds_weight": 0.0})
 
 
+def test_attention_that_drops_out_is_refused(policy: Path, tmp_path: Path) -> None:
+    """TRL's `disable_dropout` reaches modules only."""
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(policy, attention_dropout=0.1)
+    with pytest.raises(ConfigError, match="attention_dropout=0"):
+        trainer_of(LLDSGRPOTrainer, loaded, tmp_path, disable_dropout=True)
+
+
+def test_arguments_stand_where_those_of_trl_do(policy: Path, tmp_path: Path) -> None:
+    made = trainer_of(LLDSGRPOTrainer, policy, tmp_path)
+    given = (str(policy), made.reward_funcs, made.args, made.train_dataset)
+    assert LLDSGRPOTrainer(*given).args.num_iterations == 2
+    with pytest.raises(ConfigError, match="args is missing"):
+        LLDSGRPOTrainer(*given[:2])
+    with pytest.raises(ConfigError, match="set sum_then_normalize"):
+        sums = {"multi_objective_aggregation": "normalize_then_sum"}
+        trainer_of(LLDSGRPOTrainer, policy, tmp_path, **sums)
+
+
+@pytest.mark.parametrize("case", ["by token", "parts of two rollouts"])
+def test_weight_0_measures_nothing_where_it_would_mislead(
+    policy: Path, tmp_path: Path, case: str
+) -> None:
+    class ByToken(LLDSGRPOTrainer):
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+            wide = inputs["advantages"][:, None].expand_as(inputs["completion_mask"])
+            return super()._compute_loss(model, inputs | {"advantages": wide})
+
+    kind, settings = ByToken, {}
+    if case != "by token":
+        kind = LLDSGRPOTrainer
+        settings = {"steps_per_generation": 3, "num_iterations": 1, "max_steps": 2}
+    trainer = trainer_of(kind, policy, tmp_path, {"llds_weight": 0.0}, **settings)
+    trainer.train()
+    assert not [key for row in trainer.state.log_history for key in row if "llds/" in key]
+
+
 def test_evaluation_is_stock(policy: Path, tmp_path: Path) -> None:
     trainer = trainer_of(LLDSGRPOTrainer, policy, tmp_path)
     metrics = trainer.evaluate(Dataset.from_dict({"prompt": ["a"] * 8}))

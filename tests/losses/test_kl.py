@@ -49,6 +49,13 @@ def test_a_clamped_value_has_no_gradient_and_others_keep_theirs():
     assert current.grad[0].tolist() == pytest.approx([0.393469, 0.0], abs=1e-6)
 
 
+def test_a_clamped_value_has_no_gradient_however_far_the_reference_is():
+    far = torch.tensor([[-100.0]], requires_grad=True)
+    values, _ = kl_k3(far, torch.tensor([[-1.0]]), clamp=10.0)
+    values.sum().backward()
+    assert values.item() == 10.0 and far.grad.item() == 0.0
+
+
 @given(
     current=st.lists(st.floats(-20, 0), min_size=1, max_size=6),
     shift=st.floats(-8, 8),

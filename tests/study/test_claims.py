@@ -115,6 +115,25 @@ def checked(start, without=(), **given):
     return row.verdict
 
 
+def test_what_is_contradicted_is_told_from_what_is_not_shown():
+    """Of seeds that rise and collapse most are asked for: none of ten is the contrary, some are
+    neither; and the interval of a mean lies on the other side of its bound.
+    """
+
+    def told(start, **given):
+        claim = claim_named(start)
+        runs = study((), None, {"grpo"}.union(*(r.named_arms() for r in claim.rule)), **given)
+        [row] = evaluate_claims([claim], runs, mechanism()).itertuples()
+        return row.verdict, row.contradicted
+
+    assert told("GRPO's reward first rises", **collapsing(4)) == ("holds", False)
+    assert told("GRPO's reward first rises", **collapsing(3)) == ("does not hold", False)
+    assert told("GRPO's reward first rises", **collapsing(0)) == ("does not hold", True)
+    weak = {"llds_action": lambda arm: [fallen(arm, s) for s in range(5)]}
+    strong = {"grpo": lambda arm: [stable(arm, s) for s in range(5)]}
+    assert told("LLDS ends with a higher", **weak, **strong) == ("does not hold", True)
+
+
 @pytest.fixture(scope="module")
 def table():
     return evaluate_claims(CLAIMS, study(), mechanism())

@@ -1,5 +1,6 @@
 """Every objective by name: one step on `smoke`, against TRL and against `losses/`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,23 @@ def test_the_batch_is_the_baseline_where_trl_has_none(std: str) -> None:
     loss = load_experiment("smoke/reinforce", [f"loss.advantage_std={std}"]).loss
     ones = torch.ones(16, 3, dtype=torch.long)
     batch = {"completion_ids": ones, "tool_mask": ones, "completion_mask": ones}
-    add_columns(batch, made, loss)
+    add_columns(batch, made, loss, 4)
     rewards = torch.tensor([t.reward for t in made])
     expected = group_advantages(rewards, torch.arange(16), mean="batch", std=std, eps=1e-4)
     assert torch.equal(batch["advantages"], expected)
     assert batch["advantages"].sum().abs() < 1e-5 and batch["advantages"][-1] < 0
+
+
+def test_equal_rewards_that_no_float_holds_have_no_advantage() -> None:
+    """Eight of 0.2 have another mean in TRL's float32."""
+    made = [replace(t, reward=0.2) for t in trajectories(1)[:8]] + trajectories(1)[8:]
+    ones = torch.ones(16, 3, dtype=torch.long)
+    given = torch.linspace(-1, 1, 16)
+    batch = {"completion_ids": ones, "tool_mask": ones, "completion_mask": ones}
+    batch |= {"advantages": torch.cat([torch.full((8,), -1.5e-4), given[8:]])}
+    add_columns(batch, made, load_experiment("smoke/grpo").loss, 8)
+    assert not batch["group_advantages"][:8].any()
+    assert torch.equal(batch["group_advantages"][8:], given[8:])
 
 
 def test_what_a_limit_ended_leaves_numerator_and_denominator(tmp_path: Path) -> None:
@@ -92,7 +105,7 @@ def test_what_a_limit_ended_leaves_numerator_and_denominator(tmp_path: Path) -> 
     mask = torch.tensor([t.response_mask + [0] * (width - len(t.response_mask)) for t in made])
     batch = {"completion_ids": mask, "tool_mask": mask, "completion_mask": torch.ones_like(mask)}
     batch |= {"advantages": torch.ones(16), "num_items_in_batch": mask.sum()}
-    add_columns(batch, made, loss)
+    add_columns(batch, made, loss, 4)
     assert not batch["policy_mask"][::3].any() and batch["policy_mask"][1].any()
     kept = [sum(t.response_mask) for i, t in enumerate(made) if i % 3]
     assert batch["num_items_in_batch"] == batch["policy_mask"].sum() == sum(kept)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from llds_core.errors import ConfigError
 from llds_core.training.policy_head import (
     add_policy_head,
     forward_unpadded,
@@ -57,3 +58,22 @@ def test_scores_states_and_gradients_are_those_of_the_padded_pass(kind: type) ->
     for gradient, reference in zip(gradients(found), expected, strict=True):
         scale = reference.abs().max().item()
         torch.testing.assert_close(gradient, reference, rtol=0, atol=1e-5 * max(scale, 1e-6))
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "said"),
+    [
+        ({"logits_scaling": 8.0}, False, "logits_scaling=8"),
+        ({"final_logit_softcapping": 5.0}, False, "final_logit_softcapping=5"),
+        ({"logits_scaling": 1.0, "sliding_window": 4}, True, "training.remove_padding=false"),
+    ],
+)
+def test_a_model_whose_scores_would_be_others_is_refused(
+    given: dict[str, float], kept: bool, said: str
+) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    model.config.update(given)
+    with pytest.raises(ConfigError, match=said):
+        add_policy_head(model)
+        assert kept
+        use_unpadded_attention(model)
