@@ -30,6 +30,9 @@ def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
     [grpo] = load_study("desk").chosen(["grpo"])
     report("desk", grpo.seeds, PUBLISHED, folder, methods=MAIN_ARMS)
+    for path in (folder / "notebooks").glob("*.ipynb"):
+        code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        assert all(cell.execution_count for cell in code)  # to the end of each
     return folder
 
 
