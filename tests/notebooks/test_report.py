@@ -1,5 +1,5 @@
-"""Notebooks of own runs on stored smoke runs, through papermill, and the index. What shows no run of
-a user (06 to 09) is executed by `test_published_outputs.py`, as all are.
+"""Notebooks of own runs on stored smoke runs, through papermill, and the index. What shows no run
+of a user (06 to 09) is executed by `test_published_outputs.py`, as all are.
 """
 
 import json

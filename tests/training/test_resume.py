@@ -228,7 +228,21 @@ def test_command_interrupted_then_killed_while_it_writes_a_checkpoint_is_bit_ide
 # --- what a run leaves behind ---------------------------------------------------------------------
 
 
-def test_longer_run_continues_a_shorter_one(smoke_runs: Path, tmp_path: Path) -> None:
+# Every second checkpoint holds weights only, which rotation keeps no longer than others.
+_FOUR = ["training.steps=4", "training.resumable_every=2", "training.keep_checkpoints=1"]
+
+
+@pytest.fixture(scope="module")
+def four_steps(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps in one go."""
+    run = Run.load("smoke/grpo", 0, fresh_root(smoke_runs, tmp_path_factory.mktemp("four")), _FOUR)
+    train(run)
+    return run.path
+
+
+def test_longer_run_continues_a_shorter_one(
+    smoke_runs: Path, four_steps: Path, tmp_path: Path
+) -> None:
     root = fresh_root(smoke_runs, tmp_path / "runs")
     complete = smoke_runs / "smoke" / "grpo" / "seed0"
     shutil.copytree(complete, root / "smoke" / "grpo" / "seed0")
@@ -237,19 +251,13 @@ def test_longer_run_continues_a_shorter_one(smoke_runs: Path, tmp_path: Path) ->
     assert path == root / "smoke" / "grpo" / "seed0"
     assert rows(path)[:3] == rows(complete)
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4]
-    direct = fresh_root(smoke_runs, tmp_path / "direct")
-    again = train_run(longer, 0, direct, ["training.steps=4"])
-    assert rows(again) == rows(path)
+    assert rows(four_steps) == rows(path)
 
 
-def test_a_run_goes_on_from_its_last_resumable_checkpoint(smoke_runs: Path, tmp_path: Path) -> None:
-    """Every second holds weights only, which rotation keeps no longer than others."""
-    options = ["training.steps=4", "training.resumable_every=2", "training.keep_checkpoints=1"]
-    whole, run = (
-        Run.load("smoke/grpo", 0, fresh_root(smoke_runs, tmp_path / name), options)
-        for name in ("whole", "stopped")
-    )
-    train(whole)
+def test_a_run_goes_on_from_its_last_resumable_checkpoint(
+    smoke_runs: Path, four_steps: Path, tmp_path: Path
+) -> None:
+    run = Run.load("smoke/grpo", 0, fresh_root(smoke_runs, tmp_path / "stopped"), _FOUR)
 
     def stop(row: dict[str, Any]) -> None:
         if row["step"] == 4:
@@ -262,7 +270,7 @@ def test_a_run_goes_on_from_its_last_resumable_checkpoint(smoke_runs: Path, tmp_
     assert not (weights_only / "optimizer.pt").exists() and load_policy(weights_only)
     assert (checkpoint_path(run.checkpoints, 2) / "optimizer.pt").exists()
     train(run)
-    assert_same_run(whole.path, run.path)
+    assert_same_run(four_steps, run.path)
     assert (checkpoint_path(run.checkpoints, 4) / "optimizer.pt").exists()
 
 
