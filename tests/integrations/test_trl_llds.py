@@ -11,7 +11,7 @@ import torch
 import trl_updates
 from datasets import Dataset
 from given_policies import save_one_layer_policy
-from run_helpers import one_line
+from run_helpers import one_line, refused
 from trl import GRPOTrainer
 from trl_updates import trainer_of, update, whole, window
 
@@ -186,12 +186,8 @@ class Misplaced(LLDSMixin):
 
 
 def test_what_it_cannot_do_is_refused_in_one_line(policy: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="log-probabilities") as error:
-        trained(LLDSFused, policy, tmp_path)
-    one_line(error)
-    with pytest.raises(ConfigError, match="is no GRPOTrainer") as error:
-        trainer_of(Misplaced, policy, tmp_path)
-    one_line(error)
+    refused(ConfigError, "log-probabilities", trained, LLDSFused, policy, tmp_path)
+    refused(ConfigError, "is no GRPOTrainer", trainer_of, Misplaced, policy, tmp_path)
     for options, said in (
         ({"llds_gate": "actions"}, "gate is"),
         ({"llds_weight": -1.0}, "llds_weight is -1"),
@@ -212,9 +208,7 @@ def test_dropout_is_refused_until_it_is_switched_off(
             loaded.model.norm = torch.nn.Sequential(loaded.model.norm, torch.nn.Dropout(0.1))
             super().__init__(model=loaded, **options)
 
-    with pytest.raises(ConfigError, match="disable_dropout=True") as error:
-        trainer_of(Dropping, policy, tmp_path)
-    one_line(error)
+    refused(ConfigError, "disable_dropout=True", trainer_of, Dropping, policy, tmp_path)
     trainer_of(Dropping, policy, tmp_path, disable_dropout=True)
     trainer_of(Dropping, policy, tmp_path, {"llds_weight": 0.0})
 
