@@ -59,8 +59,9 @@ def lora(**settings: Any) -> Any:
     return peft.LoraConfig(r=4, target_modules="all-linear", **settings)
 
 
-@pytest.mark.parametrize("normalizer", ["preserved", "all"])
-@pytest.mark.parametrize("kind", ["plain", "tools", "lora"])
+@pytest.mark.parametrize(
+    ("kind", "normalizer"), [("plain", "all"), ("tools", "preserved"), ("lora", "all")]
+)
 def test_an_update_of_unequal_micro_batches_gets_the_penalty_of_the_whole(
     policy: Path, tmp_path: Path, kind: str, normalizer: str
 ) -> None:
