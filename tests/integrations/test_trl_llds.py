@@ -1,8 +1,6 @@
 """LLDS inside TRL's own trainer, on a plain task: text in, text out, a reward on the text."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import trl_updates
 from datasets import Dataset
 from given_policies import save_one_layer_policy
 from run_helpers import one_line, refused
+from shared_trainers import spawn, wait
 from trl import GRPOTrainer
 from trl_updates import trainer_of, update, whole, window
 
@@ -124,10 +123,7 @@ def test_weight_0_measures_any_run_and_refuses_none(policy: Path, tmp_path: Path
 @pytest.mark.slow
 def test_two_processes_get_the_penalty_and_the_metrics_of_one(policy: Path, tmp_path: Path) -> None:
     """Four micro-batches, two on each process, whose gradients DDP averages over gloo."""
-    helper = Path(trl_updates.__file__)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *words, str(helper), str(policy), str(tmp_path)]
-    subprocess.run(command, check=True, timeout=300)
+    assert wait(spawn(2, trl_updates.main, policy, tmp_path)) == [0, 0]
     one, two = (torch.load(tmp_path / f"process-{rank}.pt") for rank in (0, 1))
     for normalizer in ("preserved", "all"):
         penalty, metrics, expected = one[f"expected {normalizer}"]
