@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 import requests
 import typer
-from run_helpers import no_space
 
 from llds_core.__main__ import COMMANDS, app, main
 from llds_core.machine.vllm_server import spare_loopback
 from llds_core.runs import Run, RunDirectory
-from llds_core.runs.checkpoints import checkpoint_steps
 
 MORE = ["train", "smoke/grpo", "training.steps=4"]  # one step more than the stored runs have
 
@@ -32,11 +30,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("arguments", "named"),
     [
         (["train", "desk/gpro"], "desk/grpo"),
-        (["train", "dsk/grpo"], "desk/grpo"),
-        (["train", "desk"], "profile/method"),
         (["train", "desk/grpo", "training.step=3"], "training.steps"),
-        (["train", "desk/grpo", "training.steps=many"], "int"),
-        (["train", "desk/grpo", "training.micro_batch_size=5"], "divisor of 16"),
         (["train", "desk/grpo", "--seed", "x"], "--seed"),
         (["train", "desk/grpo", "--sed", "1"], "--sed"),
         (["train", "desk/grpo", "--quiet", "loss.gate=actoin"], "action"),
@@ -44,8 +38,6 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["warmstart", "dsk"], "desk"),
         (["reproduce", "smoke", "--seeds", "0,x"], "--seeds"),
         (["reproduce", "smoke", "--arms", "gpro"], "smoke/grpo"),
-        (["train", "desk/grpo", "training.steps"], 'has no "="'),
-        (["train", "desk/grpo", "training.steps=3", "training.steps=4"], "is given twice"),
         (["train"], "Missing argument"),
         (["trian"], "Did you mean 'train'"),
         (["retriever", "dsk"], "desk"),
@@ -104,18 +96,6 @@ def test_a_run_in_use_corrupted_metrics_and_a_root_that_is_a_file_are_named(
     assert "--run-root" in mistake(capsys, *MORE, "--run-root", str(file))
 
 
-def test_full_disk_while_saving_keeps_what_was_written(
-    capsys, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Run.load("smoke/grpo", 0, root)
-    before = (run.path / "metrics.jsonl").read_text("utf-8")
-    monkeypatch.setattr("transformers.Trainer.save_model", no_space)
-    assert "No space left" in mistake(capsys, *MORE, "--run-root", str(root))
-    assert (run.path / "metrics.jsonl").read_text("utf-8").startswith(before)
-    assert checkpoint_steps(run.checkpoints)[-1] == 3
-    assert run.manifest()["status"] == "failed"
-
-
 def test_ask_shows_policy_and_observations_and_an_empty_question_is_refused(
     capsys, smoke_runs: Path
 ) -> None:
@@ -152,17 +132,6 @@ def test_overrides_may_follow_options_and_quiet_hides_bars(
     assert main(["warmstart", "smoke", "world.seed=1", *options]) == 0
     assert runs[0].overrides == ("world.seed=1", "warmstart.steps=3", "warmstart.seed=4")
     assert os.environ["TQDM_DISABLE"] == "1"
-
-
-def test_a_stopped_command_says_how_to_continue(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def stop(run: Run) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("llds_core.training.warmstart.warmstart", stop)
-    assert main(["warmstart", "smoke", "--quiet"]) == 130
-    assert "to continue: python -m llds_core warmstart smoke --quiet" in capsys.readouterr().err
 
 
 def test_a_reader_that_stops_reading_is_no_error() -> None:

@@ -78,14 +78,6 @@ def test_method_lies_over_the_profile_and_overrides_over_both() -> None:
     assert changed.loss == replace(plain.loss, llds_weight=0.9)
 
 
-def test_sizes_are_derived_from_the_configuration() -> None:
-    """4 prompts × 4 samples, twice over in 4 updates: 16 trajectories a rollout, 8 an update."""
-    sizes = ["rollout.prompts_per_rollout=4", "rollout.group_size=4"]
-    updates = ["training.epochs=2", "training.updates_per_rollout=4"]
-    config = load_experiment("smoke/grpo", sizes + updates)
-    assert (config.trajectories_per_rollout, config.mini_batch_size) == (16, 8)
-
-
 @pytest.mark.parametrize("profile", ["desk", "smoke", "paper-3b", "paper-7b-instruct"])
 def test_methods_combine_with_what_a_profile_says_of_each(profile: str) -> None:
     both = load_experiment(f"{profile}/gspo+llds-action")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from run_helpers import jobs_in_process
+from run_helpers import jobs_in_process, refused
 
 from llds_core.__main__ import main
 from llds_core.config import load_study, studies
@@ -107,9 +107,7 @@ def test_a_file_that_is_not_a_study_is_refused_in_one_line(
 ) -> None:
     path = tmp_path / "small.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ConfigError, match=f"study .*{message}") as error:
-        load_study(str(path))
-    assert "\n" not in str(error.value)
+    refused(ConfigError, f"study .*{message}", load_study, str(path))
 
 
 def test_unknown_names_have_hints(tmp_path: Path) -> None:

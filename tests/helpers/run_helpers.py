@@ -1,7 +1,7 @@
 """What the tests of run directories share."""
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,15 @@ def no_space(*args: object, **kwargs: object) -> None:
 def one_line(error: pytest.ExceptionInfo) -> str:
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def refused(
+    kind: type[Exception], match: str | None, call: Callable, *arguments: Any, **options: Any
+) -> str:
+    """The one line in which `call` refuses."""
+    with pytest.raises(kind, match=match) as error:
+        call(*arguments, **options)
+    return one_line(error)
 
 
 def train_run(

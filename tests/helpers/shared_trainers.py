@@ -8,7 +8,9 @@ import gc
 import math
 import multiprocessing
 import os
+import signal
 import socket
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -24,6 +26,7 @@ from accelerate.utils import DistributedType
 from scripted import build, largest_difference, policy, settings, trajectories, weights
 from torch.distributed.tensor import DTensor
 
+from llds_core.__main__ import main
 from llds_core.config import LossConfig, laid_over, load_experiment
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, LLDSError, TrainingDivergedError
@@ -69,6 +72,15 @@ def spawn(world: int, work: Callable, *arguments: Any) -> list[multiprocessing.P
         process.start()
         started.append(process)
     return started
+
+
+def command(words: Sequence[str], errors: Path) -> None:
+    """To be spawned: `python -m llds_core` with `words`, its standard error in a file."""
+    # Tests run in the background (`nohup … &`) hand down a SIGINT that is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with errors.open("w") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    raise SystemExit(main([*words, "--quiet"]))
 
 
 def wait(processes: Sequence[multiprocessing.Process], seconds: float = 900) -> list[int | None]:

@@ -1,11 +1,5 @@
-"""Updates of TRL's own trainer with LLDS, and the penalty that each should have got.
+"""Updates of TRL's own trainer with LLDS, and the penalty that each should have got."""
 
-Run under torchrun, it is one process of an update, and saves what that process saw:
-
-    torchrun --nproc_per_node 2 trl_updates.py POLICY FOLDER
-"""
-
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +126,9 @@ def whole(trainer: Any, micro_batches: list[dict[str, Any]], **options: Any) -> 
 
 
 def main(policy: Path, folder: Path) -> None:
-    """This process's half of four micro-batches, with weight 0 and 3, averaged as DDP does."""
+    """To be spawned: this process's half of four micro-batches, with weight 0 and 3, averaged as
+    DDP does; it saves what it saw.
+    """
     trainer = trainer_of(LLDSGRPOTrainer, policy, folder)
     rank, size = trainer.accelerator.process_index, trainer.accelerator.num_processes
     micro_batches = window(trainer, tools=True, size=4)
@@ -154,7 +150,3 @@ def main(policy: Path, folder: Path) -> None:
         for normalizer in ("preserved", "all"):
             found[f"expected {normalizer}"] = whole(alone, micro_batches, normalizer=normalizer)
     torch.save(found, folder / f"process-{rank}.pt")
-
-
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))

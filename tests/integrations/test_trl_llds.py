@@ -1,8 +1,6 @@
 """LLDS inside TRL's own trainer, on a plain task: text in, text out, a reward on the text."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,8 @@ import torch
 import trl_updates
 from datasets import Dataset
 from given_policies import save_one_layer_policy
-from run_helpers import one_line
+from run_helpers import one_line, refused
+from shared_trainers import spawn, wait
 from trl import GRPOTrainer
 from trl_updates import trainer_of, update, whole, window
 
@@ -59,8 +58,9 @@ def lora(**settings: Any) -> Any:
     return peft.LoraConfig(r=4, target_modules="all-linear", **settings)
 
 
-@pytest.mark.parametrize("normalizer", ["preserved", "all"])
-@pytest.mark.parametrize("kind", ["plain", "tools", "lora"])
+@pytest.mark.parametrize(
+    ("kind", "normalizer"), [("plain", "all"), ("tools", "preserved"), ("lora", "all")]
+)
 def test_an_update_of_unequal_micro_batches_gets_the_penalty_of_the_whole(
     policy: Path, tmp_path: Path, kind: str, normalizer: str
 ) -> None:
@@ -123,10 +123,7 @@ def test_weight_0_measures_any_run_and_refuses_none(policy: Path, tmp_path: Path
 @pytest.mark.slow
 def test_two_processes_get_the_penalty_and_the_metrics_of_one(policy: Path, tmp_path: Path) -> None:
     """Four micro-batches, two on each process, whose gradients DDP averages over gloo."""
-    helper = Path(trl_updates.__file__)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *words, str(helper), str(policy), str(tmp_path)]
-    subprocess.run(command, check=True, timeout=300)
+    assert wait(spawn(2, trl_updates.main, policy, tmp_path)) == [0, 0]
     one, two = (torch.load(tmp_path / f"process-{rank}.pt") for rank in (0, 1))
     for normalizer in ("preserved", "all"):
         penalty, metrics, expected = one[f"expected {normalizer}"]
@@ -186,12 +183,8 @@ class Misplaced(LLDSMixin):
 
 
 def test_what_it_cannot_do_is_refused_in_one_line(policy: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="log-probabilities") as error:
-        trained(LLDSFused, policy, tmp_path)
-    one_line(error)
-    with pytest.raises(ConfigError, match="is no GRPOTrainer") as error:
-        trainer_of(Misplaced, policy, tmp_path)
-    one_line(error)
+    refused(ConfigError, "log-probabilities", trained, LLDSFused, policy, tmp_path)
+    refused(ConfigError, "is no GRPOTrainer", trainer_of, Misplaced, policy, tmp_path)
     for options, said in (
         ({"llds_gate": "actions"}, "gate is"),
         ({"llds_weight": -1.0}, "llds_weight is -1"),
@@ -212,9 +205,7 @@ def test_dropout_is_refused_until_it_is_switched_off(
             loaded.model.norm = torch.nn.Sequential(loaded.model.norm, torch.nn.Dropout(0.1))
             super().__init__(model=loaded, **options)
 
-    with pytest.raises(ConfigError, match="disable_dropout=True") as error:
-        trainer_of(Dropping, policy, tmp_path)
-    one_line(error)
+    refused(ConfigError, "disable_dropout=True", trainer_of, Dropping, policy, tmp_path)
     trainer_of(Dropping, policy, tmp_path, disable_dropout=True)
     trainer_of(Dropping, policy, tmp_path, {"llds_weight": 0.0})
 
@@ -223,9 +214,13 @@ def test_attention_that_drops_out_is_refused(policy: Path, tmp_path: Path) -> No
     """TRL's `disable_dropout` reaches modules only."""
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(policy, attention_dropout=0.1)
+    class Dropping(LLDSGRPOTrainer):
+        def __init__(self, *, model: str, **options: Any) -> None:
+            loaded = AutoModelForCausalLM.from_pretrained(model, attention_dropout=0.1)
+            super().__init__(model=loaded, **options)
+
     with pytest.raises(ConfigError, match="attention_dropout=0"):
-        trainer_of(LLDSGRPOTrainer, loaded, tmp_path, disable_dropout=True)
+        trainer_of(Dropping, policy, tmp_path, disable_dropout=True)
 
 
 def test_arguments_stand_where_those_of_trl_do(policy: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from score import (  # noqa: E402
     load_labelled,
     outcome,
 )
+from score import main as score  # noqa: E402
 
 INDEX = pd.read_csv(DATA_SET / "index.csv")
 TABLE = pd.read_csv(DATA_SET / "benchmark.csv")
@@ -181,14 +182,14 @@ def test_a_registration_is_judged_on_runs_that_began_after_it(runs, monkeypatch)
     assert len(later) < len(others)
 
 
-def test_anybodys_detector_can_be_scored(runs) -> None:
+def test_anybodys_detector_can_be_scored(runs, capsys) -> None:
     mine = Detector("mine", lambda reward: -np.asarray(reward), threshold=-0.1)
     row = benchmark(runs[:20], {"mine": mine}).iloc[0]
     assert row["detector"] == "mine" and row["healthy"] + row["collapsed"] + row["declined"] == 20
     assert OTHERS["gradient_growth"].name not in DETECTORS
-    words = [sys.executable, str(DATA_SET / "score.py"), "score:gradient_growth"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert "gradient_growth" in done.stdout and len(done.stdout.splitlines()) == 2
+    score(["score:gradient_growth"])
+    said = capsys.readouterr().out
+    assert "gradient_growth" in said and len(said.splitlines()) == 2
 
 
 def test_rl_doctor_is_replayed_as_published() -> None:

@@ -58,7 +58,7 @@ ROW = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(ROW, min_size=2, max_size=25), st.data())
 def test_alarms_of_a_growing_log_are_those_of_the_whole_one(rows, data) -> None:
     """No detector looks ahead: once raised at a step an alarm stays there, and none comes late."""

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from run_helpers import one_line
+from run_helpers import one_line, refused
 from transformers import PrinterCallback, TrainerControl, TrainerState
 
 from llds_core.errors import ConfigError, DataError
@@ -234,9 +234,7 @@ REFUSED = {
 def test_what_is_no_log_of_one_run_is_one_line(tmp_path: Path, case: str) -> None:
     name, text, words = REFUSED[case]
     (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=words) as caught:
-        read_log(tmp_path / name)
-    assert one_line(caught)
+    refused(DataError, words, read_log, tmp_path / name)
 
 
 def test_paths_that_are_no_log(tmp_path: Path) -> None:
@@ -249,9 +247,7 @@ def test_paths_that_are_no_log(tmp_path: Path) -> None:
         ("none", "no metrics.jsonl, trainer_state.json"),
         ("two", "a.log, b.log"),
     ):
-        with pytest.raises(DataError, match=words) as caught:
-            read_log(tmp_path / path)
-        assert one_line(caught)
+        refused(DataError, words, read_log, tmp_path / path)
     with pytest.raises(ConfigError, match='unknown format "jason"'):
         read_log(tmp_path / "two" / "a.log", format="jason")
 
@@ -270,9 +266,7 @@ def test_what_is_odd_about_a_path_is_said(tmp_path: Path) -> None:
         ("loop", "does not exist"),
         ("pipe", "is no file"),
     ):
-        with pytest.raises(DataError, match=words) as caught:
-            read_log(tmp_path / path)
-        assert one_line(caught)
+        refused(DataError, words, read_log, tmp_path / path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])

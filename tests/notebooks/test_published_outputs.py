@@ -14,7 +14,7 @@ from PIL import Image
 from llds_core.config import load_study
 from llds_core.config.arms import MAIN_ARMS
 from llds_core.files import project_path
-from llds_core.study.notebooks import report
+from llds_core.study import notebooks
 from llds_core.study.redraw import small_outputs
 
 PUBLISHED = project_path("results/published")
@@ -24,12 +24,33 @@ NUMBER = re.compile(r"[-+−]?\d+(?:\.\d+)?")
 pytestmark = pytest.mark.slow
 
 
+class NoPage:
+    """In place of nbconvert's: `test_report.py` makes the pages."""
+
+    def from_filename(self, name):
+        return "", {}
+
+
+def one_by_one(sources, parameters, target, at_once):
+    return {
+        source.name: notebooks.run_notebook(source, parameters, target / "notebooks")
+        for source in sources
+    }
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """Folder of a report on the published study."""
+    """Folder of a report on the published study, one notebook after the other."""
     folder = tmp_path_factory.mktemp("drawn")
     [grpo] = load_study("desk").chosen(["grpo"])
-    report("desk", grpo.seeds, PUBLISHED, folder, methods=MAIN_ARMS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(notebooks.RECORDED_BY, "")  # each sets it
+        patch.setattr("nbconvert.HTMLExporter", NoPage)
+        patch.setattr(notebooks, "_run_notebooks", one_by_one)
+        notebooks.report("desk", grpo.seeds, PUBLISHED, folder, methods=MAIN_ARMS)
+    for path in (folder / "notebooks").glob("*.ipynb"):
+        code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        assert all(cell.execution_count for cell in code)  # to the end of each
     return folder
 
 

@@ -5,12 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from claim_worlds import made
-from matplotlib.colors import to_rgba
 from PIL import Image
 
 from llds_core.errors import ConfigError, DataError
 from llds_core.reporting.curves import curves_data, curves_figure
-from llds_core.reporting.figures import METHOD_COLOURS, mark_paper, save_figure, use_style
+from llds_core.reporting.figures import mark_paper, save_figure, use_style
 from llds_core.reporting.store import load_runs
 
 PANELS = ["reward", "loglik_correct", "entropy"]
@@ -56,34 +55,6 @@ def test_the_same_runs_give_the_same_bytes_and_pictures_name_their_runs(tmp_path
     assert runs[0].fingerprint.encode() in files[0][1].read_bytes()
 
 
-def test_one_panel_per_metric_with_the_colour_of_the_method():
-    figure = curves_figure([made_run("llds-action")], PANELS)
-    shown = [axes for axes in figure.axes if axes.get_visible()]
-    assert [axes.get_ylabel().replace("\n", " ") for axes in shown] == [
-        "reward",
-        "log-likelihood of correct responses (nats per token)",
-        "entropy (nats per token)",
-    ]
-    colours = {to_rgba(line.get_color()) for axes in shown for line in axes.lines}
-    assert colours == {to_rgba(METHOD_COLOURS["llds-action"])}
-    own = [
-        colour
-        for name, colour in METHOD_COLOURS.items()
-        if name not in ("grpo-kept", "grpo-traced")
-    ]
-    assert len(set(own)) == len(own)
-
-
-def test_panels_to_be_compared_get_one_axis():
-    panels = ["loglik_correct", "loglik_incorrect", "reward"]
-    run = made_run(loglik_incorrect=-4.0)
-    axes = curves_figure([run], panels, same_scale=panels[:2]).axes
-    assert axes[0].get_ylim() == axes[1].get_ylim() != axes[2].get_ylim()
-    low, high = axes[0].get_ylim()
-    assert low < -4 and high == 0
-    assert curves_figure([run], panels).axes[0].get_ylim()[0] > -1
-
-
 @pytest.mark.parametrize(
     ("values", "bands", "mean"),
     [([1, 4], 0, 2), ([1, 4, 16], 1, 4), ([2, np.nan, 8], 0, 4)],  # geometric means
@@ -93,14 +64,6 @@ def test_three_seeds_get_a_band_around_their_mean_two_do_not(values, bands, mean
     axes = curves_figure(seeds("entropy", *values), ["entropy"]).axes[0]
     assert len(axes.collections) == bands
     np.testing.assert_allclose(bold(axes).get_ydata(), [mean] * 18)
-
-
-def test_lines_set_the_axis_not_an_interval_far_wider():
-    axes = curves_figure(seeds("reward", 0.2, 0.4, 0.9), ["reward"]).axes[0]
-    [band] = axes.collections
-    low, high = axes.get_ylim()
-    assert band.get_paths()[0].vertices[:, 1].min() < -0.3
-    assert 0 < low < 0.2 and 0.9 < high < 1.1
 
 
 @pytest.mark.parametrize(
@@ -179,16 +142,6 @@ def test_a_title_gives_the_change_with_its_interval_or_its_noise(ends, said):
     runs = [made_run(seed=seed, entropy=[1.0] * 9 + [end] * 9) for seed, end in enumerate(ends)]
     axes = curves_figure(runs, ["entropy"]).axes[0]
     assert axes.get_title(loc="left") == said
-
-
-def test_names_of_lines_do_not_lie_on_each_other():
-    runs = [made_run(arm) for arm in ("grpo", "llds-action", "llds-ma")]
-    figure = curves_figure(runs, ["reward"])
-    figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
-    assert len(boxes) == 3 and not any(
-        one.overlaps(other) for one in boxes for other in boxes if one is not other
-    )
 
 
 def test_a_talk_has_larger_pictures_and_the_paper_is_a_faint_line(tmp_path):

@@ -15,7 +15,6 @@ from llds_core.reporting.mechanism_figures import (
     first_action_figure,
     likelihood_change_figure,
     measured_runs,
-    rounds_figure,
 )
 from llds_core.reporting.run_view import StoredRun, before_collapse
 from llds_core.reporting.store import PUBLISHED, load_runs
@@ -104,19 +103,6 @@ def test_actions_are_drawn_up_to_the_collapse_on_one_scale_as_their_table_says()
         assert ends == {METHOD_COLOURS["grpo"]: 9, METHOD_COLOURS["llds-action"]: 16}
     lines = [line.get_ydata().tolist() for line in figure.axes[-1].lines]
     assert shares["value"].tolist() in lines
-
-
-def test_search_rounds_name_their_axes_and_checkpoints() -> None:
-    runs = [made(0, COLLAPSING), made(1)]
-    figure = rounds_figure(before_collapse(tables(2)["nll_by_round"], runs), runs)
-    assert [axes.get_xlabel() for axes in figure.axes] == [
-        "searches before the action",
-        "searches in the whole response",
-    ]
-    assert {text.get_text() for text in figure.axes[1].texts} == {
-        "GRPO\n2 seeds",
-        "SmolLM2-135M",
-    }
 
 
 def test_the_published_mechanism_is_that_of_the_runs_that_kept_their_checkpoints(tmp_path) -> None:

@@ -79,8 +79,12 @@ def test_missing_runs_are_trained_and_diverged_and_complete_ones_read(
     assert [run.method for run in runs] == ["grpo", "llds-action"]
 
 
-def test_a_stopped_training_is_watched_and_read_as_far_as_it_went(tmp_path, monkeypatch):
+def test_a_stopped_training_is_watched_and_read_as_far_as_it_went(
+    smoke_runs, tmp_path, monkeypatch
+):
     """What a notebook's stop button does, and that the same call then goes on."""
+    (start,) = smoke_runs.glob("smoke/warmstart-*")
+    shutil.copytree(start, tmp_path / "smoke" / start.name)
     asked = ["smoke", ["grpo", "llds-action"], [3], tmp_path]
     seen = []
 

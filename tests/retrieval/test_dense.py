@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from dense_worlds import FAKE, PACKAGED, FakeEncoder, passages, write_published_vectors
-from run_helpers import one_line
+from run_helpers import one_line, refused
 
 from llds_core.config import DenseConfig, load_experiment
 from llds_core.errors import ConfigError, DataError, RunError
@@ -161,9 +161,7 @@ def test_a_published_index_of_something_else_is_refused(
     if vectors is not None:
         index.add(vectors)
     faiss.write_index(index, str(published))
-    with pytest.raises(DataError, match=message) as error:
-        over(published)
-    assert "make data" in one_line(error)
+    assert "make data" in refused(DataError, message, over, published)
 
 
 def test_a_published_index_that_is_missing_or_damaged_is_named(published: Path) -> None:
@@ -212,9 +210,7 @@ def test_only_the_atlas_is_indexed_by_opening(tmp_path: Path, monkeypatch, begun
 )
 def test_an_index_of_something_else_is_refused(tmp_path: Path, named, settings, corpus) -> None:
     retriever(tmp_path, HNSW)
-    with pytest.raises(RunError) as error:
-        retriever(tmp_path, settings, corpus)
-    assert named in one_line(error)
+    assert named in refused(RunError, None, retriever, tmp_path, settings, corpus)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("vectors-00002.npy", FAKE), ("index.faiss", HNSW)])
@@ -226,9 +222,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, kind: DenseConfig, c
     file.unlink()
     if content is not None:
         file.write_bytes(before[:60] if content == "first bytes" else content)
-    with pytest.raises(DataError, match=f"{name} .*build the index again") as error:
-        retriever(tmp_path, kind)
-    one_line(error)
+    refused(DataError, f"{name} .*build the index again", retriever, tmp_path, kind)
     build_index(PASSAGES, kind, tmp_path, encoder=FakeEncoder())  # repairs it
     retriever(tmp_path, kind).search(["query"], 3)
     if name.endswith(".npy"):

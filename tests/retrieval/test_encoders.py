@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dense_worlds import PACKAGED
-from run_helpers import one_line
+from run_helpers import refused
 
 from llds_core.errors import ConfigError
 from llds_core.retrieval.encoder import Encoder, encoder_folder, encoder_hash
@@ -80,9 +80,7 @@ def test_any_text_has_a_vector_of_length_1(encoder: Encoder) -> None:
 
 def failure(**values: object) -> str:
     """The one-line message of an encoder that cannot be had."""
-    with pytest.raises(ConfigError) as error:
-        Encoder(replace(PACKAGED, **values))
-    return one_line(error)
+    return refused(ConfigError, None, Encoder, replace(PACKAGED, **values))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_helpers import refused
 from scripted_rollouts import (
     ANSWER,
     BOTH,
@@ -368,9 +369,7 @@ IDS = [[5, 6, 7], [8, 9]]
     ],
 )
 def test_bad_masks_are_named(masks: list[list[int]] | None, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as error:
-        validate_response_masks(IDS, masks)
-    assert "\n" not in str(error.value)
+    refused(ValueError, message, validate_response_masks, IDS, masks)
     assert validate_response_masks(IDS, [[1, 0, 1], [1, 1]]) is None
 
 

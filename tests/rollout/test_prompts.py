@@ -25,22 +25,6 @@ def test_prompt_ends_with_the_question_which_is_data(template: str, question: st
     assert prompt_text(question, template).count(asked) == 1
 
 
-def test_instructions_name_every_tag_of_the_protocol() -> None:
-    text = prompt_text("where", "search-r1")
-    assert all(tag in text for tag in TAGS)
-
-
-def test_chat_template_wraps_the_prompt_and_opens_the_answer() -> None:
-    tokenizer = build_tokenizer(["where is it"], 300, TAGS)
-    assert tokenizer.decode(encode_prompt("where", "short", tokenizer)) == "Question: where?\n"
-    tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
-    ids = encode_prompt("where", "short", tokenizer)
-    assert tokenizer.decode(ids) == "[user]Question: where?\n[assistant]"
-
-
 def test_a_template_that_asks_for_the_date_gives_the_same_prompt_every_day() -> None:
     tokenizer = build_tokenizer(["where is it"], 300, TAGS)
     each = "{% for m in messages %}{{ m.content }}{% endfor %}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_helpers import refused
 from scripted_rollouts import BOTH, SPELLED, encode
 from scripted_rollouts import TAGGED as TOKENIZER
 
@@ -81,9 +82,7 @@ def test_what_ends_an_action_is_the_last_of_it(ids, kept, budget: int) -> None:
 
 @pytest.mark.parametrize("ids", [[], [40, 41]])
 def test_an_end_without_a_reason_is_an_error(ids: list[int]) -> None:
-    with pytest.raises(SamplerError, match=f"ended row 0 after {len(ids)} of 5 tokens") as error:
-        one(ids, 5)
-    assert "\n" not in str(error.value)
+    refused(SamplerError, f"ended row 0 after {len(ids)} of 5 tokens", one, ids, 5)
 
 
 def test_rows_keep_their_contexts_budgets_and_seeds() -> None:
@@ -303,9 +302,7 @@ def test_a_failing_server_is_one_line() -> None:
         def generate(self, **options: Any) -> dict:
             raise Exception("Request failed: 400, {\n  too long }")
 
-    with pytest.raises(SamplerError, match="400") as error:
-        ServerEngine(Broken(), lambda: None).generate(REQUESTS, OPTIONS)
-    assert "\n" not in str(error.value)
+    refused(SamplerError, "400", ServerEngine(Broken(), lambda: None).generate, REQUESTS, OPTIONS)
 
 
 def test_ids_that_the_tokenizer_lacks_are_never_asked_for() -> None:

@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from run_helpers import CONFIG, one_line
+from run_helpers import CONFIG, one_line, refused
 
 from llds_core.__main__ import main
 from llds_core.errors import CheckpointError, DataError, LLDSError, RunError
@@ -49,9 +49,7 @@ def test_a_manifest_with_a_wrong_type_is_named(tmp_path: Path, key: str, value: 
     manifest = read_manifest(path) | {key: value}
     (path / "manifest.json").write_text(json.dumps(manifest))
     for use in (Run(CONFIG, 0, tmp_path).is_complete, lambda: RunDirectory(path, CONFIG, 0)):
-        with pytest.raises(DataError, match=f"manifest.json.*{key} is") as error:
-            use()
-        one_line(error)
+        refused(DataError, f"manifest.json.*{key} is", use)
 
 
 # Checkpoints
@@ -79,9 +77,7 @@ def test_a_damaged_checkpoint_is_named_before_it_is_loaded(
 
     check_checkpoint(tmp_path)
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=name) as error:
-        check_checkpoint(tmp_path)
-    one_line(error)
+    refused(CheckpointError, name, check_checkpoint, tmp_path)
 
 
 # Locks, disks

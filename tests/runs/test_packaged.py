@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 from given_policies import smollm2_absent
-from run_helpers import no_space, one_line
+from run_helpers import no_space, refused
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from llds_core.config import load_experiment
@@ -33,9 +33,7 @@ def test_a_full_disk_leaves_no_half_model(monkeypatch, tmp_path):
             no_space()
 
     monkeypatch.setattr(packaged, "load_smollm2", lambda: (Half(), Half()))
-    with pytest.raises(RunError, match="cannot be unpacked") as error:
-        unpack_smollm2(tmp_path / "model")
-    one_line(error)
+    refused(RunError, "cannot be unpacked", unpack_smollm2, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 

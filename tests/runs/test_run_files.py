@@ -4,7 +4,7 @@ import gzip
 from pathlib import Path
 
 import pytest
-from run_helpers import one_line
+from run_helpers import refused
 
 from llds_core.errors import DataError
 from llds_core.runs import RunDirectory, read_metrics, read_trajectories
@@ -51,9 +51,7 @@ def test_metrics_torn_anywhere_read_up_to_the_tear(tmp_path: Path, cut: int) -> 
 def test_damaged_line_is_named_with_its_number(tmp_path: Path, bad: str, after: str) -> None:
     """The last one too: a kill tears a line before its newline."""
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{bad}\n{after}', "utf-8")
-    with pytest.raises(DataError, match=r"metrics\.jsonl:2 is not a metrics row") as error:
-        read_metrics(tmp_path)
-    one_line(error)
+    refused(DataError, r"metrics\.jsonl:2 is not a metrics row", read_metrics, tmp_path)
 
 
 def test_trajectories_are_read_back_over_several_appends(run: RunDirectory) -> None:
@@ -80,9 +78,7 @@ def test_trajectories_torn_anywhere_read_up_to_the_tear(tmp_path: Path, kept: in
 )
 def test_trajectories_damaged_elsewhere_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rollouts.jsonl.gz").write_bytes(content)
-    with pytest.raises(DataError, match=r"rollouts\.jsonl\.gz is damaged") as error:
-        read_trajectories(tmp_path)
-    one_line(error)
+    refused(DataError, r"rollouts\.jsonl\.gz is damaged", read_trajectories, tmp_path)
 
 
 # Truncation

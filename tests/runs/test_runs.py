@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from run_helpers import CONFIG, no_space, one_line
+from run_helpers import CONFIG, no_space, one_line, refused
 
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.errors import DataError, RunError
@@ -42,9 +42,7 @@ def test_lock_of_a_live_process_names_it_and_that_of_a_killed_one_is_taken_over(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout.readline() == "held\n"
-            with pytest.raises(RunError, match=f"in use by process {holder.pid}") as error:
-                RunDirectory(tmp_path, CONFIG, 0)
-            one_line(error)
+            refused(RunError, f"in use by process {holder.pid}", RunDirectory, tmp_path, CONFIG, 0)
             assert read_manifest(tmp_path)["status"] == "running"
         finally:
             holder.kill()
@@ -180,9 +178,7 @@ def test_path_names_the_overrides_that_make_another_run(tmp_path: Path) -> None:
 def test_damaged_manifest_is_named(tmp_path: Path, content: str) -> None:
     file = tmp_path / "manifest.json"
     file.write_text(content, "utf-8")
-    with pytest.raises(DataError, match=r"manifest\.json is no manifest") as error:
-        RunDirectory(tmp_path, CONFIG, 0)
-    one_line(error)
+    refused(DataError, r"manifest\.json is no manifest", RunDirectory, tmp_path, CONFIG, 0)
     for path in (tmp_path / "none", file):
         with pytest.raises(DataError, match="not a run directory"):
             read_manifest(path)

@@ -34,7 +34,7 @@ from llds_core.worlds import QUESTION_SETS
 
 ROOT = Path(__file__).parents[2]
 ARMS = ("grpo", "llds-action")
-STEPS = 4
+STEPS = 3
 # What shrinks the paper's run to seconds on a CPU.
 _TINY = (
     *("hardware.processes=1", "hardware.gpu_memory_gib=null", "hardware.sharding=none"),

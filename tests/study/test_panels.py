@@ -140,16 +140,6 @@ def test_an_arm_without_runs_has_no_row_and_a_study_without_runs_no_figure() -> 
         outcomes_figure(table, small(main=["nothing"]))
 
 
-def test_a_group_is_shown_by_the_series_that_are_drawn_for_it() -> None:
-    series = Series("s", "updates", {"few": "8 updates", "grpo": "32 updates"}, ("factors",))
-    study = small((series,), main=["grpo"], factors=["mine", "few"])
-    table = outcomes([made("grpo"), made("mine"), made("few")])
-    labels = row_labels(outcomes_figure(table, study))
-    assert labels == ["main", "grpo", "factors", "mine", "updates", "8 updates", "32 updates"]
-    labels = row_labels(outcomes_figure(table[table["method"] != "few"], study))
-    assert labels == ["main", "grpo", "factors", "mine", "updates", "32 updates"]
-
-
 def test_doses_are_over_the_steps_that_all_were_given_and_say_where_none_collapses() -> None:
     runs = [
         made("llds-action", 0, RISING + FALLING, training={"steps": 36}),

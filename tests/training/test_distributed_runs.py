@@ -5,7 +5,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,64 +106,44 @@ def test_a_killed_process_ends_the_run_which_continues_as_if_nothing_had_happene
 
 
 @pytest.mark.slow
-def test_command_says_which_process_was_killed_or_that_it_was_interrupted(
+def test_the_command_says_which_process_was_killed(
     smoke_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
+    """All of its processes end; Ctrl-C is in `machine/test_launch.py` and `test_jobs.py`."""
     root = fresh_root(smoke_runs, tmp_path / "runs")
     path = smoke_path(root)
-    words = ["train", "smoke/llds-action", *_RUN, "hardware.processes=2", "training.steps=500"]
-
-    def command(is_time: Callable[[], Any], act: Callable[[dict[str, int]], None]) -> int:
-        """Exit code of the command; `act` gets its processes by rank. All of them must end."""
-        ended = threading.Event()
-        found: list[psutil.Process] = []
-
-        def watch() -> None:
-            while not is_time():
-                if ended.wait(0.05):
-                    return
-            for each in psutil.Process().children(recursive=True):
-                if str(root) in each.cmdline() and "RANK" in each.environ():
-                    found.append(each)
-            act({each.environ()["RANK"]: each.pid for each in found})
-            if not ended.wait(_LIMIT):
-                for each in found:
-                    each.kill()
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
-            return main([*words, "--run-root", str(root), "--quiet"])
-        finally:
-            ended.set()
-            watcher.join()
-            assert len(found) == 2 and not any(each.is_running() for each in found)
+    ended = threading.Event()
+    found: list[psutil.Process] = []
 
     def saved() -> list[int]:
         return checkpoint_steps(path / "checkpoint")
 
-    assert command(saved, lambda ranks: os.kill(ranks["1"], signal.SIGKILL)) == 2
+    def kill_one() -> None:
+        while not saved():
+            if ended.wait(0.05):
+                return
+        for each in psutil.Process().children(recursive=True):
+            if str(root) in each.cmdline() and "RANK" in each.environ():
+                found.append(each)
+        next(each for each in found if each.environ()["RANK"] == "1").kill()
+        if not ended.wait(_LIMIT):
+            for each in found:
+                each.kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    words = ["train", "smoke/llds-action", *_RUN, "hardware.processes=2", "training.steps=500"]
+    try:
+        assert main([*words, "--run-root", str(root), "--quiet"]) == 2
+    finally:
+        ended.set()
+        killer.join()
+    assert len(found) == 2 and not any(each.is_running() for each in found)
     output = capsys.readouterr().err
-    assert "process 1 was killed by SIGKILL" in output
-    assert output.count("\n") == 1
+    assert "process 1 was killed by SIGKILL" in output and output.count("\n") == 1
     manifest = read_manifest(path)
-    assert (manifest["status"], manifest["reason"]) == (
-        "failed",
-        "process 1 was killed by SIGKILL",
-    )
+    assert manifest["status"] == "failed"
+    assert manifest["reason"] == "process 1 was killed by SIGKILL"
     last = saved()[-1]
     load_policy(checkpoint_path(path / "checkpoint", last))
     assert [row["step"] for row in read_metrics(path)][:last] == list(range(1, last + 1))
-
-    def goes_on() -> Any:
-        return read_manifest(path)["status"] == "running" and read_metrics(path)[last:]
-
-    # The same command goes on, until Ctrl-C.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        assert command(goes_on, lambda ranks: os.kill(os.getpid(), signal.SIGINT)) == 130
-    finally:
-        signal.signal(signal.SIGINT, before)
-    output = capsys.readouterr().err
-    assert "stopped; to continue: " in output and "Traceback" not in output
-    assert read_manifest(path)["status"] == "interrupted"

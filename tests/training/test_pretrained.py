@@ -15,7 +15,7 @@ import torch
 from files_world import write_files_world
 from given_policies import save_llama
 from huggingface_hub import errors as hub_errors
-from run_helpers import one_line
+from run_helpers import one_line, refused
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from llds_core.config import laid_over
@@ -161,9 +161,7 @@ def test_a_policy_that_cannot_be_had_is_one_line(
     shutil.copytree(llama, tmp_path / "empty")
     (tmp_path / "empty" / "model.safetensors").unlink()
     run = run_from(Path(policy.format(here=tmp_path)), tmp_path / "runs")
-    with pytest.raises(kind, match=said) as error:
-        make(run)
-    one_line(error)
+    refused(kind, said, make, run)
 
 
 def test_questions_that_do_not_fit_are_named_before_the_first_step(

@@ -1,7 +1,8 @@
 """Killed runs, re-issued, end as if nothing had happened; interrupted and failed runs say so.
 
 Children are forked from a server that has only imported the package, so that a kill can be put at
-an exact place without paying for imports each time. One test kills a real command from outside.
+an exact place without paying for imports each time. One test stops and kills the command from
+outside.
 """
 
 import json
@@ -9,10 +10,9 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,9 @@ import pytest
 import torch
 from run_helpers import CONFIG as SMOKE
 from run_helpers import train_run
-from shared_trainers import spawn, wait
+from shared_trainers import command, spawn, wait
 from transformers import PreTrainedModel
 
-from llds_core.__main__ import main
 from llds_core.config import load_experiment
 from llds_core.errors import TrainingDivergedError
 from llds_core.runs import Run, RunDirectory, read_manifest, read_metrics, read_trajectories
@@ -163,46 +162,26 @@ def test_a_warm_start_killed_at_every_place_gives_the_same_policy(
 # --- from outside ---------------------------------------------------------------------------------
 
 
-def start(root: Path, *words: str) -> subprocess.Popen:
-    """Issue the command that trains `words` below `root`."""
-    command = [sys.executable, "-m", "llds_core", "train", *words]
-    return subprocess.Popen(
-        [*command, "--run-root", str(root), "--quiet"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        # Tests run in the background (`nohup … &`) hand down a SIGINT that is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def _command(words: list[str], errors: Path) -> None:
-    """`train` in this process, its standard error in a file."""
-    with errors.open("w") as file:
-        os.dup2(file.fileno(), sys.stderr.fileno())
-    raise SystemExit(main(["train", *words, "--quiet"]))
-
-
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 @pytest.mark.slow
 def test_command_interrupted_then_killed_while_it_writes_a_checkpoint_is_bit_identical(
     smoke_runs: Path, tmp_path: Path
 ) -> None:
     root = fresh_root(smoke_runs, tmp_path / "runs")
     run = root / "smoke" / "grpo" / "seed0"
-    process = start(root, "smoke/grpo", "training.steps=200")
-    wait_until(lambda: checkpoint_steps(run / "checkpoint"), process)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130
+    errors, deadline = tmp_path / "errors", time.monotonic() + PATIENCE
+
+    def issue(*words: str) -> BaseProcess:
+        words = ("train", "smoke/grpo", *words, "--run-root", str(root))
+        (child,) = spawn(1, command, words, errors)
+        return child
+
+    child = issue("training.steps=200")
+    while not checkpoint_steps(run / "checkpoint"):
+        assert child.is_alive() and time.monotonic() < deadline, errors.read_text("utf-8")
+        time.sleep(0.001)
+    os.kill(child.pid, signal.SIGINT)
+    assert wait([child], PATIENCE) == [130]
+    err = errors.read_text("utf-8")
     assert "python -m llds_core train smoke/grpo training.steps=200" in err
     assert str(root) in err
     assert "Traceback" not in err
@@ -211,10 +190,8 @@ def test_command_interrupted_then_killed_while_it_writes_a_checkpoint_is_bit_ide
     assert manifest["finished"] is not None
 
     # The lock is free, and a shorter command of the same run continues it.
-    errors = tmp_path / "errors"
-    (child,) = spawn(1, _command, ["smoke/grpo", "--run-root", str(root)], errors)
+    child = issue()
     partial = run / "checkpoint" / ".partial-2"  # gone in a moment: it may be missed
-    deadline = time.monotonic() + PATIENCE
     while not partial.exists() and child.is_alive():
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -228,7 +205,21 @@ def test_command_interrupted_then_killed_while_it_writes_a_checkpoint_is_bit_ide
 # --- what a run leaves behind ---------------------------------------------------------------------
 
 
-def test_longer_run_continues_a_shorter_one(smoke_runs: Path, tmp_path: Path) -> None:
+# Every second checkpoint holds weights only, which rotation keeps no longer than others.
+_FOUR = ["training.steps=4", "training.resumable_every=2", "training.keep_checkpoints=1"]
+
+
+@pytest.fixture(scope="module")
+def four_steps(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps in one go."""
+    run = Run.load("smoke/grpo", 0, fresh_root(smoke_runs, tmp_path_factory.mktemp("four")), _FOUR)
+    train(run)
+    return run.path
+
+
+def test_longer_run_continues_a_shorter_one(
+    smoke_runs: Path, four_steps: Path, tmp_path: Path
+) -> None:
     root = fresh_root(smoke_runs, tmp_path / "runs")
     complete = smoke_runs / "smoke" / "grpo" / "seed0"
     shutil.copytree(complete, root / "smoke" / "grpo" / "seed0")
@@ -237,19 +228,13 @@ def test_longer_run_continues_a_shorter_one(smoke_runs: Path, tmp_path: Path) ->
     assert path == root / "smoke" / "grpo" / "seed0"
     assert rows(path)[:3] == rows(complete)
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4]
-    direct = fresh_root(smoke_runs, tmp_path / "direct")
-    again = train_run(longer, 0, direct, ["training.steps=4"])
-    assert rows(again) == rows(path)
+    assert rows(four_steps) == rows(path)
 
 
-def test_a_run_goes_on_from_its_last_resumable_checkpoint(smoke_runs: Path, tmp_path: Path) -> None:
-    """Every second holds weights only, which rotation keeps no longer than others."""
-    options = ["training.steps=4", "training.resumable_every=2", "training.keep_checkpoints=1"]
-    whole, run = (
-        Run.load("smoke/grpo", 0, fresh_root(smoke_runs, tmp_path / name), options)
-        for name in ("whole", "stopped")
-    )
-    train(whole)
+def test_a_run_goes_on_from_its_last_resumable_checkpoint(
+    smoke_runs: Path, four_steps: Path, tmp_path: Path
+) -> None:
+    run = Run.load("smoke/grpo", 0, fresh_root(smoke_runs, tmp_path / "stopped"), _FOUR)
 
     def stop(row: dict[str, Any]) -> None:
         if row["step"] == 4:
@@ -262,7 +247,7 @@ def test_a_run_goes_on_from_its_last_resumable_checkpoint(smoke_runs: Path, tmp_
     assert not (weights_only / "optimizer.pt").exists() and load_policy(weights_only)
     assert (checkpoint_path(run.checkpoints, 2) / "optimizer.pt").exists()
     train(run)
-    assert_same_run(whole.path, run.path)
+    assert_same_run(four_steps, run.path)
     assert (checkpoint_path(run.checkpoints, 4) / "optimizer.pt").exists()
 
 

@@ -30,15 +30,14 @@ def test_micro_batch_size_does_not_change_the_gradient(
     tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
     found = {}
-    for size in (1, 2, 8):
+    for size in (1, 8):
         more = ("loss.llds_weight=1.0", f"training.micro_batch_size={size}", "training.steps=1")
         args = settings(tmp_path / str(size), *overrides, *more, method="llds-action")
         found[size] = run(args).gradients
         assert len(found[size]) == 4
     assert max(g.abs().max().item() for g in found[1][0].values()) > 1e-3
-    for size in (2, 8):
-        for one, other in zip(found[1], found[size], strict=True):
-            assert_same_gradients(one, other)
+    for one, other in zip(found[1], found[8], strict=True):
+        assert_same_gradients(one, other)
 
 
 def test_first_update_sees_the_old_policy_bit_for_bit_and_no_observation_a_gradient(
@@ -122,8 +121,7 @@ def poison(trainer: SearchGRPOTrainer, where: str, updates: set[int]) -> None:
         )
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-@pytest.mark.parametrize("update", [0, 2])
+@pytest.mark.parametrize(("where", "update"), [("loss", 0), ("gradient", 2)])
 def test_non_finite_update_changes_neither_weights_nor_moments(
     tmp_path: Path, where: str, update: int
 ) -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from files_world import write_files_world
+from run_helpers import refused
 
 from llds_core.errors import DataError
 from llds_core.rollout.prompts import prompt_text
@@ -129,9 +130,7 @@ def test_the_published_prompt_is_what_stands_around_the_question(tmp_path):
     ],
 )
 def test_prompts_that_share_no_wording_are_refused(tmp_path, texts, complaint):
-    with pytest.raises(DataError, match=complaint) as error:
-        published_prompt(asking(tmp_path, *texts))
-    assert "\n" not in str(error.value)
+    refused(DataError, complaint, published_prompt, asking(tmp_path, *texts))
 
 
 @pytest.mark.parametrize("source", ["searchR1_nq", "nq"])
