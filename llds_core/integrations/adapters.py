@@ -26,14 +26,6 @@ def check_penalty(settings: Any) -> None:
     check_penalty_options(**penalty_options(settings))
 
 
-def largest_dropout(model: torch.nn.Module) -> float:
-    """The largest share that a module of `model` drops, also where attention drops by itself."""
-    modules = [*model.modules()]
-    shares = [module.p for module in modules if isinstance(module, torch.nn.Dropout)]
-    shares += [getattr(module, "attention_dropout", 0) for module in modules]
-    return max((s for s in shares if isinstance(s, (int, float))), default=0)
-
-
 def one_per_response(
     advantages_BT: torch.Tensor, response_mask_BT: torch.Tensor, remedy: str
 ) -> torch.Tensor:

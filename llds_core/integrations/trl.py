@@ -15,10 +15,9 @@ from llds_core.errors import ConfigError
 from llds_core.integrations.adapters import (
     DISPLACEMENT,
     displacement_metrics,
-    largest_dropout,
     one_per_response,
 )
-from llds_core.losses import displacement, llds_penalty
+from llds_core.losses import displacement, llds_penalty, penalty_tokens
 from llds_core.losses.aggregate import check_range
 from llds_core.losses.llds import check_penalty_options
 
@@ -92,7 +91,7 @@ class LLDSMixin(_Trainer):
         check_penalty_options(**self.llds_options)
         self._llds_is_whole = _is_whole(args, args.num_iterations)
         super().__init__(*positional, **options)
-        if llds_weight > 0 and (dropout := largest_dropout(self.model)):
+        if llds_weight > 0 and (dropout := _largest_dropout(self.model)):
             raise ConfigError(
                 f"the model drops out {dropout:g} of its values, which moves log-probabilities "
                 "more than an update does: set disable_dropout=True in GRPOConfig, and load the "
@@ -123,19 +122,18 @@ class LLDSMixin(_Trainer):
         if position == 0:
             self._llds_count = self._tokens_of_update()
             self._llds_sums = torch.zeros(len(_SUMS), device=loss.device)
+        # With one update per rollout TRL keeps no old ones: they are the present ones.
+        old = inputs.get("old_per_token_logps")
+        given = (logprobs, logprobs.detach() if old is None else old, *_constants(inputs))
         with torch.set_grad_enabled(self.llds_weight > 0):
-            penalty, counts = self._penalty(logprobs, inputs, denominator=self._llds_count)
-        counts |= displacement(logprobs, *_constants(inputs, logprobs))
+            penalty, counts = llds_penalty(
+                *given, denominator=self._llds_count, **self.llds_options
+            )
+        counts |= displacement(*given)
         self._llds_sums += torch.stack([counts[name].float() for name in _SUMS])
         if position == window - 1:
             self._log_update()
         return loss + self.llds_weight * penalty if self.llds_weight > 0 else loss
-
-    def _penalty(
-        self, logprobs: torch.Tensor, inputs: dict[str, Any], **options: Any
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        old, mask, advantages = _constants(inputs, logprobs)
-        return llds_penalty(logprobs, old, mask, advantages, **self.llds_options, **options)
 
     def _tokens_of_update(self) -> torch.Tensor:
         """What the update under way divides by: the count of all processes, shared among them, for
@@ -143,12 +141,9 @@ class LLDSMixin(_Trainer):
         """
         held = self._buffered_inputs
         ahead = range(self._step, self._step + self.args.gradient_accumulation_steps)
-        preserved = self.llds_options["normalizer"] == "preserved"
-        name = "preserved_tokens" if preserved else "response_tokens"
-        micro_batches = [held[step % len(held)] for step in ahead]
-        blanks = [torch.zeros_like(m["completion_mask"], dtype=torch.float) for m in micro_batches]
-        pairs = zip(blanks, micro_batches, strict=True)
-        counts = [self._penalty(blank, micro)[1][name] for blank, micro in pairs]
+        options = {name: self.llds_options[name] for name in ("normalizer", "preserve")}
+        constants = [_constants(held[step % len(held)]) for step in ahead]
+        counts = [penalty_tokens(*each, **options).sum() for each in constants]
         total = self.accelerator.reduce(torch.stack(counts).sum().float(), reduction="sum")
         return total / self.accelerator.num_processes
 
@@ -169,19 +164,23 @@ class LLDSMixin(_Trainer):
             self._metrics["train"][f"llds/{name}"].append(value)
 
 
-def _constants(
-    inputs: dict[str, Any], logprobs: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Old log-probabilities, the mask of tokens that the model wrote, and advantages. Where there
-    is one update per rollout TRL keeps no old ones: they are the present ones.
-    """
+def _largest_dropout(model: torch.nn.Module) -> float:
+    """The largest share that a module of `model` drops, also where attention drops by itself."""
+    modules = [*model.modules()]
+    shares = [module.p for module in modules if isinstance(module, torch.nn.Dropout)]
+    shares += [getattr(module, "attention_dropout", 0) for module in modules]
+    return max((s for s in shares if isinstance(s, (int, float))), default=0)
+
+
+def _constants(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mask of tokens that the model wrote, and an advantage per response."""
     mask = inputs["completion_mask"]
     if "tool_mask" in inputs:
         mask = mask * inputs["tool_mask"]
-    old, advantages = inputs.get("old_per_token_logps"), inputs["advantages"]
+    advantages = inputs["advantages"]
     if advantages.dim() > 1:
         advantages = one_per_response(advantages, mask, "GRPOTrainer")
-    return logprobs.detach() if old is None else old, mask, advantages
+    return mask, advantages
 
 
 class LLDSGRPOTrainer(LLDSMixin, GRPOTrainer):

@@ -7,7 +7,13 @@ against.
 from llds_core.losses.advantages import group_advantages
 from llds_core.losses.aggregate import aggregate
 from llds_core.losses.kl import clamped_reference, kl_k3
-from llds_core.losses.llds import action_ids, answer_weight_ramp, displacement, llds_penalty
+from llds_core.losses.llds import (
+    action_ids,
+    answer_weight_ramp,
+    displacement,
+    llds_penalty,
+    penalty_tokens,
+)
 from llds_core.losses.lp_reg import low_probability_bound, lp_reg_penalty, min_p_proxy
 from llds_core.losses.mismatch import sampler_correction
 from llds_core.losses.policy import policy_loss
@@ -24,6 +30,7 @@ __all__ = [
     "low_probability_bound",
     "lp_reg_penalty",
     "min_p_proxy",
+    "penalty_tokens",
     "policy_loss",
     "sampler_correction",
 ]

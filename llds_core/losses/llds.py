@@ -44,6 +44,24 @@ def check_penalty_options(gate: str, normalizer: str, preserve: str, gate_thresh
     check_range("gate_threshold", gate_threshold, 0)
 
 
+def penalty_tokens(
+    response_mask_BT: torch.Tensor,
+    advantages_B: torch.Tensor,
+    *,
+    normalizer: str = "preserved",
+    preserve: str = "nonnegative",
+) -> torch.Tensor:
+    """Mask (B, T) of the tokens that Z counts, with the arguments of `llds_penalty`.
+
+    The `denominator` of a micro-batch is their number in the whole mini-batch: summed over its
+    micro-batches and processes, divided by the processes where gradients are averaged over them,
+    and by the accumulation steps where the loop divides the loss by these.
+    """
+    policy = response_mask_BT.bool()
+    kept_B = advantages_B >= 0 if preserve == "nonnegative" else advantages_B > 0
+    return policy if normalizer == "all" else policy & kept_B[:, None]
+
+
 def llds_penalty(
     logprobs_BT: torch.Tensor,
     old_logprobs_BT: torch.Tensor,
@@ -76,7 +94,7 @@ def llds_penalty(
         gate_threshold: nats by which a unit must have lost likelihood, >= 0; strictly more opens
             its gate. Above 0 it keeps numerical noise from opening gates.
         denominator: Z of the whole mini-batch, so that penalties of its micro-batches add up to its
-            own.
+            own: see `penalty_tokens`.
 
     Returns:
         The scalar penalty >= 0 in at least float32 (0, attached to the graph, when nothing is
@@ -98,8 +116,7 @@ def llds_penalty(
     check_rows(logprobs_BT, advantages_B=advantages_B)
     check_range("answer_weight", answer_weight, 0, 1)
     policy = response_mask_BT.bool()
-    kept_B = advantages_B >= 0 if preserve == "nonnegative" else advantages_B > 0
-    kept = policy & kept_B[:, None]
+    kept = penalty_tokens(policy, advantages_B, preserve=preserve)
     # In float32: the gate is a sign, and bfloat16 would decide it by rounding.
     delta = torch.where(kept, upcast(old_logprobs_BT).detach() - upcast(logprobs_BT), 0.0)
     actions = action_ids(kept)

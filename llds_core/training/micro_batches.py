@@ -14,6 +14,7 @@ from llds_core.losses import (
     answer_weight_ramp,
     group_advantages,
     llds_penalty,
+    penalty_tokens,
     sampler_correction,
 )
 from llds_core.rollout.protocol import Trajectory
@@ -125,13 +126,9 @@ def answer_weight(trajectories: Sequence[Trajectory], loss: LossConfig) -> float
     return answer_weight_ramp(searches, ramp=loss.answer_ramp) * loss.answer_weight
 
 
-def penalty_tokens(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tensor:
-    """Mask (B, T) of the tokens that the denominator of the penalty counts."""
-    if args.loss.normalizer == "all":
-        return micro["policy_mask"]
-    advantages = micro["group_advantages"]
-    kept = advantages >= 0 if args.loss.preserve == "nonnegative" else advantages > 0
-    return micro["policy_mask"] * kept[:, None]
+def _counted(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tensor:
+    options = {"normalizer": args.loss.normalizer, "preserve": args.loss.preserve}
+    return penalty_tokens(micro["policy_mask"], micro["group_advantages"], **options)
 
 
 def likelihood_penalty(
@@ -196,7 +193,7 @@ def set_counts(
     """
     by_tokens = args.training.max_tokens_per_micro_batch is not None
     counted = 1 if by_tokens else len(window)  # micro-batches, to TRL
-    penalty_count = per_process([penalty_tokens(m, args) for m in window], accelerator)
+    penalty_count = per_process([_counted(m, args) for m in window], accelerator)
     tokens = per_process([micro["policy_mask"] for micro in window], accelerator)
     rows = sum(len(micro["rows"]) for micro in window)
     for micro in window:
@@ -204,7 +201,7 @@ def set_counts(
         micro["penalty_count"], micro["policy_count"] = penalty_count, tokens
         micro["entropy_scale"] = own_tokens / tokens.clamp(min=1)
         if args.micro_batch_means:
-            own_count = penalty_tokens(micro, args).sum()
+            own_count = _counted(micro, args).sum()
             micro |= {"penalty_count": counted * own_count, "entropy_scale": 1.0}
             micro["policy_count"] = own_tokens
         if by_tokens and args.loss_type not in _SUMS:

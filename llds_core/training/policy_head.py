@@ -41,10 +41,10 @@ _IGNORED = -100
 VOCABULARY_CHUNK = 32768  # TRL's own tile width
 SCORES = ("log_probs", "entropy")
 _NEVER = -1e4
-# What some models do to their logits after the head (Gemma, Cohere, Falcon-H1, Granite).
-_LOGIT_CHANGES = (
-    *("final_logit_softcapping", "logit_scale", "logits_scaling"),
-    *("output_multiplier", "lm_head_multiplier"),
+# What models do to logits after the head (Gemma, Cohere, Granite, Falcon-H1), and what moves them
+# without an update, each with the value at which it does nothing.
+_NEUTRAL = {"final_logit_softcapping": None, "attention_dropout": 0} | dict.fromkeys(
+    ("logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier"), 1
 )
 
 
@@ -100,11 +100,11 @@ def add_policy_head(
     the head, where its weight is whole.
     """
     text = model.config.get_text_config()
-    for key in _LOGIT_CHANGES:
-        if (value := getattr(text, key, None)) not in (None, 1):
+    for key, neutral in _NEUTRAL.items():
+        if (value := getattr(text, key, None)) not in (None, neutral):
             raise ConfigError(
-                f"the policy's {key}={value} changes its logits, which the policy head does not: "
-                "set policy.path to another model"
+                f"the policy's {key}={value} changes its log-probabilities, which the trainer does "
+                "not: set policy.path to a model without it"
             )
     original = model.forward
     head = model.get_output_embeddings()

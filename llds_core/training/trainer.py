@@ -37,8 +37,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
 from llds_core.config.seeding import torch_generator
-from llds_core.errors import ConfigError, TrainingDivergedError
-from llds_core.integrations.adapters import largest_dropout
+from llds_core.errors import TrainingDivergedError
 from llds_core.losses import clamped_reference
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory, validate_response_masks
@@ -126,11 +125,6 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self.remove_callback(PrinterCallback)
         if self.ref_model is not None and self.accelerator.is_fsdp2:
             copy_to_sharded(self.model, self.ref_model)
-        if dropout := largest_dropout(self.model):
-            raise ConfigError(
-                f"the policy's attention drops out {dropout:g} of its values, which moves "
-                "log-probabilities without an update: set attention_dropout to 0 in its config.json"
-            )
         for policy in filter(None, (self.model, self.ref_model)):
             tokens = len(self.processing_class)
             add_policy_head(policy, temperature=self.temperature, vocabulary=tokens)

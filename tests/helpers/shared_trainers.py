@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import rounding
@@ -27,13 +26,13 @@ from scripted import build, largest_difference, policy, settings, trajectories, 
 from torch.distributed.tensor import DTensor
 
 from llds_core.__main__ import main
-from llds_core.config import LossConfig, laid_over, load_experiment
+from llds_core.config import laid_over, load_experiment
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, LLDSError, TrainingDivergedError
-from llds_core.losses import llds_penalty
+from llds_core.losses import llds_penalty, penalty_tokens
 from llds_core.rollout.loop import Rollout
 from llds_core.runs.checkpoints import check_checkpoint, checkpoint_path
-from llds_core.training.micro_batches import penalty_tokens, per_process
+from llds_core.training.micro_batches import per_process
 from llds_core.training.processes import Processes, check_world_size, ending_together
 from llds_core.training.trainer import SearchGRPOTrainer
 
@@ -161,10 +160,9 @@ def penalties(place: Processes) -> dict[tuple, tuple[torch.Tensor, torch.Tensor]
     for gate, *counted in product(
         ("action", "response", "token"), ("preserved", "all"), ("nonnegative", "positive")
     ):
-        loss = LossConfig(gate=gate, normalizer=counted[0], preserve=counted[1])
         logprobs = (new[mine] - 0.5).requires_grad_()
         batch = {"policy_mask": mask[mine], "group_advantages": advantages[mine]}
-        tokens = penalty_tokens(batch, SimpleNamespace(loss=loss))
+        tokens = penalty_tokens(*batch.values(), normalizer=counted[0], preserve=counted[1])
         value, _ = llds_penalty(
             *(logprobs, old[mine], *batch.values()),
             **{"gate": gate, "normalizer": counted[0], "preserve": counted[1]},

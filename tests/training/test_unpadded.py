@@ -65,6 +65,7 @@ def test_scores_states_and_gradients_are_those_of_the_padded_pass(kind: type) ->
     [
         ({"logits_scaling": 8.0}, False, "logits_scaling=8"),
         ({"final_logit_softcapping": 5.0}, False, "final_logit_softcapping=5"),
+        ({"attention_dropout": 0.3}, False, "attention_dropout=0.3"),
         ({"logits_scaling": 1.0, "sliding_window": 4}, True, "training.remove_padding=false"),
     ],
 )
