@@ -70,7 +70,8 @@ class Diagnosis:
             f"{a.severity.upper()} {a.name}, step {a.step}: " + a.evidence.replace("; ", "\n    ")
             for a in self.alarms
         ]
-        lines = [head, f"phase: {self.phase}", *(lines or ["no alarm"])]
+        means = " (no decay of likelihood and no collapse found)" * (self.phase == PHASES[1])
+        lines = [head, f"phase: {self.phase}{means}", *(lines or ["no alarm"])]
         if self.cause:
             lines += [f"a possible cause: {self.cause}", "what to do:"]
             lines += [f"  - {advice}" for advice in self.advice]

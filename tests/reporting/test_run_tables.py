@@ -91,6 +91,7 @@ def test_collapses_are_counted_of_the_runs_that_are_long_enough() -> None:
     grpo, llds = collapse_table([*runs, made("llds-action", 0, short)]).to_dict("records")
     assert grpo["reward collapses"] == "1 of 2 (from step 8)"
     assert grpo["likelihood decays"] == "0 of 2"
-    assert grpo["median lead of likelihood's decline"] == "–"
+    for name in ("begins", "is half-way"):
+        assert grpo[f"its decline {name} before the reward's, median"] == "–"
     assert llds["method"] == "GRPO + LLDS (action gate)"
     assert llds["reward collapses"] == "too few steps to judge"

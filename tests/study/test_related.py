@@ -94,6 +94,6 @@ def test_the_figure_has_a_row_per_objective_and_a_mark_per_seed() -> None:
     shapes = [path.vertices.shape for path in marks.get_paths()]  # a circle has more corners
     assert shapes.count(min(shapes)) == 5 and len(shapes) == 9
     assert left.get_title(loc="left") == "Collapse on a seed:\n2 of 4"
-    assert right.get_title(loc="left") == "Surely less lost:\n1 of 3"
+    assert right.get_title(loc="left") == "95 % interval above GRPO's:\n1 of 3"
     base = next(line for line in right.lines if line.get_linestyle() == ":")
     assert base.get_xdata()[0] == pytest.approx(0.41)
