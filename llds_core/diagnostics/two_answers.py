@@ -9,10 +9,14 @@ the policy finds unlikely takes the right one with it.
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from llds_core.losses import llds_penalty
+
+if TYPE_CHECKING:
+    from ipywidgets import Widget
 
 
 def displacement(
@@ -55,6 +59,28 @@ def displacement(
         weights = weights + rate * gradient
     change = (_of_the_word(contexts, weights.detach()) - old).reshape(-1, 2)
     return change[:, 0].tolist()
+
+
+def sliders() -> "Widget":
+    """Sliders for `wrong`, `similarity` and `weight`, and below them what `displacement` says.
+
+    Not ipywidgets' `interact`: its output widget sometimes lets a notebook that runs unattended
+    wait for ever (jupyter/nbclient issue 312).
+    """
+    from ipywidgets import FloatSlider, Label, VBox, dlink
+
+    ends = {"wrong": (0.05, 0.95), "similarity": (0.0, 0.95), "weight": (0.0, 5.0)}
+    bars = [FloatSlider(0.5, min=a, max=b, step=0.05, description=n) for n, (a, b) in ends.items()]
+    label = Label()
+
+    def say(_: float) -> str:
+        wrong, similarity, weight = (bar.value for bar in bars)
+        [change] = displacement([wrong], similarity=similarity, weight=weight)
+        return f"right answer: {change:+.3f} nats"
+
+    for bar in bars:
+        dlink((bar, "value"), (label, "value"), say)
+    return VBox([*bars, label])
 
 
 def _of_the_word(contexts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

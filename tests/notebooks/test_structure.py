@@ -39,7 +39,7 @@ def test_valid_and_shows_the_published_study(path):
         shown = [str(output.get("data", "")) for output in cell.outputs]
         assert not any("<iframe" in data for data in shown)
         left_out = any("Run this cell" in data for data in shown)
-        assert not left_out or "framed(" in cell.source or "interact(" in cell.source
+        assert not left_out or "framed(" in cell.source or "sliders()" in cell.source
         assert "framed(" not in cell.source or "image/png" in shown[0]
 
 

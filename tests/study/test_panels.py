@@ -193,8 +193,8 @@ def test_the_short_figure_of_outcomes_has_the_arms_with_most_seeds_the_stable_on
     study = small(main=["grpo", "llds-action"], gates=["llds-token", "llds-ma"])
     figure = outcomes_figure(outcomes(runs), study, most=2)
     assert row_labels(figure) == ["llds-action", "grpo"]
-    said = "GRPO collapses in 1 of 1 seeds; no collapse within its steps: {0} of {0} other settings,"
-    said += "\nalways above half of the best reward: {0}"
+    said = "GRPO collapses in 1 of 1 seeds; no collapse within its steps: {0} of {0} other "
+    said += "settings,\nalways above half of the best reward: {0}"
     assert figure.get_suptitle() == said.format(2)
     figure = outcomes_figure(outcomes([*runs[:-1], made("llds-token", 1)]), study)
     assert figure.get_suptitle() == said.format(1)  # seed 0 of llds-token is planned, not in
