@@ -58,7 +58,7 @@ class LLDSMixin(_Trainer):
     def __init__(
         self,
         *positional: Any,
-        args: GRPOConfig | None = None,
+        args: "GRPOConfig | None" = None,
         llds_weight: float = 0.2,
         llds_gate: str = "action",
         llds_normalizer: str = "preserved",
