@@ -113,7 +113,7 @@ def slow_penalty(case: dict[str, torch.Tensor], kl: str, min_p: float, share: fl
 @pytest.mark.parametrize("kl", ["full", "token"])
 def test_penalty_equals_its_slow_transcription_on_random_batches(kl: str) -> None:
     held = 0
-    for seed in range(400):
+    for seed in range(1000):
         case = draw(seed)
         if seed % 10 == 0:
             case["logits"] = case["logits"].clamp(-60, 60)
@@ -129,11 +129,11 @@ def test_penalty_equals_its_slow_transcription_on_random_batches(kl: str) -> Non
         expected = slow_penalty(case, kl, 0.05, 0.6)
         assert value.item() == pytest.approx(expected, abs=1e-5, rel=1e-5), seed
         held += int(counts["held_tokens"])
-    assert held > 40
+    assert held > 200
 
 
 def test_cispo_equals_its_slow_transcription_and_never_stops_a_gradient() -> None:
-    for seed in range(400):
+    for seed in range(1000):
         case = draw(seed)
         now, old = gathered(case, "logits").requires_grad_(), gathered(case, "old")
         terms = [
