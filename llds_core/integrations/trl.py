@@ -12,11 +12,7 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from llds_core.errors import ConfigError
-from llds_core.integrations.adapters import (
-    DISPLACEMENT,
-    displacement_metrics,
-    one_per_response,
-)
+from llds_core.integrations.adapters import DISPLACEMENT, displacement_metrics, one_per_response
 from llds_core.losses import displacement, llds_penalty, penalty_tokens
 from llds_core.losses.aggregate import check_range
 from llds_core.losses.llds import check_penalty_options

@@ -175,12 +175,6 @@ def rounds_figure(rounds: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure:
     return figure
 
 
-def _shared_ends(values: pd.DataFrame) -> pd.Series:
-    """By arm the last step at which all of its seeds have a value."""
-    lasts = values.dropna(subset="value").groupby(["method", "seed"])["step"].max()
-    return lasts.groupby(level="method").min()
-
-
 def theorem_figure(theorem: pd.DataFrame) -> Figure:
     """Rank correlation of the measured change with each cause that the theorem names.
 
@@ -235,6 +229,12 @@ def first_action_data(runs: Sequence[StoredRun], changes: pd.DataFrame) -> pd.Da
     shares = shares.reset_index().melt(_KEYS, var_name="metric")
     actions = curves_data(kept, list(_ACTIONS), glance=True)
     return pd.concat([actions, shares], ignore_index=True)
+
+
+def _shared_ends(values: pd.DataFrame) -> pd.Series:
+    """By arm the last step at which all of its seeds have a value."""
+    lasts = values.dropna(subset="value").groupby(["method", "seed"])["step"].max()
+    return lasts.groupby(level="method").min()
 
 
 def first_action_figure(data: pd.DataFrame, runs: Sequence[StoredRun]) -> Figure:

@@ -19,12 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from llds_core.config import RolloutConfig
 from llds_core.errors import ConfigError
 from llds_core.retrieval.base import FailingRetriever, SearchKey, format_hits
-from llds_core.rollout.prompts import (
-    cut_observation,
-    encode_plain,
-    encode_prompt,
-    prompt_bound,
-)
+from llds_core.rollout.prompts import cut_observation, encode_plain, encode_prompt, prompt_bound
 from llds_core.rollout.protocol import Action, Trajectory, information, parse_action
 from llds_core.rollout.samplers import ContinuousSession, Generation, Sampler, Session
 from llds_core.worlds.records import Question

@@ -15,12 +15,7 @@ import pandas as pd
 from llds_core.config import Study, load_study, studies
 from llds_core.errors import ConfigError, DataError
 from llds_core.evaluation.predictions import POLICY
-from llds_core.files import (
-    disk_errors,
-    replacing,
-    write_json,
-    write_table,
-)
+from llds_core.files import disk_errors, replacing, write_json, write_table
 from llds_core.reporting.benchmark_scores import read_scores
 from llds_core.reporting.explorer import readable_rollouts, store_rollouts
 from llds_core.reporting.run_tables import phase_row, run_row

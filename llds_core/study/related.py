@@ -86,7 +86,7 @@ def beside_grpo(table: pd.DataFrame) -> pd.DataFrame:
     that would show it lies on that side, on the other, or on both ("open", as "no worse" is, too,
     while no margin is stated). So have arms that repeat GRPO.
     """
-    rows, grpo = [], {BASELINE, *table["beside"]}
+    rows, grpo = [], _of_grpo(table)
     for arm, part in table.groupby("method", sort=False):
         row = {"objective": part["objective"].iloc[0], "seeds": len(part)}
         row["collapsed"] = f"{part['collapsed'].sum()} of {len(part)}"
@@ -99,6 +99,11 @@ def beside_grpo(table: pd.DataFrame) -> pd.DataFrame:
                 here = f"{_side(found)}: {name}"
         rows.append(row | {"its paper says": says, "here": here})
     return pd.DataFrame(rows)
+
+
+def _of_grpo(table: pd.DataFrame) -> set[str]:
+    """GRPO and the arms that repeat it, as far as others are compared with them."""
+    return {BASELINE, *table["beside"]}
 
 
 def _differences(table: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
@@ -141,7 +146,7 @@ def objectives_figure(table: pd.DataFrame) -> Figure:
         right.set_xlabel(look.axis_label(_CHANGE) + ",\nsteps 3 to 15")
         fell = table.groupby("objective")["collapsed"].any()
         look.set_title(left, f"Collapse on a seed: {fell.sum()} of {len(fell)}", 3)
-        grpo = {BASELINE, *table["beside"]}
+        grpo = _of_grpo(table)
         others = [part for arm, part in table.groupby("method") if arm not in grpo]
         less = [_differences(table, part)["change_correct"].dropna().tolist() for part in others]
         better = sum(student_interval(values).low > 0 for values in less)

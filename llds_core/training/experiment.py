@@ -37,12 +37,7 @@ from llds_core.runs.checkpoints import checkpoint_steps, read_object
 from llds_core.runs.policies import policy_digest
 from llds_core.training.processes import Processes, check_world_size, ending_together
 from llds_core.training.recorder import Recorder, note_collapse
-from llds_core.training.settings import (
-    check_vllm,
-    engine_options,
-    open_engine,
-    search_grpo_config,
-)
+from llds_core.training.settings import check_vllm, engine_options, open_engine, search_grpo_config
 from llds_core.training.trainer import SearchGRPOTrainer
 from llds_core.training.warmstart import load_start_policy, start_policy
 from llds_core.worlds.question_sets import training_file_hash
