@@ -7,7 +7,7 @@
         manifest.json           what was measured, with which code
 
 A checkpoint that is in the tables already is not measured again, unless the number of questions has
-changed: then all are.
+changed, then all are, or the configuration of its run.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,19 @@ from llds_core.diagnostics.group_update import OPTIMIZERS, group_changes, sample
 from llds_core.diagnostics.likelihood import nll_by_round, score_trajectories
 from llds_core.diagnostics.mechanism_tables import TABLES, mechanism_path, read_manifest, read_table
 from llds_core.diagnostics.summary import correlations
+from llds_core.errors import ConfigError
 from llds_core.files import write_json, write_table
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.runs import Run
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
+from llds_core.runs.identity import flat
 from llds_core.runs.policies import load_policy, load_tokenizer
 from llds_core.runs.provenance import git_state, package_versions
 from llds_core.worlds.records import Question
 
+# What runs of one table agree in, but for keys that a measurement does not take from the first run.
+_SHARED = ("world", "data", "retrieval", "rollout")
+_OWN = ("retrieval.failure_rate", "rollout.prompts_per_rollout", "rollout.group_size")
 ROLLOUTS = 8  # responses to a question, as the paper's Fig. 3a; a run's own groups may be smaller
 
 
@@ -49,6 +54,14 @@ def measure(
     as `data.too_long` says.
     """
     runs = _runs(profile, methods, seed, run_root)
+    first = flat(runs[0].config.to_dict())
+    for run in runs[1:]:
+        for key, value in flat(run.config.to_dict()).items():
+            if key.partition(".")[0] in _SHARED and key not in _OWN and value != first[key]:
+                raise ConfigError(
+                    f"{runs[0].arm} has {key}={first[key]} and {run.arm} {value}: measure them one "
+                    "by one"
+                )
     folder = mechanism_path(run_root, profile, seed)
     asked = {"questions": questions, "rollouts": ROLLOUTS}
     steps = [_checkpoints(run) for run in runs]
@@ -63,12 +76,20 @@ def measure(
         before = {}
         for file in folder.glob("*"):
             file.unlink()
-    write_json(folder / "manifest.json", before | asked)
+    measured = {run.arm: run.manifest()["config_hash"] for run in runs}
+    finished = before.get("runs", {})
+    begun = finished | before.get("begun", {})  # whose rows the tables may hold
+    write_json(folder / "manifest.json", before | asked | {"begun": begun | measured})
     tables = {name: read_table(folder / f"{name}.csv") for name in TABLES}
     for run, checkpoints in zip(runs, steps, strict=True):
         method = run.arm
         known = tables["likelihood_change"]
         done = set(known[known["method"] == method].get("step", ()))
+        if begun.get(method) != measured[method]:
+            done = set()
+        for name, table in tables.items():  # what was cut off halfway, or is of another run
+            kept = table.reindex(columns=["step"])["step"].isin(done)
+            tables[name] = table[(table["method"] != method) | kept]
         for step, checkpoint in checkpoints:
             if step not in done:
                 tqdm.write(f"{run.config.name} seed {seed}, step {step}")
@@ -77,17 +98,16 @@ def measure(
                     found = pd.DataFrame(keys, frame.index).join(frame)
                     tables[name] = pd.concat([tables[name], found], ignore_index=True)
                     write_table(folder / f"{name}.csv", tables[name])
-    measured = {run.arm: run.manifest()["config_hash"] for run in runs}
     manifest: dict[str, Any] = {
         "profile": profile,
         "seed": seed,
         **asked,
         "too_long": len(chosen) - len(fitting),
-        "runs": before.get("runs", {}) | measured,
+        "runs": finished | measured,
         **git_state(),
         "packages": package_versions(),
     }
-    if not set(before.get("runs", {})) <= set(measured):
+    if not set(finished) <= set(measured):
         manifest["earlier"] = before  # by which code the others were measured
     write_json(folder / "manifest.json", manifest)
     return folder
@@ -135,8 +155,8 @@ def _measure(
         changes.append(change)
         factors.append(correlations(change).assign(step=step, optimizer=optimizer))
     scored = score_trajectories(model, [t for group in groups for t in group], **known)
-    return {
-        "likelihood_change": pd.concat(changes, ignore_index=True),
+    return {  # in the order of writing: a step that is in the last is in all
         "theorem": pd.concat(factors, ignore_index=True),
         "nll_by_round": nll_by_round(scored).assign(step=step),
+        "likelihood_change": pd.concat(changes, ignore_index=True),
     }

@@ -31,7 +31,7 @@ from llds_core.errors import ConfigError
 PhaseName = Literal["stagnation", "decay", "acceleration", "collapse"]
 
 WINDOW = 3
-_COLLAPSE_SHARE = 0.5
+COLLAPSE_SHARE = 0.5  # of the best mean reward: below it a run collapses
 _DECLINE_DEVIATIONS = 2.0
 _ACCELERATION = 2.0
 
@@ -102,7 +102,7 @@ def collapse_row(reward: np.ndarray, window: int = WINDOW) -> int | None:
     means = windowed_mean(reward, window)
     highest = np.fmax.accumulate(means)
     # Half of a reward that was never positive is no level to fall below.
-    below = _below(means, np.where(highest > 0, _COLLAPSE_SHARE * highest, -np.inf))
+    below = _below(means, np.where(highest > 0, COLLAPSE_SHARE * highest, -np.inf))
     for row in range(len(below) - 2 * window + 1):
         if below[row : row + 2 * window].all():
             return row

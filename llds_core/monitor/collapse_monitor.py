@@ -15,12 +15,14 @@ from llds_core.monitor.log_formats import named, saved_steps
 from llds_core.monitor.training_log import to_log
 
 _logger = logging.getLogger("llds_core")
+_EACH_OF = 200  # as each judgement reads all rows: of n rows every (n // 200)th is judged
 
 
 class CollapseMonitor(TrainerCallback):
-    """Judges a run after every log, warns once per alarm, and ends the training at one of the
-    severity `stop_at`. It is a callback of TRL's trainer, from whose arguments it learns the
-    updates per rollout; around our own trainer, `train(run, after_step=monitor.observe)`.
+    """Judges a run after every log (from 400 rows on after every second, and so on), warns once per
+    alarm, and ends the training at one of the severity `stop_at`. It is a callback of TRL's
+    trainer, from whose arguments it learns the updates per rollout; around our own trainer,
+    `train(run, after_step=monitor.observe)`.
 
     Each log gets `monitor/phase` (place of the phase in `diagnosis.PHASES`), `monitor/alarms`
     (alarms so far) and `monitor/<detector>` (1 from its alarm on); they stand in
@@ -48,6 +50,8 @@ class CollapseMonitor(TrainerCallback):
         if not named(row):
             return []
         self._rows.append(dict(row))
+        if len(self._rows) % max(1, len(self._rows) // _EACH_OF):
+            return []
         try:
             log = to_log(self._rows, "this run", updates_per_rollout=self._updates)
         except DataError as error:  # no reason to end a training
@@ -63,7 +67,8 @@ class CollapseMonitor(TrainerCallback):
         if self._stop_at and self.diagnosis.reaches(self._stop_at) and not self.stopped:
             self.stopped = True
             back = self.diagnosis.go_back_to
-            where = "no checkpoint before it" if back is None else f"go back to step {back}"
+            known = back is not None and bool(checkpoints)
+            where = f"go back to step {back}" if known else "no checkpoint before it"
             _logger.warning("the training ends at a %s alarm: %s", self._stop_at, where)
         return fresh
 

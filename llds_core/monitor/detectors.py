@@ -1,10 +1,10 @@
 """Detectors: pure functions from series to a score per row, and when a score is an alarm.
 
 A row is what a step logged. Scores look back only, so that a log gives the same alarms while it
-grows as when it is whole: the longer a score is the higher, the worse. They are computed on
-trailing means of three rows that skip what is missing, from the third row on, and count from the
-sixth: the first rows are what later ones are compared with. Where a score stands in relation to the
-start, the start is the first of these means. Thresholds stand in `presets/alarm_evidence.yaml`.
+grows as when it is whole; the higher a score, the worse. They are computed on trailing means of
+three of the rows that have a value, from the third of them on, and count from the sixth: the first
+rows are what later ones are compared with. Where a score stands in relation to the start, the start
+is the first of these means. Thresholds stand in `presets/alarm_evidence.yaml`.
 """
 
 from collections.abc import Callable
@@ -76,13 +76,15 @@ def likelihood_displacement(loglik_correct: np.ndarray) -> np.ndarray:
 
 
 def reward_drop(reward: np.ndarray) -> np.ndarray:
-    """Share of the best reward that is lost; nothing while the best is not positive.
+    """Share of the best reward that is lost; NaN while the best is not positive, and from the first
+    negative value on: of a reward whose zero is no failure, no share can be lost.
 
     Source: arXiv 2512.04220, Fig. 2.
     """
     means = _level(reward)
-    best = np.fmax.accumulate(means)
-    return np.divide(best - means, best, out=np.full(len(means), np.nan), where=best > _EMPTY)
+    best, told = np.fmax.accumulate(means), np.fmin.accumulate(reward) >= 0
+    lost = np.full(len(means), np.nan)
+    return np.divide(best - means, best, out=lost, where=told & (best > _EMPTY))
 
 
 def behaviour_drift(response_length: np.ndarray, valid_searches: np.ndarray) -> np.ndarray:
@@ -125,9 +127,8 @@ def inert_penalty(llds_penalty: np.ndarray) -> np.ndarray:
 
 
 def not_finite(nonfinite: np.ndarray) -> np.ndarray:
-    """Logged values of a row that are NaN or infinite: such a run is never healthy.
-
-    Source: arithmetic, no measurement.
+    """Logged values of a row that are NaN or infinite, as `training_log.to_log` counts them: a run
+    that goes on with them is never healthy. Source: arithmetic, no measurement.
     """
     return np.asarray(nonfinite, float)
 
@@ -169,11 +170,14 @@ class Detector:
 
     def scores(self, log: TrainingLog) -> np.ndarray:
         """Scores (n,) of the rows of a log; all NaN where it lacks the columns."""
-        if not self.reads(log):
-            return np.full(len(log.table), np.nan)
+        found = np.full(len(log.table), np.nan)
+        columns = [log.column(name) for name in self.columns]
+        # Rows without a value stand for nothing: some trainers log a metric once per rollout.
+        known = np.isfinite(columns).any(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = np.array(self.score(*(log.column(name) for name in self.columns)), float)
-        found[: self.first - 1] = np.nan
+            scores = np.array(self.score(*(values[known] for values in columns)), float)
+        scores[: self.first - 1] = np.nan
+        found[known] = scores
         return found
 
     def reads(self, log: TrainingLog) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from llds_core.diagnostics.phases import WINDOW, detect_phases
+from llds_core.diagnostics.phases import COLLAPSE_SHARE, WINDOW, detect_phases, windowed_mean
 from llds_core.errors import DataError
 from llds_core.files import bounded, finite
 from llds_core.monitor.detectors import ALARMS, DETECTORS, EVIDENCE, FIRST, SEVERITIES, Detector
@@ -36,6 +36,12 @@ class Alarm:
     evidence: str  # the numbers, the threshold, and how the rule did on published runs
     cause: str
     advice: tuple[str, ...]  # each with the arm and the interval that it rests on
+    passed: bool = False  # the score has come back: at the end it is no alarm
+
+    @property
+    def title(self) -> str:
+        """Severity, name and step, and whether it has passed."""
+        return f"{self.severity.upper()} {self.name}, step {self.step}{', passed' * self.passed}"
 
 
 @dataclass(frozen=True)
@@ -47,16 +53,19 @@ class Diagnosis:
     rows: int
     last_step: int
     phase: str  # one of `PHASES`; unknown for fewer than nine rows, or without a reward
-    alarms: tuple[Alarm, ...]  # the worst first, then the earliest
+    alarms: tuple[Alarm, ...]  # those that passed last; the worst first, then the earliest
     cause: str  # the likeliest, empty without a warning
-    go_back_to: int | None  # step of a checkpoint, where there was a critical alarm
+    go_back_to: int | None  # step of a checkpoint, where there is a critical alarm
     missing: tuple[str, ...]  # what cannot be said for lack of a metric, and how to log it
     notes: tuple[str, ...]
 
     def reaches(self, severity: str) -> bool:
-        """Whether an alarm is as severe as that."""
+        """Whether an alarm that has not passed is as severe as that; values that are not finite
+        count whenever they came.
+        """
+        counted = [each for each in self.alarms if not each.passed or each.name == "not_finite"]
         level = SEVERITIES.index(severity)
-        return any(SEVERITIES.index(alarm.severity) >= level for alarm in self.alarms)
+        return any(SEVERITIES.index(alarm.severity) >= level for alarm in counted)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -66,10 +75,7 @@ class Diagnosis:
         """For a terminal."""
         head = f"{self.source}: {self.rows} rows of {self.framework}, to step {self.last_step}"
         # One thing per line: the numbers, then what the rule is worth on each recipe.
-        lines = [
-            f"{a.severity.upper()} {a.name}, step {a.step}: " + a.evidence.replace("; ", "\n    ")
-            for a in self.alarms
-        ]
+        lines = [f"{a.title}: " + a.evidence.replace("; ", "\n    ") for a in self.alarms]
         means = " (no decay of likelihood and no collapse found)" * (self.phase == PHASES[1])
         lines = [head, f"phase: {self.phase}{means}", *(lines or ["no alarm"])]
         if self.cause:
@@ -110,11 +116,20 @@ def follow(
 
 def judge(log: TrainingLog) -> Diagnosis:
     """Judge a log that was read."""
-    phase = _phase(log)
+    phase, notes = _phase(log)
     found = [alarm for each in DETECTORS.values() if (alarm := _alarm(each, log))]
-    alarms = sorted(found, key=lambda a: (-SEVERITIES.index(a.severity), a.step))
-    causes = [alarm.cause for alarm in found if alarm.severity != "info"]
-    critical = [alarm.step for alarm in alarms if alarm.severity == "critical"]
+    alarms = sorted(found, key=lambda a: (a.passed, -SEVERITIES.index(a.severity), a.step))
+    lasting = [a for a in found if not a.passed and a.severity != "info"]
+    fall = next((alarm for alarm in lasting if alarm.name == "reward_drop"), None)
+    # A fall is explained by what came before it, whether it has passed or not.
+    before = [a for a in found if fall and a.step <= fall.step and a.severity == "warning"]
+    causes = [a.cause for a in ([*before, fall] if fall else lasting)]
+    critical = [a.step for a in ([fall] if fall else lasting) if a.severity == "critical"]
+    back = _go_back_to(log, critical[0]) if critical else None
+    if back is not None and not log.checkpoints:
+        notes += (f"no checkpoint was seen: before the alarm the reward was best at {back}",)
+    if 2 * log.table.get("reward", log.table["step"]).count() < len(log.table):
+        notes += ("most rows have no reward: if each is an update, give --updates-per-rollout",)
     return Diagnosis(
         log.source,
         log.framework,
@@ -123,16 +138,25 @@ def judge(log: TrainingLog) -> Diagnosis:
         phase,
         tuple(alarms),
         causes[0] if causes else "",
-        _go_back_to(log, min(critical)) if critical else None,
+        back,
         tuple(_missing(log)),
-        log.notes + tuple(f"{key}: {NEARLY[key]}" for key in log.keys.values() if key in NEARLY),
+        log.notes
+        + notes
+        + tuple(f"{key}: {NEARLY[key]}" for key in log.keys.values() if key in NEARLY),
     )
 
 
-def _phase(log: TrainingLog) -> str:
-    columns = {name: log.column(name) for name in ("reward", "loglik_correct")}
-    phases = detect_phases(log.table[["step"]].assign(**columns))
-    return phases[-1].name if phases and np.isfinite(columns["reward"]).any() else "unknown"
+def _phase(log: TrainingLog) -> tuple[str, tuple[str, ...]]:
+    """The last phase of the rows that have a reward, and what is to be said about it."""
+    columns = log.table.reindex(columns=["step", "reward", "loglik_correct"])
+    known = columns.dropna(subset="reward")
+    phases, means = detect_phases(known), windowed_mean(known["reward"].to_numpy(), WINDOW)
+    if not phases or known["reward"].min() < 0:
+        return PHASES[0], ()
+    if phases[-1].name == "collapse" and means[-1] >= COLLAPSE_SHARE * np.nanmax(means):
+        note = f"the reward collapsed at step {phases[-1].first} and has come back"
+        return phases[-2].name, (note,)
+    return phases[-1].name, ()
 
 
 def _alarm(detector: Detector, log: TrainingLog) -> Alarm | None:
@@ -140,15 +164,23 @@ def _alarm(detector: Detector, log: TrainingLog) -> Alarm | None:
     if row is None:
         return None
     step, preset = int(log.table["step"].iloc[row]), ALARMS["detectors"][detector.name]
-    evidence, advice = _evidence(detector, log, row), tuple(map(advice_text, preset["advice"]))
-    return Alarm(detector.name, step, detector.severity, evidence, preset["cause"], advice)
+    scores = detector.scores(log)
+    last = scores[~np.isnan(scores)][-1]
+    return Alarm(
+        detector.name,
+        step,
+        detector.severity,
+        _evidence(detector, log, scores[row], last),
+        preset["cause"],
+        tuple(map(advice_text, preset["advice"])),
+        bool(last <= detector.threshold),
+    )
 
 
-def _evidence(detector: Detector, log: TrainingLog, row: int) -> str:
+def _evidence(detector: Detector, log: TrainingLog, score: float, last: float) -> str:
     read = {name: log.keys.get(name, name) for name in detector.columns if name in log.table}
     names = [name if key == name else f"{name} ({key})" for name, key in read.items()]
-    score, last = detector.scores(log)[[row, -1]]
-    now = f", at the end {last:.3g}" if np.isfinite(last) and row < len(log.table) - 1 else ""
+    now = f", at the end {last:.3g}" if last != score else ""
     unit = "" if detector.first < 3 else f" over {WINDOW} rows"
     return (
         f"{' and '.join(names)}: score {score:.3g}{unit}, alarm above {detector.threshold:.3g}"
@@ -199,15 +231,15 @@ def advice_text(entry: Mapping[str, str]) -> str:
 
 
 def _go_back_to(log: TrainingLog, alarm: int) -> int | None:
-    """The checkpoint before the alarm, or without checkpoints the step, whose last steps had the
-    best reward; without a reward the last one.
+    """The checkpoint before the alarm, or without checkpoints the step, at whose last rows the
+    reward was best, of several the last; without a reward the last one.
     """
     steps = log.checkpoints or tuple(log.table["step"].tolist())
     before = [step for step in steps if step < alarm]
     if not before or "reward" not in log.table:
         return before[-1] if before else None
     known = log.table[["step", "reward"]].dropna().to_dict("records")
-    return best_step(cast(list[dict[str, Any]], known), before)
+    return best_step(cast(list[dict[str, Any]], known), before[::-1])
 
 
 def _missing(log: TrainingLog) -> list[str]:
@@ -218,9 +250,14 @@ def _missing(log: TrainingLog) -> list[str]:
             if column not in log.table:
                 metric = "updates" if column == "updates_per_rollout" else column
                 lacking.setdefault(metric, []).append(name)
-    short = len(log.table) < FIRST
-    return [f"any but not_finite: alarms need {FIRST} rows"] * short + [
+    told = [
         f"{', '.join(names)}: {metric} has no value in any row ("
         f"{how_to_log(metric, log.framework)})"
         for metric, names in lacking.items()
     ]
+    reward = log.column("reward")
+    if np.isfinite(reward).any() and not np.nanmin(reward) >= 0 < np.nanmax(reward):
+        why = "goes below 0" if np.nanmin(reward) < 0 else "never rose above 0"
+        told.insert(0, f"reward_drop, phase: the reward {why}, and its 0 has to mean failure")
+    short = len(log.table) < FIRST
+    return [f"any but not_finite: alarms need {FIRST} rows"] * short + told

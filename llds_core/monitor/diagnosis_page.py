@@ -42,7 +42,7 @@ def fragment(diagnosis: Diagnosis, log: TrainingLog) -> str:
     back = diagnosis.go_back_to
     alarms = [
         f'<div class="alarm" style="border-color:{_COLOURS[alarm.severity]}">'
-        f"<b>{escape(alarm.name)}</b> from step {alarm.step} ({alarm.severity})<br>"
+        f"<b>{escape(alarm.title)}</b><br>"
         f"{escape(alarm.evidence)}</div>"
         for alarm in diagnosis.alarms
     ]

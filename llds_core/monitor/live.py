@@ -30,8 +30,7 @@ def look(log: TrainingLog, found: Diagnosis, path: Path) -> Text:
         if len(known):
             view.append(f"  {name:<15}{sparkline(values):<{_WIDTH}} {known[-1]:.4g}\n")
     for alarm in found.alarms:
-        style = _SEVERITY[alarm.severity]
-        view.append(f"  {alarm.severity.upper()} {alarm.name}, step {alarm.step}\n", style)
+        view.append(f"  {alarm.title}\n", "dim" if alarm.passed else _SEVERITY[alarm.severity])
     if path.is_dir() and (rows := read_trajectories(path)):
         view.append_text(_trajectory(rows[-1]))
     return view

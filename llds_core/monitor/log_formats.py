@@ -36,6 +36,7 @@ for _metric, _by_framework in _PRESET["metrics"].items():
         KEYS.setdefault(_metric, []).extend(_keys)
         for _key in set(_keys) - set(_PRESET["plain"]):
             _FRAMEWORKS.setdefault(_key, []).append(_framework)
+_PARTS = {metric: [(key, key.split(" / ")) for key in keys] for metric, keys in KEYS.items()}
 KNOWN = {part for key in _FRAMEWORKS for part in key.split(" / ")} | {*STEP_KEYS, "epoch"}
 _NOTHING = {"", "none", "null", "n/a", "na", "-"}
 # `np.float64(0.2)`, `tensor(0.3, device='cuda:0')`
@@ -70,9 +71,9 @@ def to_number(value: Any) -> float | None:
 def named(row: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
     """The metrics of a logged row by our names, each with the key it was read from."""
     found: dict[str, tuple[str, float]] = {}
-    for metric, keys in KEYS.items():
-        for key in keys:
-            value, *under = (to_number(row.get(part)) for part in key.split(" / "))
+    for metric, keys in _PARTS.items():
+        for key, parts in keys:
+            value, *under = (to_number(row.get(part)) for part in parts)
             if value is not None and (below := under[0] if under else 1.0):
                 found[metric] = (key, value / below)
                 break
@@ -123,10 +124,12 @@ def saved_steps(folder: Path) -> list[int]:
 
 def _log_inside(folder: Path) -> Path:
     """The log in a folder of a run."""
+    if (folder / "metrics.jsonl").is_file():
+        return folder / "metrics.jsonl"
     saved = [f"checkpoint-{step}/trainer_state.json" for step in reversed(saved_steps(folder))]
-    for name in ("metrics.jsonl", "trainer_state.json", *saved):
-        if (folder / name).is_file():
-            return folder / name
+    states = [folder / name for name in ("trainer_state.json", *saved) if (folder / name).is_file()]
+    if states:  # the newest checkpoint's may be newer than the one written at an earlier end
+        return max(states[:2], key=_last_step)
     if any(folder.glob("*tfevents*")):
         return folder
     endings = (".jsonl", ".csv", ".csv.gz", ".log", ".txt")
@@ -137,6 +140,12 @@ def _log_inside(folder: Path) -> Path:
     names = ", ".join(str(file.relative_to(folder)) for file in found[:4])
     names = names or "no metrics.jsonl, trainer_state.json"
     raise DataError(f"{folder} is no folder of one run ({names}): name the file")
+
+
+def _last_step(state: Path) -> float:
+    with _open(state) as text:
+        found = re.search(r'"global_step":\s*(\d+)', text.read())
+    return float(found[1]) if found else -1.0
 
 
 def _guess(file: Path) -> str:
@@ -272,6 +281,8 @@ def _read_csv(file: Path, notes: list[str]) -> Rows:
 
 
 def _read_tensorboard(path: Path, notes: list[str]) -> Rows:
+    if not path.exists():  # of which the package shows an empty run
+        raise DataError(f"{path} does not exist: name a training log or the folder of a run")
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ModuleNotFoundError:

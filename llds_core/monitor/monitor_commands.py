@@ -77,5 +77,5 @@ def watch(
         for alarm in found.alarms:
             if alarm.name not in told:
                 told.add(alarm.name)
-                print(f"  {alarm.severity.upper()} {alarm.name}, step {alarm.step}")
+                print(f"  {alarm.title}")
                 print(f"    {alarm.evidence}", *(f"    - {a}" for a in alarm.advice), sep="\n")

@@ -1,6 +1,7 @@
 """One training log as a table of our metrics, one row per step."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from llds_core.runs.checkpoints import checkpoint_steps
 # Of these a value that is not finite is a fault; of others it may mean that there was nothing.
 _MUST_BE_FINITE = ("loss", "grad_norm", "entropy", "kl", "reward", "clip_fraction")
 # How often, and for what share of rows, steps may go back in one run's log, or rows contradict.
-_RESTARTS, _RESTART_SHARE = 3, 0.05
+_RESTARTS, _RESTART_SHARE, _CLASH_SHARE = 3, 0.2, 0.05
+COUNTED = "rows name no step and are counted"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,11 @@ def read_log(
     root = project_path(".")
     source = str(path.relative_to(root) if path.is_relative_to(root) else path)
     log = to_log(logs.read_rows(path, format, notes), source, notes, updates_per_rollout)
+    if COUNTED in log.notes:  # of which row a checkpoint is nobody knows
+        return log
     folder = path if path.is_dir() else path.parent
+    if re.fullmatch(r"checkpoint-\d+", folder.name):
+        folder = folder.parent
     steps = checkpoint_steps(folder / "checkpoint") or logs.saved_steps(folder)
     return replace(log, checkpoints=tuple(steps))
 
@@ -90,6 +96,8 @@ def to_log(
     for name, rows_of_it in bad.loc[:, bad.any()].items():
         step = table["step"][rows_of_it].iloc[0]
         said.append(f"{name} is NaN or infinite in {rows_of_it.sum()} rows, first at step {step}")
+    # Mixed precision skips an update whose gradient overflows; three in a row are no such thing.
+    bad["grad_norm"] = bad["grad_norm"].rolling(3).sum() == 3
     table = table.replace(np.inf, np.nan)
     skipped = table.get("nonfinite_updates", 0) > 1  # a single one that was skipped is no fault
     table = table.assign(nonfinite=bad.sum(axis=1) + skipped)
@@ -104,17 +112,20 @@ def _one_row_per_step(table: pd.DataFrame, source: str, notes: list[str]) -> pd.
     """
     numbered = 2 * table["step"].count() > len(table)
     if not numbered:
-        notes.append("rows name no step and are counted")
+        notes.append(COUNTED)
     elif missing := int(table["step"].isna().sum()):
         notes.append(f"{missing} of {len(table)} rows name no step and are left out")
         table = table.dropna(subset="step")
     order, metrics = table["step" if numbered else "epoch"], table.drop(columns=["step", "epoch"])
     clash = (metrics.diff().abs() > 0).any(axis=1) & (order.diff() == 0) & numbered
     clashes, back = int(clash.sum()), int((order.diff() < 0).sum())
-    if max(back, clashes) > max(_RESTARTS, _RESTART_SHARE * len(table)):
+    restarts, contradictions = (
+        max(_RESTARTS, share * len(table)) for share in (_RESTART_SHARE, _CLASH_SHARE)
+    )
+    if back > restarts or clashes > contradictions:
         raise DataError(
             f"{source} seems to mix several runs (steps go back {back} times, {clashes} rows "
-            "contradict the one before): give one log per run, sorted by step"
+            "contradict the one before): give one log per run, sorted by step, one row each"
         )
     kept = table[order <= order[::-1].cummin().shift(fill_value=np.inf)[::-1]]
     if numbered:
@@ -132,7 +143,7 @@ def _with_updates(table: pd.DataFrame, framework: str, updates: int | None) -> p
     if updates is None and "updates" in table:
         made = table["updates"].diff() / table["step"].diff()
         return table.assign(updates_per_rollout=made.fillna(table["updates"] / table["step"]))
-    if updates is not None and framework == "trl":
+    if updates is not None and framework == "trl" and table["step"].diff().median() == 1:
         rollouts = table.groupby((table["step"] - 1) // updates)
         last, worst = rollouts["step"].max(), rollouts["nonfinite"].max()
         table = rollouts.mean().assign(step=last, nonfinite=worst).reset_index(drop=True)

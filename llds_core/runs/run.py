@@ -233,13 +233,13 @@ class Run:
 
 
 def best_step(metrics: Sequence[Mapping[str, Any]], kept: Sequence[int]) -> int:
-    """Of the steps `kept`, all with metrics, the one with the highest mean reward of its last
-    `BEST_WINDOW` steps; of several the first.
+    """Of the steps `kept`, all with metrics, the one with the highest mean reward of the last
+    `BEST_WINDOW` rows up to it; of several the one that stands first in `kept`.
     """
     rewards = {row["step"]: row["reward"] for row in metrics}
 
     def recent(step: int) -> float:
-        window = [s for s in range(step - BEST_WINDOW + 1, step + 1) if s in rewards]
+        window = sorted(s for s in rewards if s <= step)[-BEST_WINDOW:]
         return sum(rewards[s] for s in window) / len(window) if window else float("-inf")
 
     return max(kept, key=recent)

@@ -12,6 +12,7 @@ import pytest
 
 from llds_core.__main__ import main
 from llds_core.config import load_experiment
+from llds_core.diagnostics import measure as measure_module
 from llds_core.diagnostics.measure import measure
 from llds_core.diagnostics.mechanism_tables import TABLES, covered, mechanism_path, read_mechanism
 from llds_core.errors import CheckpointError, ConfigError, DataError
@@ -19,6 +20,7 @@ from llds_core.reporting import mechanism_figures as figures
 from llds_core.reporting.store import load_runs
 from llds_core.rollout.environment import build_world
 from llds_core.rollout.loop import RolloutLoop
+from llds_core.runs import Run
 from llds_core.worlds.records import Question
 
 METHODS = ("grpo", "llds-action")
@@ -63,6 +65,44 @@ def test_what_is_measured_is_not_measured_again(tables, stored, monkeypatch) -> 
     measure("smoke", METHODS[:1], 0, stored, questions=6)
     assert json.loads((folder / "manifest.json").read_text())["earlier"] == manifest
     assert set(covered(folder)[0]) == set(METHODS)
+
+
+def test_rows_of_another_run_and_of_what_was_cut_off_are_measured_again(
+    tables, stored, tmp_path: Path, monkeypatch
+) -> None:
+    root = shutil.copytree(stored, tmp_path / "runs")
+    folder = mechanism_path(root, "smoke", 0)
+    for name, rest in (("likelihood_change", "step != 3"), ("theorem", "step >= 0")):
+        pd.read_csv(folder / f"{name}.csv").query(rest).to_csv(folder / f"{name}.csv", index=False)
+    measure("smoke", METHODS, 0, root, questions=6)
+    again = read_mechanism(folder)
+    assert {name: len(again[name]) for name in TABLES} == {n: len(tables[n]) for n in TABLES}
+    made = json.loads((folder / "manifest.json").read_text())
+    other = made["runs"] | {METHODS[0]: "another"}
+    (folder / "manifest.json").write_text(json.dumps(made | {"runs": other}))
+    measured, was = [], measure_module._measure
+
+    def noted(run, *rest):
+        measured.append(run.arm)
+        return was(run, *rest)
+
+    monkeypatch.setattr(measure_module, "_measure", noted)
+    measure("smoke", METHODS, 0, root, questions=6)
+    assert set(measured) == {METHODS[0]}
+    assert len(read_mechanism(folder)["theorem"]) == len(tables["theorem"])
+
+
+def test_runs_of_other_worlds_are_not_measured_together(stored, monkeypatch) -> None:
+    changes = (["rollout.group_size=6", "retrieval.failure_rate=0.5"], ["rollout.max_searches=1"])
+    runs = [
+        replace(Run.load("smoke/grpo", 0, stored, change), arm=f"arm{n}")
+        for n, change in enumerate(([], *changes))
+    ]
+    monkeypatch.setattr(measure_module, "_runs", lambda *_: runs)
+    with pytest.raises(
+        ConfigError, match=r"arm0 has rollout.max_searches=2 and arm2 1: measure them"
+    ):
+        measure("smoke", ["grpo"], 0, stored)
 
 
 def test_figures_come_from_the_tables(tables, stored, capsys) -> None:

@@ -77,7 +77,7 @@ def test_tables_equal_the_runs(runs) -> None:
     kept_of = pd.read_csv(DATA_SET / "saved_compute.csv").groupby(["recipe", "detector"])
     for (recipe, rule), kept in kept_of:
         part = [run for run in runs if run.recipe == recipe]
-        saved = as_written(MAKE.saved_compute(part, judged(part, DETECTORS[rule])))
+        saved = as_written(MAKE.saved_compute(part, judged(part, DETECTORS[rule]), DETECTORS[rule]))
         kept = kept[saved.columns].reset_index(drop=True)
         pd.testing.assert_frame_equal(saved, kept, check_dtype=False)
     verdicts = as_written(MAKE.verdicts(runs))
@@ -182,7 +182,7 @@ def test_a_registration_is_judged_on_runs_that_began_after_it(runs, monkeypatch)
     assert len(later) < len(others)
 
 
-def test_anybodys_detector_can_be_scored(runs, capsys) -> None:
+def test_anybodys_detector_can_be_scored(runs, capsys, tmp_path, monkeypatch) -> None:
     mine = Detector("mine", lambda reward: -np.asarray(reward), threshold=-0.1)
     row = benchmark(runs[:20], {"mine": mine}).iloc[0]
     assert row["detector"] == "mine" and row["healthy"] + row["collapsed"] + row["declined"] == 20
@@ -190,6 +190,20 @@ def test_anybodys_detector_can_be_scored(runs, capsys) -> None:
     score(["score:gradient_growth"])
     said = capsys.readouterr().out
     assert "gradient_growth" in said and len(said.splitlines()) == 2
+    # Of the folder that the command is given in, on any column of the runs.
+    lines = (
+        "def lost(loglik_change_correct): return -loglik_change_correct",
+        "def bad(rewrd): ...",
+    )
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    score(["mine:lost"])
+    head, row = capsys.readouterr().out.splitlines()
+    assert row.split()[1] == "lost"
+    auc = row.replace("arms held out", "held").split()[head.split().index("auc")]
+    assert float(auc) != 0.5  # as of a score that is never there
+    with pytest.raises(SystemExit, match="no run logs rewrd"):
+        score(["mine:bad"])
 
 
 def test_rl_doctor_is_replayed_as_published() -> None:

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from llds_core.errors import ConfigError
-from llds_core.monitor import CollapseMonitor
+from llds_core.monitor import CollapseMonitor, collapse_monitor
 from llds_core.monitor.diagnosis import judge
 from llds_core.monitor.training_log import read_log
 
@@ -126,6 +126,16 @@ def test_a_log_that_cannot_be_judged_ends_no_training(caplog) -> None:
             monitor.observe({"step": step % 2, "reward": step})
     assert "cannot judge: this run seems to mix several runs" in caplog.text
     assert not monitor.stopped
+
+
+def test_a_long_run_is_judged_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each judgement reads all rows, so that judging all of them would take ever longer."""
+    monkeypatch.setattr(collapse_monitor, "_EACH_OF", 20)
+    monitor, judged = CollapseMonitor(), set()
+    for step in range(1, 64):
+        monitor.observe({"step": step, "reward": 0.5})
+        judged.add(monitor.diagnosis.last_step)
+    assert judged == {*range(1, 40), *range(40, 60, 2), 60, 63}
 
 
 def test_rows_without_a_metric_and_unknown_severities() -> None:

@@ -29,6 +29,7 @@ NAN = math.nan
         (d.likelihood_displacement, [[-1, -1, -1, -4]], [NAN, NAN, 0, 1]),
         (d.reward_drop, [[1, 1, 1, 0, 0]], [NAN, NAN, 0, 1 / 3, 2 / 3]),
         (d.reward_drop, [[-1, -1, -1, -4]], [NAN] * 4),  # half of nothing
+        (d.reward_drop, [[1, 1, 1, -3, 1, 1, 1]], [NAN, NAN, 0] + [NAN] * 4),  # zero is no failure
         (d.behaviour_drift, [[1, 1, 1, 4], [2, 2, 2, 2]], [NAN, NAN, 0, math.log(2)]),
         (d.behaviour_drift, [[1, 1, 1], [NAN] * 3], [NAN, NAN, 0]),
         (d.zero_variance, [[1, 1, 1]], [NAN, NAN, 1]),
@@ -87,9 +88,13 @@ def _compare_growing(rows: list[dict], end: int) -> None:
 def test_values_that_are_not_finite_are_never_healthy() -> None:
     for bad in (NAN, math.inf, -math.inf, "nan", "inf"):
         for key in ("loss", "grad_norm", "actor/grad_norm", "entropy", "kl"):
-            found = judge(to_log([{"step": 1, key: 0.1}, {"step": 2, key: bad}], "log"))
+            # A gradient that overflows once is a skipped update; three in a row are not.
+            bads = 3 if "grad_norm" in key else 1
+            values = [0.1, *[bad] * bads, 0.1, bad]
+            found = judge(to_log([{"step": s, key: v} for s, v in enumerate(values, 1)], "log"))
             (alarm,) = [a for a in found.alarms if a.name == "not_finite"]
-            assert (alarm.step, alarm.severity) == (2, "critical")
+            assert (alarm.step, alarm.severity) == (1 + bads, "critical")
+            assert alarm.passed == (bads == 3) and found.reaches("critical")
     # What is not there is not a fault: no correct response, no number.
     rows = [{"step": s, "loglik_correct": NAN, "kl": None} for s in (1, 2)]
     assert not judge(to_log(rows, "log")).alarms

@@ -81,6 +81,58 @@ def test_the_checkpoint_to_go_back_to_is_the_best_before_the_alarm(tmp_path: Pat
     assert judge(to_log(early, "log")).go_back_to is None
 
 
+def rewarded(*rewards, **more):
+    return [{"step": s, "reward": r, **more} for s, r in enumerate(rewards, 1)]
+
+
+def test_a_fall_that_has_passed_is_told_and_counts_no_more() -> None:
+    dip = [0.5] * 12 + [0.1] * 4
+    low = judge(to_log(rewarded(*dip), "log"))
+    assert low.reaches("critical") and low.alarms[0].title == "CRITICAL reward_drop, step 14"
+    back = judge(to_log(rewarded(*dip, *[0.5] * 8), "log"))
+    (alarm,) = back.alarms
+    assert alarm.passed and alarm.title == "CRITICAL reward_drop, step 14, passed"
+    assert not back.reaches("info") and (back.cause, back.go_back_to) == ("", None)
+    collapsed = judge(to_log(rewarded(*dip, *[0.1] * 8), "log"))
+    assert collapsed.phase == "collapse"
+    again = judge(to_log(rewarded(*dip, *[0.1] * 8, *[0.5] * 3), "log"))
+    assert again.phase == "stagnation" and "has come back" in again.text()
+
+
+def test_the_cause_of_a_fall_came_before_it() -> None:
+    fall, clips = [0.5] * 12 + [0.1] * 12, [0.01] * 24
+    for first, named in ((8, True), (18, False)):
+        rows = rewarded(*fall)
+        for row, clip in zip(rows, clips, strict=True):
+            row["clip_fraction"] = 0.9 if first <= row["step"] < first + 4 else clip
+        found = judge(to_log(rows, "log"))
+        assert {a.name for a in found.alarms} == {"reward_drop", "clip_saturation"}
+        assert ("moves too far" in found.cause) == named
+
+
+@pytest.mark.parametrize("rewards", [[0.0] * 20, [0.4, 0.4, 0.4, -0.8] * 5])
+def test_a_reward_whose_zero_is_no_failure_is_said(rewards) -> None:
+    found = judge(to_log(rewarded(*rewards), "log"))
+    assert "its 0 has to mean failure" in found.missing[0] and not found.alarms
+    assert found.phase != "collapse"
+
+
+def test_rows_between_rewards_change_nothing() -> None:
+    """TRL's `logging_steps=1` with four updates per rollout: the reward is in every fourth row."""
+    fall = [0.5] * 12 + [0.1] * 8
+    rows = [
+        {"step": 4 * s + u, "loss": 0.1} | ({"reward": r} if u == 1 else {})
+        for s, r in enumerate(fall)
+        for u in range(1, 5)
+    ]
+    found, plain = judge(to_log(rows, "log")), judge(to_log(rewarded(*fall), "log"))
+    assert found.phase == plain.phase == "collapse"
+    assert found.alarms[0].step == 4 * plain.alarms[0].step - 3
+    assert "give --updates-per-rollout" in found.text() and found.rows == 80
+    # Checkpoints are ranked by rows, not by steps; of equal ones the last counts.
+    assert found.go_back_to == 4 * 12
+
+
 class _Tags(HTMLParser):
     def __init__(self):
         super().__init__()

@@ -134,7 +134,22 @@ def test_trl_by_the_code_of_transformers(tmp_path: Path, capsys) -> None:
         assert (log.framework, log.table["step"].tolist()) == ("trl", [1, 2, 3])
         assert log.column("clip_fraction") == pytest.approx(CLIP)
     assert read_log(tmp_path / "out").checkpoints == (1, 3)
+    assert read_log(tmp_path / "console.log").checkpoints == ()
     assert "rows name no step and are counted" in log.notes
+
+
+def test_of_several_states_the_one_that_went_furthest_is_read(tmp_path: Path) -> None:
+    for folder, steps in ((".", 3), ("checkpoint-2", 2), ("checkpoint-5", 5)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        rows = [{"step": s, "reward": 0.5} for s in range(1, steps + 1)]
+        state = TrainerState(log_history=rows, global_step=steps)
+        state.save_to_json(str(tmp_path / folder / "trainer_state.json"))
+    assert len(read_log(tmp_path).table) == 5
+    # Of a state inside a checkpoint, the other checkpoints lie beside its folder.
+    inside = read_log(tmp_path / "checkpoint-2/trainer_state.json")
+    assert (len(inside.table), inside.checkpoints) == (2, (2, 5))
+    (tmp_path / "checkpoint-5/trainer_state.json").unlink()
+    assert len(read_log(tmp_path).table) == 3
 
 
 def test_rows_of_trl_are_averaged_per_rollout_where_its_updates_are_known(tmp_path: Path) -> None:
@@ -144,6 +159,10 @@ def test_rows_of_trl_are_averaged_per_rollout_where_its_updates_are_known(tmp_pa
     assert log.table["step"].tolist() == [2, 4, 6]
     assert log.column("clip_fraction").tolist() == [0.5] * 3
     assert log.column("updates_per_rollout").tolist() == [2.0] * 3
+    # Rows that are several updates each, as of `logging_steps=10`, stay as they are.
+    sparse = "".join(json_lines({**row, "step": 10 * row["step"]}) for row in rows)
+    (tmp_path / "log.jsonl").write_text(sparse)
+    assert len(read_log(tmp_path / "log.jsonl", updates_per_rollout=2).table) == 6
 
 
 def test_tensorboard_needs_its_package(tmp_path: Path) -> None:
@@ -248,6 +267,7 @@ def test_paths_that_are_no_log(tmp_path: Path) -> None:
         ("two", "a.log, b.log"),
     ):
         refused(DataError, words, read_log, tmp_path / path)
+    refused(DataError, "does not exist", read_log, tmp_path / "missing", format="tensorboard")
     with pytest.raises(ConfigError, match='unknown format "jason"'):
         read_log(tmp_path / "two" / "a.log", format="jason")
 

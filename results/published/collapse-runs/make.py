@@ -103,10 +103,13 @@ def external(runs: Sequence[LabelledRun], file: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def saved_compute(runs: Sequence[LabelledRun], alarms: Mapping[str, int]) -> pd.DataFrame:
+def saved_compute(
+    runs: Sequence[LabelledRun], alarms: Mapping[str, int], detector: Detector
+) -> pd.DataFrame:
     """What stopping at the alarm and going back to the best checkpoint would have changed, by label
     of the runs that it would have stopped.
 
+    `standing` counts those whose score is above the fixed threshold at their end, too.
     `steps_saved` is the share of the steps of all these runs; rewards are means of three steps:
     the best up to the alarm, the best of the whole run, and the last.
     """
@@ -123,6 +126,7 @@ def saved_compute(runs: Sequence[LabelledRun], alarms: Mapping[str, int]) -> pd.
         made = sum(len(run.log.table) for run in of_label)
         values = np.array(parts, float).reshape(-1, 4)
         row = {"label": label, "runs": len(of_label), "stopped": len(stopped)}
+        row["standing"] = sum(detector.scores(r.log)[-1] > detector.threshold for r in stopped)
         row["steps_saved"] = float(values[:, 0].sum() / made) if made else np.nan
         names = ("best_before_alarm", "best_of_run", "last")
         means = values[:, 1:].mean(0) if len(values) else np.full(3, np.nan)
@@ -271,14 +275,16 @@ def told_of_saving(saved: pd.DataFrame) -> str:
     """
     lines = [
         f"What ending a run at the alarm of `{RULE}` would have changed:\n",
-        "| recipe, label | ended | steps saved | best reward until then | of the run | last |",
-        "|---|---|---|---|---|---|",
+        "| recipe, label | ended | steps saved | best reward until then | of the run | last "
+        "| still an alarm at the end |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in saved[saved["detector"] == RULE].itertuples():
         rewards = (row.best_before_alarm, row.best_of_run, row.last)
         means = " | ".join("–" if pd.isna(mean) else f"{mean:.2f}" for mean in rewards)
         about = f"| {row.recipe}, {row.label} | {row.stopped} of {row.runs} |"
-        lines.append(f"{about} {row.steps_saved:.0%} | {means} |")
+        standing = f"{row.standing} of {row.stopped}"
+        lines.append(f"{about} {row.steps_saved:.0%} | {means} | {standing} |")
     return "\n".join(lines)
 
 
@@ -319,7 +325,8 @@ def main(arguments: Sequence[str]) -> None:
         curves.append(operating_curve(part, [*CURVES, "gradient_growth"]).assign(recipe=recipe))
         for rule in REGISTERED:
             alarms = judged(part, detectors[rule])
-            saved.append(saved_compute(part, alarms).assign(recipe=recipe, detector=rule))
+            kept = saved_compute(part, alarms, detectors[rule])
+            saved.append(kept.assign(recipe=recipe, detector=rule))
     write_table(HERE / "operating_curve.csv", pd.concat(curves))
     write_table(HERE / "saved_compute.csv", pd.concat(saved))
     blocks = [told(table, ALARMS["chosen_on"]), told_of_saving(pd.concat(saved))]

@@ -18,7 +18,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,12 @@ class LabelledRun:
 
     @cached_property
     def log(self) -> TrainingLog:
-        """Its series."""
+        """Its series, columns that no detector reads included."""
         name = self.run.removeprefix(f"{self.recipe}/")
-        return read_log(self.root / self.recipe / "runs" / f"{name}.csv.gz")
+        file = self.root / self.recipe / "runs" / f"{name}.csv.gz"
+        log = read_log(file)
+        others = pd.read_csv(file).drop(columns=[*log.keys.values()]).dropna(axis=1, how="all")
+        return replace(log, table=log.table.merge(others, on="step"))
 
     @property
     def started(self) -> str:
@@ -239,9 +242,13 @@ def main(arguments: Sequence[str]) -> None:
     chosen = None
     if arguments:
         module, _, name = arguments[0].partition(":")
+        sys.path.insert(1, str(Path.cwd()))  # where the command is given
         chosen = {name: Detector.of(getattr(importlib.import_module(module), name))}
     on = ALARMS["chosen_on"]
     runs = [run for run in load_labelled(DATA_SET) if chosen is None or run.recipe == on]
+    for detector in (chosen or {}).values():
+        if strange := set(detector.columns) - set(runs[0].log.table):
+            raise SystemExit(f"no run logs {', '.join(sorted(strange))}: see metrics.yaml")
     print(benchmark(runs, chosen).to_string(index=False, float_format="%.3g"))
 
 
