@@ -59,7 +59,7 @@ def _render(template: str, published: Path, plan: Study) -> str:
     )
     filters = (number, span, listed, word, percent, censored_median)
     environment.filters |= {one.__name__: one for one in filters} | {"mean": fmean}
-    environment.globals |= {"bounded": bounded, "mcnemar": mcnemar}
+    environment.globals |= {"bounded": bounded, "early_mean": early_mean, "mcnemar": mcnemar}
     study = PublishedStudy(published, plan)
     try:
         return environment.get_template(template).render(study=study, claims=load_claims(plan))
