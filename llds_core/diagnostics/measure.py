@@ -47,11 +47,12 @@ def measure(
     run_root: Path,
     *,
     questions: int = 50,
+    steps: Sequence[int] = (),
 ) -> Path:
     """Measure every stored checkpoint of the runs of `methods`, or of arms of the profile's study,
-    on the first `questions` of training, `ROLLOUTS` responses each; return the folder of the
-    tables. Questions whose prompts do not fit are refused before anything is measured, or left out,
-    as `data.too_long` says.
+    or those at `steps` (0: the start policy), on the first `questions` of training, `ROLLOUTS`
+    responses each; return the folder of the tables. Questions whose prompts do not fit are refused
+    before anything is measured, or left out, as `data.too_long` says.
     """
     runs = _runs(profile, methods, seed, run_root)
     first = flat(runs[0].config.to_dict())
@@ -64,10 +65,10 @@ def measure(
                 )
     folder = mechanism_path(run_root, profile, seed)
     asked = {"questions": questions, "rollouts": ROLLOUTS}
-    steps = [_checkpoints(run) for run in runs]
+    stored = [_checkpoints(run, steps) for run in runs]
     environment = build_environment(runs[0].config)
     chosen = environment.world.train[:questions]
-    loop = environment.rollout_loop(load_tokenizer(steps[0][-1][1]), seed=seed, failure_rate=0.0)
+    loop = environment.rollout_loop(load_tokenizer(stored[0][-1][1]), seed=seed, failure_rate=0.0)
     skip = runs[0].config.data.too_long == "skip"
     fitting = [chosen[place] for place in loop.fitting(chosen, skip=skip)]
     before = read_manifest(folder)
@@ -81,7 +82,7 @@ def measure(
     begun = finished | before.get("begun", {})  # whose rows the tables may hold
     write_json(folder / "manifest.json", before | asked | {"begun": begun | measured})
     tables = {name: read_table(folder / f"{name}.csv") for name in TABLES}
-    for run, checkpoints in zip(runs, steps, strict=True):
+    for run, checkpoints in zip(runs, stored, strict=True):
         method = run.arm
         known = tables["likelihood_change"]
         done = set(known[known["method"] == method].get("step", ()))
@@ -121,11 +122,15 @@ def _runs(profile: str, names: Sequence[str], seed: int, root: Path) -> list[Run
     return [replace(Run.load(f"{profile}/{m}", seed, root, o), arm=name) for name, m, o in given]
 
 
-def _checkpoints(run: Run) -> list[tuple[int, Path]]:
-    """Start policy and stored checkpoints of a run, by step."""
+def _checkpoints(run: Run, wanted: Sequence[int]) -> list[tuple[int, Path]]:
+    """Start policy and stored checkpoints of a run, by step; those that are `wanted`, or all."""
     run.checkpoint("last")  # refuses a run without any
-    steps = checkpoint_steps(run.checkpoints)
-    return [(0, run.start_policy), *((s, checkpoint_path(run.checkpoints, s)) for s in steps)]
+    known = {0: run.start_policy}
+    known |= {s: checkpoint_path(run.checkpoints, s) for s in checkpoint_steps(run.checkpoints)}
+    if strange := set(wanted) - set(known):
+        there = ", ".join(map(str, known))
+        raise ConfigError(f"{run.title} has no checkpoint at step {min(strange)}: it has {there}")
+    return [(step, path) for step, path in known.items() if step in wanted or not wanted]
 
 
 def _measure(

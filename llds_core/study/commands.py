@@ -182,6 +182,7 @@ def mechanism(
     questions: Annotated[
         int, Option(help="number of training questions, from the first", min=1)
     ] = 50,
+    steps: Annotated[str, Option(metavar="N,N", help="only these checkpoints")] = "",
     publish: cli.Publish = False,
     run_root: cli.Root = ROOT,
     quiet: cli.Quiet = False,
@@ -190,7 +191,8 @@ def mechanism(
     from llds_core.diagnostics.measure import measure
     from llds_core.study.published import publish_mechanism
 
-    folder = measure(profile, words(arms), seed, run_root, questions=questions)
+    chosen = numbers(steps) if steps else ()
+    folder = measure(profile, words(arms), seed, run_root, questions=questions, steps=chosen)
     if publish:
         folder = publish_mechanism(run_root, profile, seed)
     print(f"tables: {folder}")

@@ -62,7 +62,9 @@ def test_what_is_measured_is_not_measured_again(tables, stored, monkeypatch) -> 
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["questions"] == 6 and set(manifest["runs"]) == set(METHODS)
     assert "earlier" not in manifest
-    measure("smoke", METHODS[:1], 0, stored, questions=6)
+    measure("smoke", METHODS[:1], 0, stored, questions=6, steps=[0, 3])
+    with pytest.raises(ConfigError, match=r"no checkpoint at step 7: it has 0, .*3$"):
+        measure("smoke", METHODS[:1], 0, stored, questions=6, steps=[3, 7])
     assert json.loads((folder / "manifest.json").read_text())["earlier"] == manifest
     assert set(covered(folder)[0]) == set(METHODS)
 
