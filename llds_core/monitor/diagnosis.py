@@ -164,6 +164,7 @@ def _alarm(detector: Detector, log: TrainingLog) -> Alarm | None:
     if row is None:
         return None
     step, preset = int(log.table["step"].iloc[row]), ALARMS["detectors"][detector.name]
+    advice = [a for a in preset["advice"] if not (log.column(a.get("unless", "")) > 0).any()]
     scores = detector.scores(log)
     last = scores[~np.isnan(scores)][-1]
     return Alarm(
@@ -172,7 +173,7 @@ def _alarm(detector: Detector, log: TrainingLog) -> Alarm | None:
         detector.severity,
         _evidence(detector, log, scores[row], last),
         preset["cause"],
-        tuple(map(advice_text, preset["advice"])),
+        tuple(map(advice_text, advice)),
         bool(last <= detector.threshold),
     )
 

@@ -110,6 +110,16 @@ def test_the_cause_of_a_fall_came_before_it() -> None:
         assert ("moves too far" in found.cause) == named
 
 
+def test_what_is_done_already_is_not_advised() -> None:
+    rows = rewarded(*[0.5] * 20, loglik_correct=-0.1)
+    for row in rows[10:]:
+        row["loglik_correct"] = -0.9
+    for penalty, advised in ((0.0, True), (0.01, False)):
+        (alarm, *_) = judge(to_log([row | {"llds_penalty": penalty} for row in rows], "log")).alarms
+        assert alarm.name == "likelihood_displacement"
+        assert any("add an LLDS penalty" in text for text in alarm.advice) == advised
+
+
 @pytest.mark.parametrize("rewards", [[0.0] * 20, [0.4, 0.4, 0.4, -0.8] * 5])
 def test_a_reward_whose_zero_is_no_failure_is_said(rewards) -> None:
     found = judge(to_log(rewarded(*rewards), "log"))
