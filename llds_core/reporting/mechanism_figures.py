@@ -197,11 +197,8 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
             dodge = 0.8 * (1 - 1 / len(colours))  # as stripplot does
             look.draw_means(axes, means, dodge=dodge, markers="D", markersize=4.5, **common)
             axes.axvline(0, color=look.GREY, linewidth=1)
-            axes.set(
-                xlim=(-1.02, 1.02),
-                xlabel="rank correlation with\nthe change of likelihood",
-                ylabel="",
-            )
+            axes.set(xlim=(-1.02, 1.02), ylabel="")
+            axes.set_xlabel("rank correlation with\nthe change of likelihood")
             driver = means[means["factor"] == "driver"].groupby("method", sort=False)["spearman"]
             said = look.each_arm(driver.mean().map("{:+.2f}".format))
             look.set_title(axes, f"{_OPTIMIZER_NAMES[optimizer]}, driver score: {said}", 3)

@@ -118,12 +118,8 @@ class StoredRun:
         if "evaluation" in self.manifest:
             return self.manifest["evaluation"]
         files = sorted(self.path.glob("evaluation-[bl]*-test.json"))  # neither start nor step-<n>
-        return {
-            file.stem.removeprefix("evaluation-").removesuffix("-test"): json.loads(
-                file.read_text("utf-8")
-            )
-            for file in files
-        }
+        names = [file.stem.removeprefix("evaluation-").removesuffix("-test") for file in files]
+        return {n: json.loads(at.read_text("utf-8")) for n, at in zip(names, files, strict=True)}
 
     def heldout(
         self,
