@@ -235,9 +235,7 @@ def _one_update(
     }
 
 
-def _token_labels(
-    group: Sequence[Trajectory],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _token_labels(group: Sequence[Trajectory]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Per policy token of a group, (N,): its trajectory, whether it belongs to the first action,
     whether to a correct response.
     """

@@ -17,17 +17,12 @@ def mechanism_path(root: Path, profile: str, seed: int) -> Path:
     return root / profile / f"mechanism-seed{seed}"
 
 
-def covered(folder: Path) -> tuple[list[str], int | None]:
-    """Methods that the tables of `folder` cover to their end, and the number of their questions."""
-    manifest = read_manifest(folder)
-    return [*manifest.get("runs", ())], manifest.get("questions")
-
-
-def read_mechanism(folder: Path) -> dict[str, pd.DataFrame]:
-    """Read the tables of `measure`, or published ones."""
-    tables = {name: read_table(folder / f"{name}.csv") for name in TABLES}
+def read_mechanism(*folders: Path) -> dict[str, pd.DataFrame]:
+    """Read the tables of `measure`, or published ones, those of several seeds together."""
+    parts = {name: [read_table(at / f"{name}.csv") for at in folders] for name in TABLES}
+    tables = {name: pd.concat(found, ignore_index=True) for name, found in parts.items()}
     if all(table.empty for table in tables.values()):
-        raise DataError(f"{folder} holds no measurement: run python -m llds_core mechanism")
+        raise DataError(f"{folders[0]} holds no measurement: run python -m llds_core mechanism")
     return tables
 
 

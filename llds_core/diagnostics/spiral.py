@@ -88,16 +88,10 @@ def death_spiral(metrics: pd.DataFrame, *, window: int) -> SpiralTest:
 
 
 def spiral_onsets(m: np.ndarray, p: np.ndarray, c: np.ndarray) -> dict[str, int | None]:
-    """Check the three conditions literally on plain series.
+    """Check the three conditions literally on plain series, each (n,): m, P and c of this module.
 
-    Args:
-        m: (n,) change of the log-probability of correct responses.
-        p: (n,) log-likelihood of incorrect responses; the first has none before it to exceed.
-        c: (n,) similarity of correct and incorrect responses.
-
-    Returns:
-        By condition, the position 0..n-1 from which it holds to the end, for three values at least;
-        None when there is none. NaN breaks each condition that needs the value.
+    By condition, the position 0..n-1 from which it holds to the end, for three values at least;
+    None when there is none. NaN breaks each condition that needs the value.
     """
     # Comparisons with NaN are false.
     erodes = (c > 0) & ~np.isnan(p)

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, spearmanr
 
-_CONFIDENCE = 0.95
 _FREQUENT = 20  # trajectories
 # What a driver has to explain the change beyond: the theorem is not needed for their effect.
 _CONTROLS = ("loglik_correct", "correct")
@@ -69,7 +68,7 @@ def _partial(frame: pd.DataFrame, factor: str) -> float:
 def _fisher_interval(correlation: float, n: int) -> tuple[float, float]:
     if n == 3:
         return -1.0, 1.0  # the variance is infinite
-    half = norm.ppf((1 + _CONFIDENCE) / 2) * np.sqrt((1 + correlation**2 / 2) / (n - 3))
+    half = norm.ppf(0.975) * np.sqrt((1 + correlation**2 / 2) / (n - 3))
     # A perfect correlation transforms to infinity, and its interval to a point.
     centre = np.arctanh(np.clip(correlation, -1 + 1e-15, 1 - 1e-15))
     return float(np.tanh(centre - half)), float(np.tanh(centre + half))

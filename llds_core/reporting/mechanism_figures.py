@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from llds_core.config import load_experiment, load_study, studies
-from llds_core.diagnostics.mechanism_tables import covered, mechanism_path, read_mechanism
+from llds_core.diagnostics.mechanism_tables import mechanism_path, read_manifest, read_mechanism
 from llds_core.errors import DataError
 from llds_core.reporting import figures as look
 from llds_core.reporting.curves import curves_data
@@ -74,23 +74,22 @@ def ensure_mechanism(
     seeds = list(dict.fromkeys(run.seed for run in runs))
     made_here = not (load_experiment(f"{profile}/{runs[0].method}").policy.path or overrides)
     folders = [mechanism_path(run_root, profile, seed) for seed in seeds]
-    done, asked = covered(folders[0])
-    if made_here and not is_published(run_root, profile) and not set(methods) <= set(done):
+    known = read_manifest(folders[0])
+    if made_here and not is_published(run_root, profile) and {*methods} - {*known.get("runs", ())}:
         from llds_core.diagnostics.measure import measure  # loads transformers
 
-        measure(profile, methods, seeds[0], run_root, questions=asked or _QUESTIONS)
-    found = [read_mechanism(folder) for folder in folders if folder.is_dir()]
+        measure(profile, methods, seeds[0], run_root, questions=known.get("questions", _QUESTIONS))
+    found = [folder for folder in folders if folder.is_dir()]
     if not found or overrides:
         command = f"python -m llds_core mechanism {profile}"
         print(f"no checkpoint of these runs is measured: {command} does it")
         return {}
-    tables = {name: pd.concat([one[name] for one in found], ignore_index=True) for name in found[0]}
-    kept = {name: before_collapse(table, same_steps(runs)) for name, table in tables.items()}
-    steps = usual_steps(runs)
-    for name, table in kept.items():
-        known = table[table["method"].isin(methods) & (table["step"] <= steps)]
-        kept[name] = known.sort_values("method", key=lambda m: m.map(methods.index), kind="stable")
-    return kept
+    tables = read_mechanism(*found)
+    for name, table in tables.items():
+        kept = before_collapse(table, same_steps(runs))
+        kept = kept[kept["method"].isin(methods) & (kept["step"] <= usual_steps(runs))]
+        tables[name] = kept.sort_values("method", key=lambda m: m.map(methods.index), kind="stable")
+    return tables
 
 
 def _measured_lines(table: pd.DataFrame, runs: Sequence[StoredRun]) -> dict[str, look.Line]:
@@ -198,11 +197,8 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
             dodge = 0.8 * (1 - 1 / len(colours))  # as stripplot does
             look.draw_means(axes, means, dodge=dodge, markers="D", markersize=4.5, **common)
             axes.axvline(0, color=look.GREY, linewidth=1)
-            axes.set(
-                xlim=(-1.02, 1.02),
-                xlabel="rank correlation with\nthe change of likelihood",
-                ylabel="",
-            )
+            axes.set(xlim=(-1.02, 1.02), ylabel="")
+            axes.set_xlabel("rank correlation with\nthe change of likelihood")
             driver = means[means["factor"] == "driver"].groupby("method", sort=False)["spearman"]
             said = look.each_arm(driver.mean().map("{:+.2f}".format))
             look.set_title(axes, f"{_OPTIMIZER_NAMES[optimizer]}, driver score: {said}", 3)

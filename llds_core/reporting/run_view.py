@@ -41,6 +41,10 @@ def _from_manifest(key: str) -> Any:
     return property(lambda run: run.manifest[key])
 
 
+def _from_config(section: str, key: str) -> Any:
+    return property(lambda run: run.setting(section, key))
+
+
 @dataclass(frozen=True, eq=False)
 class StoredRun:
     """One stored run, finished or not, published or as it was made, and what follows from it.
@@ -57,6 +61,8 @@ class StoredRun:
     method = _from_manifest("method")
     seed = _from_manifest("seed")
     status = _from_manifest("status")
+    window = _from_config("diagnostics", "window")  # steps of the means it is judged on
+    planned = _from_config("training", "steps")  # steps it was to make
 
     @property
     def arm(self) -> str:
@@ -82,16 +88,6 @@ class StoredRun:
     def key(self) -> dict[str, Any]:
         """`profile`, `method` (its arm) and `seed`: how a row of a table names it."""
         return {"profile": self.profile, "method": self.arm, "seed": self.seed}
-
-    @property
-    def window(self) -> int:
-        """Steps of the means it is judged on."""
-        return self.setting("diagnostics", "window")
-
-    @property
-    def planned(self) -> int:
-        """Steps it was to make."""
-        return self.setting("training", "steps")
 
     def setting(self, section: str, key: str) -> Any:
         """A value of its configuration."""
@@ -122,12 +118,8 @@ class StoredRun:
         if "evaluation" in self.manifest:
             return self.manifest["evaluation"]
         files = sorted(self.path.glob("evaluation-[bl]*-test.json"))  # neither start nor step-<n>
-        return {
-            file.stem.removeprefix("evaluation-").removesuffix("-test"): json.loads(
-                file.read_text("utf-8")
-            )
-            for file in files
-        }
+        names = [file.stem.removeprefix("evaluation-").removesuffix("-test") for file in files]
+        return {n: json.loads(at.read_text("utf-8")) for n, at in zip(names, files, strict=True)}
 
     def heldout(
         self,

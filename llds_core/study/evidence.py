@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from llds_core.diagnostics.mechanism_tables import read_mechanism
 from llds_core.diagnostics.summary import frequent_rounds
 from llds_core.errors import DataError
 from llds_core.reporting.run_view import BASELINE, StoredRun, before_collapse, by_method
@@ -176,10 +177,8 @@ def _more_searches(run: StoredRun, other: StoredRun) -> float:
     other's.
     """
     end = min(run.given, other.given)
-    own, others = (
-        each.tail("valid_searches", min(end, each.before_collapse)) for each in (run, other)
-    )
-    return own - others
+    own = run.tail("valid_searches", min(end, run.before_collapse))
+    return own - other.tail("valid_searches", min(end, other.before_collapse))
 
 
 def beside(runs: Sequence[StoredRun]) -> dict[str, StoredRun]:
@@ -306,7 +305,4 @@ def published_mechanism(published: Path, profile: str) -> dict[str, pd.DataFrame
     chosen = [folder for folder, measured in folders.items() if measured == most]
     if left := ", ".join(folder.name for folder in folders if folder not in chosen):
         _logger.warning("%s: measured on fewer rollouts or questions, left out", left)
-    tables: dict[str, list[pd.DataFrame]] = {}
-    for file in (file for folder in chosen for file in sorted(folder.glob("*.csv"))):
-        tables.setdefault(file.stem, []).append(pd.read_csv(file))
-    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    return read_mechanism(*chosen) if chosen else {}

@@ -62,9 +62,8 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
             for at in base[measure].dropna():
                 axes.axvline(at, color=colour, alpha=0.2, linewidth=1.2, zorder=0)
         left.set_yticks(range(len(rows)), [label for label, _, _ in rows])
-        for text, (place, (_, arm, style)) in zip(
-            left.get_yticklabels(), enumerate(rows), strict=True
-        ):
+        named = zip(left.get_yticklabels(), rows, strict=True)
+        for place, (text, (_, arm, style)) in enumerate(named):
             text.set(**style)
             if arm is not None:
                 colour = look.METHOD_COLOURS.get(methods[arm], look.GREY)

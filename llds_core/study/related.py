@@ -10,7 +10,7 @@ from llds_core.config.arms import Study
 from llds_core.files import bounded
 from llds_core.reporting import figures as look
 from llds_core.reporting.run_view import BASELINE, StoredRun, same_steps
-from llds_core.reporting.stats import Interval, student_interval
+from llds_core.reporting.stats import student_interval
 from llds_core.study.evidence import beside, early_mean
 
 _CHANGE = "loglik_change_correct"
@@ -96,7 +96,8 @@ def beside_grpo(table: pd.DataFrame) -> pd.DataFrame:
             found = student_interval(values[measure].dropna().tolist())
             row[name] = bounded(found.estimate, found.low, found.high, form) if found.n else "–"
             if measure == shown_by:
-                here = f"{_side(found)}: {name}"
+                side = "as said" if found.low > 0 else "the contrary" if found.high < 0 else "open"
+                here = f"{side}: {name}"
         rows.append(row | {"its paper says": says, "here": here})
     return pd.DataFrame(rows)
 
@@ -111,11 +112,6 @@ def _differences(table: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
     base = table.set_index(["method", "seed"])[[*_MEASURES]]
     keys = pd.MultiIndex.from_arrays([own["beside"], own["seed"]])
     return own[[*_MEASURES]] - base.reindex(keys).to_numpy()
-
-
-def _side(found: Interval) -> str:
-    """Whether a difference is above zero, below, or open."""
-    return "as said" if found.low > 0 else "the contrary" if found.high < 0 else "open"
 
 
 def objectives_figure(table: pd.DataFrame) -> Figure:

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 from scripted_rollouts import StubRetriever
-from toy_groups import PAD, TOKENIZER, group, plain_scores, policy
+from toy_groups import PAD, TOKENIZER, group, plain_scores, policy, trajectory
 
 from llds_core.config import RewardConfig, RolloutConfig
 from llds_core.diagnostics import group_update as mechanism
-from llds_core.diagnostics.group_update import group_changes, sample_groups
+from llds_core.diagnostics.group_update import first_search_matches, group_changes, sample_groups
 from llds_core.diagnostics.likelihood import policy_states
 from llds_core.losses import group_advantages
 from llds_core.retrieval import FailingRetriever, Hit
@@ -122,6 +122,36 @@ def test_searches_that_were_made_to_fail_are_also_left_out():
     for response in responses:
         response.actions[0] = replace(response.actions[0], retrieval_failed=True)
     assert changes(policy(), [responses])["first_search_reached_incorrect"].tolist() == [0]
+
+
+def searched(*found, correct=False):
+    """Actions that searched and found ids, or None where an action did not search."""
+    return trajectory([[1]] * len(found), found=found, correct=correct)
+
+
+RIGHT, WRONG = searched("123", None, correct=True), searched("123", None)
+NOTHING, OTHER = searched((), None, correct=True), searched("789", None, correct=True)
+
+
+@pytest.mark.parametrize(
+    ("group", "counts"),
+    [
+        # Sets, not lists: 3 2 1 is equal, 1 2 4 has 2 of 4 in common, the last searched nothing.
+        ([RIGHT, searched("321", None), searched("124", None), searched(None)], (3, 1, 2)),
+        # Groups of one outcome do not count.
+        ([RIGHT, RIGHT], (0, 0, 0)),
+        ([WRONG, WRONG], (0, 0, 0)),
+        # Only the first action can match, ...
+        ([RIGHT, searched("9", "123", None), searched(None, "123", None)], (2, 0, 0)),
+        # ... and any correct response of the group be matched.
+        ([RIGHT, searched(None, correct=True), OTHER, searched("987", None)], (1, 1, 1)),
+        # Two searches that find nothing are equal.
+        ([NOTHING, searched((), None)], (1, 1, 1)),
+        ([NOTHING, searched("1", None)], (1, 0, 0)),
+    ],
+)
+def test_incorrect_responses_that_begin_like_a_correct_one_are_counted(group, counts):
+    assert tuple(first_search_matches(group).values()) == counts
 
 
 def test_groups_are_sampled_and_scored_by_question_seed_and_step(monkeypatch):

@@ -1,4 +1,4 @@
-"""Teacher-forced scores against plain forward passes."""
+"""Teacher-forced scores against plain forward passes, and their means by search rounds."""
 
 import pandas as pd
 import pytest
@@ -8,7 +8,12 @@ from toy_groups import PAD, VOCABULARY, group, plain_scores, policy, trajectory
 
 from llds_core.diagnostics import likelihood
 from llds_core.diagnostics.group_update import group_changes
-from llds_core.diagnostics.likelihood import score_trajectories
+from llds_core.diagnostics.likelihood import (
+    Scored,
+    nll_by_round,
+    policy_actions,
+    score_trajectories,
+)
 
 MODEL = policy()
 MIXED = group([True, False] * 4, seed=1)
@@ -68,3 +73,44 @@ def test_scoring_keeps_mode_and_leaves_no_graph():
 def test_a_trajectory_without_policy_tokens_is_refused():
     with pytest.raises(ValueError, match="no policy token"):
         score_trajectories(MODEL, [MIXED[0], trajectory([], found=[])], pad_id=PAD)
+
+
+def scored(actions, *, found=None, entropy=0.0):
+    """One list of log-probabilities per action."""
+    made = trajectory([[1] * len(values) for values in actions], found=found)
+    flat = torch.tensor([value for values in actions for value in values])
+    return Scored(made, flat, torch.full_like(flat, entropy), policy_actions(made))
+
+
+ITEMS = [
+    scored([[-1.0, -3.0], [-5.0]], entropy=0.5),  # one round
+    scored([[-2.0], [-4.0], [-9.0]], entropy=1.5),  # two rounds
+    scored([[-7.0]]),  # no search
+]
+
+
+INVALID = scored([[-1.0], [-2.0], [-3.0]], found=[None, ("p0",), None])
+
+
+@pytest.mark.parametrize(
+    ("items", "rows"),
+    [
+        (
+            ITEMS,
+            [
+                ("position", 0, 2.0, 2.5 / 3, 3, 2),  # actions with a search round to follow
+                ("position", 1, 4.0, 1.5, 1, 1),
+                ("total", 0, 7.0, 0.0, 1, 1),  # whole responses by their rounds
+                ("total", 1, 3.0, 0.5, 3, 1),
+                ("total", 2, 5.0, 1.5, 3, 1),
+            ],
+        ),
+        # An action that did not search adds no round.
+        ([INVALID], [("position", 0, 1.0, 0.0, 1, 1), ("total", 1, 2.0, 0.0, 3, 1)]),
+        ([], []),
+    ],
+)
+def test_likelihood_against_rounds(items, rows):
+    columns = ["view", "rounds", "nll", "entropy", "tokens", "trajectories"]
+    expected = pd.DataFrame(rows, columns=columns)
+    pd.testing.assert_frame_equal(nll_by_round(items), expected)

@@ -48,15 +48,8 @@ def as_written(table, form="%.6g"):
 def test_the_index_is_that_of_the_published_studies() -> None:
     made = [MAKE.label_runs(PUBLISHED / recipe, PUBLISHED) for recipe in INDEX["recipe"].unique()]
     pd.testing.assert_frame_equal(as_written(pd.concat(made)), INDEX)
-    assert list(INDEX.columns) == [
-        "run",
-        "arm",
-        "recipe",
-        "seed",
-        "label",
-        "collapse_step",
-        "steps",
-    ]
+    columns = ["run", "arm", "recipe", "seed", "label", "collapse_step", "steps"]
+    assert list(INDEX.columns) == columns
     assert INDEX["run"].is_unique
     with pytest.raises(DataError, match=r"runs\.csv does not exist"):
         MAKE.label_runs(PUBLISHED, PUBLISHED)

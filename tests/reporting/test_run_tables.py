@@ -5,11 +5,7 @@ import pandas as pd
 import pytest
 from claim_worlds import COLLAPSE, STEPS, WINDOW, fallen, made, stable
 
-from llds_core.reporting.run_tables import (
-    collapse_table,
-    phase_row,
-    runs_table,
-)
+from llds_core.reporting.run_tables import collapse_table, phase_row, runs_table
 
 STEP = np.arange(1, STEPS + 1)
 COLLAPSING = {"reward": np.repeat([0.6, 0.0], [6, 12])}

@@ -8,12 +8,7 @@ import pytest
 from llds_core.errors import ConfigError, DataError, TrainingDivergedError
 from llds_core.reporting.curves import LiveCurves, curves_figure
 from llds_core.reporting.figures import FAINT
-from llds_core.reporting.store import (
-    load_run,
-    load_runs,
-    published_beside,
-    read_published_run,
-)
+from llds_core.reporting.store import load_run, load_runs, published_beside, read_published_run
 from llds_core.runs import read_metrics
 from llds_core.study.published import publish_run, write_runs_table
 from llds_core.study.runner import ensure_runs

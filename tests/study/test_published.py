@@ -20,12 +20,7 @@ from llds_core.reporting.store import (
 )
 from llds_core.study.claims import evaluate_claims, load_claims, under_way
 from llds_core.study.evidence import published_mechanism
-from llds_core.study.published import (
-    publish_mechanism,
-    publish_run,
-    write_runs_table,
-    write_tables,
-)
+from llds_core.study.published import publish_mechanism, publish_run, write_runs_table, write_tables
 from llds_core.study.report_page import PublishedStudy, render_report, update_readme
 
 ROOT = Path(__file__).parents[2]
@@ -97,9 +92,7 @@ def test_a_run_is_published_whole_under_the_name_of_its_arm(
         assert str(smoke_runs) not in file.read_text("utf-8")
 
 
-def test_missing_or_unfinished_run_is_not_published(smoke_runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="seed 7"):
-        load_runs(smoke_runs, "smoke", ["grpo"], [7])
+def test_an_unfinished_run_is_not_published(smoke_runs: Path, tmp_path: Path) -> None:
     run = load_run(smoke_runs / "smoke/grpo/seed0")
     run.manifest["status"] = "running"
     with pytest.raises(DataError, match="finish it"):
