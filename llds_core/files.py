@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and what a disk or a model hub that refuses says."""
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -130,6 +131,25 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file by `text` in UTF-8."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def append_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Append `rows` as JSON lines, on disk when this returns; see `finite`."""
+    with disk_errors(path), path.open("ab") as file:
+        file.write(json_lines(rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def json_lines(rows: Iterable[Any]) -> bytes:
+    """`rows` as JSON lines in UTF-8; numbers that are not finite become null."""
+    return "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_table(path: Path, table: "pd.DataFrame", float_format: str | None = "%.6g") -> None:

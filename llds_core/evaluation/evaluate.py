@@ -35,7 +35,7 @@ from llds_core.evaluation.scores import (
     summarise,
     too_long,
 )
-from llds_core.files import write_json, write_table
+from llds_core.files import append_lines, write_json, write_table
 from llds_core.rollout.environment import Environment
 from llds_core.rollout.samplers import Sampler, StopAtTag, TransformersSampler
 from llds_core.rollout.vllm_sampler import MOST_SEQUENCES, VLLMSampler, own_sampler
@@ -148,9 +148,7 @@ class Evaluation:
         }
 
     def answer(self, folder: Path, *, shard: Shard | None = None) -> list[Row]:
-        """Answer every question, of a shard if given, that has no answer in `folder` yet; return
-        the answers in order.
-        """
+        """Answer what `folder` lacks, of a shard if given; return all answers in order."""
         config = self.environment.config
         if config.retrieval.backend == "server" and config.service.on_failure == "empty":
             raise ConfigError(
@@ -164,7 +162,7 @@ class Evaluation:
             done = predictions.read()
             if asked.keys() - done.keys():
                 for lines in self._rest(asked, done):
-                    predictions.append(lines.values())
+                    append_lines(predictions.path, lines.values())
                     done |= lines
         return [done[key] for key in asked]
 

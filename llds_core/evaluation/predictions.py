@@ -12,7 +12,7 @@ evaluation: `manifest.json` says which, and any other is refused.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,7 @@ def parse_shard(shard: str) -> Shard:
 
 
 class Predictions:
-    """The lines of one evaluation in `folder`. This process writes those of `shard`, or without one
-    whatever no other has written.
-    """
+    """Lines of an evaluation; this process writes those of `shard`, or what no other has."""
 
     def __init__(self, folder: Path, shard: Shard | None = None) -> None:
         part = f"-{shard[0]}-of-{shard[1]}" if shard else ""
@@ -79,13 +77,6 @@ class Predictions:
                 with disk_errors(path):
                     os.truncate(path, len(_whole_lines(path)))
             yield
-
-    def append(self, rows: Iterable[Row]) -> None:
-        """Write lines; they are on disk when this returns."""
-        with disk_errors(self.path), self.path.open("ab") as file:
-            file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
 
     def read(self) -> dict[Key, Row]:
         """The answers so far, of all shards; torn ends are left out."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from llds_core.config import DenseConfig
-from llds_core.errors import ConfigError, DataError
+from llds_core.errors import ConfigError, DataError, one_line
+from llds_core.files import file_sha256
 from llds_core.worlds.records import Passage
 from llds_core.worlds.text import well_formed
 
@@ -125,8 +126,7 @@ def encoder_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(folder).as_posix()}\0".encode())
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").hexdigest().encode())
+        digest.update(file_sha256(file).encode())
     return digest.hexdigest()
 
 
@@ -150,10 +150,9 @@ def _load(folder: Path, settings: DenseConfig) -> "SentenceTransformer":
             model_kwargs={"dtype": torch.float16 if settings.half else torch.float32},
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0][:160]
         raise ConfigError(
-            f"dense.encoder {settings.encoder!r} cannot be loaded from {folder} ({reason}): name "
-            "the folder of a sentence encoder, or fetch it again"
+            f"dense.encoder {settings.encoder!r} cannot be loaded from {folder} "
+            f"({one_line(error, 160)}): name the folder of a sentence encoder, or fetch it again"
         ) from error
     # A folder without tokenizer files gives a tokenizer that knows no word, and says nothing.
     known = set(model.tokenizer.encode("the capital of a country", add_special_tokens=False))

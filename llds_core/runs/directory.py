@@ -5,7 +5,6 @@ none.
 """
 
 import gzip
-import json
 import logging
 import os
 import signal
@@ -20,7 +19,15 @@ from filelock import FileLock
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import RunError
-from llds_core.files import disk_errors, finite, locked, replacing, write_json, write_text
+from llds_core.files import (
+    append_lines,
+    disk_errors,
+    json_lines,
+    locked,
+    replacing,
+    write_json,
+    write_text,
+)
 from llds_core.runs.checkpoints import (
     check_checkpoint,
     checkpoint_path,
@@ -105,31 +112,21 @@ class RunDirectory:
         write_json(self.path / "manifest.json", self.manifest)
 
     def record(self, what: str, identity: str) -> None:
-        """Set the `corpus` or the `policy` the run works with, and refuse another than it began
-        with.
-        """
+        """Set what the run works with, as `corpus`; refuse another than it began with."""
         check_recorded(self.path, self.manifest, what, identity)
         self.update(**{what: identity})
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row, on disk when this returns. Non-finite numbers become null."""
-        with (
-            disk_errors(self.path),
-            (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file,
-        ):
-            file.write(_json_lines([row]))
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.path / "metrics.jsonl", [row])
 
     def append_trajectories(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append trajectories as JSON lines, one gzip member per call."""
         with disk_errors(self.path), (self.path / "rollouts.jsonl.gz").open("ab") as file:
-            file.write(gzip.compress(_json_lines(rows).encode()))
+            file.write(gzip.compress(json_lines(rows)))
 
     def rewind(self) -> tuple[int, Path | None]:
-        """Go back to the last checkpoint to continue from: what came after it is made again. Its
-        step and folder; (0, None) without one.
-        """
+        """Go back to the last checkpoint that resumes: its step and folder; (0, None) without."""
         remove_leftovers(self.checkpoints)
         steps = resumable_steps(self.checkpoints)
         done = steps[-1] if steps else 0
@@ -144,7 +141,7 @@ class RunDirectory:
     def truncate(self, step: int) -> None:
         """Drop metrics and trajectories of steps after `step`."""
         metrics, trajectories = (
-            _json_lines(row for row in read(self.path) if row["step"] <= step).encode()
+            json_lines(row for row in read(self.path) if row["step"] <= step)
             for read in (read_metrics, read_trajectories)
         )
         with replacing(self.path / "metrics.jsonl") as file:
@@ -228,10 +225,6 @@ def end_run(path: Path, status: str, reason: str) -> None:
             write_json(path / "manifest.json", manifest | ending)
     finally:
         lock.release()
-
-
-def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows)
 
 
 def _now() -> str:

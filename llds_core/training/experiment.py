@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llds_core.config import ExperimentConfig
 from llds_core.config.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.errors import ConfigError, RunError, TrainingDivergedError
+from llds_core.files import file_sha256
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.prompts import prompt_text
@@ -40,7 +41,7 @@ from llds_core.training.recorder import Recorder, note_collapse
 from llds_core.training.settings import check_vllm, engine_options, open_engine, search_grpo_config
 from llds_core.training.trainer import SearchGRPOTrainer
 from llds_core.training.warmstart import load_start_policy, start_policy
-from llds_core.worlds.question_sets import training_file_hash
+from llds_core.worlds.question_sets import MIX_FILE
 from llds_core.worlds.records import Question
 
 _logger = logging.getLogger("llds_core")
@@ -159,7 +160,7 @@ def _record_data(directory: RunDirectory, environment: Environment) -> None:
     directory.record("corpus", environment.retriever.identity)
     if environment.world.name == "files":
         folder = Path(environment.config.data.folder)
-        directory.record("train_sha256", training_file_hash(folder))
+        directory.record("train_sha256", file_sha256(folder / MIX_FILE))
 
 
 def training_rows(

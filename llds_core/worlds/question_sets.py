@@ -9,7 +9,6 @@ Licences: the questions as collected by FlashRAG are CC BY-SA 4.0, the passages 
 December 2018) CC BY-SA.
 """
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,12 +111,6 @@ def build_files_world(
         path = _present(folder, f"{QUESTIONS_FOLDER}/{known.file}")
         test += load_questions(path, known.questions, known.source)
     return World("files", passages, tuple(splits[False]), tuple(splits[True]), tuple(test), {})
-
-
-def training_file_hash(folder: Path) -> str:
-    """SHA-256 of the training file in the data folder, in hex digits."""
-    with _present(folder, MIX_FILE).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def published_prompt(folder: Path) -> str:

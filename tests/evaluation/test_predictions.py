@@ -7,6 +7,7 @@ from run_helpers import refused
 
 from llds_core.errors import DataError, RunError
 from llds_core.evaluation.predictions import Predictions
+from llds_core.files import append_lines
 
 ROWS = [
     {"benchmark": "nq", "id": f"q{i}", "mode": "greedy", "sample": 0, "text": "a\u2028ü\r\n"}
@@ -18,7 +19,7 @@ KEYS = [("nq", f"q{i}", "greedy", 0) for i in range(4)]
 def write(folder, rows, shard=None):
     made = Predictions(folder, shard)
     with made.writing():
-        made.append(rows)
+        append_lines(made.path, rows)
     return made
 
 
@@ -35,18 +36,11 @@ def test_lines_come_back_and_a_torn_end_is_left_out_and_cut_off(tmp_path, lines,
     assert made.path.read_bytes() == b"".join(whole)
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("{broken}", ":2 is not a prediction"),
-        ('{"benchmark": "nq"}', ":2 is not a prediction"),
-        ("[]", ":2 is not a prediction"),
-    ],
-)
-def test_a_line_that_is_no_answer_is_named(tmp_path, line, words):
+@pytest.mark.parametrize("line", ["{broken}", '{"benchmark": "nq"}', "[]"])
+def test_a_line_that_is_no_answer_is_named(tmp_path, line):
     made = Predictions(tmp_path)
     made.path.write_text(json.dumps(ROWS[0]) + f"\n{line}\n" + json.dumps(ROWS[2]) + "\n")
-    assert words in refused(DataError, None, made.read)
+    refused(DataError, ":2 is not a prediction", made.read)
 
 
 def test_answers_of_all_shards_count_once(tmp_path):
@@ -68,5 +62,4 @@ def test_a_folder_holds_one_evaluation(tmp_path):
     ):
         assert "--out" in refused(RunError, words, made.claim, other, {})
     (tmp_path / "one" / "manifest.json").write_text("{}")
-    with pytest.raises(DataError, match=r"manifest\.json is not a manifest"):
-        made.claim({}, {})
+    refused(DataError, r"manifest\.json is not a manifest", made.claim, {}, {})
