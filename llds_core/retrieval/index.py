@@ -12,7 +12,6 @@ and is opened where it lies. The file says nothing of its corpus and encoder, so
 are compared with what the encoder at hand makes of the same passages.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 from llds_core.config import DenseConfig
 from llds_core.config.seeding import numpy_generator
 from llds_core.errors import ConfigError, DataError, RunError
-from llds_core.files import locked, replacing, write_json
+from llds_core.files import file_sha256, locked, replacing, write_json
 from llds_core.retrieval.encoder import Encoder
 from llds_core.retrieval.passage_file import passages_hash
 from llds_core.worlds.records import Passage, shown
@@ -87,7 +86,7 @@ def build_index(
         manifest = read_index_manifest(folder) or unfinished
         check_manifest(folder, manifest, source)
         damaged = _damaged(folder, manifest)
-        if not damaged and manifest["index"] == kind and _size(file) == manifest.get("bytes"):
+        if not damaged and manifest["index"] == kind and "sha256" in manifest:
             return manifest
         for each in damaged:
             each.unlink(missing_ok=True)
@@ -106,9 +105,9 @@ def build_index(
                 except RuntimeError as error:
                     reason = str(error).strip().split("\n")[-1]
                     raise RunError(f"cannot write to {file} ({reason}): free space") from error
-        manifest = unfinished | {"index": kind, "bytes": _size(file)}
+        manifest = unfinished | {"index": kind}
         files = [*folder.glob("vectors-*.npy"), *folder.glob("index.faiss")]
-        manifest["sha256"] = {each.name: _sha256(each) for each in sorted(files)}
+        manifest["sha256"] = {each.name: file_sha256(each) for each in sorted(files)}
         write_json(folder / "manifest.json", manifest)
     return manifest
 
@@ -338,14 +337,5 @@ def _damaged(folder: Path, manifest: Mapping[str, Any], most: float = math.inf) 
     return [
         file
         for file, digest in digests.items()
-        if not file.exists() or (_size(file) <= most and _sha256(file) != digest)
+        if not file.exists() or (file.stat().st_size <= most and file_sha256(file) != digest)
     ]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from dense_worlds import FAKE, PACKAGED, FakeEncoder, passages, write_published_vectors
-from run_helpers import one_line, refused
+from run_helpers import refused
 
 from llds_core.config import DenseConfig, load_experiment
 from llds_core.errors import ConfigError, DataError, RunError
@@ -86,8 +86,7 @@ def test_a_blank_query_finds_nothing(tmp_path: Path) -> None:
     results = search.search(["", "title 5", "\n\t"], 2)
     assert results == [[], search.search(["title 5"], 2)[0], []]
     assert search.search([], 2) == []
-    with pytest.raises(ConfigError, match=r"retrieval\.top_k"):
-        search.search(["title 1"], 0)
+    refused(ConfigError, r"retrieval\.top_k", search.search, ["title 1"], 0)
 
 
 # Approximate indexes
@@ -167,13 +166,11 @@ def test_a_published_index_of_something_else_is_refused(
 def test_a_published_index_that_is_missing_or_damaged_is_named(published: Path) -> None:
     over(published)
     published.write_bytes(published.read_bytes()[:-5])
-    with pytest.raises(DataError, match="damaged or not an index of FAISS"):
-        over(published)
+    refused(DataError, "damaged or not an index of FAISS", over, published)
     published.unlink()
-    with pytest.raises(ConfigError, match=r"dense\.vectors is .*, which does not exist: fetch"):
-        over(published)
-    with pytest.raises(RunError, match=r"dense\.vectors 'e5_Flat\.index', now None"):
-        retriever(published.parent / "index")
+    refused(ConfigError, r"dense\.vectors is .*, which does not exist: fetch", over, published)
+    named = r"dense\.vectors 'e5_Flat\.index', now None"
+    refused(RunError, named, retriever, published.parent / "index")
 
 
 # Opening
@@ -190,11 +187,9 @@ def test_only_the_atlas_is_indexed_by_opening(tmp_path: Path, monkeypatch, begun
         manifest = tmp_path / "index" / "manifest.json"
         manifest.write_text(manifest.read_text().replace('"Flat"', "null"))
         (tmp_path / "index" / "vectors-00003.npy").unlink()
-    with pytest.raises(
-        RunError, match=r"no finished index: python -m llds_core index [a-z]+ dense.en"
-    ) as error:
-        build_retriever(config, SimpleNamespace(name="files", passages=PASSAGES))
-    one_line(error)
+    files = SimpleNamespace(name="files", passages=PASSAGES)
+    named = r"no finished index: python -m llds_core index [a-z]+ dense.en"
+    refused(RunError, named, build_retriever, config, files)
     assert len(list(tmp_path.rglob("*.npy"))) == 3 * begun
     build_retriever(config, SimpleNamespace(name="atlas", passages=PASSAGES)).search(["query"], 5)
     assert len(list(tmp_path.rglob("*.npy"))) == 4
@@ -211,24 +206,6 @@ def test_only_the_atlas_is_indexed_by_opening(tmp_path: Path, monkeypatch, begun
 def test_an_index_of_something_else_is_refused(tmp_path: Path, named, settings, corpus) -> None:
     retriever(tmp_path, HNSW)
     assert named in refused(RunError, None, retriever, tmp_path, settings, corpus)
-
-
-@pytest.mark.parametrize(("name", "kind"), [("vectors-00002.npy", FAKE), ("index.faiss", HNSW)])
-@pytest.mark.parametrize("content", [None, b"", "first bytes", b"x" * 60_000])
-def test_a_damaged_file_is_named(tmp_path: Path, name: str, kind: DenseConfig, content) -> None:
-    retriever(tmp_path, kind)
-    file = tmp_path / name
-    before = file.read_bytes()
-    file.unlink()
-    if content is not None:
-        file.write_bytes(before[:60] if content == "first bytes" else content)
-    refused(DataError, f"{name} .*build the index again", retriever, tmp_path, kind)
-    build_index(PASSAGES, kind, tmp_path, encoder=FakeEncoder())  # repairs it
-    retriever(tmp_path, kind).search(["query"], 3)
-    if name.endswith(".npy"):
-        np.save(file, np.zeros((100, 31), np.float32))
-        with pytest.raises(DataError, match=f"{name} is missing or damaged"):
-            retriever(tmp_path)
 
 
 def test_identity_tells_corpora_encoders_and_settings_apart(tmp_path: Path) -> None:
