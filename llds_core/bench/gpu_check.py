@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from llds_core.bench.gpu_kernels import check_kernels
 from llds_core.bench.gpu_report import Report, Status, timed
 from llds_core.bench.speed import Updates, measure_profile, train_seconds
-from llds_core.config import ExperimentConfig, layouts_for, load_experiment
+from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.config.seeding import torch_generator
 from llds_core.errors import ConfigError, RunError, one_line
 from llds_core.files import write_text
@@ -53,8 +53,7 @@ class _Sizes:
     """What the phases run on."""
 
     shape: dict[str, Any]  # of the models of phases A and B, as in `presets/models.yaml`
-    experiment: str  # that phase B takes its settings from, on `layout`
-    layout: str | None
+    experiment: str  # that phase B takes its settings from
     groups: int  # of phase B, in two updates
     micro_batches: tuple[int, ...]  # sizes that phase B tries, with padding and without
     lengths: tuple[int, int, int]  # tokens of a prompt, an action and an observation in phase B
@@ -65,11 +64,15 @@ class _Sizes:
 def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int:
     """Run `phases` in the order given and write their rows to `gpu_check.json` under `out`, where
     the runs of phase D are continued, of `steps` if not the profile's; 1 when a check failed, else
-    0. A `ConfigError` for an unknown phase, and for a GPU that no layout is for.
+    0. A `ConfigError` for an unknown phase, and for a GPU too small for phase B.
     """
     if unknown := [phase for phase in phases if phase not in PHASES]:
         raise ConfigError(f'--phase is "{unknown[0]}": choose of {",".join(PHASES)}')
-    sizes = _sizes("B" in phases)
+    sizes = _sizes()
+    if "B" in phases:
+        planned = estimate(_on_this_card(sizes.experiment))
+        if not planned.fits:
+            raise ConfigError(f"{planned.reason}: leave phase B out with --phase A,C,D")
     report = Report(out, ("-", *phases))
     gpus = find_gpus()
     for name, value in (
@@ -92,8 +95,8 @@ def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int
     return int(any(row.status == "fail" for row in report.rows))
 
 
-def _sizes(needs_layout: bool) -> _Sizes:
-    """Toy sizes on a CPU, else the shape of 3B on the layout for one GPU of at most this memory."""
+def _sizes() -> _Sizes:
+    """Toy sizes on a CPU, else the shape of 3B."""
     if not torch.cuda.is_available():
         toy = {
             "vocab_size": 3000,
@@ -103,26 +106,19 @@ def _sizes(needs_layout: bool) -> _Sizes:
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
         }
-        return _Sizes(toy, "smoke/llds-action", None, 4, (4,), (12, 6, 20), "smoke", 2)
+        return _Sizes(toy, "smoke/llds-action", 4, (4,), (12, 6, 20), "smoke", 2)
     shape = known_models()["qwen2.5-3b"]
     shape.pop("model_type")
-    memory = torch.cuda.get_device_properties(0).total_memory / GIB
-    names = layouts_for("paper-3b")
-    laid_out = {name: load_experiment("paper-3b/grpo", layout=name) for name in names}
-    single = {
-        config.hardware.gpu_memory_gib or 0.0: name
-        for name, config in laid_out.items()
-        if config.world_size == 1
-    }
+    return _Sizes(shape, "paper-3b/llds-action", 32, (4, 8, 16), (200, 60, 450), "smol", 60)
+
+
+def _on_this_card(experiment: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """`experiment`, where there is a GPU on the layout for one of at most this memory."""
+    if not torch.cuda.is_available():
+        return load_experiment(experiment, overrides)
     # What a card reports is a little less than its name says.
-    suited = [size for size in single if size <= memory + 1]
-    if needs_layout and not suited:
-        raise ConfigError(
-            f"the GPU has {memory:.0f} GiB, and phase B needs {min(single):g}: leave it out with "
-            "--phase A,C,D"
-        )
-    layout = single[max(suited)] if suited else None
-    return _Sizes(shape, "paper-3b/llds-action", layout, 32, (4, 8, 16), (200, 60, 450), "smol", 60)
+    memory = torch.cuda.get_device_properties(0).total_memory / GIB + 1
+    return load_laid_out(experiment, overrides, gpus=1, gpu_memory_gib=memory)
 
 
 def _kernels(report: Report, sizes: _Sizes, out: Path) -> None:
@@ -170,7 +166,7 @@ def _train_once(
         "training.gradient_checkpointing=true",
         f"training.remove_padding={str(not padding).lower()}",
     ]
-    config = load_experiment(sizes.experiment, overrides, layout=sizes.layout)
+    config = _on_this_card(sizes.experiment, overrides)
     updates = Updates(config, _synthetic_rollout(config, sizes.lengths), str(policy), policy.parent)
     gc.collect()
     torch.cuda.empty_cache()
@@ -289,10 +285,7 @@ def _side_by_side(report: Report, sizes: _Sizes, out: Path) -> None:
 def _report_run(report: Report, run: Run) -> None:
     rows, name = run.metrics(), run.config.method
     spent = sum(row["rollout_seconds"] + row["update_seconds"] for row in rows) / len(rows)
-    config = run.config
-    if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory / GIB
-        config = load_laid_out(config.name, run.overrides, gpus=1, gpu_memory_gib=memory)
+    config = _on_this_card(run.config.name, run.overrides)
     planned = estimate(config, run.root / "none").throughput["seconds_per_step"]
     # Of no status: what `plan` takes a launch of a kernel to cost was set by such runs on an H200.
     report.add("D", f"{name}, side by side: a step", spent, "s", planned)

@@ -35,6 +35,14 @@ def refused(
     return one_line(error)
 
 
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail as a user's mistake; return its only line."""
+    assert main([*arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
 def train_run(
     config: ExperimentConfig, seed: int, root: Path, overrides: Sequence[str] = (), **options: Any
 ) -> Path:
