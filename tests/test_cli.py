@@ -10,20 +10,13 @@ from pathlib import Path
 import pytest
 import requests
 import typer
+from run_helpers import mistake
 
 from llds_core.__main__ import COMMANDS, app, main
 from llds_core.machine.vllm_server import spare_loopback
 from llds_core.runs import Run, RunDirectory
 
 MORE = ["train", "smoke/grpo", "training.steps=4"]  # one step more than the stored runs have
-
-
-def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command that must fail as a user's mistake; return its only line."""
-    assert main(list(arguments)) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ")
-    return lines[0]
 
 
 @pytest.mark.parametrize(
@@ -48,8 +41,16 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["retriever", "smoke", "--port", "65536"], "from 0 to 65535"),
         (["evaluate", "desk/grpo", "--limit", "0"], "evaluate desk --method grpo"),
         (["evaluate", "desk/grpo", "--publish"], "--publish belongs to benchmarks"),
-        (["evaluate", "desk", "--shard", "3"], "--shard"),
         (["evaluate", "desk"], "of which run"),
+        (["evaluate", "smoke", "--checkpoint", "no"], 'checkpoint "no" is not a folder'),
+        (["evaluate", "smoke", "--shard", "1-2"], "1/4"),
+        (["evaluate", "smoke", "--shard", "1/2", "--publish"], "leave out --shard"),
+        (["evaluate", "smoke", "--baseline", "serch-o1"], 'did you mean "search-o1"'),
+        (["evaluate", "smoke", "--mode", "greddy"], 'did you mean "greedy"'),
+        (["evaluate", "smoke", "--mode", "greedy,greedy"], "each mode once"),
+        (["evaluate", "smoke", "--limit", "0"], "--limit is 0"),
+        (["evaluate", "smoke", "--samples", "0"], "--samples is 0"),
+        (["evaluate", "smok", "--checkpoint", "start"], 'did you mean "smoke/grpo"'),
         (["slurm", "desk"], "desk needs no GPU"),
         (["data", "paper-3b", "--only", "questons"], "questions"),
     ],
@@ -60,9 +61,11 @@ def test_mistakes_end_in_one_line_that_names_what_is_valid(
     assert named in mistake(capsys, *arguments)
 
 
-@pytest.mark.parametrize("command", [["ask", "smoke/grpo", "where?"], ["evaluate", "smoke/grpo"]])
-def test_missing_run_names_the_command_that_makes_it(capsys, tmp_path: Path, command) -> None:
-    line = mistake(capsys, *command, "--run-root", str(tmp_path))
+@pytest.mark.parametrize(
+    "words", ["ask smoke/grpo where?", "evaluate smoke/grpo", "evaluate smoke --method grpo"]
+)
+def test_missing_run_names_the_command_that_makes_it(capsys, tmp_path: Path, words: str) -> None:
+    line = mistake(capsys, *words.split(), "--run-root", str(tmp_path))
     assert "python -m llds_core train smoke/grpo --seed 0" in line
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from evaluation_worlds import LIMITS, TOKENIZER, environment, lines, model, policy
-from run_helpers import one_line
+from run_helpers import refused
 from shared_trainers import command, spawn
 
 from llds_core.__main__ import main
@@ -96,18 +96,16 @@ def test_a_finished_evaluation_loads_no_model_and_another_is_refused(whole):
         (replace(PLAN, seed=1), model(), "seed=0, now 1"),
         (PLAN, model("f" * 16), "model='0123456789abcdef', now 'ffffffff"),
     ):
-        with pytest.raises(RunError, match=words):
-            evaluate_questions(world, other, plan, out=whole)
-    with pytest.raises(RunError, match=r"rollout\.max_searches=2, now 4"):
-        evaluate_questions(environment("rollout.max_searches=4"), model(), PLAN, out=whole)
+        refused(RunError, words, evaluate_questions, world, other, plan, out=whole)
+    more = environment("rollout.max_searches=4"), model(), PLAN
+    refused(RunError, r"rollout\.max_searches=2, now 4", evaluate_questions, *more, out=whole)
 
 
 def test_a_search_that_may_be_lost_is_refused(tmp_path):
     world = environment("service.on_failure=empty")
     served = replace(world.config, retrieval=replace(world.config.retrieval, backend="server"))
-    with pytest.raises(ConfigError, match="set it to raise") as caught:
-        evaluate_questions(replace(world, config=served), model(), PLAN, out=tmp_path / "out")
-    one_line(caught)
+    asked = replace(world, config=served), model(), PLAN
+    refused(ConfigError, "set it to raise", evaluate_questions, *asked, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -148,27 +146,6 @@ def test_a_killed_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
     assert file.read_bytes().startswith(kept) and len(lines(out)) == 14
     assert main([*words, str(tmp_path / "again"), "--quiet"]) == 0
     assert lines(out) == lines(tmp_path / "again")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["smoke", "--checkpoint", "nowhere"], 'checkpoint "nowhere" is not a folder'),
-        (["smoke", "--method", "grpo"], "python -m llds_core train smoke/grpo"),
-        (["smoke", "--shard", "1-2"], "1/4"),
-        (["smoke", "--shard", "1/2", "--publish"], "leave out --shard"),
-        (["smoke", "--baseline", "serch-o1"], 'did you mean "search-o1"'),
-        (["smoke", "--mode", "greddy"], 'did you mean "greedy"'),
-        (["smoke", "--mode", "greedy,greedy"], "each mode once"),
-        (["smoke", "--limit", "0"], "--limit is 0"),
-        (["smoke", "--samples", "0"], "--samples is 0"),
-        (["smok", "--checkpoint", "start"], 'did you mean "smoke/grpo"'),
-    ],
-)
-def test_mistakes_on_the_command_line_end_in_one_line(capsys, tmp_path, arguments, words):
-    assert main(["evaluate", *arguments, "--run-root", str(tmp_path)]) == 2
-    [line] = capsys.readouterr().err.strip().splitlines()
-    assert words in line
 
 
 @pytest.mark.parametrize("agent", ["policy", "rag"])

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from evaluation_worlds import TOKENIZER, environment, lines, model, policy
+from run_helpers import refused
 from scripted_rollouts import ScriptedSampler
 
 from llds_core.config import load_experiment
@@ -93,5 +94,5 @@ def test_scores_need_an_answer_to_every_search(smoke_runs, tmp_path):
     shutil.copytree(smoke_runs, tmp_path / "runs")
     nobody = ["retrieval.backend=server", "service.url=http://127.0.0.1:9", "service.tries=1"]
     config = load_experiment("smoke/grpo", [*nobody, "service.on_failure=empty"])
-    with pytest.raises(RetrieverError, match="gave no valid answer"):
-        evaluate_run(Run(config, 0, tmp_path / "runs"))
+    run = Run(config, 0, tmp_path / "runs")
+    refused(RetrieverError, "gave no valid answer", evaluate_run, run)

@@ -15,6 +15,7 @@ from llds_core.errors import RunError
 from llds_core.machine import doctor
 from llds_core.machine.doctor import Finding, examine
 from llds_core.machine.gpu_probe import Gpu, Gpus
+from llds_core.machine.memory import known_models
 from llds_core.machine.plan import estimate
 from llds_core.retrieval import PassageFile, ServiceIdentity
 from llds_core.retrieval.client import Health
@@ -22,18 +23,6 @@ from llds_core.retrieval.encoder import encoder_hash
 from llds_core.worlds.question_sets import CORPUS_FILE
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 79.1, 78.5)
-# The sizes of Qwen2.5-3B.
-QWEN = {
-    "model_type": "qwen2",
-    "architectures": ["Qwen2ForCausalLM"],
-    "vocab_size": 151_936,
-    "hidden_size": 2048,
-    "intermediate_size": 11_008,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": True,
-}
 
 
 def gpus(*found: Gpu, torch_cuda: str | None = "13.0", driver: str | None = "580.65") -> Gpus:
@@ -50,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / model).mkdir(parents=True)
         for name in ("tokenizer.json", "model.safetensors"):
             (folder / model / name).write_text("{}")
-        (folder / model / "config.json").write_text(json.dumps(QWEN))
+        (folder / model / "config.json").write_text(json.dumps(known_models()["qwen2.5-3b"]))
     (folder / "broken").mkdir()
     (folder / "broken/config.json").write_text("{}")
     return folder
@@ -256,10 +245,7 @@ def test_packages_are_those_the_profile_uses_in_the_versions_it_was_tested_with(
     )
     folders = Path(ready.data.folder), Path(ready.dense.path)
     small = ("sampler.backend=transformers", "training.optimizer=adamw-8bit")
-    for settings, missing in (
-        ((), {"vllm"}),
-        (small, {"bitsandbytes"}),
-    ):
+    for settings, missing in (((), {"vllm"}), (small, {"bitsandbytes"})):
         checks = {finding.check for finding in failures(experiment(*folders, *settings), tmp_path)}
         assert checks & without == missing
     machine(installed="0.0.1")

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from run_helpers import refused
 from services import eventually
 
 from llds_core.config import load_experiment
-from llds_core.errors import RunError, TrainingDivergedError
+from llds_core.errors import RunError
 from llds_core.machine import jobs
 from llds_core.machine.jobs import Job
-from llds_core.runs import Run, RunDirectory
+from llds_core.runs import Run
 
 SMOKE = Run(load_experiment("smoke/grpo"))
 FOUR = Run(load_experiment("paper-3b/grpo", layout="4x80"))
@@ -54,15 +55,6 @@ def test_gpus_keep_their_names_and_without_any_cores_are_shared(
     assert jobs.places(Job.of(two, "train")) == [{}, {}, {}]
 
 
-def test_a_run_that_diverged_is_a_result(tmp_path: Path) -> None:
-    run = Run(SMOKE.config, 0, tmp_path)
-    assert not run.has_diverged()
-    for error, is_result in ((ValueError("a defect"), False), (TrainingDivergedError("5"), True)):
-        with pytest.raises(type(error)), RunDirectory(run.path, run.config, 0, command="again"):
-            raise error
-        assert run.has_diverged() == run.is_finished() == is_result
-
-
 @pytest.mark.parametrize(
     ("ending", "reason"),
     [
@@ -79,8 +71,8 @@ def test_a_failed_job_says_why(
     script.write_text(f"#!/bin/sh\n{ending}\n", "utf-8")
     script.chmod(0o755)
     monkeypatch.setattr(jobs.sys, "executable", str(script))
-    with pytest.raises(RunError, match=f"train smoke/grpo seed 0 failed: {reason}"):
-        jobs.run_jobs([Job.of(Run(SMOKE.config, 0, tmp_path), "train")])
+    failing = [Job.of(Run(SMOKE.config, 0, tmp_path), "train")]
+    refused(RunError, f"train smoke/grpo seed 0 failed: {reason}", jobs.run_jobs, failing)
 
 
 _STUBBORN = """

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from run_helpers import refused
 from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2ForCausalLM
 
@@ -176,11 +177,10 @@ def test_a_folder_speaks_for_itself_and_unknown_models_are_named(tmp_path) -> No
     config, _ = tiny()
     policy_architecture(config.policy, 500).save_pretrained(tmp_path / "model")
     assert policy_shape(PolicyConfig(path=str(tmp_path / "model"))) == policy_shape(config.policy)
-    with pytest.raises(ConfigError, match=r"mistral-7b.*qwen2\.5-3b"):
-        policy_shape(PolicyConfig(path="my/mistral-7b"))
+    unknown = PolicyConfig(path="my/mistral-7b")
+    refused(ConfigError, r"mistral-7b.*qwen2\.5-3b", policy_shape, unknown)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nothing"}))
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        policy_shape(PolicyConfig(path=str(tmp_path)))
+    refused(CheckpointError, "cannot be read", policy_shape, PolicyConfig(path=str(tmp_path)))
 
 
 @pytest.mark.parametrize(

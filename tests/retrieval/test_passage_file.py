@@ -11,6 +11,7 @@ import pytest
 from dense_worlds import write_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_helpers import refused
 
 from llds_core.errors import DataError, RunError
 from llds_core.retrieval.passage_file import HEADER, PassageFile, passages_hash, stored_map
@@ -96,8 +97,7 @@ def test_a_changed_corpus_is_mapped_again(corpus: Path) -> None:
     assert opened[0].text == "TEXT\n0 🙂"
     assert opened.hash == passages_hash(changed) != before
     os.truncate(corpus, 1000)
-    with pytest.raises(DataError, match="shorter"):
-        opened[2000]
+    refused(DataError, "shorter", opened.__getitem__, 2000)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 128 + 8 * HEADER, 9000])
@@ -113,8 +113,7 @@ def test_a_truncated_or_foreign_map_is_made_again(corpus: Path, keep: int) -> No
 
 def test_a_map_that_cannot_be_written_is_named(corpus: Path) -> None:
     offsets(corpus).mkdir()
-    with pytest.raises(RunError, match="cannot write to"):
-        PassageFile(corpus, cache=corpus / "below a file")
+    refused(RunError, "cannot write to", PassageFile, corpus, cache=corpus / "below a file")
     cache = corpus.parent / "cache"  # as for a corpus in a folder that is read-only
     assert stored_map(corpus, cache) is None
     opened = PassageFile(corpus, cache)
@@ -146,10 +145,8 @@ GOOD = b'{"id": "1", "contents": "\\"a\\"\\nb"}\n'
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes, complaint: str) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_bytes(b"\n" + GOOD + b"\n" + GOOD.replace(b'"1"', b'"3"') + line + b"\n")
-    with pytest.raises(DataError) as error:
-        PassageFile(path)
-    message = str(error.value)
-    assert message.startswith(f"{path}:5: ") and complaint in message and "\n" not in message
+    message = refused(DataError, None, PassageFile, path)
+    assert message.startswith(f"{path}:5: ") and complaint in message
     assert len(message.replace(str(path), "")) < 220, "only the start of a bad value is repeated"
 
 

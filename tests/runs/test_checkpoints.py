@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from run_helpers import CONFIG as SMOKE
-from run_helpers import one_line
+from run_helpers import refused
 from safetensors.torch import load_file, save_file
 
 from llds_core.config import PolicyConfig
@@ -100,20 +100,13 @@ DAMAGE = {
 }
 
 
-def refused(path: Path) -> str:
-    with pytest.raises(CheckpointError) as error:
-        load_policy(path)
-    assert str(path) in one_line(error)
-    return str(error.value)
-
-
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(
     "file", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"]
 )
 def test_damaged_file_is_refused(copy: Path, file: str, damage: str) -> None:
     (copy / file).write_bytes(DAMAGE[damage]((copy / file).read_bytes()))
-    assert "cannot be loaded" in refused(copy)
+    refused(CheckpointError, f"{copy} cannot be loaded", load_policy, copy)
 
 
 def test_missing_or_misshapen_weight_is_refused(copy: Path) -> None:
@@ -122,7 +115,7 @@ def test_missing_or_misshapen_weight_is_refused(copy: Path) -> None:
     lost = {name: w for name, w in weights.items() if "layers.0.mlp.down_proj" not in name}
     for changed in (lost, weights | {"model.norm.weight": torch.ones(5)}):
         save_file(changed, file, metadata={"format": "pt"})
-        refused(copy)
+        refused(CheckpointError, str(copy), load_policy, copy)
 
 
 # Folders of checkpoints
@@ -158,10 +151,9 @@ def test_best_and_last_of_the_first_steps(tmp_path: Path) -> None:
     for which, step in (("best-7", 4), ("best-12", 8), ("last-9", 8), ("last", 12)):
         assert run.checkpoint(which) == checkpoint_path(folder, step)
     assert (folder / ".partial-2").is_dir()
-    with pytest.raises(CheckpointError, match="first 3 steps: name at least 4"):
-        run.checkpoint("best-3")
-    with pytest.raises(CheckpointError, match=r'"best-99" is of 99 steps, and .* has 12: use best'):
-        run.checkpoint("best-99")
+    refused(CheckpointError, "first 3 steps: name at least 4", run.checkpoint, "best-3")
+    named = r'"best-99" is of 99 steps, and .* has 12: use best'
+    refused(CheckpointError, named, run.checkpoint, "best-99")
     # One that a collapse ended keeps what it was given.
     longer = Run.load("smoke/grpo", 0, tmp_path, ["training.steps=20"])
     assert longer.checkpoint("last-20") == checkpoint_path(folder, 12)

@@ -16,15 +16,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from run_helpers import CONFIG, one_line, refused
+from run_helpers import CONFIG, mistake, refused
 
 from llds_core.__main__ import main
 from llds_core.errors import CheckpointError, DataError, LLDSError, RunError
 from llds_core.files import locked
 from llds_core.runs import Run, RunDirectory, read_manifest
-from llds_core.runs.checkpoints import (
-    check_checkpoint,
-)
+from llds_core.runs.checkpoints import check_checkpoint
 
 
 def begun(root: Path) -> Path:
@@ -38,18 +36,22 @@ def begun(root: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    "damage",
     [
-        *(("config", None), ("config", []), ("status", 7), ("seed", "0"), ("seed", True)),
-        *(("resumed", 3), ("config_hash", 1), ("method", None), ("best_step", "x")),
+        *({"config": None}, {"config": []}, {"status": 7}, {"seed": "0"}, {"seed": True}),
+        *({"resumed": 3}, {"config_hash": 1}, {"method": None}, {"best_step": "x"}),
+        *("", "{", "\x00", "[1]", '{"schema_version": 1}'),
     ],
 )
-def test_a_manifest_with_a_wrong_type_is_named(tmp_path: Path, key: str, value: object) -> None:
+def test_a_damaged_manifest_is_named(tmp_path: Path, damage: str | dict) -> None:
     path = begun(tmp_path)
-    manifest = read_manifest(path) | {key: value}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    named = r"manifest\.json is no manifest"
+    if isinstance(damage, dict):
+        named += f".*{min(damage)} is"
+        damage = json.dumps(read_manifest(path) | damage)
+    (path / "manifest.json").write_text(damage)
     for use in (Run(CONFIG, 0, tmp_path).is_complete, lambda: RunDirectory(path, CONFIG, 0)):
-        refused(DataError, f"manifest.json.*{key} is", use)
+        refused(DataError, named, use)
 
 
 # Checkpoints
@@ -91,13 +93,10 @@ def test_a_file_system_without_locks_is_named(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    begin = "error: .*file system without locks .* at /.*--run-root"
-    for words in (["train", "smoke/grpo"], ["warmstart", "smoke/grpo"]):
-        assert main([*words, "--run-root", str(tmp_path)]) == 2
-        said = capsys.readouterr().err
-        assert re.match(begin, said) and said.count("\n") == 1
-    with pytest.raises(RunError, match="file system without locks"):
-        locked(tmp_path / "lock")
+    for command in ("train", "warmstart"):
+        said = mistake(capsys, command, "smoke/grpo", "--run-root", str(tmp_path))
+        assert re.search("file system without locks .* at /.*--run-root", said)
+    refused(RunError, "file system without locks", locked, tmp_path / "lock")
 
 
 def test_a_full_disk_leaves_the_first_error_and_the_status(
@@ -172,15 +171,13 @@ def test_advice_names_the_folder_of_runs_and_the_overrides(tmp_path: Path) -> No
     root = tmp_path / "other runs"
     run = Run.load("smoke/grpo", 3, root, ["training.steps=2"])
     for which in ("start", "best"):
-        with pytest.raises(LLDSError) as error:
-            run.checkpoint(which)
-        assert f"training.steps=2 --run-root '{root}'" in one_line(error).replace("--seed 3 ", "")
+        said = refused(LLDSError, None, run.checkpoint, which).replace("--seed 3 ", "")
+        assert f"training.steps=2 --run-root '{root}'" in said
 
 
 def test_a_policy_too_large_for_this_machine_is_refused_by_arithmetic(
     tmp_path: Path, capsys
 ) -> None:
     words = ["train", "smoke/grpo", "policy.hidden_size=100000000", "--run-root", str(tmp_path)]
-    assert main(words) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "policy.hidden_size=100000000" in said and "GiB" in said
+    said = mistake(capsys, *words)
+    assert "policy.hidden_size=100000000" in said and "GiB" in said

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import fake_hub
 import huggingface_hub.constants
 import pytest
+from run_helpers import mistake, refused
 
 from llds_core.__main__ import main
 from llds_core.errors import DownloadError, RunError
@@ -70,12 +71,6 @@ def fetch(folder: Path, *names: str) -> None:
     download(find_missing(names, folder), folder)
 
 
-def one_line(capsys, *arguments: str) -> str:
-    assert main(["data", *arguments]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
 def test_everything_of_a_paper_profile_is_fetched_and_recorded(hub, tmp_path, capsys, monkeypatch):
     arguments = ["data", "paper-3b", "--folder", str(tmp_path), "--yes", "--quiet"]
     assert main(arguments) == 0
@@ -123,8 +118,7 @@ def test_a_killed_call_is_continued_by_the_next(hub, tmp_path):
         ):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.05)
-        with pytest.raises(RunError, match="another download is at work"):
-            fetch(tmp_path, "index")
+        refused(RunError, "another download is at work", fetch, tmp_path, "index")
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -166,8 +160,8 @@ def test_what_is_in_place_is_not_fetched_again(hub, tmp_path, name):
 @pytest.mark.parametrize(("name", "file"), [("index", "part_aa"), ("encoder", "vocab.txt")])
 def test_content_other_than_announced_is_refused_and_deleted(hub, tmp_path, name, file):
     hub.corrupt.add(file)  # told by its SHA-256, and by git's name of it
-    with pytest.raises(DownloadError, match=r"arrived with another checksum .* was deleted"):
-        fetch(tmp_path, name)
+    named = r"arrived with another checksum .* was deleted"
+    refused(DownloadError, named, fetch, tmp_path, name)
     assert not [p for p in tmp_path.rglob(file) if p.is_file()]
     hub.corrupt.clear()
     fetch(tmp_path, name)
@@ -177,19 +171,19 @@ def test_content_other_than_announced_is_refused_and_deleted(hub, tmp_path, name
 def test_every_refusal_of_the_hub_is_one_line(hub, tmp_path, capsys, monkeypatch):
     folder = ["--folder", str(tmp_path), "--yes"]
     hub.gated.add("meta-llama/Llama-3.2-3B")
-    llama = one_line(capsys, "paper-llama3.2-3b", *folder)
+    llama = mistake(capsys, "data", "paper-llama3.2-3b", *folder)
     assert "is gated" in llama and "hf auth login" in llama
     hub.revisions["dataset", "PeterJinGo/wiki-18-corpus"] = "0" * 40
-    assert "has no revision 69c1c00f" in one_line(capsys, "paper-3b", *folder)
+    assert "has no revision 69c1c00f" in mistake(capsys, "data", "paper-3b", *folder)
     del hub.repos["dataset", "PeterJinGo/nq_hotpotqa_train"]
-    assert "is not on the hub, or not for you" in one_line(capsys, "paper-3b", *folder)
+    assert "is not on the hub, or not for you" in mistake(capsys, "data", "paper-3b", *folder)
     hub.repos["dataset", "PeterJinGo/wiki-18-e5-index"].pop("part_ab")
-    assert "holds no part_ab" in one_line(capsys, "paper-3b", "--only", "index", *folder)
+    assert "holds no part_ab" in mistake(capsys, "data", "paper-3b", "--only", "index", *folder)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    line = one_line(capsys, "paper-3b", *folder)
+    line = mistake(capsys, "data", "paper-3b", *folder)
     assert "check the network; the same command continues" in line
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set" in one_line(capsys, "paper-3b", *folder)
+    assert "HF_HUB_OFFLINE is set" in mistake(capsys, "data", "paper-3b", *folder)
     assert not list(tmp_path.iterdir()), "a refusal before anything was agreed to leaves no trace"
 
 
@@ -222,10 +216,10 @@ def test_nothing_is_fetched_onto_a_small_disk_or_without_consent(
     assert index.room == len(INDEX) + len(INDEX) - CUT
     with monkeypatch.context() as small:
         small.setattr(downloads.shutil, "disk_usage", lambda path: SimpleNamespace(free=60_000))
-        line = one_line(capsys, "paper-3b", "--folder", str(tmp_path / "new"))
+        line = mistake(capsys, "data", "paper-3b", "--folder", str(tmp_path / "new"))
     assert "0.1 MB free" in line and "--only" in line and not (tmp_path / "new").exists()
     arguments = ["paper-3b", "--folder", str(tmp_path)]
-    assert "--yes" in one_line(capsys, *arguments)
+    assert "--yes" in mistake(capsys, "data", *arguments)
     terminal = io.StringIO("\n")
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr("sys.stdin", terminal)

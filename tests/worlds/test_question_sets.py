@@ -80,11 +80,9 @@ def test_a_question_knows_its_benchmark_and_its_hops(tmp_path, caplog):
 def test_a_bad_row_is_named(tmp_path, write, change, complaint):
     row = ROW | {"data_source": "nq"}
     path = write(tmp_path, row, row | {"id": "1"} | change)
-    with pytest.raises(DataError) as caught:
-        load_questions(path, 2, "nq")
+    message = refused(DataError, None, load_questions, path, 2, "nq")
     where = f"{path}:2: " if write is jsonl else f"{path} row 2: "
-    message = str(caught.value)
-    assert message.startswith(where) and complaint in message and "\n" not in message
+    assert message.startswith(where) and complaint in message
 
 
 def test_the_world_of_files_holds_mix_and_benchmarks(tmp_path):
@@ -102,10 +100,8 @@ def test_the_world_of_files_holds_mix_and_benchmarks(tmp_path):
     assert not {q.id for q in worlds[0].dev} & {q.id for q in worlds[0].train}
 
     (tmp_path / "questions/nq/test.jsonl").unlink()
-    with pytest.raises(
-        DataError, match=r"nq/test\.jsonl is missing: .* data paper-3b --only questions --folder /"
-    ):
-        build_files_world(tmp_path, passages=())
+    named = r"nq/test\.jsonl is missing: .* data paper-3b --only questions --folder /"
+    refused(DataError, named, build_files_world, tmp_path, passages=())
 
 
 def asking(folder: Path, *texts: str, question: str = " Who was X ") -> Path:
@@ -133,9 +129,6 @@ def test_prompts_that_share_no_wording_are_refused(tmp_path, texts, complaint):
     refused(DataError, complaint, published_prompt, asking(tmp_path, *texts))
 
 
-@pytest.mark.parametrize("source", ["searchR1_nq", "nq"])
-def test_sources_are_read_under_the_names_of_verls_copies(tmp_path, source: str) -> None:
-    rows = [{"id": "1", "question": "where?", "golden_answers": ["Paris"], "data_source": source}]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
-    [question] = load_questions(tmp_path / "train.parquet", 1)
-    assert (question.id, question.metadata["kind"]) == ("nq/1", "nq")
+def test_sources_are_read_under_the_names_of_verls_copies(tmp_path) -> None:
+    [question] = load_questions(parquet(tmp_path, ROW | {"data_source": "searchR1_nq"}), 1)
+    assert (question.id, question.metadata["kind"]) == ("nq/test_0", "nq")
