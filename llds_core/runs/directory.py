@@ -8,8 +8,8 @@ import gzip
 import logging
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from llds_core.runs.run import read_manifest, read_metrics, read_trajectories
 SCHEMA_VERSION = 1
 # Given back at the end, so that a full disk takes the status of the run that filled it.
 _RESERVE, _RESERVED = ".reserve", 1 << 16
+_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 _logger = logging.getLogger("llds_core")
 
 
@@ -86,10 +87,11 @@ class RunDirectory:
             stopped = issubclass(kind, KeyboardInterrupt)
             status = "interrupted" if stopped else "failed"
             reason = "stopped by the user" if stopped else f"{kind.__name__}: {error}"[:500]
+        # Signals that would end this process wait until its status is written.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         try:
-            with uninterrupted():
-                (self.path / _RESERVE).unlink(missing_ok=True)
-                self.update(status=status, finished=_now(), reason=reason)
+            (self.path / _RESERVE).unlink(missing_ok=True)
+            self.update(status=status, finished=_now(), reason=reason)
         except (OSError, RunError) as second:
             # The disk may be what went wrong: the first error must stay the one that is reported.
             if kind is None:
@@ -100,6 +102,7 @@ class RunDirectory:
             with suppress(OSError):  # what a full disk did not take
                 self._log.close()
             self._lock.release()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def update(self, **values: Any) -> None:
         """Set manifest values and write it."""
@@ -186,17 +189,6 @@ class RunDirectory:
 class _Log(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
         """A full disk takes no message either: what fails is told once, by who writes results."""
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold signals that would end this process back until what is inside is done."""
-    held = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _hold(path: Path) -> FileLock:
