@@ -51,6 +51,10 @@ _DISK, _GATHER, _PUSH = 1e9, 2e11, 4e9
 # Core-seconds of an exact search of Wikipedia's 21 M vectors: 137 queries per second and core for
 # 1 M of half the length (results/published/desk/bench_retrieval.csv). On GPUs it takes no time.
 _SEARCH, _SEARCH_CORES = 21 * 2 / 137, 32
+_PEER = (
+    "SkyRL reports 330 steps of Qwen2.5-3B-Instruct with two updates per rollout, average 0.42 and "
+    "0.40 over the seven sets (its recipe overview)"
+)
 _PROMPT = {"data": 200, "search-r1": 200, "short": 20}  # tokens
 _SEARCHES, _ACTION, _OBSERVATION = 1.5, 60, 450  # mean searches, and tokens of each part
 # Sections and keys that decide how long a step takes.
@@ -95,6 +99,8 @@ class Estimate:
     def text(self) -> str:
         """Lines for a terminal: the same names, without what is empty."""
         shown = {name: _shown(value) for name, value in asdict(self).items()}
+        if self.experiment.startswith("paper-"):
+            shown["without a penalty"] = _PEER
         return "\n".join(f"{name:22} {text}" for name, text in shown.items() if text)
 
 
@@ -150,7 +156,9 @@ def estimate(config: ExperimentConfig, run_root: Path = DEFAULT_ROOT) -> Estimat
 
 
 def _beside(config: ExperimentConfig, shape: ModelShape, tokens: int) -> dict[str, float]:
-    """Seconds of a step for checkpoints, gathering sharded weights and pushing them to vLLM."""
+    """Seconds of a step for checkpoints, and on GPUs for gathering sharded weights and for pushing
+    them to vLLM.
+    """
     training, weights = config.training, 4 * shape.parameters
     stored = checkpoint_bytes(config, shape) / training.save_every
     if training.resumable_every:
@@ -213,7 +221,9 @@ Rate = tuple[int, tuple[float, float, float], dict[str, str]]
 
 
 def _stated(config: ExperimentConfig, shape: ModelShape) -> Rate:
-    """Operations per parameter and token: 2 to sample or score, 6 to train, 8 recomputing."""
+    """Sampling and scoring take 2 operations per parameter and token, training 6 per epoch, 8 where
+    activations are computed again.
+    """
     rollout, training = config.rollout, config.training
     action = min(_ACTION, rollout.max_action_tokens)
     turn = action + min(_OBSERVATION, rollout.max_observation_tokens)
@@ -345,7 +355,9 @@ def load_laid_out(
 def layout_overrides(
     experiment: str, layout: str | None, overrides: Sequence[str] = ()
 ) -> list[str]:
-    """What `layout` changes against the profile's own, as overrides of a job; then `overrides`."""
+    """What `layout` changes against the layout of the profile, as overrides for every process and
+    notebook of a job, nothing for None; then the given `overrides`.
+    """
     if layout is None:
         return [*overrides]
     before = flat(load_experiment(experiment).to_dict())
