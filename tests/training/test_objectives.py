@@ -40,18 +40,40 @@ def test_every_name_trains_a_step(tmp_path: Path, name: str) -> None:
     assert (trainer.rows[0]["held_fraction"] is None) == ("lp-reg" not in name)
 
 
-@pytest.mark.parametrize("name", [*IN_TRL, "lp-reg"])
+PLAIN = (
+    "loss.aggregate={} training.mini_batches={} loss.kl_weight={} training.updates_per_rollout={} "
+    "training.steps=2 training.epochs=2 training.micro_batch_size=4"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        *((name, "training.learning_rate=1e-2") for name in IN_TRL),
+        ("lp-reg", "training.learning_rate=1e-2 loss.lp_reg_weight=0"),
+        *(
+            ("grpo", PLAIN.format(*values))
+            for values in (  # every pair of values, once
+                *(("token-mean", "shuffled", 0.0, 2), ("token-mean", "shuffled", 0.05, 4)),
+                *(("token-mean", "groups", 0.0, 4), ("token-mean", "groups", 0.05, 2)),
+                ("seq-mean-token-mean", "shuffled", 0.0, 2),
+                ("seq-mean-token-mean", "shuffled", 0.05, 4),
+            )
+        ),
+    ],
+)
 def test_what_trl_has_is_trl_configured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, overrides: str
 ) -> None:
     """Stock TRL with the same settings has the same loss on the same batch, and ends at the same
     weights. Of Lp-Reg it has the surrogate.
     """
-    overrides = ("loss.lp_reg_weight=0", "training.learning_rate=1e-2")
-    ours = run(short(tmp_path / "ours", name, *overrides, adam_epsilon=1e-5))
+    # Where a gradient is mere rounding, Adam divides rounding by rounding: its epsilon keeps that
+    # out of the weights.
+    options = {"adam_epsilon": 1e-5}
+    ours = run(short(tmp_path / "ours", name, *overrides.split(), **options))
     assert ours.rows[0]["nonfinite_updates"] == 0
-    assert largest_difference(weights(ours.model), weights(policy())) > 1e-5
-    theirs = stock(short(tmp_path / "stock", name, *overrides, adam_epsilon=1e-5))
+    theirs = stock(short(tmp_path / "stock", name, *overrides.split(), **options))
     losses: list[float] = []
     compute = theirs._compute_loss
 
@@ -60,16 +82,23 @@ def test_what_trl_has_is_trl_configured(
         return loss
 
     def same_composition(batch: dict[str, Any]) -> dict[str, Any]:
-        units = torch.randperm(4, generator=torch_generator(0, "mini-batches", 1))
-        order = (units[:, None] * 4 + torch.arange(4)).flatten()
+        step = theirs.state.global_step // ours.updates_per_step + 1
+        unit = 1 if ours.args.training.mini_batches == "shuffled" else 4
+        units = torch.randperm(16 // unit, generator=torch_generator(0, "mini-batches", step))
+        order = (units[:, None] * unit + torch.arange(unit)).flatten()
+        # A count is no sequence; TRL leaves it alone too.
         return {k: v[order] if torch.is_tensor(v) and v.dim() else v for k, v in batch.items()}
 
     monkeypatch.setattr(theirs, "_compute_loss", kept)
     monkeypatch.setattr(trl_module, "shuffle_sequence_dict", same_composition)
     theirs.train()
-    assert losses == pytest.approx([r["loss"].item() for r in ours.records], abs=1e-6)
-    assert largest_difference(weights(ours.model), weights(theirs.model)) < 1e-5
-    assert max(map(abs, losses)) > 1e-3
+    assert theirs.state.global_step == ours.state.global_step == ours.args.max_steps
+    difference = largest_difference(weights(ours.model), weights(theirs.model))
+    assert difference < (1e-6 if name == "grpo" else 1e-5)
+    assert largest_difference(weights(ours.model), weights(policy())) > 1e-4
+    if name != "grpo":
+        assert losses == pytest.approx([r["loss"].item() for r in ours.records], abs=1e-6)
+        assert max(map(abs, losses)) > 1e-3
 
 
 @pytest.mark.parametrize("std", ["batch", "none"])
