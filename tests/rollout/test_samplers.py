@@ -7,14 +7,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from scripted_rollouts import BOTH, SPELLED, StubRetriever, encode
+from scripted_rollouts import BOTH, SPELLED, encode
 from scripted_rollouts import TAGGED as TOKENIZER
 from torch.nn.utils.rnn import pad_sequence
 
-from llds_core.config import PolicyConfig, RolloutConfig
-from llds_core.retrieval import FailingRetriever, Hit
+from llds_core.config import PolicyConfig
 from llds_core.rollout import samplers
-from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.samplers import (
     Generation,
     StopAtTag,
@@ -22,7 +20,6 @@ from llds_core.rollout.samplers import (
     rounded_weights,
 )
 from llds_core.runs.policies import build_policy
-from llds_core.worlds.records import Question
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 4}
 CONFIG = PolicyConfig(vocab_size=400, key_value_heads=2, initializer_range=0.3, **SIZES)
@@ -103,25 +100,6 @@ def test_log_probs_equal_a_teacher_forced_pass(temperature: float, scale: float)
     for context, _, result in play(sampler(temperature=temperature)):
         wanted = forced(context, result.token_ids, scale)
         assert result.logprobs == pytest.approx(wanted, abs=TOLERANCE)
-
-
-def test_log_probs_of_a_whole_rollout_equal_a_teacher_forced_pass() -> None:
-    """Through the loop, with whatever actions an untrained policy happens to write."""
-
-    engine = StubRetriever([Hit("p", "it", "where it was where it was", 1.0)])
-    retriever = FailingRetriever(engine, failure_rate=0.0, passages=(), seed=0)
-    config = RolloutConfig(max_searches=3, max_action_tokens=9, max_total_tokens=300)
-    loop = RolloutLoop(TOKENIZER, retriever, config, top_k=1)
-    tasks = [
-        (Question(f"q{i}", "where is it" * (i + 1), ("x",)), j) for i in range(3) for j in (0, 1)
-    ]
-    with_tags = sampler(stop=None, seed=3)
-    for trajectory in loop.run(tasks, with_tags).trajectories:
-        wanted = forced(trajectory.prompt_ids, trajectory.completion_ids)
-        for mask, got, value in zip(
-            trajectory.response_mask, trajectory.sampler_logprobs, wanted, strict=True
-        ):
-            assert got == pytest.approx(value * mask, abs=TOLERANCE)
 
 
 def test_shared_prompts_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:

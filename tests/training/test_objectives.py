@@ -101,12 +101,14 @@ def test_what_trl_has_is_trl_configured(
         assert max(map(abs, losses)) > 1e-3
 
 
+ONES = dict.fromkeys(("completion_ids", "tool_mask", "completion_mask"), torch.ones(16, 3).long())
+
+
 @pytest.mark.parametrize("std", ["batch", "none"])
 def test_the_batch_is_the_baseline_where_trl_has_none(std: str) -> None:
     made = trajectories(1)
     loss = load_experiment("smoke/reinforce", [f"loss.advantage_std={std}"]).loss
-    ones = torch.ones(16, 3, dtype=torch.long)
-    batch = {"completion_ids": ones, "tool_mask": ones, "completion_mask": ones}
+    batch = dict(ONES)
     add_columns(batch, made, loss, 4)
     rewards = torch.tensor([t.reward for t in made])
     expected = group_advantages(rewards, torch.arange(16), mean="batch", std=std, eps=1e-4)
@@ -117,10 +119,8 @@ def test_the_batch_is_the_baseline_where_trl_has_none(std: str) -> None:
 def test_equal_rewards_that_no_float_holds_have_no_advantage() -> None:
     """Eight of 0.2 have another mean in TRL's float32."""
     made = [replace(t, reward=0.2) for t in trajectories(1)[:8]] + trajectories(1)[8:]
-    ones = torch.ones(16, 3, dtype=torch.long)
     given = torch.linspace(-1, 1, 16)
-    batch = {"completion_ids": ones, "tool_mask": ones, "completion_mask": ones}
-    batch |= {"advantages": torch.cat([torch.full((8,), -1.5e-4), given[8:]])}
+    batch = ONES | {"advantages": torch.cat([torch.full((8,), -1.5e-4), given[8:]])}
     add_columns(batch, made, load_experiment("smoke/grpo").loss, 8)
     assert not batch["group_advantages"][:8].any()
     assert torch.equal(batch["group_advantages"][8:], given[8:])
