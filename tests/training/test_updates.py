@@ -6,37 +6,12 @@ from typing import Any
 import pytest
 import torch
 from recorded import Recorded, run
-from rounding import assert_same_gradients
 from scripted import build, largest_difference, settings, trajectories, weights
 from transformers import TrainerCallback
 
 from llds_core.errors import TrainingDivergedError
 from llds_core.rollout.loop import Rollout
 from llds_core.training.trainer import SearchGRPOTrainer
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        (),
-        ("loss.aggregate=seq-mean-token-mean", "loss.gate=response"),
-        ("loss.aggregate=constant", "loss.normalizer=all", "loss.gate=token"),
-        ("loss.aggregate=seq-mean-token-mean", "loss.ratio=sequence"),
-        ("loss.entropy_weight=0.5",),
-    ],
-)
-def test_micro_batch_size_does_not_change_the_gradient(
-    tmp_path: Path, overrides: tuple[str, ...]
-) -> None:
-    found = {}
-    for size in (1, 8):
-        more = ("loss.llds_weight=1.0", f"training.micro_batch_size={size}", "training.steps=1")
-        args = settings(tmp_path / str(size), *overrides, *more, method="llds-action")
-        found[size] = run(args).gradients
-        assert len(found[size]) == 4
-    assert max(g.abs().max().item() for g in found[1][0].values()) > 1e-3
-    for one, other in zip(found[1], found[8], strict=True):
-        assert_same_gradients(one, other)
 
 
 def test_first_update_sees_the_old_policy_bit_for_bit_and_no_observation_a_gradient(
