@@ -391,7 +391,6 @@ class _AfterUpdate(TrainerCallback):
         self._trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One optimizer step has ended."""
         self._trainer.after_update()
         if state.global_step % self._trainer.updates_per_step == 0 and self._trainer.is_over():
             control.should_training_stop = control.should_save = True

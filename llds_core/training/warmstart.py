@@ -239,11 +239,9 @@ class _Log(TrainerCallback):
         self._bar = bar
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
         self._bar.update()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Store the mean loss since the last log."""
         if logs and "loss" in logs:
             keys = ("loss", "learning_rate", "grad_norm")
             self._directory.append_metrics(
@@ -252,7 +250,6 @@ class _Log(TrainerCallback):
             self._bar.set_postfix(loss=f"{logs['loss']:.3f}")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep few checkpoints."""
         rotate_checkpoints(self._directory.checkpoints, keep=2, best=None)
 
 

@@ -7,12 +7,9 @@ import torch
 from llds_core.config.seeding import child_seed, numpy_generator, torch_generator
 
 
-def test_seeds_are_fixed_across_versions() -> None:
+def test_seeds_are_fixed_across_versions_and_fit_a_signed_64_bit_integer() -> None:
     """First eight bytes of SHA-256 of "0/rollout/3", halved: stored runs depend on it."""
     assert child_seed(0, "rollout", 3) == 3013096543775522488
-
-
-def test_seeds_fit_a_signed_64_bit_integer() -> None:
     assert all(0 <= child_seed(root, "x") < 2**63 for root in range(200))
 
 

@@ -111,13 +111,10 @@ def test_a_file_that_is_not_a_study_is_refused_in_one_line(
 
 
 def test_unknown_names_have_hints(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match='did you mean "desk"'):
-        load_study("dek")
-    study = load_study(written(tmp_path))
-    with pytest.raises(ConfigError, match='no arm or group "mian": did you mean "main"'):
-        study.entries(["mian"])
-    with pytest.raises(ConfigError, match="no such arms and seeds"):
-        study.entries(["late"], [1])
+    refused(ConfigError, 'did you mean "desk"', load_study, "dek")
+    entries = load_study(written(tmp_path)).entries
+    refused(ConfigError, 'no arm or group "mian": did you mean "main"', entries, ["mian"])
+    refused(ConfigError, "no such arms and seeds", entries, ["late"], [1])
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from datasets import Dataset
 from trl import GRPOConfig
 
 from llds_core.integrations.trl import LLDSGRPOTrainer
-from llds_core.losses import llds_penalty
+from llds_core.losses import displacement, llds_penalty
 
 WIDTHS = (8, 3, 5, 6)
 ADVANTAGES = (
@@ -122,6 +122,7 @@ def whole(trainer: Any, micro_batches: list[dict[str, Any]], **options: Any) -> 
     advantages = torch.cat([micro["advantages"] for micro in micro_batches])
     penalty, metrics = llds_penalty(new, old, mask, advantages, **options)
     penalty.backward()
+    metrics |= displacement(new, old, mask, advantages)
     return float(penalty.detach()), metrics, gradient_of(trainer)
 
 

@@ -11,6 +11,7 @@ from datasets import Dataset
 from given_policies import save_one_layer_policy
 from run_helpers import one_line, refused
 from shared_trainers import spawn, wait
+from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 from trl_updates import trainer_of, update, whole, window
 
@@ -73,6 +74,7 @@ def test_an_update_of_unequal_micro_batches_gets_the_penalty_of_the_whole(
         micro_batches = window(trainer, tools=kind == "tools")
         found.append(update(trainer, micro_batches))
     penalty, metrics, expected = whole(trainer, micro_batches, normalizer=normalizer)
+    values = {name: value.item() for name, value in metrics.items()}
     assert found[1][0] - found[0][0] == pytest.approx(3 * penalty, rel=1e-5)
     torch.testing.assert_close(found[1][1] - found[0][1], 3 * expected, rtol=1e-4, atol=1e-6)
     if kind == "lora":
@@ -80,34 +82,18 @@ def test_an_update_of_unequal_micro_batches_gets_the_penalty_of_the_whole(
         assert all("lora" in name for name, value in named if value.grad is not None)
     logged = trainer._metrics["train"]
     assert logged["llds/penalty"] == [pytest.approx(penalty, rel=1e-5)]
-    assert logged["llds/gated_fraction"] == [pytest.approx(float(metrics["gated_fraction"]))]
-    # Of responses of positive advantage, token by token.
-    old, tokens, changes = 0.0, 0, []
-    for micro in micro_batches:
-        ids = torch.cat([micro["prompt_ids"], micro["completion_ids"]], 1)
-        width = micro["completion_ids"].shape[1]
-        with torch.no_grad():
-            new = GRPOTrainer._get_per_token_logps_and_entropies(
-                trainer, trainer.model, ids, torch.ones_like(ids), width
-            )[0]
-        written = micro.get("tool_mask", torch.ones_like(micro["completion_ids"]))
-        for row, advantage in enumerate(micro["advantages"]):
-            if advantage > 0:
-                kept = [place for place in range(width) if written[row, place]]
-                was = [micro["old_per_token_logps"][row, place].item() for place in kept]
-                old, tokens = old + sum(was), tokens + len(was)
-                changes.append(sum(new[row, place].item() for place in kept) - sum(was))
-    assert logged["llds/loglik_rewarded"] == [pytest.approx(old / tokens, rel=1e-5)]
-    assert len(changes) == 4 and "llds/change_rewarded" not in logged  # a first update
+    assert logged["llds/gated_fraction"] == [pytest.approx(values["gated_fraction"])]
+    loglik = values["loglik_sum"] / values["rewarded_tokens"]
+    assert logged["llds/loglik_rewarded"] == [pytest.approx(loglik, rel=1e-5)]
+    assert values["rewarded"] == 4 and "llds/change_rewarded" not in logged  # a first update
     trainer._step += len(micro_batches)  # of the second pass, as far as the trainer knows
     trainer._log_update()
     trainer._buffered_inputs *= 2  # of the first pass, but not the first
     trainer._log_update()
-    displaced = sum(change < 0 for change in changes) / 4
     for suffix in ("", "_first", "_by_others"):
-        change = [pytest.approx(sum(changes) / 4, rel=1e-4)]
+        change = [pytest.approx(values["change_sum"] / 4, rel=1e-4)]
         assert logged[f"llds/change_rewarded{suffix}"] == change
-        assert logged[f"llds/displaced_fraction{suffix}"] == [displaced]
+        assert logged[f"llds/displaced_fraction{suffix}"] == [values["displaced"] / 4]
 
 
 def test_weight_0_measures_any_run_and_refuses_none(policy: Path, tmp_path: Path) -> None:
@@ -194,33 +180,25 @@ def test_what_it_cannot_do_is_refused_in_one_line(policy: Path, tmp_path: Path) 
             trainer_of(LLDSGRPOTrainer, policy, tmp_path, options)
 
 
-def test_dropout_is_refused_until_it_is_switched_off(
-    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from transformers import AutoModelForCausalLM
+class Dropping(LLDSGRPOTrainer):
+    """Its model drops out in attention, which TRL's `disable_dropout` does not reach, or else in a
+    module.
+    """
 
-    class Dropping(LLDSGRPOTrainer):
-        def __init__(self, *, model: str, **options: Any) -> None:
-            loaded = AutoModelForCausalLM.from_pretrained(model)
+    def __init__(self, *, model: str, attention: float, **options: Any) -> None:
+        loaded = AutoModelForCausalLM.from_pretrained(model, attention_dropout=attention)
+        if not attention:
             loaded.model.norm = torch.nn.Sequential(loaded.model.norm, torch.nn.Dropout(0.1))
-            super().__init__(model=loaded, **options)
-
-    refused(ConfigError, "disable_dropout=True", trainer_of, Dropping, policy, tmp_path)
-    trainer_of(Dropping, policy, tmp_path, disable_dropout=True)
-    trainer_of(Dropping, policy, tmp_path, {"llds_weight": 0.0})
+        super().__init__(model=loaded, **options)
 
 
-def test_attention_that_drops_out_is_refused(policy: Path, tmp_path: Path) -> None:
-    """TRL's `disable_dropout` reaches modules only."""
-    from transformers import AutoModelForCausalLM
-
-    class Dropping(LLDSGRPOTrainer):
-        def __init__(self, *, model: str, **options: Any) -> None:
-            loaded = AutoModelForCausalLM.from_pretrained(model, attention_dropout=0.1)
-            super().__init__(model=loaded, **options)
-
-    with pytest.raises(ConfigError, match="attention_dropout=0"):
-        trainer_of(Dropping, policy, tmp_path, disable_dropout=True)
+def test_dropout_is_refused_until_it_is_switched_off(policy: Path, tmp_path: Path) -> None:
+    made = (Dropping, policy, tmp_path)
+    module, attention = {"attention": 0.0}, {"attention": 0.1}
+    refused(ConfigError, "disable_dropout=True", trainer_of, *made, module)
+    trainer_of(*made, module, disable_dropout=True)
+    refused(ConfigError, "attention_dropout=0", trainer_of, *made, attention, disable_dropout=True)
+    trainer_of(*made, attention | {"llds_weight": 0.0})
 
 
 def test_arguments_stand_where_those_of_trl_do(policy: Path, tmp_path: Path) -> None:

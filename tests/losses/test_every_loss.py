@@ -12,6 +12,7 @@ from llds_core.losses import (
     action_ids,
     aggregate,
     answer_weight_ramp,
+    displacement,
     group_advantages,
     kl_k3,
     llds_penalty,
@@ -19,6 +20,7 @@ from llds_core.losses import (
     lp_reg_penalty,
     min_p_proxy,
     policy_loss,
+    sampler_correction,
 )
 
 
@@ -164,6 +166,12 @@ def of_lp_reg(mask=GRID, advantages=ROWS, **options):
 
 
 REFUSED = [
+    (lambda: sampler_correction(GRID, GRID, GRID, mode="clip"), 'mode is "clip": choose one of'),
+    (
+        lambda: sampler_correction(GRID, GRID, GRID, cap=0.5),
+        "cap is 0.5: give a number of at least",
+    ),
+    (lambda: displacement(GRID, GRID, GRID, ONE), r"advantages_B has shape \(1, 1\): give \(2,\)"),
     (of_lp_reg(kl="reverse"), 'kl is "reverse": choose one of full, token'),
     (of_lp_reg(share=1.5), "share is 1.5: give a number from 0 to 1"),
     (of_lp_reg(), 'divergence_BT is missing with kl "full"'),

@@ -41,19 +41,13 @@ def test_small_differences_keep_their_value_in_float32():
     assert values.item() == pytest.approx(1e-6 / 2, rel=1e-3)
 
 
-def test_a_clamped_value_has_no_gradient_and_others_keep_theirs():
-    current = torch.tensor([[-1.0, -9.0]], requires_grad=True)
+@pytest.mark.parametrize("far", [-9.0, -100.0])
+def test_a_clamped_value_has_no_gradient_and_others_keep_theirs(far):
+    current = torch.tensor([[-1.0, far]], requires_grad=True)
     values, _ = kl_k3(current, torch.tensor([[-1.5, -1.0]]), clamp=10.0)
     values.sum().backward()
     assert values[0].tolist() == pytest.approx([0.106531, 10.0], abs=1e-5)
     assert current.grad[0].tolist() == pytest.approx([0.393469, 0.0], abs=1e-6)
-
-
-def test_a_clamped_value_has_no_gradient_however_far_the_reference_is():
-    far = torch.tensor([[-100.0]], requires_grad=True)
-    values, _ = kl_k3(far, torch.tensor([[-1.0]]), clamp=10.0)
-    values.sum().backward()
-    assert values.item() == 10.0 and far.grad.item() == 0.0
 
 
 @given(

@@ -256,9 +256,8 @@ def test_prompt_that_fills_the_context_is_a_configuration_error() -> None:
     """Exactly full leaves no room; one token fewer leaves room for one."""
     (trajectory,), _, _ = run([["so", "so", "so"]], limits(max_total_tokens=2000))
     length = len(trajectory.prompt_ids)
-    with pytest.raises(ConfigError, match=rf"q0 takes {length} tokens.*max_total_tokens") as error:
-        one(["so"], limits(max_total_tokens=length, max_action_tokens=1))
-    assert "\n" not in str(error.value)
+    full = limits(max_total_tokens=length, max_action_tokens=1)
+    refused(ConfigError, rf"q0 takes {length} tokens.*max_total_tokens", one, ["so"], full)
     short = one([encode("is it")], limits(max_total_tokens=length + 1, max_action_tokens=1))
     assert len(short.completion_ids) == 1 and short.stop_reason == "length"
 
@@ -388,8 +387,7 @@ def test_a_question_that_does_not_fit_is_refused_or_ends_unanswered() -> None:
     sampler = ScriptedSampler(TAGGED, [[ANSWER], [ANSWER]])
     retriever = FailingRetriever(StubRetriever(), failure_rate=0, passages=(), seed=0)
     loop = RolloutLoop(TAGGED, retriever, limits(max_total_tokens=200), top_k=3)
-    with pytest.raises(ConfigError, match="max_total_tokens above 200"):
-        loop.run(asked, sampler)
+    refused(ConfigError, "max_total_tokens above 200", loop.run, asked, sampler)
     made = replace(loop, skip_too_long=True).run(asked, sampler).trajectories
     assert [(t.stop_reason, t.answer) for t in made] == [("too_long", None), ("answer", "Paris")]
     assert not made[0].completion_ids and not made[0].actions

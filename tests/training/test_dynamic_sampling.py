@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import one_line
+from run_helpers import refused
 
 from llds_core.config import LossConfig, load_experiment
 from llds_core.errors import TrainingDivergedError
@@ -89,11 +89,9 @@ def test_processes_find_together_what_one_finds_alone() -> None:
 
 
 def test_too_many_rounds_end_the_run_with_one_line() -> None:
-    with pytest.raises(
-        TrainingDivergedError, match=r"\d of 4 groups .*sampling_rounds=3 rounds at step 7"
-    ) as error:
-        scripted(mixed=1000, rounds=3)(rows(1, 2, 3, 4), None, step=7)
-    one_line(error)
+    said = r"\d of 4 groups .*sampling_rounds=3 rounds at step 7"
+    never = scripted(mixed=1000, rounds=3)
+    refused(TrainingDivergedError, said, never, rows(1, 2, 3, 4), None, step=7)
 
 
 @pytest.mark.parametrize(

@@ -40,24 +40,12 @@ def test_every_row_is_in_one_update_the_same_on_any_number_of_processes(
     for processes in (2, 4):
         batches = rows_of(args, processes)
         assert mini_batches(batches) == alone
-        assert {len(share) for shares in batches for share in shares} == {8 // processes}
+        for share in (share for shares in batches for share in shares):
+            assert len(share) == 8 // processes  # of similar lengths side by side
+            assert share == sorted(share, key=LENGTHS.__getitem__)
     assert mini_batches(rows_of(args, 1, step=2)) != alone
     whole = [{row // 4 for row in rows} for rows in alone]
     assert all(len(groups) == 2 for groups in whole) == (how == "groups")
-
-
-def test_the_trainer_keeps_groups_whole_and_pads_least(tmp_path: Path) -> None:
-    trainer = run(settings(tmp_path, "training.mini_batches=groups", "training.steps=2"))
-    for update in range(8):
-        window = [r["inputs"] for r in trainer.records if r["update"] == update]
-        rows = [row for batch in window for row in batch["rows"].tolist()]
-        assert len({row // 4 for row in rows}) == 2 and len(rows) == 8
-        lengths = [
-            int(length)
-            for batch in window
-            for length in batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
-        ]
-        assert lengths == sorted(lengths)
 
 
 BUDGET = 90
@@ -68,30 +56,33 @@ BUDGET = 90
     [
         *(("token-mean", True), ("gspo", False), ("constant", True), ("by-tokens", False)),
         *(("action-preserved", True), ("action-preserved", False), ("lp-reg", True)),
+        *(("response-preserved", True), ("token-all", True)),
     ],
 )
-def test_a_budget_of_tokens_changes_no_update(tmp_path: Path, case: str, padded: bool) -> None:
+def test_how_a_mini_batch_is_cut_changes_no_update(tmp_path: Path, case: str, padded: bool) -> None:
+    """By eights, by ones, or by a budget of tokens."""
     options = (*CASES[case], "training.mini_batches=groups", "training.steps=2")
     options += (f"training.remove_padding={str(not padded).lower()}",)
-    fixed, packed = (
-        run(settings(tmp_path / value, *laid_over(options, [value]), adam_epsilon=1e-5))
-        for value in (
-            "training.max_tokens_per_micro_batch=null",
-            f"training.max_tokens_per_micro_batch={BUDGET}",
-        )
-    )
+    made = []
+    for size, budget in ((8, "null"), (1, "null"), (8, BUDGET)):
+        how = (f"micro_batch_size={size}", f"max_tokens_per_micro_batch={budget}")
+        values = laid_over(options, [f"training.{value}" for value in how])
+        made.append(run(settings(tmp_path / str(len(made)), *values, adam_epsilon=1e-5)))
+    fixed, _, packed = made
     counts = [len(record["inputs"]["rows"]) for record in packed.records]
     assert len({*counts}) > 1 and len(packed.rows) == 2 == len(fixed.rows)
     for record in packed.records:
         masks = [record["inputs"][f"{part}_mask"] for part in ("prompt", "completion")]
         size = sum(mask.numel() if padded else int(mask.sum()) for mask in masks)
         assert size <= BUDGET or len(masks[0]) == 1
-    for one, other in zip(fixed.gradients[:4], packed.gradients[:4], strict=True):
-        assert_same_gradients(one, other)
-    assert largest_difference(weights(fixed.model), weights(packed.model)) < 1e-5
-    for one, other in zip(fixed.rows, packed.rows, strict=True):
-        for name in ("loss", "llds_penalty", "loglik_correct", "loglik_change_correct", "kl"):
-            assert other[name] == pytest.approx(one[name], abs=1e-4), name
+    assert max(g.abs().max().item() for g in fixed.gradients[0].values()) > 1e-3
+    for trainer in made[1:]:
+        for one, other in zip(fixed.gradients[:4], trainer.gradients[:4], strict=True):
+            assert_same_gradients(one, other)
+        assert largest_difference(weights(fixed.model), weights(trainer.model)) < 1e-5
+        for one, other in zip(fixed.rows, trainer.rows, strict=True):
+            for name in ("loss", "llds_penalty", "loglik_correct", "loglik_change_correct", "kl"):
+                assert other[name] == pytest.approx(one[name], abs=1e-4), name
 
 
 def test_every_process_has_as_many_rows_in_a_micro_batch() -> None:

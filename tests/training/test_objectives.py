@@ -40,18 +40,40 @@ def test_every_name_trains_a_step(tmp_path: Path, name: str) -> None:
     assert (trainer.rows[0]["held_fraction"] is None) == ("lp-reg" not in name)
 
 
-@pytest.mark.parametrize("name", [*IN_TRL, "lp-reg"])
+PLAIN = (
+    "loss.aggregate={} training.mini_batches={} loss.kl_weight={} training.updates_per_rollout={} "
+    "training.steps=2 training.epochs=2 training.micro_batch_size=4"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        *((name, "training.learning_rate=1e-2") for name in IN_TRL),
+        ("lp-reg", "training.learning_rate=1e-2 loss.lp_reg_weight=0"),
+        *(
+            ("grpo", PLAIN.format(*values))
+            for values in (  # every pair of values, once
+                *(("token-mean", "shuffled", 0.0, 2), ("token-mean", "shuffled", 0.05, 4)),
+                *(("token-mean", "groups", 0.0, 4), ("token-mean", "groups", 0.05, 2)),
+                ("seq-mean-token-mean", "shuffled", 0.0, 2),
+                ("seq-mean-token-mean", "shuffled", 0.05, 4),
+            )
+        ),
+    ],
+)
 def test_what_trl_has_is_trl_configured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, overrides: str
 ) -> None:
     """Stock TRL with the same settings has the same loss on the same batch, and ends at the same
     weights. Of Lp-Reg it has the surrogate.
     """
-    overrides = ("loss.lp_reg_weight=0", "training.learning_rate=1e-2")
-    ours = run(short(tmp_path / "ours", name, *overrides, adam_epsilon=1e-5))
+    # Where a gradient is mere rounding, Adam divides rounding by rounding: its epsilon keeps that
+    # out of the weights.
+    options = {"adam_epsilon": 1e-5}
+    ours = run(short(tmp_path / "ours", name, *overrides.split(), **options))
     assert ours.rows[0]["nonfinite_updates"] == 0
-    assert largest_difference(weights(ours.model), weights(policy())) > 1e-5
-    theirs = stock(short(tmp_path / "stock", name, *overrides, adam_epsilon=1e-5))
+    theirs = stock(short(tmp_path / "stock", name, *overrides.split(), **options))
     losses: list[float] = []
     compute = theirs._compute_loss
 
@@ -60,24 +82,33 @@ def test_what_trl_has_is_trl_configured(
         return loss
 
     def same_composition(batch: dict[str, Any]) -> dict[str, Any]:
-        units = torch.randperm(4, generator=torch_generator(0, "mini-batches", 1))
-        order = (units[:, None] * 4 + torch.arange(4)).flatten()
+        step = theirs.state.global_step // ours.updates_per_step + 1
+        unit = 1 if ours.args.training.mini_batches == "shuffled" else 4
+        units = torch.randperm(16 // unit, generator=torch_generator(0, "mini-batches", step))
+        order = (units[:, None] * unit + torch.arange(unit)).flatten()
+        # A count is no sequence; TRL leaves it alone too.
         return {k: v[order] if torch.is_tensor(v) and v.dim() else v for k, v in batch.items()}
 
     monkeypatch.setattr(theirs, "_compute_loss", kept)
     monkeypatch.setattr(trl_module, "shuffle_sequence_dict", same_composition)
     theirs.train()
-    assert losses == pytest.approx([r["loss"].item() for r in ours.records], abs=1e-6)
-    assert largest_difference(weights(ours.model), weights(theirs.model)) < 1e-5
-    assert max(map(abs, losses)) > 1e-3
+    assert theirs.state.global_step == ours.state.global_step == ours.args.max_steps
+    difference = largest_difference(weights(ours.model), weights(theirs.model))
+    assert difference < (1e-6 if name == "grpo" else 1e-5)
+    assert largest_difference(weights(ours.model), weights(policy())) > 1e-4
+    if name != "grpo":
+        assert losses == pytest.approx([r["loss"].item() for r in ours.records], abs=1e-6)
+        assert max(map(abs, losses)) > 1e-3
+
+
+ONES = dict.fromkeys(("completion_ids", "tool_mask", "completion_mask"), torch.ones(16, 3).long())
 
 
 @pytest.mark.parametrize("std", ["batch", "none"])
 def test_the_batch_is_the_baseline_where_trl_has_none(std: str) -> None:
     made = trajectories(1)
     loss = load_experiment("smoke/reinforce", [f"loss.advantage_std={std}"]).loss
-    ones = torch.ones(16, 3, dtype=torch.long)
-    batch = {"completion_ids": ones, "tool_mask": ones, "completion_mask": ones}
+    batch = dict(ONES)
     add_columns(batch, made, loss, 4)
     rewards = torch.tensor([t.reward for t in made])
     expected = group_advantages(rewards, torch.arange(16), mean="batch", std=std, eps=1e-4)
@@ -88,10 +119,8 @@ def test_the_batch_is_the_baseline_where_trl_has_none(std: str) -> None:
 def test_equal_rewards_that_no_float_holds_have_no_advantage() -> None:
     """Eight of 0.2 have another mean in TRL's float32."""
     made = [replace(t, reward=0.2) for t in trajectories(1)[:8]] + trajectories(1)[8:]
-    ones = torch.ones(16, 3, dtype=torch.long)
     given = torch.linspace(-1, 1, 16)
-    batch = {"completion_ids": ones, "tool_mask": ones, "completion_mask": ones}
-    batch |= {"advantages": torch.cat([torch.full((8,), -1.5e-4), given[8:]])}
+    batch = ONES | {"advantages": torch.cat([torch.full((8,), -1.5e-4), given[8:]])}
     add_columns(batch, made, load_experiment("smoke/grpo").loss, 8)
     assert not batch["group_advantages"][:8].any()
     assert torch.equal(batch["group_advantages"][8:], given[8:])

@@ -15,7 +15,7 @@ import torch
 from files_world import write_files_world
 from given_policies import save_llama
 from huggingface_hub import errors as hub_errors
-from run_helpers import one_line, refused
+from run_helpers import refused
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from llds_core.config import laid_over
@@ -124,20 +124,14 @@ def test_another_policy_behind_the_same_path_is_refused(
     make(run_from(policy, tmp_path / "runs", *extra, "training.steps=1"))
     shutil.rmtree(policy)
     save_llama(policy, seed=1)
-    with pytest.raises(RunError, match=f"began with policy {before}, now") as error:
-        make(run_from(policy, tmp_path / "runs", *extra))
-    one_line(error)
+    again = run_from(policy, tmp_path / "runs", *extra)
+    refused(RunError, f"began with policy {before}, now", make, again)
 
 
 @pytest.mark.parametrize(
     ("policy", "make", "kind", "said"),
     [
-        (
-            "data/policy/nothing",
-            train,
-            CheckpointError,
-            "run make data PROFILE=smoke",
-        ),
+        ("data/policy/nothing", train, CheckpointError, "run make data PROFILE=smoke"),
         ("{here}/empty", train, CheckpointError, "holds no weights"),
         ("owner/gated", train, DownloadError, "owner/gated is gated: accept its licence"),
         ("owner/gated", warmstart, ConfigError, "to warm-start it first"),
@@ -177,12 +171,11 @@ def test_questions_that_do_not_fit_are_named_before_the_first_step(
         run_from(llama, tmp_path / "runs", *options, f"data.too_long={choice}")
         for choice in ("error", "skip")
     )
-    with pytest.raises(ConfigError) as error:
-        train(stopped)
-    assert one_line(error).startswith(
+    said = refused(ConfigError, "data.too_long=skip", train, stopped)
+    assert said.startswith(
         "1 of 11 training questions (nq/row_3) do not fit into rollout.max_total_tokens=1100: "
     )
-    assert stopped.metrics() == [] and "data.too_long=skip" in str(error.value)
+    assert stopped.metrics() == []
     train(run)
     assert len(run.metrics()) == 6
     digest = hashlib.sha256(mix.read_bytes()).hexdigest()

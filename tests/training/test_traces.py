@@ -13,6 +13,7 @@ from llds_core.training.traces import Trace, make_traces
 
 CONFIG = load_experiment("smoke/grpo")
 COUNT = 1500
+FAULTLESS = {"failure_rate": 0.0, "early_answer_rate": 0.0, "wrong_answer_rate": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -72,34 +73,31 @@ def test_every_trace_is_actions_and_observations_in_turn_and_ends_in_an_answer(
 
 
 def test_without_faults_every_trace_is_correct_and_as_short_as_possible(environment) -> None:
-    faultless = traces(
-        environment, 200, failure_rate=0.0, early_answer_rate=0.0, wrong_answer_rate=0.0
-    )
+    faultless = traces(environment, 200, **FAULTLESS)
     assert all(trace.correct for trace in faultless)
     assert all(searches(trace) == hops(trace) for trace in faultless)
 
 
-def test_faults_come_at_the_configured_rates(environment) -> None:
-    early = traces(environment, early_answer_rate=0.35, failure_rate=0.0, wrong_answer_rate=0.0)
-    two_hops = [trace for trace in early if hops(trace) == 2]
-    short = [trace for trace in two_hops if searches(trace) == 1]
-    assert len(short) / len(two_hops) == pytest.approx(0.35, abs=0.05)
-    assert not any(trace.correct for trace in short)
-    wrong = traces(environment, wrong_answer_rate=0.17, failure_rate=0.0, early_answer_rate=0.0)
-    share = sum(not trace.correct for trace in wrong) / len(wrong)
-    assert share == pytest.approx(0.17, abs=0.04)
-
-
-def test_failures_and_retries_come_at_the_configured_rates(environment) -> None:
-    failing = traces(
-        environment, failure_rate=0.2, retry_rate=0.5, early_answer_rate=0.0, wrong_answer_rate=0.0
-    )
-    one_hop = [trace for trace in failing if hops(trace) == 1]
-    # The first search fails with 0.2; half of those are repeated, the others end in a guess.
-    repeated = sum(searches(trace) > 1 for trace in one_hop) / len(one_hop)
-    assert repeated == pytest.approx(0.1, abs=0.035)
-    guessed = sum(not trace.correct for trace in one_hop) / len(one_hop)
-    assert guessed == pytest.approx(0.1 / (1 - 0.1), abs=0.04)
+@pytest.mark.parametrize(
+    ("rates", "count", "share", "longer", "bound"),
+    [
+        # A two-hop trace that stops after one search guesses.
+        ({"early_answer_rate": 0.35}, 2, 0.35, 0.65, 0.05),
+        ({"wrong_answer_rate": 0.17}, 1, 0.17, 0.0, 0.04),
+        # The first search fails with 0.2; half of those are repeated, the others end in a guess.
+        ({"failure_rate": 0.2, "retry_rate": 0.5}, 1, 0.1 / (1 - 0.1), 0.1, 0.035),
+    ],
+)
+def test_faults_come_at_the_configured_rates(
+    environment, rates: dict[str, float], count: int, share: float, longer: float, bound: float
+) -> None:
+    """Of traces of so many hops: those with a wrong answer, and those of more than one search."""
+    found = [t for t in traces(environment, **FAULTLESS | rates) if hops(t) == count]
+    wrong = sum(not trace.correct for trace in found) / len(found)
+    assert wrong == pytest.approx(share, abs=bound)
+    assert sum(searches(t) > 1 for t in found) / len(found) == pytest.approx(longer, abs=bound)
+    if count == 2:
+        assert not any(trace.correct for trace in found if searches(trace) == 1)
 
 
 # --- order of training ----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The trainer against TRL and `losses/`; masks, micro-batches and non-finite updates."""
+"""The trainer against `losses/`; what its batches carry, what its head scores."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,8 @@ from typing import Any
 import pytest
 import torch
 from recorded import NoPenaltyCode, Recorded, run
-from scripted import TOKENIZER, largest_difference, policy, settings, stock, trajectories, weights
-from trl.trainer import grpo_trainer as trl_module
+from scripted import TOKENIZER, largest_difference, policy, settings, trajectories, weights
 
-from llds_core.config.seeding import torch_generator
 from llds_core.losses import (
     aggregate,
     answer_weight_ramp,
@@ -29,43 +27,6 @@ def test_weight_zero_is_the_trainer_without_penalty_code_bit_for_bit(tmp_path: P
         results.append(weights(run(args, cls).model))
     assert largest_difference(*results) == 0.0
     assert largest_difference(results[0], weights(policy())) > 1e-4
-
-
-@pytest.mark.parametrize(
-    ("aggregation", "unit", "kl", "mini_batches"),
-    [  # every pair of values, once
-        *(("token-mean", 1, 0.0, 1), ("token-mean", 1, 0.05, 2)),
-        *(("token-mean", 4, 0.0, 2), ("token-mean", 4, 0.05, 1)),
-        *(("seq-mean-token-mean", 1, 0.0, 1), ("seq-mean-token-mean", 1, 0.05, 2)),
-    ],
-)
-def test_weight_zero_is_stock_trl(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aggregation, unit, kl, mini_batches
-) -> None:
-    overrides = (
-        f"training.mini_batches={'shuffled' if unit == 1 else 'groups'}",
-        f"loss.kl_weight={kl}",
-        f"loss.aggregate={aggregation}",
-        "training.steps=2",
-        f"training.updates_per_rollout={2 * mini_batches}",
-    )
-    # Where a gradient is mere rounding, Adam divides rounding by rounding: its epsilon keeps that
-    # out of the weights.
-    ours = run(settings(tmp_path / "ours", *overrides, adam_epsilon=1e-5), SearchGRPOTrainer)
-    theirs = stock(settings(tmp_path / "stock", *overrides, adam_epsilon=1e-5))
-
-    def same_composition(batch: dict[str, Any]) -> dict[str, Any]:
-        step = theirs.state.global_step // (2 * mini_batches) + 1
-        units = torch.randperm(16 // unit, generator=torch_generator(0, "mini-batches", step))
-        order = (units[:, None] * unit + torch.arange(unit)).flatten()
-        # A count is no sequence; TRL leaves it alone too.
-        return {k: v[order] if torch.is_tensor(v) and v.dim() else v for k, v in batch.items()}
-
-    monkeypatch.setattr(trl_module, "shuffle_sequence_dict", same_composition)
-    theirs.train()
-    assert theirs.state.global_step == ours.state.global_step == 4 * mini_batches
-    assert largest_difference(weights(ours.model), weights(theirs.model)) < 1e-6
-    assert largest_difference(weights(ours.model), weights(policy())) > 1e-4
 
 
 def reference_loss(record: dict[str, Any], args: Any, logprobs: torch.Tensor) -> torch.Tensor:
@@ -120,7 +81,39 @@ def reference_loss(record: dict[str, Any], args: Any, logprobs: torch.Tensor) ->
     return loss
 
 
-def check_against_losses(trainer: Recorded) -> None:
+PENALTY = (
+    "loss.llds_weight=1.5 loss.gate_threshold=0.001 loss.clip_high=0.28 loss.answer_ramp=paper "
+    "loss.answer_weight=0.5"
+)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *(
+            f"loss.kl_weight=0.02 loss.aggregate={aggregation} loss.ratio={ratio}"
+            for aggregation, ratio in (
+                *(("token-mean", "token"), ("seq-mean-token-mean", "token"), ("constant", "token")),
+                *(("token-mean-micro", "token"), ("seq-mean-token-mean", "sequence")),
+            )
+        ),
+        # Each formula is computed by hand in `losses/test_mismatch.py`.
+        "sampler.correction=token_mask sampler.correction_cap=1.5",
+        "sampler.correction=sequence_truncate sampler.correction_cap=1.5",
+        "loss.negative_advantages=false",
+        *(
+            f"{PENALTY} loss.gate={gate} loss.normalizer={normalizer} loss.preserve={preserve}"
+            for gate, normalizer, preserve in (  # every pair of values, once
+                *(("action", "preserved", "nonnegative"), ("action", "all", "positive")),
+                *(("response", "preserved", "positive"), ("response", "all", "nonnegative")),
+                *(("token", "preserved", "nonnegative"), ("token", "all", "positive")),
+            )
+        ),
+    ],
+)
+def test_loss_and_gradient_equal_the_reference(tmp_path: Path, overrides: str) -> None:
+    values = (*overrides.split(), "training.steps=1")
+    trainer = run(settings(tmp_path, *values, method="llds-action"))
     args = trainer.args
     pushed = 0.0
     for record in trainer.records:
@@ -131,39 +124,31 @@ def check_against_losses(trainer: Recorded) -> None:
         torch.testing.assert_close(record["gradient"], gradient, atol=1e-7, rtol=1e-4)
         pushed = max(pushed, gradient.abs().max().item())
     assert pushed > 1e-5
-
-
-@pytest.mark.parametrize(
-    ("aggregation", "ratio"),
-    [
-        *(("token-mean", "token"), ("seq-mean-token-mean", "token"), ("constant", "token")),
-        *(("token-mean-micro", "token"), ("seq-mean-token-mean", "sequence")),
-    ],
-)
-def test_loss_and_gradient_equal_the_reference_for_every_loss_type(
-    tmp_path: Path, aggregation: str, ratio: str
-) -> None:
-    loss = (f"loss.aggregate={aggregation}", f"loss.ratio={ratio}", "loss.kl_weight=0.02")
-    check_against_losses(run(settings(tmp_path, *loss, "training.steps=1", method="llds-action")))
-
-
-# Each formula is computed by hand in `losses/test_mismatch.py`.
-@pytest.mark.parametrize("correction", ["token_mask", "sequence_truncate"])
-def test_a_sampler_that_differs_is_weighed(tmp_path: Path, correction: str) -> None:
-    sampler = (f"sampler.correction={correction}", "sampler.correction_cap=1.5")
-    trainer = run(settings(tmp_path, *sampler, "training.steps=1", method="llds-action"))
-    check_against_losses(trainer)
-
-
-def test_without_negative_advantages_the_penalty_still_knows_who_was_wrong(
-    tmp_path: Path,
-) -> None:
-    loss = ("loss.negative_advantages=false", "loss.preserve=nonnegative", "training.steps=1")
-    trainer = run(settings(tmp_path, *loss, method="llds-action"))
-    check_against_losses(trainer)
     batches = [record["inputs"] for record in trainer.records]
-    assert any((batch["group_advantages"] < 0).any() for batch in batches)
-    assert not any((batch["advantages"] < 0).any() for batch in batches)
+    # The penalty knows who was wrong, whatever the surrogate is given.
+    for name, known in (("group_advantages", True), ("advantages", args.loss.negative_advantages)):
+        assert any((batch[name] < 0).any() for batch in batches) == known
+    searches = sum(t.searches for t in trajectories(1)) / 16
+    wanted = 0.5 * answer_weight_ramp(searches) if overrides.startswith(PENALTY) else 1.0
+    assert all(batch["answer_weight"] == pytest.approx(wanted) for batch in batches)
+    if not args.micro_batch_means:
+        check_penalty_counts(trainer, args)
+
+
+def check_penalty_counts(trainer: Recorded, args: Any) -> None:
+    """They are those of the mini-batch."""
+    for update in range(args.max_steps):
+        window = [r["inputs"] for r in trainer.records if r["update"] == update]
+        total = 0
+        for batch in window:
+            kept = batch["group_advantages"] > 0
+            if args.loss.preserve == "nonnegative":
+                kept |= batch["group_advantages"] == 0
+            if args.loss.normalizer == "all":
+                kept = torch.ones_like(kept)
+            total += int((batch["tool_mask"] * batch["completion_mask"])[kept].sum())
+        assert len(window) == args.gradient_accumulation_steps
+        assert all(float(batch["penalty_count"]) == total for batch in window)
 
 
 def test_clamped_divergence_has_the_gradient_of_the_reference(tmp_path: Path) -> None:
@@ -190,48 +175,6 @@ def test_clamped_divergence_has_the_gradient_of_the_reference(tmp_path: Path) ->
         (gradient,) = torch.autograd.grad(wanted, logprobs)
         torch.testing.assert_close(record["gradient"], gradient, atol=1e-7, rtol=1e-4)
     assert let_go and pulled
-
-
-@pytest.mark.parametrize(
-    ("gate", "normalizer", "preserve"),
-    [  # every pair of values, once
-        *(("action", "preserved", "nonnegative"), ("action", "all", "positive")),
-        *(("response", "preserved", "positive"), ("response", "all", "nonnegative")),
-        *(("token", "preserved", "nonnegative"), ("token", "all", "positive")),
-    ],
-)
-def test_loss_and_gradient_equal_the_reference_for_every_gate(
-    tmp_path: Path, gate: str, normalizer: str, preserve: str
-) -> None:
-    loss = (
-        *(f"loss.gate={gate}", f"loss.normalizer={normalizer}", f"loss.preserve={preserve}"),
-        *("loss.llds_weight=1.5", "loss.gate_threshold=0.001", "loss.clip_high=0.28"),
-        *("loss.answer_ramp=paper", "loss.answer_weight=0.5"),
-    )
-    args = settings(tmp_path, *loss, "training.steps=1", method="llds-action")
-    trainer = run(args)
-    check_against_losses(trainer)
-    searches = sum(t.searches for t in trajectories(1)) / 16
-    for record in trainer.records:
-        batch = record["inputs"]
-        assert batch["answer_weight"] == pytest.approx(0.5 * answer_weight_ramp(searches))
-    check_penalty_counts(trainer, args)
-
-
-def check_penalty_counts(trainer: Recorded, args: Any) -> None:
-    """They are those of the mini-batch."""
-    for update in range(args.max_steps):
-        window = [r["inputs"] for r in trainer.records if r["update"] == update]
-        total = 0
-        for batch in window:
-            kept = batch["advantages"] > 0
-            if args.loss.preserve == "nonnegative":
-                kept |= batch["advantages"] == 0
-            if args.loss.normalizer == "all":
-                kept = torch.ones_like(kept)
-            total += int((batch["tool_mask"] * batch["completion_mask"])[kept].sum())
-        assert len(window) == args.gradient_accumulation_steps
-        assert all(float(batch["penalty_count"]) == total for batch in window)
 
 
 def test_batches_carry_every_trajectory_once_an_epoch_with_its_own_tokens(tmp_path: Path) -> None:

@@ -6,38 +6,12 @@ from typing import Any
 import pytest
 import torch
 from recorded import Recorded, run
-from rounding import assert_same_gradients
 from scripted import build, largest_difference, settings, trajectories, weights
 from transformers import TrainerCallback
-from trl import GRPOTrainer
 
 from llds_core.errors import TrainingDivergedError
 from llds_core.rollout.loop import Rollout
 from llds_core.training.trainer import SearchGRPOTrainer
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        (),
-        ("loss.aggregate=seq-mean-token-mean", "loss.gate=response"),
-        ("loss.aggregate=constant", "loss.normalizer=all", "loss.gate=token"),
-        ("loss.aggregate=seq-mean-token-mean", "loss.ratio=sequence"),
-        ("loss.entropy_weight=0.5",),
-    ],
-)
-def test_micro_batch_size_does_not_change_the_gradient(
-    tmp_path: Path, overrides: tuple[str, ...]
-) -> None:
-    found = {}
-    for size in (1, 8):
-        more = ("loss.llds_weight=1.0", f"training.micro_batch_size={size}", "training.steps=1")
-        args = settings(tmp_path / str(size), *overrides, *more, method="llds-action")
-        found[size] = run(args).gradients
-        assert len(found[size]) == 4
-    assert max(g.abs().max().item() for g in found[1][0].values()) > 1e-3
-    for one, other in zip(found[1], found[8], strict=True):
-        assert_same_gradients(one, other)
 
 
 def test_first_update_sees_the_old_policy_bit_for_bit_and_no_observation_a_gradient(
@@ -56,34 +30,10 @@ def test_first_update_sees_the_old_policy_bit_for_bit_and_no_observation_a_gradi
             assert torch.equal(record["logprobs"], batch["old_per_token_logps"])
         mask = (batch["tool_mask"] * batch["completion_mask"]).bool()
         assert record["gradient"][~mask].abs().sum() == 0.0
+        # TRL exponentiates before it masks: a token that drifted far would be infinity times 0.
+        assert not record["logprobs"][~mask].any()
         observed += int((~mask).sum())
     assert observed > 50
-
-
-@pytest.mark.parametrize("kl", [0.0, 0.1])
-def test_an_impossible_observation_does_not_spoil_the_update(tmp_path: Path, kl: float) -> None:
-    """A collapsing policy may find a retrieved token 150 nats less likely: no reason to skip."""
-    args = settings(tmp_path, f"loss.kl_weight={kl}", "training.steps=1", method="llds-action")
-    original = GRPOTrainer._get_per_token_logps_and_entropies
-
-    def drifted(self: Any, model: Any, ids: torch.Tensor, *args: Any, **kwargs: Any) -> tuple:
-        logps, *rest = original(self, model, ids, *args, **kwargs)
-        if torch.is_grad_enabled() and self.state.global_step > 0:
-            tail = ids[:, -logps.shape[1] :]
-            observed = torch.zeros_like(tail, dtype=torch.bool)
-            for one in trajectories(1):
-                for row in range(len(tail)):
-                    if tail[row, : len(one.completion_ids)].tolist() == one.completion_ids:
-                        span = torch.tensor(one.response_mask) == 0
-                        observed[row, : len(span)] = span
-            # Down for the divergence, up for the ratio.
-            shift = 150.0 if kl == 0 else -150.0
-            logps = torch.where(observed, logps + shift, logps)
-        return (logps, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", drifted)
-        assert run(args).rows[0]["nonfinite_updates"] == 0
 
 
 class Snapshots(TrainerCallback):

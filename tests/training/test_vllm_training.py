@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_helpers import one_line, train_run
+from run_helpers import refused, train_run
 from test_resume import fresh_root
 from trl.generation import vllm_generation
 
@@ -190,17 +190,16 @@ def test_a_missing_vllm_is_refused_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="vllm is not installed") as error:
-        check_vllm(load_experiment("smoke/grpo", VLLM), Path("policy"))
-    one_line(error)
+    config = load_experiment("smoke/grpo", VLLM)
+    refused(ConfigError, "vllm is not installed", check_vllm, config, Path("policy"))
     check_vllm(load_experiment("smoke/grpo"), Path("policy"))
 
 
 def test_a_missing_server_is_refused_with_the_command_that_starts_it(vllm: Any) -> None:
     overrides = ["sampler.mode=server", "sampler.server_url=http://127.0.0.1:9", *VLLM]
     config = load_experiment("smoke/grpo", [*overrides, "sampler.tensor_parallel=2"])
-    with pytest.raises(SamplerError, match=r"no vLLM server answers at .*http://127.0.0.1:9:") as e:
-        check_vllm(config, Path("policy"))
-    assert one_line(e).endswith(server_command(config, Path("policy")))
+    said = r"no vLLM server answers at .*http://127.0.0.1:9:"
+    line = refused(SamplerError, said, check_vllm, config, Path("policy"))
+    assert line.endswith(server_command(config, Path("policy")))
     for part in ("serve policy", "--port 9", "--tensor-parallel-size 2", "--dtype float32"):
-        assert part in one_line(e)
+        assert part in line
