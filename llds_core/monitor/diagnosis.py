@@ -130,6 +130,7 @@ def judge(log: TrainingLog) -> Diagnosis:
         notes += (f"no checkpoint was seen: before the alarm the reward was best at {back}",)
     if 2 * log.table.get("reward", log.table["step"]).count() < len(log.table):
         notes += ("most rows have no reward: if each is an update, give --updates-per-rollout",)
+    notes += tuple(f"{key}: {NEARLY[key]}" for key in log.keys.values() if key in NEARLY)
     return Diagnosis(
         log.source,
         log.framework,
@@ -140,9 +141,7 @@ def judge(log: TrainingLog) -> Diagnosis:
         causes[0] if causes else "",
         back,
         tuple(_missing(log)),
-        log.notes
-        + notes
-        + tuple(f"{key}: {NEARLY[key]}" for key in log.keys.values() if key in NEARLY),
+        log.notes + notes,
     )
 
 
@@ -203,6 +202,7 @@ def operating_point(name: str) -> str:
         f"{each['collapsed']} collapses, in {each['false']} of {each['healthy']} healthy runs, in "
         f"{each['declined_named']} of {each['declined']} that declined without a collapse; "
         for recipe, each in found["unseen"].items()
+        if each["collapsed"]
     )
     return (
         f"{unseen}on recipe {EVIDENCE['recipe']}, whose other arms gave the threshold: before "
