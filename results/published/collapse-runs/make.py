@@ -284,7 +284,8 @@ def told_of_saving(saved: pd.DataFrame) -> str:
         means = " | ".join("–" if pd.isna(mean) else f"{mean:.2f}" for mean in rewards)
         about = f"| {row.recipe}, {row.label} | {row.stopped} of {row.runs} |"
         standing = f"{row.standing} of {row.stopped}"
-        lines.append(f"{about} {row.steps_saved:.0%} | {means} | {standing} |")
+        saving = "–" if pd.isna(row.steps_saved) else f"{row.steps_saved:.0%}"
+        lines.append(f"{about} {saving} | {means} | {standing} |")
     return "\n".join(lines)
 
 
