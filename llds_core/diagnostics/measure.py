@@ -29,7 +29,7 @@ from llds_core.files import write_json, write_table
 from llds_core.rollout.environment import Environment, build_environment
 from llds_core.runs import Run
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
-from llds_core.runs.identity import flat
+from llds_core.runs.identity import changed_keys
 from llds_core.runs.policies import load_policy, load_tokenizer
 from llds_core.runs.provenance import git_state, package_versions
 from llds_core.worlds.records import Question
@@ -55,14 +55,11 @@ def measure(
     before anything is measured, or left out, as `data.too_long` says.
     """
     runs = _runs(profile, methods, seed, run_root)
-    first = flat(runs[0].config.to_dict())
     for run in runs[1:]:
-        for key, value in flat(run.config.to_dict()).items():
-            if key.partition(".")[0] in _SHARED and key not in _OWN and value != first[key]:
-                raise ConfigError(
-                    f"{runs[0].arm} has {key}={first[key]} and {run.arm} {value}: measure them one "
-                    "by one"
-                )
+        for key, first, value in changed_keys({"config": runs[0].config.to_dict()}, run.config):
+            if key.partition(".")[0] in _SHARED and key not in _OWN:
+                what = f"{runs[0].arm} has {key}={first} and {run.arm} {value}"
+                raise ConfigError(f"{what}: measure them one by one")
     folder = mechanism_path(run_root, profile, seed)
     asked = {"questions": questions, "rollouts": ROLLOUTS}
     stored = [_checkpoints(run, steps) for run in runs]

@@ -184,9 +184,9 @@ class Detector:
         """Whether the log has any of its columns."""
         return any(name in log.table for name in self.columns)
 
-    def alarm_row(self, log: TrainingLog) -> int | None:
-        """First row, counted from 0, whose score is above the threshold."""
-        above = np.flatnonzero(self.scores(log) > self.threshold)
+    def alarm_row(self, scores: np.ndarray) -> int | None:
+        """First row, counted from 0, whose score of `scores` (n,) is above the threshold."""
+        above = np.flatnonzero(scores > self.threshold)
         return int(above[0]) if len(above) else None
 
 

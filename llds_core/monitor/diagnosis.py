@@ -159,12 +159,12 @@ def _phase(log: TrainingLog) -> tuple[str, tuple[str, ...]]:
 
 
 def _alarm(detector: Detector, log: TrainingLog) -> Alarm | None:
-    row = detector.alarm_row(log)
+    scores = detector.scores(log)
+    row = detector.alarm_row(scores)
     if row is None:
         return None
     step, preset = int(log.table["step"].iloc[row]), ALARMS["detectors"][detector.name]
     advice = [a for a in preset["advice"] if not (log.column(a.get("unless", "")) > 0).any()]
-    scores = detector.scores(log)
     last = scores[~np.isnan(scores)][-1]
     return Alarm(
         detector.name,

@@ -20,6 +20,7 @@ import logging
 import re
 import shlex
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,9 +238,11 @@ def best_step(metrics: Sequence[Mapping[str, Any]], kept: Sequence[int]) -> int:
     `BEST_WINDOW` rows up to it; of several the one that stands first in `kept`.
     """
     rewards = {row["step"]: row["reward"] for row in metrics}
+    steps = sorted(rewards)
 
     def recent(step: int) -> float:
-        window = sorted(s for s in rewards if s <= step)[-BEST_WINDOW:]
+        end = bisect_right(steps, step)
+        window = steps[max(end - BEST_WINDOW, 0) : end]
         return sum(rewards[s] for s in window) / len(window) if window else float("-inf")
 
     return max(kept, key=recent)

@@ -149,12 +149,12 @@ def _all_phases(run: StoredRun, steps: int) -> bool | None:
     return names == every if "collapse" in names else None
 
 
-def _warned(detector: str, run: StoredRun, steps: int) -> bool | None:
+def _warned(name: str, run: StoredRun, steps: int) -> bool | None:
     """Whether an alarm came before the collapse of a run that has one."""
     if run.collapse_step is None:
         return None
     log = to_log(run.metrics.to_dict("records"), run.name)
-    row = DETECTORS[detector].alarm_row(log)
+    row = DETECTORS[name].alarm_row(DETECTORS[name].scores(log))
     return row is not None and bool(log.table["step"].iloc[row] < run.collapse_step)
 
 
