@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from llds_core.config import FEEDBACK
 from llds_core.evaluation.predictions import KEYS, POLICY, Key, Row
 from llds_core.evaluation.scores import score_answer
-from llds_core.retrieval.base import Hit, format_hits
+from llds_core.retrieval.base import FailingRetriever, Hit, SearchKey, format_hits
 from llds_core.rollout.environment import Environment
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.prompts import encode_plain, encode_text, prompt_text
@@ -79,13 +79,14 @@ class Agent:
         limits = self.environment.config.rollout
         if self.name in ("direct", "rag"):
             limits = replace(limits, max_searches=0)
+        failing = self.environment.failing(seed=seed, failure_rate=failure_rate)
         return self.environment.rollout_loop(
             self.tokenizer,
             limits,
             seed=seed,
             failure_rate=failure_rate,
             template=_wording(self.name, self.environment.template),
-            encode=self._prompts if self.name in PROMPTS else None,
+            encode=partial(self._prompts, failing) if self.name in PROMPTS else None,
             refine=partial(self._condensed, sampler_for) if self.name == "search-o1" else None,
             skip_too_long=True,
         )
@@ -128,13 +129,16 @@ class Agent:
             parts.append((came_back, str(decode(ids[action.end : end]))))
         return [{"kind": kind, "text": text} for kind, text in parts if text]
 
-    def _prompts(self, questions: Sequence[Question]) -> list[list[int]]:
+    def _prompts(
+        self, retriever: FailingRetriever, questions: Sequence[Question]
+    ) -> list[list[int]]:
         """Token ids of the prompts, with what a search for the question finds where they ask it."""
         config, template = self.environment.config, PROMPTS[self.name]
         documents = [""] * len(questions)
         if "{documents}" in template:
             asked = [question.question for question in questions]
-            found = self.environment.retriever.search(asked, config.retrieval.top_k)
+            keys = [SearchKey(0, question.id, 0, 0) for question in questions]
+            found, _ = retriever.search_keyed(asked, config.retrieval.top_k, keys)
             documents = [self._documents(hits) for hits in found]
         limit = str(config.rollout.max_searches)
         return [

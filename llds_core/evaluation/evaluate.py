@@ -36,6 +36,7 @@ from llds_core.evaluation.scores import (
     too_long,
 )
 from llds_core.files import append_lines, write_json, write_table
+from llds_core.machine.memory import evaluation_share
 from llds_core.rollout.environment import Environment
 from llds_core.rollout.samplers import Sampler, StopAtTag, TransformersSampler
 from llds_core.rollout.vllm_sampler import MOST_SEQUENCES, VLLMSampler, own_sampler
@@ -48,7 +49,6 @@ BASELINE_COLUMNS = (
     *("baseline", "benchmark", "n", "em", "em_low", "em_high", "f1", "sub_em"),
     *("valid_answers", "searches", "mode", "em_tagged"),
 )
-_MEMORY_SHARE = 0.8  # of a GPU that an evaluation has for itself
 _LIMITS = ("max_searches", "max_action_tokens", "max_observation_tokens", "max_total_tokens")
 
 
@@ -211,7 +211,7 @@ class Evaluation:
             "dtype": config.training.dtype,
             "tensor_parallel_size": config.sampler.tensor_parallel,
             "max_num_seqs": min(config.evaluation.batch_size, MOST_SEQUENCES),
-            **({"gpu_memory_utilization": _MEMORY_SHARE} if on_gpu else {}),
+            **({"gpu_memory_utilization": evaluation_share(config)} if on_gpu else {}),
         }
         with own_sampler(self._served, **options) as (greedy, tokenizer):
             yield tokenizer, partial(self._vllm_sampler, greedy)

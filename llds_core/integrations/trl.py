@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from trl import GRPOConfig, GRPOTrainer
 
 from llds_core.errors import ConfigError
@@ -19,6 +20,18 @@ from llds_core.losses.llds import check_penalty_options
 
 _SUMS = ("penalty_sum", "gated_tokens", "preserved_tokens", *DISPLACEMENT)
 _Trainer: Any = object  # what comes next in the order of a subclass, of which types know nothing
+
+
+def keep_32_bits(trainer: Any) -> None:
+    """Keep what modules return, and sums of gradients, in 32 bits under FSDP2.
+
+    accelerate's own policy casts them to the type of the products: log-probabilities would be
+    rounded to steps of 0.008 nats and more, which no gate and no clipping survives.
+    """
+    if trainer.accelerator.is_fsdp2 and trainer.args.bf16:
+        trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+        )
 
 
 class LLDSMixin(_Trainer):
@@ -91,8 +104,14 @@ class LLDSMixin(_Trainer):
             raise ConfigError(
                 f"the model drops out {dropout:g} of its values, which moves log-probabilities "
                 "more than an update does: set disable_dropout=True in GRPOConfig, and load the "
-                "model with attention_dropout=0"
+                "model with attention_dropout=0, or what its configuration calls it"
             )
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """See `keep_32_bits`; without weight all is as TRL has it."""
+        super().create_accelerator_and_postprocess()
+        if self.llds_weight > 0:
+            keep_32_bits(self)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
         output = super()._get_per_token_logps_and_entropies(*args, **kwargs)
@@ -161,11 +180,12 @@ class LLDSMixin(_Trainer):
 
 
 def _largest_dropout(model: torch.nn.Module) -> float:
-    """The largest share that a module of `model` drops, also where attention drops by itself."""
+    """The largest share that a module of `model` drops, also where it drops by a function."""
     modules = [*model.modules()]
     shares = [module.p for module in modules if isinstance(module, torch.nn.Dropout)]
-    shares += [getattr(module, "attention_dropout", 0) for module in modules]
-    return max((s for s in shares if isinstance(s, (int, float))), default=0)
+    named = [item for module in modules for item in vars(module).items()]
+    shares += [p for name, p in named if "dropout" in name and isinstance(p, float)]
+    return max(shares, default=0)
 
 
 def _constants(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

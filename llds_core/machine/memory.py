@@ -42,6 +42,7 @@ WIKIPEDIA_PASSAGES, E5_DIMENSION = 21_015_324, 768
 """Passages of 100 words in the dump of December 2018, and the length of their vectors."""
 
 _CONTEXT = round(1.5 * GIB)  # CUDA, cuBLAS and NCCL of one process
+_EVALUATION_SHARE = 0.8  # of a GPU that holds nothing else
 _VLLM_WORKSPACE = round(1.5 * GIB)  # CUDA graphs and activations of the engine
 _CPU_PROCESS, _GPU_PROCESS = 1 * GIB, 4 * GIB  # main memory: Python with TRL; with CUDA and vLLM
 _TOKEN_TILE, _VOCABULARY_TILE = 4_096, 32_768
@@ -178,11 +179,7 @@ def gpu_memory(
     """
     capacity, sampler = (config.hardware.gpu_memory_gib or 0) * GIB, config.sampler
     parts = update_parts(config, shape) | {"context": _CONTEXT, "vllm_weights": 0, "kv_cache": 0}
-    parts["index"] = 0
-    if config.world.name == "files" and config.dense.device == "cuda":
-        # FAISS keeps 16-bit numbers only of exact indices.
-        half = config.dense.half and config.dense.index == "flat"
-        parts["index"] = index_bytes(config.dense) // config.hardware.processes // (1 + half)
+    parts["index"] = gpu_index_bytes(config)
     update = sum(parts.values())
     engine = 0
     if sampler.backend == "transformers":
@@ -199,6 +196,24 @@ def gpu_memory(
     rollout = sum(parts[name] for name in resident) + engine
     parts["total"] = max(update, rollout)
     return parts, {"update": update, "rollout": rollout, "limit": round(USABLE * capacity)}
+
+
+def gpu_index_bytes(config: ExperimentConfig) -> int:
+    """Bytes of the search index on each GPU: an exact one is divided among those of its node, a
+    graph stays in main memory.
+    """
+    dense = config.dense
+    if config.world.name != "files" or dense.device == "cpu" or dense.index != "flat":
+        return 0
+    return index_bytes(dense) // config.hardware.processes // (1 + dense.half)
+
+
+def evaluation_share(config: ExperimentConfig) -> float:
+    """Share of a GPU that vLLM may take for an evaluation: what the search index leaves."""
+    if config.hardware.gpu_memory_gib is None:
+        return _EVALUATION_SHARE
+    taken = (gpu_index_bytes(config) + _CONTEXT) / (config.hardware.gpu_memory_gib * GIB)
+    return min(_EVALUATION_SHARE, USABLE - taken)
 
 
 def host_memory(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:

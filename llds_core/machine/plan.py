@@ -114,11 +114,15 @@ def estimate(config: ExperimentConfig, run_root: Path = DEFAULT_ROOT) -> Estimat
     disk = {name: size for name, size in downloads.items() if size is not None}
     if config.world.name == "files":
         # Vectors, unless published ones are searched where they lie, and files of other kinds.
-        disk["own index"] = 0 if config.dense.vectors else _VECTORS
+        disk["own index"] = 0 if config.dense.vectors else _VECTORS // (1 + config.dense.half)
         disk["own index"] += 0 if config.dense.index == "flat" else index_bytes(config.dense)
-    # The best one and the one being written come on top of the latest.
-    kept, every = config.training.keep_checkpoints + 2, config.training.resumable_every
-    whole = kept if every is None else 2
+    # The best one and the one being written come on top of the latest; so does the one before it
+    # that a run can be continued from, where that is not among these.
+    training = config.training
+    kept = whole = training.keep_checkpoints + 2
+    if training.resumable_every:
+        among = training.keep_checkpoints * training.save_every // training.resumable_every + 1
+        kept, whole = kept + (among < 2), 1 + max(2, among)
     disk["checkpoints"] = whole * checkpoint_bytes(config, shape)
     disk["checkpoints"] += (kept - whole) * 4 * shape.parameters
     tokens, seconds, throughput = _measured(config, run_root) or _stated(config, shape)
@@ -243,7 +247,8 @@ def _stated(config: ExperimentConfig, shape: ModelShape) -> Rate:
         waits = shape.layers * sampled * _LAUNCH[config.sampler.backend]
         seconds = max(seconds, shape.layers * trained) + waits
         source += f", and {waits:.1f} s of waiting for the longest action"
-        if config.world.name == "files" and config.dense.device != "cuda":
+        exact = config.world.name == "files" and config.dense.index == "flat"
+        if exact and config.dense.device == "cpu":
             searches = config.trajectories_per_rollout * min(_SEARCHES, rollout.max_searches)
             seconds += searches * _SEARCH / _SEARCH_CORES
             source += f", searches on {_SEARCH_CORES} cores"
@@ -281,7 +286,8 @@ def _measured(config: ExperimentConfig, run_root: Path) -> Rate | None:
 def _is_alike(manifest: dict[str, Any], config: ExperimentConfig) -> bool:
     defaults = flat(ExperimentConfig(config.profile, config.method).to_dict())
     before = defaults | flat(manifest["config"])
-    return all(
+    on_gpu = [before["hardware.gpu_memory_gib"], config.hardware.gpu_memory_gib]
+    return (on_gpu[0] is None) == (on_gpu[1] is None) and all(
         before.get(key) == value
         for key, value in flat(config.to_dict()).items()
         if key.startswith(_TIMED)
@@ -366,11 +372,15 @@ def layout_overrides(
     return laid_over(changed, overrides)
 
 
-def say_costs(configs: Sequence[ExperimentConfig], run_root: Path, left: int) -> None:
-    """Print what `left` runs of `configs` take; refuse GPUs that are too small."""
+def say_costs(
+    configs: Sequence[ExperimentConfig], run_root: Path, left: int, overrides: Sequence[str] = ()
+) -> None:
+    """Print what `left` runs of `configs` take; refuse GPUs that are too small. `overrides` are
+    those of the user, which other layouts would have, too.
+    """
     planned = estimate(configs[0], run_root)
     if planned.gpus and not planned.fits:
-        raise ConfigError(f"{planned.reason}: {advice(configs[0])}")
+        raise ConfigError(f"{planned.reason}: {advice(configs[0], overrides)}")
     low, high = (left * hours for hours in planned.hours_range)
     gpu_hours = f", {left * planned.gpu_hours:,.0f} GPU-hours" if planned.gpus else ""
     print(planned.text())

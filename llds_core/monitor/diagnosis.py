@@ -199,10 +199,10 @@ def operating_point(name: str) -> str:
     before = "" if lead is None else f", {lead:g} steps before in the median"
     unseen = "".join(
         f"on recipe {recipe}, new to its threshold: before {each['early']} of "
-        f"{each['collapsed']} collapses, in {each['false']} of {each['healthy']} healthy runs, in "
-        f"{each['declined_named']} of {each['declined']} that declined without a collapse; "
+        f"{each['collapsed']} collapses, in {each['false']} of {each['healthy']} healthy runs "
+        f"({each['false_ever']} at any row), in {each['declined_named']} of {each['declined']} "
+        "that declined without a collapse; "
         for recipe, each in found["unseen"].items()
-        if each["collapsed"]
     )
     return (
         f"{unseen}on recipe {EVIDENCE['recipe']}, whose other arms gave the threshold: before "

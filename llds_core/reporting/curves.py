@@ -54,9 +54,11 @@ def curves_figure(
     same_scale: Sequence[str] = (),
     glance: bool = False,
     behind: Sequence[StoredRun] = (),
+    mean_of: tuple[int, int] | None = None,
 ) -> Figure:
     """Draw one panel per metric against the step, lines as in `draw_arms`, arms named where they
-    end, and above each panel what its metric does.
+    end, and above each panel what its metric does: see `describe`, or its mean from one step to
+    another, `mean_of`.
 
     What changes by factors has a logarithmic axis if its values allow it; panels of `same_scale`
     are to be compared and get one, see `share_scale`. Unless drawn for a `glance`, dotted verticals
@@ -81,7 +83,8 @@ def curves_figure(
             for run in behind:
                 seen = run.rows[panel].rolling(_GLANCE if glance else 1, min_periods=1).mean()
                 axes.plot(run.rows["step"], seen, color=look.FAINT, lw=0.5, alpha=0.5, zorder=0)
-            look.set_title(axes, describe(arms, panel), columns)
+            title = _means(arms, panel, *mean_of) if mean_of else describe(arms, panel)
+            look.set_title(axes, title, columns)
             axes.set(xlabel="step", ylabel=look.axis_label(panel))
             first = data["step"].min()
             axes.set_xlim(first, max(data["step"].max(), first + 1))
@@ -129,8 +132,8 @@ class LiveCurves:
 
 def describe(arms: Mapping[str, Sequence[StoredRun]], metric: str) -> str:
     """By how much a metric changes in each arm, from the first window to the last, with half of the
-    95 % interval over seeds, or the noise of a window where they are too few, if there are at most
-    two arms; of a reward that collapses anywhere, in how many runs.
+    95 % interval over seeds where they are three or more, if there are at most two arms; of a
+    reward that collapses anywhere, in how many runs.
     """
     counts = {arm: sum(run.collapse is not None for run in runs) for arm, runs in arms.items()}
     if metric == "reward" and any(counts.values()):
@@ -142,14 +145,21 @@ def describe(arms: Mapping[str, Sequence[StoredRun]], metric: str) -> str:
     return look.each_arm({arm: change for arm, change in changes.items() if change})
 
 
+def _means(arms: Mapping[str, Sequence[StoredRun]], metric: str, first: int, last: int) -> str:
+    values = {
+        arm: np.mean([run.rows.set_index("step")[metric].loc[first:last].mean() for run in runs])
+        for arm, runs in arms.items()
+    }
+    return look.each_arm({arm: number(value, plus=True) for arm, value in values.items()})
+
+
 def _change(runs: Sequence[StoredRun], metric: str, *, whole: bool) -> str:
     found = student_interval([run.change(metric) for run in runs])
-    half = (found.high - found.low) / 2
-    if found.n < look.SEEDS_FOR_INTERVAL:
-        half = max(2 * run.noise(metric, run.length) * (2 / run.window) ** 0.5 for run in runs)
-    digits = 2 if half < 1 else 1 if half < 10 else 0
-    spread = f" ± {number(half, digits)}" if whole else ""
-    return f"{number(found.estimate, digits, plus=True)}{spread}" if np.isfinite(half) else ""
+    several = found.n >= look.SEEDS_FOR_INTERVAL
+    size = (found.high - found.low) / 2 if several else abs(found.estimate)
+    digits = 2 if size < 1 else 1 if size < 10 else 0
+    spread = f" ± {number(size, digits)}" if whole and several else ""
+    return f"{number(found.estimate, digits, plus=True)}{spread}" if np.isfinite(size) else ""
 
 
 def _mark_phases(

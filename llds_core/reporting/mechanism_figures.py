@@ -113,7 +113,7 @@ def likelihood_change_figure(changes: pd.DataFrame, runs: Sequence[StoredRun]) -
     measured = measured.assign(alike=alike, share=(measured["delta"] < 0).astype(float))
     with look.theme():
         figure, (share, change, states) = look.panels(1, 3, 2.7)
-        by_step = look.draw_arms(share, measured, arms, y="share", marker="o")
+        look.draw_arms(share, measured, arms, y="share", marker="o")
         by_state = look.draw_arms(states, measured, arms, "alike", "share", marker="o")
         for method, own in measured.groupby("method"):
             spread, colour = own.groupby("step")["delta"], arms[str(method)][1]
@@ -121,8 +121,10 @@ def likelihood_change_figure(changes: pd.DataFrame, runs: Sequence[StoredRun]) -
             shade: dict[str, Any] = {"color": colour, "alpha": 0.18, "linewidth": 0}
             low, high = spread.quantile(0.1), spread.quantile(0.9)
             change.fill_between(low.index, low, high, **shade)
-        lost = {method: f"{mean.max():.0%}" for method, mean in by_step.items()}
-        look.set_title(share, f"Questions that lose, at most: {look.each_arm(lost)}", 3)
+        by_seed = measured.groupby(["method", "seed", "step"])["share"].mean()
+        last = by_seed.groupby(["method", "seed"]).last().groupby("method").mean()
+        lost = look.each_arm(last.map("{:.0%}".format))
+        look.set_title(share, f"Questions that lose, last measured: {lost}", 3)
         medians = measured.groupby("method", sort=False)["delta"].median()
         look.set_title(change, f"Median change: {look.each_arm(medians.map('{:+.1f}'.format))}", 3)
         ends = {m: f"{mean.iloc[0]:.0%} → {mean.iloc[-1]:.0%}" for m, mean in by_state.items()}

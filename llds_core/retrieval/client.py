@@ -91,7 +91,10 @@ def _in_order(items: list[_Item], url: str) -> list[Hit]:
         scores = [float(-place) for place in range(len(items))]
     hits = [item.hit(score) for item, score in zip(items, scores, strict=True)]
     ordered = sorted(hits, key=lambda hit: -hit.score)  # stable
-    once = list({hit.id: hit for hit in reversed(ordered)}.values())[::-1]
+    best: dict[str, Hit] = {}
+    for hit in ordered:
+        best.setdefault(hit.id, hit)
+    once = [*best.values()]
     if ordered != hits:
         _say_once(url, "gives passages out of order: they are sorted by score")
     if len(once) < len(hits):
@@ -272,14 +275,15 @@ class Health:
 
 
 def ask_health(url: str, *, timeout: float = 3.0) -> Health:
-    """Ask once what is at `url`, waiting at most `timeout` seconds for each answer."""
+    """Ask once what is at `url`, waiting at most `timeout` seconds, for a search ten times that."""
     url = address(url)
     try:
         with _session() as session:
             answer = session.get(f"{url}/health", timeout=timeout, allow_redirects=False)
             if answer.status_code in _NO_SUCH_PAGE:
                 query: dict[str, Any] = {"queries": ["capital"], "topk": 1, "return_scores": True}
-                found = session.post(f"{url}/retrieve", json=query, timeout=timeout)
+                # An exact search of a large index takes its time.
+                found = session.post(f"{url}/retrieve", json=query, timeout=10 * timeout)
                 _Answer.model_validate_json(found.content).items(1, need_ids=False)
                 return Health("unnamed")
         if answer.status_code == 200:

@@ -88,7 +88,7 @@ def build_index(
         damaged = _damaged(folder, manifest)
         if not damaged and manifest["index"] == kind and "sha256" in manifest:
             return manifest
-        for each in damaged:
+        for each in [*damaged, *folder.glob(".*.partial")]:  # what a killed build left
             each.unlink(missing_ok=True)
         write_json(folder / "manifest.json", unfinished)
         if settings.vectors is None:

@@ -49,6 +49,10 @@ class Environment:
         rollout = replace(self.config.rollout, max_searches=searches)
         return replace(self, config=replace(self.config, rollout=rollout))
 
+    def failing(self, *, seed: int, failure_rate: float) -> FailingRetriever:
+        """Its search engine, whose searches fail at `failure_rate`, keyed by `seed`."""
+        return FailingRetriever(self.retriever, failure_rate, self.world.passages, seed)
+
     def rollout_loop(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -61,9 +65,7 @@ class Environment:
         """Return a loop over this world whose searches fail at `failure_rate`, keyed by `seed`.
         `limits` replace those of the configuration; `options` are those of `RolloutLoop`.
         """
-        failing = FailingRetriever(
-            self.retriever, failure_rate=failure_rate, passages=self.world.passages, seed=seed
-        )
+        failing = self.failing(seed=seed, failure_rate=failure_rate)
         limits, top_k = limits or self.config.rollout, self.config.retrieval.top_k
         waits = self.config.sampler.lock_step
         usual: dict[str, Any] = {"template": self.template, "lock_step": waits}

@@ -24,7 +24,8 @@ STOP_TAGS = (f"</{SEARCH}>", f"</{ANSWER}>")
 OBSERVATION_END = f"</{INFORMATION}>\n\n"
 
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
-_BLOCK = re.compile(r"<(think|search|answer)>.*?</\1>", re.DOTALL)
+_BLOCK = re.compile(r"<(think|search|answer)>(.*?)</\1>", re.DOTALL)
+_TAG = re.compile("|".join(TAGS))
 
 ActionKind = Literal["search", "answer", "invalid"]
 StopReason = Literal["answer", "turns", "length", "too_long"]
@@ -145,7 +146,7 @@ def information(text: str) -> str:
 
 def block_sequence(trajectory: Trajectory) -> list[str]:
     """Names of the blocks of a trajectory for the format reward: `think`, `search`, `information`
-    and `answer`, and `text` for what the policy wrote outside of them, white space apart.
+    and `answer`, and `text` for what stands outside of them, white space apart, or is no block.
 
     Works on actions, so that tags inside retrieved passages are no blocks.
     """
@@ -155,9 +156,11 @@ def block_sequence(trajectory: Trajectory) -> list[str]:
         for match in _BLOCK.finditer(action.text):
             if action.text[position : match.start()].strip():
                 blocks.append("text")
-            blocks.append(match[1])
+            # A tag within a block is unbalanced or nested.
+            blocks.append("text" if _TAG.search(match[2]) else match[1])
             position = match.end()
-        if action.text[position:].strip():
+        # The corrective message to an invalid action is text between blocks, too.
+        if action.text[position:].strip() or action.kind == "invalid":
             blocks.append("text")
         if action.executed:
             blocks.append(INFORMATION)

@@ -266,7 +266,7 @@ def dose_figure(data: pd.DataFrame, name: str, paper: Mapping[float, str] | None
         for place, (one, line) in enumerate(zip(series, ("-", "--"), strict=False)):
             part = data[data["series"] == one]
             usual = part[part["steps"] == part["steps"].min()]
-            mean = usual.groupby("dose")["last_reward"].mean()
+            mean = usual.groupby("dose")["last_reward"].mean().reindex(levels)  # no line over gaps
             style: dict[str, Any] = {"color": look.GREY, "linestyle": line, "zorder": 0}
             axes.plot([places[dose] for dose in mean.index], mean, linewidth=1.2, **style)
             marks: dict[str, Any] = {"y": "last_reward", "hue": "trained", "palette": colours}

@@ -115,9 +115,14 @@ class PublishedStudy:
         """Steps at which runs of an arm collapse."""
         return [run.collapse_step for run in self.collapsing(arm)]
 
-    def collapsed(self, arm: str) -> str:
-        """`k of n`: how many seeds of an arm collapse."""
-        return f"{len(self.collapses(arm))} of {len(self.arms[arm])}"
+    def collapsed(self, *arms: str, within: int | None = None) -> str:
+        """`k of n`: how many runs of some arms collapse, within so many steps if given."""
+        runs = [run.first(within) for arm in arms for run in self.arms[arm].values()]
+        return f"{sum(run.collapse is not None for run in runs)} of {len(runs)}"
+
+    def halved(self, arm: str, within: int | None = None) -> int:
+        """On how many seeds of an arm the reward was below half of its best at some point."""
+        return sum(run.first(within).lowest_after_best() < 0.5 for run in self.arms[arm].values())
 
     def claim(self, start: str) -> Any:
         """The row of `claims.csv` whose claim begins like this."""
@@ -166,8 +171,16 @@ class PublishedStudy:
 
     def shares(self, measurement: str, arm: str, place: str) -> list[float]:
         """A share at the first or the last measured checkpoint before the collapse, by seed."""
+        return shares_at(self._evidence, measurement, arm, place).tolist()
+
+    def measured(self, arm: str, name: str, optimizer: str, *columns: str) -> pd.DataFrame:
+        """Measurements at checkpoints of an arm, see `Evidence.measured`."""
+        return self._evidence.measured(arm, name, optimizer, *columns)
+
+    @cached_property
+    def _evidence(self) -> Evidence:
         tables = published_mechanism(self.folder.parent, self.folder.name)
-        return shares_at(Evidence(self._stored, tables), measurement, arm, place).tolist()
+        return Evidence(self._stored, tables)
 
     @property
     def alone(self) -> list[StoredRun]:

@@ -63,7 +63,7 @@ def reproduce(
     out_dir = Path("results") / profile if out_dir is None else out_dir
     seeds, arms = numbers(seeds), words(arms)
     as_printed = all(override_key(override) in FREE for override in overrides)
-    overrides = layout_overrides(f"{profile}/{arms[0]}", layout, overrides)
+    given, overrides = overrides, layout_overrides(f"{profile}/{arms[0]}", layout, overrides)
     runs = [Run.load(f"{profile}/{arm}", seed, root, overrides) for seed in seeds for arm in arms]
     left = [run for run in runs if not run.is_finished()]
     index = out_dir / "index.json"
@@ -73,7 +73,7 @@ def reproduce(
         return _conclude(index, [load_run(run.path) for run in runs])
     _check_machine(runs[0], machine, max(1, len(left)))
     _section("cost")
-    say_costs([run.config for run in runs[: len(arms)]], root, len(left))
+    say_costs([run.config for run in runs[: len(arms)]], root, len(left), given)
     with _search_service(runs[0], retriever_env, machine):
         if machine.rank:
             _train(runs, left, machine)

@@ -21,6 +21,7 @@ from llds_core.rollout.protocol import Trajectory
 from llds_core.training.settings import SearchGRPOConfig
 
 _SUMS = ("dapo", "cispo")  # TRL's losses that are sums, over a count of the whole rollout
+_MASK_WEIGHT = 0.2  # of the official code of LLDS-MA
 _TRL_EPSILON = 1e-4  # what TRL adds to a deviation
 
 
@@ -123,7 +124,11 @@ def answer_weight(trajectories: Sequence[Trajectory], loss: LossConfig) -> float
         return loss.answer_weight
     # In 32 bits: runs are continued to the bit.
     searches = torch.tensor(sum(t.searches for t in trajectories) / len(trajectories)).item()
-    return answer_weight_ramp(searches, ramp=loss.answer_ramp) * loss.answer_weight
+    # The official ramp has a slope of its own and ends at the penalty's weight.
+    official = loss.answer_ramp == "code" and loss.llds_weight > 0
+    budget = 1 + loss.llds_weight / _MASK_WEIGHT if official else 2.0
+    ramp = answer_weight_ramp(searches, ramp=loss.answer_ramp, budget=budget)
+    return ramp * loss.answer_weight
 
 
 def _counted(micro: dict[str, Any], args: SearchGRPOConfig) -> torch.Tensor:

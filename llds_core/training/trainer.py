@@ -30,7 +30,6 @@ from typing import Any, cast
 import torch
 from accelerate.utils import gather_object
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
@@ -38,6 +37,7 @@ from trl import GRPOTrainer
 
 from llds_core.config.seeding import torch_generator
 from llds_core.errors import TrainingDivergedError
+from llds_core.integrations.trl import keep_32_bits
 from llds_core.losses import clamped_reference
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory, validate_response_masks
@@ -132,16 +132,9 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
                 use_unpadded_attention(policy)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Keep what modules return, and sums of gradients, in 32 bits under FSDP2.
-
-        accelerate's own policy casts them to the type of the products: log-probabilities would be
-        rounded to steps of 0.008 nats and more, which no gate and no clipping survives.
-        """
+        """See `keep_32_bits`."""
         super().create_accelerator_and_postprocess()
-        if self.accelerator.is_fsdp2 and self.args.bf16:
-            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
-                param_dtype=torch.bfloat16, reduce_dtype=torch.float32
-            )
+        keep_32_bits(self)
 
     @property
     def step(self) -> int:

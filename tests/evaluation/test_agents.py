@@ -17,7 +17,7 @@ SEARCH = "<think>hm</think><search> Lyon </search>"
 ANSWER = "<answer> Paris </answer>"
 
 
-def play(name, *texts, hits=HITS, helper=()):
+def play(name, *texts, hits=HITS, helper=(), failure_rate=0.0):
     """One line of predictions, with what the model, the helper and the engine were asked."""
     engine = StubRetriever(hits)
     asked, reader = ScriptedSampler(TOKENIZER, [texts]), ScriptedSampler(TOKENIZER, [helper])
@@ -28,7 +28,7 @@ def play(name, *texts, hits=HITS, helper=()):
         names.extend(streams)
         return reader
 
-    [trajectory] = agent.loop(sampler_for).run([(QUESTION, 0)], asked).trajectories
+    [trajectory] = agent.loop(sampler_for, failure_rate).run([(QUESTION, 0)], asked).trajectories
     row = agent.prediction(("city-country", "q0", "greedy", 0), trajectory, 0.5)
     return row, asked.prompts, reader.prompts, engine.queries, names
 
@@ -52,6 +52,9 @@ def test_rag_searches_the_question_once_and_reads_the_passages_in_its_prompt():
     assert "Doc 2(Title: Nice)" in prompt and "where is {it}?" in prompt
     _, [prompt], *_ = play("rag", ANSWER, hits=(Hit("a", "Long", "word " * 2000, 1.0),))
     assert len(TOKENIZER.encode(prompt)) < 800
+    # Where searches fail on purpose, its own fails, too.
+    _, [prompt], *_ = play("rag", ANSWER, failure_rate=1.0)
+    assert "Doc 1(" in prompt and "Lyon lies" not in prompt
 
 
 def test_search_o1_condenses_what_was_found_before_it_goes_on():

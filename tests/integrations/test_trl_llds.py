@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -199,6 +200,24 @@ def test_dropout_is_refused_until_it_is_switched_off(policy: Path, tmp_path: Pat
     trainer_of(*made, module, disable_dropout=True)
     refused(ConfigError, "attention_dropout=0", trainer_of, *made, attention, disable_dropout=True)
     trainer_of(*made, attention | {"llds_weight": 0.0})
+
+
+def test_log_probabilities_keep_32_bits_under_fsdp2() -> None:
+    """Rounded to 16 bits, most losses of likelihood are 0 and the gate stays shut."""
+
+    class Sharded:
+        args, plugin = SimpleNamespace(bf16=True), SimpleNamespace(mixed_precision_policy="theirs")
+
+        def create_accelerator_and_postprocess(self) -> None:
+            state = SimpleNamespace(fsdp_plugin=self.plugin)
+            self.accelerator = SimpleNamespace(is_fsdp2=True, state=state)
+
+    trainer = type("Mine", (LLDSMixin, Sharded), {"__init__": lambda self: None})()
+    for trainer.llds_weight in (0.0, 0.2):
+        trainer.create_accelerator_and_postprocess()
+        policy = trainer.plugin.mixed_precision_policy
+        assert (policy == "theirs") == (trainer.llds_weight == 0)
+    assert (policy.output_dtype, policy.reduce_dtype) == (None, torch.float32)
 
 
 def test_arguments_stand_where_those_of_trl_do(policy: Path, tmp_path: Path) -> None:

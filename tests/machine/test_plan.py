@@ -11,7 +11,7 @@ from run_helpers import mistake, refused
 from llds_core.__main__ import main
 from llds_core.config import layouts, layouts_for, load, load_experiment, profiles
 from llds_core.errors import ConfigError
-from llds_core.machine.memory import policy_shape
+from llds_core.machine.memory import evaluation_share, policy_shape
 from llds_core.machine.plan import advice, estimate, layout_overrides, load_laid_out, say_costs
 from llds_core.runs import Run, RunDirectory
 
@@ -88,9 +88,10 @@ def test_downloads_and_disk_are_the_known_sizes() -> None:
     assert found.downloads_gb["questions"] is None
     assert found.disk_parts_gib["checkpoints"] == 4 * 16 * parameters / 2**30
     assert found.disk_gib == pytest.approx(sum(found.disk_parts_gib.values()))
-    # Published vectors are searched where they lie; encoding makes as many, a graph one more file.
+    # Published vectors are searched where they lie; encoding makes as many, of 16 bits here, and a
+    # graph one more file.
     assert found.disk_parts_gib["own index"] == 0
-    for overrides, sizes in (["dense.vectors=null"], 1), (["dense.index=hnsw"], 1.17):
+    for overrides, sizes in (["dense.vectors=null"], 0.5), (["dense.index=hnsw"], 1.17):
         own = estimate(load_experiment("paper-3b/grpo", overrides)).disk_parts_gib["own index"]
         assert own == pytest.approx(sizes * 60.125, rel=0.01)
 
@@ -187,8 +188,8 @@ def test_checkpoints_gathering_and_pushing_are_in_the_step() -> None:
     parts = fewer.throughput["seconds_of_it"]
     assert parts["checkpoints"] == pytest.approx((0.1 * 4 + 0.9) * weights / 15 / 1e9)
     assert parts["gather"] < found["seconds_of_it"]["gather"]
-    # Two whole ones, the last and the one being written; the rest is weights.
-    assert fewer.disk_parts_gib["checkpoints"] == pytest.approx((2 * 4 + 2) * weights / 2**30)
+    # Whole are the best one, the one being written, and the last that a run can be continued from.
+    assert fewer.disk_parts_gib["checkpoints"] == pytest.approx((3 * 4 + 2) * weights / 2**30)
     assert found["seconds_per_step"] > fewer.throughput["seconds_per_step"]
 
 
@@ -230,6 +231,20 @@ def test_costs_are_those_of_the_plan_for_every_run_left(tmp_path: Path, capsys) 
     small = load_experiment("paper-7b/grpo", ["hardware.gpu_memory_gib=24"])
     named = r"GiB on each GPU.*it fits on layout 1x141 or"
     refused(ConfigError, named, say_costs, [small], tmp_path, 1)
+    # Layouts are tried with what the user wants, too.
+    wanted = ["rollout.max_total_tokens=40000"]
+    long = load_experiment("paper-3b/grpo", wanted)
+    refused(ConfigError, "it fits on no layout", say_costs, [long], tmp_path, 1, wanted)
+
+
+def test_an_index_is_on_the_gpus_when_it_is_exact_and_may_be(tmp_path: Path) -> None:
+    for overrides, size in (["dense.device=auto"], 7.5), (["dense.index=hnsw"], 0), ([], 7.5):
+        found = estimate(load_experiment("paper-3b/grpo", overrides), tmp_path)
+        assert found.gpu_memory_gib["index"] == pytest.approx(size, abs=0.1)
+    # An evaluation leaves the index its room, and no GPU is filled.
+    for layout, share in ("1x141", 0.72), ("4x80", 0.8):
+        config = load_experiment("paper-3b/grpo", layout=layout)
+        assert evaluation_share(config) == pytest.approx(share, abs=0.01)
 
 
 def test_accelerate_reads_its_configuration() -> None:

@@ -40,8 +40,7 @@ def test_a_collapsed_run_is_called_one_from_verls_console() -> None:
     assert f"before {measured['early']} of {measured['collapsed']} collapses" in clip.evidence
     for recipe, unseen in measured["unseen"].items():
         told = f"before {unseen['early']} of {unseen['collapsed']} collapses"
-        said = f"on recipe {recipe}, new to its threshold: {told}" in clip.evidence
-        assert said == bool(unseen["collapsed"])
+        assert f"on recipe {recipe}, new to its threshold: {told}" in clip.evidence
     arm = EVIDENCE["arms"]["desk/grpo-lr-half"]
     told = f"{arm['collapsed']} of {arm['seeds']} seeds collapsed {arm['share']}, "
     told += f"GRPO's {arm['grpo_collapsed']} of {arm['seeds']} on the same seeds; last reward"

@@ -262,8 +262,8 @@ def test_answers_are_put_right_where_the_contract_leaves_them_open(caplog) -> No
     ]
     mixed = [item(document={"id": "a"}, score=1), item(document={"id": "b"}, score=2)]
     mixed += [
-        item(document={"id": "b"}, score=2),
-        item(document={"id": "c", "contents": "x" * 200_000}),
+        item(document={"id": "b"}, score=0.5),  # its best place is the first
+        item(document={"id": "c", "contents": "x" * 200_000}, score=0.7),
     ]
     given = [(404, {}, b""), *((200, {}, answers([rows])) for rows in (bare, mixed, bare, mixed))]
     with Scripted(*(lambda *_, one=one: one for one in given)).serve() as url:

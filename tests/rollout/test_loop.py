@@ -144,6 +144,11 @@ def test_format_reward_is_judged_on_actions(script: Script, golden: str, reward:
         # The last search is not executed and shows nothing.
         ([SEARCH, SEARCH, SEARCH], ["search", "information", "search", "information", "search"]),
         (["so <think>it</think> \n was" + ANSWER], ["text", "think", "text", "answer"]),
+        # What answers an invalid action stands between blocks.
+        (["<think>it</think>", IT + ANSWER], ["think", "text", "think", "answer"]),
+        ([" ", IT + ANSWER], ["text", "think", "answer"]),
+        (["<think>a <think>b</think>" + ANSWER], ["text", "answer"]),
+        (["<think>a <search> tag</think>" + ANSWER], ["text", "answer"]),
     ],
 )
 def test_blocks_are_those_of_the_actions_and_of_what_was_shown(script: Script, blocks) -> None:

@@ -1,6 +1,7 @@
 """The trainer against `losses/`; what its batches carry, what its head scores."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from recorded import NoPenaltyCode, Recorded, run
 from scripted import TOKENIZER, largest_difference, policy, settings, trajectories, weights
 
+from llds_core.config import LossConfig
 from llds_core.losses import (
     aggregate,
     answer_weight_ramp,
@@ -16,6 +18,7 @@ from llds_core.losses import (
     policy_loss,
     sampler_correction,
 )
+from llds_core.training.micro_batches import answer_weight
 from llds_core.training.policy_head import add_policy_head, policy_labels
 from llds_core.training.trainer import SearchGRPOTrainer
 
@@ -133,6 +136,14 @@ def test_loss_and_gradient_equal_the_reference(tmp_path: Path, overrides: str) -
     assert all(batch["answer_weight"] == pytest.approx(wanted) for batch in batches)
     if not args.micro_batch_means:
         check_penalty_counts(trainer, args)
+
+
+def test_the_official_ramp_of_answers_ends_at_the_weight_of_the_penalty() -> None:
+    """min(0.2 max(V - 1, 0), weight), as a share of the weight."""
+    rows = [SimpleNamespace(searches=count) for count in (1, 2)]
+    for weight, share in (0.1, 1.0), (0.2, 0.5), (0.3, 1 / 3):
+        loss = LossConfig(llds_weight=weight, answer_ramp="code")
+        assert answer_weight(rows, loss) == pytest.approx(share)
 
 
 def check_penalty_counts(trainer: Recorded, args: Any) -> None:

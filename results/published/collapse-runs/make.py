@@ -177,7 +177,7 @@ def evidence(runs: Sequence[LabelledRun], study: Path) -> dict[str, Any]:
             detectors[name][f"{key}_share"] = rounded(bounds)
         unseen = benchmark(others, {name: replace(detector, threshold=threshold)})
         by_recipe = unseen.set_index("recipe") if len(unseen) else unseen
-        keys = ["collapsed", "early", "healthy", "false", *_DECLINED]
+        keys = ["collapsed", "early", "healthy", "false", "false_ever", *_DECLINED]
         detectors[name]["unseen"] = {
             recipe: {key: int(row[key]) for key in keys} for recipe, row in by_recipe.iterrows()
         }
