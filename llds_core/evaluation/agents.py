@@ -32,14 +32,13 @@ from llds_core.retrieval.base import FailingRetriever, Hit, SearchKey, format_hi
 from llds_core.rollout.environment import Environment
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.prompts import encode_plain, encode_text, prompt_text
-from llds_core.rollout.protocol import TAGS, Trajectory
+from llds_core.rollout.protocol import ANY_TAG, Trajectory
 from llds_core.rollout.samplers import Sampler
 from llds_core.worlds.records import Question
 
 BASELINES = ("direct", "rag", "search-o1", "search-r1")
 NO_FACTS = "Nothing helpful was found."
 PROMPTS = yaml.safe_load((files("llds_core") / "evaluation" / "prompts.yaml").read_text("utf-8"))
-_TAG = re.compile("|".join(map(re.escape, TAGS)))
 
 Names = tuple[str | int, ...]
 SamplerFor = Callable[[Sequence[Names]], Sampler]
@@ -99,7 +98,7 @@ class Agent:
         answer, status = trajectory.answer, str(trajectory.stop_reason)
         if answer is None and self.name != POLICY and actions and actions[-1].kind == "invalid":
             written = trajectory.completion_ids[actions[-1].start : actions[-1].end]
-            text = _TAG.sub("\n", self._decoded(written))
+            text = ANY_TAG.sub("\n", self._decoded(written))
             if lines := text.strip().splitlines():
                 answer, status = lines[-1].strip(), "fallback"
         return {

@@ -19,13 +19,13 @@ THINK, SEARCH, INFORMATION, ANSWER = "think", "search", "information", "answer"
 TAGS = tuple(
     f"<{slash}{name}>" for name in (THINK, SEARCH, INFORMATION, ANSWER) for slash in ("", "/")
 )
+ANY_TAG = re.compile("|".join(TAGS))
 STOP_TAGS = (f"</{SEARCH}>", f"</{ANSWER}>")
 
 OBSERVATION_END = f"</{INFORMATION}>\n\n"
 
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 _BLOCK = re.compile(r"<(think|search|answer)>(.*?)</\1>", re.DOTALL)
-_TAG = re.compile("|".join(TAGS))
 
 ActionKind = Literal["search", "answer", "invalid"]
 StopReason = Literal["answer", "turns", "length", "too_long"]
@@ -157,7 +157,7 @@ def block_sequence(trajectory: Trajectory) -> list[str]:
             if action.text[position : match.start()].strip():
                 blocks.append("text")
             # A tag within a block is unbalanced or nested.
-            blocks.append("text" if _TAG.search(match[2]) else match[1])
+            blocks.append("text" if ANY_TAG.search(match[2]) else match[1])
             position = match.end()
         # The corrective message to an invalid action is text between blocks, too.
         if action.text[position:].strip() or action.kind == "invalid":
