@@ -9,13 +9,12 @@ from typing import Any
 from transformers import TrainerCallback
 
 from llds_core.errors import ConfigError, DataError
-from llds_core.monitor.detectors import SEVERITIES
+from llds_core.monitor.detectors import PATIENCE, SEVERITIES
 from llds_core.monitor.diagnosis import PHASES, Alarm, Diagnosis, judge
 from llds_core.monitor.log_formats import named, saved_steps
 from llds_core.monitor.training_log import to_log
 
 _logger = logging.getLogger("llds_core")
-PATIENCE = 6  # rows, as of the collapse itself
 _EACH_OF = 200  # as each judgement reads all rows: of n rows every (n // 200)th is judged
 
 

@@ -23,6 +23,7 @@ from llds_core.monitor.training_log import TrainingLog
 FIRST = 6  # row that may be the first to alarm
 _EARLIER = {"not_finite": 1, "reuse": 2}  # what needs nothing to compare with
 SEVERITIES = ("info", "warning", "critical")
+PATIENCE = 6  # rows that an alarm stands before `stop_at` ends a run, as of the collapse itself
 _EMPTY = 1e-12
 _level = partial(windowed_mean, window=WINDOW)
 

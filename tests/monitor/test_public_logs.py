@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llds_core.monitor.collapse_monitor import PATIENCE
 from llds_core.monitor.detectors import DETECTORS
 
 ROOT = Path(__file__).parents[2]
@@ -17,8 +16,9 @@ README = (ROOT / "README.md").read_text("utf-8")
 sys.path.insert(0, str(PUBLISHED / "collapse-runs"))
 import public_logs as LOGS  # noqa: E402
 from make import with_numbers  # noqa: E402
-from score import NOT_LOGGED, load_labelled, longest_stand, public_counts  # noqa: E402
+from score import NOT_LOGGED, end_row, load_labelled, public_counts  # noqa: E402
 
+NOT = "does not hold"
 RISE = [i / 20 for i in range(1, 21)]  # the mean of three is 0.95 at best
 REWARDS = {
     "collapsed": [*RISE, *[0.5] * 3, *[0.1] * 10],
@@ -26,10 +26,11 @@ REWARDS = {
     "fell": [*RISE, *[0.8] * 10, *[0.5] * 3],
     "healthy": [*RISE, *[0.9] * 13],
     "negative": [-0.1, *RISE, *[0.1] * 12],
+    "returned": [*RISE, *[0.5] * 8, *[1.0] * 5],
 }
 
 
-def folder_of(path: Path, names: Sequence[str]) -> Path:
+def folder_of(path: Path, names: Sequence[str], floor: str = "") -> Path:
     """Logs `<k>.csv` with an index; every one of a repository of its own."""
     rows = []
     for number, name in enumerate(names):
@@ -40,40 +41,59 @@ def folder_of(path: Path, names: Sequence[str]) -> Path:
         else:
             table = pd.DataFrame({"step": range(10, 10 * len(rewards) + 10, 10), "reward": rewards})
             table.to_csv(path / file, index=False)
-        rows.append((f"them/{number:02}", "c" * 40, "a.csv", file, "search"))
-    columns = ["repository", "commit", "path", "file", "kind"]
+        rows.append((f"them/{number:02}", "c" * 40, "a.csv", file, "search", floor))
+    columns = ["repository", "commit", "path", "file", "kind", "floor"]
     pd.DataFrame(rows, columns=columns).to_csv(path / "index.csv", index=False)
     return path
 
 
 def test_a_log_gets_the_label_of_the_data_set_and_its_alarms(tmp_path: Path) -> None:
     table = LOGS.read_all(folder_of(tmp_path, [*REWARDS, "broken"]))
-    labels = ["collapsed", "declined", "declined", "healthy", "not judged", "not read"]
+    labels = ["collapsed", "declined", "declined", "healthy", "not judged", "healthy", "not read"]
     assert table["label"].tolist() == labels
     # Means of three: 0.5 at row 23, and below half of 0.95 from row 24 on.
-    assert table["collapse_row"].tolist()[0] == 24 and table["collapse_row"].isna().sum() == 5
-    assert table["reward_drop"].tolist()[:5] == [23, 23, 33, 0, 0]
-    assert table["longest"].tolist()[:5] == [11, 2, 1, 0, 0]
-    assert (table["entropy_rise"][:5] == NOT_LOGGED).all()
-    assert "no number of a known metric" in table["not_read"][5]
-    assert LOGS.fates(table) == {"collapsed": 1, "ended below": 1, "came back": 1}
+    assert table["collapse_row"].tolist()[0] == 24 and table["collapse_row"].isna().sum() == 6
+    assert table["reward_drop"].tolist()[:6] == [23, 23, 33, 0, 0, 23]
+    assert table["ends"].dropna().to_dict() == {0: 28, 5: 28}  # the sixth row of the alarm
+    assert table["better_later"].dropna().to_dict() == {0: False, 5: True}
+    assert (table["entropy_rise"][:6] == NOT_LOGGED).all()
+    assert "no number of a known metric" in table["not_read"][6]
+    assert LOGS.fates(table) == {"collapsed": 1, "ended below": 1, "came back": 2}
     row = public_counts(table).loc["reward_drop"]
-    assert row.tolist() == [1, 1, 3, 1, 2]  # row 33 is behind the first 30
+    assert row.tolist() == [1, 1, 4, 2, 3]  # row 33 is behind the first 30
+
+
+def test_rewards_count_from_the_floor_that_the_index_tells(tmp_path: Path) -> None:
+    table = LOGS.read_all(folder_of(tmp_path, ["negative"], floor="-0.1"))
+    assert table["label"].tolist() == ["collapsed"]
 
 
 @pytest.mark.parametrize(
     ("names", "verdicts"),
     [
-        (["collapsed"] * 4 + ["healthy"] * 20, ["not tested"] * 3),
-        (["collapsed"] * 5 + ["healthy"] * 10, ["holds"] * 3),
-        (["collapsed"] * 5 + ["dipped"] * 10, ["holds", "does not hold", "holds"]),
+        (["collapsed"] * 4 + ["healthy"] * 20, ["not tested"] * 6),
+        (["collapsed"] * 5 + ["healthy"] * 10, ["holds"] * 6),
+        (
+            ["collapsed"] * 5 + ["dipped"] * 10,
+            ["holds", NOT, *["holds", *["not tested"] * 2, "holds"]],
+        ),
+        (
+            ["collapsed"] * 8 + ["healthy"] * 8 + ["returned"] * 2,
+            ["holds"] * 3 + [NOT, "holds", "holds"],
+        ),
+        (
+            ["collapsed"] * 7 + ["healthy"] * 8 + ["returned"] * 2,
+            ["holds"] * 3 + [NOT, "holds", NOT],
+        ),
     ],
 )
 def test_statements_by_hand(tmp_path: Path, names: list[str], verdicts: list[str]) -> None:
     table = LOGS.read_all(folder_of(tmp_path, names))
     assert [verdict for _, verdict, _ in LOGS.statements(table)] == verdicts
-    both = pd.concat([table.assign(counted_from=name) for name in ("0", "lowest")])
-    assert f"{len(names)} logs of {len(names)} repositories. Not read: 0." in LOGS.told(both)
+    rules = (("0", "first"), ("lowest", "first"), ("lowest", "later"))
+    both = [table.assign(counted_from=name, gathered=when) for name, when in rules]
+    said = LOGS.told(pd.concat(both))
+    assert said.count(f"{len(names)} logs of {len(names)} repositories. Not read: 0.") == 2
 
 
 def test_the_page_says_what_the_table_holds() -> None:
@@ -89,7 +109,7 @@ def test_what_the_docs_say_of_patience_on_the_runs_made_here() -> None:
     rule, counts = DETECTORS["reward_drop"], Counter[str]()
     for run in load_labelled(PUBLISHED / "collapse-runs"):
         if run.recipe != "smol":
-            ended = longest_stand(rule.scores(run.log), rule.threshold) >= PATIENCE
+            ended = end_row(rule.scores(run.log), rule.threshold) is not None
             counts += Counter({run.label: 1, f"{run.label}, ended": int(ended)})
     page = LOGS.PAGE.read_text("utf-8")
     assert f"{counts['collapsed, ended']} of {counts['collapsed']} collapsed ones" in page

@@ -1,10 +1,12 @@
-"""What the monitor says of training logs that other people made, by `PREREGISTERED-3.md`.
+"""What the monitor says of training logs that other people made.
 
-    python results/published/collapse-runs/public_logs.py [FOLDER]
+    python results/published/collapse-runs/public_logs.py [FOLDER LATER]
 
-FOLDER has an `index.csv` (`repository,commit,path,file,kind`) and the logs that it names by `file`:
-they are other people's, and are not part of this repository. The outcome goes into
-`public_logs.csv`, one row per log, and from there, also without FOLDER, into `docs/monitor.md`.
+Logs of FOLDER are judged by `PREREGISTERED-3.md`, those of LATER by `PREREGISTERED-4.md`. Each has
+an `index.csv` (`repository,commit,path,file,kind`, and `floor`, the lowest reward of a response
+where the repository tells it) and the logs that it names by `file`: they are other people's, and
+are not part of this repository. The outcome goes into `public_logs.csv`, one row per log, and from
+there, also without folders, into `docs/monitor.md`.
 """
 
 import sys
@@ -15,16 +17,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from make import HEALTHY, LEAST, PAGE, with_numbers
-from score import LABELS, NOT_LOGGED, PUBLIC, exact, longest_stand, public_counts
+from score import LABELS, NOT_LOGGED, PUBLIC, end_row, exact, public_counts
 
-from llds_core.diagnostics.phases import collapse_row, lowest_after_best
+from llds_core.diagnostics.phases import WINDOW, collapse_row, lowest_after_best, windowed_mean
 from llds_core.errors import DataError
 from llds_core.files import write_table, write_text
-from llds_core.monitor.collapse_monitor import PATIENCE
 from llds_core.monitor.detectors import DETECTORS
 from llds_core.monitor.training_log import TrainingLog, read_log
 
 RULE = "reward_drop"
+ABOUT = ["repository", "commit", "path", "kind", "framework", "rows", "label", "collapse_row"]
+FOUND = ["lowest_after_best", *DETECTORS, "stands", "ends", "better_later", "not_read"]
 
 
 def judged(log: TrainingLog) -> dict[str, Any]:
@@ -42,8 +45,17 @@ def judged(log: TrainingLog) -> dict[str, Any]:
         row[name] = alarm if detector.reads(log) else NOT_LOGGED
         if name == RULE:
             row["stands"] = bool((scores[np.isfinite(scores)][-1:] > detector.threshold).any())
-            row["longest"] = longest_stand(scores, detector.threshold)
+            end = end_row(scores, detector.threshold)
+            if end is not None:
+                row["ends"] = int(reached[end])
+                row["better_later"] = _better_later(reward, row["ends"])
     return row
+
+
+def _better_later(reward: np.ndarray, rows: int) -> bool:
+    """Whether a windowed mean after so many rows is above all until then."""
+    means = windowed_mean(reward, WINDOW)
+    return bool(np.nanmax(means[rows:], initial=-np.inf) > np.nanmax(means[:rows]))
 
 
 def _label(reward: np.ndarray) -> dict[str, Any]:
@@ -58,14 +70,16 @@ def _label(reward: np.ndarray) -> dict[str, Any]:
 
 
 def read_all(folder: Path, reward_floor: float | None = 0.0) -> pd.DataFrame:
-    """One row per log of the index; `not_read` is why the reader refused one. The registered rule
-    counts rewards from 0; with None they are counted from the lowest of a response, if logged.
+    """One row per log of the index; `not_read` is why the reader refused one. Rewards are counted
+    from the log's own floor, else from `reward_floor`; with None from the lowest of a response, if
+    that is logged.
     """
     rows = []
     for entry in pd.read_csv(folder / "index.csv", dtype=str).fillna("").to_dict("records"):
         row = {key: entry[key] for key in ("repository", "commit", "path", "kind")}
+        floor = float(entry["floor"]) if entry.get("floor") else reward_floor
         try:
-            log = read_log(folder / entry["file"], reward_floor=reward_floor)
+            log = read_log(folder / entry["file"], reward_floor=floor)
             if not np.isfinite(log.column("reward")).any():
                 raise DataError("no reward found")
             rows.append(row | judged(log) | {"not_read": ""})
@@ -73,8 +87,8 @@ def read_all(folder: Path, reward_floor: float | None = 0.0) -> pd.DataFrame:
             said = str(error).replace(str(folder / entry["file"]), "it")
             rows.append(row | {"label": "not read", "not_read": said})
     table = pd.DataFrame(rows).sort_values(["repository", "path"], ignore_index=True)
-    whole = ["rows", "collapse_row", "longest", *DETECTORS]
-    return table.astype(dict.fromkeys(whole, "Int64"))
+    whole = dict.fromkeys(["rows", "collapse_row", "ends", *DETECTORS], "Int64")
+    return table.reindex(columns=[*ABOUT, *FOUND]).astype(whole | {"better_later": "boolean"})
 
 
 def fates(table: pd.DataFrame) -> dict[str, int]:
@@ -91,34 +105,32 @@ def fates(table: pd.DataFrame) -> dict[str, int]:
 
 
 def statements(table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Statement, verdict, and the share that it rests on."""
+    """Statement, verdict, and the share that it rests on: those about the alarm, by
+    `PREREGISTERED-3.md`, and those about `stop_at`, by `PREREGISTERED-4.md`.
+    """
     of, fate = public_counts(table), fates(table)
     rule, alarmed = of.loc[RULE], sum(fate.values())
-    enough = rule["collapsed"] >= LEAST["collapsed"] and rule["others"] >= LEAST["healthy"]
-    meant = fate["collapsed"] + fate["ended below"]
+    early, meant = rule["early"], fate["collapsed"] + fate["ended below"]
     seldom = of[of["ever"] <= 0.1 * of["others"]]
+    most = max(seldom["early"], default=0)
+    part = table[table["label"].isin(LABELS)]
+    fell, healthy = (part.loc[part["label"] == label, "ends"].notna() for label in LABELS[:2])
+    better = part.loc[part["ends"].notna(), "better_later"].astype(bool)
+    enough = len(fell) >= LEAST["collapsed"] and rule["others"] >= LEAST["healthy"]
+    both = len(fell) >= LEAST["collapsed"] and len(healthy) >= LEAST["healthy"]
+    spared, ended, lost = healthy.sum(), fell.sum(), better.sum()
+    some = len(better) >= LEAST["collapsed"]
     tests = [
-        (
-            "warns in time",
-            rule["early"] >= 0.8 * rule["collapsed"],
-            rule["early"],
-            rule["collapsed"],
-        ),
-        ("an alarm means something", 2 * meant >= alarmed, meant, alarmed),
-        (
-            "warns of most",
-            rule["early"] >= max(seldom["early"], default=0),
-            rule["early"],
-            rule["collapsed"],
-        ),
+        ("warns in time", early >= 0.8 * len(fell), early, len(fell), enough),
+        ("an alarm means something", 2 * meant >= alarmed, meant, alarmed, enough),
+        ("warns of most", early >= most, early, len(fell), enough),
+        ("`stop_at` spares healthy runs", spared <= 0.1 * len(healthy), spared, len(healthy), both),
+        ("`stop_at` ends collapsed runs", ended >= 0.8 * len(fell), ended, len(fell), both),
+        ("better after `stop_at`: few", lost <= 0.2 * len(better), lost, len(better), some),
     ]
     return [
-        (
-            name,
-            ("holds" if holds else "does not hold") if enough else "not tested",
-            share(n, of_all),
-        )
-        for name, holds, n, of_all in tests
+        (name, ("holds" if holds else "does not hold") if known else "not tested", share(n, of_all))
+        for name, holds, n, of_all, known in tests
     ]
 
 
@@ -128,54 +140,65 @@ def share(count: int, of: int) -> str:
     return f"{count}/{of} [{low:.2f}, {high:.2f}]"
 
 
-def told(both: pd.DataFrame) -> str:
-    """The part of `docs/monitor.md` about public logs, by both rules."""
-    table = both[both["counted_from"] == "0"]
+def told(logs: pd.DataFrame) -> str:
+    """The part of `docs/monitor.md` about public logs, by both registrations."""
+    table = logs[logs["counted_from"] == "0"]
+    lowest = logs[logs["counted_from"] != "0"]
+    later = lowest[lowest["gathered"] == "later"]
     first = table[table["label"].isin(LABELS)].drop_duplicates("repository")
-    refused = table[table["label"] == "not read"]
-    labels = table["label"].value_counts()
-    lines = [
-        f"{len(table)} logs of {table['repository'].nunique()} repositories. Not read: "
-        f"{len(refused)}. Not judged, as the reward goes below 0 or is never above: "
-        f"{labels.get('not judged', 0)}.",
-        "",
-        "| | all judged logs | the first of each repository | counted from the lowest response |",
-        "|---|---|---|---|",
-    ]
-    parts = (table, first, both[both["counted_from"] != "0"])
+    parts = {
+        "first gathering": table,
+        "of each repository one": first,
+        "counted from the lowest response": lowest[lowest["gathered"] == "first"],
+        "later gathering": later,
+        "of each repository one ": later[later["label"].isin(LABELS)].drop_duplicates("repository"),
+    }
+    lines = []
+    for name, part in (("First", table), ("Later", later)):
+        labels = part["label"].value_counts()
+        lines.append(
+            f"{name} gathering: {len(part)} logs of {part['repository'].nunique()} repositories. "
+            f"Not read: {labels.get('not read', 0)}. Not judged, as the reward goes below its zero "
+            f"or is never above: {labels.get('not judged', 0)}."
+        )
+        lines.append("")
+    lines += [" | ".join(["| ", *parts]) + " |", "|---" * (len(parts) + 1) + "|"]
     for label in LABELS:
-        numbers = [str(int((part["label"] == label).sum())) for part in parts]
+        numbers = [str(int((part["label"] == label).sum())) for part in parts.values()]
         lines.append(" | ".join([f"| {label}", *numbers]) + " |")
     for name in fates(table):
-        numbers = [f"{fates(part)[name]} of {sum(fates(part).values())}" for part in parts]
+        found = [fates(part) for part in parts.values()]
+        numbers = [f"{fate[name]} of {sum(fate.values())}" for fate in found]
         lines.append(" | ".join([f"| alarms of `{RULE}`: {name}", *numbers]) + " |")
     for label in LABELS:
-        of = [part[part["label"] == label] for part in parts]
-        numbers = [f"{(part['longest'] >= PATIENCE).sum()} of {len(part)}" for part in of]
+        of = [part.loc[part["label"] == label, "ends"] for part in parts.values()]
+        numbers = [f"{ends.notna().sum()} of {len(ends)}" for ends in of]
         lines.append(" | ".join([f"| `stop_at` ends of them: {label}", *numbers]) + " |")
-    for rows in zip(*map(statements, parts), strict=True):
+    for rows in zip(*map(statements, parts.values()), strict=True):
         numbers = [f"{verdict}, {found}" for _, verdict, found in rows]
         lines.append(" | ".join([f"| *{rows[0][0]}*", *numbers]) + " |")
-    lines += [
-        "",
-        "| rule | early | no collapse, alarm in 30 rows | at any row |",
-        "|---|---|---|---|",
-    ]
-    for name, row in public_counts(table).iterrows():
-        if row["collapsed"] + row["others"]:
-            pairs = (("early", "collapsed"), ("within", "others"), ("ever", "others"))
-            cells = [share(row[count], row[of]) for count, of in pairs]
-            lines.append(" | ".join([f"| {name}", *cells]) + " |")
+    for name, part in (("first", table), ("later", later)):
+        lines += [
+            "",
+            f"| rule, {name} gathering | early | no collapse, alarm in 30 rows | at any row |",
+            "|---|---|---|---|",
+        ]
+        for rule, row in public_counts(part).iterrows():
+            if row["collapsed"] + row["others"]:
+                pairs = (("early", "collapsed"), ("within", "others"), ("ever", "others"))
+                cells = [share(row[count], row[of]) for count, of in pairs]
+                lines.append(" | ".join([f"| {rule}", *cells]) + " |")
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Read the logs, if they are given, and write what came out."""
     if arguments:
-        rules = {"0": 0.0, "lowest": None}
+        folder, later = map(Path, arguments)
         parts = [
-            read_all(Path(arguments[0]), floor).assign(counted_from=name)
-            for name, floor in rules.items()
+            read_all(folder, 0.0).assign(counted_from="0", gathered="first"),
+            read_all(folder, None).assign(counted_from="lowest", gathered="first"),
+            read_all(later, None).assign(counted_from="lowest", gathered="later"),
         ]
         write_table(PUBLIC, pd.concat(parts))
     text = told(pd.read_csv(PUBLIC, dtype={"counted_from": str}))

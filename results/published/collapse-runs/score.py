@@ -28,7 +28,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from llds_core.diagnostics.phases import WINDOW, windowed_mean
-from llds_core.monitor.detectors import ALARMS, DETECTORS, Detector, over_start
+from llds_core.monitor.detectors import ALARMS, DETECTORS, PATIENCE, Detector, over_start
 from llds_core.monitor.training_log import TrainingLog, read_log
 
 DATA_SET = Path(__file__).resolve().parent
@@ -239,15 +239,13 @@ def operating_curve(runs: Sequence[LabelledRun], names: Sequence[str]) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def longest_stand(scores: np.ndarray, threshold: float) -> int:
-    """The most rows in a row whose score of `scores` (n,) is above the threshold, of those with
-    one: an alarm that the monitor waits for stands so long.
+def end_row(scores: np.ndarray, threshold: float) -> int | None:
+    """Row of `scores` (n,) at which `stop_at` ends the run: the first at which the score has been
+    above the threshold for `PATIENCE` rows, of those with a score.
     """
-    longest = rows = 0
-    for above in scores[np.isfinite(scores)] > threshold:
-        rows = rows + 1 if above else 0
-        longest = max(longest, rows)
-    return longest
+    known = np.flatnonzero(np.isfinite(scores))
+    above = pd.Series(scores[known] > threshold).rolling(PATIENCE).sum() == PATIENCE
+    return int(known[above.argmax()]) if above.any() else None
 
 
 def public_counts(table: pd.DataFrame) -> pd.DataFrame:
