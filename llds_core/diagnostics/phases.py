@@ -34,6 +34,7 @@ WINDOW = 3
 COLLAPSE_SHARE = 0.5  # of the best mean reward: below it a run collapses
 _DECLINE_DEVIATIONS = 2.0
 _ACCELERATION = 2.0
+_STEADY = 0.1  # standard error of a steady mean, as a share of the best
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,31 @@ def windowed_mean(values: np.ndarray, window: int) -> np.ndarray:
     return means
 
 
-def collapse_row(reward: np.ndarray, window: int = WINDOW) -> int | None:
-    """Row of the collapse of `reward` (n,), in the order of steps, or None."""
+def steady_window(values: np.ndarray) -> int | None:
+    """How many of `values` (n,), none of them NaN, make a mean whose standard error is a tenth of
+    the best such mean; at least `WINDOW`. The noise of a value is the root of half the mean squared
+    difference of successive ones. None where all of them are too few, or no mean is positive.
+    """
+    noise, rows = np.sqrt(np.mean(np.diff(values) ** 2) / 2) if len(values) > 1 else np.inf, WINDOW
+    while rows <= len(values) and (best := np.nanmax(windowed_mean(values, rows))) > 0:
+        needed = np.ceil((noise / (_STEADY * best)) ** 2)
+        if needed <= rows:
+            return rows
+        rows = int(min(needed, len(values) + 1))
+    return None
+
+
+def collapse_row(reward: np.ndarray, window: int = WINDOW, rows: int | None = None) -> int | None:
+    """Row of the collapse of `reward` (n,), in the order of steps, or None. Means stay low for
+    `rows` rows, two windows by default.
+    """
+    rows = 2 * window if rows is None else rows
     means = windowed_mean(reward, window)
     highest = np.fmax.accumulate(means)
     # Half of a reward that was never positive is no level to fall below.
     below = _below(means, np.where(highest > 0, COLLAPSE_SHARE * highest, -np.inf))
-    for row in range(len(below) - 2 * window + 1):
-        if below[row : row + 2 * window].all():
+    for row in range(len(below) - rows + 1):
+        if below[row : row + rows].all():
             return row
     return None
 

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from llds_core.config.load import PRESETS
-from llds_core.diagnostics.phases import WINDOW, windowed_mean
+from llds_core.diagnostics.phases import WINDOW, steady_window, windowed_mean
 from llds_core.monitor.training_log import TrainingLog
 
 FIRST = 6  # row that may be the first to alarm
@@ -86,6 +86,19 @@ def reward_drop(reward: np.ndarray) -> np.ndarray:
     best, told = np.fmax.accumulate(means), np.fmin.accumulate(reward) >= 0
     lost = np.full(len(means), np.nan)
     return np.divide(best - means, best, out=lost, where=told & (best > _EMPTY))
+
+
+def beyond_noise(reward: np.ndarray, threshold: float) -> bool:
+    """Whether `reward` (n,) has lost more than that share of its best in means whose standard error
+    is a tenth of it; with too few rows for such means it has not.
+
+    Source: public logs, on which falls of means of three rows mostly were noise.
+    """
+    known = reward[np.isfinite(reward)]
+    window = steady_window(known)
+    means = windowed_mean(known, window or WINDOW)
+    best = np.fmax.reduce(means, initial=0.0)
+    return window is not None and bool(best - means[-1] > threshold * best)
 
 
 def behaviour_drift(response_length: np.ndarray, valid_searches: np.ndarray) -> np.ndarray:

@@ -17,7 +17,15 @@ import numpy as np
 from llds_core.diagnostics.phases import COLLAPSE_SHARE, WINDOW, detect_phases, windowed_mean
 from llds_core.errors import DataError
 from llds_core.files import bounded, finite
-from llds_core.monitor.detectors import ALARMS, DETECTORS, EVIDENCE, FIRST, SEVERITIES, Detector
+from llds_core.monitor.detectors import (
+    ALARMS,
+    DETECTORS,
+    EVIDENCE,
+    FIRST,
+    SEVERITIES,
+    Detector,
+    beyond_noise,
+)
 from llds_core.monitor.log_formats import NEARLY, how_to_log
 from llds_core.monitor.training_log import TrainingLog, read_log
 from llds_core.runs import best_step
@@ -38,6 +46,7 @@ class Alarm:
     advice: tuple[str, ...]  # each with the arm and the interval that it rests on
     passed: bool = False  # the score has come back: at the end it is no alarm
     standing: int = 1  # rows, up to the end, since which it is one; 0 when it has passed
+    beyond_noise: bool = True  # of a fall of the reward: it is larger than the noise between rows
 
     @property
     def title(self) -> str:
@@ -61,10 +70,11 @@ class Diagnosis:
     notes: tuple[str, ...]
 
     def reaches(self, severity: str, rows: int = 1) -> bool:
-        """Whether an alarm that has stood for so many rows is as severe as that; values that are
-        not finite count whenever they came.
+        """Whether an alarm that has stood for so many rows, of more than one beyond the noise, is
+        as severe as that; values that are not finite count whenever they came.
         """
-        counted = [a for a in self.alarms if a.standing >= rows or a.name == "not_finite"]
+        lasting = [a for a in self.alarms if a.standing >= rows and (a.beyond_noise or rows == 1)]
+        counted = [*lasting, *(a for a in self.alarms if a.name == "not_finite")]
         level = SEVERITIES.index(severity)
         return any(SEVERITIES.index(alarm.severity) >= level for alarm in counted)
 
@@ -168,15 +178,20 @@ def _alarm(detector: Detector, log: TrainingLog) -> Alarm | None:
     advice = [a for a in preset["advice"] if not (log.column(a.get("unless", "")) > 0).any()]
     known = scores[~np.isnan(scores)]
     standing = int((known[::-1] > detector.threshold).cumprod().sum())
+    sure = detector.name != "reward_drop" or beyond_noise(log.column("reward"), detector.threshold)
+    evidence = _evidence(detector, log, scores[row], known[-1])
+    if standing and not sure:
+        evidence = f"the fall is within the noise between rows; {evidence}"
     return Alarm(
         detector.name,
         step,
         detector.severity,
-        _evidence(detector, log, scores[row], known[-1]),
+        evidence,
         preset["cause"],
         tuple(map(advice_text, advice)),
         not standing,
         standing,
+        sure,
     )
 
 

@@ -3,12 +3,13 @@
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from llds_core.monitor.detectors import DETECTORS
+from llds_core.monitor.training_log import read_log
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "results/published"
@@ -18,7 +19,7 @@ import public_logs as LOGS  # noqa: E402
 from make import with_numbers  # noqa: E402
 from score import NOT_LOGGED, end_row, load_labelled, public_counts  # noqa: E402
 
-NOT = "does not hold"
+YES, NOT, NONE = "holds", "does not hold", "not tested"
 RISE = [i / 20 for i in range(1, 21)]  # the mean of three is 0.95 at best
 REWARDS = {
     "collapsed": [*RISE, *[0.5] * 3, *[0.1] * 10],
@@ -54,8 +55,13 @@ def test_a_log_gets_the_label_of_the_data_set_and_its_alarms(tmp_path: Path) -> 
     # Means of three: 0.5 at row 23, and below half of 0.95 from row 24 on.
     assert table["collapse_row"].tolist()[0] == 24 and table["collapse_row"].isna().sum() == 6
     assert table["reward_drop"].tolist()[:6] == [23, 23, 33, 0, 0, 23]
-    assert table["ends"].dropna().to_dict() == {0: 28, 5: 28}  # the sixth row of the alarm
-    assert table["better_later"].dropna().to_dict() == {0: False, 5: True}
+    # The sixth row of the alarm; the fall is far beyond the noise between these rows.
+    assert (
+        table["ends"].dropna().to_dict() == table["ends_sure"].dropna().to_dict() == {0: 28, 5: 28}
+    )
+    assert table["ends_better"].dropna().to_dict() == {0: False, 5: True}
+    assert table["ends_sure_steady_better"].dropna().to_dict() == {0: False, 5: True}
+    assert table["steady_label"].tolist()[:6] == labels[:6]
     assert (table["entropy_rise"][:6] == NOT_LOGGED).all()
     assert "no number of a known metric" in table["not_read"][6]
     assert LOGS.fates(table) == {"collapsed": 1, "ended below": 1, "came back": 2}
@@ -69,31 +75,34 @@ def test_rewards_count_from_the_floor_that_the_index_tells(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("names", "verdicts"),
+    ("names", "alarm", "stop"),
     [
-        (["collapsed"] * 4 + ["healthy"] * 20, ["not tested"] * 6),
-        (["collapsed"] * 5 + ["healthy"] * 10, ["holds"] * 6),
-        (
-            ["collapsed"] * 5 + ["dipped"] * 10,
-            ["holds", NOT, *["holds", *["not tested"] * 2, "holds"]],
-        ),
-        (
-            ["collapsed"] * 8 + ["healthy"] * 8 + ["returned"] * 2,
-            ["holds"] * 3 + [NOT, "holds", "holds"],
-        ),
-        (
-            ["collapsed"] * 7 + ["healthy"] * 8 + ["returned"] * 2,
-            ["holds"] * 3 + [NOT, "holds", NOT],
-        ),
+        (["collapsed"] * 4 + ["healthy"] * 20, [NONE] * 3, [NONE] * 3),
+        (["collapsed"] * 5 + ["healthy"] * 10, [YES] * 3, [YES] * 3),
+        (["collapsed"] * 5 + ["dipped"] * 10, [YES, NOT, YES], [NONE, NONE, YES]),
+        (["collapsed"] * 8 + ["healthy"] * 8 + ["returned"] * 2, [YES] * 3, [NOT, YES, YES]),
+        (["collapsed"] * 7 + ["healthy"] * 8 + ["returned"] * 2, [YES] * 3, [NOT, YES, NOT]),
     ],
 )
-def test_statements_by_hand(tmp_path: Path, names: list[str], verdicts: list[str]) -> None:
+def test_statements_by_hand(
+    tmp_path: Path, names: list[str], alarm: list[str], stop: list[str]
+) -> None:
     table = LOGS.read_all(folder_of(tmp_path, names))
-    assert [verdict for _, verdict, _ in LOGS.statements(table)] == verdicts
+    verdict = [said.partition(",")[0] for _, said in LOGS.statements(table)]
+    assert verdict == alarm
+    for ends, means in product(LOGS.ENDS, LOGS.MEANS):
+        assert [s.partition(",")[0] for s in LOGS.stop_statements(table, ends, means)] == stop
     rules = (("0", "first"), ("lowest", "first"), ("lowest", "later"))
     both = [table.assign(counted_from=name, gathered=when) for name, when in rules]
     said = LOGS.told(pd.concat(both))
     assert said.count(f"{len(names)} logs of {len(names)} repositories. Not read: 0.") == 2
+
+
+def test_a_fall_within_the_noise_ends_no_run(tmp_path: Path) -> None:
+    noisy = [0.9, 0.1] * 4 + [1.0] * 3 + [0.1, 0.9, 0.1] * 3 + [0.9, 0.1] * 12
+    pd.DataFrame({"step": range(len(noisy)), "reward": noisy}).to_csv(tmp_path / "a.csv")
+    log = read_log(tmp_path / "a.csv")
+    assert (end_row(log, sure=False), end_row(log)) == (18, None)
 
 
 def test_the_page_says_what_the_table_holds() -> None:
@@ -106,10 +115,10 @@ def test_the_page_says_what_the_table_holds() -> None:
 
 
 def test_what_the_docs_say_of_patience_on_the_runs_made_here() -> None:
-    rule, counts = DETECTORS["reward_drop"], Counter[str]()
+    counts = Counter[str]()
     for run in load_labelled(PUBLISHED / "collapse-runs"):
         if run.recipe != "smol":
-            ended = end_row(rule.scores(run.log), rule.threshold) is not None
+            ended = end_row(run.log) is not None
             counts += Counter({run.label: 1, f"{run.label}, ended": int(ended)})
     page = LOGS.PAGE.read_text("utf-8")
     assert f"{counts['collapsed, ended']} of {counts['collapsed']} collapsed ones" in page

@@ -11,33 +11,47 @@ there, also without folders, into `docs/monitor.md`.
 
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from make import HEALTHY, LEAST, PAGE, with_numbers
-from score import LABELS, NOT_LOGGED, PUBLIC, end_row, exact, public_counts
+from score import LABELS, NOT_LOGGED, PUBLIC, RULE, end_row, exact, public_counts
 
-from llds_core.diagnostics.phases import WINDOW, collapse_row, lowest_after_best, windowed_mean
+from llds_core.diagnostics.phases import (
+    WINDOW,
+    collapse_row,
+    lowest_after_best,
+    steady_window,
+    windowed_mean,
+)
 from llds_core.errors import DataError
 from llds_core.files import write_table, write_text
-from llds_core.monitor.detectors import DETECTORS
+from llds_core.monitor.detectors import DETECTORS, PATIENCE
 from llds_core.monitor.training_log import TrainingLog, read_log
 
-RULE = "reward_drop"
+ENDS = {"ends": "six rows", "ends_sure": "six rows, and beyond the noise"}
+# Means that labels are read off: a prefix of columns, and how many rows they take.
+MEANS = {"": "three rows", "steady_": "as many as the noise asks for"}
 ABOUT = ["repository", "commit", "path", "kind", "framework", "rows", "label", "collapse_row"]
-FOUND = ["lowest_after_best", *DETECTORS, "stands", "ends", "better_later", "not_read"]
+STOPS = [f"{each}{better}" for each in ENDS for better in ("", "_better", "_steady_better")]
+FOUND = ["lowest_after_best", *DETECTORS, "stands", "steady_label", *STOPS, "not_read"]
 
 
 def judged(log: TrainingLog) -> dict[str, Any]:
-    """Label of a log and, by detector, the row (from 1) of its first alarm."""
+    """Labels of a log, by detector the row (from 1) of its first alarm, and where `stop_at` ends
+    it: rows that have a reward.
+    """
     known = np.isfinite(log.column("reward"))
     reward = log.column("reward")[known]
     # Alarms count by rows that have a reward: there are the collapse and the horizon.
     reached = np.maximum(known.cumsum(), 1)
     row: dict[str, Any] = {"framework": log.framework, "rows": len(reward)}
-    row |= _label(reward)
+    row |= _label(reward, WINDOW)
+    window = steady_window(reward)
+    row["steady_label"] = "not judged" if window is None else _label(reward, window)["label"]
     for name, detector in DETECTORS.items():
         scores = detector.scores(log)
         first = detector.alarm_row(scores)
@@ -45,28 +59,31 @@ def judged(log: TrainingLog) -> dict[str, Any]:
         row[name] = alarm if detector.reads(log) else NOT_LOGGED
         if name == RULE:
             row["stands"] = bool((scores[np.isfinite(scores)][-1:] > detector.threshold).any())
-            end = end_row(scores, detector.threshold)
-            if end is not None:
-                row["ends"] = int(reached[end])
-                row["better_later"] = _better_later(reward, row["ends"])
+    for name in ENDS:
+        end = end_row(log, sure=name == "ends_sure")
+        if end is not None:
+            row[name] = int(reached[end])
+            row[f"{name}_better"] = _better_later(reward, row[name], WINDOW)
+            if window is not None:
+                row[f"{name}_steady_better"] = _better_later(reward, row[name], window)
     return row
 
 
-def _better_later(reward: np.ndarray, rows: int) -> bool:
-    """Whether a windowed mean after so many rows is above all until then."""
-    means = windowed_mean(reward, WINDOW)
-    return bool(np.nanmax(means[rows:], initial=-np.inf) > np.nanmax(means[:rows]))
-
-
-def _label(reward: np.ndarray) -> dict[str, Any]:
-    lowest = lowest_after_best(reward)
+def _label(reward: np.ndarray, window: int) -> dict[str, Any]:
+    lowest = lowest_after_best(reward, window)
     if np.isnan(lowest) or reward.min() < 0:
         return {"label": "not judged", "collapse_row": None, "lowest_after_best": np.nan}
-    collapse = collapse_row(reward)
+    collapse = collapse_row(reward, window, rows=PATIENCE)
     label = "healthy" if lowest >= HEALTHY else "declined"
     if collapse is not None:
         return {"label": "collapsed", "collapse_row": collapse + 1, "lowest_after_best": lowest}
     return {"label": label, "collapse_row": None, "lowest_after_best": lowest}
+
+
+def _better_later(reward: np.ndarray, rows: int, window: int) -> bool:
+    """Whether a windowed mean after so many rows is above all until then."""
+    means = windowed_mean(reward, window)
+    return bool(np.fmax.reduce(means[rows:], initial=-np.inf) > np.nanmax(means[:rows], initial=0))
 
 
 def read_all(folder: Path, reward_floor: float | None = 0.0) -> pd.DataFrame:
@@ -87,8 +104,9 @@ def read_all(folder: Path, reward_floor: float | None = 0.0) -> pd.DataFrame:
             said = str(error).replace(str(folder / entry["file"]), "it")
             rows.append(row | {"label": "not read", "not_read": said})
     table = pd.DataFrame(rows).sort_values(["repository", "path"], ignore_index=True)
-    whole = dict.fromkeys(["rows", "collapse_row", "ends", *DETECTORS], "Int64")
-    return table.reindex(columns=[*ABOUT, *FOUND]).astype(whole | {"better_later": "boolean"})
+    whole = dict.fromkeys(["rows", "collapse_row", *ENDS, *DETECTORS], "Int64")
+    truths = {name: "boolean" for name in STOPS if name not in ENDS}
+    return table.reindex(columns=[*ABOUT, *FOUND]).astype(whole | truths)
 
 
 def fates(table: pd.DataFrame) -> dict[str, int]:
@@ -104,34 +122,42 @@ def fates(table: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def statements(table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Statement, verdict, and the share that it rests on: those about the alarm, by
-    `PREREGISTERED-3.md`, and those about `stop_at`, by `PREREGISTERED-4.md`.
-    """
+def statements(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Statement of `PREREGISTERED-3.md`, and its verdict with the share that it rests on."""
     of, fate = public_counts(table), fates(table)
     rule, alarmed = of.loc[RULE], sum(fate.values())
-    early, meant = rule["early"], fate["collapsed"] + fate["ended below"]
+    early, fell, meant = rule["early"], rule["collapsed"], fate["collapsed"] + fate["ended below"]
     seldom = of[of["ever"] <= 0.1 * of["others"]]
     most = max(seldom["early"], default=0)
-    part = table[table["label"].isin(LABELS)]
-    fell, healthy = (part.loc[part["label"] == label, "ends"].notna() for label in LABELS[:2])
-    better = part.loc[part["ends"].notna(), "better_later"].astype(bool)
-    enough = len(fell) >= LEAST["collapsed"] and rule["others"] >= LEAST["healthy"]
-    both = len(fell) >= LEAST["collapsed"] and len(healthy) >= LEAST["healthy"]
-    spared, ended, lost = healthy.sum(), fell.sum(), better.sum()
-    some = len(better) >= LEAST["collapsed"]
-    tests = [
-        ("warns in time", early >= 0.8 * len(fell), early, len(fell), enough),
-        ("an alarm means something", 2 * meant >= alarmed, meant, alarmed, enough),
-        ("warns of most", early >= most, early, len(fell), enough),
-        ("`stop_at` spares healthy runs", spared <= 0.1 * len(healthy), spared, len(healthy), both),
-        ("`stop_at` ends collapsed runs", ended >= 0.8 * len(fell), ended, len(fell), both),
-        ("better after `stop_at`: few", lost <= 0.2 * len(better), lost, len(better), some),
-    ]
+    enough = fell >= LEAST["collapsed"] and rule["others"] >= LEAST["healthy"]
     return [
-        (name, ("holds" if holds else "does not hold") if known else "not tested", share(n, of_all))
-        for name, holds, n, of_all, known in tests
+        ("warns in time", _verdict(early >= 0.8 * fell, early, fell, enough)),
+        ("an alarm means something", _verdict(2 * meant >= alarmed, meant, alarmed, enough)),
+        ("warns of most", _verdict(early >= most, early, fell, enough)),
     ]
+
+
+def stop_statements(table: pd.DataFrame, ends: str, means: str) -> list[str]:
+    """The same of `PREREGISTERED-4.md`: it spares healthy runs, it ends collapsed ones, and few of
+    the runs that it ends get better later; by the column of the rule and the prefix of the means.
+    """
+    part = table[table[f"{means}label"].isin(LABELS)]
+    label, ended = part[f"{means}label"], part[ends].notna()
+    fell, healthy = ended[label == "collapsed"], ended[label == "healthy"]
+    better = part.loc[ended, f"{ends}_{means}better"].astype(bool)
+    enough = len(fell) >= LEAST["collapsed"] and len(healthy) >= LEAST["healthy"]
+    few = better.sum() <= 0.2 * len(better)
+    return [
+        _verdict(healthy.sum() <= 0.1 * len(healthy), healthy.sum(), len(healthy), enough),
+        _verdict(fell.sum() >= 0.8 * len(fell), fell.sum(), len(fell), enough),
+        _verdict(few, better.sum(), len(better), len(better) >= LEAST["collapsed"]),
+    ]
+
+
+def _verdict(holds: bool, count: int, of: int, enough: bool) -> str:
+    return (
+        f"{('holds' if holds else 'does not hold') if enough else 'not tested'}, {share(count, of)}"
+    )
 
 
 def share(count: int, of: int) -> str:
@@ -144,51 +170,54 @@ def told(logs: pd.DataFrame) -> str:
     """The part of `docs/monitor.md` about public logs, by both registrations."""
     table = logs[logs["counted_from"] == "0"]
     lowest = logs[logs["counted_from"] != "0"]
-    later = lowest[lowest["gathered"] == "later"]
-    first = table[table["label"].isin(LABELS)].drop_duplicates("repository")
+    then, later = (lowest[lowest["gathered"] == when] for when in ("first", "later"))
     parts = {
         "first gathering": table,
-        "of each repository one": first,
-        "counted from the lowest response": lowest[lowest["gathered"] == "first"],
+        "of each repository one": _one_each(table),
+        "counted from the lowest response": then,
         "later gathering": later,
-        "of each repository one ": later[later["label"].isin(LABELS)].drop_duplicates("repository"),
+        "of each repository one of them": _one_each(later),
     }
     lines = []
     for name, part in (("First", table), ("Later", later)):
         labels = part["label"].value_counts()
-        lines.append(
+        lines += [
             f"{name} gathering: {len(part)} logs of {part['repository'].nunique()} repositories. "
             f"Not read: {labels.get('not read', 0)}. Not judged, as the reward goes below its zero "
-            f"or is never above: {labels.get('not judged', 0)}."
-        )
-        lines.append("")
-    lines += [" | ".join(["| ", *parts]) + " |", "|---" * (len(parts) + 1) + "|"]
-    for label in LABELS:
-        numbers = [str(int((part["label"] == label).sum())) for part in parts.values()]
-        lines.append(" | ".join([f"| {label}", *numbers]) + " |")
-    for name in fates(table):
-        found = [fates(part) for part in parts.values()]
-        numbers = [f"{fate[name]} of {sum(fate.values())}" for fate in found]
-        lines.append(" | ".join([f"| alarms of `{RULE}`: {name}", *numbers]) + " |")
-    for label in LABELS:
-        of = [part.loc[part["label"] == label, "ends"] for part in parts.values()]
-        numbers = [f"{ends.notna().sum()} of {len(ends)}" for ends in of]
-        lines.append(" | ".join([f"| `stop_at` ends of them: {label}", *numbers]) + " |")
-    for rows in zip(*map(statements, parts.values()), strict=True):
-        numbers = [f"{verdict}, {found}" for _, verdict, found in rows]
-        lines.append(" | ".join([f"| *{rows[0][0]}*", *numbers]) + " |")
-    for name, part in (("first", table), ("later", later)):
-        lines += [
+            f"or is never above: {labels.get('not judged', 0)}.",
             "",
-            f"| rule, {name} gathering | early | no collapse, alarm in 30 rows | at any row |",
-            "|---|---|---|---|",
         ]
+    lines += _row("", *parts) + _row(*["---"] * (len(parts) + 1))
+    for label in LABELS:
+        lines += _row(label, *((part["label"] == label).sum() for part in parts.values()))
+    found = [fates(part) for part in parts.values()]
+    for name in found[0]:
+        counts = (f"{fate[name]} of {sum(fate.values())}" for fate in found)
+        lines += _row(f"alarms of `{RULE}`: {name}", *counts)
+    for rows in zip(*map(statements, parts.values()), strict=True):
+        lines += _row(f"*{rows[0][0]}*", *(verdict for _, verdict in rows))
+    head = ("healthy runs ended", "collapsed runs ended", "ended runs that get better")
+    lines += ["", *_row("`stop_at` waits for", "means for label", "gathering", *head)]
+    lines += _row(*["---"] * 6)
+    for (ends, rule), (means, of), part in product(ENDS.items(), MEANS.items(), (then, later)):
+        when = part["gathered"].iloc[0]
+        lines += _row(rule, of, when, *stop_statements(part, ends, means))
+    for name, part in (("first", table), ("later", later)):
+        lines += ["", *_row(f"rule, {name} gathering", "early", "false in 30 rows", "at any row")]
+        lines += _row(*["---"] * 4)
         for rule, row in public_counts(part).iterrows():
             if row["collapsed"] + row["others"]:
                 pairs = (("early", "collapsed"), ("within", "others"), ("ever", "others"))
-                cells = [share(row[count], row[of]) for count, of in pairs]
-                lines.append(" | ".join([f"| {rule}", *cells]) + " |")
+                lines += _row(rule, *(share(row[count], row[of]) for count, of in pairs))
     return "\n".join(lines)
+
+
+def _one_each(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["label"].isin(LABELS)].drop_duplicates("repository")
+
+
+def _row(*cells: object) -> list[str]:
+    return [f"| {' | '.join(map(str, cells))} |"]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -28,7 +28,14 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from llds_core.diagnostics.phases import WINDOW, windowed_mean
-from llds_core.monitor.detectors import ALARMS, DETECTORS, PATIENCE, Detector, over_start
+from llds_core.monitor.detectors import (
+    ALARMS,
+    DETECTORS,
+    PATIENCE,
+    Detector,
+    beyond_noise,
+    over_start,
+)
 from llds_core.monitor.training_log import TrainingLog, read_log
 
 DATA_SET = Path(__file__).resolve().parent
@@ -239,13 +246,18 @@ def operating_curve(runs: Sequence[LabelledRun], names: Sequence[str]) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def end_row(scores: np.ndarray, threshold: float) -> int | None:
-    """Row of `scores` (n,) at which `stop_at` ends the run: the first at which the score has been
-    above the threshold for `PATIENCE` rows, of those with a score.
+def end_row(log: TrainingLog, sure: bool = True) -> int | None:
+    """Row at which `stop_at` ends a run for its reward: the first at which the alarm has stood for
+    `PATIENCE` rows and, if `sure`, the fall is beyond the noise.
     """
+    detector, reward = DETECTORS[RULE], log.column("reward")
+    scores, threshold = detector.scores(log), detector.threshold
     known = np.flatnonzero(np.isfinite(scores))
-    above = pd.Series(scores[known] > threshold).rolling(PATIENCE).sum() == PATIENCE
-    return int(known[above.argmax()]) if above.any() else None
+    stood = pd.Series(scores[known] > threshold).rolling(PATIENCE).sum() == PATIENCE
+    for end in known[stood]:
+        if not sure or beyond_noise(reward[: end + 1], threshold):
+            return int(end)
+    return None
 
 
 def public_counts(table: pd.DataFrame) -> pd.DataFrame:
