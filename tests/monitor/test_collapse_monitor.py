@@ -140,7 +140,7 @@ def test_it_waits_whether_an_alarm_stands() -> None:
     assert ended(1, noisy) is not None and ended(6, noisy) is None
     rows = [{"step": step, "reward": reward} for step, reward in enumerate(noisy[:19], 1)]
     alarm = judge(to_log(rows, "noisy")).alarms[0]
-    assert alarm.standing > 6 and not alarm.beyond_noise
+    assert alarm.standing == 6 and not alarm.beyond_noise
     assert alarm.evidence.startswith("the fall is within the noise between rows; ")
     with pytest.raises(ConfigError, match="patience=0 is no number of rows"):
         CollapseMonitor(patience=0)
