@@ -103,12 +103,15 @@ def steady_window(values: np.ndarray) -> int | None:
     the best such mean; at least `WINDOW`. The noise of a value is the root of half the mean squared
     difference of successive ones. None where all of them are too few, or no mean is positive.
     """
-    noise, rows = np.sqrt(np.mean(np.diff(values) ** 2) / 2) if len(values) > 1 else np.inf, WINDOW
-    while rows <= len(values) and (best := np.nanmax(windowed_mean(values, rows))) > 0:
-        needed = np.ceil((noise / (_STEADY * best)) ** 2)
+    rows = WINDOW
+    while rows <= len(values):
+        best = np.convolve(values, np.ones(rows), "valid").max() / rows
+        if best <= 0:
+            return None
+        needed = np.mean(np.diff(values) ** 2) / 2 / (_STEADY * best) ** 2
         if needed <= rows:
             return rows
-        rows = int(min(needed, len(values) + 1))
+        rows = int(min(np.ceil(needed), len(values) + 1))
     return None
 
 

@@ -95,10 +95,10 @@ def beyond_noise(reward: np.ndarray, threshold: float) -> bool:
     Source: public logs, on which falls of means of three rows mostly were noise.
     """
     known = reward[np.isfinite(reward)]
-    window = steady_window(known)
-    means = windowed_mean(known, window or WINDOW)
-    best = np.fmax.reduce(means, initial=0.0)
-    return window is not None and bool(best - means[-1] > threshold * best)
+    if (rows := steady_window(known)) is None:
+        return False
+    sums = np.convolve(known, np.ones(rows), "valid")
+    return bool(sums.max() - sums[-1] > threshold * sums.max())
 
 
 def behaviour_drift(response_length: np.ndarray, valid_searches: np.ndarray) -> np.ndarray:

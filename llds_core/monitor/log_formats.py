@@ -49,6 +49,9 @@ _VERL_PAIR = re.compile(r"(?:^|\s)([^\s:]+):" + _VALUE)
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BETWEEN = re.compile(r"( - |[,;\t])")  # values, on a console and in CSV
 _SLIME = re.compile(r"\b(step|rollout) (\d+): \{")
+_LONGEST = 10_000  # characters of a dictionary that a narrow terminal broke into lines
+_EVALUATION = re.compile(r"eval\w*|val|valid\w*|test\w*", re.IGNORECASE)
+_KINDS = ("type", "split", "phase", "mode")  # keys that tell of what a row is
 _RUN_COLUMNS = ("run", "run_id", "run_name", "experiment", "seed", "Name")
 
 
@@ -119,7 +122,14 @@ def read_rows(path: Path, format: str, notes: list[str]) -> Rows:
         raise ConfigError(f'unknown format "{format}": {did_you_mean(format, FORMATS)}')
     try:
         file = _log_inside(path) if path.is_dir() and format != "tensorboard" else path
-        yield from READERS[_guess(file) if format == "auto" else format](file, notes)
+        others = 0
+        for row in READERS[_guess(file) if format == "auto" else format](file, notes):
+            if any(_EVALUATION.fullmatch(str(row.get(kind))) for kind in _KINDS):
+                others += 1
+            else:
+                yield row
+        if others:
+            notes.append(f"{others} rows of evaluations are left out")
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read ({reason}): name a training log") from error
@@ -218,11 +228,17 @@ def _read_state(file: Path, notes: list[str]) -> Rows:
         with _open(file) as text:
             state = json.load(text)
     except (ValueError, RecursionError) as error:
+        if str(error).startswith("Extra data"):  # behind a whole object: JSON lines by their ending
+            yield from _read_jsonl(file, notes)
+            return
         raise DataError(
             f"{file} is no whole JSON file ({error}): name trainer_state.json of an earlier "
             "checkpoint, or give --format jsonl where each line is a row"
         ) from error
-    rows = state.get("log_history") if isinstance(state, dict) else state
+    rows = state
+    if isinstance(state, dict):  # without a log_history, of a loop of one's own
+        lists = [each for each in state.values() if isinstance(each, list)]
+        rows = state.get("log_history", max(lists, key=len, default=None))
     if not isinstance(rows, list):
         raise DataError(f"{file} has no log_history: name trainer_state.json of a checkpoint")
     yield from (row for row in rows if isinstance(row, dict))
@@ -230,12 +246,17 @@ def _read_state(file: Path, notes: list[str]) -> Rows:
 
 def _read_console(file: Path, notes: list[str]) -> Rows:
     rollout: list[dict[str, Any]] = []  # of slime: a rollout's lines, then its updates'
+    begun = ""
     for line in _lines(file, notes):
         if "step:" in line and " - " in line:
             yield dict(_VERL_PAIR.findall(line[line.index("step:") :]))
             continue
+        line = begun + line
         start = max(line.find("{'"), line.find('{"'))
+        begun = ""
         if start < 0 or "}" not in line:
+            if start >= 0 and len(line) < _LONGEST:
+                begun = line.rstrip("\r\n")
             continue
         row = dict(_DICT_PAIR.findall(line[start:]))
         kind = _SLIME.search(line)

@@ -134,6 +134,10 @@ def _one_row_per_step(table: pd.DataFrame, source: str, notes: list[str]) -> pd.
     elif missing := int(table["step"].isna().sum()):
         notes.append(f"{missing} of {len(table)} rows name no step and are left out")
         table = table.dropna(subset="step")
+    epochs = (table["step"].diff() < 0) & (table["epoch"].diff() > 0)
+    if numbered and epochs.any() and epochs.sum() == (table["step"].diff() < 0).sum():
+        numbered = False
+        notes.append("steps count from the start of each epoch: rows are counted instead")
     order, metrics = table["step" if numbered else "epoch"], table.drop(columns=["step", "epoch"])
     clash = (metrics.diff().abs() > 0).any(axis=1) & (order.diff() == 0) & numbered
     clashes, back = int(clash.sum()), int((order.diff() < 0).sum())

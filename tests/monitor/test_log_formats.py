@@ -52,6 +52,7 @@ SLIME = "".join(
     f"[2026-11-01] step {2 * s + 1}: {{'train/pg_clipfrac': {2 * v}, 'train/grad_norm': 0.6}}\n"
     for s, v in zip((1, 2, 3), CLIP, strict=True)
 )
+OURS = json_lines(*rows_of("step", "clip_fraction"))
 SKYRL = "policy/loss_metrics/clip_ratio"
 WANDB = "Step,r1 - actor/pg_clipfrac,r1 - actor/pg_clipfrac__MIN\n1,0.01,0\n2,0.02,0\n3,0.03,0\n"
 
@@ -96,6 +97,21 @@ SHAPES = {
         "verl",
     ),
     "Weights & Biases": ("wandb.csv", WANDB, "verl"),
+    "JSON lines by another ending": (
+        "log.json",
+        OURS.replace("step", "iteration"),
+        "unknown origin",
+    ),
+    "an object with rows": (
+        "log.json",
+        json.dumps({"tags": ["a"], "steps": rows_of("step", "clip_fraction")}),
+        "unknown origin",
+    ),
+    "broken by a narrow terminal": (
+        "out.log",
+        "".join(f"{{'clip_ra\ntio': {v}, 'loss': 0.\n5, 'epoch': 0.1}}\n" for v in CLIP),
+        "trl",
+    ),
     "bars before": ("out.log", " 10%|█ | 1/9\r" + lines(VERL), "verl"),
 }
 
@@ -187,7 +203,6 @@ def test_tensorboard_needs_its_package(tmp_path: Path) -> None:
 
 
 FIRST, AGAIN = lines(VERL, (1, 2, 3)), lines(VERL, (2, 3, 4), [0.5, 0.6, 0.7])
-OURS = json_lines(*rows_of("step", "clip_fraction"))
 DAMAGED = {
     "no end": (FIRST[:-1], CLIP, "the last line has no end"),  # all that is cut is actor/lr
     "cut console": (FIRST + VERL.format(4, 0.5)[:60], [*CLIP, None], "the last line has no end"),
@@ -210,6 +225,18 @@ DAMAGED = {
     ),
     "missing key": (lines(VERL, (1,), [0.01]) + "step:2 - actor/kl_loss:0.0\n", [0.01, None], ""),
     "infinite": (lines(VERL, (1, 2), ["inf", "-inf"]), [None, None], "clip_fraction is NaN"),
+    "evaluations": (
+        json_lines({"type": "eval", "step": 1, "clip_fraction": 9})
+        + json_lines(*rows_of("step", "clip_fraction", type="train"))
+        + json_lines({"split": "Validation", "step": 4, "clip_fraction": 9}),
+        CLIP,
+        "2 rows of evaluations are left out",
+    ),
+    "steps of each epoch": (
+        json_lines(*({"epoch": i // 2, "step": i % 2, "clip_fraction": i} for i in range(6))),
+        [0, 1, 2, 3, 4, 5],
+        "steps count from the start of each epoch",
+    ),
     "blank lines": ("\n\n" + FIRST.replace("\n", "\r\n\r\n"), CLIP, ""),
 }
 
