@@ -59,8 +59,8 @@ def test_a_log_gets_the_label_of_the_data_set_and_its_alarms(tmp_path: Path) -> 
     assert (
         table["ends"].dropna().to_dict() == table["ends_sure"].dropna().to_dict() == {0: 28, 5: 28}
     )
-    assert table["ends_better"].dropna().to_dict() == {0: False, 5: True}
-    assert table["ends_sure_steady_better"].dropna().to_dict() == {0: False, 5: True}
+    for later in ("ends_later", "ends_sure_steady_later"):
+        assert table[later].dropna().to_dict() == pytest.approx({0: 0.1 / 0.95, 5: 1 / 0.95})
     assert table["steady_label"].tolist()[:6] == labels[:6]
     assert (table["entropy_rise"][:6] == NOT_LOGGED).all()
     assert "no number of a known metric" in table["not_read"][6]

@@ -36,7 +36,7 @@ ENDS = {"ends": "six rows", "ends_sure": "six rows, and beyond the noise"}
 # Means that labels are read off: a prefix of columns, and how many rows they take.
 MEANS = {"": "three rows", "steady_": "as many as the noise asks for"}
 ABOUT = ["repository", "commit", "path", "kind", "framework", "rows", "label", "collapse_row"]
-STOPS = [f"{each}{better}" for each in ENDS for better in ("", "_better", "_steady_better")]
+STOPS = [f"{each}{later}" for each in ENDS for later in ("", "_later", "_steady_later")]
 FOUND = ["lowest_after_best", *DETECTORS, "stands", "steady_label", *STOPS, "not_read"]
 
 
@@ -63,9 +63,9 @@ def judged(log: TrainingLog) -> dict[str, Any]:
         end = end_row(log, sure=name == "ends_sure")
         if end is not None:
             row[name] = int(reached[end])
-            row[f"{name}_better"] = _better_later(reward, row[name], WINDOW)
+            row[f"{name}_later"] = _later(reward, row[name], WINDOW)
             if window is not None:
-                row[f"{name}_steady_better"] = _better_later(reward, row[name], window)
+                row[f"{name}_steady_later"] = _later(reward, row[name], window)
     return row
 
 
@@ -80,10 +80,11 @@ def _label(reward: np.ndarray, window: int) -> dict[str, Any]:
     return {"label": label, "collapse_row": None, "lowest_after_best": lowest}
 
 
-def _better_later(reward: np.ndarray, rows: int, window: int) -> bool:
-    """Whether a windowed mean after so many rows is above all until then."""
+def _later(reward: np.ndarray, rows: int, window: int) -> float:
+    """The best windowed mean after so many rows, as a multiple of the best until then."""
     means = windowed_mean(reward, window)
-    return bool(np.fmax.reduce(means[rows:], initial=-np.inf) > np.nanmax(means[:rows], initial=0))
+    until, later = (np.fmax.reduce(part, initial=0) for part in (means[:rows], means[rows:]))
+    return later / until if until > 0 else np.inf
 
 
 def read_all(folder: Path, reward_floor: float | None = 0.0) -> pd.DataFrame:
@@ -105,8 +106,7 @@ def read_all(folder: Path, reward_floor: float | None = 0.0) -> pd.DataFrame:
             rows.append(row | {"label": "not read", "not_read": said})
     table = pd.DataFrame(rows).sort_values(["repository", "path"], ignore_index=True)
     whole = dict.fromkeys(["rows", "collapse_row", *ENDS, *DETECTORS], "Int64")
-    truths = {name: "boolean" for name in STOPS if name not in ENDS}
-    return table.reindex(columns=[*ABOUT, *FOUND]).astype(whole | truths)
+    return table.reindex(columns=[*ABOUT, *FOUND]).astype(whole)
 
 
 def fates(table: pd.DataFrame) -> dict[str, int]:
@@ -144,13 +144,15 @@ def stop_statements(table: pd.DataFrame, ends: str, means: str) -> list[str]:
     part = table[table[f"{means}label"].isin(LABELS)]
     label, ended = part[f"{means}label"], part[ends].notna()
     fell, healthy = ended[label == "collapsed"], ended[label == "healthy"]
-    better = part.loc[ended, f"{ends}_{means}better"].astype(bool)
+    later = part.loc[ended, f"{ends}_{means}later"]
+    better = later[later > 1]
     enough = len(fell) >= LEAST["collapsed"] and len(healthy) >= LEAST["healthy"]
-    few = better.sum() <= 0.2 * len(better)
+    few = len(better) <= 0.2 * len(later)
+    most = f", by {100 * (better.median() - 1):.0f} % in the median" if len(better) else ""
     return [
         _verdict(healthy.sum() <= 0.1 * len(healthy), healthy.sum(), len(healthy), enough),
         _verdict(fell.sum() >= 0.8 * len(fell), fell.sum(), len(fell), enough),
-        _verdict(few, better.sum(), len(better), len(better) >= LEAST["collapsed"]),
+        _verdict(few, len(better), len(later), len(later) >= LEAST["collapsed"]) + most,
     ]
 
 
