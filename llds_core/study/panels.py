@@ -56,7 +56,7 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
         end = min(end, 2 * whole.min())
     methods = {arm.name: arm.method for arm in study.arms}
     with look.theme(grid=True):
-        figure, (left, right) = look.panels(1, 2, 0.2 * len(rows) + 1.7, sharey=True)
+        figure, (left, right) = look.panels(1, 2, max(0.2 * len(rows) + 1.7, 2.9), sharey=True)
         base, colour = table[table["method"] == BASELINE], look.METHOD_COLOURS[BASELINE]
         for axes, measure in ((left, "collapse_step"), (right, "slope")):
             for at in base[measure].dropna():
