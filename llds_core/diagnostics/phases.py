@@ -34,7 +34,6 @@ WINDOW = 3
 COLLAPSE_SHARE = 0.5  # of the best mean reward: below it a run collapses
 _DECLINE_DEVIATIONS = 2.0
 _ACCELERATION = 2.0
-_STEADY = 0.1  # standard error of a steady mean, as a share of the best
 
 
 @dataclass(frozen=True)
@@ -96,23 +95,6 @@ def windowed_mean(values: np.ndarray, window: int) -> np.ndarray:
         sums, counts = np.nansum(windows, axis=1), (~np.isnan(windows)).sum(axis=1)
         np.divide(sums, counts, out=means[window - 1 :], where=counts > 0)
     return means
-
-
-def steady_window(values: np.ndarray) -> int | None:
-    """How many of `values` (n,), none of them NaN, make a mean whose standard error is a tenth of
-    the best such mean; at least `WINDOW`. The noise of a value is the root of half the mean squared
-    difference of successive ones. None where all of them are too few, or no mean is positive.
-    """
-    rows = WINDOW
-    while rows <= len(values):
-        best = np.convolve(values, np.ones(rows), "valid").max() / rows
-        if best <= 0:
-            return None
-        needed = np.mean(np.diff(values) ** 2) / 2 / (_STEADY * best) ** 2
-        if needed <= rows:
-            return rows
-        rows = int(min(np.ceil(needed), len(values) + 1))
-    return None
 
 
 def collapse_row(reward: np.ndarray, window: int = WINDOW, rows: int | None = None) -> int | None:

@@ -21,7 +21,8 @@ _EACH_OF = 200  # as each judgement reads all rows: of n rows every (n // 200)th
 class CollapseMonitor(TrainerCallback):
     """Judges a run after every log (from 400 rows on after every second, and so on), warns once per
     alarm, and ends the training at one of the severity `stop_at` that has stood for `patience`
-    rows, or at once where values are not finite. It is a callback of TRL's trainer, from whose
+    rows, a fall of the reward only where it is beyond the noise between rows, or at once where
+    values are not finite. It is a callback of TRL's trainer, from whose
     arguments it learns the updates per rollout; around our own trainer,
     `train(run, after_step=monitor.observe)`.
 

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from llds_core.config.load import PRESETS
-from llds_core.diagnostics.phases import WINDOW, steady_window, windowed_mean
+from llds_core.diagnostics.phases import WINDOW, windowed_mean
 from llds_core.monitor.training_log import TrainingLog
 
 FIRST = 6  # row that may be the first to alarm
@@ -25,6 +25,7 @@ _EARLIER = {"not_finite": 1, "reuse": 2}  # what needs nothing to compare with
 SEVERITIES = ("info", "warning", "critical")
 PATIENCE = 6  # rows that an alarm stands before `stop_at` ends a run, as of the collapse itself
 _EMPTY = 1e-12
+_MARGIN = 2.0  # standard errors, of a fall that is no chance
 _level = partial(windowed_mean, window=WINDOW)
 
 
@@ -89,16 +90,28 @@ def reward_drop(reward: np.ndarray) -> np.ndarray:
 
 
 def beyond_noise(reward: np.ndarray, threshold: float) -> bool:
-    """Whether `reward` (n,) has lost more than that share of its best in means whose standard error
-    is a tenth of it; with too few rows for such means it has not.
+    """Whether the fall of `reward` (n,) from its best is larger than `threshold` of the best and
+    than chance makes it, in means over k = 3, 6, 12, … rows, at most half of all.
 
-    Source: public logs, on which falls of means of three rows mostly were noise.
+    The noise s of a row is the root of half the mean squared difference of successive rows. Of n/k
+    means of a reward that does not change, the highest and the lowest differ by about
+    sqrt(4 ln(n/k)) standard errors s sqrt(2/k) of a difference; the fall must exceed that by two.
+
+    Source: public logs (`docs/monitor.md`), on most of which a fall in means of three was noise.
     """
     known = reward[np.isfinite(reward)]
-    if (rows := steady_window(known)) is None:
+    if not len(known) or known.max() <= 0:
         return False
-    sums = np.convolve(known, np.ones(rows), "valid")
-    return bool(sums.max() - sums[-1] > threshold * sums.max())
+    known = known / known.max()
+    noise, rows = np.sqrt(np.mean(np.diff(known) ** 2) / 2), WINDOW
+    while 2 * rows <= len(known):
+        means = np.convolve(known, np.full(rows, 1 / rows), "valid")
+        best, error = means.max(), noise * np.sqrt(2 / rows)
+        by_chance = (np.sqrt(4 * np.log(len(known) / rows)) + _MARGIN) * error
+        if best - means[-1] > max(threshold * best, by_chance):
+            return True
+        rows *= 2
+    return False
 
 
 def behaviour_drift(response_length: np.ndarray, valid_searches: np.ndarray) -> np.ndarray:

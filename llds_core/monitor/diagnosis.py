@@ -46,7 +46,7 @@ class Alarm:
     advice: tuple[str, ...]  # each with the arm and the interval that it rests on
     passed: bool = False  # the score has come back: at the end it is no alarm
     standing: int = 1  # rows, up to the end, since which it is one; 0 when it has passed
-    beyond_noise: bool = True  # of a fall of the reward: it is larger than the noise between rows
+    beyond_noise: bool | None = None  # of a fall of the reward that stands: no noise between rows
 
     @property
     def title(self) -> str:
@@ -69,12 +69,18 @@ class Diagnosis:
     missing: tuple[str, ...]  # what cannot be said for lack of a metric, and how to log it
     notes: tuple[str, ...]
 
-    def reaches(self, severity: str, rows: int = 1) -> bool:
-        """Whether an alarm that has stood for so many rows, of more than one beyond the noise, is
-        as severe as that; values that are not finite count whenever they came.
+    def reaches(self, severity: str, rows: int | None = None) -> bool:
+        """Whether an alarm this severe stands. With `rows` it must have stood for so many, and a
+        fall of the reward must be beyond the noise. Values that are not finite count whenever they
+        came.
         """
-        lasting = [a for a in self.alarms if a.standing >= rows and (a.beyond_noise or rows == 1)]
-        counted = [*lasting, *(a for a in self.alarms if a.name == "not_finite")]
+        counted = [
+            alarm
+            for alarm in self.alarms
+            if alarm.name == "not_finite"
+            or (alarm.standing and rows is None)
+            or (rows is not None and alarm.standing >= rows and alarm.beyond_noise is not False)
+        ]
         level = SEVERITIES.index(severity)
         return any(SEVERITIES.index(alarm.severity) >= level for alarm in counted)
 
@@ -178,10 +184,10 @@ def _alarm(detector: Detector, log: TrainingLog) -> Alarm | None:
     advice = [a for a in preset["advice"] if not (log.column(a.get("unless", "")) > 0).any()]
     known = scores[~np.isnan(scores)]
     standing = int((known[::-1] > detector.threshold).cumprod().sum())
-    sure = detector.name != "reward_drop" or beyond_noise(log.column("reward"), detector.threshold)
-    evidence = _evidence(detector, log, scores[row], known[-1])
-    if standing and not sure:
-        evidence = f"the fall is within the noise between rows; {evidence}"
+    evidence, sure = _evidence(detector, log, scores[row], known[-1]), None
+    if standing and detector.name == "reward_drop":
+        sure = beyond_noise(log.column("reward"), detector.threshold)
+        evidence = evidence if sure else f"the fall may be noise between rows; {evidence}"
     return Alarm(
         detector.name,
         step,

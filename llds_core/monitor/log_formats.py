@@ -50,8 +50,8 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BETWEEN = re.compile(r"( - |[,;\t])")  # values, on a console and in CSV
 _SLIME = re.compile(r"\b(step|rollout) (\d+): \{")
 _LONGEST = 10_000  # characters of a dictionary that a narrow terminal broke into lines
-_EVALUATION = re.compile(r"eval\w*|val|valid\w*|test\w*", re.IGNORECASE)
-_KINDS = ("type", "split", "phase", "mode")  # keys that tell of what a row is
+_EVALUATIONS = {"eval", "evaluation", "val", "valid", "validation", "test"}
+_KINDS = ("type", "split", "phase", "mode")  # keys that say what kind of row it is
 _RUN_COLUMNS = ("run", "run_id", "run_name", "experiment", "seed", "Name")
 
 
@@ -98,6 +98,11 @@ def unread(row: Mapping[str, Any]) -> list[str]:
     return [key for key in found if str(row[key]).strip().lower() not in _NOTHING]
 
 
+def of_evaluation(row: Mapping[str, Any]) -> bool:
+    """Whether a logged row says that it is none of training."""
+    return any(str(row.get(kind)).lower() in _EVALUATIONS for kind in _KINDS)
+
+
 def step_of(row: Mapping[str, Any]) -> float | None:
     """The step of a logged row; None where it names none, or no whole number."""
     values = (to_number(row[key]) for key in STEP_KEYS if key in row)
@@ -122,14 +127,7 @@ def read_rows(path: Path, format: str, notes: list[str]) -> Rows:
         raise ConfigError(f'unknown format "{format}": {did_you_mean(format, FORMATS)}')
     try:
         file = _log_inside(path) if path.is_dir() and format != "tensorboard" else path
-        others = 0
-        for row in READERS[_guess(file) if format == "auto" else format](file, notes):
-            if any(_EVALUATION.fullmatch(str(row.get(kind))) for kind in _KINDS):
-                others += 1
-            else:
-                yield row
-        if others:
-            notes.append(f"{others} rows of evaluations are left out")
+        yield from READERS[_guess(file) if format == "auto" else format](file, notes)
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read ({reason}): name a training log") from error
@@ -224,21 +222,32 @@ def _read_jsonl(file: Path, notes: list[str]) -> Rows:
 
 
 def _read_state(file: Path, notes: list[str]) -> Rows:
+    with _open(file) as opened:
+        text = opened.read().strip()
     try:
-        with _open(file) as text:
-            state = json.load(text)
-    except (ValueError, RecursionError) as error:
-        if str(error).startswith("Extra data"):  # behind a whole object: JSON lines by their ending
+        state, end = json.JSONDecoder().raw_decode(text)
+        row = isinstance(state, dict) and not any(isinstance(x, list) for x in state.values())
+        if text[end:] and row:  # JSON lines under another name
             yield from _read_jsonl(file, notes)
             return
+        if text[end:]:
+            raise ValueError(f"more text after {end} characters")
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"{file} is no whole JSON file ({error}): name trainer_state.json of an earlier "
             "checkpoint, or give --format jsonl where each line is a row"
         ) from error
     rows = state
-    if isinstance(state, dict):  # without a log_history, of a loop of one's own
-        lists = [each for each in state.values() if isinstance(each, list)]
-        rows = state.get("log_history", max(lists, key=len, default=None))
+    if isinstance(state, dict) and (rows := state.get("log_history")) is None:
+        metrics = {
+            key: sum(isinstance(row, dict) and bool(named(row)) for row in each)
+            for key, each in state.items()
+            if isinstance(each, list) and key.lower() not in _EVALUATIONS
+        }
+        if any(metrics.values()):  # of a training loop of one's own
+            key = max(metrics, key=lambda name: metrics[name])
+            notes.append(f'rows are those of "{key}"')
+            rows = state[key]
     if not isinstance(rows, list):
         raise DataError(f"{file} has no log_history: name trainer_state.json of a checkpoint")
     yield from (row for row in rows if isinstance(row, dict))
@@ -251,13 +260,14 @@ def _read_console(file: Path, notes: list[str]) -> Rows:
         if "step:" in line and " - " in line:
             yield dict(_VERL_PAIR.findall(line[line.index("step:") :]))
             continue
-        line = begun + line
+        opens = line.rpartition("\r")[2].startswith(("{'", '{"'))
+        begun = "" if opens or not line.strip() else begun
+        line, broken = begun + line, opens or bool(begun)
         start = max(line.find("{'"), line.find('{"'))
-        begun = ""
         if start < 0 or "}" not in line:
-            if start >= 0 and len(line) < _LONGEST:
-                begun = line.rstrip("\r\n")
+            begun = line.rstrip("\r\n") if broken and len(line) < _LONGEST else ""
             continue
+        begun = ""
         row = dict(_DICT_PAIR.findall(line[start:]))
         kind = _SLIME.search(line)
         if kind and kind[1] == "rollout":

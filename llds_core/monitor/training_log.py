@@ -20,6 +20,7 @@ _MUST_BE_FINITE = ("loss", "grad_norm", "entropy", "kl", "reward", "clip_fractio
 # How often, and for what share of rows, steps may go back in one run's log, or rows contradict.
 _RESTARTS, _RESTART_SHARE, _CLASH_SHARE = 3, 0.2, 0.05
 COUNTED = "rows name no step and are counted"
+PER_EPOCH = "steps start anew in each epoch and are counted"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def read_log(
     source = str(path.relative_to(root) if path.is_relative_to(root) else path)
     rows = logs.read_rows(path, format, notes)
     log = to_log(rows, source, notes, updates_per_rollout, reward_floor)
-    if COUNTED in log.notes:  # of which row a checkpoint is nobody knows
+    if {COUNTED, PER_EPOCH} & {*log.notes}:  # of which row a checkpoint is nobody knows
         return log
     folder = path if path.is_dir() else path.parent
     if re.fullmatch(r"checkpoint-\d+", folder.name):
@@ -86,7 +87,11 @@ def to_log(
     first, keys = "", dict[str, str]()
     found: list[dict[str, float | None]] = []
     wrong: dict[str, list[Any]] = {}  # of keys without a number: how often, what and where first
+    others = 0
     for number, row in enumerate(rows, 1):
+        if logs.of_evaluation(row):
+            others += 1
+            continue
         first = first or ", ".join([str(key) for key in row][:5])
         step, values = logs.step_of(row), logs.named(row)
         for key in logs.unread(row):
@@ -100,9 +105,11 @@ def to_log(
             lowest = logs.lowest_reward(row, values) if reward_floor is None else reward_floor
             found.append({"step": step, "epoch": epoch, "lowest": lowest, **numbers})
     said = [*notes]
+    said += [f"{others} rows of evaluations are left out"] * bool(others)
     said += [f"{key} is no number {n} times, first {what}" for key, (n, what) in wrong.items()]
     if not found:
-        what = "; ".join([f"keys: {first}" if first else "no row: is it another --format?", *said])
+        nothing = "no row of training" if others else "no row: is it another --format?"
+        what = "; ".join([f"keys: {first}" if first else nothing, *said])
         raise DataError(f"{source} holds no number of a known metric ({what}): see docs/monitor.md")
     table = _one_row_per_step(pd.DataFrame(found).astype(float), source, said)
     bad = np.isinf(table.reindex(columns=_MUST_BE_FINITE))
@@ -134,10 +141,10 @@ def _one_row_per_step(table: pd.DataFrame, source: str, notes: list[str]) -> pd.
     elif missing := int(table["step"].isna().sum()):
         notes.append(f"{missing} of {len(table)} rows name no step and are left out")
         table = table.dropna(subset="step")
-    epochs = (table["step"].diff() < 0) & (table["epoch"].diff() > 0)
-    if numbered and epochs.any() and epochs.sum() == (table["step"].diff() < 0).sum():
-        numbered = False
-        notes.append("steps count from the start of each epoch: rows are counted instead")
+    anew = (table["step"].diff() < 0) & (table["epoch"].diff() > 0)
+    if numbered and (anew & (table["step"] <= table["step"].iloc[0])).any():
+        table = table.assign(step=table.groupby(["epoch", "step"]).ngroup() + 1)
+        notes.append(PER_EPOCH)
     order, metrics = table["step" if numbered else "epoch"], table.drop(columns=["step", "epoch"])
     clash = (metrics.diff().abs() > 0).any(axis=1) & (order.diff() == 0) & numbered
     clashes, back = int(clash.sum()), int((order.diff() < 0).sum())

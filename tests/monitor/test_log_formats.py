@@ -97,14 +97,18 @@ SHAPES = {
         "verl",
     ),
     "Weights & Biases": ("wandb.csv", WANDB, "verl"),
-    "JSON lines by another ending": (
-        "log.json",
-        OURS.replace("step", "iteration"),
-        "unknown origin",
-    ),
+    "JSON lines by another ending": ("log.json", OURS, "unknown origin"),
     "an object with rows": (
         "log.json",
-        json.dumps({"tags": ["a"], "steps": rows_of("step", "clip_fraction")}),
+        json.dumps(
+            {
+                "log_history": None,
+                "tags": ["a"] * 9,
+                "eval": [{"step": s, "clip_fraction": 9} for s in range(1, 9)],
+                "samples": [{"step": 1}] * 9,
+                "steps": rows_of("step", "clip_fraction"),
+            }
+        ),
         "unknown origin",
     ),
     "broken by a narrow terminal": (
@@ -235,7 +239,30 @@ DAMAGED = {
     "steps of each epoch": (
         json_lines(*({"epoch": i // 2, "step": i % 2, "clip_fraction": i} for i in range(6))),
         [0, 1, 2, 3, 4, 5],
-        "steps count from the start of each epoch",
+        "steps start anew in each epoch",
+    ),
+    "steps of each epoch, a restart, two rows of a step": (
+        json_lines(*({"epoch": 0, "step": s, "clip_fraction": s} for s in (1, 2, 3)))
+        + json_lines({"epoch": 1, "step": 1, "clip_fraction": 4}, {"epoch": 1, "step": 1, "kl": 1})
+        + json_lines(*({"epoch": 1, "step": s, "clip_fraction": 9} for s in (2, 3)))
+        + json_lines(*({"epoch": 1, "step": s, "clip_fraction": 3 + s} for s in (2, 3)))
+        + json_lines({"epoch": 2, "step": 1, "clip_fraction": 7}),
+        [1, 2, 3, 4, 5, 6, 7],
+        "after a restart",
+    ),
+    "a restart in another epoch": (
+        json_lines(*({"epoch": 0, "step": s, "clip_fraction": s} for s in (1, 2, 3)))
+        + json_lines(*({"epoch": 1, "step": s, "clip_fraction": 4} for s in (2, 3))),
+        [1, 4, 4],
+        "2 earlier rows",
+    ),
+    "a dictionary that never ends": (
+        "{'clip_ratio': 9, 'kl': 9, 'text': 'begun\n\n"
+        + "args = {'clip_ratio': 9,\n 'kl': 9}\nrow {'clip_ratio': 9, 'text': 'cut\n"
+        + "{'clip_ratio': 9, 'text': 'cut again\n"
+        + "".join(f"{{'clip_ratio': {v}, 'loss': 0.5}}\n" for v in CLIP),
+        CLIP,
+        "rows name no step",
     ),
     "blank lines": ("\n\n" + FIRST.replace("\n", "\r\n\r\n"), CLIP, ""),
 }

@@ -24,15 +24,18 @@ from llds_core.diagnostics.phases import (
     WINDOW,
     collapse_row,
     lowest_after_best,
-    steady_window,
     windowed_mean,
 )
 from llds_core.errors import DataError
 from llds_core.files import write_table, write_text
-from llds_core.monitor.detectors import DETECTORS, PATIENCE
+from llds_core.monitor.detectors import DETECTORS, PATIENCE, beyond_noise
 from llds_core.monitor.training_log import TrainingLog, read_log
 
-ENDS = {"ends": "six rows", "ends_sure": "six rows, and beyond the noise"}
+ENDS = {
+    "ends": "six rows",
+    "ends_registered": "six rows, and a fall in steady means (registered)",
+    "ends_now": "six rows, and a fall beyond the noise (as it waits now)",
+}
 # Means that labels are read off: a prefix of columns, and how many rows they take.
 MEANS = {"": "three rows", "steady_": "as many as the noise asks for"}
 ABOUT = ["repository", "commit", "path", "kind", "framework", "rows", "label", "collapse_row"]
@@ -59,14 +62,42 @@ def judged(log: TrainingLog) -> dict[str, Any]:
         row[name] = alarm if detector.reads(log) else NOT_LOGGED
         if name == RULE:
             row["stands"] = bool((scores[np.isfinite(scores)][-1:] > detector.threshold).any())
-    for name in ENDS:
-        end = end_row(log, sure=name == "ends_sure")
+    rules = (lambda reward, threshold: True, steady_fall, beyond_noise)
+    for name, rule in zip(ENDS, rules, strict=True):
+        end = end_row(log, rule)
         if end is not None:
             row[name] = int(reached[end])
             row[f"{name}_later"] = _later(reward, row[name], WINDOW)
             if window is not None:
                 row[f"{name}_steady_later"] = _later(reward, row[name], window)
     return row
+
+
+def steady_window(values: np.ndarray) -> int | None:
+    """How many of `values` (n,) make a mean whose standard error is at most a tenth of the best
+    such mean, three or more; None where there are too few, or no mean is positive.
+    """
+    rows = WINDOW
+    while rows <= len(values):
+        best = np.convolve(values, np.ones(rows), "valid").max() / rows
+        if best <= 0:
+            return None
+        needed = np.mean(np.diff(values) ** 2) / 2 / (0.1 * best) ** 2
+        if needed <= rows:
+            return rows
+        rows = int(min(np.ceil(needed), len(values) + 1))
+    return None
+
+
+def steady_fall(reward: np.ndarray, threshold: float) -> bool:
+    """The rule that `PREREGISTERED-4.md` fixed: whether the last of such means has lost more than
+    `threshold` of the best.
+    """
+    known = reward[np.isfinite(reward)]
+    if (rows := steady_window(known)) is None:
+        return False
+    sums = np.convolve(known, np.ones(rows), "valid")
+    return bool(sums.max() - sums[-1] > threshold * sums.max())
 
 
 def _label(reward: np.ndarray, window: int) -> dict[str, Any]:
@@ -81,21 +112,24 @@ def _label(reward: np.ndarray, window: int) -> dict[str, Any]:
 
 
 def _later(reward: np.ndarray, rows: int, window: int) -> float:
-    """The best windowed mean after so many rows, as a multiple of the best until then."""
+    """The best windowed mean after so many rows, as a multiple of the best until then; NaN where
+    there is none until then.
+    """
     means = windowed_mean(reward, window)
     until, later = (np.fmax.reduce(part, initial=0) for part in (means[:rows], means[rows:]))
-    return later / until if until > 0 else np.inf
+    return later / until if until > 0 else np.nan
 
 
 def read_all(folder: Path, reward_floor: float | None = 0.0) -> pd.DataFrame:
     """One row per log of the index; `not_read` is why the reader refused one. Rewards are counted
-    from the log's own floor, else from `reward_floor`; with None from the lowest of a response, if
-    that is logged.
+    from `reward_floor`; with None from the floor that the index tells, else from the lowest of a
+    response, if that is logged.
     """
     rows = []
     for entry in pd.read_csv(folder / "index.csv", dtype=str).fillna("").to_dict("records"):
         row = {key: entry[key] for key in ("repository", "commit", "path", "kind")}
-        floor = float(entry["floor"]) if entry.get("floor") else reward_floor
+        told = reward_floor is None and entry.get("floor")
+        floor = float(told) if told else reward_floor
         try:
             log = read_log(folder / entry["file"], reward_floor=floor)
             if not np.isfinite(log.column("reward")).any():
@@ -144,7 +178,7 @@ def stop_statements(table: pd.DataFrame, ends: str, means: str) -> list[str]:
     part = table[table[f"{means}label"].isin(LABELS)]
     label, ended = part[f"{means}label"], part[ends].notna()
     fell, healthy = ended[label == "collapsed"], ended[label == "healthy"]
-    later = part.loc[ended, f"{ends}_{means}later"]
+    later = part.loc[ended, f"{ends}_{means}later"].dropna()
     better = later[later > 1]
     enough = len(fell) >= LEAST["collapsed"] and len(healthy) >= LEAST["healthy"]
     few = len(better) <= 0.2 * len(later)
@@ -175,10 +209,10 @@ def told(logs: pd.DataFrame) -> str:
     then, later = (lowest[lowest["gathered"] == when] for when in ("first", "later"))
     parts = {
         "first gathering": table,
-        "of each repository one": _one_each(table),
+        "first, one log per repository": _one_each(table),
         "counted from the lowest response": then,
         "later gathering": later,
-        "of each repository one of them": _one_each(later),
+        "later, one log per repository": _one_each(later),
     }
     lines = []
     for name, part in (("First", table), ("Later", later)):
@@ -198,7 +232,7 @@ def told(logs: pd.DataFrame) -> str:
         lines += _row(f"alarms of `{RULE}`: {name}", *counts)
     for rows in zip(*map(statements, parts.values()), strict=True):
         lines += _row(f"*{rows[0][0]}*", *(verdict for _, verdict in rows))
-    head = ("healthy runs ended", "collapsed runs ended", "ended runs that get better")
+    head = ("healthy ended", "collapsed ended", "better later")
     lines += ["", *_row("`stop_at` waits for", "means for label", "gathering", *head)]
     lines += _row(*["---"] * 6)
     for (ends, rule), (means, of), part in product(ENDS.items(), MEANS.items(), (then, later)):
@@ -225,6 +259,8 @@ def _row(*cells: object) -> list[str]:
 def main(arguments: Sequence[str]) -> None:
     """Read the logs, if they are given, and write what came out."""
     if arguments:
+        if len(arguments) != 2:
+            raise SystemExit(f"{len(arguments)} folders given: give both, FOLDER and LATER")
         folder, later = map(Path, arguments)
         parts = [
             read_all(folder, 0.0).assign(counted_from="0", gathered="first"),

@@ -17,7 +17,7 @@ arms. On any other recipe the published thresholds hold, whatever comes out.
 import importlib
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -246,16 +246,18 @@ def operating_curve(runs: Sequence[LabelledRun], names: Sequence[str]) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def end_row(log: TrainingLog, sure: bool = True) -> int | None:
+def end_row(
+    log: TrainingLog, sure: Callable[[np.ndarray, float], bool] = beyond_noise
+) -> int | None:
     """Row at which `stop_at` ends a run for its reward: the first at which the alarm has stood for
-    `PATIENCE` rows and, if `sure`, the fall is beyond the noise.
+    `PATIENCE` rows and `sure` says of the rewards so far that the fall is no noise.
     """
     detector, reward = DETECTORS[RULE], log.column("reward")
     scores, threshold = detector.scores(log), detector.threshold
     known = np.flatnonzero(np.isfinite(scores))
     stood = pd.Series(scores[known] > threshold).rolling(PATIENCE).sum() == PATIENCE
     for end in known[stood]:
-        if not sure or beyond_noise(reward[: end + 1], threshold):
+        if sure(reward[: end + 1], threshold):
             return int(end)
     return None
 
