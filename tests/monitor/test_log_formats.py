@@ -173,12 +173,12 @@ def test_of_several_states_the_one_that_went_furthest_is_read(tmp_path: Path) ->
     # Of a state inside a checkpoint, the other checkpoints lie beside its folder.
     inside = read_log(tmp_path / "checkpoint-2/trainer_state.json")
     assert (len(inside.table), inside.checkpoints) == (2, (2, 5))
+    (tmp_path / "checkpoint-5/trainer_state.json").unlink()
+    assert len(read_log(tmp_path).table) == 3
     # Where steps restart in each epoch, nobody knows of which row a checkpoint is.
     rows = [{"epoch": e, "step": s, "clip_fraction": 0.1} for e in (0, 1) for s in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text(json_lines(*rows))
     assert read_log(tmp_path).checkpoints == ()
-    (tmp_path / "checkpoint-5/trainer_state.json").unlink()
-    assert len(read_log(tmp_path).table) == 3
 
 
 def test_rows_of_trl_are_averaged_per_rollout_where_its_updates_are_known(tmp_path: Path) -> None:
