@@ -223,6 +223,7 @@ def told(logs: pd.DataFrame) -> str:
             f"or is never above: {labels.get('not judged', 0)}.",
             "",
         ]
+    lines += ["<details><summary>Labels, alarms, what `stop_at` ends, and each rule</summary>", ""]
     lines += _row("", *parts) + _row(*["---"] * (len(parts) + 1))
     for label in LABELS:
         lines += _row(label, *((part["label"] == label).sum() for part in parts.values()))
@@ -245,7 +246,7 @@ def told(logs: pd.DataFrame) -> str:
             if row["collapsed"] + row["others"]:
                 pairs = (("early", "collapsed"), ("within", "others"), ("ever", "others"))
                 lines += _row(rule, *(share(row[count], row[of]) for count, of in pairs))
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "</details>"])
 
 
 def _one_each(table: pd.DataFrame) -> pd.DataFrame:
