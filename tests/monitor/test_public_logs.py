@@ -140,7 +140,13 @@ def test_the_page_says_what_the_table_holds() -> None:
     assert with_numbers(page, LOGS.told(table), marker="public") == page
     seen = public_counts(table[table["counted_from"] != "0"]).loc["reward_drop"]
     warned = f"warned of {seen['early']} of {seen['collapsed']} collapses"
-    assert f"{warned}, and of {seen['ever']} of {seen['others']} runs without one" in README
+    said = f"{warned}, and of {seen['ever']} of {seen['others']} runs without one"
+    text = " ".join(page.split())
+    assert said in README and said in text
+    judged = table[(table["counted_from"] != "0") & table["label"].isin(LOGS.LABELS)]
+    better = (judged["ends_now_later"] > 1).sum()
+    ended = f"{judged['ends_now'].notna().sum()} of the {len(judged)} public logs"
+    assert f"{ended} that have a label, of which {better} got better later" in text
 
 
 def test_what_the_docs_say_of_patience_on_the_runs_made_here() -> None:
