@@ -135,7 +135,8 @@ def _measure(
 ) -> dict[str, pd.DataFrame]:
     config = run.config
     torch.set_num_threads(config.training.threads)
-    model, tokenizer = load_policy(checkpoint, config.training.dtype)
+    # Runs in mixed precision update float32 weights: rounded ones would not move by such a step.
+    model, tokenizer = load_policy(checkpoint)
     failure_rate = config.retrieval.failure_rate
     groups = sample_groups(
         model,

@@ -18,7 +18,7 @@ from llds_core.diagnostics.mechanism_tables import TABLES, mechanism_path, read_
 from llds_core.errors import CheckpointError, ConfigError, DataError
 from llds_core.reporting import mechanism_figures as figures
 from llds_core.reporting.store import load_runs
-from llds_core.rollout.environment import build_world
+from llds_core.rollout.environment import build_environment, build_world
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.runs import Run
 from llds_core.worlds.records import Question
@@ -52,6 +52,19 @@ def test_every_checkpoint_is_measured_with_both_optimizers(tables) -> None:
         group.drop(columns="method").reset_index(drop=True) for _, group in start.groupby("method")
     )
     pd.testing.assert_frame_equal(first, second)
+
+
+def test_the_weights_that_a_run_updates_are_measured(stored) -> None:
+    """In mixed precision as in single: of rounded weights most would not move at all."""
+    run = Run.load("smoke/grpo", 0, stored)
+    mixed = replace(run.config, training=replace(run.config.training, dtype="bfloat16"))
+    environment = build_environment(run.config)
+    asked = (environment, run.start_policy, 0, environment.world.train[:3])
+    one, other = (
+        measure_module._measure(each, *asked) for each in (run, replace(run, config=mixed))
+    )
+    for name in TABLES:
+        pd.testing.assert_frame_equal(one[name], other[name])
 
 
 def test_what_is_measured_is_not_measured_again(tables, stored, monkeypatch) -> None:
