@@ -96,12 +96,18 @@ class Diagnosis:
         means = " (no decay of likelihood and no collapse found)" * (self.phase == PHASES[1])
         lines = [head, f"phase: {self.phase}{means}", *(lines or ["no alarm"])]
         if self.cause:
-            lines += [f"a possible cause: {self.cause}", "what to do:"]
+            lines += [f"a possible cause: {self.cause}", f"{self.to_do}:"]
             lines += [f"  - {advice}" for advice in self.advice]
         if self.go_back_to is not None:
             lines.append(f"go back to: step {self.go_back_to}")
         lines += [f"cannot be said: {entry}" for entry in self.missing]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+    @property
+    def to_do(self) -> str:
+        """Heading of the advice: a fall that may be noise is to be watched first."""
+        unsure = any(alarm.beyond_noise is False for alarm in self.alarms)
+        return "what to do" + ", if the fall lasts" * unsure
 
     @property
     def advice(self) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ def fragment(diagnosis: Diagnosis, log: TrainingLog) -> str:
         "</p><h2>Alarms</h2>",
         *(alarms or ["<p>None.</p>"]),
         _section("Likeliest cause", [diagnosis.cause] if diagnosis.cause else []),
-        _section("What to do", diagnosis.advice),
+        _section(diagnosis.to_do.capitalize(), diagnosis.advice),
         f"<h2>Curves</h2>{curves(diagnosis, log)}",
         _section("What cannot be said", diagnosis.missing),
         _section("Notes", diagnosis.notes),
