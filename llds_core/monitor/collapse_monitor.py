@@ -22,9 +22,8 @@ class CollapseMonitor(TrainerCallback):
     """Judges a run after every log (from 400 rows on after every second, and so on), warns once per
     alarm, and ends the training at one of the severity `stop_at` that has stood for `patience`
     rows, a fall of the reward only where it is beyond the noise between rows, or at once where
-    values are not finite. It is a callback of TRL's trainer, from whose
-    arguments it learns the updates per rollout; around our own trainer,
-    `train(run, after_step=monitor.observe)`.
+    values are not finite. It is a callback of TRL's trainer, from whose arguments it learns the
+    updates per rollout; around our own trainer, `train(run, after_step=monitor.observe)`.
 
     Each log gets `monitor/phase` (place of the phase in `diagnosis.PHASES`), `monitor/alarms`
     (alarms so far) and `monitor/<detector>` (1 from its alarm on); they stand in
@@ -79,7 +78,7 @@ class CollapseMonitor(TrainerCallback):
         stop_at, found = self._stop_at, self.diagnosis
         if stop_at and not self.stopped and found.reaches(stop_at, self._patience):
             self.stopped = True
-            back = self.diagnosis.go_back_to
+            back = found.go_back_to
             known = back is not None and bool(checkpoints)
             where = f"go back to step {back}" if known else "no checkpoint before it"
             _logger.warning("the training ends at a %s alarm: %s", self._stop_at, where)

@@ -74,13 +74,10 @@ class Diagnosis:
         fall of the reward must be beyond the noise. Values that are not finite count whenever they
         came.
         """
-        counted = [
-            alarm
-            for alarm in self.alarms
-            if alarm.name == "not_finite"
-            or (alarm.standing and rows is None)
-            or (rows is not None and alarm.standing >= rows and alarm.beyond_noise is not False)
-        ]
+        lasting = [a for a in self.alarms if a.standing >= (rows or 1)]
+        if rows is not None:
+            lasting = [alarm for alarm in lasting if alarm.beyond_noise is not False]
+        counted = [*lasting, *(a for a in self.alarms if a.name == "not_finite")]
         level = SEVERITIES.index(severity)
         return any(SEVERITIES.index(alarm.severity) >= level for alarm in counted)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llds_core.monitor.training_log import to_log
+from llds_core.monitor.training_log import TrainingLog, to_log
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "results/published"
@@ -97,12 +97,15 @@ def test_statements_by_hand(
     assert said.count(f"{len(names)} logs of {len(names)} repositories. Not read: 0.") == 2
 
 
-def test_a_fall_out_of_the_noise_ends_a_run(tmp_path: Path) -> None:
+def log_of(reward: np.ndarray) -> TrainingLog:
+    return to_log([{"step": s, "reward": r} for s, r in enumerate(reward.tolist(), 1)], "made up")
+
+
+def test_a_fall_out_of_the_noise_ends_a_run() -> None:
     """One response per row, right in half of them: the fall shows in means of more rows."""
     reward = np.random.default_rng(0).binomial(1, 0.5, 200)
     reward[120:] = 0
-    rows = [{"step": s, "reward": r} for s, r in enumerate(reward.tolist(), 1)]
-    assert 125 < (end_row(to_log(rows, "fallen")) or 0) < 160
+    assert 125 < (end_row(log_of(reward)) or 0) < 160
 
 
 def steady_runs(rows: int, share: float, responses: int) -> list[np.ndarray]:
@@ -115,10 +118,7 @@ def steady_runs(rows: int, share: float, responses: int) -> list[np.ndarray]:
 )
 def test_noise_alone_ends_no_run(rows: int, share: float, responses: int) -> None:
     """Runs whose mean never changes. Six low rows alone end most of the long ones."""
-    logs = [
-        to_log([{"step": s, "reward": r} for s, r in enumerate(reward.tolist(), 1)], "steady")
-        for reward in steady_runs(rows, share, responses)
-    ]
+    logs = [log_of(reward) for reward in steady_runs(rows, share, responses)]
     assert sum(end_row(log, lambda *_: True) is not None for log in logs) >= (
         15 if rows > 60 else 1
     )
