@@ -142,6 +142,8 @@ def judge(log: TrainingLog) -> Diagnosis:
     lasting = [a for a in found if not a.passed and a.severity != "info"]
     fall = next((alarm for alarm in lasting if alarm.name == "reward_drop"), None)
     # A fall is explained by what came before it, whether it has passed or not.
+    if phase == "collapse" and fall and not fall.beyond_noise:
+        notes += ("the collapse is read off means of three rows, and may be noise between them",)
     before = [a for a in found if fall and a.step <= fall.step and a.severity == "warning"]
     causes = [a.cause for a in ([*before, fall] if fall else lasting)]
     critical = [a.step for a in ([fall] if fall else lasting) if a.severity == "critical"]

@@ -1,8 +1,8 @@
 """What the monitor says of training logs that other people made.
 
-    python results/published/collapse-runs/public_logs.py [FOLDER LATER]
+    python results/published/collapse-runs/public_logs.py [FIRST SECOND THIRD]
 
-Logs of FOLDER are judged by `PREREGISTERED-3.md`, those of LATER by `PREREGISTERED-4.md`. Each has
+Logs of the three folders are judged by `PREREGISTERED-3.md`, `-4.md` and `-5.md`. Each folder has
 an `index.csv` (`repository,commit,path,file,kind`, and `floor`, the lowest reward of a response
 where the repository tells it) and the logs that it names by `file`: they are other people's, and
 are not part of this repository. The outcome goes into `public_logs.csv`, one row per log, and from
@@ -38,6 +38,7 @@ ENDS = {
 }
 # Means that labels are read off: a prefix of columns, and how many rows they take.
 MEANS = {"": "three rows", "steady_": "as many as the noise asks for"}
+GATHERED = ("first", "second", "third")
 ABOUT = ["repository", "commit", "path", "kind", "framework", "rows", "label", "collapse_row"]
 STOPS = [f"{each}{later}" for each in ENDS for later in ("", "_later", "_steady_later")]
 FOUND = ["lowest_after_best", *DETECTORS, "stands", "steady_label", *STOPS, "not_read"]
@@ -203,22 +204,26 @@ def share(count: int, of: int) -> str:
 
 
 def told(logs: pd.DataFrame) -> str:
-    """The part of `docs/monitor.md` about public logs, by both registrations."""
+    """The part of `docs/monitor.md` about public logs, by all three registrations."""
     table = logs[logs["counted_from"] == "0"]
     lowest = logs[logs["counted_from"] != "0"]
-    then, later = (lowest[lowest["gathered"] == when] for when in ("first", "later"))
+    then, second, third = (lowest[lowest["gathered"] == when] for when in GATHERED)
     parts = {
         "first gathering": table,
         "first, one log per repository": _one_each(table),
         "counted from the lowest response": then,
-        "later gathering": later,
-        "later, one log per repository": _one_each(later),
+        "second": second,
+        "second, one log per repository": _one_each(second),
+        "third": third,
+        "third, one log per repository": _one_each(third),
+        "second and third": pd.concat([second, third]),
     }
+    gathered = dict(zip(GATHERED, (table, second, third), strict=True))
     lines = []
-    for name, part in (("First", table), ("Later", later)):
+    for name, part in gathered.items():
         labels = part["label"].value_counts()
         lines += [
-            f"{name} gathering: {len(part)} logs of {part['repository'].nunique()} repositories. "
+            f"{name.capitalize()} gathering: {len(part)} logs of {part['repository'].nunique()} repositories. "
             f"Not read: {labels.get('not read', 0)}. Not judged, as the reward goes below its zero "
             f"or is never above: {labels.get('not judged', 0)}.",
             "",
@@ -236,10 +241,10 @@ def told(logs: pd.DataFrame) -> str:
     head = ("healthy ended", "collapsed ended", "better later")
     lines += ["", *_row("`stop_at` waits for", "means for label", "gathering", *head)]
     lines += _row(*["---"] * 6)
-    for (ends, rule), (means, of), part in product(ENDS.items(), MEANS.items(), (then, later)):
-        when = part["gathered"].iloc[0]
+    judged_by = zip(GATHERED, (then, second, third), strict=True)
+    for (ends, rule), (means, of), (when, part) in product(ENDS.items(), MEANS.items(), judged_by):
         lines += _row(rule, of, when, *stop_statements(part, ends, means))
-    for name, part in (("first", table), ("later", later)):
+    for name, part in gathered.items():
         lines += ["", *_row(f"rule, {name} gathering", "early", "false in 30 rows", "at any row")]
         lines += _row(*["---"] * 4)
         for rule, row in public_counts(part).iterrows():
@@ -260,14 +265,12 @@ def _row(*cells: object) -> list[str]:
 def main(arguments: Sequence[str]) -> None:
     """Read the logs, if they are given, and write what came out."""
     if arguments:
-        if len(arguments) != 2:
-            raise SystemExit(f"{len(arguments)} folders given: give both, FOLDER and LATER")
-        folder, later = map(Path, arguments)
-        parts = [
-            read_all(folder, 0.0).assign(counted_from="0", gathered="first"),
-            read_all(folder, None).assign(counted_from="lowest", gathered="first"),
-            read_all(later, None).assign(counted_from="lowest", gathered="later"),
-        ]
+        if len(arguments) != len(GATHERED):
+            raise SystemExit(f"{len(arguments)} folders given: give all three, in their order")
+        folders = dict(zip(GATHERED, map(Path, arguments), strict=True))
+        parts = [read_all(folders["first"], 0.0).assign(counted_from="0", gathered="first")]
+        for when, folder in folders.items():
+            parts.append(read_all(folder, None).assign(counted_from="lowest", gathered=when))
         write_table(PUBLIC, pd.concat(parts))
     text = told(pd.read_csv(PUBLIC, dtype={"counted_from": str}))
     write_text(PAGE, with_numbers(PAGE.read_text("utf-8"), text, marker="public"))
