@@ -28,7 +28,7 @@ class CollapseMonitor(TrainerCallback):
     Each log gets `monitor/phase` (place of the phase in `diagnosis.PHASES`), `monitor/alarms`
     (alarms so far) and `monitor/<detector>` (1 from its alarm on); they stand in
     `trainer_state.json` too. Trackers read the log before callbacks that are given to a trainer:
-    `attach` puts the monitor before them. `reward_floor` is that of `read_log`.
+    `attach` puts the monitor before them. `reward_floor` and `reward_key` are those of `read_log`.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class CollapseMonitor(TrainerCallback):
         stop_at: str | None = None,
         patience: int = PATIENCE,
         reward_floor: float | None = None,
+        reward_key: str | None = None,
     ) -> None:
         if stop_at not in (None, *SEVERITIES):
             raise ConfigError(f'stop_at="{stop_at}" is no severity: {", ".join(SEVERITIES)}')
@@ -47,7 +48,7 @@ class CollapseMonitor(TrainerCallback):
         self._stop_at = stop_at
         self._patience = patience
         self._updates: int | None = None
-        self._floor = reward_floor
+        self._reward = (reward_floor, reward_key)
         self._rows: list[dict[str, Any]] = []
         self._told: set[str] = set()
 
@@ -64,7 +65,7 @@ class CollapseMonitor(TrainerCallback):
         if len(self._rows) % max(1, len(self._rows) // _EACH_OF):
             return []
         try:
-            log = to_log(self._rows, "this run", (), self._updates, self._floor)
+            log = to_log(self._rows, "this run", (), self._updates, *self._reward)
         except DataError as error:  # no reason to end a training
             _logger.warning("the monitor cannot judge: %s", error)
             return []
@@ -73,8 +74,8 @@ class CollapseMonitor(TrainerCallback):
         self._told |= {alarm.name for alarm in fresh}
         for alarm in fresh:
             if alarm.severity != "info":
-                said = (alarm.step, alarm.name, alarm.evidence, alarm.advice[0])
-                _logger.warning("step %d: %s: %s. %s", *said)
+                said = (alarm.step, alarm.name, alarm.found, alarm.advice[0].partition(":")[0])
+                _logger.warning("step %d: %s: %s. %s (llds diagnose tells more)", *said)
         stop_at, found = self._stop_at, self.diagnosis
         if stop_at and not self.stopped and found.reaches(stop_at, self._patience):
             self.stopped = True

@@ -41,9 +41,12 @@ class Alarm:
     name: str
     step: int
     severity: str  # info, warning or critical
-    evidence: str  # the numbers, the threshold, and how the rule did on published runs
+    evidence: str  # what was found; then the score, and how the rule did on each set of runs
     cause: str
     advice: tuple[str, ...]  # each with the arm and the interval that it rests on
+    score: float  # at that step
+    threshold: float  # above which it is an alarm
+    last: float  # score at the end
     passed: bool = False  # the score has come back: at the end it is no alarm
     standing: int = 1  # rows, up to the end, since which it is one; 0 when it has passed
     beyond_noise: bool | None = None  # of a fall of the reward that stands: no noise between rows
@@ -52,6 +55,11 @@ class Alarm:
     def title(self) -> str:
         """Severity, name and step, and whether it has passed."""
         return f"{self.severity.upper()} {self.name}, step {self.step}{', passed' * self.passed}"
+
+    @property
+    def found(self) -> str:
+        """What was found, without what the rule is worth."""
+        return self.evidence.partition("; ")[0]
 
 
 @dataclass(frozen=True)
@@ -88,17 +96,30 @@ class Diagnosis:
     def text(self) -> str:
         """For a terminal."""
         head = f"{self.source}: {self.rows} rows of {self.framework}, to step {self.last_step}"
-        # One thing per line: the numbers, then what the rule is worth on each recipe.
-        lines = [f"{a.title}: " + a.evidence.replace("; ", "\n    ") for a in self.alarms]
-        means = " (no decay of likelihood and no collapse found)" * (self.phase == PHASES[1])
-        lines = [head, f"phase: {self.phase}{means}", *(lines or ["no alarm"])]
+        lines = [head, f"phase: {self.phase}{self._phase_means()}"]
+        lines += [f"{alarm.title}: {alarm.found}" for alarm in self.alarms] or ["no alarm"]
         if self.cause:
             lines += [f"a possible cause: {self.cause}", f"{self.to_do}:"]
             lines += [f"  - {advice}" for advice in self.advice]
         if self.go_back_to is not None:
             lines.append(f"go back to: step {self.go_back_to}")
         lines += [f"cannot be said: {entry}" for entry in self.missing]
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+        lines += [f"note: {note}" for note in self.notes]
+        lines += ["how these rules did on labelled runs (docs/monitor.md):"] * bool(self.alarms)
+        for alarm in self.alarms:
+            score, *rates = alarm.evidence.split("; ")[1:]
+            lines += [f"  {alarm.name}, {score}", *(f"    {rate}" for rate in rates)]
+        return "\n".join(lines)
+
+    def _phase_means(self) -> str:
+        fall = next((a for a in self.alarms if a.name == "reward_drop" and not a.passed), None)
+        if fall and self.phase != "collapse":
+            return (
+                f" (but {100 * fall.last:.0f} % of the best reward is lost: no collapse is proved)"
+            )
+        if self.phase == "unknown":
+            return " (too few rows, or no reward that can be judged: see what cannot be said)"
+        return " (no decay of likelihood and no collapse found)" * (self.phase == "stagnation")
 
     @property
     def to_do(self) -> str:
@@ -141,13 +162,16 @@ def judge(log: TrainingLog) -> Diagnosis:
     alarms = sorted(found, key=lambda a: (a.passed, -SEVERITIES.index(a.severity), a.step))
     lasting = [a for a in found if not a.passed and a.severity != "info"]
     fall = next((alarm for alarm in lasting if alarm.name == "reward_drop"), None)
-    # A fall is explained by what came before it, whether it has passed or not.
     if phase == "collapse" and fall and not fall.beyond_noise:
         notes += ("the collapse is read off means of three rows, and may be noise between them",)
-    before = [a for a in found if fall and a.step <= fall.step and a.severity == "warning"]
+    # A fall is explained by what came before it, whether it has passed or not.
+    able = [
+        a for a in found if a.severity == "warning" or (a.name == "not_finite" and a in lasting)
+    ]
+    before = [alarm for alarm in able if fall and alarm.step <= fall.step]
     causes = [a.cause for a in ([*before, fall] if fall else lasting)]
-    critical = [a.step for a in ([fall] if fall else lasting) if a.severity == "critical"]
-    back = _go_back_to(log, critical[0]) if critical else None
+    critical = [alarm.step for alarm in lasting if alarm.severity == "critical"]
+    back = _go_back_to(log, min(critical)) if critical else None
     if back is not None and not log.checkpoints:
         notes += (f"no checkpoint was seen: before the alarm the reward was best at {back}",)
     if 2 * log.table.get("reward", log.table["step"]).count() < len(log.table):
@@ -186,35 +210,54 @@ def _alarm(detector: Detector, log: TrainingLog) -> Alarm | None:
     if row is None:
         return None
     step, preset = int(log.table["step"].iloc[row]), ALARMS["detectors"][detector.name]
-    advice = [a for a in preset["advice"] if not (log.column(a.get("unless", "")) > 0).any()]
     known = scores[~np.isnan(scores)]
     standing = int((known[::-1] > detector.threshold).cumprod().sum())
-    evidence, sure = _evidence(detector, log, scores[row], known[-1]), None
+    course, sure = _course(detector, log, row), None
     if standing and detector.name == "reward_drop":
         sure = beyond_noise(log.column("reward"), detector.threshold)
-        evidence = evidence if sure else f"the fall may be noise between rows; {evidence}"
+        course += "" if sure else ", which may be noise between rows"
+    unit = "" if detector.first < 3 else f" over {WINDOW} rows"
+    score = f"score {scores[row]:.3g}{unit}, {known[-1]:.3g} at the end"
+    score += f", alarm above {detector.threshold:.3g}"
     return Alarm(
         detector.name,
         step,
         detector.severity,
-        evidence,
+        "; ".join([course, score, operating_point(detector.name)]),
         preset["cause"],
-        tuple(map(advice_text, advice)),
+        tuple(advice_text(entry) for entry in preset["advice"] if _is_open(entry, log)),
+        float(scores[row]),
+        detector.threshold,
+        float(known[-1]),
         not standing,
         standing,
         sure,
     )
 
 
-def _evidence(detector: Detector, log: TrainingLog, score: float, last: float) -> str:
-    read = {name: log.keys.get(name, name) for name in detector.columns if name in log.table}
-    names = [name if key == name else f"{name} ({key})" for name, key in read.items()]
-    now = f", at the end {last:.3g}" if last != score else ""
-    unit = "" if detector.first < 3 else f" over {WINDOW} rows"
-    return (
-        f"{' and '.join(names)}: score {score:.3g}{unit}, alarm above {detector.threshold:.3g}"
-        f"{now}; {operating_point(detector.name)}"
-    )
+def _course(detector: Detector, log: TrainingLog, row: int) -> str:
+    """Where the metrics of a detector were, at its alarm in `row` and else."""
+    told = []
+    for name in (column for column in detector.columns if column in log.table):
+        key = log.keys.get(name, name)
+        values = log.column(name)
+        known = np.isfinite(values)
+        levels = windowed_mean(values[known], 1 if detector.first < 3 else WINDOW)
+        at = levels[known[: row + 1].sum() - 1] if known[: row + 1].any() else np.nan
+        if not np.isfinite(levels).any():
+            continue
+        first = levels[np.isfinite(levels)][0]
+        told.append(
+            f"{name}{f' ({key})' * (key != name)} {first:.3g} at first, {np.nanmax(levels):.3g} at "
+            f"most, {at:.3g} at the alarm, {levels[-1]:.3g} at the end"
+        )
+    return " and ".join(told)
+
+
+def _is_open(entry: Mapping[str, str], log: TrainingLog) -> bool:
+    """Whether advice is neither followed already nor impossible."""
+    done, several = log.column(entry.get("unless", "")), log.column(entry.get("above_one", ""))
+    return not (done > 0).any() and not (several <= 1).any()
 
 
 def operating_point(name: str) -> str:

@@ -23,6 +23,7 @@ import yaml
 
 from llds_core.config.load import PRESETS
 from llds_core.errors import ConfigError, DataError, did_you_mean
+from llds_core.monitor.rollout_dumps import dump_files, rows_of_dump
 
 Rows = Iterator[dict[str, Any]]
 _PRESET = yaml.safe_load((PRESETS / "log_keys.yaml").read_text("utf-8"))
@@ -47,6 +48,10 @@ _VALUE = r"(?:[\w.]+\(\s*)?['\"]?([-+]?[\w.]+(?:[-+]\d+)?)"
 _DICT_PAIR = re.compile(r"['\"]([^'\"{}]+)['\"]:\s*" + _VALUE)
 _VERL_PAIR = re.compile(r"(?:^|\s)([^\s:]+):" + _VALUE)
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_RAY = re.compile(r"^\([^()]*\bpid=\d+[^()]*\) ?")  # before each line of a worker
+_CHECKPOINT = re.compile(r"(?:checkpoint-|global_step_)(\d+)")
+_HELD_OUT = re.compile(r"val-core/.+/mean@\d+|eval/all/avg_score|eval_reward")
+_REWARD_PART = re.compile(r"rewards/.+/mean")
 _BETWEEN = re.compile(r"( - |[,;\t])")  # values, on a console and in CSV
 _SLIME = re.compile(r"\b(step|rollout) (\d+): \{")
 _LONGEST = 10_000  # characters of a dictionary that a narrow terminal broke into lines
@@ -109,9 +114,20 @@ def step_of(row: Mapping[str, Any]) -> float | None:
     return next((x for x in values if x is not None and x.is_integer() and abs(x) < 2**53), None)
 
 
+def held_out(row: Mapping[str, Any]) -> dict[str, float]:
+    """Scores of a validation in a logged row."""
+    found = {key: to_number(row[key]) for key in row if _HELD_OUT.fullmatch(key)}
+    return {key: score for key, score in found.items() if score is not None}
+
+
+def reward_parts(row: Mapping[str, Any]) -> list[str]:
+    """Keys of the rewards that TRL adds up to the one of a logged row."""
+    return sorted(filter(_REWARD_PART.fullmatch, row))
+
+
 def framework_of(keys: Mapping[str, str]) -> str:
     """The framework that uses most of the keys read; plain words, as anybody's, tell of none."""
-    votes = Counter(name for key in keys.values() for name in _FRAMEWORKS[key])
+    votes = Counter(name for key in keys.values() for name in _FRAMEWORKS.get(key, ()))
     return votes.most_common(1)[0][0] if votes else "unknown origin"
 
 
@@ -126,17 +142,21 @@ def read_rows(path: Path, format: str, notes: list[str]) -> Rows:
     if format not in FORMATS:
         raise ConfigError(f'unknown format "{format}": {did_you_mean(format, FORMATS)}')
     try:
-        file = _log_inside(path) if path.is_dir() and format != "tensorboard" else path
-        yield from READERS[_guess(file) if format == "auto" else format](file, notes)
+        whole = format in ("tensorboard", "rollouts")
+        file = _log_inside(path) if path.is_dir() and not whole else path
+        for row in READERS[_guess(file) if format == "auto" else format](file, notes):
+            # Trackers of transformers write `train/` before each key.
+            bare = {k[6:]: row[k] for k in row if k.startswith("train/") and k not in KNOWN}
+            yield bare | row
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read ({reason}): name a training log") from error
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints that transformers wrote into `folder`."""
-    names = (path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*") if path.is_dir())
-    return sorted(int(name) for name in names if name.isdecimal())
+    """Steps of the checkpoints that transformers, verl or SkyRL wrote into `folder`."""
+    found = (_CHECKPOINT.fullmatch(path.name) for path in folder.glob("*") if path.is_dir())
+    return sorted(int(match[1]) for match in found if match)
 
 
 def _log_inside(folder: Path) -> Path:
@@ -148,6 +168,10 @@ def _log_inside(folder: Path) -> Path:
     if states:  # the newest checkpoint's may be newer than the one written at an earlier end
         return max(states[:2], key=_last_step)
     if any(folder.glob("*tfevents*")):
+        return folder
+    if (console := folder / "files/output.log").is_file():  # of Weights & Biases
+        return console
+    if dump_files(folder):
         return folder
     endings = (".jsonl", ".csv", ".csv.gz", ".log", ".txt")
     found = sorted(file for file in folder.iterdir() if file.name.endswith(endings))
@@ -166,6 +190,8 @@ def _last_step(state: Path) -> float:
 
 
 def _guess(file: Path) -> str:
+    if dump_files(file):
+        return "rollouts"
     if file.is_dir() or "tfevents" in file.name:
         return "tensorboard"
     by_ending = {".json": "state", ".jsonl": "jsonl", ".csv": "csv", ".tsv": "csv"}
@@ -187,7 +213,10 @@ def _open(file: Path) -> io.TextIOWrapper:
     # PowerShell's `>` writes UTF-16.
     encoding = "utf-16" if first[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     if b"\0" in first and encoding != "utf-16":
-        raise DataError(f"{file} is binary: name a log in text, JSON, CSV or TensorBoard's")
+        raise DataError(
+            f"{file} is binary: name a log in text, JSON, CSV or TensorBoard's; of Weights & "
+            "Biases export the history of the run as CSV"
+        )
     return io.TextIOWrapper(opened(file, "rb"), encoding, errors="replace")
 
 
@@ -256,7 +285,7 @@ def _read_state(file: Path, notes: list[str]) -> Rows:
 def _read_console(file: Path, notes: list[str]) -> Rows:
     rollout: list[dict[str, Any]] = []  # of slime: a rollout's lines, then its updates'
     begun = ""
-    for line in _lines(file, notes):
+    for line in map(partial(_RAY.sub, ""), _lines(file, notes)):
         if "step:" in line and " - " in line:
             yield dict(_VERL_PAIR.findall(line[line.index("step:") :]))
             continue
@@ -334,8 +363,17 @@ def _read_tensorboard(path: Path, notes: list[str]) -> Rows:
     for key in events.Tags()["scalars"]:
         for event in events.Scalars(key):
             row = rows.setdefault(event.step, {"step": event.step})
-            row |= {key: event.value, key.removeprefix("train/"): event.value}  # HF's prefix
+            row[key] = event.value
     yield from (rows[step] for step in sorted(rows))
+
+
+def _read_rollouts(path: Path, notes: list[str]) -> Rows:
+    if not (files := dump_files(path)):
+        raise DataError(
+            f"{path} is no dump of rollouts: each line needs input, output, score, step"
+        )
+    responses = (row for file in files for row in _read_jsonl(file, notes))
+    yield from rows_of_dump(responses, notes)
 
 
 READERS: dict[str, Callable[[Path, list[str]], Rows]] = {
@@ -344,5 +382,6 @@ READERS: dict[str, Callable[[Path, list[str]], Rows]] = {
     "console": _read_console,
     "csv": _read_csv,
     "tensorboard": _read_tensorboard,
+    "rollouts": _read_rollouts,
 }
 FORMATS = ("auto", *READERS)

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from llds_core.errors import ConfigError
+from llds_core.errors import ConfigError, DataError
 
 Log = Annotated[Path, Argument(help="a training log, or the folder of a run")]
 Format = Annotated[
-    Literal["auto", "jsonl", "state", "console", "csv", "tensorboard"],
+    Literal["auto", "jsonl", "state", "console", "csv", "tensorboard", "rollouts"],
     Option(help="what the log is, where it is not guessed right"),
 ]
 Updates = Annotated[
@@ -20,6 +20,12 @@ Updates = Annotated[
 ]
 Floor = Annotated[
     float | None, Option(help="reward of the worst response, where it is not 0, as -1 of ±1")
+]
+RewardKey = Annotated[
+    str | None, Option(help="key to judge as the reward, as rewards/em/mean of several rewards")
+]
+Checkpoints = Annotated[
+    Path | None, Option(help="folder of the checkpoints, if not beside the log")
 ]
 
 
@@ -33,6 +39,8 @@ def diagnose(
     ] = None,
     updates_per_rollout: Updates = None,
     reward_floor: Floor = None,
+    reward_key: RewardKey = None,
+    checkpoints: Checkpoints = None,
 ) -> int:
     """Say where a run stands and what warns of a collapse, from anybody's log."""
     from llds_core.files import disk_errors, write_text
@@ -45,7 +53,12 @@ def diagnose(
         if html and html.exists() and path.exists() and html.samefile(path):
             raise ConfigError(f"--html {html} is the log itself: name another file")
     log = read_log(
-        path, format=format, updates_per_rollout=updates_per_rollout, reward_floor=reward_floor
+        path,
+        format=format,
+        updates_per_rollout=updates_per_rollout,
+        reward_floor=reward_floor,
+        reward_key=reward_key,
+        checkpoints=checkpoints,
     )
     diagnosis = judge(log)
     if html:
@@ -53,7 +66,11 @@ def diagnose(
 
         write_text(html, page(diagnosis, log))
     print(json.dumps(diagnosis.to_dict(), indent=1) if json_ else diagnosis.text())
-    return int(fail_on is not None and diagnosis.reaches(fail_on))
+    if fail_on is None or diagnosis.reaches(fail_on):
+        return int(fail_on is not None)
+    if diagnosis.phase == "unknown":
+        raise DataError(f"--fail-on {fail_on}: the run cannot be judged: {diagnosis.missing[0]}")
+    return 0
 
 
 def watch(
@@ -62,6 +79,8 @@ def watch(
     every: Annotated[float, Option(help="seconds between looks", min=0.1)] = 5.0,
     updates_per_rollout: Updates = None,
     reward_floor: Floor = None,
+    reward_key: RewardKey = None,
+    checkpoints: Checkpoints = None,
 ) -> None:
     """Follow a log that grows: curves, phase, alarms, newest trajectory; Ctrl-C ends it.
 
@@ -78,6 +97,8 @@ def watch(
         format=format,
         updates_per_rollout=updates_per_rollout,
         reward_floor=reward_floor,
+        reward_key=reward_key,
+        checkpoints=checkpoints,
     )
     if sys.stdout.isatty():
         with Live(auto_refresh=False) as screen:
@@ -91,4 +112,4 @@ def watch(
             if alarm.name not in told:
                 told.add(alarm.name)
                 print(f"  {alarm.title}")
-                print(f"    {alarm.evidence}", *(f"    - {a}" for a in alarm.advice), sep="\n")
+                print(f"    {alarm.found}", *(f"    - {a}" for a in alarm.advice), sep="\n")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llds_core.errors import ConfigError, DataError
+from llds_core.errors import ConfigError, DataError, closest
 from llds_core.files import project_path
 from llds_core.monitor import log_formats as logs
 from llds_core.runs.checkpoints import checkpoint_steps
@@ -50,25 +50,30 @@ def read_log(
     format: str = "auto",
     updates_per_rollout: int | None = None,
     reward_floor: float | None = None,
+    reward_key: str | None = None,
+    checkpoints: Path | None = None,
 ) -> TrainingLog:
     """Read a log, a file or the folder of a run, in one of `log_formats.FORMATS`.
 
     `updates_per_rollout` is for logs that do not say it; of TRL, whose steps are updates, the rows
     of a rollout are then averaged. `reward_floor` is what the worst response gets, from which the
     reward is counted; of logs that have the lowest reward of a batch the lowest one so far is, if
-    it is below 0.
+    it is below 0. `reward_key` is the key to judge as the reward, such as that of one of several
+    rewards. Checkpoints are looked for beside the log, or in the folder `checkpoints`.
     """
     notes: list[str] = []
     root = project_path(".")
     source = str(path.relative_to(root) if path.is_relative_to(root) else path)
     rows = logs.read_rows(path, format, notes)
-    log = to_log(rows, source, notes, updates_per_rollout, reward_floor)
-    if {COUNTED, PER_EPOCH} & {*log.notes}:  # of which row a checkpoint is nobody knows
-        return log
-    folder = path if path.is_dir() else path.parent
-    if re.fullmatch(r"checkpoint-\d+", folder.name):
+    log = to_log(rows, source, notes, updates_per_rollout, reward_floor, reward_key)
+    folder = checkpoints or (path if path.is_dir() else path.parent)
+    if not checkpoints and re.fullmatch(r"checkpoint-\d+", folder.name):
         folder = folder.parent
     steps = checkpoint_steps(folder / "checkpoint") or logs.saved_steps(folder)
+    if checkpoints and not steps:
+        raise DataError(f"{checkpoints} holds no checkpoint-<step> or global_step_<step>: name it")
+    if {COUNTED, PER_EPOCH} & {*log.notes}:  # of which row a checkpoint is nobody knows
+        return log
     return replace(log, checkpoints=tuple(steps))
 
 
@@ -78,6 +83,7 @@ def to_log(
     notes: Sequence[str] = (),
     updates_per_rollout: int | None = None,
     reward_floor: float | None = None,
+    reward_key: str | None = None,
 ) -> TrainingLog:
     """Put logged rows together: by step, the last one of a step counting. The options are those of
     `read_log`; a `ConfigError` for a floor that is not finite.
@@ -87,13 +93,23 @@ def to_log(
     first, keys = "", dict[str, str]()
     found: list[dict[str, float | None]] = []
     wrong: dict[str, list[Any]] = {}  # of keys without a number: how often, what and where first
-    others = 0
+    others, seen = 0, dict[str, None]()
+    validations: dict[str, list[float]] = {}
+    parts: list[str] = []  # that the reward is a sum of
     for number, row in enumerate(rows, 1):
+        for key, score in logs.held_out(row).items():
+            validations.setdefault(key, []).append(score)
         if logs.of_evaluation(row):
             others += 1
             continue
         first = first or ", ".join([str(key) for key in row][:5])
+        seen |= dict.fromkeys(map(str, row))
+        parts = parts or logs.reward_parts(row)
         step, values = logs.step_of(row), logs.named(row)
+        if reward_key:
+            values.pop("reward", None)
+            if (number_of_it := logs.to_number(row.get(reward_key))) is not None:
+                values["reward"] = (reward_key, number_of_it)
         for key in logs.unread(row):
             where = f"in row {number}" if step is None else f"at step {step:g}"
             wrong.setdefault(key, [0, f"{str(row[key])[:40]!r} {where}"])[0] += 1
@@ -111,6 +127,16 @@ def to_log(
         nothing = "no row of training" if others else "no row: is it another --format?"
         what = "; ".join([f"keys: {first}" if first else nothing, *said])
         raise DataError(f"{source} holds no number of a known metric ({what}): see docs/monitor.md")
+    if reward_key and "reward" not in keys:
+        near = closest(reward_key, seen)
+        hint = f'did you mean "{near}"?' if near else "name a key that it logs"
+        raise DataError(f'{source} has no number under the key "{reward_key}": {hint}')
+    if len(parts) > 1 and not reward_key:
+        said.append(f"the reward is a sum ({', '.join(parts)}): --reward-key judges one of them")
+    said += [
+        f"{key}, not judged: first {scores[0]:.3g}, best {max(scores):.3g}, last {scores[-1]:.3g}"
+        for key, scores in list(validations.items())[:3]
+    ]
     table = _one_row_per_step(pd.DataFrame(found).astype(float), source, said)
     bad = np.isinf(table.reindex(columns=_MUST_BE_FINITE))
     for name, rows_of_it in bad.loc[:, bad.any()].items():
@@ -135,7 +161,9 @@ def _one_row_per_step(table: pd.DataFrame, source: str, notes: list[str]) -> pd.
     """Rows that count, ascending: not those behind which the log went back. Those of one step
     become its last values; rows of several runs among each other are refused.
     """
-    numbered = 2 * table["step"].count() > len(table)
+    # Rows between rollouts may name no step where those of rollouts do, as on SkyRL's console.
+    counted = table.dropna(subset="reward") if "reward" in table else table
+    numbered = 2 * counted["step"].count() > len(counted)
     if not numbered:
         notes.append(COUNTED)
     elif missing := int(table["step"].isna().sum()):

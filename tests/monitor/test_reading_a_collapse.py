@@ -1,0 +1,161 @@
+"""One collapse in what search agents' trainers leave behind: it is seen in each, and what to do
+about it is possible.
+"""
+
+import json
+import pprint
+from pathlib import Path
+
+import pytest
+from run_helpers import refused
+
+from llds_core.__main__ import main
+from llds_core.errors import DataError
+from llds_core.monitor.diagnosis import Diagnosis, judge
+from llds_core.monitor.training_log import read_log, to_log
+
+REWARDS = [0.3] * 4 + [0.5] * 12 + [0.02] * 12
+FALL = 18  # the second row of it: then the mean of three has lost more than the threshold
+
+
+def rows(reward: str, **more: object) -> list[dict]:
+    return [{reward: value, **more} for value in REWARDS]
+
+
+def skyrl_console(prefix: str) -> str:
+    """As SkyRL 0.3 logs: an update's line, then `Step N:` and a dictionary of many lines."""
+    lines = []
+    for step, row in enumerate(rows("reward/avg_raw_reward", **{"policy/grad_norm": 0.3}), 1):
+        lines.append("10:00 | INFO | train:497 - {'policy_loss': 0.01, 'grad_norm': 0.3}")
+        lines.append(f"10:00 | INFO | tracking:log:189 - Step {step}: ")
+        shown = {"generate/avg_num_tokens": 404.0, "trainer/epoch": 0, **row}
+        lines += pprint.pformat(shown | {"trainer/global_step": step}).splitlines()
+    return "".join(f"{prefix}{line}\n" for line in lines)
+
+
+def dump(folder: Path) -> None:
+    """As verl's `rollout_data_dir` has it: two questions with two answers each."""
+    for step, reward in enumerate(REWARDS, 1):
+        made = [
+            {
+                "input": f"q{n // 2}",
+                "output": "<search>a</search>" * 2,
+                "score": 2 * reward * (n % 2),
+            }
+            for n in range(4)
+        ]
+        text = "".join(json.dumps(row | {"gts": "a", "step": step}) + "\n" for row in made)
+        (folder / f"{step}.jsonl").write_text(text)
+
+
+@pytest.mark.parametrize("prefix", ["", "\x1b[36m(skyrl_entrypoint pid=31, ip=10.0.0.1)\x1b[0m "])
+def test_skyrls_console_with_and_without_ray(tmp_path: Path, prefix: str) -> None:
+    (tmp_path / "out.log").write_text(skyrl_console(prefix))
+    found = judge(read_log(tmp_path / "out.log"))
+    assert (found.framework, found.rows, found.phase) == ("skyrl", len(REWARDS), "collapse")
+    assert found.alarms[0].step == FALL
+    assert "28 of 56 rows name no step and are left out" in found.notes
+
+
+def test_rollouts_that_verl_dumps(tmp_path: Path) -> None:
+    dump(tmp_path)
+    log = read_log(tmp_path)
+    assert log.column("reward") == pytest.approx(REWARDS)
+    assert log.column("valid_searches").tolist() == [2.0] * len(REWARDS)
+    assert log.column("zero_variance_groups").tolist() == [0.0] * len(REWARDS)
+    assert log.column("response_length")[0] == 2 * len("<search>a</search>")
+    assert judge(log).alarms[0].step == FALL
+    with (tmp_path / "1.jsonl").open("a") as text:  # a response that was not scored
+        text.write('{"input": "q", "output": "a", "score": null, "step": 1}\n')
+    assert "1 responses without a score or a text are left out" in read_log(tmp_path).notes
+    (tmp_path / "28.jsonl").write_text('{"step": 28}\n')
+    assert len(read_log(tmp_path / "2.jsonl").table) == 1
+    with pytest.raises(DataError, match="is no dump of rollouts: each line needs input"):
+        read_log(tmp_path / "28.jsonl", format="rollouts")
+
+
+def test_history_of_trl_by_weights_and_biases(tmp_path: Path) -> None:
+    """transformers writes `train/` before TRL's keys; a run's folder holds its console."""
+    head = "train/global_step,train/reward,train/completions/mean_length,train/entropy"
+    body = (f"{step},{reward},99,0.5" for step, reward in enumerate(REWARDS, 1))
+    (tmp_path / "history.csv").write_text("\n".join([head, *body]) + "\n")
+    log = read_log(tmp_path / "history.csv")
+    assert log.framework == "trl" and judge(log).alarms[0].step == FALL
+    assert set(log.column("response_length")) == {99.0} and set(log.column("entropy")) == {0.5}
+    console = tmp_path / "run-1/files/output.log"
+    console.parent.mkdir(parents=True)
+    console.write_text("".join(f"{row}\n" for row in rows("reward")))
+    assert len(read_log(tmp_path / "run-1").table) == len(REWARDS)
+    binary = tmp_path / "run-1.wandb"
+    binary.write_bytes(b"\0" * 9)
+    refused(DataError, "export the history of the run as CSV", read_log, binary)
+
+
+def test_one_of_several_rewards_is_judged_where_it_is_named() -> None:
+    """A format reward of 0.5 hides that no answer is right any more."""
+    made = [
+        {"step": s, "reward": 0.5 + r / 2, "rewards/em/mean": r, "rewards/format/mean": 1.0}
+        for s, r in enumerate(REWARDS, 1)
+    ]
+    whole = judge(to_log(made, "log"))
+    assert not whole.alarms and "--reward-key judges one of them" in whole.notes[0]
+    named = judge(to_log(made, "log", reward_key="rewards/em/mean"))
+    assert named.phase == "collapse" and named.alarms[0].step == FALL
+    nearest = 'under the key "reward/em/mean": did you mean "rewards/em/mean"'
+    refused(DataError, nearest, to_log, made, "log", reward_key="reward/em/mean")
+
+
+def test_validations_are_told_and_not_judged() -> None:
+    made = [{"step": s, "critic/score/mean": 0.5} for s in range(1, 13)]
+    for row, score in zip(made[::4], (0.3, 0.4, 0.1), strict=True):
+        row["val-core/nq/acc/mean@1"] = score
+    [note] = judge(to_log(made, "log")).notes
+    assert note == "val-core/nq/acc/mean@1, not judged: first 0.3, best 0.4, last 0.1"
+
+
+def test_checkpoints_of_verl_beside_the_log_or_elsewhere(tmp_path: Path) -> None:
+    log, elsewhere = tmp_path / "logs/out.jsonl", tmp_path / "saved"
+    log.parent.mkdir()
+    steps = enumerate(rows("critic/score/mean"), 1)
+    log.write_text("".join(json.dumps(row | {"step": s}) + "\n" for s, row in steps))
+    for step in (5, 10, 15, 20):
+        (elsewhere / f"global_step_{step}").mkdir(parents=True)
+    assert main(["diagnose", str(log), "--checkpoints", str(elsewhere), "--json"]) == 0
+    assert judge(read_log(log, checkpoints=elsewhere)).go_back_to == 15
+    assert read_log(log).checkpoints == ()
+    refused(DataError, "holds no checkpoint-<step>", read_log, log, checkpoints=tmp_path)
+
+
+def judged(**columns: list[float]) -> Diagnosis:
+    names = zip(*columns.values(), strict=True)
+    made = [{"step": s, **dict(zip(columns, x, strict=True))} for s, x in enumerate(names, 1)]
+    return judge(to_log(made, "log"))
+
+
+def test_what_is_not_finite_explains_the_fall_that_follows() -> None:
+    """A checkpoint between the two is damaged already."""
+    found = judged(reward=REWARDS, loss=[0.1] * 14 + [float("nan")] * 14)
+    assert [alarm.name for alarm in found.alarms] == ["not_finite", "reward_drop"]
+    assert "is not finite" in found.cause and found.go_back_to == 14
+
+
+def test_a_fall_of_a_short_log_is_no_stagnation() -> None:
+    found = judged(reward=REWARDS[:20])
+    assert found.phase == "stagnation" and "(but 96 % of the best reward is lost" in found.text()
+
+
+def test_advice_that_nobody_can_follow_is_not_given() -> None:
+    for updates, given in ((1.0, False), (2.0, True)):
+        made = [{"step": s, "reward": r} for s, r in enumerate(REWARDS, 1)]
+        [fall, *_] = judge(to_log(made, "log", (), int(updates))).alarms
+        assert fall.name == "reward_drop" and (fall.score > fall.threshold) and fall.last > 0.9
+        assert any("fewer updates per rollout" in text for text in fall.advice) == given
+
+
+def test_a_run_that_cannot_be_judged_does_not_pass_for_a_good_one(tmp_path: Path, capsys) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps({"step": s, "reward": -0.5}) + "\n" for s in range(20)))
+    assert main(["diagnose", str(log), "--fail-on", "critical"]) == 2
+    said = capsys.readouterr()
+    assert "phase: unknown (too few rows, or no reward that can be judged" in said.out
+    assert said.err.startswith("error: --fail-on critical: the run cannot be judged: reward_drop")
