@@ -120,6 +120,10 @@ def to_log(
             epoch = logs.to_number(row.get("epoch")) or 0.0
             lowest = logs.lowest_reward(row, values) if reward_floor is None else reward_floor
             found.append({"step": step, "epoch": epoch, "lowest": lowest, **numbers})
+    if reward_key and "reward" not in keys:
+        near = closest(reward_key, seen)
+        hint = f'did you mean "{near}"?' if near else "name a key that it logs"
+        raise DataError(f'{source} has no number under the key "{reward_key}": {hint}')
     said = [*notes]
     said += [f"{others} rows of evaluations are left out"] * bool(others)
     said += [f"{key} is no number {n} times, first {what}" for key, (n, what) in wrong.items()]
@@ -127,10 +131,6 @@ def to_log(
         nothing = "no row of training" if others else "no row: is it another --format?"
         what = "; ".join([f"keys: {first}" if first else nothing, *said])
         raise DataError(f"{source} holds no number of a known metric ({what}): see docs/monitor.md")
-    if reward_key and "reward" not in keys:
-        near = closest(reward_key, seen)
-        hint = f'did you mean "{near}"?' if near else "name a key that it logs"
-        raise DataError(f'{source} has no number under the key "{reward_key}": {hint}')
     if len(parts) > 1 and not reward_key:
         said.append(f"the reward is a sum ({', '.join(parts)}): --reward-key judges one of them")
     said += [
