@@ -137,9 +137,11 @@ class StoredRun:
         """
         results = self.evaluation.get(checkpoint)
         if within is not None and self.planned > within:
-            # The best of all steps is the best of the first ones when it is among them.
+            # The best of all steps is the best of the first ones when it is among them, and so is
+            # the last one of a run that ended among them.
             step = int(results["checkpoint"].rpartition("-")[2]) if results else np.inf
-            early = results if checkpoint == "best" and step <= within else None
+            ended = self.metrics["step"].max() <= within
+            early = results if step <= within and (checkpoint == "best" or ended) else None
             results = self.evaluation.get(f"{checkpoint}-{within}", early)
         if not results or kind not in results["results"].get(mode, {}):
             return None

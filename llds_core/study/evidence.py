@@ -263,8 +263,11 @@ def _later_rounds(evidence: Evidence, arm: str, factor: str) -> pd.Series:
     return (rounds.last() - rounds.first())[rounds.size() > 1]
 
 
-def _correlation(kind: str, evidence: Evidence, arm: str, factor: str) -> pd.Series:
-    frame = evidence.measured(arm, "theorem", "sgd", "factor", kind)
+def correlations(
+    kind: str, evidence: Evidence, arm: str, factor: str, optimizer: str = "sgd"
+) -> pd.Series:
+    """Correlation of the change of likelihood with a factor, by seed, with steps of `optimizer`."""
+    frame = evidence.measured(arm, "theorem", optimizer, "factor", kind)
     return frame[frame["factor"] == factor].groupby("seed")[kind].mean()
 
 
@@ -279,8 +282,8 @@ CHECKPOINTS: dict[str, Callable[[Evidence, str, str], pd.Series]] = {
     "drop_share_growth": _drop_share_growth,
     "searches_match": lambda found, arm, factor: shares_at(found, "searches_match", arm, "last"),
     "later_rounds": _later_rounds,
-    "spearman": partial(_correlation, "spearman"),
-    "partial": partial(_correlation, "partial"),
+    "spearman": partial(correlations, "spearman"),
+    "partial": partial(correlations, "partial"),
 }
 
 

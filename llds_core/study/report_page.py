@@ -26,7 +26,8 @@ from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import read_published, read_published_run
 from llds_core.study.claim_statistics import censored_median, mcnemar
 from llds_core.study.claims import load_claims
-from llds_core.study.evidence import Evidence, published_mechanism, shares_at
+from llds_core.study.evidence import Evidence, correlations, published_mechanism, shares_at
+from llds_core.study.rules import MEASURED_SEEDS, NOTHING, Effect, Finding
 from llds_core.study.tables import map_cells
 
 _REPORTS = PRESETS / "reports"
@@ -176,6 +177,11 @@ class PublishedStudy:
     def measured(self, arm: str, name: str, optimizer: str, *columns: str) -> pd.DataFrame:
         """Measurements at checkpoints of an arm, see `Evidence.measured`."""
         return self._evidence.measured(arm, name, optimizer, *columns)
+
+    def correlation(self, rule: Effect, optimizer: str) -> Finding:
+        """What a rule on a correlation finds with steps of an optimizer."""
+        found = correlations(rule.effect, self._evidence, rule.arm, rule.factor, optimizer)
+        return rule.judge(found.to_dict(), [rule.arm], MEASURED_SEEDS) or NOTHING
 
     @cached_property
     def _evidence(self) -> Evidence:

@@ -54,7 +54,7 @@ from llds_core.study.evidence import (
 MOST = 0.8
 _ALPHA = 0.05
 _SEEDS = 3  # without which a mean or a share says nothing
-_MEASURED_SEEDS = 2  # measurements on checkpoints are dear; the interval is accordingly wide
+MEASURED_SEEDS = 2  # measurements on checkpoints are dear; the interval is accordingly wide
 
 
 @dataclass(frozen=True)
@@ -288,9 +288,12 @@ class Effect(Rule):
             values = {seed: pair(runs[seed], other[seed], evidence.steps) for seed in shared}
         else:
             values = CHECKPOINTS[self.effect](evidence, self.arm, self.factor).to_dict()
-            least = _MEASURED_SEEDS
-        found = _mean_of(values, arms, least)
-        if found is None:
+            least = MEASURED_SEEDS
+        return self.judge(values, arms, least)
+
+    def judge(self, values: Mapping[int, float], arms: Sequence[str], least: int) -> Finding | None:
+        """Judge the mean of `values` by seed; None below `least` of them."""
+        if not (found := _mean_of(values, arms, least)):
             return None
         mean = found.effect
         if self.ratio:
