@@ -271,11 +271,17 @@ def test_held_out_scores_of_long_runs_are_those_within_the_usual_steps() -> None
     runs.append(made("llds-action", 0, RISING, training={"steps": 60}, evaluation=long))
     table = heldout_table(runs, ["grpo", "llds-action"])
     assert table["all"].tolist() == ["0.200", "0.400"]
-    # Only of the best checkpoint, and where that is early, the whole run says what it was then.
-    for step, em in ((40, None), (30, 0.9)):
+    # Where the best checkpoint is early, the whole run says what it was then, and of the last one
+    # where the run ended as early.
+    long = RISING + RISING + RISING
+    for rewards, step, best, last in (
+        (long, 40, None, None),
+        (long, 30, 0.9, None),
+        (RISING, 18, 0.9, 0.4),
+    ):
         scores = evaluation(0.9, "best", step) | evaluation(0.4, "last", step)
-        run = made("llds-action", 0, RISING, training={"steps": 60}, evaluation=scores)
-        assert run.heldout(within=30) == em and run.heldout("last", within=30) is None
+        run = made("llds-action", 0, rewards, training={"steps": 60}, evaluation=scores)
+        assert (run.heldout(within=30), run.heldout("last", within=30)) == (best, last)
 
 
 def test_heldout_scores_are_over_the_seeds_that_all_arms_share() -> None:
