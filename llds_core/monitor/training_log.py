@@ -93,23 +93,17 @@ def to_log(
     first, keys = "", dict[str, str]()
     found: list[dict[str, float | None]] = []
     wrong: dict[str, list[Any]] = {}  # of keys without a number: how often, what and where first
-    others, seen = 0, dict[str, None]()
-    validations: dict[str, list[float]] = {}
-    parts: list[str] = []  # that the reward is a sum of
-    for number, row in enumerate(rows, 1):
-        for key, score in logs.held_out(row).items():
-            validations.setdefault(key, []).append(score)
+    others, every = 0, [*rows]
+    for number, row in enumerate(every, 1):
         if logs.of_evaluation(row):
             others += 1
             continue
         first = first or ", ".join([str(key) for key in row][:5])
-        seen |= dict.fromkeys(map(str, row))
-        parts = parts or logs.reward_parts(row)
         step, values = logs.step_of(row), logs.named(row)
         if reward_key:
             values.pop("reward", None)
-            if (number_of_it := logs.to_number(row.get(reward_key))) is not None:
-                values["reward"] = (reward_key, number_of_it)
+            if (reward := logs.to_number(row.get(reward_key))) is not None:
+                values["reward"] = (reward_key, reward)
         for key in logs.unread(row):
             where = f"in row {number}" if step is None else f"at step {step:g}"
             wrong.setdefault(key, [0, f"{str(row[key])[:40]!r} {where}"])[0] += 1
@@ -121,7 +115,7 @@ def to_log(
             lowest = logs.lowest_reward(row, values) if reward_floor is None else reward_floor
             found.append({"step": step, "epoch": epoch, "lowest": lowest, **numbers})
     if reward_key and "reward" not in keys:
-        near = closest(reward_key, seen)
+        near = closest(reward_key, {str(key) for row in every for key in row})
         hint = f'did you mean "{near}"?' if near else "name a key that it logs"
         raise DataError(f'{source} has no number under the key "{reward_key}": {hint}')
     said = [*notes]
@@ -131,12 +125,7 @@ def to_log(
         nothing = "no row of training" if others else "no row: is it another --format?"
         what = "; ".join([f"keys: {first}" if first else nothing, *said])
         raise DataError(f"{source} holds no number of a known metric ({what}): see docs/monitor.md")
-    if len(parts) > 1 and not reward_key:
-        said.append(f"the reward is a sum ({', '.join(parts)}): --reward-key judges one of them")
-    said += [
-        f"{key}, not judged: first {scores[0]:.3g}, best {max(scores):.3g}, last {scores[-1]:.3g}"
-        for key, scores in list(validations.items())[:3]
-    ]
+    said += _not_judged(every, reward_key)
     table = _one_row_per_step(pd.DataFrame(found).astype(float), source, said)
     bad = np.isinf(table.reindex(columns=_MUST_BE_FINITE))
     for name, rows_of_it in bad.loc[:, bad.any()].items():
@@ -155,6 +144,21 @@ def to_log(
     framework = logs.framework_of(keys)
     table = _with_updates(table, framework, updates_per_rollout)
     return TrainingLog(source, framework, table, keys, tuple(said))
+
+
+def _not_judged(rows: Sequence[Mapping[str, Any]], reward_key: str | None) -> list[str]:
+    """What is to be said of rewards beside the one that is judged."""
+    parts = next(filter(None, map(logs.reward_parts, rows)), [])
+    one = f"the reward is a sum ({', '.join(parts)}): --reward-key judges one of them"
+    validations: dict[str, list[float]] = {}
+    for row in rows:
+        for key, score in logs.held_out(row).items():
+            validations.setdefault(key, []).append(score)
+    told = [
+        f"{key}, not judged: first {scores[0]:.3g}, best {max(scores):.3g}, last {scores[-1]:.3g}"
+        for key, scores in list(validations.items())[:3]
+    ]
+    return [one] * (len(parts) > 1 and not reward_key) + told
 
 
 def _one_row_per_step(table: pd.DataFrame, source: str, notes: list[str]) -> pd.DataFrame:
