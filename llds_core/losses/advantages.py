@@ -12,7 +12,7 @@
 
 import torch
 
-from llds_core.losses.aggregate import check_choice, check_range, check_rows
+from llds_core.losses.aggregate import check_choice, check_range, check_rows, check_tensors
 
 
 def group_advantages(
@@ -46,6 +46,7 @@ def group_advantages(
     check_choice("mean", mean, ("group", "batch", "none"))
     check_choice("std", std, ("group", "batch", "none"))
     check_range("eps", eps, 0)
+    check_tensors(rewards_B=rewards_B)
     if rewards_B.dim() != 1 or not len(rewards_B):
         raise ValueError(
             f"rewards_B has shape {tuple(rewards_B.shape)}: give (B,), one reward per trajectory"

@@ -96,8 +96,19 @@ def check_range(name: str, value: float, low: float, high: float = math.inf) -> 
         raise ValueError(f"{name} is {value}: give a number {wanted}")
 
 
+def check_tensors(**values: object) -> None:
+    """Raise `ValueError` unless all `values` are tensors."""
+    for name, value in values.items():
+        if not isinstance(value, torch.Tensor):
+            seen = "None" if value is None else f"of type {type(value).__name__}"
+            kept = "keep the log-probabilities of the policy that sampled"
+            advice = kept if name == "old_logprobs_BT" else "give a torch.Tensor"
+            raise ValueError(f"{name} is {seen}: {advice}")
+
+
 def check_same_shape(**tensors: torch.Tensor) -> None:
     """Raise `ValueError` unless the first tensor is (B, T) and the others have its shape."""
+    check_tensors(**tensors)
     (first, expected), *others = tensors.items()
     if expected.dim() != 2:
         raise ValueError(f"{first} has shape {tuple(expected.shape)}: give (trajectories, tokens)")
@@ -111,6 +122,7 @@ def check_same_shape(**tensors: torch.Tensor) -> None:
 
 def check_rows(expected: torch.Tensor, **others: torch.Tensor) -> None:
     """Raise `ValueError` unless all `others` have shape (B,) for `expected` of B rows."""
+    check_tensors(**others)
     for name, tensor in others.items():
         if tensor.shape != expected.shape[:1]:
             raise ValueError(

@@ -21,6 +21,7 @@ from llds_core.losses.aggregate import (
     check_range,
     check_rows,
     check_same_shape,
+    check_tensors,
     upcast,
 )
 
@@ -78,6 +79,7 @@ def policy_loss(
         raise ValueError('surrogate is "cispo": give ratio "token" and no dual_clip')
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip is {dual_clip}: give a number above 1, or None")
+    check_tensors(advantages=advantages)
     if advantages.dim() == 1:
         check_rows(logprobs_BT, advantages=advantages)
         advantages = advantages[:, None].expand_as(logprobs_BT)

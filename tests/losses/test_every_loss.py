@@ -153,6 +153,10 @@ def of_rewards(rewards, ids=(0,), **options):
     return lambda: group_advantages(torch.tensor(rewards), torch.tensor(ids), **options)
 
 
+def of_penalty(logprobs=GRID, old=GRID, mask=GRID, advantages=ROWS):
+    return lambda: llds_penalty(logprobs, old, mask, advantages)
+
+
 def of_mode(mode, denominator=None, mask=GRID):
     return lambda: aggregate(GRID, mask, mode, denominator)
 
@@ -219,6 +223,13 @@ REFUSED = [
     (of_llds(answer_mask_BT=ONE), r"answer_mask_BT has shape \(1, 1\): give \(2, 3\)"),
     (of_llds(mask=ROWS), r"response_mask_BT has shape \(2,\): give \(2, 3\)"),
     (of_llds(advantages=GRID), r"advantages_B has shape \(2, 3\): give \(2,\)"),
+    (of_penalty(old=None), "old_logprobs_BT is None: keep the log-probabilities of the policy"),
+    (of_penalty(logprobs=[[0.0]]), "logprobs_BT is of type list: give a torch.Tensor"),
+    (of_penalty(mask=None), "response_mask_BT is None: give a torch.Tensor"),
+    (of_penalty(advantages=[1.0, 0.0]), "advantages_B is of type list: give a torch.Tensor"),
+    (lambda: group_advantages(ROWS, 2), "group_ids_B is of type int: give a torch.Tensor"),
+    (lambda: group_advantages([1.0], ROWS), "rewards_B is of type list: give a torch.Tensor"),
+    (lambda: policy_loss(ONE, ONE, None, ONE), "advantages is None: give a torch.Tensor"),
     (lambda: answer_weight_ramp(1, ramp="linear"), 'ramp is "linear": choose one of paper, code'),
     (lambda: answer_weight_ramp(math.nan), "searches is nan"),
     (lambda: answer_weight_ramp(1, budget=0.0), 'budget is 0.0 with ramp "paper": give .* above 0'),
