@@ -82,7 +82,9 @@ def llds_penalty(
         logprobs_BT: (B, T) log-probabilities of the sampled tokens under the current policy.
         old_logprobs_BT: (B, T) the same under the policy that sampled, from the same forward path;
             a constant.
-        response_mask_BT: (B, T), 1 on policy tokens; values elsewhere are never read.
+        response_mask_BT: (B, T) of 0 and 1, or bool, 1 on policy tokens; log-probabilities
+            elsewhere are never read. All but 0 counts as 1, the -100 of labels too: finding it
+            would stall a GPU.
         advantages_B: (B,) advantages.
         gate: `action`, `response` or `token`: the unit whose summed loss of likelihood opens the
             gate.
@@ -106,7 +108,8 @@ def llds_penalty(
         `delta_mean` (nats a token).
 
     Raises:
-        ValueError: for unknown options, unequal shapes or values out of range.
+        ValueError: for unknown options, unequal shapes, values out of range, or log-probabilities
+            of which the old ones alone have a gradient.
     """
     check_penalty_options(gate, normalizer, preserve, gate_threshold)
     grids = {"old_logprobs_BT": old_logprobs_BT, "response_mask_BT": response_mask_BT}
@@ -114,6 +117,12 @@ def llds_penalty(
         grids["answer_mask_BT"] = answer_mask_BT
     check_same_shape(logprobs_BT=logprobs_BT, **grids)
     check_rows(logprobs_BT, advantages_B=advantages_B)
+    trained = old_logprobs_BT.requires_grad and not logprobs_BT.requires_grad
+    if trained and torch.is_grad_enabled():
+        raise ValueError(
+            "old_logprobs_BT requires a gradient and logprobs_BT does not: "
+            "give those of the trained policy first"
+        )
     check_range("answer_weight", answer_weight, 0, 1)
     policy = response_mask_BT.bool()
     kept = penalty_tokens(policy, advantages_B, preserve=preserve)

@@ -93,6 +93,16 @@ def test_nothing_to_preserve_gives_zero_with_a_graph(options, denominator):
     assert all(m.isfinite() for m in metrics.values())
 
 
+def test_swapped_arguments_are_refused_where_a_gradient_is_wanted():
+    logprobs = (OLD - DELTA).requires_grad_()
+    with pytest.raises(ValueError, match="give those of the trained policy first") as error:
+        llds_penalty(OLD, logprobs, MASK, ADVANTAGES)
+    assert "\n" not in str(error.value)
+    with torch.no_grad():
+        llds_penalty(OLD, logprobs, MASK, ADVANTAGES)
+    llds_penalty(OLD - DELTA, OLD, MASK, ADVANTAGES)  # a measurement
+
+
 def test_every_action_of_an_open_response_counts_as_gated():
     options = {"gate": "response"}
     _, _, metrics = penalty([[0.5, 0, -0.1, 0]], [[1, 0, 1, 0]], [1.0], **options)
