@@ -1,11 +1,10 @@
 """LLDS in TRL's own `GRPOTrainer`: its rollouts, its rewards, its losses, plus weight × penalty.
 
-    trainer = LLDSGRPOTrainer(..., args=GRPOConfig(num_iterations=2), llds_weight=0.2)
+    trainer = LLDSGRPOTrainer(..., args=GRPOConfig(steps_per_generation=8), llds_weight=0.2)
 
 Any task and any `loss_type`; with tools, an action is a run of tokens that the model wrote.
 """
 
-from itertools import count
 from typing import Any
 
 import torch
@@ -75,19 +74,19 @@ class LLDSMixin(_Trainer):
         llds_gate_threshold: float = 0.0,
         **options: Any,
     ) -> None:
-        if not hasattr(super(), "_compute_loss"):
+        if not isinstance(self, GRPOTrainer):
             raise ConfigError(
                 f"{type(self).__name__} is no GRPOTrainer: write LLDSMixin before GRPOTrainer or a "
-                "subclass of it (AsyncGRPOTrainer has a loss of its own)"
+                "subclass of it (AsyncGRPOTrainer and RLOOTrainer have losses of their own)"
             )
         check_range("llds_weight", llds_weight, 0)
         if args is not None:
             options["args"] = args
         elif len(positional) > 2:  # its place in GRPOTrainer
             args = positional[2]
-        if args is None:
-            raise ConfigError("args is missing: give args=GRPOConfig(num_iterations=2, ...)")
         if llds_weight > 0:
+            if args is None:
+                raise ConfigError("args is missing: give args=GRPOConfig(steps_per_generation=8)")
             _check_settings(args)
         self.llds_weight = llds_weight
         self.llds_options: dict[str, Any] = {
@@ -98,8 +97,8 @@ class LLDSMixin(_Trainer):
         }
         # A wrong option is better refused here than after the first rollout.
         check_penalty_options(**self.llds_options)
-        self._llds_is_whole = _is_whole(args, args.num_iterations)
         super().__init__(*positional, **options)
+        self._llds_is_whole = _is_whole(self.args)
         if llds_weight > 0 and (dropout := _largest_dropout(self.model)):
             raise ConfigError(
                 f"the model drops out {dropout:g} of its values, which moves log-probabilities "
@@ -203,9 +202,10 @@ class LLDSGRPOTrainer(LLDSMixin, GRPOTrainer):
     """TRL's `GRPOTrainer` with the LLDS penalty; arguments as in `LLDSMixin`."""
 
 
-def _is_whole(args: GRPOConfig, iterations: int) -> bool:
+def _is_whole(args: GRPOConfig) -> bool:
     """Whether a rollout is used for a whole number of updates."""
-    return (args.steps_per_generation or 1) * iterations % args.gradient_accumulation_steps == 0
+    passes = (args.steps_per_generation or 1) * args.num_iterations
+    return passes % args.gradient_accumulation_steps == 0
 
 
 def _check_settings(args: GRPOConfig) -> None:
@@ -220,14 +220,11 @@ def _check_settings(args: GRPOConfig) -> None:
         )
     steps, window = args.steps_per_generation or 1, args.gradient_accumulation_steps
 
-    def works(iterations: int) -> bool:
-        return _is_whole(args, iterations) and steps * iterations >= 2 * window
-
-    if not works(args.num_iterations):
+    if not _is_whole(args) or steps * args.num_iterations < 2 * window:
         raise ConfigError(
             f"steps_per_generation={steps} × num_iterations={args.num_iterations} / "
             f"gradient_accumulation_steps={window} makes "
             f"{steps * args.num_iterations / window:g} updates per rollout: LLDS is 0 on the first "
             "and needs a whole number of at least 2; "
-            f"set num_iterations={next(filter(works, count(1)))}"
+            f"set steps_per_generation={8 * window} for 8 mini-batches per rollout"
         )

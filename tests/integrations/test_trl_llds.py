@@ -1,6 +1,7 @@
 """LLDS inside TRL's own trainer, on a plain task: text in, text out, a reward on the text."""
 
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,9 @@ from given_policies import save_one_layer_policy
 from run_helpers import one_line, refused
 from shared_trainers import spawn, wait
 from transformers import AutoModelForCausalLM
-from trl import GRPOTrainer
-from trl_updates import trainer_of, update, whole, window
+from trl import GRPOConfig, GRPOTrainer, RLOOTrainer
+from trl.trainer import grpo_trainer
+from trl_updates import even_tokens, trainer_of, update, whole, window
 
 from llds_core.errors import ConfigError
 from llds_core.integrations.trl import LLDSGRPOTrainer, LLDSMixin
@@ -138,10 +140,10 @@ def test_lora_trains_and_its_dropout_is_refused_until_it_is_switched_off(
 @pytest.mark.parametrize(
     ("settings", "fix"),
     [
-        ({"num_iterations": 1}, "num_iterations=2"),
-        ({"num_iterations": 3, "steps_per_generation": 1}, "num_iterations=4"),  # 1.5 updates
-        ({"gradient_accumulation_steps": 4, "steps_per_generation": 2}, "num_iterations=4"),
-        ({"num_iterations": 1, "steps_per_generation": 5}, "num_iterations=2"),
+        ({"num_iterations": 1}, "steps_per_generation=16"),
+        ({"num_iterations": 3, "steps_per_generation": 1}, "steps_per_generation=16"),  # 1.5
+        ({"gradient_accumulation_steps": 4, "steps_per_generation": 2}, "steps_per_generation=32"),
+        ({"num_iterations": 1, "steps_per_generation": 5}, "steps_per_generation=16"),
     ],
 )
 def test_a_penalty_that_would_be_0_is_refused_with_settings_that_work(
@@ -149,7 +151,7 @@ def test_a_penalty_that_would_be_0_is_refused_with_settings_that_work(
 ) -> None:
     with pytest.raises(ConfigError) as error:
         trainer_of(LLDSGRPOTrainer, policy, tmp_path, **settings)
-    assert f"set {fix}" in one_line(error)
+    assert f"set {fix} for 8 mini-batches" in one_line(error)
     name, value = fix.split("=")
     trainer_of(LLDSGRPOTrainer, policy, tmp_path, **{**settings, name: int(value)})
 
@@ -169,9 +171,14 @@ class Misplaced(LLDSMixin):
     pass
 
 
+class OverRLOO(LLDSMixin, RLOOTrainer):
+    pass
+
+
 def test_what_it_cannot_do_is_refused_in_one_line(policy: Path, tmp_path: Path) -> None:
     refused(ConfigError, "log-probabilities", trained, LLDSFused, policy, tmp_path)
-    refused(ConfigError, "is no GRPOTrainer", trainer_of, Misplaced, policy, tmp_path)
+    for kind in (Misplaced, OverRLOO):
+        refused(ConfigError, "is no GRPOTrainer", trainer_of, kind, policy, tmp_path)
     for options, said in (
         ({"llds_gate": "actions"}, "gate is"),
         ({"llds_weight": -1.0}, "llds_weight is -1"),
@@ -229,6 +236,18 @@ def test_arguments_stand_where_those_of_trl_do(policy: Path, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="set sum_then_normalize"):
         sums = {"multi_objective_aggregation": "normalize_then_sum"}
         trainer_of(LLDSGRPOTrainer, policy, tmp_path, **sums)
+
+
+def test_weight_0_needs_no_args_as_trl_needs_none(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"use_cpu": True, "bf16": False, "max_steps": 1, "max_completion_length": 4}
+    monkeypatch.setattr(grpo_trainer, "GRPOConfig", partial(GRPOConfig, **small))
+    monkeypatch.chdir(tmp_path)  # where TRL's default writes
+    prompts = Dataset.from_dict({"prompt": ["b"]})
+    trainer = LLDSGRPOTrainer(str(policy), even_tokens, train_dataset=prompts, llds_weight=0)
+    trainer.train()
+    assert trainer.args.output_dir.endswith("-GRPO") and trainer.state.global_step == 1
 
 
 @pytest.mark.parametrize("case", ["by token", "parts of two rollouts"])
