@@ -99,15 +99,16 @@ GIVEN_TRL = """
 import functools, trl
 from datasets import Dataset
 # A processor and seconds; the rest is TRL's.
-small = {"use_cpu": True, "bf16": False, "max_steps": 2, "max_completion_length": 8}
+small = {"use_cpu": True, "bf16": False, "max_steps": 8, "max_completion_length": 8}
 trl.GRPOConfig = functools.partial(trl.GRPOConfig, **small)
-model, dataset = "policy", Dataset.from_dict({"prompt": ["one", "two"]})
+model, dataset = "policy", Dataset.from_dict({"prompt": ["one", "two"] * 4})
 def reward(completions, **_):
     return [float("e" in text) for text in completions]
 """
 TRAINED = """
 names = {name for row in trainer.state.log_history for name in row}
 assert {"llds/penalty", "llds/gated_fraction", "llds/gated_fraction_first"} <= names
+assert "llds/change_rewarded_by_others" in names
 """
 
 
