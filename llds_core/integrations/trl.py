@@ -34,7 +34,8 @@ def keep_32_bits(trainer: Any) -> None:
 
 
 class LLDSMixin(_Trainer):
-    """Adds the LLDS penalty to a `GRPOTrainer`, or to a subclass that keeps its forward pass.
+    """Adds the LLDS penalty to a `GRPOTrainer`, or to a subclass that keeps its forward pass:
+    `class Mine(LLDSMixin, MyGRPOTrainer)`, the mixin first.
 
     Old log-probabilities are TRL's: computed by the trained model before the first update, also
     where vLLM samples. The penalty is divided by the tokens of all micro-batches of the update, on
@@ -47,11 +48,13 @@ class LLDSMixin(_Trainer):
     (nats per token, when they were sampled) and, from the second pass over a rollout on, what
     updates did to them: `llds/change_rewarded` (nats per response) and `llds/displaced_fraction`
     (those that became less likely). Both end in `_first` on the first update, where they are noise,
-    and in `_by_others` on the others of the first pass: a response has had no update of its own.
+    and in `_by_others` on the others of the first pass: a response has had no update of its own,
+    which would lift it. Below 0 is displacement.
 
     Args:
         positional, options: those of the trainer, by position or by name, `args` among them.
-        args: TRL's configuration, with at least two updates per rollout.
+        args: TRL's configuration, with at least two updates per rollout, best of several
+            mini-batches (`steps_per_generation`); with weight 0 it may be left out.
         llds_weight: weight of the penalty, >= 0 (paper: 0.2). With 0 training is the trainer's own,
             to the bit, under any settings, and the metrics are logged where they mean something:
             not where an update takes parts of two rollouts, or advantages differ by token.
