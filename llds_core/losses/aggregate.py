@@ -12,6 +12,8 @@ weighs more in a micro-batch with few tokens. Here `denominator` carries the cou
 mini-batch instead.
 """
 
+from __future__ import annotations  # the file is copied to older Pythons: docs/integrations.md
+
 import math
 
 import torch

@@ -24,6 +24,8 @@ In the first mini-batch of a rollout d is 0 everywhere, and so are L and its gra
 least two updates per rollout.
 """
 
+from __future__ import annotations  # the file is copied to older Pythons: docs/integrations.md
+
 import torch
 
 from llds_core.losses.aggregate import (
