@@ -222,8 +222,9 @@ def told(logs: pd.DataFrame) -> str:
     lines = []
     for name, part in gathered.items():
         labels = part["label"].value_counts()
+        repositories = part["repository"].nunique()
         lines += [
-            f"{name.capitalize()} gathering: {len(part)} logs of {part['repository'].nunique()} repositories. "
+            f"{name.capitalize()} gathering: {len(part)} logs of {repositories} repositories. "
             f"Not read: {labels.get('not read', 0)}. Not judged, as the reward goes below its zero "
             f"or is never above: {labels.get('not judged', 0)}.",
             "",
