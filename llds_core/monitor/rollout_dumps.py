@@ -29,16 +29,17 @@ def rows_of_dump(responses: Iterable[dict[str, Any]], notes: list[str]) -> Itera
     steps: dict[Any, list[tuple[int, float, int, int]]] = {}
     left = 0
     for made in responses:
-        score, text = made.get("score"), made.get("output")
-        if not isinstance(score, (int, float)) or not isinstance(text, str):
+        try:
+            score, text = float(made["score"]), str(made["output"])  # of NumPy's, verl writes text
+        except (KeyError, TypeError, ValueError):
             left += 1
             continue
         calls = sum(map(text.count, _CALLS))
         key = hash(str(made.get("input")))
-        steps.setdefault(made.get("step"), []).append((key, float(score), len(text), calls))
+        steps.setdefault(made.get("step"), []).append((key, score, len(text), calls))
     notes.append("rollouts: lengths are in characters, searches are closed calls, failed ones too")
     if left:
-        notes.append(f"{left} responses without a score or a text are left out")
+        notes.append(f"{left} responses without a score or an output are left out")
     for step, found in steps.items():
         inputs, scores, lengths, searches = zip(*found, strict=True)
         groups: dict[int, list[float]] = {}

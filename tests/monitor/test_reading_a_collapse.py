@@ -67,7 +67,7 @@ def test_rollouts_that_verl_dumps(tmp_path: Path) -> None:
     assert judge(log).alarms[0].step == FALL
     with (tmp_path / "1.jsonl").open("a") as text:  # a response that was not scored
         text.write('{"input": "q", "output": "a", "score": null, "step": 1}\n')
-    assert "1 responses without a score or a text are left out" in read_log(tmp_path).notes
+    assert "1 responses without a score or an output are left out" in read_log(tmp_path).notes
     (tmp_path / "28.jsonl").write_text('{"step": 28}\n')
     assert len(read_log(tmp_path / "2.jsonl").table) == 1
     with pytest.raises(DataError, match="is no dump of rollouts: each line needs input"):
