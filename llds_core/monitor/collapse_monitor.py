@@ -74,7 +74,7 @@ class CollapseMonitor(TrainerCallback):
         self._told |= {alarm.name for alarm in fresh}
         for alarm in fresh:
             if alarm.severity != "info":
-                said = (alarm.step, alarm.name, alarm.found, alarm.advice[0].partition(":")[0])
+                said = (alarm.step, alarm.name, alarm.evidence, alarm.advice[0].partition(":")[0])
                 _logger.warning("step %d: %s: %s. %s (llds diagnose tells more)", *said)
         stop_at, found = self._stop_at, self.diagnosis
         if stop_at and not self.stopped and found.reaches(stop_at, self._patience):

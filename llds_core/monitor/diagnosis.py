@@ -41,12 +41,13 @@ class Alarm:
     name: str
     step: int
     severity: str  # info, warning or critical
-    evidence: str  # what was found; then the score, and how the rule did on each set of runs
+    evidence: str  # where the metrics were at first, at most, at the alarm and at the end
     cause: str
     advice: tuple[str, ...]  # each with the arm and the interval that it rests on
     score: float  # at that step
     threshold: float  # above which it is an alarm
     last: float  # score at the end
+    rates: tuple[str, ...]  # how the rule did on each set of labelled runs
     passed: bool = False  # the score has come back: at the end it is no alarm
     standing: int = 1  # rows, up to the end, since which it is one; 0 when it has passed
     beyond_noise: bool | None = None  # of a fall of the reward that stands: no noise between rows
@@ -57,9 +58,11 @@ class Alarm:
         return f"{self.severity.upper()} {self.name}, step {self.step}{', passed' * self.passed}"
 
     @property
-    def found(self) -> str:
-        """What was found, without what the rule is worth."""
-        return self.evidence.partition("; ")[0]
+    def measured(self) -> str:
+        """Its score, and from where on it is an alarm."""
+        return (
+            f"score {self.score:.3g}, {self.last:.3g} at the end; alarm above {self.threshold:.3g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Diagnosis:
         """For a terminal."""
         head = f"{self.source}: {self.rows} rows of {self.framework}, to step {self.last_step}"
         lines = [head, f"phase: {self.phase}{self._phase_means()}"]
-        lines += [f"{alarm.title}: {alarm.found}" for alarm in self.alarms] or ["no alarm"]
+        lines += [f"{alarm.title}: {alarm.evidence}" for alarm in self.alarms] or ["no alarm"]
         if self.cause:
             lines += [f"a possible cause: {self.cause}", f"{self.to_do}:"]
             lines += [f"  - {advice}" for advice in self.advice]
@@ -107,8 +110,7 @@ class Diagnosis:
         lines += [f"note: {note}" for note in self.notes]
         lines += ["how these rules did on labelled runs (docs/monitor.md):"] * bool(self.alarms)
         for alarm in self.alarms:
-            score, *rates = alarm.evidence.split("; ")[1:]
-            lines += [f"  {alarm.name}, {score}", *(f"    {rate}" for rate in rates)]
+            lines += [f"  {alarm.name}, {alarm.measured}", *(f"    {r}" for r in alarm.rates)]
         return "\n".join(lines)
 
     def _phase_means(self) -> str:
@@ -216,19 +218,17 @@ def _alarm(detector: Detector, log: TrainingLog) -> Alarm | None:
     if standing and detector.name == "reward_drop":
         sure = beyond_noise(log.column("reward"), detector.threshold)
         course += "" if sure else ", which may be noise between rows"
-    unit = "" if detector.first < 3 else f" over {WINDOW} rows"
-    score = f"score {scores[row]:.3g}{unit}, {known[-1]:.3g} at the end"
-    score += f", alarm above {detector.threshold:.3g}"
     return Alarm(
         detector.name,
         step,
         detector.severity,
-        "; ".join([course, score, operating_point(detector.name)]),
+        course,
         preset["cause"],
         tuple(advice_text(entry) for entry in preset["advice"] if _is_open(entry, log)),
         float(scores[row]),
         detector.threshold,
         float(known[-1]),
+        tuple(_rates(detector.name)),
         not standing,
         standing,
         sure,
@@ -260,31 +260,32 @@ def _is_open(entry: Mapping[str, str], log: TrainingLog) -> bool:
     return not (done > 0).any() and not (several <= 1).any()
 
 
-def operating_point(name: str) -> str:
-    """How a detector did on published runs, thresholds chosen on other arms, and on recipes that
-    its threshold was not chosen on.
+def _rates(name: str) -> Iterator[str]:
+    """How a detector did on logs of other people, on recipes that its threshold was not chosen on,
+    and on other arms of the recipe that it was chosen on.
     """
     found = EVIDENCE["detectors"][name]
-    public, others = found["public"], ""
+    public = found["public"]
     if public.get("others"):
-        logs = public["collapsed"] + public["others"]
-        others = (
-            f"on {logs} logs of other people: before {public['early']} of {public['collapsed']} "
-            f"collapses, and in {public['ever']} of {public['others']} runs without one; "
+        yield (
+            f"on {public['collapsed'] + public['others']} logs of other people: before "
+            f"{public['early']} of {public['collapsed']} collapses, and in {public['ever']} of "
+            f"{public['others']} runs without one"
         )
     if not found["collapsed"] or not (found["early"] or found["false"]):
-        return f"{others}no published run shows it: not measured"
+        yield "no published run shows it: not measured"
+        return
+    for recipe, each in found["unseen"].items():
+        yield (
+            f"on recipe {recipe}, new to its threshold: before {each['early']} of "
+            f"{each['collapsed']} collapses, in {each['false']} of {each['healthy']} healthy runs "
+            f"({each['false_ever']} at any row), in {each['declined_named']} of "
+            f"{each['declined']} that declined without a collapse"
+        )
     lead = found["median_lead"]
     before = "" if lead is None else f", {lead:g} steps before in the median"
-    unseen = others + "".join(
-        f"on recipe {recipe}, new to its threshold: before {each['early']} of "
-        f"{each['collapsed']} collapses, in {each['false']} of {each['healthy']} healthy runs "
-        f"({each['false_ever']} at any row), in {each['declined_named']} of {each['declined']} "
-        "that declined without a collapse; "
-        for recipe, each in found["unseen"].items()
-    )
-    return (
-        f"{unseen}on recipe {EVIDENCE['recipe']}, whose other arms gave the threshold: before "
+    yield (
+        f"on recipe {EVIDENCE['recipe']}, whose other arms gave the threshold: before "
         f"{found['early']} of {found['collapsed']} collapses {found['early_share']}{before}, in "
         f"{found['false']} of {found['healthy']} healthy runs {found['false_share']}, in "
         f"{found['declined_named']} of {found['declined']} that declined without a collapse"

@@ -43,7 +43,8 @@ def fragment(diagnosis: Diagnosis, log: TrainingLog) -> str:
     alarms = [
         f'<div class="alarm" style="border-color:{_COLOURS[alarm.severity]}">'
         f"<b>{escape(alarm.title)}</b><br>"
-        f"{escape(alarm.evidence)}</div>"
+        f"{escape(alarm.evidence)}<details><summary>{escape(alarm.measured)}</summary><ul>"
+        f"{''.join(f'<li>{escape(rate)}</li>' for rate in alarm.rates)}</ul></details></div>"
         for alarm in diagnosis.alarms
     ]
     parts = [

@@ -112,4 +112,4 @@ def watch(
             if alarm.name not in told:
                 told.add(alarm.name)
                 print(f"  {alarm.title}")
-                print(f"    {alarm.found}", *(f"    - {a}" for a in alarm.advice), sep="\n")
+                print(f"    {alarm.evidence}", *(f"    - {a}" for a in alarm.advice), sep="\n")

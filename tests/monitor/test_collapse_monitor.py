@@ -146,7 +146,7 @@ def test_it_waits_whether_an_alarm_stands() -> None:
     assert found.reaches("critical") and not found.reaches("critical", 1)
     assert "what to do, if the fall lasts:" in found.text()
     assert found.phase == "collapse" and "may be noise between them" in found.notes[0]
-    assert alarm.found.endswith("0.367 at the end, which may be noise between rows")
+    assert alarm.evidence.endswith("0.367 at the end, which may be noise between rows")
     with pytest.raises(ConfigError, match="patience=0 is no number of rows"):
         CollapseMonitor(patience=0)
 

@@ -38,10 +38,10 @@ def test_a_collapsed_run_is_called_one_from_verls_console() -> None:
     assert "actor/pg_clipfrac" in clip.evidence
     # Numbers of what it says are those of the evidence.
     measured = EVIDENCE["detectors"]["clip_saturation"]
-    assert f"before {measured['early']} of {measured['collapsed']} collapses" in clip.evidence
+    assert f"before {measured['early']} of {measured['collapsed']} collapses" in clip.rates[-1]
     for recipe, unseen in measured["unseen"].items():
         told = f"before {unseen['early']} of {unseen['collapsed']} collapses"
-        assert f"on recipe {recipe}, new to its threshold: {told}" in clip.evidence
+        assert f"on recipe {recipe}, new to its threshold: {told}" in " ".join(clip.rates)
     arm = EVIDENCE["arms"]["desk/grpo-lr-half"]
     told = f"{arm['collapsed']} of {arm['seeds']} seeds collapsed {arm['share']}, "
     told += f"GRPO's {arm['grpo_collapsed']} of {arm['seeds']} on the same seeds; last reward"
