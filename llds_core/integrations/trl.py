@@ -66,6 +66,12 @@ class LLDSMixin(_Trainer):
         ValueError: for options that `llds_penalty` does not know.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        order = cls.__mro__
+        if GRPOTrainer in order and order.index(GRPOTrainer) < order.index(LLDSMixin):
+            raise ConfigError(f"{cls.__name__} never calls LLDSMixin: write it before GRPOTrainer")
+
     def __init__(
         self,
         *positional: Any,
@@ -88,8 +94,10 @@ class LLDSMixin(_Trainer):
         elif len(positional) > 2:  # its place in GRPOTrainer
             args = positional[2]
         if llds_weight > 0:
-            if args is None:
-                raise ConfigError("args is missing: give args=GRPOConfig(steps_per_generation=8)")
+            if not isinstance(args, GRPOConfig):
+                raise ConfigError(
+                    f"args is {type(args).__name__}: give args=GRPOConfig(steps_per_generation=8)"
+                )
             _check_settings(args)
         self.llds_weight = llds_weight
         self.llds_options: dict[str, Any] = {
@@ -229,5 +237,6 @@ def _check_settings(args: GRPOConfig) -> None:
             f"gradient_accumulation_steps={window} makes "
             f"{steps * args.num_iterations / window:g} updates per rollout: LLDS is 0 on the first "
             "and needs a whole number of at least 2; "
-            f"set steps_per_generation={8 * window} for 8 mini-batches per rollout"
+            f"set steps_per_generation={8 * window} for 8 mini-batches per rollout, and give no "
+            "generation_batch_size"
         )

@@ -166,7 +166,8 @@ def judge(log: TrainingLog) -> Diagnosis:
     fall = next((alarm for alarm in lasting if alarm.name == "reward_drop"), None)
     if phase == "collapse" and fall and not fall.beyond_noise:
         notes += ("the collapse is read off means of three rows, and may be noise between them",)
-    # A fall is explained by what came before it, whether it has passed or not.
+    # A fall is explained by what came before it: warnings that have passed, too, and values that
+    # are not finite to the end.
     able = [
         a for a in found if a.severity == "warning" or (a.name == "not_finite" and a in lasting)
     ]
@@ -324,7 +325,7 @@ def _go_back_to(log: TrainingLog, alarm: int) -> int | None:
 
 
 def _missing(log: TrainingLog) -> list[str]:
-    needs = {each.name: each.columns for each in DETECTORS.values()} | {"phase": ("reward",)}
+    needs = {"phase": ["reward"]} | {each.name: each.columns for each in DETECTORS.values()}
     lacking: dict[str, list[str]] = {}
     for name, columns in needs.items():
         for column in columns:
@@ -340,6 +341,8 @@ def _missing(log: TrainingLog) -> list[str]:
     if np.isfinite(reward).any() and not np.nanmin(reward) >= 0 < np.nanmax(reward):
         why = "goes below 0" if np.nanmin(reward) < 0 else "never rose above 0"
         floor = "its 0 has to mean failure, or --reward-floor say what does"
-        told.insert(0, f"reward_drop, phase: the reward {why}, and {floor}")
+        told.insert(0, f"phase, reward_drop: the reward {why}, and {floor}")
+    elif 0 < np.isfinite(reward).sum() < 3 * WINDOW:
+        told.insert(0, f"phase: it needs {3 * WINDOW} rows with a reward")
     short = len(log.table) < FIRST
-    return [f"any but not_finite: alarms need {FIRST} rows"] * short + told
+    return told + [f"any but not_finite: alarms need {FIRST} rows"] * short

@@ -40,7 +40,7 @@ for _metric, _by_framework in _PRESET["metrics"].items():
 _PARTS = {metric: [(key, key.split(" / ")) for key in keys] for metric, keys in KEYS.items()}
 KNOWN = {part for key in _FRAMEWORKS for part in key.split(" / ")} | {*STEP_KEYS, "epoch"}
 # As spreadsheets and data frames have it: `critic_score_mean`.
-_FLAT = {key.replace("/", "_"): key for key in KNOWN} | {key: key for key in KNOWN}
+FLAT = {key.replace("/", "_"): key for key in KNOWN} | {key: key for key in KNOWN}
 _NOTHING = {"", "none", "null", "n/a", "na", "-"}
 # `np.float64(0.2)`, `tensor(0.3, device='cuda:0')`
 _WRAPPED = re.compile(r"^[\w.]+\(\s*([-+.\w]+)")
@@ -174,7 +174,9 @@ def _log_inside(folder: Path) -> Path:
     if dump_files(folder):
         return folder
     endings = (".jsonl", ".csv", ".csv.gz", ".log", ".txt")
-    found = sorted(file for file in folder.iterdir() if file.name.endswith(endings))
+    # `latest_checkpointed_iteration.txt` is verl's.
+    files = (file for file in folder.iterdir() if not file.name.startswith("latest_"))
+    found = sorted(file for file in files if file.name.endswith(endings))
     if len(found) == 1:
         return found[0]
     found = found or sorted(folder.glob("*/metrics.jsonl"))
@@ -284,19 +286,24 @@ def _read_state(file: Path, notes: list[str]) -> Rows:
 
 def _read_console(file: Path, notes: list[str]) -> Rows:
     rollout: list[dict[str, Any]] = []  # of slime: a rollout's lines, then its updates'
-    begun = ""
-    for line in map(partial(_RAY.sub, ""), _lines(file, notes)):
+    open_: dict[str, str] = {}  # dictionaries that go on in the next line, by worker
+    broken_off = 0
+    for written in _lines(file, notes):
+        line = _RAY.sub("", written)
+        worker = written[: len(written) - len(line)]
         if "step:" in line and " - " in line:
             yield dict(_VERL_PAIR.findall(line[line.index("step:") :]))
             continue
         opens = line.rpartition("\r")[2].startswith(("{'", '{"'))
+        begun = open_.pop(worker, "")
+        broken_off += bool(begun) and (opens or not line.strip())
         begun = "" if opens or not line.strip() else begun
         line, broken = begun + line, opens or bool(begun)
         start = max(line.find("{'"), line.find('{"'))
         if start < 0 or "}" not in line:
-            begun = line.rstrip("\r\n") if broken and len(line) < _LONGEST else ""
+            if broken and len(line) < _LONGEST:
+                open_[worker] = line.rstrip("\r\n")
             continue
-        begun = ""
         row = dict(_DICT_PAIR.findall(line[start:]))
         kind = _SLIME.search(line)
         if kind and kind[1] == "rollout":
@@ -310,6 +317,8 @@ def _read_console(file: Path, notes: list[str]) -> Rows:
             yield row | {"step": kind[2]} if kind else row
     if rollout:
         yield _averaged(rollout)
+    if broken_off:
+        notes.append(f"{broken_off} dictionaries without an end are left out")
 
 
 def _averaged(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -332,7 +341,7 @@ def _read_csv(file: Path, notes: list[str]) -> Rows:
     runs = sorted({name.rpartition(" - ")[0] for name in header} - {""})
     if len(runs) > 1:
         raise DataError(f"{file} holds {len(runs)} runs ({', '.join(runs[:3])}): export one")
-    names = [_FLAT.get(key, key) for key in (name.rpartition(" - ")[2] for name in header)]
+    names = [FLAT.get(key, key) for key in (name.rpartition(" - ")[2] for name in header)]
     run: list[str] = []
     short = 0
     for row in csv.DictReader(lines, names, delimiter=delimiter):

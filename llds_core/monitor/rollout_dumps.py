@@ -1,11 +1,13 @@
 """Rollouts that verl dumps (`trainer.rollout_data_dir`: one `<step>.jsonl` per step, one object per
-response with `input`, `output`, `score` and `step`) as rows of a log, one per step.
+response with `input`, `output`, `score`, `step` and numbers of the reward function) as rows of a
+log, one per step, under the keys that verl logs.
 """
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from statistics import fmean
 from typing import Any
+
+import pandas as pd
 
 _KEYS = ("input", "output", "score", "step")
 _CALLS = ("</search>", "</tool_call>")  # of Search-R1, and of chat templates
@@ -26,26 +28,29 @@ def rows_of_dump(responses: Iterable[dict[str, Any]], notes: list[str]) -> Itera
     """Means over the responses of each step, and the share of its groups, answers to one input,
     whose scores are all equal.
     """
-    steps: dict[Any, list[tuple[int, float, int, int]]] = {}
-    left = 0
+    found, left = [], 0
     for made in responses:
         try:
             score, text = float(made["score"]), str(made["output"])  # of NumPy's, verl writes text
         except (KeyError, TypeError, ValueError):
             left += 1
             continue
-        calls = sum(map(text.count, _CALLS))
-        key = hash(str(made.get("input")))
-        steps.setdefault(made.get("step"), []).append((key, score, len(text), calls))
+        numbers = {k: x for k, x in made.items() if isinstance(x, (int, float)) and k not in _KEYS}
+        row = {"step": made.get("step"), "input": str(made.get("input")), "score": score}
+        row["response_length"] = len(text)
+        row["tool_call_counts/mean"] = sum(map(text.count, _CALLS))
+        found.append(numbers | row)
     notes.append("rollouts: lengths are in characters, searches are closed calls, failed ones too")
     if left:
         notes.append(f"{left} responses without a score or an output are left out")
-    for step, found in steps.items():
-        inputs, scores, lengths, searches = zip(*found, strict=True)
-        groups: dict[int, list[float]] = {}
-        for key, score in zip(inputs, scores, strict=True):
-            groups.setdefault(key, []).append(score)
-        several = [min(group) == max(group) for group in groups.values() if len(group) > 1]
-        row = {"step": step, "reward": fmean(scores), "response_length": fmean(lengths)}
-        row |= {"valid_searches": fmean(searches)}
-        yield row | ({"zero_variance_groups": fmean(several)} if several else {})
+    if not found:
+        return
+    table = pd.DataFrame(found)
+    scores = table.groupby(["step", "input"], sort=False)["score"].agg(["size", "nunique"])
+    several = scores[scores["size"] > 1]
+    alike = (several["nunique"] == 1).groupby(level="step").mean()
+    lowest = table.groupby("step")["score"].min()
+    for step, means in table.groupby("step", sort=False).mean(numeric_only=True).iterrows():
+        row = {"step": step, "critic/score/mean": means.pop("score"), **means.dropna()}
+        row |= {"critic/score/min": lowest[step]}
+        yield row | ({"zero_variance_groups": alike[step]} if step in alike.index else {})

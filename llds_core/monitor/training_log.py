@@ -73,6 +73,8 @@ def read_log(
     if checkpoints and not steps:
         raise DataError(f"{checkpoints} holds no checkpoint-<step> or global_step_<step>: name it")
     if {COUNTED, PER_EPOCH} & {*log.notes}:  # of which row a checkpoint is nobody knows
+        if checkpoints:
+            raise DataError(f"{source} names no step of the training: drop --checkpoints")
         return log
     return replace(log, checkpoints=tuple(steps))
 
@@ -102,7 +104,8 @@ def to_log(
         step, values = logs.step_of(row), logs.named(row)
         if reward_key:
             values.pop("reward", None)
-            if (reward := logs.to_number(row.get(reward_key))) is not None:
+            value = row.get(reward_key, row.get(logs.FLAT.get(reward_key, reward_key)))
+            if (reward := logs.to_number(value)) is not None:
                 values["reward"] = (reward_key, reward)
         for key in logs.unread(row):
             where = f"in row {number}" if step is None else f"at step {step:g}"
@@ -157,6 +160,7 @@ def _not_judged(rows: Sequence[Mapping[str, Any]], reward_key: str | None) -> li
     told = [
         f"{key}, not judged: first {scores[0]:.3g}, best {max(scores):.3g}, last {scores[-1]:.3g}"
         for key, scores in list(validations.items())[:3]
+        if key != reward_key
     ]
     return [one] * (len(parts) > 1 and not reward_key) + told
 

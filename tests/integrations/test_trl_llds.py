@@ -177,6 +177,8 @@ class OverRLOO(LLDSMixin, RLOOTrainer):
 
 def test_what_it_cannot_do_is_refused_in_one_line(policy: Path, tmp_path: Path) -> None:
     refused(ConfigError, "log-probabilities", trained, LLDSFused, policy, tmp_path)
+    with pytest.raises(ConfigError, match="write it before GRPOTrainer"):
+        type("Behind", (GRPOTrainer, LLDSMixin), {})
     for kind in (Misplaced, OverRLOO):
         refused(ConfigError, "is no GRPOTrainer", trainer_of, kind, policy, tmp_path)
     for options, said in (
@@ -231,7 +233,7 @@ def test_arguments_stand_where_those_of_trl_do(policy: Path, tmp_path: Path) -> 
     made = trainer_of(LLDSGRPOTrainer, policy, tmp_path)
     given = (str(policy), made.reward_funcs, made.args, made.train_dataset)
     assert LLDSGRPOTrainer(*given).args.num_iterations == 2
-    with pytest.raises(ConfigError, match="args is missing"):
+    with pytest.raises(ConfigError, match="args is NoneType"):
         LLDSGRPOTrainer(*given[:2])
     with pytest.raises(ConfigError, match="set sum_then_normalize"):
         sums = {"multi_objective_aggregation": "normalize_then_sum"}

@@ -163,18 +163,6 @@ def test_trl_by_the_code_of_transformers(tmp_path: Path, capsys) -> None:
     assert "rows name no step and are counted" in log.notes
 
 
-def test_trl_s_cispo_names_its_clip_fraction_otherwise(tmp_path: Path) -> None:
-    rows = [{"step": s, "cispo_clip_ratio": v} for s, v in zip((1, 2, 3), CLIP, strict=True)]
-    (tmp_path / "log.jsonl").write_text(json_lines(*rows))
-    log = read_log(tmp_path / "log.jsonl")
-    assert log.framework == "trl" and log.column("clip_fraction") == pytest.approx(CLIP)
-
-
-def test_a_verl_log_without_the_sampler_s_gap_is_told_what_keeps_it_out() -> None:
-    """`calculate_log_probs` alone is verl 0.9.1's default, and bypass mode compares nothing."""
-    assert "bypass_mode=false" in how_to_log("sampler_gap", "verl")
-
-
 def test_of_several_states_the_one_that_went_furthest_is_read(tmp_path: Path) -> None:
     for folder, steps in ((".", 3), ("checkpoint-2", 2), ("checkpoint-5", 5)):
         (tmp_path / folder).mkdir(exist_ok=True)

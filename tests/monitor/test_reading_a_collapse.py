@@ -22,15 +22,18 @@ def rows(reward: str, **more: object) -> list[dict]:
     return [{reward: value, **more} for value in REWARDS]
 
 
-def skyrl_console(prefix: str) -> str:
-    """As SkyRL 0.3 logs: an update's line, then `Step N:` and a dictionary of many lines."""
+def skyrl_console(prefix: str, between: str = "") -> str:
+    """As SkyRL 0.3 logs: an update's line, then `Step N:` and a dictionary of many lines, after the
+    first of which another worker may write.
+    """
     lines = []
     for step, row in enumerate(rows("reward/avg_raw_reward", **{"policy/grad_norm": 0.3}), 1):
         lines.append("10:00 | INFO | train:497 - {'policy_loss': 0.01, 'grad_norm': 0.3}")
         lines.append(f"10:00 | INFO | tracking:log:189 - Step {step}: ")
         shown = {"generate/avg_num_tokens": 404.0, "trainer/epoch": 0, **row}
-        lines += pprint.pformat(shown | {"trainer/global_step": step}).splitlines()
-    return "".join(f"{prefix}{line}\n" for line in lines)
+        opening, *rest = pprint.pformat(shown | {"trainer/global_step": step}).splitlines()
+        lines += [opening, *([between] if between else []), *rest]
+    return "".join(f"{prefix * (line != between)}{line}\n" for line in lines)
 
 
 def dump(folder: Path) -> None:
@@ -41,6 +44,7 @@ def dump(folder: Path) -> None:
                 "input": f"q{n // 2}",
                 "output": "<search>a</search>" * 2,
                 "score": 2 * reward * (n % 2),
+                "em": reward,
             }
             for n in range(4)
         ]
@@ -57,6 +61,15 @@ def test_skyrls_console_with_and_without_ray(tmp_path: Path, prefix: str) -> Non
     assert "28 of 56 rows name no step and are left out" in found.notes
 
 
+@pytest.mark.parametrize("said", ["{'loss': 0.3}", "", "{'loss':"])
+def test_another_worker_writes_inside_a_dictionary(tmp_path: Path, said: str) -> None:
+    own, other = ("\x1b[36m(skyrl_entrypoint pid=31)\x1b[0m ", f"(Worker pid=32) {said}")
+    (tmp_path / "out.log").write_text(skyrl_console(own, other))
+    log = read_log(tmp_path / "out.log")
+    assert log.column("reward").tolist() == REWARDS
+    assert ("27 dictionaries without an end are left out" in log.notes) == (said == "{'loss':")
+
+
 def test_rollouts_that_verl_dumps(tmp_path: Path) -> None:
     dump(tmp_path)
     log = read_log(tmp_path)
@@ -64,7 +77,8 @@ def test_rollouts_that_verl_dumps(tmp_path: Path) -> None:
     assert log.column("valid_searches").tolist() == [2.0] * len(REWARDS)
     assert log.column("zero_variance_groups").tolist() == [0.0] * len(REWARDS)
     assert log.column("response_length")[0] == 2 * len("<search>a</search>")
-    assert judge(log).alarms[0].step == FALL
+    assert log.framework == "verl" and judge(log).alarms[0].step == FALL
+    assert read_log(tmp_path, reward_key="em").column("reward") == pytest.approx(REWARDS)
     with (tmp_path / "1.jsonl").open("a") as text:  # a response that was not scored
         text.write('{"input": "q", "output": "a", "score": null, "step": 1}\n')
     assert "1 responses without a score or an output are left out" in read_log(tmp_path).notes
@@ -76,8 +90,9 @@ def test_rollouts_that_verl_dumps(tmp_path: Path) -> None:
 
 def test_history_of_trl_by_weights_and_biases(tmp_path: Path) -> None:
     """transformers writes `train/` before TRL's keys; a run's folder holds its console."""
-    head = "train/global_step,train/reward,train/completions/mean_length,train/entropy"
-    body = (f"{step},{reward},99,0.5" for step, reward in enumerate(REWARDS, 1))
+    head = "_step,train/global_step,train/reward,train/completions/mean_length,train/entropy"
+    # `_step` counts what is logged, evaluations too.
+    body = (f"{2 * step},{step},{reward},99,0.5" for step, reward in enumerate(REWARDS, 1))
     (tmp_path / "history.csv").write_text("\n".join([head, *body]) + "\n")
     log = read_log(tmp_path / "history.csv")
     assert log.framework == "trl" and judge(log).alarms[0].step == FALL
@@ -105,6 +120,15 @@ def test_one_of_several_rewards_is_judged_where_it_is_named() -> None:
     refused(DataError, nearest, to_log, made, "log", reward_key="reward/em/mean")
 
 
+def test_what_a_framework_names_otherwise_or_keeps_out() -> None:
+    made = [{"step": s, "cispo_clip_ratio": 0.01, "reward": r} for s, r in enumerate(REWARDS, 1)]
+    log = to_log(made, "log")
+    assert log.framework == "trl" and set(log.column("clip_fraction")) == {0.01}
+    # `calculate_log_probs` alone is verl 0.9.1's default, and bypass mode compares nothing.
+    verl = to_log([{"step": 1, "critic/score/mean": 0.5}], "log")
+    assert "bypass_mode=false" in " ".join(judge(verl).missing)
+
+
 def test_validations_are_told_and_not_judged() -> None:
     made = [{"step": s, "critic/score/mean": 0.5} for s in range(1, 13)]
     for row, score in zip(made[::4], (0.3, 0.4, 0.1), strict=True):
@@ -123,6 +147,11 @@ def test_checkpoints_of_verl_beside_the_log_or_elsewhere(tmp_path: Path) -> None
     assert main(["diagnose", str(log), "--checkpoints", str(elsewhere), "--json"]) == 0
     assert judge(read_log(log, checkpoints=elsewhere)).go_back_to == 15
     assert read_log(log).checkpoints == ()
+    (elsewhere / "latest_checkpointed_iteration.txt").write_text("20")
+    (elsewhere / "train.jsonl").write_text(log.read_text())
+    assert read_log(elsewhere).checkpoints == (5, 10, 15, 20)
+    (tmp_path / "trl.log").write_text("".join(f"{row}\n" for row in rows("reward")))
+    refused(DataError, "names no step", read_log, tmp_path / "trl.log", checkpoints=elsewhere)
     refused(DataError, "holds no checkpoint-<step>", read_log, log, checkpoints=tmp_path)
 
 
@@ -154,8 +183,17 @@ def test_advice_that_nobody_can_follow_is_not_given() -> None:
 
 def test_a_run_that_cannot_be_judged_does_not_pass_for_a_good_one(tmp_path: Path, capsys) -> None:
     log = tmp_path / "log.jsonl"
-    log.write_text("".join(json.dumps({"step": s, "reward": -0.5}) + "\n" for s in range(20)))
-    assert main(["diagnose", str(log), "--fail-on", "critical"]) == 2
-    said = capsys.readouterr()
-    assert "phase: unknown (too few rows, or no reward that can be judged" in said.out
-    assert said.err.startswith("error: --fail-on critical: the run cannot be judged: reward_drop")
+    whole = dict.fromkeys(("entropy", "clip_fraction", "kl", "loglik_correct", "updates"), 0.1)
+    whole |= dict.fromkeys(("sampler_gap", "llds_penalty", "zero_variance_groups"), 1.0)
+    whole |= dict.fromkeys(("response_length", "valid_searches"), 1.0)
+    for made, why in (
+        ([{"reward": -0.5}] * 20, "phase, reward_drop: the reward goes below 0"),
+        ([{"reward": 0.5, **whole}] * 7, "phase: it needs 9 rows with a reward"),
+        ([{"loss": 0.5}] * 20, "phase, reward_drop: reward has no value in any row"),
+    ):
+        numbered = (json.dumps(row | {"step": step}) + "\n" for step, row in enumerate(made))
+        log.write_text("".join(numbered))
+        assert main(["diagnose", str(log), "--fail-on", "critical"]) == 2
+        said = capsys.readouterr()
+        assert "phase: unknown (too few rows, or no reward that can be judged" in said.out
+        assert f"error: --fail-on critical: the run cannot be judged: {why}" in said.err
