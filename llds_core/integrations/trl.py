@@ -94,10 +94,8 @@ class LLDSMixin(_Trainer):
         elif len(positional) > 2:  # its place in GRPOTrainer
             args = positional[2]
         if llds_weight > 0:
-            if not isinstance(args, GRPOConfig):
-                raise ConfigError(
-                    f"args is {type(args).__name__}: give args=GRPOConfig(steps_per_generation=8)"
-                )
+            if args is None:
+                raise ConfigError("args is missing: give args=GRPOConfig(steps_per_generation=8)")
             _check_settings(args)
         self.llds_weight = llds_weight
         self.llds_options: dict[str, Any] = {

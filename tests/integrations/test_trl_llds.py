@@ -233,7 +233,7 @@ def test_arguments_stand_where_those_of_trl_do(policy: Path, tmp_path: Path) -> 
     made = trainer_of(LLDSGRPOTrainer, policy, tmp_path)
     given = (str(policy), made.reward_funcs, made.args, made.train_dataset)
     assert LLDSGRPOTrainer(*given).args.num_iterations == 2
-    with pytest.raises(ConfigError, match="args is NoneType"):
+    with pytest.raises(ConfigError, match="args is missing"):
         LLDSGRPOTrainer(*given[:2])
     with pytest.raises(ConfigError, match="set sum_then_normalize"):
         sums = {"multi_objective_aggregation": "normalize_then_sum"}
