@@ -114,12 +114,13 @@ class StoredRun:
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """Held-out results on test questions by checkpoint (`best`, `last`, and of the first steps
-        of a long run `best-30`, `last-30`); empty when not evaluated.
+        """Held-out results on test questions by checkpoint (`best`, `last`, of the first steps of a
+        long run `best-30`, `last-30`, of its start policy `start`); empty when not evaluated.
         """
         if "evaluation" in self.manifest:
             return self.manifest["evaluation"]
-        files = sorted(self.path.glob("evaluation-[bl]*-test.json"))  # neither start nor step-<n>
+        steps = set(self.path.glob("evaluation-step-*"))
+        files = sorted(set(self.path.glob("evaluation-*-test.json")) - steps)
         names = [file.stem.removeprefix("evaluation-").removesuffix("-test") for file in files]
         return {n: json.loads(at.read_text("utf-8")) for n, at in zip(names, files, strict=True)}
 

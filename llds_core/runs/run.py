@@ -127,6 +127,8 @@ class Run:
         chosen = {section: values[section] for section in (*_START_SECTIONS, *more)}
         for section, keys in _START_KEYS.items():
             chosen[section] = {key: values[section][key] for key in keys}
+        if (dtype := self.config.training.dtype) != "float32":  # older start policies are of it
+            chosen["training"] = {"dtype": dtype}
         return chosen
 
     @property

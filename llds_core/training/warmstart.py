@@ -5,7 +5,8 @@ The result is shared by all runs of a profile, which are paired thereby. It is a
 its own and is resumed like one. The loss is next-token prediction on policy tokens, with retrieved
 tokens at a lower weight: reading them is how a small model learns to copy from them. The tokenizer
 of a policy made here sees the corpus too, so that a name takes as few tokens in a held-out question
-as in a training one; a pre-trained policy keeps its own.
+as in a training one; a pre-trained policy keeps its own. `training.dtype` is what products are
+computed in here, too; weights stay in float32.
 """
 
 import logging
@@ -114,6 +115,8 @@ def _build_trainer(
     _logger.info("warm start: %d traces, vocabulary %d", len(traces), len(tokenizer))
     arguments = WarmstartArguments(
         output_dir=str(directory.checkpoints),
+        use_cpu=not torch.cuda.is_available(),
+        bf16=config.training.dtype == "bfloat16",
         max_steps=settings.steps,
         per_device_train_batch_size=1,  # an item of the data set is a whole batch
         learning_rate=settings.learning_rate,
@@ -219,14 +222,15 @@ class WarmstartTrainer(AtomicCheckpointMixin, Trainer):
     ) -> torch.Tensor:
         """Weighted mean of the next-token negative log-likelihood."""
         weights = inputs["weights"][:, 1:]
-        # Causal and padded on the right: no token sees padding, which has no weight.
-        hidden = model.base_model(input_ids=inputs["input_ids"], use_cache=False)
         # Prompts and padding carry no weight: their logits, the largest tensor here, are never
         # made.
         scored = weights > 0
-        logits = model.get_output_embeddings()(hidden.last_hidden_state[:, :-1][scored])
+        with self.accelerator.autocast():
+            # Causal and padded on the right: no token sees padding, which has no weight.
+            hidden = model.base_model(input_ids=inputs["input_ids"], use_cache=False)
+            logits = model.get_output_embeddings()(hidden.last_hidden_state[:, :-1][scored])
         losses = nn.functional.cross_entropy(
-            logits, inputs["input_ids"][:, 1:][scored], reduction="none"
+            logits.float(), inputs["input_ids"][:, 1:][scored], reduction="none"
         )
         return (losses * weights[scored]).sum() / weights.sum()
 

@@ -160,7 +160,7 @@ def test_a_layout_without_a_gpu_takes_what_the_processor_has(
         monkeypatch.setattr(load, "_CPUINFO", flags)
         load.computes_in_bfloat16.cache_clear()
         config = load_experiment("smol/grpo", layout="cpu")
-        assert config.training.dtype == dtype and config.mini_batch_size == 8
+        assert config.training.dtype == dtype and config.mini_batch_size == 4
     flags.unlink()
     load.computes_in_bfloat16.cache_clear()
     assert not load.computes_in_bfloat16()

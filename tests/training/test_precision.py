@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 import torch
 from recorded import Recorded, run
+from safetensors.torch import load_file
 from scripted import TOKENIZER, largest_difference, policy, settings, weights
 from transformers import Trainer
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError
 from llds_core.rollout.samplers import TransformersSampler
+from llds_core.runs import Run
 from llds_core.training.settings import search_grpo_config
-from llds_core.training.warmstart import WarmstartArguments
+from llds_core.training.warmstart import WarmstartArguments, warmstart
 
 _STRONG = ("training.steps=2", "loss.llds_weight=1.0", "loss.entropy_weight=0.01")
 
@@ -85,6 +87,17 @@ def test_the_sampler_computes_in_the_precision_of_training() -> None:
 
     plain, half = logprobs(None), logprobs(torch.bfloat16)
     assert plain != half and plain == pytest.approx(half, abs=0.1)
+
+
+def test_a_warm_start_computes_in_the_precision_of_training(tmp_path: Path) -> None:
+    def start(dtype: str) -> dict[str, torch.Tensor]:
+        short = ["warmstart.steps=2", f"training.dtype={dtype}"]
+        made = warmstart(Run.load("smoke/grpo", 0, tmp_path, short))
+        return load_file(made / "model.safetensors")
+
+    plain, half = start("float32"), start("bfloat16")
+    assert {value.dtype for value in half.values()} == {torch.float32}
+    assert 0 < largest_difference(plain, half) < 0.05
 
 
 def test_the_optimizer_of_the_configuration_is_used_or_named(
