@@ -55,7 +55,7 @@ class Series:
     ]
     """What a figure calls each arm; empty for the label of the arm."""
     figures: tuple[str, ...]
-    """Where it is drawn: `weight`, `updates`, `map`, or a group whose arms it shows."""
+    """Where it is drawn: `weight`, `updates`, `rates`, `map`, or a group whose arms it shows."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from llds_core.config import RolloutConfig
 from llds_core.errors import ConfigError
 from llds_core.retrieval.base import FailingRetriever, SearchKey, format_hits
-from llds_core.rollout.prompts import cut_observation, encode_plain, encode_prompt, prompt_bound
+from llds_core.rollout.prompts import cut_observation, encode_plain, encode_prompt
 from llds_core.rollout.protocol import Action, Trajectory, information, parse_action
 from llds_core.rollout.samplers import ContinuousSession, Generation, Sampler, Session
 from llds_core.worlds.records import Question
@@ -219,15 +219,10 @@ class RolloutLoop:
 
     def fitting(self, questions: Sequence[Question], *, skip: bool) -> list[int]:
         """Places of the questions whose prompts leave room for an action; a `ConfigError` where the
-        others may not be skipped. Only prompts with so many bytes that they may not fit are
-        encoded.
+        others may not be skipped.
         """
         limit = self.config.max_total_tokens
-        most = prompt_bound(self.template or self.config.prompt, self.tokenizer)
-        doubtful = [p for p, q in enumerate(questions) if self.encode or most(q.question) >= limit]
-        prompts = self.prompts([questions[place] for place in doubtful])
-        sizes = zip(doubtful, map(len, prompts), strict=True)
-        long = [place for place, size in sizes if size >= limit]
+        long = [i for i, ids in enumerate(self.prompts(questions)) if len(ids) >= limit]
         if not long:
             return list(range(len(questions)))
         said = (

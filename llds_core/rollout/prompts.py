@@ -6,9 +6,7 @@ question. The published training file brings its own. A chat template is applied
 has one, as the official code does for base models too.
 """
 
-import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -69,37 +67,6 @@ def _around(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     message = [{"role": "user", "content": _PRIVATE}]
     rendered = tokenizer.apply_chat_template(message, tokenize=False, **_RENDERED)
     return cast(str, rendered).split(_PRIVATE, 1)
-
-
-def prompt_bound(template: str, tokenizer: PreTrainedTokenizerBase) -> Callable[[str], float]:
-    """Return what says, without encoding it, how many tokens the prompt of a question takes at
-    most: a byte-level token holds a byte or more of normalised text, and NFC makes of one byte of
-    UTF-8 at most three. Infinite for other tokenizers.
-    """
-    around = "" if tokenizer.chat_template is None else "".join(_around(tokenizer))
-    most = _most_tokens_per_byte(tokenizer)
-
-    def bound(question: str) -> float:
-        return most * len((around + well_formed(prompt_text(question, template))).encode())
-
-    return bound
-
-
-def _most_tokens_per_byte(tokenizer: PreTrainedTokenizerBase) -> float:
-    if not tokenizer.is_fast:
-        return math.inf
-    backend = tokenizer.backend_tokenizer
-    steps = [backend.normalizer, backend.pre_tokenizer]
-    normalizer, split = (step and json.loads(step.__getstate__()) for step in steps)
-    splits = split.get("pretokenizers", [split]) if split else []
-    byte_level = any(each["type"] == "ByteLevel" for each in splits)
-    # Others, and a space put before each word, add characters.
-    plain = all(
-        each["type"] in ("ByteLevel", "Digits", "Split") and not each.get("add_prefix_space")
-        for each in splits
-    )
-    most = {None: 1, "NFC": 3}.get(normalizer and normalizer["type"], math.inf)
-    return most if byte_level and plain else math.inf
 
 
 def encode_plain(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -1,6 +1,7 @@
-"""Two arms on the same seeds: what one update does to right answers, and how many runs collapse."""
+"""Two arms side by side: what one update does to right answers, and how many runs collapse."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -30,6 +31,17 @@ def contrasts(runs: Sequence[StoredRun], series: Sequence[Series], metric: str) 
     ]
     columns = ["profile", "method", "seed", "series", "label", "value", "collapsed"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def in_series(runs: Sequence[StoredRun], series: Series) -> list[StoredRun]:
+    """Runs of a series, their arms called as it calls them, for curves; none where only one of its
+    arms has a run.
+    """
+    found = [run for run in runs if run.arm in series.arms]
+    if len({run.arm for run in found}) < 2:
+        return []
+    names = {arm: name or arm for arm, name in series.arms.items()}
+    return [replace(run, manifest=run.manifest | {"arm": names[run.arm]}) for run in found]
 
 
 def contrast_figure(data: pd.DataFrame, metric: str) -> Figure:

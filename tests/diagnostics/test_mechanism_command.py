@@ -1,7 +1,6 @@
 """Mechanism tables of stored runs: measured once, resumed, refused when there is nothing."""
 
 import json
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -145,7 +144,6 @@ def test_questions_that_do_not_fit_are_refused_before_any_work_or_left_out(
         return [ids * 400 if q is first else ids for q, ids in zip(questions, made, strict=True)]
 
     monkeypatch.setattr(RolloutLoop, "prompts", longer)
-    monkeypatch.setattr("llds_core.rollout.loop.prompt_bound", lambda *_: lambda _: math.inf)
     config = load_experiment("smoke/grpo")
     world = build_world(config)
     monkeypatch.setattr("llds_core.rollout.environment.build_world", lambda _: world)

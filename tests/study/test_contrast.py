@@ -4,7 +4,7 @@ import claim_worlds
 import numpy as np
 
 from llds_core.config.arms import Series
-from llds_core.study.contrast import contrast_figure, contrasts
+from llds_core.study.contrast import contrast_figure, contrasts, in_series
 
 METRIC = "loglik_change_correct"
 WAYS = (
@@ -33,6 +33,16 @@ def test_pairs_are_compared_and_a_lone_arm_is_left_out() -> None:
     assert f"rate 1: left - right -1.50 [{-1.5 - half:+.2f}, {-1.5 + half:+.2f}], 3 pairs" in title
     ticks = [tick.get_text() for tick in axes.get_xticklabels()]
     assert ticks == ["whole\n3 of 4 collapsed", "torn\n0 of 3 collapsed"]
+
+
+def test_arms_of_a_series_are_called_as_it_calls_them_for_curves() -> None:
+    runs = [made("grpo", 0, 0.0), made("slow", 1, 0.0), made("torn", 0, 0.0)]
+    two = Series("rates", "rate", {"grpo": "", "slow": "half the rate"}, ("rates",))
+    assert [(run.arm, run.seed) for run in in_series(runs, two)] == [
+        ("grpo", 0),
+        ("half the rate", 1),
+    ]
+    assert in_series(runs[:1], two) == [] and runs[1].arm == "slow"
 
 
 def test_no_pair_gives_an_empty_table() -> None:
