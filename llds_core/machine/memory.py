@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import psutil  # type: ignore[import-untyped]  # its stubs are a package of their own
 import yaml
 
-from llds_core.config import DenseConfig, ExperimentConfig, PolicyConfig
+from llds_core.config import DenseConfig, ExperimentConfig, PolicyConfig, RolloutConfig
 from llds_core.errors import CheckpointError, ConfigError, one_line
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ USABLE = 0.95
 WIKIPEDIA_PASSAGES, E5_DIMENSION = 21_015_324, 768
 """Passages of 100 words in the dump of December 2018, and the length of their vectors."""
 
+PROMPT = {"data": 200, "search-r1": 200, "short": 20}
+"""Tokens of a prompt, by its template."""
+SEARCHES = 1.5
+"""Mean searches of a trajectory."""
+_ACTION, _OBSERVATION = 60, 450  # mean tokens
 _CONTEXT = round(1.5 * GIB)  # CUDA, cuBLAS and NCCL of one process
 _EVALUATION_SHARE = 0.8  # of a GPU that holds nothing else
 _VLLM_WORKSPACE = round(1.5 * GIB)  # CUDA graphs and activations of the engine
@@ -134,6 +139,14 @@ def check_buildable(policy: PolicyConfig) -> None:
             )
 
 
+def usual_length(rollout: RolloutConfig) -> float:
+    """Tokens of a mean trajectory, as far as they are known before a run."""
+    action = min(_ACTION, rollout.max_action_tokens)
+    turn = action + min(_OBSERVATION, rollout.max_observation_tokens)
+    length = PROMPT[rollout.prompt] + min(SEARCHES, rollout.max_searches) * turn + action
+    return min(length, rollout.max_total_tokens)
+
+
 def update_parts(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
     """Bytes by part while a process trains on a micro-batch of the longest trajectories."""
     training, rollout = config.training, config.rollout
@@ -148,27 +161,32 @@ def update_parts(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
     tokens = training.micro_batch_size * width
     if training.max_tokens_per_micro_batch:
         tokens = max(training.max_tokens_per_micro_batch, width)
-    h, i = shape.hidden, shape.intermediate
-    layer = 34 * h + 8 * i + 2 * width if mixed else 40 * h + 16 * i + 4 * width
-    kept = shape.layers * layer
-    if training.gradient_checkpointing:
-        kept = shape.layers * 4 * h + layer
+    kept = _kept(config, shape, width, recomputed=training.gradient_checkpointing)
     spoken = min(width, rollout.max_action_tokens * (rollout.max_searches + 1))
     scored = tokens * spoken // width
     tile = min(scored, _TOKEN_TILE) * _VOCABULARY_TILE * size
     if config.hardware.gpu_memory_gib is None:
-        vocabulary = min(shape.matrix // h, _VOCABULARY_TILE)
+        vocabulary = min(shape.matrix // shape.hidden, _VOCABULARY_TILE)
         tile += 7 * 4 * min(scored, _TOKEN_TILE) * vocabulary
-    gradients = shape.matrix * (2 if shape.tied else 1) + h * scored
+    gradients = shape.matrix * (2 if shape.tied else 1) + shape.hidden * scored
     return {
         "weights": 4 * share,
         "gradients": (8 if config.world_size > shards else 4) * share,
         "optimizer": _moments(config, shape) // shards,
         "reference": 4 * share if has_reference else 0,
         "casts": size * gathered if is_sharded or mixed else 0,
-        "activations": tokens * (kept + 12 * h),  # and the final norm, the scored states
+        "activations": tokens * kept,
         "logits": tile + 4 * gradients,
     }
+
+
+def _kept(config: ExperimentConfig, shape: ModelShape, width: int, *, recomputed: bool) -> int:
+    """Bytes of activations for each token of rows of `width`."""
+    h, i = shape.hidden, shape.intermediate
+    mixed = config.training.dtype == "bfloat16"
+    layer = 34 * h + 8 * i + 2 * width if mixed else 40 * h + 16 * i + 4 * width
+    layers = shape.layers * 4 * h + layer if recomputed else shape.layers * layer
+    return layers + 12 * h  # the final norm, the scored states
 
 
 def gpu_memory(
@@ -222,6 +240,8 @@ def host_memory(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
     retriever = index_bytes(config.dense) if has_index else 0
     if config.hardware.gpu_memory_gib is None:
         update = update_parts(config, shape) | {"kv_cache": _rollout_cache(config, shape)}
+        if config.warm_starts:
+            update = max(update, _warmstart_parts(config, shape), key=lambda p: sum(p.values()))
         return {"process": _CPU_PROCESS, **update, "retriever": retriever}
     processes, is_sharded = config.hardware.processes, config.hardware.sharding != "none"
     # Where weights are sharded one process reads them for all, and gathers checkpoints.
@@ -232,6 +252,18 @@ def host_memory(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
         "checkpoint": checkpoint_bytes(config, shape) if is_sharded else 0,
         "retriever": retriever,
     }
+
+
+def _warmstart_parts(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
+    """Bytes by part while the start policy is trained: a batch at once, and its logits, their copy
+    in 32 bits and two gradients.
+    """
+    width = round(usual_length(config.rollout))
+    tokens = config.warmstart.batch_size * width
+    kept = tokens * _kept(config, shape, width, recomputed=False)
+    logits = 16 * tokens * (shape.matrix // shape.hidden)
+    update = update_parts(config, shape)
+    return update | {"reference": 0, "activations": kept, "logits": logits}
 
 
 def checkpoint_bytes(config: ExperimentConfig, shape: ModelShape) -> int:

@@ -21,6 +21,8 @@ from llds_core.errors import ConfigError, DataError
 from llds_core.machine.memory import (
     E5_DIMENSION,
     GIB,
+    PROMPT,
+    SEARCHES,
     WIKIPEDIA_PASSAGES,
     ModelShape,
     checkpoint_bytes,
@@ -29,6 +31,7 @@ from llds_core.machine.memory import (
     index_bytes,
     key_value_bytes,
     policy_shape,
+    usual_length,
 )
 from llds_core.runs import DEFAULT_ROOT, deviations, read_manifest, read_metrics
 from llds_core.runs.identity import flat
@@ -39,8 +42,9 @@ UNCERTAINTY = 2.5
 # Operations per second of a whole step, sampling and searches included. GPU: a fifth of what an
 # H100's datasheet gives for dense bfloat16, by which 200 steps of 3B take 4.5 hours on eight; users
 # of Search-R1 report 2 to 7 (github.com/PeterGriffinJin/Search-R1/issues/1); updates alone reached
-# 2.2e14 to 3.2e14 on an H200 (results/published/gpu). CPU: desk, one core.
-GPU_SPEED, CPU_SPEED = 2e14, 5e10
+# 2.2e14 to 3.2e14 on an H200 (results/published/gpu). CPU, per thread: desk and SmolLM2 in float32,
+# SmolLM2 in bfloat16 on a processor with units for it (results/published/smol).
+GPU_SPEED, CPU_SPEED = 2e14, {"float32": 5e10, "bfloat16": 1.5e11}
 # Seconds that a GPU waits for Python at each layer of a pass, however small the pass is: on an H200
 # with four cores for two runs, SmolLM2's 30 layers took about 39 ms per token. For vLLM, which
 # replays graphs, the number is assumed.
@@ -55,8 +59,6 @@ _PEER = (
     "SkyRL reports 330 steps of Qwen2.5-3B-Instruct with two updates per rollout, average 0.42 and "
     "0.40 over the seven sets (its recipe overview)"
 )
-_PROMPT = {"data": 200, "search-r1": 200, "short": 20}  # tokens
-_SEARCHES, _ACTION, _OBSERVATION = 1.5, 60, 450  # mean searches, and tokens of each part
 # Sections and keys that decide how long a step takes.
 _TIMED = (
     *("policy.", "rollout.", "sampler.backend", "hardware.processes", "hardware.nodes"),
@@ -229,15 +231,12 @@ def _stated(config: ExperimentConfig, shape: ModelShape) -> Rate:
     activations are computed again.
     """
     rollout, training = config.rollout, config.training
-    action = min(_ACTION, rollout.max_action_tokens)
-    turn = action + min(_OBSERVATION, rollout.max_observation_tokens)
-    length = _PROMPT[rollout.prompt] + min(_SEARCHES, rollout.max_searches) * turn + action
-    tokens = round(config.trajectories_per_rollout * min(length, rollout.max_total_tokens))
+    tokens = round(config.trajectories_per_rollout * usual_length(rollout))
     # Before and after the updates.
     scored = (2 if config.loss.kl_weight > 0 else 1) + config.diagnostics.final_share
     passes = 1 + scored + (4 if training.gradient_checkpointing else 3) * training.epochs
     gpus = 0 if config.hardware.gpu_memory_gib is None else config.world_size
-    speed = gpus * GPU_SPEED or CPU_SPEED
+    speed = gpus * GPU_SPEED or training.threads * CPU_SPEED[training.dtype]
     seconds = 2 * shape.parameters * tokens * passes / speed
     source = f"{speed:.0e} operations/s assumed, bounds a factor {UNCERTAINTY} apart"
     if gpus:
@@ -249,7 +248,7 @@ def _stated(config: ExperimentConfig, shape: ModelShape) -> Rate:
         source += f", and {waits:.1f} s of waiting for the longest action"
         exact = config.world.name == "files" and config.dense.index == "flat"
         if exact and config.dense.device == "cpu":
-            searches = config.trajectories_per_rollout * min(_SEARCHES, rollout.max_searches)
+            searches = config.trajectories_per_rollout * min(SEARCHES, rollout.max_searches)
             seconds += searches * _SEARCH / _SEARCH_CORES
             source += f", searches on {_SEARCH_CORES} cores"
     return tokens, _bounds(seconds), {"kind": "stated", "source": source}
@@ -277,7 +276,7 @@ def _measured(config: ExperimentConfig, run_root: Path) -> Rate | None:
     if not means:
         return None
     lengths = pd.concat([table["response_length"] + table["observation_length"] for table in steps])
-    tokens = config.trajectories_per_rollout * (lengths.mean() + _PROMPT[config.rollout.prompt])
+    tokens = config.trajectories_per_rollout * (lengths.mean() + PROMPT[config.rollout.prompt])
     source = f"mean of {len(means)} stored runs of {config.profile} with these sizes"
     bounds = (min(means), fmean(means), max(means))
     return round(tokens), bounds, {"kind": "measured", "source": source}

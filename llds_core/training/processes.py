@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -126,6 +127,17 @@ def _lost(reason: str) -> RunError:
     )
 
 
+def reshard(policy: torch.nn.Module) -> None:
+    """Shard again what a pass without gradients has left whole.
+
+    accelerate keeps the last norm and the output matrix (tied: the embedding) gathered for a
+    backward pass. TRL's push to vLLM fails on such weights, which mixed precision has rounded, too.
+    """
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 @torch.no_grad()
 def whole_policy(policy: PreTrainedModel, copy: PreTrainedModel | None) -> PreTrainedModel:
     """Return `copy`, made when it is None, with the present weights of the sharded `policy`.
@@ -138,8 +150,7 @@ def whole_policy(policy: PreTrainedModel, copy: PreTrainedModel | None) -> PreTr
         cast(Any, copy).to(policy.device)  # transformers loses the types of `to`
     present = dict(policy.named_parameters())
     for name, value in copy.named_parameters():
-        weight = present[name]
-        value.copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
+        value.copy_(cast(DTensor, present[name]).full_tensor())
     return copy
 
 

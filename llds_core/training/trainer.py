@@ -62,7 +62,7 @@ from llds_core.training.policy_head import (
     policy_labels,
     use_unpadded_attention,
 )
-from llds_core.training.processes import copy_to_sharded, whole_policy
+from llds_core.training.processes import copy_to_sharded, reshard, whole_policy
 from llds_core.training.recorder import AtomicCheckpointMixin
 from llds_core.training.settings import SearchGRPOConfig
 from llds_core.training.step_metrics import Row, StepMetrics
@@ -142,6 +142,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         return self.state.global_step // self.updates_per_step + 1
 
     def _generate(self, prompts: list) -> tuple:
+        reshard(self.model)  # whose weights are read now
         output = super()._generate(prompts)
         _, completion_ids, env_mask, *_ = output
         validate_response_masks(completion_ids, env_mask)

@@ -9,8 +9,11 @@ as in a training one; a pre-trained policy keeps its own. `training.dtype` is wh
 computed in here, too; weights stay in float32.
 """
 
+import ctypes
+import gc
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +94,18 @@ def warmstart(run: Run) -> Path:
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         trainer.model.save_pretrained(policy)
         trainer.processing_class.save_pretrained(policy)
+    del trainer
+    _give_memory_back()
     return policy
+
+
+def _give_memory_back() -> None:
+    """Batches differ in length, and glibc keeps what they freed: SmolLM2's peak would be 12 GB
+    instead of 7, and 9 would stay while the runs train.
+    """
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _build_trainer(
@@ -255,6 +269,7 @@ class _Log(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         rotate_checkpoints(self._directory.checkpoints, keep=2, best=None)
+        _give_memory_back()
 
 
 def load_start_policy(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import rounding
@@ -24,6 +25,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 from scripted import build, largest_difference, policy, settings, trajectories, weights
 from torch.distributed.tensor import DTensor
+from trl.generation.vllm_generation import VLLMGeneration
 
 from llds_core.__main__ import main
 from llds_core.config import laid_over, load_experiment
@@ -115,6 +117,8 @@ def case_trainer(
     def rollout(mine: Sequence[dict], policy: torch.nn.Module, step: int) -> Rollout:
         share = slice(processes.rank * len(mine), (processes.rank + 1) * len(mine))
         trainer.sampled = largest_difference(start_weights(), policy.state_dict())
+        if trainer.accelerator.is_fsdp2:
+            trainer.pushed = largest_difference(pushed(trainer), dict(policy.named_parameters()))
         return Rollout(trajectories(step)[share], 0.5 + processes.rank, 0.1)
 
     values = ("training.steps=1", "training.micro_batch_size=2", *CASES[case])
@@ -142,6 +146,7 @@ def compute(
         "gradients": trainer.gradients,
         "weights": {name: whole(value) for name, value in trainer.model.state_dict().items()},
         "sampled": trainer.sampled,
+        "pushed": trainer.pushed,
         "scores": trainer.scores[0],
     }
 
@@ -185,6 +190,8 @@ def start_weights() -> dict[str, torch.Tensor]:
 class WholeGradients(SearchGRPOTrainer):
     """Keeps the gradient of each update and the row of the last step."""
 
+    pushed: float | None = None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.gradients: list[dict[str, torch.Tensor]] = []
         self.scores: list[torch.Tensor] = []
@@ -202,6 +209,13 @@ class WholeGradients(SearchGRPOTrainer):
         names = {name.removeprefix("module."): p for name, p in model.named_parameters()}
         self.gradients.append({name: whole(p.grad) for name, p in names.items()})
         return super()._clip_grad_norm(model)
+
+
+def pushed(trainer: SearchGRPOTrainer) -> dict[str, torch.Tensor]:
+    """The weights that TRL would give to vLLM now."""
+    here = SimpleNamespace(accelerator=trainer.accelerator)
+    here._fix_param_name_to_vllm = lambda name, **_: name
+    return dict(VLLMGeneration._iter_fsdp2_params(here, trainer.model))
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:
@@ -251,6 +265,8 @@ def compute_sharded(folder: Path) -> None:
     more = ("training.steps=2", "training.save_every=1")
     results["two steps"] = compute("action-preserved", folder / "steps", place, *more)
     check_checkpoint(checkpoint_path(folder / "steps", 1))
+    unsaved = ("training.steps=2", "training.save_every=2")
+    results["unsaved"] = compute("action-preserved", folder / "unsaved", place, *unsaved)
     results["resumed"] = compute("action-preserved", folder / "steps", place, *more, resume=1)
     results["stored"] = sorted(path.name for path in checkpoint_path(folder / "steps", 1).iterdir())
     torch.save(results, folder / f"rank{place.rank}.pt")

@@ -116,6 +116,17 @@ def test_stated_time_follows_passes_and_tokens(tmp_path) -> None:
     assert (stated().tokens_per_step, short.tokens_per_step) == (2560 * 1025, 2560 * 300)
 
 
+def test_stated_time_on_a_cpu_follows_threads_and_precision(tmp_path) -> None:
+    def hours(threads: int, dtype: str) -> float:
+        overrides = [f"training.threads={threads}", f"training.dtype={dtype}"]
+        return estimate(load_experiment("smol/grpo", overrides, "cpu"), tmp_path).hours
+
+    assert hours(2, "float32") == pytest.approx(3 * hours(2, "bfloat16"), rel=0.02)
+    assert hours(2, "float32") == pytest.approx(2 * hours(4, "float32"), rel=0.02)
+    # Published: medians of 87 to 147 s per step, two runs of a thread each on two cores.
+    assert 60 * 87 / 2 / 3600 / 2.5 < hours(2, "bfloat16") < 60 * 147 / 2 / 3600 * 2.5
+
+
 def test_measured_runs_come_before_stated_numbers(tmp_path) -> None:
     config = load_experiment("smoke/grpo")
     row = {"step": 1, "rollout_seconds": 1.0, "response_length": 30, "observation_length": 50}
