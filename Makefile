@@ -17,6 +17,7 @@ RETRIEVER_ENV ?=
 RUN_ROOT ?= results/runs
 FOLDER ?= data
 BACKEND ?=
+HOST ?= 127.0.0.1
 PORT ?= 8000
 BUNDLE_PYTHON ?= 3.12
 ARGS ?=
@@ -129,8 +130,8 @@ slurm: $(STAMP)  ## print the main job of PROFILE as a Slurm batch script (LAYOU
 data: $(STAMP)  ## fetch what PROFILE needs from the model hub (sizes first; FOLDER=data, ARGS=--yes)
 	@$(RUN) data $(PROFILE) --folder $(call escaped,$(FOLDER)) $(ARGS)
 
-retriever: $(STAMP)  ## serve the search engine of PROFILE over HTTP (BACKEND=bm25|dense PORT=8000)
-	@$(RUN) retriever $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) $(if $(BACKEND),--backend $(BACKEND)) --port $(PORT) $(ARGS)
+retriever: $(STAMP)  ## serve the search engine of PROFILE over HTTP (BACKEND=bm25|dense HOST=0.0.0.0 PORT=8000)
+	@$(RUN) retriever $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) $(if $(BACKEND),--backend $(BACKEND)) --host $(HOST) --port $(PORT) $(ARGS)
 
 index: $(STAMP)  ## build the dense index of PROFILE: resumable (ARGS=dense.encoder=… dense.index=hnsw)
 	@$(RUN) index $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) $(ARGS)

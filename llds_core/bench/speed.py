@@ -21,7 +21,6 @@ from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
-from llds_core.bench import head_memory
 from llds_core.bench.rollouts import PASS_SECONDS, measure_waiting, reencoding_rollout
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.config.seeding import torch_generator
@@ -82,7 +81,6 @@ def measure_profile(config: ExperimentConfig, run_root: Path, folder: Path) -> l
     return [
         Measure("policy", name, ""),
         Measure("threads", config.training.threads, "threads"),
-        _measure_memory(),
         *measures,
         *_measure_updates(Updates(_smaller(config), rollout, path, folder)),
     ]
@@ -116,13 +114,6 @@ def interleaved(candidates: Sequence[Callable[[], float]]) -> list[float]:
             if repetition:
                 found[index].append(value)
     return [statistics.median(values) for values in found]
-
-
-def _measure_memory() -> Measure:
-    tiles, whole = (head_memory.peak_bytes(way) / 2**20 for way in ("tiles", "whole"))
-    name = f"policy head, {head_memory.TOKENS} tokens, vocabulary {head_memory.VOCABULARY}"
-    against = "logits of all tokens at once"
-    return Measure(name, tiles, "MiB at the peak", against, whole, "< 1 x")
 
 
 def _measure_rollouts(

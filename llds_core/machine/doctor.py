@@ -278,7 +278,8 @@ def _check_search(config: ExperimentConfig) -> list[Finding]:
     if found.state != "silent":
         return [_check_service(config, found, corpus)]
     if local_address(url) is None:
-        fix = f"start it there: make retriever PROFILE={config.profile} BACKEND=dense"
+        command = f"make retriever PROFILE={config.profile} BACKEND=dense HOST=0.0.0.0"
+        fix = f"start it there: {command}"
         said = f"nothing answers at {url}, which is not this machine"
         return [_finding("retriever", said, fail=fix)]
     said = f"not running; it will be started at {url}"

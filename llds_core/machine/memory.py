@@ -47,6 +47,7 @@ SEARCHES = 1.5
 """Mean searches of a trajectory."""
 _ACTION, _OBSERVATION = 60, 450  # mean tokens
 _CONTEXT = round(1.5 * GIB)  # CUDA, cuBLAS and NCCL of one process
+_SEARCH_PROCESS = 2 * GIB  # on each GPU: CUDA again and FAISS's working space; not measured
 _EVALUATION_SHARE = 0.8  # of a GPU that holds nothing else
 _VLLM_WORKSPACE = round(1.5 * GIB)  # CUDA graphs and activations of the engine
 _CPU_PROCESS, _GPU_PROCESS = 1 * GIB, 4 * GIB  # main memory: Python with TRL; with CUDA and vLLM
@@ -217,13 +218,13 @@ def gpu_memory(
 
 
 def gpu_index_bytes(config: ExperimentConfig) -> int:
-    """Bytes of the search index on each GPU: an exact one is divided among those of its node, a
-    graph stays in main memory.
+    """Bytes of the search service on each GPU: an exact index is divided among those of its node, a
+    graph stays in main memory; beside it the process needs a context of its own.
     """
     dense = config.dense
     if config.world.name != "files" or dense.device == "cpu" or dense.index != "flat":
         return 0
-    return index_bytes(dense) // config.hardware.processes // (1 + dense.half)
+    return index_bytes(dense) // config.hardware.processes // (1 + dense.half) + _SEARCH_PROCESS
 
 
 def evaluation_share(config: ExperimentConfig) -> float:
@@ -244,12 +245,16 @@ def host_memory(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
             update = max(update, _warmstart_parts(config, shape), key=lambda p: sum(p.values()))
         return {"process": _CPU_PROCESS, **update, "retriever": retriever}
     processes, is_sharded = config.hardware.processes, config.hardware.sharding != "none"
-    # Where weights are sharded one process reads them for all, and gathers checkpoints.
-    copies = (2 if config.loss.kl_weight > 0 else 1) * (1 if is_sharded else processes)
+    # Every process reads a policy; where weights are sharded all but one drop it before they read
+    # the reference. Checkpoints are gathered later.
+    has_reference = config.loss.kl_weight > 0
+    copies = processes + has_reference if is_sharded else processes * (1 + has_reference)
+    moments = {"loading": copies * 4 * shape.parameters}
+    moments["checkpoint"] = checkpoint_bytes(config, shape) if is_sharded else 0
+    largest = max(moments, key=lambda name: moments[name])
     return {
         "process": processes * _GPU_PROCESS,
-        "loading": copies * 4 * shape.parameters,
-        "checkpoint": checkpoint_bytes(config, shape) if is_sharded else 0,
+        largest: moments[largest],
         "retriever": retriever,
     }
 

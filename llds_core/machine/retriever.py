@@ -47,7 +47,8 @@ def running_retriever(
     if (address := local_address(url)) is None:
         raise ConfigError(
             f"no retriever answers at {url}, and it is not this machine: start it there with "
-            f'"make retriever PROFILE={config.profile} BACKEND=dense", or set service.url'
+            f'"make retriever PROFILE={config.profile} BACKEND=dense HOST=0.0.0.0", or set '
+            "service.url"
         )
     python = Path(sys.executable) if environment is None else environment / "bin" / "python"
     if not python.is_file():

@@ -128,7 +128,7 @@ class RetrieverClient:
         self, settings: ServiceConfig, *, corpus: str | None = None, profile: str = "…"
     ) -> None:
         self.url = settings.url
-        self._start = f'"make retriever PROFILE={profile}"'
+        self._start = f'"make retriever PROFILE={profile} BACKEND=dense"'
         self._settings = settings
         self._corpus = corpus
         # Without jitter: urllib3 draws it from Python's global generator.

@@ -236,7 +236,7 @@ class SearchRollout:
         rounded = rounded_weights(model, config.sampler.rounding)
         # Around all actions of the rollout: autocast keeps its copies of the weights until it ends.
         half: AbstractContextManager[Any] = nullcontext()
-        if config.training.dtype == "bfloat16":
+        if config.training.dtype == "bfloat16" and self.engine is None:
             half = torch.autocast(model.device.type, torch.bfloat16)
         with self.engine.rollout() if self.engine else rounded, half:
             rollout = self._sample(tasks, model, step, numbers)

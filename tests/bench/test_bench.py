@@ -9,7 +9,7 @@ import pytest
 import torch
 from scripted_rollouts import ANSWER, QUESTION, SEARCH, TAGGED, StubRetriever, encode, limits
 
-from llds_core.bench import head_memory, rollouts, speed
+from llds_core.bench import rollouts, speed
 from llds_core.bench.rollouts import reencoding_rollout
 from llds_core.bench.speed import bench, interleaved
 from llds_core.retrieval import FailingRetriever, Hit
@@ -20,7 +20,6 @@ from llds_core.runs.policies import END
 ROWS = {
     "policy",
     "threads",
-    "policy head, 256 tokens, vocabulary 70000",
     "rollout",
     *(f"rollout, searches of {latency} ms" for latency in (0, 1, 2)),
     "padding",
@@ -44,8 +43,6 @@ def test_bench_writes_every_row_with_the_random_policy(
     monkeypatch.setattr(rollouts, "PASS_SECONDS", 1e-4)
     # That each is measured several times in turns has a test of its own, below.
     monkeypatch.setattr(speed, "interleaved", lambda candidates: [each() for each in candidates])
-    monkeypatch.setattr(head_memory, "TOKENS", 256)
-    monkeypatch.setattr(head_memory, "VOCABULARY", 70_000)
     out = tmp_path / "new" / "bench.csv"
     bench("smoke", tmp_path / "runs", out)
     rows = {re.sub(r"by \d+", "by", name): row for name, row in read(out).items()}

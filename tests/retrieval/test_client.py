@@ -176,7 +176,7 @@ def test_a_dead_service_is_one_line_that_says_what_to_do() -> None:
     # Who catches the standard type gets it, too.
     assert refused(ConnectionError, None, client_of(DEAD, tries=3).search, ["word1"], 1) == (
         f"retriever at {DEAD} gave no valid answer (3 tries, the last: connection refused): "
-        'start it with "make retriever PROFILE=…" or set retrieval.backend=bm25'
+        'start it with "make retriever PROFILE=… BACKEND=dense" or set retrieval.backend=bm25'
     )
 
 
