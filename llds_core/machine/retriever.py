@@ -57,7 +57,9 @@ def running_retriever(
             f'"make retriever-env RETRIEVER_ENV={environment}", or leave RETRIEVER_ENV empty'
         )
     command = [str(python), "-m", "llds_core", "retriever", config.profile, *overrides]
-    command += ["--backend", "dense", "--host", address[0], "--port", str(address[1])]
+    # A machine's own name may mean its loopback address to itself.
+    host = address[0] if config.hardware.nodes == 1 else "0.0.0.0"
+    command += ["--backend", "dense", "--host", host, "--port", str(address[1])]
     print(f"retriever starts at {url} (log: {log})", flush=True)
     # Without what names our own environment, which may not be its own.
     own = {"VIRTUAL_ENV": None, "PYTHONHOME": None}

@@ -179,6 +179,7 @@ def judge(log: TrainingLog) -> Diagnosis:
         notes += (f"no checkpoint was seen: before the alarm the reward was best at {back}",)
     if 2 * log.table.get("reward", log.table["step"]).count() < len(log.table):
         notes += ("most rows have no reward: if each is an update, give --updates-per-rollout",)
+    notes += _given_up(log)
     notes += tuple(f"{key}: {NEARLY[key]}" for key in log.keys.values() if key in NEARLY)
     return Diagnosis(
         log.source,
@@ -205,6 +206,19 @@ def _phase(log: TrainingLog) -> tuple[str, tuple[str, ...]]:
         note = f"the reward collapsed at step {phases[-1].first} and has come back"
         return phases[-2].name, (note,)
     return phases[-1].name, ()
+
+
+def _given_up(log: TrainingLog) -> tuple[str, ...]:
+    """What a reward need not show: an agent that has stopped searching."""
+    searches, key = log.column("valid_searches"), log.keys.get("valid_searches")
+    levels = windowed_mean(searches[np.isfinite(searches)], WINDOW)
+    levels = levels[np.isfinite(levels)]
+    if key in NEARLY or len(levels) < WINDOW or levels[-1] > 0.1 * levels[0] or levels[0] < 0.5:
+        return ()
+    return (
+        f"it hardly searches any more: {levels[0]:.3g} per response at first, {levels[-1]:.3g} at "
+        "the end; what it is rewarded for, it answers from memory",
+    )
 
 
 def _alarm(detector: Detector, log: TrainingLog) -> Alarm | None:

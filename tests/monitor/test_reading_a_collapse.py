@@ -197,3 +197,22 @@ def test_a_run_that_cannot_be_judged_does_not_pass_for_a_good_one(tmp_path: Path
         said = capsys.readouterr()
         assert "phase: unknown (too few rows, or no reward that can be judged" in said.out
         assert f"error: --fail-on critical: the run cannot be judged: {why}" in said.err
+
+
+@pytest.mark.parametrize(
+    ("key", "last", "said"),
+    [
+        ("valid_searches", 0.05, True),
+        ("valid_searches", 0.4, False),
+        ("tool_call_counts/mean", 0.05, True),
+        ("num_turns/mean", 0.05, False),  # turns are no searches
+    ],
+)
+def test_an_agent_that_stops_searching_is_told_though_its_reward_holds(
+    key: str, last: float, said: bool
+) -> None:
+    searches = [1.5] * 6 + [last] * 12
+    reward = "reward" if key == "valid_searches" else "critic/score/mean"
+    rows = [{"step": n, reward: 0.5, key: value} for n, value in enumerate(searches, 1)]
+    found = judge(to_log(rows, "log"))
+    assert any("hardly searches any more: 1.5 per response" in n for n in found.notes) == said
