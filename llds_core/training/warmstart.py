@@ -100,8 +100,8 @@ def warmstart(run: Run) -> Path:
 
 
 def _give_memory_back() -> None:
-    """Batches differ in length, and glibc keeps what they freed: SmolLM2's peak would be 12 GB
-    instead of 7, and 9 would stay while the runs train.
+    """Batches differ in length, and glibc keeps what they freed: of SmolLM2's 12 GB at the peak 9
+    would stay while the runs train.
     """
     gc.collect()
     with suppress(OSError, AttributeError):  # another C library
