@@ -5,10 +5,10 @@
 Any task and any `loss_type`; with tools, an action is a run of tokens that the model wrote.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from trl import GRPOConfig, GRPOTrainer
 
 from llds_core.errors import ConfigError
@@ -27,9 +27,13 @@ def keep_32_bits(trainer: Any) -> None:
     accelerate's own policy casts them to the type of the products: log-probabilities would be
     rounded to steps of 0.008 nats and more, which no gate and no clipping survives.
     """
-    if trainer.accelerator.is_fsdp2 and trainer.args.bf16:
-        trainer.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+    if not getattr(trainer.accelerator, "is_fsdp2", False):  # accelerate before 1.6 has none
+        return
+    plugin = trainer.accelerator.state.fsdp_plugin
+    policy = plugin.mixed_precision_policy
+    if policy and policy.output_dtype in (torch.bfloat16, torch.float16):
+        plugin.mixed_precision_policy = replace(
+            policy, output_dtype=None, reduce_dtype=torch.float32
         )
 
 
@@ -108,11 +112,16 @@ class LLDSMixin(_Trainer):
         check_penalty_options(**self.llds_options)
         super().__init__(*positional, **options)
         self._llds_is_whole = _is_whole(self.args)
-        if llds_weight > 0 and (dropout := _largest_dropout(self.model)):
+        self._llds_passes: list[torch.Tensor] = []
+        if llds_weight == 0:
+            return
+        _check_settings(self.args)  # accelerator_config may have changed them
+        if noise := _largest_noise(self.model):
             raise ConfigError(
-                f"the model drops out {dropout:g} of its values, which moves log-probabilities "
-                "more than an update does: set disable_dropout=True in GRPOConfig, and load the "
-                "model with attention_dropout=0, or what its configuration calls it"
+                f"the model drops out {noise:g} of its values, or jitters, which moves "
+                "log-probabilities more than an update does: set disable_dropout=True in "
+                "GRPOConfig, and load the model with attention_dropout=0, or what its "
+                "configuration calls it"
             )
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -124,29 +133,45 @@ class LLDSMixin(_Trainer):
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple:
         output = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if torch.is_grad_enabled():
-            self._llds_logprobs = output[0]
+            self._llds_passes.append(output[0])
         return output
 
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """As the trainer has it; an error where that goes past the penalty."""
+        self._llds_was_asked = False
+        loss = super().compute_loss(*args, **kwargs)
+        if self.llds_weight > 0 and self.model.training and not self._llds_was_asked:
+            raise ConfigError(
+                f"`compute_loss` of {type(self).__name__} does not call `_compute_loss`, and no "
+                "penalty would be added (Liger in older TRL, Unsloth): switch it off"
+            )
+        return loss
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self._llds_was_asked, self._llds_passes = True, []
         loss = super()._compute_loss(model, inputs)
         if not self.model.training:  # what is evaluated was sampled by the same policy
             return loss
-        logprobs = self.__dict__.pop("_llds_logprobs", None)
-        if logprobs is None:
-            raise ConfigError(
-                f"the loss of {type(self).__name__} takes no log-probabilities from "
-                "`_get_per_token_logps_and_entropies` (a fused loss, as Liger's was): switch it off"
-            )
+        passes, self._llds_passes = self._llds_passes, []
+        old = inputs.get("old_per_token_logps")
+        # With one update per rollout TRL keeps no old ones: they are the present ones.
+        is_known = len(passes) == 1 and (old is not None or _updates(self.args) == 1)
         by_token = inputs["advantages"].dim() > 1
-        if not self.llds_weight and (by_token or not self._llds_is_whole):
+        if not self.llds_weight and (by_token or not is_known or not self._llds_is_whole):
             return loss
+        if not is_known:
+            raise ConfigError(
+                f"the loss of {type(self).__name__} took log-probabilities from "
+                f"`_get_per_token_logps_and_entropies` {len(passes)} times and has "
+                f"{'none' if old is None else 'those'} of before the update; LLDS needs both once "
+                "(a fused loss, PAPO and DPPO differ): take another trainer, or llds_weight=0"
+            )
+        logprobs = passes[0]
         window = self.args.gradient_accumulation_steps
         position = self._step % window
         if position == 0:
             self._llds_count = self._tokens_of_update()
             self._llds_sums = torch.zeros(len(_SUMS), device=loss.device)
-        # With one update per rollout TRL keeps no old ones: they are the present ones.
-        old = inputs.get("old_per_token_logps")
         given = (logprobs, logprobs.detach() if old is None else old, *_constants(inputs))
         with torch.set_grad_enabled(self.llds_weight > 0):
             penalty, counts = llds_penalty(
@@ -187,12 +212,15 @@ class LLDSMixin(_Trainer):
             self._metrics["train"][f"llds/{name}"].append(value)
 
 
-def _largest_dropout(model: torch.nn.Module) -> float:
-    """The largest share that a module of `model` drops, also where it drops by a function."""
+def _largest_noise(model: torch.nn.Module) -> float:
+    """The largest share that a module of `model` drops, also where it drops by a function, or by
+    which it jitters.
+    """
     modules = [*model.modules()]
     shares = [module.p for module in modules if isinstance(module, torch.nn.Dropout)]
     named = [item for module in modules for item in vars(module).items()]
-    shares += [p for name, p in named if "dropout" in name and isinstance(p, float)]
+    words = ("dropout", "pdrop", "jitter")
+    shares += [p for n, p in named if isinstance(p, float) and any(word in n for word in words)]
     return max(shares, default=0)
 
 
@@ -211,16 +239,25 @@ class LLDSGRPOTrainer(LLDSMixin, GRPOTrainer):
     """TRL's `GRPOTrainer` with the LLDS penalty; arguments as in `LLDSMixin`."""
 
 
+def _updates(args: GRPOConfig) -> float:
+    """Updates per rollout."""
+    return (args.steps_per_generation or 1) * args.num_iterations / args.gradient_accumulation_steps
+
+
 def _is_whole(args: GRPOConfig) -> bool:
     """Whether a rollout is used for a whole number of updates."""
-    passes = (args.steps_per_generation or 1) * args.num_iterations
-    return passes % args.gradient_accumulation_steps == 0
+    return _updates(args).is_integer()
 
 
 def _check_settings(args: GRPOConfig) -> None:
-    """Refuse less than two updates per rollout, updates on parts of two rollouts, and advantages
-    whose sign is rounding.
+    """Refuse less than two updates per rollout, updates on parts of two rollouts, advantages whose
+    sign is rounding, and noise on the embedding.
     """
+    if args.neftune_noise_alpha:
+        raise ConfigError(
+            f"neftune_noise_alpha={args.neftune_noise_alpha} moves log-probabilities more than an "
+            "update does: leave it out"
+        )
     if args.multi_objective_aggregation != "sum_then_normalize":
         raise ConfigError(
             f"multi_objective_aggregation={args.multi_objective_aggregation} gives groups of equal "
@@ -229,12 +266,11 @@ def _check_settings(args: GRPOConfig) -> None:
         )
     steps, window = args.steps_per_generation or 1, args.gradient_accumulation_steps
 
-    if not _is_whole(args) or steps * args.num_iterations < 2 * window:
+    if not _is_whole(args) or _updates(args) < 2:
         raise ConfigError(
             f"steps_per_generation={steps} × num_iterations={args.num_iterations} / "
-            f"gradient_accumulation_steps={window} makes "
-            f"{steps * args.num_iterations / window:g} updates per rollout: LLDS is 0 on the first "
-            "and needs a whole number of at least 2; "
+            f"gradient_accumulation_steps={window} makes {_updates(args):g} updates per rollout: "
+            "LLDS is 0 on the first and needs a whole number of at least 2; "
             f"set steps_per_generation={8 * window} for 8 mini-batches per rollout, and give no "
             "generation_batch_size"
         )

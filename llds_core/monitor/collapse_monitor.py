@@ -105,6 +105,7 @@ class CollapseMonitor(TrainerCallback):
             verdict["monitor/alarms"] = len(alarms)
             for row in (logs, state.log_history[-1]):
                 row.update(verdict)
+        self.on_step_end(args, state, control)  # before another rollout is made
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the training where an alarm asked for it, in our own trainer as well."""

@@ -13,6 +13,7 @@ from datasets import Dataset
 from given_policies import save_one_layer_policy
 from run_helpers import one_line, refused
 from shared_trainers import spawn, wait
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOTrainer
 from trl.trainer import grpo_trainer
@@ -167,6 +168,36 @@ class LLDSFused(LLDSMixin, Fused):
     pass
 
 
+class Past(GRPOTrainer):
+    """A loss of its own, one level higher."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return next(model.parameters()).sum()
+
+
+class LLDSPast(LLDSMixin, Past):
+    pass
+
+
+class Twice(GRPOTrainer):
+    """Scores a second time, as PAPO does on a masked image."""
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        return super()._compute_loss(model, inputs) + super()._compute_loss(model, inputs)
+
+
+class LLDSTwice(LLDSMixin, Twice):
+    pass
+
+
+class Forgetful(LLDSGRPOTrainer):
+    """Keeps no log-probabilities of before the update, as DPPO does not."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        return {k: v for k, v in output.items() if k != "old_per_token_logps"}
+
+
 class Misplaced(LLDSMixin):
     pass
 
@@ -176,7 +207,18 @@ class OverRLOO(LLDSMixin, RLOOTrainer):
 
 
 def test_what_it_cannot_do_is_refused_in_one_line(policy: Path, tmp_path: Path) -> None:
-    refused(ConfigError, "log-probabilities", trained, LLDSFused, policy, tmp_path)
+    for kind, said in (
+        (LLDSFused, "0 times and has those"),
+        (LLDSPast, "does not call `_compute_loss`"),
+        (LLDSTwice, "2 times and has those"),
+        (Forgetful, "1 times and has none"),
+    ):
+        refused(ConfigError, said, trained, kind, policy, tmp_path)
+        # Weight 0 refuses nothing, and measures nothing there.
+        _, rows = trained(kind, policy, tmp_path, {"llds_weight": 0.0})
+        assert rows and not [key for row in rows for key in row if "llds/" in key]
+    noisy = {"neftune_noise_alpha": 5.0}
+    refused(ConfigError, "leave it out", trainer_of, LLDSGRPOTrainer, policy, tmp_path, **noisy)
     with pytest.raises(ConfigError, match="write it before GRPOTrainer"):
         type("Behind", (GRPOTrainer, LLDSMixin), {})
     for kind in (Misplaced, OverRLOO):
@@ -192,12 +234,15 @@ def test_what_it_cannot_do_is_refused_in_one_line(policy: Path, tmp_path: Path) 
 
 class Dropping(LLDSGRPOTrainer):
     """Its model drops out in attention, which TRL's `disable_dropout` does not reach, or else in a
-    module.
+    module, or jitters.
     """
 
-    def __init__(self, *, model: str, attention: float, **options: Any) -> None:
+    def __init__(
+        self, *, model: str, attention: float, jitter: float = 0.0, **options: Any
+    ) -> None:
         loaded = AutoModelForCausalLM.from_pretrained(model, attention_dropout=attention)
-        if not attention:
+        loaded.model.norm.input_jitter_noise = jitter
+        if not attention and not jitter:
             loaded.model.norm = torch.nn.Sequential(loaded.model.norm, torch.nn.Dropout(0.1))
         super().__init__(model=loaded, **options)
 
@@ -209,13 +254,17 @@ def test_dropout_is_refused_until_it_is_switched_off(policy: Path, tmp_path: Pat
     trainer_of(*made, module, disable_dropout=True)
     refused(ConfigError, "attention_dropout=0", trainer_of, *made, attention, disable_dropout=True)
     trainer_of(*made, attention | {"llds_weight": 0.0})
+    jitters = module | {"jitter": 0.01}
+    refused(ConfigError, "or jitters", trainer_of, *made, jitters, disable_dropout=True)
 
 
 def test_log_probabilities_keep_32_bits_under_fsdp2() -> None:
     """Rounded to 16 bits, most losses of likelihood are 0 and the gate stays shut."""
+    half = dict.fromkeys(("param_dtype", "reduce_dtype", "output_dtype"), torch.float16)
+    theirs = MixedPrecisionPolicy(**half)
 
     class Sharded:
-        args, plugin = SimpleNamespace(bf16=True), SimpleNamespace(mixed_precision_policy="theirs")
+        plugin = SimpleNamespace(mixed_precision_policy=theirs)
 
         def create_accelerator_and_postprocess(self) -> None:
             state = SimpleNamespace(fsdp_plugin=self.plugin)
@@ -225,8 +274,10 @@ def test_log_probabilities_keep_32_bits_under_fsdp2() -> None:
     for trainer.llds_weight in (0.0, 0.2):
         trainer.create_accelerator_and_postprocess()
         policy = trainer.plugin.mixed_precision_policy
-        assert (policy == "theirs") == (trainer.llds_weight == 0)
-    assert (policy.output_dtype, policy.reduce_dtype) == (None, torch.float32)
+        assert (policy == theirs) == (trainer.llds_weight == 0)
+    assert policy == MixedPrecisionPolicy(param_dtype=torch.float16, reduce_dtype=torch.float32)
+    trainer.create_accelerator_and_postprocess()
+    assert trainer.plugin.mixed_precision_policy == policy
 
 
 def test_arguments_stand_where_those_of_trl_do(policy: Path, tmp_path: Path) -> None:
