@@ -25,12 +25,13 @@ ARGS ?=
 BASELINE_SETTINGS := rollout.max_searches=4 retrieval.top_k=3 rollout.max_action_tokens=96 \
   rollout.max_observation_tokens=256 rollout.max_total_tokens=2048 evaluation.batch_size=21
 
-# An active conda or virtual environment is used as it is; otherwise .venv is made here.
+# An active conda or virtual environment is used as it is, but not conda's base, which many shells
+# start in; otherwise .venv is made here.
 # Spaces in paths are escaped: make's targets and the shell read them alike.
 empty :=
 space := $(empty) $(empty)
 escaped = $(subst $(space),\$(space),$(1))
-ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
+ACTIVE := $(or $(VIRTUAL_ENV),$(if $(filter base,$(CONDA_DEFAULT_ENV)),,$(CONDA_PREFIX)))
 ENV := $(if $(ACTIVE),$(call escaped,$(ACTIVE)),.venv)
 PY := $(ENV)/bin/python
 # What is installed: gpu (vLLM, faiss-gpu) where it is installed already, and where a paper profile
@@ -55,12 +56,13 @@ SKYRL_ENV := .venv-skyrl
 SKYRL_STAMP := $(SKYRL_ENV)/.llds-core-skyrl-cpu-$(PINS)
 # Python compiles what it imports, on first use; compiling all 17,000 files takes a core a minute and a half.
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS)
-NEW_ENV = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
-  f"Python {sys.version.split()[0]} is too old: llds_core needs 3.11 or newer, e.g. make PYTHON=python3.11")' \
-  && (test -x $(1)/bin/python || $(PYTHON) -m venv $(1))
+# An environment without pip was cut off while it was made, or Debian's python3-venv was missing.
+NEW_ENV = @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14) and \
+  f"Python {sys.version.split()[0]} does not do: torch is here for 3.11 to 3.14, e.g. make PYTHON=python3.12")' \
+  && ($(1)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(1))
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 
 reproduce: $(STAMP) $(RETRIEVER_STAMP)  ## the main job: start policy, runs, notebooks, figures (PROFILE=desk SEEDS=40,41 ARMS=grpo,llds-action LAYOUT=4x80)
 	@$(RUN) reproduce $(PROFILE) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ARMS),--arms $(ARMS)) --run-root $(call escaped,$(RUN_ROOT)) \

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -138,7 +139,9 @@ def test_overrides_may_follow_options_and_quiet_hides_bars(
 
 
 def test_a_reader_that_stops_reading_is_no_error() -> None:
-    command = f"{sys.executable} -m llds_core slurm paper-3b --layout 2x8x80 | head -1; "
+    command = (
+        f"{shlex.quote(sys.executable)} -m llds_core slurm paper-3b --layout 2x8x80 | head -1; "
+    )
     command += "exit ${PIPESTATUS[0]}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (done.stderr, done.stdout) == ("", "#!/bin/bash\n") and done.returncode in (0, 141)

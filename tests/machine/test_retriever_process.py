@@ -55,7 +55,7 @@ def stub(folder: Path, behaviour: str) -> Path:
     python.parent.mkdir(parents=True)
     (folder / "stub.py").write_text(_STUB)
     (folder / "behaviour").write_text(behaviour)
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} {folder}/stub.py "$@"\n')
+    python.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{folder}/stub.py' \"$@\"\n")
     python.chmod(0o755)
     return folder / "env"
 
