@@ -99,6 +99,7 @@ def test_a_file_system_without_locks_is_named(
     refused(RunError, "file system without locks", locked, tmp_path / "lock")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
 def test_a_full_disk_leaves_the_first_error_and_the_status(
     tmp_path: Path, smoke_runs: Path, capsys
 ) -> None:

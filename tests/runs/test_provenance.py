@@ -1,5 +1,6 @@
 """Where a run's code came from: the commit, and whether the tree differs from it."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,6 +16,7 @@ def test_no_commit_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert git_state()["git_commit"] is None
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_a_tree_is_dirty_when_tracked_code_differs(tmp_path: Path) -> None:
     """Untracked files and published results are no change of code; another encoding stops
     nothing.
