@@ -150,8 +150,8 @@ study: $(STAMP)  ## run what is left of the study of PROFILE and publish it: hou
 mechanism: $(STAMP)  ## measure the checkpoints of PROFILE and publish the tables
 	@$(RUN) mechanism $(PROFILE) --run-root $(call escaped,$(RUN_ROOT)) --publish $(ARGS)
 
-bench: $(STAMP)  ## measure speed against named baselines
-	@$(RUN) bench --profile $(PROFILE) --run-root $(call escaped,$(RUN_ROOT)) $(ARGS)
+bench: $(STAMP)  ## measure speed against named baselines (PROFILE=smol LAYOUT=cpu)
+	@$(RUN) bench --profile $(PROFILE) $(if $(LAYOUT),--layout $(LAYOUT)) --run-root $(call escaped,$(RUN_ROOT)) $(ARGS)
 
 gpu-bundle: $(STAMP)  ## put into build/gpu-bundle what gpu-check needs on a GPU machine without network (BUNDLE_PYTHON=3.12)
 	@$(PY) -m llds_core.bench.gpu_bundle build/gpu-bundle $(BUNDLE_PYTHON)

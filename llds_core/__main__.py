@@ -336,6 +336,7 @@ def retriever(
 
 def bench(
     profile: Annotated[str, Option(help=f"one of: {', '.join(profiles())}")] = "desk",
+    layout: cli.Layout = None,
     out: Annotated[Path, Option(help="CSV file")] = Path("results/bench.csv"),
     run_root: cli.Root = ROOT,
     quiet: cli.Quiet = False,
@@ -343,7 +344,7 @@ def bench(
     """Measure speed against named baselines, side by side."""
     from llds_core.bench.speed import bench
 
-    bench(profile, run_root, out)
+    bench(profile, run_root, out, layout)
 
 
 def gpu_check(

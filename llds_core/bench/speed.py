@@ -33,7 +33,7 @@ from llds_core.rollout.prompts import prompt_text
 from llds_core.rollout.protocol import TAGS
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
 from llds_core.runs import Run
-from llds_core.runs.policies import build_policy, build_tokenizer, load_policy
+from llds_core.runs.policies import build_policy, build_tokenizer, given_policy, load_policy
 from llds_core.training.micro_batches import rollout_columns, trajectory_reward
 from llds_core.training.settings import search_grpo_config
 from llds_core.training.trainer import SearchGRPOTrainer
@@ -58,12 +58,13 @@ class Measure:
         self.ratio = self.value / self.baseline_value if self.baseline_value else None
 
 
-def bench(profile: str, run_root: Path, out: Path) -> None:
+def bench(profile: str, run_root: Path, out: Path, layout: str | None = None) -> None:
     """Measure `profile` on this machine; write a CSV to `out` and print it as a table.
 
-    The start policy of the profile is measured when it is under `run_root`, else a random one.
+    The start policy of the profile is measured when it is under `run_root`, else the one that it is
+    given, else a random one.
     """
-    config = load_experiment(f"{profile}/llds-action")
+    config = load_experiment(f"{profile}/llds-action", layout=layout)
     torch.set_num_threads(config.training.threads)
     with tempfile.TemporaryDirectory() as folder:
         measures = measure_profile(config, run_root, Path(folder))
@@ -93,6 +94,8 @@ def _start_policy(
     path = Run(config, root=run_root).start_policy
     if path.is_dir():
         return str(path), "start policy"
+    if config.policy.path:
+        return str(given_policy(config, run_root)), f"{config.policy.path} as it is"
     check_buildable(config.policy)
     texts = [prompt_text(q.question, config.rollout.prompt) for q in environment.world.train]
     texts += [passage.contents for passage in environment.world.passages]

@@ -3,16 +3,19 @@
 import csv
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from given_policies import save_llama
 from scripted_rollouts import ANSWER, QUESTION, SEARCH, TAGGED, StubRetriever, encode, limits
 
 from llds_core.bench import rollouts, speed
 from llds_core.bench.rollouts import reencoding_rollout
 from llds_core.bench.speed import bench, interleaved
+from llds_core.config import load_experiment
 from llds_core.retrieval import FailingRetriever, Hit
+from llds_core.rollout.environment import Environment
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.protocol import search_observation
 from llds_core.runs.policies import END
@@ -58,6 +61,13 @@ def test_bench_writes_every_row_with_the_random_policy(
     printed = capsys.readouterr().out
     assert all(name in printed for name in (*ROWS - {"update by tokens"}, *rows["policy"]))
     assert "{'" not in printed
+
+
+def test_a_given_policy_is_measured_as_it_is(tmp_path: Path) -> None:
+    policy = save_llama(tmp_path / "llama")
+    config = load_experiment("smoke/grpo", [f"policy.path={policy}", "training.warmstart=true"])
+    found = speed._start_policy(config, cast(Environment, None), tmp_path, tmp_path)
+    assert found == (str(policy), f"{policy} as it is")
 
 
 def test_candidates_take_turns_and_the_first_round_does_not_count() -> None:
