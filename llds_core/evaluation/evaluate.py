@@ -79,9 +79,6 @@ class EvaluationPlan:
                     raise ConfigError(f'unknown {what} "{name}": {did_you_mean(name, valid)}')
         if not self.modes or len(set(self.modes)) < len(self.modes):
             raise ConfigError(f"modes are {','.join(self.modes)!r}: name each mode once")
-        for name, value in (("limit", self.limit), ("samples", self.samples)):
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name} is {value}: set it to 1 or more")
 
 
 @dataclass(frozen=True)

@@ -52,15 +52,14 @@ class Predictions:
         """
         path = self.folder / "manifest.json"
         if not path.exists():
-            write_json(path, {"identity": dict(identity), **about})
+            write_json(path, {"identity": identity, **about})
             return
         try:
             before = json.loads(path.read_text("utf-8"))["identity"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a manifest ({error}): delete the folder") from None
-        now = json.loads(json.dumps(dict(identity)))
-        for key in (*now, *before):
-            old, new = before.get(key), now.get(key)
+        for key in (*identity, *before):
+            old, new = before.get(key), identity.get(key)
             if old != new:
                 raise RunError(
                     f"{self.folder} holds an evaluation with {key}={old!r}, now {new!r}: choose "

@@ -23,7 +23,6 @@ from llds_core.worlds.question_sets import GENERAL, MULTI_HOP
 METRICS = ("em", "f1", "sub_em", "em_tagged", "valid_answers", "searches")
 WITH_INTERVAL = METRICS[:3]
 _RESAMPLES = 2000
-_CHUNK = 2**22  # numbers drawn at a time
 
 ALL = "all"
 _TWO_HOP = ("city-capital", "city-currency", "city-continent")
@@ -103,13 +102,8 @@ def too_long(rows: Sequence[Row]) -> int:
 
 def resampled_means(values: np.ndarray, stream: np.random.Generator) -> np.ndarray:
     """Means (R, M) of R bootstrap resamples of `values` (n, M)."""
-    size = max(1, _CHUNK // len(values))
-    parts = []
-    for start in range(0, _RESAMPLES, size):
-        rows = min(size, _RESAMPLES - start)
-        chosen = stream.integers(len(values), size=(rows, len(values)))
-        parts.append(np.stack([column[chosen].mean(1) for column in values.T], axis=1))
-    return np.concatenate(parts)
+    draws = (stream.integers(len(values), size=len(values)) for _ in range(_RESAMPLES))
+    return np.array([values.T.take(chosen, axis=1).mean(1) for chosen in draws])
 
 
 def drawn(rows: Sequence[Row], *stream: str) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +171,7 @@ def score_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         for name, members in sets.items():
             if (mean := scores["averages"][name]) is not None:
                 label = "average" if name == ALL else f"average_{name}"
-                entries[label] = mean | {"n": sum(asked[member]["n"] for member in members)}
+                entries[label] = {**mean, "n": sum(asked[member]["n"] for member in members)}
         rows += [
             {"baseline": summary["agent"], "benchmark": name, "mode": mode} | found
             for name, found in entries.items()

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from llds_core.errors import DataError
 from llds_core.evaluation.scores import averages, score_rows
@@ -22,33 +23,14 @@ from llds_core.files import bounded
 from llds_core.reporting.figures import method_label
 from llds_core.reporting.run_view import StoredRun
 from llds_core.reporting.stats import student_interval
-from llds_core.reporting.store import PUBLISHED
 from llds_core.worlds import QUESTION_SETS
 from llds_core.worlds.atlas import KINDS
 
 NOT_RUN = "not run"
 TABLES = {"table1": "llds_table1", "table2": "llds_table2", "table4": "llds_table4"}
-PROFILES = {
-    ("Qwen2.5-3B", "base"): "paper-3b",
-    ("Qwen2.5-3B", "instruct"): "paper-3b-instruct",
-    ("Qwen2.5-7B", "base"): "paper-7b",
-    ("Qwen2.5-7B", "instruct"): "paper-7b-instruct",
-    ("Llama-3.2-3B", "base"): "paper-llama3.2-3b",
-}
-# What the tables call a method, and what we call it; the others are not ours to run.
-METHODS = {
-    "Direct Inference": "direct",
-    "Search-o1": "search-o1",
-    "RAG": "rag",
-    "Search-R1-GRPO": "grpo",
-    "GRPO": "grpo",
-    "GRPO+LLDS": "llds-action",
-    "GRPO-LLDS": "llds-action",
-    "GRPO+LLDS-MA": "llds-ma",
-    "GRPO-LLDS-MA": "llds-ma",
-    "Search-R1-GSPO": "gspo",
-    "GSPO+LLDS": "gspo-llds",
-}
+_OURS = yaml.safe_load((files("llds_core") / "presets/paper_tables.yaml").read_text("utf-8"))
+METHODS: dict[str, str] = _OURS["methods"]
+PROFILES: dict[str, str] = _OURS["profiles"]
 SCORE_COLUMNS = (
     *("profile", "method", "seed", "mode", "benchmark"),
     *("n", "em", "em_low", "em_high", "f1", "sub_em", "deviations"),
@@ -87,7 +69,7 @@ def published_evaluations(*roots: Path) -> pd.DataFrame:
     """
     found = {
         file.relative_to(root): file
-        for root in roots or (PUBLISHED,)
+        for root in roots
         for file in sorted(root.glob("*/evaluations/*.json"))
     }
     rows = []
@@ -111,8 +93,7 @@ def read_scores(path: Path) -> dict[str, Any]:
 def paper_table(name: str) -> pd.DataFrame:
     """One of `TABLES` as printed, with where each row was read; NaN where nothing is printed."""
     path = files("llds_core") / "reporting" / "paper_numbers" / f"{TABLES[name]}.csv"
-    with path.open(encoding="utf-8") as file:
-        return pd.read_csv(file).fillna({"variant": ""})  # of models that have none
+    return pd.read_csv(str(path)).fillna({"variant": ""})  # of models that have none
 
 
 def paper_says(folder: Path) -> tuple[dict[str, str], dict[float, str]]:
@@ -138,7 +119,7 @@ def paper_comparison(name: str, evaluations: pd.DataFrame) -> pd.DataFrame:
     greedy = evaluations[evaluations["mode"] == "greedy"]
     rows = []
     for printed in paper_table(name).to_dict("records"):
-        profile = PROFILES.get((printed["model"], printed["variant"]))
+        profile = PROFILES.get(f"{printed['model']} {printed['variant']}")
         method = METHODS.get(printed["method"])
         mine = greedy[(greedy["profile"] == profile) & (greedy["method"] == method)]
         for benchmark in _TITLES:
@@ -172,9 +153,7 @@ def comparison_view(comparison: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-def desk_scores(
-    runs: Sequence[StoredRun], profile: str, published: Path = PUBLISHED
-) -> pd.DataFrame:
+def desk_scores(runs: Sequence[StoredRun], profile: str, published: Path) -> pd.DataFrame:
     """Held-out greedy scores of the best checkpoint of runs, and of the published baselines, one
     row (`DESK_COLUMNS`) per kind of question and average; none of what was not evaluated. Runs keep
     no answers: their averages have no interval, and only exact match is there.
@@ -189,17 +168,13 @@ def desk_scores(
 
 
 def _score_run(run: StoredRun) -> list[dict[str, Any]]:
-    known = run.key | {"mode": "greedy"}
     scores = run.evaluation.get("best", {}).get("results", {}).get("greedy", {})
-    if not scores:
-        return []
     kinds = {kind: scores[kind] for kind in KINDS if kind in scores}
     pairs = {kind: pd.Series(entry)[["em", "searches"]] for kind, entry in kinds.items()}
-    means = averages("atlas", pairs)
-    known_means = {name: None if mean is None else dict(mean) for name, mean in means.items()}
-    modes = {"greedy": {"benchmarks": kinds, "averages": known_means}}
+    modes = {"greedy": {"benchmarks": kinds, "averages": averages("atlas", pairs)}}
     rows = score_rows({"world": "atlas", "agent": run.arm, "modes": modes})
-    return [row | known | {"em_low": row.get("low"), "em_high": row.get("high")} for row in rows]
+    bounds = {"low": "em_low", "high": "em_high"}
+    return [run.key | {bounds.get(name, name): row[name] for name in row} for row in rows]
 
 
 def desk_view(scores: pd.DataFrame, runs: Sequence[StoredRun] = ()) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -26,34 +28,8 @@ from llds_core.reporting.artefacts import record
 from llds_core.reporting.run_view import StoredRun, by_method
 from llds_core.reporting.stats import student_interval
 
-# Label, and a colour of Okabe and Ito's palette, told apart by colour-blind readers and in grey.
-_METHODS = {
-    "grpo": ("GRPO", "#D55E00"),
-    "grpo-kept": ("GRPO", "#D55E00"),  # again, for its checkpoints
-    "grpo-traced": ("GRPO, whole groups", "#D55E00"),  # again, to measure every update
-    "grpo-torn-traced": ("GRPO, torn groups", "#7F3300"),
-    "llds-action": ("GRPO + LLDS (action gate)", "#0072B2"),
-    "llds-response": ("GRPO + LLDS (response gate)", "#56B4E9"),
-    "llds-token": ("GRPO + LLDS (token gate)", "#009E73"),
-    "llds-ma": ("GRPO + LLDS-MA", "#CC79A7"),
-    "lite-ppo": ("Lite PPO", "#E69F00"),
-    "gspo": ("GSPO", "#8C6D31"),
-    "gspo-llds": ("GSPO + LLDS", "#333333"),
-    "smollm2": ("SmolLM2-135M", "#777777"),
-}
-METHOD_COLOURS = {name: colour for name, (_, colour) in _METHODS.items()}
-_METRIC_LABELS = {
-    "loglik_correct": "log-likelihood of correct responses",
-    "loglik_incorrect": "log-likelihood of incorrect responses",
-    "loglik_change_correct": "change of log-likelihood of correct responses",
-    "change_own_update": "own update: change",
-    "change_other_updates": "others: change",
-    "fall_own_update": "own update: lowered",
-    "fall_other_updates": "others: lowered",
-    "grad_norm": "gradient norm",
-    "valid_searches": "valid searches per trajectory",
-    "invalid_actions": "invalid actions per trajectory",
-}
+NAMES = yaml.safe_load((files("llds_core") / "presets/figures.yaml").read_text("utf-8"))
+METHOD_COLOURS = {name: colour for name, (_, colour) in NAMES["methods"].items()}
 GREY = "#555555"
 FAINT = "#999999"
 SEEDS_FOR_INTERVAL = 3
@@ -78,7 +54,7 @@ def use_style(style: str) -> None:
 
 def method_label(method: str) -> str:
     """How a method is called in figures and text."""
-    return _METHODS.get(method, (method,))[0]
+    return str(NAMES["methods"].get(method, [method])[0])
 
 
 def short_name(arm: str) -> str:
@@ -114,7 +90,7 @@ def method_colours(methods: Iterable[str]) -> dict[str, str]:
 
 def axis_label(metric: str) -> str:
     """Label and unit on lines of their own; a unit that the label already says is left out."""
-    label, unit = _METRIC_LABELS.get(metric, metric.replace("_", " ")), METRICS[metric].unit
+    label, unit = NAMES["metrics"].get(metric, metric.replace("_", " ")), METRICS[metric].unit
     return "\n".join(textwrap.wrap(label, 24) + ([] if unit in label else [f"({unit})"]))
 
 

@@ -28,18 +28,6 @@ OPTIMIZER = "adamw"  # that of training; each response was counted once for ever
 _QUESTIONS = 16  # per checkpoint that is measured for a figure
 _KEYS = ["profile", "method", "seed", "step"]
 _OPTIMIZER_NAMES = {"adamw": "AdamW", "sgd": "SGD"}
-_FACTOR_LABELS = {
-    "driver": "driver score of Theorem 4.2",
-    "pull": "pull of incorrect tokens",
-    "own": "gradient of the response itself",
-    "support": "support by other correct ones",
-    "error_product": "product of prediction errors",
-    "state_cosine": "similarity of token states",
-    "similarity": "similarity of pooled states",
-    "loglik_incorrect": "log-likelihood of incorrect",
-    "loglik_correct": "control: log-likelihood of correct",
-    "correct": "control: number of correct",
-}
 _OUTCOMES = ("correct", "incorrect")
 _LINES = {"first": "-", "later": "--"}
 _ACTIONS = [f"loglik_{outcome}_{place}" for outcome in _OUTCOMES for place in _LINES]
@@ -184,7 +172,8 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
     the sign is the expected one.
     """
     colours = look.method_colours(theorem["method"])
-    factors = [name for name in _FACTOR_LABELS if name in set(theorem["factor"])]
+    labels = look.NAMES["factors"]
+    factors = [name for name in labels if name in set(theorem["factor"])]
     expected = theorem.groupby("factor")["expected"].first()[factors]
     optimizers = list(dict.fromkeys(theorem["optimizer"]))
     common: dict[str, Any] = {"x": "spearman", "y": "factor", "hue": "method", "palette": colours}
@@ -204,7 +193,7 @@ def theorem_figure(theorem: pd.DataFrame) -> Figure:
             driver = means[means["factor"] == "driver"].groupby("method", sort=False)["spearman"]
             said = look.each_arm(driver.mean().map("{:+.2f}".format))
             look.set_title(axes, f"{_OPTIMIZER_NAMES[optimizer]}, driver score: {said}", 3)
-        grid[0].set_yticks(range(len(factors)), [_FACTOR_LABELS[name] for name in factors])
+        grid[0].set_yticks(range(len(factors)), [labels[name] for name in factors])
         entries = {look.short_name(name): {"color": hue} for name, hue in colours.items()}
         look.legend_below(figure, 4, entries, marker="D", linestyle="")
     return figure
