@@ -27,14 +27,7 @@ from llds_core.errors import ConfigError, did_you_mean
 from llds_core.evaluation.agents import BASELINES, Agent, Names, prompt_digest
 from llds_core.evaluation.models import Model
 from llds_core.evaluation.predictions import POLICY, Key, Predictions, Row, Shard
-from llds_core.evaluation.scores import (
-    ALL,
-    AVERAGE_MEMBERS,
-    choose,
-    score_rows,
-    summarise,
-    too_long,
-)
+from llds_core.evaluation.scores import choose, score_rows, summarise, too_long
 from llds_core.files import append_lines, write_json, write_table
 from llds_core.machine.memory import evaluation_share
 from llds_core.rollout.environment import Environment
@@ -269,20 +262,20 @@ def evaluate_questions(
     folder = out or ROOT / config.profile / named / f"{plan.agent}-{evaluation.digits}"
     rows = evaluation.answer(folder, shard=shard)
     if shard is None:
-        present = {row["benchmark"] for row in rows}
+        modes = summarise(rows, world.name)
         summary = {
             "profile": config.profile,
             "agent": plan.agent,
             **(about or {}),
             **model.about,
             "world": world.name,
-            "benchmarks": [name for name in AVERAGE_MEMBERS[world.name][ALL] if name in present],
+            "benchmarks": [*modes[plan.modes[0]]["benchmarks"]],
             "questions": len(questions),
             "answers": len(rows),
             "too_long": too_long(rows),
             "seconds": round(sum(row["seconds"] for row in rows), 1),
             "identity": evaluation.identity,
-            "modes": summarise(rows, world.name),
+            "modes": modes,
             **_code(),
         }
         write_json(folder / "summary.json", summary)

@@ -25,23 +25,19 @@ def load_run(path: Path) -> StoredRun:
     manifest = read_manifest(path)
     table = pd.DataFrame(read_metrics(path))
     table = table.reindex(columns=list(dict.fromkeys([*METRICS, *table.columns])))
-    numbers = table[list(METRICS)].apply(pd.to_numeric, errors="coerce").astype(float)
-    return StoredRun(path, manifest, table.assign(**numbers).astype({"step": int}))
+    return StoredRun(path, manifest, table.astype(dict.fromkeys(METRICS, float) | {"step": int}))
 
 
 def load_runs(
     run_root: Path,
     profile: str,
-    methods: str | Sequence[str],
-    seeds: str | int | Sequence[int],
+    methods: Sequence[str],
+    seeds: Sequence[int],
     overrides: Sequence[str] = (),
 ) -> list[StoredRun]:
-    """Read the runs of `profile` by method, then seed.
-
-    A folder of published results is read like a folder of runs; its methods are arms. Lists may be
-    text, as parameters of a notebook are.
+    """Read the runs of `profile` by method, then seed. A folder of published results is read like a
+    folder of runs; its methods are arms.
     """
-    methods, seeds = words(methods), numbers(seeds)
     if is_published(run_root, profile):
         present = {(run.arm, run.seed): run for run in read_published(profile, run_root)}
         for arm in methods:
@@ -93,7 +89,8 @@ def study_runs(
 ) -> list[StoredRun]:
     """The study of `profile` where `run_root` holds it published, else the runs of `methods`;
     nothing is trained. Where there are none, the study below `published`, which counts from the
-    project's root, stands in, and a line says so. A study takes no `overrides`.
+    project's root, stands in, and a line says so. A study takes no `overrides`. Lists may be text,
+    as parameters of a notebook are.
     """
     methods, seeds = words(methods), numbers(seeds)
     if profile in studies() and not overrides:

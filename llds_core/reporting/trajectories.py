@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from llds_core.reporting.figures import method_label
+from llds_core.reporting.figures import NAMES, method_label
 from llds_core.reporting.run_view import StoredRun
 from llds_core.rollout.protocol import ANSWER, Trajectory, search_observation
 from llds_core.runs import Run
@@ -26,13 +26,7 @@ ENDS: dict[str | None, str] = {
     "too_long": "the question is too long",
     None: "unfinished",
 }
-# Name, background and border, readable on white and black, and the colour of a terminal.
-_AUTHORS = {
-    "question": ("question", "#F2F2F2", "#8A8A8A", "\033[1m"),
-    "policy": ("written by the policy", "#DCEBF7", "#0072B2", "\033[34m"),
-    "observation": ("observation: inserted, not trained on", "#FBEBD0", "#E69F00", "\033[33m"),
-    "answer": ("answer", "#D5EFE5", "#009E73", "\033[1;32m"),
-}
+_AUTHORS: dict[str, list[str]] = NAMES["authors"]
 
 
 def blocks(trajectory: Trajectory) -> list[tuple[str, str]]:

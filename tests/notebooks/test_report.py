@@ -11,7 +11,7 @@ import pytest
 
 from llds_core.errors import ConfigError, DataError, RunError
 from llds_core.files import project_path
-from llds_core.reporting.store import load_run, load_runs, study_runs
+from llds_core.reporting.store import load_run, study_runs
 from llds_core.study.notebooks import report, run_notebook
 from llds_core.study.runner import ensure_runs
 
@@ -163,9 +163,5 @@ def test_what_is_no_notebook_is_one_line(tmp_path, text) -> None:
 )
 def test_lists_of_a_notebook_may_be_text(smoke_runs, methods, seeds) -> None:
     named = ("smoke", methods, seeds)
-    for found in (
-        load_runs(smoke_runs, *named),
-        study_runs(*named, smoke_runs),
-        ensure_runs(*named, smoke_runs),
-    ):
+    for found in (study_runs(*named, smoke_runs), ensure_runs(*named, smoke_runs)):
         assert [(run.method, run.seed) for run in found] == [("grpo", 0)]
