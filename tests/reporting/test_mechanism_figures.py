@@ -45,22 +45,8 @@ def tables(seeds: int) -> dict[str, pd.DataFrame]:
         for key in keys
         for delta in (1.0, 2.0, -1.0 if key["step"] > 9 else 1.0)
     ]
-    theorem = [
-        key
-        | {"optimizer": "sgd", "factor": "driver", "expected": -1, "high": -0.1}
-        | {"spearman": 0.9 if key["step"] > 9 else -0.7}
-        for key in keys
-    ]
-    rounds = [
-        key | {"view": view, "rounds": number, "nll": 0.2 + key["step"]}
-        for key in keys
-        for view in ("position", "total")
-        for number in (0, 1)
-    ]
-    smollm2 = {"profile": "desk", "method": "smollm2", "seed": 0, "step": 0}
-    rounds.append(smollm2 | {"view": "position", "rounds": 1, "nll": 2.0})
-    frames = {"likelihood_change": changes, "theorem": theorem, "nll_by_round": rounds}
-    return {name: pd.DataFrame(rows) for name, rows in frames.items()}
+    rounds = [*keys, {"profile": "desk", "method": "smollm2", "seed": 0, "step": 0}]
+    return {"likelihood_change": pd.DataFrame(changes), "nll_by_round": pd.DataFrame(rounds)}
 
 
 def test_checkpoints_from_the_collapse_on_are_left_out() -> None:
