@@ -14,7 +14,6 @@ from typing import Protocol
 import numpy as np
 
 from llds_core.config.seeding import numpy_generator
-from llds_core.errors import ConfigError
 from llds_core.worlds.records import Passage
 
 _ROUNDS = 100  # draws before a corpus counts as too small to hold enough unrelated titles
@@ -48,25 +47,13 @@ class Retriever(Protocol):
         ...
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Return up to `k` hits per query, best first; none when nothing matches at all.
-
-        Raises:
-            ConfigError: when `k` is not a positive integer.
-        """
+        """Return up to `k` >= 1 hits per query, best first; none when nothing matches at all."""
         ...
 
 
 def hit_of(passage: Passage, score: float) -> Hit:
     """`passage` as it was found."""
     return Hit(passage.id, passage.title, passage.text, score)
-
-
-def check_k(k: int) -> None:
-    """Raise a `ConfigError` unless `k` is a positive integer."""
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise ConfigError(
-            f"a search cannot return {k!r} passages: set retrieval.top_k to 1 or more"
-        )
 
 
 def format_hits(hits: Sequence[Hit]) -> str:

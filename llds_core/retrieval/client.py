@@ -17,7 +17,6 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from ipaddress import ip_address
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -31,19 +30,15 @@ from urllib3.exceptions import HTTPError, MaxRetryError
 
 from llds_core.config import ServiceConfig
 from llds_core.config.given import address
-from llds_core.errors import RetrieverChangedError, RetrieverError
-from llds_core.retrieval.base import Hit, check_k
+from llds_core.errors import RetrieverChangedError, RetrieverError, one_line
+from llds_core.retrieval.base import Hit
 from llds_core.worlds.records import shown, split_contents
 
-IDENTITY_HEADER = "X-Retriever-Identity"
-"""Header of every answer that says which index was searched."""
-
-UNKNOWN = "unknown"
-"""Identity of a service that does not tell, such as Search-R1's own."""
+IDENTITY_HEADER = "X-Retriever-Identity"  # of every answer: which index was searched
+UNKNOWN = "unknown"  # identity of a service that does not tell, such as Search-R1's own
 
 _LATER = {408, 429, *range(500, 600)}  # statuses that are about this moment, not about the request
 _NO_SUCH_PAGE = (404, 405)
-_LONGEST = 100_000  # characters of a passage; no observation is as long
 _logger = logging.getLogger("llds_core")
 _T = TypeVar("_T")
 
@@ -68,52 +63,27 @@ class _Document(_Strict):
 
 class _Item(_Strict):
     document: _Document
-    score: FiniteFloat | None = None
+    score: FiniteFloat
 
-    def hit(self, score: float) -> Hit:
+    @property
+    def hit(self) -> Hit:
         """The passage; without an id, as Search-R1's BM25 server sends it, by its text's hash."""
         id_, contents = self.document.id, self.document.contents
         if id_ is None:
             id_ = hashlib.sha256(contents.encode()).hexdigest()[:16]
-        return Hit(str(id_), *split_contents(contents[:_LONGEST]), score)
-
-
-@cache
-def _say_once(url: str, what: str) -> None:
-    _logger.warning("retriever at %s %s", url, what)
-
-
-def _in_order(items: list[_Item], url: str) -> list[Hit]:
-    """Hits, best first and each once; what the service at `url` does otherwise is logged once."""
-    scores = [item.score for item in items if item.score is not None]
-    if len(scores) < len(items):
-        _say_once(url, "gives no scores: their order is taken for them")
-        scores = [float(-place) for place in range(len(items))]
-    hits = [item.hit(score) for item, score in zip(items, scores, strict=True)]
-    ordered = sorted(hits, key=lambda hit: -hit.score)  # stable
-    best: dict[str, Hit] = {}
-    for hit in ordered:
-        best.setdefault(hit.id, hit)
-    once = [*best.values()]
-    if ordered != hits:
-        _say_once(url, "gives passages out of order: they are sorted by score")
-    if len(once) < len(hits):
-        _say_once(url, "repeats passages: each is taken once")
-    if any(len(item.document.contents) > _LONGEST for item in items):
-        _say_once(url, f"gives a passage of more than {_LONGEST} characters: it is cut")
-    return once
+        return Hit(str(id_), *split_contents(contents), self.score)
 
 
 class _Answer(_Strict):
     result: list[list[_Item]]
 
-    def items(self, queries: int, *, need_ids: bool) -> list[list[_Item]]:
-        """What was found for each of `queries` queries, else a `ValueError`."""
-        if len(self.result) != queries:
-            raise ValueError(f"not {queries} lists of passages")
-        if need_ids and any(item.document.id is None for items in self.result for item in items):
-            raise ValueError("a document without an id")
-        return self.result
+
+def _read_hits(response: requests.Response, queries: int) -> list[list[Hit]]:
+    """The hits for each of so many `queries`, else a `ValueError`."""
+    answer = _Answer.model_validate_json(response.content)
+    if len(answer.result) != queries:
+        raise ValueError(f"not {queries} lists of passages")
+    return [[item.hit for item in items] for items in answer.result]
 
 
 class RetrieverClient:
@@ -157,7 +127,6 @@ class RetrieverClient:
             RetrieverChangedError: when the service searches another corpus than it did or should.
             RetrieverError: when it gave no valid answer, unless `service.on_failure` is "empty".
         """
-        check_k(k)
         asked = list(dict.fromkeys(queries))
         limits = self._settings
         size = max(1, min(limits.request_queries, limits.max_queries, limits.max_hits // k))
@@ -182,10 +151,7 @@ class RetrieverClient:
                         f"retriever at {self.url} now searches index {serving}, this run began "
                         f"with {identity}: start that one with {self._start}"
                     )
-                answer = _Answer.model_validate_json(response.content)
-                # A service of ours names every passage: one that does not is broken.
-                items = answer.items(len(part), need_ids=identity != UNKNOWN)
-                return [_in_order(each, self.url)[:k] for each in items]
+                return [hits[:k] for hits in _read_hits(response, len(part))]
 
             return self._call("POST", "/retrieve", read, body)
         except RetrieverChangedError:
@@ -246,10 +212,8 @@ class RetrieverClient:
             except requests.RequestException as error:
                 refused = "refused" in str(error)
                 failure = f"connection {'refused' if refused else f'lost, {shown(str(error))}'}"
-            except ValidationError as error:
-                failure = f"a broken answer: {error.errors()[0]['msg']}"
             except ValueError as error:
-                failure = f"a broken answer: {error}"
+                failure = f"a broken answer: {one_line(error)}"
             try:
                 retry = retry.increment(method, path, error=HTTPError(failure))
             except MaxRetryError:
@@ -284,7 +248,7 @@ def ask_health(url: str, *, timeout: float = 3.0) -> Health:
                 query: dict[str, Any] = {"queries": ["capital"], "topk": 1, "return_scores": True}
                 # An exact search of a large index takes its time.
                 found = session.post(f"{url}/retrieve", json=query, timeout=10 * timeout)
-                _Answer.model_validate_json(found.content).items(1, need_ids=False)
+                _read_hits(found, 1)
                 return Health("unnamed")
         if answer.status_code == 200:
             return Health("ready", ServiceIdentity.model_validate_json(answer.content))

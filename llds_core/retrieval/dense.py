@@ -11,9 +11,9 @@ import numpy as np
 
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError, DataError
-from llds_core.retrieval.base import Hit, check_k, hit_of
+from llds_core.retrieval.base import Hit, hit_of
 from llds_core.retrieval.encoder import Encoder
-from llds_core.retrieval.index import import_faiss, index_kind, index_source, open_index
+from llds_core.retrieval.index import DenseIndex, import_faiss, index_kind
 from llds_core.worlds.records import Passage
 
 if TYPE_CHECKING:
@@ -51,21 +51,18 @@ class DenseRetriever:
     ) -> None:
         self._passages = passages
         self._encoder = encoder or Encoder(settings)
-        self._index = open_index(
-            passages, self._encoder, settings, folder, build=build, command=command
-        )
+        stored = DenseIndex(passages, settings, folder, self._encoder)
+        self._index = stored.open(build=build, command=command)
         self._graph_depth = settings.hnsw_search_depth if settings.index == "hnsw" else None
         if self._graph_depth is None:
             self._index = _on_gpus(self._index, settings)
         self._lock = threading.Lock()  # an index on a GPU answers one thread at a time
-        named = index_source(passages, self._encoder, settings)
+        named = stored.source | {"index": index_kind(settings), "depth": self._graph_depth}
         del named["encoder"]  # a path, which may change; its hash is named too
-        named |= {"index": index_kind(settings), "depth": self._graph_depth}
         self.identity = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         """Return up to `k` hits per query, best first; none for a blank query."""
-        check_k(k)
         asked = [place for place, query in enumerate(queries) if query.strip()]
         results: list[list[Hit]] = [[] for _ in queries]
         if asked:

@@ -59,8 +59,6 @@ class Encoder:
         return self._encode([self._settings.passage_prefix + p.contents for p in passages])
 
     def _encode(self, texts: list[str]) -> np.ndarray:
-        if not texts:
-            return np.empty((0, self.dimension), np.float32)
         # A tokenizer takes no half surrogate pairs; a policy may write one.
         texts = [well_formed(text) for text in texts]
         with self._lock:

@@ -16,6 +16,8 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -65,88 +67,191 @@ def index_path(settings: DenseConfig, world: str, corpus: str) -> Path:
 def build_index(
     passages: Sequence[Passage], settings: DenseConfig, folder: Path, encoder: Encoder | None = None
 ) -> dict[str, Any]:
-    """Build the index of `settings` in `folder` and return its manifest.
+    """Build the index of `settings` in `folder` and return its manifest; see `DenseIndex`."""
+    return DenseIndex(passages, settings, folder, encoder or Encoder(settings)).build()
 
-    What a killed build left is continued, a build in another process is waited for, and nothing is
-    done when the index is there. Another kind over the same vectors costs no second encoding.
+
+@dataclass(frozen=True)
+class DenseIndex:
+    """The index of `passages` by `settings` in `folder`.
 
     Raises:
         ConfigError: when a value does not fit the corpus or the encoder, or a package or the file
             of `dense.vectors` is missing.
-        RunError: when the folder holds an index of something else or cannot be written.
-        DataError: when the manifest is damaged, or `dense.vectors` is of another corpus or encoder.
+        RunError: when the folder holds an index of something else, none that is finished, or cannot
+            be written.
+        DataError: when the manifest or a file is missing or damaged, or `dense.vectors` is of
+            another corpus or encoder.
     """
-    if not len(passages):
-        raise ConfigError("a corpus of 0 passages: give the index something to find")
-    faiss, encoder = import_faiss(), encoder or Encoder(settings)
-    source, kind = index_source(passages, encoder, settings), index_kind(settings)
-    file = folder / "index.faiss"
-    with locked(folder / "lock"):
-        unfinished = {"schema_version": _VERSION, **source, "index": None}
-        manifest = read_index_manifest(folder) or unfinished
-        check_manifest(folder, manifest, source)
-        damaged = _damaged(folder, manifest)
-        if not damaged and manifest["index"] == kind and "sha256" in manifest:
-            return manifest
-        for each in [*damaged, *folder.glob(".*.partial")]:  # what a killed build left
-            each.unlink(missing_ok=True)
-        write_json(folder / "manifest.json", unfinished)
-        if settings.vectors is None:
-            _encode(passages, encoder, settings, folder)
-        elif settings.index == "flat":
-            _open_published(Path(settings.vectors), passages, encoder)  # is it of this corpus?
-        if settings.index == "flat":
-            file.unlink(missing_ok=True)  # of another kind
-        else:
-            index = _filled(passages, encoder, settings, folder)
-            with replacing(file) as target:
-                try:
-                    faiss.write_index(index, target.name)
-                except RuntimeError as error:
-                    reason = str(error).strip().split("\n")[-1]
-                    raise RunError(f"cannot write to {file} ({reason}): free space") from error
-        manifest = unfinished | {"index": kind}
-        files = [*folder.glob("vectors-*.npy"), *folder.glob("index.faiss")]
-        manifest["sha256"] = {each.name: file_sha256(each) for each in sorted(files)}
-        write_json(folder / "manifest.json", manifest)
-    return manifest
 
+    passages: Sequence[Passage]
+    settings: DenseConfig
+    folder: Path
+    encoder: Encoder
 
-def open_index(
-    passages: Sequence[Passage],
-    encoder: Encoder,
-    settings: DenseConfig,
-    folder: Path,
-    *,
-    build: bool,
-    command: str,
-) -> "faiss.Index":
-    """Open the index in `folder`, where none is finished only if it may `build` one, and otherwise
-    a message names the `command` that does; files of FAISS are mapped into memory, not read.
-    """
-    manifest, is_new = read_index_manifest(folder), False
-    if not manifest or not manifest["index"]:
-        if not build:
-            raise RunError(
-                f"{folder} holds no finished index: {command} builds or continues it; or set "
-                "dense.path"
+    @cached_property
+    def source(self) -> dict[str, Any]:
+        """What it is made from, as its manifest records it."""
+        settings = self.settings
+        return {
+            "passages": len(self.passages),
+            "corpus_hash": passages_hash(self.passages),
+            "encoder": settings.encoder,
+            "encoder_hash": self.encoder.hash,
+            "dimension": self.encoder.dimension,
+            "query_prefix": settings.query_prefix,
+            "passage_prefix": settings.passage_prefix,
+            "max_tokens": settings.max_tokens,
+            "half": settings.half,
+            "vectors": Path(settings.vectors).name if settings.vectors else None,
+        }
+
+    def build(self) -> dict[str, Any]:
+        """Build it and return its manifest.
+
+        What a killed build left is continued, a build in another process is waited for, and nothing
+        is done when the index is there. Another kind over the same vectors costs no second
+        encoding.
+        """
+        faiss, kind = import_faiss(), index_kind(self.settings)
+        file = self.folder / "index.faiss"
+        with locked(self.folder / "lock"):
+            unfinished = {"schema_version": _VERSION, **self.source, "index": None}
+            manifest = read_index_manifest(self.folder) or unfinished
+            check_manifest(self.folder, manifest, self.source)
+            damaged = _damaged(self.folder, manifest)
+            if manifest["index"] == kind and not damaged:
+                return manifest
+            for each in [*damaged, *self.folder.glob(".*.partial")]:  # what a killed build left
+                each.unlink(missing_ok=True)
+            write_json(self.folder / "manifest.json", unfinished)
+            if self.settings.vectors is None:
+                self._encode()
+            elif self.settings.index == "flat":
+                self._published()  # is it of this corpus?
+            if self.settings.index == "flat":
+                file.unlink(missing_ok=True)  # of another kind
+            else:
+                index = self._filled()
+                with replacing(file) as target:
+                    faiss.write_index(index, faiss.PyCallbackIOWriter(target.write))
+            manifest = unfinished | {"index": kind}
+            files = [*self.folder.glob("vectors-*.npy"), *self.folder.glob("index.faiss")]
+            manifest["sha256"] = {each.name: file_sha256(each) for each in sorted(files)}
+            write_json(self.folder / "manifest.json", manifest)
+        return manifest
+
+    def open(self, *, build: bool, command: str) -> "faiss.Index":
+        """Open it, where none is finished only if it may `build` one, and otherwise a message names
+        the `command` that does; files of FAISS are mapped into memory, not read.
+        """
+        manifest = read_index_manifest(self.folder)
+        if not manifest or not manifest["index"]:
+            if not build:
+                raise RunError(
+                    f"{self.folder} holds no finished index: {command} builds or continues it; or "
+                    "set dense.path"
+                )
+            manifest = self.build()
+        check_manifest(self.folder, manifest, self.source, index_kind(self.settings))
+        if damaged := _damaged(self.folder, manifest, _READ_AT_LOAD):
+            raise DataError(
+                f"{damaged[0]} is missing or damaged (its SHA-256 is not that of the manifest): "
+                "build the index again, which makes only that anew"
             )
-        manifest, is_new = build_index(passages, settings, folder, encoder), True
-    check_manifest(
-        folder, manifest, index_source(passages, encoder, settings), index_kind(settings)
-    )
-    if not is_new and (damaged := _damaged(folder, manifest, _READ_AT_LOAD)):
-        raise DataError(
-            f"{damaged[0]} is missing or damaged (its SHA-256 is not that of the manifest): "
-            "build the index again, which makes only that anew"
-        )
-    if settings.index != "flat":
+        if self.settings.index == "flat":
+            return self._published() if self.settings.vectors else self._filled()
         advice = "build the index again (the vectors are kept)"
-        like = _empty_index(settings, encoder.dimension)
-        return _read_faiss(folder / "index.faiss", like, len(passages), advice)
-    if settings.vectors is not None:
-        return _open_published(Path(settings.vectors), passages, encoder)
-    return _filled(passages, encoder, settings, folder)
+        return self._read(self.folder / "index.faiss", self._empty(), advice)
+
+    @property
+    def _shards(self) -> list[tuple[Path, slice]]:
+        """The file of each shard, and the places of its passages."""
+        return [
+            (self.folder / f"vectors-{start // SHARD:05d}.npy", slice(start, start + SHARD))
+            for start in range(0, len(self.passages), SHARD)
+        ]
+
+    def _encode(self) -> None:
+        """Write the shards that are missing, in the encoder's own precision."""
+        dtype = np.float16 if self.settings.half else np.float32
+        for path, part in tqdm(self._shards, "encoding", unit=" shards"):
+            if not path.exists():
+                with replacing(path) as file:
+                    np.save(file, self.encoder.encode_passages(self.passages[part]).astype(dtype))
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        """All vectors of the corpus in order, as blocks (at most `SHARD`, dimension). One at a
+        time: each holds a file open, and there are more shards than a process may have files.
+        """
+        if self.settings.vectors is None:
+            for path, _ in self._shards:
+                yield np.load(path, mmap_mode="r")
+        else:
+            published, count = self._published(), len(self.passages)
+            for start in range(0, count, SHARD):
+                yield published.reconstruct_n(start, min(SHARD, count - start))
+
+    def _empty(self) -> "faiss.Index":
+        """The FAISS index of the settings for inner products."""
+        faiss, dimension = import_faiss(), self.encoder.dimension
+        if self.settings.index == "flat":
+            return faiss.IndexFlatIP(dimension)
+        neighbours, metric = self.settings.hnsw_neighbours, faiss.METRIC_INNER_PRODUCT
+        graph = faiss.IndexHNSWFlat(dimension, neighbours, metric)
+        graph.hnsw.efConstruction = self.settings.hnsw_build_depth
+        return graph
+
+    def _filled(self) -> "faiss.Index":
+        """The FAISS index of the settings with all vectors of the corpus."""
+        index = self._empty()
+        if self.settings.index == "flat":
+            # Reserved: growing while vectors are added would take twice the memory.
+            flat = cast("faiss.IndexFlat", index)
+            flat.codes.resize(len(self.passages) * flat.code_size)
+            flat.codes.clear()
+        for block in tqdm(self._blocks(), f"filling {self.settings.index}", unit=" shards"):
+            index.add(np.asarray(block, np.float32))
+        return index
+
+    def _published(self) -> "faiss.Index":
+        """Map somebody else's flat index into memory and compare some of its vectors with ours."""
+        path, passages = Path(str(self.settings.vectors)), self.passages
+        advice = "fetch that of this corpus (make data), or set dense.vectors=null to encode it"
+        if not path.is_file():
+            raise ConfigError(f"dense.vectors is {path}, which does not exist: {advice}")
+        index = self._read(path, import_faiss().IndexFlatIP(self.encoder.dimension), advice)
+        drawn = numpy_generator(0, "dense", "published").integers(len(passages), size=_CHECKED)
+        places = sorted({0, len(passages) - 1, *drawn.tolist()})
+        theirs = np.stack([index.reconstruct(place) for place in places])
+        ours = self.encoder.encode_passages([passages[place] for place in places])
+        wrong = ~(np.linalg.norm(theirs - ours, axis=1) < _APART)  # not finite numbers, too
+        if wrong.any():
+            first = places[int(wrong.argmax())]
+            raise DataError(
+                f"{path}: vector {first} is not that of passage {passages[first].id!r} "
+                f"({wrong.sum()} of {len(places)} differ), so it is of another corpus, encoder or "
+                f"prefix: {advice}"
+            )
+        return index
+
+    def _read(self, path: Path, like: "faiss.Index", advice: str) -> "faiss.Index":
+        """Map the file of an index of the kind and dimension of `like` with a vector a passage."""
+        faiss, count = import_faiss(), len(self.passages)
+        try:
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            raise DataError(
+                f"{path} is missing, damaged or not an index of FAISS: {advice}"
+            ) from error
+        fits = (index.ntotal, index.d, index.metric_type) == (count, like.d, like.metric_type)
+        if not fits or type(index) is not type(like):
+            raise DataError(
+                f"{path} holds {index.ntotal} vectors of {index.d} numbers "
+                f"({type(index).__name__}), not {count} of {like.d} ({type(like).__name__}): "
+                f"{advice}"
+            )
+        return index
 
 
 def read_index_manifest(folder: Path) -> dict[str, Any] | None:
@@ -185,24 +290,6 @@ def check_manifest(
         )
 
 
-def index_source(
-    passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig
-) -> dict[str, Any]:
-    """What the index of `passages` is made from, as its manifest records it."""
-    return {
-        "passages": len(passages),
-        "corpus_hash": passages_hash(passages),
-        "encoder": settings.encoder,
-        "encoder_hash": encoder.hash,
-        "dimension": encoder.dimension,
-        "query_prefix": settings.query_prefix,
-        "passage_prefix": settings.passage_prefix,
-        "max_tokens": settings.max_tokens,
-        "half": settings.half,
-        "vectors": Path(settings.vectors).name if settings.vectors else None,
-    }
-
-
 def index_kind(settings: DenseConfig) -> str:
     """What the manifest of an index calls it: its kind, and what it is built with."""
     if settings.index == "hnsw":
@@ -219,116 +306,6 @@ def import_faiss() -> Any:
             "faiss is not installed: pip install faiss-cpu, or set retrieval.backend=bm25"
         ) from None
     return faiss
-
-
-def _empty_index(settings: DenseConfig, dimension: int) -> "faiss.Index":
-    """The FAISS index of `settings` for inner products."""
-    faiss = import_faiss()
-    if settings.index == "flat":
-        return faiss.IndexFlatIP(dimension)
-    graph = faiss.IndexHNSWFlat(dimension, settings.hnsw_neighbours, faiss.METRIC_INNER_PRODUCT)
-    graph.hnsw.efConstruction = settings.hnsw_build_depth
-    return graph
-
-
-def _encode(
-    passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
-) -> None:
-    """Write the shards that are missing or damaged, in the encoder's own precision."""
-    dtype = np.float16 if settings.half else np.float32
-    shards = _shards(folder, len(passages), encoder.dimension)
-    count = math.ceil(len(passages) / SHARD)
-    for path, part, shard in tqdm(shards, "encoding", count, unit=" shards"):
-        if shard is None:
-            with replacing(path) as file:
-                np.save(file, encoder.encode_passages(passages[part]).astype(dtype))
-
-
-def _shards(
-    folder: Path, passages: int, dimension: int
-) -> Iterator[tuple[Path, slice, np.ndarray | None]]:
-    """The file of each shard, the places of its passages, and its vectors, mapped into memory: None
-    when it is missing, truncated or of another shape. One at a time: each holds a file open, and
-    millions of passages have more shards than a process may have files.
-    """
-    for start in range(0, passages, SHARD):
-        path, stop = folder / f"vectors-{start // SHARD:05d}.npy", min(start + SHARD, passages)
-        try:
-            shard = np.load(path, mmap_mode="r")
-        except (OSError, ValueError, EOFError):
-            shard = None
-        whole = shard is not None and shard.shape == (stop - start, dimension)
-        yield path, slice(start, stop), shard if whole else None
-
-
-def _blocks(
-    passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
-) -> Iterator[np.ndarray]:
-    """All vectors of a corpus in order, as blocks (at most `SHARD`, dimension)."""
-    if settings.vectors is not None:
-        published = _open_published(Path(settings.vectors), passages, encoder)
-        for start in range(0, len(passages), SHARD):
-            yield published.reconstruct_n(start, min(SHARD, len(passages) - start))
-        return
-    for path, _, shard in _shards(folder, len(passages), encoder.dimension):
-        if shard is None:
-            raise DataError(
-                f"{path} is missing or damaged: build the index again, which encodes only that"
-            )
-        yield shard
-
-
-def _filled(
-    passages: Sequence[Passage], encoder: Encoder, settings: DenseConfig, folder: Path
-) -> "faiss.Index":
-    """The index of `settings` with all vectors of a corpus."""
-    index = _empty_index(settings, encoder.dimension)
-    if settings.index == "flat":
-        # Reserved: growing while vectors are added would take twice the memory.
-        flat = cast("faiss.IndexFlat", index)
-        flat.codes.resize(len(passages) * flat.code_size)
-        flat.codes.clear()
-    blocks = _blocks(passages, encoder, settings, folder)
-    for block in tqdm(blocks, f"filling {settings.index}", unit=" shards"):
-        index.add(np.asarray(block, np.float32))
-    return index
-
-
-def _open_published(path: Path, passages: Sequence[Passage], encoder: Encoder) -> "faiss.Index":
-    """Map somebody else's flat index into memory and compare some of its vectors with our own."""
-    advice = "fetch that of this corpus (make data), or set dense.vectors=null to encode it"
-    if not path.is_file():
-        raise ConfigError(f"dense.vectors is {path}, which does not exist: {advice}")
-    flat = import_faiss().IndexFlatIP(encoder.dimension)
-    index = _read_faiss(path, flat, len(passages), advice)
-    drawn = numpy_generator(0, "dense", "published").integers(len(passages), size=_CHECKED)
-    places = sorted({0, len(passages) - 1, *drawn.tolist()})
-    theirs = np.stack([index.reconstruct(place) for place in places])
-    ours = encoder.encode_passages([passages[place] for place in places])
-    wrong = ~(np.linalg.norm(theirs - ours, axis=1) < _APART)  # numbers that are not finite, too
-    if wrong.any():
-        first = places[int(wrong.argmax())]
-        raise DataError(
-            f"{path}: vector {first} is not that of passage {passages[first].id!r} ({wrong.sum()} "
-            f"of {len(places)} differ), so it is of another corpus, encoder or prefix: {advice}"
-        )
-    return index
-
-
-def _read_faiss(path: Path, like: "faiss.Index", passages: int, advice: str) -> "faiss.Index":
-    """Map the file of an index of the kind and dimension of `like` with `passages` vectors."""
-    faiss = import_faiss()
-    try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
-        raise DataError(f"{path} is missing, damaged or not an index of FAISS: {advice}") from error
-    fits = (index.ntotal, index.d, index.metric_type) == (passages, like.d, like.metric_type)
-    if not fits or type(index) is not type(like):
-        raise DataError(
-            f"{path} holds {index.ntotal} vectors of {index.d} numbers ({type(index).__name__}), "
-            f"not {passages} of {like.d} ({type(like).__name__}): {advice}"
-        )
-    return index
 
 
 def _damaged(folder: Path, manifest: Mapping[str, Any], most: float = math.inf) -> list[Path]:

@@ -200,8 +200,6 @@ class _Batcher:
         try:
             k = max(request.k for request in batch)
             found = await asyncio.to_thread(self._retriever.search, queries, k)
-            if len(found) != len(queries):
-                raise RuntimeError(f"{len(found)} results for {len(queries)} queries")
         except Exception as error:
             if len(batch) > 1:  # what is wrong with one request stays its own affair
                 for request in batch:

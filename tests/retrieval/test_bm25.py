@@ -3,9 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from run_helpers import refused
 
-from llds_core.errors import ConfigError
 from llds_core.retrieval.bm25 import BM25Retriever
 from llds_core.worlds.atlas import build_atlas
 from llds_core.worlds.records import Passage
@@ -50,7 +48,6 @@ def test_a_query_without_a_known_word_finds_nothing(retriever):
     # "answer" is not a word of this corpus either.
     queries = ["", "   ", "?!", "xyzzy", "<answer></answer> 北京"]
     assert retriever.search(queries, 3) == [[]] * 5
-    refused(ConfigError, r"retrieval\.top_k", retriever.search, queries, 0)
 
 
 def test_identity_tells_corpora_and_settings_apart():

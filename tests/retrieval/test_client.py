@@ -114,7 +114,7 @@ PASSING = {
     "another object": says(200, b'{"hits": []}'),
     "too few results": says(200, answers([[item()]])),
     "documents without scores": says(200, answers([[], [{"id": "p", "contents": "x"}]])),
-    "no id": says(200, answers([[], [item(document={"id": None})]])),
+    "no score": says(200, answers([[], [item(score=None)]])),
     "a true score": says(200, answers([[], [item(score=True)]])),
     "NaN": says(200, answers([[], [item(score=float("nan"))]])),
 }
@@ -253,27 +253,6 @@ def test_health_is_asked_without_patience(url, status: int, body: bytes, state: 
         assert ask_health(other).state == state
         if b"UP" in body:
             assert client_of(other).identity == UNKNOWN
-
-
-def test_answers_are_put_right_where_the_contract_leaves_them_open(caplog) -> None:
-    """No score, no id, more than asked, out of order, repeated, oversize: each is said once."""
-    bare = [
-        {"document": {"contents": f'"{name}"\r\nThe capital'}} for name in ("Paris", "Rome", "Oslo")
-    ]
-    mixed = [item(document={"id": "a"}, score=1), item(document={"id": "b"}, score=2)]
-    mixed += [
-        item(document={"id": "b"}, score=0.5),  # its best place is the first
-        item(document={"id": "c", "contents": "x" * 200_000}, score=0.7),
-    ]
-    given = [(404, {}, b""), *((200, {}, answers([rows])) for rows in (bare, mixed, bare, mixed))]
-    with Scripted(*(lambda *_, one=one: one for one in given)).serve() as url:
-        client = client_of(url)
-        found = [client.search([query], 2)[0] for query in "abcd"]
-    assert [[hit.title for hit in hits] for hits in found[::2]] == [["Paris", "Rome"]] * 2
-    assert found[0][0].score > found[0][1].score and found[0][0].text == "The capital"
-    assert [hit.id for hit in found[1]] == ["b", "a"]
-    for said in ("no scores", "out of order", "repeats", "more than 100000 characters"):
-        assert caplog.text.count(said) == 1
 
 
 def test_one_normalisation_of_addresses(url, monkeypatch) -> None:

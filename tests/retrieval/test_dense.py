@@ -86,7 +86,6 @@ def test_a_blank_query_finds_nothing(tmp_path: Path) -> None:
     results = search.search(["", "title 5", "\n\t"], 2)
     assert results == [[], search.search(["title 5"], 2)[0], []]
     assert search.search([], 2) == []
-    refused(ConfigError, r"retrieval\.top_k", search.search, ["title 1"], 0)
 
 
 # Approximate indexes

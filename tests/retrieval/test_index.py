@@ -18,7 +18,6 @@ from run_helpers import refused
 
 from llds_core.config import DenseConfig
 from llds_core.errors import DataError, RunError
-from llds_core.files import write_json
 from llds_core.retrieval import DenseRetriever, build_index
 from llds_core.retrieval.index import read_index_manifest
 
@@ -196,23 +195,6 @@ def test_what_is_damaged_is_named_and_only_that_is_made_again(
     build(tmp_path, settings, encoder)
     assert encoder.encoded == encoded
     assert contents(tmp_path) == before
-
-
-@pytest.mark.parametrize(("kind", "name"), [("flat", "vectors-00001.npy"), ("hnsw", "index.faiss")])
-def test_an_index_without_digests_is_read_and_checked_as_far_as_it_goes(
-    tmp_path: Path, kind: str, name: str
-) -> None:
-    """As made before there were any; files too large to be checked at each start alike."""
-    build(tmp_path, KINDS[kind])
-    manifest = read_index_manifest(tmp_path)
-    del manifest["sha256"]
-    write_json(tmp_path / "manifest.json", manifest)
-    opening = DenseRetriever, PASSAGES, KINDS[kind], tmp_path, FakeEncoder()
-    assert opening[0](*opening[1:]).search(["text"], 1)[0]
-    (tmp_path / name).write_bytes(b"x" * 60_000)
-    refused(DataError, f"{name} .*build the index again", *opening)
-    build(tmp_path, KINDS[kind])
-    assert "sha256" in read_index_manifest(tmp_path)
 
 
 def test_numbers_that_are_not_finite_are_never_ranked(tmp_path: Path) -> None:
