@@ -20,10 +20,7 @@ class _GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of transf
 
     keys: torch.Tensor
     values: torch.Tensor
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+    _buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object

@@ -67,10 +67,11 @@ class Environment:
         """
         failing = self.failing(seed=seed, failure_rate=failure_rate)
         limits, top_k = limits or self.config.rollout, self.config.retrieval.top_k
-        waits = self.config.sampler.lock_step
-        usual: dict[str, Any] = {"template": self.template, "lock_step": waits}
-        chosen = usual | options
-        return RolloutLoop(tokenizer, failing, limits, top_k=top_k, **chosen)
+        usual: dict[str, Any] = {
+            "template": self.template,
+            "lock_step": self.config.sampler.lock_step,
+        }
+        return RolloutLoop(tokenizer, failing, limits, top_k, **usual | options)
 
 
 def insisting(config: ExperimentConfig) -> ExperimentConfig:

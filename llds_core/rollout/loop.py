@@ -28,10 +28,6 @@ _logger = logging.getLogger("llds_core")
 _SEARCHES = 8  # at once, each of any number of queries
 
 
-def _open(trajectories: Sequence[Trajectory]) -> list[int]:
-    return [row for row, trajectory in enumerate(trajectories) if trajectory.stop_reason is None]
-
-
 @dataclass(frozen=True)
 class Rollout:
     """Trajectories in the order of the tasks, the wall time of all, and the part of it in which
@@ -90,25 +86,25 @@ class RolloutLoop:
         ]
         for trajectory in trajectories:
             if self._room(trajectory) < 1:
+                if not self.skip_too_long:
+                    raise ConfigError(
+                        f"the prompt of question {trajectory.question.id} takes "
+                        f"{len(trajectory.prompt_ids)} tokens: "
+                        f"raise rollout.max_total_tokens above {config.max_total_tokens}"
+                    )
                 trajectory.stop_reason = "too_long"
-            if trajectory.stop_reason and not self.skip_too_long:
-                raise ConfigError(
-                    f"the prompt of question {trajectory.question.id} takes "
-                    f"{len(trajectory.prompt_ids)} tokens: "
-                    f"raise rollout.max_total_tokens above {config.max_total_tokens}"
-                )
-        session = sampler.session([trajectory.prompt_ids for trajectory in trajectories])
+        session = sampler.session(prompts)
+        rows = [row for row, each in enumerate(trajectories) if each.stop_reason is None]
         if isinstance(session, ContinuousSession) and not (self.lock_step or self.refine):
-            waited = self._run_freely(session, trajectories, step)
+            waited = self._run_freely(session, trajectories, rows, step)
         else:
-            waited = self._run_in_lock_step(session, trajectories, step)
+            waited = self._run_in_lock_step(session, trajectories, rows, step)
         return Rollout(trajectories, time.perf_counter() - started, waited)
 
     def _run_in_lock_step(
-        self, session: Session, trajectories: Sequence[Trajectory], step: int
+        self, session: Session, trajectories: Sequence[Trajectory], rows: list[int], step: int
     ) -> float:
-        """Make each turn for all trajectories that are open; return the seconds of searching."""
-        rows: Sequence[int] = _open(trajectories)
+        """Make each turn for all `rows` that are open; return the seconds of searching."""
         seconds = 0.0
         while rows:
             active = [trajectories[row] for row in rows]
@@ -123,13 +119,16 @@ class RolloutLoop:
         return seconds
 
     def _run_freely(
-        self, session: ContinuousSession, trajectories: Sequence[Trajectory], step: int
+        self,
+        session: ContinuousSession,
+        trajectories: Sequence[Trajectory],
+        going: list[int],
+        step: int,
     ) -> float:
         """Let each trajectory go on as soon as its search is answered; return the seconds in which
         all that were open waited for one.
         """
         seconds, decoding = 0.0, 0
-        going: Sequence[int] = _open(trajectories)
         unasked: list[int] = []
         asked: dict[Future[None], list[int]] = {}
         pool = ThreadPoolExecutor(_SEARCHES)
@@ -202,12 +201,26 @@ class RolloutLoop:
         have room for another.
         """
         going = [row for row in rows if trajectories[row].stop_reason is None]
-        observed = self._observe([trajectories[row] for row in going])
-        for row, tokens in zip(going, observed, strict=True):
-            trajectories[row].add_observation(tokens)
+        searched = [trajectories[row] for row in going if trajectories[row].actions[-1].executed]
+        if self.refine and searched:
+            texts = iter(self.refine(searched))
+        else:
+            texts = (format_hits(trajectory.actions[-1].hits) for trajectory in searched)
+        limit = self.config.max_observation_tokens
+        for row in going:
+            trajectory = trajectories[row]
+            executed = trajectory.actions[-1].executed
+            text = information(next(texts)) if executed else self.config.feedback
+            [tokens] = encode_plain([text], self.tokenizer)
+            if executed and len(tokens) > limit:
+                trajectory.cut_observations += 1
+                if self.config.observation_cut == "text":
+                    tokens = cut_observation(tokens, limit, self.tokenizer)
+            tokens = tokens[: min(limit, self._room(trajectory))]
+            trajectory.add_observation(tokens)
             session.append(row, tokens)
-            if self._room(trajectories[row]) < 1:
-                trajectories[row].stop_reason = "length"
+            if self._room(trajectory) < 1:
+                trajectory.stop_reason = "length"
         return [row for row in going if trajectories[row].stop_reason is None]
 
     def prompts(self, questions: Sequence[Question]) -> list[list[int]]:
@@ -222,39 +235,17 @@ class RolloutLoop:
         others may not be skipped.
         """
         limit = self.config.max_total_tokens
-        long = [i for i, ids in enumerate(self.prompts(questions)) if len(ids) >= limit]
-        if not long:
-            return list(range(len(questions)))
-        said = (
-            f"{len(long)} of {len(questions)} training questions "
-            f"({', '.join(questions[place].id for place in long[:3])}{', …' * (len(long) > 3)}) "
-            f"do not fit into rollout.max_total_tokens={limit}"
-        )
-        if not skip:
-            raise ConfigError(f"{said}: raise it, or leave them out with data.too_long=skip")
-        _logger.warning("%s: they are left out", said)
-        dropped = set(long)
-        return [place for place in range(len(questions)) if place not in dropped]
-
-    def _observe(self, trajectories: Sequence[Trajectory]) -> list[list[int]]:
-        """Tokens of the observation that follows the last action of each trajectory."""
-        searched = [t for t in trajectories if t.actions[-1].executed]
-        if self.refine and searched:
-            texts = iter(self.refine(searched))
-        else:
-            texts = (format_hits(t.actions[-1].hits) for t in searched)
-        observed = []
-        for trajectory in trajectories:
-            executed = trajectory.actions[-1].executed
-            text = information(next(texts)) if executed else self.config.feedback
-            [tokens] = encode_plain([text], self.tokenizer)
-            limit = self.config.max_observation_tokens
-            if executed and len(tokens) > limit:
-                trajectory.cut_observations += 1
-                if self.config.observation_cut == "text":
-                    tokens = cut_observation(tokens, limit, self.tokenizer)
-            observed.append(tokens[: min(limit, max(self._room(trajectory), 0))])
-        return observed
+        fits = [len(ids) < limit for ids in self.prompts(questions)]
+        if long := [q.id for q, fit in zip(questions, fits, strict=True) if not fit]:
+            said = (
+                f"{len(long)} of {len(questions)} training questions "
+                f"({', '.join(long[:3])}{', …' * (len(long) > 3)}) "
+                f"do not fit into rollout.max_total_tokens={limit}"
+            )
+            if not skip:
+                raise ConfigError(f"{said}: raise it, or leave them out with data.too_long=skip")
+            _logger.warning("%s: they are left out", said)
+        return [place for place, fit in enumerate(fits) if fit]
 
     def _token_at(self, position: int, token_ids: list[int]) -> int:
         """Index of the sampled token whose text reaches past the letter at `position`."""

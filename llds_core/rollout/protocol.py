@@ -180,18 +180,13 @@ def validate_response_masks(
         ValueError: when masks are missing, of another length, hold other values, or a row has no
             policy token.
     """
-    if masks is None:
-        raise ValueError("no env_mask from the rollout: return one list of 0 and 1 per trajectory")
+    masks = masks or []
     if len(masks) != len(completion_ids):
         rows = f"{len(masks)} rows for {len(completion_ids)} trajectories"
-        raise ValueError(f"env_mask has {rows}: return one each")
+        raise ValueError(f"env_mask has {rows}: return one list of 0 and 1 each")
     for row, (ids, mask) in enumerate(zip(completion_ids, masks, strict=True)):
-        which = f"env_mask of trajectory {row}"
-        if len(mask) != len(ids):
-            raise ValueError(f"{which} has {len(mask)} values for {len(ids)} tokens: mark each")
-        if not set(mask) <= {0, 1}:
-            raise ValueError(f"{which} holds {sorted(set(mask) - {0, 1})}: use 0 and 1 only")
-        if not any(mask):
+        if len(mask) != len(ids) or not {1} <= set(mask) <= {0, 1}:
             raise ValueError(
-                f"trajectory {row} has no policy token: every trajectory begins with an action"
+                f"env_mask of trajectory {row} has {len(mask)} values {sorted(set(mask))} for "
+                f"{len(ids)} tokens: mark each with 0 or 1, those of its first action with 1"
             )

@@ -1,7 +1,7 @@
 """Outcome rewards: exact match and token F1 as SQuAD has them, Search-R1 v0.3's format reward.
 
 Everything works on an extracted prediction, never on a whole transcript: what a retrieved passage
-says cannot score. Measures raise a `ValueError` when there is no golden answer.
+says cannot score.
 """
 
 import re
@@ -28,7 +28,7 @@ def normalize_answer(text: str) -> str:
 
 def exact_match(prediction: str, golden_answers: Sequence[str]) -> float:
     """1.0 when the normalised prediction equals one of the normalised golden answers, else 0.0."""
-    wanted = {normalize_answer(answer) for answer in _some(golden_answers)}
+    wanted = {normalize_answer(answer) for answer in golden_answers}
     return float(normalize_answer(prediction) in wanted)
 
 
@@ -39,13 +39,13 @@ def sub_exact_match(prediction: str, golden_answers: Sequence[str]) -> float:
     only.
     """
     text = normalize_answer(prediction)
-    wanted = [normalize_answer(answer) for answer in _some(golden_answers)]
+    wanted = [normalize_answer(answer) for answer in golden_answers]
     return float(any(answer in text if answer else not text for answer in wanted))
 
 
 def f1_score(prediction: str, golden_answers: Sequence[str]) -> float:
     """Best F1 of the normalised tokens of the prediction against each golden answer, in [0, 1]."""
-    return max(_token_f1(prediction, answer) for answer in _some(golden_answers))
+    return max(_token_f1(prediction, answer) for answer in golden_answers)
 
 
 def score(trajectory: Trajectory, config: RewardConfig) -> None:
@@ -53,7 +53,7 @@ def score(trajectory: Trajectory, config: RewardConfig) -> None:
 
     Only what the policy wrote is scored; no answer earns nothing.
     """
-    golden = _some(trajectory.question.golden_answers)
+    golden = trajectory.question.golden_answers
     answer = trajectory.answer
     trajectory.correct = answer is not None and exact_match(answer, golden) == 1.0
     if config.kind == "format":
@@ -86,24 +86,11 @@ def _format_reward(trajectory: Trajectory, credits: RewardConfig) -> float:
     if trajectory.correct:
         return 1.0 if valid else 1.0 - credits.structure
     if valid:
-        return credits.structure + credits.retrieval * _retrieved(trajectory)
+        hits = [hit for action in trajectory.actions for hit in action.hits]
+        golden = trajectory.question.golden_answers
+        held = any(sub_exact_match(hit.contents, golden) for hit in hits)
+        return credits.structure + credits.retrieval * held
     return 0.0 if trajectory.answer is None else credits.final
-
-
-def _retrieved(trajectory: Trajectory) -> bool:
-    """Whether a retrieved passage contains an accepted answer."""
-    texts = [normalize_answer(hit.contents) for action in trajectory.actions for hit in action.hits]
-    wanted = [normalize_answer(answer) for answer in trajectory.question.golden_answers]
-    # An answer such as "The" normalises to nothing, which every text contains.
-    return any(answer in text for answer in wanted if answer for text in texts)
-
-
-def _some(golden_answers: Sequence[str]) -> Sequence[str]:
-    if isinstance(golden_answers, str) or not golden_answers:
-        raise ValueError(
-            f"golden_answers is {golden_answers!r}: give a list of at least one accepted answer"
-        )
-    return golden_answers
 
 
 def _token_f1(prediction: str, answer: str) -> float:

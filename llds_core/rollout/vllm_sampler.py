@@ -116,24 +116,21 @@ class VLLMSession:
         return Request(list(self._contexts[row]), budget, seed)
 
     def _kept(self, made: Generation, row: int, budget: int) -> Generation:
-        action = self._cut(made, row, budget)
-        self._contexts[row] += action.token_ids
-        return action
-
-    def _cut(self, made: Generation, row: int, budget: int) -> Generation:
-        """End the action with the token that ends it."""
-        ids = made.token_ids
+        """End the action with the token that ends it, and continue the context of `row` by it."""
+        ids, ends = made.token_ids, self._sampler.eos_ids
         for length, token in enumerate(ids, 1):
-            if token in self._sampler.eos_ids or self._sampler.stop(ids[:length]):
-                action = Generation(ids[:length], made.logprobs[:length])
-                action.drop_end(self._sampler.eos_ids)
-                return action
-        if len(ids) != budget:
-            raise SamplerError(
-                f"vLLM ended row {row} after {len(ids)} of {budget} tokens with neither a closing "
-                f"tag nor an end token (last ids {ids[-8:]}): compare the server's tokenizer and "
-                "max_model_len with the policy's"
-            )
+            if token in ends or self._sampler.stop(ids[:length]):
+                made = Generation(ids[:length], made.logprobs[:length])
+                made.drop_end(ends)
+                break
+        else:
+            if len(ids) != budget:
+                raise SamplerError(
+                    f"vLLM ended row {row} after {len(ids)} of {budget} tokens with neither a "
+                    f"closing tag nor an end token (last ids {ids[-8:]}): compare the server's "
+                    "tokenizer and max_model_len with the policy's"
+                )
+        self._contexts[row] += made.token_ids
         return made
 
 

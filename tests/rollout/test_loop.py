@@ -363,12 +363,12 @@ IDS = [[5, 6, 7], [8, 9]]
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        (None, "no env_mask"),
+        (None, "0 rows for 2 trajectories"),
         ([[1, 0, 1]], "1 rows for 2 trajectories"),
-        ([[1, 0], [1, 1]], "trajectory 0 has 2 values for 3 tokens"),
-        ([[1, 0, 1], [1, 1, 0]], "trajectory 1 has 3 values for 2 tokens"),
-        ([[1, 0, 2], [1, 1]], r"trajectory 0 holds \[2\]"),
-        ([[1, 0, 1], [0, 0]], "trajectory 1 has no policy token"),
+        ([[1, 0], [1, 1]], r"trajectory 0 has 2 values \[0, 1\] for 3 tokens"),
+        ([[1, 0, 1], [1, 1, 0]], "trajectory 1 has 3 values"),
+        ([[1, 0, 2], [1, 1]], r"trajectory 0 has 3 values \[0, 1, 2\]"),
+        ([[1, 0, 1], [0, 0]], r"trajectory 1 has 2 values \[0\]"),
         ([[1, 0, 1], []], "trajectory 1 has 0 values"),
     ],
 )
