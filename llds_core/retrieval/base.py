@@ -51,11 +51,6 @@ class Retriever(Protocol):
         ...
 
 
-def hit_of(passage: Passage, score: float) -> Hit:
-    """`passage` as it was found."""
-    return Hit(passage.id, passage.title, passage.text, score)
-
-
 def format_hits(hits: Sequence[Hit]) -> str:
     """Return the text a policy sees: `Doc 1(Title: ...) ...` lines as in Search-R1's code."""
     return "".join(
@@ -97,7 +92,7 @@ class FailingRetriever:
                 passage = self.passages[index]
                 if len(chosen) < len(hits) and passage.title not in taken:
                     taken.add(passage.title)
-                    chosen.append(hit_of(passage, 0.0))
+                    chosen.append(Hit(**vars(passage), score=0.0))
             if len(chosen) == len(hits):
                 break
         return chosen

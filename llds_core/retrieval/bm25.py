@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from llds_core.errors import ConfigError
-from llds_core.retrieval.base import Hit, hit_of
+from llds_core.retrieval.base import Hit
 from llds_core.worlds.records import Passage
 from llds_core.worlds.text import search_words
 
@@ -100,4 +100,4 @@ class BM25Retriever:
             threshold = np.partition(scores[found], -k)[-k]
             found = found[scores[found] >= threshold]
         best = found[np.argsort(-scores[found], kind="stable")][:k]
-        return [hit_of(self._passages[i], float(scores[i])) for i in best.tolist()]
+        return [Hit(**vars(self._passages[i]), score=float(scores[i])) for i in best.tolist()]

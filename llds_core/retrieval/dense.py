@@ -11,7 +11,7 @@ import numpy as np
 
 from llds_core.config import DenseConfig
 from llds_core.errors import ConfigError, DataError
-from llds_core.retrieval.base import Hit, hit_of
+from llds_core.retrieval.base import Hit
 from llds_core.retrieval.encoder import Encoder
 from llds_core.retrieval.index import DenseIndex, import_faiss, index_kind
 from llds_core.worlds.records import Passage
@@ -79,7 +79,7 @@ class DenseRetriever:
                 )
             for place, scores, indices in zip(asked, *found, strict=True):
                 results[place] = [
-                    hit_of(self._passages[index], score)
+                    Hit(**vars(self._passages[index]), score=score)
                     for score, index in zip(scores.tolist(), indices.tolist(), strict=True)
                     if index >= 0  # an approximate index may find fewer
                 ]

@@ -61,8 +61,7 @@ class PassageFile(Sequence[Passage]):
             stored = _read_map(self.path, os.fstat(self._file.fileno()), cache)
         if stored is None:
             raise DataError(f"{self.path} changed while it was read: start again when it is whole")
-        self._offsets = stored[HEADER:]
-        self.hash = _map_hash(stored)
+        self._offsets, self.hash = stored.offsets, stored.hash
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -90,19 +89,21 @@ class PassageFile(Sequence[Passage]):
 
 
 class StoredMap(NamedTuple):
-    """What the map of a corpus file says about it: how many passages, and `PassageFile.hash`."""
+    """What is known of a corpus file without reading it: how many passages, `PassageFile.hash`, the
+    first byte of each passage and the size of the file.
+    """
 
     passages: int
     hash: str
+    offsets: np.ndarray
 
 
 def stored_map(path: Path, cache: str | Path = DataConfig.cache) -> StoredMap | None:
-    """What is known of a corpus without reading it; None when it was never read, or has changed."""
+    """The map of a corpus file; None when it was never read, or has changed."""
     try:
-        stored = _read_map(path, path.stat(), cache)
+        return _read_map(path, path.stat(), cache)
     except OSError:
         return None
-    return None if stored is None else StoredMap(int(stored[3]), _map_hash(stored))
 
 
 def passages_hash(passages: Iterable[Passage]) -> str:
@@ -133,11 +134,7 @@ def _write_map(path: Path, numbers: np.ndarray) -> None:
         np.save(file, numbers)
 
 
-def _map_hash(stored: np.ndarray) -> str:
-    return np.array(stored[4:HEADER]).astype("<i8").tobytes().hex()
-
-
-def _read_map(path: Path, corpus: os.stat_result, cache: str | Path) -> np.ndarray | None:
+def _read_map(path: Path, corpus: os.stat_result, cache: str | Path) -> StoredMap | None:
     """The map of the corpus at `path`, memory-mapped; None when missing, damaged or of another."""
     for file in _map_paths(path, cache):
         try:
@@ -146,9 +143,11 @@ def _read_map(path: Path, corpus: os.stat_result, cache: str | Path) -> np.ndarr
             continue
         if stored.dtype != np.int64 or stored.ndim != 1 or len(stored) < HEADER + 2:
             continue
-        expected = [_VERSION, corpus.st_size, corpus.st_mtime_ns, len(stored) - HEADER - 1]
+        count = len(stored) - HEADER - 1
+        expected = [_VERSION, corpus.st_size, corpus.st_mtime_ns, count]
         if stored[:4].tolist() == expected and stored[-1] == corpus.st_size:
-            return stored
+            digest = stored[4:HEADER].astype("<i8").tobytes().hex()
+            return StoredMap(count, digest, stored[HEADER:])
     return None
 
 

@@ -118,7 +118,7 @@ def test_a_map_that_cannot_be_written_is_named(corpus: Path) -> None:
     assert stored_map(corpus, cache) is None
     opened = PassageFile(corpus, cache)
     made = [*cache.iterdir()]
-    assert len(made) == 1 and stored_map(corpus, cache) == (len(opened), opened.hash)
+    assert len(made) == 1 and stored_map(corpus, cache)[:2] == (len(opened), opened.hash)
     changed = made[0].stat().st_mtime_ns
     assert PassageFile(corpus, cache).hash == opened.hash
     assert made[0].stat().st_mtime_ns == changed
