@@ -43,15 +43,9 @@ _CHECKED = 32  # published vectors that are compared
 _READ_AT_LOAD = 2**31  # bytes of a file that is checked when it is opened; `index` checks any
 _APART = 0.1  # largest distance of two encodings of a passage; 16 bits against 32 give under 0.05
 # What vectors depend on, as messages name it. An encoder is its hash, because a folder may move.
-_SOURCES = {
-    "passages": "passages",
-    "corpus_hash": "corpus",
-    "encoder_hash": "dense.encoder",
-    "passage_prefix": "dense.passage_prefix",
-    "max_tokens": "dense.max_tokens",
-    "half": "dense.half",
-    "vectors": "dense.vectors",
-}
+_OF_SETTINGS = ("passage_prefix", "max_tokens", "half", "vectors")
+_SOURCES = {"passages": "passages", "corpus_hash": "corpus", "encoder_hash": "dense.encoder"}
+_SOURCES |= {name: f"dense.{name}" for name in _OF_SETTINGS}
 
 
 def index_path(settings: DenseConfig, world: str, corpus: str) -> Path:

@@ -38,11 +38,14 @@ _CONNECTIONS = 64  # of TRL's client
 
 @dataclass(frozen=True)
 class Request:
-    """One context to continue: its ids, at most how many tokens to sample, and with which seed."""
+    """One context to continue: its ids, at most how many tokens to sample, with which seed, and
+    what else vLLM is told, whatever the request.
+    """
 
     token_ids: list[int]
     budget: int
     seed: int
+    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,13 @@ class VLLMSession:
             SamplerError: when the engine ended an action for no reason that the protocol knows.
         """
         requests = [self._request(*each) for each in zip(rows, budgets, strict=True)]
-        made = self._sampler.engine.generate(requests, self._sampler.options)
+        made = self._sampler.engine.generate(requests)
         return [self._kept(*each) for each in zip(made, rows, budgets, strict=True)]
 
     def _request(self, row: int, budget: int) -> Request:
         seed = self._sampler.seed_of(row, self._turns[row])
         self._turns[row] += 1
-        return Request(list(self._contexts[row]), budget, seed)
+        return Request(list(self._contexts[row]), budget, seed, self._sampler.options)
 
     def _kept(self, made: Generation, row: int, budget: int) -> Generation:
         """End the action with the token that ends it, and continue the context of `row` by it."""
@@ -145,7 +148,7 @@ class ContinuousVLLMSession(VLLMSession):
     def add(self, row: int, budget: int) -> None:
         """Ask for an action of `row`, of at most `budget` (>= 1) tokens."""
         self._budgets[row] = budget
-        self._engine.add(row, self._request(row, budget), self._sampler.options)
+        self._engine.add(row, self._request(row, budget))
 
     def step(self) -> list[tuple[int, Generation]]:
         """Work on all actions for a moment; return the finished ones. Raises as `generate` does."""
@@ -180,21 +183,20 @@ class ColocatedEngine:
                 generation.sync_weights()
             generation.llm.wake_up(tags=["kv_cache"])
         yield
-        while self._shared([], {}) is not None:
+        while self._shared([]) is not None:
             pass
         if generation.enable_sleep_mode:
             generation.llm.sleep(level=2)
             generation._llm_weights_sleeping = True
 
-    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Generation]:
-        """Complete `requests`, in order; `options` are vLLM's own and hold for all of them."""
-        return self._shared(requests, options) or []
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Complete `requests`, in order."""
+        return self._shared(requests) or []
 
-    def add(self, row: int, request: Request, options: Mapping[str, Any]) -> None:
+    def add(self, row: int, request: Request) -> None:
         """Ask for the completion of one request, named by its row."""
         prompt = {"type": "token", "prompt_token_ids": request.token_ids}
-        engine = self.generation.llm.llm_engine
-        engine.add_request(str(row), prompt, _sampling(request, options))
+        self.generation.llm.llm_engine.add_request(str(row), prompt, _sampling(request))
 
     def step(self) -> list[tuple[int, Generation]]:
         """Work on all requests for a moment; return the finished ones."""
@@ -205,39 +207,36 @@ class ColocatedEngine:
         """Forget requests that are not finished."""
         self.generation.llm.llm_engine.abort_request([str(row) for row in rows])
 
-    def _shared(
-        self, own: Sequence[Request], options: Mapping[str, Any]
-    ) -> list[Generation] | None:
+    def _shared(self, own: Sequence[Request]) -> list[Generation] | None:
         """Serve the requests of all processes that share a copy of the policy; return one's own.
 
         The processes of such a group must ask for the same tokens at the same time, but their
         rollouts take different numbers of turns: a process without a further turn asks for nothing
         until none of them asks any more, which returns None.
         """
-        generation, asked, place = self.generation, [(own, options)], 0
+        generation, asked, place = self.generation, [own], 0
         if generation.tensor_parallel_size > 1:
-            asked = [(own, options)] * generation.tensor_parallel_size
-            torch.distributed.all_gather_object(asked, (own, options), group=generation.tp_group)
+            asked = [own] * generation.tensor_parallel_size
+            torch.distributed.all_gather_object(asked, own, group=generation.tp_group)
             place = torch.distributed.get_rank(group=generation.tp_group)
-        requests = [request for part, _ in asked for request in part]
+        requests = [request for part in asked for request in part]
         if not requests:
             return None
-        options = next(options for part, options in asked if part)
         outputs = generation.llm.generate(
             [{"prompt_token_ids": request.token_ids} for request in requests],
-            sampling_params=[_sampling(request, options) for request in requests],
+            sampling_params=[_sampling(request) for request in requests],
             use_tqdm=False,
         )
-        first = sum(len(part) for part, _ in asked[:place])
+        first = sum(map(len, asked[:place]))
         return [_completion(output) for output in outputs[first : first + len(own)]]
 
 
-def _sampling(request: Request, options: Mapping[str, Any]) -> Any:
+def _sampling(request: Request) -> Any:
     """vLLM's `SamplingParams` of a request of which only the end is wanted."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    kind = RequestOutputKind.FINAL_ONLY
-    return SamplingParams(**options, max_tokens=request.budget, seed=request.seed, output_kind=kind)
+    own = {"max_tokens": request.budget, "seed": request.seed}
+    return SamplingParams(**request.options, **own, output_kind=RequestOutputKind.FINAL_ONLY)
 
 
 def _completion(output: Any) -> Generation:
@@ -306,19 +305,19 @@ class ServerEngine:
         self.wait_for_everyone()
         yield
 
-    def generate(self, requests: Sequence[Request], options: Mapping[str, Any]) -> list[Generation]:
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """See `ColocatedEngine`. Budgets and seeds differ by row, hence one call each; the server
         batches them.
         """
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            return list(pool.map(lambda request: self._complete(request, options), requests))
+            return list(pool.map(self._complete, requests))
 
-    def _complete(self, request: Request, options: Mapping[str, Any]) -> Generation:
+    def _complete(self, request: Request) -> Generation:
         try:
             answer = self.client.generate(
                 prompts=[request.token_ids],
                 max_tokens=request.budget,
-                generation_kwargs={**options, "seed": request.seed},
+                generation_kwargs={**request.options, "seed": request.seed},
             )
         except Exception as error:  # TRL's client raises nothing more specific
             raise SamplerError(

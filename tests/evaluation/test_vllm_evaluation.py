@@ -47,14 +47,15 @@ class Engine:
     """`ColocatedEngine`, as far as a sampler uses it; one request is finished a step."""
 
     is_continuous = True
-    open: dict[int, tuple[Request, dict]] = field(default_factory=dict)
+    open: dict[int, Request] = field(default_factory=dict)
     temperatures: set[float] = field(default_factory=set)
 
-    def generate(self, requests: Sequence[Request], options: dict) -> list[Generation]:
-        self.temperatures.add(options["temperature"])
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        (temperature,) = {request.options["temperature"] for request in requests}
+        self.temperatures.add(temperature)
         streams = [np.random.default_rng(request.seed) for request in requests]
         sampler = TransformersSampler(
-            searching(), TOKENIZER, None, temperature=options["temperature"], streams=streams
+            searching(), TOKENIZER, None, temperature=temperature, streams=streams
         )
         session = sampler.session([request.token_ids for request in requests])
         budgets = [request.budget for request in requests]
@@ -66,13 +67,12 @@ class Engine:
                 action.logprobs.append(0.0)
         return made
 
-    def add(self, row: int, request: Request, options: dict) -> None:
-        self.open[row] = request, options
+    def add(self, row: int, request: Request) -> None:
+        self.open[row] = request
 
     def step(self) -> list[tuple[int, Generation]]:
         row = next(iter(self.open))
-        request, options = self.open.pop(row)
-        return [(row, made) for made in self.generate([request], options)]
+        return [(row, made) for made in self.generate([self.open.pop(row)])]
 
     def drop(self, rows: Sequence[int]) -> None:
         self.open.clear()

@@ -179,8 +179,8 @@ def test_actions_end_as_the_protocol_says(run: tuple[Path, Watched]) -> None:
 def test_a_request_is_reproducible_and_follows_its_seed(run: tuple[Path, Watched]) -> None:
     _, seen = run
     engine, options = seen.rollout.engine, sampler(seen).options
-    requests = [Request(FIXED, 12, seed) for seed in (1, 2, 1)]
-    first, second = engine.generate(requests, options), engine.generate(requests[:1], options)
+    requests = [Request(FIXED, 12, seed, options) for seed in (1, 2, 1)]
+    first, second = engine.generate(requests), engine.generate(requests[:1])
     assert first[0].token_ids == first[2].token_ids == second[0].token_ids
     assert first[0].token_ids != first[1].token_ids
 

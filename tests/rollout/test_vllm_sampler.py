@@ -32,7 +32,7 @@ class Recorded:
         self.answers = list(answers)
         self.asked: list[list[Request]] = []
 
-    def generate(self, requests: Sequence[Request], options: Any) -> list[Generation]:
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
         self.asked.append(list(requests))
         answer = self.answers.pop(0)
         return [Generation(list(ids), [-float(i + 1) for i in range(len(ids))]) for ids in answer]
@@ -41,6 +41,10 @@ class Recorded:
 def sampler(engine: Any, tokenizer: Any = TOKENIZER) -> VLLMSampler:
     eos = {tokenizer.eos_token_id}
     return VLLMSampler(engine, StopAtTag(tokenizer), eos, lambda row, turn: 100 * row + turn)
+
+
+def request(ids: list[int], budget: int, seed: int) -> Request:
+    return Request(ids, budget, seed, sampler(Recorded()).options)
 
 
 def one(ids: Sequence[int], budget: int, tokenizer: Any = TOKENIZER) -> Generation:
@@ -95,8 +99,8 @@ def test_rows_keep_their_contexts_budgets_and_seeds() -> None:
     second = session.generate([2, 0], [1, 1])
     assert [made.token_ids for made in second] == [[46], [47]]
     assert engine.asked == [
-        [Request([7, 8, 9], 2, 0), Request([20, 21], 9, 100), Request([30], 3, 200)],
-        [Request([30, 43, 44, 45, 90, 91], 1, 201), Request([7, 8, 9, 40, 41, 92], 1, 1)],
+        [request([7, 8, 9], 2, 0), request([20, 21], 9, 100), request([30], 3, 200)],
+        [request([30, 43, 44, 45, 90, 91], 1, 201), request([7, 8, 9, 40, 41, 92], 1, 1)],
     ]
     assert PROMPTS == [[7, 8, 9], [20, 21], [30]]
 
@@ -188,12 +192,11 @@ class Generating:
         return outputs
 
 
-OPTIONS = sampler(Recorded()).options
-REQUESTS = [Request([1, 2], 2, 50), Request([3], 1, 60)]
+REQUESTS = [request([1, 2], 2, 50), request([3], 1, 60)]
 
 
 def test_colocated_requests_carry_their_own_budget_and_seed() -> None:
-    completions = ColocatedEngine(Generating()).generate(REQUESTS, OPTIONS)
+    completions = ColocatedEngine(Generating()).generate(REQUESTS)
     assert completions == [Generation([50, 50], [-1.0, -1.0]), Generation([60], [-1.0])]
 
 
@@ -220,8 +223,8 @@ def test_the_engine_sleeps_after_all_turns_and_not_between() -> None:
     generation = Generating(enable_sleep_mode=True)
     engine = ColocatedEngine(generation)
     with engine.rollout():
-        engine.generate(REQUESTS, OPTIONS)
-        engine.generate(REQUESTS[:1], OPTIONS)
+        engine.generate(REQUESTS)
+        engine.generate(REQUESTS[:1])
     turns = [("wake", "kv_cache"), ("generate", 2), ("generate", 1), ("sleep", 2)]
     assert generation.log == turns
     assert generation._llm_weights_sleeping
@@ -250,8 +253,8 @@ def test_processes_that_share_a_policy_wait_for_the_last_turn(monkeypatch) -> No
         engine = ColocatedEngine(engines[rank])
         with engine.rollout():
             for turn in range(turns):
-                asked = [Request([1], 1, 10 * rank + turn), Request([1], 1, 100 + rank)]
-                made[rank].append(engine.generate(asked, OPTIONS))
+                asked = [request([1], 1, 10 * rank + turn), request([1], 1, 100 + rank)]
+                made[rank].append(engine.generate(asked))
 
     threads = [threading.Thread(target=work, args=args) for args in ((0, 3), (1, 1))]
     for thread in threads:
@@ -285,9 +288,9 @@ class Client:
 
 def test_a_server_is_asked_for_all_rows_at_once_and_answers_in_order() -> None:
     engine = ServerEngine(Client(), lambda: None)
-    completions = engine.generate(REQUESTS, OPTIONS)
+    completions = engine.generate(REQUESTS)
     assert completions == [Generation([50, 50], [-2.0, -2.0]), Generation([60], [-2.0])]
-    assert engine.generate([], OPTIONS) == []
+    assert engine.generate([]) == []
 
 
 def test_nobody_asks_the_server_before_the_weights_are_there() -> None:
@@ -302,7 +305,7 @@ def test_a_failing_server_is_one_line() -> None:
         def generate(self, **options: Any) -> dict:
             raise Exception("Request failed: 400, {\n  too long }")
 
-    refused(SamplerError, "400", ServerEngine(Broken(), lambda: None).generate, REQUESTS, OPTIONS)
+    refused(SamplerError, "400", ServerEngine(Broken(), lambda: None).generate, REQUESTS)
 
 
 def test_ids_that_the_tokenizer_lacks_are_never_asked_for() -> None:
