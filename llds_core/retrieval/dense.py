@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
-
 from llds_core.config import DenseConfig
-from llds_core.errors import ConfigError, DataError
+from llds_core.errors import ConfigError
 from llds_core.retrieval.base import Hit
 from llds_core.retrieval.encoder import Encoder
 from llds_core.retrieval.index import DenseIndex, import_faiss, index_kind
@@ -62,28 +60,23 @@ class DenseRetriever:
         self.identity = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Return up to `k` hits per query, best first; none for a blank query."""
-        asked = [place for place, query in enumerate(queries) if query.strip()]
-        results: list[list[Hit]] = [[] for _ in queries]
-        if asked:
-            vectors = self._encoder.encode_queries([queries[place] for place in asked])
-            most = min(k, len(self._passages))
-            with self._lock:
-                if self._graph_depth is not None:  # a graph returns no more than it looks at
-                    graph = cast("faiss.IndexHNSW", self._index).hnsw
-                    graph.efSearch = max(self._graph_depth, most)
-                found = self._index.search(vectors, most)
-            if not np.isfinite(found[0][found[1] >= 0]).all():
-                raise DataError(
-                    "the index holds numbers that are not finite, so it is damaged: build it again"
-                )
-            for place, scores, indices in zip(asked, *found, strict=True):
-                results[place] = [
-                    Hit(**vars(self._passages[index]), score=score)
-                    for score, index in zip(scores.tolist(), indices.tolist(), strict=True)
-                    if index >= 0  # an approximate index may find fewer
-                ]
-        return results
+        """Return up to `k` hits per query, best first."""
+        if not queries:
+            return []
+        vectors, most = self._encoder.encode_queries(queries), min(k, len(self._passages))
+        with self._lock:
+            if self._graph_depth is not None:  # a graph returns no more than it looks at
+                graph = cast("faiss.IndexHNSW", self._index).hnsw
+                graph.efSearch = max(self._graph_depth, most)
+            found = self._index.search(vectors, most)
+        return [
+            [
+                Hit(**vars(self._passages[index]), score=score)
+                for score, index in zip(scores.tolist(), indices.tolist(), strict=True)
+                if index >= 0  # an approximate index may find fewer
+            ]
+            for scores, indices in zip(*found, strict=True)
+        ]
 
 
 def _on_gpus(index: "faiss.Index", settings: DenseConfig) -> "faiss.Index":

@@ -195,13 +195,3 @@ def test_what_is_damaged_is_named_and_only_that_is_made_again(
     build(tmp_path, settings, encoder)
     assert encoder.encoded == encoded
     assert contents(tmp_path) == before
-
-
-def test_numbers_that_are_not_finite_are_never_ranked(tmp_path: Path) -> None:
-    """Of an index too large to be checked when it is opened."""
-    build(tmp_path)
-    opened = DenseRetriever(PASSAGES, FAKE, tmp_path, FakeEncoder())
-    rows = np.zeros((2, 32), np.float32)
-    rows[:, 0] = np.inf, -np.inf
-    opened._index.add(rows)
-    refused(DataError, "not finite", opened.search, ["text"], 3)
