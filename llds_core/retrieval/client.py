@@ -166,9 +166,8 @@ class RetrieverClient:
         found = None
         if response.status_code not in _NO_SUCH_PAGE:
             self._check_status(response)
-            row = from_json(response.content)
             with suppress(ValidationError):  # a page of another kind of server
-                found = ServiceIdentity.model_validate(row)
+                found = ServiceIdentity.model_validate(from_json(response.content))
         if found is None:
             said = "retriever at %s does not say what it searches: a change would go unnoticed"
             _logger.warning(said, self.url)

@@ -24,14 +24,11 @@ class DenseRetriever:
     Args:
         folder: where the index of `passages` by `settings` is.
         encoder: that of `settings`, if it is loaded already.
-        build: build the index first when none is finished: hours on millions of passages.
-        command: what else builds it, for the message where none is finished.
+        command: what builds it, for the message where none is finished; None builds it here, which
+            takes hours on millions of passages.
 
     Raises:
-        ConfigError: when a value does not fit, or the encoder, a package or the GPU is missing.
-        RunError: when no index is finished, it is of another corpus, encoder or kind, or cannot
-            be written.
-        DataError: when one of its files is missing or damaged.
+        ConfigError: when the encoder or the GPU is missing; for the index see `DenseIndex`.
 
     Attributes:
         identity: sixteen hex digits that change with corpus, encoder, index and search settings.
@@ -43,14 +40,12 @@ class DenseRetriever:
         settings: DenseConfig,
         folder: Path,
         encoder: Encoder | None = None,
-        *,
-        build: bool = False,
-        command: str = "DenseRetriever(…, build=True)",
+        command: str | None = None,
     ) -> None:
         self._passages = passages
         self._encoder = encoder or Encoder(settings)
         stored = DenseIndex(passages, settings, folder, self._encoder)
-        self._index = stored.open(build=build, command=command)
+        self._index = stored.open(command)
         self._graph_depth = settings.hnsw_search_depth if settings.index == "hnsw" else None
         if self._graph_depth is None:
             self._index = _on_gpus(self._index, settings)

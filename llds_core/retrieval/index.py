@@ -135,13 +135,13 @@ class DenseIndex:
             write_json(self.folder / "manifest.json", manifest)
         return manifest
 
-    def open(self, *, build: bool, command: str) -> "faiss.Index":
-        """Open it, where none is finished only if it may `build` one, and otherwise a message names
-        the `command` that does; files of FAISS are mapped into memory, not read.
+    def open(self, command: str | None) -> "faiss.Index":
+        """Open it; where none is finished a message names the `command` that builds it, or None
+        builds it first. Files of FAISS are mapped into memory, not read.
         """
         manifest = read_index_manifest(self.folder)
         if not manifest or not manifest["index"]:
-            if not build:
+            if command:
                 raise RunError(
                     f"{self.folder} holds no finished index: {command} builds or continues it; or "
                     "set dense.path"

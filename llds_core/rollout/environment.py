@@ -124,9 +124,9 @@ def build_retriever(config: ExperimentConfig, world: World) -> Retriever:
     that of the atlas: it is small, and built when there is none.
     """
     if config.retrieval.backend == "dense":
-        folder, small = index_folder(config, world), world.name == "atlas"
-        command = index_command(config)
-        return DenseRetriever(world.passages, config.dense, folder, build=small, command=command)
+        command = None if world.name == "atlas" else index_command(config)
+        folder = index_folder(config, world)
+        return DenseRetriever(world.passages, config.dense, folder, command=command)
     if config.retrieval.backend == "server":
         corpus = passages_hash(world.passages)[:16]
         return RetrieverClient(config.service, corpus=corpus, profile=config.profile)

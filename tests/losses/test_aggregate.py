@@ -25,21 +25,3 @@ def test_denominator_replaces_the_count_of_the_mode(mode):
     assert with_empty.item() == pytest.approx(own.item())  # such rows are no sequences
     assert aggregate(VALUES, MASK, mode, COUNTS[mode]).item() == pytest.approx(own.item())
     assert aggregate(VALUES, MASK, mode, 10 * COUNTS[mode]).item() == pytest.approx(own.item() / 10)
-
-
-@pytest.mark.parametrize("kind", [float, torch.tensor], ids=["float", "tensor"])
-def test_denominator_below_one_is_taken_as_it_is(kind):
-    # One token counted over four processes, each of which is told its share.
-    assert aggregate(torch.ones(1, 1), torch.ones(1, 1), "token-mean", kind(0.25)).item() == 4.0
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("count", [None, 0.0, torch.tensor(0)])
-def test_empty_mask_gives_zero_with_a_graph(mode, count):
-    if mode == "constant":
-        count = 8.0
-    values = torch.full((2, 3), float("nan"), requires_grad=True)
-    result = aggregate(values, torch.zeros(2, 3), mode, count)
-    result.backward()
-    assert result.item() == 0.0
-    assert torch.equal(values.grad, torch.zeros(2, 3))

