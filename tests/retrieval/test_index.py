@@ -84,6 +84,16 @@ def test_more_shards_than_a_process_may_have_files_are_read(tmp_path: Path, monk
     assert encoder.encoded == 350
 
 
+def test_a_disk_that_takes_no_more_is_named(tmp_path: Path) -> None:
+    build(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        refused(RunError, r"cannot write to .*index\.faiss", build, tmp_path, KINDS["hnsw"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_another_kind_of_index_costs_no_second_encoding(tmp_path: Path) -> None:
     encoder = FakeEncoder()
     for kind in ("flat", "hnsw", "flat"):
