@@ -114,7 +114,7 @@ class DenseIndex:
             manifest = read_index_manifest(self.folder) or unfinished
             check_manifest(self.folder, manifest, self.source)
             damaged = _damaged(self.folder, manifest)
-            if manifest["index"] == kind and not damaged:
+            if manifest["index"] == kind and "sha256" in manifest and not damaged:
                 return manifest
             for each in [*damaged, *self.folder.glob(".*.partial")]:  # what a killed build left
                 each.unlink(missing_ok=True)
