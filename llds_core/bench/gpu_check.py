@@ -17,16 +17,17 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.benchmark import timer
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from llds_core.bench.gpu_kernels import check_kernels
-from llds_core.bench.gpu_report import Report, Status, timed
+from llds_core.bench.gpu_report import Report
 from llds_core.bench.speed import Updates, measure_profile, train_seconds
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.config.seeding import torch_generator
@@ -37,22 +38,28 @@ from llds_core.machine.jobs import Child, stop_children
 from llds_core.machine.memory import GIB, gpu_memory, known_models, policy_shape
 from llds_core.machine.plan import GPU_SPEED, estimate, load_laid_out
 from llds_core.rollout.loop import Rollout
-from llds_core.rollout.protocol import TAGS, Action, ActionKind, Trajectory
+from llds_core.rollout.protocol import TAGS, Action, Trajectory
 from llds_core.runs import Run
-from llds_core.runs.policies import build_tokenizer
+from llds_core.runs.policies import build_tokenizer, policy_architecture
 from llds_core.training.trainer import SearchGRPOTrainer
 from llds_core.training.warmstart import warmstart
 from llds_core.worlds.records import Question
 
 PHASES = ("A", "B", "C", "D")
 _ARMS = ("grpo", "llds-action")
+_UPDATES = (  # settings of phase B
+    *("sampler.backend=transformers", "training.dtype=bfloat16"),
+    *("training.gradient_checkpointing=true", "training.updates_per_rollout=2"),
+    *("training.epochs=1", "training.steps=1"),
+    "diagnostics.final_share=1",  # a pass is timed, and its operations are counted
+)
 
 
 @dataclass(frozen=True)
 class _Sizes:
     """What the phases run on."""
 
-    shape: dict[str, Any]  # of the models of phases A and B, as in `presets/models.yaml`
+    shape: Qwen2Config  # of the models of phases A and B
     experiment: str  # that phase B takes its settings from
     groups: int  # of phase B, in two updates
     micro_batches: tuple[int, ...]  # sizes that phase B tries, with padding and without
@@ -64,15 +71,11 @@ class _Sizes:
 def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int:
     """Run `phases` in the order given and write their rows to `gpu_check.json` under `out`, where
     the runs of phase D are continued, of `steps` if not the profile's; 1 when a check failed, else
-    0. A `ConfigError` for an unknown phase, and for a GPU too small for phase B.
+    0. A `ConfigError` for an unknown phase.
     """
     if unknown := [phase for phase in phases if phase not in PHASES]:
         raise ConfigError(f'--phase is "{unknown[0]}": choose of {",".join(PHASES)}')
-    sizes = _sizes()
-    if "B" in phases:
-        planned = estimate(_on_this_card(sizes.experiment))
-        if not planned.fits:
-            raise ConfigError(f"{planned.reason}: leave phase B out with --phase A,C,D")
+    sizes = _sizes(steps)
     report = Report(out, ("-", *phases))
     gpus = find_gpus()
     for name, value in (
@@ -82,11 +85,16 @@ def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int
         ("gpu", gpus.found[0].name if gpus.found else "none: toy sizes on the CPU"),
     ):
         report.add("-", name, value)
-    run = {"A": _kernels, "B": _updates, "C": _bench, "D": _side_by_side}
+    run = {
+        "A": lambda: check_kernels(report, sizes.shape),
+        "B": lambda: _updates(report, sizes),
+        "C": lambda: _bench(report, sizes, out),
+        "D": lambda: _side_by_side(report, sizes, out),
+    }
     for phase in phases:
         started = time.perf_counter()
         try:
-            run[phase](report, replace(sizes, steps=steps or sizes.steps), out)
+            run[phase]()
         except Exception as error:  # whatever a card or a driver brings: the other phases run
             write_text(out / f"phase_{phase}_error.txt", traceback.format_exc())
             said = f"{type(error).__name__}: {one_line(error, 300)}"
@@ -95,21 +103,14 @@ def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int
     return int(any(row.status == "fail" for row in report.rows))
 
 
-def _sizes() -> _Sizes:
-    """Toy sizes on a CPU, else the shape of 3B."""
+def _sizes(steps: int | None) -> _Sizes:
+    """Toy sizes on a CPU, else the shape of 3B; phase D takes `steps`, or what suits them."""
     if not torch.cuda.is_available():
-        toy = {
-            "vocab_size": 3000,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-        }
-        return _Sizes(toy, "smoke/llds-action", 4, (4,), (12, 6, 20), "smoke", 2)
-    shape = known_models()["qwen2.5-3b"]
-    shape.pop("model_type")
-    return _Sizes(shape, "paper-3b/llds-action", 32, (4, 8, 16), (200, 60, 450), "smol", 60)
+        toy = policy_architecture(load_experiment("smoke/grpo").policy, 3000)
+        return _Sizes(toy, "smoke/llds-action", 4, (4,), (12, 6, 20), "smoke", steps or 2)
+    shape = Qwen2Config(**known_models()["qwen2.5-3b"])
+    lengths = (200, 60, 450)
+    return _Sizes(shape, "paper-3b/llds-action", 32, (4, 8, 16), lengths, "smol", steps or 60)
 
 
 def _on_this_card(experiment: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -121,85 +122,67 @@ def _on_this_card(experiment: str, overrides: Sequence[str] = ()) -> ExperimentC
     return load_laid_out(experiment, overrides, gpus=1, gpu_memory_gib=memory)
 
 
-def _kernels(report: Report, sizes: _Sizes, out: Path) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    check_kernels(report, Qwen2Config(**sizes.shape), device)
-
-
 # Phase B.
 
 
-def _updates(report: Report, sizes: _Sizes, out: Path) -> None:
+def _updates(report: Report, sizes: _Sizes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         policy = Path(folder) / "policy"
         _save_random_policy(sizes.shape, policy)
-        settings = [(size, padding) for size in sizes.micro_batches for padding in (True, False)]
-        for size, padding in settings:
+        for size, padding in product(sizes.micro_batches, (True, False)):
+            overrides = [
+                *_UPDATES,
+                f"policy.path={policy}",
+                f"rollout.prompts_per_rollout={sizes.groups}",
+                f"training.micro_batch_size={size}",
+                f"training.remove_padding={str(not padding).lower()}",
+            ]
+            config = _on_this_card(sizes.experiment, overrides)
+            made = _synthetic_rollout(config, sizes.lengths)
+            updates = Updates(config, made, str(policy), Path(folder))
             if size == sizes.micro_batches[0]:  # each way compiles kernels of its own
-                _train_once(sizes, policy, size, padding=padding)
-            _measure_updates(report, sizes, policy, size, padding=padding)
+                _train(updates, config)
+            name = f"micro-batches of {size}" + ("" if padding else ", no padding")
+            _measure_updates(report, name, updates, config)
 
 
-def _save_random_policy(shape: dict[str, Any], folder: Path) -> None:
+def _save_random_policy(shape: Qwen2Config, folder: Path) -> None:
     """A policy of `shape` that knows nothing, with a small tokenizer."""
     tokenizer = build_tokenizer(["a city, a river and a road"], 300, TAGS)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(Qwen2Config(**shape), dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _train_once(
-    sizes: _Sizes, policy: Path, size: int, *, padding: bool
-) -> tuple[Updates, "_TimedTrainer", float]:
-    """Two updates on trajectories of the paper's lengths; the seconds that they took."""
-    overrides = [
-        f"policy.path={policy}",
-        f"rollout.prompts_per_rollout={sizes.groups}",
-        "sampler.backend=transformers",
-        f"training.micro_batch_size={size}",
-        "diagnostics.final_share=1",  # a pass is timed, and its operations are counted
-        "training.updates_per_rollout=2",
-        "training.epochs=1",
-        "training.steps=1",
-        "training.dtype=bfloat16",
-        "training.gradient_checkpointing=true",
-        f"training.remove_padding={str(not padding).lower()}",
-    ]
-    config = _on_this_card(sizes.experiment, overrides)
-    updates = Updates(config, _synthetic_rollout(config, sizes.lengths), str(policy), policy.parent)
+def _train(updates: Updates, config: ExperimentConfig) -> tuple["_TimedTrainer", float]:
+    """A trainer that has made its updates, and the seconds that they took."""
     gc.collect()
     torch.cuda.empty_cache()
-    trainer = updates.trainer(config.loss.llds_weight, _TimedTrainer)
-    return updates, trainer, train_seconds(trainer)
+    trainer = updates.trainer(config, _TimedTrainer)
+    return trainer, train_seconds(trainer)
 
 
-def _measure_updates(
-    report: Report, sizes: _Sizes, policy: Path, size: int, *, padding: bool
-) -> None:
+def _measure_updates(report: Report, name: str, updates: Updates, config: ExperimentConfig) -> None:
     """Rows of one setting: speed of each part, operations and memory."""
-    updates, trainer, total = _train_once(sizes, policy, size, padding=padding)
-    config = updates.config
-    name = f"micro-batches of {size}" + ("" if padding else ", no padding")
+    trainer, total = _train(updates, config)
+    shape, tokens, row = policy_shape(config.policy), updates.tokens, updates.row
     training = total - trainer.scoring_seconds - trainer.final_seconds
-    tokens = updates.tokens
-    parameters = policy_shape(config.policy).parameters
     report.add("B", f"{name}: old and reference", tokens / trainer.scoring_seconds, "tokens/s")
     report.add("B", f"{name}: forward, backward, AdamW", tokens / training, "tokens/s")
     report.add("B", f"{name}: pass after the updates", tokens / trainer.final_seconds, "tokens/s")
     # As `plan` counts: 2 per parameter and token for a forward pass, of which training with
     # checkpointing takes four; old, reference and final passes take one each.
-    speed = 2 * parameters * tokens * (3 + 4) / total
+    speed = 2 * shape.parameters * tokens * (3 + 4) / total
     if torch.cuda.is_available():
         report.plan("B", f"{name}: operations", speed / 1e12, GPU_SPEED / 1e12, "TFLOP/s")
-        parts, moments = gpu_memory(config, policy_shape(config.policy))
+        parts, moments = gpu_memory(config, shape)
         planned = (moments["update"] - parts["context"]) / GIB
-        status: Status = "ok" if updates.row["gpu_memory"] <= planned * 1.05 else "outside"
-        report.add("B", f"{name}: memory", updates.row["gpu_memory"], "GiB", planned, status)
+        report.bound("B", f"{name}: memory", row["gpu_memory"], planned, "GiB", beyond="outside")
     else:
         report.add("B", f"{name}: operations", speed / 1e12, "TFLOP/s")
-    report.bound("B", f"{name}: gate canary", updates.row["gated_fraction_first"], 0.0)
-    skipped = updates.row["nonfinite_updates"]
+    report.bound("B", f"{name}: gate canary", row["gated_fraction_first"], 0.0)
+    skipped = row["nonfinite_updates"]
     report.bound("B", f"{name}: updates skipped as not finite", skipped, 0.0, "updates")
 
 
@@ -209,13 +192,15 @@ class _TimedTrainer(SearchGRPOTrainer):
     scoring_seconds = final_seconds = 0.0
 
     def _micro_batches(self, batch: dict[str, Any]) -> list[list[dict[str, Any]]]:
-        result, spent = timed(partial(super()._micro_batches, batch))
-        self.scoring_seconds += spent
-        return result
+        started = timer()  # which waits for the GPU
+        windows = super()._micro_batches(batch)
+        self.scoring_seconds += timer() - started
+        return windows
 
     def after_update(self) -> None:
-        _, spent = timed(super().after_update)
-        self.final_seconds += spent
+        started = timer()
+        super().after_update()
+        self.final_seconds += timer() - started
 
 
 def _synthetic_rollout(config: ExperimentConfig, lengths: tuple[int, int, int]) -> Rollout:
@@ -231,12 +216,11 @@ def _synthetic_rollout(config: ExperimentConfig, lengths: tuple[int, int, int]) 
         group, sample = divmod(index, config.rollout.group_size)
         trajectory = Trajectory(Question(str(group), "", ("",)), sample, draw(prompt))
         for turn in range(index % 4 + 1):
-            start, executed = len(trajectory.completion_ids), turn < index % 4
-            kind: ActionKind = "search" if executed else "answer"
-            step = Action(kind, "", "", start, start + action, executed=executed)
-            trajectory.add_action(step, draw(action), [-1.0] * action)
-            if executed:
+            if turn:
                 trajectory.add_observation(draw(observation))
+            start = len(trajectory.completion_ids)
+            step = Action("answer", "", "", start, start + action)
+            trajectory.add_action(step, draw(action), [-1.0] * action)
         trajectories.append(trajectory)
     return Rollout(trajectories, seconds=1.0, retrieval_seconds=0.0)
 

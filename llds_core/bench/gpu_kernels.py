@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.benchmark import Timer
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from llds_core.bench.gpu_report import Report, seconds
+from llds_core.bench.gpu_report import Report
 from llds_core.config.seeding import torch_generator
 from llds_core.losses import kl_k3, llds_penalty, policy_loss
+from llds_core.machine.memory import GIB
 from llds_core.training.policy_head import (
     add_policy_head,
     forward_unpadded,
@@ -25,13 +27,14 @@ _WIDTHS = range(252, 261)  # 256 among them, which kernels like best
 _EPS_16 = torch.finfo(torch.bfloat16).eps
 
 
-def check_kernels(report: Report, shape: Qwen2Config, device: torch.device) -> None:
+def check_kernels(report: Report, shape: Qwen2Config) -> None:
     """Rows of phase A for models of `shape` with two layers."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _check_losses(report, device, torch_generator(0, "gpu-check", "losses"))
     _check_head(report, shape, device, torch_generator(0, "gpu-check", "head"))
     _check_forward(report, shape, device, torch_generator(0, "gpu-check", "forward"))
     _list_backends(report, shape, device)
-    _measure_ceilings(report, device)
+    _measure_ceiling(report, device)
 
 
 def _check_losses(report: Report, device: torch.device, rng: torch.Generator) -> None:
@@ -94,15 +97,15 @@ def _check_head(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-
-        def train(run: Any = run, leaf: torch.Tensor = leaf) -> None:
-            run(leaf).sum().backward()
-
-        spent = seconds(train)
+        spent = _seconds(partial(_train, run, leaf))
         report.add("A", f"{name}, {len(states)} tokens forward and backward", spent * 1e3, "ms")
         if device.type == "cuda":
-            peak = (torch.cuda.max_memory_allocated() - before) / 2**30
+            peak = (torch.cuda.max_memory_allocated() - before) / GIB
             report.add("A", f"{name}, peak memory", peak, "GiB")
+
+
+def _train(run: Callable[[torch.Tensor], torch.Tensor], leaf: torch.Tensor) -> None:
+    run(leaf).sum().backward()
 
 
 def _check_forward(
@@ -184,16 +187,17 @@ def _list_backends(report: Report, shape: Qwen2Config, device: torch.device) -> 
         report.add("A", f"fused SDPA kernels with {name}", ", ".join(works) or "none")
 
 
-def _measure_ceilings(report: Report, device: torch.device) -> None:
-    """What the card's own libraries reach, for the shares of phase B."""
+def _measure_ceiling(report: Report, device: torch.device) -> None:
+    """What the card's own library reaches, for the shares of phase B."""
     size = 8192 if device.type == "cuda" else 512
     left, right = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
-    speed = 2 * size**3 / seconds(lambda: left @ right) / 1e12
+    speed = 2 * size**3 / _seconds(lambda: left @ right) / 1e12
     report.add("A", f"matrix product in bfloat16, {size}", speed, "TFLOP/s")
-    source = torch.empty(size * size * 16, device=device)
-    target = torch.empty_like(source)
-    speed = 2 * source.nbytes / seconds(lambda: target.copy_(source)) / 1e12
-    report.add("A", "copy, bytes read and written", speed, "TB/s")
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Mean time of five calls of `work` after two more, on a CPU with one thread."""
+    return Timer("work()", globals={"work": work}).timeit(5).mean
 
 
 def _model(shape: Qwen2Config, device: torch.device) -> PreTrainedModel:

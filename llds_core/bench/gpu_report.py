@@ -1,20 +1,15 @@
 """Rows of `gpu-check`: what was measured, what it is held against, and the file they go to."""
 
 import json
-import statistics
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
-
-import torch
+from typing import Literal
 
 from llds_core.files import write_text
 from llds_core.machine.plan import UNCERTAINTY
 
 Status = Literal["ok", "outside", "fail", "info"]
-_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -62,9 +57,17 @@ class Report:
         against = "" if planned is None else f" (planned {_shown(planned)})"
         print(f"{phase} {status:7} {name}: {_shown(measured)} {unit}{against}", flush=True)
 
-    def bound(self, phase: str, name: str, measured: float, limit: float, unit: str = "") -> None:
-        """Add a number that may not exceed `limit`; NaN does."""
-        self.add(phase, name, measured, unit, limit, "ok" if measured <= limit else "fail")
+    def bound(
+        self,
+        phase: str,
+        name: str,
+        measured: float,
+        limit: float,
+        unit: str = "",
+        beyond: Status = "fail",
+    ) -> None:
+        """Add a number whose status is `beyond` where it exceeds `limit`; NaN does."""
+        self.add(phase, name, measured, unit, limit, "ok" if measured <= limit else beyond)
 
     def plan(self, phase: str, name: str, measured: float, planned: float, unit: str) -> None:
         """Add a number beside what `plan` says, whose bounds lie a factor away."""
@@ -84,23 +87,3 @@ def markdown(rows: Iterable[Row]) -> str:
 
 def _shown(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Median wall-clock time of five calls of `work`, after one that is not measured."""
-    _, *found = (timed(work)[1] for _ in range(6))
-    return statistics.median(found)
-
-
-def timed(work: Callable[[], _Made]) -> tuple[_Made, float]:
-    """What `work` returns, and its wall-clock time, that of the GPU included."""
-    _synchronise()
-    started = time.perf_counter()
-    made = work()
-    _synchronise()
-    return made, time.perf_counter() - started
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -1,5 +1,5 @@
-"""Rollouts that `bench` measures beside our own: Search-R1's loop, written out for anyone to read,
-and lock-step against a loop in which nobody waits.
+"""Rollouts that `bench` measures beside our own: of a sampler that computes the whole context again
+every turn, as Search-R1's does, and lock-step against a loop in which nobody waits.
 
 For the latter decoding is simulated, so that no GPU is needed: a pass writes a token of every open
 trajectory and takes about as long as one of a 3B policy on an H100. Actions have the limit of the
@@ -7,20 +7,20 @@ paper's (arXiv 2512.04220, appendix B.2.1) and a geometric length below it. All 
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from llds_core.config import load_experiment
 from llds_core.config.seeding import numpy_generator
-from llds_core.retrieval.base import Hit, SearchKey
+from llds_core.retrieval.base import Hit
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.prompts import encode_plain
-from llds_core.rollout.protocol import STOP_TAGS, parse_action, search_observation
+from llds_core.rollout.protocol import STOP_TAGS
 from llds_core.rollout.samplers import Generation, evaluation_mode
 from llds_core.worlds.records import Question
 
@@ -30,81 +30,61 @@ LATENCIES = (0.0, 0.05, 0.5)  # seconds of a search, of any number of queries
 _MEAN_TOKENS = 45  # of an action
 
 
-def reencoding_rollout(loop: RolloutLoop, model: PreTrainedModel, tasks: Tasks) -> list[str]:
-    """Text of every trajectory: text in, text out, and the whole context again every turn.
+@dataclass
+class ReencodingSampler:
+    """Sampler and session in one: text in, text out, and the whole context again every turn.
 
     Every turn tokenises what followed the prompt of all running contexts, pads them on the left,
     and calls `generate`, which keeps a cache within the turn and drops it after. A group's common
-    prompt is computed once per trajectory. Tokenizer, search engine and limits are those of `loop`,
-    our own; `tasks` are questions, each with the number of its sample.
+    prompt is computed once per trajectory.
     """
-    limits, tokenizer = loop.config, loop.tokenizer
-    prompts = loop.prompts([question for question, _ in tasks])
-    texts = [""] * len(tasks)
-    active = list(range(len(tasks)))
 
-    def contexts() -> list[list[int]]:
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    temperature: float
+
+    def session(self, prompts: Sequence[Sequence[int]]) -> "ReencodingSampler":
+        """Start one context per prompt."""
+        self._prompts, self._texts = prompts, [""] * len(prompts)
+        return self
+
+    def append(self, row: int, token_ids: Sequence[int]) -> None:
+        """Insert observation tokens after what `row` holds."""
+        self._texts[row] += str(self.tokenizer.decode([*token_ids]))
+
+    def generate(self, rows: Sequence[int], budgets: Sequence[int]) -> list[Generation]:
+        """Sample one action for each of `rows`, at most `budgets` tokens each."""
         # Text from data is text, here too: only the template's own control tokens are control.
-        encoded = encode_plain([texts[row] for row in active], tokenizer)
-        return [prompts[row] + ids for row, ids in zip(active, encoded, strict=True)]
-
-    for turn in range(limits.max_searches + 1):
-        replies = _generate(loop, model, contexts())
-        actions = {row: parse_action(reply) for row, reply in zip(active, replies, strict=True)}
-        for row, reply in zip(active, replies, strict=True):
-            texts[row] += reply
-        if turn == limits.max_searches:
-            break
-        queries = {row: q for row, (kind, q, _) in actions.items() if kind == "search" and q}
-        found = _search(loop, tasks, queries, turn)
-        active = [row for row in active if actions[row][0] != "answer"]
-        for row in active:
-            observation = search_observation(found[row]) if row in found else limits.feedback
-            [tokens] = encode_plain([observation], tokenizer)
-            [shown] = tokenizer.batch_decode([tokens[: limits.max_observation_tokens]])
-            texts[row] += shown
-        if active:
-            sized = zip(active, contexts(), strict=True)
-            active = [row for row, ids in sized if len(ids) < limits.max_total_tokens]
-        if not active:
-            break
-    return [a + b for a, b in zip(tokenizer.batch_decode(prompts), texts, strict=True)]
-
-
-def _generate(loop: RolloutLoop, model: Any, contexts: list[list[int]]) -> list[str]:
-    limits, tokenizer = loop.config, loop.tokenizer
-    batch = tokenizer.pad({"input_ids": contexts}, padding_side="left", return_tensors="pt")
-    generation = GenerationConfig(
-        do_sample=True,
-        temperature=limits.temperature,
-        top_k=0,
-        max_new_tokens=limits.max_action_tokens,
-        stop_strings=list(STOP_TAGS),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    # `generate` samples from the global stream; a measurement must not move it.
-    with evaluation_mode(model), torch.random.fork_rng():
-        output = model.generate(
-            **batch.to(model.device), generation_config=generation, tokenizer=tokenizer
+        later = encode_plain([self._texts[row] for row in rows], self.tokenizer)
+        contexts = [[*self._prompts[row], *ids] for row, ids in zip(rows, later, strict=True)]
+        batch = self.tokenizer.pad(
+            {"input_ids": contexts}, padding_side="left", return_tensors="pt"
         )
-    new = output[:, batch["input_ids"].shape[1] :]
-    return [_cut_after_tag(t) for t in tokenizer.batch_decode(new, skip_special_tokens=True)]
-
-
-def _search(
-    loop: RolloutLoop, tasks: Tasks, queries: Mapping[int, str], turn: int
-) -> dict[int, list[Hit]]:
-    if not queries:
-        return {}
-    keys = [SearchKey(1, tasks[row][0].id, tasks[row][1], turn) for row in queries]
-    hits, _ = loop.retriever.search_keyed([*queries.values()], loop.top_k, keys)
-    return dict(zip(queries, hits, strict=True))
-
-
-def _cut_after_tag(text: str) -> str:
-    ends = [text.find(tag) + len(tag) for tag in STOP_TAGS if tag in text]
-    return text[: min(ends)] if ends else text
+        ends = [self.tokenizer.eos_token_id, self.tokenizer.pad_token_id]
+        generation = GenerationConfig(
+            do_sample=True,
+            temperature=self.temperature,
+            top_k=0,
+            max_new_tokens=max(budgets),
+            stop_strings=list(STOP_TAGS),
+            pad_token_id=ends[1],
+            eos_token_id=ends[0],
+        )
+        # `generate` samples from the global stream; a measurement must not move it.
+        with evaluation_mode(self.model), torch.random.fork_rng():
+            output = self.model.generate(
+                **batch.to(self.model.device),
+                generation_config=generation,
+                tokenizer=self.tokenizer,
+            )
+        new = output[:, batch["input_ids"].shape[1] :].tolist()
+        made = []
+        for row, ids, budget in zip(rows, new, budgets, strict=True):
+            length = next((i for i, token in enumerate(ids) if token in ends), budget)
+            kept = ids[: min(length, budget)]
+            self.append(row, kept)
+            made.append(Generation(kept, [0.0] * len(kept)))
+        return made
 
 
 def measure_waiting(loop: RolloutLoop, tasks: Tasks) -> Iterator[tuple[float, float, float]]:
@@ -134,18 +114,20 @@ class _Decoding:
     _open: dict[int, tuple[list[int], int]] = field(default_factory=dict)  # ids, tokens left
 
     def session(self, prompts: Sequence[Sequence[int]]) -> "_Decoding":
-        self._streams = [numpy_generator(0, "waiting", row) for row in range(len(prompts))]
-        self._searches = [stream.integers(self.searches + 1) for stream in self._streams]
+        stream, turns = numpy_generator(0, "waiting"), self.searches + 1
+        self._searches = stream.integers(turns, size=len(prompts)).tolist()  # left, by row
+        lengths = stream.geometric(1 / _MEAN_TOKENS, size=(len(prompts), turns))
+        self._lengths = lengths.tolist()
         return self
 
     def add(self, row: int, budget: int) -> None:
-        tag = "search" if self._searches[row] else "answer"
+        left = self._searches[row]
         self._searches[row] -= 1
+        tag = "search" if left else "answer"
         text = f"<{tag}>{self.tasks[row][0].question}</{tag}>"
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         thought = self.tokenizer.encode(" so", add_special_tokens=False)[:1]
-        length = int(self._streams[row].geometric(1 / _MEAN_TOKENS))
-        ids = (thought * max(0, length - len(ids)) + ids)[-budget:]
+        ids = (thought * max(0, self._lengths[row][left] - len(ids)) + ids)[-budget:]
         self._open[row] = ids, len(ids)
 
     def step(self) -> list[tuple[int, Generation]]:

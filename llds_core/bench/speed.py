@@ -1,14 +1,13 @@
 """Speed against named baselines, measured side by side in one process.
 
 Ratios are what counts: a candidate and its baseline run alternately on the same inputs with the
-same threads, so that a busy machine slows both. Baselines are written out for anyone to read: the
-rollout of Search-R1 (`rollouts`) and the update of TRL's own trainer.
+same threads, so that a busy machine slows both. Baselines are a rollout as Search-R1 makes it
+(`rollouts`) and the update of TRL's own trainer.
 """
 
 import itertools
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOTrainer
 
-from llds_core.bench.rollouts import PASS_SECONDS, measure_waiting, reencoding_rollout
+from llds_core.bench.rollouts import PASS_SECONDS, ReencodingSampler, measure_waiting
 from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.config.seeding import torch_generator
 from llds_core.evaluation.models import open_model
@@ -79,11 +78,12 @@ def measure_profile(config: ExperimentConfig, run_root: Path, folder: Path) -> l
     environment = build_environment(config)
     path, name = _start_policy(config, environment, run_root, folder)
     measures, rollout = _measure_rollouts(config, environment, path)
+    smaller = _smaller(config)
     return [
         Measure("policy", name, ""),
         Measure("threads", config.training.threads, "threads"),
         *measures,
-        *_measure_updates(Updates(_smaller(config), rollout, path, folder)),
+        *_measure_updates(smaller, Updates(smaller, rollout, path, folder)),
     ]
 
 
@@ -136,17 +136,13 @@ def _measure_rollouts(
         )
         return loop.run(tasks, sampler, step=1)
 
-    def speed(run: Callable[[], object]) -> float:
-        started = time.perf_counter()
-        run()
-        return len(tasks) / (time.perf_counter() - started)
-
-    value, reference = interleaved(
-        [lambda: speed(ours), lambda: speed(lambda: reencoding_rollout(loop, model, tasks))]
+    theirs = ReencodingSampler(model, tokenizer, config.rollout.temperature)
+    fast, slow = interleaved(
+        [lambda: ours().seconds, lambda: loop.run(tasks, theirs, step=1).seconds]
     )
+    speeds, unit = (len(tasks) / fast, len(tasks) / slow), "trajectories/s"
     against = "whole context encoded again every turn, as Search-R1 does"
-    unit = "trajectories/s"
-    rows = [Measure("rollout", value, unit, against, reference, ">= 3 x")]
+    rows = [Measure("rollout", speeds[0], unit, against, speeds[1], ">= 3 x")]
     against = f"every turn waits for all; simulated passes of {1000 * PASS_SECONDS:g} ms"
     measured = zip(measure_waiting(loop, tasks), (">= 1 x", ">= 1.3 x", ">= 2 x"), strict=True)
     for (latency, free, waiting), aim in measured:
@@ -158,10 +154,13 @@ def _measure_rollouts(
 class Updates:
     """The updates of one step on trajectories that are there already, timed.
 
+    Each measurement has a configuration of its own, of which objective and micro-batches count.
+
     Attributes:
         tokens: that all updates train on.
         row: all metrics of the last step of our trainer.
         whole_padding: its share of positions when all trajectories are padded to the longest.
+        budget: tokens that the longest trajectories take in a micro-batch of a fixed number.
     """
 
     def __init__(self, config: ExperimentConfig, rollout: Rollout, path: str, folder: Path) -> None:
@@ -172,88 +171,75 @@ class Updates:
             trajectory.correct = bool(index % 2)
         total = sum(trajectory.total_tokens for trajectory in made)
         width = max(len(t.prompt_ids) for t in made) + max(len(t.completion_ids) for t in made)
-        self.config, self._path, self._folder = config, path, folder
         self.tokens = total * config.training.epochs
         self.whole_padding = 1 - total / (width * len(made))
-        # What the longest trajectories take in a micro-batch of a fixed number of them.
         self.budget = config.training.micro_batch_size * max(t.total_tokens for t in made)
         self.row: dict[str, Any] = {}
-        self._rollout = Rollout(made, rollout.seconds, rollout.retrieval_seconds)
+        self._path, self._folder = path, folder
+        self._rollout = replace(rollout, trajectories=made)
 
-    def trainer(
-        self,
-        weight: float,
-        kind: type[_Trainer],
-        *,
-        lp_reg: float = 0.0,
-        budget: int | None = None,
-    ) -> _Trainer:
-        """This package's trainer, with an LLDS penalty of `weight` and one of Lp-Reg; micro-batches
-        have `budget` tokens where it is given.
-        """
+    def trainer(self, config: ExperimentConfig, kind: type[_Trainer]) -> _Trainer:
+        """This package's trainer, or a `kind` of it."""
         return kind(
             rollout=lambda given, policy, step: self._rollout,
             on_step=self._record,
-            **self._common(weight, lp_reg, budget),
+            **self._common(config),
         )
 
-    def ours(self, weight: float, **options: Any) -> float:
-        """Seconds of this package's trainer; see `trainer`."""
-        return train_seconds(self.trainer(weight, SearchGRPOTrainer, **options))
+    def ours(self, config: ExperimentConfig) -> float:
+        """Seconds of this package's trainer."""
+        return train_seconds(self.trainer(config, SearchGRPOTrainer))
 
-    def trl(self) -> float:
-        """Seconds of TRL's own trainer, without a penalty."""
+    def trl(self, config: ExperimentConfig) -> float:
+        """Seconds of TRL's own trainer, which knows no penalty."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")
             trainer = _UntrimmedTrainer(
                 reward_funcs=[trajectory_reward],
                 rollout_func=lambda prompts, owner: rollout_columns(self._rollout.trajectories),
-                **self._common(0.0),
+                **self._common(config),
             )
         return train_seconds(trainer)
 
     def _record(self, row: dict[str, Any], trajectories: object) -> None:
         self.row = row
 
-    def _common(
-        self, weight: float, lp_reg: float = 0.0, budget: int | None = None
-    ) -> dict[str, Any]:
+    def _common(self, config: ExperimentConfig) -> dict[str, Any]:
         """What both trainers are given."""
-        training = replace(self.config.training, max_tokens_per_micro_batch=budget)
-        config = replace(self.config, training=training)
         model, tokenizer = load_policy(self._path)  # in float32, as runs do
         args = search_grpo_config(config, 0, self._folder / "checkpoint")
-        args.loss = replace(args.loss, llds_weight=weight, lp_reg_weight=lp_reg)
-        args.max_steps = self.config.training.updates_per_rollout
+        args.max_steps = config.training.updates_per_rollout
         args.save_strategy = "no"
-        prompts = [str(index) for index in range(self.config.rollout.prompts_per_rollout)]
+        prompts = [str(index) for index in range(config.rollout.prompts_per_rollout)]
         dataset = Dataset.from_dict({"prompt": prompts})
         about = {"model": model, "args": args}
         return about | {"train_dataset": dataset, "processing_class": tokenizer}
 
 
-def _measure_updates(updates: Updates) -> list[Measure]:
-    config, weight = updates.config, updates.config.loss.llds_weight
-    ours, without, trl, lp_reg, packed = interleaved(
+def _measure_updates(config: ExperimentConfig, updates: Updates) -> list[Measure]:
+    plain = replace(config, loss=replace(config.loss, llds_weight=0.0))
+    lp_reg = replace(plain, loss=replace(plain.loss, lp_reg_weight=1.0))
+    in_parts = replace(config.training, max_tokens_per_micro_batch=updates.budget)
+    ours, without, trl, with_lp_reg, packed = interleaved(
         [
-            lambda: updates.ours(weight),
-            lambda: updates.ours(0.0),
-            updates.trl,
-            lambda: updates.ours(0.0, lp_reg=1.0),
-            lambda: updates.ours(weight, budget=updates.budget),
+            lambda: updates.ours(config),
+            lambda: updates.ours(plain),
+            lambda: updates.trl(plain),
+            lambda: updates.ours(lp_reg),
+            lambda: updates.ours(replace(config, training=in_parts)),
         ]
     )
     padding, whole, tokens = updates.row["padding"], updates.whole_padding, updates.tokens
     per_step = f"s for {config.training.updates_per_rollout} updates"
-    plain, speed = "the same with weight 0", "tokens/s"
+    same, speed = "the same with weight 0", "tokens/s"
     by_tokens = f"update by {updates.budget} tokens"
     longest = "rollout padded to its longest trajectory"
     fixed = f"micro-batches of {config.training.micro_batch_size} trajectories"
     full_width = "TRL's trainer: full width, its own pass for old log-probabilities"
     return [
         Measure("padding", padding, "share of positions", longest, whole, "<= 0.15"),
-        Measure("step time with LLDS", ours, per_step, plain, without, "<= 1.03 x"),
-        Measure("step time with Lp-Reg", lp_reg, per_step, plain, without, "<= 1.25 x"),
+        Measure("step time with LLDS", ours, per_step, same, without, "<= 1.03 x"),
+        Measure("step time with Lp-Reg", with_lp_reg, per_step, same, without, "<= 1.25 x"),
         Measure("update", tokens / ours, speed, full_width, tokens / trl, ">= 1.5 x"),
         Measure(by_tokens, tokens / packed, speed, fixed, tokens / ours, ">= 1.1 x"),
     ]

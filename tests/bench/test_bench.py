@@ -11,7 +11,7 @@ from given_policies import save_llama
 from scripted_rollouts import ANSWER, QUESTION, SEARCH, TAGGED, StubRetriever, encode, limits
 
 from llds_core.bench import rollouts, speed
-from llds_core.bench.rollouts import reencoding_rollout
+from llds_core.bench.rollouts import ReencodingSampler
 from llds_core.bench.speed import bench, interleaved
 from llds_core.config import load_experiment
 from llds_core.retrieval import FailingRetriever, Hit
@@ -102,6 +102,7 @@ def test_the_baseline_reads_text_from_data_as_text() -> None:
 
     retriever = FailingRetriever(StubRetriever([hit]), failure_rate=0, passages=(), seed=0)
     loop = RolloutLoop(TAGGED, retriever, limits(), top_k=3)
-    [text] = reencoding_rollout(loop, Model(), [(QUESTION, 0)])
+    [made] = loop.run([(QUESTION, 0)], ReencodingSampler(Model(), TAGGED, 1.0)).trajectories
     assert not {*shown[1][0].tolist()} & {*TAGGED.all_special_ids}
-    assert text.endswith(f"{SEARCH}{search_observation([hit])}{ANSWER}")
+    assert TAGGED.decode(shown[1][0]).endswith(f"{SEARCH}{search_observation([hit])}")
+    assert made.answer == "Paris"
