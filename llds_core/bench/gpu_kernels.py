@@ -64,7 +64,7 @@ def _check_losses(report: Report, device: torch.device, rng: torch.Generator) ->
         exact = evaluate(loss, "cpu", torch.float64)
         found = evaluate(loss, device, torch.float32)
         error = float((found - exact).norm() / exact.norm())
-        report.bound("A", f"{name}: value and gradient against float64", error, limit, "relative")
+        report.bound(f"{name}: value and gradient against float64", error, limit, "relative")
 
 
 def _check_head(
@@ -91,17 +91,17 @@ def _check_head(
     with torch.no_grad():
         error = float((ours(few).cpu().double() - exact).abs().max())
     limit = 2 * _EPS_16 * float(logits.abs().max())  # a logit is rounded to 16 bits
-    report.bound("A", "policy head against float64", error, limit, "nats, largest")
+    report.bound("policy head against float64", error, limit, "nats, largest")
     for name, run in (("policy head", ours), ("whole logits", whole)):
         leaf = states.clone().requires_grad_()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         spent = _seconds(partial(_train, run, leaf))
-        report.add("A", f"{name}, {len(states)} tokens forward and backward", spent * 1e3, "ms")
+        report.add(f"{name}, {len(states)} tokens forward and backward", spent * 1e3, "ms")
         if device.type == "cuda":
             peak = (torch.cuda.max_memory_allocated() - before) / GIB
-            report.add("A", f"{name}, peak memory", peak, "GiB")
+            report.add(f"{name}, peak memory", peak, "GiB")
 
 
 def _train(run: Callable[[torch.Tensor], torch.Tensor], leaf: torch.Tensor) -> None:
@@ -136,7 +136,7 @@ def _check_forward(
             with torch.no_grad():
                 scoring = run(*batch)
             found = run(*batch).detach()
-        report.bound("A", f"gate canary, {name}", float((found - scoring).abs().max()), 0.0)
+        report.bound(f"gate canary, {name}", float((found - scoring).abs().max()), 0.0)
         errors[name] = float((found.double() - exact)[scored].pow(2).mean().sqrt())
         broken = 0
         # Kernels are chosen by width; rows that are all padding have upset some.
@@ -147,11 +147,11 @@ def _check_forward(
             loss.backward()  # type: ignore[no-untyped-call]
             norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
             broken += not bool(torch.stack(norms).isfinite().all())
-        report.bound("A", f"gradients not finite, {name}", broken, 0.0, f"of {len(_WIDTHS)} widths")
-    report.add("A", "padded pass in bfloat16 against float64", errors["padded"], "nats, rms")
+        report.bound(f"gradients not finite, {name}", broken, 0.0, f"of {len(_WIDTHS)} widths")
+    report.add("padded pass in bfloat16 against float64", errors["padded"], "nats, rms")
     limit = 1.5 * errors["padded"]
     name = "unpadded pass in bfloat16 against float64"
-    report.bound("A", name, errors["unpadded"], limit, "nats, rms")
+    report.bound(name, errors["unpadded"], limit, "nats, rms")
 
 
 def _padded_batch(
@@ -184,7 +184,7 @@ def _list_backends(report: Report, shape: Qwen2Config, device: torch.device) -> 
                 works.append(kernel)
             except RuntimeError:  # this is how torch says that a kernel does not take the inputs
                 continue
-        report.add("A", f"fused SDPA kernels with {name}", ", ".join(works) or "none")
+        report.add(f"fused SDPA kernels with {name}", ", ".join(works) or "none")
 
 
 def _measure_ceiling(report: Report, device: torch.device) -> None:
@@ -192,7 +192,7 @@ def _measure_ceiling(report: Report, device: torch.device) -> None:
     size = 8192 if device.type == "cuda" else 512
     left, right = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
     speed = 2 * size**3 / _seconds(lambda: left @ right) / 1e12
-    report.add("A", f"matrix product in bfloat16, {size}", speed, "TFLOP/s")
+    report.add(f"matrix product in bfloat16, {size}", speed, "TFLOP/s")
 
 
 def _seconds(work: Callable[[], object]) -> float:

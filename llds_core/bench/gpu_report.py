@@ -29,20 +29,18 @@ class Row:
 
 
 class Report:
-    """Rows in `gpu_check.json` and, as a table, in `gpu_check.md` under `out`, written after each;
-    those of other phases stay.
+    """Rows in `gpu_check.json` and, as a table, in `gpu_check.md` under `out`, written after each:
+    those of `phase` anew, behind those of other phases.
     """
 
-    def __init__(self, out: Path, phases: Iterable[str]) -> None:
+    def __init__(self, out: Path, phase: str) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        self._path = out / "gpu_check.json"
+        self._path, self._phase = out / "gpu_check.json", phase
         stored = json.loads(self._path.read_text("utf-8")) if self._path.is_file() else []
-        kept = [Row(**row) for row in stored]
-        self.rows = [row for row in kept if row.phase not in phases]
+        self.rows = [Row(**row) for row in stored if row["phase"] != phase]
 
     def add(
         self,
-        phase: str,
         name: str,
         measured: float | str,
         unit: str = "",
@@ -50,29 +48,23 @@ class Report:
         status: Status = "info",
     ) -> None:
         """Keep and print one row."""
-        self.rows.append(Row(phase, name, measured, planned, unit, status))
+        self.rows.append(Row(self._phase, name, measured, planned, unit, status))
         rows = [asdict(row) for row in self.rows]
         write_text(self._path, json.dumps(rows, indent=1) + "\n")
         write_text(self._path.with_suffix(".md"), markdown(self.rows))
         against = "" if planned is None else f" (planned {_shown(planned)})"
-        print(f"{phase} {status:7} {name}: {_shown(measured)} {unit}{against}", flush=True)
+        print(f"{self._phase} {status:7} {name}: {_shown(measured)} {unit}{against}", flush=True)
 
     def bound(
-        self,
-        phase: str,
-        name: str,
-        measured: float,
-        limit: float,
-        unit: str = "",
-        beyond: Status = "fail",
+        self, name: str, measured: float, limit: float, unit: str = "", beyond: Status = "fail"
     ) -> None:
         """Add a number whose status is `beyond` where it exceeds `limit`; NaN does."""
-        self.add(phase, name, measured, unit, limit, "ok" if measured <= limit else beyond)
+        self.add(name, measured, unit, limit, "ok" if measured <= limit else beyond)
 
-    def plan(self, phase: str, name: str, measured: float, planned: float, unit: str) -> None:
+    def plan(self, name: str, measured: float, planned: float, unit: str) -> None:
         """Add a number beside what `plan` says, whose bounds lie a factor away."""
         inside = planned / UNCERTAINTY <= measured <= planned * UNCERTAINTY
-        self.add(phase, name, measured, unit, planned, "ok" if inside else "outside")
+        self.add(name, measured, unit, planned, "ok" if inside else "outside")
 
 
 def markdown(rows: Iterable[Row]) -> str:

@@ -25,17 +25,15 @@ from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.config.seeding import torch_generator
 from llds_core.evaluation.models import open_model
 from llds_core.files import write_table
-from llds_core.machine.memory import check_buildable
-from llds_core.rollout.environment import Environment, build_environment
+from llds_core.rollout.environment import build_environment
 from llds_core.rollout.loop import Rollout
-from llds_core.rollout.prompts import prompt_text
-from llds_core.rollout.protocol import TAGS
 from llds_core.rollout.samplers import StopAtTag, TransformersSampler
 from llds_core.runs import Run
-from llds_core.runs.policies import build_policy, build_tokenizer, given_policy, load_policy
+from llds_core.runs.policies import given_policy, load_policy
 from llds_core.training.micro_batches import rollout_columns, trajectory_reward
 from llds_core.training.settings import search_grpo_config
 from llds_core.training.trainer import SearchGRPOTrainer
+from llds_core.training.warmstart import start_policy
 
 _REPETITIONS = 3
 _Trainer = TypeVar("_Trainer", bound=SearchGRPOTrainer)
@@ -58,52 +56,30 @@ class Measure:
 
 
 def bench(profile: str, run_root: Path, out: Path, layout: str | None = None) -> None:
-    """Measure `profile` on this machine; write a CSV to `out` and print it as a table.
-
-    The start policy of the profile is measured when it is under `run_root`, else the one that it is
-    given, else a random one.
-    """
+    """Measure `profile` on this machine; write a CSV to `out` and print it as a table."""
     config = load_experiment(f"{profile}/llds-action", layout=layout)
-    torch.set_num_threads(config.training.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        measures = measure_profile(config, run_root, Path(folder))
-    table = pd.DataFrame(measures, dtype=object).fillna("")
+    table = pd.DataFrame(measure_profile(config, run_root), dtype=object).fillna("")
     table = table.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
     write_table(out, table)
     print(table.to_string(index=False))
 
 
-def measure_profile(config: ExperimentConfig, run_root: Path, folder: Path) -> list[Measure]:
-    """Every measure of `config`, from its start policy under `run_root` or a random one."""
-    environment = build_environment(config)
-    path, name = _start_policy(config, environment, run_root, folder)
-    measures, rollout = _measure_rollouts(config, environment, path)
+def measure_profile(config: ExperimentConfig, run_root: Path) -> list[Measure]:
+    """Every measure of `config`, with its start policy under `run_root`: a pre-trained policy that
+    is not warm-started yet is taken as it is, another is made first.
+    """
+    run, name = Run(config, root=run_root), "start policy"
+    if config.policy.path and not run.start_policy.is_dir():
+        path, name = given_policy(config, run_root), f"{config.policy.path} as it is"
+    else:
+        path = start_policy(run)
+    torch.set_num_threads(config.training.threads)
+    measures, rollout = _measure_rollouts(config, path)
     smaller = _smaller(config)
-    return [
-        Measure("policy", name, ""),
-        Measure("threads", config.training.threads, "threads"),
-        *measures,
-        *_measure_updates(smaller, Updates(smaller, rollout, path, folder)),
-    ]
-
-
-def _start_policy(
-    config: ExperimentConfig, environment: Environment, run_root: Path, folder: Path
-) -> tuple[str, str]:
-    """Folder of the policy to measure with, and what it is."""
-    path = Run(config, root=run_root).start_policy
-    if path.is_dir():
-        return str(path), "start policy"
-    if config.policy.path:
-        return str(given_policy(config, run_root)), f"{config.policy.path} as it is"
-    check_buildable(config.policy)
-    texts = [prompt_text(q.question, config.rollout.prompt) for q in environment.world.train]
-    texts += [passage.contents for passage in environment.world.passages]
-    tokenizer = build_tokenizer(texts, config.policy.vocab_size, TAGS)
-    # TRL loads its reference policy from disk, so that a random one has to lie there too.
-    build_policy(config.policy, tokenizer, 0).save_pretrained(folder / "policy")
-    tokenizer.save_pretrained(folder / "policy")
-    return str(folder / "policy"), "random initialisation"
+    with tempfile.TemporaryDirectory() as folder:
+        measures += _measure_updates(smaller, Updates(smaller, rollout, path, Path(folder)))
+    threads = Measure("threads", config.training.threads, "threads")
+    return [Measure("policy", name, ""), threads, *measures]
 
 
 def interleaved(candidates: Sequence[Callable[[], float]]) -> list[float]:
@@ -119,11 +95,10 @@ def interleaved(candidates: Sequence[Callable[[], float]]) -> list[float]:
     return [statistics.median(values) for values in found]
 
 
-def _measure_rollouts(
-    config: ExperimentConfig, environment: Environment, path: str
-) -> tuple[list[Measure], Rollout]:
+def _measure_rollouts(config: ExperimentConfig, path: Path) -> tuple[list[Measure], Rollout]:
     """The speed of rollouts, and one of them."""
-    model, tokenizer = open_model(path, config.training.dtype).load()
+    environment = build_environment(config)
+    model, tokenizer = open_model(str(path), config.training.dtype).load()
     questions = environment.world.train[: config.rollout.prompts_per_rollout]
     tasks = [(question, i) for question in questions for i in range(config.rollout.group_size)]
     loop = environment.rollout_loop(tokenizer, seed=0, failure_rate=config.retrieval.failure_rate)
@@ -163,7 +138,9 @@ class Updates:
         budget: tokens that the longest trajectories take in a micro-batch of a fixed number.
     """
 
-    def __init__(self, config: ExperimentConfig, rollout: Rollout, path: str, folder: Path) -> None:
+    def __init__(
+        self, config: ExperimentConfig, rollout: Rollout, path: Path, folder: Path
+    ) -> None:
         made = rollout.trajectories[: config.trajectories_per_rollout]
         for index, trajectory in enumerate(made):
             # Rewards of a start policy may all be equal; the work does not depend on them.

@@ -30,15 +30,12 @@ from llds_core.retrieval.index import check_manifest, index_kind, index_path, re
 from llds_core.retrieval.passage_file import StoredMap, stored_map
 from llds_core.runs.identity import index_command
 from llds_core.runs.smollm2 import PACKAGE, SMOLLM2
-from llds_core.worlds.downloads import SOURCES, Kind, list_files
+from llds_core.worlds.downloads import SOURCES, list_files
 from llds_core.worlds.question_sets import CORPUS_FILE, MIX_FILE, QUESTION_SETS, QUESTIONS_FOLDER
 
 REPORTED_SHARE = 0.97
 """Of the memory that a layout counts on, what a card must report: no two report the same."""
 
-_OLDEST_DRIVERS = {"12": 525, "13": 580}
-"""By major version of CUDA (docs.nvidia.com/deploy/cuda-compatibility)."""
-_LATE = "shows when the corpus file is read"
 _DISK_GIB, _MEMORY_GIB = 1.0, 6.0  # for a run without GPUs, beside checkpoints
 _WORLD_FILES = {
     "questions": [f"{QUESTIONS_FOLDER}/{one.file}" for one in QUESTION_SETS.values()],
@@ -191,7 +188,7 @@ def _check_gpus(config: ExperimentConfig, needed: float) -> list[Finding]:
 
 
 def _check_cuda(gpus: Gpus) -> Finding:
-    """Versions of CUDA and driver, and when torch finds no GPU, which of them is the reason."""
+    """Versions of CUDA and driver, and what torch says when it finds no GPU."""
     if gpus.torch_cuda is None:
         fix = "install the CUDA build of the same version: make setup without a CPU index"
         return _finding("CUDA", f"torch {gpus.torch} is built for CPUs", fail=fix)
@@ -199,15 +196,8 @@ def _check_cuda(gpus: Gpus) -> Finding:
     said += gpus.driver or "unknown"
     if gpus.found:
         return _finding("CUDA", said)
-    major = gpus.torch_cuda.partition(".")[0]
-    oldest = _OLDEST_DRIVERS.get(major, 0)
-    wanted = f"driver >= {oldest} for CUDA {major}"
-    if gpus.driver is None:
-        fix = f"nvidia-smi must list the GPUs: install the NVIDIA {wanted}"
-    elif int(gpus.driver.partition(".")[0]) < oldest:
-        fix = f"update to {wanted}"
-    else:
-        fix = "nvidia-smi must list the GPUs, and CUDA_VISIBLE_DEVICES must not hide them"
+    fix = "nvidia-smi must list the GPUs, with a driver >= 580 for CUDA 13, and "
+    fix += "CUDA_VISIBLE_DEVICES must not hide them"
     return _finding("CUDA", f"{said}: no GPU ({gpus.reason})", fail=fix)
 
 
@@ -226,20 +216,10 @@ def _check_data(config: ExperimentConfig) -> list[Finding]:
     return findings
 
 
-def hub_problem(repo: str, kind: Kind, revision: str | None) -> str:
-    """Why the hub would not give `repo`; empty when it would."""
-    try:
-        list_files(repo, kind, revision)
-    except DownloadError as error:
-        return str(error)
-    return ""
-
-
 def _how_to_fetch(name: str, config: ExperimentConfig) -> str:
-    """The command that fetches a source, or why the hub would refuse."""
-    source = SOURCES[name]
-    command = f"python -m llds_core data {config.profile} --folder {quote(config.data.folder)}"
-    return hub_problem(source.repo, source.kind, source.revision) or f"{command} --only {name}"
+    """The command that fetches a source, or says why the hub refuses."""
+    folder = quote(config.data.folder)
+    return f"python -m llds_core data {config.profile} --folder {folder} --only {name}"
 
 
 def _check_model(check: str, named: str, config: ExperimentConfig) -> Finding:
@@ -262,7 +242,12 @@ def _check_model(check: str, named: str, config: ExperimentConfig) -> Finding:
         return _finding(check, f"{named} is not a folder", fail=fix)
     if isinstance(try_to_load_from_cache(named, "config.json"), str):
         return _finding(check, f"{named}, in the hub's cache")
-    problem, late = hub_problem(named, "model", None), "it is fetched at the start"
+    problem = ""
+    try:
+        list_files(named, "model", None)
+    except DownloadError as error:
+        problem = str(error)
+    late = "it is fetched at the start"
     return _finding(check, f"{named} is not here yet", fail=problem, warn=late)
 
 
@@ -287,28 +272,27 @@ def _check_search(config: ExperimentConfig) -> list[Finding]:
 
 
 def _check_service(config: ExperimentConfig, found: Health, corpus: StoredMap | None) -> Finding:
-    """Whether the service that answers searches `corpus`, the passages of the profile."""
+    """Whether the service that answers searches `corpus`, None when its file was never read: then
+    that is compared when it is.
+    """
     check, url = "retriever", config.service.url
     if found.state == "loading":
         return _finding(check, f"{url} is loading", warn="it is waited for")
-    has_files = config.world.name == "files"
+    known = corpus.hash[:16] if corpus and config.world.name == "files" else None
     try:
-        check_service(url, found, corpus.hash[:16] if corpus and has_files else None)
+        check_service(url, found, known)
     except LLDSError as error:
         said, fix = _split(error, "stop it")
         return _finding(check, said, fail=fix)
     if found.identity is None:
         fix = "make sure that it searches the corpus of the profile"
         return _finding(check, f"{url} does not say what it searches", warn=fix)
-    said = f"{url} searches corpus {found.identity.corpus}"
-    if has_files and corpus is None:
-        return _finding(check, said, warn=f"whether it is that of the profile {_LATE}")
-    return _finding(check, f"{said}; it will be used")
+    return _finding(check, f"{url} searches corpus {found.identity.corpus}; it will be used")
 
 
 def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
-    """Whether the dense index is there, whole, and of this encoder and of `corpus`, which is None
-    when the corpus file was never read.
+    """Whether the dense index is there, whole, and of this encoder and of `corpus`, as far as these
+    are known.
     """
     check, settings = "index", config.dense
     if config.world.name != "files":
@@ -340,8 +324,7 @@ def _check_index(config: ExperimentConfig, corpus: StoredMap | None) -> Finding:
     except LLDSError as error:
         said, fix = _split(error, "build it")
         return _finding(check, said, fail=f"{fix}: {command}")
-    late = "" if corpus else f"whether it is of this corpus {_LATE}"
-    return _finding(check, f"{folder}, {source['passages']} passages", warn=late)
+    return _finding(check, f"{folder}, {source['passages']} passages")
 
 
 def _check_vllm_server(config: ExperimentConfig) -> list[Finding]:

@@ -3,7 +3,7 @@
 import csv
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +15,6 @@ from llds_core.bench.rollouts import ReencodingSampler
 from llds_core.bench.speed import bench, interleaved
 from llds_core.config import load_experiment
 from llds_core.retrieval import FailingRetriever, Hit
-from llds_core.rollout.environment import Environment
 from llds_core.rollout.loop import RolloutLoop
 from llds_core.rollout.protocol import search_observation
 from llds_core.runs.policies import END
@@ -39,18 +38,21 @@ def read(path: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_bench_writes_every_row_with_the_random_policy(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_bench_writes_every_row(
+    tmp_path: Path,
+    smoke_runs: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rollouts, "LATENCIES", (0.0, 0.001, 0.002))
     monkeypatch.setattr(rollouts, "PASS_SECONDS", 1e-4)
     # That each is measured several times in turns has a test of its own, below.
     monkeypatch.setattr(speed, "interleaved", lambda candidates: [each() for each in candidates])
     out = tmp_path / "new" / "bench.csv"
-    bench("smoke", tmp_path / "runs", out)
+    bench("smoke", smoke_runs, out)
     rows = {re.sub(r"by \d+", "by", name): row for name, row in read(out).items()}
     assert set(rows) == ROWS
-    assert rows["policy"]["value"] == "random initialisation"
+    assert rows["policy"]["value"] == "start policy"
     for name in ROWS - {"policy", "threads"}:
         assert float(rows[name]["value"]) >= 0, name
         assert float(rows[name]["baseline_value"]) > 0, name
@@ -63,11 +65,16 @@ def test_bench_writes_every_row_with_the_random_policy(
     assert "{'" not in printed
 
 
-def test_a_given_policy_is_measured_as_it_is(tmp_path: Path) -> None:
+def test_a_given_policy_is_measured_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = save_llama(tmp_path / "llama")
     config = load_experiment("smoke/grpo", [f"policy.path={policy}", "training.warmstart=true"])
-    found = speed._start_policy(config, cast(Environment, None), tmp_path, tmp_path)
-    assert found == (str(policy), f"{policy} as it is")
+    monkeypatch.setattr(speed, "_measure_rollouts", lambda config, path: ([path], None))
+    monkeypatch.setattr(speed, "Updates", lambda *_: None)
+    monkeypatch.setattr(speed, "_measure_updates", lambda *_: [])
+    about, _, path = speed.measure_profile(config, tmp_path)
+    assert (path, about.value) == (policy, f"{policy} as it is")
 
 
 def test_candidates_take_turns_and_the_first_round_does_not_count() -> None:

@@ -11,8 +11,8 @@ import pytest
 from run_helpers import refused
 
 from llds_core.__main__ import main
+from llds_core.bench import gpu_bundle
 from llds_core.bench import gpu_check as module
-from llds_core.bench.gpu_bundle import write_program
 from llds_core.bench.gpu_check import gpu_check
 from llds_core.bench.gpu_report import Report, Row, markdown
 from llds_core.bench.speed import Measure
@@ -30,7 +30,7 @@ def stored(folder: Path) -> list[Row]:
 def test_every_phase_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The bench of `smoke` has a test of its own.
     row = Measure("update", 2.0, "tokens/s", "TRL", 1.0, ">= 1.5 x")
-    monkeypatch.setattr(module, "measure_profile", lambda config, root, folder: [row])
+    monkeypatch.setattr(module, "measure_profile", lambda config, root: [row])
     # Trained here, one after the other: imports take children longer. `Child` is tested elsewhere.
     monkeypatch.setattr(
         module, "Child", lambda command, log: SimpleNamespace(code=main(command[3:]))
@@ -57,7 +57,7 @@ def test_a_phase_that_breaks_stops_no_other_and_fails_the_check(
         raise RuntimeError("CUDA error:\nout of memory")
 
     monkeypatch.setattr(module, "_updates", break_down)
-    monkeypatch.setattr(module, "check_kernels", lambda report, shape: report.add("A", "x", 1.0))
+    monkeypatch.setattr(module, "check_kernels", lambda report, shape: report.add("x", 1.0))
     assert gpu_check(["B", "A"], tmp_path) == 1
     told = {(row.phase, row.name): row for row in stored(tmp_path)}
     broken = told["B", "phase"]
@@ -71,10 +71,10 @@ def test_an_unknown_phase_is_named(tmp_path: Path) -> None:
 
 
 def test_rows_of_other_phases_stay_and_nan_exceeds_a_bound(tmp_path: Path) -> None:
-    Report(tmp_path, ("A",)).add("A", "speed", 1.0, "s")
-    report = Report(tmp_path, ("B",))
-    report.bound("B", "error", float("inf") - float("inf"), 1.0)
-    report.plan("B", "step", 10.0, 3.0, "s")
+    Report(tmp_path, "A").add("speed", 1.0, "s")
+    report = Report(tmp_path, "B")
+    report.bound("error", float("inf") - float("inf"), 1.0)
+    report.plan("step", 10.0, 3.0, "s")
     assert [(r.phase, r.status) for r in stored(tmp_path)] == [
         ("A", "info"),
         ("B", "fail"),
@@ -82,13 +82,29 @@ def test_rows_of_other_phases_stay_and_nan_exceeds_a_bound(tmp_path: Path) -> No
     ]
 
 
-def test_a_bundle_for_another_python_says_so(tmp_path: Path) -> None:
-    write_program(tmp_path, "3.77", "model.whl")
+def test_a_bundle_puts_the_model_together_and_runs_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stand-ins for pip's downloads and for Python."""
+
+    def fetch(requirements: list[str], folder: Path, python: str) -> None:
+        folder.mkdir()
+        (folder / f"{folder.name}-{python}.whl").write_bytes(bytes(range(250)))
+
+    monkeypatch.setattr(gpu_bundle, "_fetch", fetch)
+    monkeypatch.setattr(gpu_bundle, "_PIECE", 100)
+    gpu_bundle.make_bundle(tmp_path / "a bundle", "3.12")
+    (tmp_path / "python3").write_text('#!/bin/sh\necho "$PYTHONPATH:$@"\n')
+    (tmp_path / "python3").chmod(0o755)
+    run, out = tmp_path / "a bundle/run.sh", tmp_path / "out"
+    paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": ""}
     done = subprocess.run(
-        ["sh", tmp_path / "run.sh", tmp_path / "out"], capture_output=True, text=True
+        ["sh", run, out, "--phase", "A"], env=paths, capture_output=True, text=True, check=True
     )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: this bundle is for Python 3.77, and python3 is 3.")
+    installed, checked = done.stdout.splitlines()
+    assert (out / "model-3.12.whl").read_bytes() == bytes(range(250))
+    assert installed.endswith(f"{run.parent}/wheels/wheels-3.12.whl {out}/model-3.12.whl")
+    assert checked == f"{run.parent}:{out}/site:-m llds_core gpu-check --out {out} --phase A"
 
 
 def test_the_published_table_is_that_of_its_rows_and_the_docs_quote_it() -> None:
