@@ -30,15 +30,16 @@ _EPS_16 = torch.finfo(torch.bfloat16).eps
 def check_kernels(report: Report, shape: Qwen2Config) -> None:
     """Rows of phase A for models of `shape` with two layers."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _check_losses(report, device, torch_generator(0, "gpu-check", "losses"))
-    _check_head(report, shape, device, torch_generator(0, "gpu-check", "head"))
-    _check_forward(report, shape, device, torch_generator(0, "gpu-check", "forward"))
+    _check_losses(report, device)
+    _check_head(report, shape, device)
+    _check_forward(report, shape, device)
     _list_backends(report, shape, device)
     _measure_ceiling(report, device)
 
 
-def _check_losses(report: Report, device: torch.device, rng: torch.Generator) -> None:
+def _check_losses(report: Report, device: torch.device) -> None:
     """Values and gradients of the losses in float32."""
+    rng = torch_generator(0, "gpu-check", "losses")
     rows, width = 16, 512
     old = -3 * torch.rand(rows, width, dtype=torch.float64, generator=rng)
     new = old + 0.2 * torch.randn(rows, width, dtype=torch.float64, generator=rng)
@@ -67,19 +68,17 @@ def _check_losses(report: Report, device: torch.device, rng: torch.Generator) ->
         report.bound(f"{name}: value and gradient against float64", error, limit, "relative")
 
 
-def _check_head(
-    report: Report, shape: Qwen2Config, device: torch.device, rng: torch.Generator
-) -> None:
+def _check_head(report: Report, shape: Qwen2Config, device: torch.device) -> None:
     """The policy head on bfloat16 states: exactness, and time and memory against whole logits."""
-    model = _model(shape, device)
-    head = model.get_output_embeddings()
+    rng = torch_generator(0, "gpu-check", "head")
+    head = _model(shape, device).get_output_embeddings()
     weight = head.weight.detach().bfloat16()
     states = torch.randn(4096, shape.hidden_size, generator=rng).to(device, torch.bfloat16)
     labels = torch.randint(shape.vocab_size, (len(states),), generator=rng).to(device)
 
     def whole(states: torch.Tensor) -> torch.Tensor:
         logits = (states @ weight.T).float()
-        return logits.gather(1, labels[: len(states), None])[:, 0] - logits.logsumexp(1)
+        return logits.gather(1, labels[:, None])[:, 0] - logits.logsumexp(1)
 
     def ours(states: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16):
@@ -108,10 +107,9 @@ def _train(run: Callable[[torch.Tensor], torch.Tensor], leaf: torch.Tensor) -> N
     run(leaf).sum().backward()
 
 
-def _check_forward(
-    report: Report, shape: Qwen2Config, device: torch.device, rng: torch.Generator
-) -> None:
+def _check_forward(report: Report, shape: Qwen2Config, device: torch.device) -> None:
     """The gate canary, the unpadded pass against the padded one, and that gradients are finite."""
+    rng = torch_generator(0, "gpu-check", "forward")
     model = _model(shape, device)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     use_unpadded_attention(model)
