@@ -34,7 +34,7 @@ from llds_core.config import ExperimentConfig, load_experiment
 from llds_core.config.seeding import torch_generator
 from llds_core.errors import ConfigError, RunError, one_line
 from llds_core.files import write_text
-from llds_core.machine.gpu_probe import find_gpus
+from llds_core.machine.gpu_probe import driver_version
 from llds_core.machine.jobs import Child, stop_children
 from llds_core.machine.memory import GIB, gpu_memory, known_models, policy_shape
 from llds_core.machine.plan import GPU_SPEED, estimate, load_laid_out
@@ -82,14 +82,11 @@ def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int
     if unknown := [phase for phase in phases if phase not in run]:
         raise ConfigError(f'--phase is "{unknown[0]}": choose of {",".join(run)}')
     report = Report(out, "-")
-    gpus = find_gpus()
-    for name, value in (
-        ("python", platform.python_version()),
-        ("torch", gpus.torch),
-        ("driver", gpus.driver or "none"),
-        ("gpu", gpus.found[0].name if gpus.found else "none: toy sizes on the CPU"),
-    ):
-        report.add(name, value)
+    report.add("python", platform.python_version())
+    report.add("torch", str(torch.__version__))
+    report.add("driver", driver_version() or "none")
+    on_gpu = torch.cuda.is_available()
+    report.add("gpu", torch.cuda.get_device_name() if on_gpu else "none: toy sizes on the CPU")
     for phase in phases:
         report, started = Report(out, phase), time.perf_counter()
         try:

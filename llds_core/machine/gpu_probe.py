@@ -30,7 +30,7 @@ class Gpus:
 
     torch: str
     torch_cuda: str | None  # what torch was built for; None for a CPU build
-    driver: str | None  # None where nvidia-smi does not tell
+    driver: str | None
     found: tuple[Gpu, ...]
     reason: str = ""  # torch's, for finding none
 
@@ -61,10 +61,11 @@ def _probe() -> Gpus:
             found.append(Gpu(torch.cuda.get_device_name(index), total / 2**30, free / 2**30))
     except (AssertionError, RuntimeError) as error:
         found, reason = [], str(error).splitlines()[0]  # the rest is about debugging kernels
-    return Gpus(torch.__version__, torch.version.cuda, _driver_version(), tuple(found), reason)
+    return Gpus(torch.__version__, torch.version.cuda, driver_version(), tuple(found), reason)
 
 
-def _driver_version() -> str | None:
+def driver_version() -> str | None:
+    """Version of the NVIDIA driver; None where nvidia-smi does not tell."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)

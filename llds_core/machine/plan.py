@@ -122,9 +122,7 @@ def estimate(config: ExperimentConfig, run_root: Path = DEFAULT_ROOT) -> Estimat
     disk["checkpoints"] = whole * checkpoint_bytes(config, shape)
     disk["checkpoints"] += (kept - whole) * 4 * shape.parameters
     tokens, seconds, throughput = _measured(config, run_root) or _stated(config, shape)
-    beside = _beside(config, shape, tokens)
-    if throughput["kind"] == "stated":  # of what was measured they are a part, checkpoints apart
-        seconds = _bounds(seconds[1] + sum(beside.values()))
+    beside = _beside(config, shape, tokens)  # a part of the seconds, checkpoints of measured apart
     low, hours, high = (config.training.steps * value / 3600 for value in seconds)
     needed, here = sum(host.values()) / GIB, psutil.virtual_memory().total / GIB
     reason = ""
@@ -180,12 +178,8 @@ def _beside(config: ExperimentConfig, shape: ModelShape, tokens: int) -> dict[st
 def _micro_batches(config: ExperimentConfig, tokens: int) -> int:
     """Micro-batches of a rollout of `tokens` on each GPU."""
     budget = config.training.max_tokens_per_micro_batch
-    count = (
-        tokens / budget
-        if budget
-        else config.trajectories_per_rollout / config.training.micro_batch_size
-    )
-    return math.ceil(count / config.world_size)
+    rows = config.trajectories_per_rollout / config.training.micro_batch_size
+    return math.ceil((tokens / budget if budget else rows) / config.world_size)
 
 
 def _gpu_reason(
@@ -245,11 +239,9 @@ def _stated(config: ExperimentConfig, shape: ModelShape) -> Rate:
             searches = config.trajectories_per_rollout * min(SEARCHES, rollout.max_searches)
             seconds += searches * _SEARCH / _SEARCH_CORES
             source += f", searches on {_SEARCH_CORES} cores"
-    return tokens, _bounds(seconds), {"kind": "stated", "source": source}
-
-
-def _bounds(seconds: float) -> tuple[float, float, float]:
-    return seconds / UNCERTAINTY, seconds, seconds * UNCERTAINTY
+    seconds += sum(_beside(config, shape, tokens).values())
+    bounds = (seconds / UNCERTAINTY, seconds, seconds * UNCERTAINTY)
+    return tokens, bounds, {"kind": "stated", "source": source}
 
 
 def _measured(config: ExperimentConfig, run_root: Path) -> Rate | None:
@@ -265,9 +257,8 @@ def _measured(config: ExperimentConfig, run_root: Path) -> Rate | None:
         if _is_alike(json.loads(path.read_text("utf-8")), config)
     ]
     steps = [t.reindex(columns=_COLUMNS).apply(pd.to_numeric, errors="coerce") for t in tables]
-    means = [(table["rollout_seconds"] + table["update_seconds"]).mean() for table in steps]
-    means = [float(mean) for mean in means if not math.isnan(mean)]
-    if not means:
+    totals = [(table["rollout_seconds"] + table["update_seconds"]).mean() for table in steps]
+    if not (means := [float(mean) for mean in totals if not math.isnan(mean)]):
         return None
     lengths = pd.concat([table["response_length"] + table["observation_length"] for table in steps])
     tokens = config.trajectories_per_rollout * (lengths.mean() + PROMPT[config.rollout.prompt])
