@@ -12,7 +12,6 @@ Without a GPU the same phases run at toy sizes on the CPU.
 
 import gc
 import platform
-import sys
 import tempfile
 import time
 import traceback
@@ -35,7 +34,7 @@ from llds_core.config.seeding import torch_generator
 from llds_core.errors import ConfigError, RunError, one_line
 from llds_core.files import write_text
 from llds_core.machine.gpu_probe import driver_version
-from llds_core.machine.jobs import Child, stop_children
+from llds_core.machine.jobs import Job, run_jobs
 from llds_core.machine.memory import GIB, gpu_memory, known_models, policy_shape
 from llds_core.machine.plan import GPU_SPEED, estimate, load_laid_out
 from llds_core.rollout.loop import Rollout
@@ -237,19 +236,19 @@ def _side_by_side(report: Report, profile: str, root: Path, steps: int | None) -
     settings = [f"training.steps={steps}"] if steps else []
     runs = [Run.load(f"{profile}/{arm}", 0, root, settings) for arm in _ARMS]
     warmstart(runs[0])
-    program = [sys.executable, "-m", "llds_core"]
-    children = [Child([*program, *run.command("train"), "--quiet"], run.messages) for run in runs]
+    errors: list[RunError] = []
     try:
-        while any(child.code is None for child in children):
-            time.sleep(0.5)
+        run_jobs(
+            [Job.of(run, "train") for run in runs],
+            failed=lambda job, error: errors.append(error),
+            where=[{}] * len(runs),  # on the same card
+        )
     finally:  # after Ctrl-C, too: what there is
-        stop_children(*children)
         for run in runs:
             if run.metrics():
                 _report_run(report, run)
-    for run, child in zip(runs, children, strict=True):
-        if child.code:
-            raise RunError(f"{run.config.name}: {child.failure()}")
+    if errors:
+        raise errors[0]
 
 
 def _report_run(report: Report, run: Run) -> None:

@@ -179,6 +179,7 @@ def run_jobs(
     *,
     done: Callable[[Job], None] = lambda job: None,
     failed: Callable[[Job, RunError], None] | None = None,
+    where: Sequence[dict[str, str]] = (),
 ) -> None:
     """Run every job, in order; a `RunError` when one fails and there is no `failed`.
 
@@ -186,10 +187,11 @@ def run_jobs(
         jobs: what to run, all with the same sizes.
         done: called with each job that succeeded.
         failed: called with each job that failed; without it, a failure stops the rest.
+        where: environment variables of each that runs at a time, if not their `places`.
     """
     if not jobs:
         return
-    waiting, free, bars = list(jobs), places(jobs[0]), ProgressBars()
+    waiting, free, bars = list(jobs), list(where) or places(jobs[0]), ProgressBars()
     running: list[tuple[Job, Child, dict[str, str]]] = []
     try:
         while waiting or running:

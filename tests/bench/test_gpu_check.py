@@ -5,12 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from run_helpers import refused
+from run_helpers import jobs_in_process, refused
 
-from llds_core.__main__ import main
 from llds_core.bench import gpu_bundle
 from llds_core.bench import gpu_check as module
 from llds_core.bench.gpu_check import gpu_check
@@ -31,12 +29,9 @@ def test_every_phase_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     # The bench of `smoke` has a test of its own.
     row = Measure("update", 2.0, "tokens/s", "TRL", 1.0, ">= 1.5 x")
     monkeypatch.setattr(module, "measure_profile", lambda config, root: [row])
-    # Trained here, one after the other: imports take children longer. `Child` is tested elsewhere.
-    monkeypatch.setattr(
-        module, "Child", lambda command, log: SimpleNamespace(code=main(command[3:]))
-    )
     assert gpu_check(["A", "B"], tmp_path) == 0
-    assert gpu_check(["D", "C"], tmp_path, steps=1) == 0
+    with jobs_in_process():
+        assert gpu_check(["D", "C"], tmp_path, steps=1) == 0
     rows = stored(tmp_path)
     assert [row.phase for row in rows if row.name == "duration"] == ["A", "B", "D", "C"]
     assert {row.status for row in rows} == {"ok", "info"}
