@@ -27,6 +27,12 @@ set -e
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(mkdir -p "${1:?name a folder for the results}" && cd "$1" && pwd)
 shift
+found=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+if [ "$found" != "VERSION" ]; then
+  echo "error: this bundle is for Python VERSION, and python3 is $found:" \\
+    "make gpu-bundle BUNDLE_PYTHON=$found" >&2
+  exit 2
+fi
 cat "$here"/pieces/* > "$out/MODEL"
 python3 -m pip install -q --no-index --no-deps --upgrade --target "$out/site" \\
   "$here"/wheels/*.whl "$out/MODEL"
@@ -37,7 +43,7 @@ exec python3 -m llds_core gpu-check --out "$out" "$@"
 
 def make_bundle(out: Path, python: str) -> None:
     """Write the bundle for version `python` ("3.12") of the other machine into `out`, anew; a
-    `DownloadError` when pip fetches a wheel not.
+    `DownloadError` when pip cannot fetch a wheel.
     """
     shutil.rmtree(out, ignore_errors=True)
     (out / "pieces").mkdir(parents=True)
@@ -50,7 +56,8 @@ def make_bundle(out: Path, python: str) -> None:
         for index, piece in enumerate(iter(lambda: file.read(_PIECE), b"")):
             (out / "pieces" / f"{index:03}").write_bytes(piece)
     shutil.rmtree(model.parent)
-    (out / "run.sh").write_text(_RUN.replace("MODEL", model.name), "utf-8")
+    program = _RUN.replace("MODEL", model.name).replace("VERSION", python)
+    (out / "run.sh").write_text(program, "utf-8")
 
 
 def _fetch(requirements: list[str], folder: Path, python: str) -> None:

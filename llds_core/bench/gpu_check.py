@@ -69,7 +69,7 @@ class _Sizes:
 def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int:
     """Run `phases` in the order given and write their rows to `gpu_check.json` under `out`, where
     the runs of phase D are continued, of `steps` if not the profile's; 1 when a check failed, else
-    0. A `ConfigError` for an unknown phase.
+    0. A `ConfigError` for an unknown phase, and for a GPU too small for phase B.
     """
     sizes = _sizes()
     run: dict[str, Callable[[Report], None]] = {
@@ -80,6 +80,8 @@ def gpu_check(phases: Sequence[str], out: Path, steps: int | None = None) -> int
     }
     if unknown := [phase for phase in phases if phase not in run]:
         raise ConfigError(f'--phase is "{unknown[0]}": choose of {",".join(run)}')
+    if "B" in phases and not (planned := estimate(_on_this_card(sizes.experiment))).fits:
+        raise ConfigError(f"{planned.reason}: leave phase B out with --phase A,C,D")
     report = Report(out, "-")
     report.add("python", platform.python_version())
     report.add("torch", str(torch.__version__))

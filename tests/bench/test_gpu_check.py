@@ -61,8 +61,18 @@ def test_a_phase_that_breaks_stops_no_other_and_fails_the_check(
     assert "Traceback" in (tmp_path / "phase_B_error.txt").read_text("utf-8")
 
 
-def test_an_unknown_phase_is_named(tmp_path: Path) -> None:
+def test_an_unknown_phase_and_a_card_that_is_too_small_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused(ConfigError, '--phase is "E": choose of A,B,C,D', gpu_check, ["E"], tmp_path)
+
+    class Card:
+        total_memory = 16 * 2**30
+        name = "small"
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index=0: Card)
+    refused(ConfigError, r"needs .* and 16\.2 of 17 GiB .*: leave", gpu_check, ["B"], tmp_path)
 
 
 def test_rows_of_other_phases_stay_and_nan_exceeds_a_bound(tmp_path: Path) -> None:
@@ -77,7 +87,7 @@ def test_rows_of_other_phases_stay_and_nan_exceeds_a_bound(tmp_path: Path) -> No
     ]
 
 
-def test_a_bundle_puts_the_model_together_and_runs_the_check(
+def test_a_bundle_puts_the_model_together_and_runs_the_check_on_its_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With stand-ins for pip's downloads and for Python."""
@@ -89,14 +99,22 @@ def test_a_bundle_puts_the_model_together_and_runs_the_check(
     monkeypatch.setattr(gpu_bundle, "_fetch", fetch)
     monkeypatch.setattr(gpu_bundle, "_PIECE", 100)
     gpu_bundle.make_bundle(tmp_path / "a bundle", "3.12")
-    (tmp_path / "python3").write_text('#!/bin/sh\necho "$PYTHONPATH:$@"\n')
-    (tmp_path / "python3").chmod(0o755)
+    python = tmp_path / "python3"
     run, out = tmp_path / "a bundle/run.sh", tmp_path / "out"
     paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": ""}
-    done = subprocess.run(
-        ["sh", run, out, "--phase", "A"], env=paths, capture_output=True, text=True, check=True
-    )
-    installed, checked = done.stdout.splitlines()
+
+    def checks(version: str) -> subprocess.CompletedProcess[str]:
+        python.write_text(
+            f'#!/bin/sh\nif [ "$1" = -c ]; then echo {version}; else echo "$PYTHONPATH:$@"; fi\n'
+        )
+        python.chmod(0o755)
+        command = ["sh", run, out, "--phase", "A"]
+        return subprocess.run(command, env=paths, capture_output=True, text=True)
+
+    other = checks("3.13")
+    assert other.returncode == 2
+    assert other.stderr.startswith("error: this bundle is for Python 3.12, and python3 is 3.13: ")
+    installed, checked = checks("3.12").stdout.splitlines()
     assert (out / "model-3.12.whl").read_bytes() == bytes(range(250))
     assert installed.endswith(f"{run.parent}/wheels/wheels-3.12.whl {out}/model-3.12.whl")
     assert checked == f"{run.parent}:{out}/site:-m llds_core gpu-check --out {out} --phase A"

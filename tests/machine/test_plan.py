@@ -204,6 +204,11 @@ def test_checkpoints_gathering_and_pushing_are_in_the_step() -> None:
     assert found["seconds_per_step"] > fewer.throughput["seconds_per_step"]
 
 
+def test_what_a_peer_reaches_without_a_penalty_is_said_beside_the_papers_recipe() -> None:
+    said = [estimate(load_experiment(name)).text() for name in ("paper-3b/grpo", "desk/grpo")]
+    assert ["SkyRL reports 330 steps" in text for text in said] == [True, False]
+
+
 def test_gpus_of_a_layout_get_its_settings() -> None:
     for gpus, memory, name in (
         (8, 80, "8x80"),
