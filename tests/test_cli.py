@@ -23,7 +23,7 @@ MORE = ["train", "smoke/grpo", "training.steps=4"]  # one step more than the sto
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["train", "desk/gpro"], "desk/grpo"),
+        (["train", "desk/gpro"], 'did you mean "grpo"'),
         (["train", "desk/grpo", "training.step=3"], "training.steps"),
         (["train", "desk/grpo", "--seed", "x"], "--seed"),
         (["train", "desk/grpo", "--sed", "1"], "--sed"),
@@ -31,7 +31,7 @@ MORE = ["train", "smoke/grpo", "training.steps=4"]  # one step more than the sto
         (["train", "desk/grpo", "method=../../x"], "profile/method"),
         (["warmstart", "dsk"], "desk"),
         (["reproduce", "smoke", "--seeds", "0,x"], "--seeds"),
-        (["reproduce", "smoke", "--arms", "gpro"], "smoke/grpo"),
+        (["reproduce", "smoke", "--arms", "gpro"], 'did you mean "grpo"'),
         (["train"], "Missing argument"),
         (["trian"], "Did you mean 'train'"),
         (["retriever", "dsk"], "desk"),
@@ -49,8 +49,8 @@ MORE = ["train", "smoke/grpo", "training.steps=4"]  # one step more than the sto
         (["evaluate", "smoke", "--baseline", "serch-o1"], 'did you mean "search-o1"'),
         (["evaluate", "smoke", "--mode", "greddy"], 'did you mean "greedy"'),
         (["evaluate", "smoke", "--mode", "greedy,greedy"], "each mode once"),
-        (["evaluate", "smoke", "--limit", "0"], "'--limit': Input should be greater"),
-        (["evaluate", "smok", "--checkpoint", "start"], 'did you mean "smoke/grpo"'),
+(["evaluate", "smoke", "--limit", "0"], "'--limit': Input should be greater"),
+        (["evaluate", "smok", "--checkpoint", "start"], 'did you mean "smoke"'),
         (["slurm", "desk"], "desk needs no GPU"),
         (["data", "paper-3b", "--only", "questons"], "questions"),
     ],

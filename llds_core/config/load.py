@@ -12,15 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
 from functools import cache, partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from llds_core.config.given import parse_yaml
 from llds_core.config.schema import ExperimentConfig
-from llds_core.errors import ConfigError, closest, did_you_mean
+from llds_core.errors import ConfigError, did_you_mean
 
-PRESETS = files("llds_core") / "presets"
+PRESETS = Path(__file__).parents[1] / "presets"
 # Keys of a preset that are not sections of a configuration.
 _ABOUT = ("description", "base", "layout", "methods", "only", "profiles", "variants")
 # Of Linux on processors that multiply matrices in bfloat16: Intel's, AMD's and ARM's names.
@@ -30,11 +29,7 @@ _BFLOAT16_UNITS = {"amx_bf16", "avx512_bf16", "bf16"}
 
 def preset_names(kind: str) -> list[str]:
     """Names of the presets of a kind, which is a folder."""
-    return sorted(
-        path.name.removesuffix(".yaml")
-        for path in (PRESETS / kind).iterdir()
-        if path.name.endswith(".yaml")
-    )
+    return sorted(path.stem for path in (PRESETS / kind).glob("*.yaml"))
 
 
 # Names of what ships with the package.
@@ -46,12 +41,8 @@ layouts = partial(preset_names, "layouts")  # GPUs or none, and what makes a run
 
 def layouts_for(profile: str) -> list[str]:
     """Names of the layouts that are for a profile: some are `only` for a few."""
-    return [name for name in layouts() if _is_for(name, profile)]
-
-
-def _is_for(layout: str, profile: str) -> bool:
-    only = _read_preset("layouts", layout).get("only", ["*"])
-    return any(fnmatchcase(profile, pattern) for pattern in only)
+    only = {name: _read_preset("layouts", name).get("only", [profile]) for name in layouts()}
+    return [name for name in only if profile in only[name]]
 
 
 def override_key(override: str) -> str:
@@ -69,17 +60,11 @@ def laid_over(lower: Iterable[str], upper: Iterable[str]) -> list[str]:
 def load_experiment(
     name: str, overrides: Iterable[str] = (), layout: str | None = None
 ) -> ExperimentConfig:
-    """Build the experiment `<profile>/<method>` or `<profile>/<method>@<variant>`.
+    """Build the experiment `name`, `<profile>/<method>` or `<profile>/<method>@<variant>`.
 
-    Args:
-        name: of the experiment; methods combine as in `gspo+llds-action`.
-        overrides: dotted, such as `training.steps=4`.
-        layout: one of `layouts()`, or empty for none: then, without overrides, it is the experiment
-            as printed, from which others deviate. None takes the one the profile names, if any.
-
-    Raises:
-        ConfigError: for an unknown profile, method, variant, layout or key, a key given twice, a
-            wrong type, or sizes that do not fit together.
+    `layout` is one of `layouts()`, or empty for none: then, without overrides, it is the experiment
+    as printed, from which others deviate. None takes the one the profile names, if any. A
+    `ConfigError` names what is unknown, given twice, of a wrong type, or does not fit together.
     """
     profile, method, layers = _layers(name)
     if layout is None:
@@ -88,9 +73,8 @@ def load_experiment(
         layers.append(_read_layout(layout, profile))
     given: dict[str, str] = {}
     for override in overrides:
-        key, separator, text = override.partition("=")
-        key = key.strip()
-        if not separator:
+        key, text = override_key(override), override.partition("=")[2]
+        if "=" not in override:
             raise ConfigError(f'override "{override}" has no "=": write it as section.key=value')
         if key in ("profile", "method"):
             raise ConfigError(
@@ -131,13 +115,10 @@ def _layers(name: str) -> tuple[str, str, list[dict[str, Any]]]:
     plain, marked, variant = method.partition("@")
     parts = plain.split("+")
     named = [("profile", profile, profiles()), *(("method", part, methods()) for part in parts)]
+    named += [("variant", variant, variants())] if marked else []
     for kind, value, valid in named:
         if value not in valid:
-            near = [closest(profile, profiles()), *(closest(part, methods()) for part in parts)]
-            hint = f'did you mean "{near[0]}/{"+".join(map(str, near[1:]))}"? ' if all(near) else ""
-            raise ConfigError(
-                f'unknown {kind} "{value}" in "{name}": {hint}valid: {", ".join(valid)}'
-            )
+            raise ConfigError(f'unknown {kind} "{value}" in "{name}": {did_you_mean(value, valid)}')
     base = _read_profile(profile)
     chosen = [_read_preset("methods", part) for part in parts]
     special = [base.get("methods", {}).get(part, {}) for part in parts]
@@ -145,10 +126,6 @@ def _layers(name: str) -> tuple[str, str, list[dict[str, Any]]]:
     _check_agreement(parts, both)
     layers = [base, *both]
     if marked:
-        if variant not in variants():
-            raise ConfigError(
-                f'unknown variant "{variant}" in "{name}": {did_you_mean(variant, variants())}'
-            )
         values = _read_preset("variants", variant)
         # A method with official code of its own brings what that ran.
         if len(chosen) == 1 and variant in chosen[0].get("variants", {}):
@@ -184,11 +161,8 @@ def _read_profile(name: str) -> dict[str, Any]:
 
 
 def _read_layout(name: str, profile: str) -> dict[str, Any]:
-    if name not in layouts():
-        raise ConfigError(f'unknown layout "{name}": {did_you_mean(name, layouts())}')
-    if not _is_for(name, profile):
-        others = ", ".join(layouts_for(profile))
-        raise ConfigError(f"layout {name} is not for profile {profile}: choose one of {others}")
+    if name not in (valid := layouts_for(profile)):
+        raise ConfigError(f'profile {profile} has no layout "{name}": {did_you_mean(name, valid)}')
     values = _read_preset("layouts", name)
     for pattern, special in values.get("profiles", {}).items():
         if fnmatchcase(profile, pattern):

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any, Literal
 
 from pydantic import Field, StrictBool
@@ -60,46 +61,6 @@ class LossConfig:
     """Share of the tokens that count as unlikely."""
     lp_reg_min_p: Number = Field(default=0.02, ge=0, le=0.99)
     """Share of the largest probability up to which the proxy takes a token for noise."""
-
-    def __post_init__(self) -> None:
-        for problem in _wrong_objectives(self):
-            raise ValueError(problem)
-
-
-def _wrong_objectives(loss: LossConfig) -> Iterator[str]:
-    """Parts of an objective that do not go together."""
-    if loss.ratio == "sequence" and loss.aggregate != "seq-mean-token-mean":
-        yield (
-            f"loss.ratio=sequence (GSPO) with loss.aggregate={loss.aggregate} weights "
-            "sequences by length: set loss.aggregate=seq-mean-token-mean"
-        )
-    if loss.surrogate == "cispo":
-        needed = {"ratio": "token", "aggregate": "token-mean", "clip_low": 1, "dual_clip": None}
-        for key, value in needed.items():
-            if (seen := getattr(loss, key)) != value:
-                yield (
-                    f"loss.surrogate=cispo with loss.{key}={seen}: it caps the weights of single "
-                    f"tokens, from above, and averages over tokens; set loss.{key}="
-                    f"{'null' if value is None else value}"
-                )
-    if loss.dual_clip is not None and loss.dual_clip < 1 + loss.clip_high:
-        yield (
-            f"loss.dual_clip={loss.dual_clip} cuts into the clip range, which ends at 1 + "
-            f"loss.clip_high={1 + loss.clip_high:g}: set at least that, or null"
-        )
-    if loss.advantage_mean == "batch" and loss.advantage_std == "group":
-        yield (
-            "loss.advantage_mean=batch with loss.advantage_std=group scales by a spread that a "
-            "group of equal rewards does not have: set loss.advantage_std=batch or none"
-        )
-    if loss.mask_truncated and loss.aggregate in ("seq-mean-token-mean", "constant"):
-        yield (
-            f"loss.mask_truncated=true with loss.aggregate={loss.aggregate} would count what is "
-            "left out as sequences: set loss.aggregate=token-mean"
-        )
-
-
-_VLLM_MAX_TEMPERATURE = 2
 
 
 @checked
@@ -165,70 +126,87 @@ class ExperimentConfig:
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
 
+# What a value asks of another key, and why.
+_ASKED = (
+    ("loss.ratio=sequence", "loss.aggregate=seq-mean-token-mean", "GSPO weighs sequences alike"),
+    ("loss.surrogate=cispo", "loss.ratio=token", "it bounds the weights of single tokens"),
+    ("loss.surrogate=cispo", "loss.aggregate=token-mean", "it averages over tokens"),
+    ("loss.surrogate=cispo", "loss.clip_low=1.0", "it bounds weights from above only"),
+    ("loss.surrogate=cispo", "loss.dual_clip=null", "it bounds weights once"),
+    (
+        *("loss.advantage_mean=batch", "loss.advantage_std=batch or none"),
+        "a group of equal rewards has no spread",
+    ),
+    (
+        *("loss.mask_truncated=true", "loss.aggregate=token-mean or token-mean-micro"),
+        "what is left out would count as sequences",
+    ),
+    (
+        *("loss.aggregate=token-mean-micro", "training.max_tokens_per_micro_batch=null"),
+        "the objective is a mean of each micro-batch",
+    ),
+    ("sampler.backend=vllm", "sampler.rounding=none", "its weights are its own"),
+    ("world.name=files", "training.warmstart=false", "such questions have no scripted traces"),
+)
+_VLLM_MAX_TEMPERATURE = 2
+
+
 def _misfits(config: ExperimentConfig) -> Iterator[str]:
-    """Values of several sections that do not fit together."""
-    training, sampler, world = config.training, config.sampler, config.world_size
-    updates, total = training.updates_per_rollout, config.trajectories_per_rollout * training.epochs
-    if config.rollout.max_searches < 1:
+    """Values that do not fit together."""
+    for given, asked, why in _ASKED:
+        (key, _, value), (other, _, fitting) = given.partition("="), asked.partition("=")
+        before, seen = (json.dumps(attrgetter(k)(config)).strip('"') for k in (key, other))
+        if before == value and seen not in fitting.split(" or "):
+            yield f"{given} with {other}={seen}: {why}; set {asked}"
+    for what, size, of, divisor in _multiples(config):
+        if size % divisor:
+            yield f"{what}={size} is not a multiple of {of}={divisor}: change one of them"
+    rollout, loss, updates = config.rollout, config.loss, config.training.updates_per_rollout
+    if rollout.max_searches < 1:
         yield "rollout.max_searches is 0: an agent in training needs at least 1"
-    if total % updates:
+    if rollout.max_total_tokens <= rollout.max_action_tokens:
         yield (
-            f"{config.trajectories_per_rollout} trajectories × {training.epochs} epochs do not "
-            f"divide into training.updates_per_rollout={updates}: choose a divisor of {total}"
+            f"rollout.max_total_tokens={rollout.max_total_tokens} leaves no room beside "
+            f"rollout.max_action_tokens={rollout.max_action_tokens}: raise it"
         )
-    if updates % training.epochs:
+    if loss.dual_clip is not None and loss.dual_clip < 1 + loss.clip_high:
         yield (
-            f"training.updates_per_rollout={updates} is not a multiple of training.epochs="
-            f"{training.epochs}: every epoch makes the same number of updates"
+            f"loss.dual_clip={loss.dual_clip} cuts into the clip range, which ends at 1 + "
+            f"loss.clip_high={1 + loss.clip_high:g}: set at least that, or null"
         )
-    if training.mini_batches == "groups" and config.mini_batch_size % config.rollout.group_size:
+    if config.sampler.backend == "vllm" and rollout.temperature > _VLLM_MAX_TEMPERATURE:
         yield (
-            f"mini-batches of {config.mini_batch_size} trajectories do not hold whole groups of "
-            f"rollout.group_size={config.rollout.group_size}: choose training.updates_per_rollout "
-            "so that they do, or set training.mini_batches=shuffled"
-        )
-    budget = training.max_tokens_per_micro_batch
-    if config.mini_batch_size % ((1 if budget else training.micro_batch_size) * world):
-        size = "" if budget else f"training.micro_batch_size={training.micro_batch_size} × "
-        yield (
-            f"{size}{world} processes does not divide the mini-batch of trajectories: choose a "
-            f"divisor of {config.mini_batch_size}"
-        )
-    if budget and config.loss.aggregate == "token-mean-micro":
-        yield (
-            f"training.max_tokens_per_micro_batch={budget} with loss.aggregate=token-mean-micro "
-            "changes the objective, whose means are those of micro-batches: set it to null"
-        )
-    if sampler.backend == "vllm" and sampler.rounding != "none":
-        yield (
-            f"sampler.rounding={sampler.rounding} with sampler.backend=vllm: its weights are its "
-            "own; set sampler.rounding=none"
-        )
-    if sampler.backend == "vllm" and config.rollout.temperature > _VLLM_MAX_TEMPERATURE:
-        yield (
-            f"rollout.temperature={config.rollout.temperature} with sampler.backend=vllm: vLLM "
+            f"rollout.temperature={rollout.temperature} with sampler.backend=vllm: vLLM "
             f"takes at most {_VLLM_MAX_TEMPERATURE}"
         )
-    colocated = sampler.backend == "vllm" and sampler.mode == "colocate"
-    if colocated and world % sampler.tensor_parallel:
-        yield (
-            f"sampler.tensor_parallel={sampler.tensor_parallel} does not divide the {world} "
-            "training processes that a colocated vLLM shares: choose a divisor of "
-            f"{world} or sampler.mode=server"
-        )
-    if training.warmstart and config.world.name == "files":
-        yield (
-            "training.warmstart=true with world.name=files: questions from files have no scripted "
-            "traces; set training.warmstart=false"
-        )
-    if config.rollout.sampling_rounds > 1 and config.rollout.prompts_per_rollout % world:
-        yield (
-            f"rollout.sampling_rounds={config.rollout.sampling_rounds} replaces groups, which "
-            f"{world} processes do not share evenly: choose a multiple of {world} for "
-            f"rollout.prompts_per_rollout={config.rollout.prompts_per_rollout}"
-        )
-    if config.loss.llds_weight > 0 and updates < 2:
+    if loss.llds_weight > 0 and updates < 2:
         yield (
             f"loss.llds_weight > 0 with training.updates_per_rollout={updates} is always zero (no "
             "update has moved the policy yet): set training.updates_per_rollout >= 2"
         )
+
+
+def _multiples(config: ExperimentConfig) -> list[tuple[str, int, str, int]]:
+    """Sizes, and what each has to be a multiple of: of 1 where a rule does not apply."""
+    policy, rollout, sampler = config.policy, config.rollout, config.sampler
+    training, per_update, world = config.training, config.mini_batch_size, config.world_size
+    sampled = config.trajectories_per_rollout * training.epochs
+    group = rollout.group_size if training.mini_batches == "groups" else 1
+    at_once = 1 if training.max_tokens_per_micro_batch else training.micro_batch_size
+    colocated = sampler.backend == "vllm" and sampler.mode == "colocate"
+    shared = sampler.tensor_parallel if colocated else 1
+    sharing = world if rollout.sampling_rounds > 1 else 1
+    updates, resumable = training.updates_per_rollout, training.resumable_every or 0
+    update = "trajectories per update"
+    return [
+        ("policy.heads", policy.heads, "policy.key_value_heads", policy.key_value_heads),
+        # Rotary positions pair the numbers of a head up.
+        ("policy.hidden_size", policy.hidden_size, "2 × policy.heads", 2 * policy.heads),
+        ("trajectories × training.epochs", sampled, "training.updates_per_rollout", updates),
+        ("training.updates_per_rollout", updates, "training.epochs", training.epochs),
+        (update, per_update, "rollout.group_size (training.mini_batches=groups)", group),
+        (update, per_update, "training.micro_batch_size × processes", at_once * world),
+        ("processes", world, "sampler.tensor_parallel", shared),
+        ("rollout.prompts_per_rollout", rollout.prompts_per_rollout, "processes", sharing),
+        ("training.resumable_every", resumable, "training.save_every", training.save_every),
+    ]

@@ -122,19 +122,6 @@ class PolicyConfig:
     initializer_range: Number = Field(default=0.02, ge=0, le=1)
     """Standard deviation of the initial weights; small models train faster from larger ones."""
 
-    def __post_init__(self) -> None:
-        if self.hidden_size % self.heads or self.heads % self.key_value_heads:
-            raise ValueError(
-                f"policy.hidden_size={self.hidden_size}, heads={self.heads} and key_value_heads="
-                f"{self.key_value_heads} do not divide: hidden_size by heads, heads by "
-                "key_value_heads"
-            )
-        if self.hidden_size // self.heads % 2:
-            raise ValueError(
-                f"policy.hidden_size={self.hidden_size} / heads={self.heads} is odd, and rotary "
-                "positions pair numbers up: choose sizes with an even quotient"
-            )
-
 
 @checked
 class WarmstartConfig:
@@ -190,13 +177,6 @@ class RolloutConfig:
     """Random numbers of the transformers sampler: one stream for a whole rollout, or one for each
     trajectory, which is then the same on any number of processes. `auto` is `trajectory` on several
     processes, else `rollout`; a run keeps what it began with."""
-
-    def __post_init__(self) -> None:
-        if self.max_total_tokens <= self.max_action_tokens:
-            raise ValueError(
-                f"rollout.max_total_tokens={self.max_total_tokens} leaves no room beside "
-                f"rollout.max_action_tokens={self.max_action_tokens}: raise it"
-            )
 
 
 @checked
@@ -292,13 +272,6 @@ class TrainingConfig:
     bits on a GPU. Equal to the padded pass up to rounding."""
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
     """`adamw-8bit` keeps the moments in 8 bits (bitsandbytes); not what the papers ran."""
-
-    def __post_init__(self) -> None:
-        if self.resumable_every and self.resumable_every % self.save_every:
-            raise ValueError(
-                f"training.resumable_every={self.resumable_every} is not a multiple of "
-                f"training.save_every={self.save_every}: choose one"
-            )
 
 
 @checked

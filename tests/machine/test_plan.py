@@ -177,7 +177,7 @@ def test_a_layout_without_a_gpu_takes_what_the_processor_has(
     assert not load.computes_in_bfloat16()
     monkeypatch.undo()
     load.computes_in_bfloat16.cache_clear()
-    named = "layout cpu is not for profile paper-3b: choose one of 1x"
+    named = 'profile paper-3b has no layout "cpu": valid: 1x'
     refused(ConfigError, named, load_experiment, "paper-3b/grpo", layout="cpu")
     assert "cpu" in layouts_for("smol") and "cpu" not in layouts_for("desk")
 
