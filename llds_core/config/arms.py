@@ -17,7 +17,7 @@ from llds_core.config.checked import checked
 from llds_core.config.given import Name, Seed, parse_yaml
 from llds_core.config.load import PRESETS, laid_over, load_experiment, preset_names
 from llds_core.config.schema import ExperimentConfig
-from llds_core.errors import ConfigError, closest, did_you_mean
+from llds_core.errors import ConfigError, did_you_mean
 
 MAIN_ARMS = ("grpo", "llds-action")  # the two that the story compares
 
@@ -83,9 +83,8 @@ class Study:
         if not self.arms:
             raise ValueError("it has no arms: list them under arms")
         names = [arm.name for arm in self.arms]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f'the arm "{name}" is there twice: choose another name')
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f'the arm "{twice[0]}" is there twice: choose another name')
         for series in self.series:
             for arm in series.arms:
                 if arm not in names:
@@ -117,8 +116,7 @@ class Study:
         valid = [*(arm.group for arm in self.arms), *(arm.name for arm in self.arms)]
         for wanted in names or ():
             if wanted not in valid:
-                near = closest(wanted, valid)
-                hint = f'did you mean "{near}"?' if near else "--status lists them"
+                hint = did_you_mean(wanted, {*valid})
                 raise ConfigError(f'study {self.name} has no arm or group "{wanted}": {hint}')
         return [arm for arm in self.arms if not names or arm.name in names or arm.group in names]
 
@@ -126,18 +124,17 @@ class Study:
         self, arms: Sequence[str] | None = None, seeds: Sequence[int] | None = None
     ) -> list[Entry]:
         """The runs in order, restricted to `arms` (names or groups) and `seeds` where given."""
-        chosen = self.chosen(arms)
-        queue = []
-        for group in dict.fromkeys(arm.group for arm in self.arms):
-            pairs = [(seed, arm) for arm in chosen if arm.group == group for seed in arm.seeds]
-            pairs.sort(key=lambda pair: pair[0])  # stable: inside a seed, the order of the file
-            for seed, arm in pairs:
-                if seeds is None or seed in seeds:
-                    config = load_experiment(f"{self.profile}/{arm.method}", arm.overrides)
-                    queue.append(Entry(arm, seed, config))
+        groups = list(dict.fromkeys(arm.group for arm in self.arms))
+        queue = [
+            Entry(arm, seed, load_experiment(f"{self.profile}/{arm.method}", arm.overrides))
+            for arm in self.chosen(arms)
+            for seed in arm.seeds
+            if seeds is None or seed in seeds
+        ]
         if not queue:
             raise ConfigError(f"study {self.name} has no such arms and seeds: name others")
-        return queue
+        # Stable: inside a seed, the order of the file.
+        return sorted(queue, key=lambda entry: (groups.index(entry.arm.group), entry.seed))
 
 
 studies = partial(preset_names, "studies")  # names of those that ship with the package
@@ -156,11 +153,13 @@ def load_study(name: str) -> Study:
         raise ConfigError(f"study {name} is {values!r}, not a mapping: write key: value lines")
     try:
         study = Study(**{"name": Path(name).stem} | {str(key): values[key] for key in values})
-        arms = []
-        for arm in study.arms:
-            # Of two values of a key the arm's own counts.
-            arms.append(replace(arm, overrides=tuple(laid_over(study.overrides, arm.overrides))))
-            load_experiment(f"{study.profile}/{arm.method}", arms[-1].overrides)
+        # Of two values of a key the arm's own counts.
+        arms = [
+            replace(arm, overrides=tuple(laid_over(study.overrides, arm.overrides)))
+            for arm in study.arms
+        ]
+        study = replace(study, arms=tuple(arms))
+        study.entries()  # an experiment that cannot be is refused before any is run
     except ConfigError as error:
         raise ConfigError(f"study {name}: {error}") from None
-    return replace(study, arms=tuple(arms))
+    return study

@@ -59,9 +59,6 @@ def _describe(cls: type, error: ErrorDetails) -> str:
         prefix = path.removesuffix(str(loc[-1]))
         nearest = did_you_mean(str(loc[-1]), _keys(cls, loc[:-1]), prefix=prefix)
         return f'unknown key "{path}": {nearest}'
-    if kind == "dataclass_type":
-        key = _keys(cls, loc)[0]
-        return f'"{path}" is {value!r}, not a section: set one of its keys, e.g. {path}.{key}=…'
     if kind == "literal_error":
         choices = re.findall("'(.*?)'", error["ctx"]["expected"])
         return f"{path} is {value!r}: {did_you_mean(str(value), choices)}"

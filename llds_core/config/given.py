@@ -8,10 +8,16 @@ import re
 from collections.abc import Iterable
 from os.path import expanduser
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    AnyHttpUrl,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 from llds_core.errors import ConfigError, one_line
 
@@ -22,13 +28,12 @@ FilePath = Annotated[str, AfterValidator(expanduser)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.@+-]*$")]
 """A name that becomes part of paths, and never is one."""
 _SEEDS = TypeAdapter(list[Seed])
+_URL = TypeAdapter(AnyHttpUrl)
 
 
 def words(given: str | Iterable[str]) -> tuple[str, ...]:
     """Names as a list, or as text with commas; a repeat counts once."""
     parts = given.split(",") if isinstance(given, str) else given
-    if not isinstance(parts, Iterable) or not all(isinstance(part, str) for part in parts):
-        raise ConfigError(f"{given!r} is no list of names: write them with commas between")
     return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
@@ -49,18 +54,14 @@ def address(url: str) -> str:
     settings of Search-R1 end.
     """
     try:
-        parts = urlsplit(url)
-        port = {"http": 80, "https": 443}[parts.scheme] if parts.port is None else parts.port
-        if not (port and parts.hostname and parts.scheme.startswith("http")):
-            raise ValueError
-    except (KeyError, ValueError):
+        parts = _URL.validate_python(url)
+    except ValidationError:
         raise ConfigError(
             f'the address "{url}" (service.url, sampler.server_url) is none: write it as '
             "http://127.0.0.1:8000"
         ) from None
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    below = parts.path.rstrip("/").removesuffix("/retrieve").rstrip("/")
-    return f"{parts.scheme}://{host}:{port}{below}"
+    below = str(parts.path).rstrip("/").removesuffix("/retrieve").rstrip("/")
+    return f"{parts.scheme}://{parts.host}:{parts.port}{below}"
 
 
 Address = Annotated[str, AfterValidator(address)]

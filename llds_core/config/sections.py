@@ -90,8 +90,7 @@ class ServiceConfig:
     on_failure: Literal["raise", "empty"] = "raise"
     """`empty` turns a search that failed for good into a logged empty observation."""
     request_queries: StrictInt = Field(default=128, ge=1)
-    """Queries that a client sends in one request: few enough for a slow engine to answer in time.
-    """
+    """Queries in one request of a client: few enough for a slow engine to answer in time."""
     batch_window_ms: Number = Field(default=2.0, ge=0, le=1000)
     """Server: how long it waits to put concurrent requests into one batch."""
     max_queries: StrictInt = Field(default=4096, ge=1)
@@ -125,9 +124,7 @@ class PolicyConfig:
 
 @checked
 class WarmstartConfig:
-    """Supervised training on scripted search traces that turns a random policy, or a pre-trained
-    one, into one that can search.
-    """
+    """Supervised training on scripted traces: a policy, random or pre-trained, learns to search."""
 
     seed: StrictInt = Field(default=0, ge=0)
     steps: StrictInt = Field(default=800, ge=1)
@@ -238,8 +235,7 @@ class TrainingConfig:
     """Passes over each rollout; the updates are divided evenly among them."""
     mini_batches: Literal["groups", "shuffled", "balanced"] = "groups"
     """Which trajectories share an update: whole groups (current verl and SkyRL), single ones drawn
-    at random (TRL), or slices of what each process gets when lengths are balanced (official code).
-    """
+    at random (TRL), or slices of what each process gets where lengths are balanced (official)."""
     micro_batch_size: StrictInt = Field(default=16, ge=1)
     max_tokens_per_micro_batch: StrictInt | None = Field(default=None, ge=1)
     """Instead of `micro_batch_size`: as many trajectories as have so many tokens, with their
