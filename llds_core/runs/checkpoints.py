@@ -74,20 +74,17 @@ def check_checkpoint(path: Path) -> None:
         file = path / name
         try:
             if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt"):
-                    continue
-            if file.suffix == ".json":
+                safe_open(file, framework="pt")
+            elif file.suffix == ".json":
                 read_object(file)
-                continue
             # torch saves zip archives, whose directory stands at the end.
-            if zipfile.is_zipfile(file) and zipfile.ZipFile(file).namelist():
-                continue
-            reason = "truncated" if file.exists() else "missing"
+            elif not zipfile.ZipFile(file).namelist():
+                raise ValueError("it holds nothing")
         except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
-            reason = one_line(error, 100)
-        raise CheckpointError(
-            f"{file} cannot be read ({reason}): delete {path.name} to resume from an earlier one"
-        )
+            raise CheckpointError(
+                f"{file} cannot be read ({one_line(error, 100)}): delete {path.name} to resume "
+                "from an earlier one"
+            ) from error
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 # Sections and keys that change nothing but speed, memory, or what is measured beside the run.
 _NEUTRAL_SECTIONS = ("hardware", "sampler", "diagnostics", "service", "data", "profile", "method")
-_NEUTRAL = _keys(
+_NEUTRAL = FREE - {"training.steps"} | _keys(
     {
         "training": "threads save_every max_nonfinite_updates",
         "dense": "device batch_size path vectors",
@@ -139,12 +139,9 @@ _NEUTRAL = _keys(
         "warmstart": "threads save_every",
     }
 )
-_MISMATCH = _keys({"sampler": "rounding correction correction_cap"})
-_NAMES = {
-    ("training.optimizer", "adamw-8bit"): "8-bit Adam: moments in 8 instead of 32 bits",
-    ("training.dtype", "float32"): "float32 arithmetic instead of bfloat16",
-    ("retrieval.backend", "bm25"): "BM25 searches instead of the dense retriever",
-}
+# Of these sections what does change a result: a lost search is none of the paper's.
+_COUNTS = {"sampler.rounding", "sampler.correction", "sampler.correction_cap"}
+_COUNTS |= {"service.on_failure", "data.too_long"}
 
 
 def index_command(config: ExperimentConfig) -> str:
@@ -164,27 +161,24 @@ def deviations(config: ExperimentConfig) -> list[str]:
     except ConfigError:
         return []
     before, after = flat(printed.to_dict()), flat(config.to_dict())
-    # Of what a policy reads, where the data is the paper's.
-    ours = {
-        "prompt": config.rollout.prompt != "data",
-        "corrective message": config.rollout.feedback == FEEDBACK,
-    }
-    is_paper = config.world.name == "files"
-    named = [f"{what} in our own words" for what in ours if ours[what] and is_paper]
-    is_single = bool(config.hardware.gpu_memory_gib) and config.hardware.sharding == "none"
-    if is_paper and is_single and config.training.dtype == "bfloat16":
-        named.append("activations between layers in float32 instead of bfloat16")
+    named = []
+    if config.world.name == "files":
+        if config.rollout.prompt != "data":
+            named.append("prompt in our own words")
+        if config.rollout.feedback == FEEDBACK:
+            named.append("corrective message in our own words")
+        is_single = config.hardware.gpu_memory_gib and config.hardware.sharding == "none"
+        if is_single and config.training.dtype == "bfloat16":
+            named.append("activations between layers in float32 instead of bfloat16")
     return named + [
-        _NAMES.get((key, value)) or f"{key} is {_shown(value)} instead of {_shown(before[key])}"
+        f"{key} is {_shown(value)} instead of {_shown(before[key])}"
         for key, value in after.items()
         if value != before[key] and not _is_neutral(key, before[key], value, config)
     ]
 
 
 def _is_neutral(key: str, before: Any, now: Any, config: ExperimentConfig) -> bool:
-    if key == "service.on_failure":
-        return False  # a lost search is no search of the paper's
-    if key in _MISMATCH or key == "data.too_long":
+    if key in _COUNTS:
         return False
     if key == "training.micro_batch_size" and config.loss.aggregate == "token-mean-micro":
         return False  # each micro-batch is a mean of its own
@@ -194,8 +188,7 @@ def _is_neutral(key: str, before: Any, now: Any, config: ExperimentConfig) -> bo
         return config.dense.device == "cuda"  # as the official code searches on GPUs
     if key == "retrieval.backend":
         return {before, now} <= {"dense", "server"}
-    neutral = _NEUTRAL | FREE - {"training.steps"}
-    return key in neutral or key.split(".")[0] in _NEUTRAL_SECTIONS
+    return key in _NEUTRAL or key.split(".")[0] in _NEUTRAL_SECTIONS
 
 
 def _model(path: str | None) -> str | None:

@@ -15,7 +15,6 @@ from typing import Any
 import huggingface_hub
 import torch
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -43,10 +42,6 @@ POLICY_FILES = (
     *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
     *("pytorch_model*.bin", "tokenizer*.json", "*.jinja", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt", "*.model"),
-)
-_LOADING_ERRORS = (
-    *(AttributeError, EOFError, KeyError, OSError),
-    *(RuntimeError, SafetensorError, TypeError, ValueError),
 )
 
 
@@ -171,7 +166,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 def _loading(path: str | Path) -> Iterator[None]:
     try:
         yield
-    except _LOADING_ERRORS as error:
+    except Exception as error:  # transformers meets damage in many ways
         raise CheckpointError(
             f"checkpoint {path} cannot be loaded ({one_line(error, 160)}): delete it to fall back "
             "to an earlier one, or name another"

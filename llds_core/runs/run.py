@@ -35,6 +35,7 @@ DEFAULT_ROOT = Path("results/runs")
 FINAL = ("complete", "collapsed", "failed")
 BEST_WINDOW = 4  # steps whose mean reward ranks a checkpoint
 _MANIFEST_KEYS = ("status", "profile", "method", "seed", "config", "config_hash")
+_LATER_KEYS = ("resumed", "best_step", "corpus", "policy", "streams")  # not there at first
 _NO_TEXT = {"seed": int, "config": dict, "resumed": list, "best_step": int}
 _LONGEST_SUFFIX = 150  # file systems allow names of 255 bytes
 _CHECKPOINT = re.compile(r"(best|last)(?:-(\d+))?")
@@ -49,21 +50,13 @@ _logger = logging.getLogger("llds_core")
 
 @dataclass(frozen=True)
 class Run:
-    """One experiment and seed, whether it was made already or not.
+    """One experiment and seed, whether it was made already or not."""
 
-    Attributes:
-        config: the resolved experiment, overrides included.
-        seed: moves data order, sampling and injected search failures.
-        root: folder of all runs.
-        overrides: as given by the user; they name the run's folder.
-        arm: its name in a study, if it has one.
-    """
-
-    config: ExperimentConfig
-    seed: int = 0
-    root: Path = DEFAULT_ROOT
-    overrides: tuple[str, ...] = ()
-    arm: str = ""
+    config: ExperimentConfig  # resolved, overrides included
+    seed: int = 0  # moves data order, sampling and injected search failures
+    root: Path = DEFAULT_ROOT  # folder of all runs
+    overrides: tuple[str, ...] = ()  # as given by the user; they name the run's folder
+    arm: str = ""  # its name in a study, if it has one
 
     @classmethod
     def load(
@@ -217,17 +210,12 @@ class Run:
             )
         # One that a collapse ended early was given more steps than it made.
         longest = max(steps[-1], self.config.training.steps)
-        if within and int(within) > longest:
+        if within and not steps[0] <= int(within) <= longest:
             raise CheckpointError(
-                f'checkpoint "{kind}-{within}" is of {within} steps, and {self.title} has '
-                f"{longest}: use {kind}, or a number up to {longest}"
+                f'{self.path} has no checkpoint "{kind}-{within}": name a number of steps from '
+                f"{steps[0]}, its first checkpoint, to {longest}"
             )
-        kept = [step for step in steps if within is None or step <= int(within)]
-        if not kept:
-            raise CheckpointError(
-                f"{self.path} keeps no checkpoint of its first {within} steps: name at least "
-                f"{steps[0]}"
-            )
+        kept = [step for step in steps if step <= int(within or longest)]
         if kind == "last":
             return kept[-1]
         if within is None:
@@ -255,11 +243,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = path / "manifest.json"
     try:
         manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        for key in _MANIFEST_KEYS:
-            manifest[key]
-        for key in (*_MANIFEST_KEYS, "resumed", "best_step", "corpus", "policy", "streams"):
-            value, kind = manifest.get(key), _NO_TEXT.get(key, str)
-            if key in manifest and (not isinstance(value, kind) or isinstance(value, bool)):
+        for key in (*_MANIFEST_KEYS, *(key for key in _LATER_KEYS if key in manifest)):
+            value, kind = manifest[key], _NO_TEXT.get(key, str)
+            if not isinstance(value, kind) or isinstance(value, bool):
                 raise ValueError(f"{key} is {value!r}")
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(

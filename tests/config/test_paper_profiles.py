@@ -109,7 +109,7 @@ SINGLE = "activations between layers in float32 instead of bfloat16"
             *("grpo@official", "1x141", ""),
             [SINGLE, "training.micro_batch_size is 8 instead of 16"],
         ),
-        ("grpo", "1x80", "", [SINGLE, "8-bit Adam: moments in 8 instead of 32 bits"]),
+        ("grpo", "1x80", "", [SINGLE, "training.optimizer is adamw-8bit instead of adamw"]),
         (
             *("grpo", None, "rollout.group_size=10 training.steps=100"),
             ["rollout.group_size is 10 instead of 5", "training.steps is 100 instead of 1005"],
