@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
+from filelock import AcquireReturnProxy
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import RunError
@@ -40,7 +40,6 @@ from llds_core.runs.identity import check_recorded, check_same, deviations
 from llds_core.runs.provenance import command_line, git_diff, git_state, hardware, package_versions
 from llds_core.runs.run import read_manifest, read_metrics, read_trajectories
 
-SCHEMA_VERSION = 1
 # Given back at the end, so that a full disk takes the status of the run that filled it.
 _RESERVE, _RESERVED = ".reserve", 1 << 16
 _ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
@@ -61,13 +60,11 @@ class RunDirectory:
         self.path = path
         self.checkpoints = path / "checkpoint"
         self.collapsed = False
-        with disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-        self._lock = _hold(path)
+        self._held = _hold(path)
         try:
             self.manifest = self._open_manifest(config, seed, command or command_line())
         except BaseException:
-            self._lock.release()
+            self._held.lock.release()
             raise
         with disk_errors(path):
             self._log = _Log(path / "log.txt", encoding="utf-8")
@@ -101,7 +98,7 @@ class RunDirectory:
             _logger.removeHandler(self._log)
             with suppress(OSError):  # what a full disk did not take
                 self._log.close()
-            self._lock.release()
+            self._held.lock.release()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def update(self, **values: Any) -> None:
@@ -131,9 +128,8 @@ class RunDirectory:
     def rewind(self) -> tuple[int, Path | None]:
         """Go back to the last checkpoint that resumes: its step and folder; (0, None) without."""
         remove_leftovers(self.checkpoints)
-        steps = resumable_steps(self.checkpoints)
-        done = steps[-1] if steps else 0
-        last = checkpoint_path(self.checkpoints, done) if steps else None
+        done = max(resumable_steps(self.checkpoints), default=0)
+        last = checkpoint_path(self.checkpoints, done) if done else None
         if last:
             check_checkpoint(last)
         later = [step for step in checkpoint_steps(self.checkpoints) if step > done]
@@ -162,7 +158,7 @@ class RunDirectory:
                     "another folder with --run-root"
                 )
         manifest = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": 1,
             "status": "running",
             "profile": config.profile,
             "method": config.method,
@@ -191,32 +187,26 @@ class _Log(logging.FileHandler):
         """A full disk takes no message either: what fails is told once, by who writes results."""
 
 
-def _hold(path: Path) -> FileLock:
+def _hold(path: Path) -> AcquireReturnProxy:
     """Take the lock of a run directory and note the process that has it."""
     file = path / "lock"
     with disk_errors(path):
         holder = file.read_text("utf-8").strip() if file.exists() else ""
         busy = f"{path} is in use by process {holder}: wait for it, or stop it"
-        lock: FileLock = locked(file, busy).lock
+        held = locked(file, busy)
         file.write_text(str(os.getpid()), "utf-8")
-    return lock
+    return held
 
 
 def end_run(path: Path, status: str, reason: str) -> None:
     """Write how a run ended whose processes could not, unless another command holds it."""
     if not (path / "manifest.json").exists():
         return
-    try:
-        lock = _hold(path)
-    except RunError:
-        return
-    try:
+    with suppress(RunError), _hold(path):
         manifest = read_manifest(path)
         if manifest["status"] in ("running", "failed"):
             ending = {"status": status, "finished": _now(), "reason": reason}
             write_json(path / "manifest.json", manifest | ending)
-    finally:
-        lock.release()
 
 
 def _now() -> str:

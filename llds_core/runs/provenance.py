@@ -24,12 +24,12 @@ def git_state(folder: Path = _PACKAGE) -> dict[str, str | bool | None]:
     """`git_commit`, `git_dirty` and `git_diff_sha256` (of tracked files; null when clean) of a
     source tree; all null without git.
     """
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None:
-        return {"git_commit": None, "git_dirty": None, "git_diff_sha256": None}
-    diff = git_diff(folder)
-    digest = hashlib.sha256(diff.encode()).hexdigest() if diff else None
-    return {"git_commit": commit.strip(), "git_dirty": bool(diff), "git_diff_sha256": digest}
+    commit, diff = _git(folder, "rev-parse", "HEAD"), git_diff(folder)
+    return {
+        "git_commit": commit and commit.strip(),
+        "git_dirty": bool(diff) if commit else None,
+        "git_diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
+    }
 
 
 def git_diff(folder: Path = _PACKAGE) -> str:
@@ -70,15 +70,9 @@ def command_line() -> str:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=30,
-            check=False,
+        said = subprocess.check_output(
+            ["git", *arguments], cwd=folder, stderr=subprocess.DEVNULL, timeout=30
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return said.decode(errors="replace")
