@@ -131,7 +131,7 @@ def data(
     quiet: cli.Quiet = False,
 ) -> int:
     """Fetch what a profile needs from the model hub."""
-    from llds_core.worlds.downloads import check_room, describe, download, find_missing, needs
+    from llds_core.worlds.downloads import describe, download, find_missing, needs
 
     names = needs(profile, words(only))
     if not names:
@@ -142,7 +142,6 @@ def data(
         print(f"{', '.join(names)}: complete in {folder}")
         return 0
     print(describe(items, folder))
-    check_room(items, folder)
     if not yes and not sys.stdin.isatty():
         raise ConfigError("no terminal to confirm on: pass --yes")
     if not yes and input("fetch? [y/N] ").strip().lower() not in ("y", "yes"):

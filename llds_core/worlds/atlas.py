@@ -169,59 +169,36 @@ def _spellings(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(form for name in names for form in (name, strip_accents(name))))
 
 
-def city_questions(
-    city: City, alike: Sequence[City], *, repeated: bool, seed: int
-) -> list[Question]:
-    """The one-hop and two-hop questions about `city`, whose name needs the population beside it if
-    `repeated`. It is among the cities `alike`, all that the wording fits: all their answers count.
-    """
-    subject = f"{city.name} (about {city.people} people)" if repeated else city.name
-    query = f"{city.name} {city.people}" if repeated else city.name
-    country = city.country
-    questions = []
-    for kind in KINDS[:4]:
-        topic = kind.partition("-")[2]
-        if own := country.facts[topic]:
-            others = chain.from_iterable(other.country.facts[topic] for other in alike)
-            golden = tuple(dict.fromkeys((*own, *others)))
-            steps = [_step(query, f"city-{city.id}", country.name)]
-            if topic != "country":
-                steps.append(_step(country.name, f"country-{country.iso}", own[0]))
-            questions += _question(kind, city.id, subject, golden, steps, seed, through=country)
-    return questions
-
-
-def country_questions(country: Country, *, seed: int) -> list[Question]:
-    """Return the one-hop questions about `country`."""
-    questions = []
-    for kind in KINDS[4:]:
-        if golden := country.facts[kind.partition("-")[2]]:
-            steps = [_step(country.name, f"country-{country.iso}", golden[0])]
-            questions += _question(kind, country.iso, country.in_prose, golden, steps, seed)
-    return questions
-
-
-def _step(query: str, passage: str, answer: str) -> dict[str, str]:
-    titles = load_titles()
-    return {"query": query, "title": titles[passage], "passage_id": passage, "answer": answer}
-
-
 def _question(
     kind: str,
     entity: str,
     subject: str,
-    golden: tuple[str, ...],
-    steps: list[dict[str, str]],
+    query: str,
+    country: Country,
+    alike: Iterable[Country],
     seed: int,
-    through: Country | None = None,
 ) -> list[Question]:
-    """Return the question in the first wording that gives nothing away, from a drawn one on."""
-    wordings = _WORDINGS[kind]
+    """The question of a `kind` about a city of `country` or about `country`, in the first wording
+    that gives nothing away, from a drawn one on; none without an answer. `subject` fits the cities
+    of the countries `alike`, too: their answers count.
+    """
+    about, _, topic = kind.partition("-")
+    golden = tuple(dict.fromkeys(chain(*(one.facts[topic] for one in (country, *alike)))))
+    if not country.facts[topic]:
+        return []
+    hops = [(query, f"city-{entity}", country.name)] if about == "city" else []
+    if topic != "country":
+        hops.append((country.name, f"country-{country.iso}", golden[0]))
+    titles, wordings = load_titles(), _WORDINGS[kind]
     first = child_seed(seed, "atlas", "wording", kind, entity) % len(wordings)
     for wording in wordings[first:] + wordings[:first]:
         text = wording.format(subject=subject)
         accepted = _kept(golden, text)
-        if accepted and (through is None or _kept(through.facts["country"], text)):
+        if accepted and (about == "country" or _kept(country.facts["country"], text)):
+            steps = [
+                {"query": query, "title": titles[passage], "passage_id": passage, "answer": answer}
+                for query, passage, answer in hops
+            ]
             metadata = {"kind": kind, "hops": len(steps), "entity": entity, "steps": steps}
             return [Question(f"atlas-{kind}-{entity}", text, accepted, metadata)]
     return []
@@ -277,16 +254,19 @@ def build_atlas(
     country_names = {fold(country.name) for country in every_country}
     splits: dict[str, list[Question]] = {"train": [], "dev": [], "test": []}
     for city in chosen:
-        group = namesakes[city.folded]
-        splits[_split(city.folded, seed, dev_fraction, test_fraction)] += city_questions(
-            city,
-            [other for other in group if other.population == city.population],
-            repeated=len(group) > 1 or city.folded in country_names,
-            seed=seed,
-        )
+        group, subject, query = namesakes[city.folded], city.name, city.name
+        if len(group) > 1 or city.folded in country_names:
+            subject += f" (about {city.people} people)"
+            query += f" {city.people}"
+        alike = [other.country for other in group if other.population == city.population]
+        split = splits[_split(city.folded, seed, dev_fraction, test_fraction)]
+        for kind in KINDS[:4]:
+            split += _question(kind, city.id, subject, query, city.country, alike, seed)
     for country in nations:
-        split = _split(fold(country.name), seed, dev_fraction, test_fraction)
-        splits[split] += country_questions(country, seed=seed)
+        subject, query = country.in_prose, country.name
+        split = splits[_split(fold(country.name), seed, dev_fraction, test_fraction)]
+        for kind in KINDS[4:]:
+            split += _question(kind, country.iso, subject, query, country, (), seed)
     answers_by_kind = {}
     for kind in KINDS:
         known = [country.facts[kind.partition("-")[2]] for country in every_country]

@@ -19,7 +19,7 @@ from typing import IO, Any, Literal, cast
 
 import yaml
 
-from llds_core.config import load_experiment, profiles
+from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, DataError, DownloadError, RunError, did_you_mean
 from llds_core.files import hub_errors, locked, write_json
 
@@ -66,8 +66,6 @@ def needs(profile: str, only: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of the sources of `profile`, or of these only the ones in `only` when there are any. A
     policy is among them where the profile looks for it in the folder that a source fills.
     """
-    if profile not in profiles():
-        raise ConfigError(f'unknown profile "{profile}": {did_you_mean(profile, profiles())}')
     config = load_experiment(f"{profile}/grpo")
     names = list(_FILES_WORLD if config.world.name == "files" else ())
     for name, source in SOURCES.items() if names else ():
@@ -151,31 +149,20 @@ def _lacking(files: dict[str, int], folder: Path) -> dict[str, int]:
 
 
 def describe(items: Sequence[Item], folder: Path) -> str:
-    """What would be fetched, line by line, and the disk it takes."""
+    """What would be fetched, line by line, and the disk it takes; one too small is refused."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    room, free = sum(item.room for item in items), shutil.disk_usage(there).free
+    if room > free:
+        raise RunError(
+            f"{folder} has {_show(free)} free and {_show(room)} are needed: free space, choose "
+            "another --folder, or fetch a part with --only"
+        )
     lines = [
         f"{item.name:<20} {SOURCES[item.name].repo:<30} {_show(item.download):>9} to download"
         for item in items
     ]
-    total, room = sum(item.download for item in items), sum(item.room for item in items)
-    free = _show(_free(folder))
-    together = f"together {_show(total)} to download; takes up to {_show(room)} of the {free} free"
-    return "\n".join([*lines, f"{together} at {folder}"])
-
-
-def check_room(items: Sequence[Item], folder: Path) -> None:
-    """Refuse a disk that is too small."""
-    needed, free = sum(item.room for item in items), _free(folder)
-    if needed > free:
-        raise RunError(
-            f"{folder} has {_show(free)} free and {_show(needed)} are needed: free space, choose "
-            "another --folder, or fetch a part with --only"
-        )
-
-
-def _free(folder: Path) -> int:
-    """Free bytes on the disk of `folder`, which need not exist yet."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
+    total = f"together {_show(sum(item.download for item in items))} to download"
+    return "\n".join([*lines, f"{total}; takes up to {_show(room)} of the {_show(free)} free"])
 
 
 def _show(size: int) -> str:

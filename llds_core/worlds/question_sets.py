@@ -78,21 +78,18 @@ def load_questions(path: Path, expected: int, source: str = "") -> tuple[Questio
     """Read the JSON-lines file of the benchmark `source`, or Search-R1's training mix, NQ and then
     HotpotQA, from its parquet file; the papers have `expected` questions.
     """
-    questions: list[Question] = []
-    seen: dict[str, str] = {}
+    questions: dict[str, Question] = {}
     rows = _read_parquet(path) if path.suffix == ".parquet" else _read_lines(path, source)
     for where, row in rows:
-        questions.append(_read_question(row, where))
-        id_ = questions[-1].id
-        if (first := seen.setdefault(id_, where)) != where:
-            raise DataError(
-                f"{where}: the id {id_!r} is taken by {first}: give every row its own id"
-            )
+        question = _read_question(row, where)
+        if question.id in questions:
+            raise DataError(f"{where}: the id {question.id!r} is there twice: give each its own")
+        questions[question.id] = question
     if not questions:
         raise DataError(f"{path}: holds no question: give another file")
     if len(questions) != expected:
         _logger.warning("%s: %s questions, the papers have %s", path, len(questions), expected)
-    return tuple(questions)
+    return tuple(questions.values())
 
 
 def build_files_world(
@@ -118,22 +115,18 @@ def published_prompt(folder: Path) -> str:
     with `{question}` where that stands; a `DataError` when there is no such file, or its prompts
     differ in more than the question.
     """
-    path, template = _present(folder, MIX_FILE), ""
-    for where, row in _read_parquet(path, ["question", "prompt"]):
-        asked = f"{str(row['question']).strip().removesuffix('?')}?"
+    template = ""
+    for where, row in _read_parquet(_present(folder, MIX_FILE), ["question", "prompt"]):
+        asked, found = f"{str(row['question']).strip().removesuffix('?')}?", ""
         match row["prompt"]:
             case [{"role": "user", "content": str(text)}] if asked in text:
                 before, _, after = text.rpartition(asked)
-            case other:
-                raise DataError(
-                    f"{where}: the prompt is no user message that asks the question: "
-                    f"{shown(other)}: set rollout.prompt=search-r1"
-                )
-        template = template or f"{before}{{question}}{after}"
-        if template != f"{before}{{question}}{after}":
+                found = f"{before}{{question}}{after}"
+        template = template or found
+        if not found or found != template:
             raise DataError(
-                f"{where}: the prompt differs in more than the question from the first of {path}: "
-                "set rollout.prompt=search-r1"
+                f"{where}: the prompt {shown(row['prompt'])} is not that of the first row with its "
+                "own question: set rollout.prompt=search-r1"
             )
     return template
 

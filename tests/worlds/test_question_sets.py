@@ -71,8 +71,8 @@ def test_a_question_knows_its_benchmark_and_its_hops(tmp_path, caplog):
         (jsonl, {"golden_answers": ["", " "]}, "at least one"),
         (jsonl, {"golden_answers": "Paris"}, "\"golden_answers\" is 'Paris': give a list"),
         (jsonl, {"golden_answers": [1997]}, '"golden_answers" is [1997]: give a list'),
-        (jsonl, {"id": "test_0"}, "is taken by"),
-        (parquet, {"id": "test_0"}, "is taken by"),
+        (jsonl, {"id": "test_0"}, "is there twice"),
+        (parquet, {"id": "test_0"}, "is there twice"),
         (parquet, {"question": None}, '"question" is None'),
         (parquet, {"data_source": "squad"}, "is 'squad': it takes one of nq, triviaqa"),
     ],
@@ -121,8 +121,8 @@ def test_the_published_prompt_is_what_stands_around_the_question(tmp_path):
 @pytest.mark.parametrize(
     ("texts", "complaint"),
     [
-        (["Question: Who was Y?"], "row 1: the prompt is no user message that asks the question"),
-        (["Q: Who was X?", "A: Who was X?"], "row 2: the prompt differs in more than the question"),
+        (["Question: Who was Y?"], "row 1: the prompt .* is not that of the first row"),
+        (["Q: Who was X?", "A: Who was X?"], "row 2: the prompt .* is not that of the first row"),
     ],
 )
 def test_prompts_that_share_no_wording_are_refused(tmp_path, texts, complaint):
