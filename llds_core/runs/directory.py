@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import AcquireReturnProxy
+from filelock import AcquireReturnProxy, FileLock
 
 from llds_core.config import ExperimentConfig
 from llds_core.errors import RunError
@@ -187,7 +187,7 @@ class _Log(logging.FileHandler):
         """A full disk takes no message either: what fails is told once, by who writes results."""
 
 
-def _hold(path: Path) -> AcquireReturnProxy:
+def _hold(path: Path) -> "AcquireReturnProxy[FileLock]":
     """Take the lock of a run directory and note the process that has it."""
     file = path / "lock"
     with disk_errors(path):
