@@ -1,8 +1,4 @@
-"""What users type, brought to one form: lists, addresses of services, paths, names, YAML.
-
-Everything that takes such a value, on the command line, in a configuration or in a notebook, reads
-it here.
-"""
+"""What users type, anywhere, brought to one form: lists, addresses, paths, names, YAML."""
 
 import re
 from collections.abc import Iterable

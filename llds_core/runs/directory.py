@@ -152,12 +152,8 @@ class RunDirectory:
         old = read_manifest(self.path) if (self.path / "manifest.json").exists() else {}
         if old:
             check_same(self.path, old, config)
-            if old["seed"] != seed:
-                raise RunError(
-                    f"{self.path} was made with seed {old['seed']}, now {seed}: choose "
-                    "another folder with --run-root"
-                )
-        manifest = {
+            check_recorded(self.path, old, "seed", seed)
+        manifest = old | {
             "schema_version": 1,
             "status": "running",
             "profile": config.profile,
@@ -173,9 +169,8 @@ class RunDirectory:
             "started": old.get("started", _now()),
             "finished": None,
             "resumed": [*old.get("resumed", []), _now()] if old else [],
+            "reason": None,
         }
-        kept = {key: value for key, value in old.items() if key not in manifest}
-        manifest |= kept | {"reason": None}
         write_json(self.path / "manifest.json", manifest)
         write_text(self.path / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
         write_text(self.path / "code.diff", git_diff())

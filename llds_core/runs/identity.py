@@ -100,7 +100,7 @@ def free_keys(config: ExperimentConfig) -> set[str]:
     return free
 
 
-def check_recorded(path: Path, manifest: Mapping[str, Any], what: str, now: str) -> None:
+def check_recorded(path: Path, manifest: Mapping[str, Any], what: str, now: str | int) -> None:
     """Check that what a run began with is what is there now; an older manifest may not say."""
     before = manifest.get(what, now)
     if before != now:

@@ -132,13 +132,11 @@ def load_policy(
     path: str | Path, dtype: str = "float32"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a policy and its tokenizer."""
-    if Path(path).exists():
-        for name in ("config.json", "tokenizer.json"):
-            if not (Path(path) / name).is_file():
-                raise CheckpointError(
-                    f"{path} holds no {name}: name a checkpoint folder such as "
-                    "…/checkpoint/step-000012"
-                )
+    for name in ("config.json", "tokenizer.json"):
+        if not (Path(path) / name).is_file():
+            raise CheckpointError(
+                f"{path} holds no {name}: name a checkpoint folder such as …/checkpoint/step-000012"
+            )
     tokenizer = load_tokenizer(path)
     with _loading(path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(

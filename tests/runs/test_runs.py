@@ -159,7 +159,7 @@ def test_values_outside_the_run_itself_may_change(tmp_path: Path) -> None:
 def test_other_seed_or_corpus_is_refused(tmp_path: Path) -> None:
     with opened(tmp_path) as run:
         run.record("corpus", "one")
-    refused(RunError, "made with seed 0, now 1", RunDirectory, tmp_path, CONFIG, 1)
+    refused(RunError, "began with seed 0, now 1", RunDirectory, tmp_path, CONFIG, 1)
     with pytest.raises(RunError, match="began with corpus one, now two"), opened(tmp_path) as run:
         run.record("corpus", "two")
     assert read_manifest(tmp_path)["corpus"] == "one"
@@ -170,6 +170,11 @@ def test_path_names_the_overrides_that_make_another_run(tmp_path: Path) -> None:
     one = Run(CONFIG, 2, tmp_path, ("loss.gate=token", "training.steps=9", "policy.path=a/b")).path
     two = Run(CONFIG, 2, tmp_path, ("policy.path=a/b", "loss.gate = token")).path
     assert one == two == tmp_path / "smoke" / "grpo+loss.gate=token+policy.path=a_b" / "seed2"
+    # Many give a name that file systems accept, and that tells them apart.
+    many = [f"world.key{index}=123456789" for index in range(30)]
+    paths = {Run(CONFIG, 0, Path("r"), (*many, f"loss.llds_weight={w}")).path for w in (1, 2)}
+    assert len(paths) == 2
+    assert all(len(part.encode()) < 255 for path in paths for part in path.parts)
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
@@ -198,12 +203,6 @@ def test_full_disk_is_a_run_error_that_says_what_to_do(
     assert "No space left" in one_line(error)
     (run.path / "file").write_text("x", "utf-8")
     refused(RunError, "cannot write to", opened, run.path / "file" / "deep")
-
-    # Many give a name that file systems accept, and that tells them apart.
-    many = [f"world.key{index}=123456789" for index in range(30)]
-    paths = {Run(CONFIG, 0, Path("r"), (*many, f"loss.llds_weight={w}")).path for w in (1, 2)}
-    assert len(paths) == 2
-    assert all(len(part.encode()) < 255 for path in paths for part in path.parts)
 
 
 def test_a_collapsed_run_is_complete_only_for_who_stops_there(tmp_path: Path) -> None:
