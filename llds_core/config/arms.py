@@ -142,17 +142,14 @@ studies = partial(preset_names, "studies")  # names of those that ship with the 
 
 def load_study(name: str) -> Study:
     """Read a study by name, or from a YAML file; a `ConfigError` says what is wrong and where."""
-    if name in studies():
-        text = (PRESETS / "studies" / f"{name}.yaml").read_bytes()
-    elif name.endswith((".yaml", ".yml")) and Path(name).is_file():
-        text = Path(name).read_bytes()
-    else:
+    file = PRESETS / "studies" / f"{name}.yaml" if name in studies() else Path(name)
+    if file.suffix not in (".yaml", ".yml") or not file.is_file():
         raise ConfigError(f'unknown study "{name}": {did_you_mean(name, studies())}')
-    values = parse_yaml(text, f"study {name}")
+    values = parse_yaml(file.read_bytes(), f"study {name}")
     if not isinstance(values, dict):
         raise ConfigError(f"study {name} is {values!r}, not a mapping: write key: value lines")
     try:
-        study = Study(**{"name": Path(name).stem} | {str(key): values[key] for key in values})
+        study = Study(**{"name": file.stem} | {str(key): values[key] for key in values})
         # Of two values of a key the arm's own counts.
         arms = [
             replace(arm, overrides=tuple(laid_over(study.overrides, arm.overrides)))

@@ -164,11 +164,6 @@ def _misfits(config: ExperimentConfig) -> Iterator[str]:
     rollout, loss, updates = config.rollout, config.loss, config.training.updates_per_rollout
     if rollout.max_searches < 1:
         yield "rollout.max_searches is 0: an agent in training needs at least 1"
-    if rollout.max_total_tokens <= rollout.max_action_tokens:
-        yield (
-            f"rollout.max_total_tokens={rollout.max_total_tokens} leaves no room beside "
-            f"rollout.max_action_tokens={rollout.max_action_tokens}: raise it"
-        )
     if loss.dual_clip is not None and loss.dual_clip < 1 + loss.clip_high:
         yield (
             f"loss.dual_clip={loss.dual_clip} cuts into the clip range, which ends at 1 + "

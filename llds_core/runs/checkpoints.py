@@ -18,19 +18,18 @@ from safetensors import SafetensorError, safe_open
 from llds_core.errors import CheckpointError, one_line
 from llds_core.files import disk_errors
 
-_PREFIX = "step-"
 WEIGHTS_ONLY = "weights-only"  # an empty file in checkpoints that no run continues from
-_CHECKPOINT = re.compile(rf"{_PREFIX}(\d{{6,}})")
+_CHECKPOINT = re.compile(r"step-(\d{6,})")
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Folder of the checkpoint after `step` steps."""
-    return folder / f"{_PREFIX}{step:06d}"
+    return folder / f"step-{step:06d}"
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the complete checkpoints in `folder`, ascending."""
-    names = (path.name for path in folder.glob(f"{_PREFIX}*") if path.is_dir())
+    names = (path.name for path in folder.glob("step-*") if path.is_dir())
     return sorted(int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name)))
 
 

@@ -11,12 +11,7 @@ from typing import get_args, get_type_hints
 import pytest
 from annotated_types import Ge, Le
 
-from llds_core.config import (
-    ExperimentConfig,
-    load_experiment,
-    methods,
-    profiles,
-)
+from llds_core.config import ExperimentConfig, load_experiment, methods, profiles
 from llds_core.config import given as typed
 from llds_core.config.given import parse_yaml
 from llds_core.errors import ConfigError
@@ -200,7 +195,6 @@ def test_values_outside_the_range_are_refused_with_the_bound_and_non_finite_ones
         ("policy.heads=4 policy.key_value_heads=3", "key_value_heads=3"),
         # 30 / 2 = 15 numbers per head, which rotary positions cannot pair up.
         ("policy.hidden_size=30 policy.heads=2 policy.key_value_heads=1", "2 × policy.heads=4"),
-        ("rollout.max_total_tokens=48 rollout.max_action_tokens=48", "rollout.max_total_tokens=48"),
         ("rollout.max_searches=0", "rollout.max_searches is 0"),
         (
             "training.steps=3 loss.gate=token training.steps=4",
