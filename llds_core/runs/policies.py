@@ -65,12 +65,8 @@ def build_tokenizer(
     return trained
 
 
-def policy_architecture(
-    config: PolicyConfig, vocab_size: int, **special_tokens: Any
-) -> Qwen2Config:
-    """The architecture that `config` describes; `special_tokens` are ids as `Qwen2Config` names
-    them.
-    """
+def policy_architecture(config: PolicyConfig, vocab_size: int) -> Qwen2Config:
+    """The architecture that `config` describes, without special tokens."""
     return Qwen2Config(
         vocab_size=vocab_size,
         hidden_size=config.hidden_size,
@@ -81,7 +77,6 @@ def policy_architecture(
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         initializer_range=config.initializer_range,
-        **special_tokens,
     )
 
 
@@ -89,13 +84,9 @@ def build_policy(
     config: PolicyConfig, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> PreTrainedModel:
     """Return a randomly initialised Qwen2 policy for `tokenizer`, deterministic in `seed`."""
-    architecture = policy_architecture(
-        config,
-        len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
+    architecture = policy_architecture(config, len(tokenizer))
+    architecture.pad_token_id = tokenizer.pad_token_id
+    architecture.eos_token_id = tokenizer.eos_token_id
     # transformers initialises from the global generator; fork it so that nothing else sees the
     # seed.
     with torch.random.fork_rng():
