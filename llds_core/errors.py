@@ -19,9 +19,7 @@ class ConfigError(LLDSError, ValueError):
 
 
 class DataError(LLDSError, ValueError):
-    """A corpus, question set, metrics file or other data file that cannot be read as what it claims
-    to be.
-    """
+    """A corpus, question set or other data file that cannot be read as what it claims to be."""
 
 
 class CheckpointError(LLDSError, OSError):
@@ -58,9 +56,7 @@ def one_line(error: object, longest: int = 120) -> str:
 
 
 def did_you_mean(name: str, valid: Iterable[str], *, prefix: str = "") -> str:
-    """Return a hint for an unknown `name`: the nearest valid name with its `prefix`, then all of
-    them.
-    """
+    """A hint for an unknown `name`: the nearest valid one with its `prefix`, then all of them."""
     names = sorted(valid)
     close = closest(name, names)
     nearest = f'did you mean "{prefix}{close}"? ' if close else ""

@@ -46,9 +46,7 @@ def numbers(given: str | int | Iterable[int]) -> list[int]:
 
 
 def address(url: str) -> str:
-    """The address of a service as `http://host:port`, without the `/retrieve` with which the
-    settings of Search-R1 end.
-    """
+    """A service's address as `http://host:port`, without Search-R1's `/retrieve` at its end."""
     try:
         parts = _URL.validate_python(url)
     except ValidationError:

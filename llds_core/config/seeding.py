@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 
 def child_seed(root: int, *names: str | int) -> int:
-    """Derive a 63-bit seed from a root seed and a path of names, e.g. `child_seed(0, "rollout",
-    step)`.
-    """
+    """A 63-bit seed from a root seed and a path of names: `child_seed(0, "rollout", step)`."""
     text = "/".join([str(root), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
