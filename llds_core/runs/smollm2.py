@@ -58,7 +58,6 @@ def load_smollm2(dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTok
     end = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
     tokenizer.eos_token = tokenizer.pad_token = end
     tokenizer.clean_up_tokenization_spaces = False  # which would be saved as true
-    model.train(False)
     return model, tokenizer
 
 
