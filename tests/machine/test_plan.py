@@ -238,7 +238,7 @@ def test_costs_are_those_of_the_plan_for_every_run_left(tmp_path: Path, capsys) 
     assert f"3 runs left: {3 * planned.hours:,.1f} h" in said
     for word in (f"{3 * planned.gpu_hours:,.0f} GPU-hours", "kv_cache", "stated"):
         assert word in said
-    assert "deviates from the paper: 8-bit Adam" in said
+    assert "deviates from the paper: training.optimizer is adamw-8bit" in said
     small = load_experiment("paper-7b/grpo", ["hardware.gpu_memory_gib=24"])
     named = r"GiB on each GPU.*it fits on layout 1x141 or"
     refused(ConfigError, named, say_costs, [small], tmp_path, 1)
