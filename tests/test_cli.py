@@ -45,7 +45,7 @@ MORE = ["train", "smoke/grpo", "training.steps=4"]  # one step more than the sto
         (["evaluate", "smoke", "--baseline", "serch-o1"], 'did you mean "search-o1"'),
         (["evaluate", "smoke", "--mode", "greddy"], 'did you mean "greedy"'),
         (["evaluate", "smoke", "--mode", "greedy,greedy"], "each mode once"),
-(["evaluate", "smoke", "--limit", "0"], "'--limit': Input should be greater"),
+        (["evaluate", "smoke", "--limit", "0"], "'--limit': Input should be greater"),
         (["evaluate", "smok", "--checkpoint", "start"], 'did you mean "smoke"'),
         (["slurm", "desk"], "desk needs no GPU"),
         (["data", "paper-3b", "--only", "questons"], "questions"),
