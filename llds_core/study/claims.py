@@ -20,45 +20,39 @@ from llds_core.config.arms import Study
 from llds_core.config.checked import checked
 from llds_core.config.given import parse_yaml
 from llds_core.config.load import PRESETS
-from llds_core.errors import ConfigError, closest, did_you_mean
+from llds_core.errors import ConfigError, did_you_mean
 from llds_core.reporting.run_tables import by_method
 from llds_core.reporting.store import StoredRun
 from llds_core.study.evidence import Evidence
-from llds_core.study.rules import NOTHING, RULES, Finding, Rule, together
+from llds_core.study.rules import RULES, Finding, Rule, together
 
 _VERDICTS = {None: "not tested", True: "holds", False: "does not hold"}
 
 
 def _read_rules(value: Any) -> tuple[Rule, ...]:
-    return tuple(_read_rule(each) for each in (value if isinstance(value, list) else [value]))
-
-
-def _read_rule(value: Any) -> Rule:
-    if not isinstance(value, dict) or not value:
-        raise ConfigError(f"a rule is {value!r}: write, e.g., {{count: survives, arm: grpo}}")
-    kind = next(iter(value))
-    if kind not in RULES:
-        raise ConfigError(f'unknown rule "{kind}": {did_you_mean(kind, RULES)}')
-    try:
-        return RULES[kind](**{str(key): value[key] for key in value})
-    except ConfigError as error:
-        raise ConfigError(f"rule {value}: {error}") from None
+    rules = []
+    for each in value if isinstance(value, list) else [value]:
+        if not isinstance(each, dict) or not each:
+            raise ConfigError(f"a rule is {each!r}: write, e.g., {{count: survives, arm: grpo}}")
+        kind = next(iter(each))
+        if kind not in RULES:
+            raise ConfigError(f'unknown rule "{kind}": {did_you_mean(kind, RULES)}')
+        try:
+            rules.append(RULES[kind](**each))
+        except ConfigError as error:
+            raise ConfigError(f"rule {each}: {error}") from None
+    return tuple(rules)
 
 
 @checked
 class Claim:
-    """One claim."""
+    """One claim. Of two rules both have to hold, and the effect is that of the first."""
 
-    claim: str
-    """What is claimed."""
-    paper: str
-    """Where in the paper."""
-    means: str
-    """When it holds, in words."""
-    unit: str
-    """Of the effect."""
+    claim: str  # what is claimed
+    paper: str  # where in the paper
+    means: str  # when it holds, in words
+    unit: str  # of the effect
     rule: Annotated[tuple[Rule, ...], BeforeValidator(_read_rules), Field(min_length=1)]
-    """When it holds; of two rules both have to, and the effect is that of the first."""
 
 
 @checked
@@ -77,26 +71,15 @@ class Claims:
     claims: tuple[Claim, ...] = ()
 
 
-def load_claims(study: Study, text: str | bytes | None = None) -> Claims:
-    """Read the claims about a study, of which there may be none, whose rules may name its arms;
-    from the file that ships with the package, or from YAML.
-    """
-    file, title = PRESETS / "claims" / f"{study.name}.yaml", f"claims of study {study.name}"
-    if text is None:
-        text = file.read_bytes() if file.is_file() else b"{}"
-    values = parse_yaml(text, title)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{title} are {values!r}, not a mapping: write key: value lines")
-    try:
-        claims = Claims(**{str(key): values[key] for key in values})
-    except ConfigError as error:
-        raise ConfigError(f"{title}: {error}") from None
+def load_claims(study: Study) -> Claims:
+    """Read the claims about a study, of which there may be none; their rules name its arms."""
+    file = PRESETS / "claims" / f"{study.name}.yaml"
+    claims = Claims(**parse_yaml(file.read_bytes(), str(file))) if file.is_file() else Claims()
     for claim in claims.claims:
-        for name in sorted({name for rule in claim.rule for name in rule.named_arms()}):
+        for name in {name for rule in claim.rule for name in rule.named_arms()}:
             if name not in study.labels:
-                near = closest(name, study.labels)
-                hint = f'did you mean "{near}"?' if near else "name one of the study"
-                raise ConfigError(f'{title}, "{claim.claim}": unknown arm "{name}": {hint}')
+                hint = did_you_mean(name, study.labels)
+                raise ConfigError(f'{file}, "{claim.claim}": unknown arm "{name}": {hint}')
     return claims
 
 
@@ -127,7 +110,7 @@ def evaluate_claims(
         ";".
     """
     evidence = Evidence(runs, mechanism)
-    found = [together([rule.check(evidence) for rule in claim.rule]) or NOTHING for claim in claims]
+    found = [together([rule.check(evidence) for rule in claim.rule]) for claim in claims]
     return pd.DataFrame(_claim_row(*pair, unjudged) for pair in zip(claims, found, strict=True))
 
 

@@ -38,7 +38,7 @@ def reproduce(
         profile,
         _main_seeds(profile, seeds),
         run_root,
-        arms=words(arms),
+        arms=_named(arms),
         overrides=overrides,
         layout=layout,
         retriever_env=retriever_env,
@@ -146,7 +146,7 @@ def report(
     if published:
         print(f"redrawn: {report_published(profile)}")
     else:
-        report(profile, _main_seeds(profile, seeds), run_root, out_dir, methods=words(arms))
+        report(profile, _main_seeds(profile, seeds), run_root, out_dir, methods=_named(arms))
 
 
 def study(
@@ -161,7 +161,7 @@ def study(
     from llds_core.reporting.store import published_root
     from llds_core.study import runner
 
-    planned, chosen = load_study(study), words(arms) or None
+    planned, chosen = load_study(study), words(arms)
     published = published_root(planned)
     only = numbers(seeds) if seeds else None
     if status:
@@ -192,10 +192,17 @@ def mechanism(
     from llds_core.study.published import publish_mechanism
 
     chosen = numbers(steps) if steps else ()
-    folder = measure(profile, words(arms), seed, run_root, questions=questions, steps=chosen)
+    folder = measure(profile, _named(arms), seed, run_root, questions=questions, steps=chosen)
     if publish:
         folder = publish_mechanism(run_root, profile, seed)
     print(f"tables: {folder}")
+
+
+def _named(arms: str) -> tuple[str, ...]:
+    """At least one arm."""
+    if not (names := words(arms)):
+        raise ConfigError(f'--arms is "{arms}": name at least one method, e.g. grpo')
+    return names
 
 
 def _main_seeds(profile: str, given: str) -> Sequence[int]:
@@ -219,7 +226,7 @@ def slurm(
 
     script = batch_script(
         load_experiment(f"{profile}/grpo", overrides, layout),
-        arms=words(arms),
+        arms=_named(arms),
         seeds=numbers(seeds),
         run_root=run_root,
         overrides=overrides,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.api.typing import SeriesGroupBy
 
 from llds_core.diagnostics.mechanism_tables import read_mechanism
 from llds_core.diagnostics.summary import frequent_rounds
@@ -37,15 +38,10 @@ class Evidence:
 
     def __init__(self, runs: Sequence[StoredRun], mechanism: Mapping[str, pd.DataFrame]) -> None:
         self._mechanism = mechanism
-        if len(profiles := sorted({run.profile for run in runs})) > 1:
-            raise DataError(f"the runs are of profiles {', '.join(profiles)}: judge one at a time")
         if len({run.window for run in runs}) > 1:
             raise DataError("the runs differ in diagnostics.window: publish them again")
         finished = sorted((run for run in runs if run.is_result), key=lambda run: run.seed)
         self._arms = {a: {run.seed: run for run in own} for a, own in by_method(finished).items()}
-        for run in finished:
-            if self._arms[run.arm][run.seed] is not run:
-                raise DataError(f"{run.arm} seed {run.seed} is given twice: keep one run of each")
 
     def arm(self, name: str) -> RunsBySeed:
         """Runs of an arm by seed; three windows long at least, or collapsed."""
@@ -77,6 +73,22 @@ class Evidence:
         if "optimizer" in frame:
             frame = frame[frame["optimizer"] == optimizer]
         return before_collapse(frame[frame["method"] == arm], self.arm(arm).values())
+
+    def shares(self, measurement: str, arm: str) -> SeriesGroupBy:
+        """`drop_share` or `searches_match` by seed, from the first checkpoint of an arm to the
+        last: of questions whose correct responses lose likelihood, or of incorrect responses whose
+        first search finds what a correct one's found.
+        """
+        if measurement == "searches_match":
+            names = ["first_search_reached_equal", "first_search_reached_incorrect"]
+            frame = self.measured(arm, "likelihood_change", "adamw", *names)
+            sums = frame.groupby(["seed", "step"])[names].sum()
+            shares = sums[names[0]] / sums[names[1]]
+        else:
+            frame = self.measured(arm, "likelihood_change", "adamw", "delta").dropna(subset="delta")
+            drops = frame.assign(drops=frame["delta"] < 0)
+            shares = drops.groupby(["seed", "step"])["drops"].mean()
+        return shares.groupby(level="seed")
 
 
 def _early_rise(run: StoredRun) -> float:
@@ -231,26 +243,8 @@ PAIRS: dict[str, Callable[[StoredRun, StoredRun, int], float]] = {
 }
 
 
-def _checkpoint_shares(evidence: Evidence, measurement: str, arm: str) -> pd.Series:
-    """By seed and step: of first searches that find the same, or of likelihoods that drop."""
-    if measurement == "searches_match":
-        names = ["first_search_reached_equal", "first_search_reached_incorrect"]
-        counts = evidence.measured(arm, "likelihood_change", "adamw", *names)
-        sums = counts.groupby(["seed", "step"])[names].sum().sort_index()
-        return sums[names[0]] / sums[names[1]]
-    frame = evidence.measured(arm, "likelihood_change", "adamw", "delta").dropna(subset="delta")
-    drops = frame.assign(drops=frame["delta"] < 0).groupby(["seed", "step"])["drops"].mean()
-    return drops.sort_index()
-
-
-def shares_at(evidence: Evidence, measurement: str, arm: str, place: str) -> pd.Series:
-    """`drop_share` or `searches_match` by seed at the `first` or the `last` checkpoint."""
-    shares = _checkpoint_shares(evidence, measurement, arm).groupby(level="seed")
-    return shares.first() if place == "first" else shares.last()
-
-
 def _drop_share_growth(evidence: Evidence, arm: str, factor: str) -> pd.Series:
-    shares = _checkpoint_shares(evidence, "drop_share", arm).groupby(level="seed")
+    shares = evidence.shares("drop_share", arm)
     return (shares.last() - shares.first())[shares.size() > 1]
 
 
@@ -271,16 +265,15 @@ def correlations(
     return frame[frame["factor"] == factor].groupby("seed")[kind].mean()
 
 
-# Measures of the checkpoints of an arm before its collapse, by seed: `drop_share` is of questions
-# whose correct responses lose likelihood, `searches_match` of incorrect responses whose first
-# search finds what a correct one's found, both at the last checkpoint; `later_rounds` is there the
-# negative log-likelihood of actions after the most searches minus that of first actions; `spearman`
-# and `partial` are rank correlations of the change of likelihood with a factor of the theorem,
-# plain or given two controls, averaged over checkpoints, by steps of plain gradient descent.
+# Measures of the checkpoints of an arm before its collapse, by seed: the shares at the last
+# checkpoint; `later_rounds` is there the negative log-likelihood of actions after the most searches
+# minus that of first actions; `spearman` and `partial` are rank correlations of the change of
+# likelihood with a factor of the theorem, plain or given two controls, averaged over checkpoints,
+# by steps of plain gradient descent.
 CHECKPOINTS: dict[str, Callable[[Evidence, str, str], pd.Series]] = {
-    "drop_share": lambda found, arm, factor: shares_at(found, "drop_share", arm, "last"),
+    "drop_share": lambda found, arm, factor: found.shares("drop_share", arm).last(),
     "drop_share_growth": _drop_share_growth,
-    "searches_match": lambda found, arm, factor: shares_at(found, "searches_match", arm, "last"),
+    "searches_match": lambda found, arm, factor: found.shares("searches_match", arm).last(),
     "later_rounds": _later_rounds,
     "spearman": partial(correlations, "spearman"),
     "partial": partial(correlations, "partial"),

@@ -21,7 +21,6 @@ from jupyter_client.manager import AsyncKernelManager
 from tqdm.auto import tqdm
 
 from llds_core.config.arms import MAIN_ARMS
-from llds_core.config.given import numbers, words
 from llds_core.errors import ConfigError, DataError, RunError, one_line
 from llds_core.files import NOTEBOOKS, disk_errors, project_path, write_json, write_text
 from llds_core.machine.jobs import end_with_parent, visible_gpus
@@ -57,9 +56,6 @@ def report(
     Runs that are missing below `run_root` are trained. `out_dir` is `results/<profile>` unless
     given.
     """
-    seeds, methods = numbers(seeds), words(methods)
-    if not seeds or not methods:
-        raise ConfigError("a report needs at least one seed and one method: give --seeds, e.g. 0")
     runs = [Run.load(f"{profile}/{m}", s, run_root, overrides) for m in methods for s in seeds]
     folder = project_path(NOTEBOOKS)
     sources = sorted(folder.glob("[0-9][0-9]_*.ipynb"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from llds_core.config import Study, load_study, studies
+from llds_core.config import Study
 from llds_core.errors import ConfigError, DataError
 from llds_core.evaluation.predictions import POLICY
 from llds_core.files import disk_errors, replacing, write_json, write_table
@@ -64,15 +64,10 @@ def write_runs_table(published: Path, profile: str) -> list[StoredRun]:
 
 
 def write_tables(published: Path, profile: str, study: Study | None = None) -> None:
-    """Write `runs.csv`, `phases.csv` and, of a study, `effects.csv` and `claims.csv` anew.
-
-    Runs are those of `study`, else of the study that is named as the profile, if any.
-    """
+    """Write `runs.csv`, `phases.csv` and, of a study, `effects.csv` and `claims.csv` anew."""
     folder, runs = published / profile, write_runs_table(published, profile)
     phases = pd.DataFrame(map(phase_row, runs)).astype(object)
     write_table(folder / "phases.csv", phases, None)
-    if study is None and profile in studies():
-        study = load_study(profile)
     if study is None:
         return
     write_table(folder / "effects.csv", effects(runs, study), "%.4g")

@@ -26,8 +26,8 @@ from llds_core.reporting.stats import student_interval
 from llds_core.reporting.store import read_published, read_published_run
 from llds_core.study.claim_statistics import censored_median, mcnemar
 from llds_core.study.claims import load_claims
-from llds_core.study.evidence import Evidence, correlations, published_mechanism, shares_at
-from llds_core.study.rules import MEASURED_SEEDS, NOTHING, Effect, Finding
+from llds_core.study.evidence import Evidence, correlations, published_mechanism
+from llds_core.study.rules import MEASURED_SEEDS, Effect, Finding
 from llds_core.study.tables import map_cells
 
 _REPORTS = PRESETS / "reports"
@@ -97,13 +97,9 @@ class PublishedStudy:
         found = [getattr(run, measure) for run in runs]
         return [value(*arguments) if callable(value) else value for value in found]
 
-    def seeds_of(self, arm: str) -> int:
-        """How many seeds are planned for an arm."""
-        return next(len(each.seeds) for each in self.plan.arms if each.name == arm)
-
-    def runs_of(self, *groups: str) -> tuple[int, int]:
-        """How many runs of some groups, or of all, are published, and how many are planned."""
-        arms = [arm for arm in self.plan.arms if arm.group in groups or not groups]
+    def runs_of(self, *names: str) -> tuple[int, int]:
+        """How many runs of some arms or groups, or of all, are published, and are planned."""
+        arms = self.plan.chosen(names)
         made = [set(arm.seeds) & set(self.arms.get(arm.name, ())) for arm in arms]
         return sum(map(len, made)), sum(len(arm.seeds) for arm in arms)
 
@@ -166,25 +162,14 @@ class PublishedStudy:
         found = self.on_map.set_index(["panel", "updates_per_rollout", "learning_rate"])
         return found.loc[(panel, updates, rate)]
 
-    def early(self, arm: str, metric: str) -> float:
-        """Mean over the seeds of an arm of the mean of a metric in steps 3 to 15."""
-        return fmean(run.early_mean(metric) for run in self.arms[arm].values())
-
-    def shares(self, measurement: str, arm: str, place: str) -> list[float]:
-        """A share at the first or the last measured checkpoint before the collapse, by seed."""
-        return shares_at(self._evidence, measurement, arm, place).tolist()
-
-    def measured(self, arm: str, name: str, optimizer: str, *columns: str) -> pd.DataFrame:
-        """Measurements at checkpoints of an arm, see `Evidence.measured`."""
-        return self._evidence.measured(arm, name, optimizer, *columns)
-
     def correlation(self, rule: Effect, optimizer: str) -> Finding:
         """What a rule on a correlation finds with steps of an optimizer."""
-        found = correlations(rule.effect, self._evidence, rule.arm, rule.factor, optimizer)
-        return rule.judge(found.to_dict(), [rule.arm], MEASURED_SEEDS) or NOTHING
+        found = correlations(rule.effect, self.evidence, rule.arm, rule.factor, optimizer)
+        return rule.judge(found.to_dict(), [rule.arm], MEASURED_SEEDS)
 
     @cached_property
-    def _evidence(self) -> Evidence:
+    def evidence(self) -> Evidence:
+        """What the claims are checked against."""
         tables = published_mechanism(self.folder.parent, self.folder.name)
         return Evidence(self._stored, tables)
 

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from llds_core.config import ExperimentConfig, override_key
 from llds_core.config.arms import MAIN_ARMS
-from llds_core.config.given import numbers, words
 from llds_core.errors import ConfigError, RunError
 from llds_core.files import NOTEBOOKS, project_path
 from llds_core.machine.doctor import examine
@@ -28,14 +27,14 @@ from llds_core.machine.jobs import Job, run_jobs, visible_gpus
 from llds_core.machine.launch import ALONE, Machine
 from llds_core.machine.plan import layout_overrides, say_costs
 from llds_core.machine.retriever import running_retriever, wait_for_service
-from llds_core.reporting.store import StoredRun, load_run
+from llds_core.reporting.store import load_run, published_beside
 from llds_core.runs import Run
 from llds_core.runs.checkpoints import checkpoint_steps
 from llds_core.runs.identity import FREE
 from llds_core.study.notebooks import report
 from llds_core.study.published import publish_evaluation
 from llds_core.study.runner import make_start_policy
-from llds_core.study.verdict import published_verdict, verdict, write_page
+from llds_core.study.verdict import verdict, write_page
 
 _CHECKPOINTS = ("best", "last")
 
@@ -61,7 +60,6 @@ def reproduce(
         machines but the first.
     """
     out_dir = Path("results") / profile if out_dir is None else out_dir
-    seeds, arms = numbers(seeds), words(arms)
     as_printed = all(override_key(override) in FREE for override in overrides)
     given, overrides = overrides, layout_overrides(f"{profile}/{arms[0]}", layout, overrides)
     runs = [Run.load(f"{profile}/{arm}", seed, root, overrides) for seed in seeds for arm in arms]
@@ -70,7 +68,7 @@ def reproduce(
     scored = all(_has_score(run, which) for which in _CHECKPOINTS for run in runs)
     if not left and scored and _is_rendered(index, [run.path for run in runs]):
         _section("everything is there already")
-        return _conclude(index, [load_run(run.path) for run in runs])
+        return _conclude(index, runs)
     _check_machine(runs[0], machine, max(1, len(left)))
     _section("cost")
     say_costs([run.config for run in runs[: len(arms)]], root, len(left), given)
@@ -85,8 +83,8 @@ def reproduce(
         _section("benchmarks" if _has_benchmarks(runs[0].config) else "held-out questions")
         _score(runs, as_printed=as_printed)
         _section("notebooks and figures")
-        index = report(profile, list(seeds), root, out_dir, methods=arms, overrides=overrides)
-    return _conclude(index, [load_run(run.path) for run in runs])
+        index = report(profile, seeds, root, out_dir, methods=arms, overrides=overrides)
+    return _conclude(index, runs)
 
 
 def _is_rendered(index: Path, runs: Sequence[Path]) -> bool:
@@ -103,13 +101,14 @@ def _is_rendered(index: Path, runs: Sequence[Path]) -> bool:
     return all(source.stat().st_mtime_ns <= made for source in sources)
 
 
-def _conclude(index: Path, runs: Sequence[StoredRun]) -> Path:
+def _conclude(index: Path, made: Sequence[Run]) -> Path:
     """Say what was found, and which page shows it."""
+    runs = [load_run(run.path) for run in made]
     page = write_page(index, runs)
     _section("verdict")
     print(verdict(runs))
-    if published := published_verdict(runs):
-        print(f"in the published study: {published}")
+    if published := published_beside(runs):
+        print(f"in the published study: {verdict(published)}")
     print(f"open {page}", flush=True)
     return index
 

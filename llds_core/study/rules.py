@@ -1,7 +1,7 @@
 """Rules that check a claim against stored runs.
 
-A rule is read from the YAML of a study's claims, where its first key names it, and answers `check`
-with a `Finding`, or None where the evidence does not suffice. No bound is fitted to a run. Three
+A rule is read from the YAML of a study's claims, where its first key names it, and makes a
+`Finding` of the evidence, `NOTHING` where that does not suffice. No bound is fitted to a run. Three
 kinds occur:
 
 - counts: a property holds for an arm when at least `MOST` of its seeds show it; the effect is their
@@ -19,7 +19,7 @@ within its steps counts as "at least so long", never as a collapse (see `claim_s
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Annotated, Literal
 
 import numpy as np
@@ -70,23 +70,26 @@ class Finding:
 NOTHING = Finding(None, student_interval([]), ())
 
 
-def together(findings: Sequence[Finding | None]) -> Finding | None:
-    """What findings say if all have to hold, with the effect of the first; None if one is."""
-    found = [each for each in findings if each]
-    if len(found) < len(findings):
-        return None
-    holds = found[0].holds if len(found) == 1 else all(each.holds for each in found)
-    runs = dict.fromkeys(run for each in found for run in each.runs)
-    contradicted = any(each.contradicted for each in found)
-    return Finding(holds, found[0].effect, tuple(runs), contradicted)
+def together(findings: Sequence[Finding]) -> Finding:
+    """What findings say if all have to hold, with the effect of the first; nothing if one does."""
+    if NOTHING in findings:
+        return NOTHING
+    verdicts = [each.holds for each in findings]
+    holds = None if None in verdicts else all(verdicts)
+    runs = dict.fromkeys(run for each in findings for run in each.runs)
+    contradicted = any(each.contradicted for each in findings)
+    return Finding(holds, findings[0].effect, tuple(runs), contradicted)
 
 
 @checked
 class Rule:
     """What a claim takes to hold."""
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
+    def check(self, evidence: Evidence) -> Finding:
+        """What the evidence says of it; `NOTHING` where that does not suffice."""
+        return self._find(evidence)
+
+    def _find(self, evidence: Evidence) -> Finding:
         raise NotImplementedError
 
     def named_arms(self) -> set[str]:
@@ -107,15 +110,12 @@ def _one_of(names: Iterable[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _mean_of(
-    values: Mapping[int, float], arms: Sequence[str], least: int = _SEEDS
-) -> Finding | None:
-    """Finding on the mean of `values` by seed, not judged yet; None below `least` of them."""
+def _mean_of(values: Mapping[int, float], arms: Sequence[str], least: int = _SEEDS) -> Finding:
+    """Finding on the mean of `values` by seed, not judged yet; nothing below `least` of them."""
     known = {int(seed): value for seed, value in values.items() if np.isfinite(value)}
     if len(known) < least:
-        return None
-    runs = tuple((arm, seed) for arm in arms for seed in sorted(known))
-    return Finding(None, student_interval([*known.values()]), runs)
+        return NOTHING
+    return Finding(None, student_interval([*known.values()]), tuple(product(arms, sorted(known))))
 
 
 def _shown(
@@ -178,28 +178,23 @@ class Count(Rule):
 
     count: Outcome
     arm: str
-    times: int = 1
-    """Within so many times the steps that the baseline was given."""
-    where: Outcome | None = None
-    """Only seeds on which the baseline shows this."""
-    least: int = _SEEDS
-    """Seeds without which nothing is said."""
-    to_hold: int = 1
-    """Seeds without which it is not said to hold."""
+    times: int = 1  # within so many times the steps that the baseline was given
+    where: Outcome | None = None  # only seeds on which the baseline shows this
+    least: int = _SEEDS  # seeds without which nothing is said
+    to_hold: int = 1  # seeds without which it is not said to hold
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
+    def _find(self, evidence: Evidence) -> Finding:
         runs = evidence.arm(self.arm)
         if self.where:
             premise, base = OUTCOMES[self.where], evidence.arm(BASELINE)
             runs = {s: r for s, r in runs.items() if s in base and premise(base[s], base[s].length)}
         shown = _shown(runs, OUTCOMES[self.count], self.times * evidence.steps)
         if len(shown) < self.least:
-            return None
+            return NOTHING
         share = proportion_interval(sum(shown.values()), len(shown))
         holds = share.estimate >= MOST
         decided = not holds or len(shown) >= self.to_hold
-        rests_on = tuple((self.arm, seed) for seed in shown)
+        rests_on = tuple(product([self.arm], shown))
         return Finding(holds if decided else None, share, rests_on, share.high < MOST)
 
 
@@ -213,22 +208,20 @@ class FewerCollapse(Rule):
     fewer_collapse: str
     against: str
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
+    def _find(self, evidence: Evidence) -> Finding:
         arms = (self.fewer_collapse, self.against)
         one, other = (
             _shown(evidence.arm(arm), StoredRun.collapsed_by, evidence.steps) for arm in arms
         )
         seeds = sorted(one.keys() & other.keys())
         if len(seeds) < _SEEDS:
-            return None
+            return NOTHING
         found = paired_proportions(one, other)
         differ = mcnemar(one, other) < _ALPHA
         # If all of one arm collapsed and none of the other.
         decidable = 2 * 0.5 ** len(seeds) < _ALPHA
-        runs = tuple((arm, seed) for arm in arms for seed in seeds)
         fewer = found.estimate < 0 and differ if decidable else None
-        return Finding(fewer, found, runs, found.estimate > 0 and differ)
+        return Finding(fewer, found, tuple(product(arms, seeds)), found.estimate > 0 and differ)
 
 
 @checked
@@ -240,15 +233,14 @@ class Longer(Rule):
     longer: tuple[str, ...]
     against: str
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
+    def _find(self, evidence: Evidence) -> Finding:
         base = evidence.arm(self.against)
         arms = [evidence.arm(name) for name in self.longer]
         gains = pd.DataFrame([paired_survival(runs, base) for runs in arms])
         means = gains.mean(skipna=False).dropna()  # of seeds that all arms have
         found = _mean_of(means.to_dict(), [*self.longer, self.against])
         fell = any(arm[s].collapse is not None for arm in [*arms, base] for s in means.index)
-        if not found or not fell:
+        if found is NOTHING or not fell:
             return found
         low, high = found.effect.low, found.effect.high
         return replace(found, holds=bool(low > 0), contradicted=bool(high < 0))
@@ -263,22 +255,17 @@ class Effect(Rule):
     effect: Annotated[str, _one_of([*MEASURES, *PAIRS, *CHECKPOINTS])]
     arm: str
     against: str = ""
-    metrics: tuple[Annotated[str, _one_of(METRICS)], ...] = ()
-    """What the measure of a run is about, if it says so."""
-    factor: str = ""
-    """Of the theorem: with what likelihood is correlated."""
-    collapsing: bool = False
-    """Only runs that collapse."""
-    ratio: bool = False
-    """The measure is a logarithm; effect and bound are the ratio that it stands for."""
+    metrics: tuple[Annotated[str, _one_of(METRICS)], ...] = ()  # of a run, what it is about
+    factor: str = ""  # of the theorem: with what likelihood is correlated
+    collapsing: bool = False  # only runs that collapse
+    ratio: bool = False  # of a logarithm, to tell and bound the ratio that it stands for
     above: float | None = None
     below: float | None = None
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
+    def _find(self, evidence: Evidence) -> Finding:
         runs = evidence.collapsing(self.arm) if self.collapsing else evidence.arm(self.arm)
-        arms, least = [self.arm, *([self.against] if self.against else [])], _SEEDS
-        other = evidence.arm(self.against) if self.against else {}
+        arms, least = [arm for arm in (self.arm, self.against) if arm], _SEEDS
+        other = evidence.arm(self.against)
         shared = runs.keys() & other.keys()
         if measure := MEASURES.get(self.effect):
             values = {seed: measure(run, *self.metrics) for seed, run in runs.items()}
@@ -291,10 +278,11 @@ class Effect(Rule):
             least = MEASURED_SEEDS
         return self.judge(values, arms, least)
 
-    def judge(self, values: Mapping[int, float], arms: Sequence[str], least: int) -> Finding | None:
-        """Judge the mean of `values` by seed; None below `least` of them."""
-        if not (found := _mean_of(values, arms, least)):
-            return None
+    def judge(self, values: Mapping[int, float], arms: Sequence[str], least: int) -> Finding:
+        """Judge the mean of `values` by seed; nothing below `least` of them."""
+        found = _mean_of(values, arms, least)
+        if found is NOTHING:
+            return NOTHING
         mean = found.effect
         if self.ratio:
             estimate, low, high = np.exp(mean[:3]).tolist()
@@ -315,16 +303,14 @@ class Ordered(Rule):
     ordered: Annotated[str, _one_of(PAIRS)]
     arms: tuple[str, ...]
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
+    def _find(self, evidence: Evidence) -> Finding:
         pairs = [(self.arms[0], self.arms[-1]), *pairwise(self.arms)]
-        found = [Effect(self.ordered, *pair, above=0).check(evidence) for pair in pairs]
-        if not (result := together(found)):
-            return None
-        ordered = all(each.effect.estimate >= 0 for each in found if each)
-        ends = found[0] or NOTHING
-        holds = bool(ends.holds and ordered)
-        return replace(result, holds=holds, contradicted=ends.contradicted)
+        ends, *steps = [Effect(self.ordered, *pair, above=0).check(evidence) for pair in pairs]
+        found = together([ends, *steps])
+        if found is NOTHING:
+            return NOTHING
+        holds = bool(ends.holds) and all(step.effect.estimate >= 0 for step in steps)
+        return replace(found, holds=holds, contradicted=ends.contradicted)
 
 
 @checked
@@ -337,11 +323,10 @@ class Leads(Rule):
     arm: str
     leaves: Literal["maximum", "minimum"]
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
+    def _find(self, evidence: Evidence) -> Finding:
         runs = evidence.collapsing(self.arm)
         if len(runs) < _SEEDS:
-            return None
+            return NOTHING
         sign = 1 if self.leaves == "maximum" else -1
         leads = {
             seed: steps
@@ -352,22 +337,21 @@ class Leads(Rule):
         lead = student_interval([*leads.values()])
         holds = bool(lead.n / len(runs) >= MOST and lead.low > 0)
         rare = proportion_interval(lead.n, len(runs)).high < MOST
-        rests_on = tuple((self.arm, seed) for seed in leads)
+        rests_on = tuple(product([self.arm], leads))
         return Finding(holds, lead, rests_on, bool(rare or lead.high < 0))
 
 
 @checked
 class Trend(Rule):
-    """Survival rises or falls with a setting, within a seed and a learning rate; None without three
-    settings there, or without a trend to speak of because nothing collapses.
+    """Survival rises or falls with a setting, within a seed and a learning rate; nothing without
+    three settings there, or without a trend to speak of because nothing collapses.
     """
 
     trend: Annotated[str, _one_of(flat(load_experiment("smoke/grpo").to_dict()))]
     arms: tuple[str, ...]
     rises: bool
 
-    def check(self, evidence: Evidence) -> Finding | None:
-        """Apply the rule."""
+    def _find(self, evidence: Evidence) -> Finding:
         section, _, key = self.trend.partition(".")
         rows = [
             (arm, run, seed, run.setting("training", "learning_rate"), run.setting(section, key))
@@ -378,13 +362,13 @@ class Trend(Rule):
         places = table.sort_values("value", kind="stable").groupby(["seed", "rate"], sort=False)
         several = [group for _, group in places if group["value"].nunique() > 2]
         if not several:
-            return None
+            return NOTHING
         kept = pd.concat(several)
         steps = survived_steps(kept["run"].tolist())
         strata = [*zip(kept["seed"], kept["rate"], strict=True)]
         found = spearman_trend(kept["value"].tolist(), steps.tolist(), strata)
         if np.isnan(found.p):
-            return None
+            return NOTHING
         claimed = (found.correlation.estimate > 0) == self.rises
         holds = bool(claimed and found.p < _ALPHA) if found.least_p < _ALPHA else None
         named = tuple(zip(kept["arm"], kept["seed"], strict=True))

@@ -7,7 +7,6 @@ it. A run that diverged is a result and published like a complete one.
 """
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
@@ -37,12 +36,9 @@ _logger = logging.getLogger("llds_core")
 
 
 def planned_runs(
-    study: Study,
-    root: Path,
-    arms: Sequence[str] | None = None,
-    seeds: Sequence[int] | None = None,
+    study: Study, root: Path, arms: Sequence[str] = (), seeds: Sequence[int] | None = None
 ) -> list[Run]:
-    """The runs of a study in order, restricted to `arms` (names or groups) and `seeds`."""
+    """The runs of a study in order, restricted to `arms` (names or groups) and `seeds` if given."""
     return [
         Run(entry.config, entry.seed, Path(root), entry.arm.overrides, entry.arm.name)
         for entry in study.entries(arms, seeds)
@@ -70,10 +66,8 @@ def status(runs: Sequence[Run], published: Path = PUBLISHED) -> pd.DataFrame:
 
 
 def what_is_left(study: Study, table: pd.DataFrame, root: Path, published: Path = PUBLISHED) -> str:
-    """One line about a table of `status`: runs and steps left, and the minutes they will take.
-
-    A step takes what one takes in finished runs of its arm, else of the study; scoring the runs
-    comes on top.
+    """One line about a table of `status`: runs and steps left, and the minutes they will take at
+    the pace of finished runs of their arm, else of the study; scoring them comes on top.
     """
     left = table[~table["state"].isin(_FINISHED)]
     if left.empty:
@@ -89,9 +83,7 @@ def what_is_left(study: Study, table: pd.DataFrame, root: Path, published: Path 
     paces = left["arm"].map(of_arms["minutes"] / of_arms["steps"])
     minutes = (steps * paces.fillna(done["minutes"].sum() / done["steps"].sum())).sum()
     at_once = min(len(places(Job.of(planned[0], "train"))), len(left))
-    minutes /= at_once
-    end = time.strftime("%H:%M", time.localtime(time.time() + 60 * minutes))
-    return f"{line}; {at_once} at a time, {minutes:.0f} minutes left at this pace (until {end})"
+    return f"{line}; {at_once} at a time, {minutes / at_once:.0f} minutes left at this pace"
 
 
 def _find(run: Run, published: Path) -> StoredRun | None:
@@ -103,7 +95,7 @@ def _find(run: Run, published: Path) -> StoredRun | None:
 def run_study(
     study: Study,
     root: Path,
-    arms: Sequence[str] | None = None,
+    arms: Sequence[str] = (),
     seeds: Sequence[int] | None = None,
     published: Path = PUBLISHED,
 ) -> list[str]:
@@ -114,12 +106,12 @@ def run_study(
     planned = planned_runs(study, root, arms, seeds)
     left = [run for run in planned if not _find(run, published)]
     failures = []
+    # Whose trajectories the explorer shows.
+    shown = {(arm.name, arm.seeds[0]) for arm in study.arms if arm.name in MAIN_ARMS}
 
     def say() -> None:
         table = status(planned, published)
         print(f"study: {what_is_left(study, table, root, published)}", flush=True)
-
-    shown = {(arm.name, arm.seeds[0]) for arm in study.arms if arm.name in MAIN_ARMS}
 
     def done(job: Job) -> None:
         arm, rollouts = job.run.arm, (job.run.arm, job.run.seed) in shown

@@ -19,7 +19,7 @@ from llds_core.files import bounded, project_path, write_text
 from llds_core.reporting.figures import STEP_PANELS, method_label
 from llds_core.reporting.run_tables import run_row
 from llds_core.reporting.run_view import StoredRun, by_method
-from llds_core.reporting.store import PUBLISHED, is_published, read_published
+from llds_core.reporting.store import PUBLISHED, published_beside
 
 _TEMPLATE = files("llds_core.reporting") / "templates" / "report.html"
 _CAPTIONS = yaml.safe_load((files("llds_core") / "presets/captions.yaml").read_text("utf-8"))
@@ -33,17 +33,6 @@ def verdict(runs: Sequence[StoredRun]) -> str:
     """
     said = [_of_method(arm, found) for arm, found in by_method(runs).items()]
     return "; ".join(said) + "." * bool(said)
-
-
-def published_verdict(runs: Sequence[StoredRun], published: Path = PUBLISHED) -> str:
-    """`verdict` on what is published of the methods of `runs`; empty where nothing is, or where
-    these are the published runs.
-    """
-    profile, root = runs[0].profile if runs else "", project_path(published)
-    study = read_published(profile, root) if runs and is_published(root, profile) else []
-    arms = {run.arm for run in runs}
-    theirs = verdict([run for run in study if run.arm in arms])
-    return "" if theirs == verdict(runs) else theirs
 
 
 def _of_method(arm: str, runs: Sequence[StoredRun]) -> str:
@@ -82,7 +71,7 @@ def write_page(
     page = template.render(
         profile=profile,
         verdict=verdict(runs),
-        published=published_verdict(runs, root),
+        published=verdict(published_beside(runs)),
         explorer=explorer.read_text("utf-8") if explorer.exists() else "",
         toy=_toy(),
         figures=_figures(index.parent, content["artefacts"]),

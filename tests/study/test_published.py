@@ -42,7 +42,7 @@ def test_the_tables_in_git_equal_the_runs_in_git(study: str, tmp_path: Path) -> 
     for source in (PUBLISHED / study).iterdir():
         if source.is_dir():
             (tmp_path / study / source.name).symlink_to(source)
-    write_tables(tmp_path, study)
+    write_tables(tmp_path, study, load_study(study))
     for name in ("runs", "phases", "effects", "claims"):
         made, kept = (root / study / f"{name}.csv" for root in (tmp_path, PUBLISHED))
         assert made.read_text("utf-8") == kept.read_text("utf-8")
@@ -54,7 +54,7 @@ def test_a_deleted_run_leaves_tables_and_report_without_a_failure(tmp_path: Path
         file.unlink()
     for table in ("runs", "phases", "effects", "claims"):
         (tmp_path / f"desk/{table}.csv").unlink()
-    write_tables(tmp_path, "desk")
+    write_tables(tmp_path, "desk", load_study("desk"))
     assert "cispo-seed41" in (PUBLISHED / "desk/REPORT.md").read_text("utf-8")
     assert "cispo-seed41" not in render_report(tmp_path, load_study("desk"))
 
@@ -136,7 +136,7 @@ def test_a_report_of_too_little_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "desk-reuse/runs").mkdir(parents=True)
     for file in PUBLISHED.glob("desk-reuse/runs/grpo-seed30.*"):
         shutil.copy(file, tmp_path / "desk-reuse/runs")
-    write_tables(tmp_path, "desk-reuse")
+    write_tables(tmp_path, "desk-reuse", DESK)
     with pytest.raises(DataError, match="publish the whole study"):
         render_report(tmp_path, DESK)
 

@@ -159,9 +159,7 @@ def test_what_is_left_takes_the_pace_of_the_arm_else_of_all(
     monkeypatch.setattr(queue, "status", lambda *_, **__: table)
     monkeypatch.setattr(queue, "places", lambda job: [{}, {}])
     line = what_is_left(study, table, Path("runs"))
-    assert line.startswith(
-        "runs left: 3, with 26 steps; 2 at a time, 23 minutes left at this pace ("
-    )
+    assert line == "runs left: 3, with 26 steps; 2 at a time, 23 minutes left at this pace"
     # The pace is that of the whole study, whatever part of it is asked for.
     line = what_is_left(study, table.iloc[[2]], Path("runs"))
     assert line.startswith("runs left: 1, with 10 steps; 1 at a time, 20 minutes left")
