@@ -1,9 +1,7 @@
-"""Tests and intervals of claims, as a thin layer over scipy; means over seeds are in
-`reporting.stats`.
+"""Tests and intervals of claims; means over seeds are in `reporting.stats`.
 
-Intervals are at 95 %, and random draws come from one named stream. Collapse steps are censored: a
-run that has not collapsed tells no step, only that it comes later than what was watched.
-`survived_steps` needs no assumption about what happens beyond that.
+Intervals are at 95 %. Collapse steps are censored: a run that has not collapsed tells no step, only
+that it comes later than what was watched.
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,10 +75,9 @@ def mcnemar(first: Mapping[int, bool], second: Mapping[int, bool]) -> float:
 def survived_steps(runs: Sequence[StoredRun]) -> np.ndarray:
     """Steps of each run before its collapse, (n,), up to the horizon that all were watched to.
 
-    Without a collapse they are those that the length of the run proves free of one: a collapse
-    takes two windows to prove, so that the last rows prove nothing. The horizon is where the first
-    such run ends: a collapsed one is known for ever and bounds nothing. A run that lasts longer
-    counts as the horizon. Where all collapsed there is none.
+    Without a collapse they are those that the length of the run proves free of one, which takes two
+    windows. The horizon is where the first such run ends, none where all collapsed; a run that
+    lasts longer counts as the horizon.
     """
     free = [max(run.length - 2 * run.window + 1, 0) for run in runs]
     fell = [run.collapse for run in runs]

@@ -1,6 +1,4 @@
-"""The claims of a study for a reader: each with its verdict and effect, opened to the runs it rests
-on.
-"""
+"""The claims of a study for a reader, with verdict and effect, opened to the runs they rest on."""
 
 import html
 from collections.abc import Sequence

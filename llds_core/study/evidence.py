@@ -4,7 +4,6 @@ runs of one seed, and measurements on checkpoints.
 Likelihoods are in nats per token; "before the collapse" is up to the end for a run without one.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.typing import SeriesGroupBy
 
-from llds_core.diagnostics.mechanism_tables import read_mechanism
+from llds_core.diagnostics.mechanism_tables import read_manifest, read_mechanism
 from llds_core.diagnostics.summary import frequent_rounds
 from llds_core.errors import DataError
 from llds_core.reporting.run_view import BASELINE, EARLY, StoredRun, before_collapse, by_method
@@ -28,12 +27,8 @@ _EARLY_SHARE = 0.4
 
 
 class Evidence:
-    """Finished runs by arm and seed, and measurements on their checkpoints.
-
-    Args:
-        runs: runs of one profile. Unfinished ones are left out, and those that failed for another
-            reason than divergence.
-        mechanism: frames by name, as `diagnostics.measure` writes them.
+    """Of the `runs` of one profile those that are results, by arm and seed, and measurements on
+    their checkpoints: `mechanism`, frames by name as `diagnostics.measure` writes them.
     """
 
     def __init__(self, runs: Sequence[StoredRun], mechanism: Mapping[str, pd.DataFrame]) -> None:
@@ -160,9 +155,8 @@ def _final_gain(run: StoredRun, other: StoredRun) -> float:
 
 
 def _best_gain(run: StoredRun, other: StoredRun) -> float:
-    """Best windowed reward within the steps both were given, minus the other's.
-
-    A run that collapses has fewer windows to be best in, as its best checkpoint has in the paper.
+    """Best windowed reward within the steps both were given, minus the other's; a run that
+    collapses has fewer windows to be best in, as its best checkpoint has in the paper.
     """
     end = min(run.given, other.given)
     known = run.known_to(end) and other.known_to(end)
@@ -192,10 +186,9 @@ def beside(runs: Sequence[StoredRun]) -> dict[str, StoredRun]:
     compared with GRPO itself. Runs of seeds that GRPO lacks are left out.
     """
     first = {run.seed: run for run in runs if run.arm == BASELINE}
-    same = {seed: flat(run.manifest["config"]) for seed, run in first.items()}
 
     def repeats(run: StoredRun) -> bool:
-        config, grpo = flat(run.manifest["config"]), same[run.seed]
+        config, grpo = (flat(each.manifest["config"]) for each in (run, first[run.seed]))
         return all(config[key] == grpo[key] for key in config.keys() & grpo.keys() - FREE)
 
     paired = [run for run in runs if run.seed in first]
@@ -286,12 +279,10 @@ def published_mechanism(published: Path, profile: str) -> dict[str, pd.DataFrame
     Only seeds that were measured alike are put together: those with the most rollouts per question,
     and of these with the most questions. A warning names the seeds that this leaves out.
     """
-    folders = {}
-    for manifest in sorted((published / profile).glob("mechanism-seed*/manifest.json")):
-        values = json.loads(manifest.read_text("utf-8"))
-        folders[manifest.parent] = (values["rollouts"], values["questions"])
-    most = max(folders.values(), default=None)
-    chosen = [folder for folder, measured in folders.items() if measured == most]
-    if left := ", ".join(folder.name for folder in folders if folder not in chosen):
+    folders = sorted((published / profile).glob("mechanism-seed*"))
+    made = {folder: read_manifest(folder) for folder in folders}
+    sizes = {folder: (of["rollouts"], of["questions"]) for folder, of in made.items() if of}
+    chosen = [folder for folder, size in sizes.items() if size == max(sizes.values())]
+    if left := ", ".join(folder.name for folder in sizes if folder not in chosen):
         _logger.warning("%s: measured on fewer rollouts or questions, left out", left)
     return read_mechanism(*chosen) if chosen else {}

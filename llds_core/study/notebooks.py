@@ -51,10 +51,8 @@ def report(
     methods: Sequence[str] = MAIN_ARMS,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Run every notebook and write `index.json`; return its path.
-
-    Runs that are missing below `run_root` are trained. `out_dir` is `results/<profile>` unless
-    given.
+    """Run every notebook and write `index.json` into `out_dir` or `results/<profile>`; return its
+    path. Runs that are missing below `run_root` are trained.
     """
     runs = [Run.load(f"{profile}/{m}", s, run_root, overrides) for m in methods for s in seeds]
     folder = project_path(NOTEBOOKS)

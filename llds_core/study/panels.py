@@ -15,7 +15,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from matplotlib.typing import FillStyleType
 
 from llds_core.config.arms import Series, Study
 from llds_core.errors import DataError
@@ -25,12 +24,12 @@ from llds_core.reporting.run_view import BASELINE, StoredRun, usual_steps
 from llds_core.study.claim_statistics import censored_median
 
 _FELL_BELOW = 0.5  # of the best windowed reward
-# What became of a run: marker, fill and name in the legend.
-_OUTCOMES: dict[str, tuple[str, FillStyleType, str]] = {
-    "likelihood lost": ("o", "full", "collapsed, likelihood lost"),
-    "likelihood kept": ("X", "full", "collapsed, likelihood kept"),
-    "fell": ("v", "full", "no collapse, but fell below half of its best"),
-    "none": (">", "none", "no collapse to its last step"),
+# What became of a run: name in the legend, and mark.
+_OUTCOMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "likelihood lost": ("collapsed, likelihood lost", {"marker": "o", "fillstyle": "full"}),
+    "likelihood kept": ("collapsed, likelihood kept", {"marker": "X", "fillstyle": "full"}),
+    "fell": ("no collapse, but fell below half of its best", {"marker": "v", "fillstyle": "full"}),
+    "none": ("no collapse to its last step", {"marker": ">", "fillstyle": "none"}),
 }
 _REWARD_SPAN = 0.4
 Row = tuple[str, str | None, dict[str, str]]  # label, arm and style; a heading has no arm
@@ -74,11 +73,8 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
         right.set_xlabel("change of log-\nlikelihood (nats per\ntoken in 10 steps)")
         right.xaxis.set_major_locator(MaxNLocator(nbins=3))
         right.axvline(0, color=look.GREY, linewidth=1)
-        entries = {
-            label: {"marker": marker, "fillstyle": fill}
-            for marker, fill, label in _OUTCOMES.values()
-        }
-        look.legend_below(figure, 2, entries, linestyle="", markersize=6, markeredgewidth=1)
+        marks: dict[str, Any] = {"linestyle": "", "markersize": 6, "markeredgewidth": 1}
+        look.legend_below(figure, 2, dict(_OUTCOMES.values()), **marks)
         figure.suptitle(_outcomes_finding(known, study), weight="bold", size="medium")
     return figure
 
@@ -86,19 +82,19 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
 def _outcomes_finding(known: pd.DataFrame, study: Study) -> str:
     """Of GRPO so far, and of the settings whose planned seeds are all in, within their steps."""
     counts = known["collapse_step"].notna().groupby(known["method"]).agg(["sum", "size"])
-    seeds, settings = known.groupby("method")["seed"].agg(set), study.arms
-    whole = [arm.name for arm in settings if seeds.get(arm.name, set()) >= set(arm.seeds)]
-    repeats = [arm.name for arm in settings if arm.group == "mechanism"]
-    rest = counts[counts.index.isin(whole)].drop([BASELINE, *repeats], errors="ignore")
+    seeds = known.groupby("method")["seed"].agg(set)
+    others = [arm for arm in study.arms if arm.name != BASELINE and arm.group != "mechanism"]
+    whole = [arm.name for arm in others if seeds.get(arm.name, set()) >= set(arm.seeds)]
+    rest = counts[counts.index.isin(whole)]
     never = rest.index[rest["sum"] == 0]
     lowest = known.groupby("method")["lowest_after_best"].min().reindex(never)
-    others = (
+    said = (
         f"no collapse within its steps: {len(never)} of {len(rest)} other settings,\n"
         f"always above half of the best reward: {(lowest >= _FELL_BELOW).sum()}"
     )
     if BASELINE not in counts.index:
-        return others
-    return "GRPO collapses in {} of {} seeds; {}".format(*counts.loc[BASELINE], others)
+        return said
+    return "GRPO collapses in {} of {} seeds; {}".format(*counts.loc[BASELINE], said)
 
 
 def _most_telling(known: pd.DataFrame, study: Study, most: int) -> list[Row]:
@@ -144,9 +140,8 @@ def _draw_row(
     steps = runs["collapse_step"].fillna(runs["steps"])
     for offset, step, (_, run) in zip(offsets, steps, runs.iterrows(), strict=True):
         kind = run["kind"] or ("fell" if run["lowest_after_best"] < _FELL_BELOW else "none")
-        marker, fill, _ = _OUTCOMES[kind]
-        style: dict[str, Any] = {"color": colour, "marker": marker, "fillstyle": fill}
-        style |= {"alpha": 0.75, "linestyle": "", "markersize": 5, "markeredgewidth": 1}
+        style = _OUTCOMES[kind][1] | {"color": colour, "alpha": 0.75, "linestyle": ""}
+        style |= {"markersize": 5, "markeredgewidth": 1}
         left.plot(min(step, end), row + offset, **style)
         right.plot(run["slope"], row + offset, **style)
     beyond = steps[steps > end]

@@ -1,8 +1,7 @@
 """Published results: small copies of runs that git keeps, and the tables made of them.
 
-What is in such a folder is listed in `results/README.md`.
-An arm is a setting of a study: a method, or a method with overrides. A study that is not named as
-its profile has a folder of its own: `results/published/<study>/<profile>/`.
+`results/README.md` lists them. A study that is not named as its profile has a folder of its own:
+`results/published/<study>/<profile>/`.
 """
 
 import gzip
@@ -30,30 +29,25 @@ _LOCAL_KEYS = ("command", "start_policy")
 
 
 def publish_run(
-    run: StoredRun,
-    arm: str | None = None,
-    published: Path = PUBLISHED,
-    *,
-    rollouts: bool = False,
+    run: StoredRun, arm: str | None = None, published: Path = PUBLISHED, *, rollouts: bool = False
 ) -> Path:
     """Copy a finished run as the seed of an arm, named as its method unless given, with what the
     explorer shows of its `rollouts` where asked; return the manifest written.
     """
     if not run.is_result:
         raise DataError(f"{run.path} is {run.status}: finish it before publishing")
-    folder = published / run.profile / "runs"
-    stem = f"{arm or run.method}-seed{run.seed}"
+    path = published / run.profile / "runs" / f"{arm or run.method}-seed{run.seed}.json"
     table = run.metrics.to_csv(index=False, float_format="%.6g").encode()
     # A fixed time stamp: the same run gives the same bytes.
-    with replacing(folder / f"{stem}.csv.gz") as file:
+    with replacing(path.with_suffix(".csv.gz")) as file:
         file.write(gzip.compress(table, mtime=0))
     kept = {key: value for key, value in run.manifest.items() if key not in _LOCAL_KEYS}
     kept |= {"arm": arm or run.method, "evaluation": run.evaluation}
     # A run that diverged early has no checkpoint, and so no tokenizer.
     if rollouts and checkpoint_steps(run.path / "checkpoint"):
-        store_rollouts(readable_rollouts(run.path), folder / f"{stem}.rollouts.jsonl.gz")
-    write_json(folder / f"{stem}.json", kept)
-    return folder / f"{stem}.json"
+        store_rollouts(readable_rollouts(run.path), path.with_suffix(".rollouts.jsonl.gz"))
+    write_json(path, kept)
+    return path
 
 
 def write_runs_table(published: Path, profile: str) -> list[StoredRun]:

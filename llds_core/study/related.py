@@ -43,11 +43,10 @@ def objectives(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
 
     Returns:
         Columns `profile`, `method` (its arm), `seed`, `objective`, `beside` (the arm of GRPO's run
-        to compare with, see `evidence.beside`), `collapsed`, windowed
-        `best_reward` and `last_reward`, `heldout_em` of the best checkpoint (greedy; NaN where it
-        was not scored), `change_correct` (log-likelihood of a rollout's own correct responses over
-        its updates, nats per trajectory, mean of steps 3 to 15), `entropy_growth` and the median
-        `seconds_per_step`.
+        to compare with, see `evidence.beside`), `collapsed`, windowed `best_reward` and
+        `last_reward`, `heldout_em` of the best checkpoint (greedy; NaN where it was not scored),
+        `change_correct` (log-likelihood of a rollout's own correct responses over its updates, nats
+        per trajectory, mean of steps 3 to 15), `entropy_growth` and median `seconds_per_step`.
     """
     labels = {
         arm.name: look.short_name(arm.label)

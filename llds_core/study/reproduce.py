@@ -1,9 +1,7 @@
 """`reproduce`: the main job of a profile, from nothing to figures and a verdict.
 
-Checks the machine, says what is left to do and what it costs, starts the search service the profile
-needs, makes the start policy, trains every arm, scores the checkpoints, runs the notebooks and says
-what was found. What it started is stopped, however it ends. The same command goes on where it was
-stopped: what is finished is read off the runs and results on disk and not done again.
+What it started is stopped, however it ends. The same command goes on where it was stopped: what is
+finished is read off the runs and results on disk and not done again.
 
 Scores are of held-out questions of the world, or of benchmarks where the world is files:
 

@@ -22,13 +22,12 @@ def effects(runs: Sequence[StoredRun], study: Study) -> pd.DataFrame:
 
     Returns:
         Columns `group`, `arm`, `seeds` that it shares with GRPO, on how many of them both began at
-        the same start policy (`same_start`), how many have `collapsed`
-        and of GRPO's (`grpo_collapsed`), then means of differences from GRPO's run of the seed:
-        `steps_survived` up to the common horizon with Student's 95 % interval, `best_reward` of a
-        window, `last_reward`, windowed, at the last step that both have with Student's interval,
-        and held-out exact match of the best and the last checkpoint (`heldout_em`,
-        `last_heldout_em`), all within the steps that both were given; NaN where it was not measured
-        on every seed. Last the `note` on the arm.
+        the same start policy (`same_start`), how many have `collapsed` and of GRPO's
+        (`grpo_collapsed`), then means of differences from GRPO's run of the seed: `steps_survived`
+        up to the common horizon with Student's 95 % interval, `best_reward` of a window,
+        `last_reward`, windowed, at the last step that both have with Student's interval, and
+        held-out exact match of the best and the last checkpoint (`heldout_em`, `last_heldout_em`),
+        all within the steps that both were given; NaN where it was not measured on every seed.
     """
     known = full_length(run for run in runs if run.arm in study.labels)
     steps = usual_steps(known)

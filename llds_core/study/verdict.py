@@ -23,8 +23,6 @@ from llds_core.reporting.store import PUBLISHED, published_beside
 
 _TEMPLATE = files("llds_core.reporting") / "templates" / "report.html"
 _CAPTIONS = yaml.safe_load((files("llds_core") / "presets/captions.yaml").read_text("utf-8"))
-_PNG = "data:image/png;base64,"
-_COLOURS = 128
 
 
 def verdict(runs: Sequence[StoredRun]) -> str:
@@ -44,9 +42,8 @@ def _of_method(arm: str, runs: Sequence[StoredRun]) -> str:
     )
     reward = f", reward {best:.2f} at best and {last:.2f} at the end"
     if len(runs) == 1:
-        if steps:
-            return f"{name} collapsed at step {steps[0]}{reward}"
-        return f"{name} did not collapse in {length} steps{reward}"
+        fate = f"collapsed at step {steps[0]}" if steps else f"did not collapse in {length} steps"
+        return f"{name} {fate}{reward}"
     at = f" (at steps {', '.join(map(str, steps))})" if steps else ""
     return f"{name} collapsed in {len(steps)} of {len(runs)} seeds{at} of {length} steps{reward}"
 
@@ -65,7 +62,8 @@ def write_page(
     content = json.loads(index.read_text("utf-8"))
     profile, root = content["profile"], project_path(published)
     path = (folder or index.parent) / "report.html"
-    linked = [entry for entry in content["artefacts"] if (path.parent / entry["path"]).exists()]
+    artefacts = sorted(content["artefacts"], key=lambda entry: entry["path"])
+    figures = [index.parent / e["path"] for e in artefacts if e["path"].endswith(".png")]
     explorer = index.with_name("explorer.html")
     template = jinja2.Template(_TEMPLATE.read_text("utf-8"), autoescape=True, trim_blocks=True)
     page = template.render(
@@ -74,12 +72,12 @@ def write_page(
         published=verdict(published_beside(runs)),
         explorer=explorer.read_text("utf-8") if explorer.exists() else "",
         toy=_toy(),
-        figures=_figures(index.parent, content["artefacts"]),
+        figures=[_figure(figure) for figure in figures],
         **_claims(_records(root / profile / "claims.csv")),
         arms=_records(root / profile / "effects.csv"),
         bounded=bounded,
         runs=[_run_row(run) for run in runs],
-        files=sorted(linked, key=lambda entry: entry["path"]),
+        files=[entry for entry in artefacts if (path.parent / entry["path"]).exists()],
     )
     write_text(path, page)
     return path
@@ -90,22 +88,16 @@ def small_png(picture: bytes) -> str:
     the size.
     """
     with Image.open(io.BytesIO(picture)) as image, io.BytesIO() as small:
-        image.convert("RGB").quantize(_COLOURS).save(small, "png", optimize=True)
+        image.convert("RGB").quantize(128).save(small, "png", optimize=True)
         return base64.b64encode(small.getvalue()).decode()
 
 
-def _figures(folder: Path, artefacts: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """Figures as data, in the order of their names."""
-    found = []
-    for entry in sorted(artefacts, key=lambda entry: entry["path"]):
-        path = folder / entry["path"]
-        if path.suffix == ".png":
-            caption, picture = _CAPTIONS.get(path.stem, path.stem), path.read_bytes()
-            with Image.open(io.BytesIO(picture)) as image:
-                panels = image.info.get(STEP_PANELS, "[]")
-            shown = {"image": _PNG + small_png(picture), "panels": panels}
-            found.append({"name": path.stem, "caption": caption} | shown)
-    return found
+def _figure(path: Path) -> dict[str, str]:
+    with Image.open(path) as picture:
+        panels = picture.info.get(STEP_PANELS, "[]")
+    image = "data:image/png;base64," + small_png(path.read_bytes())
+    caption = _CAPTIONS.get(path.stem, path.stem)
+    return {"name": path.stem, "caption": caption, "image": image, "panels": panels}
 
 
 def _records(table: Path) -> list[dict[Any, Any]]:
