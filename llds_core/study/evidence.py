@@ -123,13 +123,11 @@ def _first_action_gap(run: StoredRun, *, growth: bool = False) -> float:
 
 
 def _relative_change(run: StoredRun, *metrics: str) -> float:
-    """Relative change of a metric from the first window of a collapsing run to the last before
-    its reward drops; of several metrics the largest, whatever its sign. NaN without a collapse.
+    """Relative change of a metric from the first window of a run to the last before its reward
+    drops; of several metrics the largest, whatever its sign.
     """
-    if run.collapse is None:
-        return np.nan
-    drop = run.decline("reward")
-    drop = run.collapse if drop is None else min(drop, run.collapse)
+    drop, fell = run.decline("reward"), run.before_collapse
+    drop = fell if drop is None else min(drop, fell)
     if drop < 2 * run.window:
         return np.nan
     changes = [run.tail(metric, drop) / run.head(metric) - 1 for metric in metrics]
@@ -138,13 +136,11 @@ def _relative_change(run: StoredRun, *metrics: str) -> float:
 
 def _gradient_growth(run: StoredRun) -> float:
     """Logarithm of the highest mean gradient norm around the collapse over the mean of the
-    first third of the steps before it; NaN without one.
+    first third of the steps before it.
     """
-    if run.collapse is None:
-        return np.nan
-    start, end = max(run.collapse - run.window, 0), run.collapse + 2 * run.window
-    late = run.means("grad_norm")[start:end]
-    early = run.rows["grad_norm"].iloc[: max(run.collapse // 3, run.window)].mean()
+    fell, window = run.before_collapse, run.window
+    late = run.means("grad_norm")[max(fell - window, 0) : fell + 2 * window]
+    early = run.rows["grad_norm"].iloc[: max(fell // 3, window)].mean()
     return float(np.log(np.nanmax(late) / early)) if np.isfinite(late).any() else np.nan
 
 

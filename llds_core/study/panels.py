@@ -112,23 +112,17 @@ def _rows(study: Study, known: set[str]) -> list[Row]:
     """Rows of the arms that are `known`; those of a group that are in none of its series come
     before its series.
     """
-    groups: dict[str, list[str]] = {}
-    for arm in study.arms:
-        if arm.name in known:
-            groups.setdefault(arm.group, []).append(arm.name)
     rows: list[Row] = []
-    for heading, arms in groups.items():
+    for heading in dict.fromkeys(arm.group for arm in study.arms if arm.name in known):
         series = study.drawn(heading)
-        in_series = {arm for one in series for arm in one.arms}
+        alone = known.difference(*(one.arms for one in series))
         rows.append((heading, None, {"fontweight": "bold"}))
-        rows += [(study.labels[arm], arm, {}) for arm in arms if arm not in in_series]
+        of_group = [arm.name for arm in study.arms if arm.group == heading and arm.name in alone]
+        rows += [(study.labels[arm], arm, {}) for arm in of_group]
         for one in series:
             rows.append((one.title, None, {"fontstyle": "italic"}))
-            rows += [
-                (label or study.labels[arm], arm, {})
-                for arm, label in one.arms.items()
-                if arm in known
-            ]
+            drawn = [(label or study.labels[arm], arm) for arm, label in one.arms.items()]
+            rows += [(label, arm, {}) for label, arm in drawn if arm in known]
     return rows
 
 

@@ -56,7 +56,6 @@ def _render(template: str, published: Path, plan: Study) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,
     )
     filters = (number, span, listed, word, percent, censored_median)
     environment.filters |= {one.__name__: one for one in filters} | {"mean": fmean}

@@ -259,8 +259,8 @@ class Effect(Rule):
     factor: str = ""  # of the theorem: with what likelihood is correlated
     collapsing: bool = False  # only runs that collapse
     ratio: bool = False  # of a logarithm, to tell and bound the ratio that it stands for
-    above: float | None = None
-    below: float | None = None
+    above: float = -np.inf
+    below: float = np.inf
 
     def _find(self, evidence: Evidence) -> Finding:
         runs = evidence.collapsing(self.arm) if self.collapsing else evidence.arm(self.arm)
@@ -287,11 +287,9 @@ class Effect(Rule):
         if self.ratio:
             estimate, low, high = np.exp(mean[:3]).tolist()
             mean = Interval(estimate, low, high, mean.n)
-        over = self.above is None or mean.low > self.above
-        under = self.below is None or mean.high < self.below
-        beyond = self.above is not None and mean.high <= self.above
-        beyond |= self.below is not None and mean.low >= self.below
-        return replace(found, effect=mean, holds=bool(over and under), contradicted=bool(beyond))
+        holds = bool(self.above < mean.low and mean.high < self.below)
+        beyond = bool(mean.high <= self.above or mean.low >= self.below)
+        return replace(found, effect=mean, holds=holds, contradicted=beyond)
 
 
 @checked
