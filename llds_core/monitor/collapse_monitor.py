@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from llds_core.errors import ConfigError, DataError
 from llds_core.monitor.detectors import PATIENCE, SEVERITIES
 from llds_core.monitor.diagnosis import PHASES, Alarm, Diagnosis, judge
-from llds_core.monitor.log_formats import named, saved_steps
+from llds_core.monitor.log_formats import has_metric, saved_steps
 from llds_core.monitor.training_log import to_log
 
 _logger = logging.getLogger("llds_core")
@@ -59,7 +59,7 @@ class CollapseMonitor(TrainerCallback):
 
     def observe(self, row: Mapping[str, Any], checkpoints: tuple[int, ...] = ()) -> list[Alarm]:
         """Take a logged row, with its step; return alarms that are new."""
-        if not named(row):
+        if not has_metric(row):
             return []
         self._rows.append(dict(row))
         if len(self._rows) % max(1, len(self._rows) // _EACH_OF):
@@ -90,7 +90,7 @@ class CollapseMonitor(TrainerCallback):
         if getattr(args, "steps_per_generation", None):
             made = args.steps_per_generation * args.num_iterations
             self._updates = max(1, made // args.gradient_accumulation_steps)
-        self._rows = [dict(row) for row in state.log_history if named(row)]
+        self._rows = [dict(row) for row in state.log_history if has_metric(row)]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Judge the run, add the verdict to the log, end the training if asked to."""

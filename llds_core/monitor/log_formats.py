@@ -13,12 +13,13 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from llds_core.config.load import PRESETS
@@ -27,20 +28,16 @@ from llds_core.monitor.rollout_dumps import dump_files, rows_of_dump
 
 Rows = Iterator[dict[str, Any]]
 _PRESET = yaml.safe_load((PRESETS / "log_keys.yaml").read_text("utf-8"))
-STEP_KEYS: tuple[str, ...] = tuple(_PRESET["steps"])
+STEP_KEYS: list[str] = _PRESET["steps"]
 NEARLY: dict[str, str] = _PRESET["nearly"]
-# Keys by metric, the preferred one first, and the frameworks that a key tells of.
-KEYS: dict[str, list[str]] = {}
-_FRAMEWORKS: dict[str, list[str]] = {key: [] for key in _PRESET["plain"]}
-for _metric, _by_framework in _PRESET["metrics"].items():
-    for _framework, _keys in _by_framework.items():
-        KEYS.setdefault(_metric, []).extend(_keys)
-        for _key in set(_keys) - set(_PRESET["plain"]):
-            _FRAMEWORKS.setdefault(_key, []).append(_framework)
-_PARTS = {metric: [(key, key.split(" / ")) for key in keys] for metric, keys in KEYS.items()}
-KNOWN = {part for key in _FRAMEWORKS for part in key.split(" / ")} | {*STEP_KEYS, "epoch"}
+_BY_FRAMEWORK: dict[str, dict[str, list[str]]] = _PRESET["metrics"]
+# Keys by metric, the preferred one first.
+KEYS = {metric: sum(of.values(), list[str]()) for metric, of in _BY_FRAMEWORK.items()}
+_RATIOS = {key: key.split(" / ") for keys in KEYS.values() for key in keys if " / " in key}
+_OF_METRICS = {part for keys in KEYS.values() for key in keys for part in key.split(" / ")}
+_KNOWN = _OF_METRICS | {*STEP_KEYS, "epoch"}
 # As spreadsheets and data frames have it: `critic_score_mean`.
-FLAT = {key.replace("/", "_"): key for key in KNOWN} | {key: key for key in KNOWN}
+_FLAT = {key.replace("/", "_"): key for key in _KNOWN} | {key: key for key in _KNOWN}
 _NOTHING = {"", "none", "null", "n/a", "na", "-"}
 # `np.float64(0.2)`, `tensor(0.3, device='cuda:0')`
 _WRAPPED = re.compile(r"^[\w.]+\(\s*([-+.\w]+)")
@@ -50,8 +47,6 @@ _VERL_PAIR = re.compile(r"(?:^|\s)([^\s:]+):" + _VALUE)
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _RAY = re.compile(r"^\([^()]*\bpid=\d+[^()]*\) ?")  # before each line of a worker
 _CHECKPOINT = re.compile(r"(?:checkpoint-|global_step_)(\d+)")
-_HELD_OUT = re.compile(r"val-core/.+/mean@\d+|eval/all/avg_score|eval_reward")
-_REWARD_PART = re.compile(r"rewards/.+/mean")
 _BETWEEN = re.compile(r"( - |[,;\t])")  # values, on a console and in CSV
 _SLIME = re.compile(r"\b(step|rollout) (\d+): \{")
 _LONGEST = 10_000  # characters of a dictionary that a narrow terminal broke into lines
@@ -78,29 +73,31 @@ def to_number(value: Any) -> float | None:
         return math.inf
 
 
-def named(row: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
-    """The metrics of a logged row by our names, each with the key it was read from."""
-    found: dict[str, tuple[str, float]] = {}
-    for metric, keys in _PARTS.items():
-        for key, parts in keys:
-            value, *under = (to_number(row.get(part)) for part in parts)
-            if value is not None and (below := under[0] if under else 1.0):
-                found[metric] = (key, value / below)
-                break
-    return found
+def numbers_of(rows: Iterable[Mapping[str, Any]], notes: list[str]) -> pd.DataFrame:
+    """The numbers of logged rows, one column per key, and those ratios of them that are metrics.
+    Infinite is what was measured and is not finite, NaN what is missing; known keys whose value is
+    there and is no number are noted.
+    """
+    found: list[dict[str, float]] = []
+    wrong: dict[str, list[str]] = {}
+    for place, row in enumerate(rows, 1):
+        found.append({})
+        for key, value in row.items():
+            if (number := to_number(value)) is not None:
+                found[-1][key] = number if math.isfinite(number) else math.inf
+            elif key in _KNOWN and str(value).strip().lower() not in _NOTHING:
+                wrong.setdefault(key, []).append(f"{str(value)[:40]!r} in row {place}")
+    notes += [f"{key} is no number {len(of)} times, first {of[0]}" for key, of in wrong.items()]
+    table = pd.DataFrame(found)
+    for ratio, (over, under) in _RATIOS.items():
+        if {over, under} <= {*table}:
+            table[ratio] = table[over] / table[under].replace([0, math.inf], math.nan)
+    return table
 
 
-def lowest_reward(row: Mapping[str, Any], values: Mapping[str, tuple[str, float]]) -> float | None:
-    """The lowest reward of the batch of a logged row, whose metrics are `values`, where known."""
-    key = values["reward"][0] if "reward" in values else ""
-    found = to_number(row.get(key.replace("mean", "min"))) if "mean" in key else None
-    return found if found is not None and math.isfinite(found) else None
-
-
-def unread(row: Mapping[str, Any]) -> list[str]:
-    """Known keys of a logged row whose value is there and is no number."""
-    found = [key for key in row if key in KNOWN and to_number(row[key]) is None]
-    return [key for key in found if str(row[key]).strip().lower() not in _NOTHING]
+def has_metric(row: Any) -> bool:
+    """Whether something has a key of a metric, as a logged row of training has."""
+    return isinstance(row, Mapping) and not _OF_METRICS.isdisjoint(row)
 
 
 def of_evaluation(row: Mapping[str, Any]) -> bool:
@@ -108,26 +105,12 @@ def of_evaluation(row: Mapping[str, Any]) -> bool:
     return any(str(row.get(kind)).lower() in _EVALUATIONS for kind in _KINDS)
 
 
-def step_of(row: Mapping[str, Any]) -> float | None:
-    """The step of a logged row; None where it names none, or no whole number."""
-    values = (to_number(row[key]) for key in STEP_KEYS if key in row)
-    return next((x for x in values if x is not None and x.is_integer() and abs(x) < 2**53), None)
-
-
-def held_out(row: Mapping[str, Any]) -> dict[str, float]:
-    """Scores of a validation in a logged row."""
-    found = {key: to_number(row[key]) for key in row if _HELD_OUT.fullmatch(key)}
-    return {key: score for key, score in found.items() if score is not None}
-
-
-def reward_parts(row: Mapping[str, Any]) -> list[str]:
-    """Keys of the rewards that TRL adds up to the one of a logged row."""
-    return sorted(filter(_REWARD_PART.fullmatch, row))
-
-
-def framework_of(keys: Mapping[str, str]) -> str:
+def framework_of(keys: Collection[str]) -> str:
     """The framework that uses most of the keys read; plain words, as anybody's, tell of none."""
-    votes = Counter(name for key in keys.values() for name in _FRAMEWORKS.get(key, ()))
+    telling, votes = {*keys} - {*_PRESET["plain"]}, Counter[str]()
+    for of in _BY_FRAMEWORK.values():
+        for name, its_keys in of.items():
+            votes.update([name] * len(telling.intersection(its_keys)))
     return votes.most_common(1)[0][0] if votes else "unknown origin"
 
 
@@ -146,7 +129,7 @@ def read_rows(path: Path, format: str, notes: list[str]) -> Rows:
         file = _log_inside(path) if path.is_dir() and not whole else path
         for row in READERS[_guess(file) if format == "auto" else format](file, notes):
             # Trackers of transformers write `train/` before each key.
-            bare = {k[6:]: row[k] for k in row if k.startswith("train/") and k not in KNOWN}
+            bare = {k[6:]: row[k] for k in row if k.startswith("train/") and k not in _KNOWN}
             yield bare | row
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
@@ -270,15 +253,12 @@ def _read_state(file: Path, notes: list[str]) -> Rows:
         ) from error
     rows = state
     if isinstance(state, dict) and (rows := state.get("log_history")) is None:
-        metrics = {
-            key: sum(isinstance(row, dict) and bool(named(row)) for row in each)
-            for key, each in state.items()
-            if isinstance(each, list) and key.lower() not in _EVALUATIONS
-        }
-        if any(metrics.values()):  # of a training loop of one's own
-            key = max(metrics, key=lambda name: metrics[name])
+        lists = {key: value for key, value in state.items() if isinstance(value, list)}
+        of_rows = {k: sum(map(has_metric, v)) for k, v in lists.items() if k not in _EVALUATIONS}
+        key = max(of_rows, key=lambda name: of_rows[name], default="")
+        if of_rows.get(key):  # of a training loop of one's own
             notes.append(f'rows are those of "{key}"')
-            rows = state[key]
+            rows = lists[key]
     if not isinstance(rows, list):
         raise DataError(f"{file} has no log_history: name trainer_state.json of a checkpoint")
     yield from (row for row in rows if isinstance(row, dict))
@@ -322,14 +302,8 @@ def _read_console(file: Path, notes: list[str]) -> Rows:
 
 
 def _averaged(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row, of the first one's step, with means of metrics; one that is not finite stays so."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        for key in row.keys() & KNOWN - set(STEP_KEYS):
-            if (number := to_number(row[key])) is not None:
-                values.setdefault(key, []).append(number)
-    means = {key: sum(found) / len(found) for key, found in values.items()}
-    return {key: row[key] for row in rows for key in row} | means | {"step": rows[0]["step"]}
+    """One row, of the first one's step, with means of numbers; one that is not finite stays so."""
+    return {**numbers_of(rows, []).mean(), "step": rows[0]["step"]}
 
 
 def _read_csv(file: Path, notes: list[str]) -> Rows:
@@ -341,7 +315,7 @@ def _read_csv(file: Path, notes: list[str]) -> Rows:
     runs = sorted({name.rpartition(" - ")[0] for name in header} - {""})
     if len(runs) > 1:
         raise DataError(f"{file} holds {len(runs)} runs ({', '.join(runs[:3])}): export one")
-    names = [FLAT.get(key, key) for key in (name.rpartition(" - ")[2] for name in header)]
+    names = [_FLAT.get(key, key) for key in (name.rpartition(" - ")[2] for name in header)]
     run: list[str] = []
     short = 0
     for row in csv.DictReader(lines, names, delimiter=delimiter):

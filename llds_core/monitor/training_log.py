@@ -17,6 +17,7 @@ from llds_core.runs.checkpoints import checkpoint_steps
 
 # Of these a value that is not finite is a fault; of others it may mean that there was nothing.
 _MUST_BE_FINITE = ("loss", "grad_norm", "entropy", "kl", "reward", "clip_fraction")
+_HELD_OUT = r"^(val-core/.+/mean@\d+|eval/all/avg_score|eval_reward)$"  # scores of a validation
 # How often, and for what share of rows, steps may go back in one run's log, or rows contradict.
 _RESTARTS, _RESTART_SHARE, _CLASH_SHARE = 3, 0.2, 0.05
 COUNTED = "rows name no step and are counted"
@@ -92,77 +93,67 @@ def to_log(
     """
     if reward_floor is not None and not math.isfinite(reward_floor):
         raise ConfigError(f"reward_floor={reward_floor} is not finite: give the lowest reward")
-    first, keys = "", dict[str, str]()
-    found: list[dict[str, float | None]] = []
-    wrong: dict[str, list[Any]] = {}  # of keys without a number: how often, what and where first
-    others, every = 0, [*rows]
-    for number, row in enumerate(every, 1):
-        if logs.of_evaluation(row):
-            others += 1
-            continue
-        first = first or ", ".join([str(key) for key in row][:5])
-        step, values = logs.step_of(row), logs.named(row)
-        if reward_key:
-            values.pop("reward", None)
-            value = row.get(reward_key, row.get(logs.FLAT.get(reward_key, reward_key)))
-            if (reward := logs.to_number(value)) is not None:
-                values["reward"] = (reward_key, reward)
-        for key in logs.unread(row):
-            where = f"in row {number}" if step is None else f"at step {step:g}"
-            wrong.setdefault(key, [0, f"{str(row[key])[:40]!r} {where}"])[0] += 1
-        keys |= {metric: key for metric, (key, _) in values.items()}
-        if values:
-            # From here on infinite is what was measured and is not finite, and NaN what is missing.
-            numbers = {m: x if math.isfinite(x) else math.inf for m, (_, x) in values.items()}
-            epoch = logs.to_number(row.get("epoch")) or 0.0
-            lowest = logs.lowest_reward(row, values) if reward_floor is None else reward_floor
-            found.append({"step": step, "epoch": epoch, "lowest": lowest, **numbers})
+    rows, said = [*rows], [*notes]
+    training = [not logs.of_evaluation(row) for row in rows]
+    if others := training.count(False):
+        said.append(f"{others} rows of evaluations are left out")
+    numbers = logs.numbers_of(rows, said)
+    said += _not_judged(numbers, reward_key)
+    numbers = numbers[training]
+    known = logs.KEYS | ({"reward": [reward_key]} if reward_key else {})
+    found = {m: numbers.reindex(columns=k).dropna(axis=1, how="all") for m, k in known.items()}
+    found = {metric: part.dropna(how="all") for metric, part in found.items() if len(part.columns)}
+    keys = {metric: str(part.iloc[-1].first_valid_index()) for metric, part in found.items()}
     if reward_key and "reward" not in keys:
-        near = closest(reward_key, {str(key) for row in every for key in row})
+        near = closest(reward_key, {str(key) for row in rows for key in row})
         hint = f'did you mean "{near}"?' if near else "name a key that it logs"
         raise DataError(f'{source} has no number under the key "{reward_key}": {hint}')
-    said = [*notes]
-    said += [f"{others} rows of evaluations are left out"] * bool(others)
-    said += [f"{key} is no number {n} times, first {what}" for key, (n, what) in wrong.items()]
-    if not found:
-        nothing = "no row of training" if others else "no row: is it another --format?"
-        what = "; ".join([f"keys: {first}" if first else nothing, *said])
+    if not keys:
+        what = "no row of training" if others else "no row: is it another --format?"
+        if any(training):
+            what = f"keys: {', '.join([*map(str, rows[training.index(True)])][:5])}"
+        what = "; ".join([what, *said])
         raise DataError(f"{source} holds no number of a known metric ({what}): see docs/monitor.md")
-    said += _not_judged(every, reward_key)
-    table = _one_row_per_step(pd.DataFrame(found).astype(float), source, said)
+    steps = numbers.reindex(columns=logs.STEP_KEYS)
+    steps = steps.where((steps % 1 == 0) & (steps.abs() < 2**53))
+    columns = {"step": steps} | found  # of several values in a row the first counts
+    table = pd.DataFrame({name: each.bfill(axis=1).iloc[:, 0] for name, each in columns.items()})
+    table = table.dropna(how="all", subset=[*keys]).assign(epoch=numbers.get("epoch", 0.0))
+    key, lowest = keys.get("reward", ""), reward_floor
+    if reward_floor is None and "mean" in key:
+        lowest = numbers.get(key.replace("mean", "min"))
+    table = table.assign(lowest=lowest).astype(float).fillna({"epoch": 0})
+    table = _one_row_per_step(table, source, said)
     bad = np.isinf(table.reindex(columns=_MUST_BE_FINITE))
     for name, rows_of_it in bad.loc[:, bad.any()].items():
         step = table["step"][rows_of_it].iloc[0]
         said.append(f"{name} is NaN or infinite in {rows_of_it.sum()} rows, first at step {step}")
     # Mixed precision skips an update whose gradient overflows; three in a row are no such thing.
     bad["grad_norm"] = bad["grad_norm"].rolling(3).sum() == 3
-    table = table.replace(np.inf, np.nan)
     lowest = table.pop("lowest").cummin().ffill()  # looks back only, as detectors do
+    table = table.replace(np.inf, np.nan)
     floor = lowest.clip(upper=0).fillna(0) if reward_floor is None else lowest
     if "reward" in table and floor.any():
         table["reward"] -= floor
         said.append(f"the reward is counted from {floor.iloc[-1]:g}, the lowest of a response")
     skipped = table.get("nonfinite_updates", 0) > 1  # a single one that was skipped is no fault
     table = table.assign(nonfinite=bad.sum(axis=1) + skipped)
-    framework = logs.framework_of(keys)
+    framework = logs.framework_of(keys.values())
     table = _with_updates(table, framework, updates_per_rollout)
     return TrainingLog(source, framework, table, keys, tuple(said))
 
 
-def _not_judged(rows: Sequence[Mapping[str, Any]], reward_key: str | None) -> list[str]:
+def _not_judged(numbers: pd.DataFrame, reward_key: str | None) -> list[str]:
     """What is to be said of rewards beside the one that is judged."""
-    parts = next(filter(None, map(logs.reward_parts, rows)), [])
+    parts = sorted(numbers.filter(regex="^rewards/.+/mean$"))
     one = f"the reward is a sum ({', '.join(parts)}): --reward-key judges one of them"
-    validations: dict[str, list[float]] = {}
-    for row in rows:
-        for key, score in logs.held_out(row).items():
-            validations.setdefault(key, []).append(score)
-    told = [
-        f"{key}, not judged: first {scores[0]:.3g}, best {max(scores):.3g}, last {scores[-1]:.3g}"
-        for key, scores in list(validations.items())[:3]
-        if key != reward_key
-    ]
-    return [one] * (len(parts) > 1 and not reward_key) + told
+    said = [one] if len(parts) > 1 and not reward_key else []
+    held_out = numbers.filter(regex=_HELD_OUT).replace(np.inf, np.nan).dropna(axis=1, how="all")
+    for key, column in held_out.iloc[:, :3].items():
+        scores = column.dropna()
+        told = f"first {scores.iloc[0]:.3g}, best {scores.max():.3g}, last {scores.iloc[-1]:.3g}"
+        said += [f"{key}, not judged: {told}"] if key != reward_key else []
+    return said
 
 
 def _one_row_per_step(table: pd.DataFrame, source: str, notes: list[str]) -> pd.DataFrame:

@@ -217,7 +217,7 @@ DAMAGED = {
         json_lines(*rows_of("step", "clip_fraction"), {"step": 4, "clip_fraction": "high"})
         + json_lines({"step": 5, "clip_fraction": True}, {"step": 6, "clip_fraction": "None"}),
         CLIP,
-        "clip_fraction is no number 2 times, first 'high' at step 4",
+        "clip_fraction is no number 2 times, first 'high' in row 4",
     ),
     "torn inside": (OURS[:-1] + '\n{"st\n', CLIP, "1 damaged lines are left out"),
     "restart": (FIRST + AGAIN, [0.01, 0.5, 0.6, 0.7], "2 earlier rows"),
@@ -292,7 +292,7 @@ REFUSED = {
     "text": ("a.log", "hello\nworld\n", "no row: is it another --format"),
     "not sorted": ("a.jsonl", json_lines(*rows_of("step", "kl")[::-1] * 4), "sorted by step"),
     "foreign columns": ("a.csv", "step;accuracy\n1;0.5\n", "keys: step, accuracy"),
-    "words": ("a.csv", "step,reward\n1,up\n2,down\n", "is no number 2 times, first 'up' at step 1"),
+    "words": ("a.csv", "step,reward\n1,up\n2,down\n", "is no number 2 times, first 'up' in row 1"),
     "decimal commas": ("a.csv", "step,reward\n1,0,5\n2,0,5\n", "2 rows of another length"),
     "an open quote": ("a.csv", 'step,reward\n1,"' + 200_000 * "x" + "\n", "cannot be read"),
     "foreign keys": ("a.jsonl", '{"step": 1, "accuracy": 2}\n', "keys: step, accuracy"),
