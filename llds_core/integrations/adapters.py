@@ -1,5 +1,5 @@
-"""What adapters of trainers with a registry of losses share: the settings of the penalty, one
-advantage per response where a trainer hands down one per token, and what is logged of displacement.
+"""What the adapters share: the settings of the penalty, its computation where a trainer hands down
+an advantage per token, and what is logged of displacement.
 """
 
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from llds_core.errors import ConfigError
-from llds_core.losses import displacement
+from llds_core.losses import displacement, llds_penalty, penalty_tokens
 from llds_core.losses.aggregate import check_range
 from llds_core.losses.llds import check_penalty_options
 
@@ -15,7 +15,7 @@ DISPLACEMENT = ("rewarded", "rewarded_tokens", "loglik_sum", "change_sum", "disp
 
 
 def penalty_options(settings: Any) -> dict[str, Any]:
-    """What `llds_penalty` is called with, of a trainer's configuration that has `llds_` fields."""
+    """What `llds_penalty` is called with, of something that has `llds_` fields."""
     names = ("gate", "normalizer", "preserve", "gate_threshold")
     return {name: getattr(settings, f"llds_{name}") for name in names}
 
@@ -53,11 +53,25 @@ def one_per_response(
     return high
 
 
-def displacement_sums(*tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What `displacement` returns, by the names that are logged. Trainers take means of them over
-    micro-batches; the ratio of two means is that of the sums.
+def penalty_and_sums(
+    settings: Any, *tensors: torch.Tensor, denominator: float | torch.Tensor | None = None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The penalty, without a gradient where its weight is 0, and with its metrics the sums of
+    `displacement`; trainers take means of these over micro-batches, whose ratio is that of the
+    sums. The tensors are those of `llds_penalty`.
     """
-    return {f"llds/{name}": value for name, value in displacement(*tensors).items()}
+    with torch.set_grad_enabled(torch.is_grad_enabled() and settings.llds_weight > 0):
+        options = penalty_options(settings)
+        penalty, metrics = llds_penalty(*tensors, denominator=denominator, **options)
+    return penalty, metrics | displacement(*tensors)
+
+
+def counted_tokens(
+    settings: Any, response_mask_BT: torch.Tensor, advantages_B: torch.Tensor
+) -> torch.Tensor:
+    """How many tokens the penalty is divided by."""
+    options = {"normalizer": settings.llds_normalizer, "preserve": settings.llds_preserve}
+    return penalty_tokens(response_mask_BT, advantages_B, **options).sum()
 
 
 def displacement_metrics(sums: dict[str, float], suffix: str = "") -> dict[str, float]:

@@ -27,12 +27,11 @@ from llds_core.errors import ConfigError
 from llds_core.integrations.adapters import (
     DISPLACEMENT,
     check_penalty,
+    counted_tokens,
     displacement_metrics,
-    displacement_sums,
     one_per_response,
-    penalty_options,
+    penalty_and_sums,
 )
-from llds_core.losses import llds_penalty
 
 _Trainer: Any = object  # what comes next in the order of a subclass, of which types know nothing
 _REMEDY = "trainer.algorithm.advantage_estimator=grpo"
@@ -91,20 +90,14 @@ def llds_policy_loss(
     )
     mask = torch.ones_like(log_probs) if loss_mask is None else loss_mask
     each = one_per_response(advantages, mask, _REMEDY)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and config.llds_weight > 0):
-        penalty, counts = llds_penalty(
-            log_probs,
-            old_log_probs,
-            mask,
-            each,
-            denominator=config.llds_denominator,
-            **penalty_options(config),
-        )
+    penalty, found = penalty_and_sums(
+        config, log_probs, old_log_probs, mask, each, denominator=config.llds_denominator
+    )
     if config.llds_weight > 0:
         loss = loss + config.llds_weight * penalty
-    ours = {"llds/penalty_loss": penalty, "llds/gated_fraction": counts["gated_fraction"]}
-    ours |= displacement_sums(log_probs, old_log_probs, mask, each)
-    return loss, metrics | {name: value.detach().item() for name, value in ours.items()}
+    ours = {"penalty_loss": penalty}
+    ours |= {name: found[name] for name in ("gated_fraction", *DISPLACEMENT)}
+    return loss, metrics | {f"llds/{name}": value.detach().item() for name, value in ours.items()}
 
 
 # Not as a decorator: where Ray runs, SkyRL pickles what it registers, and a function that has its
@@ -121,12 +114,8 @@ class LldsTrainerMixin(_Trainer):
     have a name of their own on the first mini-batch of a rollout, `…_first`: nothing has changed
     yet, so that anything but 0 is numerical noise.
 
-    Args:
-        cfg: SkyRL's configuration, with an `LldsAlgorithmConfig`.
-        parts: those of the trainer, by name.
-
-    Raises:
-        ConfigError: for settings under which the penalty would do nothing, or see noise.
+    Arguments are those of the trainer, by name, `cfg` with an `LldsAlgorithmConfig`; what
+    `check_config` refuses is refused here.
     """
 
     def __init__(self, cfg: Any, **parts: Any) -> None:
@@ -177,21 +166,13 @@ class _CountingDispatch:
 
     def _tokens(self, data: Any) -> float:
         """What the mini-batch `data` divides by."""
-        old, mask = data["action_log_probs"], data["loss_mask"]
-        advantages = one_per_response(data["advantages"], mask, _REMEDY)
-        _, counts = llds_penalty(old, old, mask, advantages, **penalty_options(self._algorithm))
-        preserved = self._algorithm.llds_normalizer == "preserved"
-        return float(counts["preserved_tokens" if preserved else "response_tokens"])
+        advantages = one_per_response(data["advantages"], data["loss_mask"], _REMEDY)
+        return float(counted_tokens(self._algorithm, data["loss_mask"], advantages))
 
 
 def check_config(cfg: Any) -> None:
-    """Refuse what leaves the penalty out, or makes it wrong.
-
-    Args:
-        cfg: SkyRL's configuration.
-
-    Raises:
-        ConfigError: with the setting, and what to set instead.
+    """Raise a `ConfigError`, with what to set instead, for a configuration of SkyRL that leaves the
+    penalty out, or makes it wrong.
     """
     trainer, algorithm = cfg.trainer, cfg.trainer.algorithm
     if not isinstance(algorithm, LldsAlgorithmConfig):

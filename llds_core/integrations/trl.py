@@ -12,10 +12,14 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from llds_core.errors import ConfigError
-from llds_core.integrations.adapters import DISPLACEMENT, displacement_metrics, one_per_response
-from llds_core.losses import displacement, llds_penalty, penalty_tokens
-from llds_core.losses.aggregate import check_range
-from llds_core.losses.llds import check_penalty_options
+from llds_core.integrations.adapters import (
+    DISPLACEMENT,
+    check_penalty,
+    counted_tokens,
+    displacement_metrics,
+    one_per_response,
+    penalty_and_sums,
+)
 
 _SUMS = ("penalty_sum", "gated_tokens", "preserved_tokens", *DISPLACEMENT)
 _Trainer: Any = object  # what comes next in the order of a subclass, of which types know nothing
@@ -56,9 +60,8 @@ class LLDSMixin(_Trainer):
     which would lift it. Below 0 is displacement.
 
     Args:
-        positional, options: those of the trainer, by position or by name, `args` among them.
-        args: TRL's configuration, with at least two updates per rollout, best of several
-            mini-batches (`steps_per_generation`); with weight 0 it may be left out.
+        positional, options: those of the trainer, by position or by name; `args` with at least two
+            updates per rollout, best of several mini-batches (`steps_per_generation`).
         llds_weight: weight of the penalty, >= 0 (paper: 0.2). With 0 training is the trainer's own,
             to the bit, under any settings, and the metrics are logged where they mean something:
             not where an update takes parts of two rollouts, or advantages differ by token.
@@ -79,7 +82,6 @@ class LLDSMixin(_Trainer):
     def __init__(
         self,
         *positional: Any,
-        args: "GRPOConfig | None" = None,
         llds_weight: float = 0.2,
         llds_gate: str = "action",
         llds_normalizer: str = "preserved",
@@ -92,30 +94,18 @@ class LLDSMixin(_Trainer):
                 f"{type(self).__name__} is no GRPOTrainer: write LLDSMixin before GRPOTrainer or a "
                 "subclass of it (AsyncGRPOTrainer and RLOOTrainer have losses of their own)"
             )
-        check_range("llds_weight", llds_weight, 0)
-        if args is not None:
-            options["args"] = args
-        elif len(positional) > 2:  # its place in GRPOTrainer
-            args = positional[2]
-        if llds_weight > 0:
-            if args is None:
-                raise ConfigError("args is missing: give args=GRPOConfig(steps_per_generation=8)")
-            _check_settings(args)
         self.llds_weight = llds_weight
-        self.llds_options: dict[str, Any] = {
-            "gate": llds_gate,
-            "normalizer": llds_normalizer,
-            "preserve": llds_preserve,
-            "gate_threshold": llds_gate_threshold,
-        }
-        # A wrong option is better refused here than after the first rollout.
-        check_penalty_options(**self.llds_options)
+        self.llds_gate = llds_gate
+        self.llds_normalizer = llds_normalizer
+        self.llds_preserve = llds_preserve
+        self.llds_gate_threshold = llds_gate_threshold
+        check_penalty(self)  # rather here than after the first rollout
         super().__init__(*positional, **options)
-        self._llds_is_whole = _is_whole(self.args)
+        self._llds_is_whole = _updates(self.args).is_integer()
         self._llds_passes: list[torch.Tensor] = []
         if llds_weight == 0:
             return
-        _check_settings(self.args)  # accelerator_config may have changed them
+        _check_settings(self.args)
         if noise := _largest_noise(self.model):
             raise ConfigError(
                 f"the model drops out {noise:g} of its values, or jitters, which moves "
@@ -166,18 +156,15 @@ class LLDSMixin(_Trainer):
                 f"{'none' if old is None else 'those'} of before the update; LLDS needs both once "
                 "(a fused loss, PAPO and DPPO differ): take another trainer, or llds_weight=0"
             )
-        logprobs = passes[0]
         window = self.args.gradient_accumulation_steps
         position = self._step % window
         if position == 0:
             self._llds_count = self._tokens_of_update()
             self._llds_sums = torch.zeros(len(_SUMS), device=loss.device)
-        given = (logprobs, logprobs.detach() if old is None else old, *_constants(inputs))
-        with torch.set_grad_enabled(self.llds_weight > 0):
-            penalty, counts = llds_penalty(
-                *given, denominator=self._llds_count, **self.llds_options
-            )
-        counts |= displacement(*given)
+        old = passes[0].detach() if old is None else old
+        penalty, counts = penalty_and_sums(
+            self, passes[0], old, *_constants(inputs), denominator=self._llds_count
+        )
         self._llds_sums += torch.stack([counts[name].float() for name in _SUMS])
         if position == window - 1:
             self._log_update()
@@ -189,9 +176,7 @@ class LLDSMixin(_Trainer):
         """
         held = self._buffered_inputs
         ahead = range(self._step, self._step + self.args.gradient_accumulation_steps)
-        options = {name: self.llds_options[name] for name in ("normalizer", "preserve")}
-        constants = [_constants(held[step % len(held)]) for step in ahead]
-        counts = [penalty_tokens(*each, **options).sum() for each in constants]
+        counts = [counted_tokens(self, *_constants(held[step % len(held)])) for step in ahead]
         total = self.accelerator.reduce(torch.stack(counts).sum().float(), reduction="sum")
         return total / self.accelerator.num_processes
 
@@ -244,11 +229,6 @@ def _updates(args: GRPOConfig) -> float:
     return (args.steps_per_generation or 1) * args.num_iterations / args.gradient_accumulation_steps
 
 
-def _is_whole(args: GRPOConfig) -> bool:
-    """Whether a rollout is used for a whole number of updates."""
-    return _updates(args).is_integer()
-
-
 def _check_settings(args: GRPOConfig) -> None:
     """Refuse less than two updates per rollout, updates on parts of two rollouts, advantages whose
     sign is rounding, and noise on the embedding.
@@ -265,11 +245,10 @@ def _check_settings(args: GRPOConfig) -> None:
             "sum_then_normalize"
         )
     steps, window = args.steps_per_generation or 1, args.gradient_accumulation_steps
-
-    if not _is_whole(args) or _updates(args) < 2:
+    if (updates := _updates(args)) < 2 or not updates.is_integer():
         raise ConfigError(
             f"steps_per_generation={steps} × num_iterations={args.num_iterations} / "
-            f"gradient_accumulation_steps={window} makes {_updates(args):g} updates per rollout: "
+            f"gradient_accumulation_steps={window} makes {updates:g} updates per rollout: "
             "LLDS is 0 on the first and needs a whole number of at least 2; "
             f"set steps_per_generation={8 * window} for 8 mini-batches per rollout, and give no "
             "generation_batch_size"

@@ -21,12 +21,11 @@ from verl.workers.config.actor import PolicyLossConfig
 
 from llds_core.errors import ConfigError
 from llds_core.integrations.adapters import (
+    DISPLACEMENT,
     check_penalty,
-    displacement_sums,
     one_per_response,
-    penalty_options,
+    penalty_and_sums,
 )
-from llds_core.losses import llds_penalty
 
 
 @dataclass
@@ -87,18 +86,14 @@ def llds_policy_loss(
         rollout_is_weights=rollout_is_weights,
     )
     each = one_per_response(advantages, response_mask, "algorithm.adv_estimator=grpo")
-    with torch.set_grad_enabled(torch.is_grad_enabled() and settings.llds_weight > 0):
-        penalty, counts = llds_penalty(
-            log_prob, old_log_prob, response_mask, each, **penalty_options(settings)
-        )
+    penalty, found = penalty_and_sums(settings, log_prob, old_log_prob, response_mask, each)
     if settings.llds_weight > 0:
         batch = config.global_batch_info
         share = 1.0  # of a worker that takes a mean per micro-batch, as the default one of verl 0.7
         if batch.get("batch_num_tokens") is not None:
             # verl averages gradients over its dp_size ranks.
-            share = counts["response_tokens"] / batch["batch_num_tokens"] * batch["dp_size"]
+            share = found["response_tokens"] / batch["batch_num_tokens"] * batch["dp_size"]
         loss = loss + settings.llds_weight * share * penalty
-    ours = {"llds/penalty": penalty, "llds/gated_fraction": counts["gated_fraction"]}
-    ours |= displacement_sums(log_prob, old_log_prob, response_mask, each)
+    ours = {"penalty": penalty} | {name: found[name] for name in ("gated_fraction", *DISPLACEMENT)}
     # Workers of verl 0.7 log the names as they are, later ones under `actor/` in any case.
-    return loss, metrics | {f"actor/{name}": x.detach().item() for name, x in ours.items()}
+    return loss, metrics | {f"actor/llds/{name}": x.detach().item() for name, x in ours.items()}

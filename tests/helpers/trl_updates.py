@@ -139,7 +139,7 @@ def main(policy: Path, folder: Path) -> None:
     assert size == 1 or model is not trainer.model  # DDP, as in training
     found: dict[str, Any] = {}
     for normalizer in ("preserved", "all"):
-        trainer.llds_options["normalizer"] = normalizer
+        trainer.llds_normalizer = normalizer
         gradients = []
         for trainer.llds_weight in (0.0, 3.0):
             trainer.model.zero_grad()

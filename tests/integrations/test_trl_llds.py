@@ -284,8 +284,6 @@ def test_arguments_stand_where_those_of_trl_do(policy: Path, tmp_path: Path) -> 
     made = trainer_of(LLDSGRPOTrainer, policy, tmp_path)
     given = (str(policy), made.reward_funcs, made.args, made.train_dataset)
     assert LLDSGRPOTrainer(*given).args.num_iterations == 2
-    with pytest.raises(ConfigError, match="args is missing"):
-        LLDSGRPOTrainer(*given[:2])
     with pytest.raises(ConfigError, match="set sum_then_normalize"):
         sums = {"multi_objective_aggregation": "normalize_then_sum"}
         trainer_of(LLDSGRPOTrainer, policy, tmp_path, **sums)
@@ -298,7 +296,9 @@ def test_weight_0_needs_no_args_as_trl_needs_none(
     monkeypatch.setattr(grpo_trainer, "GRPOConfig", partial(GRPOConfig, **small))
     monkeypatch.chdir(tmp_path)  # where TRL's default writes
     prompts = Dataset.from_dict({"prompt": ["b"]})
-    trainer = LLDSGRPOTrainer(str(policy), even_tokens, train_dataset=prompts, llds_weight=0)
+    given = {"train_dataset": prompts}
+    refused(ConfigError, "set steps_per_gen", LLDSGRPOTrainer, str(policy), even_tokens, **given)
+    trainer = LLDSGRPOTrainer(str(policy), even_tokens, **given, llds_weight=0)
     trainer.train()
     assert trainer.args.output_dir.endswith("-GRPO") and trainer.state.global_step == 1
 
