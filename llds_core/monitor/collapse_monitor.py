@@ -79,10 +79,9 @@ class CollapseMonitor(TrainerCallback):
         stop_at, found = self._stop_at, self.diagnosis
         if stop_at and not self.stopped and found.reaches(stop_at, self._patience):
             self.stopped = True
-            back = found.go_back_to
-            known = back is not None and bool(checkpoints)
-            where = f"go back to step {back}" if known else "no checkpoint before it"
-            _logger.warning("the training ends at a %s alarm: %s", self._stop_at, where)
+            back = found.go_back_to if checkpoints else None
+            where = "no checkpoint before it" if back is None else f"go back to step {back}"
+            _logger.warning("the training ends at a %s alarm: %s", stop_at, where)
         return fresh
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -166,21 +166,15 @@ EVIDENCE: dict[str, Any] = yaml.safe_load((PRESETS / "alarm_evidence.yaml").read
 
 @dataclass(frozen=True)
 class Detector:
-    """A score and when it is an alarm.
-
-    Attributes:
-        score: from columns of a log, each (n,) and named as its arguments, to scores (n,); NaN is
-            no alarm.
-        severity: what an alarm counts as.
-        threshold: above it a score is an alarm.
-        first: row, counted from 1, from which it may alarm.
+    """A score and when it is an alarm. The score takes columns of a log, each (n,) and named as its
+    arguments, to scores (n,); NaN is no alarm.
     """
 
     name: str
     score: Callable[..., np.ndarray]
     severity: str = "info"
-    threshold: float = np.inf
-    first: int = FIRST
+    threshold: float = np.inf  # above it a score is an alarm
+    first: int = FIRST  # row, counted from 1, from which it may alarm
 
     @classmethod
     def of(cls, score: Callable[..., np.ndarray]) -> "Detector":

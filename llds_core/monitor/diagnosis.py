@@ -32,6 +32,10 @@ from llds_core.runs import best_step
 
 _logger = logging.getLogger("llds_core")
 PHASES = ("unknown", "stagnation", "decay", "acceleration", "collapse")
+_MEANS = {
+    "unknown": " (too few rows, or no reward that can be judged: see what cannot be said)",
+    "stagnation": " (no decay of likelihood and no collapse found)",
+}
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,10 @@ class Diagnosis:
     def text(self) -> str:
         """For a terminal."""
         head = f"{self.source}: {self.rows} rows of {self.framework}, to step {self.last_step}"
-        lines = [head, f"phase: {self.phase}{self._phase_means()}"]
+        lines = [head, f"phase: {self.phase}{_MEANS.get(self.phase, '')}"]
         lines += [f"{alarm.title}: {alarm.evidence}" for alarm in self.alarms] or ["no alarm"]
         if self.cause:
-            lines += [f"a possible cause: {self.cause}", f"{self.to_do}:"]
+            lines += [f"a possible cause: {self.cause}", "what to do:"]
             lines += [f"  - {advice}" for advice in self.advice]
         if self.go_back_to is not None:
             lines.append(f"go back to: step {self.go_back_to}")
@@ -112,22 +116,6 @@ class Diagnosis:
         for alarm in self.alarms:
             lines += [f"  {alarm.name}, {alarm.measured}", *(f"    {r}" for r in alarm.rates)]
         return "\n".join(lines)
-
-    def _phase_means(self) -> str:
-        fall = next((a for a in self.alarms if a.name == "reward_drop" and not a.passed), None)
-        if fall and self.phase != "collapse":
-            return (
-                f" (but {100 * fall.last:.0f} % of the best reward is lost: no collapse is proved)"
-            )
-        if self.phase == "unknown":
-            return " (too few rows, or no reward that can be judged: see what cannot be said)"
-        return " (no decay of likelihood and no collapse found)" * (self.phase == "stagnation")
-
-    @property
-    def to_do(self) -> str:
-        """Heading of the advice: a fall that may be noise is to be watched first."""
-        unsure = any(alarm.beyond_noise is False for alarm in self.alarms)
-        return "what to do" + ", if the fall lasts" * unsure
 
     @property
     def advice(self) -> tuple[str, ...]:
@@ -144,9 +132,10 @@ def follow(
     seen, told = None, ""
     while True:
         try:
-            files = [*path.rglob("*")] if path.is_dir() else [path]
-            stats = [file.stat() for file in files if file.exists()]  # links may lead nowhere
-            now = [(stat.st_mtime_ns, stat.st_size) for stat in stats]
+            files = [
+                file for file in (path, *path.rglob("*")) if file.exists()
+            ]  # links may be dead
+            now = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
             if now != seen:
                 seen = now
                 log = read_log(path, **options)
@@ -164,8 +153,6 @@ def judge(log: TrainingLog) -> Diagnosis:
     alarms = sorted(found, key=lambda a: (a.passed, -SEVERITIES.index(a.severity), a.step))
     lasting = [a for a in found if not a.passed and a.severity != "info"]
     fall = next((alarm for alarm in lasting if alarm.name == "reward_drop"), None)
-    if phase == "collapse" and fall and not fall.beyond_noise:
-        notes += ("the collapse is read off means of three rows, and may be noise between them",)
     # A fall is explained by what came before it: warnings that have passed, too, and values that
     # are not finite to the end.
     able = [
@@ -279,32 +266,17 @@ def _rates(name: str) -> Iterator[str]:
     """How a detector did on logs of other people, on recipes that its threshold was not chosen on,
     and on other arms of the recipe that it was chosen on.
     """
-    found = EVIDENCE["detectors"][name]
-    public = found["public"]
+    found, said = EVIDENCE["detectors"][name], ALARMS["said"]
+    public, lead = found["public"], found["median_lead"]
     if public.get("others"):
-        yield (
-            f"on {public['collapsed'] + public['others']} logs of other people: before "
-            f"{public['early']} of {public['collapsed']} collapses, and in {public['ever']} of "
-            f"{public['others']} runs without one"
-        )
+        yield said["public"].format(logs=public["collapsed"] + public["others"], **public)
     if not found["collapsed"] or not (found["early"] or found["false"]):
         yield "no published run shows it: not measured"
         return
     for recipe, each in found["unseen"].items():
-        yield (
-            f"on recipe {recipe}, new to its threshold: before {each['early']} of "
-            f"{each['collapsed']} collapses, in {each['false']} of {each['healthy']} healthy runs "
-            f"({each['false_ever']} at any row), in {each['declined_named']} of "
-            f"{each['declined']} that declined without a collapse"
-        )
-    lead = found["median_lead"]
+        yield said["unseen"].format(recipe=recipe, **each)
     before = "" if lead is None else f", {lead:g} steps before in the median"
-    yield (
-        f"on recipe {EVIDENCE['recipe']}, whose other arms gave the threshold: before "
-        f"{found['early']} of {found['collapsed']} collapses {found['early_share']}{before}, in "
-        f"{found['false']} of {found['healthy']} healthy runs {found['false_share']}, in "
-        f"{found['declined_named']} of {found['declined']} that declined without a collapse"
-    )
+    yield said["chosen_on"].format(recipe=EVIDENCE["recipe"], before=before, **found)
 
 
 def advice_text(entry: Mapping[str, str]) -> str:
@@ -313,17 +285,12 @@ def advice_text(entry: Mapping[str, str]) -> str:
     """
     if "arm" not in entry:
         return f"{entry['do']} (no arm of the study measures it)"
-    study = entry.get("study", EVIDENCE["recipe"])
-    found = EVIDENCE["arms"][f"{study}/{entry['arm']}"]
+    about = {"study": EVIDENCE["recipe"], **entry}
+    found = EVIDENCE["arms"][f"{about['study']}/{about['arm']}"]
     estimate, low, high = (math.nan if v is None else v for v in found["last_reward"])
     reward = bounded(estimate, low, high, "+.2f")
     note = f"; {found['note']}" if found["note"] else ""
-    return (
-        f"{entry['do']}: {found['collapsed']} of {found['seeds']} seeds collapsed "
-        f"{found['share']}, GRPO's {found['grpo_collapsed']} of {found['seeds']} on the same "
-        f"seeds; last reward {reward} against GRPO's (arm {entry['arm']} of study "
-        f"{study}{note})"
-    )
+    return ALARMS["said"]["advice"].format(**found | about | {"reward": reward, "note": note})
 
 
 def _go_back_to(log: TrainingLog, alarm: int) -> int | None:
@@ -339,18 +306,17 @@ def _go_back_to(log: TrainingLog, alarm: int) -> int | None:
 
 
 def _missing(log: TrainingLog) -> list[str]:
-    needs = {"phase": ["reward"]} | {each.name: each.columns for each in DETECTORS.values()}
-    lacking: dict[str, list[str]] = {}
-    for name, columns in needs.items():
-        for column in columns:
-            if column not in log.table:
-                metric = "updates" if column == "updates_per_rollout" else column
-                lacking.setdefault(metric, []).append(name)
-    told = [
-        f"{', '.join(names)}: {metric} has no value in any row ("
-        f"{how_to_log(metric, log.framework)})"
-        for metric, names in lacking.items()
-    ]
+    """What cannot be said, and how to have what it needs logged."""
+    read_by = {"reward": ["phase"]}
+    for detector in DETECTORS.values():
+        for column in detector.columns:
+            read_by.setdefault(column, []).append(detector.name)
+    told = []
+    for column, names in read_by.items():
+        if column not in log.table:
+            metric = column.removesuffix("_per_rollout")  # by what is logged
+            how = how_to_log(metric, log.framework)
+            told.append(f"{', '.join(names)}: {metric} has no value in any row ({how})")
     reward = log.column("reward")
     if np.isfinite(reward).any() and not np.nanmin(reward) >= 0 < np.nanmax(reward):
         why = "goes below 0" if np.nanmin(reward) < 0 else "never rose above 0"

@@ -55,7 +55,7 @@ def fragment(diagnosis: Diagnosis, log: TrainingLog) -> str:
         "" if back is None else f" Go back to step <b>{back}</b>.",
         "</p>",
         _section("A possible cause", [diagnosis.cause] if diagnosis.cause else []),
-        _section(diagnosis.to_do.capitalize(), diagnosis.advice),
+        _section("What to do", diagnosis.advice),
         "<h2>Alarms</h2>",
         *(alarms or ["<p>None.</p>"]),
         f"<h2>Curves</h2>{curves(diagnosis, log)}",

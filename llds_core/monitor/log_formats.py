@@ -124,6 +124,8 @@ def read_rows(path: Path, format: str, notes: list[str]) -> Rows:
     """Rows of the log `path`, in the order written; what is left out is added to `notes`."""
     if format not in FORMATS:
         raise ConfigError(f'unknown format "{format}": {did_you_mean(format, FORMATS)}')
+    if not path.exists():
+        raise DataError(f"{path} does not exist: name a training log or the folder of a run")
     try:
         whole = format in ("tensorboard", "rollouts")
         file = _log_inside(path) if path.is_dir() and not whole else path
@@ -189,8 +191,7 @@ def _guess(file: Path) -> str:
 def _open(file: Path) -> io.TextIOWrapper:
     """A text file, unpacked where it is packed; the bytes of a binary one are refused."""
     if not file.is_file():  # a pipe cannot be read twice
-        what = "is no file" if file.exists() else "does not exist"
-        raise DataError(f"{file} {what}: name a training log or the folder of a run")
+        raise DataError(f"{file} is no file: name a training log or the folder of a run")
     with file.open("rb") as packed:
         opened = gzip.open if packed.read(2) == b"\x1f\x8b" else open
     with opened(file, "rb") as start:
@@ -333,8 +334,6 @@ def _read_csv(file: Path, notes: list[str]) -> Rows:
 
 
 def _read_tensorboard(path: Path, notes: list[str]) -> Rows:
-    if not path.exists():  # of which the package shows an empty run
-        raise DataError(f"{path} does not exist: name a training log or the folder of a run")
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ModuleNotFoundError:

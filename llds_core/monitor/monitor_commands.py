@@ -12,8 +12,8 @@ from llds_core.errors import ConfigError, DataError
 
 Log = Annotated[Path, Argument(help="a training log, or the folder of a run")]
 Format = Annotated[
-    Literal["auto", "jsonl", "state", "console", "csv", "tensorboard", "rollouts"],
-    Option(help="what the log is, where it is not guessed right"),
+    str,
+    Option(help="jsonl, state, console, csv, tensorboard or rollouts, where it is guessed wrong"),
 ]
 Updates = Annotated[
     int | None, Option(help="optimizer steps per rollout, where the log lacks them", min=1)
@@ -43,15 +43,12 @@ def diagnose(
     checkpoints: Checkpoints = None,
 ) -> int:
     """Say where a run stands and what warns of a collapse, from anybody's log."""
-    from llds_core.files import disk_errors, write_text
+    from llds_core.files import write_text
     from llds_core.monitor.diagnosis import judge
     from llds_core.monitor.training_log import read_log
 
-    with disk_errors(html or path):
-        if html and (html.is_dir() or not html.parent.is_dir()):
-            raise ConfigError(f"--html {html} is no file in a folder that is there: name another")
-        if html and html.exists() and path.exists() and html.samefile(path):
-            raise ConfigError(f"--html {html} is the log itself: name another file")
+    if html and html.resolve() == path.resolve():
+        raise ConfigError(f"--html {html} is the log itself: name another file")
     log = read_log(
         path,
         format=format,

@@ -144,8 +144,7 @@ def test_it_waits_whether_an_alarm_stands() -> None:
     alarm = found.alarms[0]
     assert alarm.standing == 6 and alarm.beyond_noise is False
     assert found.reaches("critical") and not found.reaches("critical", 1)
-    assert "what to do, if the fall lasts:" in found.text()
-    assert found.phase == "collapse" and "may be noise between them" in found.notes[0]
+    assert found.phase == "collapse"
     assert alarm.evidence.endswith("0.367 at the end, which may be noise between rows")
     with pytest.raises(ConfigError, match="patience=0 is no number of rows"):
         CollapseMonitor(patience=0)
