@@ -132,9 +132,7 @@ def follow(
     seen, told = None, ""
     while True:
         try:
-            files = [
-                file for file in (path, *path.rglob("*")) if file.exists()
-            ]  # links may be dead
+            files = [file for file in (path, *path.rglob("*")) if file.exists()]  # no dead links
             now = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
             if now != seen:
                 seen = now
@@ -240,14 +238,13 @@ def _alarm(detector: Detector, log: TrainingLog) -> Alarm | None:
 def _course(detector: Detector, log: TrainingLog, row: int) -> str:
     """Where the metrics of a detector were, at its alarm in `row` and else."""
     told = []
-    for name in (column for column in detector.columns if column in log.table):
-        key = log.keys.get(name, name)
-        values = log.column(name)
+    for name in detector.columns:
+        key, values = log.keys.get(name, name), log.column(name)
         known = np.isfinite(values)
         levels = windowed_mean(values[known], 1 if detector.first < 3 else WINDOW)
-        at = levels[known[: row + 1].sum() - 1] if known[: row + 1].any() else np.nan
         if not np.isfinite(levels).any():
             continue
+        at = levels[known[: row + 1].sum() - 1] if known[: row + 1].any() else np.nan
         first = levels[np.isfinite(levels)][0]
         told.append(
             f"{name}{f' ({key})' * (key != name)} {first:.3g} at first, {np.nanmax(levels):.3g} at "

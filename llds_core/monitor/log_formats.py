@@ -28,14 +28,13 @@ from llds_core.monitor.rollout_dumps import dump_files, rows_of_dump
 
 Rows = Iterator[dict[str, Any]]
 _PRESET = yaml.safe_load((PRESETS / "log_keys.yaml").read_text("utf-8"))
-STEP_KEYS: list[str] = _PRESET["steps"]
 NEARLY: dict[str, str] = _PRESET["nearly"]
 _BY_FRAMEWORK: dict[str, dict[str, list[str]]] = _PRESET["metrics"]
 # Keys by metric, the preferred one first.
 KEYS = {metric: sum(of.values(), list[str]()) for metric, of in _BY_FRAMEWORK.items()}
 _RATIOS = {key: key.split(" / ") for keys in KEYS.values() for key in keys if " / " in key}
 _OF_METRICS = {part for keys in KEYS.values() for key in keys for part in key.split(" / ")}
-_KNOWN = _OF_METRICS | {*STEP_KEYS, "epoch"}
+_KNOWN = _OF_METRICS | {*_PRESET["steps"], "epoch"}
 # As spreadsheets and data frames have it: `critic_score_mean`.
 _FLAT = {key.replace("/", "_"): key for key in _KNOWN} | {key: key for key in _KNOWN}
 _NOTHING = {"", "none", "null", "n/a", "na", "-"}
@@ -93,6 +92,24 @@ def numbers_of(rows: Iterable[Mapping[str, Any]], notes: list[str]) -> pd.DataFr
         if {over, under} <= {*table}:
             table[ratio] = table[over] / table[under].replace([0, math.inf], math.nan)
     return table
+
+
+def metrics_of(
+    numbers: pd.DataFrame, reward_key: str | None
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Step and metrics by our names, of the rows of `numbers_of` that have a metric, and the key
+    that each metric was read from. Of several keys in a row the preferred one counts; a step is a
+    whole number. `reward_key` takes the place of the keys of the reward.
+    """
+    known = KEYS | ({"reward": [reward_key]} if reward_key else {})
+    found = {m: numbers.reindex(columns=keys).dropna(how="all") for m, keys in known.items()}
+    found = {metric: part for metric, part in found.items() if len(part)}
+    steps = numbers.reindex(columns=_PRESET["steps"])
+    steps = steps.where((steps % 1 == 0) & (steps.abs() < 2**53))
+    columns = {"step": steps} | found
+    table = pd.DataFrame({name: each.bfill(axis=1).iloc[:, 0] for name, each in columns.items()})
+    keys = {metric: str(part.iloc[-1].first_valid_index()) for metric, part in found.items()}
+    return table.dropna(how="all", subset=[*keys]), keys
 
 
 def has_metric(row: Any) -> bool:
@@ -254,10 +271,14 @@ def _read_state(file: Path, notes: list[str]) -> Rows:
         ) from error
     rows = state
     if isinstance(state, dict) and (rows := state.get("log_history")) is None:
-        lists = {key: value for key, value in state.items() if isinstance(value, list)}
-        of_rows = {k: sum(map(has_metric, v)) for k, v in lists.items() if k not in _EVALUATIONS}
-        key = max(of_rows, key=lambda name: of_rows[name], default="")
-        if of_rows.get(key):  # of a training loop of one's own
+        lists = {
+            key: value
+            for key, value in state.items()
+            if isinstance(value, list) and key.lower() not in _EVALUATIONS
+        }
+        rows_in = {key: sum(map(has_metric, each)) for key, each in lists.items()}
+        key = max(rows_in, key=lambda name: rows_in[name], default="")
+        if rows_in.get(key):  # of a training loop of one's own
             notes.append(f'rows are those of "{key}"')
             rows = lists[key]
     if not isinstance(rows, list):

@@ -18,8 +18,6 @@ from llds_core.runs.checkpoints import checkpoint_steps
 # Of these a value that is not finite is a fault; of others it may mean that there was nothing.
 _MUST_BE_FINITE = ("loss", "grad_norm", "entropy", "kl", "reward", "clip_fraction")
 _HELD_OUT = r"^(val-core/.+/mean@\d+|eval/all/avg_score|eval_reward)$"  # scores of a validation
-# How often, and for what share of rows, steps may go back in one run's log, or rows contradict.
-_RESTARTS, _RESTART_SHARE, _CLASH_SHARE = 3, 0.2, 0.05
 COUNTED = "rows name no step and are counted"
 PER_EPOCH = "steps start anew in each epoch and are counted"
 
@@ -100,10 +98,7 @@ def to_log(
     numbers = logs.numbers_of(rows, said)
     said += _not_judged(numbers, reward_key)
     numbers = numbers[training]
-    known = logs.KEYS | ({"reward": [reward_key]} if reward_key else {})
-    found = {m: numbers.reindex(columns=k).dropna(axis=1, how="all") for m, k in known.items()}
-    found = {metric: part.dropna(how="all") for metric, part in found.items() if len(part.columns)}
-    keys = {metric: str(part.iloc[-1].first_valid_index()) for metric, part in found.items()}
+    table, keys = logs.metrics_of(numbers, reward_key)
     if reward_key and "reward" not in keys:
         near = closest(reward_key, {str(key) for row in rows for key in row})
         hint = f'did you mean "{near}"?' if near else "name a key that it logs"
@@ -114,16 +109,11 @@ def to_log(
             what = f"keys: {', '.join([*map(str, rows[training.index(True)])][:5])}"
         what = "; ".join([what, *said])
         raise DataError(f"{source} holds no number of a known metric ({what}): see docs/monitor.md")
-    steps = numbers.reindex(columns=logs.STEP_KEYS)
-    steps = steps.where((steps % 1 == 0) & (steps.abs() < 2**53))
-    columns = {"step": steps} | found  # of several values in a row the first counts
-    table = pd.DataFrame({name: each.bfill(axis=1).iloc[:, 0] for name, each in columns.items()})
-    table = table.dropna(how="all", subset=[*keys]).assign(epoch=numbers.get("epoch", 0.0))
     key, lowest = keys.get("reward", ""), reward_floor
     if reward_floor is None and "mean" in key:
         lowest = numbers.get(key.replace("mean", "min"))
-    table = table.assign(lowest=lowest).astype(float).fillna({"epoch": 0})
-    table = _one_row_per_step(table, source, said)
+    table = table.assign(epoch=numbers.get("epoch", 0.0), lowest=lowest).astype(float)
+    table = _one_row_per_step(table.fillna({"epoch": 0}), source, said)
     bad = np.isinf(table.reindex(columns=_MUST_BE_FINITE))
     for name, rows_of_it in bad.loc[:, bad.any()].items():
         step = table["step"][rows_of_it].iloc[0]
@@ -175,10 +165,8 @@ def _one_row_per_step(table: pd.DataFrame, source: str, notes: list[str]) -> pd.
     order, metrics = table["step" if numbered else "epoch"], table.drop(columns=["step", "epoch"])
     clash = (metrics.diff().abs() > 0).any(axis=1) & (order.diff() == 0) & numbered
     clashes, back = int(clash.sum()), int((order.diff() < 0).sum())
-    restarts, contradictions = (
-        max(_RESTARTS, share * len(table)) for share in (_RESTART_SHARE, _CLASH_SHARE)
-    )
-    if back > restarts or clashes > contradictions:
+    # In the log of one run few rows go back, or contradict: three, or a fifth, or a twentieth.
+    if back > max(3, len(table) / 5) or clashes > max(3, len(table) / 20):
         raise DataError(
             f"{source} seems to mix several runs (steps go back {back} times, {clashes} rows "
             "contradict the one before): give one log per run, sorted by step, one row each"

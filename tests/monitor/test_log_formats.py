@@ -317,36 +317,26 @@ def test_what_is_no_log_of_one_run_is_one_line(tmp_path: Path, case: str) -> Non
 
 
 def test_paths_that_are_no_log(tmp_path: Path) -> None:
-    (tmp_path / "none").mkdir()
-    (tmp_path / "two").mkdir()
-    for name in ("a.log", "b.log"):
-        (tmp_path / "two" / name).write_text("x\n")
-    for path, words in (
-        ("missing", "does not exist"),
-        ("none", "no metrics.jsonl, trainer_state.json"),
-        ("two", "a.log, b.log"),
-    ):
-        refused(DataError, words, read_log, tmp_path / path)
-    refused(DataError, "does not exist", read_log, tmp_path / "missing", format="tensorboard")
-    with pytest.raises(ConfigError, match='unknown format "jason"'):
-        read_log(tmp_path / "two" / "a.log", format="jason")
-
-
-def test_what_is_odd_about_a_path_is_said(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        (tmp_path / f"runs/seed{seed}").mkdir(parents=True)
-        (tmp_path / f"runs/seed{seed}/metrics.jsonl").write_text(OURS)
-    (tmp_path / "hf/checkpoint-best").mkdir(parents=True)
+    for name in ("none", "two", "runs/seed0", "runs/seed1", "hf/checkpoint-best"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("two/a.log", "two/b.log", "runs/seed0/metrics.jsonl", "runs/seed1/metrics.jsonl"):
+        (tmp_path / name).write_text("x\n")
     (tmp_path / "hf/checkpoint-best/trainer_state.json").write_text("{}")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     os.mkfifo(tmp_path / "pipe")
     for path, words in (
-        ("runs", "seed0/metrics.jsonl, seed1/metrics.jsonl"),
-        ("hf", "no metrics.jsonl, trainer_state.json"),
+        ("missing", "does not exist"),
         ("loop", "does not exist"),
         ("pipe", "is no file"),
+        ("none", "no metrics.jsonl, trainer_state.json"),
+        ("hf", "no metrics.jsonl, trainer_state.json"),
+        ("two", "a.log, b.log"),
+        ("runs", "seed0/metrics.jsonl, seed1/metrics.jsonl"),
     ):
         refused(DataError, words, read_log, tmp_path / path)
+    refused(DataError, "does not exist", read_log, tmp_path / "missing", format="tensorboard")
+    with pytest.raises(ConfigError, match='unknown format "jason"'):
+        read_log(tmp_path / "two/a.log", format="jason")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
