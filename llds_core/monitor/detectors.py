@@ -4,7 +4,8 @@ A row is what a step logged. Scores look back only, so that a log gives the same
 grows as when it is whole; the higher a score, the worse. They are computed on trailing means of
 three of the rows that have a value, from the third of them on, and count from the sixth: the first
 rows are what later ones are compared with. Where a score stands in relation to the start, the start
-is the first of these means. Thresholds stand in `presets/alarm_evidence.yaml`.
+is the first of these means. Thresholds stand in `presets/alarm_evidence.yaml`, all else that an
+alarm is in `presets/alarms.yaml`.
 """
 
 from collections.abc import Callable
@@ -20,8 +21,7 @@ from llds_core.config.load import PRESETS
 from llds_core.diagnostics.phases import WINDOW, windowed_mean
 from llds_core.monitor.training_log import TrainingLog
 
-FIRST = 6  # row that may be the first to alarm
-_EARLIER = {"not_finite": 1, "reuse": 2}  # what needs nothing to compare with
+FIRST = 6  # row that may be the first to alarm, of what needs others to compare with
 SEVERITIES = ("info", "warning", "critical")
 PATIENCE = 6  # rows that an alarm stands before `stop_at` ends a run, as of the collapse itself
 _EMPTY = 1e-12
@@ -180,9 +180,10 @@ class Detector:
     def of(cls, score: Callable[..., np.ndarray]) -> "Detector":
         """A score with the severity and the threshold that the presets give it."""
         name = score.__name__
-        severity = ALARMS["detectors"].get(name, {}).get("severity", "info")
+        preset = ALARMS["detectors"].get(name, {"severity": "info"})
         threshold = EVIDENCE["detectors"].get(name, {}).get("threshold", np.inf)
-        return cls(name, score, severity, float(threshold), _EARLIER.get(name, FIRST))
+        first = preset.get("first", FIRST)
+        return cls(name, score, preset["severity"], float(threshold), first)
 
     @property
     def columns(self) -> list[str]:
