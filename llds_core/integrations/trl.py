@@ -100,12 +100,15 @@ class LLDSMixin(_Trainer):
         self.llds_preserve = llds_preserve
         self.llds_gate_threshold = llds_gate_threshold
         check_penalty(self)  # rather here than after the first rollout
+        args = options.get("args", positional[2] if len(positional) > 2 else None)
+        if llds_weight > 0 and args is not None:
+            _check_settings(args)  # before a model is loaded
         super().__init__(*positional, **options)
         self._llds_is_whole = _updates(self.args).is_integer()
         self._llds_passes: list[torch.Tensor] = []
         if llds_weight == 0:
             return
-        _check_settings(self.args)
+        _check_settings(self.args)  # accelerator_config may have changed them
         if noise := _largest_noise(self.model):
             raise ConfigError(
                 f"the model drops out {noise:g} of its values, or jitters, which moves "

@@ -42,12 +42,15 @@ class LldsPolicyLossConfig(PolicyLossConfig):
 
     def __post_init__(self) -> None:
         """Refuse what would leave the penalty out, or cannot work."""
-        # verl's bypass mode, where the rollout engine's log-probabilities are the old ones, sets
-        # a loss_mode of its own over the user's.
         if self.loss_mode != "llds" or self.base_loss in ("llds", "bypass_mode"):
             raise ConfigError(
                 f"policy_loss.loss_mode={self.loss_mode} base_loss={self.base_loss}: LLDS needs "
                 "loss_mode=llds over another loss, without rollout_correction.bypass_mode"
+            )
+        if self.rollout_correction.get("bypass_mode"):
+            raise ConfigError(
+                "rollout_correction.bypass_mode=True makes the rollout engine's log-probabilities "
+                "the old ones, whose noise opens gates: set it to False"
             )
         check_penalty(self)
 
@@ -95,5 +98,7 @@ def llds_policy_loss(
             share = found["response_tokens"] / batch["batch_num_tokens"] * batch["dp_size"]
         loss = loss + settings.llds_weight * share * penalty
     ours = {"penalty": penalty} | {name: found[name] for name in ("gated_fraction", *DISPLACEMENT)}
+    # Of a name with "sum" the aggregators of verl's asynchronous trainers add values up.
+    ours = {name.removesuffix("_sum"): value for name, value in ours.items()}
     # Workers of verl 0.7 log the names as they are, later ones under `actor/` in any case.
     return loss, metrics | {f"actor/llds/{name}": x.detach().item() for name, x in ours.items()}

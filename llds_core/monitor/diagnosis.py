@@ -103,7 +103,7 @@ class Diagnosis:
     def text(self) -> str:
         """For a terminal."""
         head = f"{self.source}: {self.rows} rows of {self.framework}, to step {self.last_step}"
-        lines = [head, f"phase: {self.phase}{_MEANS.get(self.phase, '')}"]
+        lines = [head, f"phase: {self.phase}{self._phase_means()}"]
         lines += [f"{alarm.title}: {alarm.evidence}" for alarm in self.alarms] or ["no alarm"]
         if self.cause:
             lines += [f"a possible cause: {self.cause}", "what to do:"]
@@ -116,6 +116,13 @@ class Diagnosis:
         for alarm in self.alarms:
             lines += [f"  {alarm.name}, {alarm.measured}", *(f"    {r}" for r in alarm.rates)]
         return "\n".join(lines)
+
+    def _phase_means(self) -> str:
+        fall = next((a for a in self.alarms if a.name == "reward_drop" and not a.passed), None)
+        if fall and self.phase != "collapse":
+            lost = f"{100 * fall.last:.0f} % of the best reward is lost"
+            return f" (but {lost}: no collapse is proved)"
+        return _MEANS.get(self.phase, "")
 
     @property
     def advice(self) -> tuple[str, ...]:

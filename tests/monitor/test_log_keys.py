@@ -49,7 +49,7 @@ def test_keys_of_trl_are_those_of_its_code() -> None:
 
 
 def test_a_metric_may_be_one_key_over_another() -> None:
-    keys = ("actor/llds/loglik_sum", "actor/llds/rewarded_tokens")
+    keys = ("actor/llds/loglik", "actor/llds/rewarded_tokens")
     rows = [dict(zip(keys, pair, strict=True)) for pair in ((-7.0, 35), ("-8", "20"), (-1.0, 0))]
     log = to_log([row | {"step": n, "actor/entropy": 0.1} for n, row in enumerate(rows)], "log")
     assert log.framework == "verl"

@@ -168,6 +168,11 @@ def test_what_is_not_finite_explains_the_fall_that_follows() -> None:
     assert "is not finite" in found.cause and found.go_back_to == 14
 
 
+def test_a_fall_of_a_short_log_is_no_stagnation() -> None:
+    found = judged(reward=REWARDS[:20])
+    assert found.phase == "stagnation" and "(but 96 % of the best reward is lost" in found.text()
+
+
 def test_advice_that_nobody_can_follow_is_not_given() -> None:
     for updates, given in ((1.0, False), (2.0, True)):
         made = [{"step": s, "reward": r} for s, r in enumerate(REWARDS, 1)]

@@ -91,7 +91,7 @@ def test_it_is_the_base_loss_plus_weight_times_the_pure_function(
     assert metrics["actor/llds/penalty"] == pytest.approx(float(penalty))
     assert metrics["actor/llds/gated_fraction"] == pytest.approx(float(counts["gated_fraction"]))
     moved = ((batch["log_prob"] - batch["old_log_prob"]) * batch["response_mask"]).sum(1)
-    assert metrics["actor/llds/change_sum"] == pytest.approx(float(moved[[0, 3]].sum()), rel=1e-5)
+    assert metrics["actor/llds/change"] == pytest.approx(float(moved[[0, 3]].sum()), rel=1e-5)
     assert (
         metrics["actor/llds/rewarded"] == 2
         and metrics["actor/llds/displaced"] == (moved[[0, 3]] < 0).sum()

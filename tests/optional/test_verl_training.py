@@ -15,6 +15,7 @@ os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 pytest.importorskip("verl", reason="needs verl: `make test-verl` installs it and runs this")
 
 import hydra
+from tensordict import TensorDict
 from tiny_policy import (
     GROUP,
     LEARNING_RATE,
@@ -30,6 +31,9 @@ from tiny_policy import (
 from verl import DataProto
 from verl.plugin.platform import platform_manager
 from verl.plugin.platform.platform_cuda import PlatformCUDA
+from verl.utils import tensordict_utils
+from verl.utils.config import omega_conf_to_dataclass
+from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 ACTOR = "actor_rollout_ref.actor"
 LLDS = (
@@ -149,6 +153,63 @@ def train(model: str, *words: str, rollouts: int = ROLLOUTS) -> SimpleNamespace:
     return run
 
 
+def nested(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+
+def train_unpadded(model: str, *words: str) -> tuple[dict[str, torch.Tensor], dict[str, Any], Any]:
+    """A rollout as verl's default trainer has it (`use_v1`): rows without padding, straight to the
+    worker. Its sample, what was logged, and the weights after it.
+    """
+    from verl.trainer.ppo.ray_trainer import compute_advantage
+    from verl.workers.engine_workers import ActorRolloutRefWorker
+
+    cfg = configuration(model, *words)
+    worker = ActorRolloutRefWorker(cfg.actor_rollout_ref, role="actor")
+    worker.init_model()
+    policy, generator = worker.actor.engine.module, torch.Generator().manual_seed(1)
+    sampled = sample(lambda **inputs: policy(**inputs, use_cache=False).logits, generator)
+    places = sampled["mask"].bool()
+    parts = {
+        "prompts": slice(None, PROMPT),
+        "responses": slice(PROMPT, None),
+        "input_ids": slice(None),
+    }
+    rows = {
+        name: [ids[part][here[part]] for ids, here in zip(sampled["tokens"], places, strict=True)]
+        for name, part in parts.items()
+    }
+    rows["position_ids"] = [torch.arange(len(ids)) for ids in rows["input_ids"]]
+    written = zip(sampled["policy_mask"], places[:, PROMPT:], strict=True)
+    rows["response_mask"] = rows["loss_mask"] = [mask[here] for mask, here in written]
+    data = TensorDict({name: nested(each) for name, each in rows.items()}, len(places))
+    scored = data.clone()
+    tensordict_utils.assign_non_tensor(
+        scored, calculate_entropy=True, compute_loss=False, temperature=1.0
+    )
+    old = worker.compute_log_prob(scored)["log_probs"]
+    data["old_log_probs"] = response_from_nested(old, data["response_mask"])
+    batch = compute_advantage(batch_of(sampled), cfg.algorithm.adv_estimator, config=cfg.algorithm)
+    advantages = batch.batch["advantages"]
+    data["advantages"] = response_to_nested(advantages, data["response_mask"])
+    size = cfg.actor_rollout_ref.actor.ppo_mini_batch_size * GROUP
+    tensordict_utils.assign_non_tensor(
+        data,
+        calculate_entropy=False,
+        distillation_use_topk=False,
+        distillation_only=False,
+        global_batch_size=size,
+        mini_batch_size=size,
+        epochs=2,
+        seed=42,
+        dataloader_kwargs={"shuffle": False},
+        temperature=1.0,
+    )
+    logged = worker.update_actor(data)["metrics"]
+    weights = {name: value.full_tensor().clone() for name, value in policy.state_dict().items()}
+    return sampled | {"advantages": advantages[:, 0]}, logged, weights
+
+
 def with_weight(weight: float) -> tuple[str, ...]:
     return (*LLDS, f"+{ACTOR}.policy_loss.llds_weight={weight}")
 
@@ -180,7 +241,7 @@ def test_weight_0_is_the_base_loss_to_the_bit_and_measures(
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     for logged in off.logged:
         first, *later = logged["actor/llds/gated_fraction"]
-        assert first == logged["actor/llds/change_sum"][0] == 0 < max(later)
+        assert first == logged["actor/llds/change"][0] == 0 < max(later)
 
 
 def test_the_penalty_starts_at_the_second_mini_batch_and_works_against_displacement(
@@ -204,3 +265,23 @@ def test_a_rollout_s_updates_are_those_of_plain_torch(
     for weight, run in ((0, off), (1, on)):
         expected = plain_updates(model, batch, weight, normalizer="all")
         assert distance(model, run.weights[0], expected, batch) < 1e-3 * apart
+
+
+def test_so_are_those_of_the_default_trainer_without_padding(
+    model: str, off: SimpleNamespace
+) -> None:
+    batch, logged, weights = train_unpadded(model, *with_weight(1))
+    first, *later = logged["actor/llds/gated_fraction"]
+    assert first == 0 < max(later)
+    expected = plain_updates(model, batch, 1, normalizer="all")
+    apart = distance(model, weights, off.weights[0], batch)
+    assert distance(model, weights, expected, batch) < 1e-3 * apart
+
+
+def test_bypass_mode_is_refused_where_the_loss_is_shown_it(model: str) -> None:
+    shown = f"+{ACTOR}.policy_loss.rollout_correction=${{algorithm.rollout_correction}}"
+    cfg = configuration(model, *LLDS, shown)
+    assert omega_conf_to_dataclass(cfg.actor_rollout_ref.actor).policy_loss.loss_mode == "llds"
+    cfg.algorithm.rollout_correction.bypass_mode = True
+    with pytest.raises(Exception, match="bypass_mode=True makes"):
+        omega_conf_to_dataclass(cfg.actor_rollout_ref.actor)
