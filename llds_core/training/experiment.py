@@ -5,11 +5,11 @@ any moment.
 import logging
 import shlex
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -74,41 +74,39 @@ def train(run: Run, *, after_step: Callable[[dict[str, Any]], None] | None = Non
     directory = cast(RunDirectory, held[0] if held else None)
     with directory or nullcontext(), ending_together(processes):
         torch.set_num_threads(config.training.threads)
-        start = processes.decide(lambda: _begin(run, directory, processes))
-        if start.collapsed:
+        done, resume, streams = processes.decide(lambda: _begin(run, directory))
+
+        def is_over() -> bool:
+            return processes.decide(lambda: note_collapse(directory, config))
+
+        if is_over():
             return
-        recorder = Recorder(directory, config, start.done, after_step=after_step) if held else None
-        trainer = _build_trainer(run, start, processes, recorder)
-        trainer.is_over = lambda: processes.decide(lambda: note_collapse(directory, config))
-        if start.resume:
+        recorder = Recorder(directory, config, done, after_step=after_step) if held else None
+        if recorder and resume:
+            # A process killed right after its last save has not ranked it.
+            recorder.saved(done)
+        trainer = _build_trainer(run, streams, processes, recorder)
+        trainer.is_over = is_over
+        if resume:
             # Whole, as `check_checkpoint` has seen.
-            extra = read_object(start.resume / "extra.json")
+            extra = read_object(resume / "extra.json")
             trainer.nonfinite_in_a_row = extra["nonfinite_in_a_row"]
-            _logger.info("continuing %s after step %d", run.path, start.done)
-        trainer.train(resume_from_checkpoint=str(start.resume) if start.resume else None)
+            _logger.info("continuing %s after step %d", run.path, done)
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
 
-class _Start(NamedTuple):
-    """Where a run begins: the same in every process."""
-
-    done: int  # steps that are behind it
-    resume: Path | None  # checkpoint of the last one
-    collapsed: bool  # nothing is left to do
-    streams: str  # see `rollout.streams`, never `auto`
-
-
-def _begin(run: Run, directory: RunDirectory, processes: Processes) -> _Start:
+def _begin(run: Run, directory: RunDirectory) -> tuple[int, Path | None, str]:
+    """Steps that are behind the run, the checkpoint of the last one, and its random streams."""
     start = run.start_policy
     directory.update(start_policy=str(start))
     directory.record("policy", policy_digest(start))
-    streams = _streams(directory, run.config, processes)
-    done, resume = directory.rewind()
-    return _Start(done, resume, note_collapse(directory, run.config), streams)
+    streams = _streams(directory, run.config)
+    return *directory.rewind(), streams
 
 
-def _streams(directory: RunDirectory, config: ExperimentConfig, processes: Processes) -> str:
+def _streams(directory: RunDirectory, config: ExperimentConfig) -> str:
     """The random streams this run samples from: those it began with, and they are noted."""
-    several = processes.count > 1
+    several = config.world_size > 1
     streams: str = config.rollout.streams
     if streams == "auto":
         # vLLM gives every trajectory a seed of its own.
@@ -118,15 +116,15 @@ def _streams(directory: RunDirectory, config: ExperimentConfig, processes: Proce
     if several and streams == "rollout":
         raise RunError(
             f"{directory.path} samples a whole rollout from one random stream, which "
-            f"{processes.count} processes cannot share: continue it with hardware.processes=1, or "
-            "begin a run with rollout.streams=trajectory"
+            f"{config.world_size} processes cannot share: continue it with hardware.processes=1, "
+            "or begin a run with rollout.streams=trajectory"
         )
     directory.update(streams=streams)
     return streams
 
 
 def _build_trainer(
-    run: Run, start: _Start, processes: Processes, recorder: Recorder | None
+    run: Run, streams: str, processes: Processes, recorder: Recorder | None
 ) -> SearchGRPOTrainer:
     config = run.config
     check_vllm(config, run.start_policy)
@@ -134,12 +132,7 @@ def _build_trainer(
     environment = build_environment(config)
     model, tokenizer = load_start_policy(run, environment)
     processes.decide(lambda: _record_data(cast(Recorder, recorder).directory, environment))
-    if recorder and start.resume:
-        # A process killed right after its last save has not ranked it.
-        recorder.saved(start.done)
-    rollout = SearchRollout(
-        environment, tokenizer, run.seed, streams=start.streams, rank=processes.rank
-    )
+    rollout = SearchRollout(environment, tokenizer, run.seed, streams, processes.rank)
     with engine_options(config):
         trainer = SearchGRPOTrainer(
             model=model,
@@ -183,8 +176,7 @@ def training_rows(
     needed = config.training.steps * per_step
     order: list[int] = []
     for epoch in range(-(-needed // len(chosen))):
-        shuffled = numpy_generator(seed, "data-order", epoch).permutation(len(chosen))
-        order += chosen[shuffled].tolist()
+        order += numpy_generator(seed, "data-order", epoch).permutation(chosen).tolist()
     order = order[:needed]
     prompts = [prompt_text(questions[i].question, environment.template) for i in order]
     return Dataset.from_dict({"prompt": prompts, "question": order})
@@ -234,10 +226,9 @@ class SearchRollout:
             for number, row in zip(numbers, rows, strict=True)
         ]
         rounded = rounded_weights(model, config.sampler.rounding)
+        is_half = config.training.dtype == "bfloat16" and self.engine is None
         # Around all actions of the rollout: autocast keeps its copies of the weights until it ends.
-        half: AbstractContextManager[Any] = nullcontext()
-        if config.training.dtype == "bfloat16" and self.engine is None:
-            half = torch.autocast(model.device.type, torch.bfloat16)
+        half = torch.autocast(model.device.type, torch.bfloat16, enabled=is_half)
         with self.engine.rollout() if self.engine else rounded, half:
             rollout = self._sample(tasks, model, step, numbers)
             if config.rollout.sampling_rounds > 1:

@@ -19,7 +19,6 @@ import inspect
 import types
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,7 +27,6 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.utils import ModelOutput
 from trl.kernels import ChunkedLogProbFunction
 
 from llds_core.errors import ConfigError
@@ -48,22 +46,13 @@ _NEUTRAL = {"final_logit_softcapping": None, "attention_dropout": 0} | dict.from
 )
 
 
-@dataclass
-class PolicyHeadOutput(ModelOutput):
-    """Per-token values (B, T - 1): position t belongs to the token at t + 1; zero where ignored.
+class PolicyHeadOutput(NamedTuple):
+    """Per-token values (B, T - 1): position t belongs to the token at t + 1; zero where ignored."""
 
-    Attributes:
-        log_probs: log-probability of the labels.
-        entropy: entropy of the next-token distribution, in nats.
-        last_hidden_state: (B, T, D) states of the last layer, detached.
-        extra: what `also` made of the scored tokens, where it was given.
-    """
-
-    # Tensors, always given; `ModelOutput` asks for defaults.
-    log_probs: Any = None
-    entropy: Any = None
-    last_hidden_state: Any = None
-    extra: Any = None
+    log_probs: torch.Tensor  # of the labels
+    entropy: torch.Tensor  # of the next-token distribution, in nats
+    last_hidden_state: torch.Tensor  # (B, T, D), detached
+    extra: torch.Tensor | None  # what `also` made of the scored tokens, where it was given
 
 
 class ScoredTokens(NamedTuple):
@@ -114,7 +103,7 @@ def add_policy_head(
         states: torch.Tensor,
         labels: torch.Tensor | None = None,
         also: Also | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         if labels is None:
             return type(self).forward(self, states)
         bias: torch.Tensor | None = self.bias
@@ -126,12 +115,9 @@ def add_policy_head(
             states, self.weight, bias, labels, temperature, VOCABULARY_CHUNK, None, 1.0, SCORES
         )
         if also is None:
-            return log_probs, entropy
-        return (
-            log_probs,
-            entropy,
-            also(ScoredTokens(states, self.weight, bias, labels, log_probs, temperature)),
-        )
+            return log_probs, entropy, None
+        found = ScoredTokens(states, self.weight, bias, labels, log_probs, temperature)
+        return log_probs, entropy, also(found)
 
     def forward(
         self: PreTrainedModel,
@@ -145,15 +131,15 @@ def add_policy_head(
         states = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
         labels = policy_labels[:, 1:]
         scored = labels != _IGNORED
-        found = self.get_output_embeddings()(states[:, :-1][scored], labels[scored], also)
+        head = self.get_output_embeddings()
+        log_probs, entropy, extra = head(states[:, :-1][scored], labels[scored], also)
         # `masked_scatter` keeps the graph even when no label is valid.
-        zeros = found[0].new_zeros(scored.shape)
-        log_probs, entropy, *extra = (zeros.masked_scatter(scored, values) for values in found)
+        zeros = log_probs.new_zeros(scored.shape)
         return PolicyHeadOutput(
-            log_probs=log_probs,
-            entropy=entropy,
-            last_hidden_state=states.detach(),
-            extra=extra[0] if extra else None,
+            zeros.masked_scatter(scored, log_probs),
+            zeros.masked_scatter(scored, entropy),
+            states.detach(),
+            None if extra is None else zeros.masked_scatter(scored, extra),
         )
 
     head.forward = types.MethodType(score, head)
@@ -216,14 +202,10 @@ def forward_unpadded(
         return values.new_zeros(kept.shape).masked_scatter(kept, values)[:, 1:]
 
     states = output.last_hidden_state[0]
-    return PolicyHeadOutput(
-        log_probs=padded(output.log_probs),
-        entropy=padded(output.entropy),
-        last_hidden_state=states.new_zeros(*kept.shape, states.shape[-1]).masked_scatter(
-            kept[..., None], states
-        ),
-        extra=None if output.extra is None else padded(output.extra),
-    )
+    placed = states.new_zeros(*kept.shape, states.shape[-1])
+    placed = placed.masked_scatter(kept[..., None], states)
+    extra = None if output.extra is None else padded(output.extra)
+    return PolicyHeadOutput(padded(output.log_probs), padded(output.entropy), placed, extra)
 
 
 def _mask(**options: Any) -> torch.Tensor | None:

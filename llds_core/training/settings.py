@@ -85,7 +85,7 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
 
 def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) -> SearchGRPOConfig:
     """Derive the trainer's configuration from `config`; checkpoints go to `output_dir`."""
-    training, loss, rollout = config.training, config.loss, config.rollout
+    training, loss, rollout, sampler = config.training, config.loss, config.rollout, config.sampler
     if training.optimizer == "adamw-8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             "training.optimizer=adamw-8bit needs the package bitsandbytes: run pip install "
@@ -95,9 +95,8 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
     # Trajectories that all processes together train on before TRL counts a micro-batch: all of a
     # mini-batch where the trainer itself cuts it by tokens.
     by_tokens = training.max_tokens_per_micro_batch is not None
-    micro_batch = (
-        config.mini_batch_size if by_tokens else training.micro_batch_size * config.world_size
-    )
+    rows = training.micro_batch_size * config.world_size
+    micro_batch = config.mini_batch_size if by_tokens else rows
     on_gpu, is_cispo = torch.cuda.is_available(), loss.surrogate == "cispo"
     return SearchGRPOConfig(
         output_dir=str(output_dir),
@@ -117,7 +116,7 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         gradient_accumulation_steps=config.mini_batch_size // micro_batch,
         steps_per_generation=config.trajectories_per_rollout // micro_batch,
         training=training,
-        sampler=config.sampler,
+        sampler=sampler,
         each_update=config.diagnostics.each_update,
         final_share=config.diagnostics.final_share,
         shuffle_dataset=False,  # the data set arrives in the run's own order
@@ -136,8 +135,6 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         entropy_coef=loss.entropy_weight,
         use_bias_correction_kl=False,
         vllm_importance_sampling_correction=False,  # the trainer's own weighs any sampler
-        mask_truncated_completions=False,
-        temperature=1.0,  # of the objective's log-probabilities, whatever sampling uses
         disable_dropout=True,
         # optimisation
         max_steps=training.steps * updates,
@@ -147,35 +144,23 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         # bookkeeping
-        save_strategy="steps",
         save_steps=training.save_every * updates,
         logging_strategy="no",
-        report_to=[],
         disable_tqdm=True,
         seed=child_seed(seed, "trainer") % 2**31,
         root_seed=seed,
         dataloader_pin_memory=False,
-        remove_unused_columns=False,
         ddp_find_unused_parameters=False,
-        **_sampler_settings(config, on_gpu=on_gpu),
-    )
-
-
-def _sampler_settings(config: ExperimentConfig, *, on_gpu: bool) -> dict[str, Any]:
-    """TRL's options for its vLLM engine; none with the transformers sampler."""
-    sampler = config.sampler
-    if sampler.backend != "vllm":
-        return {}
-    chosen = {"use_vllm": True, "vllm_mode": sampler.mode}
-    if sampler.mode == "server":
-        return chosen | {"vllm_server_base_url": sampler.server_url}
-    return chosen | {
-        "vllm_gpu_memory_utilization": sampler.memory_share,
-        "vllm_tensor_parallel_size": sampler.tensor_parallel,
-        "vllm_max_model_length": config.rollout.max_total_tokens,
+        # TRL looks at these where vLLM samples
+        use_vllm=sampler.backend == "vllm",
+        vllm_mode=sampler.mode,
+        vllm_server_base_url=sampler.server_url,
+        vllm_gpu_memory_utilization=sampler.memory_share,
+        vllm_tensor_parallel_size=sampler.tensor_parallel,
+        vllm_max_model_length=rollout.max_total_tokens,
         # Sleeping frees GPU memory for the updates; vLLM cannot sleep on a CPU.
-        "vllm_enable_sleep_mode": on_gpu,
-    }
+        vllm_enable_sleep_mode=on_gpu,
+    )
 
 
 def check_vllm(config: ExperimentConfig, policy: Path) -> None:

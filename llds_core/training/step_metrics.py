@@ -8,6 +8,7 @@ row never shows the last micro-batch's value for the step's.
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -19,15 +20,22 @@ from llds_core.losses import kl_k3
 from llds_core.rollout.loop import Rollout
 
 Row = dict[str, float | int | None]
-# By update and row of a correct trajectory: how far its summed log-probability had moved by then.
-Moves = dict[tuple[int, int], float]
-# Numbers of the questions that an update had trajectories of.
-Updated = dict[int, set[int]]
-# Numerators, denominators, extremes, and the pooled state of each trajectory by its row.
-Sums = tuple[dict[str, float], dict[str, float], dict[str, float], dict[int, torch.Tensor]]
-# By row of a stored trajectory: how far the step moved the log-probability of each of its tokens.
-Changes = dict[int, list[float]]
-Part = tuple[Sums, Moves, Updated, Changes]
+
+
+@dataclass
+class Part:
+    """What one process has summed up of a step: `sums` over `counts` are its means."""
+
+    sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    counts: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    extremes: dict[str, float] = field(default_factory=dict)  # of names in `_min`, the least
+    states: dict[int, torch.Tensor] = field(default_factory=dict)  # pooled, by trajectory
+    # By update and correct trajectory: how far its summed log-probability had moved by then.
+    moves: dict[tuple[int, int], float] = field(default_factory=dict)
+    # Numbers of the questions that an update had trajectories of.
+    updated: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    # By stored trajectory: how far the step moved the log-probability of each of its tokens.
+    changes: dict[int, list[float]] = field(default_factory=dict)
 
 
 class StepMetrics:
@@ -46,19 +54,13 @@ class StepMetrics:
         self._group_size = group_size
         self._loss = loss
         self._stored = stored
-        self._changes: Changes = {}
-        self._sums: defaultdict[str, float] = defaultdict(float)
-        self._counts: defaultdict[str, float] = defaultdict(float)
-        self._extremes: dict[str, float] = {}
         self._correct = torch.tensor([t.correct for t in self.trajectories])
-        self._states: dict[int, torch.Tensor] = {}
-        self._moves: Moves = {}
-        self._updated: Updated = defaultdict(set)
+        self.part = Part()
         self._started = time.perf_counter()
 
     def close_rollout(self, micro_batches: Sequence[dict[str, Any]], weight: float) -> None:
         """Take what the old policy's passes over the micro-batches computed."""
-        self._sums["answer_weight"], self._counts["answer_weight"] = weight, 1.0
+        self.part.sums["answer_weight"], self.part.counts["answer_weight"] = weight, 1.0
         for micro in micro_batches:
             mask = micro["policy_mask"].bool()
             rows = micro["rows"].cpu()
@@ -73,13 +75,13 @@ class StepMetrics:
             gap = (micro["sampling_per_token_logps"] - logprobs).abs()
             self._add_masked("sampler_gap", gap, mask)
             if mask.any():
-                self._extreme("sampler_gap_max", gap[mask].max().item(), max)
+                self._extreme("sampler_gap_max", gap[mask].max().item())
             if "ref_per_token_logps" in micro:
                 self._add_masked("kl", kl_k3(logprobs, micro["ref_per_token_logps"])[0], mask)
             attention = micro["prompt_mask"].sum() + micro["completion_mask"].sum()
             positions = micro["prompt_mask"].numel() + micro["completion_mask"].numel()
             self._add("padding", positions - int(attention), positions)
-            self._states |= dict(
+            self.part.states |= dict(
                 zip(rows.tolist(), micro["pooled_states"].float().cpu(), strict=True)
             )
 
@@ -92,9 +94,9 @@ class StepMetrics:
         moved = _moved(micro, logprobs).tolist()
         for row, change in zip(micro["rows"].tolist(), moved, strict=True):
             if trained:
-                self._updated[update].add(row // self._group_size)
+                self.part.updated[update].add(row // self._group_size)
             if self._correct[row]:
-                self._moves[update, row] = change
+                self.part.moves[update, row] = change
 
     def add_final_logprobs(self, micro: dict[str, Any], logprobs: torch.Tensor) -> None:
         """Take the log-probabilities of a micro-batch after the step's last update."""
@@ -107,7 +109,7 @@ class StepMetrics:
         for place, row in enumerate(rows.tolist()):
             if row < self._stored:
                 length = len(self.trajectories[row].completion_ids)
-                self._changes[row] = by_token[place, :length].tolist()
+                self.part.changes[row] = by_token[place, :length].tolist()
 
     def add_micro_batch(
         self,
@@ -130,8 +132,8 @@ class StepMetrics:
         clipped = ((ratio < low) & (advantages < 0)) | ((ratio > high) & (advantages > 0))
         self._add_masked("clip_fraction", clipped.float(), mask)
         if mask.any():
-            self._extreme("ratio_max", ratio[mask].max().item(), max)
-            self._extreme("ratio_min", ratio[mask].min().item(), min)
+            self._extreme("ratio_max", ratio[mask].max().item())
+            self._extreme("ratio_min", ratio[mask].min().item())
         value, counts = penalty
         gated, preserved = (counts[key].item() for key in ("gated_tokens", "preserved_tokens"))
         self._add("gated_fraction", gated, preserved)
@@ -139,62 +141,55 @@ class StepMetrics:
         if first_update:
             self._add("gated_fraction_first", gated, preserved)
         # Micro-batches of an update add up: the counts are set by `add_update`.
-        self._sums["loss"] += loss.item()
-        self._sums["llds_penalty"] += value.item()
-        self._sums["trained_tokens"] += int(
+        self.part.sums["loss"] += loss.item()
+        self.part.sums["llds_penalty"] += value.item()
+        self.part.sums["trained_tokens"] += int(
             micro["prompt_mask"].sum() + micro["completion_mask"].sum()
         )
 
     def add_lp_reg(self, value: torch.Tensor, counts: dict[str, torch.Tensor]) -> None:
         """Take what `lp_reg_penalty` returned for one micro-batch of one update."""
-        self._sums["lp_reg_penalty"] += value.item()
+        self.part.sums["lp_reg_penalty"] += value.item()
         self._add("held_fraction", counts["held_tokens"].item(), counts["response_tokens"].item())
 
     def add_update(self, grad_norm: float, finite: bool, learning_rate: float) -> None:
         """Take the end of one update."""
-        self._counts["loss"] += 1
-        self._counts["llds_penalty"] += 1
+        self.part.counts["loss"] += 1
+        self.part.counts["llds_penalty"] += 1
         if self._loss.lp_reg_weight > 0:
-            self._counts["lp_reg_penalty"] += 1
-        self._sums["nonfinite_updates"] += not finite
-        self._sums["learning_rate"], self._counts["learning_rate"] = learning_rate, 1
+            self.part.counts["lp_reg_penalty"] += 1
+        self.part.sums["nonfinite_updates"] += not finite
+        self.part.sums["learning_rate"], self.part.counts["learning_rate"] = learning_rate, 1
         if finite:
             self._add("grad_norm", grad_norm, 1)
-            self._extreme("grad_norm_max", grad_norm, max)
+            self._extreme("grad_norm_max", grad_norm)
 
     def add_gpu_memory(self, size: int) -> None:
         """Take the highest GPU memory of this process in the step, in bytes."""
-        self._extreme("gpu_memory", size / 2**30, max)
-
-    def part(self) -> Part:
-        """What this process has summed up, for `merge`."""
-        sums = (dict(self._sums), dict(self._counts), self._extremes, self._states)
-        return sums, self._moves, self._updated, self._changes
+        self._extreme("gpu_memory", size / 2**30)
 
     def merge(self, parts: Sequence[Part]) -> None:
         """Take the parts of all processes, this one's among them, in place of its own."""
-        self._sums, self._counts = defaultdict(float), defaultdict(float)
-        self._extremes, self._states, self._moves = {}, {}, {}
-        self._updated = defaultdict(set)
-        for (sums, counts, extremes, states), moves, updated, changes in parts:
-            for row, values in changes.items():
+        self.part = whole = Part()
+        for part in parts:
+            for row, values in part.changes.items():
                 self.trajectories[row].logprob_changes = values
-            for name, value in sums.items():
-                self._sums[name] += value
-            for name, value in counts.items():
-                self._counts[name] += value
-            for name, value in extremes.items():
-                self._extreme(name, value, min if name.endswith("_min") else max)
-            self._states |= states
-            self._moves |= moves
-            for update, questions in updated.items():
-                self._updated[update] |= questions
+            for name, value in part.sums.items():
+                whole.sums[name] += value
+            for name, value in part.counts.items():
+                whole.counts[name] += value
+            for name, value in part.extremes.items():
+                self._extreme(name, value)
+            whole.states |= part.states
+            whole.moves |= part.moves
+            for update, questions in part.updated.items():
+                whole.updated[update] |= questions
         # Every process has counted the same updates.
-        self._sums["nonfinite_updates"] /= len(parts)
+        whole.sums["nonfinite_updates"] /= len(parts)
 
     def row(self, *, updates: int) -> Row:
         """Return the step's metrics, one value for every name in `METRICS`."""
-        trajectories, rollout = self.trajectories, self._rollout
+        trajectories, rollout, part = self.trajectories, self._rollout, self.part
         count = len(trajectories)
         # What dynamic sampling has replaced was sampled all the same.
         sampled = [*trajectories, *rollout.dropped]
@@ -212,8 +207,8 @@ class StepMetrics:
             "valid_answers": sum(t.answer is not None for t in trajectories),
             "invalid_actions": sum(a.kind == "invalid" for a in actions),
         }
-        values: Row = {name: _ratio(self._sums[name], self._counts[name]) for name in METRICS}
-        values |= self._extremes | {name: total / count for name, total in totals.items()}
+        values: Row = {name: _ratio(part.sums[name], part.counts[name]) for name in METRICS}
+        values |= part.extremes | {name: total / count for name, total in totals.items()}
         values |= {
             "step": self._step,
             "updates": updates,
@@ -229,25 +224,25 @@ class StepMetrics:
             "zero_variance_groups": sum(len({t.reward for t in group}) == 1 for group in groups)
             / len(groups),
             "dropped_groups": len(rollout.dropped) // self._group_size,
-            "nonfinite_updates": int(self._sums["nonfinite_updates"]),
+            "nonfinite_updates": int(part.sums["nonfinite_updates"]),
             "rollout_seconds": rollout.seconds,
             "retrieval_seconds": rollout.retrieval_seconds,
             "update_seconds": update_seconds,
             "rollout_tokens_per_second": policy_tokens / rollout.seconds,
-            "update_tokens_per_second": self._sums["trained_tokens"] / update_seconds,
+            "update_tokens_per_second": part.sums["trained_tokens"] / update_seconds,
         }
         return values
 
     def _by_update(self) -> Row:
         """How updates moved the correct trajectories of questions that had incorrect ones, too."""
         moved: defaultdict[tuple[int, int], list[float]] = defaultdict(list)
-        for (update, row), by_now in sorted(self._moves.items()):
-            change = by_now - self._moves.get((update - 1, row), 0.0)
+        for (update, row), by_now in sorted(self.part.moves.items()):
+            change = by_now - self.part.moves.get((update - 1, row), 0.0)
             moved[update, row // self._group_size].append(change)
         found: dict[str, list[float]] = {"own_update": [], "other_updates": []}
         for (update, question), changes in moved.items():
             if len(changes) < self._group_size:
-                own = question in self._updated[update]
+                own = question in self.part.updated[update]
                 found["own_update" if own else "other_updates"].append(fmean(changes))
         values: Row = {}
         for which, means in found.items():
@@ -260,7 +255,7 @@ class StepMetrics:
         for start in range(0, len(self.trajectories), self._group_size):
             rows = range(start, start + self._group_size)
             states = torch.nn.functional.normalize(
-                torch.stack([self._states[row] for row in rows]), dim=1
+                torch.stack([self.part.states[row] for row in rows]), dim=1
             )
             correct = self._correct[list(rows)]
             if correct.any() and not correct.all():
@@ -268,14 +263,15 @@ class StepMetrics:
         return _ratio(sum(similarities), len(similarities))
 
     def _add(self, name: str, numerator: float, denominator: float) -> None:
-        self._sums[name] += numerator
-        self._counts[name] += denominator
+        self.part.sums[name] += numerator
+        self.part.counts[name] += denominator
 
     def _add_masked(self, name: str, values: torch.Tensor, mask: torch.Tensor) -> None:
         self._add(name, values[mask].double().sum().item(), int(mask.sum()))
 
-    def _extreme(self, name: str, value: float, pick: Any) -> None:
-        self._extremes[name] = pick(value, self._extremes.get(name, value))
+    def _extreme(self, name: str, value: float) -> None:
+        pick = min if name.endswith("_min") else max
+        self.part.extremes[name] = pick(value, self.part.extremes.get(name, value))
 
 
 def _moved(micro: dict[str, Any], logprobs: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,6 @@ learn. Only training questions are used.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from llds_core.config import WarmstartConfig
 from llds_core.config.seeding import numpy_generator
@@ -49,19 +48,9 @@ _QUERIES = (
 )
 
 
-@dataclass(frozen=True)
-class Trace:
-    """One demonstration: policy and observation texts in turn, and whether its answer is right."""
-
-    question: Question
-    segments: tuple[tuple[str, bool], ...]
-    """(text, written by the policy) in order."""
-    correct: bool
-
-
 def make_traces(
     world: World, retriever: FailingRetriever, config: WarmstartConfig, *, top_k: int, count: int
-) -> list[Trace]:
+) -> list["Trace"]:
     """Return `count` traces over training questions, every question before any is repeated.
 
     Deterministic in `config.seed`; searches are run in batches, one per turn.
@@ -71,20 +60,26 @@ def make_traces(
     while len(order) < count:
         order += reversed(random.permutation(len(world.train)).tolist())
     # Hops are scripted per trace, but searched together: trace by trace would cost a call each.
-    scripts = [_Script(i, world.train[order[i]], config, world) for i in range(count)]
-    active, turn = scripts, 0
+    traces = [Trace(i, world.train[order[i]], config, world) for i in range(count)]
+    active, turn = traces, 0
     while active:
-        keys = [SearchKey(s.index, s.question.id, 0, turn) for s in active]
-        found, failed = retriever.search_keyed([s.query for s in active], top_k, keys)
-        for script, hits, failure in zip(active, found, failed, strict=True):
-            script.observe(hits, failure)
-        active = [script for script in active if script.query]
+        keys = [SearchKey(trace.index, trace.question.id, 0, turn) for trace in active]
+        found, failed = retriever.search_keyed([trace.query for trace in active], top_k, keys)
+        for trace, hits, failure in zip(active, found, failed, strict=True):
+            trace.observe(hits, failure)
+        active = [trace for trace in active if trace.query]
         turn += 1
-    return [Trace(s.question, tuple(s.segments), s.correct) for s in scripts]
+    return traces
 
 
-class _Script:
-    """Writes one trace turn by turn; `query` is the next search, empty when the trace has ended."""
+class Trace:
+    """One demonstration, written turn by turn.
+
+    Attributes:
+        segments: (text, whether the policy wrote it), policy and observation texts in turn.
+        correct: whether its answer is right.
+        query: the next search, empty when the trace has ended.
+    """
 
     def __init__(
         self, index: int, question: Question, config: WarmstartConfig, world: World

@@ -1,27 +1,17 @@
 """`SearchGRPOTrainer`: TRL's `GRPOTrainer` with multi-turn rollouts, trimmed micro-batches and the
-LLDS penalty.
+LLDS penalty. Each delta from TRL is an override of one method.
 
-Deltas from TRL, each an override of one method:
-
-* `_generate`: the rollout is ours, and its policy/observation mask is checked.
-* `_prepare_inputs`: mini-batches hold whole groups, where TRL shuffles single rows; rows are sorted
-  by length and a micro-batch is trimmed to its longest row; old and reference log-probabilities are
-  computed on exactly the rows, order and width that are trained on. TRL pads everything to the
-  longest trajectory and computes them before it shuffles; a gate that opens at zero would see it.
-* `_get_per_token_logps_and_entropies`: scores policy tokens only (`policy_head`), without padding
-  where asked (`unpadded`), and keeps what the loss computed for the penalty.
-* `_compute_loss`: TRL's loss plus weight × penalty, of LLDS and of Lp-Reg. With weight 0 nothing is
-  added.
-* `_clip_grad_norm`: a non-finite gradient or loss skips the update.
-* `create_accelerator_and_postprocess`: log-probabilities and sums of gradients keep 32 bits under
-  FSDP2.
+Mini-batches hold whole groups, where TRL shuffles single rows; rows are sorted by length and a
+micro-batch is trimmed to its longest row; old and reference log-probabilities are computed on
+exactly the rows, order and width that are trained on. TRL pads everything to the longest trajectory
+and computes them before it shuffles; a gate that opens at zero would see it. Only policy tokens are
+scored (`policy_head`).
 
 Several processes train as one: each samples its share of the rollout, then every one knows the
 whole, so that mini-batches and denominators are those of a single process and each takes its share
 of the rows.
 """
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -67,9 +57,6 @@ from llds_core.training.recorder import AtomicCheckpointMixin
 from llds_core.training.settings import SearchGRPOConfig
 from llds_core.training.step_metrics import Row, StepMetrics
 
-RolloutFunction = Callable[[Sequence[dict[str, Any]], PreTrainedModel, int], Rollout]
-StepFunction = Callable[[Row, list[Trajectory]], None]
-
 
 class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     """GRPO on multi-turn search trajectories, with the LLDS penalty.
@@ -98,8 +85,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         self,
         *,
         args: SearchGRPOConfig,
-        rollout: RolloutFunction,
-        on_step: StepFunction | None = None,
+        rollout: Callable[[Sequence[dict[str, Any]], PreTrainedModel, int], Rollout],
+        on_step: Callable[[Row, list[Trajectory]], None] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         **options: Any,
     ) -> None:
@@ -155,19 +142,15 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             policy = self._whole_policy = whole_policy(policy, self._whole_policy)
         rollout = self._rollout(self._rows, policy, self.step)
         shares = gather_object([rollout])
-        whole = dataclasses.replace(
-            rollout,
+        whole = Rollout(
             trajectories=[t for share in shares for t in share.trajectories],
             dropped=[t for share in shares for t in share.dropped],
             seconds=max(share.seconds for share in shares),
             retrieval_seconds=max(share.retrieval_seconds for share in shares),
         )
+        stored = self.args.training.trajectories_per_step
         self.metrics = StepMetrics(
-            whole,
-            self.step,
-            self.num_generations,
-            self.args.loss,
-            stored=self.args.training.trajectories_per_step,
+            whole, self.step, self.num_generations, self.args.loss, stored=stored
         )
         return rollout.trajectories
 
@@ -218,7 +201,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         output = self._forward(self.model, micro, proxies.make if proxies else None)
         mask = micro["policy_mask"]
         width = mask.shape[1]
-        if proxies is not None:
+        if output.extra is not None:
             micro["proxy_logps"] = output.extra[:, -width:]
         micro["old_per_token_logps"] = output.log_probs[:, -width:]
         micro["old_entropies"] = output.entropy[:, -width:]
@@ -261,7 +244,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         also = self._micro["proxies"].divergence if compared else None
         output = self._forward(model, self._micro, also)
         self._captured = output.log_probs[:, -logits_to_keep:]
-        self._divergence = output.extra[:, -logits_to_keep:] if compared else None
+        extra = output.extra
+        self._divergence = None if extra is None else extra[:, -logits_to_keep:]
         if self.beta != 0.0 and self.args.loss.kl_clamp is not None:
             self._micro["ref_per_token_logps"] = clamped_reference(
                 self._captured, self._micro["ref_per_token_logps"], self.args.loss.kl_clamp
@@ -360,7 +344,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         if torch.cuda.is_available():
             self.metrics.add_gpu_memory(torch.cuda.max_memory_allocated())
             torch.cuda.reset_peak_memory_stats()
-        self.metrics.merge(gather_object([self.metrics.part()]))
+        self.metrics.merge(gather_object([self.metrics.part]))
         if self._on_step is not None:
             row = self.metrics.row(updates=self.state.global_step)
             self._on_step(row, self.metrics.trajectories)

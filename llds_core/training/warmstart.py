@@ -34,8 +34,7 @@ from llds_core.config import ExperimentConfig
 from llds_core.config.seeding import child_seed, numpy_generator
 from llds_core.errors import CheckpointError, ConfigError
 from llds_core.machine.memory import check_buildable
-from llds_core.retrieval.base import FailingRetriever
-from llds_core.rollout.environment import Environment, build_retriever, build_world
+from llds_core.rollout.environment import Environment, build_environment
 from llds_core.rollout.prompts import cut_observation, encode_plain, encode_prompt, prompt_text
 from llds_core.rollout.protocol import TAGS
 from llds_core.runs import Run, RunDirectory, check_recorded, read_manifest
@@ -112,12 +111,10 @@ def _build_trainer(
     config: ExperimentConfig, directory: RunDirectory, given: Path | None
 ) -> "WarmstartTrainer":
     settings = config.warmstart
-    world = build_world(config)
-    engine = build_retriever(config, world)
-    directory.record("corpus", engine.identity)
-    retriever = FailingRetriever(
-        engine, failure_rate=settings.failure_rate, passages=world.passages, seed=settings.seed
-    )
+    environment = build_environment(config)
+    world = environment.world
+    directory.record("corpus", environment.retriever.identity)
+    retriever = environment.failing(seed=settings.seed, failure_rate=settings.failure_rate)
     count = settings.steps * settings.batch_size
     traces = make_traces(world, retriever, settings, top_k=config.retrieval.top_k, count=count)
     if given:
@@ -139,12 +136,9 @@ def _build_trainer(
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
         adam_beta2=0.98,
-        max_grad_norm=1.0,
-        save_strategy="steps",
         save_steps=settings.save_every,
         logging_steps=10,
         seed=child_seed(settings.seed, "warmstart", "trainer") % 2**31,
-        report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,

@@ -17,6 +17,8 @@ from llds_core.training.experiment import SearchRollout
 from llds_core.training.step_metrics import StepMetrics
 from llds_core.worlds.records import Question
 
+MODEL: Any = SimpleNamespace(device=torch.device("cpu"))
+
 
 class Scripted(SearchRollout):
     """Every third question is answered rightly by some; the loop and the sampler are left out."""
@@ -53,7 +55,7 @@ def names(rollout: Rollout) -> list[tuple[str, int]]:
 
 def test_uniform_groups_are_replaced_until_all_are_mixed() -> None:
     sampler = scripted()
-    found = sampler(rows(0, 1, 2, 3), None, step=1)
+    found = sampler(rows(0, 1, 2, 3), MODEL, step=1)
     groups = [found.trajectories[i : i + 4] for i in range(0, 16, 4)]
     assert all(len({t.correct for t in group}) == 2 for group in groups)
     assert [group[0].question.id for group in groups][::3] == ["0", "3"]
@@ -66,7 +68,7 @@ def test_uniform_groups_are_replaced_until_all_are_mixed() -> None:
     assert sampler.calls[1] == list(range(16 + 4, 16 + 12))
     # What was dropped was sampled: it counts in the reward, and nowhere else.
     row = StepMetrics(found, 1, 4, LossConfig())
-    row._states = dict.fromkeys(range(16), torch.ones(2))
+    row.part.states = dict.fromkeys(range(16), torch.ones(2))
     metrics = row.row(updates=1)
     assert metrics["dropped_groups"] == len(found.dropped) / 4
     assert metrics["reward"] == metrics["em"] == 4 / (16 + len(found.dropped))
@@ -76,14 +78,15 @@ def test_uniform_groups_are_replaced_until_all_are_mixed() -> None:
 def test_a_question_that_does_not_fit_replaces_none() -> None:
     sampler = scripted()
     sampler.fitting = [7, 30, 33]
-    found = sampler(rows(0, 1, 2, 3), None, step=1)
+    found = sampler(rows(0, 1, 2, 3), MODEL, step=1)
     assert {name for name, _ in names(found)} - {"0", "3"} <= {"30", "33"}
 
 
 def test_processes_find_together_what_one_finds_alone() -> None:
-    alone = scripted()(rows(0, 1, 2, 3), None, step=2)
+    alone = scripted()(rows(0, 1, 2, 3), MODEL, step=2)
     shares = [
-        scripted(rank=rank)(rows(*mine), None, step=2) for rank, mine in enumerate([(0, 1), (2, 3)])
+        scripted(rank=rank)(rows(*mine), MODEL, step=2)
+        for rank, mine in enumerate([(0, 1), (2, 3)])
     ]
     assert names(shares[0]) + names(shares[1]) == names(alone)
 
@@ -91,7 +94,7 @@ def test_processes_find_together_what_one_finds_alone() -> None:
 def test_too_many_rounds_end_the_run_with_one_line() -> None:
     said = r"\d of 4 groups .*sampling_rounds=3 rounds at step 7"
     never = scripted(mixed=1000, rounds=3)
-    refused(TrainingDivergedError, said, never, rows(1, 2, 3, 4), None, step=7)
+    refused(TrainingDivergedError, said, never, rows(1, 2, 3, 4), MODEL, step=7)
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ class WithLogits(Recorded):
         gradients = torch.autograd.grad(value, parameters)
         held = int(counts["held_tokens"])
         self.expected.append((value.item(), held, dict(zip(names, gradients, strict=True))))
-        before = self.metrics._sums["lp_reg_penalty"]
+        before = self.metrics.part.sums["lp_reg_penalty"]
         loss = super()._compute_loss(model, inputs)
-        self.found.append(self.metrics._sums["lp_reg_penalty"] - before)
+        self.found.append(self.metrics.part.sums["lp_reg_penalty"] - before)
         return loss

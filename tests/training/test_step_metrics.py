@@ -16,7 +16,7 @@ from llds_core.config import LossConfig, TrainingConfig
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.rollout.loop import Rollout
 from llds_core.rollout.protocol import Trajectory
-from llds_core.training.step_metrics import StepMetrics
+from llds_core.training.step_metrics import Part, StepMetrics
 
 STEPS = 3
 
@@ -215,10 +215,10 @@ def test_conditional_means_are_null_when_nothing_meets_the_condition(tmp_path: P
 
 
 def test_parts_of_several_processes_add_up_but_for_what_all_have_counted() -> None:
-    def part(sums: dict[str, float], counts: dict[str, float], extreme: float, row: int) -> Any:
+    def part(sums: dict[str, float], counts: dict[str, float], extreme: float, row: int) -> Part:
         extremes = {"ratio_max": extreme, "ratio_min": -extreme}
-        summed = (sums, counts, extremes, {row: torch.ones(2)})
-        return summed, {(0, row): -1.0}, {0: {row}}, {row: [-0.5]}
+        own = {row: torch.ones(2)}, {(0, row): -1.0}, {0: {row}}, {row: [-0.5]}
+        return Part(sums, counts, extremes, *own)
 
     metrics = StepMetrics(rollout([{}] * 2 * GROUP, None, 1), 1, GROUP, LossConfig())
     metrics.merge(
@@ -227,16 +227,16 @@ def test_parts_of_several_processes_add_up_but_for_what_all_have_counted() -> No
             part({"entropy": 1.0, "nonfinite_updates": 1}, {"entropy": 5, "loss": 2}, 0.5, 1),
         ]
     )
-    (sums, counts, extremes, states), moves, updated, _ = metrics.part()
-    assert sums == {"entropy": 7.0, "loss": 1.0, "nonfinite_updates": 1.0}
-    assert counts == {"entropy": 7.0, "loss": 2.0}  # a mean of all tokens, not of two means
-    assert extremes == {"ratio_max": 1.5, "ratio_min": -1.5}
-    assert sorted(states) == [0, 1]
-    assert moves == {(0, 0): -1.0, (0, 1): -1.0} and updated == {0: {0, 1}}
+    whole = metrics.part
+    assert whole.sums == {"entropy": 7.0, "loss": 1.0, "nonfinite_updates": 1.0}
+    assert whole.counts == {"entropy": 7.0, "loss": 2.0}  # a mean of all tokens, not of two means
+    assert whole.extremes == {"ratio_max": 1.5, "ratio_min": -1.5}
+    assert sorted(whole.states) == [0, 1]
+    assert whole.moves == {(0, 0): -1.0, (0, 1): -1.0} and whole.updated == {0: {0, 1}}
     assert [t.logprob_changes for t in metrics.trajectories[:3]] == [[-0.5], [-0.5], []]
     # Of GPU memory, in GiB, the fullest process counts.
     other = StepMetrics(Rollout([], 0.0, 0.0), 1, 1, LossConfig())
     metrics.add_gpu_memory(2 * 2**30)
     other.add_gpu_memory(3 * 2**30)
-    metrics.merge([metrics.part(), other.part()])
-    assert metrics.part()[0][2]["gpu_memory"] == 3.0
+    metrics.merge([metrics.part, other.part])
+    assert metrics.part.extremes["gpu_memory"] == 3.0
