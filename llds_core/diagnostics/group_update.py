@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llds_core.config import RewardConfig
 from llds_core.config.seeding import torch_generator
 from llds_core.diagnostics.likelihood import policy_actions, policy_states, token_logits
-from llds_core.diagnostics.theorem import driver_score, prediction_errors
+from llds_core.diagnostics.theorem import driver_score
 from llds_core.losses import group_advantages, policy_loss
 from llds_core.losses.aggregate import upcast
 from llds_core.rollout.loop import RolloutLoop
@@ -154,23 +154,15 @@ def first_search_matches(group: Sequence[Trajectory]) -> dict[str, int]:
     """
     right, wrong = ([t for t in group if t.correct == side] for side in (True, False))
     found, asked = (
-        [ids for t in side if (ids := _first_documents(t)) is not None] for side in (right, wrong)
+        [{hit.id for hit in t.actions[0].hits} for t in side if t.actions[0].executed]
+        for side in (right, wrong)
     )
-    similar = [any(_jaccard(ids, other) >= _JACCARD for other in found) for ids in asked]
+    similar = [any(a == b or len(a & b) / len(a | b) >= _JACCARD for b in found) for a in asked]
     return {
         "incorrect": len(wrong) if right else 0,
         "equal": sum(ids in found for ids in asked),
         "similar": sum(similar),
     }
-
-
-def _first_documents(trajectory: Trajectory) -> frozenset[str] | None:
-    first = trajectory.actions[0]
-    return frozenset(hit.id for hit in first.hits) if first.executed else None
-
-
-def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    return len(a & b) / len(a | b) if a or b else 1.0
 
 
 @contextmanager
@@ -208,9 +200,7 @@ def _one_update(
     loss.backward()
     states, logits, before = states.detach(), logits.detach(), before.detach()
     correct = torch.tensor([t.correct for t in group], device=tokens.device)
-    pulled, drive = driver_score(
-        upcast(states), prediction_errors(logits, tokens), rows, advantages, correct
-    )
+    pulled, drive = driver_score(upcast(states), logits, tokens, rows, advantages, correct)
     optimizer.step()
     with torch.no_grad():
         # Same rows in the same order: what a step of size 0 left unchanged is unchanged exactly.

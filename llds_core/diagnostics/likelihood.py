@@ -32,7 +32,6 @@ class Scored:
     trajectory: Trajectory
     logprobs: torch.Tensor  # (T,)
     entropies: torch.Tensor  # (T,) of the next-token distributions
-    action_ids: torch.Tensor  # (T,) index 1..K of the action each token belongs to
 
 
 def score_trajectories(
@@ -62,7 +61,7 @@ def score_trajectories(
             for row, trajectory, logprob, entropy in zip(
                 rows, batch, logprobs.split(lengths), entropies.split(lengths), strict=True
             ):
-                results[row] = Scored(trajectory, logprob, entropy, policy_actions(trajectory))
+                results[row] = Scored(trajectory, logprob, entropy)
     return [results[row] for row in range(len(trajectories))]
 
 
@@ -77,11 +76,8 @@ def policy_states(
     )
     rows = [torch.tensor([*t.prompt_ids, *t.completion_ids]) for t in trajectories]
     ids = pad_sequence(rows, batch_first=True, padding_value=pad_id).to(model.device)
-    chosen = torch.zeros_like(ids, dtype=torch.bool)
-    for row, trajectory in enumerate(trajectories):
-        start = len(trajectory.prompt_ids)
-        mask = torch.tensor(trajectory.response_mask, dtype=torch.bool, device=ids.device)
-        chosen[row, start : start + len(mask)] = mask
+    masks = [torch.tensor([0] * len(t.prompt_ids) + t.response_mask).bool() for t in trajectories]
+    chosen = pad_sequence(masks, batch_first=True).to(model.device)
     # No attention mask: a causal model reads nothing to the right, where the padding stands.
     states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     # The state that predicts a token stands one position before it.
@@ -130,11 +126,11 @@ def nll_by_round(scored: Sequence[Scored]) -> pd.DataFrame:
     """
     collected: defaultdict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
     for item in scored:
-        rounds = item.trajectory.searches
+        rounds, actions = item.trajectory.searches, policy_actions(item.trajectory)
         values = torch.stack([-item.logprobs, item.entropies], dim=1)
         collected["total", rounds].append(values)
         for position in range(rounds):
-            collected["position", position].append(values[item.action_ids == position + 1])
+            collected["position", position].append(values[actions == position + 1])
     rows = []
     for (view, rounds), parts in sorted(collected.items()):
         nll, entropy = torch.cat(parts).double().mean(0).tolist()

@@ -22,8 +22,13 @@ from tqdm.auto import tqdm
 from llds_core.config import load_study, studies
 from llds_core.diagnostics.group_update import OPTIMIZERS, group_changes, sample_groups
 from llds_core.diagnostics.likelihood import nll_by_round, score_trajectories
-from llds_core.diagnostics.mechanism_tables import TABLES, mechanism_path, read_manifest, read_table
-from llds_core.diagnostics.summary import correlations
+from llds_core.diagnostics.summary import (
+    TABLES,
+    correlations,
+    mechanism_path,
+    read_manifest,
+    read_table,
+)
 from llds_core.errors import ConfigError
 from llds_core.files import write_json, write_table
 from llds_core.rollout.environment import Environment, build_environment

@@ -66,7 +66,8 @@ def death_spiral(metrics: pd.DataFrame, *, window: int) -> SpiralTest:
         metrics: one row per step with columns `step`, `reward`, `loglik_change_correct` (m, nats
             per trajectory), `loglik_incorrect` (P, nats per token) and `hidden_similarity` (c,
             cosine).
-        window: steps of a window mean, at least 1; also the window of the collapse.
+        window: steps of a window mean, at least 1; also the window of the collapse. With 1 the
+            conditions are checked literally.
     """
     table = metrics.sort_values("step")
     steps = table["step"].to_numpy(int)
@@ -79,33 +80,21 @@ def death_spiral(metrics: pd.DataFrame, *, window: int) -> SpiralTest:
         windowed_mean(table[name].to_numpy(float), window)[first + window - 1 :: window]
         for name in ("loglik_change_correct", "loglik_incorrect", "hidden_similarity")
     )
+    # Comparisons with NaN are false.
+    erodes = (c > 0) & ~np.isnan(p)
+    erodes[1:] &= p[1:] <= p[:-1]
     onsets = {
-        name: None if row is None else int(starts[row])
-        for name, row in spiral_onsets(m, p, c).items()
+        "persistent decay": _onset(m < 0, starts),
+        "confidence erosion": _onset(erodes, starts),
+        # Pair s compares s with s + 1: from the later one of the last wrong pair it may hold.
+        "self-amplification": _onset(m[1:] < m[:-1], starts),
     }
     at = None if collapse is None else int(steps[collapse])
     return SpiralTest(onsets, len(m) >= _LEAST, at)
 
 
-def spiral_onsets(m: np.ndarray, p: np.ndarray, c: np.ndarray) -> dict[str, int | None]:
-    """Check the three conditions literally on plain series, each (n,): m, P and c of this module.
-
-    By condition, the position 0..n-1 from which it holds to the end, for three values at least;
-    None when there is none. NaN breaks each condition that needs the value.
-    """
-    # Comparisons with NaN are false.
-    erodes = (c > 0) & ~np.isnan(p)
-    erodes[1:] &= p[1:] <= p[:-1]
-    return {
-        "persistent decay": _onset(m < 0, len(m)),
-        "confidence erosion": _onset(erodes, len(m)),
-        # Pair s compares s with s + 1: from the later one of the last wrong pair it may hold.
-        "self-amplification": _onset(m[1:] < m[:-1], len(m)),
-    }
-
-
-def _onset(holds: np.ndarray, n: int) -> int | None:
-    """First of n positions after the last False of `holds`, which may lack the last position."""
+def _onset(holds: np.ndarray, starts: np.ndarray) -> int | None:
+    """First step of the window after the last False of `holds`, which may lack the last window."""
     wrong = np.flatnonzero(~holds)
     onset = int(wrong[-1]) + 1 if len(wrong) else 0
-    return onset if n - onset >= _LEAST else None
+    return int(starts[onset]) if len(starts) - onset >= _LEAST else None

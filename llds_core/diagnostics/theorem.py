@@ -23,17 +23,10 @@ import torch
 from llds_core.losses.aggregate import upcast
 
 
-def prediction_errors(logits_NV: torch.Tensor, tokens_N: torch.Tensor) -> torch.Tensor:
-    """Return `onehot(token) - softmax(logits)`, (N, V), in at least float32."""
-    errors = -upcast(logits_NV).softmax(-1)
-    rows = torch.arange(len(errors), device=errors.device)
-    errors[rows, tokens_N] += 1
-    return errors
-
-
 def driver_score(
     states_ND: torch.Tensor,
-    errors_NV: torch.Tensor,
+    logits_NV: torch.Tensor,
+    tokens_N: torch.Tensor,
     rows_N: torch.Tensor,
     advantages_B: torch.Tensor,
     correct_B: torch.Tensor,
@@ -42,7 +35,8 @@ def driver_score(
 
     Args:
         states_ND: (N, D) predicting states of all policy tokens of the group.
-        errors_NV: (N, V) their prediction errors.
+        logits_NV: (N, V) what they predict.
+        tokens_N: (N,) the tokens.
         rows_N: (N,) which response each token belongs to, 0..B-1.
         advantages_B: (B,) advantages of the responses, positive for correct ones.
         correct_B: (B,) bool, which responses are correct.
@@ -63,6 +57,8 @@ def driver_score(
           tokens to which the policy gives little probability make it large.
         - `state_cosine`: mean cosine of the states over the same pairs, in [-1, 1].
     """
+    errors_NV = -upcast(logits_NV).softmax(-1)
+    errors_NV[torch.arange(len(tokens_N), device=tokens_N.device), tokens_N] += 1
     alpha_NN = (errors_NV @ errors_NV.T).double()
     inner_NN = (states_ND @ states_ND.T).double()
     weights_N = advantages_B.double()[rows_N] / len(rows_N)

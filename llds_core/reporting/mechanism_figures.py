@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from llds_core.config import load_experiment, load_study, studies
-from llds_core.diagnostics.mechanism_tables import mechanism_path, read_manifest, read_mechanism
+from llds_core.diagnostics.summary import mechanism_path, read_manifest, read_mechanism
 from llds_core.errors import DataError
 from llds_core.reporting import figures as look
 from llds_core.reporting.curves import curves_data

@@ -13,8 +13,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.typing import SeriesGroupBy
 
-from llds_core.diagnostics.mechanism_tables import read_manifest, read_mechanism
-from llds_core.diagnostics.summary import frequent_rounds
+from llds_core.diagnostics.summary import frequent_rounds, read_manifest, read_mechanism
 from llds_core.errors import DataError
 from llds_core.reporting.run_view import BASELINE, EARLY, StoredRun, before_collapse, by_method
 from llds_core.runs.identity import FREE, flat

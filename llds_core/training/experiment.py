@@ -11,12 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llds_core.config import ExperimentConfig
 from llds_core.config.seeding import child_seed, numpy_generator, torch_generator
 from llds_core.errors import ConfigError, RunError, TrainingDivergedError
 from llds_core.files import file_sha256
@@ -96,16 +94,12 @@ def train(run: Run, *, after_step: Callable[[dict[str, Any]], None] | None = Non
 
 
 def _begin(run: Run, directory: RunDirectory) -> tuple[int, Path | None, str]:
-    """Steps that are behind the run, the checkpoint of the last one, and its random streams."""
-    start = run.start_policy
+    """Steps that are behind the run, the checkpoint of the last one, and the random streams that it
+    samples from: those it began with.
+    """
+    config, start = run.config, run.start_policy
     directory.update(start_policy=str(start))
     directory.record("policy", policy_digest(start))
-    streams = _streams(directory, run.config)
-    return *directory.rewind(), streams
-
-
-def _streams(directory: RunDirectory, config: ExperimentConfig) -> str:
-    """The random streams this run samples from: those it began with, and they are noted."""
     several = config.world_size > 1
     streams: str = config.rollout.streams
     if streams == "auto":
@@ -120,7 +114,7 @@ def _streams(directory: RunDirectory, config: ExperimentConfig) -> str:
             "or begin a run with rollout.streams=trajectory"
         )
     directory.update(streams=streams)
-    return streams
+    return *directory.rewind(), streams
 
 
 def _build_trainer(
@@ -156,27 +150,24 @@ def _record_data(directory: RunDirectory, environment: Environment) -> None:
         directory.record("train_sha256", file_sha256(folder / MIX_FILE))
 
 
-def training_rows(
-    environment: Environment, seed: int, fitting: Sequence[int] | None = None
-) -> Dataset:
-    """Prompts of a whole run in order: every training question once before any comes again, or of
-    them only those of the places `fitting`.
+def training_rows(environment: Environment, seed: int, fitting: Sequence[int]) -> Dataset:
+    """Prompts of a whole run in order: every training question of the places `fitting` once before
+    any comes again.
 
     A longer run begins with the rows of a shorter one.
     """
     config = environment.config
     questions = environment.world.train
-    chosen = np.arange(len(questions)) if fitting is None else np.array(fitting, dtype=int)
     per_step = config.rollout.prompts_per_rollout
-    if len(chosen) < per_step:
+    if len(fitting) < per_step:
         raise ConfigError(
-            f"rollout.prompts_per_rollout={per_step} exceeds the {len(chosen)} training "
+            f"rollout.prompts_per_rollout={per_step} exceeds the {len(fitting)} training "
             "questions: lower it or raise world.cities"
         )
     needed = config.training.steps * per_step
     order: list[int] = []
-    for epoch in range(-(-needed // len(chosen))):
-        order += numpy_generator(seed, "data-order", epoch).permutation(chosen).tolist()
+    for epoch in range(-(-needed // len(fitting))):
+        order += numpy_generator(seed, "data-order", epoch).permutation(fitting).tolist()
     order = order[:needed]
     prompts = [prompt_text(questions[i].question, environment.template) for i in order]
     return Dataset.from_dict({"prompt": prompts, "question": order})
@@ -273,12 +264,9 @@ class SearchRollout:
                 for place in range(start, start + size)
             ]
             if not uniform:
-                return Rollout(
-                    kept,
-                    sum(part.seconds for part in parts),
-                    sum(part.retrieval_seconds for part in parts),
-                    dropped,
-                )
+                seconds = sum(part.seconds for part in parts)
+                waiting = sum(part.retrieval_seconds for part in parts)
+                return Rollout(kept, seconds, waiting, dropped)
             if number + 1 == limits.sampling_rounds:
                 break
             drawn = numpy_generator(self.seed, "dynamic-sampling", step, number).integers(

@@ -74,12 +74,7 @@ def gather_batch(batch: dict[str, Any], accelerator: Accelerator, pad_id: int) -
 
 
 def mini_batch_rows(
-    lengths: Sequence[int],
-    args: SearchGRPOConfig,
-    *,
-    group_size: int,
-    processes: int,
-    generator: torch.Generator,
+    lengths: Sequence[int], args: SearchGRPOConfig, *, processes: int, generator: torch.Generator
 ) -> list[list[list[int]]]:
     """Rows by mini-batch and process; `lengths` are tokens per row, rows of a group adjacent."""
     size = args.per_device_train_batch_size * args.gradient_accumulation_steps
@@ -92,7 +87,7 @@ def mini_batch_rows(
         shares = _balanced(lengths, processes)
         starts = range(0, len(shares[0]), size)
         return [[arranged(share[start : start + size]) for share in shares] for start in starts]
-    unit = group_size if args.training.mini_batches == "groups" else 1
+    unit = cast(int, args.num_generations) if args.training.mini_batches == "groups" else 1
     units = torch.randperm(len(lengths) // unit, generator=generator)
     rows = (units[:, None] * unit + torch.arange(unit)).flatten()
     batches = [arranged(batch.tolist()) for batch in rows.split(size * processes)]

@@ -50,11 +50,7 @@ class MinPProxies:
         kept, values = [], []
         for rows in self._candidates_N.nonzero()[:, 0].split(max(1, _TILE // len(scored.weight))):
             logits = nn.functional.linear(scored.states[rows], scored.weight, scored.bias)
-            proxy = min_p_proxy(
-                logits.float() / scored.temperature,
-                self._settings.lp_reg_min_p,
-                inclusive=not is_full,
-            )
+            proxy = min_p_proxy(logits, self._settings.lp_reg_min_p, inclusive=not is_full)
             sampled_N[rows] = proxy.gather(1, scored.labels[rows, None])[:, 0]
             if is_full:
                 inside = (proxy > -torch.inf) & (sampled_N[rows] > -torch.inf)[:, None]
@@ -83,9 +79,7 @@ class MinPProxies:
 def _logits(scored: ScoredTokens, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Logits of single `tokens` at `rows` of the states."""
     logits = (scored.states[rows].float() * scored.weight[tokens].float()).sum(1)
-    if scored.bias is not None:
-        logits = logits + scored.bias[tokens]
-    return logits / scored.temperature
+    return logits if scored.bias is None else logits + scored.bias[tokens]
 
 
 def proxies_for(micro: dict[str, Any], loss: LossConfig) -> MinPProxies | None:

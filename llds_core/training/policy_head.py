@@ -65,7 +65,6 @@ class ScoredTokens(NamedTuple):
     bias: torch.Tensor | None
     labels: torch.Tensor
     log_probs: torch.Tensor
-    temperature: float
 
 
 Also = Callable[[ScoredTokens], torch.Tensor]
@@ -79,11 +78,9 @@ def policy_labels(input_ids: torch.Tensor, policy_mask: torch.Tensor) -> torch.T
     return labels
 
 
-def add_policy_head(
-    model: PreTrainedModel, *, temperature: float = 1.0, vocabulary: int | None = None
-) -> None:
-    """Teach `model.forward` the argument `policy_labels`; without it nothing changes. Rows of the
-    output embedding from `vocabulary` on stand for no token.
+def add_policy_head(model: PreTrainedModel, *, vocabulary: int | None = None) -> None:
+    """Teach `model.forward` the argument `policy_labels`; without it nothing changes. Scores are at
+    temperature 1. Rows of the output embedding from `vocabulary` on stand for no token.
 
     With it, `also` may name a function that makes one more number (N,) of each scored token: inside
     the head, where its weight is whole.
@@ -112,11 +109,11 @@ def add_policy_head(
             rows = torch.arange(self.out_features, device=states.device)
             bias = _NEVER * (rows >= vocabulary) + (0 if bias is None else bias)
         log_probs, entropy, *_ = ChunkedLogProbFunction.apply(
-            states, self.weight, bias, labels, temperature, VOCABULARY_CHUNK, None, 1.0, SCORES
+            states, self.weight, bias, labels, 1.0, VOCABULARY_CHUNK, None, 1.0, SCORES
         )
         if also is None:
             return log_probs, entropy, None
-        found = ScoredTokens(states, self.weight, bias, labels, log_probs, temperature)
+        found = ScoredTokens(states, self.weight, bias, labels, log_probs)
         return log_probs, entropy, also(found)
 
     def forward(

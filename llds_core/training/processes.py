@@ -70,26 +70,21 @@ def check_world_size(config: ExperimentConfig) -> Processes:
             "was launched"
         )
     if here.count > 1:
-        _check_sharding(config.hardware.sharding)
-        PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+        sharding, has_gpu = config.hardware.sharding, torch.cuda.is_available()
+        # What `accelerate launch` sets from its file; without, it would train unsharded silently.
+        launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        if sharding != "none" and not has_gpu:
+            raise ConfigError(
+                f"hardware.sharding={sharding} needs GPUs, and none is found: set "
+                "hardware.sharding=none"
+            )
+        if sharding != "none" and not launched:
+            raise ConfigError(
+                f"hardware.sharding={sharding}, but the processes were launched without it: start "
+                'them with "python -m llds_core train"'
+            )
+        PartialState(cpu=not has_gpu, timeout=_PATIENCE)
     return here
-
-
-def _check_sharding(sharding: str) -> None:
-    """accelerate would train unsharded without a word."""
-    if sharding == "none":
-        return
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            f"hardware.sharding={sharding} needs GPUs, and none is found: set "
-            "hardware.sharding=none"
-        )
-    # What `accelerate launch` sets from its configuration file.
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        raise ConfigError(
-            f"hardware.sharding={sharding}, but the processes were launched without it: start them "
-            'with "python -m llds_core train"'
-        )
 
 
 @contextmanager

@@ -3,9 +3,10 @@ are set, those included whose defaults would change the objective without a word
 
 `training.dtype=bfloat16` is mixed precision: products of the forward and backward passes run in
 bfloat16 (autocast); weights, gradients and moments stay in float32, as under the official code's
-FSDP, and log-probabilities are never rounded to 16 bits. Old, reference and new log-probabilities
-come from the same modules, weights and autocast on the same rows and widths, so that the gate
-canary (`gated_fraction_first`) is exactly 0 wherever a kernel gives equal outputs for equal inputs.
+FSDP: of eight bits, updates of 1e-6 would be rounded away. Log-probabilities are never rounded to
+16 bits. Old, reference and new ones come from the same modules, weights and autocast on the same
+rows and widths, so that the gate canary (`gated_fraction_first`) is exactly 0 wherever a kernel
+gives equal outputs for equal inputs.
 
 What TRL leaves open about its vLLM engine stands here too: whether it can start, its dtype and
 log-prob mode.
@@ -25,6 +26,7 @@ from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 
 from llds_core.config import ExperimentConfig, LossConfig, SamplerConfig, TrainingConfig
+from llds_core.config.sections import DiagnosticsConfig
 from llds_core.config.seeding import child_seed
 from llds_core.errors import ConfigError, SamplerError
 from llds_core.machine.vllm_server import logprobs_mode, server_command, spare_loopback
@@ -66,8 +68,7 @@ class SearchGRPOConfig(OneGPUMixin, GRPOConfig):
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    each_update: bool = False
-    final_share: float = 1.0
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     root_seed: int = 0
 
     @property
@@ -117,8 +118,7 @@ def search_grpo_config(config: ExperimentConfig, seed: int, output_dir: Path) ->
         steps_per_generation=config.trajectories_per_rollout // micro_batch,
         training=training,
         sampler=sampler,
-        each_update=config.diagnostics.each_update,
-        final_share=config.diagnostics.final_share,
+        diagnostics=config.diagnostics,
         shuffle_dataset=False,  # the data set arrives in the run's own order
         max_completion_length=rollout.max_action_tokens * (rollout.max_searches + 1),
         # objective

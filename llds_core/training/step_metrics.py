@@ -115,12 +115,11 @@ class StepMetrics:
         self,
         micro: dict[str, Any],
         logprobs: torch.Tensor,
-        *,
         loss: torch.Tensor,
-        penalty: tuple[torch.Tensor, dict[str, torch.Tensor]],
-        first_update: bool,
+        penalty: torch.Tensor,
+        counts: dict[str, torch.Tensor],
     ) -> None:
-        """Take one micro-batch of one update; `penalty` is what `llds_penalty` returned."""
+        """Take one micro-batch of one update, with what `llds_penalty` returned."""
         mask = micro["policy_mask"].bool()
         log_ratio = logprobs - micro["old_per_token_logps"]
         if self._loss.ratio == "sequence":
@@ -134,15 +133,14 @@ class StepMetrics:
         if mask.any():
             self._extreme("ratio_max", ratio[mask].max().item())
             self._extreme("ratio_min", ratio[mask].min().item())
-        value, counts = penalty
         gated, preserved = (counts[key].item() for key in ("gated_tokens", "preserved_tokens"))
         self._add("gated_fraction", gated, preserved)
         self._add("preserved_fraction", preserved, int(mask.sum()))
-        if first_update:
+        if not self.part.counts["loss"]:  # the first update has not ended
             self._add("gated_fraction_first", gated, preserved)
         # Micro-batches of an update add up: the counts are set by `add_update`.
         self.part.sums["loss"] += loss.item()
-        self.part.sums["llds_penalty"] += value.item()
+        self.part.sums["llds_penalty"] += penalty.item()
         self.part.sums["trained_tokens"] += int(
             micro["prompt_mask"].sum() + micro["completion_mask"].sum()
         )
@@ -251,15 +249,15 @@ class StepMetrics:
         return values
 
     def _similarity(self) -> float | None:
-        similarities = []
-        for start in range(0, len(self.trajectories), self._group_size):
-            rows = range(start, start + self._group_size)
-            states = torch.nn.functional.normalize(
-                torch.stack([self.part.states[row] for row in rows]), dim=1
+        states = torch.stack([state for _, state in sorted(self.part.states.items())])
+        directions = torch.nn.functional.normalize(states, dim=1).split(self._group_size)
+        similarities = [
+            (group[correct] @ group[~correct].T).mean().item()
+            for group, correct in zip(
+                directions, self._correct.split(self._group_size), strict=True
             )
-            correct = self._correct[list(rows)]
-            if correct.any() and not correct.all():
-                similarities.append((states[correct] @ states[~correct].T).mean().item())
+            if correct.any() and not correct.all()
+        ]
         return _ratio(sum(similarities), len(similarities))
 
     def _add(self, name: str, numerator: float, denominator: float) -> None:

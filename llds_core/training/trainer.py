@@ -76,7 +76,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
     is_over: Callable[[], bool]  # asked after each step: whether to save and end here
     _buffered_inputs: Any  # micro-batches of each mini-batch
     _window: list[dict[str, Any]]  # of them, those under way
-    _micro: dict[str, Any]
+    _micro: dict[str, Any]  # of the forward pass under way
     _part = 0  # of a mini-batch that is cut by tokens
     _captured: torch.Tensor
     _divergence: torch.Tensor | None
@@ -113,8 +113,7 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         if self.ref_model is not None and self.accelerator.is_fsdp2:
             copy_to_sharded(self.model, self.ref_model)
         for policy in filter(None, (self.model, self.ref_model)):
-            tokens = len(self.processing_class)
-            add_policy_head(policy, temperature=self.temperature, vocabulary=tokens)
+            add_policy_head(policy, vocabulary=len(self.processing_class))
             if args.training.remove_padding:
                 use_unpadded_attention(policy)
 
@@ -160,13 +159,11 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         if (is_due and not self._part) or self._buffered_inputs is None:
             self._rows = generation_batch
             batch = self._generate_and_score_completions(generation_batch)
-            if self.accelerator.num_processes > 1:
-                batch = gather_batch(batch, self.accelerator, self.processing_class.pad_token_id)
+            batch = gather_batch(batch, self.accelerator, self.processing_class.pad_token_id)
             self._buffered_inputs = self._micro_batches(batch)
         number, place = divmod(self._step % per_generation, self.args.gradient_accumulation_steps)
         self._window = self._buffered_inputs[number]
-        self._micro = self._window[place + self._part]
-        return self._micro
+        return self._window[place + self._part]
 
     def _micro_batches(self, batch: dict[str, Any]) -> list[list[dict[str, Any]]]:
         """Cut a rollout into this process's trimmed micro-batches, by mini-batch; they carry their
@@ -178,7 +175,6 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         rows = mini_batch_rows(
             lengths,
             self.args,
-            group_size=self.num_generations,
             processes=self.accelerator.num_processes,
             generator=torch_generator(self.args.root_seed, "mini-batches", self.step),
         )
@@ -267,16 +263,10 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         if settings.lp_reg_weight > 0:
             held, held_counts = proxy_penalty(inputs, logprobs, self._divergence, settings)
             loss = loss + settings.lp_reg_weight * held
-            self.metrics.add_lp_reg(held.detach(), held_counts)
+            self.metrics.add_lp_reg(held, held_counts)
         del self._captured, self._divergence
         self._loss_is_finite &= bool(torch.isfinite(loss))
-        self.metrics.add_micro_batch(
-            inputs,
-            logprobs.detach(),
-            loss=loss.detach(),
-            penalty=(penalty.detach(), counts),
-            first_update=self.state.global_step % self.updates_per_step == 0,
-        )
+        self.metrics.add_micro_batch(inputs, logprobs.detach(), loss, penalty, counts)
         return loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -322,19 +312,19 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
         """
         update = (self.state.global_step - 1) % self.updates_per_step
         is_last = update == self.updates_per_step - 1
-        if not (is_last or self.args.each_update):
+        if not (is_last or self.args.diagnostics.each_update):
             return
         windows = self._buffered_inputs
         placed = [(number, micro) for number, window in enumerate(windows) for micro in window]
         generator = torch_generator(self.args.root_seed, "final", self.step)
-        count = math.ceil(self.args.final_share * len(placed))
+        count = math.ceil(self.args.diagnostics.final_share * len(placed))
         drawn = {*torch.randperm(len(placed), generator=generator)[:count].tolist()}
         for index, (number, micro) in enumerate(placed):
-            if not (self.args.each_update or index in drawn):
+            if not (self.args.diagnostics.each_update or index in drawn):
                 continue
             width = micro["policy_mask"].shape[1]
             logprobs = self._forward(self.model, micro).log_probs[:, -width:]
-            if self.args.each_update:
+            if self.args.diagnostics.each_update:
                 trained = number == update % len(windows)
                 self.metrics.add_update_logprobs(micro, logprobs, update, trained=trained)
             if is_last and index in drawn:

@@ -222,11 +222,7 @@ class WarmstartTrainer(AtomicCheckpointMixin, Trainer):
     """`Trainer` with a weight per token."""
 
     def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Weighted mean of the next-token negative log-likelihood."""
         weights = inputs["weights"][:, 1:]
@@ -269,12 +265,7 @@ class _Log(TrainerCallback):
 def load_start_policy(
     run: Run, environment: Environment
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the policy that `run` starts from.
-
-    Its weights are float32 whatever `training.dtype` says: that is what the forward and backward
-    passes compute in. In bfloat16 a weight has eight bits, and an update of a learning rate of 1e-6
-    would be rounded away; the official code keeps float32 weights too.
-    """
+    """Load the policy that `run` starts from, in float32 whatever `training.dtype` says."""
     if run.config.warm_starts:
         trained_on = read_manifest(run.warmstart_path).get("corpus")
         corpus = environment.retriever.identity

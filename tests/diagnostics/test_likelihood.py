@@ -8,12 +8,7 @@ from toy_groups import PAD, VOCABULARY, group, plain_scores, policy, trajectory
 
 from llds_core.diagnostics import likelihood
 from llds_core.diagnostics.group_update import group_changes
-from llds_core.diagnostics.likelihood import (
-    Scored,
-    nll_by_round,
-    policy_actions,
-    score_trajectories,
-)
+from llds_core.diagnostics.likelihood import Scored, nll_by_round, score_trajectories
 
 MODEL = policy()
 MIXED = group([True, False] * 4, seed=1)
@@ -37,7 +32,6 @@ def test_every_policy_token_gets_the_value_of_a_plain_forward_pass(
             logprobs, entropies = plain_scores(MODEL, item)
         close(made.logprobs, logprobs)
         close(made.entropies, entropies)
-        assert made.action_ids.tolist() == [i for i in item.action_ids if i]
 
 
 def test_rows_of_the_embedding_that_are_no_tokens_take_no_probability():
@@ -79,7 +73,7 @@ def scored(actions, *, found=None, entropy=0.0):
     """One list of log-probabilities per action."""
     made = trajectory([[1] * len(values) for values in actions], found=found)
     flat = torch.tensor([value for values in actions for value in values])
-    return Scored(made, flat, torch.full_like(flat, entropy), policy_actions(made))
+    return Scored(made, flat, torch.full_like(flat, entropy))
 
 
 ITEMS = [

@@ -13,7 +13,7 @@ from llds_core.__main__ import main
 from llds_core.config import load_experiment
 from llds_core.diagnostics import measure as measure_module
 from llds_core.diagnostics.measure import measure
-from llds_core.diagnostics.mechanism_tables import TABLES, mechanism_path, read_mechanism
+from llds_core.diagnostics.summary import TABLES, mechanism_path, read_mechanism
 from llds_core.errors import CheckpointError, ConfigError, DataError
 from llds_core.reporting import mechanism_figures as figures
 from llds_core.reporting.store import load_runs

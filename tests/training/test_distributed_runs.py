@@ -5,6 +5,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import psutil
 import pytest
 from run_helpers import train_run
 from shared_trainers import differing, spawn, wait
-from test_resume import assert_same_run, fresh_root, kill, rows
+from test_resume import assert_same_run, kill, rows
 
 from llds_core.__main__ import main
 from llds_core.config import load_experiment
@@ -51,11 +52,13 @@ def smoke_path(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def runs(
+    fresh_root: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, Path]:
     """The same run on one and on two processes."""
     made = {}
     for world in (1, 2):
-        root = fresh_root(smoke_runs, tmp_path_factory.mktemp(f"world{world}") / "runs")
+        root = fresh_root(tmp_path_factory.mktemp(f"world{world}") / "runs")
         assert wait(spawn(world, train_smoke, root, world)) == [0] * world
         made[world] = smoke_path(root)
     return made
@@ -75,9 +78,8 @@ def test_two_processes_make_the_run_of_one(runs: dict[int, Path]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_checkpoint_continues_on_another_number_of_processes(
-    runs: dict[int, Path], smoke_runs: Path, tmp_path: Path, before: int, after: int
+    runs: dict[int, Path], root: Path, before: int, after: int
 ) -> None:
-    root = fresh_root(smoke_runs, tmp_path / "runs")
     path = smoke_path(root)
     shutil.copytree(runs[before], path)
     shutil.rmtree(checkpoint_path(path / "checkpoint", 2))
@@ -90,9 +92,8 @@ def test_checkpoint_continues_on_another_number_of_processes(
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_run_which_continues_as_if_nothing_had_happened(
-    runs: dict[int, Path], smoke_runs: Path, tmp_path: Path
+    runs: dict[int, Path], root: Path
 ) -> None:
-    root = fresh_root(smoke_runs, tmp_path / "runs")
     started = time.monotonic()
     assert wait(spawn(2, train_smoke, root, 2, 2)) == [2, -signal.SIGKILL]
     assert time.monotonic() - started < _LIMIT
@@ -107,10 +108,9 @@ def test_a_killed_process_ends_the_run_which_continues_as_if_nothing_had_happene
 
 @pytest.mark.slow
 def test_the_command_says_which_process_was_killed(
-    smoke_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    root: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """All of its processes end; Ctrl-C is in `machine/test_launch.py` and `test_jobs.py`."""
-    root = fresh_root(smoke_runs, tmp_path / "runs")
     path = smoke_path(root)
     ended = threading.Event()
     found: list[psutil.Process] = []

@@ -22,7 +22,7 @@ def rows_of(args: SearchGRPOConfig, processes: int, step: int = 1) -> list[list[
     """32 rows in mini-batches of 8, whatever the number of processes."""
     args.gradient_accumulation_steps = 8 // args.per_device_train_batch_size // processes
     generator = torch_generator(0, "mini-batches", step)
-    return mini_batch_rows(LENGTHS, args, group_size=4, processes=processes, generator=generator)
+    return mini_batch_rows(LENGTHS, args, processes=processes, generator=generator)
 
 
 def mini_batches(batches: list[list[list[int]]]) -> list[list[int]]:
@@ -131,7 +131,7 @@ def test_balanced_slices_differ_as_little_as_by_hand(
 ) -> None:
     args = settings(tmp_path, "training.mini_batches=balanced", "loss.aggregate=token-mean-micro")
     args.per_device_train_batch_size, args.gradient_accumulation_steps = len(lengths) // 2, 1
-    (made,) = mini_batch_rows(lengths, args, group_size=2, processes=2, generator=torch.Generator())
+    (made,) = mini_batch_rows(lengths, args, processes=2, generator=torch.Generator())
     totals = [sum(lengths[row] for row in share) for share in made]
     assert sorted(totals) == sorted(sum(lengths[row] for row in share) for share in shares)
     assert all(share == sorted(share) for share in made)

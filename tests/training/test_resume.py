@@ -113,14 +113,6 @@ def in_child(work: Callable, *arguments: Any) -> int | None:
     return wait(spawn(1, work, *arguments), PATIENCE)[0]
 
 
-def fresh_root(smoke_runs: Path, folder: Path) -> Path:
-    """A run root with the warm start and nothing else."""
-    (folder / "smoke").mkdir(parents=True)
-    for path in (smoke_runs / "smoke").glob("warmstart-*"):
-        shutil.copytree(path, folder / "smoke" / path.name)
-    return folder
-
-
 def rows(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not TIMING.search(k)} for row in read_metrics(run)]
 
@@ -139,8 +131,9 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_every_place_is_bit_identical(smoke_runs: Path, tmp_path: Path) -> None:
-    root = fresh_root(smoke_runs, tmp_path / "runs")
+def test_a_run_killed_at_every_place_is_bit_identical(
+    smoke_runs: Path, root: Path, tmp_path: Path
+) -> None:
     run, whole = (each / "smoke" / "llds-action" / "seed0" for each in (root, tmp_path / "whole"))
     shutil.copytree(smoke_runs, tmp_path / "whole")
     assert in_child(_train, tmp_path / "whole", None) == 0
@@ -164,9 +157,8 @@ def test_a_warm_start_killed_at_every_place_gives_the_same_policy(
 
 @pytest.mark.slow
 def test_command_interrupted_then_killed_while_it_writes_a_checkpoint_is_bit_identical(
-    smoke_runs: Path, tmp_path: Path
+    smoke_runs: Path, root: Path, tmp_path: Path
 ) -> None:
-    root = fresh_root(smoke_runs, tmp_path / "runs")
     run = root / "smoke" / "grpo" / "seed0"
     errors, deadline = tmp_path / "errors", time.monotonic() + PATIENCE
 
@@ -210,17 +202,16 @@ _FOUR = ["training.steps=4", "training.resumable_every=2", "training.keep_checkp
 
 
 @pytest.fixture(scope="module")
-def four_steps(smoke_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def four_steps(
+    fresh_root: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A run of four steps in one go."""
-    run = Run.load("smoke/grpo", 0, fresh_root(smoke_runs, tmp_path_factory.mktemp("four")), _FOUR)
+    run = Run.load("smoke/grpo", 0, fresh_root(tmp_path_factory.mktemp("four")), _FOUR)
     train(run)
     return run.path
 
 
-def test_longer_run_continues_a_shorter_one(
-    smoke_runs: Path, four_steps: Path, tmp_path: Path
-) -> None:
-    root = fresh_root(smoke_runs, tmp_path / "runs")
+def test_longer_run_continues_a_shorter_one(smoke_runs: Path, four_steps: Path, root: Path) -> None:
     complete = smoke_runs / "smoke" / "grpo" / "seed0"
     shutil.copytree(complete, root / "smoke" / "grpo" / "seed0")
     longer = load_experiment("smoke/grpo", ["training.steps=4"])
@@ -231,10 +222,8 @@ def test_longer_run_continues_a_shorter_one(
     assert rows(four_steps) == rows(path)
 
 
-def test_a_run_goes_on_from_its_last_resumable_checkpoint(
-    smoke_runs: Path, four_steps: Path, tmp_path: Path
-) -> None:
-    run = Run.load("smoke/grpo", 0, fresh_root(smoke_runs, tmp_path / "stopped"), _FOUR)
+def test_a_run_goes_on_from_its_last_resumable_checkpoint(four_steps: Path, root: Path) -> None:
+    run = Run.load("smoke/grpo", 0, root, _FOUR)
 
     def stop(row: dict[str, Any]) -> None:
         if row["step"] == 4:
@@ -252,11 +241,10 @@ def test_a_run_goes_on_from_its_last_resumable_checkpoint(
 
 
 def test_a_proved_collapse_ends_the_run_with_a_checkpoint_even_after_a_kill(
-    smoke_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = ["diagnostics.stop_after_collapse=true", "training.steps=5"]
     config = load_experiment("smoke/grpo", overrides)
-    root = fresh_root(smoke_runs, tmp_path / "runs")
     judged: list[int] = []
 
     def collapses_at_two(reward: Any, window: int) -> int | None:
@@ -279,9 +267,8 @@ def test_a_proved_collapse_ends_the_run_with_a_checkpoint_even_after_a_kill(
 
 
 def test_diverged_run_ends_failed_with_its_last_checkpoint_intact(
-    smoke_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smoke_runs: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = fresh_root(smoke_runs, tmp_path / "runs")
     overrides = ["training.max_nonfinite_updates=2"]
     config = load_experiment("smoke/llds-action", overrides)
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from llds_core.config import load_experiment
-from llds_core.retrieval.base import FailingRetriever
 from llds_core.rollout.environment import build_environment
 from llds_core.rollout.protocol import parse_action
 from llds_core.training.experiment import training_rows
@@ -23,14 +22,8 @@ def environment():
 
 def traces(environment, count: int = COUNT, **changes: float) -> list[Trace]:
     settings = replace(CONFIG.warmstart, **changes)
-    world = environment.world
-    retriever = FailingRetriever(
-        environment.retriever,
-        failure_rate=settings.failure_rate,
-        passages=world.passages,
-        seed=settings.seed,
-    )
-    return make_traces(world, retriever, settings, top_k=2, count=count)
+    retriever = environment.failing(seed=settings.seed, failure_rate=settings.failure_rate)
+    return make_traces(environment.world, retriever, settings, top_k=2, count=count)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +101,7 @@ def test_longer_run_begins_with_the_rows_of_a_shorter_one(environment) -> None:
     def rows(steps: int, seed: int = 0) -> list[dict]:
         training = replace(CONFIG.training, steps=steps)
         longer = replace(environment, config=replace(CONFIG, training=training))
-        return training_rows(longer, seed).to_list()
+        return training_rows(longer, seed, range(questions)).to_list()
 
     questions = len(environment.world.train)
     whole = questions // 4 + 3  # passes the end of the first epoch

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from run_helpers import refused, train_run
-from test_resume import fresh_root
 from trl.generation import vllm_generation
 
 from llds_core.config import load_experiment
@@ -116,7 +115,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
 
 
 def test_each_rollout_uses_the_trained_weights_pushed_once(
-    vllm: type[FakeLLM], smoke_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vllm: type[FakeLLM], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[dict[str, torch.Tensor]] = []
     original = SearchRollout.__call__
@@ -127,7 +126,6 @@ def test_each_rollout_uses_the_trained_weights_pushed_once(
 
     monkeypatch.setattr(SearchRollout, "__call__", watched)
     config = load_experiment("smoke/grpo", ["training.steps=2", *VLLM])
-    root = fresh_root(smoke_runs, tmp_path)
     path = train_run(config, 0, root, ["training.steps=2", *VLLM])
     (engine,) = vllm.made
     wanted = {
@@ -161,7 +159,7 @@ def test_transformers_and_trainer_agree_on_log_probabilities(smoke_runs: Path) -
 
 
 def test_log_probabilities_of_other_weights_raise_the_alarm(
-    smoke_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = SearchRollout.__call__
 
@@ -178,7 +176,7 @@ def test_log_probabilities_of_other_weights_raise_the_alarm(
     monkeypatch.setattr(SearchRollout, "__call__", corrupted)
     overrides = ["training.steps=1"]
     config = load_experiment("smoke/grpo", overrides)
-    path = train_run(config, 7, fresh_root(smoke_runs, tmp_path), overrides)
+    path = train_run(config, 7, root, overrides)
     (row,) = read_metrics(path)
     assert row["sampler_gap"] == pytest.approx(0.25, abs=1e-5)
     (line,) = [text for text in (path / "log.txt").read_text().splitlines() if "gap_alarm" in text]
