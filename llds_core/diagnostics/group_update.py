@@ -10,8 +10,8 @@ entropy bonus, no weight decay, no gradient clipping. From a fresh start the LLD
 value and gradient, so that the same numbers hold for every method's checkpoint.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -94,10 +94,9 @@ def group_changes(
     step: int,
     vocabulary: int | None = None,
 ) -> pd.DataFrame:
-    """Update on each group of scored trajectories alone, from the same weights every time, by one
-    of `OPTIMIZERS`, and measure what it changed. Weights, gradients and mode of `model` are
-    afterwards what they were, bit for bit. `step` is copied into the frame; see
-    `score_trajectories` for `pad_id` and `vocabulary`.
+    """Update a copy of `model` on each group of scored trajectories alone, by one of `OPTIMIZERS`,
+    and measure what it changed. `step` goes into the frame; see `score_trajectories` for `pad_id`
+    and `vocabulary`.
 
     Returns:
         One row per group. `question_id`, `kind`, `step`, `optimizer`; `correct` and `incorrect`
@@ -128,9 +127,9 @@ def group_changes(
                 **_count_search_matches(group),
             }
             if not row["skipped"]:
-                fresh = OPTIMIZERS[optimizer](model.parameters(), lr=learning_rate)
-                with _undone(model):
-                    row |= _one_update(model, group, fresh, pad_id, vocabulary)
+                copied = copy.deepcopy(model)
+                fresh = OPTIMIZERS[optimizer](copied.parameters(), lr=learning_rate)
+                row |= _one_update(copied, group, fresh, pad_id, vocabulary)
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -163,20 +162,6 @@ def first_search_matches(group: Sequence[Trajectory]) -> dict[str, int]:
         "equal": sum(ids in found for ids in asked),
         "similar": sum(similar),
     }
-
-
-@contextmanager
-def _undone(model: PreTrainedModel) -> Iterator[None]:
-    """Hide the gradients of `model`, and give them and its weights back, after an interrupt too."""
-    saved = [(p, p.detach().clone(), p.grad) for p in model.parameters()]
-    model.zero_grad(set_to_none=True)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, values, gradient in saved:
-                parameter.copy_(values)
-                parameter.grad = gradient
 
 
 def _one_update(

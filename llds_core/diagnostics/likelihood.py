@@ -19,6 +19,7 @@ from llds_core.losses.aggregate import upcast
 from llds_core.rollout.protocol import Trajectory, validate_response_masks
 from llds_core.rollout.samplers import evaluation_mode
 
+_ROWS_AT_ONCE = 16
 _LOGITS_AT_ONCE = 2**24  # tokens × vocabulary: 64 MiB a tensor in float32
 _ROUND_COLUMNS = ["view", "rounds", "nll", "entropy", "tokens", "trajectories"]
 
@@ -39,7 +40,6 @@ def score_trajectories(
     trajectories: Sequence[Trajectory],
     *,
     pad_id: int,
-    batch_size: int = 16,
     vocabulary: int | None = None,
 ) -> list[Scored]:
     """Score the policy tokens of finished trajectories, in their order, by a causal model whose
@@ -52,8 +52,8 @@ def score_trajectories(
     order = sorted(range(len(trajectories)), key=lambda i: trajectories[i].total_tokens)
     results: dict[int, Scored] = {}
     with evaluation_mode(model), torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for start in range(0, len(order), _ROWS_AT_ONCE):
+            rows = order[start : start + _ROWS_AT_ONCE]
             batch = [trajectories[row] for row in rows]
             states, labels = policy_states(model, batch, pad_id=pad_id)
             logprobs, entropies = _project(model, states, labels, vocabulary)

@@ -198,20 +198,18 @@ class StepMetrics:
         tokens = sum(len(t.response_mask) for t in trajectories)
         policy_tokens = sum(sum(t.response_mask) for t in trajectories)
         update_seconds = time.perf_counter() - self._started
-        totals = {
-            "response_length": policy_tokens,
-            "observation_length": tokens - policy_tokens,
-            "valid_searches": searches,
-            "valid_answers": sum(t.answer is not None for t in trajectories),
-            "invalid_actions": sum(a.kind == "invalid" for a in actions),
-        }
         values: Row = {name: _ratio(part.sums[name], part.counts[name]) for name in METRICS}
-        values |= part.extremes | {name: total / count for name, total in totals.items()}
-        values |= {
+        values |= part.extremes
+        return values | {
             "step": self._step,
             "updates": updates,
             "reward": sum(t.reward for t in sampled) / len(sampled),
             "em": sum(t.correct for t in sampled) / len(sampled),
+            "response_length": policy_tokens / count,
+            "observation_length": (tokens - policy_tokens) / count,
+            "valid_searches": searches / count,
+            "valid_answers": sum(t.answer is not None for t in trajectories) / count,
+            "invalid_actions": sum(a.kind == "invalid" for a in actions) / count,
             "hidden_similarity": self._similarity(),
             **self._by_update(),
             "failed_searches": _ratio(sum(a.retrieval_failed for a in actions), searches),
@@ -229,7 +227,6 @@ class StepMetrics:
             "rollout_tokens_per_second": policy_tokens / rollout.seconds,
             "update_tokens_per_second": part.sums["trained_tokens"] / update_seconds,
         }
-        return values
 
     def _by_update(self) -> Row:
         """How updates moved the correct trajectories of questions that had incorrect ones, too."""

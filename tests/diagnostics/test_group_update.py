@@ -1,7 +1,6 @@
 """One update on one group: what it measures, and that nobody can tell afterwards."""
 
 import copy
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pandas as pd
@@ -30,23 +29,13 @@ def changes(model, groups=MIXED, **options):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_nothing_of_the_model_is_changed(optimizer, interrupted, monkeypatch):
+def test_nothing_of_the_model_is_changed(optimizer):
     model = policy().train()
     head = model.lm_head.weight
     head.grad = kept = torch.ones_like(head)
     before = copy.deepcopy(model.state_dict())
     random = torch.get_rng_state()
-    if interrupted:  # after the update, before it is undone
-
-        def stop(model, trajectories, *, pad_id):
-            if not torch.equal(head, before["lm_head.weight"]):
-                raise KeyboardInterrupt
-            return policy_states(model, trajectories, pad_id=pad_id)
-
-        monkeypatch.setattr(mechanism, "policy_states", stop)
-    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
-        changes(model, optimizer=optimizer)
+    changes(model, optimizer=optimizer)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert model.training

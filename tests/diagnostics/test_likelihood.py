@@ -25,7 +25,8 @@ def test_every_policy_token_gets_the_value_of_a_plain_forward_pass(
 ):
     """Whatever the company in the batch, and the slices of the projection on the vocabulary."""
     monkeypatch.setattr(likelihood, "_LOGITS_AT_ONCE", logits_at_once)
-    scored = score_trajectories(MODEL, MIXED, pad_id=3, batch_size=batch_size)
+    monkeypatch.setattr(likelihood, "_ROWS_AT_ONCE", batch_size)
+    scored = score_trajectories(MODEL, MIXED, pad_id=3)
     for item, made in zip(MIXED, scored, strict=True):
         assert made.trajectory is item
         with torch.no_grad():
