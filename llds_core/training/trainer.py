@@ -163,7 +163,8 @@ class SearchGRPOTrainer(AtomicCheckpointMixin, GRPOTrainer):
             self._buffered_inputs = self._micro_batches(batch)
         number, place = divmod(self._step % per_generation, self.args.gradient_accumulation_steps)
         self._window = self._buffered_inputs[number]
-        return self._window[place + self._part]
+        self._micro = self._window[place + self._part]
+        return self._micro
 
     def _micro_batches(self, batch: dict[str, Any]) -> list[list[dict[str, Any]]]:
         """Cut a rollout into this process's trimmed micro-batches, by mini-batch; they carry their
