@@ -52,7 +52,9 @@ class Retriever(Protocol):
 
 
 def format_hits(hits: Sequence[Hit]) -> str:
-    """Return the text a policy sees: `Doc 1(Title: ...) ...` lines as in Search-R1's code."""
+    """Return the text a policy sees: `Doc 1(Title: ...) ...` lines as in Search-R1's code,
+    where the title of a Wikipedia passage stands in double quotes.
+    """
     return "".join(
         f"Doc {i}(Title: {hit.title}) {hit.text}\n" for i, hit in enumerate(hits, start=1)
     )

@@ -63,7 +63,7 @@ class _Document(_Strict):
 
 class _Item(_Strict):
     document: _Document
-    score: FiniteFloat
+    score: FiniteFloat | None = None  # Search-R1's services of web searches give none
 
     @property
     def hit(self) -> Hit:
@@ -71,7 +71,7 @@ class _Item(_Strict):
         id_, contents = self.document.id, self.document.contents
         if id_ is None:
             id_ = hashlib.sha256(contents.encode()).hexdigest()[:16]
-        return Hit(str(id_), *split_contents(contents), self.score)
+        return Hit(str(id_), *split_contents(contents), self.score or 0.0)
 
 
 class _Answer(_Strict):

@@ -30,7 +30,7 @@ from llds_core.worlds.records import Passage, parse_passage, reading
 HEADER = 8
 """Leading numbers of a map: version, size, time of change, passages, and the hash in four."""
 
-_VERSION = 1
+_VERSION = 2  # 1 hashed titles without their quotes
 
 
 class PassageFile(Sequence[Passage]):

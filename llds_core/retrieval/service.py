@@ -133,7 +133,7 @@ class SearchService:
 
 
 def _row(hit: Hit, *, with_score: bool) -> dict[str, Any]:
-    document = {"id": hit.id, "contents": hit.contents}
+    document = {"id": hit.id, "contents": f"{hit.title}\n{hit.text}"}
     return {"document": document, "score": hit.score} if with_score else document
 
 

@@ -33,8 +33,9 @@ class Passage:
 
     @property
     def contents(self) -> str:
-        """Title in double quotes, a newline, the text."""
-        return f'"{self.title}"\n{self.text}'
+        """Title in double quotes, a newline, the text: as an encoder reads it."""
+        title = self.title if _is_quoted(self.title) else f'"{self.title}"'
+        return f"{title}\n{self.text}"
 
     @property
     def is_blank(self) -> bool:
@@ -80,12 +81,15 @@ _Row = TypeVar("_Row", bound=BaseModel)
 
 
 def split_contents(contents: str) -> tuple[str, str]:
-    """Return title and text of a `contents` string; a title without quotes is taken as it is."""
+    """Return title and text of a `contents` string. The title keeps the double quotes that the
+    published corpus has around it: the official code shows them to the policy.
+    """
     title, *rest = re.split("\r\n|\r|\n", contents, maxsplit=1)
-    text = rest[0] if rest else ""
-    if len(title) > 1 and title[0] == title[-1] == '"':
-        title = title[1:-1]
-    return title, text
+    return title, rest[0] if rest else ""
+
+
+def _is_quoted(title: str) -> bool:
+    return len(title) > 1 and title[0] == title[-1] == '"'
 
 
 def parse_passage(line: bytes, where: str) -> Passage:

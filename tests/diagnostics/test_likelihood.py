@@ -66,7 +66,7 @@ def test_scoring_keeps_mode_and_leaves_no_graph():
 
 
 def test_a_trajectory_without_policy_tokens_is_refused():
-    with pytest.raises(ValueError, match="no policy token"):
+    with pytest.raises(ValueError, match="mark each with 0 or 1"):
         score_trajectories(MODEL, [MIXED[0], trajectory([], found=[])], pad_id=PAD)
 
 

@@ -28,7 +28,10 @@ def health(method: str, path: str, request: dict):
 def right(method: str, path: str, request: dict):
     hits = ENGINE.search(request["queries"], request["topk"])
     rows = [
-        [{"document": {"id": h.id, "contents": h.contents}, "score": h.score} for h in found]
+        [
+            {"document": {"id": h.id, "contents": f"{h.title}\n{h.text}"}, "score": h.score}
+            for h in found
+        ]
         for found in hits
     ]
     return 200, HEADERS, answers(rows)
@@ -47,7 +50,7 @@ def answers(result) -> bytes:
 
 
 def item(**changes) -> dict:
-    document = {"id": "p", "contents": '"t"\nx'} | changes.pop("document", {})
+    document = {"id": "p", "contents": "t\nx"} | changes.pop("document", {})
     return {"document": document, "score": 1.0} | changes
 
 

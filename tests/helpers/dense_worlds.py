@@ -23,7 +23,10 @@ def passages(count: int) -> tuple[Passage, ...]:
 
 def write_corpus(path: Path, passages: Sequence[Passage]) -> None:
     """A corpus in the schema of Search-R1."""
-    lines = [json.dumps({"id": p.id, "contents": p.contents}, ensure_ascii=False) for p in passages]
+    lines = [
+        json.dumps({"id": p.id, "contents": f"{p.title}\n{p.text}"}, ensure_ascii=False)
+        for p in passages
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes("".join(f"{line}\n" for line in lines).encode())
 

@@ -113,8 +113,7 @@ PASSING = {
     "too deep": says(200, b"[" * 100_000),
     "another object": says(200, b'{"hits": []}'),
     "too few results": says(200, answers([[item()]])),
-    "documents without scores": says(200, answers([[], [{"id": "p", "contents": "x"}]])),
-    "no score": says(200, answers([[], [item(score=None)]])),
+    "no document": says(200, answers([[], [{"id": "p", "contents": "x"}]])),
     "a true score": says(200, answers([[], [item(score=True)]])),
     "NaN": says(200, answers([[], [item(score=float("nan"))]])),
 }

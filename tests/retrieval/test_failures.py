@@ -66,7 +66,7 @@ def test_a_search_without_hits_cannot_fail_and_without_other_titles_shows_fewer(
 
 
 def test_hits_are_shown_in_the_document_format_of_search_r1():
-    hits = [Hit("1", "Homs", "A city in Syria.", 2.0), Hit("2", 'The "X"', "Two\nlines.", 1.0)]
-    expected = 'Doc 1(Title: Homs) A city in Syria.\nDoc 2(Title: The "X") Two\nlines.\n'
+    hits = [Hit("1", "Homs", "A city in Syria.", 2.0), Hit("2", '"The X"', "Two\nlines.", 1.0)]
+    expected = 'Doc 1(Title: Homs) A city in Syria.\nDoc 2(Title: "The X") Two\nlines.\n'
     assert format_hits(hits) == expected
-    assert hits[0].contents == '"Homs"\nA city in Syria.'
+    assert [hit.contents for hit in hits] == ['"Homs"\nA city in Syria.', '"The X"\nTwo\nlines.']

@@ -59,7 +59,7 @@ def test_any_text_blank_lines_and_extra_fields_are_read(tmp_path_factory, items,
     lines, expected = b"\xef\xbb\xbf" if mark else b"", []
     for number, (title, text, blanks, windows) in enumerate(items):
         title = title.replace("\n", " ").replace("\r", " ") or "t"
-        expected.append(Passage(str(number), title, text))
+        expected.append(Passage(str(number), f'"{title}"', text))
         row = {"id": number, "contents": f'"{title}"\n{text}', "wikipedia_id": 3, "categories": []}
         end = b"\r\n" if windows else b"\n"
         lines += json.dumps(row, ensure_ascii=bool(blanks)).encode() + end + b" \n" * blanks
@@ -73,15 +73,15 @@ def test_any_text_blank_lines_and_extra_fields_are_read(tmp_path_factory, items,
     ("contents", "title", "text"),
     [
         ("Paris\nA city.", "Paris", "A city."),
-        ('"Paris"\nA city.\nOf light.', "Paris", "A city.\nOf light."),
+        ('"Paris"\nA city.\nOf light.', '"Paris"', "A city.\nOf light."),
         ('"Heroes" (song)\nBy Bowie.', '"Heroes" (song)', "By Bowie."),
         ('"\nA city.', '"', "A city."),
         ("Only a title", "Only a title", ""),
-        ('"Paris"\r\nA city.\r\nOf light.', "Paris", "A city.\r\nOf light."),
-        ('"Paris"\rA city.', "Paris", "A city."),
+        ('"Paris"\r\nA city.\r\nOf light.', '"Paris"', "A city.\r\nOf light."),
+        ('"Paris"\rA city.', '"Paris"', "A city."),
     ],
 )
-def test_titles_with_and_without_quotes_are_read(tmp_path: Path, contents, title, text) -> None:
+def test_titles_are_read_as_they_stand(tmp_path: Path, contents, title, text) -> None:
     (tmp_path / "corpus.jsonl").write_text(json.dumps({"id": "1", "contents": contents}))
     assert PassageFile(tmp_path / "corpus.jsonl")[0] == Passage("1", title, text)
 

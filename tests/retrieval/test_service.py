@@ -45,7 +45,7 @@ def test_search_r1_client_code_works_unchanged(url) -> None:
     """The line of Search-R1's `generation.py`, and what it reads from the answer."""
     payload = {"queries": ["word3", "word7"], "topk": 2, "return_scores": True}
     result = requests.post(f"{url}/retrieve", json=payload).json()["result"]
-    assert result[1][0]["document"]["contents"] == '"title7"\ntext about word7 and all'
+    assert result[1][0]["document"]["contents"] == "title7\ntext about word7 and all"
     assert result[0][0]["document"]["id"] == "p3"
     hits = ENGINE.search(payload["queries"], 2)
     assert [[item["score"] for item in items] for items in result] == [
@@ -53,7 +53,7 @@ def test_search_r1_client_code_works_unchanged(url) -> None:
     ]
     # Without scores the items are the documents.
     rows = post(url, queries=["word3"], topk=1).json()["result"]
-    assert rows == [[{"id": "p3", "contents": PASSAGES[3].contents}]]
+    assert rows == [[{"id": "p3", "contents": f"{PASSAGES[3].title}\n{PASSAGES[3].text}"}]]
 
 
 def test_three_passages_unless_told_otherwise_and_other_fields_are_ignored(url) -> None:
