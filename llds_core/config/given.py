@@ -30,6 +30,8 @@ _URL = TypeAdapter(AnyHttpUrl)
 def words(given: str | Iterable[str]) -> tuple[str, ...]:
     """Names as a list, or as text with commas; a repeat counts once."""
     parts = given.split(",") if isinstance(given, str) else given
+    if not isinstance(parts, Iterable) or not all(isinstance(part, str) for part in parts):
+        raise ConfigError(f"{given!r} is no list of names: write them with commas between")
     return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 

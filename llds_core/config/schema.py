@@ -164,6 +164,11 @@ def _misfits(config: ExperimentConfig) -> Iterator[str]:
     rollout, loss, updates = config.rollout, config.loss, config.training.updates_per_rollout
     if rollout.max_searches < 1:
         yield "rollout.max_searches is 0: an agent in training needs at least 1"
+    if rollout.max_total_tokens <= rollout.max_action_tokens:
+        yield (
+            f"rollout.max_total_tokens={rollout.max_total_tokens} leaves no room beside "
+            f"rollout.max_action_tokens={rollout.max_action_tokens}: raise it"
+        )
     if loss.dual_clip is not None and loss.dual_clip < 1 + loss.clip_high:
         yield (
             f"loss.dual_clip={loss.dual_clip} cuts into the clip range, which ends at 1 + "
@@ -192,14 +197,14 @@ def _multiples(config: ExperimentConfig) -> list[tuple[str, int, str, int]]:
     shared = sampler.tensor_parallel if colocated else 1
     sharing = world if rollout.sampling_rounds > 1 else 1
     updates, resumable = training.updates_per_rollout, training.resumable_every or 0
-    update = "trajectories per update"
+    update = "trajectories per update (set by training.updates_per_rollout)"
     return [
         ("policy.heads", policy.heads, "policy.key_value_heads", policy.key_value_heads),
         # Rotary positions pair the numbers of a head up.
         ("policy.hidden_size", policy.hidden_size, "2 × policy.heads", 2 * policy.heads),
         ("trajectories × training.epochs", sampled, "training.updates_per_rollout", updates),
         ("training.updates_per_rollout", updates, "training.epochs", training.epochs),
-        (update, per_update, "rollout.group_size (training.mini_batches=groups)", group),
+        (update, per_update, "rollout.group_size (or set training.mini_batches=shuffled)", group),
         (update, per_update, "training.micro_batch_size × processes", at_once * world),
         ("processes", world, "sampler.tensor_parallel", shared),
         ("rollout.prompts_per_rollout", rollout.prompts_per_rollout, "processes", sharing),

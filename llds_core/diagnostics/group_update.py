@@ -130,6 +130,7 @@ def group_changes(
                 copied = copy.deepcopy(model)
                 fresh = OPTIMIZERS[optimizer](copied.parameters(), lr=learning_rate)
                 row |= _one_update(copied, group, fresh, pad_id, vocabulary)
+                del copied, fresh  # before the next copy is made
             rows.append(row)
     return pd.DataFrame(rows)
 

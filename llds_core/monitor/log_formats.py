@@ -36,7 +36,7 @@ _RATIOS = {key: key.split(" / ") for keys in KEYS.values() for key in keys if " 
 _OF_METRICS = {part for keys in KEYS.values() for key in keys for part in key.split(" / ")}
 _KNOWN = _OF_METRICS | {*_PRESET["steps"], "epoch"}
 # As spreadsheets and data frames have it: `critic_score_mean`.
-_FLAT = {key.replace("/", "_"): key for key in _KNOWN} | {key: key for key in _KNOWN}
+FLAT = {key.replace("/", "_"): key for key in _KNOWN} | {key: key for key in _KNOWN}
 _NOTHING = {"", "none", "null", "n/a", "na", "-"}
 # `np.float64(0.2)`, `tensor(0.3, device='cuda:0')`
 _WRAPPED = re.compile(r"^[\w.]+\(\s*([-+.\w]+)")
@@ -337,7 +337,7 @@ def _read_csv(file: Path, notes: list[str]) -> Rows:
     runs = sorted({name.rpartition(" - ")[0] for name in header} - {""})
     if len(runs) > 1:
         raise DataError(f"{file} holds {len(runs)} runs ({', '.join(runs[:3])}): export one")
-    names = [_FLAT.get(key, key) for key in (name.rpartition(" - ")[2] for name in header)]
+    names = [FLAT.get(key, key) for key in (name.rpartition(" - ")[2] for name in header)]
     run: list[str] = []
     short = 0
     for row in csv.DictReader(lines, names, delimiter=delimiter):

@@ -43,12 +43,14 @@ def diagnose(
     checkpoints: Checkpoints = None,
 ) -> int:
     """Say where a run stands and what warns of a collapse, from anybody's log."""
-    from llds_core.files import write_text
+    from llds_core.files import disk_errors, write_text
     from llds_core.monitor.diagnosis import judge
     from llds_core.monitor.training_log import read_log
 
-    if html and html.resolve() == path.resolve():
-        raise ConfigError(f"--html {html} is the log itself: name another file")
+    with disk_errors(html or path):
+        if html and (html.is_dir() or html.resolve() == path.resolve()):
+            what = "a folder" if html.is_dir() else "the log itself"
+            raise ConfigError(f"--html {html} is {what}: name another file")
     log = read_log(
         path,
         format=format,

@@ -98,6 +98,8 @@ def to_log(
     numbers = logs.numbers_of(rows, said)
     said += _not_judged(numbers, reward_key)
     numbers = numbers[training]
+    if reward_key not in numbers:
+        reward_key = logs.FLAT.get(reward_key or "", reward_key)
     table, keys = logs.metrics_of(numbers, reward_key)
     if reward_key and "reward" not in keys:
         near = closest(reward_key, {str(key) for row in rows for key in row})

@@ -25,7 +25,8 @@ def load_run(path: Path) -> StoredRun:
     manifest = read_manifest(path)
     table = pd.DataFrame(read_metrics(path))
     table = table.reindex(columns=list(dict.fromkeys([*METRICS, *table.columns])))
-    return StoredRun(path, manifest, table.astype(dict.fromkeys(METRICS, float) | {"step": int}))
+    numbers = table[list(METRICS)].apply(pd.to_numeric, errors="coerce").astype(float)
+    return StoredRun(path, manifest, table.assign(**numbers).astype({"step": int}))
 
 
 def load_runs(

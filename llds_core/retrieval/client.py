@@ -30,7 +30,7 @@ from urllib3.exceptions import HTTPError, MaxRetryError
 
 from llds_core.config import ServiceConfig
 from llds_core.config.given import address
-from llds_core.errors import RetrieverChangedError, RetrieverError, one_line
+from llds_core.errors import RetrieverChangedError, RetrieverError
 from llds_core.retrieval.base import Hit
 from llds_core.worlds.records import shown, split_contents
 
@@ -211,8 +211,10 @@ class RetrieverClient:
             except requests.RequestException as error:
                 refused = "refused" in str(error)
                 failure = f"connection {'refused' if refused else f'lost, {shown(str(error))}'}"
+            except ValidationError as error:
+                failure = f"a broken answer: {error.errors()[0]['msg']}"
             except ValueError as error:
-                failure = f"a broken answer: {one_line(error)}"
+                failure = f"a broken answer: {error}"
             try:
                 retry = retry.increment(method, path, error=HTTPError(failure))
             except MaxRetryError:

@@ -155,6 +155,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 def _loading(path: str | Path) -> Iterator[None]:
     try:
         yield
+    except (ImportError, MemoryError):
+        raise
     except Exception as error:  # transformers meets damage in many ways
         raise CheckpointError(
             f"checkpoint {path} cannot be loaded ({one_line(error, 160)}): delete it to fall back "
