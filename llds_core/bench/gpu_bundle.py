@@ -56,8 +56,7 @@ def make_bundle(out: Path, python: str) -> None:
         for index, piece in enumerate(iter(lambda: file.read(_PIECE), b"")):
             (out / "pieces" / f"{index:03}").write_bytes(piece)
     shutil.rmtree(model.parent)
-    program = _RUN.replace("MODEL", model.name).replace("VERSION", python)
-    (out / "run.sh").write_text(program, "utf-8")
+    (out / "run.sh").write_text(_RUN.replace("MODEL", model.name).replace("VERSION", python))
 
 
 def _fetch(requirements: list[str], folder: Path, python: str) -> None:

@@ -126,8 +126,9 @@ class Study:
         """The runs in order, restricted to `arms` (names or groups) and `seeds` where given."""
         groups = list(dict.fromkeys(arm.group for arm in self.arms))
         queue = [
-            Entry(arm, seed, load_experiment(f"{self.profile}/{arm.method}", arm.overrides))
+            Entry(arm, seed, config)
             for arm in self.chosen(arms)
+            for config in [load_experiment(f"{self.profile}/{arm.method}", arm.overrides)]
             for seed in arm.seeds
             if seeds is None or seed in seeds
         ]

@@ -127,10 +127,8 @@ def group_changes(
                 **_count_search_matches(group),
             }
             if not row["skipped"]:
-                copied = copy.deepcopy(model)
-                fresh = OPTIMIZERS[optimizer](copied.parameters(), lr=learning_rate)
-                row |= _one_update(copied, group, fresh, pad_id, vocabulary)
-                del copied, fresh  # before the next copy is made
+                make = partial(OPTIMIZERS[optimizer], lr=learning_rate)
+                row |= _one_update(copy.deepcopy(model), group, make, pad_id, vocabulary)
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -168,7 +166,7 @@ def first_search_matches(group: Sequence[Trajectory]) -> dict[str, int]:
 def _one_update(
     model: PreTrainedModel,
     group: Sequence[Trajectory],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Callable[..., torch.optim.Optimizer],
     pad_id: int,
     vocabulary: int | None,
 ) -> dict[str, float]:
@@ -187,7 +185,7 @@ def _one_update(
     states, logits, before = states.detach(), logits.detach(), before.detach()
     correct = torch.tensor([t.correct for t in group], device=tokens.device)
     pulled, drive = driver_score(upcast(states), logits, tokens, rows, advantages, correct)
-    optimizer.step()
+    optimizer(model.parameters()).step()
     with torch.no_grad():
         # Same rows in the same order: what a step of size 0 left unchanged is unchanged exactly.
         states_after, _ = policy_states(model, group, pad_id=pad_id)

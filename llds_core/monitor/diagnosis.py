@@ -139,8 +139,8 @@ def follow(
     seen, told = None, ""
     while True:
         try:
-            files = [file for file in (path, *path.rglob("*")) if file.exists()]  # no dead links
-            now = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+            stats = (file.stat() for file in (path, *path.rglob("*")) if file.exists())
+            now = [(stat.st_mtime_ns, stat.st_size) for stat in stats]  # links may lead nowhere
             if now != seen:
                 seen = now
                 log = read_log(path, **options)

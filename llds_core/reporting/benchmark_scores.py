@@ -9,7 +9,6 @@ greedy; averages are unweighted means of sets, and exist only where all of their
 
 import json
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from llds_core.config.load import PRESETS
 from llds_core.errors import DataError
 from llds_core.evaluation.scores import averages, score_rows
 from llds_core.files import bounded
@@ -28,7 +28,7 @@ from llds_core.worlds.atlas import KINDS
 
 NOT_RUN = "not run"
 TABLES = {"table1": "llds_table1", "table2": "llds_table2", "table4": "llds_table4"}
-_OURS = yaml.safe_load((files("llds_core") / "presets/paper_tables.yaml").read_text("utf-8"))
+_OURS = yaml.safe_load((PRESETS / "paper_tables.yaml").read_text("utf-8"))
 METHODS: dict[str, str] = _OURS["methods"]
 PROFILES: dict[str, str] = _OURS["profiles"]
 SCORE_COLUMNS = (
@@ -92,8 +92,8 @@ def read_scores(path: Path) -> dict[str, Any]:
 
 def paper_table(name: str) -> pd.DataFrame:
     """One of `TABLES` as printed, with where each row was read; NaN where nothing is printed."""
-    path = files("llds_core") / "reporting" / "paper_numbers" / f"{TABLES[name]}.csv"
-    return pd.read_csv(str(path)).fillna({"variant": ""})  # of models that have none
+    path = Path(__file__).parent / "paper_numbers" / f"{TABLES[name]}.csv"
+    return pd.read_csv(path).fillna({"variant": ""})  # of models that have none
 
 
 def paper_says(folder: Path) -> tuple[dict[str, str], dict[float, str]]:

@@ -7,7 +7,6 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter, SymmetricalLogLocator
 
+from llds_core.config.load import PRESETS
 from llds_core.diagnostics.metrics import METRICS
 from llds_core.errors import ConfigError, did_you_mean
 from llds_core.files import disk_errors, write_table
@@ -28,7 +28,7 @@ from llds_core.reporting.artefacts import record
 from llds_core.reporting.run_view import StoredRun, by_method
 from llds_core.reporting.stats import student_interval
 
-NAMES = yaml.safe_load((files("llds_core") / "presets/figures.yaml").read_text("utf-8"))
+NAMES = yaml.safe_load((PRESETS / "figures.yaml").read_text("utf-8"))
 METHOD_COLOURS = {name: colour for name, (_, colour) in NAMES["methods"].items()}
 GREY = "#555555"
 FAINT = "#999999"

@@ -106,7 +106,7 @@ def build_world(config: ExperimentConfig) -> World:
     if settings.name == "files":
         return build_files_world(
             Path(config.data.folder),
-            passages=PassageFile(Path(config.data.folder) / CORPUS_FILE, config.data.cache),
+            passages=_corpus(config),
             seed=settings.seed,
             dev_fraction=settings.dev_fraction,
         )
@@ -141,5 +141,10 @@ def index_folder(config: ExperimentConfig, world: World) -> Path:
 
 
 def corpus_identity(config: ExperimentConfig) -> str:
-    """Name of the corpus of `config`, as a search service gives it."""
-    return passages_hash(build_world(config).passages)[:16]
+    """Name of the corpus of `config`, as a search service gives it; questions are not read."""
+    passages = _corpus(config) if config.world.name == "files" else build_world(config).passages
+    return passages_hash(passages)[:16]
+
+
+def _corpus(config: ExperimentConfig) -> PassageFile:
+    return PassageFile(Path(config.data.folder) / CORPUS_FILE, config.data.cache)

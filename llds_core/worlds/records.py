@@ -34,7 +34,8 @@ class Passage:
     @property
     def contents(self) -> str:
         """Title in double quotes, a newline, the text: as an encoder reads it."""
-        title = self.title if _is_quoted(self.title) else f'"{self.title}"'
+        quoted = len(self.title) > 1 and self.title[0] == self.title[-1] == '"'
+        title = self.title if quoted else f'"{self.title}"'
         return f"{title}\n{self.text}"
 
     @property
@@ -86,10 +87,6 @@ def split_contents(contents: str) -> tuple[str, str]:
     """
     title, *rest = re.split("\r\n|\r|\n", contents, maxsplit=1)
     return title, rest[0] if rest else ""
-
-
-def _is_quoted(title: str) -> bool:
-    return len(title) > 1 and title[0] == title[-1] == '"'
 
 
 def parse_passage(line: bytes, where: str) -> Passage:
