@@ -9,8 +9,8 @@ CISPO's weight.
 then aggregated. The sequence ratio is that of GSPO (arXiv 2507.18071), Clip-Higher that of DAPO
 (arXiv 2503.14476). CISPO (arXiv 2506.13585) clips the weight of a token and never its gradient.
 
-The log-ratio is clamped to ±20 before the exponential, as verl does, so that no ratio overflows;
-the official LLDS code clamps after it, where an overflow has already spoilt the gradient.
+The log-ratio is clamped to ±20 before the exponential, as verl does (GSPO's there to at most 10);
+the official LLDS code clamps GRPO's after it, where an overflow has already spoilt the gradient.
 """
 
 import torch
