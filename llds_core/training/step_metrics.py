@@ -102,8 +102,8 @@ class StepMetrics:
         """Take the log-probabilities of a micro-batch after the step's last update."""
         change = _moved(micro, logprobs).cpu()
         rows = micro["rows"].cpu()
-        correct = self._correct[rows]
-        for name, chosen in (("correct", correct), ("incorrect", ~correct)):
+        correct, trained = self._correct[rows], micro["policy_mask"].any(1).cpu()
+        for name, chosen in (("correct", correct & trained), ("incorrect", ~correct & trained)):
             self._add(f"loglik_change_{name}", change[chosen].sum().item(), int(chosen.sum()))
         by_token = (logprobs - micro["old_per_token_logps"]) * micro["policy_mask"]
         for place, row in enumerate(rows.tolist()):
@@ -248,13 +248,12 @@ class StepMetrics:
     def _similarity(self) -> float | None:
         states = torch.stack([state for _, state in sorted(self.part.states.items())])
         directions = torch.nn.functional.normalize(states, dim=1).split(self._group_size)
-        similarities = [
-            (group[correct] @ group[~correct].T).mean().item()
-            for group, correct in zip(
-                directions, self._correct.split(self._group_size), strict=True
-            )
-            if correct.any() and not correct.all()
-        ]
+        similarities = []
+        for group, correct in zip(directions, self._correct.split(self._group_size), strict=True):
+            # No state: a trajectory that `loss.mask_truncated` has left no token.
+            wrong = ~correct & group.any(1)
+            if correct.any() and wrong.any():
+                similarities.append((group[correct] @ group[wrong].T).mean().item())
         return _ratio(sum(similarities), len(similarities))
 
     def _add(self, name: str, numerator: float, denominator: float) -> None:

@@ -240,3 +240,17 @@ def test_parts_of_several_processes_add_up_but_for_what_all_have_counted() -> No
     other.add_gpu_memory(3 * 2**30)
     metrics.merge([metrics.part, other.part])
     assert metrics.part.extremes["gpu_memory"] == 3.0
+
+
+def test_trajectories_that_the_loss_leaves_out_are_no_incorrect_ones() -> None:
+    """`loss.mask_truncated` leaves them no policy token: they neither change nor have a state."""
+    metrics = StepMetrics(rollout([{}] * 2 * GROUP, None, 1), 1, GROUP, LossConfig())
+    right = [one.correct for one in metrics.trajectories]
+    mask = torch.zeros(2 * GROUP, 1)
+    mask[[right.index(True), right.index(False)]] = 1
+    micro = {"rows": torch.arange(2 * GROUP), "policy_mask": mask}
+    metrics.add_final_logprobs(micro | {"old_per_token_logps": 0 * mask}, -mask)
+    metrics.part.states = dict(enumerate(mask))
+    row = metrics.row(updates=1)
+    assert row["loglik_change_incorrect"] == row["loglik_change_correct"] == -1
+    assert row["hidden_similarity"] == 1
