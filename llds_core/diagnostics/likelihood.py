@@ -1,9 +1,9 @@
 """How likely a policy finds given trajectories: teacher-forced scoring, token by token.
 
 Only the positions that predict a policy token are projected on the vocabulary. All
-log-probabilities are at temperature 1 without nucleus cut, which is how the paper
-(arXiv 2512.04220, Figs. 2, 3, 5, 6) measures likelihood, and in nats. The trainer scores its own
-micro-batches inside TRL (`llds_core.training.policy_head`).
+log-probabilities are at temperature 1 without nucleus cut, as those of the official code of arXiv
+2512.04220, and in nats. The trainer scores its own micro-batches inside TRL
+(`llds_core.training.policy_head`).
 """
 
 from collections import defaultdict

@@ -11,8 +11,9 @@ tokens of one correct response i,
 (arXiv 2512.04220, Theorem 4.2 / A.1). The group weights are those of the token-mean surrogate:
 `p± = |advantage| / policy tokens of the group`. With them `-learning_rate · G_i` is the first-order
 change of the response's summed log-probability under one step of plain gradient descent on the
-unembedding alone; the theorem assumes that states stay, and so do we. Rewards other than 0 and 1
-give each response a weight of its own.
+unembedding alone. What moving states add the theorem leaves out (terms III and IV of the proof that
+it extends, arXiv 2505.18830, section 7.2), and so do we. Rewards other than 0 and 1 give each
+response a weight of its own.
 
 Quadratic in the tokens of a group and linear in the vocabulary: meant for groups of a few
 thousand tokens.

@@ -4,7 +4,7 @@ ascent.
 A right and a wrong answer say the same word in similar contexts. GRPO raises it in one and lowers
 it in the other, each as hard as the policy is surprised by it: by its probability's distance to 1
 (arXiv 2512.04220v2, Theorem 4.2). Both pulls act on the same weights, so that a wrong answer that
-the policy finds unlikely takes the right one with it.
+the policy finds less likely than the right one can take it along.
 """
 
 import math

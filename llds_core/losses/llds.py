@@ -162,8 +162,8 @@ def displacement(
     advantages_B: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """What the updates since a rollout did to the responses that they reward: lazy likelihood
-    displacement is when these grow less likely (arXiv 2512.04220v2, section 4). A measurement,
-    without a gradient; it needs no penalty.
+    displacement is when these hardly gain likelihood, or lose some (arXiv 2512.04220v2, Definition
+    4.1). A measurement, without a gradient; it needs no penalty.
 
     Args:
         logprobs_BT, old_logprobs_BT, response_mask_BT, advantages_B: as of `llds_penalty`.
