@@ -291,14 +291,14 @@ def _write_above(axes: Axes, x: float, row: int, text: str, **style: Any) -> Non
 
 def _dose_finding(data: pd.DataFrame, name: str) -> str:
     """Up to or from which dose no seed collapses."""
-    # An arm of two series has the same runs in both.
-    once = data.drop_duplicates(["method", "seed"])
+    # An arm of two series has the same runs in both; a longer run repeats those of its dose.
+    once = data[data["steps"] == data["steps"].min()].drop_duplicates(["method", "seed"])
     counts = once.groupby("dose")["collapsed"].agg(["sum", "size"])
     broken = counts[counts["sum"] > 0]
     if broken.empty:
         return f"none of {counts['size'].sum()} runs collapses at any {name}"
-    said = f"{broken['sum'].sum()} of {broken['size'].sum()} runs collapse at"
     low, high = broken.index.min(), broken.index.max()
+    said = f"{broken['sum'].sum()} of {counts.loc[low:high, 'size'].sum()} runs collapse at"
     where = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     if len(above := counts.loc[counts.index > high, "size"]):
         return f"{said} {name} {where}, none of {above.sum()} from {above.index.min():g}"

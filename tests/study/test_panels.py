@@ -158,10 +158,15 @@ def test_doses_are_over_the_steps_that_all_were_given_and_say_where_none_collaps
     )
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert labels == ["0", "0.1", "0.2", "10"]
+    gap = [
+        made(f"llds-weight-{weight}", 0, rewards, loss={"llds_weight": weight})
+        for weight, rewards in ((1, RISING), (30, FALLING))
+    ]
     for few, title in (
         (runs[1:2], "1 of 1 runs collapse at penalty weight 0.1"),
         ([made("grpo")], "none of 1 runs collapses at any penalty weight"),
         (runs[:2], "1 of 1 runs collapse at penalty weight 0.1, none of 1 from 10"),
+        ([runs[1], *gap], "2 of 3 runs collapse at penalty weight 0.1 to 30"),
     ):
         found = doses(few, DESK.drawn("weight"), "loss", "llds_weight")
         steps = found["steps"].min()
@@ -182,7 +187,7 @@ def test_a_second_arm_of_a_dose_is_a_longer_run_of_it() -> None:
     assert data["steps"].tolist() == [18, 54, 18, 18]  # one arm is in both series
     figure = dose_figure(data, "updates per rollout")
     assert in_one_line(figure) == (
-        "Within 18 steps: 1 of 1 runs collapse at updates per rollout 32, none of 2 up to 8"
+        "Within 18 steps: 1 of 1 runs collapse at updates per rollout 32, none of 1 up to 8"
     )
     assert [text for text in texts(figure) if "/" in text] == ["0/1", "1/1", "0/1"]
 
