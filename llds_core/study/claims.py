@@ -84,12 +84,12 @@ def load_claims(study: Study) -> Claims:
 
 
 def under_way(study: Study, runs: Sequence[StoredRun]) -> set[str]:
-    """Arms of a study that have runs, but not of all their seeds."""
+    """Arms of a study that lack runs of planned seeds."""
     made = by_method(runs)
     return {
         arm.name
         for arm in study.arms
-        if arm.name in made and not set(arm.seeds) <= {run.seed for run in made[arm.name]}
+        if not set(arm.seeds) <= {run.seed for run in made.get(arm.name, ())}
     }
 
 
@@ -101,7 +101,7 @@ def evaluate_claims(
 ) -> pd.DataFrame:
     """Check every claim against `Evidence`; the same input gives the same table.
 
-    Claims that rest on an arm of `unjudged` get an effect so far, but no verdict.
+    Claims about an arm of `unjudged` get an effect so far, but no verdict.
 
     Returns:
         One row per claim. `effect` with its 95 % interval `low`, `high` is in `effect_unit`, and
@@ -115,7 +115,8 @@ def evaluate_claims(
 
 
 def _claim_row(claim: Claim, found: Finding, unjudged: Container[str]) -> dict[str, object]:
-    is_judged = not any(arm in unjudged for arm, _ in found.runs)
+    # An arm without any run is not among those that the finding rests on.
+    is_judged = not any(arm in unjudged for rule in claim.rule for arm in rule.named_arms())
     return {
         "claim": claim.claim,
         "paper_reference": claim.paper,

@@ -63,8 +63,13 @@ def test_no_claim_is_judged_before_the_seeds_of_its_arms_are_in(tmp_path: Path) 
     runs = read_published("desk-reuse", PUBLISHED)
     arms = ("grpo", "llds-action")
     some = [run for run in runs if run.arm in arms and (run.arm, run.seed) != ("grpo", 34)]
-    assert under_way(DESK, runs) == set() and under_way(DESK, some) == {"grpo"}
+    without = [run for run in runs if run.arm != "llds-weight-30"]
+    assert under_way(DESK, runs) == set() and under_way(DESK, without) == {"llds-weight-30"}
     claims = load_claims(DESK).claims
+    trend = evaluate_claims(
+        [c for c in claims if "larger the weight" in c.claim], without, {}, under_way(DESK, without)
+    )
+    assert trend["verdict"].item() == "not tested" and trend["seeds"].item() == 3
     so_far = evaluate_claims(claims, some, {}, under_way(DESK, some)).set_index("claim")
     judged = so_far["verdict"] != "not tested"
     assert judged.any() and not so_far["runs"][judged].str.contains("grpo-seed").any()
