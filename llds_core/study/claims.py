@@ -86,11 +86,7 @@ def load_claims(study: Study) -> Claims:
 def under_way(study: Study, runs: Sequence[StoredRun]) -> set[str]:
     """Arms of a study that lack runs of planned seeds."""
     made = by_method(runs)
-    return {
-        arm.name
-        for arm in study.arms
-        if not set(arm.seeds) <= {run.seed for run in made.get(arm.name, ())}
-    }
+    return {a.name for a in study.arms if {*a.seeds} - {run.seed for run in made.get(a.name, ())}}
 
 
 def evaluate_claims(
