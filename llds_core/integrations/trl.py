@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import trl
 from trl import GRPOConfig, GRPOTrainer
 
 from llds_core.errors import ConfigError
@@ -21,6 +22,10 @@ from llds_core.integrations.adapters import (
     penalty_and_sums,
 )
 
+# Up to 0.25 it counts steps before the loss, so that tokens of another update would divide; up to
+# 0.27 it reads no `env_mask`. A copy that was never installed has no numbers.
+if () < tuple(int(part) for part in trl.__version__.split(".")[:2] if part.isdigit()) < (0, 28):
+    raise ConfigError(f"TRL {trl.__version__} is too old for LLDS: install trl>=0.28")
 _SUMS = ("penalty_sum", "gated_tokens", "preserved_tokens", *DISPLACEMENT)
 _Trainer: Any = object  # what comes next in the order of a subclass, of which types know nothing
 
@@ -34,11 +39,10 @@ def keep_32_bits(trainer: Any) -> None:
     if not getattr(trainer.accelerator, "is_fsdp2", False):  # accelerate before 1.6 has none
         return
     plugin = trainer.accelerator.state.fsdp_plugin
-    policy = plugin.mixed_precision_policy
-    if policy and policy.output_dtype in (torch.bfloat16, torch.float16):
-        plugin.mixed_precision_policy = replace(
-            policy, output_dtype=None, reduce_dtype=torch.float32
-        )
+    given = plugin.mixed_precision_policy
+    if given and given.output_dtype in (torch.bfloat16, torch.float16):
+        kept = {"output_dtype": None, "reduce_dtype": torch.float32}
+        plugin.mixed_precision_policy = replace(given, **kept)
 
 
 class LLDSMixin(_Trainer):
@@ -180,8 +184,7 @@ class LLDSMixin(_Trainer):
         held = self._buffered_inputs
         ahead = range(self._step, self._step + self.args.gradient_accumulation_steps)
         counts = [counted_tokens(self, *_constants(held[step % len(held)])) for step in ahead]
-        total = self.accelerator.reduce(torch.stack(counts).sum().float(), reduction="sum")
-        return total / self.accelerator.num_processes
+        return self.accelerator.reduce(torch.stack(counts).sum().float(), reduction="mean")
 
     def _log_update(self) -> None:
         found = self.accelerator.reduce(self._llds_sums, reduction="sum").tolist()
@@ -195,8 +198,7 @@ class LLDSMixin(_Trainer):
         if is_first:
             metrics["gated_fraction_first"] = gated
         suffix = "_first" if is_first else "_by_others" if place < first_pass else ""
-        metrics |= displacement_metrics(sums, suffix)
-        for name, value in metrics.items():
+        for name, value in (metrics | displacement_metrics(sums, suffix)).items():
             self._metrics["train"][f"llds/{name}"].append(value)
 
 
@@ -214,9 +216,7 @@ def _largest_noise(model: torch.nn.Module) -> float:
 
 def _constants(inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """The mask of tokens that the model wrote, and an advantage per response."""
-    mask = inputs["completion_mask"]
-    if "tool_mask" in inputs:
-        mask = mask * inputs["tool_mask"]
+    mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
     advantages = inputs["advantages"]
     if advantages.dim() > 1:
         advantages = one_per_response(advantages, mask, "GRPOTrainer")

@@ -1,13 +1,16 @@
 """LLDS inside TRL's own trainer, on a plain task: text in, text out, a reward on the text."""
 
 import math
+import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import trl
 import trl_updates
 from datasets import Dataset
 from given_policies import save_one_layer_policy
@@ -19,6 +22,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOTrainer
 from trl.trainer import grpo_trainer
 from trl_updates import even_tokens, trainer_of, update, whole, window
 
+from llds_core import integrations
 from llds_core.errors import ConfigError
 from llds_core.integrations.trl import LLDSGRPOTrainer, LLDSMixin
 
@@ -214,6 +218,19 @@ def test_what_it_cannot_do_is_refused_in_one_line(policy: Path, tmp_path: Path) 
     ):
         with pytest.raises(ValueError, match=said):
             trainer_of(LLDSGRPOTrainer, policy, tmp_path, options)
+
+
+@pytest.mark.parametrize("version", ["0.27.2", "0.28.0", "1.17.0.dev0", "unknown"])
+def test_a_trl_that_counts_otherwise_is_refused(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setattr(trl, "__version__", version)
+    monkeypatch.delitem(sys.modules, name := LLDSMixin.__module__)
+    monkeypatch.setattr(integrations, "trl", None, raising=False)  # is the old one again afterwards
+    if version == "0.27.2":
+        refused(ConfigError, f"TRL {version} .* install trl>=0.28", import_module, name)
+    else:
+        import_module(name)
 
 
 class Dropping(LLDSGRPOTrainer):
