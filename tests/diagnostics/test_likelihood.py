@@ -20,9 +20,7 @@ def close(found, expected):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @pytest.mark.parametrize("logits_at_once", [2**24, 150], ids=["whole", "three tokens"])
-def test_every_policy_token_gets_the_value_of_a_plain_forward_pass(
-    batch_size, logits_at_once, monkeypatch
-):
+def test_every_policy_token_gets_the_value_of_a_plain_pass(batch_size, logits_at_once, monkeypatch):
     """Whatever the company in the batch, and the slices of the projection on the vocabulary."""
     monkeypatch.setattr(likelihood, "_LOGITS_AT_ONCE", logits_at_once)
     monkeypatch.setattr(likelihood, "_ROWS_AT_ONCE", batch_size)
@@ -41,20 +39,13 @@ def test_rows_of_the_embedding_that_are_no_tokens_take_no_probability():
     wide.resize_token_embeddings(VOCABULARY + 5, mean_resizing=False)
     with torch.no_grad():
         wide.get_output_embeddings().weight[VOCABULARY:] = 9.0
-    both = [
-        score_trajectories(model, MIXED, pad_id=3, vocabulary=VOCABULARY) for model in (MODEL, wide)
-    ]
+    given = {"pad_id": 3, "vocabulary": VOCABULARY}
+    both = [score_trajectories(model, MIXED, **given) for model in (MODEL, wide)]
     for plain, found in zip(*both, strict=True):
         close(found.logprobs, plain.logprobs)
         close(found.entropies, plain.entropies)
-    changes = [
-        group_changes(
-            *(model, [MIXED]),
-            **{"pad_id": 3, "learning_rate": 0.1, "optimizer": "sgd", "step": 0},
-            vocabulary=VOCABULARY,
-        )
-        for model in (MODEL, wide)
-    ]
+    given |= {"learning_rate": 0.1, "optimizer": "sgd", "step": 0}
+    changes = [group_changes(model, [MIXED], **given) for model in (MODEL, wide)]
     pd.testing.assert_frame_equal(*changes, atol=1e-3)
 
 

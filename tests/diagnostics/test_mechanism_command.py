@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from run_helpers import mistake, refused
 
-from llds_core.__main__ import main
 from llds_core.config import load_experiment
 from llds_core.diagnostics import measure as measure_module
 from llds_core.diagnostics.measure import measure
@@ -59,9 +59,8 @@ def test_the_weights_that_a_run_updates_are_measured(stored) -> None:
     mixed = replace(run.config, training=replace(run.config.training, dtype="bfloat16"))
     environment = build_environment(run.config)
     asked = (environment, run.start_policy, 0, environment.world.train[:3])
-    one, other = (
-        measure_module._measure(each, *asked) for each in (run, replace(run, config=mixed))
-    )
+    runs = (run, replace(run, config=mixed))
+    one, other = (measure_module._measure(each, *asked) for each in runs)
     for name in TABLES:
         pd.testing.assert_frame_equal(one[name], other[name])
 
@@ -75,8 +74,8 @@ def test_what_is_measured_is_not_measured_again(tables, stored, monkeypatch) -> 
     assert manifest["questions"] == 6 and set(manifest["runs"]) == set(METHODS)
     assert "earlier" not in manifest
     measure("smoke", METHODS[:1], 0, stored, questions=6, steps=[0, 3])
-    with pytest.raises(ConfigError, match=r"no checkpoint at step 7: it has 0, .*3$"):
-        measure("smoke", METHODS[:1], 0, stored, questions=6, steps=[3, 7])
+    said, asked = r"no checkpoint at step 7: it has 0, .*3$", ("smoke", METHODS[:1], 0, stored)
+    refused(ConfigError, said, measure, *asked, questions=6, steps=[3, 7])
     later = json.loads((folder / "manifest.json").read_text())
     assert later["earlier"] == manifest and set(later["runs"]) == set(METHODS)
 
@@ -113,10 +112,8 @@ def test_runs_of_other_worlds_are_not_measured_together(stored, monkeypatch) -> 
         for n, change in enumerate(([], *changes))
     ]
     monkeypatch.setattr(measure_module, "_runs", lambda *_: runs)
-    with pytest.raises(
-        ConfigError, match=r"arm0 has rollout.max_searches=2 and arm2 1: measure them"
-    ):
-        measure("smoke", ["grpo"], 0, stored)
+    said = "arm0 has rollout.max_searches=2 and arm2 1: measure them"
+    refused(ConfigError, said, measure, "smoke", ["grpo"], 0, stored)
 
 
 def test_figures_come_from_the_tables(tables, stored, capsys) -> None:
@@ -148,11 +145,10 @@ def test_questions_that_do_not_fit_are_refused_before_any_work_or_left_out(
     world = build_world(config)
     monkeypatch.setattr("llds_core.rollout.environment.build_world", lambda _: world)
     first = world.train[0]
-    with pytest.raises(ConfigError, match=rf"^1 of 2 training questions \({first.id}\) do not fit"):
-        measure("smoke", ["grpo"], 0, root, questions=2)
-    assert len(read_mechanism(mechanism_path(root, "smoke", 0))["theorem"]) == len(
-        tables["theorem"]
-    )
+    said = rf"^1 of 2 training questions \({first.id}\) do not fit"
+    refused(ConfigError, said, measure, "smoke", ["grpo"], 0, root, questions=2)
+    kept = read_mechanism(mechanism_path(root, "smoke", 0))
+    assert len(kept["theorem"]) == len(tables["theorem"])
     skipping = replace(config, data=replace(config.data, too_long="skip"))
     monkeypatch.setattr("llds_core.runs.run.load_experiment", lambda *_: skipping)
     folder = measure("smoke", ["grpo"], 0, root, questions=2)
@@ -163,9 +159,7 @@ def test_questions_that_do_not_fit_are_refused_before_any_work_or_left_out(
 
 
 def test_missing_runs_and_senseless_numbers_are_one_line(tmp_path: Path, capsys) -> None:
-    with pytest.raises(CheckpointError, match="llds_core train smoke/grpo --seed 0"):
-        measure("smoke", ["grpo"], 0, tmp_path)
-    with pytest.raises(DataError, match="llds_core mechanism"):
-        read_mechanism(tmp_path)
-    options = ["mechanism", "smoke", "--run-root", str(tmp_path)]
-    assert main(options) == 2 and capsys.readouterr().err.count("\n") == 1
+    said = "llds_core train smoke/grpo --seed 0"
+    refused(CheckpointError, said, measure, "smoke", ["grpo"], 0, tmp_path)
+    refused(DataError, "llds_core mechanism", read_mechanism, tmp_path)
+    mistake(capsys, "mechanism", "smoke", "--run-root", str(tmp_path))

@@ -13,15 +13,14 @@ from llds_core.diagnostics.phases import (
 )
 from llds_core.errors import ConfigError
 
+NOISE = [-0.5, -0.52, -0.48, -0.5, -0.52, -0.48]  # mean -0.5, deviation below 0.02
+DECAY = [-0.6, -0.65, -0.7, -0.75, -0.8, -0.85]  # 0.05 a step
+CLIFF = [-1.5, -2.2, -2.9, -3.6]  # about 0.7 a step
+
 
 def table(reward, loglik):
     steps = range(1, len(reward) + 1)
     return pd.DataFrame({"step": steps, "reward": reward, "loglik_correct": loglik}, dtype=float)
-
-
-NOISE = [-0.5, -0.52, -0.48, -0.5, -0.52, -0.48]  # mean -0.5, deviation below 0.02
-DECAY = [-0.6, -0.65, -0.7, -0.75, -0.8, -0.85]  # 0.05 a step
-CLIFF = [-1.5, -2.2, -2.9, -3.6]  # about 0.7 a step
 
 
 def test_windowed_mean_is_trailing_and_skips_gaps():

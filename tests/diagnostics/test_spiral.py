@@ -8,6 +8,7 @@ from llds_core.diagnostics.spiral import death_spiral
 
 FALLING = [-1.0, -1.1, -1.2, -1.3, -1.4]
 ALIKE = [0.9] * 5
+M = [-0.1, -0.2, -0.3, -0.4, -0.5]
 
 
 def run(m, p, c, reward=None):
@@ -20,9 +21,6 @@ def run(m, p, c, reward=None):
 def onsets(m, p, c):
     """Of the literal test."""
     return tuple(death_spiral(run(m, p, c), window=1).onsets.values())
-
-
-M = [-0.1, -0.2, -0.3, -0.4, -0.5]
 
 
 @pytest.mark.parametrize(

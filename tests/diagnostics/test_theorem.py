@@ -46,10 +46,9 @@ def test_the_score_is_the_inner_product_of_gradients_of_the_unembedding():
 def test_a_small_step_on_the_unembedding_does_what_the_score_says():
     model = policy(tied=False).double().requires_grad_(False)
     model.lm_head.weight.requires_grad_(True)
-    frame = group_changes(
-        model, [group(OUTCOMES, seed=s) for s in range(3)], pad_id=PAD, learning_rate=1e-5,
-        optimizer="sgd", step=0,
-    )  # fmt: skip
+    groups = [group(OUTCOMES, seed=s) for s in range(3)]
+    options = {"learning_rate": 1e-5, "optimizer": "sgd", "step": 0}
+    frame = group_changes(model, groups, pad_id=PAD, **options)
     for row in frame.itertuples():
         assert row.delta == pytest.approx(-1e-5 * row.driver, rel=1e-3)
         assert row.delta_first == pytest.approx(-1e-5 * row.driver_first, rel=1e-3)

@@ -10,9 +10,7 @@ needs_browser = pytest.mark.skipif(not shutil.which("chromium"), reason="no head
 
 
 def drawn(page: Path, script: str = "") -> str:
-    """Return the document of `page` after its own scripts and `script`; it may log nothing, as a
-    request that finds no host would.
-    """
+    """Document of `page` after its scripts and `script`; a request would be logged, and fail."""
     if script:
         text = page.read_text("utf-8")
         page = page.with_name(f"scripted-{page.name}")

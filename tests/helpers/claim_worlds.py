@@ -28,10 +28,8 @@ def made(arm, seed, columns, *, status="complete", reason=None, **config):
     settings = {name: {**CONFIG[name], **config.get(name, {})} for name in CONFIG}
     settings["training"].setdefault("steps", len(metrics))
     manifest = {"profile": "desk", "method": arm, "seed": seed, "status": status, "arm": arm}
-    manifest["config_hash"] = "abc"
-    return StoredRun(
-        Path(f"{arm}{seed}"), manifest | {"config": settings, "reason": reason}, metrics
-    )
+    manifest |= {"config_hash": "abc", "config": settings, "reason": reason}
+    return StoredRun(Path(f"{arm}{seed}"), manifest, metrics)
 
 
 def fallen(arm, seed, at=COLLAPSE, *, columns=None, cut=None, **values):

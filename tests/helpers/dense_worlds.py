@@ -55,9 +55,7 @@ class FakeEncoder:
         return unit_length(np.asarray(rows, np.float32).reshape(len(rows), self.dimension))
 
 
-def write_published_vectors(
-    file: Path, encoder: "Encoder | FakeEncoder", passages: Sequence[Passage]
-) -> None:
+def write_published_vectors(file: Path, encoder: Encoder | FakeEncoder, passages: Sequence) -> None:
     """The flat index of a corpus, as Search-R1 publishes one."""
     import faiss
 

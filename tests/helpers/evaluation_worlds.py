@@ -29,9 +29,8 @@ def environment(*overrides: str) -> Environment:
 
 @cache
 def policy() -> PreTrainedModel:
-    """An untrained policy that likes tags, so that some of its actions are valid.
-
-    In float64, where no token hangs on the order in which a sum is taken, nor on the batch.
+    """An untrained policy that likes tags, so that some of its actions are valid; in float64, where
+    no token hangs on the order in which a sum is taken, nor on the batch.
     """
     sizes = {"hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 4}
     config = PolicyConfig(**sizes, vocab_size=300, key_value_heads=2, initializer_range=0.3)

@@ -19,10 +19,7 @@ from llds_core.worlds.question_sets import CORPUS_FILE, MIX_FILE, QUESTIONS_FOLD
 
 
 def write_files_world(folder: Path, *, train: int = 12, test: int = 2) -> None:
-    """Corpus, training mix and the seven benchmarks; `train` and `test` questions of each source.
-
-    Passages and questions are the atlas's.
-    """
+    """The atlas as corpus, training mix and seven benchmarks, of so many questions a source."""
     atlas = build_atlas(cities=40, countries="cities")
     write_corpus(folder / CORPUS_FILE, atlas.passages)
     questions = iter((*atlas.train, *atlas.test))

@@ -29,9 +29,8 @@ def _tokenizer() -> TokenizersBackend:
     options = {"special_tokens": SPECIAL, "initial_alphabet": alphabet, "show_progress": False}
     made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, **options))
     names = dict(zip(("unk_token", "bos_token", "eos_token"), SPECIAL, strict=True))
-    return TokenizersBackend(
-        tokenizer_object=made, **names, pad_token=SPECIAL[2], chat_template=_CHAT
-    )
+    names |= {"pad_token": SPECIAL[2], "chat_template": _CHAT}
+    return TokenizersBackend(tokenizer_object=made, **names)
 
 
 def save_llama(folder: Path, seed: int = 0) -> Path:

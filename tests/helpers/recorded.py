@@ -17,9 +17,7 @@ class NoPenaltyCode(SearchGRPOTrainer):
 
 
 class Recorded(SearchGRPOTrainer):
-    """Keeps inputs, log-probabilities, loss and its gradient by them of every micro-batch, the
-    gradients of every update, and the row of every step.
-    """
+    """Keeps what it computed: of every micro-batch, of every update, and the row of every step."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.records: list[dict[str, Any]] = []

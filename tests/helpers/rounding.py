@@ -6,7 +6,6 @@ that of all their terms together. Bounds of tests follow from here, not from wha
 """
 
 import math
-from collections.abc import Mapping
 
 import torch
 
@@ -18,9 +17,7 @@ PASS = EPSILON * math.sqrt(15 * 128)  # 5e-6
 LOGPROB = 16 * PASS  # 8e-5
 
 
-def assert_same_gradients(
-    one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]
-) -> None:
+def assert_same_gradients(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     """Gradients of one update by two ways of adding up its tokens."""
     assert one.keys() == other.keys()
     largest = max(gradient.abs().max().item() for gradient in one.values())

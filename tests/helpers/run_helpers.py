@@ -1,18 +1,16 @@
 """What the tests of run directories share."""
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llds_core.__main__ import main
-from llds_core.config import ExperimentConfig, load_experiment
+from llds_core.config import load_experiment
 from llds_core.machine import jobs
-from llds_core.runs import Run
 
 CONFIG = load_experiment("smoke/grpo")
 
@@ -26,9 +24,7 @@ def one_line(error: pytest.ExceptionInfo) -> str:
     return str(error.value)
 
 
-def refused(
-    kind: type[Exception], match: str | None, call: Callable, *arguments: Any, **options: Any
-) -> str:
+def refused(kind: type, match: str | None, call: Callable, *arguments: Any, **options: Any) -> str:
     """The one line in which `call` refuses."""
     with pytest.raises(kind, match=match) as error:
         call(*arguments, **options)
@@ -41,17 +37,6 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     return line
-
-
-def train_run(
-    config: ExperimentConfig, seed: int, root: Path, overrides: Sequence[str] = (), **options: Any
-) -> Path:
-    """Train a run; return its folder."""
-    from llds_core.training.experiment import train
-
-    run = Run(config, seed, root, tuple(overrides))
-    train(run, **options)
-    return run.path
 
 
 @contextmanager

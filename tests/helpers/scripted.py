@@ -47,9 +47,7 @@ def policy() -> torch.nn.Module:
     return load_policy(_stored_policy().name)[0]
 
 
-def settings(
-    folder: Path, *overrides: str, method: str = "grpo", **direct: Any
-) -> SearchGRPOConfig:
+def settings(folder: Path, *overrides: str, method="grpo", **direct: Any) -> SearchGRPOConfig:
     """Settings of the smoke profile: 16 trajectories, 2 epochs of 2 mini-batches of 2 x 4."""
     config = load_experiment(f"smoke/{method}", laid_over(_BASE, overrides))
     args = search_grpo_config(config, 0, folder)
@@ -58,9 +56,7 @@ def settings(
     return args
 
 
-def trajectory(
-    random: np.random.Generator, question: int, sample: int, reward: float
-) -> Trajectory:
+def trajectory(random: np.random.Generator, question: int, sample: int, reward: float):
     """One to three actions with observations between them, all of random lengths."""
     prompt = np.random.default_rng(question).integers(2, len(TOKENIZER), 3 + question % 5).tolist()
     made = Trajectory(Question(str(question), "?", ("a",)), sample, prompt)
@@ -103,24 +99,15 @@ def rollout(rows: Sequence[dict[str, Any]], model: torch.nn.Module, step: int) -
     return Rollout(made, 0.5, 0.1)
 
 
-def dataset(args: SearchGRPOConfig) -> Dataset:
+def _given(args: SearchGRPOConfig) -> dict[str, Any]:
     rows = range(args.max_steps // args.training.updates_per_rollout * PROMPTS)
-    return Dataset.from_dict({"prompt": [f"q{i}" for i in rows], "question": list(rows)})
+    questions = Dataset.from_dict({"prompt": [f"q{i}" for i in rows], "question": list(rows)})
+    given = {"model": policy(), "args": args, "processing_class": TOKENIZER}
+    return given | {"train_dataset": questions}
 
 
-def build(
-    args: SearchGRPOConfig,
-    cls: type[SearchGRPOTrainer] = SearchGRPOTrainer,
-    model: torch.nn.Module | None = None,
-    **options: Any,
-) -> SearchGRPOTrainer:
-    return cls(
-        model=model if model is not None else policy(),
-        args=args,
-        train_dataset=dataset(args),
-        processing_class=TOKENIZER,
-        **({"rollout": rollout} | options),
-    )
+def build(args: SearchGRPOConfig, cls: type = SearchGRPOTrainer, **options: Any) -> Any:
+    return cls(**_given(args), **{"rollout": rollout} | options)
 
 
 def stock(args: SearchGRPOConfig) -> GRPOTrainer:
@@ -130,14 +117,8 @@ def stock(args: SearchGRPOConfig) -> GRPOTrainer:
         step = trainer.state.global_step // args.training.updates_per_rollout + 1
         return rollout_columns(trajectories(step, len(prompts) // GROUP))
 
-    return GRPOTrainer(
-        model=policy(),
-        args=args,
-        reward_funcs=[trajectory_reward],
-        train_dataset=dataset(args),
-        processing_class=TOKENIZER,
-        rollout_func=rollout_func,
-    )
+    rewards = [trajectory_reward]
+    return GRPOTrainer(**_given(args), rollout_func=rollout_func, reward_funcs=rewards)
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """A sampler and an engine that do as they are told, and tokenizers with and without tag tokens."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -105,6 +106,20 @@ class StubRetriever:
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         self.queries += queries
         return [list(self.hits[:k]) for _ in queries]
+
+
+@dataclass
+class Late:
+    """Finds what was asked for, the first calls last."""
+
+    latency: float = 0.0
+    identity = "late"
+    calls: list[list[str]] = field(default_factory=list)
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        self.calls.append(list(queries))
+        time.sleep(self.latency * (1 + -len(self.calls) % 3))
+        return [[Hit(query, query, f"is {query}", 1.0)] for query in queries]
 
 
 def limits(**values: int) -> RolloutConfig:

@@ -26,6 +26,17 @@ IDENTITY = ServiceIdentity(
 PATIENCE = 120.0  # seconds until a test gives up; a busy machine only makes it later
 # Short pauses: what is tested is how often and what, not how long.
 SETTINGS = ServiceConfig(timeout_seconds=PATIENCE, backoff_seconds=0.001, batch_window_ms=1.0)
+_PROGRAM = """
+import time
+from services import ENGINE, IDENTITY, Recorder, ServiceConfig
+from llds_core.retrieval.service import serve
+
+def load():
+    time.sleep({load})
+    return Recorder(lambda queries: time.sleep({search})), IDENTITY
+
+serve(load, ServiceConfig(), port={port})
+"""
 
 
 class Recorder:
@@ -63,19 +74,6 @@ def running(engine=ENGINE, identity: ServiceIdentity = IDENTITY) -> Iterator[str
     service.open(engine, identity)
     with serving(service) as url:
         yield url
-
-
-_PROGRAM = """
-import time
-from services import ENGINE, IDENTITY, Recorder, ServiceConfig
-from llds_core.retrieval.service import serve
-
-def load():
-    time.sleep({load})
-    return Recorder(lambda queries: time.sleep({search})), IDENTITY
-
-serve(load, ServiceConfig(), port={port})
-"""
 
 
 def free_port() -> int:
@@ -135,10 +133,8 @@ def eventually(check: Callable[[], bool]) -> None:
 
 
 class Scripted:
-    """A server that answers each request with the next of some scripts, the last one for ever.
-
-    A script is a function of (method, path, request) that returns status, headers and body, or None
-    to end the connection without a word.
+    """A server that answers each request with the next of some scripts, the last one for ever: they
+    make of method, path and request a status, headers and body, or None to hang up.
     """
 
     def __init__(self, *scripts: Callable) -> None:

@@ -57,6 +57,17 @@ CASES: dict[str, tuple[str, ...]] = {
     f"{gate}-{normalizer}": (f"loss.gate={gate}", f"loss.normalizer={normalizer}", *_PENALTY)
     for gate, normalizer in (("action", "preserved"), ("response", "preserved"), ("token", "all"))
 }
+SHARDED = ("token-mean", "action-preserved", "by-tokens")
+# Wall time, and how much padding the shares of a mini-batch need.
+_OWN = {"padding", "rollout_seconds", "retrieval_seconds", "update_seconds", "trajectories"}
+_OWN |= {"rollout_tokens_per_second", "update_tokens_per_second"}
+# Rounding itself, or its exponential: what it may be for one token.
+_OF_A_TOKEN = {"sampler_gap", "sampler_gap_max", "ratio_max", "ratio_min"}
+_OF_A_RESPONSE = {"loglik_change_correct", "loglik_change_incorrect"}
+# Means of many numbers. Everything else is counted, and equal.
+_MEANS = {name for name in METRICS if name.startswith("loglik_")} - _OF_A_RESPONSE
+_MEANS |= {"entropy", "kl", "hidden_similarity", "loss", "llds_penalty", "answer_weight"}
+_MEANS |= {"lp_reg_penalty", "grad_norm", "grad_norm_max"}
 
 
 def spawn(world: int, work: Callable, *arguments: Any) -> list[multiprocessing.Process]:
@@ -132,11 +143,8 @@ def case_trainer(
 def compute(
     case: str, folder: Path, processes: Processes, *overrides: str, resume: int | None = None
 ) -> dict[str, Any]:
-    """Train `case`, for one step unless overrides say more, or continue after step `resume`.
-
-    Returns:
-        The last metrics row, gradients of every update, the weights, and how far the policy that
-        sampled the last rollout was from the start policy.
+    """Train `case`, for one step unless overrides say more, or continue after step `resume`;
+    `sampled` is how far the policy that sampled the last rollout was from the start policy.
     """
     start_weights()
     trainer = case_trainer(case, folder, processes, *overrides)
@@ -152,9 +160,7 @@ def compute(
 
 
 def penalties(place: Processes) -> dict[tuple, tuple[torch.Tensor, torch.Tensor]]:
-    """Penalty and its gradient on every second of eight rows, or on all in a process alone: for
-    each gate, and whatever is counted for the denominator.
-    """
+    """Penalty and gradient by gate and count, on every second of eight rows, or on all alone."""
     random = torch.Generator().manual_seed(0)
     old, new = torch.randn(2, 8, 12, generator=random, dtype=torch.float64)
     mask = (torch.rand(8, 12, generator=random) < 0.6).long()
@@ -179,10 +185,8 @@ def penalties(place: Processes) -> dict[tuple, tuple[torch.Tensor, torch.Tensor]
 
 @cache
 def start_weights() -> dict[str, torch.Tensor]:
-    """Weights of the start policy.
-
-    To be called before processes know of each other: transformers lets only one of them store a
-    policy, and load one that is to be sharded.
+    """Of the start policy. To be called before processes know of each other: transformers lets
+    only one of them store a policy, and load one that is to be sharded.
     """
     return weights(policy())
 
@@ -255,9 +259,6 @@ def compute_all(folder: Path) -> None:
     torch.save(results, folder / f"rank{place.rank}.pt")
 
 
-SHARDED = ("token-mean", "action-preserved", "by-tokens")
-
-
 def compute_sharded(folder: Path) -> None:
     """Cases with the model sharded by FSDP2; a run of two steps, and its second step resumed."""
     place = _sharding()
@@ -296,19 +297,6 @@ def _sharding() -> Processes:
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
     return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
-
-
-# Wall time, and how much padding the shares of a mini-batch need.
-_OWN = {"padding", "rollout_seconds", "retrieval_seconds", "update_seconds", "trajectories"}
-_OWN |= {"rollout_tokens_per_second", "update_tokens_per_second"}
-# Rounding itself, or its exponential: what it may be for one token.
-_OF_A_TOKEN = {"sampler_gap", "sampler_gap_max", "ratio_max", "ratio_min"}
-_OF_A_RESPONSE = {"loglik_change_correct", "loglik_change_incorrect"}
-# Means of many numbers. Everything else is counted, and equal.
-_MEANS = {name for name in METRICS if name.startswith("loglik_")} - _OF_A_RESPONSE
-_MEANS |= {"entropy", "kl", "hidden_similarity", "loss", "llds_penalty", "answer_weight"}
-_MEANS |= {"lp_reg_penalty"}
-_MEANS |= {"grad_norm", "grad_norm_max"}
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

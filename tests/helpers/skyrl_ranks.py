@@ -18,6 +18,7 @@ from llds_core.integrations.skyrl import LldsAlgorithmConfig, LldsTrainerMixin
 
 WEIGHT = 0.5
 VOCABULARY = 7
+ALONE = {"sp": 0, "tp": 0, "pp": 0, "pp_size": 1}
 
 
 class Trainer(LldsTrainerMixin, RayPPOTrainer):
@@ -99,9 +100,7 @@ class Ranks:
         self.actor_infos = [
             ActorInfo(
                 handle=Rank(cfg, self.model, dp_size),
-                rank=MeshRank(
-                    dp=dp, sp=0, tp=0, pp=0, world_size=dp_size, dp_size=dp_size, pp_size=1
-                ),
+                rank=MeshRank(dp=dp, world_size=dp_size, dp_size=dp_size, **ALONE),
             )
             for dp in range(dp_size)
         ]
@@ -152,9 +151,7 @@ def train(cfg: Any, dp_size: int, monkeypatch: pytest.MonkeyPatch, noise: float 
         self.dispatch = WorkerDispatch(self.cfg, ranks)
 
     monkeypatch.setattr(RayPPOTrainer, "build_models", build_models)
-    monkeypatch.setattr(
-        RayPPOTrainer, "__init__", lambda self, cfg, **_: self.__dict__.update(cfg=cfg)
-    )
+    monkeypatch.setattr(RayPPOTrainer, "__init__", lambda self, cfg, **_: setattr(self, "cfg", cfg))
     cfg.trainer.placement.colocate_all = False
     cfg.trainer.placement.colocate_policy_ref = False
     trainer = Trainer(cfg=cfg)

@@ -35,11 +35,7 @@ def sample(logits_of: Callable[..., torch.Tensor], generator: torch.Generator) -
     """Sixteen responses: an action, an observation and an action of unequal length.
 
     Prompts are padded on the left, responses on the right. The reward is the share of even tokens
-    among those that the policy wrote.
-
-    Args:
-        logits_of: the model, of tokens and attention mask by the names of transformers.
-        generator: for prompts, lengths and tokens.
+    among those that the policy wrote; `logits_of` takes the arguments of transformers' models.
     """
     rows = PROMPTS * GROUP
     prompts = torch.randint(2, VOCABULARY, (PROMPTS, PROMPT), generator=generator)
@@ -53,9 +49,8 @@ def sample(logits_of: Callable[..., torch.Tensor], generator: torch.Generator) -
         if is_observation:
             column = torch.full((rows,), place)
         else:
-            logits = logits_of(
-                input_ids=tokens, attention_mask=mask, position_ids=positions_of(mask)
-            )
+            places = positions_of(mask)
+            logits = logits_of(input_ids=tokens, attention_mask=mask, position_ids=places)
             column = logits[:, -1].softmax(-1).multinomial(1, generator=generator)[:, 0]
         alive = (place < ends).long()
         tokens = torch.cat([tokens, (column * alive)[:, None]], 1)
@@ -63,12 +58,8 @@ def sample(logits_of: Callable[..., torch.Tensor], generator: torch.Generator) -
     policy_mask = mask[:, PROMPT:].clone()
     policy_mask[:, FIRST : FIRST + SEEN] = 0
     even = (tokens[:, PROMPT:] % 2 == 0) * policy_mask
-    return {
-        "tokens": tokens,
-        "mask": mask,
-        "policy_mask": policy_mask,
-        "rewards": even.sum(1) / policy_mask.sum(1),
-    }
+    rewards = even.sum(1) / policy_mask.sum(1)
+    return {"tokens": tokens, "mask": mask, "policy_mask": policy_mask, "rewards": rewards}
 
 
 def logprobs(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
@@ -81,9 +72,8 @@ def logprobs(model: torch.nn.Module, batch: Tensors) -> torch.Tensor:
 
 
 def plain_updates(path: str, batch: Tensors, weight: float, **options: str) -> Tensors:
-    """Weights after two passes over a rollout, in plain torch, each mini-batch at once.
-
-    PPO's clipped loss, a mean over tokens, plus weight × penalty; AdamW and a gradient of norm 1.
+    """Weights after two passes over a rollout, in plain torch, each mini-batch at once: PPO's
+    clipped loss, a mean over tokens, plus weight × penalty; AdamW and a gradient of norm 1.
     """
     model = Qwen2ForCausalLM.from_pretrained(path, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)

@@ -4,31 +4,27 @@ from collections.abc import Sequence
 
 import torch
 from scripted_rollouts import TAGGED as TOKENIZER
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedModel, Qwen2ForCausalLM
 
+from llds_core.config import PolicyConfig
 from llds_core.retrieval import Hit
 from llds_core.rollout.protocol import Action, Trajectory
+from llds_core.runs.policies import policy_architecture
 from llds_core.worlds.records import Question
 
 PAD = TOKENIZER.pad_token_id
 VOCABULARY = 50
 
 
-def policy(*, vocabulary: int = VOCABULARY, tied: bool = True, seed: int = 0) -> PreTrainedModel:
+def policy(*, vocabulary: int = VOCABULARY, tied: bool = True) -> PreTrainedModel:
     """A two-layer Qwen2 with weights large enough to have opinions."""
-    config = Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=tied,
-        initializer_range=0.3,
-    )
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "layers": 2, "heads": 2}
+    config = PolicyConfig(**sizes, key_value_heads=1, initializer_range=0.3)
+    architecture = policy_architecture(config, vocabulary)
+    architecture.tie_word_embeddings = tied
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Qwen2ForCausalLM(config)
+        torch.manual_seed(0)
+        return Qwen2ForCausalLM(architecture)
 
 
 def trajectory(
@@ -41,10 +37,8 @@ def trajectory(
     question: str = "q0",
     sample: int = 0,
 ) -> Trajectory:
-    """One action per list of tokens with `observation` in between.
-
-    `found` holds the ids each action's search returned, None for no executed search; by default
-    every action but the last searches.
+    """One action per list of tokens with `observation` in between; `found` holds what each action's
+    search returned, None for no search; by default every action but the last searches.
     """
     made = Trajectory(Question(question, "where?", ("Paris",), {"kind": "toy"}), sample, [*prompt])
     if found is None:
@@ -80,10 +74,17 @@ def group(outcomes: Sequence[bool], *, seed: int = 0, question: str = "q0") -> l
     ]
 
 
+def look(model: PreTrainedModel, one: Trajectory) -> tuple[torch.Tensor, ...]:
+    """Log-probability, entropy and state before every completion token, from an unpadded pass."""
+    ids = torch.tensor([*one.prompt_ids, *one.completion_ids])
+    first = len(one.prompt_ids)
+    states = model.base_model(input_ids=ids[None]).last_hidden_state[0, first - 1 : -1]
+    found = model.get_output_embeddings()(states).log_softmax(-1)
+    return found.gather(1, ids[first:, None])[:, 0], -(found.exp() * found).sum(-1), states
+
+
 def plain_scores(model: PreTrainedModel, item: Trajectory) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities and entropies at policy tokens, from one unpadded pass with its graph."""
-    ids = torch.tensor([*item.prompt_ids, *item.completion_ids])
-    found = model(input_ids=ids[None]).logits[0].log_softmax(-1)
-    where = len(item.prompt_ids) + torch.tensor(item.response_mask).nonzero().squeeze(1)
-    rows = found[where - 1]
-    return rows.gather(1, ids[where, None]).squeeze(1), -(rows.exp() * rows).sum(-1)
+    """Log-probabilities and entropies at policy tokens."""
+    logprobs, entropies, _ = look(model, item)
+    mask = torch.tensor(item.response_mask).bool()
+    return logprobs[mask], entropies[mask]

@@ -28,36 +28,15 @@ def even_tokens(prompts: list[str], completion_ids: list[list[int]], **_: Any) -
 def trainer_of(
     kind: type, policy: Path, folder: Path, options: dict[str, Any] | None = None, **settings: Any
 ) -> Any:
-    args = GRPOConfig(
-        output_dir=str(folder),
-        **{
-            "use_cpu": True,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "num_generations": 4,
-            "per_device_train_batch_size": 4,
-            "gradient_accumulation_steps": 2,
-            "num_iterations": 2,
-            "learning_rate": 0.01,
-            "max_steps": 4,
-            "shuffle_dataset": False,
-            "max_completion_length": 8,
-            "report_to": [],
-            "save_strategy": "no",
-            "logging_steps": 1,
-            "disable_tqdm": True,
-            "dataloader_pin_memory": False,
-            **settings,
-        },
-    )
+    given = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": []}
+    given |= {"num_generations": 4, "per_device_train_batch_size": 4, "num_iterations": 2}
+    given |= {"gradient_accumulation_steps": 2, "learning_rate": 0.01, "max_steps": 4}
+    given |= {"shuffle_dataset": False, "max_completion_length": 8, "save_strategy": "no"}
+    given |= {"logging_steps": 1, "disable_tqdm": True, "dataloader_pin_memory": False}
+    args = GRPOConfig(str(folder), **given | settings)
     prompts = Dataset.from_dict({"prompt": ["a", "b", "a", "b"]})
-    return kind(
-        model=str(policy),
-        args=args,
-        reward_funcs=[even_tokens],
-        train_dataset=prompts,
-        **(options or {}),
-    )
+    given = {"model": str(policy), "args": args, "train_dataset": prompts, **(options or {})}
+    return kind(reward_funcs=[even_tokens], **given)
 
 
 def window(trainer: Any, *, tools: bool, size: int = 2) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import trl
 import trl_updates
 from datasets import Dataset
 from given_policies import save_one_layer_policy
-from run_helpers import one_line, refused
+from run_helpers import refused
 from shared_trainers import spawn, wait
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoModelForCausalLM
@@ -129,17 +129,15 @@ def test_two_processes_get_the_penalty_and_the_metrics_of_one(policy: Path, tmp_
             assert logged["llds/gated_fraction"] == [pytest.approx(fraction, rel=1e-5)]
 
 
-def test_lora_trains_and_its_dropout_is_refused_until_it_is_switched_off(
-    policy: Path, tmp_path: Path
-) -> None:
+def test_lora_trains_and_its_dropout_is_refused_until_it_is_switched_off(policy, tmp_path) -> None:
     options = {"peft_config": lora(), "llds_weight": 5.0}
     _, rows = trained(LLDSGRPOTrainer, policy, tmp_path, options, learning_rate=0.1)
     for first, second in (rows[:2], rows[2:]):
         assert first["llds/penalty"] < 1e-6 < second["llds/penalty"]
     options["peft_config"] = lora(lora_dropout=0.1)
-    with pytest.raises(ConfigError, match="disable_dropout=True"):
-        trainer_of(LLDSGRPOTrainer, policy, tmp_path, options)
-    trainer_of(LLDSGRPOTrainer, policy, tmp_path, options, disable_dropout=True)
+    made = (LLDSGRPOTrainer, policy, tmp_path, options)
+    refused(ConfigError, "disable_dropout=True", trainer_of, *made)
+    trainer_of(*made, disable_dropout=True)
 
 
 @pytest.mark.parametrize(
@@ -154,11 +152,10 @@ def test_lora_trains_and_its_dropout_is_refused_until_it_is_switched_off(
 def test_a_penalty_that_would_be_0_is_refused_with_settings_that_work(
     policy: Path, tmp_path: Path, settings: dict[str, int], fix: str
 ) -> None:
-    with pytest.raises(ConfigError) as error:
-        trainer_of(LLDSGRPOTrainer, policy, tmp_path, **settings)
-    assert f"set {fix} for 8 mini-batches" in one_line(error)
+    made = (LLDSGRPOTrainer, policy, tmp_path)
+    refused(ConfigError, f"set {fix} for 8 mini-batches", trainer_of, *made, **settings)
     name, value = fix.split("=")
-    trainer_of(LLDSGRPOTrainer, policy, tmp_path, **{**settings, name: int(value)})
+    trainer_of(*made, **settings | {name: int(value)})
 
 
 class Fused(GRPOTrainer):
@@ -207,8 +204,8 @@ def test_what_it_cannot_do_is_refused_in_one_line(policy: Path, tmp_path: Path) 
         assert rows and not [key for row in rows for key in row if "llds/" in key]
     noisy = {"neftune_noise_alpha": 5.0}
     refused(ConfigError, "leave it out", trainer_of, LLDSGRPOTrainer, policy, tmp_path, **noisy)
-    with pytest.raises(ConfigError, match="write it before GRPOTrainer"):
-        type("Behind", (GRPOTrainer, LLDSMixin), {})
+    behind = ("Behind", (GRPOTrainer, LLDSMixin), {})
+    refused(ConfigError, "write it before GRPOTrainer", type, *behind)
     for kind in (mixed(), mixed(RLOOTrainer)):
         refused(ConfigError, "is no GRPOTrainer", trainer_of, kind, policy, tmp_path)
     for options, said in (
@@ -216,8 +213,7 @@ def test_what_it_cannot_do_is_refused_in_one_line(policy: Path, tmp_path: Path) 
         ({"llds_weight": -1.0}, "llds_weight is -1"),
         ({"llds_preserve": "all"}, "preserve is"),
     ):
-        with pytest.raises(ValueError, match=said):
-            trainer_of(LLDSGRPOTrainer, policy, tmp_path, options)
+        refused(ValueError, said, trainer_of, LLDSGRPOTrainer, policy, tmp_path, options)
 
 
 @pytest.mark.parametrize("version", ["0.27.2", "0.28.0", "1.17.0.dev0", "unknown"])
@@ -234,9 +230,7 @@ def test_a_trl_that_counts_otherwise_is_refused(
 
 
 class Dropping(LLDSGRPOTrainer):
-    """Its model drops out in attention, which TRL's `disable_dropout` does not reach, or else in a
-    module, or jitters.
-    """
+    """Drops out in attention, which TRL's `disable_dropout` does not reach, or else elsewhere."""
 
     def __init__(
         self, *, model: str, attention: float, jitter: float = 0.0, **options: Any
@@ -285,14 +279,11 @@ def test_arguments_stand_where_those_of_trl_do(policy: Path, tmp_path: Path) -> 
     made = trainer_of(LLDSGRPOTrainer, policy, tmp_path)
     given = (str(policy), made.reward_funcs, made.args, made.train_dataset)
     assert LLDSGRPOTrainer(*given).args.num_iterations == 2
-    with pytest.raises(ConfigError, match="set sum_then_normalize"):
-        sums = {"multi_objective_aggregation": "normalize_then_sum"}
-        trainer_of(LLDSGRPOTrainer, policy, tmp_path, **sums)
+    sums, given = {"multi_objective_aggregation": "normalize_then_sum"}, (policy, tmp_path)
+    refused(ConfigError, "set sum_then_normalize", trainer_of, LLDSGRPOTrainer, *given, **sums)
 
 
-def test_weight_0_needs_no_args_as_trl_needs_none(
-    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weight_0_needs_no_args_as_trl_needs_none(policy, tmp_path, monkeypatch) -> None:
     small = {"use_cpu": True, "bf16": False, "max_steps": 1, "max_completion_length": 4}
     monkeypatch.setattr(grpo_trainer, "GRPOConfig", partial(GRPOConfig, **small))
     monkeypatch.chdir(tmp_path)  # where TRL's default writes
@@ -305,9 +296,7 @@ def test_weight_0_needs_no_args_as_trl_needs_none(
 
 
 @pytest.mark.parametrize("case", ["by token", "parts of two rollouts"])
-def test_weight_0_measures_nothing_where_it_would_mislead(
-    policy: Path, tmp_path: Path, case: str
-) -> None:
+def test_weight_0_measures_nothing_where_it_would_mislead(policy, tmp_path, case) -> None:
     class ByToken(LLDSGRPOTrainer):
         def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
             wide = inputs["advantages"][:, None].expand_as(inputs["completion_mask"])

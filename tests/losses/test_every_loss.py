@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from inspect import signature
 
 import pytest
 import torch
@@ -22,6 +23,9 @@ from llds_core.losses import (
     policy_loss,
     sampler_correction,
 )
+
+ONE, GRID, ROWS = torch.ones(1, 1), torch.zeros(2, 3), torch.zeros(2)
+NAN = torch.tensor([1.0, math.nan])
 
 
 def _aggregate(mode):
@@ -134,106 +138,78 @@ def test_padding_and_row_order_do_not_matter(name, rows, width, seed):
     torch.testing.assert_close(moved[1][:, :width], gradient[order], atol=1e-12, rtol=0)
 
 
-ONE, GRID, ROWS = torch.ones(1, 1), torch.zeros(2, 3), torch.zeros(2)
-
-
-def of_policy(**options):
-    return lambda: policy_loss(ONE, ONE, torch.ones(1), ONE, **options)
-
-
-def of_llds(mask=GRID, advantages=ROWS, **options):
-    return lambda: llds_penalty(GRID, GRID, mask, advantages, **options)
-
-
-def of_shapes(*shapes):
-    return lambda: policy_loss(*(torch.zeros(shape) for shape in shapes))
-
-
-def of_rewards(rewards, ids=(0,), **options):
-    return lambda: group_advantages(torch.tensor(rewards), torch.tensor(ids), **options)
-
-
-def of_penalty(logprobs=GRID, old=GRID, mask=GRID, advantages=ROWS):
-    return lambda: llds_penalty(logprobs, old, mask, advantages)
-
-
-def of_mode(mode, denominator=None, mask=GRID):
-    return lambda: aggregate(GRID, mask, mode, denominator)
-
-
-def of_kl(reference=ONE, mask=ONE):
-    return lambda: kl_k3(ONE, reference, mask)
-
-
-def of_lp_reg(mask=GRID, advantages=ROWS, **options):
-    return lambda: lp_reg_penalty(GRID, GRID, mask, advantages, **options)
+def of(function, **changed):
+    """A call of `function` with tensors of two rows that fit, but for what is `changed`."""
+    required = [n for n, p in signature(function).parameters.items() if p.default is p.empty]
+    fitting = {name: GRID if name.endswith("_BT") else ROWS for name in required}
+    return lambda: function(**fitting | changed)
 
 
 REFUSED = [
-    (lambda: sampler_correction(GRID, GRID, GRID, mode="clip"), 'mode is "clip": choose one of'),
+    (of(sampler_correction, mode="clip"), 'mode is "clip": choose one of'),
+    (of(sampler_correction, cap=0.5), "cap is 0.5: give a number of at least"),
+    (of(displacement, advantages_B=ONE), r"advantages_B has shape \(1, 1\): give \(2,\)"),
+    (of(lp_reg_penalty, kl="reverse"), 'kl is "reverse": choose one of full, token'),
+    (of(lp_reg_penalty, share=1.5), "share is 1.5: give a number from 0 to 1"),
+    (of(lp_reg_penalty), 'divergence_BT is missing with kl "full"'),
+    (of(lp_reg_penalty, kl="token", divergence_BT=GRID), 'divergence_BT is given with kl "token"'),
+    (of(lp_reg_penalty, divergence_BT=ONE), r"divergence_BT has shape \(1, 1\): give \(2, 3\)"),
+    (of(lp_reg_penalty, response_mask_BT=ROWS), r"mask_BT has shape \(2,\): give \(2, 3\)"),
+    (of(lp_reg_penalty, advantages_B=GRID), r"advantages_B has shape \(2, 3\): give \(2,\)"),
+    (of(min_p_proxy, min_p=1.0), "min_p is 1.0: give a number from 0 to 0.99"),
+    (of(low_probability_bound, share=-0.1), "share is -0.1: give a number from 0"),
+    (of(policy_loss, surrogate="ppo"), 'surrogate is "ppo": choose one of clip, cispo'),
+    (of(policy_loss, surrogate="cispo", dual_clip=3.0), 'is "cispo": give ratio "token"'),
+    (of(policy_loss, surrogate="cispo", ratio="sequence"), 'is "cispo": give ratio "token"'),
+    (of(group_advantages, mean="median"), 'mean is "median": choose one of group, batch, none'),
+    (of(group_advantages, std="running"), 'std is "running": choose one of'),
+    (of(group_advantages, eps=-1.0), "eps is -1.0: give a number of at least 0"),
+    (of(group_advantages, group_ids_B=ROWS[:1]), r"ids_B has shape \(1,\): give \(2,\)"),
+    (of(group_advantages, rewards_B=ONE), r"rewards_B has shape \(1, 1\): give \(B,\)"),
+    (of(group_advantages, rewards_B=ROWS[:0]), r"rewards_B has shape \(0,\)"),
+    (of(group_advantages, rewards_B=NAN), r"rewards_B\[1\] is nan: give finite rewards"),
+    (of(action_ids, response_mask_BT=ROWS), r"mask_BT has shape \(2,\): give \(traj"),
+    (of(aggregate, mode="mean"), 'mode is "mean": choose one of token-mean, seq-mean-token-mean'),
+    (of(aggregate, mode="token-mean", mask_BT=ROWS), r"mask_BT has shape \(2,\): give \(2, 3\)"),
     (
-        lambda: sampler_correction(GRID, GRID, GRID, cap=0.5),
-        "cap is 0.5: give a number of at least",
+        of(aggregate, mode="token-mean", denominator=-1.0),
+        "denominator is -1.0: give a number of at",
     ),
-    (lambda: displacement(GRID, GRID, GRID, ONE), r"advantages_B has shape \(1, 1\): give \(2,\)"),
-    (of_lp_reg(kl="reverse"), 'kl is "reverse": choose one of full, token'),
-    (of_lp_reg(share=1.5), "share is 1.5: give a number from 0 to 1"),
-    (of_lp_reg(), 'divergence_BT is missing with kl "full"'),
-    (of_lp_reg(kl="token", divergence_BT=GRID), 'divergence_BT is given with kl "token"'),
-    (of_lp_reg(divergence_BT=ONE), r"divergence_BT has shape \(1, 1\): give \(2, 3\)"),
-    (of_lp_reg(mask=ROWS), r"response_mask_BT has shape \(2,\): give \(2, 3\)"),
-    (of_lp_reg(advantages=GRID, kl="token"), r"advantages_B has shape \(2, 3\): give \(2,\)"),
-    (lambda: min_p_proxy(GRID, 1.0), "min_p is 1.0: give a number from 0 to 0.99"),
-    (lambda: low_probability_bound(GRID, GRID, -0.1), "share is -0.1: give a number from 0"),
-    (of_policy(surrogate="ppo"), 'surrogate is "ppo": choose one of clip, cispo'),
-    (of_policy(surrogate="cispo", dual_clip=3.0), 'surrogate is "cispo": give ratio "token"'),
-    (of_policy(surrogate="cispo", ratio="sequence"), 'surrogate is "cispo": give ratio "token"'),
-    (of_rewards([1.0], mean="median"), 'mean is "median": choose one of group, batch, none'),
-    (of_rewards([1.0], std="running"), 'std is "running": choose one of'),
-    (of_rewards([1.0], eps=-1.0), "eps is -1.0: give a number of at least 0"),
-    (of_rewards([1.0, 0.0]), r"group_ids_B has shape \(1,\): give \(2,\)"),
-    (of_rewards([[1.0]]), r"rewards_B has shape \(1, 1\): give \(B,\)"),
-    (of_rewards([], ()), r"rewards_B has shape \(0,\)"),
-    (of_rewards([1.0, math.nan], (0, 0)), r"rewards_B\[1\] is nan: give finite rewards"),
-    (lambda: action_ids(torch.ones(3)), r"response_mask_BT has shape \(3,\): give \(traj"),
-    (of_mode("mean"), 'mode is "mean": choose one of token-mean, seq-mean-token-mean'),
-    (of_mode("token-mean", mask=ROWS), r"mask_BT has shape \(2,\): give \(2, 3\)"),
-    (of_mode("token-mean", -1.0), "denominator is -1.0: give a number of at least 0"),
-    (of_mode("constant"), "denominator is None .*: give trajectories × generation budget"),
-    (of_mode("constant", 0), "denominator is 0 .*: give trajectories × generation budget"),
-    (of_kl(reference=torch.zeros(2, 1)), "ref_logprobs_BT has"),
-    (of_kl(mask=torch.zeros(1)), "response_mask_BT has"),
-    (of_policy(ratio="row"), 'ratio is "row": choose one of token, sequence'),
-    (of_policy(aggregate="mean"), 'mode is "mean": choose one of token-mean'),
-    (of_policy(clip_low=-0.1), "clip_low is -0.1: give a number from 0 to 1"),
-    (of_policy(clip_high=-0.1), "clip_high is -0.1: give a number of at least 0"),
-    (of_policy(dual_clip=1.0), "dual_clip is 1.0: give a number above 1, or None"),
-    (of_shapes((2,), (2,), (2,), (2,)), r"logprobs_BT has shape \(2,\): give \(trajectories, to"),
-    (of_shapes((2, 3), (2, 4), (2,), (2, 3)), r"old_logprobs_BT has shape \(2, 4\): give \(2, 3\)"),
-    (of_shapes((2, 3), (2, 3), (3,), (2, 3)), r"advantages has shape \(3,\): give \(2,\)"),
-    (of_shapes((2, 3), (2, 3), (2, 1), (2, 3)), r"advantages has shape \(2, 1\): give \(2, 3\)"),
-    (of_shapes((2, 3), (2, 3), (2,), (1, 3)), r"response_mask_BT has shape \(1, 3\): give \(2, 3"),
-    (of_llds(gate="chunk"), 'gate is "chunk": choose one of action, response, token'),
-    (of_llds(normalizer="batch"), 'normalizer is "batch": choose one of preserved, all'),
-    (of_llds(preserve="right"), 'preserve is "right": choose one of nonnegative, positive'),
-    (of_llds(answer_weight=1.5), "answer_weight is 1.5: give a number from 0 to 1"),
-    (of_llds(answer_weight=math.nan), "answer_weight is nan"),
-    (of_llds(gate_threshold=-0.1), "gate_threshold is -0.1: give a number of at least 0"),
-    (of_llds(denominator=-1), "denominator is -1: give a number of at least 0"),
-    (of_llds(answer_mask_BT=ONE), r"answer_mask_BT has shape \(1, 1\): give \(2, 3\)"),
-    (of_llds(mask=ROWS), r"response_mask_BT has shape \(2,\): give \(2, 3\)"),
-    (of_llds(advantages=GRID), r"advantages_B has shape \(2, 3\): give \(2,\)"),
-    (of_penalty(old=None), "old_logprobs_BT is None: keep the log-probabilities of the policy"),
-    (of_penalty(logprobs=[[0.0]]), "logprobs_BT is of type list: give a torch.Tensor"),
-    (of_penalty(mask=None), "response_mask_BT is None: give a torch.Tensor"),
-    (of_penalty(advantages=[1.0, 0.0]), "advantages_B is of type list: give a torch.Tensor"),
-    (lambda: group_advantages(ROWS, 2), "group_ids_B is of type int: give a torch.Tensor"),
-    (lambda: group_advantages([1.0], ROWS), "rewards_B is of type list: give a torch.Tensor"),
-    (lambda: policy_loss(ONE, ONE, None, ONE), "advantages is None: give a torch.Tensor"),
-    (lambda: answer_weight_ramp(1, ramp="linear"), 'ramp is "linear": choose one of paper, code'),
-    (lambda: answer_weight_ramp(math.nan), "searches is nan"),
-    (lambda: answer_weight_ramp(1, budget=0.0), 'budget is 0.0 with ramp "paper": give .* above 0'),
-    (lambda: answer_weight_ramp(1, ramp="code", budget=1.0), 'budget is 1.0 with ramp "code"'),
+    (of(aggregate, mode="constant"), "denominator is None .*: give trajectories × generation"),
+    (of(aggregate, mode="constant", denominator=0), "denominator is 0 .*: give trajectories ×"),
+    (of(kl_k3, ref_logprobs_BT=torch.zeros(2, 1)), "ref_logprobs_BT has"),
+    (of(kl_k3, response_mask_BT=torch.zeros(1)), "response_mask_BT has"),
+    (of(policy_loss, ratio="row"), 'ratio is "row": choose one of token, sequence'),
+    (of(policy_loss, aggregate="mean"), 'mode is "mean": choose one of token-mean'),
+    (of(policy_loss, clip_low=-0.1), "clip_low is -0.1: give a number from 0 to 1"),
+    (of(policy_loss, clip_high=-0.1), "clip_high is -0.1: give a number of at least 0"),
+    (of(policy_loss, dual_clip=1.0), "dual_clip is 1.0: give a number above 1, or None"),
+    (of(policy_loss, logprobs_BT=ROWS), r"logprobs_BT has shape \(2,\): give \(trajectories, to"),
+    (of(policy_loss, old_logprobs_BT=ONE), r"old_logprobs_BT has shape \(1, 1\): give \(2, 3\)"),
+    (of(policy_loss, advantages=torch.zeros(3)), r"advantages has shape \(3,\): give \(2,\)"),
+    (of(policy_loss, advantages=GRID[:, :1]), r"advantages has shape \(2, 1\): give \(2, 3\)"),
+    (of(policy_loss, response_mask_BT=GRID[:1]), r"mask_BT has shape \(1, 3\): give \(2, 3"),
+    (of(llds_penalty, gate="chunk"), 'gate is "chunk": choose one of action, response, token'),
+    (of(llds_penalty, normalizer="batch"), 'normalizer is "batch": choose one of preserved, all'),
+    (of(llds_penalty, preserve="right"), 'preserve is "right": choose one of nonnegative, posit'),
+    (of(llds_penalty, answer_weight=1.5), "answer_weight is 1.5: give a number from 0 to 1"),
+    (of(llds_penalty, answer_weight=math.nan), "answer_weight is nan"),
+    (of(llds_penalty, gate_threshold=-0.1), "gate_threshold is -0.1: give a number of at least 0"),
+    (of(llds_penalty, denominator=-1), "denominator is -1: give a number of at least 0"),
+    (of(llds_penalty, answer_mask_BT=ONE), r"answer_mask_BT has shape \(1, 1\): give \(2, 3\)"),
+    (of(llds_penalty, response_mask_BT=ROWS), r"mask_BT has shape \(2,\): give \(2, 3\)"),
+    (of(llds_penalty, advantages_B=GRID), r"advantages_B has shape \(2, 3\): give \(2,\)"),
+    (of(llds_penalty, old_logprobs_BT=None), "old_logprobs_BT is None: keep the log-prob"),
+    (of(llds_penalty, logprobs_BT=[[0.0]]), "logprobs_BT is of type list: give a torch.Tensor"),
+    (of(llds_penalty, response_mask_BT=None), "response_mask_BT is None: give a torch.Tensor"),
+    (of(llds_penalty, advantages_B=[1.0]), "advantages_B is of type list: give a torch.Tensor"),
+    (of(group_advantages, group_ids_B=2), "group_ids_B is of type int: give a torch.Tensor"),
+    (of(group_advantages, rewards_B=[1.0]), "rewards_B is of type list: give a torch.Tensor"),
+    (of(policy_loss, advantages=None), "advantages is None: give a torch.Tensor"),
+    (of(answer_weight_ramp, searches=1, ramp="linear"), 'ramp is "linear": choose one of paper, c'),
+    (of(answer_weight_ramp, searches=math.nan), "searches is nan"),
+    (of(answer_weight_ramp, searches=1, budget=0.0), '0.0 with ramp "paper": give .* above 0'),
+    (of(answer_weight_ramp, searches=1, ramp="code", budget=1.0), 'budget is 1.0 with ramp "code"'),
 ]
 
 

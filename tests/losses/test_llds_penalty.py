@@ -1,4 +1,4 @@
-"""LLDS on hand-computed trajectories: gates, normalisers, answer weight, metrics and refusals."""
+"""LLDS on hand-computed trajectories: gates, normalisers, metrics and refusals."""
 
 import pytest
 import torch
@@ -14,7 +14,6 @@ DELTA = torch.tensor(
 MASK = torch.tensor([[1, 1, 1, 0, 0, 1, 1], [1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0]])
 ADVANTAGES = torch.tensor([1.0, 0.0, -1.0])
 OLD = torch.full_like(DELTA, -1.0)
-ROW_1 = torch.tensor([[0] * 7, [1, 1, 0, 0, 0, 0, 0], [0] * 7])
 
 
 def penalty(delta=DELTA, mask=MASK, advantages=ADVANTAGES, **options):
@@ -22,9 +21,8 @@ def penalty(delta=DELTA, mask=MASK, advantages=ADVANTAGES, **options):
     delta = torch.as_tensor(delta, dtype=torch.float64)
     old = torch.full_like(delta, -1.0)
     logprobs = (old - delta).requires_grad_()
-    value, metrics = llds_penalty(
-        logprobs, old, torch.as_tensor(mask), torch.as_tensor(advantages), **options
-    )
+    mask, advantages = torch.as_tensor(mask), torch.as_tensor(advantages)
+    value, metrics = llds_penalty(logprobs, old, mask, advantages, **options)
     value.backward()
     return value.item(), logprobs.grad, metrics
 
@@ -64,16 +62,6 @@ def test_every_losing_token_under_an_open_gate_is_pulled_up_equally(
         "delta_mean": 0.1 / 7,
     }
     assert {name: m.item() for name, m in metrics.items()} == pytest.approx(wanted)
-
-
-@pytest.mark.parametrize(
-    ("weight", "preserved", "everything"),
-    [(0.0, 0.071429, 0.05), (0.5, 0.085714, 0.06), (1.0, 0.1, 0.07)],
-)
-def test_answer_weight_scales_answer_tokens(weight, preserved, everything):
-    options = {"answer_mask_BT": ROW_1, "answer_weight": weight}
-    assert penalty(**options)[0] == pytest.approx(preserved, abs=1e-6)
-    assert penalty(normalizer="all", **options)[0] == pytest.approx(everything, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", [float, torch.tensor], ids=["float", "tensor"])
@@ -155,9 +143,8 @@ def test_displacement_counts_rewarded_responses_alone():
         expected | {"change_sum": -0.1}
     )
     assert not any(value.requires_grad for value in found.values())
-    rows = [
-        displacement(logprobs[[i]], old[[i]], MASK[[i]], advantages[[i]]) for i in range(len(MASK))
-    ]
+    batch = (logprobs, old, MASK, advantages)
+    rows = [displacement(*(tensor[[i]] for tensor in batch)) for i in range(len(MASK))]
     for name, value in found.items():
         torch.testing.assert_close(sum(row[name] for row in rows), value)
     nothing = displacement(logprobs, old, torch.zeros_like(MASK), advantages)

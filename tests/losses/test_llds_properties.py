@@ -5,13 +5,12 @@ ties and sums of exactly 0 occur, and no result depends on rounding.
 """
 
 from dataclasses import dataclass, replace
-from itertools import groupby
-from operator import itemgetter
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from slow_llds import slow_penalty
 from torch.nn.functional import pad
 
 from llds_core.losses import llds_penalty
@@ -68,30 +67,6 @@ def evaluate(case: Case, **options) -> tuple[float, torch.Tensor, dict[str, torc
     return value.item(), logprobs.grad, metrics
 
 
-def slow_penalty(case: Case, gate, normalizer, preserve, threshold, weight) -> float:
-    """The definition, one token at a time."""
-    total, preserved, everything = 0.0, 0, 0
-    for i, advantage in enumerate(case.advantages.tolist()):
-        runs = groupby(enumerate(case.mask[i].tolist()), key=itemgetter(1))
-        spans = [[t for t, _ in run] for bit, run in runs if bit]
-        length = sum(map(len, spans))
-        everything += length
-        if advantage < 0 or (preserve == "positive" and advantage == 0):
-            continue
-        preserved += length
-        units = {
-            "action": spans,
-            "response": [[t for s in spans for t in s]],
-            "token": [[t] for s in spans for t in s],
-        }[gate]
-        for unit in units:
-            losses = [float(case.old[i, t] - case.logprobs[i, t]) for t in unit]
-            if sum(losses) > threshold:
-                for t, loss in zip(unit, losses, strict=True):
-                    total += max(0.0, loss) * (weight if case.answers[i, t] else 1.0)
-    return total / max(1, preserved if normalizer == "preserved" else everything)
-
-
 @given(
     cases(),
     GATES,
@@ -104,10 +79,13 @@ def test_penalty_equals_a_plain_python_transcription(
     case, gate, normalizer, preserve, threshold, weight
 ):
     options = {"gate": gate, "normalizer": normalizer, "preserve": preserve}
-    options |= {"gate_threshold": threshold, "answer_weight": weight}
-    value, _, _ = evaluate(case, answer_mask_BT=case.answers, **options)
-    expected = slow_penalty(case, gate, normalizer, preserve, threshold, weight)
+    given = {"answer_mask_BT": case.answers, "answer_weight": weight, "gate_threshold": threshold}
+    value, gradient, _ = evaluate(case, **options, **given)
+    batch = (case.logprobs, case.old, case.mask, case.advantages.tolist())
+    more = {"answers": case.answers, "weight": weight, "threshold": threshold}
+    expected, pull = slow_penalty(*batch, **options, **more)
     assert value == pytest.approx(expected, abs=1e-6)
+    torch.testing.assert_close(gradient, pull)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

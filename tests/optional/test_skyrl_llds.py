@@ -1,6 +1,5 @@
 """LLDS in SkyRL, on its real wheel (`make test-skyrl` builds an environment for it)."""
 
-import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from skyrl.backends.skyrl_train.utils.ppo_utils import (
 from skyrl.train.config import SkyRLTrainConfig
 from skyrl.train.trainer import RayPPOTrainer
 from skyrl_ranks import WEIGHT, Bigram, Trainer, algorithm, configuration, rollout, train
+from slow_llds import four_responses, slow_penalty
 
 from llds_core.errors import ConfigError
 from llds_core.integrations import skyrl as adapter
@@ -36,51 +36,21 @@ REDUCTIONS = ("token_mean", "sequence_mean", "seq_mean_token_sum_norm", "prompt_
 
 @pytest.fixture
 def batch() -> dict[str, torch.Tensor]:
-    """Four responses: two actions, one, two, and an observation without an action after it."""
-    generator = torch.Generator().manual_seed(0)
-    old = -torch.rand(4, 10, generator=generator)
-    new = old - 0.1 + 0.2 * torch.randn(4, 10, generator=generator)
-    mask = torch.ones(4, 10)
-    mask[0, 4:6] = mask[1, 7:] = mask[2, 2:5] = mask[3, 3:] = 0
-    advantages = torch.tensor([1.0, -1.0, 0.0, 0.5])[:, None].expand(4, 10) / mask.sum()
+    new, old, mask, advantages = four_responses()
     return {
         "log_probs": new,
         "old_log_probs": old,
-        "advantages": advantages,
+        "advantages": advantages / mask.sum(),
         "loss_mask": mask,
         "rollout_logprobs": old + 0.01,
     }
 
 
-def slow_penalty(
-    batch: dict[str, torch.Tensor], gate: str, normalizer: str, threshold: float = 0.0
-) -> tuple[float, torch.Tensor]:
-    """Penalty and gradient, token by token (arXiv 2512.04220v2, Eq. 4, 5, 9 and 10)."""
-    gradient = torch.zeros_like(batch["log_probs"])
-    total, preserved, tokens = 0.0, 0, 0
-    for row, mask in enumerate(batch["loss_mask"].tolist()):
-        tokens += int(sum(mask))
-        if batch["advantages"][row, 0] < 0:
-            continue
-        preserved += int(sum(mask))
-        units: list[list[int]] = []
-        for place, is_policy in enumerate(mask):
-            starts = place == 0 or not mask[place - 1] or gate == "token"
-            if is_policy and ((starts and gate != "response") or not units):
-                units.append([])
-            if is_policy:
-                units[-1].append(place)
-        for unit in units:
-            lost = [
-                float(batch["old_log_probs"][row, place]) - float(batch["log_probs"][row, place])
-                for place in unit
-            ]
-            if math.fsum(lost) > threshold:
-                total += sum(max(value, 0.0) for value in lost)
-                for place, value in zip(unit, lost, strict=True):
-                    gradient[row, place] = -float(value > 0)
-    divisor = preserved if normalizer == "preserved" else tokens
-    return total / divisor, gradient / divisor
+def expected(batch: dict[str, torch.Tensor], gate: str, normalizer: str) -> tuple:
+    """Penalty and gradient of a slow transcription."""
+    tensors = (batch[name] for name in ("log_probs", "old_log_probs", "loss_mask"))
+    signs = batch["advantages"][:, 0].tolist()
+    return slow_penalty(*tensors, signs, gate=gate, normalizer=normalizer)
 
 
 def compute(config: Any, name: str, batch: dict[str, torch.Tensor]) -> tuple:
@@ -97,54 +67,44 @@ def close(one: Any, other: Any) -> None:
 
 @pytest.mark.parametrize("gate", ["action", "response", "token"])
 @pytest.mark.parametrize("base", BASES)
-def test_it_is_the_base_loss_plus_weight_times_a_slow_transcription(
-    batch: dict[str, torch.Tensor], base: str, gate: str
-) -> None:
+def test_it_is_the_base_loss_plus_weight_times_a_slow_transcription(batch, base, gate) -> None:
     normalizer = "all" if gate == "response" else "preserved"
     count = batch["loss_mask"].sum() if normalizer == "all" else batch["loss_mask"][[0, 2, 3]].sum()
     settings = {"llds_gate": gate, "llds_normalizer": normalizer, "llds_denominator": float(count)}
     loss, gradient, _ = compute(algorithm(policy_loss_type=base), base, batch)
-    penalty, pull = slow_penalty(batch, gate, normalizer)
+    penalty, pull = expected(batch, gate, normalizer)
     ours, our_gradient, metrics = compute(algorithm(base_loss=base, **settings), "llds", batch)
     assert penalty > 0
     close(ours, loss + WEIGHT * penalty)
     close(our_gradient, gradient + WEIGHT * pull)
     close(metrics["llds/penalty_loss"], penalty)
-    off, gradient_off, _ = compute(
-        algorithm(base_loss=base, **(settings | {"llds_weight": 0})), "llds", batch
-    )
+    settings["llds_weight"] = 0
+    off, gradient_off, _ = compute(algorithm(base_loss=base, **settings), "llds", batch)
     assert torch.equal(off, loss) and torch.equal(gradient_off, gradient)
 
 
 @pytest.mark.parametrize("normalizer", ["preserved", "all"])
 @pytest.mark.parametrize("base", ["regular", "gspo", "rollout_is"])
-def test_the_losses_of_micro_batches_add_up(
-    batch: dict[str, torch.Tensor], base: str, normalizer: str
-) -> None:
+def test_the_losses_of_micro_batches_add_up(batch, base, normalizer) -> None:
     config = algorithm(base_loss=base, llds_normalizer=normalizer, llds_denominator=23)
     whole, gradient, metrics = compute(config, "llds", batch)
     for parts in ([[0], [1], [2], [3]], [[1, 3], [0, 2]], [[0, 1, 2], [3]]):
         pieces = [compute(config, "llds", {k: v[rows] for k, v in batch.items()}) for rows in parts]
         close(sum(piece[0] for piece in pieces), whole)
-        close(
-            torch.cat([piece[1] for piece in pieces]),
-            gradient[[row for rows in parts for row in rows]],
-        )
+        order = [row for rows in parts for row in rows]
+        close(torch.cat([piece[1] for piece in pieces]), gradient[order])
         said = sum(piece[2]["llds/penalty_loss"] for piece in pieces)
         close(said, metrics["llds/penalty_loss"])
 
 
-def test_the_scale_that_skyrl_gives_advantages_changes_no_penalty(
-    batch: dict[str, torch.Tensor],
-) -> None:
+def test_the_scale_that_skyrl_gives_advantages_changes_no_penalty(batch) -> None:
     said = set()
     for reduction in (*REDUCTIONS, "token_mean_legacy"):
         scaled = apply_loss_reduction_to_advantages_minibatch(
             batch["advantages"], batch["loss_mask"], reduction, 2, 16, [(0, 2), (2, 4)]
         )
-        _, _, metrics = compute(
-            algorithm(llds_denominator=23), "llds", {**batch, "advantages": scaled}
-        )
+        given = {**batch, "advantages": scaled}
+        _, _, metrics = compute(algorithm(llds_denominator=23), "llds", given)
         said.add(metrics["llds/penalty_loss"])
     assert len(said) == 1
 
@@ -187,18 +147,10 @@ def ray_session() -> Iterator[None]:
 def test_skyrls_own_step_on_ranks_and_micro_batches_is_the_whole_mini_batch(
     reduction: str, normalizer: str, monkeypatch: pytest.MonkeyPatch, ray_session: None
 ) -> None:
-    settings = {
-        "algorithm.loss_reduction": reduction,
-        "algorithm.llds_normalizer": normalizer,
-        "update_epochs_per_batch": 2,
-    }
-    stock = {
-        "algorithm.loss_reduction": reduction,
-        "algorithm.llds_weight": 0,
-        "update_epochs_per_batch": 2,
-    }
-    base, _ = train(configuration(**stock), 1, monkeypatch)
-    model, data, expected, penalties, logliks = Bigram(), rollout(), [], [], []
+    settings = {"algorithm.loss_reduction": reduction, "update_epochs_per_batch": 2}
+    base, _ = train(configuration(**settings, **{"algorithm.llds_weight": 0}), 1, monkeypatch)
+    settings["algorithm.llds_normalizer"] = normalizer
+    model, data, pulls, penalties, logliks = Bigram(), rollout(), [], [], []
     for rows in (slice(0, 4), slice(4, 8)):
         new = model(data["sequences"][rows], 6)[0]
         piece = {
@@ -207,11 +159,11 @@ def test_skyrls_own_step_on_ranks_and_micro_batches_is_the_whole_mini_batch(
             "advantages": data["advantages"][rows],
             "loss_mask": data["loss_mask"][rows],
         }
-        penalty, pull = slow_penalty(piece, "action", normalizer)
+        penalty, pull = expected(piece, "action", normalizer)
         penalties.append(penalty)
         rewarded = (piece["loss_mask"] * (piece["advantages"] > 0)).bool()
         logliks.append(piece["old_log_probs"][rewarded].mean().item())
-        expected.append(WEIGHT * torch.autograd.grad(new, model.logits, pull)[0])
+        pulls.append(WEIGHT * torch.autograd.grad(new, model.logits, pull)[0])
     assert min(penalties) > 0
     for dp_size, micro in ((1, 4), (1, 1), (1, 3), (2, 2), (2, 1)):
         ours, metrics = train(
@@ -219,33 +171,27 @@ def test_skyrls_own_step_on_ranks_and_micro_batches_is_the_whole_mini_batch(
         )
         assert len(ours) == len(base) == 4
         for step, gradient in enumerate(ours):
-            close(gradient, base[step] + expected[step % 2])
+            close(gradient, base[step] + pulls[step % 2])
         if dp_size == 1:  # several ranks add up by an all-reduce, which stands still here
             close(metrics["loss_metrics/llds/penalty_loss"], sum(penalties) / 2)
             close(metrics["loss_metrics/llds/loglik_rewarded"], sum(logliks) / 2)
             assert metrics["loss_metrics/llds/gated_fraction_first"] > 0  # these never were equal
 
 
-def test_a_first_update_shows_that_nothing_changed(
-    monkeypatch: pytest.MonkeyPatch, ray_session: None
-) -> None:
+def test_a_first_update_shows_that_nothing_changed(monkeypatch, ray_session) -> None:
     _, metrics = train(configuration(), 1, monkeypatch, noise=0.0)
     names = ("penalty_loss", "gated_fraction", "gated_fraction_first", "change_rewarded_first")
     assert [metrics[f"loss_metrics/llds/{name}"] for name in names] == [0, 0, 0, 0]
 
 
-def test_micro_batches_by_tokens_are_the_whole_mini_batch_too(
-    monkeypatch: pytest.MonkeyPatch, ray_session: None
-) -> None:
+def test_micro_batches_by_tokens_are_the_whole_mini_batch_too(monkeypatch, ray_session) -> None:
     whole, _ = train(configuration(micro_train_batch_size_per_gpu=4), 1, monkeypatch)
     packed, _ = train(configuration(max_tokens_per_microbatch=17), 2, monkeypatch)
     for one, other in zip(whole, packed, strict=True):
         close(one, other)
 
 
-def test_a_process_that_imported_nothing_gets_the_loss_and_its_configuration(
-    ray_session: None,
-) -> None:
+def test_a_process_that_imported_nothing_gets_the_loss_and_its_configuration(ray_session) -> None:
     """`initialize_ray` syncs the registries; a worker reads the loss there, by its import path.
 
     Loading the configuration imports the adapter in the worker, which registers the loss again.
@@ -266,9 +212,6 @@ def test_a_process_that_imported_nothing_gets_the_loss_and_its_configuration(
     found, of, loss, metrics = ray.get(ray.remote(num_cpus=1)(worker).remote(cfg))
     assert found == of == "llds_core.integrations.skyrl"
     assert loss == WEIGHT and metrics["llds/penalty_loss"] == metrics["llds/gated_fraction"] == 1
-
-
-# What a user types.
 
 
 def test_the_entry_point_hands_on_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,9 +276,7 @@ def test_skyrl_accepts_the_configuration() -> None:
         ),
     ],
 )
-def test_what_does_nothing_or_harm_is_refused_in_one_line(
-    settings: dict[str, Any], said: str
-) -> None:
+def test_what_does_nothing_or_harm_is_refused_in_one_line(settings, said) -> None:
     check_config(configuration())
     check_config(configuration(policy_mini_batch_size=2, update_epochs_per_batch=2))
     with pytest.raises(ConfigError, match=said) as error:

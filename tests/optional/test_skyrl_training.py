@@ -12,22 +12,14 @@ import torch
 pytest.importorskip("skyrl", reason="needs SkyRL: `make test-skyrl` installs it and runs this")
 
 import ray
+import tiny_policy as tiny
 from skyrl.backends.skyrl_train.distributed import fsdp_utils
 from skyrl.backends.skyrl_train.distributed.dispatch import ActorInfo
 from skyrl.backends.skyrl_train.workers.worker import PPORayActorGroup
 from skyrl.backends.skyrl_train.workers.worker_dispatch import WorkerDispatch
 from skyrl.train.trainer import RayPPOTrainer
 from skyrl_ranks import Handle, Trainer, configuration
-from tiny_policy import (
-    GROUP,
-    LEARNING_RATE,
-    PROMPT,
-    PROMPTS,
-    distance,
-    plain_updates,
-    sample,
-    save_qwen2,
-)
+from tiny_policy import GROUP, PROMPT, PROMPTS
 from torch.distributed import device_mesh
 
 LLDS = "loss_metrics/llds"
@@ -50,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setattr(torch.cuda, "current_device", lambda: "cpu")
         patch.setattr(torch.cuda, "set_device", lambda _: None)
         patch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
-        yield save_qwen2(tmp_path_factory.mktemp("qwen2"))
+        yield tiny.save_qwen2(tmp_path_factory.mktemp("qwen2"))
     torch.distributed.destroy_process_group()
     ray.shutdown()
 
@@ -70,7 +62,7 @@ def make_trainer(model: str, kind: type, monkeypatch: pytest.MonkeyPatch, **sett
             "remove_microbatch_padding": "false",
             "gradient_checkpointing": "false",
             "policy.model.path": model,
-            "policy.optimizer_config.lr": LEARNING_RATE,
+            "policy.optimizer_config.lr": tiny.LEARNING_RATE,
             "policy.fsdp_config.mixed_precision.param_dtype": "fp32",
             "placement.colocate_all": "false",
             "placement.colocate_policy_ref": "false",
@@ -123,7 +115,7 @@ def train(model: str, kind: type = Trainer, **settings: Any) -> SimpleNamespace:
     run = SimpleNamespace(batches=[], logged=[], norms=[], weights=[])
     uids = [str(row // GROUP) for row in range(PROMPTS * GROUP)]
     for _ in range(ROLLOUTS):
-        sampled = sample(lambda **inputs: policy(**inputs).logits, generator)
+        sampled = tiny.sample(lambda **inputs: policy(**inputs).logits, generator)
         output, _ = trainer.postprocess_generator_output(output_of(sampled), uids)
         batch = trainer.convert_to_training_input(output, uids)
         batch = trainer.fwd_logprobs_values_reward(batch)
@@ -158,9 +150,7 @@ def test_the_base_loss_learns_the_task(base: SimpleNamespace) -> None:
     assert sum(rewards[-3:]) / 3 > rewards[0] + 0.1
 
 
-def test_weight_0_is_the_base_loss_to_the_bit_and_measures(
-    base: SimpleNamespace, off: SimpleNamespace
-) -> None:
+def test_weight_0_is_the_base_loss_to_the_bit_and_measures(base, off) -> None:
     for ours, theirs in zip(off.weights, base.weights, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert all(logged[f"{LLDS}/gated_fraction"] > 0 for logged in off.logged)
@@ -179,11 +169,9 @@ def test_the_penalty_starts_at_the_second_mini_batch_and_works_against_displacem
         assert logged[f"{LLDS}/change_rewarded_first"] == 0
 
 
-def test_a_rollout_s_updates_are_those_of_plain_torch(
-    model: str, off: SimpleNamespace, on: SimpleNamespace
-) -> None:
+def test_a_rollout_s_updates_are_those_of_plain_torch(model, off, on) -> None:
     batch = on.batches[0]
-    apart = distance(model, on.weights[0], off.weights[0], batch)
+    apart = tiny.distance(model, on.weights[0], off.weights[0], batch)
     for weight, run in ((0, off), (1, on)):
-        expected = plain_updates(model, batch, weight, normalizer="preserved")
-        assert distance(model, run.weights[0], expected, batch) < 1e-3 * apart
+        expected = tiny.plain_updates(model, batch, weight, normalizer="preserved")
+        assert tiny.distance(model, run.weights[0], expected, batch) < 1e-3 * apart

@@ -1,6 +1,5 @@
 """LLDS in verl, on its real wheel (`make test-verl` builds an environment for it)."""
 
-import os
 import subprocess
 import sys
 from typing import Any
@@ -8,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 pytest.importorskip("verl", reason="needs verl: `make test-verl` installs it and runs this")
 
 from omegaconf import OmegaConf
+from slow_llds import four_responses
 from tensordict import TensorDict
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_policy_loss_fn
 from verl.utils import tensordict_utils
@@ -23,31 +22,22 @@ from llds_core.errors import ConfigError
 from llds_core.losses import llds_penalty
 
 TARGET = "llds_core.integrations.verl.LldsPolicyLossConfig"
+SIZES = {"ppo_mini_batch_size": 4, "ppo_micro_batch_size_per_gpu": 4, "rollout_n": 4}
+SIZES["strategy"] = "fsdp"
 BASES = ("vanilla", "gspo", "sapo", "gpg", "geo_mean", "cispo", "dppo_tv", "dppo_kl", "kl_cov")
 
 
 def actor(**policy_loss: Any) -> FSDPActorConfig:
     """As verl makes it of a command line."""
     given = {"_target_": TARGET, "loss_mode": "llds", "llds_weight": 0.5, **policy_loss}
-    return FSDPActorConfig(
-        strategy="fsdp",
-        ppo_mini_batch_size=4,
-        ppo_micro_batch_size_per_gpu=4,
-        rollout_n=4,
-        policy_loss=omega_conf_to_dataclass(OmegaConf.create(given)),
-    )
+    return FSDPActorConfig(**SIZES, policy_loss=omega_conf_to_dataclass(OmegaConf.create(given)))
 
 
 @pytest.fixture
 def batch() -> dict[str, torch.Tensor]:
-    """Four responses: two actions, one, two, and an observation without an action after it."""
-    generator = torch.Generator().manual_seed(0)
-    old = -torch.rand(4, 10, generator=generator)
-    new = old + 0.2 * torch.randn(4, 10, generator=generator)
-    mask = torch.ones(4, 10, dtype=torch.bool)
-    mask[0, 4:6] = mask[1, 7:] = mask[2, 2:5] = mask[3, 3:] = False
-    advantages = torch.tensor([1.0, -1.0, 0.0, 0.5])[:, None] * mask
-    return {"old_log_prob": old, "log_prob": new, "advantages": advantages, "response_mask": mask}
+    new, old, mask, advantages = four_responses()
+    tensors = {"old_log_prob": old, "log_prob": new, "advantages": advantages * mask}
+    return tensors | {"response_mask": mask.bool()}
 
 
 def compute(config: FSDPActorConfig, name: str, batch: dict[str, torch.Tensor]) -> tuple:
@@ -78,9 +68,7 @@ def test_verl_finds_the_loss_by_itself() -> None:
 
 @pytest.mark.parametrize("normalizer", ["all", "preserved"])
 @pytest.mark.parametrize("base", BASES)
-def test_it_is_the_base_loss_plus_weight_times_the_pure_function(
-    batch: dict[str, torch.Tensor], base: str, normalizer: str
-) -> None:
+def test_it_is_the_base_loss_plus_weight_times_the_pure_function(batch, base, normalizer) -> None:
     config = actor(base_loss=base, llds_normalizer=normalizer)
     loss, gradient, _ = compute(config, base, batch)
     penalty, pull, counts = penalty_of(batch, normalizer=normalizer)
@@ -92,17 +80,13 @@ def test_it_is_the_base_loss_plus_weight_times_the_pure_function(
     assert metrics["actor/llds/gated_fraction"] == pytest.approx(float(counts["gated_fraction"]))
     moved = ((batch["log_prob"] - batch["old_log_prob"]) * batch["response_mask"]).sum(1)
     assert metrics["actor/llds/change"] == pytest.approx(float(moved[[0, 3]].sum()), rel=1e-5)
-    assert (
-        metrics["actor/llds/rewarded"] == 2
-        and metrics["actor/llds/displaced"] == (moved[[0, 3]] < 0).sum()
-    )
+    assert metrics["actor/llds/rewarded"] == 2
+    assert metrics["actor/llds/displaced"] == (moved[[0, 3]] < 0).sum()
     off, gradient_off, _ = compute(actor(base_loss=base, llds_weight=0.0), "llds", batch)
     assert torch.equal(off, loss) and torch.equal(gradient_off, gradient)
 
 
-def test_verl_s_own_step_on_ranks_and_micro_batches_is_the_whole_mini_batch(
-    batch: dict[str, torch.Tensor],
-) -> None:
+def test_verl_s_own_step_on_ranks_and_micro_batches_is_the_whole_mini_batch(batch) -> None:
     """Through `ppo_loss`, which the workers call: two ranks, on each two micro-batches of a row."""
     config = actor()
     new = batch["log_prob"].clone().requires_grad_()
@@ -169,9 +153,7 @@ def test_advantages_per_token_are_refused(batch: dict[str, torch.Tensor]) -> Non
 
 def test_loss_mode_llds_alone_has_the_defaults(batch: dict[str, torch.Tensor]) -> None:
     """The paper's weight on the vanilla loss."""
-    plain = FSDPActorConfig(
-        strategy="fsdp", ppo_mini_batch_size=4, ppo_micro_batch_size_per_gpu=4, rollout_n=4
-    )
+    plain = FSDPActorConfig(**SIZES)
     loss, _, _ = compute(plain, "vanilla", batch)
     ours, _, _ = compute(plain, "llds", batch)
     torch.testing.assert_close(ours, loss + 0.2 * penalty_of(batch, normalizer="all")[0])

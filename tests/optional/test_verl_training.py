@@ -1,6 +1,5 @@
 """A model trained with LLDS by verl's own worker, on a CPU in one process (`make test-verl`)."""
 
-import os
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -11,23 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 pytest.importorskip("verl", reason="needs verl: `make test-verl` installs it and runs this")
 
 import hydra
+import tiny_policy as tiny
 from tensordict import TensorDict
-from tiny_policy import (
-    GROUP,
-    LEARNING_RATE,
-    PROMPT,
-    PROMPTS,
-    WIDTH,
-    distance,
-    plain_updates,
-    positions_of,
-    sample,
-    save_qwen2,
-)
+from tiny_policy import GROUP, PROMPT, PROMPTS
 from verl import DataProto
 from verl.plugin.platform import platform_manager
 from verl.plugin.platform.platform_cuda import PlatformCUDA
@@ -41,11 +29,8 @@ LLDS = (
     f"{ACTOR}.policy_loss.loss_mode=llds",
 )
 # Imported by verl's trainer and worker, with packages that nothing else does here.
-UNUSED = (
-    "torchdata.stateful_dataloader",
-    "verl.workers.rollout.llm_server",
-    "verl.workers.rollout.utils",
-)
+UNUSED = [f"verl.workers.rollout.{name}" for name in ("llm_server", "utils")]
+UNUSED += ["torchdata.stateful_dataloader"]
 ROLLOUTS = 6
 
 
@@ -79,7 +64,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         torch.distributed.init_process_group(
             "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
         )
-        yield save_qwen2(tmp_path_factory.mktemp("qwen2"))
+        yield tiny.save_qwen2(tmp_path_factory.mktemp("qwen2"))
         torch.distributed.destroy_process_group()
 
 
@@ -98,7 +83,7 @@ def configuration(model: str, *words: str) -> Any:
         f"{ACTOR}.strategy": "fsdp2",
         f"+{ACTOR}.fsdp_config.mixed_precision": "{param_dtype: fp32}",
         f"{ACTOR}.fsdp_config.use_torch_compile": "false",
-        f"{ACTOR}.optim.lr": LEARNING_RATE,
+        f"{ACTOR}.optim.lr": tiny.LEARNING_RATE,
         f"{ACTOR}.ppo_mini_batch_size": PROMPTS // 2,
         f"{ACTOR}.ppo_micro_batch_size_per_gpu": GROUP,
         f"{ACTOR}.ppo_epochs": 2,
@@ -112,13 +97,13 @@ def batch_of(sampled: dict[str, torch.Tensor]) -> DataProto:
     """What verl's trainer has after generation and reward."""
     tokens, mask = sampled["tokens"], sampled["mask"]
     last = mask[:, PROMPT:].sum(1, keepdim=True) - 1
-    rewards = torch.zeros(len(tokens), WIDTH).scatter_(1, last, sampled["rewards"][:, None])
+    rewards = torch.zeros(len(tokens), tiny.WIDTH).scatter_(1, last, sampled["rewards"][:, None])
     tensors = {
         "prompts": tokens[:, :PROMPT],
         "responses": tokens[:, PROMPT:],
         "input_ids": tokens,
         "attention_mask": mask,
-        "position_ids": positions_of(mask),
+        "position_ids": tiny.positions_of(mask),
         "response_mask": sampled["policy_mask"],
         "token_level_rewards": rewards,
     }
@@ -142,7 +127,7 @@ def train(model: str, *words: str, rollouts: int = ROLLOUTS) -> SimpleNamespace:
     generator = torch.Generator().manual_seed(1)
     run = SimpleNamespace(batches=[], logged=[], weights=[])
     for _ in range(rollouts):
-        sampled = sample(lambda **inputs: policy(**inputs, use_cache=False).logits, generator)
+        sampled = tiny.sample(lambda **inputs: policy(**inputs, use_cache=False).logits, generator)
         batch = batch_of(sampled)
         batch = batch.union(RayPPOTrainer._compute_old_log_prob(trainer, batch)[0])
         batch = compute_advantage(batch, cfg.algorithm.adv_estimator, config=cfg.algorithm)
@@ -168,13 +153,9 @@ def train_unpadded(model: str, *words: str) -> tuple[dict[str, torch.Tensor], di
     worker = ActorRolloutRefWorker(cfg.actor_rollout_ref, role="actor")
     worker.init_model()
     policy, generator = worker.actor.engine.module, torch.Generator().manual_seed(1)
-    sampled = sample(lambda **inputs: policy(**inputs, use_cache=False).logits, generator)
+    sampled = tiny.sample(lambda **inputs: policy(**inputs, use_cache=False).logits, generator)
     places = sampled["mask"].bool()
-    parts = {
-        "prompts": slice(None, PROMPT),
-        "responses": slice(PROMPT, None),
-        "input_ids": slice(None),
-    }
+    parts = {"prompts": slice(PROMPT), "responses": slice(PROMPT, None), "input_ids": slice(None)}
     rows = {
         name: [ids[part][here[part]] for ids, here in zip(sampled["tokens"], places, strict=True)]
         for name, part in parts.items()
@@ -193,18 +174,10 @@ def train_unpadded(model: str, *words: str) -> tuple[dict[str, torch.Tensor], di
     advantages = batch.batch["advantages"]
     data["advantages"] = response_to_nested(advantages, data["response_mask"])
     size = cfg.actor_rollout_ref.actor.ppo_mini_batch_size * GROUP
-    tensordict_utils.assign_non_tensor(
-        data,
-        calculate_entropy=False,
-        distillation_use_topk=False,
-        distillation_only=False,
-        global_batch_size=size,
-        mini_batch_size=size,
-        epochs=2,
-        seed=42,
-        dataloader_kwargs={"shuffle": False},
-        temperature=1.0,
-    )
+    asked = {"epochs": 2, "seed": 42, "dataloader_kwargs": {"shuffle": False}, "temperature": 1.0}
+    asked |= {"global_batch_size": size, "mini_batch_size": size, "calculate_entropy": False}
+    asked |= {"distillation_use_topk": False, "distillation_only": False}
+    tensordict_utils.assign_non_tensor(data, **asked)
     logged = worker.update_actor(data)["metrics"]
     weights = {name: value.full_tensor().clone() for name, value in policy.state_dict().items()}
     return sampled | {"advantages": advantages[:, 0]}, logged, weights
@@ -234,9 +207,7 @@ def test_the_base_loss_learns_the_task(base: SimpleNamespace) -> None:
     assert sum(rewards[-3:]) / 3 > rewards[0] + 0.1
 
 
-def test_weight_0_is_the_base_loss_to_the_bit_and_measures(
-    base: SimpleNamespace, off: SimpleNamespace
-) -> None:
+def test_weight_0_is_the_base_loss_to_the_bit_and_measures(base, off) -> None:
     for ours, theirs in zip(off.weights, base.weights, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     for logged in off.logged:
@@ -257,25 +228,21 @@ def test_the_penalty_starts_at_the_second_mini_batch_and_works_against_displacem
         assert first == 0 < max(later)
 
 
-def test_a_rollout_s_updates_are_those_of_plain_torch(
-    model: str, off: SimpleNamespace, on: SimpleNamespace
-) -> None:
+def test_a_rollout_s_updates_are_those_of_plain_torch(model, off, on) -> None:
     batch = on.batches[0]
-    apart = distance(model, on.weights[0], off.weights[0], batch)
+    apart = tiny.distance(model, on.weights[0], off.weights[0], batch)
     for weight, run in ((0, off), (1, on)):
-        expected = plain_updates(model, batch, weight, normalizer="all")
-        assert distance(model, run.weights[0], expected, batch) < 1e-3 * apart
+        expected = tiny.plain_updates(model, batch, weight, normalizer="all")
+        assert tiny.distance(model, run.weights[0], expected, batch) < 1e-3 * apart
 
 
-def test_so_are_those_of_the_default_trainer_without_padding(
-    model: str, off: SimpleNamespace
-) -> None:
+def test_so_are_those_of_the_default_trainer_without_padding(model, off) -> None:
     batch, logged, weights = train_unpadded(model, *with_weight(1))
     first, *later = logged["actor/llds/gated_fraction"]
     assert first == 0 < max(later)
-    expected = plain_updates(model, batch, 1, normalizer="all")
-    apart = distance(model, weights, off.weights[0], batch)
-    assert distance(model, weights, expected, batch) < 1e-3 * apart
+    expected = tiny.plain_updates(model, batch, 1, normalizer="all")
+    apart = tiny.distance(model, weights, off.weights[0], batch)
+    assert tiny.distance(model, weights, expected, batch) < 1e-3 * apart
 
 
 def test_bypass_mode_is_refused_where_the_loss_is_shown_it(model: str) -> None:

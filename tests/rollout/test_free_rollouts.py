@@ -5,18 +5,15 @@ are answered out of order.
 """
 
 import threading
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_rollouts import ANSWER, SEARCH, TAGGED, FreeSampler, Script, limits, run
+from scripted_rollouts import ANSWER, SEARCH, TAGGED, FreeSampler, Late, Script, limits, run
 
 from llds_core.config import load_experiment
 from llds_core.errors import RetrieverError
-from llds_core.retrieval import Hit
 from llds_core.rollout import loop
 from llds_core.rollout.environment import build_environment
 from llds_core.worlds.records import Passage, Question
@@ -24,37 +21,20 @@ from llds_core.worlds.records import Passage, Question
 QUESTIONS = [Question(f"q{i}", "where", ("Paris",)) for i in range(4)]
 OTHERS = [Passage(f"x{i}", f"Other {i}", "else") for i in range(9)]
 IT, SO = "<search>it</search>", "<search>so it is</search>"
-
-
-@dataclass
-class Late:
-    """Finds what was asked for, the first calls last."""
-
-    latency: float = 0.0
-    identity = "late"
-    calls: list[list[str]] = field(default_factory=list)
-
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        self.calls.append(list(queries))
-        time.sleep(self.latency * (1 + -len(self.calls) % 3))
-        return [[Hit(query, query, f"is {query}", 1.0)] for query in queries]
+turns = st.one_of(
+    st.sampled_from([SEARCH, IT, SO, ANSWER, "so", "<search></search>", "so it is " * 4 + SEARCH]),
+    st.lists(st.integers(0, len(TAGGED) - 1), min_size=1, max_size=30),
+)
 
 
 def both(scripts: Sequence[Script], late: Late | None = None, config=None, **options):
     """Trajectories of the lock-step loop, and of the one in which nobody waits."""
     options = {"questions": QUESTIONS, "step": 3, "passages": OTHERS} | options
     known, *_ = run(scripts, config, engine=Late(), **options)
-    made, sampler, _ = run(
-        scripts, config, engine=late or Late(), sampler_type=FreeSampler, **options
-    )
+    options |= {"engine": late or Late(), "sampler_type": FreeSampler}
+    made, sampler, _ = run(scripts, config, **options)
     assert not sampler.open
     return known, made
-
-
-turns = st.one_of(
-    st.sampled_from([SEARCH, IT, SO, ANSWER, "so", "<search></search>", "so it is " * 4 + SEARCH]),
-    st.lists(st.integers(0, len(TAGGED) - 1), min_size=1, max_size=30),
-)
 
 
 @settings(max_examples=60, deadline=None)

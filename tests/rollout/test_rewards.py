@@ -4,12 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llds_core.rollout.rewards import (
-    exact_match,
-    f1_score,
-    normalize_answer,
-    sub_exact_match,
-)
+from llds_core.rollout.rewards import exact_match, f1_score, normalize_answer, sub_exact_match
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,11 @@ from llds_core.rollout.vllm_sampler import ColocatedEngine, Request, ServerEngin
 
 EOS = TOKENIZER.eos_token_id
 PROMPTS = [[7, 8, 9], [20, 21], [30]]
+OVERRUN = encode("</search>.", SPELLED)
+# Takes vLLM's keyword arguments that the sampler uses, and no others.
+_TAKEN = "temperature top_p logprobs stop include_stop_str_in_output stop_token_ids "
+_TAKEN += "skip_special_tokens max_tokens seed output_kind"
+SamplingParams = make_dataclass("SamplingParams", _TAKEN.split())
 
 
 class Recorded:
@@ -66,9 +71,6 @@ def test_an_action_ends_with_the_token_that_completes_the_tag(tokenizer, tag: st
     assert engine.asked[1][0].token_ids == [7, *ids]
 
 
-OVERRUN = encode("</search>.", SPELLED)
-
-
 @pytest.mark.parametrize(
     ("ids", "kept", "budget"),
     [
@@ -111,12 +113,6 @@ def test_the_engine_is_asked_to_keep_stop_strings() -> None:
     assert options["stop_token_ids"] == [EOS]
     assert options["skip_special_tokens"] is False
     assert options["logprobs"] == 0
-
-
-# Takes vLLM's keyword arguments that the sampler uses, and no others.
-_TAKEN = "temperature top_p logprobs stop include_stop_str_in_output stop_token_ids "
-_TAKEN += "skip_special_tokens max_tokens seed output_kind"
-SamplingParams = make_dataclass("SamplingParams", _TAKEN.split())
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,12 @@ TOKENIZER = build_tokenizer(TEXTS, 400, TAGS)
 CONFIG = PolicyConfig(
     vocab_size=400, hidden_size=32, intermediate_size=48, layers=2, heads=2, key_value_heads=1
 )
+DAMAGE = {
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "cut": lambda content: content[: int(len(content) * 0.99)],
+    "another form": lambda content: b"[]",
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +46,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "copy"))
-
-
-# Tokenizer
 
 
 @pytest.mark.parametrize("tag", TAGS)
@@ -65,12 +68,7 @@ def test_tokenizer_keeps_to_its_size_is_deterministic_and_survives_storage(whole
         assert one.pad_token_id != one.eos_token_id
 
 
-# Building and loading
-
-
-def test_policy_is_deterministic_in_its_seed_and_leaves_the_global_generator_alone(
-    whole: Path,
-) -> None:
+def test_policy_is_deterministic_in_its_seed_and_leaves_the_global_generator_alone(whole) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         before = torch.random.get_rng_state()
@@ -89,17 +87,6 @@ def test_loaded_policy_equals_the_stored_one_in_the_type_asked_for(whole: Path) 
     assert load_policy(whole, "bfloat16")[0].dtype == torch.bfloat16
 
 
-# Damage
-
-
-DAMAGE = {
-    "empty": lambda content: b"",
-    "half": lambda content: content[: len(content) // 2],
-    "cut": lambda content: content[: int(len(content) * 0.99)],
-    "another form": lambda content: b"[]",
-}
-
-
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(
     "file", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"]
@@ -116,9 +103,6 @@ def test_missing_or_misshapen_weight_is_refused(copy: Path) -> None:
     for changed in (lost, weights | {"model.norm.weight": torch.ones(5)}):
         save_file(changed, file, metadata={"format": "pt"})
         refused(CheckpointError, str(copy), load_policy, copy)
-
-
-# Folders of checkpoints
 
 
 def make(folder: Path, *steps: int) -> Path:
@@ -152,9 +136,7 @@ def test_best_and_last_of_the_first_steps(tmp_path: Path) -> None:
         assert run.checkpoint(which) == checkpoint_path(folder, step)
     assert (folder / ".partial-2").is_dir()
     for which in ("best-3", "best-99"):
-        named = (
-            f'no checkpoint "{which}": name a number of steps from 4, its first checkpoint, to 12'
-        )
+        named = f'no checkpoint "{which}": name a number of steps from 4, its first .*, to 12'
         refused(CheckpointError, named, run.checkpoint, which)
     # One that a collapse ended keeps what it was given.
     longer = Run.load("smoke/grpo", 0, tmp_path, ["training.steps=20"])
@@ -165,17 +147,13 @@ def test_best_and_last_of_the_first_steps(tmp_path: Path) -> None:
     ("keep", "best", "left"),
     [(2, None, [4, 5]), (2, 2, [2, 4, 5]), (2, 5, [4, 5]), (9, None, [1, 2, 3, 4, 5])],
 )
-def test_rotation_keeps_the_latest_and_the_best(
-    tmp_path: Path, keep: int, best: int | None, left: list[int]
-) -> None:
+def test_rotation_keeps_the_latest_and_the_best(tmp_path, keep, best, left) -> None:
     rotate_checkpoints(make(tmp_path, 1, 2, 3, 4, 5), keep, best)
     assert checkpoint_steps(tmp_path) == left
     assert len(list(tmp_path.iterdir())) == len(left)
 
 
-def test_deletion_killed_half_way_leaves_no_half_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_deletion_killed_half_way_leaves_no_half_checkpoint(tmp_path, monkeypatch) -> None:
     def killed(path: Path) -> None:
         raise KeyboardInterrupt
 

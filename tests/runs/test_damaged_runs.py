@@ -24,6 +24,26 @@ from llds_core.files import locked
 from llds_core.runs import Run, RunDirectory, read_manifest
 from llds_core.runs.checkpoints import check_checkpoint
 
+# A parent in the background, or under nohup, makes its children ignore two of the signals.
+_RUNNING = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+from types import SimpleNamespace
+from llds_core import __main__ as program
+from llds_core.runs import RunDirectory
+
+def slow(run):
+    with RunDirectory(run.path, run.config, run.seed, command="again"):
+        print("ready", flush=True)
+        time.sleep(60)
+
+# In place of modules that take seconds to import, or train a start policy.
+sys.modules["llds_core.training.experiment"] = SimpleNamespace(train=slow)
+sys.modules["llds_core.study.runner"] = SimpleNamespace(make_start_policy=lambda run: None)
+sys.exit(program.main(sys.argv[1:]))
+"""
+
 
 def begun(root: Path) -> Path:
     """A run of one step."""
@@ -54,9 +74,6 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, damage: str | dict) -> None
         refused(DataError, named, use)
 
 
-# Checkpoints
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -66,9 +83,7 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, damage: str | dict) -> None
         ("optimizer.pt", b"PK\x05\x06" + bytes(18)),
     ],
 )
-def test_a_damaged_checkpoint_is_named_before_it_is_loaded(
-    tmp_path: Path, name: str, content: bytes | None
-) -> None:
+def test_a_damaged_checkpoint_is_named_before_it_is_loaded(tmp_path, name, content) -> None:
     for whole in ("config.json", "trainer_state.json", "extra.json"):
         (tmp_path / whole).write_text('{"nonfinite_in_a_row": 0}')
     header = b'{"__metadata__":{}}'
@@ -82,13 +97,8 @@ def test_a_damaged_checkpoint_is_named_before_it_is_loaded(
     refused(CheckpointError, name, check_checkpoint, tmp_path)
 
 
-# Locks, disks
-
-
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_named(
-    tmp_path: Path, monkeypatch, capsys, number: int
-) -> None:
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys, number) -> None:
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -100,9 +110,7 @@ def test_a_file_system_without_locks_is_named(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
-def test_a_full_disk_leaves_the_first_error_and_the_status(
-    tmp_path: Path, smoke_runs: Path, capsys
-) -> None:
+def test_a_full_disk_leaves_the_first_error_and_the_status(tmp_path, smoke_runs, capsys) -> None:
     """The disk takes no log, and no file as large as a checkpoint."""
     (start,) = smoke_runs.glob("smoke/warmstart-*")
     shutil.copytree(start, tmp_path / "smoke" / start.name)
@@ -124,29 +132,6 @@ def test_a_full_disk_leaves_the_first_error_and_the_status(
     assert main(words) == 0 and read_manifest(path)["status"] == "complete"
 
 
-# Signals
-
-# A parent in the background, or under nohup, makes its children ignore two of the signals.
-_RUNNING = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-from types import SimpleNamespace
-from llds_core import __main__ as program
-from llds_core.runs import RunDirectory
-
-def slow(run):
-    with RunDirectory(run.path, run.config, run.seed, command="again"):
-        print("ready", flush=True)
-        time.sleep(60)
-
-# In place of modules that take seconds to import, or train a start policy.
-sys.modules["llds_core.training.experiment"] = SimpleNamespace(train=slow)
-sys.modules["llds_core.study.runner"] = SimpleNamespace(make_start_policy=lambda run: None)
-sys.exit(program.main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.parametrize(
     "sent", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT], [signal.SIGHUP]]
 )
@@ -165,9 +150,6 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, sent: list[int]) -> Non
     assert read_manifest(Run(CONFIG, 0, tmp_path).path)["status"] == "interrupted"
 
 
-# Advice
-
-
 def test_advice_names_the_folder_of_runs_and_the_overrides(tmp_path: Path) -> None:
     root = tmp_path / "other runs"
     run = Run.load("smoke/grpo", 3, root, ["training.steps=2"])
@@ -176,9 +158,7 @@ def test_advice_names_the_folder_of_runs_and_the_overrides(tmp_path: Path) -> No
         assert f"training.steps=2 --run-root '{root}'" in said
 
 
-def test_a_policy_too_large_for_this_machine_is_refused_by_arithmetic(
-    tmp_path: Path, capsys
-) -> None:
+def test_a_policy_too_large_for_this_machine_is_refused_by_arithmetic(tmp_path, capsys) -> None:
     words = ["train", "smoke/grpo", "policy.hidden_size=100000000", "--run-root", str(tmp_path)]
     said = mistake(capsys, *words)
     assert "policy.hidden_size=100000000" in said and "GiB" in said

@@ -39,9 +39,7 @@ def test_a_full_disk_leaves_no_half_model(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def smol(tmp_path_factory):
-    """A run root, the unpacked model where a run of `smol` puts it, and the tokenizer as loaded
-    from the package.
-    """
+    """A run root, the model as a run of `smol` unpacks it, and the package's own tokenizer."""
     root = tmp_path_factory.mktemp("smol")
     config = load_experiment("smol/grpo", ["training.warmstart=false"])
     tokenizers = []
@@ -87,9 +85,8 @@ def test_the_unpacked_tokenizer_is_that_of_the_package(smol):
     for text in ("<think> 1,234 people </think>\n\n<search>", "São  Tomé e\u0301 ."):
         assert unpacked.encode(text) == given.encode(text)
         assert unpacked.decode(unpacked.encode(text)) == text
-    assert encode_prompt("Where?", "search-r1", unpacked) == encode_prompt(
-        "Where?", "search-r1", given
-    )
+    prompts = [encode_prompt("Where?", "search-r1", each) for each in (unpacked, given)]
+    assert prompts[0] == prompts[1]
     # A tag takes several tokens, and its last letter may be part of a longer one.
     stop = StopAtTag(unpacked)
     for tag in TAGS:

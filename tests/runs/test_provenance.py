@@ -18,9 +18,7 @@ def test_no_commit_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_a_tree_is_dirty_when_tracked_code_differs(tmp_path: Path) -> None:
-    """Untracked files and published results are no change of code; another encoding stops
-    nothing.
-    """
+    """Not by untracked files and published results; another encoding stops nothing."""
     (tmp_path / "results").mkdir()
     for name in ("plain.txt", "README.md", "results/runs.csv"):
         (tmp_path / name).write_text("coffee\n", "utf-8")

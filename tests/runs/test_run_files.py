@@ -11,15 +11,11 @@ from llds_core.runs import RunDirectory, read_metrics, read_trajectories
 from llds_core.runs import directory as runs
 
 LINES = b'{"step": 1, "a": "\xc3\xa9"}\n{"step": 2, "a": "\xc3\xa9"}\n'
-MEMBERS = [
-    gzip.compress(f'{{"step": {step}, "text": "{"x" * 40}"}}\n'.encode(), mtime=0)
-    for step in (1, 2)
-]
+ROWS = [f'{{"step": {step}, "text": "{"x" * 40}"}}\n' for step in (1, 2)]
+MEMBERS = [gzip.compress(row.encode(), mtime=0) for row in ROWS]
 
 
-def test_metrics_are_on_disk_when_the_call_returns(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_metrics_are_on_disk_when_the_call_returns(run, monkeypatch) -> None:
     assert read_metrics(run.path) == []
     synced: list[int] = []
     monkeypatch.setattr(runs.os, "fsync", synced.append)
@@ -79,9 +75,6 @@ def test_trajectories_torn_anywhere_read_up_to_the_tear(tmp_path: Path, kept: in
 def test_trajectories_damaged_elsewhere_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rollouts.jsonl.gz").write_bytes(content)
     refused(DataError, r"rollouts\.jsonl\.gz is damaged", read_trajectories, tmp_path)
-
-
-# Truncation
 
 
 @pytest.fixture

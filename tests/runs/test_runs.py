@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,6 @@ from llds_core.runs import directory as runs
 from llds_core.runs.identity import same_run
 from llds_core.runs.provenance import package_versions
 
-# The lock
-
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -29,15 +26,15 @@ held = RunDirectory(Path(sys.argv[1]), load_experiment("smoke/grpo"), 0)
 print("held", flush=True)
 time.sleep(3600)
 """
+# With a mean per micro-batch, what a micro-batch is made of belongs to the objective.
+_MICRO = "loss.aggregate=token-mean-micro"
 
 
 def opened(folder: Path, *overrides: str) -> RunDirectory:
     return RunDirectory(folder, load_experiment("smoke/grpo", overrides), 0)
 
 
-def test_lock_of_a_live_process_names_it_and_that_of_a_killed_one_is_taken_over(
-    tmp_path: Path,
-) -> None:
+def test_lock_of_a_live_process_names_it_and_that_of_a_killed_one_is_taken_over(tmp_path) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         try:
@@ -48,9 +45,6 @@ def test_lock_of_a_live_process_names_it_and_that_of_a_killed_one_is_taken_over(
             holder.kill()
     with RunDirectory(tmp_path, CONFIG, 0):
         assert (tmp_path / "lock").read_text("utf-8") == str(os.getpid())
-
-
-# Status
 
 
 def test_new_run_says_what_it_is(run: RunDirectory) -> None:
@@ -80,9 +74,7 @@ def test_an_experiment_is_read_back_equal_from_either_file(tmp_path: Path) -> No
         (ValueError("loss is blue"), "failed", "ValueError: loss is blue"),
     ],
 )
-def test_status_says_how_the_run_ended(
-    tmp_path: Path, error: BaseException | None, status: str, reason: str | None
-) -> None:
+def test_status_says_how_the_run_ended(tmp_path, error, status, reason) -> None:
     try:
         with RunDirectory(tmp_path, CONFIG, 0):
             if error:
@@ -114,13 +106,6 @@ def test_first_error_is_the_one_reported_when_the_disk_fails_too(
         raise kind("loss is blue")
 
 
-# One folder, one experiment
-
-
-# With a mean per micro-batch, what a micro-batch is made of belongs to the objective.
-_MICRO = "loss.aggregate=token-mean-micro"
-
-
 @pytest.mark.parametrize(
     ("begun", "override"),
     [
@@ -131,9 +116,7 @@ _MICRO = "loss.aggregate=token-mean-micro"
         ((_MICRO,), "training.micro_batch_size=2"),
     ],
 )
-def test_other_configuration_is_refused_by_key(
-    tmp_path: Path, begun: tuple[str, ...], override: str
-) -> None:
+def test_other_configuration_is_refused_by_key(tmp_path, begun, override) -> None:
     with opened(tmp_path, *begun) as run:
         config = run.manifest["config"]
     for _ in range(2):  # the first refusal does not keep the lock
@@ -183,9 +166,6 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
         refused(DataError, "not a run directory", read_manifest, tmp_path / name)
 
 
-# The disk
-
-
 @pytest.mark.parametrize(
     "write",
     [
@@ -194,9 +174,7 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
         lambda run: run.update(best_step=1),
     ],
 )
-def test_full_disk_is_a_run_error_that_says_what_to_do(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, write: Callable[[RunDirectory], None]
-) -> None:
+def test_full_disk_is_a_run_error_that_says_what_to_do(run, monkeypatch, write) -> None:
     with monkeypatch.context() as patch, pytest.raises(RunError, match="free space") as error:
         patch.setattr(Path, "open", no_space)
         write(run)

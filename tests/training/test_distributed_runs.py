@@ -5,18 +5,15 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from run_helpers import train_run
 from shared_trainers import differing, spawn, wait
 from test_resume import assert_same_run, kill, rows
 
 from llds_core.__main__ import main
-from llds_core.config import load_experiment
 from llds_core.runs import Run, read_manifest, read_metrics, read_trajectories
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
 from llds_core.runs.policies import load_policy
@@ -27,6 +24,7 @@ from llds_core.training.trainer import SearchGRPOTrainer
 _RUN = ("reward.kind=format", "training.warmup_steps=0", "rollout.streams=trajectory")
 _STEPS = 2
 _LIMIT = 600  # seconds within which no process may be left
+pytestmark = pytest.mark.slow
 
 
 class InDouble(SearchGRPOTrainer):
@@ -44,17 +42,15 @@ def train_smoke(root: Path, world: int, dies_in: int | None = None) -> None:
     if dies_in is not None and os.environ["RANK"] == "1":
         kill(experiment.SearchRollout, "__call__", dies_in)
     overrides = (*_RUN, f"training.steps={_STEPS}", f"hardware.processes={world}")
-    train_run(load_experiment("smoke/llds-action", overrides), 0, root, overrides)
+    experiment.train(Run.load("smoke/llds-action", 0, root, overrides))
 
 
 def smoke_path(root: Path) -> Path:
-    return Run(load_experiment("smoke/llds-action"), 0, root, _RUN).path
+    return Run.load("smoke/llds-action", 0, root, _RUN).path
 
 
 @pytest.fixture(scope="module")
-def runs(
-    fresh_root: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, Path]:
+def runs(fresh_root, tmp_path_factory) -> dict[int, Path]:
     """The same run on one and on two processes."""
     made = {}
     for world in (1, 2):
@@ -64,7 +60,6 @@ def runs(
     return made
 
 
-@pytest.mark.slow
 def test_two_processes_make_the_run_of_one(runs: dict[int, Path]) -> None:
     for step in range(1, _STEPS + 1):
         assert not differing(rows(runs[1])[step - 1], rows(runs[2])[step - 1])
@@ -75,11 +70,8 @@ def test_two_processes_make_the_run_of_one(runs: dict[int, Path]) -> None:
     assert rows(runs[1])[1]["gated_fraction"] > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_checkpoint_continues_on_another_number_of_processes(
-    runs: dict[int, Path], root: Path, before: int, after: int
-) -> None:
+def test_checkpoint_continues_on_another_number_of_processes(runs, root, before, after) -> None:
     path = smoke_path(root)
     shutil.copytree(runs[before], path)
     shutil.rmtree(checkpoint_path(path / "checkpoint", 2))
@@ -90,7 +82,6 @@ def test_checkpoint_continues_on_another_number_of_processes(
     assert not differing(rows(path)[1], rows(runs[before])[1])
 
 
-@pytest.mark.slow
 def test_a_killed_process_ends_the_run_which_continues_as_if_nothing_had_happened(
     runs: dict[int, Path], root: Path
 ) -> None:
@@ -106,10 +97,7 @@ def test_a_killed_process_ends_the_run_which_continues_as_if_nothing_had_happene
     assert_same_run(path, runs[2])
 
 
-@pytest.mark.slow
-def test_the_command_says_which_process_was_killed(
-    root: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_the_command_says_which_process_was_killed(root, capsys) -> None:
     """All of its processes end; Ctrl-C is in `machine/test_launch.py` and `test_jobs.py`."""
     path = smoke_path(root)
     ended = threading.Event()

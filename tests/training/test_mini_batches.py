@@ -16,6 +16,7 @@ from llds_core.training.micro_batches import mini_batch_rows, pack
 from llds_core.training.settings import SearchGRPOConfig
 
 LENGTHS = [(7 * row) % 23 + 4 for row in range(32)]
+BUDGET = 90
 
 
 def rows_of(args: SearchGRPOConfig, processes: int, step: int = 1) -> list[list[list[int]]]:
@@ -30,9 +31,7 @@ def mini_batches(batches: list[list[list[int]]]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("how", ["groups", "shuffled"])
-def test_every_row_is_in_one_update_the_same_on_any_number_of_processes(
-    tmp_path: Path, how: str
-) -> None:
+def test_every_row_is_in_one_update_the_same_on_any_number_of_processes(tmp_path, how) -> None:
     args = settings(tmp_path, f"training.mini_batches={how}", "training.micro_batch_size=2")
     alone = mini_batches(rows_of(args, 1))
     assert sorted(row for rows in alone for row in rows) == list(range(32))
@@ -46,9 +45,6 @@ def test_every_row_is_in_one_update_the_same_on_any_number_of_processes(
     assert mini_batches(rows_of(args, 1, step=2)) != alone
     whole = [{row // 4 for row in rows} for rows in alone]
     assert all(len(groups) == 2 for groups in whole) == (how == "groups")
-
-
-BUDGET = 90
 
 
 @pytest.mark.parametrize(
@@ -126,9 +122,7 @@ def test_the_change_of_a_step_is_measured_on_drawn_micro_batches(tmp_path: Path)
         ([10, 1, 1, 1], [[0, 1], [2, 3]]),
     ],
 )
-def test_balanced_slices_differ_as_little_as_by_hand(
-    tmp_path: Path, lengths: list[int], shares: list[list[int]]
-) -> None:
+def test_balanced_slices_differ_as_little_as_by_hand(tmp_path, lengths, shares) -> None:
     args = settings(tmp_path, "training.mini_batches=balanced", "loss.aggregate=token-mean-micro")
     args.per_device_train_batch_size, args.gradient_accumulation_steps = len(lengths) // 2, 1
     (made,) = mini_batch_rows(lengths, args, processes=2, generator=torch.Generator())
@@ -139,9 +133,7 @@ def test_balanced_slices_differ_as_little_as_by_hand(
 
 
 def official_loss(batch: dict[str, Any], logprobs: torch.Tensor, accumulated: int) -> torch.Tensor:
-    """One micro-batch of the official actor, row by row: clipped surrogate, k3 and the penalty of
-    actions that lost likelihood, each over the policy tokens of the micro-batch.
-    """
+    """One micro-batch of the official actor, row by row, over its policy tokens."""
     policy = (batch["tool_mask"] * batch["completion_mask"]).bool()
     surrogate = divergence = penalty = torch.zeros(())
     for row, mask in enumerate(policy):
@@ -172,9 +164,8 @@ def test_the_official_objective_is_that_of_its_own_slices(tmp_path: Path) -> Non
     penalised = False
     for record in trainer.records:
         logprobs = record["logprobs"].clone().requires_grad_()
-        expected = official_loss(
-            record["inputs"], logprobs, trainer.args.gradient_accumulation_steps
-        )
+        steps = trainer.args.gradient_accumulation_steps
+        expected = official_loss(record["inputs"], logprobs, steps)
         assert record["loss"].item() == pytest.approx(expected.item(), abs=1e-6, rel=1e-5)
         (gradient,) = torch.autograd.grad(expected, logprobs)
         torch.testing.assert_close(record["gradient"], gradient, atol=1e-7, rtol=1e-4)

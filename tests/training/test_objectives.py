@@ -11,20 +11,21 @@ from rounding import PASS
 from scripted import largest_difference, policy, settings, stock, trajectories, weights
 from trl.trainer import grpo_trainer as trl_module
 
+from llds_core import losses
 from llds_core.config import laid_over, load_experiment, methods
 from llds_core.config.seeding import torch_generator
-from llds_core.losses import (
-    group_advantages,
-    low_probability_bound,
-    lp_reg_penalty,
-    min_p_proxy,
-)
 from llds_core.training.micro_batches import add_columns
 
 IN_TRL = ("dr-grpo", "gspo", "cispo", "lite-ppo", "clip-higher", "sequence-mean")
 NAMES = [*methods(), "gspo+llds-action", "lp-reg+llds-action", "lp-reg@official", "dapo+llds-ma"]
 # One mini-batch of one epoch, where nothing has moved; two where a penalty needs it.
 SHORT = ("training.steps=1", "training.epochs=1", "training.updates_per_rollout=2")
+PLAIN = (
+    "loss.aggregate={} training.mini_batches={} loss.kl_weight={} training.updates_per_rollout={} "
+    "training.steps=2 training.epochs=2 training.micro_batch_size=4"
+)
+ONES = dict.fromkeys(("completion_ids", "tool_mask", "completion_mask"), torch.ones(16, 3).long())
+LP_REG = ("loss.lp_reg_share=0.9", "loss.lp_reg_min_p=0.02", "training.learning_rate=5e-3")
 
 
 def short(folder: Path, name: str, *overrides: str, **direct: Any) -> Any:
@@ -38,12 +39,6 @@ def test_every_name_trains_a_step(tmp_path: Path, name: str) -> None:
     assert trainer.state.global_step == 2 and trainer.rows[0]["nonfinite_updates"] == 0
     assert largest_difference(weights(trainer.model), weights(policy())) > 1e-5
     assert (trainer.rows[0]["held_fraction"] is None) == ("lp-reg" not in name)
-
-
-PLAIN = (
-    "loss.aggregate={} training.mini_batches={} loss.kl_weight={} training.updates_per_rollout={} "
-    "training.steps=2 training.epochs=2 training.micro_batch_size=4"
-)
 
 
 @pytest.mark.parametrize(
@@ -62,23 +57,19 @@ PLAIN = (
         ),
     ],
 )
-def test_what_trl_has_is_trl_configured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, overrides: str
-) -> None:
-    """Stock TRL with the same settings has the same loss on the same batch, and ends at the same
-    weights. Of Lp-Reg it has the surrogate.
-    """
+def test_what_trl_has_is_trl_configured(tmp_path, monkeypatch, name, overrides) -> None:
+    """The same loss on the same batch and the same weights at the end; of Lp-Reg the surrogate."""
     # Where a gradient is mere rounding, Adam divides rounding by rounding: its epsilon keeps that
     # out of the weights.
     options = {"adam_epsilon": 1e-5}
     ours = run(short(tmp_path / "ours", name, *overrides.split(), **options))
     assert ours.rows[0]["nonfinite_updates"] == 0
     theirs = stock(short(tmp_path / "stock", name, *overrides.split(), **options))
-    losses: list[float] = []
+    seen: list[float] = []
     compute = theirs._compute_loss
 
     def kept(model: Any, inputs: Any) -> torch.Tensor:
-        losses.append((loss := compute(model, inputs)).item())
+        seen.append((loss := compute(model, inputs)).item())
         return loss
 
     def same_composition(batch: dict[str, Any]) -> dict[str, Any]:
@@ -97,11 +88,8 @@ def test_what_trl_has_is_trl_configured(
     assert difference < (1e-6 if name == "grpo" else 1e-5)
     assert largest_difference(weights(ours.model), weights(policy())) > 1e-4
     if name != "grpo":
-        assert losses == pytest.approx([r["loss"].item() for r in ours.records], abs=1e-6)
-        assert max(map(abs, losses)) > 1e-3
-
-
-ONES = dict.fromkeys(("completion_ids", "tool_mask", "completion_mask"), torch.ones(16, 3).long())
+        assert seen == pytest.approx([r["loss"].item() for r in ours.records], abs=1e-6)
+        assert max(map(abs, seen)) > 1e-3
 
 
 @pytest.mark.parametrize("std", ["batch", "none"])
@@ -111,7 +99,7 @@ def test_the_batch_is_the_baseline_where_trl_has_none(std: str) -> None:
     batch = dict(ONES)
     add_columns(batch, made, loss, 4)
     rewards = torch.tensor([t.reward for t in made])
-    expected = group_advantages(rewards, torch.arange(16), mean="batch", std=std, eps=1e-4)
+    expected = losses.group_advantages(rewards, torch.arange(16), mean="batch", std=std, eps=1e-4)
     assert torch.equal(batch["advantages"], expected)
     assert batch["advantages"].sum().abs() < 1e-5 and batch["advantages"][-1] < 0
 
@@ -139,9 +127,6 @@ def test_what_a_limit_ended_leaves_numerator_and_denominator(tmp_path: Path) -> 
     assert not batch["policy_mask"][::3].any() and batch["policy_mask"][1].any()
     kept = [sum(t.response_mask) for i, t in enumerate(made) if i % 3]
     assert batch["num_items_in_batch"] == batch["policy_mask"].sum() == sum(kept)
-
-
-LP_REG = ("loss.lp_reg_share=0.9", "loss.lp_reg_min_p=0.02", "training.learning_rate=5e-3")
 
 
 @pytest.mark.parametrize(("variant", "unpadded"), [("", "true"), ("@official", "false")])
@@ -188,30 +173,24 @@ class WithLogits(Recorded):
         with torch.no_grad():
             for micro in made:
                 logits = self._logits(micro)
-                micro["dense"] = min_p_proxy(
-                    logits, self.args.loss.lp_reg_min_p, inclusive=is_token
-                )
+                min_p = self.args.loss.lp_reg_min_p
+                micro["dense"] = losses.min_p_proxy(logits, min_p, inclusive=is_token)
         sampled = torch.cat([m["old_per_token_logps"][m["policy_mask"].bool()] for m in made])
-        self.bound = low_probability_bound(
-            sampled, torch.ones_like(sampled), self.args.loss.lp_reg_share
-        )
+        share = self.args.loss.lp_reg_share
+        self.bound = losses.low_probability_bound(sampled, torch.ones_like(sampled), share)
         return windows
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         now = self._logits(inputs).log_softmax(-1)
         dense, ids = inputs["dense"], inputs["completion_ids"][..., None]
         kind = self.args.loss.lp_reg_kl
-        terms = dense.exp() * (dense.masked_fill(dense == -torch.inf, 0) - now)
-        value, counts = lp_reg_penalty(
-            now.gather(2, ids)[..., 0],
-            dense.gather(2, ids)[..., 0],
-            inputs["policy_mask"],
-            inputs["group_advantages"],
-            kl=kind,
-            divergence_BT=terms.sum(-1) if kind == "full" else None,
-            bound=self.bound,
-            share=self.args.loss.lp_reg_share,
-        )
+        options = {"kl": kind, "bound": self.bound, "share": self.args.loss.lp_reg_share}
+        if kind == "full":
+            terms = dense.exp() * (dense.masked_fill(dense == -torch.inf, 0) - now)
+            options["divergence_BT"] = terms.sum(-1)
+        tokens = [logprobs.gather(2, ids)[..., 0] for logprobs in (now, dense)]
+        rows = inputs["policy_mask"], inputs["group_advantages"]
+        value, counts = losses.lp_reg_penalty(*tokens, *rows, **options)
         names, parameters = zip(*self.model.named_parameters(), strict=True)
         gradients = torch.autograd.grad(value, parameters)
         held = int(counts["held_tokens"])

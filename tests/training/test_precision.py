@@ -22,9 +22,7 @@ _STRONG = ("training.steps=2", "loss.llds_weight=1.0", "loss.entropy_weight=0.01
 
 
 class _Checkpointed(Recorded):
-    """Keeps whether layers were checkpointed; no gradient by log-probabilities, which is then
-    impossible.
-    """
+    """Keeps whether layers were checkpointed: gradients by log-probabilities there are none."""
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         loss = super(Recorded, self)._compute_loss(model, inputs)
@@ -42,9 +40,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> _Checkpointed:
     return _run(tmp_path_factory.mktemp("plain"))
 
 
-def test_gradient_checkpointing_changes_no_loss_and_no_gradient(
-    plain: _Checkpointed, tmp_path: Path
-) -> None:
+def test_gradient_checkpointing_changes_no_loss_and_no_gradient(plain, tmp_path) -> None:
     saving = _run(tmp_path / "saving", "training.gradient_checkpointing=true")
     assert saving.records[-1]["saved"] and not plain.records[-1]["saved"]
     assert saving.args.gradient_checkpointing_kwargs == {"use_reentrant": False}
@@ -60,9 +56,7 @@ def test_gradient_checkpointing_changes_no_loss_and_no_gradient(
 
 
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
-def test_bfloat16_keeps_float32_weights_and_an_exact_canary(
-    plain: _Checkpointed, tmp_path: Path, checkpointing: str
-) -> None:
+def test_bfloat16_keeps_float32_weights_and_an_exact_canary(plain, tmp_path, checkpointing) -> None:
     saving = f"training.gradient_checkpointing={checkpointing}"
     half = _run(tmp_path / "half", "training.dtype=bfloat16", saving)
     moments = [s["exp_avg"] for s in half.optimizer.state.values() if "exp_avg" in s]
@@ -100,9 +94,7 @@ def test_a_warm_start_computes_in_the_precision_of_training(tmp_path: Path) -> N
     assert 0 < largest_difference(plain, half) < 0.05
 
 
-def test_the_optimizer_of_the_configuration_is_used_or_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_optimizer_of_the_configuration_is_used_or_named(tmp_path, monkeypatch) -> None:
     adamw = search_grpo_config(load_experiment("smoke/grpo"), 0, tmp_path)
     assert Trainer.get_optimizer_cls_and_kwargs(adamw)[0] is torch.optim.AdamW
     config = load_experiment("smoke/grpo", ["training.optimizer=adamw-8bit"])
@@ -126,9 +118,7 @@ def test_a_process_uses_one_gpu(visible: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("sharding", "wanted"), [("fsdp2", True), ("none", None)])
-def test_sharded_gradients_are_reduced_after_every_micro_batch(
-    tmp_path: Path, sharding: str, wanted: bool | None
-) -> None:
+def test_sharded_gradients_are_reduced_after_every_micro_batch(tmp_path, sharding, wanted) -> None:
     overrides = [f"hardware.sharding={sharding}", "hardware.processes=2"]
     args = search_grpo_config(load_experiment("smoke/grpo", overrides), 0, tmp_path)
     kept = args.accelerator_config.gradient_accumulation_kwargs or {}

@@ -4,7 +4,6 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import huggingface_hub
@@ -68,9 +67,7 @@ def test_training_moves_every_weight_of_a_given_llama(llama: Path, trained: Run)
     assert row["gated_fraction_first"] == 0 and row["kl"] >= 0
 
 
-def test_its_tokenizer_and_chat_template_are_used_and_stored_as_they_were(
-    llama: Path, trained: Run
-) -> None:
+def test_its_tokenizer_and_chat_template_are_used_and_stored_as_they_were(llama, trained) -> None:
     given = AutoTokenizer.from_pretrained(llama)
     first = read_trajectories(trained.path)[0]
     assert first["prompt_ids"] == encode_prompt(first["question"], "search-r1", given)
@@ -116,9 +113,7 @@ def test_a_given_policy_is_warm_started_when_asked(llama: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("make", "extra"), [(train, ()), (start_policy, _WARM)])
-def test_another_policy_behind_the_same_path_is_refused(
-    tmp_path: Path, make: Callable[[Run], Any], extra: tuple[str, ...]
-) -> None:
+def test_another_policy_behind_the_same_path_is_refused(tmp_path, make, extra) -> None:
     policy = save_llama(tmp_path / "llama")
     before = policy_digest(policy)
     make(run_from(policy, tmp_path / "runs", *extra, "training.steps=1"))
@@ -158,9 +153,7 @@ def test_a_policy_that_cannot_be_had_is_one_line(
     refused(kind, said, make, run)
 
 
-def test_questions_that_do_not_fit_are_named_before_the_first_step(
-    llama: Path, tmp_path: Path
-) -> None:
+def test_questions_that_do_not_fit_are_named_before_the_first_step(llama, tmp_path) -> None:
     write_files_world(tmp_path / "data", train=6)
     mix = tmp_path / "data" / MIX_FILE
     rows = pq.read_table(mix).to_pylist()

@@ -19,11 +19,9 @@ from typing import Any
 import pytest
 import torch
 from run_helpers import CONFIG as SMOKE
-from run_helpers import train_run
 from shared_trainers import command, spawn, wait
 from transformers import PreTrainedModel
 
-from llds_core.config import load_experiment
 from llds_core.errors import TrainingDivergedError
 from llds_core.runs import Run, RunDirectory, read_manifest, read_metrics, read_trajectories
 from llds_core.runs.checkpoints import checkpoint_path, checkpoint_steps
@@ -35,6 +33,8 @@ from llds_core.training.warmstart import WarmstartTrainer, warmstart
 
 TIMING = re.compile("seconds|per_second")
 PATIENCE = 600  # seconds until a test gives up; a busy machine only makes it later
+# Every second checkpoint holds weights only, which rotation keeps no longer than others.
+_FOUR = ["training.steps=4", "training.resumable_every=2", "training.keep_checkpoints=1"]
 
 
 def kill(owner: Any, name: str, number: int, *, after: bool = False) -> None:
@@ -131,9 +131,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_every_place_is_bit_identical(
-    smoke_runs: Path, root: Path, tmp_path: Path
-) -> None:
+def test_a_run_killed_at_every_place_is_bit_identical(smoke_runs, root, tmp_path) -> None:
     run, whole = (each / "smoke" / "llds-action" / "seed0" for each in (root, tmp_path / "whole"))
     shutil.copytree(smoke_runs, tmp_path / "whole")
     assert in_child(_train, tmp_path / "whole", None) == 0
@@ -142,17 +140,12 @@ def test_a_run_killed_at_every_place_is_bit_identical(
 
 
 @pytest.mark.slow
-def test_a_warm_start_killed_at_every_place_gives_the_same_policy(
-    smoke_runs: Path, tmp_path: Path
-) -> None:
+def test_a_warm_start_killed_at_every_place_gives_the_same_policy(smoke_runs, tmp_path) -> None:
     run, whole = (Run(SMOKE, 0, root).warmstart_path for root in (tmp_path, smoke_runs))
     kill_everywhere(_warm_start, _WARM_PLACES, tmp_path, run, whole)
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (run / "policy" / name).read_bytes() == (whole / "policy" / name).read_bytes(), name
     assert rows(run) == rows(whole)
-
-
-# --- from outside ---------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -190,21 +183,12 @@ def test_command_interrupted_then_killed_while_it_writes_a_checkpoint_is_bit_ide
     child.kill()
     child.join()
     assert "missing" not in errors.read_text("utf-8")  # as transformers says of tied weights
-    train_run(SMOKE, 0, root)
+    train(Run(SMOKE, 0, root))
     assert_same_run(run, smoke_runs / "smoke" / "grpo" / "seed0")
 
 
-# --- what a run leaves behind ---------------------------------------------------------------------
-
-
-# Every second checkpoint holds weights only, which rotation keeps no longer than others.
-_FOUR = ["training.steps=4", "training.resumable_every=2", "training.keep_checkpoints=1"]
-
-
 @pytest.fixture(scope="module")
-def four_steps(
-    fresh_root: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def four_steps(fresh_root, tmp_path_factory) -> Path:
     """A run of four steps in one go."""
     run = Run.load("smoke/grpo", 0, fresh_root(tmp_path_factory.mktemp("four")), _FOUR)
     train(run)
@@ -214,12 +198,12 @@ def four_steps(
 def test_longer_run_continues_a_shorter_one(smoke_runs: Path, four_steps: Path, root: Path) -> None:
     complete = smoke_runs / "smoke" / "grpo" / "seed0"
     shutil.copytree(complete, root / "smoke" / "grpo" / "seed0")
-    longer = load_experiment("smoke/grpo", ["training.steps=4"])
-    path = train_run(longer, 0, root, ["training.steps=4"])
-    assert path == root / "smoke" / "grpo" / "seed0"
-    assert rows(path)[:3] == rows(complete)
-    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4]
-    assert rows(four_steps) == rows(path)
+    longer = Run.load("smoke/grpo", 0, root, ["training.steps=4"])
+    train(longer)
+    assert longer.path == root / "smoke" / "grpo" / "seed0"
+    assert rows(longer.path)[:3] == rows(complete)
+    assert [row["step"] for row in longer.metrics()] == [1, 2, 3, 4]
+    assert rows(four_steps) == rows(longer.path)
 
 
 def test_a_run_goes_on_from_its_last_resumable_checkpoint(four_steps: Path, root: Path) -> None:
@@ -244,33 +228,31 @@ def test_a_proved_collapse_ends_the_run_with_a_checkpoint_even_after_a_kill(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = ["diagnostics.stop_after_collapse=true", "training.steps=5"]
-    config = load_experiment("smoke/grpo", overrides)
+    run = Run.load("smoke/grpo", 0, root, overrides)
     judged: list[int] = []
 
     def collapses_at_two(reward: Any, window: int) -> int | None:
         judged.append(len(reward))
-        assert window == config.diagnostics.window
+        assert window == run.config.diagnostics.window
         return 1 if len(reward) >= 2 else None
 
     monkeypatch.setattr(recorder, "collapse_row", collapses_at_two)
-    path = train_run(config, 0, root, overrides)
+    train(run)
     assert judged == [1, 2]
-    assert read_manifest(path)["status"] == "collapsed"
-    assert [row["step"] for row in read_metrics(path)] == [1, 2]
-    assert checkpoint_steps(path / "checkpoint")[-1] == 2
+    assert run.manifest()["status"] == "collapsed"
+    assert [row["step"] for row in run.metrics()] == [1, 2]
+    assert checkpoint_steps(run.checkpoints)[-1] == 2
     # Killed between the last step and the final status: nothing is trained any more.
-    manifest = read_manifest(path) | {"status": "running"}
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    assert train_run(config, 0, root, overrides) == path
-    assert read_manifest(path)["status"] == "collapsed"
-    assert len(read_metrics(path)) == 2
+    (run.path / "manifest.json").write_text(json.dumps(run.manifest() | {"status": "running"}))
+    train(run)
+    assert run.manifest()["status"] == "collapsed"
+    assert len(run.metrics()) == 2
 
 
 def test_diverged_run_ends_failed_with_its_last_checkpoint_intact(
     smoke_runs: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = ["training.max_nonfinite_updates=2"]
-    config = load_experiment("smoke/llds-action", overrides)
+    run = Run.load("smoke/llds-action", 0, root, ["training.max_nonfinite_updates=2"])
 
     class Poisoned(experiment.SearchGRPOTrainer):
         def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
@@ -283,24 +265,22 @@ def test_diverged_run_ends_failed_with_its_last_checkpoint_intact(
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "SearchGRPOTrainer", Poisoned)
         with pytest.raises(TrainingDivergedError, match="at step 2"):
-            train_run(config, 0, root, overrides)
-    (run,) = (root / "smoke").glob("llds-action+*/seed0")
-    manifest = read_manifest(run)
-    assert manifest["status"] == "failed"
-    assert "TrainingDivergedError" in manifest["reason"]
-    assert checkpoint_steps(run / "checkpoint") == [1]
-    model, _ = load_policy(checkpoint_path(run / "checkpoint", 1))
+            train(run)
+    assert run.manifest()["status"] == "failed"
+    assert "TrainingDivergedError" in run.manifest()["reason"]
+    assert checkpoint_steps(run.checkpoints) == [1]
+    model, _ = load_policy(checkpoint_path(run.checkpoints, 1))
     assert all(torch.isfinite(p).all() for p in model.parameters())
     # Re-issued without the fault, it ends like a run that never had it.
-    train_run(config, 0, root, overrides)
-    assert_same_run(run, smoke_runs / "smoke" / "llds-action" / "seed0")
+    train(run)
+    assert_same_run(run.path, smoke_runs / "smoke" / "llds-action" / "seed0")
 
 
 def test_complete_run_is_returned_untouched(smoke_runs: Path) -> None:
     run = smoke_runs / "smoke" / "grpo" / "seed0"
     files = [run / name for name in ("manifest.json", "metrics.jsonl", "lock", "log.txt")]
     before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
-    assert train_run(SMOKE, 0, smoke_runs) == run
+    train(Run(SMOKE, 0, smoke_runs))
     assert [(file.read_bytes(), file.stat().st_mtime_ns) for file in files] == before
     other = read_manifest(smoke_runs / "smoke" / "llds-action" / "seed0")
     assert other["start_policy"] == read_manifest(run)["start_policy"]

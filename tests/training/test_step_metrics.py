@@ -10,6 +10,7 @@ import pytest
 import torch
 from recorded import run
 from scripted import GROUP, build, policy, rollout, settings, trajectories
+from toy_groups import look, plain_scores
 from transformers import TrainerCallback
 
 from llds_core.config import LossConfig, TrainingConfig
@@ -19,18 +20,6 @@ from llds_core.rollout.protocol import Trajectory
 from llds_core.training.step_metrics import Part, StepMetrics
 
 STEPS = 3
-
-
-@torch.no_grad()
-def look(
-    model: torch.nn.Module, one: Trajectory
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log-probability, entropy and predicting state of every completion token."""
-    ids = torch.tensor([one.prompt_ids + one.completion_ids])
-    states = model.base_model(input_ids=ids).last_hidden_state[0, len(one.prompt_ids) - 1 : -1]
-    logits = model.get_output_embeddings()(states).double().log_softmax(-1)
-    chosen = logits[torch.arange(len(logits)), torch.tensor(one.completion_ids)]
-    return chosen, -(logits.exp() * logits).sum(-1), states.double()
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +59,7 @@ def test_each_update_moves_its_own_questions_and_others(tmp_path: Path, how: str
     policies.insert(0, policy().eval())
 
     def total(model: torch.nn.Module, one: Trajectory) -> float:
-        logprobs, _, _ = look(model, one)
-        return float((logprobs * torch.tensor(one.response_mask)).sum())
+        return plain_scores(model, one)[0].sum().item()
 
     found: dict[str, list[float]] = {"own_update": [], "other_updates": []}
     for update, (before, after) in enumerate(pairwise(policies)):
@@ -158,9 +146,7 @@ def test_row_equals_a_slow_recomputation(steps: list[dict[str, Any]], index: int
 
 
 @pytest.mark.parametrize("index", range(STEPS))
-def test_stored_trajectories_carry_the_change_of_every_token(
-    steps: list[dict[str, Any]], index: int
-) -> None:
+def test_stored_trajectories_carry_the_change_of_every_token(steps, index) -> None:
     step = steps[index]
     stored = TrainingConfig().trajectories_per_step
     for one in step["made"][:stored]:

@@ -39,9 +39,7 @@ def hops(trace: Trace) -> int:
     return len(trace.question.metadata["steps"])
 
 
-def test_every_training_question_and_no_other_comes_before_any_repeats(
-    environment, made: list[Trace]
-) -> None:
+def test_every_training_question_and_no_other_comes_before_any_repeats(environment, made) -> None:
     train = [question.id for question in environment.world.train]
     ids = [trace.question.id for trace in made]
     assert sorted(ids[: len(train)]) == sorted(train) and set(ids) == set(train)
@@ -54,9 +52,7 @@ def test_traces_are_deterministic_and_move_with_the_seed(environment) -> None:
     assert first == again != other
 
 
-def test_every_trace_is_actions_and_observations_in_turn_and_ends_in_an_answer(
-    made: list[Trace],
-) -> None:
+def test_every_trace_is_actions_and_observations_in_turn_and_ends_in_an_answer(made) -> None:
     for trace in made:
         writers = [by_policy for _, by_policy in trace.segments]
         assert writers == [i % 2 == 0 for i in range(len(writers))]
@@ -92,9 +88,6 @@ def test_faults_come_at_the_configured_rates(
     assert sum(searches(t) > 1 for t in found) / len(found) == pytest.approx(longer, abs=bound)
     if count == 2:
         assert not any(trace.correct for trace in found if searches(trace) == 1)
-
-
-# --- order of training ----------------------------------------------------------------------------
 
 
 def test_longer_run_begins_with_the_rows_of_a_shorter_one(environment) -> None:

@@ -9,18 +9,16 @@ import torch
 from recorded import NoPenaltyCode, Recorded, run
 from scripted import TOKENIZER, largest_difference, policy, settings, trajectories, weights
 
+from llds_core import losses
 from llds_core.config import LossConfig
-from llds_core.losses import (
-    aggregate,
-    answer_weight_ramp,
-    kl_k3,
-    llds_penalty,
-    policy_loss,
-    sampler_correction,
-)
 from llds_core.training.micro_batches import answer_weight
 from llds_core.training.policy_head import add_policy_head, policy_labels
 from llds_core.training.trainer import SearchGRPOTrainer
+
+PENALTY = (
+    "loss.llds_weight=1.5 loss.gate_threshold=0.001 loss.clip_high=0.28 loss.answer_ramp=paper "
+    "loss.answer_weight=0.5"
+)
 
 
 def test_weight_zero_is_the_trainer_without_penalty_code_bit_for_bit(tmp_path: Path) -> None:
@@ -44,50 +42,28 @@ def reference_loss(record: dict[str, Any], args: Any, logprobs: torch.Tensor) ->
         "grpo": ("seq-mean-token-mean", len(mask) * windows),
         "dr_grpo": ("constant", len(mask) * args.max_completion_length * windows),
     }[args.loss_type]
-    advantages = batch["group_advantages"]
+    old, advantages = batch["old_per_token_logps"], batch["group_advantages"]
     advantages = advantages.clamp(min=-torch.inf if args.loss.negative_advantages else 0)
     if (mode_of_correction := args.sampler.correction) != "none":
-        old, sampled = batch["old_per_token_logps"], batch["sampling_per_token_logps"]
-        weight = sampler_correction(old, sampled, mask, mode=mode_of_correction, cap=1.5)
+        sampled = batch["sampling_per_token_logps"]
+        weight = losses.sampler_correction(old, sampled, mask, mode=mode_of_correction, cap=1.5)
         advantages = advantages[:, None] * weight
-    loss, _ = policy_loss(
-        logprobs,
-        batch["old_per_token_logps"],
-        advantages,
-        mask,
-        clip_low=args.epsilon,
-        clip_high=args.epsilon_high,
-        ratio=args.importance_sampling_level,
-        aggregate=mode,
-        denominator=denominator,
-    )
+    clips = {"clip_low": args.epsilon, "clip_high": args.epsilon_high}
+    how = {"ratio": args.importance_sampling_level, "aggregate": mode, "denominator": denominator}
+    loss, _ = losses.policy_loss(logprobs, old, advantages, mask, **clips, **how)
     if args.beta:
         divergence = batch.get("clamped")
         if divergence is None:
-            divergence, _ = kl_k3(logprobs, batch["ref_per_token_logps"])
-        loss = loss + args.beta * aggregate(divergence, mask, mode, denominator)
+            divergence, _ = losses.kl_k3(logprobs, batch["ref_per_token_logps"])
+        loss = loss + args.beta * losses.aggregate(divergence, mask, mode, denominator)
     if args.loss.llds_weight:
-        penalty, _ = llds_penalty(
-            logprobs,
-            batch["old_per_token_logps"],
-            mask,
-            batch["group_advantages"],
-            gate=args.loss.gate,
-            normalizer=args.loss.normalizer,
-            preserve=args.loss.preserve,
-            gate_threshold=args.loss.gate_threshold,
-            answer_mask_BT=batch["answer_mask"],
-            answer_weight=batch["answer_weight"],
-            denominator=batch["penalty_count"],
-        )
+        names = ("gate", "normalizer", "preserve", "gate_threshold")
+        options = {name: getattr(args.loss, name) for name in names}
+        options |= {"answer_mask_BT": batch["answer_mask"], "answer_weight": batch["answer_weight"]}
+        options["denominator"] = batch["penalty_count"]
+        penalty, _ = losses.llds_penalty(logprobs, old, mask, batch["group_advantages"], **options)
         loss = loss + args.loss.llds_weight * penalty
     return loss
-
-
-PENALTY = (
-    "loss.llds_weight=1.5 loss.gate_threshold=0.001 loss.clip_high=0.28 loss.answer_ramp=paper "
-    "loss.answer_weight=0.5"
-)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +108,7 @@ def test_loss_and_gradient_equal_the_reference(tmp_path: Path, overrides: str) -
     for name, known in (("group_advantages", True), ("advantages", args.loss.negative_advantages)):
         assert any((batch[name] < 0).any() for batch in batches) == known
     searches = sum(t.searches for t in trajectories(1)) / 16
-    wanted = 0.5 * answer_weight_ramp(searches) if overrides.startswith(PENALTY) else 1.0
+    wanted = 0.5 * losses.answer_weight_ramp(searches) if overrides.startswith(PENALTY) else 1.0
     assert all(batch["answer_weight"] == pytest.approx(wanted) for batch in batches)
     if not args.micro_batch_means:
         check_penalty_counts(trainer, args)
@@ -179,7 +155,7 @@ def test_clamped_divergence_has_the_gradient_of_the_reference(tmp_path: Path) ->
         )["ref_per_token_logps"]
         mask = batch["policy_mask"]
         logprobs = record["logprobs"].clone().requires_grad_()
-        values, _ = kl_k3(logprobs, original, mask, clamp=clamp)
+        values, _ = losses.kl_k3(logprobs, original, mask, clamp=clamp)
         let_go += int((values == clamp).sum())
         pulled += int(((values < clamp) & (values > 0)).sum())
         wanted = reference_loss({**record, "inputs": batch | {"clamped": values}}, args, logprobs)

@@ -12,14 +12,8 @@ from llds_core.training.policy_head import (
     use_unpadded_attention,
 )
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+SIZES = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 @pytest.mark.parametrize("kind", [Qwen2ForCausalLM, LlamaForCausalLM])
@@ -69,9 +63,7 @@ def test_scores_states_and_gradients_are_those_of_the_padded_pass(kind: type) ->
         ({"logits_scaling": 1.0, "sliding_window": 4}, True, "training.remove_padding=false"),
     ],
 )
-def test_a_model_whose_scores_would_be_others_is_refused(
-    given: dict[str, float], kept: bool, said: str
-) -> None:
+def test_a_model_whose_scores_would_be_others_is_refused(given, kept, said) -> None:
     model = LlamaForCausalLM(LlamaConfig(**SIZES))
     model.config.update(given)
     with pytest.raises(ConfigError, match=said):

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_helpers import refused, train_run
+from run_helpers import refused
 from trl.generation import vllm_generation
 
 from llds_core.config import load_experiment
 from llds_core.errors import ConfigError, SamplerError
 from llds_core.machine.vllm_server import server_command
 from llds_core.rollout.samplers import TransformersSampler
-from llds_core.runs import read_metrics
+from llds_core.runs import Run
 from llds_core.runs.policies import load_policy
-from llds_core.training.experiment import SearchRollout
+from llds_core.training.experiment import SearchRollout, train
 from llds_core.training.settings import check_vllm
 
 VLLM = ["sampler.backend=vllm", "sampler.memory_share=0.4"]
@@ -114,9 +114,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> type[FakeLLM]:
     return FakeLLM
 
 
-def test_each_rollout_uses_the_trained_weights_pushed_once(
-    vllm: type[FakeLLM], root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_rollout_uses_the_trained_weights_pushed_once(vllm, root, monkeypatch) -> None:
     held: list[dict[str, torch.Tensor]] = []
     original = SearchRollout.__call__
 
@@ -125,16 +123,16 @@ def test_each_rollout_uses_the_trained_weights_pushed_once(
         return original(self, rows, model, step)
 
     monkeypatch.setattr(SearchRollout, "__call__", watched)
-    config = load_experiment("smoke/grpo", ["training.steps=2", *VLLM])
-    path = train_run(config, 0, root, ["training.steps=2", *VLLM])
+    run = Run.load("smoke/grpo", 0, root, ["training.steps=2", *VLLM])
+    train(run)
     (engine,) = vllm.made
     wanted = {
         "gpu_memory_utilization": 0.4,
-        "max_model_len": config.rollout.max_total_tokens,
+        "max_model_len": run.config.rollout.max_total_tokens,
         "dtype": "float32",
         "logprobs_mode": "processed_logprobs",
         "enable_prefix_caching": True,
-        "max_num_seqs": config.trajectories_per_rollout,
+        "max_num_seqs": run.config.trajectories_per_rollout,
     }
     assert {name: engine.options[name] for name in wanted} == wanted
     rollouts = " ".join(engine.log).split("weights reset ")
@@ -145,22 +143,20 @@ def test_each_rollout_uses_the_trained_weights_pushed_once(
         assert pushed.keys() == weights.keys()
         assert all(torch.equal(pushed[name], weights[name]) for name in weights)
     assert not all(torch.equal(held[0][name], held[1][name]) for name in held[0])
-    for row in read_metrics(path):
+    for row in run.metrics():
         assert 0 < row["sampler_gap"] < 1e-5
         assert row["sampler_gap"] <= row["sampler_gap_max"] < 1e-4
 
 
 def test_transformers_and_trainer_agree_on_log_probabilities(smoke_runs: Path) -> None:
-    rows = read_metrics(smoke_runs / "smoke" / "grpo" / "seed0")
-    assert len(rows) == 3
-    for row in rows:
+    run = Run.load("smoke/grpo", 0, smoke_runs)
+    assert len(run.metrics()) == 3
+    for row in run.metrics():
         assert row["sampler_gap"] < 1e-5 and row["sampler_gap_max"] < 1e-4
-    assert "gap_alarm" not in (smoke_runs / "smoke" / "grpo" / "seed0" / "log.txt").read_text()
+    assert "gap_alarm" not in (run.path / "log.txt").read_text()
 
 
-def test_log_probabilities_of_other_weights_raise_the_alarm(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_log_probabilities_of_other_weights_raise_the_alarm(root, monkeypatch) -> None:
     original = SearchRollout.__call__
 
     def corrupted(self: SearchRollout, rows: Any, model: Any, step: int) -> Any:
@@ -174,19 +170,17 @@ def test_log_probabilities_of_other_weights_raise_the_alarm(
         return made
 
     monkeypatch.setattr(SearchRollout, "__call__", corrupted)
-    overrides = ["training.steps=1"]
-    config = load_experiment("smoke/grpo", overrides)
-    path = train_run(config, 7, root, overrides)
-    (row,) = read_metrics(path)
+    run = Run.load("smoke/grpo", 7, root, ["training.steps=1"])
+    train(run)
+    (row,) = run.metrics()
     assert row["sampler_gap"] == pytest.approx(0.25, abs=1e-5)
-    (line,) = [text for text in (path / "log.txt").read_text().splitlines() if "gap_alarm" in text]
+    log = (run.path / "log.txt").read_text().splitlines()
+    (line,) = [text for text in log if "gap_alarm" in text]
     assert logging.getLevelName(logging.WARNING) in line
     assert "step 1" in line and "0.25" in line and "0.05" in line
 
 
-def test_a_missing_vllm_is_refused_before_anything_is_loaded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_missing_vllm_is_refused_before_anything_is_loaded(monkeypatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     config = load_experiment("smoke/grpo", VLLM)
     refused(ConfigError, "vllm is not installed", check_vllm, config, Path("policy"))
