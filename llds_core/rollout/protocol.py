@@ -159,9 +159,9 @@ def block_sequence(trajectory: Trajectory) -> list[str]:
             # A tag within a block is unbalanced or nested.
             blocks.append("text" if ANY_TAG.search(match[2]) else match[1])
             position = match.end()
-        # The corrective message to an invalid action is text between blocks, too.
-        if action.text[position:].strip() or action.kind == "invalid":
-            blocks.append("text")
+        # The corrective message is text between blocks, too; what the token of a closing tag holds
+        # beyond it (`>.`) is none: the official code cuts it off.
+        blocks += ["text"] * (action.kind == "invalid")
         if action.executed:
             blocks.append(INFORMATION)
     return blocks

@@ -17,6 +17,7 @@ from scripted_rollouts import (
     HIT,
     QUESTION,
     SEARCH,
+    SPELLED,
     TAGGED,
     Script,
     ScriptedSampler,
@@ -154,6 +155,11 @@ def test_format_reward_is_judged_on_actions(script: Script, golden: str, reward:
 def test_blocks_are_those_of_the_actions_and_of_what_was_shown(script: Script, blocks) -> None:
     assert block_sequence(one(script, hits=())) == blocks
 
+
+def test_what_a_token_holds_beyond_its_tag_is_no_text() -> None:
+    trajectory = one([IT + ANSWER + ". then"], tokenizer=SPELLED)
+    assert trajectory.actions[0].text.endswith(">.")
+    assert block_sequence(trajectory) == ["think", "answer"]
 
 @BOTH
 def test_actions_and_observations_alternate(tokenizer) -> None:
