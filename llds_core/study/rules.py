@@ -327,10 +327,9 @@ class Leads(Rule):
             return NOTHING
         sign = 1 if self.leaves == "maximum" else -1
         leads = {
-            seed: steps
+            seed: run.halfway("reward") - run.halfway(self.leads, sign)
             for seed, run in runs.items()
             if run.leaves(self.leads, sign)
-            and np.isfinite(steps := run.halfway("reward") - run.halfway(self.leads, sign))
         }
         lead = student_interval([*leads.values()])
         holds = bool(lead.n / len(runs) >= MOST and lead.low > 0)
