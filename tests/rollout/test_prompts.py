@@ -46,7 +46,8 @@ def test_control_tokens_in_data_are_text(tmp_path) -> None:
 
 def test_questions_whose_prompts_leave_no_room_are_left_out_or_refused() -> None:
     asked = [Question(f"q{i}", "where is it " * n, ("Paris",)) for i, n in enumerate((1, 15, 300))]
-    loop = RolloutLoop(TAGGED, None, limits(max_total_tokens=200), top_k=3)
+    *_, full = RolloutLoop(TAGGED, None, limits(), top_k=3).prompts(asked)
+    loop = RolloutLoop(TAGGED, None, limits(max_total_tokens=len(full)), top_k=3)
     assert loop.fitting(asked, skip=True) == [0, 1]
     with pytest.raises(ConfigError, match=r"^1 of 3 training questions \(q2\) do not fit into"):
         loop.fitting(asked, skip=False)
