@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llds_core.losses import action_ids, answer_weight_ramp, displacement, llds_penalty
+from llds_core.losses.llds import penalty_tokens
 
 # Three trajectories of seven tokens. Row 0: two actions around an observation, with total losses of
 # likelihood 0.3 and -0.4; row 1: one action with 0.2; row 2 has a negative advantage.
@@ -42,8 +43,10 @@ def test_every_losing_token_under_an_open_gate_is_pulled_up_equally(
     expected = torch.zeros_like(DELTA)
     for position in pulled:
         expected[position] = -1 / count
-    value, gradient, metrics = penalty(gate=gate, normalizer=normalizer)
+    labels = -100 * MASK  # all but 0 counts as 1
+    value, gradient, metrics = penalty(mask=labels, gate=gate, normalizer=normalizer)
     assert value == pytest.approx(total / count)
+    assert penalty_tokens(labels, ADVANTAGES, normalizer=normalizer).sum() == count
     assert torch.allclose(gradient, expected)
     assert torch.equal(gradient != 0, expected != 0)
     if gate == "action" and normalizer == "preserved":

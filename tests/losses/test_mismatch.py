@@ -18,7 +18,7 @@ MASK = torch.tensor([[1, 1, 0], [1, 1, 1]])
     ("mode", "cap", "weights"),
     [
         ("token_truncate", 1.5, [[1.5, 0.5, 1], [1.5, 1, 1.5]]),
-        ("token_mask", 1.5, [[0, 0.5, 1], [0, 1, 0]]),
+        ("token_mask", 1.0, [[0, 0.5, 1], [0, 1, 0]]),
         ("sequence_truncate", 3.0, [[1, 1, 1], [3, 3, 3]]),
         ("sequence_mask", 3.0, [[1, 1, 1], [0, 0, 0]]),
         ("sequence_mask", 4.5, [[1, 1, 1], [4, 4, 4]]),

@@ -95,6 +95,7 @@ def test_metrics_count_policy_tokens_only():
         "tokens": 5,
     }
     assert {name: m.item() for name, m in metrics.items()} == pytest.approx(expected)
+    assert policy_loss(ratios, ratios, advantages, mask)[1]["dual_clip_fraction"] == 0
 
 
 @pytest.mark.parametrize(("sign", "rho"), [(1.0, math.exp(20)), (-1.0, math.exp(-20))])
