@@ -31,12 +31,13 @@ def test_windowed_mean_is_trailing_and_skips_gaps():
 @pytest.mark.parametrize(
     ("reward", "row"),
     [
-        # Means of 3 from row 6 on: .4, .2, 0, 0, ... with maximum .6: first below .3 at row 7.
-        ([0.6] * 6 + [0.0] * 7, 7),
+        # Means of 3 from row 6 on: .4, .2, 0, 0, ... with maximum .6: first below .3 at row 7, and
+        # no more after two windows.
+        ([0.6] * 6 + [0.0] * 7 + [1.0], 7),
         ([0.6] * 6 + [0.0] * 6, None),  # two windows of evidence are needed
         ([0.6] * 6 + [0.0] * 4 + [0.6] * 10, None),  # recovers
         ([0.0] * 20, None),
-        ([-0.2] * 6 + [-0.9] * 9, None),  # half of what was never positive is no level
+        ([0.0] * 6 + [-0.9] * 9, None),  # half of what was never positive is no level
         ([-0.2] * 6 + [0.6] * 6 + [0.0] * 7, 13),
     ],
 )
@@ -49,7 +50,8 @@ def test_collapse_starts_where_the_mean_stays_below_half_of_its_maximum(reward, 
     [
         # The maximum -.5 is first reached at row 2; rows 0-2 deviate by .02: the border is -.54.
         # Means: row 6 (-.52-.48-.6)/3 = -.533, row 7 (-.48-.6-.65)/3 = -.577.
-        (NOISE + DECAY + CLIFF, 7),
+        (NOISE + DECAY + CLIFF[:1], 7),
+        (NOISE + DECAY, None),  # two windows of evidence are needed
         (NOISE + DECAY + [np.nan] * 6, 7),  # gaps repeat the verdict before them
         (NOISE + DECAY + NOISE, None),  # comes back
         ([-0.1] * 20, None),
