@@ -9,6 +9,7 @@ from recorded import Recorded, run
 from run_helpers import refused
 from scripted import build, largest_difference, settings, trajectories, weights
 from transformers import TrainerCallback
+from trl import GRPOTrainer
 
 from llds_core.errors import TrainingDivergedError
 from llds_core.rollout.loop import Rollout
@@ -54,8 +55,10 @@ class Snapshots(TrainerCallback):
         self._take(kwargs["model"], kwargs["optimizer"])
 
 
-def poison(trainer: SearchGRPOTrainer, where: str, updates: set[int]) -> None:
-    """Make loss or gradient non-finite in `updates` (counted from 0)."""
+def poison(
+    trainer: SearchGRPOTrainer, where: str, updates: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Make loss or gradient, and not the other, non-finite in `updates` (counted from 0)."""
 
     def now() -> bool:
         return trainer.state.global_step in updates
@@ -64,17 +67,19 @@ def poison(trainer: SearchGRPOTrainer, where: str, updates: set[int]) -> None:
         parameter = next(trainer.model.parameters())
         parameter.register_hook(lambda g: g * float("inf") if now() else None)
     else:
-        trainer.model.base_model.norm.register_forward_hook(
-            lambda m, a, out: out * float("nan") if torch.is_grad_enabled() and now() else None
-        )
+        compute = GRPOTrainer._compute_loss
+        spoilt = lambda *args: compute(*args) + (torch.inf if now() else 0)  # noqa: E731
+        monkeypatch.setattr(GRPOTrainer, "_compute_loss", spoilt)
 
 
 @pytest.mark.parametrize(("where", "update"), [("loss", 0), ("gradient", 2)])
-def test_non_finite_update_changes_neither_weights_nor_moments(tmp_path, where, update) -> None:
+def test_non_finite_update_changes_neither_weights_nor_moments(
+    tmp_path, monkeypatch, where, update
+) -> None:
     snapshots = Snapshots()
     args = settings(tmp_path, "training.steps=2", method="llds-action")
     trainer = build(args, Recorded, callbacks=[snapshots])
-    poison(trainer, where, {update})
+    poison(trainer, where, {update}, monkeypatch)
     trainer.train()
     assert len(snapshots.states) == 9
     for index in range(8):
@@ -89,10 +94,12 @@ def test_non_finite_update_changes_neither_weights_nor_moments(tmp_path, where, 
     assert trainer.nonfinite_in_a_row == 0
 
 
-def test_too_many_non_finite_updates_in_a_row_end_the_run(tmp_path: Path) -> None:
+def test_too_many_non_finite_updates_in_a_row_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     args = settings(tmp_path, "training.steps=3", "training.max_nonfinite_updates=5")
     trainer = build(args)
-    poison(trainer, "loss", set(range(2, 100)))
+    poison(trainer, "loss", set(range(2, 100)), monkeypatch)
     refused(TrainingDivergedError, "5 updates in a row at step 2", trainer.train)
 
 
