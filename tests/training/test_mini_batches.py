@@ -105,6 +105,7 @@ def test_the_change_of_a_step_is_measured_on_drawn_micro_batches(tmp_path: Path)
 
     options = ("training.steps=2", "training.micro_batch_size=1")
     usual = run(settings(tmp_path, *options))
+    options += ("diagnostics.each_update=true",)
     for share, seen in ((0.0, 0), (0.2, 4), (1.0, 16)):
         drawn[:] = [], []
         made = run(settings(tmp_path, *options, f"diagnostics.final_share={share}"), Watched)

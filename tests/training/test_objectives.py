@@ -142,6 +142,9 @@ def test_sparse_proxies_give_the_penalty_of_whole_distributions(
     added = trainer.records[0]["loss"] - without.records[0]["loss"]
     assert added == pytest.approx(50 * value, abs=1e-5)
     assert trainer.found == pytest.approx([value, second[0]], abs=1e-6, rel=1e-4)
+    row, tokens = trainer.rows[0], sum(sum(t.response_mask) for t in trajectories(1))
+    assert row["lp_reg_penalty"] == pytest.approx(sum(trainer.found) / 2)
+    assert row["held_fraction"] == (held + second[1]) / tokens
     assert second[0] > value > 0 and min(held, second[1]) > 3  # the proxy is that of the rollout
     expected = {n: g + 50 * gradient[n] for n, g in without.gradients[0].items()}
     # Three passes round; parts may cancel, so that the size of the terms is that of the parts.

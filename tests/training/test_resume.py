@@ -33,7 +33,7 @@ from llds_core.training.warmstart import WarmstartTrainer, warmstart
 
 TIMING = re.compile("seconds|per_second")
 PATIENCE = 600  # seconds until a test gives up; a busy machine only makes it later
-# Every second checkpoint holds weights only, which rotation keeps no longer than others.
+# Every second checkpoint but the last holds weights only; rotation keeps it no longer than others.
 _SPARSE = ["training.steps=5", "training.resumable_every=2", "training.keep_checkpoints=1"]
 
 

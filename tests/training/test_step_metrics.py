@@ -170,7 +170,11 @@ def test_counts_come_from_the_trajectories(steps: list[dict[str, Any]]) -> None:
         assert row["empty_searches"] == mean([*map(float, blank)]) and {*blank} == {False, True}
         cut = sum(one.cut_observations for one in made)
         assert row["cut_observations"] == pytest.approx(cut / len(executed)) and cut
-        assert row["rollout_seconds"] == 0.5
+        assert (row["valid_answers"], row["invalid_actions"]) == (1, 0)
+        assert (row["rollout_seconds"], row["retrieval_seconds"]) == (0.5, 0.1)
+        assert row["rollout_tokens_per_second"] == row["response_length"] * len(made) / 0.5
+        trained = row["update_tokens_per_second"] * row["update_seconds"]
+        assert trained == pytest.approx(2 * sum(one.total_tokens for one in made))  # two epochs
         assert row["zero_variance_groups"] == 0.25
         assert 0.0 < row["padding"] < 0.5
         assert row["ratio_min"] < 1.0 < row["ratio_max"]

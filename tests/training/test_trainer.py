@@ -1,5 +1,6 @@
 """The trainer against `losses/`; what its batches carry, what its head scores."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,8 +31,8 @@ def test_weight_zero_is_the_trainer_without_penalty_code_bit_for_bit(tmp_path: P
     assert largest_difference(results[0], weights(policy())) > 1e-4
 
 
-def reference_loss(record: dict[str, Any], args: Any, logprobs: torch.Tensor) -> torch.Tensor:
-    """The objective from `losses/` alone, with the trainer's denominators."""
+def reference_loss(record: dict[str, Any], args: Any, logprobs: torch.Tensor) -> tuple:
+    """The objective and its metrics from `losses/` alone, with the trainer's denominators."""
     batch = record["inputs"]
     mask = batch["tool_mask"] * batch["completion_mask"]
     windows = args.gradient_accumulation_steps
@@ -50,7 +51,7 @@ def reference_loss(record: dict[str, Any], args: Any, logprobs: torch.Tensor) ->
         advantages = advantages[:, None] * weight
     clips = {"clip_low": args.epsilon, "clip_high": args.epsilon_high}
     how = {"ratio": args.importance_sampling_level, "aggregate": mode, "denominator": denominator}
-    loss, _ = losses.policy_loss(logprobs, old, advantages, mask, **clips, **how)
+    loss, metrics = losses.policy_loss(logprobs, old, advantages, mask, **clips, **how)
     if args.beta:
         divergence = batch.get("clamped")
         if divergence is None:
@@ -61,9 +62,12 @@ def reference_loss(record: dict[str, Any], args: Any, logprobs: torch.Tensor) ->
         options = {name: getattr(args.loss, name) for name in names}
         options |= {"answer_mask_BT": batch["answer_mask"], "answer_weight": batch["answer_weight"]}
         options["denominator"] = batch["penalty_count"]
-        penalty, _ = losses.llds_penalty(logprobs, old, mask, batch["group_advantages"], **options)
+        penalty, counts = losses.llds_penalty(
+            logprobs, old, mask, batch["group_advantages"], **options
+        )
         loss = loss + args.loss.llds_weight * penalty
-    return loss
+        metrics |= counts | {"penalty": penalty.detach()}
+    return loss, metrics
 
 
 @pytest.mark.parametrize(
@@ -91,18 +95,37 @@ def reference_loss(record: dict[str, Any], args: Any, logprobs: torch.Tensor) ->
     ],
 )
 def test_loss_and_gradient_equal_the_reference(tmp_path: Path, overrides: str) -> None:
-    values = (*overrides.split(), "training.steps=1")
+    values = (*overrides.split(), "training.steps=1", "loss.clip_low=0.001", "loss.clip_high=0.002")
     trainer = run(settings(tmp_path, *values, method="llds-action"))
-    args = trainer.args
-    pushed = 0.0
+    args, (row,) = trainer.args, trainer.rows
+    pushed, found = 0.0, []
     for record in trainer.records:
         logprobs = record["logprobs"].clone().requires_grad_()
-        expected = reference_loss(record, args, logprobs)
+        expected, metrics = reference_loss(record, args, logprobs)
+        found.append({name: value.item() for name, value in metrics.items()})
         assert record["loss"].item() == pytest.approx(expected.item(), abs=1e-6, rel=1e-5)
         (gradient,) = torch.autograd.grad(expected, logprobs)
         torch.testing.assert_close(record["gradient"], gradient, atol=1e-7, rtol=1e-4)
         pushed = max(pushed, gradient.abs().max().item())
     assert pushed > 1e-5
+    of = {name: [metrics[name] for metrics in found] for name in found[0]}
+    clipped = sum(map(math.prod, zip(of["clip_fraction"], of["tokens"], strict=True)))
+    norms = [torch.cat([g.flatten() for g in made.values()]).norm() for made in trainer.gradients]
+    wanted = {
+        "clip_fraction": clipped / sum(of["tokens"]),
+        "ratio_max": max(of["ratio_max"]),
+        "ratio_min": min(of["ratio_min"]),
+        "gated_fraction": sum(of["gated_tokens"]) / sum(of["preserved_tokens"]),
+        "llds_penalty": sum(of["penalty"]) / args.max_steps,
+        "loss": sum(record["loss"].item() for record in trainer.records) / args.max_steps,
+        "grad_norm": sum(norms).item() / args.max_steps,
+        "grad_norm_max": max(norms).item(),
+        "learning_rate": args.learning_rate,
+    }
+    assert {name: row[name] for name in wanted} == pytest.approx(wanted, abs=1e-6, rel=1e-5)
+    # Of the rewarded responses none loses likelihood in all.
+    loses = "gate=response loss.normalizer=preserved" not in overrides
+    assert 0 < row["clip_fraction"] < 1 and (row["llds_penalty"] > 0) == loses
     batches = [record["inputs"] for record in trainer.records]
     # The penalty knows who was wrong, whatever the surrogate is given.
     for name, known in (("group_advantages", True), ("advantages", args.loss.negative_advantages)):
@@ -158,7 +181,8 @@ def test_clamped_divergence_has_the_gradient_of_the_reference(tmp_path: Path) ->
         values, _ = losses.kl_k3(logprobs, original, mask, clamp=clamp)
         let_go += int((values == clamp).sum())
         pulled += int(((values < clamp) & (values > 0)).sum())
-        wanted = reference_loss({**record, "inputs": batch | {"clamped": values}}, args, logprobs)
+        record["inputs"] = batch | {"clamped": values}
+        wanted, _ = reference_loss(record, args, logprobs)
         (gradient,) = torch.autograd.grad(wanted, logprobs)
         torch.testing.assert_close(record["gradient"], gradient, atol=1e-7, rtol=1e-4)
     assert let_go and pulled
