@@ -131,8 +131,8 @@ def test_loss_and_gradient_equal_the_reference(tmp_path: Path, overrides: str) -
     for name, known in (("group_advantages", True), ("advantages", args.loss.negative_advantages)):
         assert any((batch[name] < 0).any() for batch in batches) == known
     searches = sum(t.searches for t in trajectories(1)) / 16
-    wanted = 0.5 * losses.answer_weight_ramp(searches) if overrides.startswith(PENALTY) else 1.0
-    assert all(batch["answer_weight"] == pytest.approx(wanted) for batch in batches)
+    weight = 0.5 * losses.answer_weight_ramp(searches) if overrides.startswith(PENALTY) else 1.0
+    assert all(batch["answer_weight"] == pytest.approx(weight) for batch in batches)
     if not args.micro_batch_means:
         check_penalty_counts(trainer, args)
 
