@@ -1,6 +1,4 @@
-"""Shared fixtures: complete smoke runs, made once for all workers; the order of test files, and the
-reason a GPU test is skipped.
-"""
+"""Shared fixtures: smoke runs made once for all workers, and the order and skips of tests."""
 
 import gc
 import os
@@ -32,9 +30,7 @@ SMOKE_METHODS = ("grpo", "llds-action")
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`made_once(name, make)`: a folder that `make(folder)` fills once for all workers of
-    pytest-xdist. A test that changes it makes a copy first.
-    """
+    """`made_once(name, make)`: a folder filled once for all workers; a change needs a copy."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
@@ -53,9 +49,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def smoke_runs(made_once: Callable[..., Path]) -> Path:
-    """Run root with a complete smoke warm start and the runs `smoke/grpo` and `smoke/llds-action`,
-    seed 0.
-    """
+    """Run root of a complete smoke warm start and both smoke runs, seed 0."""
     from llds_core.runs import Run
     from llds_core.training.experiment import train
 
@@ -78,17 +72,13 @@ def run(tmp_path: Path) -> Iterator["RunDirectory"]:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what is imported by now out of garbage collections: every trainer asks for some, and
-    each would look at half a million objects of torch and transformers.
-    """
+    """Leave what is imported by now out of garbage collections, for which trainers ask."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files of slow tests first, or a worker would end with one alone; skip GPU tests with the
-    reason where there is no GPU.
-    """
+    """Put files of slow tests first, or a worker would end with one alone; skip GPU tests."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
     if not any(item.get_closest_marker("gpu") for item in items):
@@ -97,8 +87,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     if torch.cuda.is_available():
         return
+    skipped = pytest.mark.skip(reason="needs a CUDA device, and this machine has none")
     for item in items:
         if item.get_closest_marker("gpu"):
-            item.add_marker(
-                pytest.mark.skip(reason="needs a CUDA device, and this machine has none")
-            )
+            item.add_marker(skipped)

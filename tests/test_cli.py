@@ -51,9 +51,7 @@ MORE = ["train", "smoke/grpo", "training.steps=4"]  # one step more than the sto
         (["data", "paper-3b", "--only", "questons"], "questions"),
     ],
 )
-def test_mistakes_end_in_one_line_that_names_what_is_valid(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
-) -> None:
+def test_mistakes_end_in_one_line_that_names_what_is_valid(capsys, arguments, named) -> None:
     assert named in mistake(capsys, *arguments)
 
 
@@ -82,9 +80,7 @@ def test_a_truncated_checkpoint_is_named_and_nothing_is_lost(capsys, root: Path)
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_in_use_corrupted_metrics_and_a_root_that_is_a_file_are_named(
-    capsys, root: Path
-) -> None:
+def test_a_run_in_use_corrupted_metrics_and_a_root_that_is_a_file_are_named(capsys, root) -> None:
     run = Run.load("smoke/grpo", 0, root, MORE[2:])
     with RunDirectory(run.path, run.config, 0):
         assert "in use by process" in mistake(capsys, *MORE, "--run-root", str(root))
@@ -95,9 +91,7 @@ def test_a_run_in_use_corrupted_metrics_and_a_root_that_is_a_file_are_named(
     assert "--run-root" in mistake(capsys, *MORE, "--run-root", str(file))
 
 
-def test_ask_shows_policy_and_observations_and_an_empty_question_is_refused(
-    capsys, smoke_runs: Path
-) -> None:
+def test_ask_shows_policy_and_observations_and_an_empty_question_is_refused(capsys, smoke_runs):
     question, where = "Which country is Homs in?", ["--run-root", str(smoke_runs)]
     assert main(["ask", "smoke/grpo", question, *where]) == 0
     shown = capsys.readouterr().out
@@ -121,9 +115,7 @@ def test_every_command_explains_itself_in_a_group(capsys: pytest.CaptureFixture[
                 assert option.name == "help" or option.help, f"{name} {option.name}"
 
 
-def test_overrides_may_follow_options_and_quiet_hides_bars(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_overrides_may_follow_options_and_quiet_hides_bars(monkeypatch, tmp_path: Path) -> None:
     runs: list[Run] = []
     monkeypatch.setattr("llds_core.training.warmstart.warmstart", runs.append)
     monkeypatch.setenv("TQDM_DISABLE", "")
@@ -134,10 +126,8 @@ def test_overrides_may_follow_options_and_quiet_hides_bars(
 
 
 def test_a_reader_that_stops_reading_is_no_error() -> None:
-    command = (
-        f"{shlex.quote(sys.executable)} -m llds_core slurm paper-3b --layout 2x8x80 | head -1; "
-    )
-    command += "exit ${PIPESTATUS[0]}"
+    command = f"{shlex.quote(sys.executable)} -m llds_core slurm paper-3b --layout 2x8x80 "
+    command += "| head -1; exit ${PIPESTATUS[0]}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (done.stderr, done.stdout) == ("", "#!/bin/bash\n") and done.returncode in (0, 141)
 
@@ -155,9 +145,8 @@ def test_a_reader_that_stops_reading_is_no_error() -> None:
     ],
 )
 def test_values_outside_of_their_range_are_refused(capsys, words: str) -> None:
-    assert re.search(
-        r"from 0 to |should be (less|greater) than or equal to \d", mistake(capsys, *words.split())
-    )
+    said = mistake(capsys, *words.split())
+    assert re.search(r"from 0 to |should be (less|greater) than or equal to \d", said)
 
 
 def test_output_never_ends_a_program() -> None:

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from run_helpers import jobs_in_process, refused
@@ -45,13 +47,9 @@ def test_every_phase_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "runs/smoke").is_dir()
 
 
-def test_a_phase_that_breaks_stops_no_other_and_fails_the_check(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def break_down(*args: object) -> None:
-        raise RuntimeError("CUDA error:\nout of memory")
-
-    monkeypatch.setattr(module, "_updates", break_down)
+def test_a_phase_that_breaks_stops_no_other_and_fails_the_check(tmp_path, monkeypatch) -> None:
+    broken = Mock(side_effect=RuntimeError("CUDA error:\nout of memory"))
+    monkeypatch.setattr(module, "_updates", broken)
     monkeypatch.setattr(module, "check_kernels", lambda report, shape: report.add("x", 1.0))
     assert gpu_check(["B", "A"], tmp_path) == 1
     told = {(row.phase, row.name): row for row in stored(tmp_path)}
@@ -61,17 +59,11 @@ def test_a_phase_that_breaks_stops_no_other_and_fails_the_check(
     assert "Traceback" in (tmp_path / "phase_B_error.txt").read_text("utf-8")
 
 
-def test_an_unknown_phase_and_a_card_that_is_too_small_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_phase_and_a_card_that_is_too_small_are_named(tmp_path, monkeypatch) -> None:
     refused(ConfigError, '--phase is "E": choose of A,B,C,D', gpu_check, ["E"], tmp_path)
-
-    class Card:
-        total_memory = 16 * 2**30
-        name = "small"
-
+    card = SimpleNamespace(total_memory=16 * 2**30, name="small")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index=0: Card)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index=0: card)
     refused(ConfigError, r"needs .* and 16\.2 of 17 GiB .*: leave", gpu_check, ["B"], tmp_path)
 
 
@@ -80,17 +72,11 @@ def test_rows_of_other_phases_stay_and_nan_exceeds_a_bound(tmp_path: Path) -> No
     report = Report(tmp_path, "B")
     report.bound("error", float("inf") - float("inf"), 1.0)
     report.plan("step", 10.0, 3.0, "s")
-    assert [(r.phase, r.status) for r in stored(tmp_path)] == [
-        ("A", "info"),
-        ("B", "fail"),
-        ("B", "outside"),
-    ]
+    told = [(row.phase, row.status) for row in stored(tmp_path)]
+    assert told == [("A", "info"), ("B", "fail"), ("B", "outside")]
 
 
-def test_a_bundle_puts_the_model_together_and_runs_the_check_on_its_python(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With stand-ins for pip's downloads and for Python."""
+def test_a_bundle_puts_the_model_together_and_runs_the_check_on_its_python(tmp_path, monkeypatch):
 
     def fetch(requirements: list[str], folder: Path, python: str) -> None:
         folder.mkdir()
@@ -133,11 +119,7 @@ def test_bm25s_is_imported_without_jax(tmp_path: Path) -> None:
     (tmp_path / "jax").mkdir()
     (tmp_path / "jax/__init__.py").write_text("print('imported jax')\n")
     program = "import llds_core.retrieval, sys; sys.exit('jax' in sys.modules); import jax"
-    paths = os.pathsep.join([str(tmp_path), str(Path.cwd())])
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path.cwd())])}
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")

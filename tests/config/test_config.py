@@ -2,7 +2,6 @@
 
 import ast
 import importlib.resources
-import itertools
 import re
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 from annotated_types import Ge, Le
+from run_helpers import refused
 
 from llds_core.config import ExperimentConfig, load_experiment, methods, profiles
 from llds_core.config import given as typed
@@ -38,24 +38,18 @@ BOUNDS = {
     if TYPES[f"{section}.{f.name}"] & {int, float}
 }
 FLOATS = [key for key in BOUNDS if float in TYPES[key]]
-NAMES = [f"{profile}/{method}" for profile, method in itertools.product(profiles(), methods())]
-
-
+NAMES = [f"{profile}/{method}" for profile in profiles() for method in methods()]
 INTEGER = "^training.steps is .*: it should be a valid integer"
 NUMBER = "^training.learning_rate is .*: it should be a valid number"
 BOOLEAN = "^training.warmstart is .*: it should be a valid boolean"
+DICTIONARY = "training is .*: it should be a dictionary"
+CISPO = "loss.surrogate=cispo loss.clip_low=1"
+MICRO, SEQUENCES = "loss.aggregate=token-mean-micro", "loss.aggregate=seq-mean-token-mean"
+ONE_UPDATE = "training.updates_per_rollout=1 training.epochs=1"
 
 
 def failure(*overrides: str, name: str = "desk/grpo") -> str:
-    """The one-line message of a configuration that cannot be loaded."""
-    with pytest.raises(ConfigError) as error:
-        load_experiment(name, overrides)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
-
-# Presets
+    return refused(ConfigError, None, load_experiment, name, overrides)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,8 +61,7 @@ def test_every_profile_loads_with_every_method_and_returns_from_its_values(name:
 
 def test_method_lies_over_the_profile_and_overrides_over_both() -> None:
     plain = load_experiment("smoke/llds-action")
-    overrides = ["loss.llds_weight=0.9", "world.cities=null"]
-    changed = load_experiment("smoke/llds-action", overrides)
+    changed = load_experiment("smoke/llds-action", ["loss.llds_weight=0.9", "world.cities=null"])
     assert plain.loss.llds_weight > 0 and changed.world.cities is None
     assert changed.loss == replace(plain.loss, llds_weight=0.9)
 
@@ -89,18 +82,11 @@ def test_a_method_with_official_code_of_its_own_brings_what_that_ran() -> None:
     assert (code.loss.dual_clip, paper.loss.dual_clip) == (None, 10.0)
 
 
-# Hashes
-
-
 def test_hash_changes_with_any_value_and_of_sections_with_those_only() -> None:
-    base = load_experiment("desk/grpo")
-    changed = load_experiment("desk/grpo", ["evaluation.samples=3"])
+    base, changed = (load_experiment("desk/grpo", [f"evaluation.samples={n}"]) for n in (1, 3))
     assert base.hash() != changed.hash()
     assert base.hash("world", "policy") == changed.hash("world", "policy")
     assert base.hash("evaluation") != changed.hash("evaluation")
-
-
-# Names
 
 
 @pytest.mark.parametrize(
@@ -125,13 +111,13 @@ def test_unknown_experiment_names_the_nearest_or_the_form(name: str, said: str) 
     assert said in failure(name=name)
 
 
-# Types
-
-
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.0001", "1.0e-04", "1"])
-def test_number_in_any_notation_is_a_float(text: str) -> None:
-    value = load_experiment("desk/grpo", [f"training.learning_rate={text}"]).training.learning_rate
-    assert value == float(text) and isinstance(value, float)
+def test_numbers_are_decimal_and_in_any_notation(text: str) -> None:
+    config = load_experiment("smoke/grpo", ["training.steps=010", f"training.learning_rate={text}"])
+    value = config.training.learning_rate
+    assert value == float(text) and isinstance(value, float) and config.training.steps == 10
+    found = parse_yaml("[010, 1_000, -7, 1.5e+3, .5, -.Inf]", "")
+    assert found == [10, 1000, -7, 1500.0, 0.5, float("-inf")]
 
 
 @pytest.mark.parametrize(
@@ -145,9 +131,6 @@ def test_number_in_any_notation_is_a_float(text: str) -> None:
 )
 def test_malformed_override_is_one_line(override: str) -> None:
     assert failure(override)
-
-
-# Ranges
 
 
 def test_every_numeric_value_has_a_range() -> None:
@@ -167,9 +150,6 @@ def test_values_outside_the_range_are_refused_with_the_bound_and_non_finite_ones
         assert f"{key} is " in failure(f"{key}={value}")
 
 
-# Keys, types, and values that must fit together
-
-
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -185,10 +165,7 @@ def test_values_outside_the_range_are_refused_with_the_bound_and_non_finite_ones
         ("service.url=localhost:8000", '"localhost:8000".*service.url.*write it as http'),
         ("sampler.server_url=http://", '"http://".*sampler.server_url.*write it as http'),
         *((f"world.seed={value}", "world.seed is") for value in ("1:30", "0o10", "0x10", "1:30.5")),
-        *(
-            (f"training={value}", "training is .*: it should be a dictionary")
-            for value in ("null", "3", "[1]", "text")
-        ),
+        *((f"training={value}", DICTIONARY) for value in ("null", "3", "[1]", "text")),
         ("training.updates_per_rollout=7 training.epochs=1", "training.updates_per_rollout=7"),
         ("training.updates_per_rollout=2 training.epochs=4", "training.epochs=4"),
         ("training.micro_batch_size=3", "training.micro_batch_size × processes=3"),
@@ -202,34 +179,19 @@ def test_values_outside_the_range_are_refused_with_the_bound_and_non_finite_ones
         ),
         ("training.steps=3 training.steps=3", "^training.steps is given twice"),
         ("loss.ratio=sequence loss.aggregate=token-mean", "loss.aggregate=seq-mean-token-mean"),
-        (
-            "loss.llds_weight=0.2 training.updates_per_rollout=1 training.epochs=1",
-            "training.updates_per_rollout >= 2",
-        ),
+        (f"loss.llds_weight=0.2 {ONE_UPDATE}", "training.updates_per_rollout >= 2"),
         ("sampler.backend=vllm sampler.tensor_parallel=2", "sampler.tensor_parallel=2"),
         ("sampler.backend=vllm rollout.temperature=2.5", "rollout.temperature=2.5"),
         ("world.name=files training.warmstart=true", "training.warmstart=false"),
         ("training.save_every=2 training.resumable_every=3", "is not a multiple of training.save"),
-        (
-            "training.max_tokens_per_micro_batch=9 loss.aggregate=token-mean-micro",
-            "loss.aggregate=token-mean-micro with .*=9: .*; set .*=null$",
-        ),
+        (f"training.max_tokens_per_micro_batch=9 {MICRO}", f"{MICRO} with .*=9: .*; set .*=null$"),
         ("loss.surrogate=cispo", "loss.clip_low=0.2.*set loss.clip_low=1.0$"),
-        (
-            "loss.surrogate=cispo loss.clip_low=1 loss.aggregate=constant",
-            "loss.aggregate=constant.*set loss.aggregate=token-mean$",
-        ),
-        (
-            "loss.surrogate=cispo loss.ratio=sequence loss.aggregate=seq-mean-token-mean",
-            "loss.ratio=sequence.*set loss.ratio=token$",
-        ),
-        ("loss.surrogate=cispo loss.clip_low=1 loss.dual_clip=3", "set loss.dual_clip=null$"),
+        (f"{CISPO} loss.aggregate=constant", "aggregate=constant.*set loss.aggregate=token-mean$"),
+        (f"{CISPO} loss.ratio=sequence {SEQUENCES}", "loss.ratio=sequence.*set loss.ratio=token$"),
+        (f"{CISPO} loss.dual_clip=3", "set loss.dual_clip=null$"),
         ("loss.dual_clip=1.1", r"loss.dual_clip=1.1 cuts.*1.2"),
         ("loss.advantage_mean=batch", "set loss.advantage_std=batch or none"),
-        (
-            "loss.mask_truncated=true loss.aggregate=seq-mean-token-mean",
-            "set loss.aggregate=token-mean",
-        ),
+        (f"loss.mask_truncated=true {SEQUENCES}", "set loss.aggregate=token-mean"),
         (
             "rollout.sampling_rounds=2 rollout.prompts_per_rollout=3 rollout.group_size=4 "
             "hardware.processes=2 training.updates_per_rollout=1 training.epochs=1 "
@@ -241,11 +203,8 @@ def test_values_outside_the_range_are_refused_with_the_bound_and_non_finite_ones
 def test_values_that_cannot_be_used_are_named(overrides: str, said: str) -> None:
     assert re.search(said, failure(*overrides.split()))
     # One update is fine without the penalty.
-    usual = ["training.updates_per_rollout=1", "training.epochs=1", "loss.llds_weight=0"]
-    assert load_experiment("desk/grpo", usual).training.updates_per_rollout == 1
-
-
-# No dead values
+    usual = load_experiment("desk/grpo", ["loss.llds_weight=0", *ONE_UPDATE.split()])
+    assert usual.training.updates_per_rollout == 1
 
 
 def _reads() -> set[tuple[str, str]]:
@@ -273,54 +232,36 @@ def _reads() -> set[tuple[str, str]]:
 def test_every_value_is_read_somewhere() -> None:
     """As `….section.field`, or as `config.field` where a function is handed its section alone."""
     owners, reads = {"config", "_config", "settings", "_settings", "credits"}, _reads()
-    for section, field in FIELDS:
-        assert any((owner, field.name) in reads for owner in {section} | owners), (
-            f"nothing reads {section}.{field.name}: use it or remove it"
-        )
-
-
-# What users type
+    unread = [
+        f"{section}.{field.name}"
+        for section, field in FIELDS
+        if not any((owner, field.name) in reads for owner in {section} | owners)
+    ]
+    assert unread == [], "use it or remove it"
 
 
 def test_text_is_taken_to_the_letter() -> None:
-    given = {
-        "dense.query_prefix": "query: ",
-        "dense.passage_prefix": "",
-        "policy.path": "010",
-        "data.folder": "'a: [b'",
-        "rollout.feedback": " null ",
-    }
+    given = {"dense.query_prefix": "query: ", "dense.passage_prefix": "", "policy.path": "010"}
+    given |= {"data.folder": "'a: [b'", "rollout.feedback": " null "}
     config = flat(load_experiment("smoke/grpo", [f"{k}={v}" for k, v in given.items()]).to_dict())
     assert {key: config[key] for key in given} == given
     for missing in ("", "null"):
         assert load_experiment("smoke/grpo", [f"dense.path={missing}"]).dense.path is None
 
 
-def test_numbers_are_decimal() -> None:
-    config = load_experiment("smoke/grpo", ["training.steps=010", "training.learning_rate=1e-4"])
-    assert (config.training.steps, config.training.learning_rate) == (10, 1e-4)
-    assert parse_yaml("[010, 1_000, -7, 1.5e+3, .5, -.Inf]", "") == [
-        *(10, 1000, -7, 1500.0, 0.5, float("-inf"))
-    ]
-
-
 def test_paths_may_begin_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/of")
     keys = ("policy.path", "data.folder", "dense.encoder", "dense.path", "dense.vectors")
-    config = load_experiment("smoke/grpo", [f"{key}=~/x" for key in keys])
-    values = flat(config.to_dict())
+    values = flat(load_experiment("smoke/grpo", [f"{key}=~/x" for key in keys]).to_dict())
     assert {values[key] for key in keys} == {"/home/of/x"}
     assert project_path("~/x") == Path("/home/of/x")
 
 
-def test_addresses_have_one_form() -> None:
-    ends = ("", "/", "/retrieve", "/retrieve/")
-    for key in ("service.url", "sampler.server_url"):
-        found = {
-            flat(load_experiment("smoke/grpo", [f"{key}=http://A:1{end}"]).to_dict())[key]
-            for end in ends
-        }
-        assert found == {"http://a:1"}
+@pytest.mark.parametrize("end", ["", "/", "/retrieve", "/retrieve/"])
+def test_addresses_have_one_form(end: str) -> None:
+    keys = ("service.url", "sampler.server_url")
+    config = load_experiment("smoke/grpo", [f"{key}=http://A:1{end}" for key in keys])
+    assert config.service.url == config.sampler.server_url == "http://a:1"
 
 
 @pytest.mark.parametrize(
@@ -334,5 +275,4 @@ def test_seeds_are_read_as_lists(text: object, found: list[int]) -> None:
 
 @pytest.mark.parametrize("bad", ["x", "1:30", "", -1, "-1", 2**63, [1.5], None, ["a"]])
 def test_what_is_no_list_of_seeds_is_one_line(bad: object) -> None:
-    with pytest.raises(ConfigError, match=r"^seed"):
-        typed.numbers(bad)
+    refused(ConfigError, "^seed", typed.numbers, bad)

@@ -10,7 +10,6 @@ from llds_core.runs.identity import deviations, flat
 from llds_core.worlds.downloads import SOURCES, needs
 
 PRESETS = importlib.resources.files("llds_core") / "presets"
-PAPER = [name for name in profiles() if name.startswith("paper-")]
 POLICIES = {
     "paper-3b": "qwen2.5-3b",
     "paper-3b-instruct": "qwen2.5-3b-instruct",
@@ -19,6 +18,7 @@ POLICIES = {
     "paper-llama3.2-3b": "llama-3.2-3b",
     "paper-qwen3-4b": "qwen3-4b",
 }
+PAPER = [*POLICIES]
 
 
 def test_every_value_names_its_source() -> None:
@@ -26,7 +26,7 @@ def test_every_value_names_its_source() -> None:
     values = [line for line in text.splitlines() if re.match(r"(  \w+|layout|\w+: \{)", line)]
     without = [line for line in values if not re.search(r"# \[(P|S|C|ours)\]", line)]
     assert len(values) > 50 and not without
-    assert set(PAPER) == set(POLICIES)
+    assert set(PAPER) == {name for name in profiles() if name.startswith("paper-")}
 
 
 @pytest.mark.parametrize("profile", PAPER)
@@ -66,27 +66,19 @@ def test_the_penalty_weighs_more_for_7b_instruct_only(profile: str) -> None:
 
 @pytest.mark.parametrize("profile", ["paper-3b", "paper-7b-instruct"])
 @pytest.mark.parametrize("method", OFFICIAL)
-def test_official_changes_what_the_code_did_otherwise_and_nothing_else(
-    profile: str, method: str
-) -> None:
+def test_official_changes_what_the_code_did_otherwise_and_nothing_else(profile, method) -> None:
     before = flat(load_experiment(f"{profile}/{method}").to_dict())
     after = flat(load_experiment(f"{profile}/{method}@official").to_dict())
-    changed = {key: after[key] for key in after if after[key] != before[key]}
-    assert changed.pop("method") == f"{method}@official"
-    assert changed.pop("rollout.top_p") == 0.95
-    assert changed.pop("rollout.observation_cut") == "end"
-    assert changed.pop("loss.entropy_weight") == 0.001
-    assert changed.pop("loss.normalizer") == "all"
+    expected = {"method": f"{method}@official", "loss.entropy_weight": 0.001}
+    expected |= {"rollout.top_p": 0.95, "rollout.observation_cut": "end", "loss.normalizer": "all"}
     if method.startswith("gspo"):
-        assert (changed.pop("loss.clip_low"), changed.pop("loss.clip_high")) == (0.2, 0.2)
+        expected |= {"loss.clip_low": 0.2, "loss.clip_high": 0.2}
     else:
-        assert changed.pop("loss.aggregate") == "token-mean-micro"
+        expected |= {"loss.aggregate": "token-mean-micro"}
     if method == "llds-ma":
-        assert changed.pop("loss.answer_ramp") == "code"
-    assert not changed
+        expected |= {"loss.answer_ramp": "code"}
+    assert {key: after[key] for key in after if after[key] != before[key]} == expected
 
-
-# Deviations
 
 SINGLE = "activations between layers in float32 instead of bfloat16"
 
@@ -105,28 +97,22 @@ SINGLE = "activations between layers in float32 instead of bfloat16"
         ("grpo", None, "training.micro_batch_size=2 sampler.backend=transformers", []),
         ("grpo", None, "policy.path=Qwen/Qwen2.5-3B", []),
         # Micro-batches count where each is a mean of its own.
-        (
-            *("grpo@official", "1x141", ""),
-            [SINGLE, "training.micro_batch_size is 8 instead of 16"],
-        ),
+        ("grpo@official", "1x141", "", [SINGLE, "training.micro_batch_size is 8 instead of 16"]),
         ("grpo", "1x80", "", [SINGLE, "training.optimizer is adamw-8bit instead of adamw"]),
         (
             *("grpo", None, "rollout.group_size=10 training.steps=100"),
             ["rollout.group_size is 10 instead of 5", "training.steps is 100 instead of 1005"],
         ),
         (
-            *("grpo", None, "service.on_failure=empty service.tries=3"),
-            ["service.on_failure is empty instead of raise"],
-        ),
-        (
-            *("grpo", None, "policy.path=my/other-3b"),
-            ["policy.path is my/other-3b instead of data/policy/qwen2.5-3b"],
+            *("grpo", None, "service.on_failure=empty service.tries=3 policy.path=my/other-3b"),
+            [
+                "service.on_failure is empty instead of raise",
+                "policy.path is my/other-3b instead of data/policy/qwen2.5-3b",
+            ],
         ),
     ],
 )
-def test_what_changes_the_mathematics_is_named_with_both_values(
-    method: str, layout: str | None, overrides: str, found: list[str]
-) -> None:
+def test_what_changes_the_mathematics_is_named_with_both_values(method, layout, overrides, found):
     config = load_experiment(f"paper-3b/{method}", overrides.split(), layout)
     assert deviations(config) == ["corrective message in our own words", *found]
 

@@ -7,13 +7,10 @@ import torch
 from llds_core.config.seeding import child_seed, numpy_generator, torch_generator
 
 
-def test_seeds_are_fixed_across_versions_and_fit_a_signed_64_bit_integer() -> None:
+def test_seeds_are_fixed_fit_a_signed_64_bit_integer_and_differ_by_root_names_and_order() -> None:
     """First eight bytes of SHA-256 of "0/rollout/3", halved: stored runs depend on it."""
     assert child_seed(0, "rollout", 3) == 3013096543775522488
     assert all(0 <= child_seed(root, "x") < 2**63 for root in range(200))
-
-
-def test_streams_of_different_roots_names_and_order_differ() -> None:
     paths = [(0,), (1,), (0, "a"), (0, "b"), (1, "a"), (0, "a", "b"), (0, "b", "a")]
     paths += [(0, "a", 1), (0, "a", 11)]
     assert len({child_seed(*path) for path in paths}) == len(paths)

@@ -16,17 +16,13 @@ from llds_core.runs import smollm2 as packaged
 ROOT = Path(__file__).parents[2]
 
 
-def _project() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-
-
 def test_environment_yml_installs_the_gpu_extra_and_pins_nothing_itself() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
     (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
-    assert pip == ["-e .[gpu]"]
-    assert "gpu" in _project()["optional-dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert pip == ["-e .[gpu]"] and "gpu" in project["optional-dependencies"]
     (python,) = [item for item in environment["dependencies"] if str(item).startswith("python")]
-    low = _project()["requires-python"].removeprefix(">=")
+    low = project["requires-python"].removeprefix(">=")
     assert int(python.removeprefix("python=3.")) >= int(low.removeprefix("3."))
 
 
@@ -44,12 +40,12 @@ def _dry_run(*arguments: str) -> str:
 
 
 def test_make_passes_layout_and_retriever_environment_through() -> None:
-    words = ("PROFILE=paper-3b", "LAYOUT=1x141", "RETRIEVER_ENV=.venv-retriever")
-    said = _dry_run("reproduce", *words)
+    paper = ("reproduce", "PROFILE=paper-3b")
+    said = _dry_run(*paper, "LAYOUT=1x141", "RETRIEVER_ENV=.venv-retriever")
     assert ".venv-retriever/bin/python -m pip install" in said and '".[retriever]"' in said
     assert "reproduce paper-3b" in said
     assert "--layout 1x141 --retriever-env .venv-retriever" in " ".join(said.split())
-    without = _dry_run("reproduce", "PROFILE=paper-3b")
+    without = _dry_run(*paper)
     assert "--layout" not in without and "retriever" not in without
 
 
@@ -64,9 +60,7 @@ def test_make_passes_layout_and_retriever_environment_through() -> None:
         ("setup EXTRAS=gpu,minilm", "gpu,minilm"),
     ],
 )
-def test_gpu_packages_come_where_gpus_are_to_be_used(
-    tmp_path: Path, words: str, extra: str
-) -> None:
+def test_gpu_packages_come_where_gpus_are_to_be_used(tmp_path, words: str, extra: str) -> None:
     said = _dry_run(*words.split(), f"ENV={tmp_path}", "ACTIVE=")
     assert f'-e ".[{extra},dev,smol]"' in said
     assert f"touch {tmp_path}/.llds-core-{extra.replace(',', '+')}-" in said

@@ -4,22 +4,18 @@ It overrides private methods. Each test names what to look at again when it fail
 """
 
 import inspect
-import tempfile
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import trl
 from datasets import Dataset
+from given_policies import save_one_layer_policy
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
-
-from llds_core.config import PolicyConfig
-from llds_core.runs.policies import build_policy, build_tokenizer
 
 TESTED = "1.16.0"
 ADVICE = (
@@ -133,61 +129,44 @@ class Spy(GRPOTrainer):
         return norm
 
 
+MASKS = [[1, 0, 0, 1, 1], [1, 1, 0], [1, 1], [1, 0, 1, 1]]
+
+
 @pytest.fixture(scope="module")
-def spy() -> Spy:
+def spy(tmp_path_factory: pytest.TempPathFactory) -> Spy:
     """A stock trainer after 2 x 2 trajectories: 2 epochs of 2 updates of 2 micro-batches."""
-    tokenizer = build_tokenizer(["one two three"], 300, ())
-    architecture = PolicyConfig(
-        vocab_size=300, hidden_size=16, intermediate_size=16, layers=1, heads=2, key_value_heads=1
-    )
+    folder = tmp_path_factory.mktemp("spy")
     completions = [[5, 6, 7, 8, 9], [10, 11, 12], [13, 14], [15, 16, 17, 18]]
-    masks = [[1, 0, 0, 1, 1], [1, 1, 0], [1, 1], [1, 0, 1, 1]]
 
     def rollout(prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:
         return {
             "prompt_ids": [[20, 21], [20, 21], [22, 23, 24], [22, 23, 24]],
             "completion_ids": completions,
             "logprobs": [[-1.0] * len(ids) for ids in completions],
-            "env_mask": masks,
+            "env_mask": MASKS,
             "value": [1.0, 0.0, 0.0, 1.0],
         }
 
     def reward(value: list[float], **kwargs: Any) -> list[float]:
         return value
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "policy"
-        build_policy(architecture, tokenizer, 0).save_pretrained(path)
-        tokenizer.save_pretrained(path)
-        args = GRPOConfig(
-            output_dir=folder,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-            gradient_checkpointing=False,
-            num_generations=2,
-            per_device_train_batch_size=1,
-            gradient_accumulation_steps=2,
-            steps_per_generation=4,
-            num_iterations=2,
-            max_steps=4,
-            beta=0.1,
-            loss_type="dapo",
-            max_completion_length=8,
-            shuffle_dataset=False,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
-        trainer = Spy(
-            model=str(path),
-            args=args,
-            reward_funcs=[reward],
-            train_dataset=Dataset.from_dict({"prompt": ["a", "b"]}),
-            processing_class=tokenizer,
-            rollout_func=rollout,
-        )
-        trainer.train()
+    args = GRPOConfig(
+        output_dir=str(folder / "run"),
+        use_cpu=not torch.cuda.is_available(),
+        **{"bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False},
+        **{"num_generations": 2, "per_device_train_batch_size": 1, "steps_per_generation": 4},
+        **{"gradient_accumulation_steps": 2, "num_iterations": 2, "max_steps": 4, "beta": 0.1},
+        **{"loss_type": "dapo", "max_completion_length": 8, "shuffle_dataset": False},
+        **{"report_to": [], "save_strategy": "no", "disable_tqdm": True},
+    )
+    trainer = Spy(
+        model=str(save_one_layer_policy(folder / "policy")),
+        args=args,
+        reward_funcs=[reward],
+        train_dataset=Dataset.from_dict({"prompt": ["a", "b"]}),
+        rollout_func=rollout,
+    )
+    trainer.train()
     return trainer
 
 
@@ -202,7 +181,7 @@ def test_generate_returns_eight_values_with_the_mask_third(spy: Spy) -> None:
     advice = ADVICE.format(what="_generate")
     assert ("generate", 8) in spy.events, advice
     _, completion_ids, mask, *_ = spy.generated
-    assert mask == [[1, 0, 0, 1, 1], [1, 1, 0], [1, 1], [1, 0, 1, 1]], advice
+    assert mask == MASKS, advice
     assert [len(ids) for ids in completion_ids] == [len(row) for row in mask], advice
 
 

@@ -12,10 +12,8 @@ import venv
 from pathlib import Path
 
 import pytest
+from given_policies import save_one_layer_policy
 from packaging.requirements import Requirement
-
-from llds_core.config import PolicyConfig
-from llds_core.runs.policies import build_policy, build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 USE = """
@@ -112,35 +110,24 @@ assert "llds/change_rewarded_by_others" in names
 """
 
 
-def test_the_readme_s_lines_and_the_losses_work_beside_torch_and_numpy_alone(
-    python: Path, tmp_path: Path
-) -> None:
+def test_the_readme_s_lines_and_the_losses_work_beside_torch_and_numpy_alone(python, tmp_path):
     code = f"{GIVEN_LOSSES}{BLOCKS[0]}loss.backward()\n{USE}"
     subprocess.run([python, "-c", code], check=True, cwd=tmp_path, env=ALONE)
 
 
-def test_the_readme_s_lines_train_beside_trl_and_nothing_else(
-    wheel: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_the_readme_s_lines_train_beside_trl_and_nothing_else(wheel, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("trl")
     python = environment(folder, wheel, "trl")
-    small = {"hidden_size": 16, "intermediate_size": 16, "layers": 1, "heads": 2}
-    tokenizer = build_tokenizer(["one two three"], 300, ())
-    architecture = PolicyConfig(vocab_size=300, key_value_heads=1, **small)
-    for saved in (build_policy(architecture, tokenizer, 0), tokenizer):
-        saved.save_pretrained(folder / "policy")
+    save_one_layer_policy(folder / "policy")
     code = GIVEN_TRL + BLOCKS[1] + TRAINED
     settings = ALONE | {"CUDA_VISIBLE_DEVICES": ""}
     subprocess.run([python, "-c", code], check=True, cwd=folder, env=settings)
 
 
-def test_a_log_is_diagnosed_with_the_monitor_extra_and_no_trainer(
-    wheel: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_log_is_diagnosed_with_the_monitor_extra_and_no_trainer(wheel, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("monitor")
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    listed = extras["optional-dependencies"]["monitor"]
-    names = [Requirement(text).name for text in listed]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    names = [Requirement(text).name for text in project["optional-dependencies"]["monitor"]]
     python = environment(folder, wheel, "torch", "numpy", *names)
     log, page = ROOT / "results/published/collapse-runs/example-verl.log", folder / "page.html"
     command = [python.with_name("llds"), "diagnose", str(log), "--html", str(page)]

@@ -58,19 +58,16 @@ def test_rag_searches_the_question_once_and_reads_the_passages_in_its_prompt():
 
 
 def test_search_o1_condenses_what_was_found_before_it_goes_on():
-    row, [prompt], [first, second], queries, names = play(
-        "search-o1", SEARCH, "<think>so</think><search>Nice</search>", ANSWER,
-        helper=("Lyon is in France.", ""),
-    )  # fmt: skip
+    texts, helper = (SEARCH, SEARCH.replace("Lyon", "Nice"), ANSWER), ("Lyon is in France.", "")
+    row, [prompt], [first, second], queries, names = play("search-o1", *texts, helper=helper)
     assert queries == ["Lyon", "Nice"] and outcome(row) == ("Paris", "answer", 2)
     assert "2 times" in prompt
     assert "Doc 1(Title: Lyon) Lyon lies in {France}." in first and "Search query: Lyon" in first
     assert "<think>hm</think>" in first and "where is {it}?" in first
     assert "Lyon is in France." in second  # it knows what was found before
     shown = row["segments"]
-    assert [part["kind"] for part in shown] == (
-        ["prompt"] + ["policy", "documents", "observation"] * 2 + ["policy"]
-    )
+    turn = ["policy", "documents", "observation"]
+    assert [part["kind"] for part in shown] == ["prompt", *turn, *turn, "policy"]
     assert shown[3]["text"].strip() == "<information>Lyon is in France.</information>"
     assert shown[6]["text"].strip() == f"<information>{NO_FACTS}</information>"
     assert shown[2]["text"].startswith("Doc 1(Title: Lyon)")
@@ -80,9 +77,8 @@ def test_search_o1_condenses_what_was_found_before_it_goes_on():
 def test_search_r1_explains_the_protocol_and_shows_passages_as_they_are():
     row, [prompt], _, queries, _ = play("search-r1", SEARCH, ANSWER)
     assert "<think>" in prompt and "<search>" in prompt and queries == ["Lyon"]
-    assert [part["kind"] for part in row["segments"]] == [
-        *("prompt", "policy", "observation", "policy")
-    ]
+    kinds = [part["kind"] for part in row["segments"]]
+    assert kinds == ["prompt", "policy", "observation", "policy"]
     assert "Nice is warm." in row["segments"][2]["text"]
 
 
@@ -100,10 +96,8 @@ def test_without_tags_every_baseline_answers_with_its_last_line_and_the_policy_n
 
 @pytest.mark.parametrize("agent", ["rag", "search-o1", "search-r1", POLICY])
 def test_answers_in_passages_do_not_count(agent):
-    turns = 1 if agent == "rag" else 3
-    row, _, _, queries, _ = play(
-        agent, *[SEARCH] * turns, hits=(HOSTILE,), helper=[HOSTILE.text] * 2
-    )
+    told = {"hits": (HOSTILE,), "helper": [HOSTILE.text] * 2}
+    row, _, _, queries, _ = play(agent, *[SEARCH] * (1 if agent == "rag" else 3), **told)
     assert len(queries) == (1 if agent == "rag" else 2)
     assert any("<answer>Paris</answer>" in part["text"] for part in row["segments"])
     assert (row["prediction"], row["em"], row["sub_em"]) == (None, 0.0, 0.0)

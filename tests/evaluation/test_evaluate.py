@@ -13,12 +13,8 @@ from shared_trainers import command, spawn
 
 from llds_core.__main__ import main
 from llds_core.errors import ConfigError, RunError
-from llds_core.evaluation.evaluate import (
-    BASELINE_COLUMNS,
-    EvaluationPlan,
-    evaluate_questions,
-    run_baselines,
-)
+from llds_core.evaluation import evaluate as module
+from llds_core.evaluation.evaluate import EvaluationPlan, evaluate_questions
 from llds_core.evaluation.models import Model
 
 PLAN = EvaluationPlan(limit=14, modes=("greedy", "sampled"), samples=2)
@@ -32,7 +28,6 @@ def evaluate(out, plan=PLAN, *, batch=16, **options):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An evaluation in one go."""
     return evaluate(tmp_path_factory.mktemp("whole"))
 
 
@@ -90,15 +85,15 @@ def test_a_finished_evaluation_loads_no_model_and_another_is_refused(whole):
     unloadable = Model("tiny", model().digest, lambda: pytest.fail("loaded"))
     evaluate_questions(world, unloadable, PLAN, out=whole)
     assert (whole / "predictions.jsonl").read_bytes() == before
-    for plan, other, words in (
-        (replace(PLAN, limit=13), model(), "limit=14, now 13"),
-        (replace(PLAN, samples=3), model(), "samples=2, now 3"),
-        (replace(PLAN, seed=1), model(), "seed=0, now 1"),
-        (PLAN, model("f" * 16), "model='0123456789abcdef', now 'ffffffff"),
+    more = environment("rollout.max_searches=4")
+    for asked, words in (
+        ((world, model(), replace(PLAN, limit=13)), "limit=14, now 13"),
+        ((world, model(), replace(PLAN, samples=3)), "samples=2, now 3"),
+        ((world, model(), replace(PLAN, seed=1)), "seed=0, now 1"),
+        ((world, model("f" * 16), PLAN), "model='0123456789abcdef', now 'ffffffff"),
+        ((more, model(), PLAN), r"rollout\.max_searches=2, now 4"),
     ):
-        refused(RunError, words, evaluate_questions, world, other, plan, out=whole)
-    more = environment("rollout.max_searches=4"), model(), PLAN
-    refused(RunError, r"rollout\.max_searches=2, now 4", evaluate_questions, *more, out=whole)
+        refused(RunError, words, evaluate_questions, *asked, out=whole)
 
 
 def test_a_search_that_may_be_lost_is_refused(tmp_path):
@@ -113,9 +108,9 @@ def test_baselines_write_one_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     world = environment("evaluation.batch_size=16", "rollout.max_total_tokens=1500")
     names = ["direct", "rag", "search-o1", "search-r1"]
-    table = run_baselines(world, model(), EvaluationPlan(limit=7), names, tmp_path / "t")
+    table = module.run_baselines(world, model(), EvaluationPlan(limit=7), names, tmp_path / "t")
     rows = table.read_text().splitlines()
-    assert rows[0] == ",".join(BASELINE_COLUMNS) and len(rows) == 1 + 4 * (7 + 3)
+    assert rows[0] == ",".join(module.BASELINE_COLUMNS) and len(rows) == 1 + 4 * (7 + 3)
     manifest = json.loads((tmp_path / "t" / "baselines.json").read_text())
     assert list(manifest["baselines"]) == names
     for about in manifest["baselines"].values():
@@ -151,14 +146,12 @@ def test_a_killed_evaluation_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("agent", ["policy", "rag"])
 def test_questions_that_do_not_fit_score_as_unanswered(tmp_path, agent):
     usual = environment()
-    questions = [
-        replace(q, question=q.question + " x" * 400 * (i % 7 == 0))
-        for i, q in enumerate(usual.world.test)
-    ]
+    questions = [*usual.world.test]
+    questions[::7] = [replace(q, question=q.question + " x" * 400) for q in questions[::7]]
     odd = replace(usual, world=replace(usual.world, test=tuple(questions)))
     plan = EvaluationPlan(agent, modes=("greedy", "sampled"), samples=2)
     evaluate_questions(odd, model(), plan, out=tmp_path)
-    long = {q.id for q in questions if q.question.endswith(" x x")}
+    long = {q.id for q in questions[::7]}
     rows = lines(tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["too_long"] == len({r["id"] for r in rows if r["status"] == "too_long"})

@@ -5,17 +5,8 @@ import pytest
 from evaluation_worlds import environment
 from scipy.stats import bootstrap
 
-from llds_core.evaluation.scores import (
-    AVERAGE_MEMBERS,
-    METRICS,
-    averages,
-    choose,
-    choose_questions,
-    entry,
-    resampled_means,
-    score_answer,
-    summarise,
-)
+from llds_core.evaluation import scores as module
+from llds_core.evaluation.scores import averages, choose, choose_questions, summarise
 from llds_core.worlds import QUESTION_SETS
 from llds_core.worlds.atlas import KINDS
 
@@ -38,14 +29,15 @@ def test_averages_are_unweighted_means_of_sets_as_the_paper_prints_them():
 
 def test_averages_of_the_atlas_are_over_kinds_by_their_hops():
     hops = {(q.metadata["kind"], q.metadata["hops"]) for q in WORLD.train}
-    members = AVERAGE_MEMBERS["atlas"]
+    members = module.AVERAGE_MEMBERS["atlas"]
     one, two = ({(kind, i) for kind in members[f"{n}_hop"]} for i, n in ((1, "one"), (2, "two")))
     assert one | two == hops and set(members["all"]) == set(KINDS)
 
 
 def test_questions_of_chosen_benchmarks_only_and_all_of_them():
-    chosen = choose(WORLD, "test", ("city-country", "city-capital"), None, 0)
-    expected = [q for q in WORLD.test if q.metadata["kind"] in ("city-country", "city-capital")]
+    names = ("city-country", "city-capital")
+    chosen = choose(WORLD, "test", names, None, 0)
+    expected = [q for q in WORLD.test if q.metadata["kind"] in names]
     assert sorted(q.id for q in chosen) == sorted(q.id for q in expected)
     assert len(choose(WORLD, "test", (), None, 0)) == len(WORLD.test)
 
@@ -73,7 +65,7 @@ def test_a_limit_is_spread_evenly_and_a_larger_one_begins_with_the_smaller():
 )
 def test_one_answer(prediction, golden, em, f1, sub_em):
     expected = {"em": em, "f1": f1, "sub_em": sub_em}
-    assert score_answer(prediction, golden) == pytest.approx(expected)
+    assert module.score_answer(prediction, golden) == pytest.approx(expected)
 
 
 def row(kind, number, em, mode="greedy", sample=0, status="answer"):
@@ -111,16 +103,15 @@ def test_samples_of_a_question_are_averaged_first_and_untagged_answers_counted_a
 
 
 def test_intervals_are_those_of_the_bootstrap_of_the_mean():
-    columns = [np.arange(100) < 30, np.arange(100) % 2, np.ones(100)]
-    values = np.column_stack(columns).astype(float)
-    made = resampled_means(values, np.random.default_rng(0))
+    values = np.column_stack([np.arange(100) < 30, np.arange(100) % 2, np.ones(100)]).astype(float)
+    made = module.resampled_means(values, np.random.default_rng(0))
     assert made.shape == (2000, 3)
     assert made.mean(0) == pytest.approx([0.3, 0.5, 1.0], abs=0.005)
     assert made.std(0) == pytest.approx([np.sqrt(0.21 / 100), np.sqrt(0.25 / 100), 0.0], rel=0.06)
     options = {"method": "percentile", "n_resamples": 2000, "rng": np.random.default_rng(0)}
     (low, high) = bootstrap((values,), np.mean, **options).confidence_interval
-    found = entry(np.zeros(len(METRICS)), made)
-    for column, name in enumerate(METRICS[:2]):
+    found = module.entry(np.zeros(len(module.METRICS)), made)
+    for column, name in enumerate(module.METRICS[:2]):
         ends = [found[f"{name}_low"], found[f"{name}_high"]]
         assert ends == pytest.approx([low[column], high[column]], abs=1e-12)
     assert found["sub_em_low"] == found["sub_em_high"] == 1

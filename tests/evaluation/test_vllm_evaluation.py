@@ -54,9 +54,8 @@ class Engine:
         (temperature,) = {request.options["temperature"] for request in requests}
         self.temperatures.add(temperature)
         streams = [np.random.default_rng(request.seed) for request in requests]
-        sampler = TransformersSampler(
-            searching(), TOKENIZER, None, temperature=temperature, streams=streams
-        )
+        drawn = {"temperature": temperature, "streams": streams}
+        sampler = TransformersSampler(searching(), TOKENIZER, None, **drawn)
         session = sampler.session([request.token_ids for request in requests])
         budgets = [request.budget for request in requests]
         made = session.generate(range(len(requests)), budgets)
@@ -118,10 +117,8 @@ def test_greedy_answers_are_those_of_transformers(engines, served, tmp_path) -> 
     ((folder, options, engine, closed),) = engines
     assert (folder, closed, engine.temperatures) == (served.folder, "closed", {0.0, 1.0})
     assert options == {"dtype": "float32", "tensor_parallel_size": 1, "max_num_seqs": 16}
-    identity, other = (
-        json.loads((tmp_path / name / "summary.json").read_text())["identity"]
-        for name in ("vllm", "ours")
-    )
+    summaries = (tmp_path / name / "summary.json" for name in ("vllm", "ours"))
+    identity, other = (json.loads(file.read_text())["identity"] for file in summaries)
     assert identity.pop("sampler") == "vllm" and identity == other
 
 

@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from files_world import write_files_world
@@ -76,11 +77,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def change(**answers: object) -> None:
         for name, answer in answers.items():
-            replaced = answer if callable(answer) else lambda *_, answer=answer: answer
-            monkeypatch.setattr(doctor, name, replaced)
+            monkeypatch.setattr(
+                doctor, name, answer if callable(answer) else Mock(return_value=answer)
+            )
 
-    change(installed="999", ask_health=Health("silent"))
-    change(find_gpus=gpus(*[H100] * 4))
+    change(installed="999", ask_health=Health("silent"), find_gpus=gpus(*[H100] * 4))
     has_gib(monkeypatch, memory=2000, disk=2000)
     return change
 
@@ -128,23 +129,13 @@ def case(
     index: dict | None = {},  # noqa: B006
     **machine: object,
 ) -> tuple:
-    """The one failure on a machine that answers so; `index` changes its manifest, or is None for
-    no index at all.
-    """
+    """The one failure on a machine that answers so, with changes of its index or None for none."""
     return check, found, fix, overrides, index, machine
 
 
-def broken() -> None:
-    raise RunError("Segmentation fault")
-
-
-def gated(*_: object) -> None:
-    raise DownloadError(GATED)
-
-
-CUDA = "torch 2.13.0 is built for CUDA 13.0, driver"
 GATED = "meta-llama/Llama-3.2-3B is gated: accept its licence"
-SERVER = "sampler.mode=server"
+broken = Mock(side_effect=RunError("Segmentation fault"))
+gated = Mock(side_effect=DownloadError(GATED))
 
 
 @pytest.mark.parametrize(
@@ -152,30 +143,23 @@ SERVER = "sampler.mode=server"
     [
         case("CUDA", "built for CPUs", "CUDA build", find_gpus=gpus(torch_cuda=None)),
         case(
-            "CUDA",
-            f"{CUDA} 550.54: no GPU (torch's words)",
+            *("CUDA", "torch 2.13.0 is built for CUDA 13.0, driver 550.54: no GPU (torch's words)"),
             "with a driver >= 580 for CUDA 13, and CUDA_VISIBLE_DEVICES must",
             find_gpus=gpus(driver="550.54"),
         ),
         case("CUDA", "Segmentation", "machine.gpu_probe", find_gpus=broken),
         case("GPUs", "2 × NVIDIA H100", "4 per node are needed", find_gpus=gpus(H100, H100)),
         case(
-            "GPU memory",
-            "23.6 GiB on RTX 4090",
-            "79 GiB are needed: choose another layout",
+            *("GPU memory", "23.6 GiB on RTX 4090", "79 GiB are needed: choose another layout"),
             find_gpus=gpus(*[Gpu("RTX 4090", 23.6, 23.0)] * 4),
         ),
         case(
-            "GPU memory",
-            "3.0 of 79.1 GiB free",
-            "nvidia-smi",
+            *("GPU memory", "3.0 of 79.1 GiB free", "nvidia-smi"),
             find_gpus=gpus(H100, H100, H100, Gpu("H100", 79.1, 3.0)),
         ),
         # What the hub says of a gated policy, and only of what is not here yet.
         case(
-            "policy",
-            "is not here yet",
-            GATED,
+            *("policy", "is not here yet", GATED),
             overrides=("policy.path=meta-llama/Llama-3.2-3B",),
             list_files=gated,
         ),
@@ -188,8 +172,7 @@ SERVER = "sampler.mode=server"
         case("index", "holds the index HNSW64, not Flat", index={"index": "HNSW64"}),
         case("index", "schema version 7", index={"schema_version": 7}),
         case(
-            "retriever",
-            f"searches corpus {'0' * 16}, this profile is about ",
+            *("retriever", f"searches corpus {'0' * 16}, this profile is about "),
             "stop it, or choose another address",
             ask_health=Health("ready", identity("0" * 16)),
         ),
@@ -197,11 +180,10 @@ SERVER = "sampler.mode=server"
         case("retriever", "not this machine", overrides=("service.url=http://10.0.0.1:8000",)),
         # Processed log-probabilities know which ids are no tokens; raw ones ignore a nucleus.
         case(
-            "vLLM server",
-            "does not answer",
+            *("vLLM server", "does not answer"),
             "--port 8001 --tensor-parallel-size 1 --max-model-len 4096 --dtype bfloat16 "
             "--logprobs-mode processed_logprobs",
-            overrides=(SERVER,),
+            overrides=("sampler.mode=server",),
         ),
     ],
 )
@@ -216,9 +198,7 @@ def test_what_is_wrong_is_found_and_comes_with_its_fix(
     assert finding.check == check and found in finding.found and fix in finding.fix
 
 
-def test_a_corpus_that_was_never_read_needs_an_index(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_corpus_that_was_never_read_needs_an_index(data: Path, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(doctor, "stored_map", lambda *_: None)
     write_index_manifest(tmp_path / "index", data)
     assert failures(experiment(data, tmp_path / "index"), tmp_path) == []
@@ -227,17 +207,13 @@ def test_a_corpus_that_was_never_read_needs_an_index(
     assert f" paper-3b data.folder={data} dense.encoder=" in finding.fix
 
 
-def test_packages_are_those_the_profile_uses_in_the_versions_it_was_tested_with(
-    ready, tmp_path: Path, machine
-) -> None:
+def test_packages_are_those_the_profile_uses_in_the_tested_versions(ready, tmp_path, machine):
     without = {"vllm", "bitsandbytes"}
     project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    declared = [f'{text}; extra == "{extra}"' for extra in extras for text in extras[extra]]
-    machine(
-        requires=lambda package: [*project["dependencies"], *declared],
-        installed=lambda package: None if package in without else "999",
-    )
+    declared = [*project["dependencies"]]
+    for extra, texts in project["optional-dependencies"].items():
+        declared += [f'{text}; extra == "{extra}"' for text in texts]
+    machine(requires=declared, installed=lambda name: None if name in without else "999")
     folders = Path(ready.data.folder), Path(ready.dense.path)
     small = ("sampler.backend=transformers", "training.optimizer=adamw-8bit")
     for settings, missing in (((), {"vllm"}), (small, {"bitsandbytes"})):
@@ -248,9 +224,7 @@ def test_packages_are_those_the_profile_uses_in_the_versions_it_was_tested_with(
     assert trl.status == "warn" and "tested with trl==" in trl.fix
 
 
-def test_memory_and_the_disk_of_all_runs_are_those_of_the_plan(
-    ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_and_the_disk_of_all_runs_are_those_of_the_plan(ready, tmp_path, monkeypatch):
     planned = estimate(ready)
     checkpoints = planned.disk_parts_gib["checkpoints"]
     has_gib(monkeypatch, memory=32, disk=3 * checkpoints + 1.5)
@@ -271,9 +245,7 @@ def test_missing_data_names_the_command_that_fetches_it(data: Path, tmp_path: Pa
     assert {"data: questions", "data: train", "policy", "encoder"} < checks.keys()
 
 
-def test_the_command_prints_a_list_and_tells_by_its_exit_code(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_command_prints_a_list_and_tells_by_its_exit_code(capsys, tmp_path: Path) -> None:
     assert main(["doctor", "smoke", "--json", "--run-root", str(tmp_path)]) == 0
     findings = json.loads(capsys.readouterr().out)
     assert findings and all(f.keys() == {"check", "status", "found", "fix"} for f in findings)

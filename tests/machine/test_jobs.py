@@ -32,18 +32,14 @@ FOUR = Run(load_experiment("paper-3b/grpo", layout="4x80"))
         ("01", 4, ["0,1"]),
     ],
 )
-def test_gpus_are_divided_among_jobs(
-    monkeypatch: pytest.MonkeyPatch, gpus: str, wanted: int, sets: list[str]
-) -> None:
+def test_gpus_are_divided_among_jobs(monkeypatch, gpus: str, wanted: int, sets: list[str]) -> None:
     monkeypatch.setattr(jobs, "visible_gpus", lambda: list(gpus))
     found = jobs.places(Job(SMOKE, ("train",), SMOKE.messages, gpus=wanted))
     assert found == [{"CUDA_VISIBLE_DEVICES": names} for names in sets]
     assert Job.of(FOUR, "train").gpus == 4
 
 
-def test_gpus_keep_their_names_and_without_any_cores_are_shared(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_gpus_keep_their_names_and_without_any_cores_are_shared(monkeypatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a")
     assert jobs.visible_gpus() == ["3", "GPU-5a"]
@@ -58,18 +54,13 @@ def test_gpus_keep_their_names_and_without_any_cores_are_shared(
 @pytest.mark.parametrize(
     ("ending", "reason"),
     [
-        (
-            "echo 'a warning' >&2; kill -9 $$",
-            r"ended by signal 9 \(Killed(: 9)?\), e.g. for lack of",
-        ),
+        ("echo 'a warning' >&2; kill -9 $$", r"ended by signal 9 \(Killed(: 9)?\), e.g. for lack"),
         ("echo 'error: no space left' >&2; echo bye >&2; exit 2", "no space left "),
         ("echo 'Oops: a defect' >&2; exit 1", "Oops: a defect"),
         ("exit 3", "exit code 3"),
     ],
 )
-def test_a_failed_job_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, reason: str
-) -> None:
+def test_a_failed_job_says_why(tmp_path: Path, monkeypatch, ending: str, reason: str) -> None:
     script = tmp_path / "python"
     script.write_text(f"#!/bin/sh\n{ending}\n", "utf-8")
     script.chmod(0o755)

@@ -10,17 +10,11 @@ from llds_core.config import laid_over, load_experiment
 from llds_core.files import write_json
 from llds_core.machine import launch
 from llds_core.machine.jobs import Child
-from llds_core.machine.launch import (
-    ALONE,
-    Machine,
-    _reason,
-    batch_script,
-    launch_command,
-    launch_training,
-)
+from llds_core.machine.launch import ALONE, Machine, batch_script, launch_command, launch_training
 from llds_core.runs import Run, RunDirectory, end_run, read_manifest
 
 TORCHRUN, ACCELERATE = "torch.distributed.run", "accelerate.commands.launch"
+TWO = ("hardware.processes=2", "rollout.prompts_per_rollout=8", "training.micro_batch_size=1")
 FSDP = ["hardware.sharding=fsdp2", "training.dtype=bfloat16"]
 WORK = ["train", "smoke/grpo", "--quiet"]
 KILLED = """W1121 elastic/api.py:1051] Sending process 7 closing signal SIGTERM
@@ -38,35 +32,26 @@ Root Cause (first observed failure):
 """
 
 
-def experiment(*overrides: str):
-    return load_experiment("smoke/grpo", laid_over(["training.micro_batch_size=1"], overrides))
-
-
 @pytest.mark.parametrize(
-    ("overrides", "on_gpu", "launcher", "words"),
+    ("overrides", "launcher", "words"),
     [
-        ([], False, TORCHRUN, "--standalone --nproc-per-node=2"),
+        ([], TORCHRUN, "--standalone --nproc-per-node=2"),
         (
-            ["hardware.nodes=2"],
-            False,
-            TORCHRUN,
+            *(["hardware.nodes=2"], TORCHRUN),
             "--nnodes=2 --node-rank=1 --nproc-per-node=2 --master-addr=first --master-port=1234",
         ),
         (
-            ["hardware.nodes=2", "training.dtype=bfloat16"],
-            True,
-            ACCELERATE,
+            *(["hardware.nodes=2", "training.dtype=bfloat16"], ACCELERATE),
             "--multi_gpu --num_processes=4 --num_machines=2 --machine_rank=1 --mixed_precision=bf16"
             " --main_process_ip=first --main_process_port=1234",
         ),
-        (FSDP, True, ACCELERATE, "--config_file --num_processes=2 --main_process_port=0"),
+        (FSDP, ACCELERATE, "--config_file --num_processes=2 --main_process_port=0"),
     ],
 )
-def test_the_launcher_gets_processes_machines_and_precision(
-    overrides: list[str], on_gpu: bool, launcher: str, words: str
-) -> None:
-    config = experiment("hardware.processes=2", "rollout.prompts_per_rollout=8", *overrides)
+def test_the_launcher_gets_processes_machines_and_precision(overrides, launcher, words) -> None:
+    config = load_experiment("smoke/grpo", laid_over(TWO, overrides))
     machine = Machine(1, "first", 1234) if config.hardware.nodes > 1 else ALONE
+    on_gpu = launcher == ACCELERATE
     command = launch_command(config, WORK, machine, on_gpu=on_gpu)
     assert command[1:3] == ["-m", launcher] and command[-5:] == ["-m", "llds_core", *WORK]
     for word in words.split():
@@ -92,7 +77,7 @@ def test_the_launcher_gets_processes_machines_and_precision(
     ],
 )
 def test_the_reason_is_what_ended_the_first_process(output: str, reason: str) -> None:
-    assert _reason(output) == reason
+    assert launch._reason(output) == reason
 
 
 def test_status_of_a_run_whose_processes_were_killed_is_written_for_them(tmp_path: Path) -> None:
@@ -109,9 +94,7 @@ def test_status_of_a_run_whose_processes_were_killed_is_written_for_them(tmp_pat
     assert manifest["finished"]
 
 
-def test_a_run_interrupted_twice_is_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_interrupted_twice_is_interrupted(tmp_path: Path, monkeypatch) -> None:
     run = Run(CONFIG, 0, tmp_path)
     with RunDirectory(run.path, CONFIG, 0):
         running = run.manifest()
@@ -135,12 +118,8 @@ def test_every_machine_of_slurm_runs_the_main_job_with_its_rank(tmp_path: Path) 
     odd = "dense.query_prefix='it''s a query: '"
     script = batch_script(
         load_experiment("paper-3b/grpo", [odd], layout="2x8x80"),
-        arms=["grpo", "llds-action"],
-        seeds=[0, 1],
-        run_root=Path("results/runs"),
-        overrides=[odd],
-        layout="2x8x80",
-        hours=12,
+        **{"arms": ["grpo", "llds-action"], "seeds": [0, 1], "run_root": Path("results/runs")},
+        **{"overrides": [odd], "layout": "2x8x80", "hours": 12},
     )
     stand_ins = {
         "scontrol": "printf 'first\\nsecond\\n'",
@@ -152,25 +131,13 @@ for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done""",
     for name, body in stand_ins.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    done = subprocess.run(
-        ["bash"],
-        input=script,
-        text=True,
-        capture_output=True,
-        env={
-            "PATH": f"{tmp_path}:/usr/bin:/bin",
-            "PYTHON": str(tmp_path / "python"),
-            "SLURM_JOB_NODELIST": "n[1-2]",
-            "SLURM_JOB_ID": "20005",
-            "SLURM_CPUS_PER_TASK": "16",
-        },
-        check=True,
-    )
-    first, second = done.stdout.splitlines()
+    slurm = {"JOB_NODELIST": "n[1-2]", "JOB_ID": "20005", "CPUS_PER_TASK": "16"}
+    told = {f"SLURM_{name}": value for name, value in slurm.items()}
+    told |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": str(tmp_path / "python")}
+    made = subprocess.check_output(["bash"], input=script, text=True, env=told)
+    first, second = made.splitlines()
     assert first.startswith(f"<-m><llds_core><reproduce><paper-3b><{odd}><--layout><2x8x80>")
     assert "<--arms><grpo,llds-action><--seeds><0,1>" in first
-    assert first.endswith(
-        "<--machine-rank><0><--main-address><first><--main-port><20005>"
-        "<service.url=http://first:20006>"
-    )
+    place = "<--machine-rank><0><--main-address><first><--main-port><20005>"
+    assert first.endswith(f"{place}<service.url=http://first:20006>")
     assert "<--machine-rank><1><--main-address><first>" in second

@@ -35,9 +35,8 @@ def test_json_keeps_the_contract(capsys) -> None:
     assert code == 0 and found.keys() == KEYS and found["fits"] is True
     names = {"weights", "gradients", "optimizer", "reference", "activations", "logits", "kv_cache"}
     assert found["gpu_memory_gib"].keys() >= names | {"total"}
-    assert found["gpu_memory_gib"]["total"] == max(
-        found["gpu_moments_gib"]["update"], found["gpu_moments_gib"]["rollout"]
-    )
+    moments = found["gpu_moments_gib"]
+    assert found["gpu_memory_gib"]["total"] == max(moments["update"], moments["rollout"])
     assert found["gpu_hours"] == pytest.approx(4 * found["hours"])
     assert found["deviations"] == ["corrective message in our own words"]
     code, found = printed(capsys, "paper-7b", "--gpus", "1", "--gpu-memory-gib", "24")
@@ -61,22 +60,19 @@ def test_without_gpus_only_main_memory_is_asked_for(capsys, monkeypatch, profile
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("words", "named"),
     [
-        (["paper-7b", "--layout", "1x80"], "fits on layout 1x141 or 2x8x80 or 4x80 or 8x80"),
-        (["paper-3b", "--layout", "4x8"], "4x80"),
-        (["paper-3b", "--layout", "4x80", "--gpus", "4"], "leave out --gpus"),
-        (["paper-3b", "--gpus", "4"], "give both"),
-        (["paper-3b", "--gpus", "4", "--gpu-memory-gib", "-1"], "--gpu-memory-gib"),
-        (
-            ["paper-3b", "--gpus", "3", "--gpu-memory-gib", "80"],
-            "no layout of paper-3b/grpo is for 1 × 3 GPUs",
-        ),
-        (["paper-3b", "policy.path=my/model"], "fetch it first"),
+        ("paper-7b --layout 1x80", "fits on layout 1x141 or 2x8x80 or 4x80 or 8x80"),
+        ("paper-3b --layout 4x8", "4x80"),
+        ("paper-3b --layout 4x80 --gpus 4", "leave out --gpus"),
+        ("paper-3b --gpus 4", "give both"),
+        ("paper-3b --gpus 4 --gpu-memory-gib -1", "--gpu-memory-gib"),
+        ("paper-3b --gpus 3 --gpu-memory-gib 80", "no layout of paper-3b/grpo is for 1 × 3 GPUs"),
+        ("paper-3b policy.path=my/model", "fetch it first"),
     ],
 )
-def test_mistakes_end_in_one_line(capsys, arguments: list[str], named: str) -> None:
-    assert named in mistake(capsys, "plan", *arguments)
+def test_mistakes_end_in_one_line(capsys, words: str, named: str) -> None:
+    assert named in mistake(capsys, "plan", *words.split())
 
 
 def test_downloads_and_disk_are_the_known_sizes() -> None:
@@ -106,14 +102,14 @@ def test_stated_time_of_search_r1_is_among_what_its_users_report(tmp_path) -> No
 
 def test_stated_time_follows_passes_and_tokens(tmp_path) -> None:
     """512 × 5 trajectories of 200 + 1.5 × (60 + 450) + 60 tokens, or of 300 at most."""
-
-    def stated(*overrides: str):
-        return estimate(load_experiment("paper-3b/grpo", overrides), tmp_path)
-
     once = "training.gradient_checkpointing=false"
-    assert stated("loss.kl_weight=0", once).hours < stated(once).hours < stated().hours
-    short = stated("rollout.max_total_tokens=300", "rollout.max_action_tokens=100")
-    assert (stated().tokens_per_step, short.tokens_per_step) == (2560 * 1025, 2560 * 300)
+    short = ["rollout.max_total_tokens=300", "rollout.max_action_tokens=100"]
+    no_reference, kept, usual, cut = (
+        estimate(load_experiment("paper-3b/grpo", overrides), tmp_path)
+        for overrides in (["loss.kl_weight=0", once], [once], [], short)
+    )
+    assert no_reference.hours < kept.hours < usual.hours
+    assert (usual.tokens_per_step, cut.tokens_per_step) == (2560 * 1025, 2560 * 300)
 
 
 def test_stated_time_on_a_cpu_follows_threads_and_precision(tmp_path) -> None:
@@ -162,9 +158,7 @@ def test_layouts_ship_and_a_profile_names_its_own() -> None:
     assert config.training.optimizer == "adamw" and config.hardware.processes == 1
 
 
-def test_a_layout_without_a_gpu_takes_what_the_processor_has(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_layout_without_a_gpu_takes_what_the_processor_has(monkeypatch, tmp_path: Path) -> None:
     flags = tmp_path / "cpuinfo"
     for text, dtype in (("flags : avx2 amx_bf16 fma", "bfloat16"), ("flags : avx512f", "float32")):
         flags.write_text(text)
@@ -210,12 +204,8 @@ def test_what_a_peer_reaches_without_a_penalty_is_said_beside_the_papers_recipe(
 
 
 def test_gpus_of_a_layout_get_its_settings() -> None:
-    for gpus, memory, name in (
-        (8, 80, "8x80"),
-        (1, 90, "1x80"),
-        (1, 200, "1x141"),
-        (1, 24, "1x80"),
-    ):
+    of = ((8, 80, "8x80"), (1, 90, "1x80"), (1, 200, "1x141"), (1, 24, "1x80"))
+    for gpus, memory, name in of:
         layout = load_experiment("paper-7b/grpo", [f"hardware.gpu_memory_gib={memory}"], name)
         assert load_laid_out("paper-7b/grpo", gpus=gpus, gpu_memory_gib=memory) == layout
 

@@ -1,10 +1,10 @@
 """The search service that a job starts: it is waited for, checked, and stopped whatever happens."""
 
+import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -60,21 +60,16 @@ def stub(folder: Path, behaviour: str) -> Path:
     return folder / "env"
 
 
-@contextmanager
-def started(config: ExperimentConfig, folder: Path, behaviour: str) -> Iterator[None]:
-    environment = stub(folder, behaviour)
-    log = folder / "log.txt"
-    with running_retriever(config, CORPUS, ["a.b=c"], log, environment=environment):
-        yield
+def started(config: ExperimentConfig, folder: Path, behaviour: str) -> AbstractContextManager:
+    environment, log = stub(folder, behaviour), folder / "log.txt"
+    return running_retriever(config, CORPUS, ["a.b=c"], log, environment=environment)
 
 
 def state(config: ExperimentConfig) -> str:
     return ask_health(config.service.url).state
 
 
-def test_it_runs_in_its_own_environment_for_as_long_as_it_is_needed(
-    config: ExperimentConfig, tmp_path: Path
-) -> None:
+def test_it_runs_in_its_own_environment_for_as_long_as_it_is_needed(config, tmp_path) -> None:
     with pytest.raises(KeyboardInterrupt), started(config, tmp_path, f"ready {CORPUS}"):
         assert state(config) == "ready"
         raise KeyboardInterrupt
@@ -113,27 +108,20 @@ def test_one_that_does_not_come_up_is_one_line_and_stopped(
     config: ExperimentConfig, tmp_path: Path, monkeypatch, behaviour, patience, error, words
 ) -> None:
     monkeypatch.setattr(retriever, "START_SECONDS", patience)
-    with (
-        pytest.raises(error, match=words) as caught,
-        started(config, tmp_path, behaviour),
-    ):
+    with pytest.raises(error, match=words) as caught, started(config, tmp_path, behaviour):
         pytest.fail("it was taken for ready")
     one_line(caught)
     assert state(config) == "silent"
 
 
-def answering(status: int, body: str) -> AbstractContextManager[str]:
-    """Something that is there already."""
-    return Scripted(lambda *_: (status, {}, body.encode())).serve()
-
-
-def ready(corpus: str) -> str:
-    about = f'"index": "i", "corpus": "{corpus}", "backend": "dense", "passages": 1'
-    return f'{{"status": "ready", {about}}}'
+def ready() -> AbstractContextManager[str]:
+    """A service that is there already."""
+    about = {"status": "ready", "index": "i", "corpus": CORPUS, "backend": "dense", "passages": 1}
+    return Scripted(lambda *_: (200, {}, json.dumps(about).encode())).serve()
 
 
 def test_a_service_that_is_there_is_used_and_left_running(tmp_path: Path) -> None:
-    with answering(200, ready(CORPUS)) as url:
+    with ready() as url:
         config = load_experiment("paper-3b/grpo", [f"service.url={url}"])
         with started(config, tmp_path, "die"):
             pass
@@ -142,7 +130,7 @@ def test_a_service_that_is_there_is_used_and_left_running(tmp_path: Path) -> Non
 
 
 def test_another_machine_waits_for_the_service_of_the_first(monkeypatch) -> None:
-    with answering(200, ready(CORPUS)) as url:
+    with ready() as url:
         wait_for_service(url, CORPUS)
         refused(RetrieverChangedError, CORPUS, wait_for_service, url, "d" * 16)
     monkeypatch.setattr(retriever, "START_SECONDS", 0.3)

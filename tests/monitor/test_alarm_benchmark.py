@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,20 +18,8 @@ PUBLISHED = Path(__file__).parents[2] / "results/published"
 DATA_SET = PUBLISHED / "collapse-runs"
 sys.path.insert(0, str(DATA_SET))
 import make as MAKE  # noqa: E402
-from score import (  # noqa: E402
-    OTHERS,
-    REGISTERED,
-    RULE,
-    LabelledRun,
-    benchmark,
-    choose_threshold,
-    exact,
-    held_out,
-    judged,
-    load_labelled,
-    outcome,
-)
-from score import main as score  # noqa: E402
+import score as SCORE  # noqa: E402
+from score import REGISTERED, RULE, benchmark, judged, load_labelled, outcome  # noqa: E402
 
 INDEX = pd.read_csv(DATA_SET / "index.csv")
 TABLE = pd.read_csv(DATA_SET / "benchmark.csv")
@@ -48,8 +37,7 @@ def as_written(table, form="%.6g"):
 def test_the_index_is_that_of_the_published_studies() -> None:
     made = [MAKE.label_runs(PUBLISHED / recipe, PUBLISHED) for recipe in INDEX["recipe"].unique()]
     pd.testing.assert_frame_equal(as_written(pd.concat(made)), INDEX)
-    columns = ["run", "arm", "recipe", "seed", "label", "collapse_step", "steps"]
-    assert list(INDEX.columns) == columns
+    assert [*INDEX] == ["run", "arm", "recipe", "seed", "label", "collapse_step", "steps"]
     assert INDEX["run"].is_unique
     with pytest.raises(DataError, match=r"runs\.csv does not exist"):
         MAKE.label_runs(PUBLISHED, PUBLISHED)
@@ -67,8 +55,8 @@ def test_tables_equal_the_runs(runs) -> None:
     others = TABLE[TABLE["judged_by"] == "its own"].reset_index(drop=True)
     read = as_written(MAKE.external(runs, DATA_SET / "rl_doctor_alarms.csv"))
     pd.testing.assert_frame_equal(read, others[read.columns], check_dtype=False)
-    kept_of = pd.read_csv(DATA_SET / "saved_compute.csv").groupby(["recipe", "detector"])
-    for (recipe, rule), kept in kept_of:
+    saved_of = pd.read_csv(DATA_SET / "saved_compute.csv").groupby(["recipe", "detector"])
+    for (recipe, rule), kept in saved_of:
         part = [run for run in runs if run.recipe == recipe]
         saved = as_written(MAKE.saved_compute(part, judged(part, DETECTORS[rule]), DETECTORS[rule]))
         kept = kept[saved.columns].reset_index(drop=True)
@@ -100,22 +88,14 @@ def test_what_the_registrations_and_the_docs_say_of_known_runs() -> None:
     assert MAKE.with_numbers(page, *blocks) == page
 
 
-class FakeRun(LabelledRun):
-    @property
-    def log(self):
-        return type("Log", (), {"table": pd.DataFrame({"step": range(1, 41)})})()
+class FakeRun(SCORE.LabelledRun):
+    log = SimpleNamespace(table=pd.DataFrame({"step": range(1, 41)}))
 
 
-def fake(name, arm, label, collapse=None):
-    return FakeRun(name, arm, "new", label, collapse, Path())
-
-
+LABELS = {"a": "collapsed", "b": "healthy", "c": "healthy", "d": "declined", "e": "collapsed"}
 FAKES = [
-    fake("a", "x", "collapsed", 10),
-    fake("b", "x", "healthy"),
-    fake("c", "y", "healthy"),
-    fake("d", "y", "declined"),
-    fake("e", "y", "collapsed", 10),
+    FakeRun(name, "x" if name in "ab" else "y", "new", label, 10 if name in "ae" else None, Path())
+    for name, label in LABELS.items()
 ]
 
 
@@ -125,18 +105,18 @@ def test_outcomes_by_hand() -> None:
     assert (found["collapsed"], found["early"], found["median_lead"]) == (2, 1, 4)
     assert (found["healthy"], found["false"], found["false_ever"]) == (2, 1, 2)
     assert (found["declined"], found["declined_named"]) == (1, 1)
-    assert exact(0, 10) == pytest.approx((0, 1 - 0.025 ** (1 / 10)))
-    assert exact(0, 0) == (0, 1)
+    assert SCORE.exact(0, 10) == pytest.approx((0, 1 - 0.025 ** (1 / 10)))
+    assert SCORE.exact(0, 0) == (0, 1)
 
 
 def test_a_threshold_never_sees_its_own_arm() -> None:
     peaks = {"a": 9.0, "b": 1.0, "c": 5.0, "d": 7.0, "e": 9.0}
     scores = {name: np.full(40, value) for name, value in peaks.items()}
-    assert held_out("quantile", FAKES, scores) == {"x": 5.0, "y": 1.0}
-    assert choose_threshold("quantile", FAKES, peaks) == 5.0
-    assert choose_threshold("safe", FAKES, peaks | {"a": 3.0}) == 1.0
-    assert choose_threshold("quantile", FAKES[:1], peaks) == np.inf
-    assert choose_threshold(0.5, FAKES, peaks) == 0.5
+    assert SCORE.held_out("quantile", FAKES, scores) == {"x": 5.0, "y": 1.0}
+    choose = SCORE.choose_threshold
+    assert choose("quantile", FAKES, peaks) == 5.0 and choose(0.5, FAKES, peaks) == 0.5
+    assert choose("safe", FAKES, peaks | {"a": 3.0}) == 1.0
+    assert choose("quantile", FAKES[:1], peaks) == np.inf
 
 
 def test_on_another_recipe_thresholds_are_the_published_ones(tmp_path: Path, runs) -> None:
@@ -180,24 +160,21 @@ def test_anybodys_detector_can_be_scored(runs, capsys, tmp_path, monkeypatch) ->
     mine = Detector("mine", lambda reward: -np.asarray(reward), threshold=-0.1)
     row = benchmark(runs[:20], {"mine": mine}).iloc[0]
     assert row["detector"] == "mine" and row["healthy"] + row["collapsed"] + row["declined"] == 20
-    assert OTHERS["gradient_growth"].name not in DETECTORS
-    score(["score:gradient_growth"])
+    assert SCORE.OTHERS["gradient_growth"].name not in DETECTORS
+    SCORE.main(["score:gradient_growth"])
     said = capsys.readouterr().out
     assert "gradient_growth" in said and len(said.splitlines()) == 2
     # Of the folder that the command is given in, on any column of the runs.
-    lines = (
-        "def lost(loglik_change_correct): return -loglik_change_correct",
-        "def bad(rewrd): ...",
-    )
-    (tmp_path / "mine.py").write_text("\n".join(lines))
+    lost = "def lost(loglik_change_correct): return -loglik_change_correct\n"
+    (tmp_path / "mine.py").write_text(lost + "def bad(rewrd): ...")
     monkeypatch.chdir(tmp_path)
-    score(["mine:lost"])
+    SCORE.main(["mine:lost"])
     head, row = capsys.readouterr().out.splitlines()
     assert row.split()[1] == "lost"
     auc = row.replace("arms held out", "held").split()[head.split().index("auc")]
     assert float(auc) != 0.5  # as of a score that is never there
     with pytest.raises(SystemExit, match="no run logs rewrd"):
-        score(["mine:bad"])
+        SCORE.main(["mine:bad"])
 
 
 def test_rl_doctor_is_replayed_as_published() -> None:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from run_helpers import one_line, refused
+from run_helpers import refused
 from transformers import PrinterCallback, TrainerControl, TrainerState
 
 from llds_core.errors import ConfigError, DataError
@@ -34,85 +34,55 @@ def json_lines(*rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def rows_of(step, key, **more):
-    return [{step: s, key: v, **more} for s, v in zip((1, 2, 3), CLIP, strict=True)]
+def rows_of(key="clip_fraction", step="step", **more):
+    return [{step: s, key: v, **more} for s, v in enumerate(CLIP, 1)]
 
 
-def verl_file(steps=(1, 2, 3)):
-    rows = [{"step": s, "data": {"actor/pg_clipfrac": v}} for s, v in zip(steps, CLIP, strict=True)]
-    return json_lines(*rows)
+def json_rows(*keys, **more):
+    return json_lines(*rows_of(*keys, **more))
+
+
+def nested(outer, key):
+    return json_lines(*({"step": s, outer: {key: v}} for s, v in enumerate(CLIP, 1)))
 
 
 SLIME = "".join(
     f"[2026-11-01] rollout {s - 1}: {{'rollout/raw_reward': 0.5, 'rollout/log_probs': -0.2}}\n"
     f"[2026-11-01] step {2 * s}: {{'train/pg_clipfrac': 0.0, 'train/grad_norm': 0.4}}\n"
     f"[2026-11-01] step {2 * s + 1}: {{'train/pg_clipfrac': {2 * v}, 'train/grad_norm': 0.6}}\n"
-    for s, v in zip((1, 2, 3), CLIP, strict=True)
+    for s, v in enumerate(CLIP, 1)
 )
-OURS = json_lines(*rows_of("step", "clip_fraction"))
-SKYRL = "policy/loss_metrics/clip_ratio"
+OURS = json_rows()
+SKYRL = json_rows("policy/loss_metrics/clip_ratio", "trainer/global_step")
+TINKER = json_rows("optim/entropy", "progress/batch", **{"env/all/reward/total": 0.5})
+NARROW = "".join(f"{{'clip_ra\ntio': {v}, 'loss': 0.\n5, 'epoch': 0.1}}\n" for v in CLIP)
+EVALUATED = [{"step": s, "clip_fraction": 9} for s in range(1, 9)]
+OBJECT = {"log_history": None, "tags": ["a"] * 9, "eval": EVALUATED, "samples": [{"step": 1}] * 9}
 WANDB = "Step,r1 - actor/pg_clipfrac,r1 - actor/pg_clipfrac__MIN\n1,0.01,0\n2,0.02,0\n3,0.03,0\n"
 
 SHAPES = {
-    "ours": (
-        "metrics.jsonl",
-        json_lines(*rows_of("step", "clip_fraction", kl=None, valid_searches=1.5)),
-        "llds",
-    ),
-    "anybody's": ("log.jsonl", json_lines(*rows_of("step", "clip_fraction")), "unknown origin"),
-    "nested": (
-        "log.jsonl",
-        json_lines(*({"step": s, "actor": {"pg_clipfrac": v}} for s, v in enumerate(CLIP, 1))),
-        "verl",
-    ),
+    "ours": ("metrics.jsonl", json_rows(kl=None, valid_searches=1.5), "llds"),
+    "anybody's": ("log.jsonl", OURS, "unknown origin"),
+    "nested": ("log.jsonl", nested("actor", "pg_clipfrac"), "verl"),
     "verl console": ("out.log", lines(VERL), "verl"),
     "verl console, Ray": ("out.log", lines(RAY + VERL), "verl"),
     "verl console, old": ("out.txt", "INFO start\n" + lines(OLD_VERL), "verl"),
-    "verl file": ("run.jsonl", verl_file(), "verl"),
-    "prime-rl": ("metrics.jsonl", json_lines(*rows_of("step", "is_masked/all/mean")), "prime-rl"),
-    "tinker": (
-        "metrics.jsonl",
-        json_lines(*rows_of("progress/batch", "optim/entropy", **{"env/all/reward/total": 0.5})),
-        "tinker",
-    ),
-    "SkyRL": ("log.jsonl", json_lines(*rows_of("trainer/global_step", SKYRL)), "skyrl"),
+    "verl file": ("run.jsonl", nested("data", "actor/pg_clipfrac"), "verl"),
+    "prime-rl": ("metrics.jsonl", json_rows("is_masked/all/mean"), "prime-rl"),
+    "tinker": ("metrics.jsonl", TINKER, "tinker"),
+    "SkyRL": ("log.jsonl", SKYRL, "skyrl"),
     "slime": ("out.log", SLIME, "slime"),
-    "CSV": (
-        "log.csv",
-        "step,clip_fraction,note\n1,0.01,a\n2,0.02,\n3,0.03,c\n",
-        "unknown origin",
-    ),
+    "CSV": ("a.csv", "step,clip_fraction,note\n1,0.01,a\n2,0.02,\n3,0.03,c\n", "unknown origin"),
     "TSV": ("log.tsv", "step\tactor/pg_clipfrac\n1\t0.01\n2\t0.02\n3\t0.03\n", "verl"),
-    "CSV with decimal commas": (
-        "log.csv",
-        "step;actor/pg_clipfrac\n1;0,01\n2;0,02\n3;0,03\n",
-        "verl",
-    ),
-    "CSV of flat names": (
-        "log.csv",
-        "training_global_step,actor_pg_clipfrac\n1,0.01\n2,0.02\n3,0.03\n",
+    "decimal commas": ("a.csv", "step;actor/pg_clipfrac\n1;0,01\n2;0,02\n3;0,03\n", "verl"),
+    "flat names": (
+        *("log.csv", "training_global_step,actor_pg_clipfrac\n1,0.01\n2,0.02\n3,0.03\n"),
         "verl",
     ),
     "Weights & Biases": ("wandb.csv", WANDB, "verl"),
     "JSON lines by another ending": ("log.json", OURS, "unknown origin"),
-    "an object with rows": (
-        "log.json",
-        json.dumps(
-            {
-                "log_history": None,
-                "tags": ["a"] * 9,
-                "eval": [{"step": s, "clip_fraction": 9} for s in range(1, 9)],
-                "samples": [{"step": 1}] * 9,
-                "steps": rows_of("step", "clip_fraction"),
-            }
-        ),
-        "unknown origin",
-    ),
-    "broken by a narrow terminal": (
-        "out.log",
-        "".join(f"{{'clip_ra\ntio': {v}, 'loss': 0.\n5, 'epoch': 0.1}}\n" for v in CLIP),
-        "trl",
-    ),
+    "object of rows": ("log.json", json.dumps(OBJECT | {"steps": rows_of()}), "unknown origin"),
+    "broken by a narrow terminal": ("out.log", NARROW, "trl"),
     "bars before": ("out.log", " 10%|█ | 1/9\r" + lines(VERL), "verl"),
 }
 
@@ -134,10 +104,7 @@ def test_a_format_in_its_exact_shape(tmp_path: Path, shape: str) -> None:
 
 def test_trl_by_the_code_of_transformers(tmp_path: Path, capsys) -> None:
     """`trainer_state.json` as TrainerState writes it, the console as PrinterCallback prints it."""
-    history = [
-        {"loss": 0.1, "entropy": 0.5, "clip_ratio/region_mean": v, "epoch": s / 10, "step": s}
-        for s, v in zip((1, 2, 3), CLIP, strict=True)
-    ]
+    history = rows_of("clip_ratio/region_mean", loss=0.1, entropy=0.5, epoch=0.1)
     history.append({"eval_reward": 0.1, "step": 3})
     history.append({"train_runtime": 1.0, "train_loss": 0.1, "step": 3})
     folder = tmp_path / "out" / "checkpoint-3"
@@ -197,12 +164,10 @@ def test_tensorboard_needs_its_package(tmp_path: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError:
         file.write_bytes(b"\0")
-        with pytest.raises(ConfigError, match="pip install tensorboard") as caught:
-            read_log(tmp_path)
-        assert one_line(caught)
+        refused(ConfigError, "pip install tensorboard", read_log, tmp_path)
         return
     with SummaryWriter(str(tmp_path)) as writer:
-        for step, value in zip((1, 2, 3), CLIP, strict=True):
+        for step, value in enumerate(CLIP, 1):
             writer.add_scalar("actor/pg_clipfrac", value, step)
     assert read_log(tmp_path).column("clip_fraction") == pytest.approx(CLIP)
 
@@ -214,8 +179,9 @@ DAMAGED = {
     "cut value": (FIRST + VERL.format(4, 0.55)[:84], [*CLIP, None], "the last line has no end"),
     "cut json": (OURS + '{"step": 4, "cl', CLIP, "the last line has no end"),
     "words": (
-        json_lines(*rows_of("step", "clip_fraction"), {"step": 4, "clip_fraction": "high"})
-        + json_lines({"step": 5, "clip_fraction": True}, {"step": 6, "clip_fraction": "None"}),
+        OURS
+        + json_lines({"step": 4, "clip_fraction": "high"}, {"step": 5, "clip_fraction": True})
+        + json_lines({"step": 6, "clip_fraction": "None"}),
         CLIP,
         "clip_fraction is no number 2 times, first 'high' in row 4",
     ),
@@ -232,7 +198,7 @@ DAMAGED = {
     "infinite": (lines(VERL, (1, 2), ["inf", "-inf"]), [None, None], "clip_fraction is NaN"),
     "evaluations": (
         json_lines({"type": "eval", "step": 1, "clip_fraction": 9})
-        + json_lines(*rows_of("step", "clip_fraction", type="train"))
+        + json_rows(type="train")
         + json_lines({"split": "Validation", "step": 4, "clip_fraction": 9}),
         CLIP,
         "2 rows of evaluations are left out",
@@ -279,25 +245,21 @@ def test_damage_gets_a_right_answer_and_a_note(tmp_path: Path, damage: str) -> N
     assert note in " ".join(log.notes)
 
 
-def interleaved():
-    return "".join(lines(VERL, (s, s), [0.1, 0.2]) for s in range(1, 20))
-
-
-def in_turn():
-    return "".join(lines(VERL, (s, s + 6), [0.1, 0.2]) for s in range(1, 20))
+def of_two_runs(ahead):
+    return "".join(lines(VERL, (s, s + ahead), [0.1, 0.2]) for s in range(1, 20))
 
 
 REFUSED = {
     "empty": ("a.log", "", "holds no number of a known metric .no row: is it another --format"),
     "text": ("a.log", "hello\nworld\n", "no row: is it another --format"),
-    "not sorted": ("a.jsonl", json_lines(*rows_of("step", "kl")[::-1] * 4), "sorted by step"),
+    "not sorted": ("a.jsonl", json_lines(*rows_of("kl")[::-1] * 4), "sorted by step"),
     "foreign columns": ("a.csv", "step;accuracy\n1;0.5\n", "keys: step, accuracy"),
     "words": ("a.csv", "step,reward\n1,up\n2,down\n", "is no number 2 times, first 'up' in row 1"),
     "decimal commas": ("a.csv", "step,reward\n1,0,5\n2,0,5\n", "2 rows of another length"),
     "an open quote": ("a.csv", 'step,reward\n1,"' + 200_000 * "x" + "\n", "cannot be read"),
     "foreign keys": ("a.jsonl", '{"step": 1, "accuracy": 2}\n', "keys: step, accuracy"),
-    "two runs by turns": ("a.log", interleaved(), "mix several runs"),
-    "two runs at other steps": ("a.log", in_turn(), "mix several runs"),
+    "two runs by turns": ("a.log", of_two_runs(0), "mix several runs"),
+    "two runs at other steps": ("a.log", of_two_runs(6), "mix several runs"),
     "two runs in a table": ("a.csv", "step,seed,reward\n1,0,1\n1,1,1\n", "holds several runs"),
     "two runs of W&B": ("a.csv", "Step,a - reward,b - reward\n1,1,1\n", "holds 2 runs"),
     "no json": ("a.jsonl", '{"a\n{"b\n', "lines that are no JSON"),
@@ -335,8 +297,7 @@ def test_paths_that_are_no_log(tmp_path: Path) -> None:
     ):
         refused(DataError, words, read_log, tmp_path / path)
     refused(DataError, "does not exist", read_log, tmp_path / "missing", format="tensorboard")
-    with pytest.raises(ConfigError, match='unknown format "jason"'):
-        read_log(tmp_path / "two/a.log", format="jason")
+    refused(ConfigError, 'unknown format "jason"', read_log, tmp_path / "two/a.log", format="jason")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
@@ -358,7 +319,7 @@ def test_the_folder_of_a_run_of_ours(smoke_runs: Path) -> None:
 
 def test_a_row_without_a_step_is_left_out_of_a_log_that_has_steps() -> None:
     rows = [{"step": 10 * n, "reward": 0.1 * n} for n in range(1, 6)]
-    rows[2].pop("step")
+    del rows[2]["step"]
     log = to_log(rows, "log")
     assert log.table["step"].tolist() == [10, 20, 40, 50]
     assert "1 of 5 rows name no step and are left out" in log.notes

@@ -36,13 +36,10 @@ def folder_of(path: Path, names: Sequence[str], floor: str = "") -> Path:
     """Logs `<k>.csv` with an index; every one of a repository of its own."""
     rows = []
     for number, name in enumerate(names):
-        file = f"{number}.csv"
-        rewards = REWARDS.get(name)
-        if rewards is None:
-            (path / file).write_text("no log\n")
-        else:
-            table = pd.DataFrame({"step": range(10, 10 * len(rewards) + 10, 10), "reward": rewards})
-            table.to_csv(path / file, index=False)
+        file, rewards = f"{number}.csv", REWARDS.get(name, ())
+        steps = range(10, 10 * len(rewards) + 10, 10)
+        made = pd.DataFrame({"step": steps, "reward": rewards}).to_csv(index=False)
+        (path / file).write_text(made if rewards else "no log\n")
         rows.append((f"them/{number:02}", "c" * 40, "a.csv", file, "search", floor))
     columns = ["repository", "commit", "path", "file", "kind", "floor"]
     pd.DataFrame(rows, columns=columns).to_csv(path / "index.csv", index=False)
@@ -83,9 +80,7 @@ def test_rewards_count_from_the_floor_that_the_index_tells(tmp_path: Path) -> No
         (["collapsed"] * 7 + ["healthy"] * 8 + ["returned"] * 2, [YES] * 3, [NOT, YES, NOT]),
     ],
 )
-def test_statements_by_hand(
-    tmp_path: Path, names: list[str], alarm: list[str], stop: list[str]
-) -> None:
+def test_statements_by_hand(tmp_path, names: list[str], alarm: list[str], stop: list[str]) -> None:
     table = LOGS.read_all(folder_of(tmp_path, names))
     verdict = [said.partition(",")[0] for _, said in LOGS.statements(table)]
     assert verdict == alarm
@@ -108,20 +103,15 @@ def test_a_fall_out_of_the_noise_ends_a_run() -> None:
     assert 125 < (end_row(log_of(reward)) or 0) < 160
 
 
-def steady_runs(rows: int, share: float, responses: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(1)
-    return [rng.binomial(responses, share, rows) / responses for _ in range(20)]
-
-
 @pytest.mark.parametrize(
     ("rows", "share", "responses"), [(500, 0.1, 64), (500, 0.3, 8), (300, 0.2, 8), (60, 0.3, 24)]
 )
 def test_noise_alone_ends_no_run(rows: int, share: float, responses: int) -> None:
     """Runs whose mean never changes. Six low rows alone end most of the long ones."""
-    logs = [log_of(reward) for reward in steady_runs(rows, share, responses)]
-    assert sum(end_row(log, lambda *_: True) is not None for log in logs) >= (
-        15 if rows > 60 else 1
-    )
+    rng = np.random.default_rng(1)
+    logs = [log_of(rng.binomial(responses, share, rows) / responses) for _ in range(20)]
+    low = sum(end_row(log, lambda *_: True) is not None for log in logs)
+    assert low >= (15 if rows > 60 else 1)
     assert sum(end_row(log) is not None for log in logs) <= 1
 
 

@@ -1,6 +1,4 @@
-"""One collapse in what search agents' trainers leave behind: it is seen in each, and what to do
-about it is possible.
-"""
+"""One collapse in the logs of search agents' trainers: it is seen in each, with its advice."""
 
 import json
 import pprint
@@ -11,7 +9,7 @@ from run_helpers import refused
 
 from llds_core.__main__ import main
 from llds_core.errors import DataError
-from llds_core.monitor.diagnosis import Diagnosis, judge
+from llds_core.monitor.diagnosis import judge
 from llds_core.monitor.training_log import read_log, to_log
 
 REWARDS = [0.3] * 4 + [0.5] * 12 + [0.02] * 12
@@ -22,10 +20,16 @@ def rows(reward: str, **more: object) -> list[dict]:
     return [{reward: value, **more} for value in REWARDS]
 
 
+def stepped(reward: str, **more: object) -> list[dict]:
+    return [{"step": step, **row} for step, row in enumerate(rows(reward, **more), 1)]
+
+
+def json_lines(made: list[dict]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in made)
+
+
 def skyrl_console(prefix: str, between: str = "") -> str:
-    """As SkyRL 0.3 logs: an update's line, then `Step N:` and a dictionary of many lines, after the
-    first of which another worker may write.
-    """
+    """As SkyRL 0.3 logs; after a dictionary's first line another worker may write."""
     lines = []
     for step, row in enumerate(rows("reward/avg_raw_reward", **{"policy/grad_norm": 0.3}), 1):
         lines.append("10:00 | INFO | train:497 - {'policy_loss': 0.01, 'grad_norm': 0.3}")
@@ -39,17 +43,9 @@ def skyrl_console(prefix: str, between: str = "") -> str:
 def dump(folder: Path) -> None:
     """As verl's `rollout_data_dir` has it: two questions with two answers each."""
     for step, reward in enumerate(REWARDS, 1):
-        made = [
-            {
-                "input": f"q{n // 2}",
-                "output": "<search>a</search>" * 2,
-                "score": 2 * reward * (n % 2),
-                "em": reward,
-            }
-            for n in range(4)
-        ]
-        text = "".join(json.dumps(row | {"gts": "a", "step": step}) + "\n" for row in made)
-        (folder / f"{step}.jsonl").write_text(text)
+        row = {"output": "<search>a</search>" * 2, "em": reward, "gts": "a", "step": step}
+        made = [row | {"input": f"q{n // 2}", "score": 2 * reward * (n % 2)} for n in range(4)]
+        (folder / f"{step}.jsonl").write_text(json_lines(made))
 
 
 @pytest.mark.parametrize("prefix", ["", "\x1b[36m(skyrl_entrypoint pid=31, ip=10.0.0.1)\x1b[0m "])
@@ -84,8 +80,8 @@ def test_rollouts_that_verl_dumps(tmp_path: Path) -> None:
     assert "1 responses without a score or an output are left out" in read_log(tmp_path).notes
     (tmp_path / "28.jsonl").write_text('{"step": 28}\n')
     assert len(read_log(tmp_path / "2.jsonl").table) == 1
-    with pytest.raises(DataError, match="is no dump of rollouts: each line needs input"):
-        read_log(tmp_path / "28.jsonl", format="rollouts")
+    named = "is no dump of rollouts: each line needs input"
+    refused(DataError, named, read_log, tmp_path / "28.jsonl", format="rollouts")
 
 
 def test_history_of_trl_by_weights_and_biases(tmp_path: Path) -> None:
@@ -121,8 +117,7 @@ def test_one_of_several_rewards_is_judged_where_it_is_named() -> None:
 
 
 def test_what_a_framework_names_otherwise_or_keeps_out() -> None:
-    made = [{"step": s, "cispo_clip_ratio": 0.01, "reward": r} for s, r in enumerate(REWARDS, 1)]
-    log = to_log(made, "log")
+    log = to_log(stepped("reward", cispo_clip_ratio=0.01), "log")
     assert log.framework == "trl" and set(log.column("clip_fraction")) == {0.01}
     # `calculate_log_probs` alone is verl 0.9.1's default, and bypass mode compares nothing.
     verl = to_log([{"step": 1, "critic/score/mean": 0.5}], "log")
@@ -140,8 +135,7 @@ def test_validations_are_told_and_not_judged() -> None:
 def test_checkpoints_of_verl_beside_the_log_or_elsewhere(tmp_path: Path) -> None:
     log, elsewhere = tmp_path / "logs/out.jsonl", tmp_path / "saved"
     log.parent.mkdir()
-    steps = enumerate(rows("critic/score/mean"), 1)
-    log.write_text("".join(json.dumps(row | {"step": s}) + "\n" for s, row in steps))
+    log.write_text(json_lines(stepped("critic/score/mean")))
     for step in (5, 10, 15, 20):
         (elsewhere / f"global_step_{step}").mkdir(parents=True)
     assert main(["diagnose", str(log), "--checkpoints", str(elsewhere), "--json"]) == 0
@@ -155,44 +149,37 @@ def test_checkpoints_of_verl_beside_the_log_or_elsewhere(tmp_path: Path) -> None
     refused(DataError, "holds no checkpoint-<step>", read_log, log, checkpoints=tmp_path)
 
 
-def judged(**columns: list[float]) -> Diagnosis:
-    names = zip(*columns.values(), strict=True)
-    made = [{"step": s, **dict(zip(columns, x, strict=True))} for s, x in enumerate(names, 1)]
-    return judge(to_log(made, "log"))
-
-
 def test_what_is_not_finite_explains_the_fall_that_follows() -> None:
     """A checkpoint between the two is damaged already."""
-    found = judged(reward=REWARDS, loss=[0.1] * 14 + [float("nan")] * 14)
+    made = [row | {"loss": 0.1 if row["step"] < 15 else float("nan")} for row in stepped("reward")]
+    found = judge(to_log(made, "log"))
     assert [alarm.name for alarm in found.alarms] == ["not_finite", "reward_drop"]
     assert "is not finite" in found.cause and found.go_back_to == 14
 
 
 def test_a_fall_of_a_short_log_is_no_stagnation() -> None:
-    found = judged(reward=REWARDS[:20])
+    found = judge(to_log(stepped("reward")[:20], "log"))
     assert found.phase == "stagnation" and "(but 96 % of the best reward is lost" in found.text()
 
 
 def test_advice_that_nobody_can_follow_is_not_given() -> None:
-    for updates, given in ((1.0, False), (2.0, True)):
-        made = [{"step": s, "reward": r} for s, r in enumerate(REWARDS, 1)]
-        [fall, *_] = judge(to_log(made, "log", (), int(updates))).alarms
+    for updates, given in ((1, False), (2, True)):
+        [fall, *_] = judge(to_log(stepped("reward"), "log", (), updates)).alarms
         assert fall.name == "reward_drop" and (fall.score > fall.threshold) and fall.last > 0.9
         assert any("fewer updates per rollout" in text for text in fall.advice) == given
 
 
 def test_a_run_that_cannot_be_judged_does_not_pass_for_a_good_one(tmp_path: Path, capsys) -> None:
     log = tmp_path / "log.jsonl"
-    whole = dict.fromkeys(("entropy", "clip_fraction", "kl", "loglik_correct", "updates"), 0.1)
-    whole |= dict.fromkeys(("sampler_gap", "llds_penalty", "zero_variance_groups"), 1.0)
-    whole |= dict.fromkeys(("response_length", "valid_searches"), 1.0)
+    names = "entropy clip_fraction kl loglik_correct updates sampler_gap llds_penalty "
+    names += "zero_variance_groups response_length valid_searches"
+    whole = dict.fromkeys(names.split(), 0.1)
     for made, why in (
         ([{"reward": -0.5}] * 20, "phase, reward_drop: the reward goes below 0"),
         ([{"reward": 0.5, **whole}] * 7, "phase: it needs 9 rows with a reward"),
         ([{"loss": 0.5}] * 20, "phase, reward_drop: reward has no value in any row"),
     ):
-        numbered = (json.dumps(row | {"step": step}) + "\n" for step, row in enumerate(made))
-        log.write_text("".join(numbered))
+        log.write_text(json_lines([row | {"step": step} for step, row in enumerate(made)]))
         assert main(["diagnose", str(log), "--fail-on", "critical"]) == 2
         said = capsys.readouterr()
         assert "phase: unknown (too few rows, or no reward that can be judged" in said.out
@@ -208,9 +195,7 @@ def test_a_run_that_cannot_be_judged_does_not_pass_for_a_good_one(tmp_path: Path
         ("num_turns/mean", 0.05, False),  # turns are no searches
     ],
 )
-def test_an_agent_that_stops_searching_is_told_though_its_reward_holds(
-    key: str, last: float, said: bool
-) -> None:
+def test_an_agent_that_stops_searching_is_told_though_its_reward_holds(key, last, said) -> None:
     searches = [1.5] * 6 + [last] * 12
     reward = "reward" if key == "valid_searches" else "critic/score/mean"
     rows = [{"step": n, reward: 0.5, key: value} for n, value in enumerate(searches, 1)]

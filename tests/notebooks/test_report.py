@@ -1,6 +1,4 @@
-"""Notebooks of own runs on stored smoke runs, through papermill, and the index. What shows no run
-of a user (06 to 09) is executed by `test_published_outputs.py`, as all are.
-"""
+"""Notebooks of own runs on stored smoke runs (06 to 09 show none), and the index."""
 
 import json
 import shutil
@@ -8,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from run_helpers import refused
 
 from llds_core.errors import ConfigError, DataError, RunError
 from llds_core.files import project_path
@@ -96,18 +95,16 @@ def written(folder, *cells):
 def test_a_failing_notebook_names_itself_the_cell_and_the_error(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     path = written(tmp_path, "x = 1", "raise ValueError('two\\nlines')")
-    with pytest.raises(RunError) as caught:
-        run_notebook(path, {}, tmp_path / "out")
-    message = str(caught.value)
-    assert "07_broken.ipynb failed in cell 2: ValueError: two lines" in message
-    assert "\n" not in message and (tmp_path / "out" / "07_broken.ipynb").exists()
+    named = r"07_broken\.ipynb failed in cell 2: ValueError: two lines"
+    refused(RunError, named, run_notebook, path, {}, tmp_path / "out")
+    assert (tmp_path / "out" / "07_broken.ipynb").exists()
     assert capfd.readouterr() == ("", "")  # nothing from kernel or papermill
 
 
 def test_a_kernel_that_dies_is_an_error_of_ours(tmp_path):
     path = written(tmp_path, "import os; os._exit(3)")
-    with pytest.raises(RunError, match=r"07_broken\.ipynb lost its kernel"):
-        run_notebook(path, {}, tmp_path / "out")
+    lost = r"07_broken\.ipynb lost its kernel"
+    refused(RunError, lost, run_notebook, path, {}, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -115,8 +112,7 @@ def test_a_kernel_that_dies_is_an_error_of_ours(tmp_path):
 )
 def test_what_cannot_be_run_is_refused(tmp_path, monkeypatch, methods, words):
     monkeypatch.setattr("llds_core.study.notebooks.NOTEBOOKS", tmp_path / "none")
-    with pytest.raises(ConfigError, match=words):
-        report("smoke", [0], tmp_path, tmp_path / "out", methods=methods)
+    refused(ConfigError, words, report, "smoke", [0], tmp_path, tmp_path / "out", methods=methods)
     assert not (tmp_path / "out").exists()
 
 
@@ -127,13 +123,10 @@ def test_paths_count_from_the_project_also_when_opened_in_its_folder(monkeypatch
     assert project_path(tmp_path) == tmp_path
 
 
-@pytest.mark.parametrize(
-    ("metadata", "mark"),
-    [
-        ({}, "\ufeff"),
-        ({"kernelspec": {"name": "ir", "display_name": "R", "language": "R"}}, ""),
-    ],
-)
+R = {"name": "ir", "display_name": "R", "language": "R"}
+
+
+@pytest.mark.parametrize(("metadata", "mark"), [({}, "\ufeff"), ({"kernelspec": R}, "")])
 def test_a_notebook_saved_by_another_editor_runs(tmp_path, metadata, mark) -> None:
     cells = [nbformat.v4.new_code_cell("seeds: list = [0]", metadata={"tags": ["parameters"]})]
     cells.append(nbformat.v4.new_code_cell("print(seeds)"))
@@ -143,20 +136,15 @@ def test_a_notebook_saved_by_another_editor_runs(tmp_path, metadata, mark) -> No
     assert code_cells(executed)[-1].outputs[0].text == "[5]\n"
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", "3", '{"cells": 3, "nbformat": 4}', "\x00", "[" * 5000]
-)
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"cells": 3, "nbformat": 4}', "\0", "[" * 5000])
 def test_what_is_no_notebook_is_one_line(tmp_path, text) -> None:
     (tmp_path / "n.ipynb").write_text(text)
-    with pytest.raises(DataError, match="is not a notebook") as error:
-        run_notebook(tmp_path / "n.ipynb", {}, tmp_path / "out")
-    assert "\n" not in str(error.value)
+    named = "is not a notebook"
+    refused(DataError, named, run_notebook, tmp_path / "n.ipynb", {}, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    ("methods", "seeds"), [("grpo", "0"), (["grpo", "grpo"], 0), ("grpo,", [0, 0])]
-)
-def test_lists_of_a_notebook_may_be_text(smoke_runs, methods, seeds) -> None:
-    named = ("smoke", methods, seeds)
-    for found in (study_runs(*named, smoke_runs), ensure_runs(*named, smoke_runs)):
-        assert [(run.method, run.seed) for run in found] == [("grpo", 0)]
+@pytest.mark.parametrize("given", [("grpo", "0"), (["grpo", "grpo"], 0), ("grpo,", [0, 0])])
+@pytest.mark.parametrize("found", [study_runs, ensure_runs])
+def test_lists_of_a_notebook_may_be_text(smoke_runs, given, found) -> None:
+    runs = found("smoke", *given, smoke_runs)
+    assert [(run.method, run.seed) for run in runs] == [("grpo", 0)]

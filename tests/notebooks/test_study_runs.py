@@ -36,11 +36,9 @@ def stored(run_root: Path, method: str, seed: int) -> Path:
     """A run as `reproduce` leaves it."""
     run = Run.load(f"desk/{method}", seed, run_root)
     run.path.mkdir(parents=True)
-    write_json(
-        run.path / "manifest.json",
-        {"profile": "desk", "method": method, "seed": seed, "status": "complete"}
-        | {"config": run.config.to_dict(), "config_hash": run.config.hash()},
-    )
+    about = {"profile": "desk", "method": method, "seed": seed, "status": "complete"}
+    about |= {"config": run.config.to_dict(), "config_hash": run.config.hash()}
+    write_json(run.path / "manifest.json", about)
     return run.path
 
 
@@ -54,9 +52,7 @@ def test_the_published_study_is_shown_without_any_run_and_a_line_says_so(
     assert run.seed == 30 and not capsys.readouterr().out  # asked for by its path
 
 
-def test_main_arms_made_here_are_shown_instead_of_what_is_published(
-    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_main_arms_made_here_are_shown_instead_of_what_is_published(published, tmp_path, capsys):
     paths = [stored(tmp_path / "runs", method, 0) for method in MAIN]
     runs = study_runs("desk", MAIN, [0], tmp_path / "runs", published=published)
     assert [run.path for run in runs] == paths and not capsys.readouterr().out
@@ -65,9 +61,7 @@ def test_main_arms_made_here_are_shown_instead_of_what_is_published(
 @pytest.mark.parametrize(
     ("made", "overrides"), [(["grpo"], []), ([], []), ([], ["training.steps=2"])]
 )
-def test_a_missing_run_is_not_trained_but_named_with_its_command(
-    made: list[str], overrides: list[str], tmp_path: Path
-) -> None:
+def test_a_missing_run_is_not_trained_but_named_with_its_command(made, overrides, tmp_path) -> None:
     for method in made:
         stored(tmp_path, method, 0)
     missing = f"train desk/{MAIN[len(made)]}"

@@ -1,34 +1,22 @@
 """Published numbers beside ours: deltas by hand, and what was not run."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from run_helpers import refused
 
 from llds_core.errors import ConfigError, DataError
+from llds_core.files import project_path
+from llds_core.reporting import benchmark_scores
 from llds_core.reporting.artefacts import save_table
-from llds_core.reporting.benchmark_scores import (
-    METHODS,
-    NOT_RUN,
-    SCORE_COLUMNS,
-    TABLES,
-    comparison_view,
-    desk_scores,
-    desk_view,
-    paper_comparison,
-    paper_says,
-    published_evaluations,
-    score_lines,
-)
+from llds_core.reporting.benchmark_scores import desk_scores, desk_view, paper_comparison
 from llds_core.reporting.run_view import StoredRun
 from llds_core.study.published import publish_evaluation
 from llds_core.worlds import QUESTION_SETS
 from llds_core.worlds.atlas import KINDS
 
-PAPER = Path(__file__).parents[2] / "results" / "paper"
-NONE = pd.DataFrame(columns=SCORE_COLUMNS)
 SCORES = ("em", "f1", "sub_em", "em_tagged", "valid_answers", "searches")
 
 
@@ -40,10 +28,9 @@ def entry(em, **values):
 def summary(ems, method="grpo", seed=0, agent="policy"):
     """A summary of the seven sets; `ems` in their order."""
     means = {"general": np.mean(ems[:3]), "multi_hop": np.mean(ems[3:]), "all": np.mean(ems)}
+    sets = zip(QUESTION_SETS, ems, strict=True)
     scores = {
-        "benchmarks": {
-            name: entry(em, n=100, seconds=1.0) for name, em in zip(QUESTION_SETS, ems, strict=True)
-        },
+        "benchmarks": {name: entry(em, n=100, seconds=1.0) for name, em in sets},
         "averages": {name: entry(mean) for name, mean in means.items()},
     }
     known = {"profile": "paper-3b-instruct", "agent": agent, "method": method, "run_seed": seed}
@@ -57,7 +44,7 @@ def published(tmp_path, *summaries):
         folder.mkdir()
         (folder / "summary.json").write_text(json.dumps(each))
         publish_evaluation(folder, tmp_path / "published")
-    return published_evaluations(tmp_path / "published")
+    return benchmark_scores.published_evaluations(tmp_path / "published")
 
 
 @pytest.mark.parametrize(
@@ -81,15 +68,14 @@ def cell(table, method, benchmark, variant="instruct"):
 
 
 def test_nothing_run_is_said_in_every_row(tmp_path):
-    assert published_evaluations(tmp_path).empty
-    tables = {name: paper_comparison(name, NONE) for name in TABLES}
-    assert set(METHODS) <= set(pd.concat(tables.values())["method"])
-    for table in tables.values():
-        assert (table["status"] == NOT_RUN).all() and table["ours"].isna().all()
+    none = benchmark_scores.published_evaluations(tmp_path)
+    tables = [paper_comparison(name, none) for name in benchmark_scores.TABLES]
+    assert none.empty and {*benchmark_scores.METHODS} <= {*pd.concat(tables)["method"]}
+    for table in tables:
+        assert (table["status"] == benchmark_scores.NOT_RUN).all() and table["ours"].isna().all()
         assert (table["n"] == 0).all() and table["source"].str.contains("arXiv").all()
-        view = comparison_view(table)
-        assert (view["ours"] == "–").all()
-        assert len(view) == len(table) // 10
+        view = benchmark_scores.comparison_view(table)
+        assert (view["ours"] == "–").all() and len(view) == len(table) // 10
 
 
 def test_ours_stands_beside_the_published_number_with_its_delta(tmp_path):
@@ -103,8 +89,8 @@ def test_ours_stands_beside_the_published_number_with_its_delta(tmp_path):
     assert average["ours"] == pytest.approx(2.4 / 7)
     assert average["delta"] == pytest.approx(2.4 / 7 - 0.336) and average["n"] == 700
     for method, variant in (("Search-R1-GRPO", "base"), ("GRPO+LLDS", "instruct"), ("R1", "base")):
-        assert cell(table, method, "nq", variant)["status"] == NOT_RUN
-    view = comparison_view(table)
+        assert cell(table, method, "nq", variant)["status"] == benchmark_scores.NOT_RUN
+    view = benchmark_scores.comparison_view(table)
     [index] = view.index[view["method"] == "ours (delta)"]
     assert view["method"][index - 1] == "Search-R1-GRPO"
     assert view["NQ"][index] == "0.400 [0.390, 0.420] (+0.003)"
@@ -124,16 +110,15 @@ def test_a_baseline_is_published_under_its_own_name_a_score_of_nobody_only_print
     assert set(found["method"]) == {"direct"}
     assert cell(paper_comparison("table1", found), "Direct Inference", "nq")["ours"] == 0.1
     (tmp_path / "summary.json").write_text(json.dumps(summary([0.25] * 7, method=None)))
-    text = score_lines(tmp_path)
+    text = benchmark_scores.score_lines(tmp_path)
     assert "bamboogle  greedy 100 0.250 [0.240, 0.270]" in text and "average_multi_hop" in text
-    with pytest.raises(ConfigError, match="--method"):
-        publish_evaluation(tmp_path, tmp_path / "published")
-    with pytest.raises(DataError, match="holds no scores"):
-        publish_evaluation(tmp_path / "absent", tmp_path / "published")
+    into = tmp_path / "published"
+    refused(ConfigError, "--method", publish_evaluation, tmp_path, into)
+    refused(DataError, "holds no scores", publish_evaluation, tmp_path / "absent", into)
 
 
 def test_what_the_paper_says_of_a_weight_and_of_a_figure():
-    figures, weights = paper_says(PAPER)
+    figures, weights = benchmark_scores.paper_says(project_path("results/paper"))
     assert weights == {0.0: "≈ 200", 0.01: "≈ 220", 0.2: "none"}
     assert figures["observation match at step 140"] == "about 60 %"
 
@@ -157,11 +142,12 @@ def test_desk_averages_are_over_kinds_and_seeds(tmp_path):
     assert (row["method"], row["seeds"], row["city-capital"]) == ("GRPO", 2, "0.300")
     assert (row["one-hop"], row["two-hop"]) == ("0.370", "0.300")  # two seeds have no interval
     assert row["all"] == "0.340" and row["contained"] == "–"
-    three = desk_scores([run(1, 0.0), run(2, 0.4), run(3, 0.7)], "desk", tmp_path)
-    shown = desk_view(three).to_dict("records")[0]["one-hop"]
-    assert shown == "0.437 [0.000, 1.000]"  # of a share
-    single, *_ = desk_view(desk_scores([run(1, 0.2)], "desk", tmp_path)).to_dict("records")
-    assert single["all"] == "0.240"
+    three = [run(1, 0.0), run(2, 0.4), run(3, 0.7)]
+    for runs, name, shown in (
+        (three, "one-hop", "0.437 [0.000, 1.000]"),  # of a share
+        ([run(1, 0.2)], "all", "0.240"),
+    ):
+        assert desk_view(desk_scores(runs, "desk", tmp_path))[name][0] == shown
 
 
 def test_what_was_not_run_has_no_row_among_the_desk_scores(tmp_path):

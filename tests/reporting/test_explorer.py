@@ -7,18 +7,12 @@ from pathlib import Path
 
 import pytest
 from browser import drawn, needs_browser
+from run_helpers import mistake, refused
 
 from llds_core.__main__ import main
 from llds_core.errors import DataError
-from llds_core.reporting.explorer import (
-    _falls,
-    _pieces,
-    explorer,
-    load_rollouts,
-    readable_rollouts,
-    save_explorer,
-    store_rollouts,
-)
+from llds_core.reporting import explorer as module
+from llds_core.reporting.explorer import explorer, load_rollouts, save_explorer, store_rollouts
 from llds_core.reporting.store import load_run
 from llds_core.runs import read_trajectories
 from llds_core.worlds.text import visible
@@ -31,6 +25,10 @@ def runs(smoke_runs):
     return [load_run(smoke_runs / "smoke" / arm / "seed0") for arm in ("grpo", "llds-action")]
 
 
+def stored_beside(run, folder):
+    return folder / f"{run.arm}-seed{run.seed}.rollouts.jsonl.gz"
+
+
 def page_data(page):
     return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
 
@@ -41,27 +39,27 @@ def test_tokens_of_one_character_stand_together():
     def decode(ids):
         return bytes(bytes_of[i] for i in ids).decode(errors="replace")
 
-    assert list(_pieces([*bytes_of], decode)) == ["", "é", " ", "", "", "", "🦊", "b"]
+    pieces = module._pieces
+    assert list(pieces([*bytes_of], decode)) == ["", "é", " ", "", "", "", "🦊", "b"]
     # Broken ends are shown as such, once, and what follows them is whole.
-    assert "".join(_pieces([0, 2, 7, 3], decode)) == "\ufffd b\ufffd"
-    assert len(list(_pieces([3, 3, 3, 3, 3, 7], decode))) == 6
+    assert "".join(pieces([0, 2, 7, 3], decode)) == "\ufffd b\ufffd"
+    assert len(list(pieces([3, 3, 3, 3, 3, 7], decode))) == 6
 
 
 def test_falls_are_tokens_that_fell_in_an_action_that_fell():
     mask = [1, 1, 1, 0, 1, 1, 0, 1]
     changes = [-0.5, 0.2, -0.1, 0.0, -0.1, 0.3, 0.0, -0.2]
-    assert _falls(mask, changes) == "10100001"
+    assert module._falls(mask, changes) == "10100001"
 
 
 def test_rollouts_are_the_first_group_of_each_step_with_the_text_the_policy_saw(runs):
     stored = read_trajectories(runs[0].path)
-    found = readable_rollouts(runs[0].path)
+    found = module.readable_rollouts(runs[0].path)
     assert {one["step"] for one in found} == {row["step"] for row in stored}
     first = [row for row in stored if row["step"] == 1]
     first = [row for row in first if row["question_id"] == first[0]["question_id"]]
-    assert [one["question"] for one in found if one["step"] == 1] == [
-        row["question"] for row in first
-    ]
+    asked = [one["question"] for one in found if one["step"] == 1]
+    assert asked == [row["question"] for row in first]
     for one, row in zip(found, first, strict=False):
         for name in ("tokens", "mask", "logprobs", "changes", "fell"):
             assert len(one[name]) == len(row["completion_ids"]), name
@@ -71,19 +69,17 @@ def test_rollouts_are_the_first_group_of_each_step_with_the_text_the_policy_saw(
 
 def test_published_rollouts_give_the_same_page(runs, tmp_path):
     whole = explorer(runs)
-    published = []
+    published = [replace(run, path=tmp_path) for run in runs]
     for run in runs:
-        store_rollouts(load_rollouts(run), tmp_path / f"{run.arm}-seed{run.seed}.rollouts.jsonl.gz")
-        published.append(replace(run, path=tmp_path))
+        store_rollouts(load_rollouts(run), stored_beside(run, tmp_path))
     assert explorer(published) == whole
     arms = page_data(whole)
     assert [arm["label"] for arm in arms] == ["GRPO", "GRPO + LLDS (action gate)"]
     assert arms[0]["steps"] == runs[0].metrics["step"].tolist()
-    (tmp_path / f"{runs[0].arm}-seed{runs[0].seed}.rollouts.jsonl.gz").write_bytes(b"no gzip")
-    with pytest.raises(DataError, match=r"is damaged .*: restore it"):
-        explorer(published)
-    with pytest.raises(DataError, match="no trajectories are stored: train with"):
-        explorer([replace(run, path=tmp_path / "none") for run in runs])
+    stored_beside(runs[0], tmp_path).write_bytes(b"no gzip")
+    refused(DataError, r"is damaged .*: restore it", explorer, published)
+    none = [replace(run, path=tmp_path / "none") for run in runs]
+    refused(DataError, "no trajectories are stored: train with", explorer, none)
 
 
 def hostile(runs, tmp_path):
@@ -91,7 +87,7 @@ def hostile(runs, tmp_path):
     for one in rollouts:
         one |= {"question": EVIL, "accepted": [EVIL], "outcome": EVIL}
         one["tokens"] = [EVIL, *one["tokens"][1:]]
-    store_rollouts(rollouts, tmp_path / f"{run.arm}-seed{run.seed}.rollouts.jsonl.gz")
+    store_rollouts(rollouts, stored_beside(run, tmp_path))
     return run
 
 
@@ -139,6 +135,5 @@ def test_demo_shows_a_published_seed_of_both_main_arms(capsys, monkeypatch):
     assert (grpo["label"], grpo["seed"]) == ("GRPO", llds["seed"])
     pairs = zip(grpo["rollouts"]["1"], llds["rollouts"]["1"], strict=True)
     assert all(a["question"] == b["question"] and len(a["changes"]) for a, b in pairs)
-    assert main(["demo", "desk-reuse", "--no-open"]) == 2
-    assert "no trajectories are published of study desk-reuse" in capsys.readouterr().err
-    assert len(opened) == 1
+    said = mistake(capsys, "demo", "desk-reuse", "--no-open")
+    assert "no trajectories are published of study desk-reuse" in said and len(opened) == 1

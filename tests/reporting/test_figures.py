@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from claim_worlds import made
 from PIL import Image
+from run_helpers import refused
 
 from llds_core.errors import ConfigError, DataError
 from llds_core.reporting.curves import curves_data, curves_figure
@@ -98,8 +99,7 @@ def test_collapse_and_phases_are_marked_only_where_found():
     ],
 )
 def test_what_cannot_be_drawn_is_refused(panels, reward, error, words):
-    with pytest.raises(error, match=words):
-        curves_figure([made_run(reward=reward)], panels)
+    refused(error, words, curves_figure, [made_run(reward=reward)], panels)
 
 
 def test_a_step_without_a_value_is_a_gap_in_every_line_and_in_the_band():
@@ -140,8 +140,7 @@ def test_at_a_glance_counts_collapses_and_ends_bold_lines_with_the_shortest_seed
 )
 def test_a_title_gives_the_change_with_its_interval_from_three_seeds_on(ends, said):
     runs = [made_run(seed=seed, entropy=[1.0] * 9 + [end] * 9) for seed, end in enumerate(ends)]
-    axes = curves_figure(runs, ["entropy"]).axes[0]
-    assert axes.get_title(loc="left") == said
+    assert curves_figure(runs, ["entropy"]).axes[0].get_title(loc="left") == said
 
 
 def test_a_title_gives_the_mean_of_steps_3_to_15_where_that_is_asked():
@@ -161,5 +160,4 @@ def test_a_talk_has_larger_pictures_and_the_paper_is_a_faint_line(tmp_path):
         assert Image.open(picture).width == width
     mark_paper(figure.axes[0], "over 50 %")
     assert figure.axes[0].lines[-1].get_ydata()[0] == 0.5
-    with pytest.raises(ConfigError, match='did you mean "talk"'):
-        use_style("talks")
+    refused(ConfigError, 'did you mean "talk"', use_style, "talks")

@@ -8,14 +8,9 @@ import pandas as pd
 import pytest
 
 from llds_core.files import project_path
+from llds_core.reporting import mechanism_figures
 from llds_core.reporting.figures import METHOD_COLOURS
-from llds_core.reporting.mechanism_figures import (
-    ensure_mechanism,
-    first_action_data,
-    first_action_figure,
-    likelihood_change_figure,
-    measured_runs,
-)
+from llds_core.reporting.mechanism_figures import likelihood_change_figure, measured_runs
 from llds_core.reporting.run_view import StoredRun, before_collapse
 from llds_core.reporting.store import PUBLISHED, load_runs
 
@@ -27,17 +22,13 @@ COLLAPSING = [0.5] * 8 + [0.0] * 8  # by windows of 3 from step 10 on
 def made(seed: int, reward: list[float] = STABLE, arm: str = "grpo", **values: Any) -> StoredRun:
     falling = -0.1 * np.arange(1, len(reward) + 1)
     names = [f"loglik_{a}_{b}" for a in ("correct", "incorrect") for b in ("first", "later")]
-    return claim_worlds.made(
-        arm, seed, {"reward": reward} | dict.fromkeys(names, falling), **values
-    )
+    columns = {"reward": reward} | dict.fromkeys(names, falling)
+    return claim_worlds.made(arm, seed, columns, **values)
 
 
 def tables(seeds: int) -> dict[str, pd.DataFrame]:
-    keys = [
-        {"profile": "desk", "method": "grpo", "seed": seed, "step": step}
-        for seed in range(seeds)
-        for step in STEPS
-    ]
+    of_grpo = {"profile": "desk", "method": "grpo"}
+    keys = [of_grpo | {"seed": seed, "step": step} for seed in range(seeds) for step in STEPS]
     first = {"equal": 1, "similar": 2, "incorrect": 4}
     first = {f"first_search_reached_{name}": count for name, count in first.items()}
     changes = [
@@ -75,7 +66,7 @@ def test_the_share_is_a_line_per_seed_and_a_mean_that_ends_with_the_first_of_the
 
 def test_actions_are_drawn_up_to_the_collapse_on_one_scale_as_their_table_says() -> None:
     runs = [made(0, COLLAPSING), made(0, arm="llds-action")]
-    data = first_action_data(runs, tables(1)["likelihood_change"])
+    data = mechanism_figures.first_action_data(runs, tables(1)["likelihood_change"])
     grpo = data[data["method"] == "grpo"].set_index("metric")[["step", "value"]]
     drawn = grpo.loc["loglik_correct_first"]
     assert drawn["step"].tolist() == [*range(1, 10)]
@@ -83,7 +74,7 @@ def test_actions_are_drawn_up_to_the_collapse_on_one_scale_as_their_table_says()
     assert drawn["value"].tolist() == pytest.approx(means)
     shares = grpo.loc["first_search_equal"]
     assert shares["step"].tolist() == [*STEPS]
-    figure = first_action_figure(data, runs)
+    figure = mechanism_figures.first_action_figure(data, runs)
     for axes in figure.axes[:2]:
         ends = {line.get_color(): line.get_xdata()[-1] for line in axes.lines}
         assert ends == {METHOD_COLOURS["grpo"]: 9, METHOD_COLOURS["llds-action"]: 16}
@@ -95,11 +86,10 @@ def test_the_published_mechanism_is_that_of_the_runs_that_kept_their_checkpoints
     published = project_path(PUBLISHED)
     runs = load_runs(published, "desk", ["grpo", "llds-action"], [40, 41])
     measured = measured_runs(runs, published)
-    assert {(run.arm, run.seed) for run in measured} == {
-        *(("grpo-kept", seed) for seed in range(40, 45)),
-        *(("llds-action", seed) for seed in (40, 41)),
-    }
-    tables = ensure_mechanism(measured, published)
+    kept = {("grpo-kept", seed) for seed in range(40, 45)}
+    kept |= {("llds-action", seed) for seed in (40, 41)}
+    assert {(run.arm, run.seed) for run in measured} == kept
+    tables = mechanism_figures.ensure_mechanism(measured, published)
     # GRPO comes first, as in every figure.
     assert list(dict.fromkeys(tables["theorem"]["method"])) == ["grpo-kept", "llds-action"]
     assert measured_runs(runs, tmp_path) == runs

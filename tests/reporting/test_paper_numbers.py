@@ -1,6 +1,4 @@
-"""Printed numbers of the papers: complete, with sources, and plausible; what does not add up says
-so. Tables 1, 2 and 4 are in the package, all others in `results/paper`.
-"""
+"""Printed numbers of the papers: complete, sourced, plausible; what does not add up says so."""
 
 from importlib.resources import files
 from pathlib import Path

@@ -57,9 +57,7 @@ def test_the_kind_of_a_collapse_is_told_against_the_noise(slope: float, kind: st
 
 @pytest.mark.parametrize(("noise", "bias"), [(0.0, 0.3), (0.02, 0.3), (0.04, 0.3), (0.06, 1.0)])
 def test_what_falls_together_leads_by_nothing_however_noisy(noise: float, bias: float) -> None:
-    """Reward and entropy turn at one step; only the reward's noise differs: 0.04 is that of 128
-    answers. A lead that is claimed takes more than a step.
-    """
+    """Reward and entropy turn at one step; the noise of 128 answers is 0.04."""
     way = 1 / (1 + np.exp(-(STEP - 16) / 1.5))
     leads = []
     for seed in range(100):

@@ -4,6 +4,7 @@ import shutil
 from unittest.mock import Mock
 
 import pytest
+from run_helpers import refused
 
 from llds_core.errors import ConfigError, DataError, TrainingDivergedError
 from llds_core.reporting.curves import LiveCurves, curves_figure
@@ -16,9 +17,7 @@ from llds_core.study.runner import ensure_runs
 
 @pytest.fixture
 def copied(smoke_runs, tmp_path):
-    path = tmp_path / "smoke" / "grpo" / "seed0"
-    shutil.copytree(smoke_runs / "smoke" / "grpo" / "seed0", path)
-    return path
+    return shutil.copytree(smoke_runs / "smoke/grpo/seed0", tmp_path / "smoke/grpo/seed0")
 
 
 def test_runs_come_by_method_then_seed_and_hold_what_their_files_say(smoke_runs):
@@ -33,15 +32,13 @@ def test_runs_come_by_method_then_seed_and_hold_what_their_files_say(smoke_runs)
 
 
 def test_what_is_missing_or_damaged_is_named(copied, smoke_runs):
-    with pytest.raises(DataError, match=r"train smoke/grpo loss\.kl_weight=0\.1 --seed 5"):
-        load_runs(smoke_runs, "smoke", ["grpo"], [5], ["loss.kl_weight=0.1"])
+    asked = smoke_runs, "smoke", ["grpo"], [5], ["loss.kl_weight=0.1"]
+    refused(DataError, r"train smoke/grpo loss\.kl_weight=0\.1 --seed 5", load_runs, *asked)
     metrics = copied / "metrics.jsonl"
     metrics.write_text("garbage\n" + metrics.read_text())
-    with pytest.raises(DataError, match=r"metrics\.jsonl:1"):
-        load_run(copied)
+    refused(DataError, r"metrics\.jsonl:1", load_run, copied)
     (copied / "manifest.json").write_text('{"profile": "smoke"}')
-    with pytest.raises(DataError, match=r"manifest\.json is no manifest .*status"):
-        load_run(copied)
+    refused(DataError, r"manifest\.json is no manifest .*status", load_run, copied)
 
 
 def test_damaged_published_metrics_are_named(copied, tmp_path):
@@ -51,13 +48,10 @@ def test_damaged_published_metrics_are_named(copied, tmp_path):
     assert len(read_published_run(manifest).metrics) == len(read_metrics(copied))
     for damaged in (whole[:40], whole[:40] + bytes(40), whole[40:], b""):
         metrics.write_bytes(damaged)
-        with pytest.raises(DataError, match="damaged"):
-            read_published_run(manifest)
+        refused(DataError, "damaged", read_published_run, manifest)
 
 
-def test_missing_runs_are_trained_and_diverged_and_complete_ones_read(
-    copied, smoke_runs, tmp_path, monkeypatch
-):
+def test_missing_runs_are_trained_others_read(copied, smoke_runs, tmp_path, monkeypatch):
     shutil.rmtree(copied / "checkpoint")  # which reading needs not
     asked = []
 
@@ -68,15 +62,13 @@ def test_missing_runs_are_trained_and_diverged_and_complete_ones_read(
 
     monkeypatch.setattr("llds_core.training.experiment.train", fake_train)
     runs = ensure_runs("smoke", ["grpo", "llds-action"], [0], tmp_path)
-    with pytest.raises(ConfigError, match="unknown method"):  # before anything is trained
-        ensure_runs("smoke", ["llds-ma", "grrpo"], [0], tmp_path)
+    unknown = "smoke", ["llds-ma", "grrpo"], [0], tmp_path  # before anything is trained
+    refused(ConfigError, "unknown method", ensure_runs, *unknown)
     assert asked == [("llds-action", 0)]
     assert [run.method for run in runs] == ["grpo", "llds-action"]
 
 
-def test_a_stopped_training_is_watched_and_read_as_far_as_it_went(
-    smoke_runs, tmp_path, monkeypatch
-):
+def test_a_stopped_training_is_read_as_far_as_it_went(smoke_runs, tmp_path, monkeypatch):
     """What a notebook's stop button does, and that the same call then goes on."""
     (start,) = smoke_runs.glob("smoke/warmstart-*")
     shutil.copytree(start, tmp_path / "smoke" / start.name)
@@ -106,7 +98,6 @@ def test_published_runs_stand_grey_behind_ones_own(smoke_runs, tmp_path, monkeyp
     (other,) = published_beside(own)
     assert other.name == own[0].name and published_beside([other]) == []
     alone, above = (curves_figure(own, ["reward"], behind=runs) for runs in ((), [other]))
-    (added,) = {line.get_color() for line in above.axes[0].lines} - {
-        line.get_color() for line in alone.axes[0].lines
-    }
-    assert added == FAINT and alone.axes[0].get_xlim() == above.axes[0].get_xlim()
+    before, after = ({line.get_color() for line in f.axes[0].lines} for f in (alone, above))
+    assert after - before == {FAINT}
+    assert alone.axes[0].get_xlim() == above.axes[0].get_xlim()

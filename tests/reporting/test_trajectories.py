@@ -3,15 +3,9 @@
 import pytest
 
 from llds_core.config import FEEDBACK
+from llds_core.reporting import trajectories
 from llds_core.reporting.store import load_run
-from llds_core.reporting.trajectories import (
-    answer_with,
-    blocks,
-    outcome,
-    to_ansi,
-    to_html,
-    trajectory_table,
-)
+from llds_core.reporting.trajectories import blocks, outcome, to_ansi, to_html
 from llds_core.retrieval.base import Hit
 from llds_core.rollout.protocol import Action, Trajectory, search_observation
 from llds_core.worlds.records import Question
@@ -73,11 +67,11 @@ def test_the_outcome_names_the_verdict_where_there_is_one():
 def test_every_run_answers_after_the_start_policy(smoke_runs):
     run = load_run(smoke_runs / "smoke" / "grpo" / "seed0")
     question = Question("q", "Where is Homs?", ("Asia",), {"kind": "city-continent", "hops": 1})
-    shown = answer_with([run], question, smoke_runs)
+    shown = trajectories.answer_with([run], question, smoke_runs)
     assert [title.split(",")[0] for title in shown] == ["before training", "GRPO"]
     assert all(trajectory.actions for trajectory in shown.values())
     texts = [text for trajectory in shown.values() for _, text in blocks(trajectory)]
-    assert trajectory_table(shown)["text"].tolist() == texts
+    assert trajectories.trajectory_table(shown)["text"].tolist() == texts
 
 
 def test_accepted_answers_are_shown_visibly() -> None:

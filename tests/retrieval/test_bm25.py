@@ -18,9 +18,7 @@ PASSAGES = (
 )
 
 
-@pytest.fixture(scope="module")
-def retriever() -> BM25Retriever:
-    return BM25Retriever(PASSAGES)
+RETRIEVER = BM25Retriever(PASSAGES)
 
 
 @pytest.mark.parametrize(
@@ -33,34 +31,29 @@ def retriever() -> BM25Retriever:
         ("blank", "6"),
     ],
 )
-def test_case_accents_and_punctuation_do_not_matter(retriever, query: str, best: str):
-    assert retriever.search([query], 1)[0][0].id == best
+def test_case_accents_and_punctuation_do_not_matter(query: str, best: str):
+    assert RETRIEVER.search([query], 1)[0][0].id == best
 
 
-def test_equal_scores_rank_in_corpus_order(retriever):
-    assert [hit.id for hit in retriever.search(["twin"], 2)[0]] == ["4", "5"]
+def test_equal_scores_rank_in_corpus_order():
+    assert [hit.id for hit in RETRIEVER.search(["twin"], 2)[0]] == ["4", "5"]
     same = [Passage(str(i), "same", "words") for i in range(500)]
     hits = BM25Retriever(same).search(["words"], 7)[0]
     assert [hit.id for hit in hits] == [str(i) for i in range(7)]
 
 
-def test_a_query_without_a_known_word_finds_nothing(retriever):
+def test_a_query_without_a_known_word_finds_nothing():
     # "answer" is not a word of this corpus either.
-    queries = ["", "   ", "?!", "xyzzy", "<answer></answer> 北京"]
-    assert retriever.search(queries, 3) == [[]] * 5
+    assert RETRIEVER.search(["", "   ", "?!", "xyzzy", "<answer></answer> 北京"], 3) == [[]] * 5
 
 
 def test_identity_tells_corpora_and_settings_apart():
-    identity = BM25Retriever(PASSAGES).identity
-    assert len(identity) == 16
-    assert identity == BM25Retriever(list(PASSAGES)).identity
-    others = {
-        BM25Retriever(PASSAGES, title_weight=3).identity,
-        BM25Retriever(PASSAGES[:-1]).identity,
-        BM25Retriever(PASSAGES[::-1]).identity,
-        BM25Retriever([*PASSAGES[:-1], Passage("6", "Blank", "x")]).identity,
-    }
-    assert len(others | {identity}) == 5
+    assert len(RETRIEVER.identity) == 16
+    assert RETRIEVER.identity == BM25Retriever(list(PASSAGES)).identity
+    changed = [*PASSAGES[:-1], Passage("6", "Blank", "x")]
+    others = [BM25Retriever(corpus) for corpus in (PASSAGES[:-1], PASSAGES[::-1], changed)]
+    others += [RETRIEVER, BM25Retriever(PASSAGES, title_weight=3)]
+    assert len({engine.identity for engine in others}) == 5
 
 
 def test_another_process_finds_the_same():
@@ -72,11 +65,9 @@ def test_another_process_finds_the_same():
         "r = BM25Retriever(p)\n"
         "print(r.identity, r.search(['name3 word5 word7 and', 'word1 name2'], 9))"
     )
+    words = [sys.executable, "-c", code]
     zero, one = (
-        subprocess.check_output(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}
-        )
-        for seed in "01"
+        subprocess.check_output(words, env=os.environ | {"PYTHONHASHSEED": seed}) for seed in "01"
     )
     assert zero == one
 
@@ -87,11 +78,8 @@ def test_searches_of_the_desk_world_find_their_passage():
     questions = [*world.train, *world.dev, *world.test]
     for hop in (0, 1):
         steps = [q.metadata["steps"][hop] for q in questions if q.metadata["hops"] > hop]
-        found = retriever.search([step["query"] for step in steps], 2)
-        hits = [
-            step["passage_id"] in [hit.id for hit in row]
-            for step, row in zip(steps, found, strict=True)
-        ]
+        pairs = zip(steps, retriever.search([step["query"] for step in steps], 2), strict=True)
+        hits = [step["passage_id"] in {hit.id for hit in found} for step, found in pairs]
         assert sum(hits) > 0.99 * len(hits)
 
 
@@ -107,7 +95,6 @@ def test_searches_of_the_desk_world_find_their_passage():
     ],
 )
 def test_scripts_without_spaces_and_with_marks_are_found(text: str, query: str) -> None:
-    others = ("上海是一个城市", "दिल", "か", "other")
-    corpus = [Passage(other, "", other) for other in others]
+    corpus = [Passage(other, "", other) for other in ("上海是一个城市", "दिल", "か", "other")]
     engine = BM25Retriever([*corpus, Passage("p", "", text)])
     assert [hit.id for hit in engine.search([query], 1)[0]] == ["p"]

@@ -5,15 +5,16 @@ import logging
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from client_scripts import DEAD, answers, client_of, drops, health, item, right, says
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_helpers import refused
+from scripted_rollouts import StubRetriever
 from services import ENGINE, IDENTITY, Recorder, Scripted, running
 
-from llds_core.config.given import address
 from llds_core.errors import RetrieverChangedError, RetrieverError
 from llds_core.retrieval import Hit, ask_health
 from llds_core.retrieval.client import IDENTITY_HEADER, UNKNOWN, local_address
@@ -25,17 +26,8 @@ def url():
         yield address
 
 
-# What it finds
-
-
 def test_hits_survive_the_journey() -> None:
-    class Fixed:
-        hits: list[Hit] = []
-
-        def search(self, queries, k):
-            return [self.hits for _ in queries]
-
-    engine = Fixed()
+    engine = StubRetriever()
     with running(engine) as url:
         client = client_of(url)
 
@@ -50,9 +42,6 @@ def test_hits_survive_the_journey() -> None:
             assert client.search(["a"], 2) == [engine.hits]
 
         survives()
-
-
-# Requests
 
 
 @pytest.mark.parametrize(
@@ -81,8 +70,7 @@ def test_a_repeated_query_is_asked_once_and_answered_everywhere() -> None:
         found = client_of(address).search(["word2", "word1", "text", "word1"], 5)
     assert engine.calls == [(["word2", "word1", "text"], 5)]
     assert found == ENGINE.search(["word2", "word1", "text", "word1"], 5)
-    found[1].clear()  # a caller's own list
-    assert found[3]
+    assert found[1] is not found[3]  # a caller's own list
 
 
 def test_threads_may_share_a_client(url) -> None:
@@ -94,13 +82,10 @@ def test_threads_may_share_a_client(url) -> None:
 
 
 def test_environment_variables_do_not_lead_elsewhere(url, monkeypatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", DEAD)
-    monkeypatch.setenv("ALL_PROXY", DEAD)
-    monkeypatch.setenv("NO_PROXY", "")
+    for name, value in {"HTTP_PROXY": DEAD, "ALL_PROXY": DEAD, "NO_PROXY": ""}.items():
+        monkeypatch.setenv(name, value)
     assert client_of(url).search(["word1"], 1) == ENGINE.search(["word1"], 1)
 
-
-# What is tried again
 
 PASSING = {
     "dropped": drops,
@@ -159,9 +144,6 @@ def test_pauses_double_up_to_ten_seconds_unless_told(monkeypatch, tries, script,
     assert slept == pytest.approx(pauses)
 
 
-# What ends
-
-
 @pytest.mark.parametrize("status", [307, 400, 404, 422])
 def test_a_refusal_is_not_repeated_and_a_redirect_not_followed(status: int) -> None:
     server = Scripted(health, says(status, b'{"error": "as told"}', {"Location": DEAD}))
@@ -190,9 +172,6 @@ def test_failed_searches_may_be_empty_and_logged(caplog) -> None:
         assert client.search(["word1", "word2"], 2) == ENGINE.search(["word1", "word2"], 2)
     dead = client_of(DEAD, tries=1, on_failure="empty")
     assert dead.search(["a", "b", "a"], 1) == [[], [], []]
-
-
-# Whom it asks
 
 
 @pytest.mark.parametrize("on_failure", ["raise", "empty"])
@@ -230,33 +209,23 @@ def test_search_r1s_own_server_is_asked_too(caplog) -> None:
         (found,) = client.search(["text"], 3)
         assert client.identity == UNKNOWN
         assert ask_health(url).state == "unnamed"
-    expected = ENGINE.search(["text"], 3)[0]
-    assert [(h.title, h.text, h.score) for h in found] == [
-        (h.title, h.text, h.score) for h in expected
-    ]
     assert found[0].id == "7" and len({h.id for h in found}) == 3
+    assert [replace(hit, id="") for hit in found] == [
+        replace(hit, id="") for hit in ENGINE.search(["text"], 3)[0]
+    ]
     assert "does not say what it searches" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("status", "body", "state"),
-    [
-        (200, b'{"status": "UP"}', "foreign"),
-        (200, b"<html>", "foreign"),
-        (503, b'{"status": "loading"}', "loading"),
-    ],
-)
-def test_health_is_asked_without_patience(url, status: int, body: bytes, state: str) -> None:
+def test_health_is_asked_without_patience(url) -> None:
     assert ask_health(url).identity == IDENTITY and ask_health(DEAD).state == "silent"
-    with Scripted(says(status, body)).serve() as other:
-        assert ask_health(other).state == state
-        if b"UP" in body:
-            assert client_of(other).identity == UNKNOWN
+    page, up = says(200, b"<html>"), says(200, b'{"status": "UP"}')
+    with Scripted(page, says(503, b'{"status": "loading"}'), up).serve() as other:
+        assert [ask_health(other).state for _ in range(3)] == ["foreign", "loading", "foreign"]
+        assert client_of(other).identity == UNKNOWN
 
 
 def test_one_normalisation_of_addresses(url, monkeypatch) -> None:
     port = url.rpartition(":")[2]
-    assert {address(url + end) for end in ("", "/", "/retrieve", "/retrieve/")} == {url}
     assert ask_health(f"{url}/").state == "ready"
     for host in ("127.0.0.1", "127.0.0.2", "0.0.0.0", "localhost", "[::1]"):
         assert local_address(f"http://{host}:{port}/retrieve") == (host.strip("[]"), int(port))

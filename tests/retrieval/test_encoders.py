@@ -56,9 +56,7 @@ def test_vectors_are_those_of_the_plain_transformer(encoder: Encoder) -> None:
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-def test_what_comes_after_max_tokens_is_not_read_and_nothing_is_printed(
-    encoder: Encoder, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_comes_after_max_tokens_is_not_read_and_nothing_is_printed(encoder, capfd) -> None:
     short = Encoder(replace(PACKAGED, max_tokens=8))
     one, other = (short.encode_queries([f"one two three four {end}"]) for end in ("five", "six"))
     np.testing.assert_array_equal(one, other)
@@ -77,11 +75,6 @@ def test_any_text_has_a_vector_of_length_1(encoder: Encoder) -> None:
     np.testing.assert_allclose(control, text, atol=2e-6)
 
 
-def failure(**values: object) -> str:
-    """The one-line message of an encoder that cannot be had."""
-    return refused(ConfigError, None, Encoder, replace(PACKAGED, **values))
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -95,21 +88,18 @@ def failure(**values: object) -> str:
     ],
 )
 def test_what_cannot_be_had_is_one_clear_line(monkeypatch, values: dict, message: str) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert message in failure(**values)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert message in refused(ConfigError, None, Encoder, replace(PACKAGED, **values))
 
 
 def test_hash_and_vectors_follow_the_files(encoder: Encoder, folder: Path) -> None:
-    assert encoder_hash(folder) == encoder.hash
-    assert len(encoder.hash) == 64
+    assert encoder_hash(folder) == encoder.hash and len(encoder.hash) == 64
     (folder / "README.md").write_text("other words", "utf-8")
     (folder / ".gitattributes").unlink()
     assert encoder_hash(folder) == encoder.hash
-    pooling = json.loads((folder / "1_Pooling/config.json").read_text("utf-8"))
-    pooling |= {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
-    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling), "utf-8")
+    pooling, changed = folder / "1_Pooling/config.json", {"pooling_mode_cls_token": True}
+    changed = json.loads(pooling.read_text("utf-8")) | changed | {"pooling_mode_mean_tokens": False}
+    pooling.write_text(json.dumps(changed), "utf-8")
     assert encoder_hash(folder) != encoder.hash
     first_token = Encoder(replace(PACKAGED, encoder=str(folder))).encode_queries(["Homs"])
     assert not np.allclose(first_token, encoder.encode_queries(["Homs"]), atol=1e-2)

@@ -66,8 +66,7 @@ def test_a_folder_holds_shards_index_and_manifest(tmp_path: Path, kind: str) -> 
         index = faiss.read_index(str(folder / "index.faiss"))
         assert index.ntotal == 350 and index.metric_type == faiss.METRIC_INNER_PRODUCT
         _, found = index.search(expected, 5)
-        share = (found == np.arange(350)[:, None]).any(axis=1).mean()
-        assert share > 0.97
+        assert (found == np.arange(350)[:, None]).any(axis=1).mean() > 0.97
 
 
 def test_more_shards_than_a_process_may_have_files_are_read(tmp_path: Path, monkeypatch) -> None:
@@ -120,14 +119,10 @@ build(Path(sys.argv[1]), KINDS["hnsw"], Killed())
 
 def test_a_killed_build_continues_to_the_same_index(tmp_path: Path) -> None:
     """Killed in its third shard: two are kept, and the files end up the same byte for byte."""
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", _KILLED, str(tmp_path / "killed")],
-        env=os.environ | {"PYTHONPATH": ":".join([*sys.path, str(here)]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    paths = ":".join([*sys.path, str(Path(__file__).parent)])
+    words = [sys.executable, "-c", _KILLED, str(tmp_path / "killed")]
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     shards = sorted(name for name in contents(tmp_path / "killed") if name[0] == "v")
     assert shards == ["vectors-00000.npy", "vectors-00001.npy"]
@@ -162,9 +157,7 @@ def test_a_second_builder_waits(tmp_path: Path) -> None:
         ("dense.half False, now True", PASSAGES, "0", {"half": True}),
     ],
 )
-def test_a_folder_of_something_else_is_refused(
-    tmp_path: Path, named: str, corpus, hash_: str, values: dict
-) -> None:
+def test_a_folder_of_something_else_is_refused(tmp_path, named: str, corpus, hash_, values) -> None:
     build(tmp_path)
     before, encoder = contents(tmp_path), FakeEncoder(hash=hash_ * 64)
     settings = replace(FAKE, **values)
@@ -184,15 +177,9 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.parametrize(
     ("kind", "name", "encoded"),
-    [
-        ("flat", "vectors-00001.npy", 100),
-        ("hnsw", "vectors-00001.npy", 100),
-        ("hnsw", "index.faiss", 0),
-    ],
+    [(kind, "vectors-00001.npy", 100) for kind in KINDS] + [("hnsw", "index.faiss", 0)],
 )
-def test_what_is_damaged_is_named_and_only_that_is_made_again(
-    tmp_path: Path, kind: str, name: str, encoded: int, damage
-) -> None:
+def test_what_is_damaged_is_named_and_only_that_made_again(tmp_path, kind, name, encoded, damage):
     settings, encoder = KINDS[kind], FakeEncoder()
     build(tmp_path, settings)
     before = contents(tmp_path)

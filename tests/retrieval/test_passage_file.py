@@ -46,15 +46,13 @@ def test_it_reads_like_a_corpus_in_memory(corpus: Path) -> None:
 _text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
+_items = st.tuples(_text, _text, st.integers(0, 2), st.booleans())
+
+
 @settings(max_examples=40, deadline=None)
-@given(
-    items=st.lists(st.tuples(_text, _text, st.integers(0, 2), st.booleans()), min_size=1),
-    mark=st.booleans(),
-)
+@given(items=st.lists(_items, min_size=1), mark=st.booleans())
 def test_any_text_blank_lines_and_extra_fields_are_read(tmp_path_factory, items, mark) -> None:
-    """Titles with quotes, separators of all kinds, a byte-order mark, Windows line ends, numbers as
-    ids and the other fields of a FlashRAG corpus.
-    """
+    """And quoted titles, a byte-order mark, Windows line ends, numbers as ids."""
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     lines, expected = b"\xef\xbb\xbf" if mark else b"", []
     for number, (title, text, blanks, windows) in enumerate(items):
@@ -92,9 +90,8 @@ def test_a_changed_corpus_is_mapped_again(corpus: Path) -> None:
     changed = (Passage("é-0-市", "Title 0", "TEXT\n0 🙂"), *PASSAGES[1:])
     size = corpus.stat().st_size
     write_corpus(corpus, changed)
-    assert corpus.stat().st_size == size
     opened = PassageFile(corpus)
-    assert opened[0].text == "TEXT\n0 🙂"
+    assert (opened[0], corpus.stat().st_size) == (changed[0], size)
     assert opened.hash == passages_hash(changed) != before
     os.truncate(corpus, 1000)
     refused(DataError, "shorter", opened.__getitem__, 2000)
@@ -117,11 +114,10 @@ def test_a_map_that_cannot_be_written_is_named(corpus: Path) -> None:
     cache = corpus.parent / "cache"  # as for a corpus in a folder that is read-only
     assert stored_map(corpus, cache) is None
     opened = PassageFile(corpus, cache)
-    made = [*cache.iterdir()]
-    assert len(made) == 1 and stored_map(corpus, cache)[:2] == (len(opened), opened.hash)
-    changed = made[0].stat().st_mtime_ns
-    assert PassageFile(corpus, cache).hash == opened.hash
-    assert made[0].stat().st_mtime_ns == changed
+    [made] = cache.iterdir()
+    assert stored_map(corpus, cache)[:2] == (len(opened), opened.hash)
+    changed = made.stat().st_mtime_ns
+    assert PassageFile(corpus, cache).hash == opened.hash and made.stat().st_mtime_ns == changed
 
 
 GOOD = b'{"id": "1", "contents": "\\"a\\"\\nb"}\n'
@@ -156,5 +152,4 @@ def test_hashes_tell_corpora_apart(rows: list[tuple[str, str, str]], data: st.Da
     """However characters are moved between id, title, text and passages."""
     other = data.draw(st.lists(st.tuples(_text, _text, _text), max_size=4))
     hashes = [passages_hash(Passage(*row) for row in given) for given in (rows, other)]
-    assert (hashes[0] == hashes[1]) is (rows == other)
-    assert len(hashes[0]) == 64
+    assert (hashes[0] == hashes[1]) is (rows == other) and len(hashes[0]) == 64

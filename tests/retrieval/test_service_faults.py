@@ -2,7 +2,6 @@
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,7 @@ import requests
 from client_scripts import Faulty, client_of
 from run_helpers import refused
 from scripted_rollouts import ANSWER, TAGGED, ScriptedSampler, limits
-from services import (
-    ENGINE,
-    PASSAGES,
-    PATIENCE,
-    SETTINGS,
-    Process,
-    Scripted,
-    post,
-    running,
-)
+from services import ENGINE, PASSAGES, PATIENCE, Process, Scripted, post, running
 
 from llds_core.errors import RetrieverError
 from llds_core.retrieval import FailingRetriever, RetrieverClient
@@ -75,9 +65,8 @@ def rollout(client: RetrieverClient, happens):
                 happens()
             return super().generate(rows, budgets)
 
-    scripts = [
-        [f"<search>word{i}</search>", f"<search>word{i + 20}</search>", ANSWER] for i in range(4)
-    ]
+    search = "<search>word{}</search>".format
+    scripts = [[search(i), search(i + 20), ANSWER] for i in range(4)]
     retriever = FailingRetriever(client, failure_rate=0.0, passages=PASSAGES, seed=0)
     tasks = [(Question(f"q{i}", "where is it", ("Paris",)), 0) for i in range(4)]
     loop = RolloutLoop(TAGGED, retriever, limits(), top_k=2)
@@ -85,15 +74,9 @@ def rollout(client: RetrieverClient, happens):
 
 
 def test_a_rollout_survives_the_death_and_restart_of_the_service() -> None:
-    """Killed in the middle, started again while the client is already asking."""
     with Process() as process:
-        client = RetrieverClient(replace(SETTINGS, url=process.url, tries=60, backoff_seconds=0.2))
-
-        def kill_and_start() -> None:
-            process.kill()
-            process.start()
-
-        trajectories = rollout(client, kill_and_start)
+        client = client_of(process.url, tries=60, backoff_seconds=0.2)
+        trajectories = rollout(client, lambda: (process.kill(), process.start()))
     for i, trajectory in enumerate(trajectories):
         assert trajectory.stop_reason == "answer"
         found = [list(action.hits) for action in trajectory.actions[:2]]
@@ -119,10 +102,7 @@ def memory_mib(pid: int, name: str = "VmHWM") -> float:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_hostile_requests_leave_the_service_alive_and_small() -> None:
-    """100 MB with and without their length, and bodies that are small as text only.
-
-    Eight MiB of text are 94 MB as a list of strings, and 180 MB as a list of empty lists.
-    """
+    """Eight MiB of text are 94 MB as a list of strings, and 180 MB as a list of empty lists."""
     block = b"x" * (1 << 20)
     bodies = [
         b'{"queries": [' + b"[]," * 2_700_000 + b"[]]}",
@@ -144,5 +124,4 @@ def test_hostile_requests_leave_the_service_alive_and_small() -> None:
             assert requests.post(url, data=body, timeout=PATIENCE).status_code == 400
         after_all = memory_mib(process.pid)
         assert post(process.url, queries=["word3"]).json()["result"][0][0]["id"] == "p3"
-    assert after_sizes - before < 30
-    assert after_all - before < 100
+    assert after_sizes - before < 30 and after_all - before < 100

@@ -4,20 +4,24 @@ import numpy as np
 import pytest
 from claim_worlds import WINDOW, made
 
-from llds_core.study.claim_statistics import (
-    censored_median,
-    mcnemar,
-    paired_proportions,
-    proportion_interval,
-    spearman_trend,
-    survived_steps,
-)
+from llds_core.reporting.stats import student_interval
+from llds_core.study import claim_statistics as statistics
+from llds_core.study.claim_statistics import mcnemar, paired_proportions, spearman_trend
+
+
+def test_students_interval_equals_the_textbook_and_needs_two_values():
+    # Mean 2, deviation 1, t(2) at 97.5 % is 4.3027: half width 4.3027 / sqrt(3) = 2.4842.
+    interval = student_interval([1, 2, 3])
+    assert [interval.low, interval.high] == pytest.approx([2 - 2.4842, 2 + 2.4842], abs=1e-4)
+    one = student_interval([0.5, np.nan])
+    assert (one.estimate, one.n) == (0.5, 1) and np.isnan([one.low, one.high]).all()
+    assert np.isnan(student_interval([]).estimate) and student_interval([]).n == 0
 
 
 def test_shares_have_wilsons_interval():
     # 5 of 5 at z = 1.95996: n / (n + z²) = 0.5655.
-    share = proportion_interval(5, 5)
-    np.testing.assert_allclose([share.estimate, share.low, share.high], [1, 0.5655, 1], atol=1e-4)
+    share = statistics.proportion_interval(5, 5)
+    assert [share.estimate, share.low, share.high] == pytest.approx([1, 0.5655, 1], abs=1e-4)
 
 
 def test_the_interval_of_paired_shares_is_newcombes():
@@ -36,8 +40,7 @@ def test_mcnemar_counts_only_seeds_that_differ():
     second = {0: True, 1: False, 2: False, 3: False, 4: False, 9: False}
     assert mcnemar(first, second) == pytest.approx(2 * 0.5**4) == mcnemar(second, first)
     assert mcnemar(first, first) == 1
-    six = dict.fromkeys(range(6), True)
-    assert mcnemar(six, dict.fromkeys(range(6), False)) < 0.05
+    assert mcnemar(*(dict.fromkeys(range(6), each) for each in (True, False))) < 0.05
     assert paired_proportions(first, first).estimate == 0
     assert np.isnan(paired_proportions({}, first).estimate)
 
@@ -46,8 +49,8 @@ def test_a_censored_run_lasts_to_the_horizon_that_all_were_watched_to():
     fell = {"status": "failed", "reason": "TrainingDivergedError: loss not finite"}
     runs = [made("grpo", 0, {"reward": np.ones(n)}, **fell) for n in (5, 30)]
     runs += [made("grpo", 0, {"reward": np.ones(n + 2 * WINDOW - 1)}) for n in (20, 50)]
-    assert survived_steps(runs).tolist() == [5, 20, 20, 20]
-    assert survived_steps(runs[:2]).tolist() == [5, 30]  # no censored run bounds these
+    assert statistics.survived_steps(runs).tolist() == [5, 20, 20, 20]
+    assert statistics.survived_steps(runs[:2]).tolist() == [5, 30]  # no censored run bounds these
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,7 @@ def test_a_censored_run_lasts_to_the_horizon_that_all_were_watched_to():
     ],
 )
 def test_runs_without_collapse_come_last_in_a_median(steps, median):
-    assert censored_median(steps) == median
+    assert statistics.censored_median(steps) == median
 
 
 def test_a_trend_over_arms_has_its_sign_and_counts_ties_as_ties():

@@ -1,29 +1,10 @@
-"""Every claim holds in a made-up study that tells the paper's story, those of every measure fail in
-one that does not, and none is tested where its runs are missing.
-"""
+"""Claims hold in a study of the paper's story, fail in another, are untested without runs."""
 
+import claim_worlds as worlds
 import numpy as np
 import pytest
-from claim_worlds import (
-    COLLAPSE,
-    LONG,
-    SIX,
-    STEPS,
-    THREE,
-    TWO,
-    WINDOW,
-    arm,
-    changes,
-    fallen,
-    heldout,
-    made,
-    mechanism,
-    rounds,
-    stable,
-    study,
-    theorem,
-    weighted,
-)
+from claim_worlds import COLLAPSE, LONG, SIX, STEPS, THREE, TWO, WINDOW, arm, fallen, made, stable
+from run_helpers import refused
 
 from llds_core.config.arms import load_study
 from llds_core.errors import ConfigError, DataError
@@ -42,6 +23,7 @@ def with_columns(**columns):
 
 STEP = np.arange(1, STEPS + 1)
 DIPPED = with_columns(reward=np.where(STEP < COLLAPSE, 0.6 - 0.01 * STEP, 0.0))
+NO_SPIRAL = with_columns(loglik_change_correct=1.0)
 WORSE = {"llds_action": arm(fallen, *SIX, at=16)}
 SHORT = {"llds_action": arm(stable, *SIX, steps=LONG)}
 GATES = "Action gate, then response gate, then token gate"
@@ -53,8 +35,9 @@ NOISY = -0.25 - 0.05 * (STEP > COLLAPSE - 3) + 0.1 * (-1.0) ** STEP
 IN_NOISE = arm(fallen, 7, 9, columns={"loglik_correct": NOISY})
 
 
-def updates(make, count, *seeds, **values):
-    return arm(make, *seeds, training={"updates_per_rollout": count}, **values)
+def updates(make, count, *seeds, at=None, **training):
+    at = {"at": at} if at else {}
+    return arm(make, *seeds, training={"updates_per_rollout": count, **training}, **at)
 
 
 # Start of a claim: what it does not survive, changed arms, measurements or held-out scores; one
@@ -67,8 +50,8 @@ BROKEN = {
     "LLDS survives longer": WORSE,
     "LLDS ends with a higher": WORSE,
     "LLDS reaches": {"llds_action": arm(stable, *SIX, steps=LONG, level=0.55)},
-    "LLDS improves": {"heldout": heldout(llds_action=0.2)},
-    "LLDS's last checkpoint": {"heldout": heldout(llds_action=0.2)},
+    "LLDS improves": {"heldout": worlds.heldout(llds_action=0.2)},
+    "LLDS's last checkpoint": {"heldout": worlds.heldout(llds_action=0.2)},
     "LLDS keeps the likelihood": {"llds_action": arm(fallen, *SIX)},
     "The likelihood of correct": with_columns(loglik_correct=FALLING_LATE),
     "Collapsing runs stagnate": with_columns(loglik_correct=-0.25),
@@ -78,19 +61,19 @@ BROKEN = {
     "Incorrect responses become": with_columns(loglik_incorrect=0.0),
     "The likelihood of first actions falls below": with_columns(loglik_correct_first=0.0),
     "The likelihood of first actions falls under": SHORT,
-    "The more searches": {"nll_by_round": rounds(-0.1)},
-    "The share of questions": {"likelihood_change": changes(shares=(0.6, 0.6))},
-    "Late in training": {"likelihood_change": changes(shares=(0.1, 0.4))},
-    "Most incorrect responses": {"likelihood_change": changes(matches=(0.1, 0.4))},
-    "A higher driver": {"theorem": theorem(-1)},
-    "Of that score, a larger": {"theorem": theorem(-1)},
-    "The death-spiral conditions hold": with_columns(loglik_change_correct=1.0),
+    "The more searches": {"nll_by_round": worlds.rounds(-0.1)},
+    "The share of questions": {"likelihood_change": worlds.changes(shares=(0.6, 0.6))},
+    "Late in training": {"likelihood_change": worlds.changes(shares=(0.1, 0.4))},
+    "Most incorrect responses": {"likelihood_change": worlds.changes(matches=(0.1, 0.4))},
+    "A higher driver": {"theorem": worlds.theorem(-1)},
+    "Of that score, a larger": {"theorem": worlds.theorem(-1)},
+    "The death-spiral conditions hold": NO_SPIRAL,
     "The death-spiral conditions do not": {"llds_action": arm(fallen, *SIX)},
     "The larger the weight": {
-        "llds-weight-0.2": arm(fallen, *THREE, at=14, loss=weighted(0.2)),
-        "llds_action": arm(fallen, *SIX, at=16, loss=weighted(2)),
+        "llds-weight-0.2": arm(fallen, *THREE, at=14, loss=worlds.weighted(0.2)),
+        "llds_action": arm(fallen, *SIX, at=16, loss=worlds.weighted(2)),
     },
-    f"{GATES} on": {"heldout": heldout(llds_response=0.35)},
+    f"{GATES} on": {"heldout": worlds.heldout(llds_response=0.35)},
     f"{GATES} in": {"llds_token": arm(stable, *THREE, steps=LONG, level=0.8)},
     "LLDS-MA searches": {"llds_ma": arm(stable, *THREE, steps=LONG)},
     "With half the learning rate there is no": {"grpo_lr_half": arm(fallen, *THREE)},
@@ -107,20 +90,17 @@ NEITHER += ("The larger the weight", f"{GATES} on", f"{UPDATES} smaller")
 
 def checked(start, without=(), **given):
     """Verdict on the claim that begins like this, and whether it is contradicted."""
-    names = ("likelihood_change", "theorem", "nll_by_round")
-    frames = mechanism(**{name: given.pop(name) for name in names if name in given})
-    frames = {name: frame for name, frame in frames.items() if name not in without}
+    tables = worlds.mechanism().items()
+    frames = {name: given.pop(name, frame) for name, frame in tables if name not in without}
     [claim] = [claim for claim in CLAIMS if claim.claim.startswith(start)]
     arms = {"grpo"}.union(*(rule.named_arms() for rule in claim.rule))
-    runs = study(without, given.pop("heldout", None), arms, **given)
+    runs = worlds.study(without, given.pop("heldout", None), arms, **given)
     [row] = evaluate_claims([claim], runs, frames).itertuples()
     return row.verdict, row.contradicted
 
 
 def test_what_is_contradicted_is_told_from_what_is_not_shown():
-    """Of seeds that rise and collapse most are asked for: none of ten is the contrary, some are
-    neither; and the interval of a mean lies on the other side of its bound.
-    """
+    """No seed of most is the contrary, some are neither; an interval beyond its bound is."""
     assert checked("GRPO's reward first rises", **collapsing(4)) == ("holds", False)
     assert checked("GRPO's reward first rises", **collapsing(3)) == ("does not hold", False)
     assert checked("GRPO's reward first rises", **collapsing(0)) == ("does not hold", True)
@@ -132,7 +112,7 @@ def test_what_is_contradicted_is_told_from_what_is_not_shown():
 
 @pytest.fixture(scope="module")
 def table():
-    return evaluate_claims(CLAIMS, study(), mechanism())
+    return evaluate_claims(CLAIMS, worlds.study(), worlds.mechanism())
 
 
 def test_every_claim_holds_in_the_papers_story(table):
@@ -171,9 +151,19 @@ def test_without_runs_nothing_is_tested():
 
 HALF, HALF_CALM = "With half the learning rate there", "With half the learning rate entropy"
 STOPPED = {"grpo": arm(fallen, *SIX, cut=COLLAPSE + 1 + 2 * WINDOW, status="collapsed")}
+FIVE_OF_EACH = {"grpo": arm(fallen, *range(5)), "llds_action": arm(stable, *range(5), steps=LONG)}
 TWO_OF_EACH = {
     "grpo_epochs_1": updates(fallen, 8, *TWO, at=23),
     "grpo_epochs_2": updates(fallen, 32, *TWO, at=17),
+}
+ONE_SETTING_FALLS = {
+    "grpo_epochs_1": updates(stable, 8, *THREE),
+    "grpo_epochs_2": updates(stable, 16, *THREE),
+    "grpo": updates(fallen, 32, *THREE),
+}
+AT_ANOTHER_RATE = {
+    f"map-grpo-updates-{count}-lr-2": updates(fallen, count, 0, at=at, learning_rate=7e-4)
+    for count, at in ((8, 20), (16, 18), (32, 16))
 }
 
 
@@ -182,9 +172,8 @@ def half_rate(make, *seeds, **values):
 
 
 def surging(at):
-    return half_rate(
-        stable, *THREE, steps=LONG, columns={"entropy": np.where(np.arange(LONG) < at, 0.3, 0.9)}
-    )
+    entropy = np.where(np.arange(LONG) < at, 0.3, 0.9)
+    return half_rate(stable, *THREE, steps=LONG, columns={"entropy": entropy})
 
 
 def collapsing(k):
@@ -219,14 +208,10 @@ def collapsing(k):
             {"grpo": lambda name: arm(fallen, *range(4))(name) + IN_NOISE(name)},
             "does not hold",
         ),
-        (f"{GATES} on", {"heldout": heldout(llds_response=0.295)}, "holds"),
+        (f"{GATES} on", {"heldout": worlds.heldout(llds_response=0.295)}, "holds"),
         # A condition not met counts only where GRPO meets it, and where there were windows enough
         # before a collapse; a gap has to have come about.
-        (
-            "The death-spiral conditions do not",
-            with_columns(loglik_change_correct=1.0),
-            "not tested",
-        ),
+        ("The death-spiral conditions do not", NO_SPIRAL, "not tested"),
         (
             "The death-spiral conditions do not",
             {"llds_action": arm(fallen, *SIX, at=7)},
@@ -235,32 +220,10 @@ def collapsing(k):
         ("Incorrect responses become", with_columns(loglik_incorrect=-5.0), "does not hold"),
         # What no outcome could show: five seeds cannot reject equal shares, nor two seeds of three
         # settings a trend, nor three of which all but one setting end without a collapse.
-        (
-            "Fewer LLDS",
-            {"grpo": arm(fallen, *range(5)), "llds_action": arm(stable, *range(5), steps=LONG)},
-            "not tested",
-        ),
+        ("Fewer LLDS", FIVE_OF_EACH, "not tested"),
         (f"{UPDATES} more epochs", TWO_OF_EACH, "not tested"),
-        (
-            f"{UPDATES} more epochs",
-            {
-                "grpo_epochs_1": updates(stable, 8, *THREE),
-                "grpo_epochs_2": updates(stable, 16, *THREE),
-                "grpo": updates(fallen, 32, *THREE),
-            },
-            "not tested",
-        ),
-        (
-            f"{UPDATES} more epochs",
-            TWO_OF_EACH
-            | {
-                f"map-grpo-updates-{count}-lr-2": arm(
-                    fallen, 0, at=at, training={"updates_per_rollout": count, "learning_rate": 7e-4}
-                )
-                for count, at in ((8, 20), (16, 18), (32, 16))
-            },
-            "holds",
-        ),
+        (f"{UPDATES} more epochs", ONE_SETTING_FALLS, "not tested"),
+        (f"{UPDATES} more epochs", TWO_OF_EACH | AT_ANOTHER_RATE, "holds"),
     ],
 )
 def test_the_verdict_at_the_edges(start, given, verdict):
@@ -269,12 +232,11 @@ def test_the_verdict_at_the_edges(start, given, verdict):
 
 def test_a_diverged_run_collapses_and_a_broken_one_is_left_out():
     columns = {"reward": np.full(12, 0.5), "loglik_correct": -0.2}
-    reasons = [f"TrainingDivergedError: {what}" for what in ("loss was not finite", "14 groups")]
-    diverged, ended = (
-        made("grpo", seed, columns, status="failed", reason=reason)
-        for seed, reason in zip((0, 3), reasons, strict=True)
+    name = "TrainingDivergedError"
+    why = {0: f"{name}: loss was not finite", 1: "OSError: disk", 3: f"{name}: 14 groups"}
+    diverged, broken, ended = (
+        made("grpo", seed, columns, status="failed", reason=why[seed]) for seed in why
     )
-    broken = made("grpo", 1, columns, status="failed", reason="OSError: disk")
     running = made("grpo", 2, columns, status="running")
     evidence = Evidence([diverged, broken, running, ended], {})
     assert list(evidence.arm("grpo")) == [0, 3] and ended.collapse is None
@@ -291,8 +253,7 @@ def test_a_run_proves_no_more_than_its_windows_allow():
 def test_runs_of_several_windows_are_refused():
     longer = fallen("grpo", 1)
     longer.manifest["config"]["diagnostics"]["window"] = 4
-    with pytest.raises(DataError, match=r"differ in diagnostics\.window"):
-        Evidence([fallen("grpo", 0), longer], {})
+    refused(DataError, r"differ in diagnostics\.window", Evidence, [fallen("grpo", 0), longer], {})
 
 
 @pytest.mark.parametrize(
@@ -314,14 +275,12 @@ def test_a_wrong_rule_is_refused_in_one_line(rule, message, tmp_path, monkeypatc
     (tmp_path / "claims").mkdir()
     (tmp_path / "claims/desk-reuse.yaml").write_text(text)
     monkeypatch.setattr("llds_core.study.claims.PRESETS", tmp_path)
-    with pytest.raises(ConfigError) as refused:
-        load_claims(DESK)
-    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert message in refused(ConfigError, None, load_claims, DESK)
 
 
 def test_held_out_scores_are_compared_within_the_steps_of_grpo():
     """Of a longer run the checkpoint within them counts, or nothing."""
-    whole = {key: em for key, em in heldout().items() if key[2] == "best"}
+    whole = {key: em for key, em in worlds.heldout().items() if key[2] == "best"}
     short = {"llds_ma": arm(stable, *THREE), "llds_token": arm(stable, *THREE, level=0.5)}
     for start in ("LLDS-MA improves", f"{GATES} on"):
         assert checked(start, heldout=whole, **short)[0] == "not tested"

@@ -1,12 +1,9 @@
-"""The main job of a GPU profile, whole, on a tiny Qwen2: real dense search service, training,
-benchmarks and pages; interrupted and resumed.
-"""
+"""The main job of a GPU profile, whole, on a tiny Qwen2; interrupted and resumed."""
 
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +14,8 @@ from pathlib import Path
 import pytest
 from dense_worlds import write_published_vectors
 from files_world import write_files_world, write_policy
-from run_helpers import jobs_in_process
+from run_helpers import jobs_in_process, refused
+from services import free_port
 
 from llds_core.config import laid_over, load_experiment
 from llds_core.errors import ConfigError
@@ -72,22 +70,13 @@ class Place:
         words += ["--out-dir", str(self.folder / "out"), "--quiet"]
         return subprocess.Popen(
             [sys.executable, "-m", "llds_core", *words],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            preexec_fn=_two_cores,
+            **{"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True},
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "preexec_fn": _two_cores},
         )
 
     def reproduce(self) -> Path:
-        return reproduce(
-            "paper-3b",
-            [0],
-            self.run_root,
-            overrides=self.overrides,
-            out_dir=self.folder / "out",
-        )
+        out = self.folder / "out"
+        return reproduce("paper-3b", [0], self.run_root, overrides=self.overrides, out_dir=out)
 
 
 def _two_cores() -> None:
@@ -110,15 +99,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("paper")
     write_files_world(folder / "data")
     write_policy(folder / "policy")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
     overrides = [
         *_TINY,
         f"data.folder={folder}/data",
         f"policy.path={folder}/policy",
         f"dense.path={folder}/index",
         f"dense.vectors={folder}/data/index/e5_Flat.index",
-        f"service.url=http://127.0.0.1:{port}",
+        f"service.url=http://127.0.0.1:{free_port()}",
     ]
     config = load_experiment("paper-3b/grpo", overrides)
     passages = build_world(config).passages
@@ -142,9 +129,7 @@ def interrupted(place: Place) -> str:
 
 @pytest.fixture(scope="module")
 def finished(place: Place, interrupted: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The index of the same job, issued again. The page of one notebook only: all of them are drawn
-    for the smoke profile elsewhere. Children train in `interrupted`; here only the service is one.
-    """
+    """The index of the same job, issued again; one notebook, and no child but the service."""
     folder = tmp_path_factory.mktemp("notebooks")
     shutil.copy(ROOT / "notebooks/06_benchmarks.ipynb", folder)
     with pytest.MonkeyPatch.context() as patch, jobs_in_process():
@@ -153,27 +138,21 @@ def finished(place: Place, interrupted: str, tmp_path_factory: pytest.TempPathFa
         return place.reproduce()
 
 
-def test_an_interrupted_job_stops_what_it_started_and_says_how_to_go_on(
-    place: Place, interrupted: str
-) -> None:
-    assert place.retriever() == "silent"
-    assert interrupted.endswith("exit code 130")
+def test_an_interrupted_job_stops_what_it_started_and_says_how_to_go_on(place, interrupted) -> None:
+    assert place.retriever() == "silent" and interrupted.endswith("exit code 130")
     assert "to continue: python -m llds_core reproduce paper-3b" in interrupted
     assert "retriever stopped" in interrupted
 
 
 @pytest.mark.slow
-def test_issued_again_it_trains_what_was_left_and_nothing_else(
-    place: Place, finished: Path
-) -> None:
-    first, second = (place.run(arm) for arm in ARMS)
-    for run in (first, second):
-        assert read_manifest(run)["status"] == "complete"
+def test_issued_again_it_trains_what_was_left_and_nothing_else(place: Place, finished) -> None:
+    runs = [place.run(arm) for arm in ARMS]
+    first, second = map(read_manifest, runs)
+    for run, manifest in zip(runs, (first, second), strict=True):
+        assert manifest["status"] == "complete" and manifest["corpus"] == first["corpus"]
         assert [row["step"] for row in read_metrics(run)] == list(range(1, STEPS + 1))
         assert checkpoint_steps(run / "checkpoint")[-1] == STEPS
-    assert read_manifest(first)["resumed"] == []
-    assert len(read_manifest(second)["resumed"]) == 1
-    assert read_manifest(first)["corpus"] == read_manifest(second)["corpus"]
+    assert first["resumed"] == [] and len(second["resumed"]) == 1
 
 
 @pytest.mark.slow
@@ -192,34 +171,26 @@ def test_both_policies_answer_the_seven_benchmarks(place: Place, finished: Path)
 @pytest.mark.slow
 def test_it_ends_in_pages_and_tables_and_leaves_no_service(place: Place, finished: Path) -> None:
     index = json.loads(finished.read_text("utf-8"))
-    assert {(run["method"], run["status"]) for run in index["runs"]} == {
-        (arm, "complete") for arm in ARMS
-    }
+    runs = {(run["method"], run["status"]) for run in index["runs"]}
+    assert runs == {(arm, "complete") for arm in ARMS}
     paths = {artefact["path"] for artefact in index["artefacts"]}
     assert paths.issuperset(("figures/06_table1.csv", "notebooks/06_benchmarks.html"))
     assert place.retriever() == "silent"
 
 
 @pytest.mark.slow
-def test_a_finished_job_is_not_done_again(
-    place: Place, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("it began anew")
-
+def test_a_finished_job_is_not_done_again(place: Place, finished, monkeypatch, capsys) -> None:
     monkeypatch.setattr(reproduction, "NOTEBOOKS", finished.parent / "none")
-    monkeypatch.setattr(reproduction, "examine", never)
+    monkeypatch.setattr(reproduction, "examine", pytest.fail)
     before = finished.read_bytes()
     assert place.reproduce() == finished
     assert "everything is there already" in capsys.readouterr().out
     assert finished.read_bytes() == before
 
 
-def test_a_machine_that_lacks_something_starts_nothing(
-    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_machine_that_lacks_something_starts_nothing(place: Place, tmp_path, capsys) -> None:
     overrides = laid_over(place.overrides, [f"dense.path={tmp_path}/none"])
-    with pytest.raises(ConfigError, match=r"cannot run paper-3b: fail  index: .*holds no finished"):
-        reproduce("paper-3b", [0], tmp_path / "runs", overrides=overrides)
+    named = r"cannot run paper-3b: fail  index: .*holds no finished"
+    refused(ConfigError, named, reproduce, "paper-3b", [0], tmp_path / "runs", overrides=overrides)
     assert "retriever starts" not in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()

@@ -23,31 +23,13 @@ LONG = RISING * 3
 DIVERGED = {"status": "failed", "reason": "TrainingDivergedError: loss was not finite"}
 
 
-def in_one_line(figure):
-    return " ".join(figure.get_suptitle().split())
-
-
-def made(
-    arm: str,
-    seed: int = 0,
-    reward: list[float] = RISING,
-    *,
-    loglik: float = 0.01,
-    norm: float = 0.2,
-    evaluation: dict[str, Any] | None = None,
-    training: dict[str, int] | None = None,
-    **more: Any,
-) -> StoredRun:
+def made(arm, seed=0, reward=RISING, loglik=0.01, evaluation=None, training=None, **more):
     """A run of 30 planned steps, of which it made as many as it has rewards."""
     settings = {"steps": 30, "updates_per_rollout": 32, "max_grad_norm": 1} | (training or {})
     steps = np.arange(1, len(reward) + 1)
-    columns = {
-        "updates": steps * settings["updates_per_rollout"],
-        "reward": reward,
-        "loglik_correct": -0.2 - loglik * steps,
-        "entropy": 0.25,
-        "grad_norm": norm,
-    }
+    columns = {"reward": reward, "entropy": 0.25, "grad_norm": more.pop("norm", 0.2)}
+    columns["updates"] = steps * settings["updates_per_rollout"]
+    columns["loglik_correct"] = -0.2 - loglik * steps
     weight = {"llds_weight": 0.0 if arm.startswith("grpo") else 10.0}
     run = claim_worlds.made(arm, seed, columns, **{"loss": weight, "training": settings, **more})
     run.manifest["evaluation"] = evaluation or {}
@@ -61,18 +43,18 @@ def evaluation(em: float, checkpoint: str = "best", step: int = 40) -> dict[str,
 
 
 def small(series: tuple[Series, ...] = (), **groups: list[str]) -> Study:
-    """A study of these arms by group."""
     arms = [Arm(arm, "grpo", (0,), group=group) for group in groups for arm in groups[group]]
     return Study("small", "desk", arms=tuple(arms), series=series)
 
 
 def marks(axes: Any) -> set[tuple[str, float]]:
     """Marker and place of every run."""
-    return {
-        (line.get_marker(), float(line.get_xdata()[0]))
-        for line in axes.lines
-        if line.get_marker() != "None"
-    }
+    lines = [line for line in axes.lines if line.get_marker() != "None"]
+    return {(line.get_marker(), float(line.get_xdata()[0])) for line in lines}
+
+
+def in_one_line(figure: Any) -> str:
+    return " ".join(figure.get_suptitle().split())
 
 
 def row_labels(figure: Any) -> list[str]:
@@ -117,16 +99,10 @@ def test_a_slope_ends_at_the_collapse_and_where_the_shortest_plan_does() -> None
         ([made("grpo", 0, SAGGING), made("grpo", 1)], {("v", 18), (">", 18)}, []),
         # Of many times the usual steps: at the edge. Where all collapsed nothing is usual.
         ([made("grpo"), made("grpo", 1, LONG)], {(">", 18), (">", 36)}, ["step 54 →"]),
-        (
-            [made("grpo", 0, FALLING), made("grpo", 1, [*RISING, *FALLING])],
-            {("o", 12), ("o", 30)},
-            [],
-        ),
+        ([made("grpo", 0, FALLING), made("grpo", 1, RISING + FALLING)], {("o", 12), ("o", 30)}, []),
     ],
 )
-def test_a_mark_says_what_became_of_a_run(
-    runs: list[StoredRun], drawn: set[tuple[str, float]], written: list[str]
-) -> None:
+def test_a_mark_says_what_became_of_a_run(runs: list[StoredRun], drawn, written) -> None:
     figure = outcomes_figure(outcomes(runs), small(main=["grpo"]))
     assert marks(figure.axes[0]) == drawn and texts(figure) == written
     assert figure.axes[0].get_xlim()[1] < 40
@@ -153,9 +129,8 @@ def test_doses_are_over_the_steps_that_all_were_given_and_say_where_none_collaps
     assert data.set_index("dose").loc[10.0, "last_reward"] == pytest.approx(0.5)
     figure = dose_figure(data, "penalty weight", {0.2: "none"})
     assert texts(figure) == ["3/3", "1/1", "0/1", "none", "paper", "collapsed"]
-    assert in_one_line(figure) == (
-        "Within 18 steps: 4 of 4 runs collapse at penalty weight 0 to 0.1, none of 1 from 10"
-    )
+    said = "Within 18 steps: 4 of 4 runs collapse at penalty weight 0 to 0.1, none of 1 from 10"
+    assert in_one_line(figure) == said
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     assert labels == ["0", "0.1", "0.2", "10"]
     gap = [
@@ -176,19 +151,17 @@ def test_doses_are_over_the_steps_that_all_were_given_and_say_where_none_collaps
 
 
 def test_a_second_arm_of_a_dose_is_a_longer_run_of_it() -> None:
-    eight = {"updates_per_rollout": 8}
+    short, long = ({"steps": steps, "updates_per_rollout": 8} for steps in (18, 54))
     runs = [
-        made("grpo-epochs-1", 0, RISING, training={"steps": 18} | eight),
-        made("grpo-long-epochs-1", 0, [*LONG[:-1], 0.8], training={"steps": 54} | eight),
+        made("grpo-epochs-1", 0, RISING, training=short),
+        made("grpo-long-epochs-1", 0, [*LONG[:-1], 0.8], training=long),
         made("grpo", 0, FALLING, training={"steps": 18}),
     ]
-    ways = DESK.drawn("updates")
-    data = doses(runs, ways, "training", "updates_per_rollout")
+    data = doses(runs, DESK.drawn("updates"), "training", "updates_per_rollout")
     assert data["steps"].tolist() == [18, 54, 18, 18]  # one arm is in both series
     figure = dose_figure(data, "updates per rollout")
-    assert in_one_line(figure) == (
-        "Within 18 steps: 1 of 1 runs collapse at updates per rollout 32, none of 1 up to 8"
-    )
+    said = "Within 18 steps: 1 of 1 runs collapse at updates per rollout 32, none of 1 up to 8"
+    assert in_one_line(figure) == said
     assert [text for text in texts(figure) if "/" in text] == ["0/1", "1/1", "0/1"]
 
 
@@ -220,14 +193,8 @@ def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
     study = Study("mapped", "desk-reuse", arms=tuple(arms), series=tuple(series))
     cells = map_cells(study, outcomes(runs))
     figure = map_figure(cells, {})
-    assert texts(figure) == [
-        "0.10\ncollapse\nat 12",
-        "0.50",
-        "",
-        "",
-        "0.23\nfell",
-        "collapse\nat 3",
-    ]
+    shown = ["0.10\ncollapse\nat 12", "0.50", "", "", "0.23\nfell", "collapse\nat 3"]
+    assert texts(figure) == shown
     assert figure.get_suptitle() == "4 of 6 runs of the map (hatched: not run), seed 0"
     empty = map_cells(study, outcomes([made("grpo")]))
     assert texts(map_figure(empty, {})) == [""] * 6
@@ -278,12 +245,8 @@ def test_held_out_scores_of_long_runs_are_those_within_the_usual_steps() -> None
     assert table["all"].tolist() == ["0.200", "0.400"]
     # Where the best checkpoint is early, the whole run says what it was then, and of the last one
     # where the run ended as early.
-    long = RISING + RISING + RISING
-    for rewards, step, best, last in (
-        (long, 40, None, None),
-        (long, 30, 0.9, None),
-        (RISING, 18, 0.9, 0.4),
-    ):
+    told = ((LONG, 40, None, None), (LONG, 30, 0.9, None), (RISING, 18, 0.9, 0.4))
+    for rewards, step, best, last in told:
         scores = evaluation(0.9, "best", step) | evaluation(0.4, "last", step)
         run = made("llds-action", 0, rewards, training={"steps": 60}, evaluation=scores)
         assert (run.heldout(within=30), run.heldout("last", within=30)) == (best, last)

@@ -7,17 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from run_helpers import refused
 
 from llds_core.config.arms import Arm, Study, load_study, studies
 from llds_core.errors import DataError
 from llds_core.files import number, span
-from llds_core.reporting.store import (
-    find_published,
-    load_run,
-    load_runs,
-    published_root,
-    read_published,
-)
+from llds_core.reporting import store
+from llds_core.reporting.store import load_run, load_runs, read_published
 from llds_core.study.claims import evaluate_claims, load_claims, under_way
 from llds_core.study.evidence import published_mechanism
 from llds_core.study.published import publish_mechanism, publish_run, write_runs_table, write_tables
@@ -76,9 +72,7 @@ def test_no_claim_is_judged_before_the_seeds_of_its_arms_are_in(tmp_path: Path) 
     assert so_far.loc["GRPO's reward rises above that of its start policy", "seeds"] == 4
 
 
-def test_a_run_is_published_whole_under_the_name_of_its_arm(
-    smoke_runs: Path, tmp_path: Path
-) -> None:
+def test_a_run_is_published_whole_under_the_name_of_its_arm(smoke_runs: Path, tmp_path) -> None:
     original = load_run(smoke_runs / "smoke/grpo/seed0")
     publish_run(original, published=tmp_path)
     publish_run(original, "other", tmp_path)
@@ -86,12 +80,12 @@ def test_a_run_is_published_whole_under_the_name_of_its_arm(
     (found,) = load_runs(tmp_path, "smoke", ["other"], [0, 1])
     assert [run.arm for run in (published, other, found)] == ["grpo", "other", "other"]
     assert found.method == "grpo"
-    with pytest.raises(DataError, match="no published run of llds-action"):
-        load_runs(tmp_path, "smoke", ["llds-action"], [0])
+    named = "no published run of llds-action"
+    refused(DataError, named, load_runs, tmp_path, "smoke", ["llds-action"], [0])
     assert published.fingerprint == original.fingerprint
     assert published.metrics["reward"].tolist() == original.metrics["reward"].tolist()
-    assert find_published(tmp_path, "smoke", "grpo", 0).fingerprint == original.fingerprint
-    assert find_published(tmp_path, "smoke", "grpo", 1) is None
+    assert store.find_published(tmp_path, "smoke", "grpo", 0).fingerprint == original.fingerprint
+    assert store.find_published(tmp_path, "smoke", "grpo", 1) is None
     for file in tmp_path.rglob("*.json"):
         assert str(smoke_runs) not in file.read_text("utf-8")
 
@@ -99,18 +93,14 @@ def test_a_run_is_published_whole_under_the_name_of_its_arm(
 def test_an_unfinished_run_is_not_published(smoke_runs: Path, tmp_path: Path) -> None:
     run = load_run(smoke_runs / "smoke/grpo/seed0")
     run.manifest["status"] = "running"
-    with pytest.raises(DataError, match="finish it"):
-        publish_run(run, published=tmp_path)
+    refused(DataError, "finish it", publish_run, run, published=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_study_that_is_not_named_as_its_profile_has_a_folder_of_its_own(
-    smoke_runs: Path, tmp_path: Path
-) -> None:
-    arms = [Arm(arm, arm, (0,)) for arm in ("grpo", "llds-action")]
-    study = Study("second", "smoke", arms=tuple(arms))
-    root = published_root(study)
-    assert (root, published_root(DESK)) == (Path("results/published/second"), root.parent)
+def test_a_study_that_is_not_named_as_its_profile_has_a_folder_of_its_own(smoke_runs, tmp_path):
+    study = Study("second", "smoke", "", (*(Arm(a, a, (0,)) for a in ("grpo", "llds-action")),))
+    root = store.published_root(study)
+    assert (root, store.published_root(DESK)) == (Path("results/published/second"), root.parent)
     for arm in study.labels:
         publish_run(load_run(smoke_runs / "smoke" / arm / "seed0"), arm, tmp_path / root)
     write_tables(tmp_path / root, "smoke", study)
@@ -118,22 +108,18 @@ def test_a_study_that_is_not_named_as_its_profile_has_a_folder_of_its_own(
     assert not (tmp_path / root / "smoke/claims.csv").exists()
 
 
-def test_only_seeds_measured_alike_are_read_together(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with pytest.raises(DataError, match="llds_core mechanism"):
-        publish_mechanism(tmp_path / "runs", "smoke", 0, tmp_path / "published")
+def test_only_seeds_measured_alike_are_read_together(tmp_path: Path, caplog) -> None:
+    roots = tmp_path / "runs", tmp_path / "published"
+    refused(DataError, "llds_core mechanism", publish_mechanism, roots[0], "smoke", 0, roots[1])
     measured = [{"questions": 50, "rollouts": 4}] * 2 + [{"questions": 20, "rollouts": 8}]
     for seed, manifest in enumerate(measured):
         folder = tmp_path / f"runs/smoke/mechanism-seed{seed}"
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_text(json.dumps(manifest))
         (folder / "theorem.csv").write_text(f"seed,spearman\n{seed},0.5\n")
-    for seeds, kept in (((0, 1), [0, 1]), ((2,), [2])):
-        for seed in seeds:
-            publish_mechanism(tmp_path / "runs", "smoke", seed, tmp_path / "published")
-        tables = published_mechanism(tmp_path / "published", "smoke")
-        assert tables["theorem"]["seed"].tolist() == kept
+    for seed, kept in ((0, [0]), (1, [0, 1]), (2, [2])):
+        publish_mechanism(roots[0], "smoke", seed, roots[1])
+        assert published_mechanism(roots[1], "smoke")["theorem"]["seed"].tolist() == kept
     assert "mechanism-seed0, mechanism-seed1" in caplog.text
 
 
@@ -142,8 +128,7 @@ def test_a_report_of_too_little_says_what_is_missing(tmp_path: Path) -> None:
     for file in PUBLISHED.glob("desk-reuse/runs/grpo-seed30.*"):
         shutil.copy(file, tmp_path / "desk-reuse/runs")
     write_tables(tmp_path, "desk-reuse", DESK)
-    with pytest.raises(DataError, match="publish the whole study"):
-        render_report(tmp_path, DESK)
+    refused(DataError, "publish the whole study", render_report, tmp_path, DESK)
 
 
 def test_numbers_are_printed_as_in_prose() -> None:
@@ -153,6 +138,5 @@ def test_numbers_are_printed_as_in_prose() -> None:
 
 def test_a_claim_is_asked_for_by_a_beginning_that_only_it_has() -> None:
     study = PublishedStudy(PUBLISHED, DESK)
-    with pytest.raises(DataError, match='claims begin with "LLDS"'):
-        study.claim("LLDS")
+    refused(DataError, 'claims begin with "LLDS"', study.claim, "LLDS")
     assert isinstance(study.claim("LLDS survives"), pd.Series)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_helpers import mistake, refused
 
 from llds_core.__main__ import main
 from llds_core.errors import CheckpointError, DataError
@@ -39,16 +40,16 @@ def test_the_agents_of_a_seed_are_published_and_answer(smoke_runs: Path, tmp_pat
     # Sixteen bits are enough for the same answer.
     [whole] = ask_each(grpo, QUESTION, ["last"])
     assert blocks(answers[agents["end"]["title"]]) == blocks(whole)
-    with pytest.raises(CheckpointError, match="no checkpoint"):
-        publish_agents(grpo, Run.load("smoke/llds-action", 9, smoke_runs), tmp_path)
+    untrained = Run.load("smoke/llds-action", 9, smoke_runs)
+    refused(CheckpointError, "no checkpoint", publish_agents, grpo, untrained, tmp_path)
 
 
 def test_what_is_no_answer_is_said(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(DataError, match="no agents of profile smoke"):
-        ask_agents("smoke", QUESTION, published=PUBLISHED)
-    assert main(["ask", "desk", "who wrote Hamlet?", "--checkpoint", "best-9"]) == 2
-    assert "are of a run of yours" in capsys.readouterr().err
-    assert main(["ask", "desk", "who wrote Hamlet?", "--quiet"]) == 0
+    none = "no agents of profile smoke"
+    refused(DataError, none, ask_agents, "smoke", QUESTION, published=PUBLISHED)
+    ask = ["ask", "desk", "who wrote Hamlet?"]
+    assert "are of a run of yours" in mistake(capsys, *ask, "--checkpoint", "best-9")
+    assert main([*ask, "--quiet"]) == 0
     out = capsys.readouterr().out
     agents = json.loads((PUBLISHED / "desk/agents/agents.json").read_text())
     assert all(f"== {agent['title']}\n" in out for agent in agents)
@@ -76,9 +77,7 @@ def test_a_study_goes_on_from_the_published_start(smoke_runs: Path, tmp_path: Pa
     assert not take_start(run, tmp_path)
 
 
-def test_training_begins_at_the_published_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_training_begins_at_the_published_start(tmp_path: Path, monkeypatch, capsys) -> None:
     run = Run.load("desk/grpo", 7, tmp_path)
     monkeypatch.setattr("llds_core.training.experiment.train", lambda run: None)
     monkeypatch.setattr("llds_core.training.warmstart._build_trainer", pytest.fail)

@@ -1,10 +1,8 @@
-"""What a queue does with runs that fail: which are results, and which are run again; and how long
-the rest will take.
-"""
+"""Which failed runs of a queue are results, which are run again; how long the rest will take."""
 
 import json
 import shlex
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -28,30 +26,25 @@ DIVERGED = TrainingDivergedError("5 updates in a row were not finite")
 
 
 class Children:
-    """In place of processes that train: each writes its run, and the first of `grpo` fails after a
-    step as `error` says.
-    """
+    """In place of processes: each writes its run, and the first of `grpo` fails after a step."""
 
     def __init__(self, error: BaseException) -> None:
         self.error: BaseException | None = error
         self.started: list[str] = []
 
     def __call__(self, job: Job, place: object) -> Child:
-        run = job.run
+        run, error = job.run, None
         self.started.append(run.arm)
-        error = None
         if run.arm == "grpo":
             error, self.error = self.error, None
-        done = len(run.metrics())
         steps = 1 if error else run.config.training.steps
-        with (
-            suppress(type(error)) if error else nullcontext(),
-            RunDirectory(run.path, run.config, run.seed, command="again") as directory,
-        ):
-            for step in range(done + 1, steps + 1):
-                row = {"step": step, "updates": step, "reward": 0.5}
-                row |= {"loglik_correct": None, "entropy": 1.0}
-                directory.append_metrics(row | {"rollout_seconds": 1.0, "update_seconds": 1.0})
+        directory = RunDirectory(run.path, run.config, run.seed, command="again")
+        row = {"reward": 0.5, "entropy": 1.0, "rollout_seconds": 1.0, "update_seconds": 1.0}
+        with suppress(type(error)), directory:
+            for step in range(len(run.metrics()) + 1, steps + 1):
+                directory.append_metrics(
+                    {"step": step, "updates": step, "loglik_correct": None, **row}
+                )
             if error:
                 raise error
         if error is KILLED:
@@ -87,9 +80,7 @@ def states(folder: Path) -> dict[str, str]:
     [(KILLED, "ended by signal 9"), (FULL, "No space left"), (MEMORY, "not enough memory")],
     indirect=["children"],
 )
-def test_a_run_that_failed_is_reported_and_run_again(
-    children: Children, reason: str, tmp_path: Path
-) -> None:
+def test_a_run_that_failed_is_reported_and_run_again(children: Children, reason, tmp_path) -> None:
     (failure,) = study(tmp_path)
     assert failure.startswith("train grpo seed 0 failed") and reason in failure
     assert states(tmp_path) == {"grpo": "started", "llds": "published"}
@@ -104,9 +95,7 @@ def test_a_run_that_failed_is_reported_and_run_again(
 
 
 @pytest.mark.parametrize("children", [DIVERGED], indirect=True)
-def test_a_run_that_diverged_is_published_and_not_run_again(
-    children: Children, tmp_path: Path
-) -> None:
+def test_a_run_that_diverged_is_published_and_not_run_again(children: Children, tmp_path) -> None:
     assert study(tmp_path) == []
     grpo, llds = read_published("smoke", tmp_path / "published")
     assert (grpo.status, len(grpo.metrics), llds.status) == ("failed", 1, "complete")
@@ -115,9 +104,7 @@ def test_a_run_that_diverged_is_published_and_not_run_again(
 
 
 @pytest.mark.parametrize("children", [DIVERGED], indirect=True)
-def test_a_run_that_cannot_be_read_stops_no_other(
-    children: Children, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_cannot_be_read_stops_no_other(children, tmp_path, monkeypatch) -> None:
     def started(job: Job, place: object) -> Child:
         child = children(job, place)
         if job.run.arm == "grpo":
@@ -137,9 +124,7 @@ def test_a_run_with_all_steps_that_failed_is_not_finished() -> None:
     assert same_run(failed | {"reason": "TrainingDivergedError: nan"}, config, 1)
 
 
-def test_what_is_left_takes_the_pace_of_the_arm_else_of_all(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_is_left_takes_the_pace_of_the_arm_else_of_all(monkeypatch) -> None:
     arms = (
         Arm("grpo", "grpo", (0, 1)),
         Arm("token", "llds-token", (0,)),
@@ -154,8 +139,7 @@ def test_what_is_left_takes_the_pace_of_the_arm_else_of_all(
         ("ma", 0, "complete", 10, 10, 30.0),
         ("large", 0, "waiting", 0, 10, 0.0),  # 20, as all
     ]
-    table = pd.DataFrame(rows, columns=columns)
-    study = Study("made", "smoke", "", arms)
+    table, study = pd.DataFrame(rows, columns=columns), Study("made", "smoke", "", arms)
     monkeypatch.setattr(queue, "status", lambda *_, **__: table)
     monkeypatch.setattr(queue, "places", lambda job: [{}, {}])
     line = what_is_left(study, table, Path("runs"))

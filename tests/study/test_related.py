@@ -7,32 +7,22 @@ from llds_core.config import Arm, Study
 from llds_core.study.evidence import beside
 from llds_core.study.related import beside_grpo, objectives, objectives_figure
 
-STUDY = Study(
-    name="desk",
-    description="d",
-    profile="desk",
-    arms=tuple(
-        Arm(name=name, method="grpo", seeds=(0, 1, 2), group=group, label=label)
-        for name, group, label in (
-            ("grpo", "main", "GRPO"),
-            ("llds-action", "main", "GRPO + LLDS (action gate)"),
-            ("dapo", "related", "DAPO"),
-            ("lp-reg", "related", "Lp-Reg"),
-            ("other", "weights", "other"),
-        )
-    ),
+ARMS = (
+    ("grpo", "main", "GRPO"),
+    ("llds-action", "main", "GRPO + LLDS (action gate)"),
+    ("dapo", "related", "DAPO"),
+    ("lp-reg", "related", "Lp-Reg"),
+    ("other", "weights", "other"),
 )
+SEEDS = (0, 1, 2)
+MADE = (Arm(name, "grpo", SEEDS, group=group, label=label) for name, group, label in ARMS)
+STUDY = Study("desk", "desk", "d", tuple(MADE))
 
 
 def made(arm: str, seed: int, level: float, *, falls: bool = False, steps: int = 20):
     reward = [level] * 10 + [0.05 if falls else level] * (steps - 10)
-    columns = {
-        "reward": reward,
-        "loglik_change_correct": level,
-        "entropy": 0.3,
-        "rollout_seconds": 2.0,
-        "update_seconds": 3.0,
-    }
+    columns = {"reward": reward, "loglik_change_correct": level, "entropy": 0.3}
+    columns |= {"rollout_seconds": 2.0, "update_seconds": 3.0}
     run = claim_worlds.made(arm, seed, columns, training={"steps": steps})
     run.manifest["evaluation"] = {}
     return run

@@ -112,9 +112,8 @@ def test_the_curves_and_the_explorer_move_each_other(tmp_path: Path) -> None:
       }));
     """
     said = dict(re.findall(r'data-(opened|first|now)="([^"]*)"', drawn(page, script)))
-    left, right, *_, first, last = json.loads(
-        Image.open(tmp_path / "figures/01_at_a_glance.png").text[STEP_PANELS]
-    )[0]
+    picture = Image.open(tmp_path / "figures/01_at_a_glance.png")
+    left, right, *_, first, last = json.loads(picture.text[STEP_PANELS])[0]
     collapse = runs[0].collapse_step  # at which the explorer opens
     for name, step in (("opened", collapse), ("first", 1)):
         share = left + (right - left) * (step - first) / (last - first)

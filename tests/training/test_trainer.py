@@ -17,8 +17,7 @@ from llds_core.training.policy_head import add_policy_head, policy_labels
 from llds_core.training.trainer import SearchGRPOTrainer
 
 PENALTY = (
-    "loss.llds_weight=1.5 loss.gate_threshold=0.001 loss.clip_high=0.28 loss.answer_ramp=paper "
-    "loss.answer_weight=0.5"
+    "loss.llds_weight=1.5 loss.gate_threshold=0.001 loss.answer_ramp=paper loss.answer_weight=0.5"
 )
 
 

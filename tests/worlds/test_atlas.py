@@ -59,11 +59,10 @@ def test_the_worlds_of_the_profiles_are_the_published_ones(profile: str, digest:
 def test_ids_titles_and_steps_are_unique(full: World, questions: list[Question]):
     passages = full.passages
     assert len(passages) > 34_000 and len(questions) > 130_000
-    assert len({passage.id for passage in passages}) == len(passages)
-    assert len({fold(passage.title) for passage in passages}) == len(passages)
-    assert len({question.id for question in questions}) == len(questions)
     steps = [id(step) for question in questions for step in question.metadata["steps"]]
-    assert len(set(steps)) == len(steps)
+    ids, titles = zip(*((passage.id, fold(passage.title)) for passage in passages), strict=True)
+    for names in (ids, titles, steps, [question.id for question in questions]):
+        assert len(set(names)) == len(names)
 
 
 def test_steps_lead_from_the_question_over_passages_to_its_answer(desk: World):

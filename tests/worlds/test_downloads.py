@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import fake_hub
 import huggingface_hub.constants
@@ -41,12 +42,10 @@ def tar_gz(content: bytes) -> bytes:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_hub.FakeHub]:
     with fake_hub.running() as hub:
         url = f"http://127.0.0.1:{hub.server_port}"
-        constants = huggingface_hub.constants
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", url)
         template = url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+        changed = {"HF_HUB_OFFLINE": False, "ENDPOINT": url, "DOWNLOAD_CHUNK_SIZE": 1000}
+        for name, value in (changed | {"HUGGINGFACE_CO_URL_TEMPLATE": template}).items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
         # Waits between the library's tries.
         without_sleep = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
         monkeypatch.setattr("huggingface_hub.file_download.time", without_sleep)
@@ -79,12 +78,9 @@ def test_everything_of_a_paper_profile_is_fetched_and_recorded(hub, tmp_path, ca
     files = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
     model = ("config.json", "model.safetensors", "vocab.txt")
     assert files == {
-        ".lock",
-        "manifest.json",
+        *(".lock", "manifest.json", "train/train.parquet"),
+        *("corpus/wiki-18.jsonl", "index/e5_Flat.index"),
         *(f"questions/{name}" for name in SOURCES["questions"].files),
-        "train/train.parquet",
-        "corpus/wiki-18.jsonl",
-        "index/e5_Flat.index",
         *(f"encoder/e5-base-v2/{n}" for n in (*model, "modules.json", "1_Pooling/config.json")),
         *(f"policy/qwen2.5-3b/{n}" for n in model),
     }
@@ -195,22 +191,14 @@ def test_every_refusal_of_the_hub_is_one_line(hub, tmp_path, capsys, monkeypatch
         (RuntimeError("Network error: broken pipe"), r"broken pipe\): check the network"),
     ],
 )
-def test_a_transfer_that_fails_is_one_line_and_the_next_call_goes_on(
-    hub, tmp_path, monkeypatch, error, said
-):
-    def fail(*arguments, **options):
-        raise error
-
+def test_after_a_transfer_that_fails_the_next_call_goes_on(hub, tmp_path, monkeypatch, error, said):
     with monkeypatch.context() as patch:
-        patch.setattr("huggingface_hub.file_download.http_get", fail)
-        with pytest.raises((RunError, DownloadError), match=said):
-            fetch(tmp_path, "train")
+        patch.setattr("huggingface_hub.file_download.http_get", Mock(side_effect=error))
+        refused((RunError, DownloadError), said, fetch, tmp_path, "train")
     fetch(tmp_path, "train")
 
 
-def test_nothing_is_fetched_onto_a_small_disk_or_without_consent(
-    hub, tmp_path, capsys, monkeypatch
-):
+def test_no_fetching_onto_a_small_disk_or_without_consent(hub, tmp_path, capsys, monkeypatch):
     corpus, index = find_missing(["corpus", "index"], tmp_path)
     assert corpus.room == len(tar_gz(PASSAGES)) + len(PASSAGES)
     assert index.room == len(INDEX) + len(INDEX) - CUT

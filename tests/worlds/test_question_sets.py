@@ -13,15 +13,9 @@ from run_helpers import refused
 from llds_core.errors import DataError
 from llds_core.rollout.prompts import prompt_text
 from llds_core.worlds import QUESTION_SETS, Question, build_files_world
+from llds_core.worlds import question_sets as module
 from llds_core.worlds.downloads import SOURCES
-from llds_core.worlds.question_sets import (
-    GENERAL,
-    MIX_COUNTS,
-    MIX_FILE,
-    MULTI_HOP,
-    load_questions,
-    published_prompt,
-)
+from llds_core.worlds.question_sets import MIX_FILE, load_questions, published_prompt
 
 ROW = {"id": "test_0", "question": "who?", "golden_answers": ["Röntgen", "Roentgen"]}
 NAN = float("nan")
@@ -40,10 +34,10 @@ def parquet(folder: Path, *rows) -> Path:
 
 
 def test_the_table_is_that_of_the_papers():
-    assert GENERAL == ("nq", "triviaqa", "popqa")
-    assert MULTI_HOP == ("hotpotqa", "2wiki", "musique", "bamboogle")
+    assert module.GENERAL == ("nq", "triviaqa", "popqa")
+    assert module.MULTI_HOP == ("hotpotqa", "2wiki", "musique", "bamboogle")
     assert sum(one.questions for one in QUESTION_SETS.values()) == 51_713
-    assert sum(MIX_COUNTS.values()) == 169_615
+    assert sum(module.MIX_COUNTS.values()) == 169_615
     assert [one.file for one in QUESTION_SETS.values()] == SOURCES["questions"].files
 
 
@@ -118,15 +112,10 @@ def test_the_published_prompt_is_what_stands_around_the_question(tmp_path):
     assert prompt_text("Where is Y?", template) == "Who? Search {a}. Question: Where is Y?\n"
 
 
-@pytest.mark.parametrize(
-    ("texts", "complaint"),
-    [
-        (["Question: Who was Y?"], "row 1: the prompt .* is not that of the first row"),
-        (["Q: Who was X?", "A: Who was X?"], "row 2: the prompt .* is not that of the first row"),
-    ],
-)
-def test_prompts_that_share_no_wording_are_refused(tmp_path, texts, complaint):
-    refused(DataError, complaint, published_prompt, asking(tmp_path, *texts))
+@pytest.mark.parametrize("texts", [["Question: Who was Y?"], ["Q: Who was X?", "A: Who was X?"]])
+def test_prompts_that_share_no_wording_are_refused(tmp_path, texts):
+    named = f"row {len(texts)}: the prompt .* is not that of the first row"
+    refused(DataError, named, published_prompt, asking(tmp_path, *texts))
 
 
 def test_sources_are_read_under_the_names_of_verls_copies(tmp_path) -> None:
