@@ -186,7 +186,10 @@ def test_values_outside_the_range_are_refused_with_the_bound_and_non_finite_ones
         ("training.save_every=2 training.resumable_every=3", "is not a multiple of training.save"),
         (f"training.max_tokens_per_micro_batch=9 {MICRO}", f"{MICRO} with .*=9: .*; set .*=null$"),
         ("loss.surrogate=cispo", "loss.clip_low=0.2.*set loss.clip_low=1.0$"),
-        (f"{CISPO} loss.aggregate=constant", "aggregate=constant.*set loss.aggregate=token-mean$"),
+        (
+            f"{CISPO} loss.aggregate=constant",
+            "loss.aggregate=constant.*set loss.aggregate=token-mean$",
+        ),
         (f"{CISPO} loss.ratio=sequence {SEQUENCES}", "loss.ratio=sequence.*set loss.ratio=token$"),
         (f"{CISPO} loss.dual_clip=3", "set loss.dual_clip=null$"),
         ("loss.dual_clip=1.1", r"loss.dual_clip=1.1 cuts.*1.2"),

@@ -1,4 +1,4 @@
-"""LLDS on hand-computed trajectories: gates, normalisers, metrics and refusals."""
+"""LLDS on hand-computed trajectories: gates, normalisers, answer weight, metrics and refusals."""
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ DELTA = torch.tensor(
 )
 MASK = torch.tensor([[1, 1, 1, 0, 0, 1, 1], [1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0]])
 ADVANTAGES = torch.tensor([1.0, 0.0, -1.0])
+ROW_1 = torch.tensor([[0] * 7, [1, 1, 0, 0, 0, 0, 0], [0] * 7])
 OLD = torch.full_like(DELTA, -1.0)
 
 
@@ -65,6 +66,16 @@ def test_every_losing_token_under_an_open_gate_is_pulled_up_equally(
         "delta_mean": 0.1 / 7,
     }
     assert {name: m.item() for name, m in metrics.items()} == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("weight", "preserved", "everything"),
+    [(0.0, 0.071429, 0.05), (0.5, 0.085714, 0.06), (1.0, 0.1, 0.07)],
+)
+def test_answer_weight_scales_answer_tokens(weight, preserved, everything):
+    options = {"answer_mask_BT": ROW_1, "answer_weight": weight}
+    assert penalty(**options)[0] == pytest.approx(preserved, abs=1e-6)
+    assert penalty(normalizer="all", **options)[0] == pytest.approx(everything, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", [float, torch.tensor], ids=["float", "tensor"])

@@ -54,7 +54,10 @@ def test_gpus_keep_their_names_and_without_any_cores_are_shared(monkeypatch) -> 
 @pytest.mark.parametrize(
     ("ending", "reason"),
     [
-        ("echo 'a warning' >&2; kill -9 $$", r"ended by signal 9 \(Killed(: 9)?\), e.g. for lack"),
+        (
+            "echo 'a warning' >&2; kill -9 $$",
+            r"ended by signal 9 \(Killed(: 9)?\), e.g. for lack of",
+        ),
         ("echo 'error: no space left' >&2; echo bye >&2; exit 2", "no space left "),
         ("echo 'Oops: a defect' >&2; exit 1", "Oops: a defect"),
         ("exit 3", "exit code 3"),

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from scripted_rollouts import BOTH, encode
+from scripted_rollouts import BOTH, SPELLED, encode
 from scripted_rollouts import TAGGED as TOKENIZER
 from torch.nn.utils.rnn import pad_sequence
 
@@ -164,6 +164,12 @@ def test_frequencies_follow_the_distribution() -> None:
 def first_stop(stop: StopAtTag, ids: Sequence[int]) -> int:
     """Number of tokens at which `stop` first fires, 0 for never."""
     return next((n for n in range(1, len(ids) + 1) if stop(ids[:n])), 0)
+
+
+def test_stop_fires_at_a_token_that_runs_past_the_tag() -> None:
+    ids = encode("is</search>. then", SPELLED)
+    last = SPELLED.convert_tokens_to_ids(">.")
+    assert first_stop(StopAtTag(SPELLED), ids) == ids.index(last) + 1
 
 
 @BOTH
