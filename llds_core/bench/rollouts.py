@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -87,8 +87,8 @@ class ReencodingSampler:
         return made
 
 
-def measure_waiting(loop: RolloutLoop, tasks: Tasks) -> Iterator[tuple[float, float, float]]:
-    """Latency, and trajectories per second without and with lock-step at it."""
+def measure_waiting(loop: RolloutLoop, tasks: Tasks) -> Iterator[tuple[float, ...]]:
+    """Latency; trajectories / s without lock-step, with it, and if all end with the longest."""
     limits = replace(load_experiment("paper-3b/grpo").rollout, prompt="short")
     for latency in LATENCIES:
 
@@ -96,12 +96,13 @@ def measure_waiting(loop: RolloutLoop, tasks: Tasks) -> Iterator[tuple[float, fl
             time.sleep(seconds)
             return loop.retriever.retriever.search(queries, k)
 
-        late: Any = SimpleNamespace(search=search)
-        free = replace(loop, config=limits, retriever=replace(loop.retriever, retriever=late))
+        late = replace(loop.retriever, retriever=cast(Any, SimpleNamespace(search=search)))
+        free = replace(loop, config=limits, retriever=late)
         decoding = _Decoding(loop.tokenizer, tasks, limits.max_searches)
-        both = free, replace(free, lock_step=True)
-        seconds = [each.run(tasks, decoding).seconds for each in both]
-        yield latency, len(tasks) / seconds[0], len(tasks) / seconds[1]
+        made = [each.run(tasks, decoding) for each in (free, replace(free, lock_step=True))]
+        of_each = ((sum(t.response_mask), t.searches) for t in made[0].trajectories)
+        longest = max(PASS_SECONDS * passes + latency * searches for passes, searches in of_each)
+        yield latency, *(len(tasks) / took for took in (made[0].seconds, made[1].seconds, longest))
 
 
 @dataclass
@@ -116,8 +117,7 @@ class _Decoding:
     def session(self, prompts: Sequence[Sequence[int]]) -> "_Decoding":
         stream, turns = numpy_generator(0, "waiting"), self.searches + 1
         self._searches = stream.integers(turns, size=len(prompts)).tolist()  # left, by row
-        lengths = stream.geometric(1 / _MEAN_TOKENS, size=(len(prompts), turns))
-        self._lengths = lengths.tolist()
+        self._lengths = stream.geometric(1 / _MEAN_TOKENS, size=(len(prompts), turns)).tolist()
         return self
 
     def add(self, row: int, budget: int) -> None:
