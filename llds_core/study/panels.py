@@ -80,9 +80,10 @@ def outcomes_figure(table: pd.DataFrame, study: Study, most: int | None = None) 
 
 
 def _outcomes_finding(known: pd.DataFrame, study: Study) -> str:
-    """Of GRPO so far, and of the settings whose planned seeds are all in, within their steps."""
+    """Of GRPO so far, and of settings all of whose planned seeds collapsed or made all steps."""
     counts = known["collapse_step"].notna().groupby(known["method"]).agg(["sum", "size"])
-    seeds = known.groupby("method")["seed"].agg(set)
+    to_end = known["steps"] == known.groupby("method")["steps"].transform("max")
+    seeds = known[to_end | known["collapse_step"].notna()].groupby("method")["seed"].agg(set)
     others = [arm for arm in study.arms if arm.name != BASELINE and arm.group != "mechanism"]
     whole = [arm.name for arm in others if seeds.get(arm.name, set()) >= set(arm.seeds)]
     rest = counts[counts.index.isin(whole)]

@@ -72,9 +72,8 @@ def heldout_table(
 
     Columns are `arm`, `seeds`, and mean [95 % interval over seeds] of one-hop, two-hop and all
     questions, greedy, then sampled at temperature 1, and of all questions greedy with the search
-    failures of training, a dash where nothing was measured; of the `best` or the `last` checkpoint
-    within the steps that every run was given, over the seeds that all arms share. Arms without a
-    run are left out.
+    failures of training; of the `best` or `last` checkpoint within the steps that every run was
+    given, over the seeds that all arms share, their number behind it where some have no score.
     """
     columns = {
         f"{kind}{suffix}": (mode, key)
@@ -86,15 +85,15 @@ def heldout_table(
     found = by_method(runs)
     by_arm = {arm: found[arm] for arm in arms if arm in found}
     seeds = [{run.seed for run in own} for own in by_arm.values()]
-    shared = set.intersection(*seeds) if seeds else set()
     rows = []
     for arm, own in by_arm.items():
-        chosen = [run for run in own if run.seed in shared]
+        chosen = [run for run in own if all(run.seed in of for of in seeds)]
         row: dict[str, object] = {"arm": method_label(arm), "seeds": len(chosen)}
         for name, (mode, kind) in columns.items():
             values = [run.heldout(checkpoint, mode, kind, within=steps) for run in chosen]
             mean = student_interval([value for value in values if value is not None])
-            row[name] = bounded(mean.estimate, mean.low, mean.high, ".3f") if mean.n else "–"
+            told = bounded(mean.estimate, mean.low, mean.high, ".3f") if mean.n else "–"
+            row[name] = told + f" ({mean.n} of {len(chosen)})" * (0 < mean.n < len(chosen))
         rows.append(row)
     return pd.DataFrame(rows, columns=["arm", "seeds", *columns])
 

@@ -176,6 +176,8 @@ def test_the_short_figure_of_outcomes_has_the_arms_with_most_seeds_the_stable_on
     assert figure.get_suptitle() == said.format(2)
     figure = outcomes_figure(outcomes([*runs[:-1], made("llds-token", 1)]), study)
     assert figure.get_suptitle() == said.format(1)  # seed 0 of llds-token is planned, not in
+    runs[1] = made("llds-action", 0, RISING[:12])  # out of groups before the end
+    assert outcomes_figure(outcomes(runs), study).get_suptitle() == said.format(1)
 
 
 def test_the_map_says_where_each_cell_learns_and_breaks() -> None:
@@ -262,3 +264,7 @@ def test_heldout_scores_are_over_the_seeds_that_all_arms_share() -> None:
     table = heldout_table(runs, ["grpo", "llds-action", "llds-token"])
     assert table["seeds"].tolist() == [1, 1]
     assert table["one-hop"].tolist() == ["0.300", "0.500"]
+    # Of two seeds one has no score of the last checkpoint.
+    runs = [made("grpo", seed, evaluation=evaluation(0.2)) for seed in range(2)]
+    runs[1] = made("grpo", 1)
+    assert heldout_table(runs, ["grpo"])["all"].tolist() == ["0.200 (1 of 2)"]
