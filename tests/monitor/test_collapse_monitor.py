@@ -117,6 +117,69 @@ def test_it_waits_whether_an_alarm_stands() -> None:
     assert alarm.evidence.endswith("0.367 at the end, which may be noise between rows")
 
 
+@pytest.mark.parametrize(("generated", "iterations", "rollouts"), [(8, 3, 5), (1, 1, 25)])
+def test_a_resumed_trainer_tells_its_updates_rows_and_checkpoints(
+    tmp_path: Path, generated: int, iterations: int, rollouts: int
+) -> None:
+    """Six updates per rollout, or one at least; every process ends, as the first one does."""
+    args = SimpleNamespace(steps_per_generation=generated, num_iterations=iterations)
+    args.gradient_accumulation_steps, args.output_dir = 4, tmp_path
+    for step in (12, 18, 24, 25):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    row = {"reward": 0.5, "frac_reward_zero_std": 0.1}
+    before = [{**row, "step": step} for step in range(1, 25)] + [{"eval_reward": 9, "step": 24}]
+    for stop_at in (None, "critical"):
+        monitor, logs = CollapseMonitor(stop_at=stop_at), row | {"loss": float("nan")}
+        control = SimpleNamespace(should_training_stop=False)
+        state = SimpleNamespace(log_history=[*before], global_step=25)
+        state.is_world_process_zero = False
+        monitor.on_train_begin(args, state, control)
+        state.log_history.append({**logs, "step": 25})
+        monitor.on_log(args, state, control, logs=logs)
+        assert monitor.stopped == control.should_training_stop == (stop_at is not None)
+        if stop_at is None:  # only the first process tells, and none ends
+            assert monitor.diagnosis is None and "monitor/alarms" not in logs
+    found = monitor.diagnosis
+    assert [(alarm.name, alarm.step) for alarm in found.alarms] == [("not_finite", 25)]
+    assert (found.rows, found.go_back_to) == (rollouts, 24)
+    assert found.notes == ("loss is NaN or infinite in 1 rows, first at step 25",)
+    phase = 1 if rollouts > 8 else 0
+    verdict = {"monitor/not_finite": 1, "monitor/phase": phase, "monitor/alarms": 1}
+    assert logs.items() >= verdict.items() <= state.log_history[-1].items()
+    for event in (monitor.on_step_end, monitor.on_substep_end):
+        control.should_training_stop = False
+        event(args, state, control)
+        assert control.should_training_stop
+
+
+def test_the_reward_to_judge_and_what_is_told(caplog) -> None:
+    """A reward counted from -1: low from its second row on, and from the third beyond noise."""
+    monitor = CollapseMonitor(stop_at="critical", patience=1, reward_floor=-1, reward_key="em")
+    fresh = []
+    with caplog.at_level(logging.WARNING, "llds_core"):
+        for step, reward in enumerate([0.2] * 12 + [-0.8] * 3, 1):
+            row = {"reward": 0.5, "em": reward, "clip_fraction": 0.5, "zero_variance_groups": 1.0}
+            fresh += monitor.observe({"step": step, **row})
+    first = [("clip_saturation", 6), ("zero_variance", 6), ("reward_drop", 14)]
+    assert [(alarm.name, alarm.step) for alarm in fresh] == first and monitor.stopped
+    # Hints are not told.
+    told = [record.message.split(": ")[:2] for record in caplog.records]
+    assert told == [
+        ["step 6", "clip_saturation"],
+        ["step 14", "reward_drop"],
+        ["the training ends at a critical alarm", "no checkpoint before it"],
+    ]
+
+
+def test_a_warning_that_stands_ends_a_run_that_asked_for_it() -> None:
+    """It comes with the sixth row, and stands for six with the eleventh."""
+    monitor = CollapseMonitor(stop_at="warning")
+    for step in range(1, 12):
+        assert not monitor.stopped
+        monitor.observe({"step": step, "reward": 0.5, "clip_fraction": 0.5})
+    assert monitor.stopped
+
+
 def test_a_log_that_cannot_be_judged_ends_no_training(caplog) -> None:
     monitor = CollapseMonitor(stop_at="info")
     with caplog.at_level(logging.WARNING, "llds_core"):
