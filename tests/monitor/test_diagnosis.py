@@ -13,7 +13,8 @@ import pytest
 from run_helpers import refused
 
 from llds_core.__main__ import main
-from llds_core.errors import ConfigError
+from llds_core.errors import ConfigError, DataError
+from llds_core.monitor import diagnosis, training_log
 from llds_core.monitor.detectors import DETECTORS, EVIDENCE
 from llds_core.monitor.diagnosis import PHASES, advice_text, follow, judge
 from llds_core.monitor.diagnosis_page import page
@@ -68,8 +69,17 @@ def test_a_steady_run_has_no_alarm_and_a_short_one_no_phase() -> None:
     assert short.phase == "unknown" and not short.alarms
     assert "alarms need 6 rows" in short.missing[-1]
     assert judge(to_log(steady(reward=math.nan), "log")).phase == "unknown"
+    assert judge(to_log(rewarded(*[0.5] * 12, *[0.0] * 12), "log")).phase == "collapse"
     hint = judge(to_log(steady(zero_variance_groups=1.0), "log"))  # told, and explains nothing
     assert [a.severity for a in hint.alarms] == ["info"] and not (hint.cause or hint.advice)
+    assert hint.reaches("info") and not hint.reaches("warning")
+    early = judge(to_log(steady(6, clip_fraction=0.5), "log"))
+    assert [(a.name, a.step, a.standing) for a in early.alarms] == [("clip_saturation", 6, 1)]
+    assert early.cause and early.go_back_to is None  # a warning sends nobody back
+    assert not any("alarms need" in entry for entry in early.missing)
+    longer = [{"step": s, "response_length": 100 if s < 7 else 300} for s in range(1, 8)]
+    alarms = judge(to_log(longer, "log")).alarms  # ln(500 / 300) above 0.416, of one column
+    assert [(a.name, a.step) for a in alarms] == [("behaviour_drift", 7)]
     blind = judge(to_log([{"step": s, "entropy": 0.2} for s in range(1, 20)], "log"))
     assert blind.phase == "unknown"
     lacking = " ".join(blind.missing)
@@ -86,6 +96,9 @@ def test_the_checkpoint_to_go_back_to_is_the_best_before_the_alarm(tmp_path: Pat
     for step in (3, 7, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
     assert judge(read_log(tmp_path / "log.jsonl")).go_back_to == 7  # mean of steps 4 to 7
+    unrewarded = [{"step": row["step"], "loss": row["loss"]} for row in rows]
+    (tmp_path / "log.jsonl").write_text(json_lines(unrewarded))
+    assert judge(read_log(tmp_path / "log.jsonl")).go_back_to == 7  # the last one
     early = [{**row, "loss": math.nan} for row in rows]
     assert judge(to_log(early, "log")).go_back_to is None
 
@@ -93,25 +106,40 @@ def test_the_checkpoint_to_go_back_to_is_the_best_before_the_alarm(tmp_path: Pat
 def test_a_fall_that_has_passed_is_told_and_counts_no_more() -> None:
     dip = [0.5] * 12 + [0.1] * 4
     low = judge(to_log(rewarded(*dip), "log"))
+    assert all(low.reaches(severity) for severity in ("critical", "warning", "info"))
     assert low.reaches("critical") and low.alarms[0].title == "CRITICAL reward_drop, step 14"
+    course = "reward 0.5 at first, 0.5 at most, 0.233 at the alarm, 0.1 at the end"
+    assert course in low.alarms[0].evidence
     back = judge(to_log(rewarded(*dip, *[0.5] * 8), "log"))
     (alarm,) = back.alarms
     assert alarm.passed and alarm.title == "CRITICAL reward_drop, step 14, passed"
+    # A mean of 0.7 / 3 in 0.5 at the alarm, and 0.5 at the end.
+    assert (alarm.score, alarm.last) == pytest.approx((1 - 1.4 / 3, 0))
+    assert alarm.beyond_noise is None and alarm.standing == 0
     assert not back.reaches("info") and (back.cause, back.go_back_to) == ("", None)
     collapsed = judge(to_log(rewarded(*dip, *[0.1] * 8), "log"))
     assert collapsed.phase == "collapse"
+    # A mean of 0.4 / 3 is no return, one of 1.1 / 3 is: it is more than half of the best.
+    assert judge(to_log(rewarded(*dip, *[0.1] * 7, 0.2), "log")).phase == "collapse"
+    half = judge(to_log(rewarded(*dip, *[0.1] * 8, *[0.5] * 2), "log"))
+    assert half.phase == "stagnation"
+    assert "the reward collapsed at step 14 and has come back" in half.notes
     again = judge(to_log(rewarded(*dip, *[0.1] * 8, *[0.5] * 3), "log"))
     assert again.phase == "stagnation" and "has come back" in again.text()
 
 
 def test_the_cause_of_a_fall_came_before_it() -> None:
-    for first, named in ((8, True), (18, False)):
+    for first, named in ((8, True), (14, True), (18, False)):
         rows = rewarded(*[0.5] * 12, *[0.1] * 12, clip_fraction=0.01)
         for row in rows[first - 1 : first + 3]:
             row["clip_fraction"] = 0.9
         found = judge(to_log(rows, "log"))
         assert {a.name for a in found.alarms} == {"reward_drop", "clip_saturation"}
         assert ("moves too far" in found.cause) == named
+    # Neither a hint explains it, nor a value that was lost long before.
+    rows = rewarded(*[0.5] * 12, *[0.1] * 12, zero_variance_groups=1.0, loss=0.1)
+    rows[2]["loss"] = math.nan
+    assert judge(to_log(rows, "log")).cause.startswith("the reward has fallen")
 
 
 def test_what_is_done_already_is_not_advised() -> None:
@@ -119,7 +147,8 @@ def test_what_is_done_already_is_not_advised() -> None:
     for row in rows[10:]:
         row["loglik_correct"] = -0.9
     for penalty, advised in ((0.0, True), (0.01, False)):
-        (alarm, *_) = judge(to_log([row | {"llds_penalty": penalty} for row in rows], "log")).alarms
+        made = [row | {"llds_penalty": penalty * (row["step"] > 1)} for row in rows]
+        (alarm, *_) = judge(to_log(made, "log")).alarms
         assert alarm.name == "likelihood_displacement"
         assert any("add an LLDS penalty" in text for text in alarm.advice) == advised
 
@@ -143,6 +172,9 @@ def test_a_reward_is_counted_from_what_the_worst_response_gets() -> None:
         {"critic/score/mean": mean, "critic/score/min": low, "step": s}
         for s, mean, low in zip(range(1, 21), rewards, worst, strict=True)
     ]
+    for row in rows:  # another reward, with a bound of its own
+        row |= {"critic/rewards/mean": 0.5, "critic/rewards/min": -9.0}
+    del rows[9]["critic/score/min"]  # the lowest so far stands
     log = to_log(rows, "log")
     assert log.column("reward") == pytest.approx([0.2] * 3 + [1.2] * 9 + [0.2] * 8)
     found = judge(log)
@@ -213,6 +245,21 @@ def test_exit_codes(words: list[str], code: int, tmp_path: Path, capsys) -> None
     healthy = tmp_path / "log.jsonl"
     healthy.write_text(json_lines(steady()))
     assert main(["diagnose", str(healthy), "--fail-on", "warning"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "where", "more"), [("diagnose", "read_log", {}), ("watch", "follow", {"every": 5})]
+)
+def test_what_is_said_of_a_log_reaches_its_reader(monkeypatch, command, where, more) -> None:
+    def read(path: Path, **options: object) -> None:
+        assert (path, options) == (Path("a.log"), said | more)
+        raise DataError("as expected")
+
+    said = {"format": "jsonl", "updates_per_rollout": 3, "reward_floor": -1.0}
+    said |= {"reward_key": "em", "checkpoints": Path("saved")}
+    monkeypatch.setattr(training_log if where == "read_log" else diagnosis, where, read)
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in said.items()]
+    assert main([command, "a.log", *words]) == 2
 
 
 def test_a_page_that_cannot_be_written_is_said_before_anything_else(tmp_path: Path, capsys) -> None:
