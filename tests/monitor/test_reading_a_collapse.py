@@ -84,6 +84,23 @@ def test_rollouts_that_verl_dumps(tmp_path: Path) -> None:
     refused(DataError, named, read_log, tmp_path / "28.jsonl", format="rollouts")
 
 
+def test_a_step_of_a_dump_by_hand(tmp_path: Path) -> None:
+    """Two groups of two, of which one agrees, then groups of one; the worst response gets -1."""
+    told = ("a", "<tool_call>a</tool_call>", "<search>a</search></tool_call>", "")
+    made = [
+        {"input": q, "output": o, "score": s, "step": 1}
+        for q, o, s in zip("aabb", told, (1, 1, 1, -1), strict=True)
+    ]
+    made += [{"input": q, "output": "a", "score": 1, "step": 2} for q in "cd"]
+    (tmp_path / "1.jsonl").write_text(json_lines(made[:4]))
+    (tmp_path / "2.jsonl").write_text(json_lines(made[4:]))
+    (tmp_path / "notes.jsonl").write_text(json_lines([{"step": 9}]))
+    log = read_log(tmp_path)
+    assert log.column("valid_searches").tolist() == [0.75, 0]
+    assert log.column("zero_variance_groups") == pytest.approx([0.5, float("nan")], nan_ok=True)
+    assert log.column("reward").tolist() == [1.5, 2]  # from -1 on
+
+
 def test_history_of_trl_by_weights_and_biases(tmp_path: Path) -> None:
     """transformers writes `train/` before TRL's keys; a run's folder holds its console."""
     head = "_step,train/global_step,train/reward,train/completions/mean_length,train/entropy"
@@ -114,6 +131,9 @@ def test_one_of_several_rewards_is_judged_where_it_is_named() -> None:
     assert named.phase == "collapse" and named.alarms[0].step == FALL
     nearest = 'under the key "reward/em/mean": did you mean "rewards/em/mean"'
     refused(DataError, nearest, to_log, made, "log", reward_key="reward/em/mean")
+    # A key of verl may be given as a table names it.
+    flat = [{"step": 1, "critic/score/mean": 0.5, "critic/rewards/mean": 0.1}]
+    assert to_log(flat, "log", reward_key="critic_rewards_mean").column("reward") == [0.1]
 
 
 def test_what_a_framework_names_otherwise_or_keeps_out() -> None:
@@ -177,6 +197,7 @@ def test_a_run_that_cannot_be_judged_does_not_pass_for_a_good_one(tmp_path: Path
     for made, why in (
         ([{"reward": -0.5}] * 20, "phase, reward_drop: the reward goes below 0"),
         ([{"reward": 0.5, **whole}] * 7, "phase: it needs 9 rows with a reward"),
+        ([{"reward": 0.5, **whole}] * 8, "phase: it needs 9 rows with a reward"),
         ([{"loss": 0.5}] * 20, "phase, reward_drop: reward has no value in any row"),
     ):
         log.write_text(json_lines([row | {"step": step} for step, row in enumerate(made)]))
@@ -184,12 +205,17 @@ def test_a_run_that_cannot_be_judged_does_not_pass_for_a_good_one(tmp_path: Path
         said = capsys.readouterr()
         assert "phase: unknown (too few rows, or no reward that can be judged" in said.out
         assert f"error: --fail-on critical: the run cannot be judged: {why}" in said.err
+    log.write_text(json_lines(stepped("reward", clip_fraction=0.5)[:16]))
+    assert main(["diagnose", str(log), "--fail-on", "warning"]) == 1
+    assert main(["diagnose", str(log), "--fail-on", "critical"]) == 0  # it is no more than that
 
 
 @pytest.mark.parametrize(
     ("key", "last", "said"),
     [
         ("valid_searches", 0.05, True),
+        ("valid_searches", 0.14, True),
+        ("valid_searches", 0.16, False),  # more than a tenth
         ("valid_searches", 0.4, False),
         ("tool_call_counts/mean", 0.05, True),
         ("num_turns/mean", 0.05, False),  # turns are no searches
@@ -201,3 +227,5 @@ def test_an_agent_that_stops_searching_is_told_though_its_reward_holds(key, last
     rows = [{"step": n, reward: 0.5, key: value} for n, value in enumerate(searches, 1)]
     found = judge(to_log(rows, "log"))
     assert any("hardly searches any more: 1.5 per response" in n for n in found.notes) == said
+    seldom = judge(to_log([row | {key: 0.3 * row[key]} for row in rows], "log"))  # 0.45 at first
+    assert not any("hardly searches" in note for note in seldom.notes)
