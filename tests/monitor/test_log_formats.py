@@ -152,6 +152,12 @@ def test_rows_of_trl_are_averaged_per_rollout_where_its_updates_are_known(tmp_pa
     assert log.table["step"].tolist() == [2, 4, 6]
     assert log.column("clip_fraction").tolist() == [0.5] * 3
     assert log.column("updates_per_rollout").tolist() == [2.0] * 3
+    # A rollout with one bad update is not finite.
+    wrecked = [row | {"loss": math.nan if row["step"] == 3 else 0.1} for row in rows]
+    assert to_log(wrecked, "log", (), 2).column("nonfinite").tolist() == [0, 1, 0]
+    # Of a log that counts its updates nobody need tell them, though steps are left out.
+    counted = to_log([{"step": s, "updates": 8 * s, "kl": 0.1} for s in (10, 20, 40)], "log")
+    assert counted.column("updates_per_rollout").tolist() == [8.0] * 3
     # Rows that are several updates each, as of `logging_steps=10`, stay as they are.
     sparse = "".join(json_lines({**row, "step": 10 * row["step"]}) for row in rows)
     (tmp_path / "log.jsonl").write_text(sparse)
@@ -203,6 +209,20 @@ DAMAGED = {
         CLIP,
         "2 rows of evaluations are left out",
     ),
+    "evaluations by other words": (
+        json_rows(phase="train")
+        + json_lines({"phase": "val", "step": 4, "clip_fraction": 9})
+        + json_lines({"mode": "TEST", "step": 5, "clip_fraction": 9}),
+        CLIP,
+        "2 rows of evaluations are left out",
+    ),
+    "two rows of a step": (
+        OURS + json_lines({"step": 3, "clip_fraction": 0.3}),
+        [*CLIP[:2], 0.3],
+        "",
+    ),
+    "no last line end": (OURS[:-1], CLIP, ""),
+    "exponents": (lines(VERL, (1, 2), ["1e-05", "np.float64(2.5E+1)"]), [1e-5, 25], ""),
     "steps of each epoch": (
         json_lines(*({"epoch": i // 2, "step": i % 2, "clip_fraction": i} for i in range(6))),
         [0, 1, 2, 3, 4, 5],
@@ -276,6 +296,32 @@ def test_what_is_no_log_of_one_run_is_one_line(tmp_path: Path, case: str) -> Non
     name, text, words = REFUSED[case]
     (tmp_path / name).write_text(text)
     refused(DataError, words, read_log, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("restarts", "repeats", "rows", "mixed"),
+    [
+        (3, 0, 12, False),
+        (4, 0, 12, True),
+        (20, 0, 100, False),  # a fifth
+        (21, 0, 100, True),
+        (0, 3, 12, False),
+        (0, 4, 12, True),
+        (0, 5, 100, False),  # a twentieth
+        (0, 6, 100, True),
+    ],
+)
+def test_few_rows_of_one_run_go_back_or_contradict(restarts, repeats, rows, mixed) -> None:
+    """Steps 1, 3, then 2, 4 after a restart, and so on; repeats are of the last step."""
+    steps = [step for n in range(1, restarts + 2) for step in (n, n + 2)]
+    steps += range(restarts + 4, restarts + 4 + rows - repeats - len(steps))
+    made = [{"step": step, "reward": n} for n, step in enumerate(steps + repeats * steps[-1:])]
+    if mixed:
+        named = rf"steps go back {restarts} times, {repeats} rows contradict"
+        refused(DataError, named, to_log, made, "log")
+    else:
+        assert len(to_log(made, "log").table) == len(made) - restarts - repeats
+        assert len(made) == rows
 
 
 def test_paths_that_are_no_log(tmp_path: Path) -> None:
