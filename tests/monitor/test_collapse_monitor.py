@@ -199,8 +199,9 @@ def test_a_long_run_is_judged_less_often(monkeypatch: pytest.MonkeyPatch) -> Non
     assert judged == {*range(1, 40), *range(40, 60, 2), 60, 63}
 
 
-def test_rows_without_a_metric_and_unknown_settings() -> None:
+def test_rows_without_a_metric_and_unknown_settings(caplog) -> None:
     monitor = CollapseMonitor()
     assert monitor.observe({"step": 1, "eval_loss": 3.0}) == [] and monitor.diagnosis is None
+    assert not caplog.records  # it is no row to judge
     refused(ConfigError, 'stop_at="fatal" is no severity', CollapseMonitor, stop_at="fatal")
     refused(ConfigError, "patience=0 is no number of rows", CollapseMonitor, patience=0)
