@@ -88,17 +88,19 @@ def test_a_step_of_a_dump_by_hand(tmp_path: Path) -> None:
     """Two groups of two, of which one agrees, then groups of one; the worst response gets -1."""
     told = ("a", "<tool_call>a</tool_call>", "<search>a</search></tool_call>", "")
     made = [
-        {"input": q, "output": o, "score": s, "step": 1}
+        {"input": q, "output": o, "score": s, "step": 1, "em": 1}
         for q, o, s in zip("aabb", told, (1, 1, 1, -1), strict=True)
     ]
     made += [{"input": q, "output": "a", "score": 1, "step": 2} for q in "cd"]
     (tmp_path / "1.jsonl").write_text(json_lines(made[:4]))
     (tmp_path / "2.jsonl").write_text(json_lines(made[4:]))
-    (tmp_path / "notes.jsonl").write_text(json_lines([{"step": 9}]))
+    (tmp_path / "notes.jsonl").write_text(json_lines([made[0] | {"step": 9}]))  # no step's file
     log = read_log(tmp_path)
     assert log.column("valid_searches").tolist() == [0.75, 0]
     assert log.column("zero_variance_groups") == pytest.approx([0.5, float("nan")], nan_ok=True)
     assert log.column("reward").tolist() == [1.5, 2]  # from -1 on
+    exact = read_log(tmp_path, reward_key="em").column("reward")
+    assert exact == pytest.approx([1, float("nan")], nan_ok=True)
 
 
 def test_history_of_trl_by_weights_and_biases(tmp_path: Path) -> None:
