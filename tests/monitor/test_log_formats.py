@@ -152,6 +152,10 @@ def test_rows_of_trl_are_averaged_per_rollout_where_its_updates_are_known(tmp_pa
     assert log.table["step"].tolist() == [2, 4, 6]
     assert log.column("clip_fraction").tolist() == [0.5] * 3
     assert log.column("updates_per_rollout").tolist() == [2.0] * 3
+    # A row that is missing changes nothing for the others; verl's rows are rollouts.
+    assert to_log(rows[:3] + rows[4:], "log", (), 2).table["step"].tolist() == [2, 3, 6]
+    verl = [{"step": s, "critic/score/mean": 0.5} for s in range(1, 7)]
+    assert len(to_log(verl, "log", (), 2).table) == 6
     # A rollout with one bad update is not finite.
     wrecked = [row | {"loss": math.nan if row["step"] == 3 else 0.1} for row in rows]
     assert to_log(wrecked, "log", (), 2).column("nonfinite").tolist() == [0, 1, 0]
