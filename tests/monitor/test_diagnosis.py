@@ -183,6 +183,8 @@ def test_a_reward_is_counted_from_what_the_worst_response_gets() -> None:
         part = to_log(rows[:end], "log").column("reward")
         assert part.tolist() == log.column("reward")[:end].tolist()
     assert not judge(to_log(rows, "log", reward_floor=0)).alarms
+    late = [row | ({"critic/score/min": None} if row["step"] < 4 else {}) for row in rows]
+    assert to_log(late, "log").column("reward").tolist() == log.column("reward").tolist()
     named = "reward_floor=nan is not finite"
     refused(ConfigError, named, to_log, rows, "log", reward_floor=math.nan)
 

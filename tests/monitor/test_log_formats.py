@@ -285,6 +285,7 @@ REFUSED = {
     "two runs by turns": ("a.log", of_two_runs(0), "mix several runs"),
     "two runs at other steps": ("a.log", of_two_runs(6), "mix several runs"),
     "two runs in a table": ("a.csv", "step,seed,reward\n1,0,1\n1,1,1\n", "holds several runs"),
+    "two runs by name": ("a.csv", "step,run_id,reward\n1,a,1\n2,b,1\n", "holds several runs"),
     "two runs of W&B": ("a.csv", "Step,a - reward,b - reward\n1,1,1\n", "holds 2 runs"),
     "no json": ("a.jsonl", '{"a\n{"b\n', "lines that are no JSON"),
     "half a state": ("trainer_state.json", '{"log_history": [{"step"', "no whole JSON file"),
@@ -373,6 +374,8 @@ def test_a_row_without_a_step_is_left_out_of_a_log_that_has_steps() -> None:
     log = to_log(rows, "log")
     assert log.table["step"].tolist() == [10, 20, 40, 50]
     assert "1 of 5 rows name no step and are left out" in log.notes
+    again = to_log([{"step": s, "reward": 0.5} for s in (1, 2, 1, 2)], "log")
+    assert again.notes == ("after a restart steps came again: 2 earlier rows are left out",)
     for row in rows[:4]:
         row["step"] = row.get("step", 0) + 0.5  # no whole number
     assert to_log(rows, "log").table["step"].tolist() == [1, 2, 3, 4, 5]
