@@ -72,8 +72,8 @@ def heldout_table(
 
     Columns are `arm`, `seeds`, and mean [95 % interval over seeds] of one-hop, two-hop and all
     questions, greedy, then sampled at temperature 1, and of all questions greedy with the search
-    failures of training; of the `best` or `last` checkpoint within the steps that every run was
-    given, over the seeds that all arms share, their number behind it where some have no score.
+    failures of training, "–" without a score; of the `best` or `last` checkpoint within the steps
+    every run was given, over seeds that all arms with a run share, "(n of m)" if n have a score.
     """
     columns = {
         f"{kind}{suffix}": (mode, key)
