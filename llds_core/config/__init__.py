@@ -7,6 +7,7 @@ from llds_core.config.load import (
     layouts_for,
     load_experiment,
     methods,
+    official_differences,
     override_key,
     profiles,
 )

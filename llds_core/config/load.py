@@ -21,7 +21,7 @@ from llds_core.errors import ConfigError, did_you_mean
 
 PRESETS = Path(__file__).parents[1] / "presets"
 # Keys of a preset that are not sections of a configuration.
-_ABOUT = ("description", "base", "layout", "methods", "only", "profiles", "variants")
+_ABOUT = ("description", "differences", "base", "layout", "methods", "only", "profiles", "variants")
 # Of Linux on processors that multiply matrices in bfloat16: Intel's, AMD's and ARM's names.
 _CPUINFO = Path("/proc/cpuinfo")
 _BFLOAT16_UNITS = {"amx_bf16", "avx512_bf16", "bf16"}
@@ -95,6 +95,12 @@ def load_experiment(
         dtype = "bfloat16" if computes_in_bfloat16() else "float32"
         values = _merge(values, {"training": {"dtype": dtype}})
     return ExperimentConfig(**values)
+
+
+def official_differences(name: str) -> list[str]:
+    """What an experiment `@official` still does otherwise than the code it is named after."""
+    layers = _layers(name)[2] if "@" in name else []
+    return [each for layer in layers for each in layer.get("differences", ())]
 
 
 @cache

@@ -217,7 +217,7 @@ def _check_data(config: ExperimentConfig) -> list[Finding]:
 
 
 def _how_to_fetch(name: str, config: ExperimentConfig) -> str:
-    """The command that fetches a source, or says why the hub refuses."""
+    """The command that fetches a source."""
     folder = quote(config.data.folder)
     return f"python -m llds_core data {config.profile} --folder {folder} --only {name}"
 
@@ -247,8 +247,8 @@ def _check_model(check: str, named: str, config: ExperimentConfig) -> Finding:
         list_files(named, "model", None)
     except DownloadError as error:
         problem = str(error)
-    late = "it is fetched at the start"
-    return _finding(check, f"{named} is not here yet", fail=problem, warn=late)
+    found = f"{named} is not here yet"
+    return _finding(check, found, fail=problem, warn="it is fetched at the start")
 
 
 def _check_search(config: ExperimentConfig) -> list[Finding]:
@@ -263,8 +263,7 @@ def _check_search(config: ExperimentConfig) -> list[Finding]:
     if found.state != "silent":
         return [_check_service(config, found, corpus)]
     if local_address(url) is None:
-        command = f"make retriever PROFILE={config.profile} BACKEND=dense HOST=0.0.0.0"
-        fix = f"start it there: {command}"
+        fix = f"start it there: make retriever PROFILE={config.profile} BACKEND=dense HOST=0.0.0.0"
         said = f"nothing answers at {url}, which is not this machine"
         return [_finding("retriever", said, fail=fix)]
     said = f"not running; it will be started at {url}"

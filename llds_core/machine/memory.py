@@ -252,11 +252,7 @@ def host_memory(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:
     moments = {"loading": copies * 4 * shape.parameters}
     moments["checkpoint"] = checkpoint_bytes(config, shape) if is_sharded else 0
     largest = max(moments, key=lambda name: moments[name])
-    return {
-        "process": processes * _GPU_PROCESS,
-        largest: moments[largest],
-        "retriever": retriever,
-    }
+    return {"process": processes * _GPU_PROCESS, largest: moments[largest], "retriever": retriever}
 
 
 def _warmstart_parts(config: ExperimentConfig, shape: ModelShape) -> dict[str, int]:

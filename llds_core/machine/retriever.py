@@ -94,11 +94,7 @@ def check_service(url: str, found: Health, corpus: str | None) -> None:
 
 
 def _settled(
-    url: str,
-    advice: str,
-    *,
-    unsettled: Sequence[str] = ("loading",),
-    child: Child | None = None,
+    url: str, advice: str, *, unsettled: Sequence[str] = ("loading",), child: Child | None = None
 ) -> Health:
     """What is at `url`, once its state is none of `unsettled`; `child` is the service when it was
     started here.

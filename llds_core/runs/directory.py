@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from filelock import AcquireReturnProxy, FileLock
 
-from llds_core.config import ExperimentConfig
+from llds_core.config import ExperimentConfig, official_differences
 from llds_core.errors import RunError
 from llds_core.files import (
     append_lines,
@@ -163,6 +163,7 @@ class RunDirectory:
             "config": config.to_dict(),
             "config_hash": config.hash(),
             "deviations": deviations(config),
+            "differences": official_differences(config.name),
             **git_state(),
             "packages": package_versions(),
             "hardware": hardware(),

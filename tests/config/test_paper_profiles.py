@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from llds_core.config import load_experiment, profiles
+from llds_core.config import load_experiment, official_differences, profiles
 from llds_core.runs.identity import deviations, flat
 from llds_core.worlds.downloads import SOURCES, needs
 
@@ -78,6 +78,13 @@ def test_official_changes_what_the_code_did_otherwise_and_nothing_else(profile, 
     if method == "llds-ma":
         expected |= {"loss.answer_ramp": "code"}
     assert {key: after[key] for key in after if after[key] != before[key]} == expected
+
+
+def test_what_official_still_does_otherwise_is_named() -> None:
+    named = official_differences("paper-3b/llds-action@official")
+    assert "the learning rate warms up with every update, not with every rollout" in named
+    assert official_differences("paper-3b/llds-action") == []
+    assert official_differences("smoke/lp-reg@official") == []  # code of its own
 
 
 SINGLE = "activations between layers in float32 instead of bfloat16"
