@@ -49,8 +49,7 @@ Rank = Annotated[
 ]
 Address = Annotated[str, Option("--main-address", help="several machines: address of the first")]
 Port = Annotated[
-    int,
-    Option("--main-port", help="several machines: free port of the first", min=1, max=65_535),
+    int, Option("--main-port", help="several machines: free port of the first", min=1, max=65_535)
 ]
 Checkpoint = Annotated[
     str, Option(help="best, last, best-30 (of 30 steps), start, a folder; of benchmarks smollm2")

@@ -23,10 +23,7 @@ explanation, for example <answer> Beijing </answer>. Question: {question}
 """
 _PRIVATE = "\ue000"
 # Some templates ask for today's date: a run that is continued tomorrow would read other prompts.
-_RENDERED: dict[str, Any] = {
-    "add_generation_prompt": True,
-    "strftime_now": lambda _: "26 Jul 2024",
-}
+_RENDERED: dict[str, Any] = {"add_generation_prompt": True, "strftime_now": lambda _: "26 Jul 2024"}
 _TEMPLATES = {"search-r1": _INSTRUCTIONS, "short": "Question: {question}\n"}
 
 

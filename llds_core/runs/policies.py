@@ -119,10 +119,18 @@ def given_policy(config: ExperimentConfig, root: Path) -> Path:
         raise DownloadError(f"policy.path={path} is not a folder here, and {error}") from error
 
 
+def avoid_cudnn_attention() -> None:
+    """Let torch attend without cuDNN, whose backward pass through a mask, as of padding, gives NaN
+    on H100 and H200 at lengths of 64 over a multiple of 128 (PyTorch issue 196678, from 2.11 on).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def load_policy(
     path: str | Path, dtype: str = "float32"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a policy and its tokenizer."""
+    """Load a policy and its tokenizer; see `avoid_cudnn_attention`."""
+    avoid_cudnn_attention()
     for name in ("config.json", "tokenizer.json"):
         if not (Path(path) / name).is_file():
             raise CheckpointError(

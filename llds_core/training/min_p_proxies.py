@@ -105,10 +105,7 @@ def set_bounds(micro_batches: Sequence[dict[str, Any]], loss: LossConfig) -> Non
 
 
 def proxy_penalty(
-    micro: dict[str, Any],
-    logprobs: torch.Tensor,
-    divergence: torch.Tensor | None,
-    loss: LossConfig,
+    micro: dict[str, Any], logprobs: torch.Tensor, divergence: torch.Tensor | None, loss: LossConfig
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Lp-Reg's penalty on a micro-batch, a part of its mini-batch's."""
     return lp_reg_penalty(

@@ -43,6 +43,8 @@ def test_every_phase_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(isinstance(row.planned, float) for row in steps)
     canaries = [row for row in rows if "canary" in row.name]
     assert len(canaries) == 6 and {row.measured for row in canaries} == {0.0}
+    broken = {row.name: row.status for row in rows if row.name.startswith("gradients not finite")}
+    assert list(broken.values()) == ["info", "ok", "ok"] and "cuDNN" in next(iter(broken))
     assert markdown(rows) == (tmp_path / "gpu_check.md").read_text("utf-8")
     assert (tmp_path / "runs/smoke").is_dir()
 

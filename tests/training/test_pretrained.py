@@ -103,7 +103,9 @@ def test_a_given_policy_is_warm_started_when_asked(llama: Path, tmp_path: Path) 
     folder = start_policy(run)
     assert folder == run.start_policy
     assert read_manifest(folder.parent)["policy"] == policy_digest(llama)
+    torch.backends.cuda.enable_cudnn_sdp(True)
     given, made = load_policy(llama), load_policy(folder)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()  # its backward pass gives NaN on some cards
     assert made[1].get_vocab() == given[1].get_vocab()
     for old, new in zip(given[0].parameters(), made[0].parameters(), strict=True):
         assert not torch.equal(old, new)
