@@ -277,9 +277,8 @@ def own_sampler(
         ) from error
     tokenizer = alone.llm.get_tokenizer()
     config = alone.llm.llm_engine.model_config
-    ends = end_of_sequence_ids(
-        config.try_get_generation_config().get("eos_token_id", []), tokenizer
-    )
+    declared = config.try_get_generation_config().get("eos_token_id", [])
+    ends = end_of_sequence_ids(declared, tokenizer)
     engine, stop = ColocatedEngine(alone), StopAtTag(tokenizer)
     unused = range(len(tokenizer), config.get_vocab_size())
     try:
@@ -326,10 +325,8 @@ class ServerEngine:
             ) from error
         (ids,), (logprobs,) = answer["completion_ids"], answer["logprobs"]
         (names,) = answer["logprob_token_ids"]
-        chosen = [
-            values[known.index(token)]
-            for token, values, known in zip(ids, logprobs, names, strict=True)
-        ]
+        sampled = zip(ids, logprobs, names, strict=True)
+        chosen = [values[known.index(token)] for token, values, known in sampled]
         return Generation(list(ids), chosen)
 
 
