@@ -67,21 +67,31 @@ def lora(**settings: Any) -> Any:
     return peft.LoraConfig(r=4, target_modules="all-linear", **settings)
 
 
+OTHERS = {"gate": "token", "preserve": "positive", "gate_threshold": 0.05}
+
+
 @pytest.mark.parametrize(
-    ("kind", "normalizer"), [("plain", "all"), ("tools", "preserved"), ("lora", "all")]
+    ("kind", "options"),
+    [
+        ("plain", {"normalizer": "all"}),
+        ("tools", {"normalizer": "preserved"}),
+        ("tools", {"normalizer": "preserved", **OTHERS}),
+        ("lora", {"normalizer": "all"}),
+    ],
 )
 def test_an_update_of_unequal_micro_batches_gets_the_penalty_of_the_whole(
-    policy: Path, tmp_path: Path, kind: str, normalizer: str
+    policy: Path, tmp_path: Path, kind: str, options: dict[str, Any]
 ) -> None:
     found = []
     for weight in (0.0, 3.0):
-        options = {"llds_weight": weight, "llds_normalizer": normalizer, "llds_gate": "action"}
+        given = {f"llds_{name}": value for name, value in options.items()} | {"llds_weight": weight}
         if kind == "lora":
-            options["peft_config"] = lora(init_lora_weights=False)  # none of them is zero
-        trainer = trainer_of(LLDSGRPOTrainer, policy, tmp_path, options)
+            given["peft_config"] = lora(init_lora_weights=False)  # none of them is zero
+        trainer = trainer_of(LLDSGRPOTrainer, policy, tmp_path, given)
         micro_batches = window(trainer, tools=kind == "tools")
         found.append(update(trainer, micro_batches))
-    penalty, metrics, expected = whole(trainer, micro_batches, normalizer=normalizer)
+    penalty, metrics, expected = whole(trainer, micro_batches, **options)
+    assert penalty > 0
     values = {name: value.item() for name, value in metrics.items()}
     assert found[1][0] - found[0][0] == pytest.approx(3 * penalty, rel=1e-5)
     torch.testing.assert_close(found[1][1] - found[0][1], 3 * expected, rtol=1e-4, atol=1e-6)
@@ -94,7 +104,7 @@ def test_an_update_of_unequal_micro_batches_gets_the_penalty_of_the_whole(
     loglik = values["loglik_sum"] / values["rewarded_tokens"]
     assert logged["llds/loglik_rewarded"] == [pytest.approx(loglik, rel=1e-5)]
     assert values["rewarded"] == 4 and "llds/change_rewarded" not in logged  # a first update
-    trainer._step += len(micro_batches)  # of the second pass, as far as the trainer knows
+    trainer._step += 1  # of the second pass, as far as the trainer knows
     trainer._log_update()
     trainer._buffered_inputs *= 2  # of the first pass, but not the first
     trainer._log_update()
@@ -102,6 +112,9 @@ def test_an_update_of_unequal_micro_batches_gets_the_penalty_of_the_whole(
         change = [pytest.approx(values["change_sum"] / 4, rel=1e-4)]
         assert logged[f"llds/change_rewarded{suffix}"] == change
         assert logged[f"llds/displaced_fraction{suffix}"] == [values["displaced"] / 4]
+    empty = [{**micro, "completion_mask": 0 * micro["completion_mask"]} for micro in micro_batches]
+    trainer._buffered_inputs, trainer._step = empty + micro_batches, len(empty)
+    assert trainer._tokens_of_update() == trainer._llds_count  # its own, not the first update's
 
 
 def test_weight_0_measures_any_run_and_refuses_none(policy: Path, tmp_path: Path) -> None:
@@ -179,6 +192,15 @@ class Twice(GRPOTrainer):
         return super()._compute_loss(model, inputs) + super()._compute_loss(model, inputs)
 
 
+class Uneven(LLDSGRPOTrainer):
+    """An advantage of its own for one token."""
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        wide = inputs["advantages"][:, None].repeat(1, inputs["completion_mask"].shape[1])
+        wide[0, 0] += 1
+        return super()._compute_loss(model, inputs | {"advantages": wide})
+
+
 class Forgetful(LLDSGRPOTrainer):
     """Keeps no log-probabilities of before the update, as DPPO does not."""
 
@@ -197,6 +219,7 @@ def test_what_it_cannot_do_is_refused_in_one_line(policy: Path, tmp_path: Path) 
         (mixed(Past), "does not call `_compute_loss`"),
         (mixed(Twice), "2 times and has those"),
         (Forgetful, "1 times and has none"),
+        (Uneven, "differ by up to 1 within"),
     ):
         refused(ConfigError, said, trained, kind, policy, tmp_path)
         # Weight 0 refuses nothing, and measures nothing there.
@@ -253,9 +276,10 @@ def test_dropout_is_refused_until_it_is_switched_off(policy: Path, tmp_path: Pat
     refused(ConfigError, "or jitters", trainer_of, *made, jitters, disable_dropout=True)
 
 
-def test_log_probabilities_keep_32_bits_under_fsdp2() -> None:
+@pytest.mark.parametrize("short", [torch.float16, torch.bfloat16])
+def test_log_probabilities_keep_32_bits_under_fsdp2(short: torch.dtype) -> None:
     """Rounded to 16 bits, most losses of likelihood are 0 and the gate stays shut."""
-    half = dict.fromkeys(("param_dtype", "reduce_dtype", "output_dtype"), torch.float16)
+    half = dict.fromkeys(("param_dtype", "reduce_dtype", "output_dtype"), short)
     theirs = MixedPrecisionPolicy(**half)
 
     class Sharded:
@@ -270,7 +294,7 @@ def test_log_probabilities_keep_32_bits_under_fsdp2() -> None:
         trainer.create_accelerator_and_postprocess()
         policy = trainer.plugin.mixed_precision_policy
         assert (policy == theirs) == (trainer.llds_weight == 0)
-    assert policy == MixedPrecisionPolicy(param_dtype=torch.float16, reduce_dtype=torch.float32)
+    assert policy == MixedPrecisionPolicy(param_dtype=short, reduce_dtype=torch.float32)
     trainer.create_accelerator_and_postprocess()
     assert trainer.plugin.mixed_precision_policy == policy
 

@@ -42,6 +42,8 @@ def test_hits_survive_the_journey() -> None:
             assert client.search(["a"], 2) == [engine.hits]
 
         survives()
+        client.search(["half a pair \ud83d"], 2)  # as a policy may write it
+        assert engine.queries[-1] == "half a pair ?"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,8 @@ def test_environment_variables_do_not_lead_elsewhere(url, monkeypatch) -> None:
 PASSING = {
     "dropped": drops,
     "500": says(500, b"oh"),
+    "408": says(408),
+    "429": says(429),
     "503 until a time that is none": says(503, b"", {"Retry-After": "soon"}),
     "half an answer": says(200, b'{"result": [[{"docu'),
     "fewer bytes than announced": says(200, b"{", {"Content-Length": "100", "Connection": "close"}),
@@ -98,6 +102,7 @@ PASSING = {
     "too deep": says(200, b"[" * 100_000),
     "another object": says(200, b'{"hits": []}'),
     "too few results": says(200, answers([[item()]])),
+    "too many results": says(200, answers([[], [], []])),
     "no document": says(200, answers([[], [{"id": "p", "contents": "x"}]])),
     "a true score": says(200, answers([[], [item(score=True)]])),
     "NaN": says(200, answers([[], [item(score=float("nan"))]])),
@@ -114,17 +119,17 @@ def test_what_may_pass_is_tried_again(fault) -> None:
 
 
 def test_silence_is_tried_again() -> None:
-    release = threading.Event()
+    release, expired = threading.Event(), []
 
     def silent(method, path, request):
-        release.wait(60)
+        expired.append(not release.wait(60))
         return drops(method, path, request)
 
     server = Scripted(health, silent, right)
     with server.serve() as url:
         client = client_of(url, timeout_seconds=2.0)
         assert client.search(["word1"], 2) == ENGINE.search(["word1"], 2)
-        assert len(server.requests) == 3
+        assert len(server.requests) == 3 and not expired  # the client gave up, not the server
         release.set()
 
 
@@ -163,7 +168,7 @@ def test_a_dead_service_is_one_line_that_says_what_to_do() -> None:
 
 def test_failed_searches_may_be_empty_and_logged(caplog) -> None:
     """The next time the service may be there."""
-    server = Scripted(health, says(500), says(500), right)
+    server = Scripted(health, says(500), says(500), says(500), right)
     with server.serve() as url:
         client = client_of(url, tries=2, on_failure="empty")
         with caplog.at_level(logging.WARNING, "llds_core"):
@@ -175,12 +180,17 @@ def test_failed_searches_may_be_empty_and_logged(caplog) -> None:
 
 
 @pytest.mark.parametrize("on_failure", ["raise", "empty"])
-def test_another_corpus_in_the_middle_of_a_run_ends_it(on_failure: str) -> None:
-    other = says(200, answers([[]]), {IDENTITY_HEADER: "another"})
+@pytest.mark.parametrize("serving", ["another", UNKNOWN])
+def test_another_corpus_in_the_middle_of_a_run_ends_it(on_failure: str, serving: str) -> None:
+    headers = {} if serving == UNKNOWN else {IDENTITY_HEADER: serving}
+
+    def other(method, path, request):
+        return 200, headers, answers([[]])
+
     with Scripted(health, right, other).serve() as url:
         client = client_of(url, on_failure=on_failure)
         assert client.search(["word1"], 1) == ENGINE.search(["word1"], 1)
-        named = rf"another.*{IDENTITY.index}"
+        named = rf"{serving}.*{IDENTITY.index}"
         refused(RetrieverChangedError, named, client.search, ["word2"], 1)
 
 
@@ -214,6 +224,8 @@ def test_search_r1s_own_server_is_asked_too(caplog) -> None:
         replace(hit, id="") for hit in ENGINE.search(["text"], 3)[0]
     ]
     assert "does not say what it searches" in caplog.text
+    with Scripted(health, says(200, answers([[item(), item()]]))).serve() as url:
+        assert len(client_of(url).search(["a"], 1)[0]) == 1  # whatever was sent
 
 
 def test_health_is_asked_without_patience(url) -> None:
@@ -222,6 +234,8 @@ def test_health_is_asked_without_patience(url) -> None:
     with Scripted(page, says(503, b'{"status": "loading"}'), up).serve() as other:
         assert [ask_health(other).state for _ in range(3)] == ["foreign", "loading", "foreign"]
         assert client_of(other).identity == UNKNOWN
+    with Scripted(says(200, b'{"index": "'), health).serve() as other:
+        assert client_of(other).identity == IDENTITY.index  # half a page is asked for again
 
 
 def test_one_normalisation_of_addresses(url, monkeypatch) -> None:

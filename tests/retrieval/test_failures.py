@@ -46,6 +46,12 @@ def test_outcomes_depend_on_the_key_and_not_on_the_order():
     for i in reversed(range(100)):  # in another order, one by one
         alone = retriever.search_keyed([queries[i]], 2, [keys[i]])
         assert alone == ([hits[i]], [failed[i]])
+    for place in range(4):  # every part of a key counts
+        parts = [[0, "q", 0, 0] for _ in keys]
+        for i, part in enumerate(parts):
+            part[place] = str(i) if place == 1 else i
+        fails = retriever.search_keyed(queries, 2, [SearchKey(*part) for part in parts])[1]
+        assert 0 < sum(fails) < 100
     assert _failing(0.4, seed=1).search_keyed(queries, 2, keys)[1] != failed
     # Paired runs meet the same failures even when their policies word queries differently.
     assert retriever.search_keyed(["text title1 word2"] * 100, 2, keys)[1] == failed

@@ -36,6 +36,7 @@ def test_it_reads_like_a_corpus_in_memory(corpus: Path) -> None:
     order = random.Random(0).choices(range(-2500, 2500), k=1200)
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(opened.__getitem__, order)) == [PASSAGES[i] for i in order]
+    assert opened._file.tell() == 0  # no place that threads would share was moved
     for part in (slice(3, 9), slice(None, None, 700), slice(9, 3), slice(-2, None), slice(0, 0)):
         assert tuple(opened[part]) == PASSAGES[part]
     for place in (2500, -2501):
@@ -104,6 +105,10 @@ def test_a_truncated_or_foreign_map_is_made_again(corpus: Path, keep: int) -> No
     offsets(corpus).write_bytes(whole[:keep])
     assert tuple(PassageFile(corpus)) == PASSAGES
     assert offsets(corpus).read_bytes() == whole
+    older = np.load(offsets(corpus))
+    older[0] -= 1  # the version
+    np.save(offsets(corpus), older)
+    assert PassageFile(corpus)[5] == PASSAGES[5] and offsets(corpus).read_bytes() == whole
     np.save(offsets(corpus), np.zeros((3, 3)))
     assert PassageFile(corpus)[5] == PASSAGES[5]
 
@@ -153,3 +158,5 @@ def test_hashes_tell_corpora_apart(rows: list[tuple[str, str, str]], data: st.Da
     other = data.draw(st.lists(st.tuples(_text, _text, _text), max_size=4))
     hashes = [passages_hash(Passage(*row) for row in given) for given in (rows, other)]
     assert (hashes[0] == hashes[1]) is (rows == other) and len(hashes[0]) == 64
+    alike = [Passage("a\0", "b", ""), Passage("a", "\0b", "")]
+    assert passages_hash(alike[:1]) != passages_hash(alike[1:])

@@ -101,14 +101,16 @@ def test_batches_are_bounded_and_too_many_waiting_queries_are_told_to_come_later
     """4 × 2 queries may wait, the next is refused; health answers."""
     small = blocked(max_queries=2, max_hits=6)
     with small as (service, engine, url, release), ThreadPoolExecutor(8) as pool:
-        waiting = [pool.submit(post, url, queries=["word1"], topk=3) for _ in range(8)]
+        waiting = [
+            pool.submit(post, url, queries=["word1"], topk=6 if i % 3 == 2 else 3) for i in range(8)
+        ]
         eventually(lambda: len(service._batcher._waiting) == 8)
         refused = post(url, queries=["word3"])
         assert refused.status_code == 503 and refused.headers["Retry-After"] == "1"
         assert requests.get(f"{url}/health", timeout=PATIENCE).status_code == 200
         release.set()
         assert {future.result().status_code for future in waiting} == {200}
-        assert post(url, queries=["word3"]).status_code == 200
+        assert post(url, queries=["word3", "word4"], topk=3).status_code == 200  # 6, just allowed
     assert max(len(queries) for queries, _ in engine.calls) == 2
     assert all(len(queries) * k <= 6 for queries, k in engine.calls)
 
