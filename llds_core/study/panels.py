@@ -291,7 +291,7 @@ def _write_above(axes: Axes, x: float, row: int, text: str, **style: Any) -> Non
 
 
 def _dose_finding(data: pd.DataFrame, name: str) -> str:
-    """Up to or from which dose no seed collapses."""
+    """Up to or from which dose no seed collapses, or at which some do, if not at all between."""
     # An arm of two series has the same runs in both; a longer run repeats those of its dose.
     once = data[data["steps"] == data["steps"].min()].drop_duplicates(["method", "seed"])
     counts = once.groupby("dose")["collapsed"].agg(["sum", "size"])
@@ -299,6 +299,11 @@ def _dose_finding(data: pd.DataFrame, name: str) -> str:
     if broken.empty:
         return f"none of {counts['size'].sum()} runs collapses at any {name}"
     low, high = broken.index.min(), broken.index.max()
+    if len(broken) < len(counts.loc[low:high]):
+        named = [f"{fell} of {n} at {dose:g}" for dose, fell, n in broken.itertuples()]
+        named[0] = named[0].replace("at", f"runs collapse at {name}")
+        rest = counts["size"].sum() - broken["size"].sum()
+        return f"{', '.join(named)}; none of {rest} at others"
     said = f"{broken['sum'].sum()} of {counts.loc[low:high, 'size'].sum()} runs collapse at"
     where = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     if len(above := counts.loc[counts.index > high, "size"]):

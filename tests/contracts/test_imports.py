@@ -120,7 +120,7 @@ for module in {light!r}:
 
 def test_the_house_stays_small() -> None:
     # What it measures today. Only a new capability may raise it, or refusing what misleads a user.
-    assert sum(len(path.read_text("utf-8").splitlines()) for path in MODULES) <= 22_933
+    assert sum(len(path.read_text("utf-8").splitlines()) for path in MODULES) <= 22_938
     readme = PACKAGE.parent / "README.md"
     assert len(readme.read_text("utf-8").splitlines()) <= 220 and readme.stat().st_size <= 15_000
 
