@@ -40,12 +40,13 @@ def batch() -> dict[str, torch.Tensor]:
     return tensors | {"response_mask": mask.bool()}
 
 
-def compute(config: FSDPActorConfig, name: str, batch: dict[str, torch.Tensor]) -> tuple:
+def compute(
+    config: FSDPActorConfig, name: str, batch: dict[str, torch.Tensor], **options: Any
+) -> tuple:
     """Loss, gradient and metrics of one micro-batch."""
     new = batch["log_prob"].clone().requires_grad_()
-    loss, metrics = get_policy_loss_fn(name)(
-        **{**batch, "log_prob": new}, loss_agg_mode="token-mean", config=config
-    )
+    options = {**batch, "log_prob": new, "loss_agg_mode": "token-mean", **options}
+    loss, metrics = get_policy_loss_fn(name)(config=config, **options)
     loss.backward()
     return loss.detach(), new.grad, metrics
 
@@ -84,6 +85,21 @@ def test_it_is_the_base_loss_plus_weight_times_the_pure_function(batch, base, no
     assert metrics["actor/llds/displaced"] == (moved[[0, 3]] < 0).sum()
     off, gradient_off, _ = compute(actor(base_loss=base, llds_weight=0.0), "llds", batch)
     assert torch.equal(off, loss) and torch.equal(gradient_off, gradient)
+
+
+def test_every_option_reaches_the_base_loss_and_the_penalty(batch) -> None:
+    """verl's way of averaging and its weights of tokens; gate, threshold and what is preserved."""
+    theirs = {"loss_agg_mode": "seq-mean-token-sum"}
+    theirs["rollout_is_weights"] = torch.linspace(0.5, 1.5, 10).expand(4, 10)
+    loss, gradient, _ = compute(actor(base_loss="vanilla"), "vanilla", batch, **theirs)
+    options = {"gate": "token", "preserve": "positive", "gate_threshold": 0.05}
+    penalty, pull, _ = penalty_of(batch, normalizer="preserved", **options)
+    given = {f"llds_{name}": value for name, value in options.items()}
+    config = actor(base_loss="vanilla", llds_normalizer="preserved", **given)
+    ours, our_gradient, _ = compute(config, "llds", batch, **theirs)
+    assert penalty > 0 and not torch.equal(loss, compute(actor(), "vanilla", batch)[0])
+    torch.testing.assert_close(ours, loss + 0.5 * penalty)
+    torch.testing.assert_close(our_gradient, gradient + 0.5 * pull)
 
 
 def test_verl_s_own_step_on_ranks_and_micro_batches_is_the_whole_mini_batch(batch) -> None:
