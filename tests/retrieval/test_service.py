@@ -110,6 +110,7 @@ def test_batches_are_bounded_and_too_many_waiting_queries_are_told_to_come_later
         assert requests.get(f"{url}/health", timeout=PATIENCE).status_code == 200
         release.set()
         assert {future.result().status_code for future in waiting} == {200}
+        assert post(url, queries=["word3"]).status_code == 200
         assert post(url, queries=["word3", "word4"], topk=3).status_code == 200  # 6, just allowed
     assert max(len(queries) for queries, _ in engine.calls) == 2
     assert all(len(queries) * k <= 6 for queries, k in engine.calls)
